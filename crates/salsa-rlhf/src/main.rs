@@ -1,0 +1,2 @@
+//! The `salsa` program.
+fn main() {}
