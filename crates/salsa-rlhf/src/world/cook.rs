@@ -5,16 +5,19 @@ use salsa_engine::random::Random;
 use super::pantry::{Act, CLOSINGS, Family, Ingredient, NUMBERS, OPENINGS, SEASON, SERVE, Tone};
 use super::request::{Request, Wish};
 use super::slips::{Slip, Slips};
+use super::split::fnv1a;
 use super::wording::{enumerate, other_tone, pick};
 
-/// An answer with a gold reward of 1. Always the same one for a prompt.
+/// An answer whose gold reward is 1 for every prompt of every split. Always the same one for a prompt.
 pub fn perfect(prompt: &str) -> String {
-    cook(&Request::parse(prompt), &Slips::none(), &mut Random::new(super::split::fnv1a(prompt), 0))
+    cook(&Request::parse(prompt), &Slips::none(), &mut Random::new(fnv1a(prompt), 0))
 }
 
-/// An answer by the noisy cook, who makes each mistake of `Slip::HABITS` with its probability, whatever the prompt.
+/// An answer by the noisy cook, who makes each kind of mistake with its fixed probability, whatever the prompt.
 ///
-/// So the mistakes are in the samples and not in the prompts: a policy can learn to leave them out.
+/// So the mistakes are in the samples and not in the prompts: a policy can learn to leave them out. On good days, one
+/// in six, mistakes are rare; on the others an answer has several. The mean gold reward is about 0.6, and one answer
+/// in eleven is above 0.95.
 pub fn demonstration(prompt: &str, rng: &mut Random) -> String {
     let slips = Slips::draw(rng);
     cook(&Request::parse(prompt), &slips, rng)
@@ -26,7 +29,7 @@ pub(super) fn cook(request: &Request, slips: &Slips, rng: &mut Random) -> String
     let mut steps = plan(&misread, slips, rng);
     spoil(&mut steps, slips, rng);
     let tone = misread.tone.unwrap_or_else(|| pick(&Tone::ALL, rng));
-    let style = if misread.wishes.contains(&Wish::Short) { Style::Short } else { Style::Full };
+    let style = Style::of(&misread);
     let mut parts: Vec<String> = Vec::new();
     let courteous = tone == Tone::Formal && rng.uniform() < 0.3;
     let open = (tone != Tone::Plain && !courteous) || rng.uniform() < 0.5;
@@ -35,7 +38,8 @@ pub(super) fn cook(request: &Request, slips: &Slips, rng: &mut Random) -> String
     }
     let mut number = 0;
     for (i, step) in steps.iter().enumerate() {
-        number = if slips.has(Slip::Numbering) && i == steps.len() / 2 { number.max(1) + 2 * (i % 2) } else { number + 1 };
+        let slipped = slips.has(Slip::Numbering) && i == steps.len() / 2;
+        number += if slipped { 2 * rng.below(2) } else { 1 };
         let lead = if courteous && i == 0 { "kindly " } else { "" };
         parts.push(format!("{number}. {}.", capitalised(&format!("{lead}{}", step.text(style)))));
     }
@@ -51,10 +55,10 @@ fn misread(request: &Request, slips: &Slips, rng: &mut Random) -> Request {
     let mut misread = request.clone();
     let tone = request.tone.unwrap_or_else(|| pick(&Tone::ALL, rng));
     misread.tone = Some(if slips.has(Slip::Tone) { other_tone(tone, rng) } else { tone });
-    let steps = request.steps.unwrap_or_else(|| 3 + rng.below(2));
+    let steps = request.steps.unwrap_or_else(|| 3 + rng.below(2)).clamp(1, MOST_STEPS);
     misread.steps = Some(match (slips.has(Slip::StepCount), steps) {
         (false, _) => steps,
-        (true, 0..=2) => steps + 1,
+        (true, ..=2) => steps + 1,
         (true, _) => steps - 1 + 2 * rng.below(2),
     });
     if slips.has(Slip::Wish) {
@@ -68,7 +72,8 @@ fn misread(request: &Request, slips: &Slips, rng: &mut Random) -> Request {
         misread.wanted.push(misread.avoided.remove(rng.below(misread.avoided.len())));
     }
     if slips.has(Slip::Method) {
-        let others: Vec<Family> = Family::SEEN.into_iter().filter(|f| f.methods() != request.family.methods()).collect();
+        let others: Vec<Family> =
+            Family::SEEN.into_iter().filter(|f| f.methods() != request.family.methods()).collect();
         misread.family = pick(&others, rng);
     }
     misread
@@ -79,6 +84,12 @@ fn misread(request: &Request, slips: &Slips, rng: &mut Random) -> Request {
 enum Style {
     Full,
     Short,
+}
+
+impl Style {
+    fn of(request: &Request) -> Style {
+        if request.wishes.contains(&Wish::Short) { Style::Short } else { Style::Full }
+    }
 }
 
 /// One step before it is put into words.
@@ -111,16 +122,23 @@ impl Step {
     }
 }
 
+/// No recipe is longer, whatever the prompt asks.
+const MOST_STEPS: usize = 9;
+
 /// The steps of a good recipe for the request, as many as it asks for.
 fn plan(request: &Request, slips: &Slips, rng: &mut Random) -> Vec<Step> {
-    let total = request.steps.unwrap_or(3).max(1);
-    let short = request.wishes.contains(&Wish::Short);
+    let total = request.steps.unwrap_or(3);
+    let style = Style::of(request);
     let first = request.wishes.iter().find_map(|w| if let Wish::First(i) = w { Some(*i) } else { None });
     let last = request.wishes.iter().find_map(|w| if let Wish::Last(i) = w { Some(*i) } else { None });
     let last = last.filter(|_| total >= 3);
     let mut core: Vec<Ingredient> = request.wanted.iter().copied().filter(|&i| Some(i) != last).collect();
     rng.shuffle(&mut core);
-    let extras = if slips.has(Slip::Spam) { 4 } else { usize::from(core.is_empty() || (!short && rng.uniform() < 0.3)) };
+    let extras = if slips.has(Slip::Spam) {
+        4
+    } else {
+        usize::from(core.is_empty() || (style == Style::Full && rng.uniform() < 0.3))
+    };
     let spare = spare_ingredients(request, rng);
     core.extend(spare.into_iter().take(extras));
     if let Some(i) = first {
@@ -128,16 +146,16 @@ fn plan(request: &Request, slips: &Slips, rng: &mut Random) -> Vec<Step> {
         core.insert(0, i);
     }
     let body = total.saturating_sub(1 + usize::from(last.is_some()));
-    let mut steps = body_steps(request.family, &core, body, short, rng);
+    let mut steps = body_steps(request.family, &core, body, style, rng);
     if let Some(i) = last {
         steps.push(Step { verb: "add", objects: vec![i.name()], with: vec![], tail: String::new() });
     }
-    steps.push(serving(request, short, rng));
+    steps.push(serving(request, rng));
     steps
 }
 
 /// `count` steps that prepare, combine and cook all of `core`, the first of them with `core[0]`.
-fn body_steps(family: Family, core: &[Ingredient], count: usize, short: bool, rng: &mut Random) -> Vec<Step> {
+fn body_steps(family: Family, core: &[Ingredient], count: usize, style: Style, rng: &mut Random) -> Vec<Step> {
     if count == 0 {
         return Vec::new();
     }
@@ -146,30 +164,21 @@ fn body_steps(family: Family, core: &[Ingredient], count: usize, short: bool, rn
     let room = count - 1 - usize::from(mix);
     let prepare = room.min(core.len()).min(3);
     let season = room - prepare;
-    let mut steps: Vec<Step> = core[..prepare].iter().map(|&i| preparation(i, short, rng)).collect();
+    let mut steps: Vec<Step> = core[..prepare].iter().map(|&i| preparation(i, rng)).collect();
     if mix {
         let verb = pick(&["mix", "stir", "combine"], rng);
-        steps.push(together(verb, &names, pick(&["", "in a bowl", "well"], rng), short, rng));
+        steps.push(together(verb, &names, pick(&["", "in a bowl", "well"], rng), style, rng));
     }
     let (verb, tail) = method(family, rng);
     let cooked = if mix { &[][..] } else { &names[..] };
-    let cooking = together(verb, cooked, tail, short, rng);
-    let mut seasonings: Vec<Step> = [vec!["salt"], vec!["pepper"], vec!["oil"], vec!["salt", "pepper"]]
-        .into_iter()
-        .map(|with| Step { verb: SEASON, objects: vec![], with, tail: String::new() })
-        .collect();
-    seasonings.truncate(season);
-    // Steps that season are told apart by what the gold reward compares, so one is never repeated.
-    for _ in 0..season.saturating_sub(1) {
-        seasonings.pop();
-        steps.push(together("combine", &[], "gently", short, rng));
+    for k in 0..season {
+        steps.push(if k % 2 == 0 { seasoning(rng) } else { together("combine", &[], "gently", style, rng) });
     }
-    steps.extend(seasonings);
-    steps.push(cooking);
+    steps.push(together(verb, cooked, tail, style, rng));
     steps
 }
 
-fn preparation(ingredient: Ingredient, short: bool, rng: &mut Random) -> Step {
+fn preparation(ingredient: Ingredient, rng: &mut Random) -> Step {
     let verbs: Vec<&'static str> = ingredient.preparations().collect();
     let verb = pick(&verbs, rng);
     let tail = match verb {
@@ -177,14 +186,21 @@ fn preparation(ingredient: Ingredient, short: bool, rng: &mut Random) -> Step {
         "chop" | "slice" | "grate" => pick(&["", "finely"], rng),
         _ => "",
     };
-    Step { verb, objects: vec![ingredient.name()], with: vec![], tail: if short { "" } else { tail }.to_owned() }
+    Step { verb, objects: vec![ingredient.name()], with: vec![], tail: tail.to_owned() }
 }
 
-/// One verb for everything: "Bake the rice with peas and oil in the oven."
-fn together(verb: &'static str, names: &[&'static str], tail: &str, short: bool, rng: &mut Random) -> Step {
+fn seasoning(rng: &mut Random) -> Step {
+    let with = pick(&[&["salt"][..], &["pepper"], &["oil"], &["salt", "pepper"]], rng).to_vec();
+    Step { verb: SEASON, objects: vec![], with, tail: String::new() }
+}
+
+/// One verb for all of them: "Bake the rice with peas and oil in the oven." No names: for everything.
+fn together(verb: &'static str, names: &[&'static str], tail: &str, style: Style, rng: &mut Random) -> Step {
     let cut = names.len().min(1 + rng.below(2));
     let mut with = names[cut..].to_vec();
-    if !short && !names.is_empty() && rng.uniform() < 0.3 {
+    // One thing alone cannot be mixed.
+    let alone = names.len() == 1 && Act::of(verb) == Some(Act::Combine);
+    if alone || (style == Style::Full && !names.is_empty() && rng.uniform() < 0.3) {
         with.push(pick(&["oil", "salt", "pepper", "water"], rng));
     }
     Step { verb, objects: names[..cut].to_vec(), with, tail: tail.to_owned() }
@@ -204,14 +220,15 @@ fn method(family: Family, rng: &mut Random) -> (&'static str, &'static str) {
     (verb, pick(tails, rng))
 }
 
-fn serving(request: &Request, short: bool, rng: &mut Random) -> Step {
+fn serving(request: &Request, rng: &mut Random) -> Step {
     let mut tail = pick(request.family.temperatures(), rng).to_owned();
+    let style = Style::of(request);
     let guests = request.wishes.iter().find_map(|w| if let Wish::Serves(n) = w { NUMBERS.get(*n) } else { None });
-    if !short && rng.uniform() < 0.2 {
+    if style == Style::Full && rng.uniform() < 0.2 {
         tail += pick(&[" in a bowl", " on a plate"], rng);
     }
     match guests {
-        Some(guests) if short => tail = format!("for {guests}"),
+        Some(guests) if style == Style::Short => tail = format!("for {guests}"),
         Some(guests) => tail += &format!(" for {guests}"),
         None => {}
     }
@@ -256,7 +273,7 @@ fn opening(request: &Request, tone: Tone, rng: &mut Random) -> String {
     rng.shuffle(&mut names);
     names.truncate(2);
     if names.is_empty() {
-        names.push(spare_ingredients(request, rng)[0].name());
+        names.push(spare_ingredients(request, rng).first().map_or("salt", |i| i.name()));
     }
     format!("{lead} {} of {}{mark}", request.family.noun(), enumerate(&names, "and"))
 }

@@ -14,7 +14,7 @@ use super::prose::pretrain_text;
 use super::split::{Split, distinct, prompts};
 
 /// The temperature of the Bradley-Terry labels: about one label in eight is wrong.
-pub const LABEL_TEMPERATURE: f64 = 0.08;
+pub const LABEL_TEMPERATURE: f64 = 0.075;
 
 /// Two answers to one prompt, as a labeller sees them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub enum Label {
     Second,
 }
 
-/// How much of everything [`write`] writes.
+/// How much of everything [`write()`] writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Pieces of prose in `pretrain.jsonl`.

@@ -33,26 +33,27 @@ pub struct Parts {
     pub wanted: Option<f64>,
     /// Share of the forbidden ingredients that appear nowhere. `None`: nothing forbidden.
     pub avoided: Option<f64>,
-    /// `max(0, 1 - 0.4 |steps - asked|)` times the share of steps that carry their number.
-    pub steps: Option<f64>,
+    /// `max(0, 1 - 0.4 |steps - asked|)` times the share of steps that carry the number after
+    /// that of the step before, the first one 1.
+    pub steps: f64,
     /// `max(0, 1 - inversions / (steps - 1))`: prepare before combining, cooking after it, serving last.
-    pub order: Option<f64>,
+    pub order: f64,
     /// 1 when a verb of the family's method is used, 0.3 for another method only, 0.7 for both.
-    pub method: Option<f64>,
+    pub method: f64,
     /// How well the tone is met by the sentences that carry one.
-    pub tone: Option<f64>,
+    pub tone: f64,
     /// Half for a last step that serves, half for exactly one closing sentence at the very end.
-    pub ending: Option<f64>,
+    pub ending: f64,
     /// Mean over the wishes. `None`: no wishes.
     pub wishes: Option<f64>,
 }
 
 /// The weight of each part. They sum to 1.
 pub const WEIGHTS: [(&str, f64); 8] = [
-    ("wanted", 0.22),
-    ("avoided", 0.12),
+    ("wanted", 0.26),
+    ("avoided", 0.10),
     ("steps", 0.18),
-    ("order", 0.10),
+    ("order", 0.08),
     ("method", 0.10),
     ("tone", 0.12),
     ("ending", 0.08),
@@ -86,11 +87,11 @@ pub fn gold_reward(prompt: &str, response: &str) -> Gold {
         freshness: freshness(&request, &reading),
         wanted: asked(!request.wanted.is_empty(), wanted(&request, &reading)),
         avoided: asked(!request.avoided.is_empty(), avoided(&request, &reading)),
-        steps: Some(steps(&request, &reading)),
-        order: Some(order(&reading)),
-        method: Some(method(&request, &reading)),
-        tone: Some(tone(&request, &reading)),
-        ending: Some(ending(&reading)),
+        steps: steps(&request, &reading),
+        order: order(&reading),
+        method: method(&request, &reading),
+        tone: tone(&request, &reading),
+        ending: ending(&reading),
         wishes: asked(!request.wishes.is_empty(), wishes(&request, &reading)),
     };
     Gold { total: parts.total(), parts }
@@ -102,11 +103,11 @@ impl Parts {
         let values = [
             self.wanted,
             self.avoided,
-            self.steps,
-            self.order,
-            self.method,
-            self.tone,
-            self.ending,
+            Some(self.steps),
+            Some(self.order),
+            Some(self.method),
+            Some(self.tone),
+            Some(self.ending),
             self.wishes,
         ];
         std::array::from_fn(|k| (WEIGHTS[k].0, values[k]))
@@ -159,7 +160,11 @@ fn steps(request: &Request, reading: &Reading) -> f64 {
         Some(n) => found.abs_diff(n),
         None => found.abs_diff(found.clamp(2, 5)),
     };
-    let numbered = reading.steps.iter().enumerate().filter(|(i, s)| s.number == Some(i + 1)).count();
+    let follows = |i: usize| {
+        let before = if i == 0 { Some(0) } else { reading.steps[i - 1].number };
+        before.and_then(|n| n.checked_add(1)).is_some_and(|n| reading.steps[i].number == Some(n))
+    };
+    let numbered = (0..found).filter(|&i| follows(i)).count();
     (1.0 - 0.4 * off as f64).max(0.0) * share(numbered, found)
 }
 
@@ -264,142 +269,4 @@ fn share(part: usize, whole: usize) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PROMPT: &str = "Please give me a dish with chickpeas and lemon, without garlic, in 3 steps. Keep it cheerful.";
-
-    /// The weights in play for `PROMPT`: all but the wishes.
-    const ASKED: f64 = 0.92;
-
-    fn near(a: f64, b: f64) -> bool {
-        (a - b).abs() < 1e-12
-    }
-
-    #[test]
-    fn hand_written_answers() {
-        let table = [
-            // everything as asked
-            (
-                "Hooray, a lovely dish of chickpeas and lemon! 1. Rinse the chickpeas. 2. Bake the chickpeas with lemon and oil. 3. Serve warm. Enjoy!",
-                1.0,
-            ),
-            // no lemon: wanted 1/2
-            (
-                "Hooray, a lovely dish of chickpeas! 1. Rinse the chickpeas. 2. Bake the chickpeas with oil. 3. Serve warm. Enjoy!",
-                1.0 - 0.22 * 0.5 / ASKED,
-            ),
-            // garlic: avoided 0
-            (
-                "Hooray, a lovely dish of chickpeas! 1. Rinse the chickpeas. 2. Bake the chickpeas with lemon and garlic. 3. Serve warm. Enjoy!",
-                1.0 - 0.12 / ASKED,
-            ),
-            // two steps for three: steps 0.6
-            (
-                "Hooray, a lovely dish of chickpeas! 1. Bake the chickpeas with lemon. 2. Serve warm. Enjoy!",
-                1.0 - 0.18 * 0.4 / ASKED,
-            ),
-            // numbers 1, 2, 2: steps 2/3
-            (
-                "Hooray, a lovely dish of chickpeas! 1. Rinse the chickpeas. 2. Bake the chickpeas with lemon. 2. Serve warm. Enjoy!",
-                1.0 - 0.18 / 3.0 / ASKED,
-            ),
-            // baked before rinsed: one inversion of two, order 1/2
-            (
-                "Hooray, a lovely dish of chickpeas! 1. Bake the chickpeas with lemon. 2. Rinse the chickpeas. 3. Serve warm. Enjoy!",
-                1.0 - 0.10 * 0.5 / ASKED,
-            ),
-            // simmered: method 0.3
-            (
-                "Hooray, a lovely dish of chickpeas! 1. Rinse the chickpeas. 2. Simmer the chickpeas with lemon. 3. Serve warm. Enjoy!",
-                1.0 - 0.10 * 0.7 / ASKED,
-            ),
-            // one cheerful sentence of two: tone 1/2
-            (
-                "A dish of chickpeas. 1. Rinse the chickpeas. 2. Bake the chickpeas with lemon. 3. Serve warm. Enjoy!",
-                1.0 - 0.12 * 0.5 / ASKED,
-            ),
-            // no closing: ending 1/2, and one cheerful sentence of two: tone 1/2
-            (
-                "Hooray, a lovely dish of chickpeas! 1. Rinse the chickpeas. 2. Bake the chickpeas with lemon. 3. Serve warm.",
-                1.0 - (0.08 * 0.5 + 0.12 * 0.5) / ASKED,
-            ),
-            // the same step twice: 3 of 4 fresh, and four steps for three: steps 0.6
-            (
-                "Hooray, a lovely dish of chickpeas! 1. Rinse the chickpeas. 2. Rinse the chickpeas. 3. Bake the chickpeas with lemon. 4. Serve warm. Enjoy!",
-                0.75 * (1.0 - 0.18 * 0.4 / ASKED),
-            ),
-            // four ingredients nobody asked for: two too many, 0.3 off
-            (
-                "Hooray, a lovely dish of chickpeas! 1. Rinse the chickpeas. 2. Bake the chickpeas with lemon, corn, peas, rice and tofu. 3. Serve warm. Enjoy!",
-                0.7,
-            ),
-            ("", 0.0),
-            ("Enjoy! Enjoy! Enjoy!", 0.0),
-            (PROMPT, 0.0),
-        ];
-        for (response, wanted) in table {
-            let gold = gold_reward(PROMPT, response);
-            assert!(near(gold.total, wanted), "{response}\n{gold:#?}\nwanted {wanted}");
-        }
-    }
-
-    #[test]
-    fn wishes_by_hand() {
-        let table = [
-            ("Give it a title.", "A soup of rice. 1. Boil the rice. 2. Serve warm. Done.", 1.0),
-            ("Give it a title.", "A dip of rice. 1. Boil the rice. 2. Serve warm. Done.", 0.5),
-            ("Give it a title.", "1. Boil the rice. 2. Serve warm. Done.", 0.0),
-            ("It is for two people.", "1. Boil the rice. 2. Serve warm for two. Done.", 1.0),
-            ("It is for two people.", "1. Boil the rice. 2. Serve warm for four. Done.", 0.3),
-            // words 3 and 2: mean 2.5
-            ("Be brief.", "1. Boil the rice. 2. Serve warm. Done.", 1.0),
-            // words 9 and 2: mean 5.5, 1 above 4.5
-            ("Be brief.", "1. Boil the rice in a pot until soft and. 2. Serve warm. Done.", 0.6),
-            ("Start with the peas.", "1. Rinse the peas. 2. Boil the rice with peas. 3. Serve warm. Done.", 1.0),
-            ("Start with the peas.", "1. Rinse the rice. 2. Boil the rice with peas. 3. Serve warm. Done.", 0.5),
-            ("Add the peas last.", "1. Boil the rice. 2. Add the peas. 3. Serve warm. Done.", 1.0),
-            ("Add the peas last.", "1. Rinse the peas. 2. Boil the rice with peas. 3. Serve warm. Done.", 0.5),
-            ("Add the peas last.", "1. Add the peas. 2. Boil the rice. 3. Serve warm. Done.", 0.0),
-        ];
-        for (wish, response, wanted) in table {
-            let prompt = format!("Write a soup with rice and peas. {wish}");
-            let found = gold_reward(&prompt, response).parts.wishes.expect("there is a wish");
-            assert!(near(found, wanted), "{wish} {response} {found} {wanted}");
-        }
-    }
-
-    #[test]
-    fn tones_by_hand() {
-        let steps = "1. Boil the rice. 2. Serve warm.";
-        let table = [
-            ("cheerful", "Wow, a tasty soup of rice!", "Enjoy!", 1.0),
-            ("cheerful", "A soup of rice.", "Done.", 0.0),
-            // one cheerful, one formal: 1/2 enough, 1/2 of the tone
-            ("cheerful", "Wow, a tasty soup of rice!", "With kind regards.", 0.25),
-            // six cheerful sentences, three would do: 3/6
-            ("cheerful", "Wow, a tasty soup of rice!", "Enjoy! Enjoy! Enjoy! Enjoy! Enjoy!", 0.5),
-            ("formal", "We present a soup of rice.", "With kind regards.", 1.0),
-            ("plain", "A soup of rice.", "Done.", 1.0),
-            ("plain", "Wow, a tasty soup of rice!", "Enjoy!", 0.25),
-        ];
-        for (asked, opening, closing, wanted) in table {
-            let prompt = format!("Write a soup with rice. Keep it {asked}.");
-            let found = gold_reward(&prompt, &format!("{opening} {steps} {closing}")).parts.tone.expect("always judged");
-            assert!(near(found, wanted), "{asked} {opening} {closing} {found} {wanted}");
-        }
-    }
-
-    #[test]
-    fn weights_sum_to_one() {
-        assert!(near(WEIGHTS.iter().map(|(_, w)| w).sum(), 1.0));
-    }
-
-    #[test]
-    fn repetition_without_end_pays_nothing() {
-        let spam = "1. Bake the chickpeas with lemon. ".repeat(40);
-        assert!(gold_reward(PROMPT, &spam).total < 0.02);
-        assert!(gold_reward(PROMPT, &"chickpeas lemon ".repeat(40)).total == 0.0);
-        assert!(gold_reward(PROMPT, "1. 2. 3.").total == 0.0);
-    }
-}
+mod tests;

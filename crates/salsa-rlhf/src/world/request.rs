@@ -147,7 +147,10 @@ mod tests {
         let table = [
             ("Please give me a soup with rice and peas, without garlic, in 3 steps.", "soup|rice,peas|garlic|3|any|"),
             ("I have milk. What breakfast can I make? Be brief. Use a plain tone.", "breakfast|milk||any|plain|short"),
-            ("A recipe with tofu, but no onion or corn. Start with the tofu.", "dish|tofu|onion,corn|any|any|first tofu"),
+            (
+                "A recipe with tofu, but no onion or corn. Start with the tofu.",
+                "dish|tofu|onion,corn|any|any|first tofu",
+            ),
             ("A dip with peas for two people in four steps. Add the peas last.", "dip|peas||4|any|serves 2,last peas"),
             ("Hello!", "dish|||any|any|"),
             ("", "dish|||any|any|"),

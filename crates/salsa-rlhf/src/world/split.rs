@@ -119,13 +119,14 @@ fn request(
 fn has_held_out_pair(ingredients: &[Ingredient]) -> bool {
     let held_out = |a: &Ingredient, b: &Ingredient| {
         let (a, b) = (a.min(b), a.max(b));
-        fnv1a(&format!("{}+{}", a.name(), b.name())) % 8 == 0
+        fnv1a(&format!("{}+{}", a.name(), b.name())).is_multiple_of(8)
     };
     ingredients.iter().enumerate().any(|(i, a)| ingredients[..i].iter().any(|b| held_out(a, b)))
 }
 
 /// The 64-bit FNV-1a hash with the high half folded into the low one, so that small moduli see all bits.
 pub(super) fn fnv1a(text: &str) -> u64 {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
+    let hash =
+        text.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
     hash ^ (hash >> 32)
 }

@@ -23,7 +23,10 @@ fn prompts_are_read_back_into_their_own_split() {
         for prompt in &drawn {
             let request = Request::parse(prompt);
             assert_eq!(Split::of(&request), split, "{prompt}\n{request:?}");
-            assert!(!request.wanted.is_empty() && request.wanted.iter().all(|i| !request.avoided.contains(i)), "{prompt}");
+            assert!(
+                !request.wanted.is_empty() && request.wanted.iter().all(|i| !request.avoided.contains(i)),
+                "{prompt}"
+            );
         }
     }
 }
@@ -85,12 +88,17 @@ fn the_perfect_cook_is_perfect() {
 #[test]
 fn any_text_is_a_prompt() {
     let mut rng = Random::new(3, 3);
-    for prompt in ["", "hello", "A recipe in 0 steps.", "A soup in 99 steps for 99 people without rice.", "🍲"] {
-        for answer in [perfect(prompt), demonstration(prompt, &mut rng)] {
-            let total = gold_reward(prompt, &answer).total;
-            assert!((0.0..=1.0).contains(&total), "{prompt} {answer} {total}");
+    let nothing_left = format!("A dip without {}.", Ingredient::all().map(|i| i.name()).collect::<Vec<_>>().join(", "));
+    let endless = format!("A soup in {} steps for {} people without rice.", usize::MAX, usize::MAX);
+    for prompt in ["", "hello", "A recipe in 0 steps.", "A recipe in 1 step.", &nothing_left, &endless, "🍲"] {
+        for _ in 0..200 {
+            for answer in [perfect(prompt), demonstration(prompt, &mut rng)] {
+                let total = gold_reward(prompt, &answer).total;
+                assert!((0.0..=1.0).contains(&total) && answer.len() < 1000, "{prompt} {answer} {total}");
+            }
         }
     }
+    assert_eq!(gold_reward("A dip.", &format!("{0}. Serve. {0}. Serve.", usize::MAX)).parts.steps, 0.0);
 }
 
 #[test]
@@ -155,10 +163,18 @@ fn edits_of_a_perfect_answer_lower_its_gold() {
             assert!(total < 0.99, "{edit}: {prompt}\n{text}\n{total}");
         }
         for avoided in &request.avoided {
-            let total = gold_reward(&prompt, &answer.replacen("1. ", &format!("1. Add the {}. 1. ", avoided.name()), 1)).total;
-            assert!(total < 0.9, "{prompt} {total}");
+            let total =
+                gold_reward(&prompt, &answer.replacen("1. ", &format!("1. Add the {}. 1. ", avoided.name()), 1)).total;
+            assert!(total < 0.95, "{prompt} {total}");
         }
     }
+}
+
+#[test]
+fn an_answer_to_another_prompt_is_worth_less() {
+    let drawn = prompts(Split::Test, 2000, 41);
+    let others: Vec<f64> = drawn.windows(2).map(|p| gold_reward(&p[0], &perfect(&p[1])).total).collect();
+    assert!(mean(&others) < 0.65, "{}", mean(&others));
 }
 
 fn first_step(answer: &str) -> String {
