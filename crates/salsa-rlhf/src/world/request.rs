@@ -152,6 +152,7 @@ mod tests {
                 "dish|tofu|onion,corn|any|any|first tofu",
             ),
             ("A dip with peas for two people in four steps. Add the peas last.", "dip|peas||4|any|serves 2,last peas"),
+            ("A dip without garlic, with peas and from corn.", "dip|peas,corn|garlic|any|any|"),
             ("Hello!", "dish|||any|any|"),
             ("", "dish|||any|any|"),
         ];

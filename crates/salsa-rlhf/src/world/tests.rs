@@ -86,6 +86,12 @@ fn the_perfect_cook_is_perfect() {
 }
 
 #[test]
+fn two_steps_are_enough_for_what_comes_last() {
+    let prompt = "Write a soup with rice and peas, in 2 steps. Add the peas last.";
+    assert_eq!(gold_reward(prompt, &perfect(prompt)).total, 1.0, "{}", perfect(prompt));
+}
+
+#[test]
 fn any_text_is_a_prompt() {
     let mut rng = Random::new(3, 3);
     let nothing_left = format!("A dip without {}.", Ingredient::all().map(|i| i.name()).collect::<Vec<_>>().join(", "));

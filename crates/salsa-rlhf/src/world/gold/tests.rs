@@ -142,3 +142,43 @@ fn repetition_without_end_pays_nothing() {
     assert!(gold_reward(PROMPT, &"chickpeas lemon ".repeat(40)).total == 0.0);
     assert!(gold_reward(PROMPT, "1. 2. 3.").total == 0.0);
 }
+
+#[test]
+fn parts_by_hand() {
+    const ANY: &str = "Write a soup with rice.";
+    type Part = fn(&Parts) -> f64;
+    let table: [(&str, &str, Part, f64); 11] = [
+        // simmered and baked
+        (ANY, "1. Simmer the rice. 2. Bake everything. 3. Serve warm. Done.", |p| p.method, 0.7),
+        (ANY, "1. Rinse the rice. 2. Serve warm. Done.", |p| p.method, 0.0),
+        // rice in four steps, one more than three
+        (
+            ANY,
+            "1. Rinse the rice. 2. Mix the rice. 3. Boil the rice. 4. Add the rice. 5. Serve warm. Done.",
+            |p| p.freshness,
+            0.85,
+        ),
+        // one closing, but not at the end
+        (ANY, "1. Boil the rice. 2. Serve warm. Done. Hello.", |p| p.ending, 0.5),
+        // two closings
+        (ANY, "1. Boil the rice. 2. Serve warm. Done. Done.", |p| p.ending, 0.5),
+        // the cook may choose, from two to five: six is one too many, one is one too few
+        (ANY, "1. Boil the rice.", |p| p.steps, 0.6),
+        (ANY, "1. Boil rice. 2. Add oil. 3. Add rice. 4. Mix rice. 5. Mix oil. 6. Serve warm.", |p| p.steps, 0.6),
+        // no tone asked: any one will do, but they do not mix (2 cheerful, 1 formal) and there is a limit (4 cheerful)
+        (ANY, "Wow, a tasty soup of rice! 1. Boil the rice. Enjoy!", |p| p.tone, 1.0),
+        (ANY, "Wow, a tasty soup of rice! 1. Kindly boil the rice. Enjoy!", |p| p.tone, 2.0 / 3.0),
+        (ANY, "Wow, a tasty soup of rice! 1. Boil the rice. Enjoy! Enjoy! Enjoy!", |p| p.tone, 0.75),
+        // one of the two forbidden
+        (
+            "Write a soup with rice, but no corn or peas.",
+            "1. Boil the rice with corn. 2. Serve warm.",
+            |p| p.avoided.expect("two are forbidden"),
+            0.5,
+        ),
+    ];
+    for (prompt, response, part, wanted) in table {
+        let found = part(&gold_reward(prompt, response).parts);
+        assert!(near(found, wanted), "{prompt} {response} {found} {wanted}");
+    }
+}

@@ -27,6 +27,8 @@ fn quality_of_a_step() {
         ("1. Mix rice and rice.", Some(0.75)),
         // no full stop: the last of three transitions is wrong
         ("1. Rinse the chickpeas", Some(2.0 / 3.0)),
+        // mix|the, the|rice, rice|with, with|with, with|peas, peas|end: one of six
+        ("1. Mix the rice with with peas.", Some(5.0 / 6.0)),
         // nothing to rinse
         ("1. Rinse.", Some(0.0)),
         ("1. The chickpeas rinse.", None),
@@ -54,5 +56,25 @@ fn never_panics_and_sense_stays_in_range() {
     for text in ["", ".", "1.", "1. 2. 3.", "!!!", "of", "soup of", "a soup of rice and", "1. serve for", "é 12. ,"] {
         let sense = read(text).sense;
         assert!((0.0..=1.0).contains(&sense), "{text:?} {sense}");
+    }
+}
+
+#[test]
+fn sense_by_hand() {
+    let table = [
+        ("A soup of rice. 1. Boil the rice. 2. Serve warm. Done.", 1.0),
+        // the second opening, 4 of 14 words, is not understood
+        ("A soup of rice. A soup of rice. 1. Boil the rice. 2. Serve warm. Done.", 10.0 / 14.0),
+        // the second closing, 1 of 11
+        ("A soup of rice. 1. Boil the rice. 2. Serve warm. Done. Done.", 10.0 / 11.0),
+        // no closing: 2 of 10
+        ("1. Boil the rice. 2. Serve warm. That is. 3. Add the rice.", 8.0 / 10.0),
+        // the step after the closing, 3 of 9 words, counts half
+        ("1. Boil the rice. 2. Serve warm. Done. 3. Fry the rice.", 7.5 / 9.0),
+        ("Cook 3 kinds of hats!", 0.0),
+    ];
+    for (text, sense) in table {
+        let found = read(text).sense;
+        assert!((found - sense).abs() < 1e-12, "{text} {found} {sense}");
     }
 }
