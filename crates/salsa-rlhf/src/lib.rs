@@ -1,1 +1,5 @@
 //! SALSA.
+pub mod metrics;
+pub mod progress;
+pub mod report;
+pub mod tensorboard;
