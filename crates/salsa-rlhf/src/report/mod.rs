@@ -1,12 +1,27 @@
 //! What a run shows a person: `summary.json`, a table for the terminal, and `report.html`, one self-contained page.
 
+mod columns;
+#[cfg(test)]
+mod fixture;
+mod forest;
+mod html;
+mod number;
+mod page;
+mod pipeline;
+mod scale;
+mod sections;
 mod summary;
+mod table;
+#[cfg(test)]
+mod tests;
+mod xy;
 
 pub use summary::{Comparison, Contrast, Estimate, LandscapePoint, Ordered, SplitSummary, Summary};
+pub use table::table;
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::{Metrics, names};
@@ -162,17 +177,26 @@ pub struct Answer {
 }
 
 impl Report {
-    /// The page: HTML that needs nothing else.
+    /// The page: HTML that needs nothing else, no script, no network.
     pub fn html(&self) -> String {
-        String::new()
+        page::page(self)
     }
 
-    /// Writes `summary.json` and `report.html` into `dir`.
+    /// Writes `summary.json` and `report.html` into `dir` (made if absent), each whole or not at all.
     ///
     /// # Errors
     /// When a file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        let _ = dir;
-        Ok(())
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create the directory {}", dir.display()))?;
+        let summary = serde_json::to_string_pretty(&self.summary).context("cannot write the summary as JSON")?;
+        write_whole(&dir.join("summary.json"), &(summary + "\n"))?;
+        write_whole(&dir.join("report.html"), &self.html())
     }
+}
+
+fn write_whole(path: &Path, text: &str) -> Result<()> {
+    let part = path.with_extension("part");
+    std::fs::write(&part, text)
+        .and_then(|()| std::fs::rename(&part, path))
+        .with_context(|| format!("cannot write {}; is the disk full?", path.display()))
 }
