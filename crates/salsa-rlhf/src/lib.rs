@@ -1,3 +1,4 @@
 //! SALSA.
 pub mod config;
+pub mod recipe;
 pub mod stage;

@@ -15,6 +15,7 @@ use std::{
 use anyhow::Context;
 
 pub mod inputs;
+pub mod kind;
 pub mod lock;
 pub mod record;
 pub mod runner;
@@ -58,6 +59,11 @@ impl StageContext {
         })
         .context("cannot listen for Ctrl-C")?;
         Ok(context)
+    }
+
+    /// A context that says nothing and hears no signals.
+    pub fn quiet() -> StageContext {
+        StageContext { talk: Talk::Quiet, ..StageContext::default() }
     }
 
     /// Whether somebody asked to stop. A stage looks after every step, saves a checkpoint and returns [`Interrupted`].
