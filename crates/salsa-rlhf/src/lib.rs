@@ -1,1 +1,3 @@
 //! SALSA.
+pub mod config;
+pub mod stage;
