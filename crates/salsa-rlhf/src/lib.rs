@@ -1,3 +1,7 @@
 //! SALSA.
 pub mod config;
+pub mod metrics;
+pub mod progress;
+pub mod report;
 pub mod stage;
+pub mod tensorboard;
