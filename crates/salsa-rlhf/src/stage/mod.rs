@@ -17,6 +17,8 @@ use anyhow::Context;
 pub mod arguments;
 pub mod dpo;
 pub mod encoder;
+#[cfg(test)]
+mod fixture;
 pub mod generate;
 pub mod inputs;
 pub mod lock;

@@ -251,3 +251,6 @@ fn is_due(step: u64, every: u64, total: u64) -> bool {
 fn step_tokens(step: &Step, data: &dyn Objective) -> u64 {
     step.micro_batches.iter().flatten().map(|&example| data.length(example) as u64).sum()
 }
+
+#[cfg(test)]
+mod tests;
