@@ -14,11 +14,31 @@ use std::{
 
 use anyhow::Context;
 
+pub mod arguments;
+pub mod dpo;
+pub mod encoder;
+#[cfg(test)]
+mod fixture;
+pub mod generate;
 pub mod inputs;
 pub mod kind;
 pub mod lock;
+pub mod logprobs;
+pub mod next_token;
+pub mod order;
+pub mod pairs;
+pub mod pretrain;
 pub mod record;
+pub mod resume;
+pub mod reward;
+pub mod rows;
 pub mod runner;
+pub mod score;
+pub mod sft;
+pub mod source;
+pub mod start;
+pub mod tally;
+pub mod trainer;
 
 pub use runner::{Outcome, run_stage};
 
