@@ -1,0 +1,167 @@
+//! Conversations to text and tokens, through the model's own chat template.
+
+mod environment;
+mod spans;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+
+use self::environment::Rendering;
+use crate::tokenizer::{SpecialTokenNames, Tokenizer};
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Message {
+    /// Who speaks: `system`, `user`, `assistant`, or another role the template knows.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A turn of `role` that says `content`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
+        Message { role: role.into(), content: content.into() }
+    }
+}
+
+/// Whether a rendered conversation ends with the opening of an assistant turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GenerationPrompt {
+    /// It does: the model is to answer.
+    Add,
+    /// It ends where the last message ends.
+    Omit,
+}
+
+/// The template of models that this program trains from nothing. Its special tokens are [`BUILTIN_SPECIAL_TOKENS`].
+pub const BUILTIN_TEMPLATE: &str = "{% for message in messages %}\
+{{ '<|' + message['role'] + '|>\\n' }}\
+{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}\
+{% else %}{{ message['content'] + '<|end|>' }}{% endif %}\
+{{ '\\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}";
+
+/// What a tokenizer for [`BUILTIN_TEMPLATE`] needs as special tokens: padding, end of turn, and the three roles.
+pub const BUILTIN_SPECIAL_TOKENS: [&str; 5] = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"];
+
+/// A chat template in the Jinja dialect of transformers: blocks trimmed, loop controls, `raise_exception`,
+/// `strftime_now`, Python's string methods, `{% generation %}` blocks.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    rendering: Rendering,
+}
+
+impl ChatTemplate {
+    /// Compiles a template; `bos_token`, `eos_token` and `pad_token` are known in it where `tokens` has them.
+    ///
+    /// # Errors
+    /// When the source is no valid template; says the line.
+    pub fn new(source: &str, tokens: &SpecialTokenNames) -> Result<ChatTemplate> {
+        Ok(ChatTemplate { rendering: Rendering::new(source, tokens)? })
+    }
+
+    /// The template of a checkpoint: `chat_template.jinja`, or `chat_template` of `tokenizer_config.json` (of several
+    /// named ones the one called `default`), or `chat_template.json`. `None` where there is none.
+    ///
+    /// # Errors
+    /// When a file is there and cannot be read or holds no valid template; names the file.
+    pub fn from_dir(dir: &Path) -> Result<Option<ChatTemplate>> {
+        let Some((file, source)) = find_source(dir)? else { return Ok(None) };
+        let tokens = SpecialTokenNames::from_dir(dir)?;
+        ChatTemplate::new(&source, &tokens).with_context(|| format!("in {}", dir.join(file).display())).map(Some)
+    }
+
+    /// The Jinja source.
+    pub fn source(&self) -> &str {
+        self.rendering.source()
+    }
+
+    /// A conversation as the text the model sees, special tokens included.
+    ///
+    /// # Errors
+    /// When the template refuses the conversation (many want user and assistant in turn); says what it says.
+    pub fn render(&self, messages: &[Message], prompt: GenerationPrompt) -> Result<String> {
+        self.rendering.plain(messages, prompt)
+    }
+
+    /// A conversation as text, and the bytes of it that are assistant turns: what the template puts in
+    /// `{% generation %}` blocks or, where it has none, what each assistant message adds behind the generation prompt
+    /// (its end-of-turn token included).
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`]; and for a template without `{% generation %}` whose rendering of a turn depends on
+    /// later ones in a way that hides where the turn is.
+    pub fn render_with_spans(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
+        if self.rendering.marks_generation() {
+            self.rendering.marked(messages)
+        } else {
+            spans::by_prefixes(self, messages)
+        }
+    }
+}
+
+/// A conversation as tokens, and the ranges of tokens that are assistant turns.
+///
+/// The template alone decides about special tokens: the tokenizer adds none, so a beginning-of-sequence token is never
+/// there twice.
+///
+/// # Errors
+/// As [`ChatTemplate::render_with_spans`] and [`Tokenizer::encode`].
+pub fn encode_chat(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &[Message],
+) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+    let (text, spans) = template.render_with_spans(messages)?;
+    tokenizer.encode_with_spans(&text, &spans)
+}
+
+/// A conversation as the tokens that ask the model for the next assistant turn.
+///
+/// # Errors
+/// As [`ChatTemplate::render`] and [`Tokenizer::encode`].
+pub fn encode_prompt(tokenizer: &Tokenizer, template: &ChatTemplate, messages: &[Message]) -> Result<Vec<u32>> {
+    tokenizer.encode(&template.render(messages, GenerationPrompt::Add)?)
+}
+
+fn find_source(dir: &Path) -> Result<Option<(&'static str, String)>> {
+    let jinja = dir.join("chat_template.jinja");
+    if jinja.exists() {
+        let source = fs::read_to_string(&jinja).with_context(|| format!("cannot read {}", jinja.display()))?;
+        return Ok(Some(("chat_template.jinja", source)));
+    }
+    for file in ["tokenizer_config.json", "chat_template.json"] {
+        let path = dir.join(file);
+        if !path.exists() {
+            continue;
+        }
+        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let config: Value =
+            serde_json::from_slice(&bytes).with_context(|| format!("{} is no valid JSON", path.display()))?;
+        if let Some(source) = pick(&config["chat_template"]).with_context(|| format!("in {}", path.display()))? {
+            return Ok(Some((file, source)));
+        }
+    }
+    Ok(None)
+}
+
+fn pick(template: &Value) -> Result<Option<String>> {
+    let named = match template {
+        Value::Null => return Ok(None),
+        Value::String(source) => return Ok(Some(source.clone())),
+        Value::Array(named) => named,
+        _ => bail!("chat_template is neither text nor a list of named templates"),
+    };
+    let default = named.iter().find(|entry| entry["name"] == "default").and_then(|entry| entry["template"].as_str());
+    default.map(|source| Some(source.to_string())).ok_or_else(|| {
+        let names: Vec<&str> = named.iter().filter_map(|entry| entry["name"].as_str()).collect();
+        anyhow!("chat_template is a list without one named \"default\" (it has: {}): name one so", names.join(", "))
+    })
+}

@@ -1,0 +1,60 @@
+//! The files of a checkpoint that are not weights: tokenizer, chat template, generation settings.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::atomic;
+
+const NAMES: [&str; 10] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+];
+
+/// Files carried byte for byte from one checkpoint to the next.
+#[derive(Clone, Debug, Default)]
+pub struct Companions {
+    files: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl Companions {
+    /// None.
+    pub fn none() -> Companions {
+        Companions::default()
+    }
+
+    /// The tokenizer files, chat template and `generation_config.json` of `dir`, those that are there.
+    ///
+    /// # Errors
+    /// When one is there and cannot be read; names it.
+    pub fn from_dir(dir: &Path) -> Result<Companions> {
+        let mut files = Vec::new();
+        for name in NAMES {
+            let path = dir.join(name);
+            if path.is_file() {
+                files.push((name, fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?));
+            }
+        }
+        Ok(Companions { files })
+    }
+
+    /// Whether a file of this name is carried.
+    pub fn has(&self, name: &str) -> bool {
+        self.files.iter().any(|(known, _)| *known == name)
+    }
+
+    /// Writes them into `dir`, except those named in `without`.
+    pub(super) fn write(&self, dir: &Path, without: &[&str]) -> Result<()> {
+        let kept = self.files.iter().filter(|(name, _)| !without.contains(name));
+        kept.map(|(name, bytes)| atomic::write(&dir.join(name), bytes)).collect()
+    }
+}

@@ -1,0 +1,222 @@
+//! `config.json` to [`ModelSpec`], in the spellings of transformers 4 and 5.
+
+use anyhow::{Result, anyhow, bail};
+use salsa_engine::{Activation, Head, ModelSpec, NormWeight};
+use serde_json::Value;
+
+use super::family::Family;
+use super::rope;
+
+/// No published model is near these; beyond them a config is damaged or hostile.
+const LARGEST_DIMENSION: usize = 1 << 26;
+const MOST_LAYERS: usize = 10_000;
+const MOST_PARAMETERS: u128 = 1 << 44;
+
+/// The family and the shape that a config describes.
+pub(super) fn parse(config: &Value) -> Result<(Family, ModelSpec)> {
+    if !config.is_object() {
+        bail!("it is no JSON object");
+    }
+    let family = family(config)?;
+    refuse_unsupported(config, family)?;
+    let defaults = family.defaults();
+    let size = |key: &str, default: usize| Ok::<_, anyhow::Error>(size(config, key)?.unwrap_or(default));
+    let heads = size("num_attention_heads", defaults.heads)?;
+    let hidden_size = size("hidden_size", defaults.hidden_size)?;
+    let head_dim = match (explicit(config, "head_dim"), defaults.head_dim) {
+        (true, _) => size("head_dim", 1)?,
+        (false, Some(default)) => default,
+        (false, None) if heads > 0 && hidden_size % heads == 0 => hidden_size / heads,
+        (false, None) => {
+            bail!("hidden_size {hidden_size} is no multiple of num_attention_heads {heads}, and head_dim is not given")
+        }
+    };
+    let kv_heads = match (config.get("num_key_value_heads"), defaults.kv_heads) {
+        (None, Some(default)) => default,
+        _ => size("num_key_value_heads", heads)?,
+    };
+    let layers = size("num_hidden_layers", defaults.layers)?;
+    let spec = ModelSpec {
+        vocab_size: size("vocab_size", defaults.vocab_size)?,
+        hidden_size,
+        intermediate_size: size("intermediate_size", defaults.intermediate_size)?,
+        layers,
+        heads,
+        kv_heads,
+        head_dim,
+        max_positions: size("max_position_embeddings", defaults.max_positions)?,
+        rms_norm_eps: number(config, "rms_norm_eps")?.unwrap_or(1e-6) as f32,
+        rope: rope::parse(config)?,
+        activation: activation(config, family)?,
+        norm: if family == Family::Gemma { NormWeight::OnePlus } else { NormWeight::Plain },
+        embedding_scale: if family == Family::Gemma { (hidden_size as f32).sqrt() } else { 1.0 },
+        qkv_bias: family == Family::Qwen2,
+        qk_norm: family == Family::Qwen3,
+        sliding_window: sliding_window(config, family, layers)?,
+        tied_embeddings: flag(config, "tie_word_embeddings")?.unwrap_or(defaults.tied_embeddings),
+        head: head(config, family)?,
+    };
+    refuse_absurd(&spec)?;
+    Ok((family, spec))
+}
+
+fn family(config: &Value) -> Result<Family> {
+    let known = || Family::ALL.map(Family::model_type).join(", ");
+    let name = config["model_type"].as_str().ok_or_else(|| anyhow!("model_type is missing: one of {}", known()))?;
+    Family::of_model_type(name)
+        .ok_or_else(|| anyhow!("model_type {name:?} is not supported; supported are {}", known()))
+}
+
+/// Options that would change what the model computes.
+fn refuse_unsupported(config: &Value, family: Family) -> Result<()> {
+    let on = |key: &str| flag(config, key).map(|value| value == Some(true));
+    if explicit(config, "quantization_config") {
+        bail!("quantization_config: quantized weights cannot be trained; use the checkpoint they were made from");
+    }
+    if on("attention_bias")? && family != Family::Mistral && family != Family::Qwen2 {
+        bail!("attention_bias is true: {family} models with biases in attention are not supported");
+    }
+    if on("mlp_bias")? && family == Family::Llama {
+        bail!("mlp_bias is true: {family} models with biases in the feed-forward part are not supported");
+    }
+    if on("use_bidirectional_attention")? {
+        bail!("use_bidirectional_attention is true: only causal attention is supported");
+    }
+    for key in ["attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"] {
+        if explicit(config, key) {
+            bail!("{key} is set: it is not supported");
+        }
+    }
+    if let Some(part) = number(config, "partial_rotary_factor")?.filter(|part| *part != 1.0) {
+        bail!("partial_rotary_factor is {part}: only whole heads can be rotated");
+    }
+    Ok(())
+}
+
+fn activation(config: &Value, family: Family) -> Result<Activation> {
+    let named = |key: &str| config[key].as_str();
+    let gemma = (family == Family::Gemma).then(|| named("hidden_activation")).flatten();
+    let name = gemma.or_else(|| named("hidden_act")).unwrap_or(family.defaults().activation);
+    match name {
+        "silu" | "swish" => Ok(Activation::Silu),
+        "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
+        // The first Gemma files say gelu and mean its tanh approximation.
+        "gelu" if family == Family::Gemma => Ok(Activation::GeluTanh),
+        other => bail!("hidden_act {other:?} is not supported; supported are silu and gelu_pytorch_tanh"),
+    }
+}
+
+/// The window, where every layer has it. Llama and Gemma have no windows, whatever the config says.
+fn sliding_window(config: &Value, family: Family, layers: usize) -> Result<Option<usize>> {
+    let window = match config.get("sliding_window") {
+        None => family.defaults().sliding_window,
+        Some(_) => size(config, "sliding_window")?,
+    };
+    match family {
+        Family::Llama | Family::Gemma => Ok(None),
+        Family::Mistral => Ok(window),
+        Family::Qwen2 | Family::Qwen3 => {
+            if flag(config, "use_sliding_window")? != Some(true) || window.is_none() {
+                return Ok(None);
+            }
+            let sliding = match &config["layer_types"] {
+                Value::Array(types) => types.iter().filter(|t| *t == "sliding_attention").count(),
+                _ => layers.saturating_sub(size(config, "max_window_layers")?.unwrap_or(28)),
+            };
+            match sliding {
+                0 => Ok(None),
+                n if n == layers => Ok(window),
+                n => {
+                    bail!("use_sliding_window: {n} of {layers} layers have a sliding window; all or none is supported")
+                }
+            }
+        }
+    }
+}
+
+fn head(config: &Value, family: Family) -> Result<Head> {
+    let prefix = family.class_prefix();
+    let class = match &config["architectures"] {
+        Value::Null => return Ok(Head::LanguageModel),
+        Value::Array(names) => names.first().and_then(Value::as_str),
+        _ => None,
+    };
+    let class = class.ok_or_else(|| anyhow!("architectures is no list of class names"))?;
+    if class == format!("{prefix}ForCausalLM") {
+        Ok(Head::LanguageModel)
+    } else if class == format!("{prefix}ForSequenceClassification") {
+        one_label(config)?;
+        Ok(Head::Scalar)
+    } else {
+        bail!("architectures names {class}; supported are {prefix}ForCausalLM and {prefix}ForSequenceClassification")
+    }
+}
+
+fn one_label(config: &Value) -> Result<()> {
+    let named = config["id2label"].as_object().map(serde_json::Map::len);
+    match named.or(size(config, "num_labels")?) {
+        None | Some(1) => Ok(()),
+        Some(n) => bail!("the model has {n} labels: a reward model has one"),
+    }
+}
+
+fn refuse_absurd(spec: &ModelSpec) -> Result<()> {
+    let dimensions = [
+        ("vocab_size", spec.vocab_size),
+        ("hidden_size", spec.hidden_size),
+        ("intermediate_size", spec.intermediate_size),
+        ("num_attention_heads", spec.heads),
+        ("num_key_value_heads", spec.kv_heads),
+        ("head_dim", spec.head_dim),
+    ];
+    for (key, value) in dimensions {
+        if value == 0 || value > LARGEST_DIMENSION {
+            bail!("{key} is {value}: expected 1 to {LARGEST_DIMENSION}");
+        }
+    }
+    if spec.layers == 0 || spec.layers > MOST_LAYERS {
+        bail!("num_hidden_layers is {}: expected 1 to {MOST_LAYERS}", spec.layers);
+    }
+    if !(spec.rms_norm_eps > 0.0 && spec.rms_norm_eps < 1.0) {
+        bail!("rms_norm_eps is {}: expected a small positive number", spec.rms_norm_eps);
+    }
+    let width = |a: usize, b: usize| a as u128 * b as u128;
+    let layer = 2 * width(spec.hidden_size, 1) * width(spec.heads + spec.kv_heads, spec.head_dim)
+        + 3 * width(spec.hidden_size, spec.intermediate_size);
+    let total = 2 * width(spec.vocab_size, spec.hidden_size) + layer * spec.layers as u128;
+    if total > MOST_PARAMETERS {
+        bail!("its dimensions make {total} parameters: the file is damaged");
+    }
+    Ok(())
+}
+
+/// Whether a key is there and not `null`.
+fn explicit(config: &Value, key: &str) -> bool {
+    !config[key].is_null()
+}
+
+fn size(config: &Value, key: &str) -> Result<Option<usize>> {
+    let value = &config[key];
+    if value.is_null() {
+        return Ok(None);
+    }
+    let whole = value.as_u64().and_then(|n| usize::try_from(n).ok());
+    whole.map(Some).ok_or_else(|| anyhow!("{key} is {value}: expected a whole number"))
+}
+
+pub(super) fn number(config: &Value, key: &str) -> Result<Option<f64>> {
+    let value = &config[key];
+    if value.is_null() {
+        return Ok(None);
+    }
+    let finite = value.as_f64().filter(|x| x.is_finite());
+    finite.map(Some).ok_or_else(|| anyhow!("{key} is {value}: expected a number"))
+}
+
+fn flag(config: &Value, key: &str) -> Result<Option<bool>> {
+    match &config[key] {
+        Value::Null => Ok(None),
+        Value::Bool(value) => Ok(Some(*value)),
+        other => bail!("{key} is {other}: expected true or false"),
+    }
+}

@@ -1,0 +1,179 @@
+//! Checkpoints: Hugging Face model directories, opened, checked, read and written.
+
+mod companions;
+mod config;
+mod dtype;
+mod family;
+mod files;
+mod read;
+mod rope;
+mod save_config;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use salsa_engine::{Head, ModelSpec};
+use serde_json::Value;
+
+pub use self::companions::Companions;
+pub use self::dtype::Dtype;
+pub use self::family::Family;
+use self::files::Stored;
+pub use self::write::{SaveOptions, save};
+use crate::tokenizer::Tokenizer;
+
+/// The ids of the special tokens, from `generation_config.json`, `config.json` and `tokenizer_config.json`, the first
+/// that has one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// Beginning of sequence.
+    pub bos: Option<u32>,
+    /// Every id that ends a response; may be empty.
+    pub eos: Vec<u32>,
+    /// Padding.
+    pub pad: Option<u32>,
+}
+
+/// A model directory whose config, headers, tensor names, shapes and types have been checked; no weight is read yet.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The architecture, for saving a model of the same kind.
+    pub family: Family,
+    /// The shape of the model.
+    pub spec: ModelSpec,
+    /// `config.json` as it is in the file.
+    pub config: Value,
+    /// The ids of the special tokens.
+    pub tokens: SpecialTokens,
+    /// The type most of the weights are stored in.
+    pub dtype: Dtype,
+    dir: PathBuf,
+    stored: Stored,
+}
+
+impl Checkpoint {
+    /// Opens a model directory: reads `config.json` and the headers of the safetensors files, and checks that every
+    /// tensor of the model is there in its shape, and no tensor that would change what the model computes.
+    ///
+    /// Ignored are `…rotary_emb.inv_freq` (recomputed), and `lm_head.weight` of a reward model (unused) or of a model
+    /// with tied embeddings (a copy; that it is one is checked when the weights are read).
+    ///
+    /// A language model that has a `score.weight` besides is [`Head::LanguageModelWithValue`].
+    ///
+    /// # Errors
+    /// Anything that is missing, damaged or not supported, named with its file, tensor or key, and what to do.
+    pub fn open(dir: &Path) -> Result<Checkpoint> {
+        let config = read_config(dir)?;
+        let (family, mut spec) =
+            config::parse(&config).with_context(|| format!("in {}", dir.join("config.json").display()))?;
+        let files = files::list(dir, family, spec.head)?;
+        if spec.head == Head::LanguageModel && files.has("score.weight") {
+            spec = spec.with_head(Head::LanguageModelWithValue);
+        }
+        spec.validate().map_err(|e| anyhow!("{}: {e}", dir.join("config.json").display()))?;
+        let stored = files.match_with(&spec)?;
+        let tokens = SpecialTokens::read(dir, &config)?;
+        Ok(Checkpoint { family, spec, config, tokens, dtype: stored.main_dtype(), dir: dir.to_path_buf(), stored })
+    }
+
+    /// All weights as float32, in the order of `spec.tensors()`.
+    ///
+    /// # Errors
+    /// When a weight is not a finite number (names the tensor), when the copy of tied embeddings differs from them, or
+    /// when the files changed since they were opened.
+    pub fn read_weights(&self) -> Result<Vec<f32>> {
+        self.stored.read(&self.spec)
+    }
+
+    /// The mean and standard deviation of a reward model's scores on the data it was made for, by which they are
+    /// normalised: `score_mean` and `score_std` of `config.json`, or OpenRLHF's `mean` and `std`.
+    pub fn score_normalization(&self) -> Option<(f64, f64)> {
+        let number = |key: &str| self.config[key].as_f64();
+        let pair = |mean: &str, std: &str| Some((number(mean)?, number(std)?));
+        pair("score_mean", "score_std").or_else(|| pair("mean", "std")).filter(|(_, std)| *std > 0.0)
+    }
+
+    /// Where the checkpoint is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The tokenizer of the directory, which may have fewer tokens than the embedding has rows, not more.
+    ///
+    /// # Errors
+    /// When there is none, or it has ids that the model has no embedding for.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let tokenizer = Tokenizer::from_dir(&self.dir)?;
+        if tokenizer.vocab_size() > self.spec.vocab_size {
+            bail!(
+                "{}: the tokenizer has ids up to {} but the model has embeddings for {} tokens: they do not belong together",
+                self.dir.display(),
+                tokenizer.vocab_size() - 1,
+                self.spec.vocab_size
+            );
+        }
+        Ok(tokenizer)
+    }
+}
+
+impl SpecialTokens {
+    fn read(dir: &Path, config: &Value) -> Result<SpecialTokens> {
+        let path = dir.join("generation_config.json");
+        let generation = if path.exists() { read_json(&path)? } else { Value::Null };
+        let mut tokens = SpecialTokens::default();
+        for source in [&generation, config] {
+            tokens.bos = tokens.bos.or(ids(&source["bos_token_id"]).first().copied());
+            tokens.pad = tokens.pad.or(ids(&source["pad_token_id"]).first().copied());
+            if tokens.eos.is_empty() {
+                tokens.eos = ids(&source["eos_token_id"]);
+            }
+        }
+        if dir.join("tokenizer.json").exists()
+            && (tokens.bos.is_none() || tokens.eos.is_empty() || tokens.pad.is_none())
+        {
+            let tokenizer = Tokenizer::from_dir(dir)?;
+            tokens.bos = tokens.bos.or(tokenizer.bos());
+            tokens.pad = tokens.pad.or(tokenizer.pad());
+            if tokens.eos.is_empty() {
+                tokens.eos = tokenizer.eos().into_iter().collect();
+            }
+        }
+        Ok(tokens)
+    }
+}
+
+/// One id or a list of them; negative ones mean none.
+fn ids(value: &Value) -> Vec<u32> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Value::Array(list) => list.iter().filter_map(id).collect(),
+        one => id(one).into_iter().collect(),
+    }
+}
+
+fn read_config(dir: &Path) -> Result<Value> {
+    let path = dir.join("config.json");
+    if path.is_file() {
+        return read_json(&path);
+    }
+    let shown = dir.display();
+    if !dir.exists() {
+        bail!("there is no model at {shown}: give the folder of a Hugging Face checkpoint");
+    }
+    if !dir.is_dir() {
+        bail!("{shown} is a file: give the folder that holds config.json and the safetensors files");
+    }
+    if dir.join("adapter_config.json").exists() {
+        bail!("{shown} is a LoRA adapter, not a whole model: merge it into its base model first");
+    }
+    bail!("{shown} has no config.json: it is no Hugging Face checkpoint, or writing it was interrupted");
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&bytes).with_context(|| format!("{} is no valid JSON", path.display()))
+}

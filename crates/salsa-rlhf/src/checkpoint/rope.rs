@@ -1,0 +1,83 @@
+//! Rotary positions in `config.json`: `rope_theta` and `rope_scaling` of transformers 4, `rope_parameters` of 5.
+
+use anyhow::{Result, anyhow, bail};
+use salsa_engine::{Rope, RopeScaling};
+use serde_json::{Map, Value, json};
+
+use super::config::number;
+
+const DEFAULT_THETA: f64 = 10_000.0;
+
+/// Reads either spelling. Where both are there transformers 5 lets `rope_scaling` win, so this does too.
+pub(super) fn parse(config: &Value) -> Result<Rope> {
+    let older = &config["rope_scaling"];
+    let (key, table) =
+        if older.is_null() { ("rope_parameters", &config["rope_parameters"]) } else { ("rope_scaling", older) };
+    let within = |error: anyhow::Error| anyhow!("{key}: {error}");
+    if !table.is_null() && !table.is_object() {
+        bail!("{key} is {table}: expected an object");
+    }
+    if let Some((layer, _)) = table.as_object().and_then(|t| t.iter().find(|(_, value)| value.is_object())) {
+        bail!("{key} has its own values for {layer}: one rotation for all layers is supported");
+    }
+    let theta = match number(table, "rope_theta").map_err(within)? {
+        Some(theta) => theta,
+        None => number(config, "rope_theta")?.unwrap_or(DEFAULT_THETA),
+    };
+    if theta <= 0.0 {
+        bail!("rope_theta is {theta}: expected a positive number");
+    }
+    if let Some(part) = number(table, "partial_rotary_factor").map_err(within)?.filter(|part| *part != 1.0) {
+        bail!("{key}: partial_rotary_factor is {part}: only whole heads can be rotated");
+    }
+    Ok(Rope { theta, scaling: scaling(table).map_err(within)? })
+}
+
+fn scaling(table: &Value) -> Result<RopeScaling> {
+    let kind = table["rope_type"].as_str().or_else(|| table["type"].as_str()).unwrap_or("default");
+    let positive = |key: &str| {
+        let value = number(table, key)?.ok_or_else(|| anyhow!("{key} is missing, which rope type {kind:?} needs"))?;
+        if value > 0.0 { Ok(value) } else { Err(anyhow!("{key} is {value}: expected a positive number")) }
+    };
+    match kind {
+        "default" => Ok(RopeScaling::None),
+        "linear" => Ok(RopeScaling::Linear { factor: positive("factor")? }),
+        "llama3" => {
+            let positions = positive("original_max_position_embeddings")?;
+            if positions.fract() != 0.0 || positions > 1e12 {
+                bail!("original_max_position_embeddings is {positions}: expected a whole number");
+            }
+            let (low_freq_factor, high_freq_factor) = (positive("low_freq_factor")?, positive("high_freq_factor")?);
+            if low_freq_factor >= high_freq_factor {
+                bail!("low_freq_factor {low_freq_factor} must be below high_freq_factor {high_freq_factor}");
+            }
+            Ok(RopeScaling::Llama3 {
+                factor: positive("factor")?,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_positions: positions as usize,
+            })
+        }
+        other => bail!("rope type {other:?} is not supported; supported are default, linear and llama3"),
+    }
+}
+
+/// Writes both spellings into a config.
+pub(super) fn write(rope: &Rope, config: &mut Map<String, Value>) {
+    let older = match rope.scaling {
+        RopeScaling::None => Value::Null,
+        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_positions,
+        }),
+    };
+    let mut newer = if older.is_null() { json!({ "rope_type": "default" }) } else { older.clone() };
+    newer["rope_theta"] = json!(rope.theta);
+    config.insert("rope_theta".into(), json!(rope.theta));
+    config.insert("rope_scaling".into(), older);
+    config.insert("rope_parameters".into(), newer);
+}

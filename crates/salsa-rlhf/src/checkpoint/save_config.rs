@@ -1,0 +1,120 @@
+//! [`ModelSpec`] to `config.json` and `generation_config.json`, for transformers 4 and 5.
+
+use anyhow::{Result, bail};
+use salsa_engine::{Activation, Head, ModelSpec, NormWeight};
+use serde_json::{Map, Value, json};
+
+use super::SpecialTokens;
+use super::dtype::Dtype;
+use super::family::Family;
+use super::rope;
+
+/// The config of a model.
+pub(super) fn config(
+    family: Family,
+    spec: &ModelSpec,
+    tokens: &SpecialTokens,
+    dtype: Dtype,
+) -> Result<Map<String, Value>> {
+    check_family(family, spec)?;
+    let class = if spec.head == Head::Scalar { "ForSequenceClassification" } else { "ForCausalLM" };
+    let activation = match spec.activation {
+        Activation::Silu => "silu",
+        Activation::GeluTanh => "gelu_pytorch_tanh",
+    };
+    let mut config = Map::new();
+    let mut set = |key: &str, value: Value| drop(config.insert(key.to_string(), value));
+    set("architectures", json!([format!("{}{class}", family.class_prefix())]));
+    set("model_type", json!(family.model_type()));
+    set("vocab_size", json!(spec.vocab_size));
+    set("hidden_size", json!(spec.hidden_size));
+    set("intermediate_size", json!(spec.intermediate_size));
+    set("num_hidden_layers", json!(spec.layers));
+    set("num_attention_heads", json!(spec.heads));
+    set("num_key_value_heads", json!(spec.kv_heads));
+    set("head_dim", json!(spec.head_dim));
+    set("hidden_act", json!(activation));
+    set("max_position_embeddings", json!(spec.max_positions));
+    set("rms_norm_eps", shortest(spec.rms_norm_eps));
+    set("tie_word_embeddings", json!(spec.tied_embeddings));
+    set("initializer_range", json!(0.02));
+    set("attention_dropout", json!(0.0));
+    set("use_cache", json!(true));
+    match family {
+        Family::Llama => {
+            set("attention_bias", json!(false));
+            set("mlp_bias", json!(false));
+        }
+        Family::Mistral => set("sliding_window", json!(spec.sliding_window)),
+        Family::Gemma => {
+            set("attention_bias", json!(false));
+            set("hidden_activation", json!(activation));
+        }
+        Family::Qwen2 | Family::Qwen3 => {
+            set("use_sliding_window", json!(spec.sliding_window.is_some()));
+            set("sliding_window", json!(spec.sliding_window));
+            set("max_window_layers", json!(if spec.sliding_window.is_some() { 0 } else { spec.layers }));
+            if family == Family::Qwen3 {
+                set("attention_bias", json!(false));
+            }
+        }
+    }
+    set("bos_token_id", json!(tokens.bos));
+    set("eos_token_id", eos(tokens));
+    set("pad_token_id", json!(pad(spec.head, tokens)));
+    if spec.head == Head::Scalar {
+        set("id2label", json!({ "0": "LABEL_0" }));
+        set("label2id", json!({ "LABEL_0": 0 }));
+        set("num_labels", json!(1));
+    }
+    set("torch_dtype", json!(dtype.config_name()));
+    set("dtype", json!(dtype.config_name()));
+    rope::write(&spec.rope, &mut config);
+    Ok(config)
+}
+
+/// What transformers reads before it generates.
+pub(super) fn generation_config(tokens: &SpecialTokens) -> Value {
+    json!({ "bos_token_id": tokens.bos, "eos_token_id": eos(tokens), "pad_token_id": tokens.pad })
+}
+
+fn eos(tokens: &SpecialTokens) -> Value {
+    match tokens.eos[..] {
+        [] => Value::Null,
+        [one] => json!(one),
+        _ => json!(tokens.eos),
+    }
+}
+
+/// transformers refuses batches for a classifier without a padding token: the end-of-sequence token serves.
+fn pad(head: Head, tokens: &SpecialTokens) -> Option<u32> {
+    match head {
+        Head::Scalar => tokens.pad.or(tokens.eos.first().copied()),
+        _ => tokens.pad,
+    }
+}
+
+/// The shortest decimal number that is this float32.
+fn shortest(x: f32) -> Value {
+    x.to_string().parse::<f64>().map_or(Value::Null, |x| json!(x))
+}
+
+/// Refuses to write a model as a family that would compute something else from the same weights.
+fn check_family(family: Family, spec: &ModelSpec) -> Result<()> {
+    let gemma = family == Family::Gemma;
+    let scale = if gemma { (spec.hidden_size as f32).sqrt() } else { 1.0 };
+    let windowed = matches!(family, Family::Mistral | Family::Qwen2 | Family::Qwen3);
+    let split_heads = matches!(family, Family::Llama) && spec.hidden_size % spec.heads != 0;
+    let wrong = [
+        ((spec.norm == NormWeight::OnePlus) != gemma, "its norms"),
+        (spec.embedding_scale != scale, "the scale of its embeddings"),
+        (spec.qkv_bias != (family == Family::Qwen2), "its query, key and value biases"),
+        (spec.qk_norm != (family == Family::Qwen3), "its query and key norms"),
+        (spec.sliding_window.is_some() && !windowed, "its sliding window"),
+        (split_heads, "a hidden size that is no multiple of its heads"),
+    ];
+    match wrong.iter().find(|(differs, _)| *differs) {
+        Some((_, what)) => bail!("this model cannot be saved as {family}, because of {what}"),
+        None => Ok(()),
+    }
+}

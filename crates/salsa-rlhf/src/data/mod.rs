@@ -1,0 +1,238 @@
+//! Data sets: files of JSON records in the layouts people already have, read into one enum.
+//!
+//! | layout | columns recognised |
+//! |---|---|
+//! | text | `text`; a `.txt` file is one text |
+//! | messages | `messages` (`role`, `content`), `conversations` (`from`, `value`) |
+//! | prompt and completion | `prompt` + `completion` or `response`; `instruction` (+ `input`) + `output` or `response`; `question` + `answer` |
+//! | preference | `chosen` + `rejected`, with `prompt`, with `instruction` (+ `input`), or with the prompt as their shared beginning; HH-RLHF transcripts; optional `margin`, `score_chosen`, `score_rejected` |
+//! | prompt | `prompt`; `turns` (MT-Bench: the first turn) |
+//!
+//! Other columns are ignored, and a column whose value is `null` counts as absent.
+
+mod columns;
+mod files;
+mod hh;
+mod split;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+pub use self::split::{Split, bucket, split_by_prompt};
+use crate::chat::Message;
+
+/// A prompt or a completion: plain text, or messages that a chat template renders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Text taken as it is, no template.
+    Text(String),
+    /// Messages, for the model's chat template.
+    Messages(Vec<Message>),
+}
+
+/// Two answers to one prompt, the first preferred.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preference {
+    /// What both answer; empty text where the data has none. The three contents are all text or all messages.
+    pub prompt: Content,
+    /// The preferred answer, without the prompt.
+    pub chosen: Content,
+    /// The other answer, without the prompt.
+    pub rejected: Content,
+    /// By how much `chosen` is better, where the data says.
+    pub margin: Option<f64>,
+    /// A score of `chosen`, where the data has one.
+    pub score_chosen: Option<f64>,
+    /// A score of `rejected`, where the data has one.
+    pub score_rejected: Option<f64>,
+}
+
+/// One record.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Example {
+    /// Text to model from the first token to the last.
+    Text(String),
+    /// A conversation, of which every assistant turn is to be learned.
+    Messages(Vec<Message>),
+    /// A prompt and what is to be said to it; both text or both messages.
+    PromptCompletion {
+        /// What comes before.
+        prompt: Content,
+        /// What is to be learned.
+        completion: Content,
+    },
+    /// Two answers to one prompt.
+    Preference(Preference),
+    /// A prompt alone.
+    Prompt(Content),
+}
+
+/// What every record of a data set is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// [`Example::Text`]
+    Text,
+    /// [`Example::Messages`]
+    Messages,
+    /// [`Example::PromptCompletion`]
+    PromptCompletion,
+    /// [`Example::Preference`]
+    Preference,
+    /// [`Example::Prompt`]
+    Prompt,
+}
+
+/// A data set in memory.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// The records, in file order (files of a folder by name).
+    pub examples: Vec<Example>,
+    /// What every record is.
+    pub layout: Layout,
+    /// Where it was read from.
+    pub path: PathBuf,
+    /// SHA-256 of the file as it is on disk; for a folder, of the `HASH  NAME` lines of its files.
+    pub sha256: String,
+    /// Preference pairs that were left out because both answers are the same.
+    pub dropped_identical: usize,
+    /// For each example, its place from 0 to 99 in [`split_by_prompt`].
+    pub buckets: Vec<u8>,
+}
+
+/// Reads a `.jsonl`, `.json`, `.jsonl.gz`, `.json.gz` or `.txt` file, or all such files of a folder in name order.
+///
+/// A `.json` file may hold one array or JSON lines. JSON lines are split at `\n` only.
+///
+/// # Errors
+/// When nothing can be read, a record does not parse, has columns of no known layout or of another layout than the
+/// first record, or when no record is left. Names the file, the line (or record of an array), the columns found and
+/// what was expected.
+pub fn load(path: &Path) -> Result<Dataset> {
+    let mut set = Dataset {
+        examples: Vec::new(),
+        layout: Layout::Text,
+        path: path.to_path_buf(),
+        sha256: String::new(),
+        dropped_identical: 0,
+        buckets: Vec::new(),
+    };
+    let mut first: Option<(Shape, String)> = None;
+    set.sha256 = files::for_each_record(path, &mut |place, record| {
+        let row = columns::read(record)?;
+        let shape = Shape::of(&row.example);
+        match &first {
+            None => first = Some((shape, place.to_string())),
+            Some((expected, at)) if *expected != shape => bail!(
+                "this record is {shape}, but the first one ({at}) is {expected}. One data set has one layout: split it into two files"
+            ),
+            Some(_) => {}
+        }
+        if let Example::Preference(pair) = &row.example
+            && pair.chosen == pair.rejected
+        {
+            set.dropped_identical += 1;
+            return Ok(());
+        }
+        set.buckets.push(bucket(&row.key));
+        set.examples.push(row.example);
+        Ok(())
+    })?;
+    let Some((shape, _)) = first else {
+        bail!("{} holds no records: a data set needs at least one", path.display());
+    };
+    if set.examples.is_empty() {
+        bail!(
+            "{}: all {} preference pairs have identical answers, so none says which is better",
+            path.display(),
+            set.dropped_identical
+        );
+    }
+    set.layout = shape.layout;
+    Ok(set)
+}
+
+impl Example {
+    /// What this record is.
+    pub fn layout(&self) -> Layout {
+        match self {
+            Example::Text(_) => Layout::Text,
+            Example::Messages(_) => Layout::Messages,
+            Example::PromptCompletion { .. } => Layout::PromptCompletion,
+            Example::Preference(_) => Layout::Preference,
+            Example::Prompt(_) => Layout::Prompt,
+        }
+    }
+
+    /// The part of this record that a model can be asked to answer: its prompt, or a conversation up to its last
+    /// assistant turn. `None` for plain text and for a conversation that starts with the assistant.
+    pub fn prompt(&self) -> Option<Content> {
+        match self {
+            Example::Text(_) => None,
+            Example::Messages(messages) => {
+                let end = messages.iter().rposition(|m| m.role == "assistant").unwrap_or(messages.len());
+                (end > 0).then(|| Content::Messages(messages[..end].to_vec()))
+            }
+            Example::PromptCompletion { prompt, .. } | Example::Prompt(prompt) => Some(prompt.clone()),
+            Example::Preference(pair) => Some(pair.prompt.clone()),
+        }
+    }
+}
+
+impl Content {
+    /// Whether there is nothing in it: empty text or no messages.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Content::Text(text) => text.is_empty(),
+            Content::Messages(messages) => messages.is_empty(),
+        }
+    }
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Layout::Text => "text",
+            Layout::Messages => "messages",
+            Layout::PromptCompletion => "prompt and completion",
+            Layout::Preference => "preference",
+            Layout::Prompt => "prompt",
+        })
+    }
+}
+
+/// A layout, and whether its contents are text or messages: what all records of a data set have in common.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Shape {
+    layout: Layout,
+    messages: bool,
+}
+
+impl Shape {
+    fn of(example: &Example) -> Shape {
+        let messages = match example {
+            Example::Text(_) => false,
+            Example::Messages(_) => true,
+            Example::PromptCompletion { prompt, .. } | Example::Prompt(prompt) => {
+                matches!(prompt, Content::Messages(_))
+            }
+            Example::Preference(pair) => matches!(pair.prompt, Content::Messages(_)),
+        };
+        Shape { layout: example.layout(), messages }
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let contents = match (self.layout, self.messages) {
+            (Layout::Text | Layout::Messages, _) => "",
+            (_, true) => " as messages",
+            (_, false) => " as text",
+        };
+        write!(f, "{}{contents}", self.layout)
+    }
+}

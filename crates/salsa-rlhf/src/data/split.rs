@@ -1,0 +1,52 @@
+//! The split of a data set into training, validation and test records by their prompts.
+
+use sha2::{Digest, Sha256};
+
+use super::Dataset;
+
+/// The three parts of a data set, each in the order of the whole. A part may be empty.
+#[derive(Clone, Debug)]
+pub struct Split {
+    /// About 80 % of the prompts.
+    pub train: Dataset,
+    /// About 10 % of the prompts.
+    pub validation: Dataset,
+    /// About 10 % of the prompts.
+    pub test: Dataset,
+}
+
+/// Splits by prompt, so that the result depends neither on file order nor on a seed and equal prompts land together.
+///
+/// ```text
+/// n = bucket(prompt);   n < 80: train,   80 <= n < 90: validation,   otherwise: test
+/// ```
+///
+/// The key of a record is its prompt without surrounding white space; of a conversation, its opening user message; of
+/// an instruction with input, both joined by a line feed; of plain text, the text.
+pub fn split_by_prompt(set: &Dataset) -> Split {
+    let part = |low: u8, high: u8| {
+        let kept = || set.buckets.iter().enumerate().filter(move |(_, n)| (low..high).contains(*n));
+        Dataset {
+            examples: kept().map(|(i, _)| set.examples[i].clone()).collect(),
+            buckets: kept().map(|(_, n)| *n).collect(),
+            layout: set.layout,
+            path: set.path.clone(),
+            sha256: set.sha256.clone(),
+            dropped_identical: 0,
+        }
+    };
+    Split { train: part(0, 80), validation: part(80, 90), test: part(90, 100) }
+}
+
+/// The first eight bytes of the key's SHA-256 as a big-endian number, modulo 100.
+///
+/// ```
+/// assert_eq!(salsa_rlhf::data::bucket("hello"), 42);
+/// assert_eq!(salsa_rlhf::data::bucket("é"), 51);
+/// ```
+pub fn bucket(key: &str) -> u8 {
+    let hash = Sha256::digest(key.as_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash[..8]);
+    (u64::from_be_bytes(first) % 100) as u8
+}

@@ -1,0 +1,274 @@
+//! Text to tokens and back: Hugging Face `tokenizer.json` files, and byte-level BPE training.
+
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::{Value, json};
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::{AddedToken, Encoding};
+
+use crate::atomic;
+
+/// The spelling of the special tokens, as `tokenizer_config.json` has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpecialTokenNames {
+    /// Beginning of sequence.
+    pub bos: Option<String>,
+    /// End of sequence, or of the assistant's turn.
+    pub eos: Option<String>,
+    /// Padding; never fed to a model by this program.
+    pub pad: Option<String>,
+}
+
+impl SpecialTokenNames {
+    /// Reads `tokenizer_config.json` and, for what it lacks, `special_tokens_map.json`. Absent files are no error.
+    ///
+    /// # Errors
+    /// When a file is there and is no JSON; names it.
+    pub fn from_dir(dir: &Path) -> Result<SpecialTokenNames> {
+        let mut names = SpecialTokenNames::default();
+        for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+            let path = dir.join(file);
+            if !path.exists() {
+                continue;
+            }
+            let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let config: Value =
+                serde_json::from_slice(&bytes).with_context(|| format!("{} is no valid JSON", path.display()))?;
+            let name = |key: &str| {
+                let token = &config[key];
+                token.as_str().or_else(|| token["content"].as_str()).map(str::to_string)
+            };
+            names.bos = names.bos.or_else(|| name("bos_token"));
+            names.eos = names.eos.or_else(|| name("eos_token"));
+            names.pad = names.pad.or_else(|| name("pad_token"));
+        }
+        Ok(names)
+    }
+}
+
+/// A tokenizer.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    names: SpecialTokenNames,
+    vocab_size: usize,
+}
+
+impl Tokenizer {
+    /// The tokenizer of a checkpoint: `tokenizer.json`, with the special tokens of `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// When the files are absent or not valid; names them and says what to do.
+    pub fn from_dir(dir: &Path) -> Result<Tokenizer> {
+        let path = dir.join("tokenizer.json");
+        if !path.exists() {
+            let shown = dir.display();
+            if dir.join("tokenizer.model").exists() || dir.join("vocab.json").exists() {
+                bail!(
+                    "{shown} has a tokenizer in an older form but no tokenizer.json. Convert it: python -c \"from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('{shown}').save_pretrained('{shown}')\""
+                );
+            }
+            bail!("{shown} has no tokenizer.json: copy the tokenizer files of the model it was made from into it");
+        }
+        let mut tokenizer = Tokenizer::from_file(&path)?;
+        tokenizer.names = SpecialTokenNames::from_dir(dir)?;
+        let names = [&tokenizer.names.bos, &tokenizer.names.eos, &tokenizer.names.pad];
+        if let Some(unknown) = names.into_iter().flatten().find(|name| tokenizer.token_to_id(name).is_none()) {
+            bail!("{} names the special token {unknown:?}, which tokenizer.json does not have", dir.display());
+        }
+        Ok(tokenizer)
+    }
+
+    /// A tokenizer from a `tokenizer.json` alone; it knows no names of special tokens.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no tokenizer; names it.
+    pub fn from_file(path: &Path) -> Result<Tokenizer> {
+        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let inner = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|e| anyhow!("{} is no valid tokenizer.json: {e}", path.display()))?;
+        Tokenizer::wrap(inner).with_context(|| format!("in {}", path.display()))
+    }
+
+    /// Trains a byte-level BPE. The result depends on the texts and their counts only, not on threads or runs.
+    ///
+    /// Ids: special tokens in the order given, the 256 bytes, then the merges. Digits are single tokens. No token is
+    /// added by encoding. Fewer than `vocab_size` tokens come out where the texts have no more pairs to merge.
+    ///
+    /// # Errors
+    /// When `vocab_size` has no room for the bytes and special tokens, or a special token is empty or there twice.
+    pub fn train_bpe(
+        texts: impl Iterator<Item = String> + Send,
+        vocab_size: usize,
+        special_tokens: &[&str],
+    ) -> Result<Tokenizer> {
+        let least = 256 + special_tokens.len();
+        if vocab_size < least {
+            bail!(
+                "a vocabulary of {vocab_size} is too small: 256 bytes and {} special tokens need {least}",
+                special_tokens.len()
+            );
+        }
+        let twice = |(i, token): (usize, &&str)| token.is_empty() || special_tokens[..i].contains(token);
+        if let Some(bad) = special_tokens.iter().enumerate().find_map(|(i, t)| twice((i, t)).then_some(t)) {
+            bail!("the special token {bad:?} is empty or given twice");
+        }
+        let failed = |e: tokenizers::Error| anyhow!("cannot train the tokenizer: {e}");
+        let mut trainer: TrainerWrapper = BpeTrainer::builder()
+            .vocab_size(vocab_size)
+            .show_progress(false)
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .special_tokens(special_tokens.iter().map(|t| AddedToken::from(*t, true)).collect())
+            .build()
+            .into();
+        let mut inner = tokenizers::Tokenizer::new(BPE::default());
+        inner.with_pre_tokenizer(Some(Sequence::new(vec![
+            Digits::new(true).into(),
+            ByteLevel::new(false, false, true).into(),
+        ])));
+        inner.with_decoder(Some(ByteLevel::default()));
+        inner.train(&mut trainer, texts).map_err(failed)?;
+        Tokenizer::wrap(inner)
+    }
+
+    /// Writes `tokenizer.json`, `tokenizer_config.json` and, with a template, `chat_template.jinja`, for transformers 4
+    /// and 5.
+    ///
+    /// # Errors
+    /// When a name is no token of this tokenizer, or a file cannot be written.
+    pub fn save(&self, dir: &Path, names: &SpecialTokenNames, chat_template: Option<&str>) -> Result<()> {
+        let mut config = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false });
+        for (key, name) in [("bos_token", &names.bos), ("eos_token", &names.eos), ("pad_token", &names.pad)] {
+            let Some(name) = name else { continue };
+            if self.token_to_id(name).is_none() {
+                bail!("{key} {name:?} is no token of this tokenizer: give it as a special token when training");
+            }
+            config[key] = json!(name);
+        }
+        if let Some(template) = chat_template {
+            config["chat_template"] = json!(template);
+            atomic::write(&dir.join("chat_template.jinja"), template.as_bytes())?;
+        }
+        let text = self.inner.to_string(true).map_err(|e| anyhow!("cannot write the tokenizer: {e}"))?;
+        atomic::write(&dir.join("tokenizer.json"), text.as_bytes())?;
+        atomic::write(&dir.join("tokenizer_config.json"), format!("{config:#}\n").as_bytes())
+    }
+
+    /// The tokens of a text, none added. Special tokens spelled out in the text are recognised.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot spell the text (some have no token for unknown characters).
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.encoding(text, false)?.get_ids().to_vec())
+    }
+
+    /// The tokens of a text with what the tokenizer puts around it, such as a beginning-of-sequence token; one that the
+    /// text spells out itself is not doubled.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encoding(text, true)?.get_ids().to_vec();
+        if let [first, second, ..] = ids[..]
+            && first == second
+            && Some(first) == self.bos()
+        {
+            ids.remove(0);
+        }
+        Ok(ids)
+    }
+
+    /// The tokens of a text, none added, and for each range of its bytes the range of tokens that touch it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_spans(&self, text: &str, spans: &[Range<usize>]) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let encoding = self.encoding(text, false)?;
+        let offsets = encoding.get_offsets();
+        let ranges = spans.iter().map(|span| tokens_of(span, offsets)).collect();
+        Ok((encoding.get_ids().to_vec(), ranges))
+    }
+
+    /// The text of tokens, special tokens left out.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(|e| anyhow!("cannot decode tokens: {e}"))
+    }
+
+    /// The text of tokens, special tokens spelled out.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn decode_with_special(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, false).map_err(|e| anyhow!("cannot decode tokens: {e}"))
+    }
+
+    /// The id of a token as the vocabulary spells it.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// One more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The spelling of the special tokens.
+    pub fn names(&self) -> &SpecialTokenNames {
+        &self.names
+    }
+
+    /// The id of the beginning-of-sequence token.
+    pub fn bos(&self) -> Option<u32> {
+        self.names.bos.as_deref().and_then(|name| self.token_to_id(name))
+    }
+
+    /// The id of the end-of-sequence token.
+    pub fn eos(&self) -> Option<u32> {
+        self.names.eos.as_deref().and_then(|name| self.token_to_id(name))
+    }
+
+    /// The id of the padding token.
+    pub fn pad(&self) -> Option<u32> {
+        self.names.pad.as_deref().and_then(|name| self.token_to_id(name))
+    }
+
+    fn wrap(mut inner: tokenizers::Tokenizer) -> Result<Tokenizer> {
+        // A saved tokenizer may carry the truncation and padding of its last training run.
+        inner.with_truncation(None).map_err(|e| anyhow!("{e}"))?;
+        inner.with_padding(None);
+        let largest = inner.get_vocab(true).into_values().max();
+        let vocab_size = largest.ok_or_else(|| anyhow!("the tokenizer has no tokens"))? as usize + 1;
+        Ok(Tokenizer { inner, names: SpecialTokenNames::default(), vocab_size })
+    }
+
+    fn encoding(&self, text: &str, add_special_tokens: bool) -> Result<Encoding> {
+        self.inner.encode(text, add_special_tokens).map_err(|e| {
+            let start: String = text.chars().take(40).collect();
+            anyhow!("the tokenizer cannot encode the text beginning {start:?}: {e}")
+        })
+    }
+}
+
+/// The tokens that overlap `span`. Tokens of white space may be reported as empty, at their end.
+fn tokens_of(span: &Range<usize>, offsets: &[(usize, usize)]) -> Range<usize> {
+    let touches = |&(start, end): &(usize, usize)| match start == end {
+        true => span.start < end && end <= span.end,
+        false => start < span.end && span.start < end,
+    };
+    let first = offsets.iter().position(touches).unwrap_or(0);
+    let last = offsets.iter().rposition(touches).map_or(first, |i| i + 1);
+    first..last
+}
+
+#[cfg(test)]
+mod tests;
