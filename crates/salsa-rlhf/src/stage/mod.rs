@@ -40,6 +40,7 @@ pub mod tally;
 #[cfg(test)]
 mod tests;
 pub mod trainer;
+pub mod winrate;
 
 pub use runner::{Outcome, run_stage};
 
