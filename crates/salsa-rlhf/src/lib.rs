@@ -1,4 +1,5 @@
-//! SALSA.
+//! SALSA: RLHF with a model soup as the KL reference, from a base checkpoint to a report.
+
 pub mod atomic;
 pub mod chat;
 pub mod checkpoint;
@@ -6,7 +7,9 @@ pub mod config;
 pub mod data;
 pub mod metrics;
 pub mod progress;
+pub mod recipe;
 pub mod report;
 pub mod stage;
 pub mod tensorboard;
 pub mod tokenizer;
+pub mod world;

@@ -15,6 +15,7 @@ use layers::Layers;
 
 mod layers;
 pub mod names;
+pub mod paths;
 pub mod wording;
 
 /// A mistake in the command line itself: the program ends with exit code 2 instead of 1.
@@ -40,6 +41,15 @@ impl Origin {
     /// A file's top level.
     pub fn file(path: &Path) -> Origin {
         Origin::File { path: path.to_owned(), prefix: String::new() }
+    }
+
+    /// `error`, with the place in front.
+    pub fn within(&self, error: anyhow::Error) -> anyhow::Error {
+        match self {
+            Origin::File { path, prefix } if prefix.is_empty() => error.context(path.display().to_string()),
+            Origin::File { path, prefix } => error.context(format!("{}: {prefix}", path.display())),
+            Origin::CommandLine => error,
+        }
     }
 
     fn key(&self, key: &str) -> String {

@@ -65,6 +65,12 @@ pub fn resolve(name: &str, keys: &Map<String, Value>) -> Result<String, String> 
     }
 }
 
+/// Whether two names are the same setting.
+pub fn are_same(a: &str, b: &str) -> bool {
+    let (a, b) = (plain(a), plain(b));
+    a == b || synonyms(&a).any(|synonym| synonym == b)
+}
+
 /// `-` and `_` are equal.
 pub fn plain(name: &str) -> String {
     name.replace('-', "_")

@@ -4,6 +4,7 @@ mod columns;
 #[cfg(test)]
 mod fixture;
 mod forest;
+mod history;
 mod html;
 mod number;
 mod page;

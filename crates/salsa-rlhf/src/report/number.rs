@@ -11,8 +11,8 @@ pub(super) fn number(value: f64) -> String {
     match size {
         _ if !value.is_finite() => MISSING.to_owned(),
         0.0 => "0".to_owned(),
-        s if s >= 999_999.5 || s < 0.000_95 => format!("{value:.2e}"),
-        s if s < 0.009_95 => minus(format!("{value:.4}")),
+        s if !(0.000_95..999_999.5).contains(&s) => format!("{value:.2e}"),
+        s if s < 0.001_95 => minus(format!("{value:.4}")),
         s if s < 0.999_5 => minus(format!("{value:.3}")),
         s if s < 9.995 => minus(format!("{value:.2}")),
         s if s < 99.95 => minus(format!("{value:.1}")),
@@ -27,11 +27,13 @@ pub(super) fn percent(share: f64) -> String {
 
 /// `low to high` with one format for both.
 pub(super) fn interval([low, high]: [f64; 2], format: fn(f64) -> String) -> String {
-    if low.is_finite() && high.is_finite() {
-        format!("{} to {}", format(low), format(high))
-    } else {
-        MISSING.to_owned()
-    }
+    if low.is_finite() && high.is_finite() { ends([format(low), format(high)]) } else { MISSING.to_owned() }
+}
+
+/// `low to high`, with the percent sign said once.
+pub(super) fn ends([low, high]: [String; 2]) -> String {
+    let low = low.strip_suffix(" %").filter(|_| high.ends_with(" %")).unwrap_or(&low);
+    format!("{low} to {high}")
 }
 
 /// `mean (low to high)`.
@@ -77,6 +79,7 @@ mod tests {
             (0.7312, "0.731"),
             (-0.7312, "−0.731"),
             (0.00123, "0.0012"),
+            (0.0070, "0.007"),
             (0.0001234, "1.23e-4"),
             (9.9949, "9.99"),
             (12.345, "12.3"),

@@ -4,16 +4,26 @@ use std::fmt::Write;
 
 use super::html::{Look, escape};
 use super::number::{estimate, number, percent};
-use super::{Contrast, Report, SplitSummary, sections};
+use super::{Contrast, Report, SplitSummary, history, sections};
 
 /// One section: a heading, an explanation beside the picture, the picture.
 pub(super) struct Section {
     pub(super) id: &'static str,
     pub(super) heading: &'static str,
+    pub(super) width: Width,
     /// Plain English, as paragraphs of HTML.
     pub(super) explanation: String,
     /// The picture; a section without one is left out.
     pub(super) picture: String,
+}
+
+/// Where the picture of a section stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Width {
+    /// Beside the explanation.
+    BesideText,
+    /// Below it, over the whole width.
+    Full,
 }
 
 /// The whole page.
@@ -22,8 +32,8 @@ pub(super) fn page(report: &Report) -> String {
         sections::pipeline(report),
         sections::evaluation(report),
         sections::landscape(report),
-        sections::training(report),
-        sections::frontier(report),
+        history::training(report),
+        history::frontier(report),
         sections::samples(report),
         sections::settings(report),
     ]
@@ -41,9 +51,10 @@ pub(super) fn page(report: &Report) -> String {
     out.push_str("<main>\n");
     glance(&mut out, report);
     for section in &sections {
+        let class = if section.width == Width::Full { " class=\"full\"" } else { "" };
         let _ = write!(
             out,
-            "<section id=\"{}\">\n<div class=\"text\"><h2>{}</h2>{}</div>\n<div class=\"picture\">{}</div>\n</section>\n",
+            "<section id=\"{}\"{class}>\n<div class=\"text\"><h2>{}</h2>{}</div>\n<div class=\"picture\">{}</div>\n</section>\n",
             section.id, section.heading, section.explanation, section.picture
         );
     }
@@ -102,7 +113,7 @@ fn card(out: &mut String, report: &Report, key: &str, numbers: &SplitSummary, ba
     let (name, value) = headline(numbers);
     let _ = write!(
         out,
-        "<div class=\"card {}\"><h3>{}</h3><p class=\"role\">{}</p><p class=\"big\">{}</p><p>{name}, {} to {}</p>",
+        "<div class=\"card {}\"><h3>{}</h3><p class=\"role\">{}</p><p class=\"big\">{}</p><p>{name}</p><p class=\"range\">{} to {}</p>",
         report.look(key).class(),
         escape(&report.label(key)),
         escape(&report.role(key)),
@@ -114,7 +125,7 @@ fn card(out: &mut String, report: &Report, key: &str, numbers: &SplitSummary, ba
         Some(baseline) => {
             let difference = value.mean - headline(baseline).1.mean;
             let sign = if difference >= 0.0 { "+" } else { "" };
-            let _ = write!(out, "<p class=\"delta\">{sign}{} against SFT A</p></div>", number(difference));
+            let _ = write!(out, "<p class=\"delta\">{sign}{} vs SFT\u{a0}A</p></div>", number(difference));
         }
         None => out.push_str("<p class=\"delta\">the starting point</p></div>"),
     }
@@ -123,6 +134,11 @@ fn card(out: &mut String, report: &Report, key: &str, numbers: &SplitSummary, ba
 /// Gold reward where there is one, else the proxy score.
 pub(super) fn headline(numbers: &SplitSummary) -> (&'static str, super::Estimate) {
     numbers.gold_reward.map_or(("proxy score", numbers.proxy_score), |gold| ("gold reward", gold))
+}
+
+/// A split as people call it.
+pub(super) fn split_name(key: &str) -> String {
+    if key == "ood" { "out of distribution".to_owned() } else { key.to_owned() }
 }
 
 /// Sentences about the trained arms, and whether each is a warning.

@@ -5,12 +5,14 @@ use std::fmt::Write;
 use super::html::{Look, escape};
 use super::{Flow, Ordered, Pipeline, Stage};
 
-const BOX_WIDTH: f64 = 208.0;
-const COLUMN_GAP: f64 = 60.0;
+const BOX_WIDTH: f64 = 224.0;
+const COLUMN_GAP: f64 = 54.0;
 const ROW_GAP: f64 = 58.0;
 const MARGIN: f64 = 8.0;
 /// The distance between two arrows that leave or enter the same side of a box.
 const PORT: f64 = 36.0;
+/// A fact longer than this is squeezed into its box.
+const MOST_CHARACTERS: usize = 30;
 
 impl Pipeline {
     /// The pipeline of the method, with the `facts` of each stage under its key: `base`, `sft_a`, `sft_b`, `reward`, `soup`,
@@ -68,10 +70,6 @@ impl Pipeline {
             layout.height,
             escape(&self.in_words())
         );
-        out.push_str(concat!(
-            r#"<defs><marker id="arrow" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" "#,
-            r#"orient="auto-start-reverse"><path class="arrow" d="M0 0.5L10 5L0 9.5Z"/></marker></defs>"#
-        ));
         let mut labels = String::new();
         for flow in &self.flows {
             self.draw_flow(&mut out, &mut labels, flow, &layout);
@@ -94,7 +92,7 @@ impl Pipeline {
         let (Some(from), Some(to)) = (find(&flow.from), find(&flow.to)) else { return };
         let (x0, y0) = (layout.x(from) + self.port(from, flow, Side::Out), layout.bottom(from));
         let class = if flow.label.contains("reference") { "flow reference" } else { "flow" };
-        let (path, at) = if self.blocked(from, to) {
+        let (path, head, at, anchor) = if self.blocked(from, to) {
             let toward = if to.column >= from.column { 1.0 } else { -1.0 };
             let gutter = layout.x(from) + toward * (BOX_WIDTH + COLUMN_GAP) / 2.0;
             let side = layout.x(to) - toward * BOX_WIDTH / 2.0;
@@ -105,21 +103,40 @@ impl Pipeline {
                 y0 + ROW_GAP,
                 y - 16.0,
                 gutter + toward * 16.0,
-                side - toward
+                side - toward * 5.0
             );
-            (path, (side - toward * 44.0, y))
+            let head = format!("M{} {}v9l{} -4.5Z", side - toward * 9.0, y - 4.5, toward * 9.0);
+            (path, head, (side - toward * 30.0, y - 12.0), "middle")
         } else {
-            let (x1, y1) = (layout.x(to) + self.port(to, flow, Side::In), layout.top(to) - 1.0);
+            let (mut x0, mut x1, y1) = (x0, layout.x(to) + self.port(to, flow, Side::In), layout.top(to));
+            let straight = from.column == to.column;
+            if straight && self.flows.iter().filter(|f| f.from == flow.from).count() == 1 {
+                x0 = x1;
+            } else if straight {
+                x1 = x0;
+            }
             let bend = (ROW_GAP * 0.62).max((y1 - y0) * 0.4);
-            let near = if from.column == to.column { 0.5 } else { 0.74 };
-            let path = format!("M{x0} {y0}C{x0} {} {x1} {} {x1} {y1}", y0 + bend, y1 - bend);
-            (path, (bezier(near, x0, x0, x1, x1), bezier(near, y0, y0 + bend, y1 - bend, y1)))
+            let path = format!("M{x0} {y0}C{x0} {} {x1} {} {x1} {}", y0 + bend, y1 - bend, y1 - 5.0);
+            let head = format!("M{} {}h9l-4.5 9Z", x1 - 4.5, y1 - 9.0);
+            if straight {
+                (path, head, (x0 + 9.0, (y0 + y1) / 2.0), "start")
+            } else {
+                (path, head, (bezier(0.74, x0, x0, x1, x1), bezier(0.74, y0, y0 + bend, y1 - bend, y1)), "middle")
+            }
         };
         let colour = Look::of(&flow.from, 0).class();
-        let _ = write!(out, r#"<path class="{class} {colour}" marker-end="url(#arrow)" d="{path}"/>"#);
+        let _ = write!(
+            out,
+            r#"<path class="{class} {colour}" d="{path}"/><path class="arrow{} {colour}" d="{head}"/>"#,
+            &class[4..]
+        );
         if !flow.label.is_empty() {
             let (x, y) = (at.0, at.1 + 4.0);
-            let _ = write!(labels, r#"<text class="flow-label" x="{x:.1}" y="{y:.1}">{}</text>"#, escape(&flow.label));
+            let _ = write!(
+                labels,
+                r#"<text class="flow-label" text-anchor="{anchor}" x="{x:.1}" y="{y:.1}">{}</text>"#,
+                escape(&flow.label)
+            );
         }
     }
 
@@ -134,18 +151,21 @@ impl Pipeline {
     /// columns they come from or go to.
     fn port(&self, stage: &Stage, flow: &Flow, side: Side) -> f64 {
         let find = |key: &str| self.stages.iter().find(|stage| stage.key == key);
-        let mut others: Vec<(u8, std::cmp::Reverse<u8>, &Flow)> = self
+        let mut others: Vec<(u8, &Flow)> = self
             .flows
             .iter()
             .filter_map(|f| {
                 let (from, to) = (find(&f.from)?, find(&f.to)?);
                 let (own, other) = if side == Side::Out { (from, to) } else { (to, from) };
-                let by_the_side = side == Side::In && self.blocked(from, to);
-                (own.key == stage.key && !by_the_side).then_some((other.column, std::cmp::Reverse(other.row), f))
+                let blocked = self.blocked(from, to);
+                let toward = if blocked && other.column > own.column { own.column } else { other.column };
+                let by_the_side = side == Side::In && blocked;
+                (own.key == stage.key && !by_the_side).then_some((toward, f))
             })
             .collect();
-        others.sort_by_key(|&(column, row, _)| (column, row));
-        let place = others.iter().position(|(_, _, f)| std::ptr::eq(*f, flow)).unwrap_or(0) as f64;
+        // Stable: flows of one column keep their order.
+        others.sort_by_key(|&(column, _)| column);
+        let place = others.iter().position(|(_, f)| std::ptr::eq(*f, flow)).unwrap_or(0) as f64;
         (place - (others.len().max(1) - 1) as f64 / 2.0) * PORT
     }
 }
@@ -210,9 +230,14 @@ impl Layout {
             escape(&stage.title)
         );
         for (i, fact) in stage.facts.iter().enumerate() {
+            let squeeze = if fact.chars().count() > MOST_CHARACTERS {
+                format!(r#" textLength="{}" lengthAdjust="spacingAndGlyphs""#, BOX_WIDTH - 22.0)
+            } else {
+                String::new()
+            };
             let _ = write!(
                 out,
-                r#"<text class="stage-fact" x="{x}" y="{}">{}</text>"#,
+                r#"<text class="stage-fact" x="{x}" y="{}"{squeeze}>{}</text>"#,
                 y + 43.0 + i as f64 * 17.0,
                 escape(fact)
             );
@@ -257,8 +282,8 @@ mod tests {
     fn flows_to_nowhere_and_empty_pipelines_are_left_out() {
         assert_eq!(Pipeline::default().draw(), "");
         let mut pipeline = Pipeline::salsa(&Ordered::new());
-        let arrows = pipeline.draw().matches("marker-end").count();
+        let arrows = pipeline.draw().matches("class=\"arrow").count();
         pipeline.flows.push(Flow { from: "salsa".to_owned(), to: "nowhere".to_owned(), label: String::new() });
-        assert_eq!(pipeline.draw().matches("marker-end").count(), arrows);
+        assert_eq!(pipeline.draw().matches("class=\"arrow").count(), arrows);
     }
 }

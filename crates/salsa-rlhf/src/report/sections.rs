@@ -5,10 +5,10 @@ use std::fmt::Write;
 use super::columns::{Cell, columns, splits};
 use super::forest::{Forest, Group};
 use super::html::{Fill, Look, escape, legend};
-use super::number::{estimate, number, percent};
-use super::page::{Section, headline};
-use super::xy::{Chart, Dot, Kind, Series, smooth};
-use super::{Estimate, Point, Report, Run, Sample, SplitSummary};
+use super::number::{ends, estimate, number, percent};
+use super::page::{Section, Width, headline, split_name};
+use super::xy::{Chart, Dot, Kind, Series};
+use super::{Estimate, Report, Sample, SplitSummary};
 use crate::progress::human_time;
 
 /// Samples shown at once; the others are behind a click.
@@ -18,6 +18,7 @@ pub(super) fn pipeline(report: &Report) -> Section {
     Section {
         id: "pipeline",
         heading: "Pipeline",
+        width: Width::BesideText,
         explanation: "<p>RLHF trains a policy to please a reward model, and a <em>KL penalty</em> holds the policy close to a \
             frozen reference so that it does not forget how to speak or learn to fool the reward model. Plain PPO uses the SFT \
             model it started from as the reference.</p>\
@@ -29,7 +30,7 @@ pub(super) fn pipeline(report: &Report) -> Section {
             .to_owned(),
         picture: match report.pipeline.draw() {
             svg if svg.is_empty() => svg,
-            svg => format!("<div class=\"scroll\">{svg}</div>"),
+            svg => format!("<div class=\"scroll\" tabindex=\"0\">{svg}</div>"),
         },
     }
 }
@@ -39,7 +40,7 @@ pub(super) fn evaluation(report: &Report) -> Section {
     let fill = |split: &str| if splits.first() == Some(&split) { Fill::Solid } else { Fill::Hollow };
     let forest = |title: &str, format: fn(f64) -> String, line, pick: fn(&SplitSummary) -> Option<Estimate>| {
         let group = |(key, by_split): &(String, super::Ordered<SplitSummary>)| {
-            let row = |(split, s): &(String, SplitSummary)| Some((split.clone(), fill(split), pick(s)?));
+            let row = |(split, s): &(String, SplitSummary)| Some((split_name(split), fill(split), pick(s)?));
             let rows: Vec<_> = by_split.iter().filter_map(row).collect();
             (!rows.is_empty()).then(|| Group { name: report.label(key), look: report.look(key), rows })
         };
@@ -48,20 +49,26 @@ pub(super) fn evaluation(report: &Report) -> Section {
     };
     let mut picture = String::new();
     if !splits.is_empty() {
-        let entries: Vec<_> = splits.iter().map(|&s| (Look::of("sft_a", 0), fill(s), s.to_owned())).collect();
+        let entries: Vec<_> = splits.iter().map(|&s| (Look::of("sft_a", 0), fill(s), split_name(s))).collect();
         picture += &legend(&entries);
         picture += "<div class=\"charts\">";
         picture += &forest("Gold reward", number, None, |s| s.gold_reward);
         picture += &forest("Proxy score", number, None, |s| Some(s.proxy_score));
         picture += &forest("Win rate against SFT A", percent, Some(0.5), |s| s.win_rate_vs_sft_a);
+        picture += &forest("KL to SFT A (nats per response)", number, None, |s| {
+            let kl = s.kl_sft_a?;
+            Some(Estimate { mean: kl, ci95: s.kl_sft_a_ci95.unwrap_or([f64::NAN; 2]) })
+        });
         picture += "</div>";
         picture += &evaluation_table(report, &splits);
     }
     Section {
         id: "evaluation",
         heading: "Evaluation",
+        width: Width::BesideText,
         explanation: "<p>Every arm answers the same held-out prompts. The mark is the mean, the bar its 95 % interval: two arms \
-            whose bars do not overlap differ by more than chance; where bars overlap, this run does not settle the matter.</p>\
+            whose bars do not overlap differ by more than chance. Where bars overlap, only a comparison prompt by prompt can \
+            tell, as at the top of the page.</p>\
             <p><strong>Gold reward</strong> is the true goal, where it is known. <strong>Proxy score</strong> is the reward \
             model’s opinion, which is all that training sees. A proxy that rises while gold does not means that the policy \
             exploits the reward model’s mistakes.</p>\
@@ -75,9 +82,11 @@ pub(super) fn evaluation(report: &Report) -> Section {
 
 fn evaluation_table(report: &Report, splits: &[&str]) -> String {
     let columns = columns(&report.summary);
-    let mut out = String::from("<div class=\"scroll\"><table class=\"numbers\"><thead><tr><th scope=\"col\">arm</th>");
+    let mut out = String::from(
+        "<div class=\"scroll\" tabindex=\"0\"><table class=\"numbers\"><caption>Small: 95 % interval.</caption><thead><tr><th scope=\"col\">arm</th>",
+    );
     for column in &columns {
-        let _ = write!(out, "<th scope=\"col\">{}</th>", column.heading);
+        let _ = write!(out, "<th scope=\"col\">{}</th>", column.heading.replace("SFT A", "SFT\u{a0}A"));
     }
     out.push_str("</tr></thead>");
     for &split in splits {
@@ -85,7 +94,7 @@ fn evaluation_table(report: &Report, splits: &[&str]) -> String {
             out,
             "<tbody><tr class=\"split\"><th scope=\"rowgroup\" colspan=\"{}\">{}</th></tr>",
             columns.len() + 1,
-            escape(split)
+            escape(&split_name(split))
         );
         for (key, by_split) in report.summary.arms.iter() {
             let Some(numbers) = by_split.get(split) else { continue };
@@ -97,7 +106,7 @@ fn evaluation_table(report: &Report, splits: &[&str]) -> String {
             );
             for column in &columns {
                 let Cell { value, interval } = (column.cell)(numbers).unwrap_or(Cell::missing());
-                let interval = interval.map_or(String::new(), |[low, high]| format!("<small>{low} to {high}</small>"));
+                let interval = interval.map_or(String::new(), |i| format!("<small>{}</small>", ends(i)));
                 let _ = write!(out, "<td>{value}{interval}</td>");
             }
             out.push_str("</tr>");
@@ -137,6 +146,7 @@ pub(super) fn landscape(report: &Report) -> Section {
     Section {
         id: "landscape",
         heading: "Reward landscape",
+        width: Width::BesideText,
         explanation: "<p>Each point is a model whose weights are <code>(1 − alpha) · SFT A + alpha · SFT B</code>, without any \
             RL: the straight line between the two SFT models in weight space.</p>\
             <p>A line that stays level or arches in the middle says that the two models lie in one basin and their average is \
@@ -147,147 +157,17 @@ pub(super) fn landscape(report: &Report) -> Section {
     }
 }
 
-pub(super) fn training(report: &Report) -> Section {
-    let panels: [(&str, fn(&Point) -> Option<f64>); 8] = [
-        ("Proxy score", |p| p.score),
-        ("Gold reward", |p| p.gold),
-        ("KL to SFT A (nats per response)", |p| p.kl_sft_a),
-        ("KL to the soup (nats per response)", |p| p.kl_soup),
-        ("KL to the run’s own reference", |p| p.kl),
-        ("Response length (tokens)", |p| p.length),
-        ("Entropy (nats per token)", |p| p.entropy),
-        ("Share of empty responses", |p| p.empty),
-    ];
-    let measured =
-        |pick: fn(&Point) -> Option<f64>| report.runs.iter().flat_map(|r| &r.points).any(|p| pick(p).is_some());
-    let charts: String = panels
-        .into_iter()
-        .filter(|&(_, pick)| measured(pick))
-        .map(|(title, pick)| {
-            let (raw, smoothed): (Vec<_>, Vec<_>) = report.runs.iter().map(|run| curves(report, run, pick)).unzip();
-            let series = raw.into_iter().chain(smoothed).collect();
-            Chart { title: title.to_owned(), x_label: "step".to_owned(), series, ..Chart::default() }.draw()
-        })
-        .collect();
-    Section {
-        id: "training",
-        heading: "Training curves",
-        explanation: "<p>What each RL run measured on its own samples as it went. The faint line is the raw value of a step, the \
-            strong one its moving average.</p>\
-            <p>The <strong>proxy score</strong> should rise: it is what is optimised. <strong>Gold</strong>, never seen by the \
-            training, should follow; where it bends down while the proxy climbs, over-optimisation has set in.</p>\
-            <p><strong>KL to SFT A</strong> is measured for all arms alike and tells how far a policy has moved. A run with the \
-            soup as its reference starts with a KL above zero, since it starts at SFT A. <strong>Length</strong> or \
-            <strong>entropy</strong> falling towards zero warn of collapse.</p>"
-            .to_owned(),
-        picture: if charts.is_empty() {
-            charts
-        } else {
-            format!("{}<div class=\"charts\">{charts}</div>", legend(&run_legend(report)))
-        },
-    }
-}
-
-fn run_legend(report: &Report) -> Vec<(Look, Fill, String)> {
-    report.runs.iter().map(|run| (report.look(&run.arm), Fill::Solid, report.label(&run.arm))).collect()
-}
-
-/// The raw and the smoothed curve of one quantity of a run.
-fn curves(report: &Report, run: &Run, pick: fn(&Point) -> Option<f64>) -> (Series, Series) {
-    let (name, look) = (report.label(&run.arm), report.look(&run.arm));
-    let values: Vec<f64> = run.points.iter().map(|p| pick(p).unwrap_or(f64::NAN)).collect();
-    let smoothed = smooth(&values, smoothing_width(values.len()));
-    let dot = |(p, &y): (&Point, &f64)| Dot::new(p.step as f64, y, format!("{name}, step {}: {}", p.step, number(y)));
-    let series = |kind, ys: &[f64]| Series {
-        name: name.clone(),
-        look,
-        kind,
-        dots: run.points.iter().zip(ys).map(dot).collect(),
-    };
-    (series(Kind::Raw, &values), series(Kind::Curve, &smoothed))
-}
-
-/// An odd number of steps, about a twelfth of the run.
-fn smoothing_width(steps: usize) -> usize {
-    steps / 24 * 2 + 1
-}
-
-pub(super) fn frontier(report: &Report) -> Section {
-    let chart = |title: &str, pick: fn(&Point) -> Option<f64>, end: fn(&SplitSummary) -> Option<Estimate>| {
-        let mut series: Vec<Series> = report.runs.iter().map(|run| trajectory(report, run, pick)).collect();
-        series.extend(report.arm_keys().into_iter().filter_map(|key| end_point(report, key, end)));
-        series.retain(|s| s.dots.iter().any(|d| d.x.is_finite() && d.y.is_finite()));
-        if series.is_empty() {
-            return String::new();
-        }
-        let x_label = "KL to SFT A (nats per response)".to_owned();
-        Chart { title: title.to_owned(), x_label, series, ..Chart::default() }.draw()
-    };
-    let with_run = report.runs.iter().any(|run| run.points.iter().any(|p| p.kl_sft_a.is_some()));
-    let charts = if with_run {
-        chart("Gold reward", |p| p.gold, |s| s.gold_reward)
-            + &chart("Proxy score", |p| p.score, |s| Some(s.proxy_score))
-    } else {
-        String::new()
-    };
-    let mut entries = run_legend(report);
-    let split = splits(&report.summary).first().map_or("test", |&s| s).to_owned();
-    entries.extend(
-        report
-            .summary
-            .arms
-            .iter()
-            .map(|(key, _)| (report.look(key), Fill::Hollow, format!("{} on {split}", report.label(key)))),
-    );
-    Section {
-        id: "frontier",
-        heading: "Reward against KL",
-        explanation: "<p>How much reward an arm bought for how much movement. Every arm’s KL is measured to the <em>same</em> \
-            anchor, SFT A: a KL to each arm’s own reference could not be compared.</p>\
-            <p>A line follows one run from its start (ring) to its end (filled mark), smoothed. At the same KL, the higher line \
-            is the better trade. Two runs on one line differ only in how far they went, which a different beta would also have \
-            done. Hollow marks are the final models on held-out prompts, with 95 % intervals.</p>"
-            .to_owned(),
-        picture: if charts.is_empty() {
-            charts
-        } else {
-            format!("{}<div class=\"charts\">{charts}</div>", legend(&entries))
-        },
-    }
-}
-
-fn trajectory(report: &Report, run: &Run, pick: fn(&Point) -> Option<f64>) -> Series {
-    let width = smoothing_width(run.points.len());
-    let column = |pick: fn(&Point) -> Option<f64>| {
-        smooth(&run.points.iter().map(|p| pick(p).unwrap_or(f64::NAN)).collect::<Vec<f64>>(), width)
-    };
-    let (xs, ys, name) = (column(|p| p.kl_sft_a), column(pick), report.label(&run.arm));
-    let dot = |(p, (&x, &y)): (&Point, (&f64, &f64))| {
-        Dot::new(x, y, format!("{name}, step {}: {} at KL {}", p.step, number(y), number(x)))
-    };
-    let dots = run.points.iter().zip(xs.iter().zip(&ys)).map(dot).collect();
-    Series { name: name.clone(), look: report.look(&run.arm), kind: Kind::Trajectory, dots }
-}
-
-/// The final model of an arm on the first split.
-fn end_point(report: &Report, key: &str, pick: fn(&SplitSummary) -> Option<Estimate>) -> Option<Series> {
-    let (split, numbers) = report.summary.arms.get(key)?.first()?;
-    let (e, kl, name) = (pick(numbers)?, numbers.kl_sft_a?, report.label(key));
-    let hover = format!("{name} on {split}: {} at KL {}", estimate(&e, number), number(kl));
-    let dot = Dot { x: kl, y: e.mean, x_ci: numbers.kl_sft_a_ci95, y_ci: Some(e.ci95), hover };
-    Some(Series { name, look: report.look(key), kind: Kind::Scatter, dots: vec![dot] })
-}
-
 pub(super) fn samples(report: &Report) -> Section {
     let mut picture: String = report.samples.iter().take(OPEN_SAMPLES).map(|s| sample(report, s)).collect();
     if let Some(rest) = report.samples.get(OPEN_SAMPLES..).filter(|rest| !rest.is_empty()) {
         let more: String = rest.iter().map(|s| sample(report, s)).collect();
-        let _ = write!(picture, "<details><summary>{} more prompts</summary>{more}</details>", rest.len());
+        let _ = write!(picture, "<details><summary>More prompts ({})</summary>{more}</details>", rest.len());
     }
     let gold = report.summary.arms.iter().flat_map(|(_, s)| s.iter()).any(|(_, s)| headline(s).0 == "gold reward");
     Section {
         id: "samples",
         heading: "Sample responses",
+        width: Width::Full,
         explanation: format!(
             "<p>The same prompts, answered by every arm. Numbers summarise; reading shows what was learned.</p>\
              <p>Under each answer: {}. Look for answers that score well and read badly, which is the reward model’s blind spot, \
@@ -301,7 +181,7 @@ pub(super) fn samples(report: &Report) -> Section {
 fn sample(report: &Report, sample: &Sample) -> String {
     let mut out = format!(
         "<article class=\"sample\"><p class=\"prompt\"><span>{}</span>{}</p><div class=\"answers\">",
-        escape(&sample.split),
+        escape(&split_name(&sample.split)),
         escape(&sample.prompt)
     );
     for answer in &sample.answers {
@@ -330,7 +210,7 @@ pub(super) fn settings(report: &Report) -> Section {
             let _ = write!(
                 picture,
                 "<dt>{}</dt><dd><span class=\"bar\"><i style=\"width:{share:.1}%\"></i></span>{}</dd>",
-                escape(stage),
+                escape(&report.label(stage)),
                 human_time(*time)
             );
         }
@@ -347,6 +227,7 @@ pub(super) fn settings(report: &Report) -> Section {
     Section {
         id: "settings",
         heading: "Time and settings",
+        width: Width::BesideText,
         explanation:
             "<p>Where the time went, and every value the run was made with. The same settings, seed and instruction \
             set give the same numbers again.</p>"

@@ -35,15 +35,14 @@ fn the_page_is_well_formed_self_contained_and_complete() {
         assert_eq!(found, None, "{outside}");
     }
     for id in ["pipeline", "evaluation", "landscape", "training", "frontier", "samples", "settings"] {
-        assert!(html.contains(&format!("<section id=\"{id}\">")), "{id}");
+        assert!(html.contains(&format!("<section id=\"{id}\"")), "{id}");
         assert!(html.contains(&format!("<a href=\"#{id}\">")), "{id}");
     }
-    for number in ["0.702", "0.688 to 0.716", "78.7 %", "(seed 2", "4 min 41 s"].iter().filter(|n| !n.starts_with('('))
-    {
+    for number in ["0.702", "0.688 to 0.716", "78.7 %", "76.0 to 81.4 %", "4 min 41 s"] {
         assert!(html.contains(number), "{number}");
     }
-    assert!(html.contains("SALSA against PPO, win rate: 52.8 % (49.7 % to 55.9 %); this run cannot tell them apart."));
-    assert!(html.contains("SALSA against PPO, difference of gold reward: 0.018 (0.0060 to 0.030); SALSA is better."));
+    assert!(html.contains("SALSA against PPO, win rate: 52.8 % (49.7 to 55.9 %); this run cannot tell them apart."));
+    assert!(html.contains("SALSA against PPO, difference of gold reward: 0.018 (0.006 to 0.030); SALSA is better."));
     assert_eq!(html, fixture::report().html());
 }
 

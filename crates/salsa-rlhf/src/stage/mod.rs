@@ -21,6 +21,7 @@ pub mod encoder;
 mod fixture;
 pub mod generate;
 pub mod inputs;
+pub mod kind;
 pub mod lock;
 pub mod logprobs;
 pub mod next_token;
@@ -81,6 +82,11 @@ impl StageContext {
         })
         .context("cannot listen for Ctrl-C")?;
         Ok(context)
+    }
+
+    /// A context that says nothing and hears no signals.
+    pub fn quiet() -> StageContext {
+        StageContext { talk: Talk::Quiet, ..StageContext::default() }
     }
 
     /// Whether somebody asked to stop. A stage looks after every step, saves a checkpoint and returns [`Interrupted`].

@@ -72,6 +72,7 @@ impl<'a> Comparable<'a> {
         let mut config = record.config.clone();
         if let Value::Object(config) = &mut config {
             config.shift_remove("output_dir");
+            config.shift_remove("output");
         }
         name_by_order(&mut config, &record.inputs);
         Comparable { config, inputs: &record.inputs }
