@@ -1,4 +1,4 @@
-//! SALSA.
+//! SALSA: RLHF with a model soup as the KL reference, from a base checkpoint to a report.
 
 pub mod atomic;
 pub mod chat;
@@ -13,3 +13,4 @@ pub mod report;
 pub mod stage;
 pub mod tensorboard;
 pub mod tokenizer;
+pub mod world;
