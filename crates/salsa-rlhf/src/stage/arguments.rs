@@ -3,7 +3,7 @@ use anyhow::ensure;
 use salsa_engine::{AdamW, Recompute};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Dtype, SaveOptions};
+use crate::checkpoint::Dtype;
 
 /// The keys shared by `pretrain`, `sft`, `reward` and `dpo`; each stage's own struct contains them flat.
 ///
@@ -124,11 +124,6 @@ impl TrainingArguments {
     /// What the backward pass keeps.
     pub fn recompute(&self) -> Recompute {
         if self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
-    }
-
-    /// How weights are saved.
-    pub fn save_options(&self) -> SaveOptions {
-        SaveOptions { dtype: self.save_dtype.into(), ..SaveOptions::default() }
     }
 }
 

@@ -39,6 +39,8 @@ pub mod sft;
 pub mod source;
 pub mod start;
 pub mod tally;
+#[cfg(test)]
+mod tests;
 pub mod trainer;
 
 pub use runner::{Outcome, run_stage};
