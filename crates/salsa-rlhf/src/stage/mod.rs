@@ -22,6 +22,7 @@ mod fixture;
 pub mod generate;
 pub mod inputs;
 pub mod kind;
+pub mod kinds;
 pub mod lock;
 pub mod logprobs;
 pub mod next_token;
