@@ -3,6 +3,7 @@
 pub mod atomic;
 pub mod chat;
 pub mod checkpoint;
+pub mod cli;
 pub mod config;
 pub mod data;
 pub mod metrics;

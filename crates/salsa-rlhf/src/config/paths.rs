@@ -27,6 +27,7 @@ const MODELS: &[&str] = &[
     "value_model",
     "critic_model",
     "ref_model",
+    "ref_model_name_or_path",
     "ingredients",
     "base",
     "base_model",

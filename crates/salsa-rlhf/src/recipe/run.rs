@@ -1,11 +1,14 @@
 //! Runs the stages of a recipe in order.
-use std::{fs, path::Path};
+use std::fs;
 
 use anyhow::{Context, bail};
 use serde_json::{Map, Value, json};
 
 use super::Recipe;
-use crate::stage::{Outcome, StageContext, inputs::Input, run_stage};
+use crate::{
+    atomic,
+    stage::{Outcome, StageContext, inputs::Input, run_stage},
+};
 
 impl Recipe {
     /// Runs every stage that has not run yet, and returns how each one came by its results.
@@ -17,8 +20,8 @@ impl Recipe {
     pub fn run(&self, context: &StageContext) -> anyhow::Result<Vec<Outcome>> {
         fs::create_dir_all(&self.out).with_context(|| format!("cannot make {}", self.out.display()))?;
         let resolved = serde_json::to_string_pretty(&self.resolved()?).context("JSON")? + "\n";
-        write(&self.out.join("recipe.yaml"), self.text.as_bytes())?;
-        write(&self.out.join("resolved.json"), resolved.as_bytes())?;
+        atomic::write(&self.out.join("recipe.yaml"), self.text.as_bytes())?;
+        atomic::write(&self.out.join("resolved.json"), resolved.as_bytes())?;
         let width = self.steps.iter().map(|step| step.name.chars().count()).max().unwrap_or(0);
         let mut outcomes = Vec::new();
         for (i, step) in self.steps.iter().enumerate() {
@@ -83,8 +86,4 @@ fn collect(value: &Value, path: &str, numbers: &mut Vec<(String, String)>) {
         }
         _ => {}
     }
-}
-
-fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -1,9 +1,10 @@
 //! What every supervised stage can be told: the keys of Hugging Face's `TrainingArguments`, under their own names.
 use anyhow::ensure;
+use salsa_algo::schedule::{self, Decay, Warmup};
 use salsa_engine::{AdamW, Recompute};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Dtype, SaveOptions};
+use crate::checkpoint::Dtype;
 
 /// The keys shared by `pretrain`, `sft`, `reward` and `dpo`; each stage's own struct contains them flat.
 ///
@@ -121,14 +122,18 @@ impl TrainingArguments {
         }
     }
 
+    /// How the learning rate rises and falls.
+    pub fn schedule(&self) -> schedule::Schedule {
+        let warmup = match self.warmup_steps {
+            0 => Warmup::Ratio(self.warmup_ratio),
+            steps => Warmup::Steps(steps as usize),
+        };
+        schedule::Schedule { warmup, decay: self.lr_scheduler_type.into() }
+    }
+
     /// What the backward pass keeps.
     pub fn recompute(&self) -> Recompute {
         if self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
-    }
-
-    /// How weights are saved.
-    pub fn save_options(&self) -> SaveOptions {
-        SaveOptions { dtype: self.save_dtype.into(), ..SaveOptions::default() }
     }
 }
 
@@ -146,6 +151,16 @@ pub enum Schedule {
     Linear,
     /// Falls along half a cosine to 0 at the last step.
     Cosine,
+}
+
+impl From<Schedule> for Decay {
+    fn from(kind: Schedule) -> Decay {
+        match kind {
+            Schedule::Constant => Decay::Constant,
+            Schedule::Linear => Decay::Linear,
+            Schedule::Cosine => Decay::Cosine,
+        }
+    }
 }
 
 /// Number type of weights in a file.

@@ -1,13 +1,14 @@
 //! What a stage was made from: paths and their SHA-256.
 use std::{
-    fs::{self, File},
-    io::Read,
+    fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::atomic;
 
 /// One input of a stage: a file, a data folder or a model directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +32,7 @@ impl Input {
     /// If it does not exist or cannot be read.
     pub fn read(path: &Path) -> anyhow::Result<Input> {
         let kind = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let sha256 = if kind.is_dir() { directory(path)? } else { hex(&file(path)?) };
+        let sha256 = if kind.is_dir() { directory(path)? } else { atomic::sha256_file(path)? };
         Ok(Input { path: path.to_owned(), sha256 })
     }
 }
@@ -47,7 +48,7 @@ fn directory(dir: &Path) -> anyhow::Result<String> {
     for name in names {
         digest.update(name.as_bytes());
         digest.update([0]);
-        digest.update(file(&dir.join(&name))?);
+        digest.update(atomic::sha256_file(&dir.join(&name))?);
     }
     Ok(hex(&digest.finalize()))
 }
@@ -67,21 +68,6 @@ fn list(dir: &Path, prefix: &str, names: &mut Vec<String>) -> anyhow::Result<()>
         }
     }
     Ok(())
-}
-
-fn file(path: &Path) -> anyhow::Result<[u8; 32]> {
-    let read = || -> std::io::Result<[u8; 32]> {
-        let mut file = File::open(path)?;
-        let mut digest = Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(digest.finalize().into()),
-                read => digest.update(&buffer[..read]),
-            }
-        }
-    };
-    read().with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -24,6 +24,7 @@ pub mod generate;
 pub mod inputs;
 pub mod kind;
 pub mod kitchen;
+pub mod kinds;
 pub mod lock;
 pub mod logprobs;
 pub mod next_token;
@@ -42,7 +43,10 @@ pub mod sft;
 pub mod source;
 pub mod start;
 pub mod tally;
+#[cfg(test)]
+mod tests;
 pub mod trainer;
+pub mod winrate;
 
 pub use runner::{Outcome, run_stage};
 

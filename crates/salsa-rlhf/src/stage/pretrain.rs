@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     chat::{BUILTIN_SPECIAL_TOKENS, BUILTIN_TEMPLATE, ChatTemplate},
-    checkpoint::{self, Companions},
+    checkpoint::{self, Companions, Family, SaveOptions, SpecialTokens},
     data::{Content, Example},
     tokenizer::{SpecialTokenNames, Tokenizer},
 };
@@ -176,15 +176,9 @@ pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Va
     let outcome = trainer::train(&job, &mut model, &data, eval.as_ref().map(|eval| eval as &dyn Objective))?;
     start::write_trainer_state(&config.output_dir, &config.training, &outcome)?;
     vocabulary.tokenizer.save(&config.output_dir, &vocabulary.names, vocabulary.template.as_deref())?;
-    let options = config.training.save_options();
-    checkpoint::save(
-        &config.output_dir,
-        model.spec(),
-        model.weights(),
-        &Companions::none(),
-        &vocabulary.special_ids(),
-        &options,
-    )?;
+    let dtype = config.training.save_dtype.into();
+    let options = SaveOptions::new(Family::for_spec(model.spec()), vocabulary.special_tokens(), dtype);
+    checkpoint::save(&config.output_dir, model.spec(), model.weights(), &Companions::none(), &[], &options)?;
     Ok(json!({"training": outcome.to_json(), "windows": windows, "tokens": tokens, "parameters": parameters}))
 }
 
@@ -222,13 +216,9 @@ impl Vocabulary {
         Ok(Encoder::new(self.tokenizer.clone(), template, vec![end]))
     }
 
-    fn special_ids(&self) -> Vec<(&'static str, Value)> {
-        let ids = [
-            ("bos_token_id", &self.names.bos),
-            ("eos_token_id", &self.names.eos),
-            ("pad_token_id", &self.names.pad),
-        ];
-        ids.into_iter().map(|(key, name)| (key, json!(self.id(name)))).collect()
+    fn special_tokens(&self) -> SpecialTokens {
+        let SpecialTokenNames { bos, eos, pad } = &self.names;
+        SpecialTokens { bos: self.id(bos), eos: self.id(eos).into_iter().collect(), pad: self.id(pad) }
     }
 }
 

@@ -16,6 +16,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::{inputs::Input, lock::Lock, record::Record};
+use crate::atomic;
 
 /// How a stage came by its results.
 #[derive(Clone, Debug, PartialEq)]
@@ -182,11 +183,7 @@ fn remove(path: &Path) -> anyhow::Result<()> {
 fn write(path: &Path, value: &Value) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(value).context("JSON")?;
     text.push('\n');
-    let part = path.with_extension("json.tmp");
-    fs::write(&part, text)
-        .and_then(|()| fs::File::open(&part)?.sync_all())
-        .and_then(|()| fs::rename(&part, path))
-        .with_context(|| format!("cannot write {}", path.display()))
+    atomic::write(path, text.as_bytes())
 }
 
 #[cfg(test)]

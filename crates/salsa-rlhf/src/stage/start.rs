@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{arguments::TrainingArguments, encoder::Encoder, source::DataSource, trainer::Outcome};
 use crate::{
-    checkpoint::{self, Checkpoint, Companions},
+    checkpoint::{self, Checkpoint, Companions, SaveOptions},
     metrics::{self, TrainerState},
 };
 
@@ -113,7 +113,7 @@ pub fn save(
 ) -> anyhow::Result<()> {
     write_trainer_state(output_dir, arguments, outcome)?;
     let companions = Companions::from_dir(source.dir())?;
-    let options = arguments.save_options();
+    let options = SaveOptions { dtype: arguments.save_dtype.into(), ..SaveOptions::like(source) };
     checkpoint::save(output_dir, model.spec(), model.weights(), &companions, extra_config, &options)
 }
 
