@@ -11,7 +11,7 @@ use super::{
 macro_rules! kinds {
     ($($name:literal => $module:ident::$config:ident, $product:expr;)*) => {
         $(impl Stage for $module::$config {
-            fn validate(&self) -> anyhow::Result<()> {
+            fn check(&self) -> anyhow::Result<()> {
                 $module::$config::validate(self)
             }
 
