@@ -15,7 +15,7 @@ use super::{
     StageContext,
     encoder::Encoder,
     ppo::{
-        RewardModel,
+        RewardModel, ScoreScale,
         config::Gold,
         load_prompts,
         rollout::{Rollouts, split},
@@ -244,7 +244,7 @@ impl<'a> Bench<'a> {
         let first = baseline.paths().into_iter().next().context("the baseline names no model")?;
         let checkpoint = Checkpoint::open(first)?;
         let encoder = Encoder::open(&checkpoint)?;
-        let (reward_model, _) = RewardModel::open(&config.reward_model_path, &checkpoint.spec, true)?;
+        let (reward_model, _) = RewardModel::open(&config.reward_model_path, &checkpoint.spec, ScoreScale::Normalized)?;
         let mut sets = Vec::new();
         for set in &config.datasets {
             let longest = config.max_prompt_length;

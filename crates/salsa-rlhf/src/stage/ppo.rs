@@ -207,6 +207,15 @@ pub(super) struct TextPrompt {
     pub tokens: Vec<u32>,
 }
 
+/// Whether scores are used as they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScoreScale {
+    /// As the head gives them.
+    Raw,
+    /// Less the mean and over the deviation that the reward model was saved with, if it was.
+    Normalized,
+}
+
 /// A frozen reward model and the scale of its scores.
 pub(super) struct RewardModel {
     model: Model,
@@ -221,7 +230,7 @@ impl RewardModel {
     }
 
     /// The frozen reward model, and shape and weights of the critic that starts from it.
-    pub(super) fn open(path: &Path, policy: &ModelSpec, normalize: bool) -> anyhow::Result<(RewardModel, (ModelSpec, Vec<f32>))> {
+    pub(super) fn open(path: &Path, policy: &ModelSpec, scale: ScoreScale) -> anyhow::Result<(RewardModel, (ModelSpec, Vec<f32>))> {
         ensure!(!path.as_os_str().is_empty(), "no reward model is given; say reward_model_path: DIR");
         let checkpoint = Checkpoint::open(path)?;
         ensure!(
@@ -238,7 +247,7 @@ impl RewardModel {
         );
         let spec = checkpoint.spec.with_head(Head::Scalar);
         let weights = checkpoint.spec.convert(&checkpoint.read_weights()?, &spec, 0);
-        let normalization = checkpoint.score_normalization().filter(|_| normalize);
+        let normalization = checkpoint.score_normalization().filter(|_| scale == ScoreScale::Normalized);
         let (mean, deviation) = normalization.unwrap_or((0.0, 1.0));
         ensure!(deviation > 0.0, "{}: score_std is {deviation}; set normalize_scores: false", path.display());
         let model = Model::new(spec.clone(), weights.clone()).with_context(|| format!("reward model {}", path.display()))?;
@@ -305,7 +314,7 @@ impl<'a> Run<'a> {
         let source = Checkpoint::open(first)?;
         let encoder = Encoder::open(&source)?;
         let (policy_spec, policy_weights) = config.model_name_or_path.read()?;
-        let (reward_model, critic) = RewardModel::open(&config.reward_model_path, &policy_spec, config.normalize_scores)?;
+        let (reward_model, critic) = RewardModel::open(&config.reward_model_path, &policy_spec, config.score_scale())?;
         let mut frozen = FrozenModels::default();
         let reference = Reference::load(&config.reference, &config.model_name_or_path, &policy_spec, &mut frozen)?;
         let anchors = config.anchors.iter().map(|(name, model)| Ok((name.clone(), frozen.load(model, &policy_spec)?)));

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     checkpoint::{Checkpoint, SaveOptions},
     stage::{
+        ppo::ScoreScale,
         arguments::{Schedule, WeightType},
         reference::{ModelSource, ReferenceConfig},
         source::DataSource,
@@ -326,6 +327,11 @@ impl PpoConfig {
             ScorePosition::LastToken => ScoreAt::LastToken,
             ScorePosition::AfterEos => ScoreAt::AfterEos,
         }
+    }
+
+    /// Whether scores are used as they come.
+    pub fn score_scale(&self) -> ScoreScale {
+        if self.normalize_scores { ScoreScale::Normalized } else { ScoreScale::Raw }
     }
 
     /// What is done to scores.
