@@ -1,5 +1,6 @@
 //! What every supervised stage can be told: the keys of Hugging Face's `TrainingArguments`, under their own names.
 use anyhow::ensure;
+use salsa_algo::schedule::{self, Decay, Warmup};
 use salsa_engine::{AdamW, Recompute};
 use serde::{Deserialize, Serialize};
 
@@ -121,6 +122,15 @@ impl TrainingArguments {
         }
     }
 
+    /// How the learning rate rises and falls.
+    pub fn schedule(&self) -> schedule::Schedule {
+        let warmup = match self.warmup_steps {
+            0 => Warmup::Ratio(self.warmup_ratio),
+            steps => Warmup::Steps(steps as usize),
+        };
+        schedule::Schedule { warmup, decay: self.lr_scheduler_type.into() }
+    }
+
     /// What the backward pass keeps.
     pub fn recompute(&self) -> Recompute {
         if self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
@@ -141,6 +151,16 @@ pub enum Schedule {
     Linear,
     /// Falls along half a cosine to 0 at the last step.
     Cosine,
+}
+
+impl From<Schedule> for Decay {
+    fn from(kind: Schedule) -> Decay {
+        match kind {
+            Schedule::Constant => Decay::Constant,
+            Schedule::Linear => Decay::Linear,
+            Schedule::Cosine => Decay::Cosine,
+        }
+    }
 }
 
 /// Number type of weights in a file.

@@ -19,17 +19,21 @@ pub mod dpo;
 pub mod encoder;
 #[cfg(test)]
 mod fixture;
+pub mod evaluate;
 pub mod generate;
 pub mod inputs;
 pub mod kind;
+pub mod kitchen;
 pub mod kinds;
 pub mod lock;
 pub mod logprobs;
 pub mod next_token;
 pub mod order;
 pub mod pairs;
+pub mod ppo;
 pub mod pretrain;
 pub mod record;
+pub mod reference;
 pub mod resume;
 pub mod reward;
 pub mod rows;
@@ -42,6 +46,7 @@ pub mod tally;
 #[cfg(test)]
 mod tests;
 pub mod trainer;
+pub mod winrate;
 
 pub use runner::{Outcome, run_stage};
 

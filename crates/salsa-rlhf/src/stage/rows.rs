@@ -43,6 +43,11 @@ impl Rows {
         Ok(Rows { path: path.to_owned(), rows })
     }
 
+    /// The file, for messages.
+    pub fn name(&self) -> std::path::Display<'_> {
+        self.path.display()
+    }
+
     /// Applies `f` to every row; an error gets the file and line in front.
     ///
     /// # Errors
@@ -75,6 +80,23 @@ impl Row {
         };
         fits(&tokens, spec)?;
         Ok(tokens)
+    }
+
+    /// Prompt and response as this model's own tokenizer writes them, whatever tokens the row itself has; rows without text
+    /// are taken as [`Row::sequence`] takes them.
+    ///
+    /// # Errors
+    /// As [`Row::sequence`].
+    pub fn answer(&self, encoder: Option<&Encoder>, spec: &ModelSpec) -> anyhow::Result<Vec<u32>> {
+        match (encoder, self.response()) {
+            (Some(encoder), Some(response)) => {
+                let response = content(response).context("response")?;
+                let (tokens, _) = encoder.prompt_and_response(&self.prompt()?, &response)?;
+                fits(&tokens, spec)?;
+                Ok(tokens)
+            }
+            _ => self.sequence(encoder, spec),
+        }
     }
 
     /// What a response shall be generated for: the row's `tokens`, `prompt` or `messages`.

@@ -133,7 +133,7 @@ fn fine_tuning_learns_the_answer_and_resumes() {
             sft::run(&SftConfig { output_dir: output_dir.to_owned(), ..config.clone() }, context)
         });
     }
-    let config = SftConfig { training: arguments(30), ..sft_config(dir.path(), &base) };
+    let config = SftConfig { training: arguments(50), learning_rate: 0.02, ..sft_config(dir.path(), &base) };
     let results = sft::run(&config, &quiet()).unwrap();
     assert_eq!(results["examples"], 20);
     assert!(results["training"]["eval"]["loss"].as_f64().unwrap() < 0.5, "{results}");

@@ -111,6 +111,7 @@ pub fn train(
     let arguments = job.arguments;
     let plan = plan(job, data)?;
     let total = plan.steps().len() as u64;
+    let schedule = arguments.schedule();
     let checkpoints = Checkpoints::new(job.output_dir, job.fingerprint.clone());
     let mut state = resume(job, &checkpoints, model)?;
     let mut metrics = match state.step {
@@ -122,7 +123,7 @@ pub fn train(
 
     while state.step < total {
         let step = &plan.steps()[state.step as usize];
-        let learning_rate = learning_rate(job, state.step, total);
+        let learning_rate = job.learning_rate * schedule.factor(state.step as usize, total as usize);
         let tally = optimizer_step(arguments, model, data, step, learning_rate)
             .with_context(|| format!("{} stopped at step {} of {total}", job.title, state.step + 1))?;
         state.advance(step, &tally, data);
@@ -236,11 +237,6 @@ fn resume(job: &Job<'_>, checkpoints: &Checkpoints, model: &mut Trainable) -> an
     restored.restore_model("model", model)?;
     eprintln!("{}: resuming after step {}", job.title, restored.step);
     serde_json::from_value(restored.state).context("state of the checkpoint")
-}
-
-/// Learning rate of the step after `done` of `total` steps.
-fn learning_rate(job: &Job<'_>, done: u64, total: u64) -> f64 {
-    job.learning_rate
 }
 
 /// Whether something that happens every `every` steps, and at the end, happens after `step`.
