@@ -29,7 +29,7 @@ pub mod names {
     /// Mean KL per response to the soup, the other common anchor.
     pub const KL_SOUP: &str = "objective/kl_soup";
     /// Mean entropy of the policy per token, in nats.
-    pub const ENTROPY: &str = "objective/entropy";
+    pub const ENTROPY: &str = "policy/entropy_avg";
     /// Mean response length in tokens.
     pub const LENGTH: &str = "val/response_length";
     /// Share of responses without a single token before the end token.

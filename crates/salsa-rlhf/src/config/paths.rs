@@ -34,7 +34,7 @@ const MODELS: &[&str] = &[
 ];
 
 /// Keys whose mappings have names of the reader's choice, with model directories as values.
-const MODEL_MAPS: &[&str] = &["anchors", "arms"];
+const MODEL_MAPS: &[&str] = &["anchors", "arms", "runs"];
 
 /// Keys whose strings are data files or folders, alone or in lists.
 const DATA: &[&str] = &[

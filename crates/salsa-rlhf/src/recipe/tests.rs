@@ -25,7 +25,7 @@ impl Default for Note {
 }
 
 impl Stage for Note {
-    fn validate(&self) -> anyhow::Result<()> {
+    fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(self.times > 0, "times is 0; it must be at least 1");
         Ok(())
     }
@@ -46,7 +46,7 @@ struct Copy {
 }
 
 impl Stage for Copy {
-    fn validate(&self) -> anyhow::Result<()> {
+    fn check(&self) -> anyhow::Result<()> {
         Ok(())
     }
 

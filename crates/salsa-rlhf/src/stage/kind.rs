@@ -13,7 +13,7 @@ pub trait Stage: Serialize + DeserializeOwned + Default + 'static {
     ///
     /// # Errors
     /// If a value makes no sense.
-    fn validate(&self) -> anyhow::Result<()>;
+    fn check(&self) -> anyhow::Result<()>;
 
     /// Does the work and returns the results.
     ///
@@ -96,7 +96,7 @@ fn load<C: Stage>(file: Option<&Path>, overrides: &[(String, String)]) -> anyhow
 }
 
 fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
-    stage.validate()?;
+    stage.check()?;
     let config = serde_json::to_value(&stage)?;
     Ok(Planned { inputs: paths::inputs(&config), config, work: Box::new(move |context| stage.run(context)) })
 }

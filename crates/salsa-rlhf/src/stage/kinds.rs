@@ -2,16 +2,16 @@
 use serde_json::Value;
 
 use super::{
-    StageContext, dpo, generate,
+    StageContext, dpo, evaluate, generate,
     kind::{Kind, Product, Stage},
-    logprobs, pretrain, reward, score, sft,
+    kitchen, logprobs, ppo, pretrain, reward, score, sft,
 };
 
 /// `"name" => module::Config, what it leaves;` — the module's `run` does the work, the configuration's `validate` checks it.
 macro_rules! kinds {
     ($($name:literal => $module:ident::$config:ident, $product:expr;)*) => {
         $(impl Stage for $module::$config {
-            fn validate(&self) -> anyhow::Result<()> {
+            fn check(&self) -> anyhow::Result<()> {
                 $module::$config::validate(self)
             }
 
@@ -29,7 +29,10 @@ kinds! {
     "pretrain" => pretrain::PretrainConfig, Product::Directory;
     "sft" => sft::SftConfig, Product::Directory;
     "reward" => reward::RewardConfig, Product::Directory;
+    "ppo" => ppo::PpoConfig, Product::Directory;
     "dpo" => dpo::DpoConfig, Product::Directory;
+    "evaluate" => evaluate::EvaluateConfig, Product::Directory;
+    "kitchen" => kitchen::KitchenConfig, Product::Directory;
     "generate" => generate::GenerateConfig, Product::File("responses.jsonl");
     "score" => score::ScoreConfig, Product::File("scores.jsonl");
     "logprobs" => logprobs::LogprobsConfig, Product::File("logprobs.jsonl");

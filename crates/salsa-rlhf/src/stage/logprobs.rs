@@ -1,6 +1,7 @@
 //! `salsa logprobs`: the log-probability a model gives to every token of given sequences.
 use std::path::PathBuf;
 
+use anyhow::ensure;
 use salsa_engine::{Batch, Head, Query};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -41,11 +42,23 @@ impl Default for LogprobsConfig {
     }
 }
 
+impl LogprobsConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// If a value makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        ensure!(self.max_tokens_per_batch > 0, "max_tokens_per_batch is 0; it must be at least 1");
+        Ok(())
+    }
+}
+
 /// Writes, for every input line, `logprobs[i] = log p(tokens[i+1] | tokens[..=i])`.
 ///
 /// # Errors
 /// If the model cannot be used, or a line (which is named) cannot.
 pub fn run(config: &LogprobsConfig, _context: &StageContext) -> anyhow::Result<Value> {
+    config.validate()?;
     let Frozen { model, encoder, .. } = Frozen::open(&config.model, Head::LanguageModel)?;
     let rows = Rows::read(&config.input)?;
     let sequences = rows.try_map(|row| row.sequence(encoder.as_ref(), model.spec()))?;

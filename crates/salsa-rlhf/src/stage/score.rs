@@ -1,6 +1,7 @@
 //! `salsa score`: the score a reward model gives to every response.
 use std::path::PathBuf;
 
+use anyhow::ensure;
 use salsa_engine::{Batch, Head, Model, Query};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -41,6 +42,17 @@ impl Default for ScoreConfig {
     }
 }
 
+impl ScoreConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// If a value makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        ensure!(self.max_tokens_per_batch > 0, "max_tokens_per_batch is 0; it must be at least 1");
+        Ok(())
+    }
+}
+
 /// Writes the score of every input line: the scalar at its last token, whichever token that is.
 ///
 /// Lines of `tokens` are scored as they are; a response given as text or messages gets its end token first. If the
@@ -49,6 +61,7 @@ impl Default for ScoreConfig {
 /// # Errors
 /// If the model cannot be used, or a line (which is named) cannot.
 pub fn run(config: &ScoreConfig, _context: &StageContext) -> anyhow::Result<Value> {
+    config.validate()?;
     let Frozen { checkpoint, model, encoder } = Frozen::open(&config.model, Head::Scalar)?;
     let rows = Rows::read(&config.input)?;
     let sequences = rows.try_map(|row| row.sequence(encoder.as_ref(), model.spec()))?;

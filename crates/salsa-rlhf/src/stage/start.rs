@@ -68,6 +68,18 @@ impl Frozen {
     }
 }
 
+/// Shape and flat weights of a checkpoint's language model; a second head that it may have is left out.
+///
+/// # Errors
+/// If the checkpoint is incomplete or a reward model.
+pub fn language_model_weights(path: &Path) -> anyhow::Result<(ModelSpec, Vec<f32>)> {
+    let checkpoint = open(path)?;
+    refuse_missing_language_head(&checkpoint, Head::LanguageModel)?;
+    let (spec, weights) = (checkpoint.spec.with_head(Head::LanguageModel), checkpoint.read_weights()?);
+    let weights = if spec == checkpoint.spec { weights } else { checkpoint.spec.convert(&weights, &spec, 0) };
+    Ok((spec, weights))
+}
+
 /// All that the result of a stage depends on apart from the bytes of its inputs: its configuration without paths.
 ///
 /// # Errors
