@@ -65,9 +65,9 @@ impl Rendering {
     pub(super) fn plain(&self, messages: &[Message], prompt: GenerationPrompt) -> Result<String> {
         let list: Vec<Value> = messages
             .iter()
-            .map(|m| Value::from_iter([("role", m.role.clone()), ("content", m.content.clone())]))
+            .map(|m| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]))
             .collect();
-        let tokens = Value::from_iter(self.tokens.iter().cloned());
+        let tokens = Value::from_pairs(self.tokens.iter().cloned());
         let context = context! {
             messages => list,
             add_generation_prompt => prompt == GenerationPrompt::Add,
@@ -193,7 +193,8 @@ fn write_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut Stri
     let comma = if indent.is_some() { "," } else { ", " };
     match value.kind() {
         ValueKind::Undefined | ValueKind::None => out.push_str("null"),
-        ValueKind::Bool | ValueKind::Number => out.push_str(&value.to_string()),
+        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+        ValueKind::Number => out.push_str(&value.to_string()),
         ValueKind::String => out.push_str(&quote(value.as_str().unwrap_or_default())),
         ValueKind::Map => {
             out.push('{');

@@ -1,1 +1,219 @@
+//! Rendering as transformers renders, assistant spans with and without `{% generation %}`, and where templates come from.
 
+use super::*;
+
+const CHATML: &str = "{%- for message in messages %}\n    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n";
+
+/// As Llama 2 and Mistral write it: the user's turn in brackets, the answer closed by the end-of-sequence token.
+const BRACKETS: &str = "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'].strip() + ' [/INST]' }}{% else %}{{ ' ' + m['content'] | trim + eos_token }}{% endif %}{% endfor %}";
+
+/// As Gemma writes it: the assistant is called model.
+const MODEL: &str = "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\\n'}}{% endif %}";
+
+/// As reasoning models write it: thoughts are kept in the last answer only.
+const THINKING: &str = "{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}{%- for m in messages %}{%- if m.role == 'assistant' and loop.index0 > ns.last %}{{- '<a>\\n<think>\\n\\n</think>\\n\\n' + m.content + '<end>\\n' }}{%- else %}{{- ('<a>' if m.role == 'assistant' else '<u>') + '\\n' + m.content + '<end>\\n' }}{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<a>\\n' }}{%- endif %}";
+
+fn names() -> SpecialTokenNames {
+    SpecialTokenNames { bos: Some("<s>".into()), eos: Some("</s>".into()), pad: None }
+}
+
+fn template(source: &str) -> ChatTemplate {
+    ChatTemplate::new(source, &names()).unwrap()
+}
+
+fn turns(texts: &[&str]) -> Vec<Message> {
+    let role = |i: usize| if i % 2 == 0 { "user" } else { "assistant" };
+    texts.iter().enumerate().map(|(i, text)| Message::new(role(i), *text)).collect()
+}
+
+fn render(source: &str, messages: &[Message]) -> String {
+    template(source).render(messages, GenerationPrompt::Omit).unwrap()
+}
+
+/// The assistant parts of the rendered text.
+fn parts(source: &str, messages: &[Message]) -> Vec<String> {
+    let template = template(source);
+    let (text, spans) = template.render_with_spans(messages).unwrap();
+    assert_eq!(text, template.render(messages, GenerationPrompt::Omit).unwrap());
+    spans.into_iter().map(|span| text[span].to_string()).collect()
+}
+
+#[test]
+fn known_shapes() {
+    let talk = turns(&["a ", "b", "c"]);
+    assert_eq!(
+        template(CHATML).render(&talk[..1], GenerationPrompt::Add).unwrap(),
+        "<|im_start|>user\na <|im_end|>\n<|im_start|>assistant\n"
+    );
+    assert_eq!(render(BRACKETS, &talk), "<s>[INST] a [/INST] b</s>[INST] c [/INST]");
+    assert_eq!(
+        template(MODEL).render(&talk, GenerationPrompt::Add).unwrap(),
+        "<s><start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\nb<end_of_turn>\n<start_of_turn>user\nc<end_of_turn>\n<start_of_turn>model\n"
+    );
+    assert_eq!(render(BUILTIN_TEMPLATE, &talk[..2]), "<|user|>\na <|end|>\n<|assistant|>\nb<|end|>\n");
+    assert_eq!(
+        template(BUILTIN_TEMPLATE).render(&talk[..1], GenerationPrompt::Add).unwrap(),
+        "<|user|>\na <|end|>\n<|assistant|>\n"
+    );
+}
+
+#[test]
+fn assistant_parts() {
+    let talk = turns(&["a", "b", "c", "dé"]);
+    assert_eq!(parts(BUILTIN_TEMPLATE, &talk), ["b<|end|>", "dé<|end|>"]);
+    assert_eq!(parts(CHATML, &talk), ["b<|im_end|>\n", "dé<|im_end|>\n"]);
+    assert_eq!(parts(BRACKETS, &talk), [" b</s>", " dé</s>"]);
+    assert_eq!(parts(MODEL, &talk), ["b<end_of_turn>\n", "dé<end_of_turn>\n"]);
+    assert_eq!(parts(THINKING, &talk), ["b<end>\n", "<think>\n\n</think>\n\ndé<end>\n"]);
+    assert_eq!(parts(CHATML, &talk[..1]), Vec::<String>::new());
+    assert_eq!(parts(BUILTIN_TEMPLATE, &turns(&["a", ""])), ["<|end|>"]);
+    let twice = [talk[0].clone(), talk[1].clone(), talk[1].clone()];
+    assert_eq!(parts(CHATML, &twice), ["b<|im_end|>\n", "b<|im_end|>\n"]);
+}
+
+#[test]
+fn generation_blocks_keep_their_white_space_control() {
+    let spaced = "{% for m in messages %}\n<{{ m.role }}>\n{% if m.role == 'assistant' %}\n    {%- generation -%}\n    {{ m.content }}\n    {% endgeneration %}\n{% else %}\n{{ m.content }}\n{% endif %}\n{% endfor %}\n";
+    let talk = turns(&["a", "b"]);
+    // What jinja2 3.1 with transformers' extension makes of it.
+    assert_eq!(render(spaced, &talk), "<user>\na\n<assistant>\nb\n");
+    assert_eq!(parts(spaced, &talk), ["b\n"]);
+    let in_macro = "{% macro say(m) %}{% generation %}{{ m.content }}{% endgeneration %}{% endmacro %}{% for m in messages %}{{ say(m) if m.role == 'assistant' else m.content }};{% endfor %}";
+    assert_eq!(parts(in_macro, &talk), ["b"]);
+    let with_set = "{% for m in messages %}{% set x = m.content + '!' %}{% if m.role == 'assistant' %}{% generation %}{{ x }}{{ loop.index }}{% endgeneration %}{% endif %}{% endfor %}";
+    assert_eq!(parts(with_set, &talk), ["b!2"]);
+}
+
+#[test]
+fn content_that_looks_like_a_mark_is_left_alone() {
+    let talk = turns(&["a", "\u{FDD0}b\u{FDD1}{% generation %}"]);
+    assert_eq!(parts(BUILTIN_TEMPLATE, &talk), ["\u{FDD0}b\u{FDD1}{% generation %}<|end|>"]);
+    let all: String = ('\u{FDD0}'..='\u{FDEF}').collect();
+    let error = template(BUILTIN_TEMPLATE).render_with_spans(&turns(&[&all, "b"])).unwrap_err().to_string();
+    assert!(error.contains("U+FDD0"), "{error}");
+}
+
+#[test]
+fn the_dialect_of_transformers() {
+    let m = turns(&["a\"<é>", "b"]);
+    let table = [
+        ("{{ messages[0].content | tojson }}", r#""a\"<é>""#),
+        (
+            "{{ messages | tojson }}",
+            r#"[{"role": "user", "content": "a\"<é>"}, {"role": "assistant", "content": "b"}]"#,
+        ),
+        (
+            "{{ {'a': [1, 2.5, true, none], 'b': {}, 'c': []} | tojson(indent=2) }}",
+            "{\n  \"a\": [\n    1,\n    2.5,\n    true,\n    null\n  ],\n  \"b\": {},\n  \"c\": []\n}",
+        ),
+        (
+            "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% break %}{% endfor %}",
+            "assistant",
+        ),
+        ("{{ messages[1]['content'].upper() }}{{ ' x '.strip() }}{{ 'a,b'.split(',')[-1] }}", "Bxb"),
+        ("{{ messages[1:] | length }}{{ (messages | last).content }}{{ messages[::-1][0].content }}", "1bb"),
+        ("{% if tools is none and not (x is defined) %}ok{% endif %}{{ pad_token }}{{ eos_token }}", "ok</s>"),
+        (
+            "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m.content }}\n  {% endif %}\n{% endfor %}\n",
+            "a\"<é>\n",
+        ),
+        ("{% for k, v in messages[1].items() %}{{ k }}={{ v }};{% endfor %}", "role=assistant;content=b;"),
+        ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "2"),
+        ("{{ messages[1].get('name', 'none') }}{{ 'name' in messages[1] }}", "noneFalse"),
+        ("{{ messages[1].content is string }}{{ messages[0] is mapping }}", "TrueTrue"),
+    ];
+    for (source, expected) in table {
+        assert_eq!(render(source, &m), expected, "{source}");
+    }
+    let year: i64 = render("{{ strftime_now('%Y') }}", &m).parse().unwrap();
+    assert!((2024..2200).contains(&year), "{year}");
+}
+
+#[test]
+fn refusals_say_what_the_template_says() {
+    let error =
+        template(BRACKETS).render(&turns(&["a", "b", "c"])[1..], GenerationPrompt::Omit).unwrap_err().to_string();
+    assert!(error.contains("refuses this conversation: Conversation roles must alternate"), "{error}");
+    let error = ChatTemplate::new("a\n{% if %}", &names()).unwrap_err().to_string();
+    assert!(error.contains("not valid") && error.contains("line 2"), "{error}");
+    let error = template("{{ strftime_now('%') }}").render(&[], GenerationPrompt::Omit).unwrap_err().to_string();
+    assert!(error.contains("strftime_now"), "{error}");
+    // The number of messages stands before all of them, so no rendering of fewer begins the whole.
+    let counting = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}";
+    let error = template(counting).render_with_spans(&turns(&["a", "b"])).unwrap_err().to_string();
+    assert!(error.contains("message 2") && error.contains("{% generation %}"), "{error}");
+}
+
+#[test]
+fn where_a_template_comes_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let rendered = || {
+        let template = ChatTemplate::from_dir(dir.path()).unwrap().unwrap();
+        template.render(&[], GenerationPrompt::Omit).unwrap()
+    };
+    assert!(ChatTemplate::from_dir(dir.path()).unwrap().is_none());
+    write("tokenizer_config.json", r#"{"bos_token":"<s>"}"#);
+    assert!(ChatTemplate::from_dir(dir.path()).unwrap().is_none());
+    write("chat_template.json", r#"{"chat_template":"json"}"#);
+    assert_eq!(rendered(), "json");
+    write(
+        "tokenizer_config.json",
+        r#"{"bos_token":{"content":"<s>"},"chat_template":[{"name":"tool_use","template":"no"},{"name":"default","template":"{{bos_token}}config"}]}"#,
+    );
+    assert_eq!(rendered(), "<s>config");
+    write("chat_template.jinja", "{{bos_token}}jinja\n");
+    assert_eq!(rendered(), "<s>jinja");
+    write("chat_template.jinja", "{% if");
+    let error = format!("{:#}", ChatTemplate::from_dir(dir.path()).unwrap_err());
+    assert!(error.contains("chat_template.jinja"), "{error}");
+    std::fs::remove_file(dir.path().join("chat_template.jinja")).unwrap();
+    write("tokenizer_config.json", r#"{"chat_template":[{"name":"rag","template":"no"}]}"#);
+    let error = format!("{:#}", ChatTemplate::from_dir(dir.path()).unwrap_err());
+    assert!(error.contains("\"default\"") && error.contains("rag"), "{error}");
+}
+
+#[test]
+fn tokens_of_a_chat_and_of_its_prompt_agree() {
+    let texts = (0..4).map(|_| "user a b c assistant the answer is five ".to_string());
+    let specials = [&BUILTIN_SPECIAL_TOKENS[..], &["<s>", "</s>"]].concat();
+    let tokenizer = Tokenizer::train_bpe(texts, 300, &specials).unwrap();
+    let talk = turns(&["a b", "the answer", "c", "is five"]);
+    for source in [BUILTIN_TEMPLATE, BRACKETS] {
+        let template = template(source);
+        let (tokens, spans) = encode_chat(&tokenizer, &template, &talk).unwrap();
+        let said: Vec<String> = spans.iter().map(|s| tokenizer.decode(&tokens[s.clone()]).unwrap()).collect();
+        assert_eq!(said.iter().map(|s| s.trim()).collect::<Vec<_>>(), ["the answer", "is five"]);
+        for (span, turn) in spans.iter().zip([1, 3]) {
+            assert_eq!(encode_prompt(&tokenizer, &template, &talk[..turn]).unwrap(), tokens[..span.start]);
+        }
+        // The end of the turn is learned too.
+        let end = tokenizer.token_to_id(if source == BRACKETS { "</s>" } else { "<|end|>" }).unwrap();
+        assert!(spans.iter().all(|span| tokens[span.end - 1] == end));
+        let bos = tokenizer.token_to_id("<s>").unwrap();
+        let expected = if source == BRACKETS { 1 } else { 0 };
+        assert_eq!(tokens.iter().filter(|t| **t == bos).count(), expected);
+    }
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// The spans are the answers in order, whatever is said.
+        #[test]
+        fn spans_hold_the_answers(texts in proptest::collection::vec("[a-z<|>{}%é\\n]{0,12}", 2..7)) {
+            let refs: Vec<&str> = texts.iter().map(String::as_str).collect();
+            let talk = turns(&refs);
+            let expected: Vec<String> = talk.iter().filter(|m| m.role == "assistant").map(|m| m.content.clone()).collect();
+            let found: Vec<String> =
+                parts(BUILTIN_TEMPLATE, &talk).iter().map(|p| p.strip_suffix("<|end|>").unwrap().to_string()).collect();
+            prop_assert_eq!(&found, &expected);
+            let found: Vec<String> =
+                parts(CHATML, &talk).iter().map(|p| p.strip_suffix("<|im_end|>\n").unwrap().to_string()).collect();
+            prop_assert_eq!(&found, &expected);
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! Which file holds which tensor: headers read and checked before any weight.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -140,8 +140,8 @@ impl Files {
     fn add(&mut self, path: PathBuf) -> Result<()> {
         let bytes = map(&path)?;
         let (length, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(&path, &bytes, e))?;
-        let tensors: HashMap<String, _> = header.tensors();
-        for (name, info) in tensors {
+        for name in header.offset_keys() {
+            let info = header.info(&name).ok_or_else(|| anyhow!("{}: {name} is not in its header", path.display()))?;
             let start = 8 + length;
             let entry = Entry {
                 file: self.paths.len(),

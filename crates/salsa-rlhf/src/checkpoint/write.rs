@@ -174,13 +174,19 @@ fn remove_other_weights(dir: &Path, written: &[String]) -> Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
         let entry = entry.with_context(|| format!("cannot list {}", dir.display()))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let weights =
-            name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".safetensors.tmp"));
-        if (weights && !written.contains(&name)) || name == INDEX {
+        let file = name.strip_suffix(".tmp").unwrap_or(&name);
+        if (is_weights(file) && !written.contains(&name)) || name == INDEX {
             remove_if_there(&entry.path())?;
         }
     }
     Ok(())
+}
+
+/// `model.safetensors` or `model-00001-of-00002.safetensors`.
+fn is_weights(name: &str) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let shard = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
+    name == SINGLE || shard.and_then(|rest| rest.split_once("-of-")).is_some_and(|(i, n)| digits(i) && digits(n))
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {

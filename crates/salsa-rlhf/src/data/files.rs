@@ -74,6 +74,9 @@ impl Format {
 }
 
 fn read_file(path: &Path, visit: Visit<'_>) -> Result<String> {
+    if !path.exists() {
+        bail!("there is no data set at {}: give a {KNOWN} file or a folder of them", path.display());
+    }
     let format = Format::of(path).ok_or_else(|| unknown_format(path))?;
     let raw = fs::read(path).with_context(|| format!("cannot read the data set {}", path.display()))?;
     let sha256 = hex(&Sha256::digest(&raw));
@@ -91,9 +94,7 @@ fn read_file(path: &Path, visit: Visit<'_>) -> Result<String> {
 fn unknown_format(path: &Path) -> anyhow::Error {
     let name = path.to_string_lossy().to_lowercase();
     let shown = path.display();
-    if !path.exists() {
-        anyhow!("there is no data set at {shown}: give a {KNOWN} file or a folder of them")
-    } else if name.ends_with(".parquet") {
+    if name.ends_with(".parquet") {
         anyhow!(
             "{shown} is a Parquet file, which cannot be read. Convert it: python -c \"import pandas; pandas.read_parquet('{shown}').to_json('data.jsonl', orient='records', lines=True)\""
         )

@@ -1,5 +1,5 @@
 //! Direct preference optimisation: preferences without reward model and without sampling, against a frozen reference.
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::ensure;
 use salsa_algo::preference::dpo;
@@ -100,15 +100,6 @@ impl DpoConfig {
             DpoLoss::Sigmoid => dpo::Objective::Sigmoid { beta, label_smoothing },
             DpoLoss::Ipo => dpo::Objective::Ipo { beta },
         }
-    }
-
-    /// The files and directories that the stage reads.
-    pub fn inputs(&self) -> Vec<PathBuf> {
-        let models: Vec<&Path> = std::iter::once(&self.model_name_or_path)
-            .chain(&self.ref_model_name_or_path)
-            .map(PathBuf::as_path)
-            .collect();
-        start::inputs(&models, &[Some(&self.dataset), self.eval_dataset.as_ref()])
     }
 }
 

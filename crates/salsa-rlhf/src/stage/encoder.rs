@@ -236,3 +236,106 @@ fn rest<'a>(whole: &'a str, start: &str) -> anyhow::Result<&'a str> {
         format!("the chat template writes a conversation differently once it goes on: {start:?} is not how {whole:?} begins")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        chat::{BUILTIN_SPECIAL_TOKENS, BUILTIN_TEMPLATE},
+        tokenizer::SpecialTokenNames,
+    };
+
+    fn encoder(template: &str) -> Encoder {
+        let texts = ["the cat sat on the mat", "yes and no"].map(str::to_owned);
+        let tokenizer = Tokenizer::train_bpe(texts.into_iter(), 280, &BUILTIN_SPECIAL_TOKENS).unwrap();
+        let names = SpecialTokenNames { bos: None, eos: Some("<|end|>".to_owned()), pad: None };
+        let end = tokenizer.token_to_id("<|end|>").unwrap();
+        Encoder::new(tokenizer, Some(ChatTemplate::new(template, &names).unwrap()), vec![end])
+    }
+
+    fn learned(encoder: &Encoder, sequence: &Sequence) -> Vec<String> {
+        let text = |range: &std::ops::Range<usize>| {
+            encoder.tokenizer.decode_with_special(&sequence.tokens[range.clone()]).unwrap()
+        };
+        sequence.learned.iter().map(text).collect()
+    }
+
+    fn whole(encoder: &Encoder, tokens: &[u32]) -> String {
+        encoder.tokenizer.decode_with_special(tokens).unwrap()
+    }
+
+    fn dialogue() -> Vec<Message> {
+        [("user", "the cat?"), ("assistant", "yes"), ("user", "no"), ("assistant", " sat")]
+            .map(|(role, content)| Message::new(role, content))
+            .to_vec()
+    }
+
+    /// As the built-in template, but without marks around what the assistant says.
+    const UNMARKED: &str = "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>\n' }}\
+                            {% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
+
+    #[test]
+    fn every_assistant_turn_is_learned_with_its_end_and_nothing_else() {
+        for template in [BUILTIN_TEMPLATE, UNMARKED] {
+            let encoder = encoder(template);
+            let sequence = encoder.conversation(&dialogue()).unwrap();
+            assert_eq!(learned(&encoder, &sequence), ["yes<|end|>", " sat<|end|>"]);
+            assert_eq!(sequence.tokens.last(), encoder.ends().first(), "nothing follows the last turn");
+        }
+        let encoder = encoder(UNMARKED);
+        assert_eq!(
+            whole(&encoder, &encoder.conversation(&dialogue()).unwrap().tokens),
+            "<|user|>the cat?<|end|>\n<|assistant|>yes<|end|>\n<|user|>no<|end|>\n<|assistant|> sat<|end|>"
+        );
+    }
+
+    #[test]
+    fn a_turn_is_tokenised_as_it_is_generated() {
+        let encoder = encoder(BUILTIN_TEMPLATE);
+        let messages = dialogue();
+        let (prompt, last) = (Content::Messages(messages[..3].to_vec()), Content::Messages(messages[3..].to_vec()));
+        let (tokens, length) = encoder.prompt_and_response(&prompt, &last).unwrap();
+        assert_eq!(tokens[..length], encoder.prompt(&prompt).unwrap());
+        assert_eq!(tokens, encoder.conversation(&messages).unwrap().tokens);
+        let as_text = encoder.prompt_and_response(&prompt, &Content::Text(" sat".to_owned())).unwrap();
+        assert_eq!(as_text, (tokens, length), "a text after messages is the assistant's message");
+    }
+
+    #[test]
+    fn completions_end_once() {
+        let encoder = encoder(BUILTIN_TEMPLATE);
+        for completion in [" sat", " sat<|end|>", " sat<|end|>\n"] {
+            let example = Example::PromptCompletion {
+                prompt: Content::Text("the cat".to_owned()),
+                completion: Content::Text(completion.to_owned()),
+            };
+            let sequence = encoder.example(&example).unwrap();
+            assert_eq!(learned(&encoder, &sequence), [" sat<|end|>"]);
+            assert_eq!(whole(&encoder, &sequence.tokens), "the cat sat<|end|>");
+        }
+        let text = encoder.example(&Example::Text("yes".to_owned())).unwrap();
+        assert_eq!(whole(&encoder, &text.tokens), "yes<|end|>");
+    }
+
+    #[test]
+    fn what_cannot_be_learned_is_said() {
+        let encoder = encoder(BUILTIN_TEMPLATE);
+        let prompt = Content::Text("the cat".to_owned());
+        let error = encoder.example(&Example::Prompt(prompt)).unwrap_err().to_string();
+        assert!(error.contains("prompts without responses"), "{error}");
+        let error = encoder.conversation(&dialogue()[..1]).unwrap_err().to_string();
+        assert!(error.contains("no message is the assistant's"), "{error}");
+        let bare = Encoder::new(encoder.tokenizer, None, encoder.ends);
+        let error = bare.prompt(&Content::Messages(dialogue())).unwrap_err().to_string();
+        assert!(error.contains("has no chat template"), "{error}");
+    }
+
+    #[test]
+    fn truncation_modes() {
+        let tokens = vec![1, 2, 3];
+        assert_eq!(TruncationMode::KeepStart.apply(tokens.clone(), 2), Some((vec![1, 2], 0)));
+        assert_eq!(TruncationMode::KeepEnd.apply(tokens.clone(), 2), Some((vec![2, 3], 1)));
+        assert_eq!(TruncationMode::Drop.apply(tokens.clone(), 2), None);
+        assert_eq!(TruncationMode::Drop.apply(tokens.clone(), 3), Some((tokens, 0)));
+    }
+}

@@ -1,5 +1,5 @@
 //! A language model from nothing: a tokenizer, random weights, and a lot of text.
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use salsa_engine::{Activation, Head, ModelSpec, NormWeight, Rope, RopeScaling, Trainable};
@@ -109,12 +109,6 @@ impl PretrainConfig {
         );
         ensure!(self.num_attention_heads > 0, "num_attention_heads is 0; it must be at least 1");
         self.training.validate(self.learning_rate, self.num_train_epochs)
-    }
-
-    /// The files and directories that the stage reads.
-    pub fn inputs(&self) -> Vec<PathBuf> {
-        let tokenizer: Vec<&Path> = self.tokenizer_name_or_path.iter().map(PathBuf::as_path).collect();
-        start::inputs(&tokenizer, &[Some(&self.dataset), self.eval_dataset.as_ref()])
     }
 
     /// The model these keys describe, for a vocabulary of the given size.

@@ -77,11 +77,6 @@ impl RewardConfig {
         );
         self.training.validate(self.learning_rate, self.num_train_epochs)
     }
-
-    /// The files and directories that the stage reads.
-    pub fn inputs(&self) -> Vec<PathBuf> {
-        start::inputs(&[&self.model_name_or_path], &[Some(&self.dataset), self.eval_dataset.as_ref()])
-    }
 }
 
 /// Trains a reward model and saves it as a `…ForSequenceClassification` checkpoint with the mean and standard deviation of

@@ -1,5 +1,5 @@
 //! Supervised fine-tuning: learning to give the responses of a data set.
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
 use salsa_engine::Head;
@@ -74,16 +74,6 @@ impl SftConfig {
     pub fn validate(&self) -> anyhow::Result<()> {
         ensure!(self.max_length >= 2, "max_length is {}; it must be at least 2", self.max_length);
         self.training.validate(self.learning_rate, self.num_train_epochs)
-    }
-
-    /// The files and directories that the stage reads.
-    pub fn inputs(&self) -> Vec<PathBuf> {
-        start::inputs(&[&self.model_name_or_path], &[Some(&self.dataset), self.eval_dataset.as_ref()])
-    }
-
-    /// The directory that the stage fills.
-    pub fn output_dir(&self) -> &Path {
-        &self.output_dir
     }
 
     fn batching(&self) -> Batching {

@@ -1,12 +1,12 @@
 //! How stages open and leave checkpoints.
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use salsa_engine::{Head, Model, ModelSpec, Trainable};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{arguments::TrainingArguments, encoder::Encoder, source::DataSource, trainer::Outcome};
+use super::{arguments::TrainingArguments, encoder::Encoder, trainer::Outcome};
 use crate::{
     checkpoint::{self, Checkpoint, Companions, SaveOptions},
     metrics::{self, TrainerState},
@@ -32,7 +32,7 @@ impl Start {
         let encoder = Encoder::open(&checkpoint)?;
         refuse_missing_language_head(&checkpoint, head)?;
         let (spec, weights) = (checkpoint.spec.with_head(head), checkpoint.read_weights()?);
-        let weights = checkpoint.spec.convert(&weights, &spec, arguments.seed);
+        let weights = with_head(&checkpoint, weights, &spec, arguments.seed);
         let model = Trainable::new(spec, weights, arguments.recompute())
             .with_context(|| format!("model {}", path.display()))?;
         Ok(Start { checkpoint, encoder, model })
@@ -62,7 +62,7 @@ impl Frozen {
             bail!("{} is a language model without score.weight; a reward model is needed (salsa reward makes one)", path.display());
         }
         let (spec, weights) = (checkpoint.spec.with_head(head), checkpoint.read_weights()?);
-        let weights = if spec == checkpoint.spec { weights } else { checkpoint.spec.convert(&weights, &spec, 0) };
+        let weights = with_head(&checkpoint, weights, &spec, 0);
         let model = Model::new(spec, weights).with_context(|| format!("model {}", path.display()))?;
         Ok(Frozen { checkpoint, encoder, model })
     }
@@ -90,13 +90,6 @@ pub fn fingerprint(stage: &str, config: &impl Serialize) -> anyhow::Result<Value
         keys.retain(|key, _| !PATHS.contains(&key.as_str()));
     }
     Ok(json!({"stage": stage, "config": config}))
-}
-
-/// The files and directories that a training stage reads.
-pub fn inputs(models: &[&Path], data: &[Option<&DataSource>]) -> Vec<PathBuf> {
-    let models = models.iter().map(|path| path.to_path_buf());
-    let data = data.iter().flatten().flat_map(|source| source.paths()).map(Path::to_path_buf);
-    models.chain(data).filter(|path| !path.as_os_str().is_empty()).collect()
 }
 
 /// Saves a trained model with the tokenizer it came with, and `trainer_state.json`.
@@ -135,6 +128,11 @@ pub fn write_trainer_state(output_dir: &Path, arguments: &TrainingArguments, out
 fn open(path: &Path) -> anyhow::Result<Checkpoint> {
     ensure!(!path.as_os_str().is_empty(), "no model is given; say model_name_or_path: DIR (or --model DIR)");
     Checkpoint::open(path)
+}
+
+/// The checkpoint's weights for a model with the head of `spec`; what it lacks is made from `seed`.
+fn with_head(checkpoint: &Checkpoint, weights: Vec<f32>, spec: &ModelSpec, seed: u64) -> Vec<f32> {
+    if *spec == checkpoint.spec { weights } else { checkpoint.spec.convert(&weights, spec, seed) }
 }
 
 fn refuse_missing_language_head(checkpoint: &Checkpoint, head: Head) -> anyhow::Result<()> {

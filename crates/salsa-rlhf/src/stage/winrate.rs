@@ -52,6 +52,22 @@ impl Default for WinrateConfig {
     }
 }
 
+impl WinrateConfig {
+    /// Checks ranges and relations.
+    ///
+    /// # Errors
+    /// If a value makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        ensure!(self.tie_margin >= 0.0, "tie_margin is {}; it must be at least 0", self.tie_margin);
+        ensure!(self.resamples > 0, "resamples is 0; it must be at least 1");
+        match (self.judge, &self.reward_model_path) {
+            (Judge::Gold, Some(_)) => bail!("judge is gold, so reward_model_path has no use; leave one of them out"),
+            (Judge::RewardModel, None) => bail!("judge is reward_model; say which: reward_model_path: DIR"),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Who says which answer is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -68,7 +84,7 @@ pub enum Judge {
 /// # Errors
 /// If the files do not answer the same prompts, a line (which is named) cannot be used, or the reward model cannot.
 pub fn run(config: &WinrateConfig, _context: &StageContext) -> anyhow::Result<Value> {
-    ensure!(config.tie_margin >= 0.0, "tie_margin is {}; it must be at least 0", config.tie_margin);
+    config.validate()?;
     let (ours, theirs) = (Rows::read(&config.answers)?, Rows::read(&config.baseline)?);
     let pairs = pairs(&ours, &theirs)?;
     let judge = Bench::open(config)?;
@@ -164,15 +180,9 @@ enum Bench {
 
 impl Bench {
     fn open(config: &WinrateConfig) -> anyhow::Result<Bench> {
-        match (config.judge, &config.reward_model_path) {
-            (Judge::Gold, None) => Ok(Bench::Gold),
-            (Judge::Gold, Some(_)) => bail!("judge is gold, so reward_model_path has no use; leave one of them out"),
-            (Judge::RewardModel, None) => bail!("judge is reward_model; say which: reward_model_path: DIR"),
-            (Judge::RewardModel, Some(path)) => {
-                let judge = Box::new(Frozen::open(path, Head::Scalar)?);
-                Ok(Bench::RewardModel { judge, max_tokens_per_batch: config.max_tokens_per_batch })
-            }
-        }
+        let Some(path) = &config.reward_model_path else { return Ok(Bench::Gold) };
+        let judge = Box::new(Frozen::open(path, Head::Scalar)?);
+        Ok(Bench::RewardModel { judge, max_tokens_per_batch: config.max_tokens_per_batch })
     }
 
     fn scores(&self, title: &str, rows: &Rows) -> anyhow::Result<Vec<f64>> {

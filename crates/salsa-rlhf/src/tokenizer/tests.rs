@@ -1,1 +1,232 @@
+//! Training, saving, loading, offsets, and the real tokenizers where they are.
 
+use super::*;
+
+fn corpus(repeat: usize) -> impl Iterator<Item = String> + Send {
+    let texts =
+        ["the quick brown fox ", "jumps over the lazy dog 1234\n", "naïve café — \"quoted\" ", "aaaa abab baba "];
+    (0..repeat).map(move |i| texts.iter().cycle().skip(i % 4).take(4).copied().collect::<String>())
+}
+
+fn trained() -> Tokenizer {
+    Tokenizer::train_bpe(corpus(8), 300, &["<|pad|>", "<|end|>"]).unwrap()
+}
+
+#[test]
+fn ids_are_special_tokens_then_bytes_then_merges() {
+    let tokenizer = trained();
+    assert_eq!(tokenizer.vocab_size(), 300);
+    assert_eq!((tokenizer.token_to_id("<|pad|>"), tokenizer.token_to_id("<|end|>")), (Some(0), Some(1)));
+    let bytes = (2..258).map(|id| tokenizer.inner.id_to_token(id).unwrap().chars().count());
+    assert!(bytes.into_iter().all(|length| length == 1));
+    assert!(tokenizer.inner.id_to_token(258).unwrap().chars().count() > 1);
+}
+
+#[test]
+fn digits_are_single_tokens() {
+    assert_eq!(trained().encode("1234").unwrap().len(), 4);
+}
+
+#[test]
+fn special_tokens_are_recognised_and_not_decoded() {
+    let tokenizer = trained();
+    let ids = tokenizer.encode("the<|end|>").unwrap();
+    assert_eq!(ids.last(), Some(&1));
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "the");
+    assert_eq!(tokenizer.decode_with_special(&ids).unwrap(), "the<|end|>");
+}
+
+#[test]
+fn training_is_a_function_of_the_texts() {
+    let texts: Vec<String> =
+        corpus(40).enumerate().map(|(i, t)| format!("{t}{i} {}", "xyxyx yxyy ".repeat(i % 7))).collect();
+    let train = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let tokenizer = pool.install(|| Tokenizer::train_bpe(texts.iter().cloned(), 700, &["<|end|>"])).unwrap();
+        tokenizer.inner.to_string(true).unwrap()
+    };
+    let first = train(1);
+    for round in 0..8 {
+        assert!(train(1 + round % 4) == first, "round {round} differs");
+    }
+}
+
+#[test]
+fn too_small_a_vocabulary_is_refused() {
+    let error = Tokenizer::train_bpe(corpus(1), 257, &["a", "b"]).unwrap_err().to_string();
+    assert!(error.contains("257 is too small") && error.contains("258"), "{error}");
+    assert!(Tokenizer::train_bpe(corpus(1), 300, &["a", "a"]).unwrap_err().to_string().contains("twice"));
+}
+
+#[test]
+fn a_saved_tokenizer_is_the_same() {
+    let (dir, tokenizer) = (tempfile::tempdir().unwrap(), trained());
+    let names = SpecialTokenNames { bos: None, eos: Some("<|end|>".into()), pad: Some("<|pad|>".into()) };
+    tokenizer.save(dir.path(), &names, Some("{{ messages }}")).unwrap();
+    let loaded = Tokenizer::from_dir(dir.path()).unwrap();
+    assert_eq!(loaded.names(), &names);
+    assert_eq!((loaded.bos(), loaded.eos(), loaded.pad()), (None, Some(1), Some(0)));
+    let text = "the lazy café <|end|> \u{1F98A}\n\n  x";
+    assert_eq!(loaded.encode(text).unwrap(), tokenizer.encode(text).unwrap());
+    assert_eq!(std::fs::read_to_string(dir.path().join("chat_template.jinja")).unwrap(), "{{ messages }}");
+    let wrong = SpecialTokenNames { eos: Some("</s>".into()), ..names };
+    assert!(tokenizer.save(dir.path(), &wrong, None).unwrap_err().to_string().contains("eos_token \"</s>\""));
+}
+
+#[test]
+fn names_are_read_in_both_spellings() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = r#"{"bos_token":{"content":"<s>","lstrip":false},"eos_token":"</s>","pad_token":null}"#;
+    std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+    std::fs::write(dir.path().join("special_tokens_map.json"), r#"{"pad_token":"<pad>","eos_token":"no"}"#).unwrap();
+    let names = SpecialTokenNames::from_dir(dir.path()).unwrap();
+    assert_eq!(
+        names,
+        SpecialTokenNames { bos: Some("<s>".into()), eos: Some("</s>".into()), pad: Some("<pad>".into()) }
+    );
+}
+
+#[test]
+fn refusals() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("has no tokenizer.json"), "{error}");
+    std::fs::write(dir.path().join("tokenizer.model"), b"x").unwrap();
+    let error = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("AutoTokenizer"), "{error}");
+    std::fs::write(dir.path().join("tokenizer.json"), b"{}").unwrap();
+    let error = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json is no valid"), "{error}");
+    trained().save(dir.path(), &SpecialTokenNames::default(), None).unwrap();
+    std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token":"</s>"}"#).unwrap();
+    let error = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("\"</s>\""), "{error}");
+}
+
+/// A tokenizer whose post-processor puts `<s>` first, as Llama's does.
+fn with_bos() -> Tokenizer {
+    let mut tokenizer = Tokenizer::train_bpe(corpus(4), 300, &["<s>"]).unwrap();
+    let template = tokenizers::processors::template::TemplateProcessing::builder()
+        .try_single("<s> $A")
+        .unwrap()
+        .special_tokens(vec![("<s>", 0)])
+        .build()
+        .unwrap();
+    tokenizer.inner.with_post_processor(Some(template));
+    tokenizer.names.bos = Some("<s>".into());
+    tokenizer
+}
+
+#[test]
+fn bos_is_added_once() {
+    let tokenizer = with_bos();
+    let plain = tokenizer.encode("the").unwrap();
+    assert_ne!(plain[0], 0);
+    let expected = [&[0], &plain[..]].concat();
+    assert_eq!(tokenizer.encode_with_special("the").unwrap(), expected);
+    assert_eq!(tokenizer.encode_with_special("<s>the").unwrap(), expected);
+    assert_eq!(tokenizer.encode("<s>the").unwrap(), expected);
+    assert_eq!(tokenizer.encode_with_special("").unwrap(), [0]);
+}
+
+#[test]
+fn spans_become_the_tokens_that_touch_them() {
+    // "the", " " reported as empty at its end, "quick", "fox"
+    let offsets = [(0, 3), (4, 4), (4, 9), (9, 12)];
+    // Whole tokens, a part of one, parts of two, white space, and nothing.
+    for (span, tokens) in [(0..3, 0..1), (5..6, 2..3), (8..10, 2..4), (2..4, 0..2), (3..4, 1..2), (12..12, 0..0)] {
+        assert_eq!(tokens_of(&span, &offsets), tokens, "{span:?}");
+    }
+    let tokenizer = trained();
+    let text = "the fox\n café ";
+    let (ids, tokens) = tokenizer.encode_with_spans(text, &[0..text.len(), 4..7, 7..8]).unwrap();
+    assert_eq!(tokens[0], 0..ids.len());
+    assert_eq!(tokenizer.decode(&ids[tokens[1].clone()]).unwrap().trim(), "fox");
+    assert_eq!(tokenizer.decode(&ids[tokens[2].clone()]).unwrap(), "\n");
+}
+
+#[test]
+fn the_real_tokenizers_give_the_documented_ids() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
+    let text = "\n\nHuman: What is 2 + 2?\n\nAssistant: It is 4.";
+    let first: &[u32] = &[
+        10, 10, 72, 485, 288, 58, 892, 351, 32, 50, 32, 43, 32, 50, 1995, 10, 65, 410, 511, 446, 58, 596, 351, 32, 52,
+        46,
+    ];
+    let second: &[u32] = &[
+        94, 94, 39, 253, 124, 25, 1892, 156, 95, 17, 714, 95, 17, 30, 94, 94, 32, 1072, 251, 249, 25, 467, 156, 95, 19,
+        13,
+    ];
+    let table = [("tokenizer.json", 2000, first, 450_857), ("tiny_bpe_tokenizer.json", 2003, second, 489_956)];
+    for (name, size, ids, length) in table {
+        let path = root.join("tokenizers/torchtune").join(name);
+        let play = root.join("text/tinyshakespeare.txt");
+        if !path.exists() || !play.exists() {
+            println!("skipped: {} is not there", path.display());
+            continue;
+        }
+        let tokenizer = Tokenizer::from_file(&path).unwrap();
+        assert_eq!(tokenizer.vocab_size(), size, "{name}");
+        assert_eq!(tokenizer.encode(text).unwrap(), ids, "{name}");
+        assert_eq!(tokenizer.decode(ids).unwrap(), text, "{name}");
+        let play = std::fs::read_to_string(play).unwrap();
+        let tokens = tokenizer.encode(&play).unwrap();
+        assert_eq!(tokens.len(), length, "{name}");
+        assert_eq!(tokenizer.decode(&tokens).unwrap(), play, "{name}");
+    }
+}
+
+#[test]
+fn training_on_real_text_is_a_function_of_the_text() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/text/tinyshakespeare.txt");
+    let Ok(play) = std::fs::read_to_string(&path) else {
+        println!("skipped: {} is not there", path.display());
+        return;
+    };
+    let train = || {
+        let texts = play[..200_000].split("\n\n").map(str::to_string).collect::<Vec<_>>();
+        Tokenizer::train_bpe(texts.into_iter(), 2000, &["<|end|>"]).unwrap().inner.to_string(false).unwrap()
+    };
+    let first = train();
+    for _ in 0..3 {
+        assert!(train() == first);
+    }
+}
+
+/// Few letters make many ties between pairs, and many ways to the same token: where an order left to chance would show.
+#[test]
+fn ties_are_not_broken_by_chance() {
+    for seed in 0..40u64 {
+        let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut letter = || {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            ['a', 'b', 'c', ' ', 'a'][(x % 5) as usize]
+        };
+        let texts: Vec<String> = (0..20).map(|_| (0..40).map(|_| letter()).collect()).collect();
+        let train = || Tokenizer::train_bpe(texts.iter().cloned(), 340, &[]).unwrap().inner.to_string(false).unwrap();
+        let first = train();
+        assert!((0..3).all(|_| train() == first), "seed {seed}");
+    }
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Any text comes back from its tokens, byte for byte.
+        #[test]
+        fn decoding_undoes_encoding(text in any::<String>()) {
+            thread_local!(static TOKENIZER: Tokenizer = trained());
+            TOKENIZER.with(|tokenizer| {
+                let ids = tokenizer.encode(&text).unwrap();
+                prop_assert!(ids.iter().all(|id| (*id as usize) < tokenizer.vocab_size()));
+                prop_assert_eq!(tokenizer.decode_with_special(&ids).unwrap(), text.clone());
+                Ok(())
+            })?;
+        }
+    }
+}
