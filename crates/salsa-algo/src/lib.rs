@@ -1,1 +1,46 @@
-//! The arithmetic of RLHF.
+//! The arithmetic of RLHF, with no dependencies: plain slices in, plain values out, gradients in closed form.
+//!
+//! A loss here is a pure function of log-probabilities and values, and it returns its own derivative with respect to
+//! them. Whatever computes those numbers (a transformer, a table, a test) multiplies on. So every formula of a PPO
+//! run can be read on one page and checked with a pencil.
+//!
+//! # Layout
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`kl`] | per-token KL estimators k1, k2, k3; the fixed and the adaptive coefficient |
+//! | [`reward`] | from one score per response and one KL per token to one reward per slot |
+//! | [`gae`] | advantages and returns |
+//! | [`whiten`] | mean and variance of a batch; whitening with the mean removed or kept |
+//! | [`ppo`] | the clipped policy and value losses, their derivatives and their statistics |
+//! | [`preference`] | losses on pairs: Bradley–Terry for reward models, DPO and IPO for policies |
+//! | [`soup`] | averaging weights: mean, line, arc, task arithmetic, TIES, DARE; angles between task vectors |
+//! | [`stats`] | win rates, intervals, bootstrap, quantiles |
+//! | [`schedule`] | learning-rate schedules |
+//! | [`random`] | the counter-based generator behind DARE and the bootstrap |
+//!
+//! # Conventions
+//!
+//! - One response is one slice of real tokens: no padding, no masks. A batch is responses laid end to end.
+//! - A **score** is one number per response, a **reward** one per slot. A *slot* is a token, or the one place after EOS
+//!   where [`reward::ScoreAt::AfterEos`] puts the score.
+//! - Everything is `f64`, except [`soup`], which works on `f32` weights in `f32` arithmetic.
+//! - Losses are means whose denominators the caller passes in: the parts of a minibatch that is processed in
+//!   several micro-batches then add up to the loss of the whole, token by token, however it was cut.
+//! - Lengths that do not fit together are a defect of the caller and panic; numbers a person may have typed (soup
+//!   weights, densities) are checked and come back as an error. NaN is passed on, never swallowed.
+#![forbid(unsafe_code)]
+
+pub mod gae;
+pub mod kl;
+pub mod ppo;
+pub mod preference;
+pub mod random;
+pub mod reward;
+pub mod schedule;
+pub mod soup;
+pub mod stats;
+pub mod whiten;
+
+#[cfg(test)]
+mod finite_difference;

@@ -1,1 +1,92 @@
-//! The transformer engine.
+//! A transformer engine for RLHF: packed forward and hand-derived backward passes, KV-cache decoding, AdamW.
+//!
+//! The engine knows nothing of losses, data or what a reward means. A loss meets a model at two places, the log-prob of
+//! a token and one scalar per position; it is computed outside, and its gradient at those two places comes back in.
+//!
+//! ```
+//! use salsa_engine::*;
+//! let mut model = Trainable::new(tiny(), tiny().init(1), Recompute::KeepActivations)?;
+//! let (mut batch, mut query) = (Batch::new(), Query::default());
+//! let rows = batch.push(&[1, 2, 3]);
+//! query.push_logprobs(rows, &[1, 2, 3], 1);              // log p(2 | 1), log p(3 | 1, 2)
+//! let before = model.forward(&batch, &query).logprobs;
+//! let (_, tape) = model.forward_train(&batch, &query);
+//! model.backward(tape, &OutputGradient { d_logprobs: &[-0.5, -0.5], d_values: &[] });
+//! model.adamw_step(&AdamW::default(), 1e-3)?;            // the mean negative log-prob goes down
+//! let after = model.forward(&batch, &query).logprobs;
+//! assert!(after[0] + after[1] > before[0] + before[1]);
+//! # Ok::<(), ModelError>(())
+//! ```
+//!
+//! # Layout
+//!
+//! | module | what |
+//! |---|---|
+//! | [`spec`] | a model's shape and the layout of its flat weights |
+//! | [`batch`] | packed sequences, queries, outputs |
+//! | [`model`] | forward, backward, decoding, optimizer step, written once against [`backend::Backend`] |
+//! | [`backend`] | the operations; [`backend::cpu`] does them on the processor |
+//! | [`random`] | counter-based random numbers |
+//!
+//! # Promises
+//!
+//! On the CPU a sequence's numbers do not depend on the other sequences of the batch, on the number of threads, or on
+//! whether they were computed by decoding or by a training pass. Every reduction has a fixed order.
+
+pub mod backend;
+pub mod batch;
+mod error;
+pub mod model;
+pub mod random;
+pub mod spec;
+
+pub use batch::{Batch, Output, OutputGradient, Query};
+pub use error::ModelError;
+pub use model::{
+    AdamW, Finish, OptimizerState, Prompt, Recompute, Response, Sampling, Tape, TrainableTransformer, Transformer,
+    geometric_logprobs,
+};
+pub use spec::{Activation, Head, ModelSpec, NormWeight, Rope, RopeScaling, TensorView};
+
+/// A model on the CPU whose weights do not change.
+pub type Model = Transformer<backend::cpu::Cpu>;
+/// A model on the CPU in training.
+pub type Trainable = TrainableTransformer<backend::cpu::Cpu>;
+
+/// The instruction set of the kernels in use: `avx512`, `avx2`, `neon` or `scalar`. See [`check_isa`] for `SALSA_ISA`.
+pub fn isa() -> &'static str {
+    backend::cpu::isa::isa().name()
+}
+
+/// Whether the instruction set that `SALSA_ISA` asks for can be used.
+///
+/// # Errors
+///
+/// Says which names there are, or that this machine lacks the one asked for.
+pub fn check_isa() -> Result<(), String> {
+    backend::cpu::isa::check().map(|_| ())
+}
+
+/// The smallest model that uses every part of the family's plain form: for examples and tests.
+pub fn tiny() -> ModelSpec {
+    ModelSpec {
+        vocab_size: 11,
+        hidden_size: 8,
+        intermediate_size: 12,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 4,
+        max_positions: 64,
+        rms_norm_eps: 1e-5,
+        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+        activation: Activation::Silu,
+        norm: NormWeight::Plain,
+        embedding_scale: 1.0,
+        qkv_bias: false,
+        qk_norm: false,
+        sliding_window: None,
+        tied_embeddings: false,
+        head: Head::LanguageModel,
+    }
+}

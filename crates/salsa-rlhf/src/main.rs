@@ -1,2 +1,6 @@
 //! The `salsa` program.
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    salsa_rlhf::cli::main()
+}

@@ -1,0 +1,35 @@
+//! Model soups: combining the weights of models fine-tuned from one base.
+//!
+//! Functions work on one tensor at a time, given as `f32` slices of equal length, and write into `out`. Those that look
+//! at one element at a time ([`weighted_mean`], [`lerp`]) may be called on pieces of a tensor in any order, in
+//! parallel, with the same result; those that look at the whole tensor (an angle, a magnitude threshold) say so.
+//! SALSA's reference is `lerp(sft_a, sft_b, alpha)`, or [`weighted_mean`] for more than two.
+//!
+//! | function | method | source |
+//! |---|---|---|
+//! | [`weighted_mean`], [`lerp`] | linear | Wortsman et al. 2022 (2203.05482) |
+//! | [`slerp`], [`slerp_from`] | along the arc | Shoemake 1985; Ramé et al. 2024 (2406.16768) |
+//! | [`TaskMerge`] | task arithmetic, TIES, DARE | 2212.04089, 2306.01708, 2311.03099 |
+//! | [`Gram`] | norms and angles of task vectors | |
+
+mod gram;
+mod linear;
+mod slerp;
+mod sparsify;
+mod task;
+mod weights;
+
+pub use gram::Gram;
+pub use linear::{lerp, lerp_in_place, weighted_mean};
+pub use slerp::{slerp, slerp_from};
+pub use sparsify::Sparsify;
+pub use task::{Consensus, TaskMerge};
+pub use weights::{Normalize, SoupError, Weights};
+
+/// Panics unless every tensor has the length of the output.
+#[track_caller]
+fn same_lengths(out: &[f32], tensors: &[&[f32]]) {
+    for (i, tensor) in tensors.iter().enumerate() {
+        assert_eq!(tensor.len(), out.len(), "tensor {i} and the output differ in length");
+    }
+}

@@ -1,0 +1,169 @@
+//! Spherical interpolation: along the arc between two models instead of the chord.
+
+use super::{Gram, Normalize, Weights, lerp, same_lengths, weighted_mean};
+
+/// Above this |cosine| the arc is as good as straight, and dividing by its sine loses digits.
+const NEARLY_PARALLEL: f64 = 0.9995;
+
+/// Computes a point on the arc between two tensors, seen from zero.
+///
+/// ```text
+/// W = angle between a and b
+/// out[j] = sin((1 - t) W) / sin W * a[j] + sin(t W) / sin W * b[j]
+/// ```
+///
+/// Where `|cos W| > .9995`, or a tensor is zero, this is [`lerp`]. `t` 0 and 1 give `a` and `b` bit for bit. The angle is
+/// that of the whole slices: hand in one whole tensor at a time. Full weights of two fine-tunes are nearly parallel, so
+/// for them this is a lerp; [`slerp_from`] is the one that differs. Source: Shoemake 1985; mergekit's `slerp`.
+///
+/// ```
+/// let mut out = [0.0; 2];
+/// salsa_algo::soup::slerp(&[1.0, 0.0], &[0.0, 1.0], 0.5, &mut out); // a quarter circle, halved
+/// assert!((out[0] - 0.5f32.sqrt()).abs() < 1e-7 && out[0] == out[1]);
+/// ```
+///
+/// # Panics
+/// If lengths differ.
+pub fn slerp(a: &[f32], b: &[f32], t: f64, out: &mut [f32]) {
+    same_lengths(out, &[a, b]);
+    let zero = vec![0.0; a.len()];
+    match arc_weights(&zero, a, b, t) {
+        Some([wa, wb]) => {
+            let weights = Weights::new(&[wa, wb], Normalize::Keep).expect("sines over a sine that is not near zero");
+            weighted_mean(&[a, b], &weights, out);
+        }
+        None => lerp(a, b, t, out),
+    }
+}
+
+/// Computes a point on the arc between two models, seen from the base they were fine-tuned from.
+///
+/// ```text
+/// da = a - base, db = b - base, W = angle between da and db
+/// out[j] = base[j] + (sin((1 - t) W) / sin W * da[j] + sin(t W) / sin W * db[j])
+/// ```
+///
+/// The task vector keeps its length on the way, where a lerp's shrinks by `cos(W / 2)` at the middle. The fallback to
+/// [`lerp`], the exact ends and the whole-tensor angle are those of [`slerp`]. For more than two models, WARP iterates.
+/// Source: Ramé et al. 2024 (2406.16768), equation 3.
+///
+/// ```
+/// let mut out = [0.0; 2];
+/// salsa_algo::soup::slerp_from(&[1.0, 1.0], &[2.0, 1.0], &[1.0, 2.0], 0.5, &mut out);
+/// assert!((out[0] - 1.0 - 0.5f32.sqrt()).abs() < 1e-6 && out[0] == out[1]);
+/// ```
+///
+/// # Panics
+/// If lengths differ.
+pub fn slerp_from(base: &[f32], a: &[f32], b: &[f32], t: f64, out: &mut [f32]) {
+    same_lengths(out, &[base, a, b]);
+    let straight = t == 0.0 || t == 1.0;
+    match arc_weights(base, a, b, t) {
+        Some([wa, wb]) if !straight => {
+            let (wa, wb) = (wa as f32, wb as f32);
+            for (((out, base), a), b) in out.iter_mut().zip(base).zip(a).zip(b) {
+                *out = base + (wa * (a - base) + wb * (b - base));
+            }
+        }
+        _ => lerp(a, b, t, out),
+    }
+}
+
+/// The weights of the two ends, or none where the arc is as good as straight or an end is the origin itself.
+fn arc_weights(origin: &[f32], a: &[f32], b: &[f32], t: f64) -> Option<[f64; 2]> {
+    let mut gram = Gram::new(2);
+    gram.add(origin, &[a, b]);
+    let cosine = gram.cosine(0, 1).filter(|c| c.abs() <= NEARLY_PARALLEL)?;
+    let angle = cosine.acos();
+    Some([((1.0 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::uniform;
+
+    fn tensor(stream: u64) -> Vec<f32> {
+        (0..1000).map(|i| (uniform(3, stream, i) * 2.0 - 1.0) as f32).collect()
+    }
+
+    fn run(a: &[f32], b: &[f32], t: f64) -> Vec<f32> {
+        let mut out = vec![f32::NAN; a.len()];
+        slerp(a, b, t, &mut out);
+        out
+    }
+
+    fn run_from(base: &[f32], a: &[f32], b: &[f32], t: f64) -> Vec<f32> {
+        let mut out = vec![f32::NAN; a.len()];
+        slerp_from(base, a, b, t, &mut out);
+        out
+    }
+
+    #[test]
+    fn a_quarter_circle_by_hand() {
+        // t = 1/3 is 30 degrees: (cos 30, sin 30)
+        let out = run(&[1.0, 0.0], &[0.0, 1.0], 1.0 / 3.0);
+        assert!((out[0] - 0.75f32.sqrt()).abs() < 1e-7 && (out[1] - 0.5).abs() < 1e-7, "{out:?}");
+        // seen from (10, 10) the same arc, moved
+        let out = run_from(&[10.0, 10.0], &[11.0, 10.0], &[10.0, 11.0], 1.0 / 3.0);
+        assert!((out[0] - 10.0 - 0.75f32.sqrt()).abs() < 1e-6 && (out[1] - 10.5).abs() < 1e-6, "{out:?}");
+    }
+
+    #[test]
+    fn lengths_differ_and_are_not_normalised() {
+        // 90 degrees, t = .5: weights sin 45 each, on the tensors as they are
+        let out = run(&[2.0, 0.0], &[0.0, 6.0], 0.5);
+        assert!((out[0] - 2.0 * 0.5f32.sqrt()).abs() < 1e-6 && (out[1] - 6.0 * 0.5f32.sqrt()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn ends_are_exact() {
+        let (base, a, b) = (tensor(0), tensor(1), tensor(2));
+        for (t, expected) in [(0.0, &a), (1.0, &b)] {
+            assert_eq!(&run(&a, &b, t), expected);
+            assert_eq!(&run_from(&base, &a, &b, t), expected);
+        }
+    }
+
+    #[test]
+    fn the_length_of_the_task_vector_is_kept_where_a_lerp_shortens_it() {
+        let base = tensor(3);
+        let (a, b): (Vec<f32>, Vec<f32>) =
+            base.iter().zip(tensor(4)).zip(tensor(5)).map(|((x, a), b)| (x + a, x + b)).unzip();
+        let arc = run_from(&base, &a, &b, 0.5);
+        let mut chord = vec![0.0; 1000];
+        lerp(&a, &b, 0.5, &mut chord);
+        let mut gram = Gram::new(4);
+        gram.add(&base, &[&a, &b, &arc, &chord]);
+        let half = (gram.cosine(0, 1).expect("not zero").acos() / 2.0).cos();
+        let mean = (gram.norm(0) + gram.norm(1)) / 2.0;
+        assert!((gram.norm(2) / mean - 1.0).abs() < 0.01);
+        assert!((gram.norm(3) / mean - half).abs() < 0.01);
+    }
+
+    #[test]
+    fn nearly_parallel_or_zero_falls_back_to_lerp() {
+        let a = tensor(6);
+        let close: Vec<f32> = a.iter().zip(tensor(7)).map(|(a, n)| a + 0.01 * n).collect();
+        let opposite: Vec<f32> = a.iter().map(|a| -a).collect();
+        let zero = vec![0.0; 1000];
+        for (a, b) in [(&a, &close), (&a, &opposite), (&a, &a), (&zero, &a), (&a, &zero)] {
+            let mut expected = vec![0.0; 1000];
+            lerp(a, b, 0.3, &mut expected);
+            assert_eq!(run(a, b, 0.3), expected);
+            assert_eq!(run_from(&zero, a, b, 0.3), expected);
+        }
+    }
+
+    #[test]
+    fn both_sides_of_the_threshold() {
+        // two unit vectors at a cosine of .9994 (arc) and .9996 (line), told apart at t = .5
+        for (cosine, arc) in [(0.9994f64, true), (0.9996, false)] {
+            let b = [cosine as f32, (1.0 - cosine * cosine).sqrt() as f32];
+            let out = run(&[1.0, 0.0], &b, 0.5);
+            let length = f64::from(out[0]).hypot(f64::from(out[1]));
+            let expected = if arc { 1.0 } else { ((1.0 + cosine) / 2.0).sqrt() };
+            assert!((length - expected).abs() < 2e-7, "{cosine}: {length}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Merging task vectors: task arithmetic, TIES and DARE are one recipe with different choices.
+
+use super::sparsify::TaskVector;
+use super::{Normalize, SoupError, Sparsify, same_lengths};
+
+/// How the task vectors' entries become one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consensus {
+    /// Their weighted sum.
+    #[default]
+    Sum,
+    /// The weighted sum of those that have the sign of the sum of all; a sum of zero counts as positive.
+    Sign,
+}
+
+/// A way to merge task vectors.
+///
+/// ```text
+/// d[i]  = sparsify(ingredient[i] - base)              in f32, as everything below
+/// total = sum_i w[i] * d[i]                           Sum:  over all i
+///                                                     Sign: over the i where w[i] * d[i] has the sign of the sum over all
+/// part  = sum_i w[i]                                  over the same i
+/// out   = base + scale * total                        Keep
+/// out   = base + scale * total / part                 Divide; where |part| < 1e-8, by 1
+/// ```
+///
+/// | method | sparsify | consensus | normalize | source |
+/// |---|---|---|---|---|
+/// | [`TaskMerge::task_arithmetic`] | none | sum | keep | Ilharco et al. 2022 (2212.04089) |
+/// | [`TaskMerge::ties`] | magnitude | sign | divide | Yadav et al. 2023 (2306.01708) |
+/// | [`TaskMerge::dare_linear`] | random | sum | keep | Yu et al. 2023 (2311.03099) |
+/// | [`TaskMerge::dare_ties`] | random | sign | keep | the same, with the signs of TIES |
+///
+/// The fields may be changed afterwards, through the methods below. With two models, weights `1 - t` and `t` and neither
+/// sparsity nor signs, this is [`super::lerp`] up to rounding: an arm of its own it is not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TaskMerge {
+    sparsify: Sparsify,
+    consensus: Consensus,
+    normalize: Normalize,
+    scale: f64,
+}
+
+impl TaskMerge {
+    /// Any combination, with scale 1.
+    ///
+    /// # Errors
+    /// If a density is not in `(0, 1]`.
+    pub fn new(sparsify: Sparsify, consensus: Consensus, normalize: Normalize) -> Result<TaskMerge, SoupError> {
+        Ok(TaskMerge { sparsify: sparsify.checked()?, consensus, normalize, scale: 1.0 })
+    }
+
+    /// Task arithmetic: the weighted sum of the task vectors, added to the base.
+    pub fn task_arithmetic() -> TaskMerge {
+        TaskMerge { sparsify: Sparsify::None, consensus: Consensus::Sum, normalize: Normalize::Keep, scale: 1.0 }
+    }
+
+    /// TIES: trim by magnitude, elect signs, mean of those that agree.
+    ///
+    /// # Errors
+    /// If the density is not in `(0, 1]`.
+    pub fn ties(density: f64) -> Result<TaskMerge, SoupError> {
+        TaskMerge::new(Sparsify::Magnitude { density }, Consensus::Sign, Normalize::Divide)
+    }
+
+    /// DARE: drop at random and rescale, then task arithmetic.
+    ///
+    /// # Errors
+    /// If the density is not in `(0, 1]`.
+    pub fn dare_linear(density: f64, seed: u64) -> Result<TaskMerge, SoupError> {
+        TaskMerge::new(Sparsify::Random { density, seed }, Consensus::Sum, Normalize::Keep)
+    }
+
+    /// DARE, then the sign election of TIES.
+    ///
+    /// # Errors
+    /// If the density is not in `(0, 1]`.
+    pub fn dare_ties(density: f64, seed: u64) -> Result<TaskMerge, SoupError> {
+        TaskMerge::new(Sparsify::Random { density, seed }, Consensus::Sign, Normalize::Keep)
+    }
+
+    /// The same with another normalisation.
+    pub fn with_normalize(self, normalize: Normalize) -> TaskMerge {
+        TaskMerge { normalize, ..self }
+    }
+
+    /// The same with the merged task vector multiplied by this (lambda in the papers).
+    pub fn with_scale(self, scale: f64) -> TaskMerge {
+        TaskMerge { scale, ..self }
+    }
+
+    /// Merges one tensor of each ingredient into the base's; the formula is at [`TaskMerge`].
+    ///
+    /// Hand in whole tensors: a magnitude threshold looks at all of one, and random drops count entries from its start.
+    ///
+    /// ```
+    /// use salsa_algo::soup::TaskMerge;
+    /// let (base, a, b) = ([1.0, 1.0, 1.0], [3.0, 1.0, 5.0], [2.0, 0.0, 0.0]); // task vectors (2 0 4), (1 -1 -1)
+    /// let mut out = [0.0; 3];
+    /// TaskMerge::task_arithmetic().apply(&base, &[&a, &b], &[1.0, 1.0], &mut out);
+    /// assert_eq!(out, [4.0, 0.0, 4.0]); // (3 -1 3)
+    /// TaskMerge::ties(1.0).unwrap().apply(&base, &[&a, &b], &[1.0, 1.0], &mut out);
+    /// assert_eq!(out, [2.5, 0.0, 5.0]); // mean of 2 and 1, of -1 alone, of 4 alone
+    /// ```
+    ///
+    /// # Panics
+    /// If there is not one weight per ingredient, or lengths differ.
+    pub fn apply(&self, base: &[f32], ingredients: &[&[f32]], weights: &[f64], out: &mut [f32]) {
+        assert_eq!(ingredients.len(), weights.len(), "one weight per ingredient");
+        same_lengths(out, ingredients);
+        same_lengths(out, &[base]);
+        let weights: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
+        let mut vectors: Vec<TaskVector> =
+            ingredients.iter().enumerate().map(|(i, tensor)| TaskVector::new(base, tensor, self.sparsify, i)).collect();
+        let mut weighted = vec![0.0f32; ingredients.len()];
+        for (j, out) in out.iter_mut().enumerate() {
+            for ((entry, vector), w) in weighted.iter_mut().zip(&mut vectors).zip(&weights) {
+                *entry = w * vector.entry(j);
+            }
+            *out = base[j] + self.scale as f32 * self.combine(&weighted, &weights);
+        }
+    }
+
+    /// One entry of the merged task vector from the weighted entries.
+    fn combine(&self, weighted: &[f32], weights: &[f32]) -> f32 {
+        let all: f32 = weighted.iter().sum();
+        let counts = |entry: f32| match self.consensus {
+            Consensus::Sum => true,
+            Consensus::Sign => entry != 0.0 && (entry > 0.0) == (all >= 0.0),
+        };
+        let (mut total, mut part) = (0.0, 0.0);
+        for (&entry, &w) in weighted.iter().zip(weights) {
+            if counts(entry) {
+                total += entry;
+                part += w;
+            }
+        }
+        match self.normalize {
+            Normalize::Divide if part.abs() >= 1e-8 => total / part,
+            Normalize::Divide | Normalize::Keep => total,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::uniform;
+    use crate::soup::lerp;
+
+    fn merge(method: TaskMerge, base: &[f32], ingredients: &[&[f32]], weights: &[f64]) -> Vec<f32> {
+        let mut out = vec![f32::NAN; base.len()];
+        method.apply(base, ingredients, weights, &mut out);
+        out
+    }
+
+    fn tensor(stream: u64, n: u64) -> Vec<f32> {
+        (0..n).map(|i| (uniform(8, stream, i) * 2.0 - 1.0) as f32).collect()
+    }
+
+    #[test]
+    fn the_example_of_the_ties_paper() {
+        // task vectors (5, 1, -4, 0), (3, -2, -1, 3), (-1, 4, 2, -3), density 1/2 keeps
+        //              (5, 0, -4, 0), (3, 0, 0, 3),   (0, 4, 0, -3);      signs of sums + + - + (0 counts as +)
+        let (a, b, c) = ([5.0, 1.0, -4.0, 0.0], [3.0, -2.0, -1.0, 3.0], [-1.0, 4.0, 2.0, -3.0]);
+        let ties = TaskMerge::ties(0.5).expect("fine");
+        let base = [10.0; 4];
+        let (a, b, c) = (a.map(|x| x + 10.0), b.map(|x| x + 10.0), c.map(|x| x + 10.0));
+        assert_eq!(merge(ties, &base, &[&a, &b, &c], &[1.0; 3]), [14.0, 14.0, 6.0, 13.0]);
+        // weights 2, 1, 1: (10 + 3) / 3, 4 / 1, -8 / 2, 3 / 1
+        assert_eq!(merge(ties, &base, &[&a, &b, &c], &[2.0, 1.0, 1.0]), [10.0 + 13.0 / 3.0, 14.0, 6.0, 13.0]);
+        let kept = ties.with_normalize(Normalize::Keep).with_scale(0.5);
+        assert_eq!(merge(kept, &base, &[&a, &b, &c], &[1.0; 3]), [14.0, 12.0, 8.0, 11.5]);
+    }
+
+    #[test]
+    fn task_arithmetic_by_hand() {
+        let merged = |method: TaskMerge, w: &[f64]| merge(method, &[1.0, 2.0], &[&[3.0, 2.0], &[1.0, 6.0]], w);
+        let sum = TaskMerge::task_arithmetic();
+        assert_eq!(merged(sum, &[1.0, 0.5]), [3.0, 4.0]);
+        assert_eq!(merged(sum.with_scale(-1.0), &[1.0, 0.5]), [-1.0, 0.0]);
+        assert_eq!(merged(sum.with_normalize(Normalize::Divide), &[2.0, 2.0]), [2.0, 4.0]);
+        assert_eq!(merged(sum.with_normalize(Normalize::Divide), &[1.0, -1.0]), [3.0, -2.0]); // part 0: by 1
+        assert_eq!(merged(sum, &[0.0, 0.0]), [1.0, 2.0]);
+    }
+
+    #[test]
+    fn two_task_vectors_are_a_lerp_up_to_rounding() {
+        let (base, a, b) = (tensor(0, 500), tensor(1, 500), tensor(2, 500));
+        let mut line = vec![0.0; 500];
+        lerp(&a, &b, 0.3, &mut line);
+        let merged = merge(TaskMerge::task_arithmetic(), &base, &[&a, &b], &[0.7, 0.3]);
+        assert!(line.iter().zip(&merged).all(|(x, y)| (x - y).abs() < 1e-6));
+    }
+
+    #[test]
+    fn dare_with_full_density_drops_nothing() {
+        let (base, a, b) = (tensor(3, 500), tensor(4, 500), tensor(5, 500));
+        let dare = TaskMerge::dare_linear(1.0, 7).expect("fine");
+        let plain = TaskMerge::task_arithmetic();
+        assert_eq!(merge(dare, &base, &[&a, &b], &[0.5, 0.5]), merge(plain, &base, &[&a, &b], &[0.5, 0.5]));
+        let (dare, ties) = (TaskMerge::dare_ties(1.0, 7).expect("fine"), TaskMerge::ties(1.0).expect("fine"));
+        let ties = ties.with_normalize(Normalize::Keep);
+        assert_eq!(merge(dare, &base, &[&a, &b], &[0.5, 0.5]), merge(ties, &base, &[&a, &b], &[0.5, 0.5]));
+    }
+
+    #[test]
+    fn dare_keeps_the_expectation() {
+        let (base, a) = (vec![0.0; 20_000], vec![1.0; 20_000]);
+        let merged = merge(TaskMerge::dare_linear(0.2, 3).expect("fine"), &base, &[&a], &[1.0]);
+        let mean = merged.iter().sum::<f32>() / 20_000.0;
+        assert!((mean - 1.0).abs() < 0.06, "{mean}"); // standard error .014
+        assert!(merged.contains(&0.0) && merged.contains(&5.0));
+    }
+
+    #[test]
+    fn a_negative_weight_turns_the_sign() {
+        // 1 * 2 and -1 * 2: they cancel, zero counts as positive, so only the first agrees
+        let ties = TaskMerge::ties(1.0).expect("fine").with_normalize(Normalize::Keep);
+        assert_eq!(merge(ties, &[0.0], &[&[2.0], &[2.0]], &[1.0, -1.0]), [2.0]);
+        assert_eq!(merge(ties, &[0.0], &[&[2.0], &[3.0]], &[1.0, -1.0]), [-3.0]);
+    }
+
+    #[test]
+    fn densities_are_checked() {
+        assert!(TaskMerge::ties(0.0).is_err());
+        assert!(TaskMerge::dare_linear(1.5, 0).is_err());
+        assert!(TaskMerge::dare_ties(f64::NAN, 0).is_err());
+    }
+
+    #[test]
+    #[should_panic(expected = "one weight per ingredient")]
+    fn one_weight_per_ingredient() {
+        merge(TaskMerge::task_arithmetic(), &[0.0], &[&[1.0]], &[]);
+    }
+}

@@ -1,0 +1,196 @@
+//! The log-prob head: logits in blocks of rows and vocabulary, reduced at once, never stored as a whole.
+
+use rayon::prelude::*;
+
+use super::Buffer;
+use super::gemm::{Packed, View, gemm, gemm_here};
+use super::isa::multiversion;
+use super::kernel::Store;
+use super::math::{exp, max, reduce};
+use super::rows::{each_row, softmax_gradient};
+use crate::backend::{LogprobQuery, TokenStats};
+
+/// Vocabulary entries whose logits exist at once. Part of the numerical contract: log-sums are merged at these places.
+const VOCABULARY: usize = 1024;
+/// Rows a forward task works on.
+const ROWS: usize = 96;
+/// Rows of a backward block: its logits are computed by all threads together.
+const BACKWARD_ROWS: usize = 512;
+
+/// The running reduction of one row over the vocabulary.
+#[derive(Clone, Copy)]
+pub(super) struct Softmax {
+    /// Largest logit so far.
+    top: f32,
+    /// `sum exp(logit - top)`.
+    sum: f32,
+    /// `sum exp(logit - top) * (logit - top)`.
+    weighted: f32,
+}
+
+impl Softmax {
+    pub(super) const EMPTY: Softmax = Softmax { top: f32::NEG_INFINITY, sum: 0.0, weighted: 0.0 };
+
+    /// Takes in the next block of scaled logits.
+    pub(super) fn merge(self, block: &[f32]) -> Softmax {
+        let (top, sum, weighted) = block_softmax(block);
+        if self.top == f32::NEG_INFINITY {
+            return Softmax { top, sum, weighted };
+        }
+        let new = if top > self.top { top } else { self.top };
+        let (old_scale, block_scale) = (exp(self.top - new), exp(top - new));
+        let shifted = |sum: f32, weighted: f32, top: f32, scale: f32| scale * (weighted + sum * (top - new));
+        Softmax {
+            top: new,
+            sum: self.sum * old_scale + sum * block_scale,
+            weighted: shifted(self.sum, self.weighted, self.top, old_scale) + shifted(sum, weighted, top, block_scale),
+        }
+    }
+
+    /// `log sum exp`.
+    pub(super) fn log_sum(&self) -> f32 {
+        self.top + self.sum.ln()
+    }
+
+    /// `-sum p log p = log_sum - sum p logit`.
+    fn entropy(&self) -> f32 {
+        self.sum.ln() - self.weighted / self.sum
+    }
+}
+
+multiversion! {
+    fn block_softmax(block: &[f32]) -> (f32, f32, f32) {
+        let top = max(block);
+        let sum = reduce(block.len(), 0.0, |i| exp(block[i] - top), |a, b| a + b);
+        let weighted = reduce(block.len(), 0.0, |i| exp(block[i] - top) * (block[i] - top), |a, b| a + b);
+        (top, sum, weighted)
+    }
+}
+
+multiversion! {
+    fn scale(x: &mut [f32], factor: f32) {
+        for x in x.iter_mut() {
+            *x *= factor;
+        }
+    }
+}
+
+/// The log-sum of a whole row of scaled logits, reduced as [`token_stats`] reduces it.
+pub(super) fn log_sum(row: &[f32]) -> f32 {
+    row.chunks(VOCABULARY).fold(Softmax::EMPTY, Softmax::merge).log_sum()
+}
+
+pub(super) fn token_stats(heads: &[(&Buffer, &Packed, f32)], query: LogprobQuery<'_>) -> TokenStats {
+    let rows = query.targets.len();
+    let vocabulary = heads[0].1.columns();
+    let mut stats = TokenStats { logprobs: vec![0.0; rows], entropies: vec![0.0; rows], log_sums: vec![0.0; rows] };
+    let parts = stats.logprobs.par_chunks_mut(ROWS).zip(stats.entropies.par_chunks_mut(ROWS));
+    let parts = parts.zip(stats.log_sums.par_chunks_mut(ROWS)).enumerate();
+    parts.for_each(|(task, ((logprobs, entropies), log_sums))| {
+        let count = logprobs.len();
+        let mut logits = Buffer::stale(count * VOCABULARY);
+        let mut other = Buffer::default();
+        let mut softmax = [Softmax::EMPTY; ROWS];
+        let mut chosen = [0f32; ROWS];
+        for first in (0..vocabulary).step_by(VOCABULARY) {
+            let width = VOCABULARY.min(vocabulary - first);
+            mixed_logits(heads, task * ROWS, count, first, width, 1.0 / query.temperature, &mut logits, &mut other);
+            for r in 0..count {
+                let row = &logits[r * width..(r + 1) * width];
+                softmax[r] = softmax[r].merge(row);
+                let target = query.targets[task * ROWS + r] as usize;
+                if (first..first + width).contains(&target) {
+                    chosen[r] = row[target - first];
+                }
+            }
+        }
+        for r in 0..count {
+            log_sums[r] = softmax[r].log_sum();
+            logprobs[r] = chosen[r] - log_sums[r];
+            entropies[r] = softmax[r].entropy();
+        }
+    });
+    stats
+}
+
+/// A tile of `sum_i mix_i * hidden_i W_i^T / temperature`. A single head of weight 1 is not multiplied by it.
+fn mixed_logits(
+    heads: &[(&Buffer, &Packed, f32)],
+    row: usize,
+    count: usize,
+    first: usize,
+    width: usize,
+    inverse_temperature: f32,
+    logits: &mut Buffer,
+    other: &mut Buffer,
+) {
+    let tile = |(hidden, head, _): &(&Buffer, &Packed, f32), out: &mut [f32]| {
+        let depth = head.depth();
+        let hidden = View::rows(&hidden[row * depth..(row + count) * depth], depth);
+        gemm_here((count, width, depth), hidden, head.panels_from(first), out, width, Store::Replace);
+    };
+    tile(&heads[0], logits);
+    let here = &mut logits[..count * width];
+    if heads.len() > 1 {
+        scale(here, heads[0].2);
+        if other.len() < here.len() {
+            *other = Buffer::stale(here.len());
+        }
+        for head in &heads[1..] {
+            tile(head, other);
+            here.iter_mut().zip(other.iter()).for_each(|(sum, x)| *sum += head.2 * x);
+        }
+    }
+    scale(here, inverse_temperature);
+}
+
+pub(super) fn token_stats_backward(
+    d_logprobs: &[f32],
+    hidden: &Buffer,
+    head: &Packed,
+    weight: &[f32],
+    query: LogprobQuery<'_>,
+    log_sums: &[f32],
+    d_weight: &mut [f32],
+) -> Buffer {
+    let (rows, depth, vocabulary) = (d_logprobs.len(), head.depth(), head.columns());
+    let inverse_temperature = 1.0 / query.temperature;
+    let mut d_hidden = Buffer::zeros(rows * depth);
+    let mut d_logits = Buffer::stale(BACKWARD_ROWS.min(rows) * VOCABULARY);
+    let (mut packed_weight, mut packed_hidden) = (Packed::default(), Packed::default());
+    for row in (0..rows).step_by(BACKWARD_ROWS) {
+        let count = BACKWARD_ROWS.min(rows - row);
+        let x = View::rows(&hidden[row * depth..(row + count) * depth], depth);
+        packed_hidden.pack(x, count, depth);
+        for first in (0..vocabulary).step_by(VOCABULARY) {
+            let width = VOCABULARY.min(vocabulary - first);
+            gemm((count, width, depth), x, head.panels_from(first), &mut d_logits, width, Store::Replace);
+            each_row(&mut d_logits[..count * width], width, |r, logits| {
+                let at = row + r;
+                softmax_gradient(logits, d_logprobs[at], log_sums[at], inverse_temperature);
+                let target = (query.targets[at] as usize).wrapping_sub(first);
+                if target < width {
+                    logits[target] += d_logprobs[at] * inverse_temperature;
+                }
+            });
+            let d = View::rows(&d_logits, width);
+            packed_weight.pack(View::rows(&weight[first * depth..(first + width) * depth], depth), width, depth);
+            let d_rows = &mut d_hidden[row * depth..(row + count) * depth];
+            gemm((count, depth, width), d, packed_weight.panels(), d_rows, depth, Store::Add);
+            let d_block = &mut d_weight[first * depth..(first + width) * depth];
+            gemm((width, depth, count), d.t(), packed_hidden.panels(), d_block, depth, Store::Add);
+        }
+    }
+    d_hidden
+}
+
+pub(super) fn logits(hidden: &Buffer, head: &Packed, temperature: f32, use_row: &(dyn Fn(usize, &[f32]) + Sync)) {
+    let (depth, vocabulary) = (head.depth(), head.columns());
+    let rows = hidden.len() / depth;
+    let mut out = Buffer::stale(rows * vocabulary);
+    gemm((rows, vocabulary, depth), View::rows(hidden, depth), head.panels(), &mut out, vocabulary, Store::Replace);
+    each_row(&mut out, vocabulary, |r, row| {
+        scale(row, 1.0 / temperature);
+        use_row(r, row);
+    });
+}

@@ -1,0 +1,111 @@
+//! Which instruction set the kernels use: found once, forced by `SALSA_ISA`.
+
+use std::sync::OnceLock;
+
+/// An instruction set with kernels of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// AVX-512 F/VL/BW/DQ with FMA.
+    Avx512,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AArch64's 128-bit vectors.
+    Neon,
+    /// What every machine has.
+    Scalar,
+}
+
+impl Isa {
+    /// The name in reports and in `SALSA_ISA`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Avx512 => "avx512",
+            Isa::Avx2 => "avx2",
+            Isa::Neon => "neon",
+            Isa::Scalar => "scalar",
+        }
+    }
+
+    /// Whether this machine can run it.
+    pub fn available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("fma")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Isa::Neon => cfg!(target_arch = "aarch64"),
+            Isa::Scalar => true,
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// All of them, fastest first.
+    pub const ALL: [Isa; 4] = [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Scalar];
+
+    fn detect() -> Isa {
+        Isa::ALL.into_iter().find(|isa| isa.available()).expect("the scalar kernels run everywhere")
+    }
+}
+
+/// The instruction set in use in this process: the fastest available one, or the one `SALSA_ISA` names.
+///
+/// # Panics
+///
+/// On first use, when `SALSA_ISA` names an unknown instruction set or one that this machine lacks. Programs call
+/// [`check`] first, which says so as an error.
+pub fn isa() -> Isa {
+    static CHOSEN: OnceLock<Isa> = OnceLock::new();
+    *CHOSEN.get_or_init(|| check().unwrap_or_else(|message| panic!("{message}")))
+}
+
+/// What [`isa`] will choose, or why `SALSA_ISA` cannot be honoured.
+pub fn check() -> Result<Isa, String> {
+    let Some(name) = std::env::var_os("SALSA_ISA") else { return Ok(Isa::detect()) };
+    let name = name.to_string_lossy();
+    let known = Isa::ALL.map(Isa::name).join(", ");
+    let isa = Isa::ALL.into_iter().find(|isa| isa.name() == name);
+    let isa = isa.ok_or_else(|| format!("SALSA_ISA={name}: unknown; one of {known}"))?;
+    if !isa.available() {
+        return Err(format!(
+            "SALSA_ISA={name}: this machine does not have it; unset SALSA_ISA to use the fastest it has"
+        ));
+    }
+    Ok(isa)
+}
+
+/// Compiles one function body for every instruction set and calls the one in use.
+///
+/// The body is ordinary Rust that the compiler vectorises. Rust never fuses `a * b + c`, so the results are the same
+/// to the bit whichever version runs.
+macro_rules! multiversion {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            match $crate::backend::cpu::isa::isa() {
+                // SAFETY: `isa` returns only what this machine has.
+                #[cfg(target_arch = "x86_64")]
+                $crate::backend::cpu::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::backend::cpu::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                _ => body($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use multiversion;

@@ -1,0 +1,118 @@
+//! Scalar functions and row reductions that the compiler can vectorise, with a fixed order of summation.
+
+/// `e^x` to about one unit in the last place, for all finite x; below -87.3 it stays at the smallest normal number's size.
+///
+/// Cody and Waite's reduction to |r| <= ln 2 / 2, then a polynomial of degree six: no branches and no table, so that
+/// loops over it vectorise, and the same bits on every machine.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    let x = x.clamp(-87.3, 88.7);
+    // Adding 1.5 * 2^23 rounds to the nearest integer in the low bits of the mantissa.
+    let shifted = x * std::f32::consts::LOG2_E + 12_582_912.0;
+    let n = shifted - 12_582_912.0;
+    let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_2e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 0.166_666_65;
+    p = p * r + 0.5;
+    let y = p * (r * r) + r + 1.0;
+    let exponent = (shifted.to_bits() as i32).wrapping_sub(0x4b40_0000);
+    // In two factors, so that 2^128 does not overflow on the way.
+    let half = exponent >> 1;
+    let scale = |e: i32| f32::from_bits(((e + 127) << 23) as u32);
+    y * scale(half) * scale(exponent - half)
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `tanh x = 1 - 2 / (e^2x + 1)`.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
+}
+
+const LANES: usize = 16;
+
+/// Reduces a row in sixteen interleaved lanes and then the lanes pairwise: the same order on every machine.
+#[inline(always)]
+pub(crate) fn reduce(len: usize, start: f32, at: impl Fn(usize) -> f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [start; LANES];
+    let whole = len / LANES * LANES;
+    for block in (0..whole).step_by(LANES) {
+        for (lane, value) in lanes.iter_mut().enumerate() {
+            *value = combine(*value, at(block + lane));
+        }
+    }
+    for (i, value) in (whole..len).zip(lanes.iter_mut()) {
+        *value = combine(*value, at(i));
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] = combine(lanes[lane], lanes[lane + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// `sum_i x[i] * y[i]`.
+#[inline(always)]
+pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
+    assert_eq!(x.len(), y.len());
+    reduce(x.len(), 0.0, |i| x[i] * y[i], |a, b| a + b)
+}
+
+/// `sum_i x[i]`.
+#[inline(always)]
+pub(crate) fn sum(x: &[f32]) -> f32 {
+    reduce(x.len(), 0.0, |i| x[i], |a, b| a + b)
+}
+
+/// `max_i x[i]`, negative infinity for none.
+#[inline(always)]
+pub(crate) fn max(x: &[f32]) -> f32 {
+    reduce(x.len(), f32::NEG_INFINITY, |i| x[i], |a, b| if b > a { b } else { a })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_units_of_the_exact_value() {
+        let mut worst = 0f64;
+        for i in -87_000..88_700 {
+            let x = i as f32 * 1e-3;
+            let exact = f64::from(x).exp();
+            worst = worst.max(((f64::from(exp(x)) - exact) / exact).abs());
+        }
+        assert!(worst < 2.4e-7, "relative error {worst:e}");
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::NEG_INFINITY) < 1.3e-38 && exp(-1000.0) >= 0.0);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn reductions_cover_every_element_at_every_length() {
+        for len in 0..70usize {
+            let x: Vec<f32> = (1..=len).map(|i| i as f32).collect();
+            assert_eq!(sum(&x), (len * (len + 1) / 2) as f32);
+            assert_eq!(max(&x), if len == 0 { f32::NEG_INFINITY } else { len as f32 });
+            assert_eq!(dot(&x, &x), x.iter().map(|x| x * x).sum::<f32>());
+        }
+    }
+
+    #[test]
+    fn sigmoid_and_tanh_saturate() {
+        assert_eq!((sigmoid(0.0), tanh(0.0)), (0.5, 0.0));
+        assert_eq!((tanh(50.0), tanh(-50.0)), (1.0, -1.0));
+        assert!(sigmoid(100.0) == 1.0 && sigmoid(-80.0) < 1e-30);
+    }
+}

@@ -1,0 +1,253 @@
+//! The CPU backend: f32, all cores, the fastest instruction set at hand.
+
+mod adamw;
+mod attention;
+mod buffer;
+mod gemm;
+mod head;
+pub mod isa;
+mod kernel;
+mod math;
+mod rows;
+
+pub use attention::Cache;
+pub use buffer::Buffer;
+pub use gemm::Packed;
+
+use super::{AdamWStep, AttentionShape, Backend, Decay, LogprobQuery, RotaryTable, TokenStats};
+use crate::spec::{Activation, NormWeight};
+use gemm::{View, gemm};
+use kernel::Store;
+use std::ops::Range;
+
+/// The processor, through rayon's threads. Results do not depend on how many there are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu;
+
+/// The log-sum-exp of a row of logits, reduced as the log-prob head reduces it.
+pub(crate) fn log_sum(row: &[f32]) -> f32 {
+    head::log_sum(row)
+}
+
+impl Backend for Cpu {
+    type Buffer = Buffer;
+    type Matrix = Packed;
+    type Cache = Cache;
+
+    fn upload(&self, data: &[f32]) -> Buffer {
+        let mut buffer = Buffer::stale(data.len());
+        buffer.copy_from_slice(data);
+        buffer
+    }
+
+    fn download(&self, buffer: &Buffer) -> Vec<f32> {
+        buffer.to_vec()
+    }
+
+    fn matrix(&self, weights: &[f32], out: usize, input: usize) -> Packed {
+        Packed::new(View::rows(weights, input).t(), input, out)
+    }
+
+    fn refresh(&self, matrix: &mut Packed, weights: &[f32]) {
+        let (out, input) = (matrix.columns(), matrix.depth());
+        matrix.pack(View::rows(weights, input).t(), input, out);
+    }
+
+    fn embed(&self, table: &Buffer, tokens: &[u32], hidden: usize, scale: f32) -> Buffer {
+        rows::embed(table, tokens, hidden, scale)
+    }
+
+    fn embed_backward(&self, d_out: &Buffer, tokens: &[u32], hidden: usize, scale: f32, d_table: &mut [f32]) {
+        rows::embed_backward(d_out, tokens, hidden, scale, d_table);
+    }
+
+    fn rms_norm(&self, x: &Buffer, weight: &Buffer, kind: NormWeight, eps: f32) -> (Buffer, Vec<f32>) {
+        rows::rms_norm(x, weight, kind, eps)
+    }
+
+    fn rms_norm_backward(
+        &self,
+        d_out: &Buffer,
+        x: &Buffer,
+        inverse: &[f32],
+        weight: &Buffer,
+        kind: NormWeight,
+        d_x: &mut Buffer,
+        d_weight: &mut [f32],
+    ) {
+        rows::rms_norm_backward(d_out, x, inverse, weight, kind, d_x, d_weight);
+    }
+
+    fn linear(&self, x: &Buffer, weight: &Packed) -> Buffer {
+        let (out, input) = (weight.columns(), weight.depth());
+        let rows = x.len() / input;
+        let mut y = Buffer::stale(rows * out);
+        gemm((rows, out, input), View::rows(x, input), weight.panels(), &mut y, out, Store::Replace);
+        y
+    }
+
+    fn linear_backward_input(&self, d_out: &Buffer, weight: &[f32], out: usize, input: usize) -> Buffer {
+        let rows = d_out.len() / out;
+        let packed = Packed::new(View::rows(weight, input), out, input);
+        let mut d_x = Buffer::stale(rows * input);
+        gemm((rows, input, out), View::rows(d_out, out), packed.panels(), &mut d_x, input, Store::Replace);
+        d_x
+    }
+
+    fn linear_backward_weight(&self, d_out: &Buffer, x: &Buffer, out: usize, input: usize, d_weight: &mut [f32]) {
+        let rows = d_out.len() / out;
+        let packed = Packed::new(View::rows(x, input), rows, input);
+        gemm((out, input, rows), View::rows(d_out, out).t(), packed.panels(), d_weight, input, Store::Add);
+    }
+
+    fn add_bias(&self, x: &mut Buffer, bias: &Buffer) {
+        rows::add_bias(x, bias);
+    }
+
+    fn add_bias_backward(&self, d_out: &Buffer, d_bias: &mut [f32]) {
+        rows::add_bias_backward(d_out, d_bias);
+    }
+
+    fn head_norm(
+        &self,
+        fused: &mut Buffer,
+        shape: &AttentionShape,
+        heads: Range<usize>,
+        weight: &Buffer,
+        eps: f32,
+    ) -> Vec<f32> {
+        rows::head_norm(fused, shape, heads, weight, eps)
+    }
+
+    fn head_norm_backward(
+        &self,
+        d_fused: &mut Buffer,
+        raw: &Buffer,
+        inverse: &[f32],
+        shape: &AttentionShape,
+        heads: Range<usize>,
+        weight: &Buffer,
+        d_weight: &mut [f32],
+    ) {
+        rows::head_norm_backward(d_fused, raw, inverse, shape, heads, weight, d_weight);
+    }
+
+    fn rotary(&self, fused: &mut Buffer, positions: &[u32], table: &RotaryTable, shape: &AttentionShape) {
+        rows::rotary(fused, positions, table, shape, 1.0);
+    }
+
+    fn rotary_backward(&self, d_fused: &mut Buffer, positions: &[u32], table: &RotaryTable, shape: &AttentionShape) {
+        rows::rotary(d_fused, positions, table, shape, -1.0);
+    }
+
+    fn attention(&self, fused: &Buffer, cu_seqlens: &[usize], shape: &AttentionShape) -> Buffer {
+        attention::forward(fused, cu_seqlens, shape)
+    }
+
+    fn attention_backward(
+        &self,
+        d_out: &Buffer,
+        fused: &Buffer,
+        cu_seqlens: &[usize],
+        shape: &AttentionShape,
+    ) -> Buffer {
+        attention::backward(d_out, fused, cu_seqlens, shape)
+    }
+
+    fn gated(&self, x: &Buffer, width: usize, activation: Activation) -> Buffer {
+        rows::gated(x, width, activation)
+    }
+
+    fn gated_backward(&self, d_out: &Buffer, x: &Buffer, width: usize, activation: Activation) -> Buffer {
+        rows::gated_backward(d_out, x, width, activation)
+    }
+
+    fn add(&self, x: &mut Buffer, y: &Buffer) {
+        rows::add(x, y);
+    }
+
+    fn gather(&self, x: &Buffer, width: usize, rows: &[u32]) -> Buffer {
+        let mut out = Buffer::stale(rows.len() * width);
+        rows::each_row(&mut out, width, |i, out| out.copy_from_slice(&x[rows[i] as usize * width..][..width]));
+        out
+    }
+
+    fn scatter_add(&self, x: &mut Buffer, width: usize, rows: &[u32], y: &Buffer) {
+        for (i, &row) in rows.iter().enumerate() {
+            let target = &mut x[row as usize * width..][..width];
+            target.iter_mut().zip(&y[i * width..]).for_each(|(x, y)| *x += y);
+        }
+    }
+
+    fn zeros(&self, len: usize) -> Buffer {
+        Buffer::zeros(len)
+    }
+
+    fn token_stats(&self, heads: &[(&Buffer, &Packed, f32)], query: LogprobQuery<'_>) -> TokenStats {
+        head::token_stats(heads, query)
+    }
+
+    fn token_stats_backward(
+        &self,
+        d_logprobs: &[f32],
+        hidden: &Buffer,
+        head: &Packed,
+        weight: &[f32],
+        query: LogprobQuery<'_>,
+        log_sums: &[f32],
+        d_weight: &mut [f32],
+    ) -> Buffer {
+        head::token_stats_backward(d_logprobs, hidden, head, weight, query, log_sums, d_weight)
+    }
+
+    fn logits(&self, hidden: &Buffer, head: &Packed, temperature: f32, use_row: &(dyn Fn(usize, &[f32]) + Sync)) {
+        head::logits(hidden, head, temperature, use_row);
+    }
+
+    fn scalar_head(&self, x: &Buffer, weight: &Buffer) -> Vec<f32> {
+        x.chunks_exact(weight.len()).map(|row| math::dot(row, weight)).collect()
+    }
+
+    fn scalar_head_backward(&self, d_values: &[f32], x: &Buffer, weight: &Buffer, d_weight: &mut [f32]) -> Buffer {
+        let width = weight.len();
+        rows::sum_rows(d_values.len(), d_weight, |r, sum| {
+            sum.iter_mut().zip(&x[r * width..]).for_each(|(s, x)| *s += d_values[r] * x);
+        });
+        let mut d_x = Buffer::stale(x.len());
+        rows::each_row(&mut d_x, width, |r, d| d.iter_mut().zip(weight.iter()).for_each(|(d, w)| *d = d_values[r] * w));
+        d_x
+    }
+
+    fn cache(&self, slots: usize, capacity: usize, shape: &AttentionShape) -> Cache {
+        Cache::new(slots, capacity, shape)
+    }
+
+    fn cache_store(&self, cache: &mut Cache, fused: &Buffer, entries: &[(usize, usize, usize)]) {
+        let width = cache.fused();
+        entries.iter().for_each(|&(row, slot, position)| cache.store(&fused[row * width..][..width], slot, position));
+    }
+
+    fn cache_copy(&self, cache: &mut Cache, from: usize, to: usize, len: usize) {
+        cache.copy(from, to, len);
+    }
+
+    fn cached_attention(&self, cache: &Cache, fused: &Buffer, entries: &[(usize, usize)]) -> Buffer {
+        cache.attention(fused, entries)
+    }
+
+    fn sum_of_squares(&self, gradients: &[f32]) -> f64 {
+        adamw::sum_of_squares(gradients)
+    }
+
+    fn adamw(
+        &self,
+        weights: &mut [f32],
+        gradients: &[f32],
+        m: &mut [f32],
+        v: &mut [f32],
+        decay: Decay,
+        step: &AdamWStep,
+    ) {
+        adamw::update(weights, gradients, m, v, decay, step);
+    }
+}

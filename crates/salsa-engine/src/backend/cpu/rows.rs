@@ -1,0 +1,344 @@
+//! Operations on rows: embedding, norms, rotary positions, gates, sums.
+
+use rayon::prelude::*;
+use std::ops::Range;
+
+use super::Buffer;
+use super::isa::multiversion;
+use super::math::{dot, exp, reduce, sigmoid, tanh};
+use crate::backend::{AttentionShape, RotaryTable};
+use crate::spec::{Activation, NormWeight};
+
+/// Below this many numbers a row operation stays on the calling thread.
+const SMALL: usize = 1 << 14;
+/// Reductions over rows are made of partial sums over this many rows each, added in order.
+const ROW_BLOCK: usize = 64;
+
+/// Runs `f(row index, row of out)` over all rows, in parallel when it pays.
+pub(super) fn each_row(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    if out.len() < SMALL {
+        out.chunks_exact_mut(width).enumerate().for_each(|(r, row)| f(r, row));
+    } else {
+        let rows = (SMALL / 4).div_ceil(width);
+        out.par_chunks_mut(rows * width).enumerate().for_each(|(block, chunk)| {
+            chunk.chunks_exact_mut(width).enumerate().for_each(|(r, row)| f(block * rows + r, row));
+        });
+    }
+}
+
+/// `total[width] += sum over rows of what f(row, partial) adds to partial`, in fixed blocks of rows.
+pub(super) fn sum_rows(rows: usize, total: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
+    let width = total.len();
+    let block = |b: usize| {
+        let mut partial = Buffer::zeros(width);
+        (b * ROW_BLOCK..rows.min((b + 1) * ROW_BLOCK)).for_each(|row| f(row, &mut partial));
+        partial
+    };
+    let blocks = rows.div_ceil(ROW_BLOCK);
+    let partials: Vec<Buffer> = if rows * width < SMALL {
+        (0..blocks).map(block).collect()
+    } else {
+        (0..blocks).into_par_iter().map(block).collect()
+    };
+    for partial in partials {
+        total.iter_mut().zip(partial.iter()).for_each(|(t, p)| *t += p);
+    }
+}
+
+pub(super) fn embed(table: &[f32], tokens: &[u32], hidden: usize, scale: f32) -> Buffer {
+    let mut out = Buffer::stale(tokens.len() * hidden);
+    each_row(&mut out, hidden, |t, row| {
+        let from = tokens[t] as usize * hidden;
+        for (out, x) in row.iter_mut().zip(&table[from..from + hidden]) {
+            *out = x * scale;
+        }
+    });
+    out
+}
+
+pub(super) fn embed_backward(d_out: &[f32], tokens: &[u32], hidden: usize, scale: f32, d_table: &mut [f32]) {
+    // Each task owns a run of the vocabulary and adds its tokens in order.
+    let vocabulary = d_table.len() / hidden;
+    let run = vocabulary.div_ceil(4 * rayon::current_num_threads()).max(1);
+    d_table.par_chunks_mut(run * hidden).enumerate().for_each(|(task, chunk)| {
+        let first = task * run;
+        let mine = first..first + chunk.len() / hidden;
+        for (t, token) in
+            tokens.iter().map(|&token| token as usize).enumerate().filter(|(_, token)| mine.contains(token))
+        {
+            let row = &mut chunk[(token - first) * hidden..][..hidden];
+            for (sum, d) in row.iter_mut().zip(&d_out[t * hidden..(t + 1) * hidden]) {
+                *sum += d * scale;
+            }
+        }
+    });
+}
+
+/// The weight itself, or one plus it.
+fn offset(kind: NormWeight) -> f32 {
+    match kind {
+        NormWeight::Plain => 0.0,
+        NormWeight::OnePlus => 1.0,
+    }
+}
+
+pub(super) fn rms_norm(x: &[f32], weight: &[f32], kind: NormWeight, eps: f32) -> (Buffer, Vec<f32>) {
+    let width = weight.len();
+    let mut out = Buffer::stale(x.len());
+    let mut inverse = vec![0f32; x.len() / width];
+    each_row(&mut inverse, 1, |r, inverse| inverse[0] = inverse_norm(&x[r * width..(r + 1) * width], eps));
+    each_row(&mut out, width, |r, out| norm_row(&x[r * width..(r + 1) * width], weight, offset(kind), inverse[r], out));
+    (out, inverse)
+}
+
+multiversion! {
+    fn inverse_norm(x: &[f32], eps: f32) -> f32 {
+        1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
+    }
+}
+
+multiversion! {
+    fn norm_row(x: &[f32], weight: &[f32], offset: f32, inverse: f32, out: &mut [f32]) {
+        for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+            *out = x * inverse * (w + offset);
+        }
+    }
+}
+
+pub(super) fn rms_norm_backward(
+    d_out: &[f32],
+    x: &[f32],
+    inverse: &[f32],
+    weight: &[f32],
+    kind: NormWeight,
+    d_x: &mut [f32],
+    d_weight: &mut [f32],
+) {
+    let width = weight.len();
+    let row = |data: &'_ [f32], r: usize| -> Range<usize> {
+        debug_assert!(data.len() >= (r + 1) * width);
+        r * width..(r + 1) * width
+    };
+    each_row(d_x, width, |r, d_x| {
+        norm_row_backward(&d_out[row(d_out, r)], &x[row(x, r)], weight, offset(kind), inverse[r], d_x);
+    });
+    sum_rows(inverse.len(), d_weight, |r, sum| {
+        norm_weight_gradient(&d_out[row(d_out, r)], &x[row(x, r)], inverse[r], sum)
+    });
+}
+
+multiversion! {
+    /// `d_x += inverse * (g - x * inverse^2 * mean(g * x))` with `g = d_out * w`.
+    fn norm_row_backward(d_out: &[f32], x: &[f32], weight: &[f32], offset: f32, inverse: f32, d_x: &mut [f32]) {
+        let n = x.len();
+        let (d_out, weight) = (&d_out[..n], &weight[..n]);
+        let along = reduce(n, 0.0, |i| d_out[i] * (weight[i] + offset) * x[i], |a, b| a + b);
+        let shrink = along / n as f32 * inverse * inverse;
+        for i in 0..n {
+            d_x[i] += inverse * (d_out[i] * (weight[i] + offset) - x[i] * shrink);
+        }
+    }
+}
+
+multiversion! {
+    fn norm_weight_gradient(d_out: &[f32], x: &[f32], inverse: f32, sum: &mut [f32]) {
+        for ((sum, d), x) in sum.iter_mut().zip(d_out).zip(x) {
+            *sum += d * x * inverse;
+        }
+    }
+}
+
+pub(super) fn head_norm(
+    fused: &mut [f32],
+    shape: &AttentionShape,
+    heads: Range<usize>,
+    weight: &[f32],
+    eps: f32,
+) -> Vec<f32> {
+    let (stride, dim) = (shape.fused(), shape.head_dim);
+    let mut inverse = vec![0f32; fused.len() / stride * heads.len()];
+    let source: &[f32] = fused;
+    each_row(&mut inverse, heads.len(), |t, out| {
+        for (out, head) in out.iter_mut().zip(heads.clone()) {
+            *out = inverse_norm(&source[t * stride + head * dim..][..dim], eps);
+        }
+    });
+    each_row(fused, stride, |t, row| {
+        for (h, head) in heads.clone().enumerate() {
+            let inverse = inverse[t * heads.len() + h];
+            for (x, w) in row[head * dim..(head + 1) * dim].iter_mut().zip(weight) {
+                *x = *x * inverse * w;
+            }
+        }
+    });
+    inverse
+}
+
+pub(super) fn head_norm_backward(
+    d_fused: &mut [f32],
+    raw: &[f32],
+    inverse: &[f32],
+    shape: &AttentionShape,
+    heads: Range<usize>,
+    weight: &[f32],
+    d_weight: &mut [f32],
+) {
+    let (stride, dim, count) = (shape.fused(), shape.head_dim, heads.len());
+    let source: &[f32] = d_fused;
+    sum_rows(raw.len() / stride, d_weight, |t, sum| {
+        for (h, head) in heads.clone().enumerate() {
+            let at = t * stride + head * dim;
+            norm_weight_gradient(&source[at..at + dim], &raw[at..at + dim], inverse[t * count + h], sum);
+        }
+    });
+    each_row(d_fused, stride, |t, row| {
+        let mut d_raw = vec![0f32; dim];
+        for (h, head) in heads.clone().enumerate() {
+            let d = &mut row[head * dim..(head + 1) * dim];
+            d_raw.fill(0.0);
+            norm_row_backward(
+                d,
+                &raw[t * stride + head * dim..][..dim],
+                weight,
+                0.0,
+                inverse[t * count + h],
+                &mut d_raw,
+            );
+            d.copy_from_slice(&d_raw);
+        }
+    });
+}
+
+pub(super) fn add_bias(x: &mut [f32], bias: &[f32]) {
+    each_row(x, bias.len(), |_, row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
+}
+
+pub(super) fn add_bias_backward(d_out: &[f32], d_bias: &mut [f32]) {
+    let width = d_bias.len();
+    sum_rows(d_out.len() / width, d_bias, |r, sum| {
+        sum.iter_mut().zip(&d_out[r * width..(r + 1) * width]).for_each(|(s, d)| *s += d);
+    });
+}
+
+/// Rotates by `direction * angle`: 1 forward, -1 for gradients.
+pub(super) fn rotary(
+    fused: &mut [f32],
+    positions: &[u32],
+    table: &RotaryTable,
+    shape: &AttentionShape,
+    direction: f32,
+) {
+    let half = table.half;
+    each_row(fused, shape.fused(), |t, row| {
+        let at = positions[t] as usize * half;
+        let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
+        let rotated = (shape.heads + shape.kv_heads) * shape.head_dim;
+        rotate_heads(&mut row[..rotated], cos, sin, direction);
+    });
+}
+
+multiversion! {
+    fn rotate_heads(heads: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
+        let half = cos.len();
+        for head in heads.chunks_exact_mut(2 * half) {
+            let (low, high) = head.split_at_mut(half);
+            for i in 0..half {
+                let (x, y, s) = (low[i], high[i], sin[i] * direction);
+                low[i] = x * cos[i] - y * s;
+                high[i] = y * cos[i] + x * s;
+            }
+        }
+    }
+}
+
+pub(super) fn gated(x: &[f32], width: usize, activation: Activation) -> Buffer {
+    let mut out = Buffer::stale(x.len() / 2);
+    each_row(&mut out, width, |r, out| {
+        let (gate, up) = x[2 * r * width..2 * (r + 1) * width].split_at(width);
+        match activation {
+            Activation::Silu => silu_row(gate, up, out),
+            Activation::GeluTanh => gelu_row(gate, up, out),
+        }
+    });
+    out
+}
+
+pub(super) fn gated_backward(d_out: &[f32], x: &[f32], width: usize, activation: Activation) -> Buffer {
+    let mut d_x = Buffer::stale(x.len());
+    each_row(&mut d_x, 2 * width, |r, d_x| {
+        let (gate, up) = x[2 * r * width..2 * (r + 1) * width].split_at(width);
+        let (d_gate, d_up) = d_x.split_at_mut(width);
+        let d_out = &d_out[r * width..(r + 1) * width];
+        match activation {
+            Activation::Silu => silu_row_backward(d_out, gate, up, d_gate, d_up),
+            Activation::GeluTanh => gelu_row_backward(d_out, gate, up, d_gate, d_up),
+        }
+    });
+    d_x
+}
+
+multiversion! {
+    fn silu_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        for ((out, &g), u) in out.iter_mut().zip(gate).zip(up) {
+            *out = g * sigmoid(g) * u;
+        }
+    }
+}
+
+multiversion! {
+    /// `silu'(g) = s + g s (1 - s)` with `s = sigmoid(g)`.
+    fn silu_row_backward(d_out: &[f32], gate: &[f32], up: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
+        let n = d_out.len();
+        let (gate, up, d_gate, d_up) = (&gate[..n], &up[..n], &mut d_gate[..n], &mut d_up[..n]);
+        for i in 0..n {
+            let s = sigmoid(gate[i]);
+            d_up[i] = d_out[i] * gate[i] * s;
+            d_gate[i] = d_out[i] * up[i] * (s + gate[i] * s * (1.0 - s));
+        }
+    }
+}
+
+/// `sqrt(2 / pi)` and the cubic coefficient of GELU's tanh form.
+const GELU: (f32, f32) = (0.797_884_6, 0.044_715);
+
+multiversion! {
+    fn gelu_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        for ((out, &g), u) in out.iter_mut().zip(gate).zip(up) {
+            *out = 0.5 * g * (1.0 + tanh(GELU.0 * (g + GELU.1 * g * g * g))) * u;
+        }
+    }
+}
+
+multiversion! {
+    fn gelu_row_backward(d_out: &[f32], gate: &[f32], up: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
+        let n = d_out.len();
+        let (gate, up, d_gate, d_up) = (&gate[..n], &up[..n], &mut d_gate[..n], &mut d_up[..n]);
+        for i in 0..n {
+            let g = gate[i];
+            let t = tanh(GELU.0 * (g + GELU.1 * g * g * g));
+            let inner = GELU.0 * (1.0 + 3.0 * GELU.1 * g * g);
+            d_up[i] = d_out[i] * 0.5 * g * (1.0 + t);
+            d_gate[i] = d_out[i] * up[i] * 0.5 * (1.0 + t + g * (1.0 - t * t) * inner);
+        }
+    }
+}
+
+pub(super) fn add(x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len());
+    let add = |x: &mut [f32], y: &[f32]| x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+    if x.len() < SMALL {
+        add(x, y)
+    } else {
+        x.par_chunks_mut(SMALL).zip(y.par_chunks(SMALL)).for_each(|(x, y)| add(x, y))
+    }
+}
+
+multiversion! {
+    /// Logits to `-g * softmax` (all of a row or a part of it), divided by the temperature.
+    pub(super) fn softmax_gradient(logits: &mut [f32], d_logprob: f32, log_sum: f32, inverse_temperature: f32) {
+        let factor = -d_logprob * inverse_temperature;
+        for x in logits.iter_mut() {
+            *x = factor * exp(*x * inverse_temperature - log_sum);
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The operations of a transformer, forward and backward, behind one trait.
+//!
+//! A model is written once against [`Backend`]; a backend supplies memory and arithmetic. [`cpu::Cpu`] is the only one
+//! so far and the reference for others. Rows are tokens of sequences laid end to end; `x[T, H]` has T rows of H numbers.
+//! Backward operations named `..._backward` take the gradient of the loss with respect to their forward's output.
+
+pub mod cpu;
+
+use crate::spec::{Activation, NormWeight};
+use std::ops::Range;
+
+/// How attention reads a row of fused projections: `heads` queries, `kv_heads` keys, `kv_heads` values, `head_dim` each.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; each serves `heads / kv_heads` query heads.
+    pub kv_heads: usize,
+    /// Numbers per head.
+    pub head_dim: usize,
+    /// A token sees at most this many tokens, itself included.
+    pub window: Option<usize>,
+}
+
+impl AttentionShape {
+    /// Numbers in a row of fused projections.
+    pub fn fused(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+    /// Numbers in a row of attention output.
+    pub fn output(&self) -> usize {
+        self.heads * self.head_dim
+    }
+}
+
+/// The weights from which log-probs are computed, and what to ask of them.
+#[derive(Clone, Copy)]
+pub struct LogprobQuery<'a> {
+    /// The token asked for, one for each hidden row.
+    pub targets: &'a [u32],
+    /// Logits are divided by this before the softmax.
+    pub temperature: f32,
+}
+
+/// What the log-prob head returns: one number of each for each row.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenStats {
+    /// `log p(target)`.
+    pub logprobs: Vec<f32>,
+    /// `-sum_v p(v) log p(v)`, in nats.
+    pub entropies: Vec<f32>,
+    /// `log sum_v exp(logit_v / temperature)`: what the backward pass needs.
+    pub log_sums: Vec<f32>,
+}
+
+/// AdamW's numbers for one step (`bias_correction` = `1 - beta^step`).
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWStep {
+    /// Step size.
+    pub learning_rate: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled decay, times the learning rate.
+    pub weight_decay: f32,
+    /// `1 - beta1^step`.
+    pub bias_correction1: f32,
+    /// `1 - beta2^step`.
+    pub bias_correction2: f32,
+    /// Gradients are multiplied by this first (global-norm clipping).
+    pub gradient_scale: f32,
+}
+
+/// Memory and arithmetic for one kind of device.
+///
+/// # Contract
+///
+/// The result for a row (or sequence) does not depend on the other rows, on threads, or on whether it was computed in a
+/// training pass or one token at a time. Reductions over rows (weight gradients) have a fixed order.
+pub trait Backend: Send + Sync + 'static {
+    /// An array of f32.
+    type Buffer: Send + Sync + Clone;
+    /// A weight matrix `[out, in]` in the layout multiplication likes.
+    type Matrix: Send + Sync;
+    /// Keys and values of the sequences being decoded, for one layer.
+    type Cache: Send + Sync;
+
+    /// Copies numbers to the device.
+    fn upload(&self, data: &[f32]) -> Self::Buffer;
+    /// Copies numbers from the device.
+    fn download(&self, buffer: &Self::Buffer) -> Vec<f32>;
+    /// Packs `[out, in]` weights, row-major.
+    fn matrix(&self, weights: &[f32], out: usize, input: usize) -> Self::Matrix;
+    /// Packs new weights of the same shape in place.
+    fn refresh(&self, matrix: &mut Self::Matrix, weights: &[f32]);
+
+    /// `out[t] = scale * table[tokens[t]]`, rows of `hidden`.
+    fn embed(&self, table: &Self::Buffer, tokens: &[u32], hidden: usize, scale: f32) -> Self::Buffer;
+    /// `d_table[tokens[t]] += scale * d_out[t]`.
+    fn embed_backward(&self, d_out: &Self::Buffer, tokens: &[u32], hidden: usize, scale: f32, d_table: &mut [f32]);
+
+    /// ```text
+    /// out[r] = x[r] * inverse[r] * w,   inverse[r] = 1 / sqrt(mean(x[r]^2) + eps),   w = weight or 1 + weight
+    /// ```
+    /// Returns `(out, inverse)`. Rows have `weight.len()` numbers.
+    fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Buffer, kind: NormWeight, eps: f32)
+    -> (Self::Buffer, Vec<f32>);
+    /// `d_x += ...`, `d_weight += ...`.
+    fn rms_norm_backward(
+        &self,
+        d_out: &Self::Buffer,
+        x: &Self::Buffer,
+        inverse: &[f32],
+        weight: &Self::Buffer,
+        kind: NormWeight,
+        d_x: &mut Self::Buffer,
+        d_weight: &mut [f32],
+    );
+
+    /// `out[T, out] = x[T, in] * W^T`.
+    fn linear(&self, x: &Self::Buffer, weight: &Self::Matrix) -> Self::Buffer;
+    /// `d_x[T, in] = d_out[T, out] * W`, with `W` row-major.
+    fn linear_backward_input(&self, d_out: &Self::Buffer, weight: &[f32], out: usize, input: usize) -> Self::Buffer;
+    /// `d_weight[out, in] += d_out^T * x`.
+    fn linear_backward_weight(
+        &self,
+        d_out: &Self::Buffer,
+        x: &Self::Buffer,
+        out: usize,
+        input: usize,
+        d_weight: &mut [f32],
+    );
+    /// `x[t] += bias`, row by row.
+    fn add_bias(&self, x: &mut Self::Buffer, bias: &Self::Buffer);
+    /// `d_bias += sum_t d_out[t]`.
+    fn add_bias_backward(&self, d_out: &Self::Buffer, d_bias: &mut [f32]);
+
+    /// RMSNorm of each query (or key) head inside fused rows: heads `heads` of `head_dim` numbers, from `offset` on.
+    /// Returns the inverse norms, `[T, heads]`.
+    fn head_norm(
+        &self,
+        fused: &mut Self::Buffer,
+        shape: &AttentionShape,
+        heads: Range<usize>,
+        weight: &Self::Buffer,
+        eps: f32,
+    ) -> Vec<f32>;
+    /// Turns the gradient with respect to the normed heads, in `d_fused`, into that with respect to the raw ones.
+    /// `raw` holds the fused rows as they were before [`Backend::head_norm`].
+    fn head_norm_backward(
+        &self,
+        d_fused: &mut Self::Buffer,
+        raw: &Self::Buffer,
+        inverse: &[f32],
+        shape: &AttentionShape,
+        heads: Range<usize>,
+        weight: &Self::Buffer,
+        d_weight: &mut [f32],
+    );
+
+    /// Rotates queries and keys by their positions (rotate-half form):
+    ///
+    /// ```text
+    /// out[i] = x[i] cos - x[i + d/2] sin,   out[i + d/2] = x[i + d/2] cos + x[i] sin,   angle = position * frequency[i]
+    /// ```
+    fn rotary(&self, fused: &mut Self::Buffer, positions: &[u32], table: &RotaryTable, shape: &AttentionShape);
+    /// The inverse rotation, which is the transpose: gradients go through it.
+    fn rotary_backward(
+        &self,
+        d_fused: &mut Self::Buffer,
+        positions: &[u32],
+        table: &RotaryTable,
+        shape: &AttentionShape,
+    );
+
+    /// Causal grouped-query attention inside each sequence, `softmax(q k^T / sqrt(head_dim)) v`.
+    fn attention(&self, fused: &Self::Buffer, cu_seqlens: &[usize], shape: &AttentionShape) -> Self::Buffer;
+    /// The gradient with respect to the fused projections.
+    fn attention_backward(
+        &self,
+        d_out: &Self::Buffer,
+        fused: &Self::Buffer,
+        cu_seqlens: &[usize],
+        shape: &AttentionShape,
+    ) -> Self::Buffer;
+
+    /// `out = activation(gate) * up`, where rows of `x` are `[gate, up]`.
+    fn gated(&self, x: &Self::Buffer, width: usize, activation: Activation) -> Self::Buffer;
+    /// The gradient with respect to `[gate, up]`.
+    fn gated_backward(
+        &self,
+        d_out: &Self::Buffer,
+        x: &Self::Buffer,
+        width: usize,
+        activation: Activation,
+    ) -> Self::Buffer;
+
+    /// `x += y`.
+    fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer);
+    /// The given rows of `x`.
+    fn gather(&self, x: &Self::Buffer, width: usize, rows: &[u32]) -> Self::Buffer;
+    /// `x[rows[i]] += y[i]`, in order.
+    fn scatter_add(&self, x: &mut Self::Buffer, width: usize, rows: &[u32], y: &Self::Buffer);
+    /// `len` zeros.
+    fn zeros(&self, len: usize) -> Self::Buffer;
+
+    /// Log-prob, entropy and log-sum of each hidden row under `softmax(sum_i mix[i] * hidden[i] * W[i]^T / temperature)`.
+    /// One head with weight 1 is a language model; several make the normalised geometric mean of their distributions.
+    /// The logits are computed in blocks of rows and vocabulary and never exist as a whole.
+    fn token_stats(&self, heads: &[(&Self::Buffer, &Self::Matrix, f32)], query: LogprobQuery<'_>) -> TokenStats;
+    /// From `d_logprobs`: returns `d_hidden`, adds to `d_weight[vocab, hidden]`. `weight` is row-major.
+    fn token_stats_backward(
+        &self,
+        d_logprobs: &[f32],
+        hidden: &Self::Buffer,
+        head: &Self::Matrix,
+        weight: &[f32],
+        query: LogprobQuery<'_>,
+        log_sums: &[f32],
+        d_weight: &mut [f32],
+    ) -> Self::Buffer;
+    /// The logits of each hidden row divided by `temperature`, handed to `use_row(row, logits)`, in parallel.
+    fn logits(
+        &self,
+        hidden: &Self::Buffer,
+        head: &Self::Matrix,
+        temperature: f32,
+        use_row: &(dyn Fn(usize, &[f32]) + Sync),
+    );
+    /// `values[t] = x[t] . w`.
+    fn scalar_head(&self, x: &Self::Buffer, weight: &Self::Buffer) -> Vec<f32>;
+    /// Returns `d_x`; `d_weight += sum_t d_values[t] * x[t]`.
+    fn scalar_head_backward(
+        &self,
+        d_values: &[f32],
+        x: &Self::Buffer,
+        weight: &Self::Buffer,
+        d_weight: &mut [f32],
+    ) -> Self::Buffer;
+
+    /// Room for `slots` sequences of at most `capacity` tokens.
+    fn cache(&self, slots: usize, capacity: usize, shape: &AttentionShape) -> Self::Cache;
+    /// Stores the keys and values of row `row` of `fused` as token `position` of sequence `slot`, for each `(row, slot, position)`.
+    fn cache_store(&self, cache: &mut Self::Cache, fused: &Self::Buffer, entries: &[(usize, usize, usize)]);
+    /// Copies the first `len` tokens of sequence `from` to sequence `to`.
+    fn cache_copy(&self, cache: &mut Self::Cache, from: usize, to: usize, len: usize);
+    /// Attention of one new token for each `(slot, position)` to the tokens `..= position` of its sequence, which are stored.
+    fn cached_attention(&self, cache: &Self::Cache, fused: &Self::Buffer, entries: &[(usize, usize)]) -> Self::Buffer;
+
+    /// `sum g^2`, in f64 and in fixed blocks.
+    fn sum_of_squares(&self, gradients: &[f32]) -> f64;
+    /// One AdamW step on `weights`, with decay where `decay` says so.
+    fn adamw(
+        &self,
+        weights: &mut [f32],
+        gradients: &[f32],
+        m: &mut [f32],
+        v: &mut [f32],
+        decay: Decay,
+        step: &AdamWStep,
+    );
+}
+
+/// Whether a tensor is decayed (matrices are; norms and biases are not, as in transformers' Trainer).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decay {
+    /// Weight decay applies.
+    Yes,
+    /// It does not.
+    No,
+}
+
+/// Cosines and sines of the rotary angles: `[positions, head_dim / 2]` each.
+#[derive(Clone, Debug, Default)]
+pub struct RotaryTable {
+    /// Numbers per position: `head_dim / 2`.
+    pub half: usize,
+    /// Cosines.
+    pub cos: Vec<f32>,
+    /// Sines.
+    pub sin: Vec<f32>,
+}

@@ -1,0 +1,122 @@
+//! What goes into a model and what comes out: packed sequences, and numbers at the places asked for.
+
+use std::ops::Range;
+
+/// Sequences laid end to end, without padding.
+///
+/// ```
+/// let mut batch = salsa_engine::Batch::new();
+/// assert_eq!(batch.push(&[5, 6, 7]), 0..3);
+/// assert_eq!(batch.push(&[8, 9]), 3..5);
+/// assert_eq!(batch.cu_seqlens(), [0, 3, 5]);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Batch {
+    tokens: Vec<u32>,
+    cu_seqlens: Vec<usize>,
+}
+
+impl Default for Batch {
+    fn default() -> Batch {
+        Batch { tokens: Vec::new(), cu_seqlens: vec![0] }
+    }
+}
+
+impl Batch {
+    /// No sequences yet.
+    pub fn new() -> Batch {
+        Batch::default()
+    }
+
+    /// Appends a sequence and returns its rows.
+    ///
+    /// # Panics
+    ///
+    /// If it has no tokens.
+    pub fn push(&mut self, tokens: &[u32]) -> Range<usize> {
+        assert!(!tokens.is_empty(), "a sequence has at least one token");
+        let start = self.tokens.len();
+        self.tokens.extend_from_slice(tokens);
+        self.cu_seqlens.push(self.tokens.len());
+        start..self.tokens.len()
+    }
+
+    /// All tokens.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Where the sequences begin and, last, where they end.
+    pub fn cu_seqlens(&self) -> &[usize] {
+        &self.cu_seqlens
+    }
+
+    /// How many sequences.
+    pub fn sequences(&self) -> usize {
+        self.cu_seqlens.len() - 1
+    }
+
+    /// How many tokens.
+    pub fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The position of each row in its sequence.
+    pub(crate) fn positions(&self) -> Vec<u32> {
+        self.cu_seqlens.windows(2).flat_map(|w| 0..(w[1] - w[0]) as u32).collect()
+    }
+}
+
+/// What to compute from the final hidden states.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// Rows whose next-token distribution is asked.
+    pub rows: Vec<u32>,
+    /// The token whose log-prob is wanted, for each of `rows`.
+    pub targets: Vec<u32>,
+    /// Rows whose value (or score) is asked.
+    pub value_rows: Vec<u32>,
+    /// Logits are divided by this before the softmax.
+    pub temperature: f32,
+}
+
+impl Default for Query {
+    fn default() -> Query {
+        Query { rows: Vec::new(), targets: Vec::new(), value_rows: Vec::new(), temperature: 1.0 }
+    }
+}
+
+impl Query {
+    /// Asks for the log-probs of `tokens[from..]`, each given all tokens before it, of a sequence that lies at `rows`.
+    ///
+    /// # Panics
+    ///
+    /// If `from` is zero: the first token has nothing before it.
+    pub fn push_logprobs(&mut self, rows: Range<usize>, tokens: &[u32], from: usize) {
+        assert!(from >= 1, "the first token of a sequence has no log-prob");
+        for (i, &token) in tokens.iter().enumerate().skip(from) {
+            self.rows.push((rows.start + i - 1) as u32);
+            self.targets.push(token);
+        }
+    }
+}
+
+/// The numbers asked for, in the order of the query.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Output {
+    /// `log p(target)` of each row asked, in nats.
+    pub logprobs: Vec<f32>,
+    /// Entropy of each row's distribution, in nats.
+    pub entropies: Vec<f32>,
+    /// The scalar head's output at each value row.
+    pub values: Vec<f32>,
+}
+
+/// The gradient of a loss with respect to an [`Output`].
+#[derive(Clone, Copy, Debug)]
+pub struct OutputGradient<'a> {
+    /// One number for each log-prob.
+    pub d_logprobs: &'a [f32],
+    /// One number for each value.
+    pub d_values: &'a [f32],
+}

@@ -1,0 +1,35 @@
+//! What can be wrong with a model.
+
+/// Why a model was refused, or a step not taken.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ModelError {
+    /// The shape cannot be a model of this family.
+    #[error("model shape: {0}")]
+    Spec(String),
+    /// The flat buffer does not fit the shape.
+    #[error("{found} weights given, the model's shape has {expected}")]
+    WeightCount {
+        /// What the shape asks for.
+        expected: usize,
+        /// What was given.
+        found: usize,
+    },
+    /// A weight is NaN or infinite.
+    #[error("tensor {tensor}: element {index} is {value}; the checkpoint is damaged or its training diverged")]
+    NonFinite {
+        /// The tensor's name.
+        tensor: String,
+        /// The first such element.
+        index: usize,
+        /// NaN or an infinity.
+        value: f32,
+    },
+    /// The gradient is not finite; nothing was changed.
+    #[error(
+        "the gradient is not finite (norm {norm}); the weights were left as they were. A lower learning rate may help"
+    )]
+    NonFiniteGradient {
+        /// The norm found.
+        norm: f64,
+    },
+}

@@ -1,0 +1,179 @@
+//! The forward pass: block by block, keeping what the backward pass will read.
+
+use super::{LayerParameters, Transformer};
+use crate::backend::{Backend, LogprobQuery, RotaryTable};
+use crate::batch::{Batch, Output, Query};
+use crate::model::Recompute;
+use std::sync::Arc;
+
+/// What the forward pass leaves for the backward pass.
+pub struct Tape<B: Backend> {
+    pub(super) batch: Batch,
+    pub(super) query: Query,
+    pub(super) rotation: Rotation,
+    pub(super) layers: Vec<LayerTape<B>>,
+    /// The residual stream before the last norm.
+    pub(super) last: B::Buffer,
+    pub(super) inverse: Vec<f32>,
+    pub(super) heads: HeadsTape<B>,
+}
+
+/// What one block leaves.
+pub(super) enum LayerTape<B: Backend> {
+    /// Its input alone: the block runs again in the backward pass.
+    Input(B::Buffer),
+    /// Everything.
+    Full(Activations<B>),
+}
+
+/// The inner values of a block. Norm outputs and gate products are cheap and computed again.
+pub(super) struct Activations<B: Backend> {
+    pub input: B::Buffer,
+    pub input_inverse: Vec<f32>,
+    /// Queries, keys and values before the norms of heads, where there are such.
+    pub raw: Option<RawHeads<B>>,
+    /// Rotated queries and keys, and values.
+    pub fused: B::Buffer,
+    pub attended: B::Buffer,
+    /// The residual stream between attention and MLP.
+    pub middle: B::Buffer,
+    pub middle_inverse: Vec<f32>,
+    pub gate_up: B::Buffer,
+}
+
+pub(super) struct RawHeads<B: Backend> {
+    pub fused: B::Buffer,
+    pub query_inverse: Vec<f32>,
+    pub key_inverse: Vec<f32>,
+}
+
+/// The rows that the heads read.
+pub(super) struct HeadsTape<B: Backend> {
+    pub logprob_hidden: Option<B::Buffer>,
+    pub log_sums: Vec<f32>,
+    pub value_hidden: Option<B::Buffer>,
+}
+
+/// Positions of the rows and the angles that belong to them.
+pub(super) struct Rotation {
+    pub positions: Vec<u32>,
+    pub table: Arc<RotaryTable>,
+}
+
+impl Query {
+    pub(super) fn logprob_query(&self) -> LogprobQuery<'_> {
+        LogprobQuery { targets: &self.targets, temperature: self.temperature }
+    }
+}
+
+impl<B: Backend> Transformer<B> {
+    pub(super) fn rotation(&self, positions: Vec<u32>) -> Rotation {
+        let longest = positions.iter().max().map_or(0, |&p| p as usize + 1);
+        Rotation { table: self.rotary_table(longest), positions }
+    }
+
+    pub(super) fn embed(&self, tokens: &[u32]) -> B::Buffer {
+        self.backend.embed(&self.parameters.embedding, tokens, self.spec.hidden_size, self.spec.embedding_scale)
+    }
+
+    pub(super) fn norm(&self, x: &B::Buffer, weight: &B::Buffer) -> (B::Buffer, Vec<f32>) {
+        self.backend.rms_norm(x, weight, self.spec.norm, self.spec.rms_norm_eps)
+    }
+
+    /// The normed hidden state of every row.
+    pub(super) fn final_hidden(&self, batch: &Batch) -> B::Buffer {
+        let rotation = self.rotation(batch.positions());
+        let mut x = self.embed(batch.tokens());
+        for layer in &self.parameters.layers {
+            x = self.block(layer, x, &rotation, |fused| self.attention(fused, batch)).0;
+        }
+        self.norm(&x, &self.parameters.norm).0
+    }
+
+    /// One forward pass that keeps what [`Transformer::backward_into`] needs.
+    pub(super) fn forward_tape(&self, batch: &Batch, query: &Query, recompute: Recompute) -> (Output, Tape<B>) {
+        self.check_query(batch, query);
+        let rotation = self.rotation(batch.positions());
+        let mut x = self.embed(batch.tokens());
+        let mut layers = Vec::with_capacity(self.spec.layers);
+        for layer in &self.parameters.layers {
+            let kept = (recompute == Recompute::PerLayer).then(|| x.clone());
+            let (out, activations) = self.block(layer, x, &rotation, |fused| self.attention(fused, batch));
+            layers.push(kept.map_or(LayerTape::Full(activations), LayerTape::Input));
+            x = out;
+        }
+        let (hidden, inverse) = self.norm(&x, &self.parameters.norm);
+        let (output, heads) = self.read_heads(&hidden, query);
+        let tape = Tape { batch: batch.clone(), query: query.clone(), rotation, layers, last: x, inverse, heads };
+        (output, tape)
+    }
+
+    /// Attention inside each sequence of a batch.
+    pub(super) fn attention(&self, fused: &B::Buffer, batch: &Batch) -> B::Buffer {
+        self.backend.attention(fused, batch.cu_seqlens(), &self.spec.attention_shape())
+    }
+
+    /// `x + attend(norm(x))`, then `+ mlp(norm(.))`. Training, prefill and decoding differ in `attend` alone.
+    pub(super) fn block(
+        &self,
+        layer: &LayerParameters<B>,
+        x: B::Buffer,
+        rotation: &Rotation,
+        attend: impl FnOnce(&B::Buffer) -> B::Buffer,
+    ) -> (B::Buffer, Activations<B>) {
+        let backend = &self.backend;
+        let (h, input_inverse) = self.norm(&x, &layer.input_norm);
+        let (fused, raw) = self.projections(layer, &h, rotation);
+        let attended = attend(&fused);
+        let mut middle = backend.linear(&attended, &layer.output);
+        backend.add(&mut middle, &x);
+        let (h, middle_inverse) = self.norm(&middle, &layer.post_norm);
+        let gate_up = backend.linear(&h, &layer.gate_up);
+        let act = backend.gated(&gate_up, self.spec.intermediate_size, self.spec.activation);
+        let mut out = backend.linear(&act, &layer.down);
+        backend.add(&mut out, &middle);
+        (out, Activations { input: x, input_inverse, raw, fused, attended, middle, middle_inverse, gate_up })
+    }
+
+    /// Rotated queries and keys, and values.
+    pub(super) fn projections(
+        &self,
+        layer: &LayerParameters<B>,
+        h: &B::Buffer,
+        rotation: &Rotation,
+    ) -> (B::Buffer, Option<RawHeads<B>>) {
+        let (backend, shape, eps) = (&self.backend, self.spec.attention_shape(), self.spec.rms_norm_eps);
+        let mut fused = backend.linear(h, &layer.qkv);
+        if let Some(bias) = &layer.qkv_bias {
+            backend.add_bias(&mut fused, bias);
+        }
+        let mut raw = None;
+        if let (Some(query), Some(key)) = (&layer.query_norm, &layer.key_norm) {
+            let before = fused.clone();
+            let query_inverse = backend.head_norm(&mut fused, &shape, 0..shape.heads, query, eps);
+            let keys = shape.heads..shape.heads + shape.kv_heads;
+            let key_inverse = backend.head_norm(&mut fused, &shape, keys, key, eps);
+            raw = Some(RawHeads { fused: before, query_inverse, key_inverse });
+        }
+        backend.rotary(&mut fused, &rotation.positions, &rotation.table, &shape);
+        (fused, raw)
+    }
+
+    /// What the query asks of the normed hidden states.
+    pub(super) fn read_heads(&self, hidden: &B::Buffer, query: &Query) -> (Output, HeadsTape<B>) {
+        let mut output = Output::default();
+        let mut tape = HeadsTape { logprob_hidden: None, log_sums: Vec::new(), value_hidden: None };
+        if let (false, Some(head)) = (query.rows.is_empty(), &self.parameters.head) {
+            let rows = self.backend.gather(hidden, self.spec.hidden_size, &query.rows);
+            let stats = self.backend.token_stats(&[(&rows, head, 1.0)], query.logprob_query());
+            (output.logprobs, output.entropies, tape.log_sums) = (stats.logprobs, stats.entropies, stats.log_sums);
+            tape.logprob_hidden = Some(rows);
+        }
+        if let (false, Some(score)) = (query.value_rows.is_empty(), &self.parameters.score) {
+            let rows = self.backend.gather(hidden, self.spec.hidden_size, &query.value_rows);
+            output.values = self.backend.scalar_head(&rows, score);
+            tape.value_hidden = Some(rows);
+        }
+        (output, tape)
+    }
+}

@@ -1,0 +1,188 @@
+//! A model in training: flat master weights, gradients and optimizer state beside it.
+
+use super::forward::Tape;
+use super::{Transformer, check};
+use crate::backend::{AdamWStep, Backend, Decay};
+use crate::batch::{Batch, Output, OutputGradient, Query};
+use crate::error::ModelError;
+use crate::spec::ModelSpec;
+use std::ops::Deref;
+
+/// What the forward pass keeps for the backward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recompute {
+    /// All inner values: fastest.
+    #[default]
+    KeepActivations,
+    /// The input of each block, which then runs again in the backward pass: a third more work, a tenth of the memory.
+    /// The gradients are the same to the bit.
+    PerLayer,
+}
+
+/// AdamW (Loshchilov and Hutter 2019) with clipping by the global norm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay of matrices, times the learning rate. Norms and biases are not decayed.
+    pub weight_decay: f64,
+    /// Gradients of a larger norm are scaled down to it; infinity for no clipping.
+    pub max_grad_norm: f64,
+}
+
+impl Default for AdamW {
+    /// transformers' defaults.
+    fn default() -> AdamW {
+        AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 }
+    }
+}
+
+/// AdamW's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct OptimizerState<'a> {
+    /// Steps taken.
+    pub step: u64,
+    /// First moments, in the order of the weights.
+    pub m: &'a [f32],
+    /// Second moments.
+    pub v: &'a [f32],
+}
+
+/// A model whose weights are trained. It can do all that its [`Transformer`] can.
+pub struct TrainableTransformer<B: Backend> {
+    model: Transformer<B>,
+    weights: Vec<f32>,
+    gradients: Vec<f32>,
+    m: Vec<f32>,
+    v: Vec<f32>,
+    step: u64,
+    recompute: Recompute,
+}
+
+impl<B: Backend> Deref for TrainableTransformer<B> {
+    type Target = Transformer<B>;
+    fn deref(&self) -> &Transformer<B> {
+        &self.model
+    }
+}
+
+impl<B: Backend + Default> TrainableTransformer<B> {
+    /// A model to be trained from these flat weights.
+    ///
+    /// # Errors
+    ///
+    /// As [`Transformer::new`].
+    pub fn new(spec: ModelSpec, weights: Vec<f32>, recompute: Recompute) -> Result<Self, ModelError> {
+        check(&spec, &weights)?;
+        let model = Transformer::unchecked(spec, &weights, B::default());
+        let zeros = || vec![0f32; weights.len()];
+        Ok(TrainableTransformer { gradients: zeros(), m: zeros(), v: zeros(), model, weights, step: 0, recompute })
+    }
+}
+
+impl<B: Backend> TrainableTransformer<B> {
+    /// The flat master weights.
+    pub fn weights(&self) -> &[f32] {
+        &self.weights
+    }
+
+    /// A forward pass that keeps what [`TrainableTransformer::backward`] needs. Same numbers as [`Transformer::forward`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Transformer::forward`].
+    pub fn forward_train(&self, batch: &Batch, query: &Query) -> (Output, Tape<B>) {
+        self.model.forward_tape(batch, query, self.recompute)
+    }
+
+    /// Adds the gradient of a loss to the gradient buffer, from its gradient with respect to the output.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one number for each output.
+    pub fn backward(&mut self, tape: Tape<B>, gradient: &OutputGradient<'_>) {
+        self.model.backward_into(tape, gradient, &self.weights, &mut self.gradients);
+    }
+
+    /// The accumulated gradient.
+    pub fn gradients(&self) -> &[f32] {
+        &self.gradients
+    }
+
+    /// Forgets the accumulated gradient.
+    pub fn zero_gradients(&mut self) {
+        self.gradients.fill(0.0);
+    }
+
+    /// The Euclidean norm of the accumulated gradient.
+    pub fn gradient_norm(&self) -> f64 {
+        self.model.backend.sum_of_squares(&self.gradients).sqrt()
+    }
+
+    /// Clips, takes one AdamW step, and zeroes the gradient. Returns the norm before clipping.
+    ///
+    /// # Errors
+    ///
+    /// If the norm is not finite; then nothing has changed.
+    pub fn adamw_step(&mut self, adamw: &AdamW, learning_rate: f64) -> Result<f64, ModelError> {
+        let norm = self.gradient_norm();
+        if !norm.is_finite() {
+            return Err(ModelError::NonFiniteGradient { norm });
+        }
+        self.step += 1;
+        let scale = if norm > adamw.max_grad_norm { adamw.max_grad_norm / (norm + 1e-6) } else { 1.0 };
+        let power = i32::try_from(self.step).unwrap_or(i32::MAX);
+        let step = AdamWStep {
+            learning_rate: learning_rate as f32,
+            beta1: adamw.beta1 as f32,
+            beta2: adamw.beta2 as f32,
+            eps: adamw.eps as f32,
+            weight_decay: adamw.weight_decay as f32,
+            bias_correction1: (1.0 - adamw.beta1.powi(power)) as f32,
+            bias_correction2: (1.0 - adamw.beta2.powi(power)) as f32,
+            gradient_scale: scale as f32,
+        };
+        for tensor in self.model.spec.tensors() {
+            let range = tensor.range;
+            let decay = if tensor.shape.len() > 1 { Decay::Yes } else { Decay::No };
+            self.model.backend.adamw(
+                &mut self.weights[range.clone()],
+                &self.gradients[range.clone()],
+                &mut self.m[range.clone()],
+                &mut self.v[range],
+                decay,
+                &step,
+            );
+        }
+        self.zero_gradients();
+        self.model.parameters.refresh(&self.model.places, &self.model.backend, &self.weights);
+        Ok(norm)
+    }
+
+    /// AdamW's memory, for checkpoints.
+    pub fn optimizer_state(&self) -> OptimizerState<'_> {
+        OptimizerState { step: self.step, m: &self.m, v: &self.v }
+    }
+
+    /// Goes on from a checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// When a buffer does not fit, or a weight is not finite.
+    pub fn restore(&mut self, weights: Vec<f32>, step: u64, m: Vec<f32>, v: Vec<f32>) -> Result<(), ModelError> {
+        check(&self.model.spec, &weights)?;
+        for buffer in [&m, &v] {
+            if buffer.len() != weights.len() {
+                return Err(ModelError::WeightCount { expected: weights.len(), found: buffer.len() });
+            }
+        }
+        self.model.parameters.refresh(&self.model.places, &self.model.backend, &weights);
+        (self.weights, self.step, self.m, self.v) = (weights, step, m, v);
+        self.zero_gradients();
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+//! The engine's promises, to the bit: decoding equals training, company and threads do not matter.
+
+use proptest::prelude::*;
+use salsa_engine::random::Random;
+use salsa_engine::*;
+
+fn spec_of(choice: u64) -> ModelSpec {
+    let mut random = Random::new(choice, 0);
+    let kv_heads = 1 + random.below(3);
+    ModelSpec {
+        vocab_size: [11, 257, 1500][random.below(3)],
+        hidden_size: 4 * (2 + random.below(20)),
+        intermediate_size: 3 + random.below(90),
+        layers: 1 + random.below(3),
+        heads: kv_heads * (1 + random.below(3)),
+        kv_heads,
+        head_dim: 2 * (1 + random.below(20)),
+        max_positions: 400,
+        sliding_window: [None, Some(1 + random.below(9))][random.below(2)],
+        qk_norm: random.below(2) == 1,
+        qkv_bias: random.below(2) == 1,
+        tied_embeddings: random.below(2) == 1,
+        ..tiny()
+    }
+}
+
+fn model_of(spec: &ModelSpec) -> Model {
+    let mut random = Random::new(5, 5);
+    let weights = spec.init(4).iter().map(|w| w + 0.2 * random.normal() as f32).collect();
+    Model::new(spec.clone(), weights).unwrap()
+}
+
+fn tokens(spec: &ModelSpec, len: usize, stream: u64) -> Vec<u32> {
+    let mut random = Random::new(8, stream);
+    (0..len).map(|_| random.below(spec.vocab_size) as u32).collect()
+}
+
+fn logprobs(model: &Model, sequences: &[(&[u32], usize)], temperature: f32) -> Vec<Vec<f32>> {
+    let (mut batch, mut query) = (Batch::new(), Query { temperature, ..Query::default() });
+    for (sequence, from) in sequences {
+        let rows = batch.push(sequence);
+        query.push_logprobs(rows, sequence, *from);
+    }
+    let mut rest = &model.forward(&batch, &query).logprobs[..];
+    let mut parts = Vec::new();
+    for (sequence, from) in sequences {
+        let (part, next) = rest.split_at(sequence.len() - from);
+        parts.push(part.to_vec());
+        rest = next;
+    }
+    parts
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn sampled_logprobs_are_those_of_the_training_forward(choice: u64, slots in 1usize..9, long in 1usize..70) {
+        let spec = spec_of(choice);
+        let model = model_of(&spec);
+        // Prompts of several lengths, the second one three times.
+        let lengths = [3, long, long, long, 1, 40];
+        let prompt = |i: usize| Prompt { tokens: tokens(&spec, lengths[i], [0, 1, 1, 1, 4, 5][i]), id: lengths[i] as u64, sample: i as u32 };
+        let prompts: Vec<Prompt> = (0..6).map(prompt).collect();
+        let sampling = Sampling { temperature: 0.9, max_new_tokens: 40, stop_tokens: vec![1, 2], slots, seed: choice, ..Sampling::default() };
+        let responses = model.generate(&prompts, &sampling, &mut |_| ());
+        let alone = Sampling { slots: 1, ..sampling.clone() };
+        let joined: Vec<(Vec<u32>, usize)> =
+            prompts.iter().zip(&responses).map(|(p, r)| ([&p.tokens[..], &r.tokens].concat(), p.tokens.len())).collect();
+        let views: Vec<(&[u32], usize)> = joined.iter().map(|(t, from)| (&t[..], *from)).collect();
+        let together = logprobs(&model, &views, 0.9);
+        for (i, response) in responses.iter().enumerate() {
+            prop_assert_eq!(&response.logprobs, &together[i], "decoding and training differ");
+            prop_assert_eq!(&together[i], &logprobs(&model, &views[i..=i], 0.9)[0], "company matters");
+            prop_assert_eq!(response, &model.generate(&prompts[i..=i], &alone, &mut |_| ())[0], "slots matter");
+            let stopped = response.tokens.last().is_some_and(|t| [1, 2].contains(t));
+            prop_assert_eq!(response.finish == Finish::Stop, stopped);
+            prop_assert!(stopped || response.tokens.len() == 40);
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_matter() {
+    let spec = ModelSpec { vocab_size: 1500, hidden_size: 64, intermediate_size: 90, head_dim: 16, ..tiny() };
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut model = Trainable::new(spec.clone(), spec.init(1), Recompute::KeepActivations).unwrap();
+            for step in 0..3 {
+                let (mut batch, mut query) = (Batch::new(), Query::default());
+                for sequence in 0..20 {
+                    let tokens = tokens(&spec, 5 + 2 * sequence, step * 100 + sequence as u64);
+                    let rows = batch.push(&tokens);
+                    query.push_logprobs(rows, &tokens, 1);
+                }
+                let (output, tape) = model.forward_train(&batch, &query);
+                let d = vec![-1.0 / output.logprobs.len() as f32; output.logprobs.len()];
+                model.backward(tape, &OutputGradient { d_logprobs: &d, d_values: &[] });
+                model.adamw_step(&AdamW::default(), 1e-2).unwrap();
+            }
+            let prompts = [Prompt { tokens: vec![3, 4], id: 0, sample: 0 }];
+            (model.weights().to_vec(), model.generate(&prompts, &Sampling::default(), &mut |_| ()))
+        })
+    };
+    let one = run(1);
+    for threads in [2, 3, 8] {
+        assert!(one == run(threads), "{threads} threads give other bits than one");
+    }
+}
+
+#[test]
+fn the_geometric_mean_of_one_model_is_that_model() {
+    let spec = spec_of(3);
+    let (a, b) = (model_of(&spec), Model::new(spec.clone(), spec.init(9)).unwrap());
+    let tokens = tokens(&spec, 30, 1);
+    let (mut batch, mut query) = (Batch::new(), Query::default());
+    let rows = batch.push(&tokens);
+    query.push_logprobs(rows, &tokens, 1);
+    let alone = a.forward(&batch, &query);
+    let mean = |weights: &[f32]| geometric_logprobs(&[&a, &b], weights, &batch, &query);
+    let near = |x: &[f32], y: &[f32]| x.iter().zip(y).all(|(x, y)| (x - y).abs() < 1e-4);
+    assert!(near(&mean(&[1.0, 0.0]).logprobs, &alone.logprobs));
+    assert!(near(&mean(&[0.0, 1.0]).logprobs, &b.forward(&batch, &query).logprobs));
+    // Hoelder: the normaliser of the mean is at most 1, so its log-prob is at least the mean of the log-probs.
+    let half = mean(&[0.5, 0.5]);
+    let other = b.forward(&batch, &query);
+    for i in 0..half.logprobs.len() {
+        assert!(half.logprobs[i] >= 0.5 * (alone.logprobs[i] + other.logprobs[i]) - 1e-4);
+    }
+}
+
+#[test]
+fn wrong_weights_are_refused_by_name() {
+    let spec = tiny();
+    let mut weights = spec.init(1);
+    let at = spec.tensors().iter().find(|t| t.name.ends_with("1.mlp.up_proj.weight")).unwrap().range.start + 2;
+    weights[at] = f32::NAN;
+    let error = Model::new(spec.clone(), weights).err().unwrap().to_string();
+    assert!(error.contains("model.layers.1.mlp.up_proj.weight: element 2 is NaN"), "{error}");
+    let error = Model::new(spec.clone(), vec![0.0; 3]).err().unwrap().to_string();
+    assert!(error.contains("3 weights given"), "{error}");
+}
+
+#[test]
+fn a_step_on_a_gradient_that_is_not_finite_changes_nothing() {
+    let spec = tiny();
+    let mut model = Trainable::new(spec.clone(), spec.init(1), Recompute::KeepActivations).unwrap();
+    let (mut batch, mut query) = (Batch::new(), Query::default());
+    let rows = batch.push(&[1, 2]);
+    query.push_logprobs(rows, &[1, 2], 1);
+    let before = model.weights().to_vec();
+    let (_, tape) = model.forward_train(&batch, &query);
+    model.backward(tape, &OutputGradient { d_logprobs: &[f32::NAN], d_values: &[] });
+    assert!(matches!(model.adamw_step(&AdamW::default(), 0.1), Err(ModelError::NonFiniteGradient { .. })));
+    assert_eq!((model.weights(), model.optimizer_state().step), (&before[..], 0));
+}

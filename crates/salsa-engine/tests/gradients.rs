@@ -1,0 +1,281 @@
+//! Every gradient against finite differences: each operation by itself, then whole models of every kind.
+
+use salsa_engine::backend::cpu::{Buffer, Cpu};
+use salsa_engine::backend::{AttentionShape, Backend, LogprobQuery, RotaryTable};
+use salsa_engine::random::Random;
+use salsa_engine::*;
+
+fn normal(len: usize, stream: u64) -> Vec<f32> {
+    let mut random = Random::new(11, stream);
+    (0..len).map(|_| random.normal() as f32).collect()
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+/// The slope of `f` at `x` along several random directions must be `gradient . direction`.
+fn assert_gradient(what: &str, x: &[f32], gradient: &[f32], f: impl Fn(&[f32]) -> f64) {
+    let size = dot(gradient, gradient).sqrt();
+    assert!(size > 1e-6, "{what}: the gradient is zero, so the test would say nothing");
+    for trial in 0..3 {
+        let mut direction = normal(x.len(), 1000 + trial);
+        // Mostly along the gradient, so that the slope is not small by accident.
+        for (d, g) in direction.iter_mut().zip(gradient) {
+            *d = *d / (x.len() as f32).sqrt() + g / size as f32;
+        }
+        let step = 4e-3f32;
+        let at = |sign: f32| f(&x.iter().zip(&direction).map(|(x, d)| x + sign * step * d).collect::<Vec<_>>());
+        let slope = (at(1.0) - at(-1.0)) / f64::from(2.0 * step);
+        let expected = dot(gradient, &direction);
+        let error = (slope - expected).abs() / (expected.abs() + 0.05 * size);
+        assert!(error < 0.02, "{what}: slope {slope}, gradient says {expected}");
+    }
+}
+
+const T: usize = 7;
+const H: usize = 20;
+
+#[test]
+fn rms_norm() {
+    for kind in [NormWeight::Plain, NormWeight::OnePlus] {
+        let (x, w, c) = (normal(T * H, 1), normal(H, 2), normal(T * H, 3));
+        let loss = |x: &[f32], w: &[f32]| dot(&Cpu.rms_norm(&x.to_vec().into(), &w.to_vec().into(), kind, 1e-5).0, &c);
+        let (buffer, weight): (Buffer, Buffer) = (x.clone().into(), w.clone().into());
+        let (_, inverse) = Cpu.rms_norm(&buffer, &weight, kind, 1e-5);
+        let (mut d_x, mut d_w) = (Buffer::zeros(T * H), vec![0.0; H]);
+        Cpu.rms_norm_backward(&c.clone().into(), &buffer, &inverse, &weight, kind, &mut d_x, &mut d_w);
+        assert_gradient("rms_norm d_x", &x, &d_x, |x| loss(x, &w));
+        assert_gradient("rms_norm d_w", &w, &d_w, |w| loss(&x, w));
+    }
+}
+
+#[test]
+fn linear() {
+    let (out, input) = (37, H);
+    let (x, w, c) = (normal(T * input, 1), normal(out * input, 2), normal(T * out, 3));
+    let loss = |x: &[f32], w: &[f32]| dot(&Cpu.linear(&x.to_vec().into(), &Cpu.matrix(w, out, input)), &c);
+    let d_out: Buffer = c.clone().into();
+    let d_x = Cpu.linear_backward_input(&d_out, &w, out, input);
+    let mut d_w = vec![0.0; out * input];
+    Cpu.linear_backward_weight(&d_out, &x.clone().into(), out, input, &mut d_w);
+    assert_gradient("linear d_x", &x, &d_x, |x| loss(x, &w));
+    assert_gradient("linear d_w", &w, &d_w, |w| loss(&x, w));
+}
+
+#[test]
+fn bias_embedding_and_scalar_head() {
+    let (b, c) = (normal(H, 1), normal(T * H, 2));
+    let mut d_b = vec![0.0; H];
+    Cpu.add_bias_backward(&c.clone().into(), &mut d_b);
+    let zeros = vec![0.0; T * H];
+    assert_gradient("bias", &b, &d_b, |b| {
+        let mut x: Buffer = zeros.clone().into();
+        Cpu.add_bias(&mut x, &b.to_vec().into());
+        dot(&x, &c)
+    });
+
+    let (table, tokens) = (normal(5 * H, 3), [4, 0, 4, 2, 1, 4, 0]);
+    let mut d_table = vec![0.0; 5 * H];
+    Cpu.embed_backward(&c.clone().into(), &tokens, H, 1.5, &mut d_table);
+    assert_gradient("embedding", &table, &d_table, |t| dot(&Cpu.embed(&t.to_vec().into(), &tokens, H, 1.5), &c));
+
+    let (x, w, c) = (normal(T * H, 4), normal(H, 5), normal(T, 6));
+    let loss = |x: &[f32], w: &[f32]| dot(&Cpu.scalar_head(&x.to_vec().into(), &w.to_vec().into()), &c);
+    let mut d_w = vec![0.0; H];
+    let d_x = Cpu.scalar_head_backward(&c, &x.clone().into(), &w.clone().into(), &mut d_w);
+    assert_gradient("scalar head d_x", &x, &d_x, |x| loss(x, &w));
+    assert_gradient("scalar head d_w", &w, &d_w, |w| loss(&x, w));
+}
+
+#[test]
+fn gated_activations() {
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        let (x, c) = (normal(T * 2 * H, 1), normal(T * H, 2));
+        let d_x = Cpu.gated_backward(&c.clone().into(), &x.clone().into(), H, activation);
+        assert_gradient("gated", &x, &d_x, |x| dot(&Cpu.gated(&x.to_vec().into(), H, activation), &c));
+    }
+}
+
+fn attention_shape(window: Option<usize>) -> AttentionShape {
+    AttentionShape { heads: 4, kv_heads: 2, head_dim: 6, window }
+}
+
+#[test]
+fn rotary_positions() {
+    let shape = attention_shape(None);
+    let angles = normal(T * 3, 9);
+    let table = RotaryTable {
+        half: 3,
+        cos: angles.iter().map(|a| a.cos()).collect(),
+        sin: angles.iter().map(|a| a.sin()).collect(),
+    };
+    let positions: Vec<u32> = (0..T as u32).collect();
+    let (x, c) = (normal(T * shape.fused(), 1), normal(T * shape.fused(), 2));
+    let mut d_x: Buffer = c.clone().into();
+    Cpu.rotary_backward(&mut d_x, &positions, &table, &shape);
+    assert_gradient("rotary", &x, &d_x, |x| {
+        let mut x: Buffer = x.to_vec().into();
+        Cpu.rotary(&mut x, &positions, &table, &shape);
+        dot(&x, &c)
+    });
+}
+
+#[test]
+fn head_norms() {
+    let shape = attention_shape(None);
+    for heads in [0..4, 4..6] {
+        let (x, w, c) = (normal(T * shape.fused(), 1), normal(6, 2), normal(T * shape.fused(), 3));
+        let loss = |x: &[f32], w: &[f32]| {
+            let mut x: Buffer = x.to_vec().into();
+            Cpu.head_norm(&mut x, &shape, heads.clone(), &w.to_vec().into(), 1e-5);
+            dot(&x, &c)
+        };
+        let inverse = Cpu.head_norm(&mut x.clone().into(), &shape, heads.clone(), &w.clone().into(), 1e-5);
+        let (mut d_x, mut d_w): (Buffer, _) = (c.clone().into(), vec![0.0; 6]);
+        let (raw, weight): (Buffer, Buffer) = (x.clone().into(), w.clone().into());
+        Cpu.head_norm_backward(&mut d_x, &raw, &inverse, &shape, heads.clone(), &weight, &mut d_w);
+        assert_gradient("head norm d_x", &x, &d_x, |x| loss(x, &w));
+        assert_gradient("head norm d_w", &w, &d_w, |w| loss(&x, w));
+    }
+}
+
+#[test]
+fn attention() {
+    // Sequences longer than a block of queries, a window shorter than a sequence.
+    for (cu_seqlens, window) in [(vec![0, 3, 4, 9], None), (vec![0, 60, 61], None), (vec![0, 9], Some(4))] {
+        let shape = attention_shape(window);
+        let rows = *cu_seqlens.last().unwrap();
+        let (x, c) = (normal(rows * shape.fused(), 1), normal(rows * shape.output(), 2));
+        let d_x = Cpu.attention_backward(&c.clone().into(), &x.clone().into(), &cu_seqlens, &shape);
+        assert_gradient("attention", &x, &d_x, |x| dot(&Cpu.attention(&x.to_vec().into(), &cu_seqlens, &shape), &c));
+    }
+}
+
+#[test]
+fn token_logprobs() {
+    // A vocabulary of more than one block, the last one not whole.
+    let (vocabulary, temperature) = (1100, 0.7);
+    let (x, w, c) = (normal(T * H, 1), normal(vocabulary * H, 2), normal(T, 3));
+    let targets: Vec<u32> = (0..T as u32).map(|t| t * 170).collect();
+    let query = LogprobQuery { targets: &targets, temperature };
+    let stats = |x: &[f32], w: &[f32]| {
+        let (x, w) = (Buffer::from(x.to_vec()), Cpu.matrix(w, vocabulary, H));
+        Cpu.token_stats(&[(&x, &w, 1.0)], query)
+    };
+    let mut d_w = vec![0.0; vocabulary * H];
+    let head = Cpu.matrix(&w, vocabulary, H);
+    let log_sums = stats(&x, &w).log_sums;
+    let d_x = Cpu.token_stats_backward(&c, &x.clone().into(), &head, &w, query, &log_sums, &mut d_w);
+    assert_gradient("log-probs d_x", &x, &d_x, |x| dot(&stats(x, &w).logprobs, &c));
+    assert_gradient("log-probs d_w", &w, &d_w, |w| dot(&stats(&x, w).logprobs, &c));
+}
+
+#[test]
+fn log_probs_and_entropies_are_those_of_the_definition() {
+    let vocabulary = 1100;
+    let (x, w) = (normal(H, 1), normal(vocabulary * H, 2));
+    let (buffer, head) = (Buffer::from(x.clone()), Cpu.matrix(&w, vocabulary, H));
+    let stats = Cpu.token_stats(&[(&buffer, &head, 1.0)], LogprobQuery { targets: &[1050], temperature: 2.0 });
+    let logits: Vec<f64> = w.chunks(H).map(|row| dot(row, &x) / 2.0).collect();
+    let log_sum = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
+    let entropy: f64 = logits.iter().map(|l| -(l - log_sum) * (l - log_sum).exp()).sum();
+    assert!((f64::from(stats.logprobs[0]) - (logits[1050] - log_sum)).abs() < 1e-4);
+    assert!((f64::from(stats.entropies[0]) - entropy).abs() < 1e-4, "{} {entropy}", stats.entropies[0]);
+}
+
+/// Every kind of model the shape can describe.
+fn kinds() -> Vec<(&'static str, ModelSpec)> {
+    let scaling =
+        RopeScaling::Llama3 { factor: 4.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 16 };
+    vec![
+        ("llama", tiny()),
+        ("llama3", ModelSpec { rope: Rope { theta: 500.0, scaling }, ..tiny() }),
+        ("tied", ModelSpec { tied_embeddings: true, ..tiny() }),
+        ("mistral", ModelSpec { sliding_window: Some(3), ..tiny() }),
+        (
+            "gemma",
+            ModelSpec {
+                norm: NormWeight::OnePlus,
+                activation: Activation::GeluTanh,
+                embedding_scale: 8f32.sqrt(),
+                head_dim: 6,
+                tied_embeddings: true,
+                ..tiny()
+            },
+        ),
+        ("qwen2", ModelSpec { qkv_bias: true, ..tiny() }),
+        ("qwen3", ModelSpec { qk_norm: true, ..tiny() }),
+        ("value head", tiny().with_head(Head::LanguageModelWithValue)),
+        ("reward model", tiny().with_head(Head::Scalar)),
+    ]
+}
+
+/// Larger than `init`'s weights, so that every part of the model matters.
+fn strong(spec: &ModelSpec) -> Vec<f32> {
+    spec.init(3).iter().zip(normal(spec.parameters(), 77)).map(|(w, n)| w + 0.3 * n).collect()
+}
+
+fn batch_and_query(spec: &ModelSpec) -> (Batch, Query) {
+    let (mut batch, mut query) = (Batch::new(), Query { temperature: 0.8, ..Query::default() });
+    for tokens in [&[1, 4, 9, 2, 7, 3][..], &[5], &[8, 1, 0, 10]] {
+        let rows = batch.push(tokens);
+        if spec.head != Head::Scalar {
+            query.push_logprobs(rows.clone(), tokens, 1);
+        }
+        if spec.head != Head::LanguageModel {
+            query.value_rows.extend(rows.map(|row| row as u32));
+        }
+    }
+    (batch, query)
+}
+
+#[test]
+fn whole_models() {
+    for (name, spec) in kinds() {
+        let weights = strong(&spec);
+        let (batch, query) = batch_and_query(&spec);
+        let (c, d) = (normal(query.rows.len(), 5), normal(query.value_rows.len(), 6));
+        let loss = |weights: &[f32]| {
+            let output = Model::new(spec.clone(), weights.to_vec()).unwrap().forward(&batch, &query);
+            dot(&output.logprobs, &c) + dot(&output.values, &d)
+        };
+        let gradient = |recompute| {
+            let mut model = Trainable::new(spec.clone(), weights.clone(), recompute).unwrap();
+            let (_, tape) = model.forward_train(&batch, &query);
+            model.backward(tape, &OutputGradient { d_logprobs: &c, d_values: &d });
+            model.gradients().to_vec()
+        };
+        let full = gradient(Recompute::KeepActivations);
+        assert_eq!(full, gradient(Recompute::PerLayer), "{name}: recompute changes bits");
+        for tensor in spec.tensors() {
+            let range = tensor.range.clone();
+            assert_gradient(
+                &format!("{name} {}", tensor.name),
+                &weights[range.clone()],
+                &full[range.clone()],
+                |part| {
+                    let mut weights = weights.clone();
+                    weights[range.clone()].copy_from_slice(part);
+                    loss(&weights)
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn gradients_accumulate() {
+    let spec = tiny();
+    let (batch, query) = batch_and_query(&spec);
+    let c = normal(query.rows.len(), 5);
+    let mut model = Trainable::new(spec.clone(), strong(&spec), Recompute::KeepActivations).unwrap();
+    let mut pass = || {
+        let (_, tape) = model.forward_train(&batch, &query);
+        model.backward(tape, &OutputGradient { d_logprobs: &c, d_values: &[] });
+        model.gradient_norm()
+    };
+    let (once, twice) = (pass(), pass());
+    assert!((twice / once - 2.0).abs() < 1e-6);
+}

@@ -1,0 +1,156 @@
+//! The command line: one file per command. stdout carries data, stderr carries talk.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage. An error is one line on stderr: what, where, what to do.
+use std::{io::Write, process::ExitCode};
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
+
+use crate::{
+    config::{Usage, wording},
+    stage::{StageContext, kinds::KINDS},
+};
+
+mod chat;
+mod doctor;
+mod flags;
+mod inspect;
+mod run;
+mod stage;
+
+/// RLHF in one program, with a model soup as the KL reference.
+#[derive(Parser)]
+#[command(name = "salsa", version, max_term_width = 110, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run all stages of a recipe; those already done are skipped.
+    Run(run::Arguments),
+    /// Train a tokenizer and a small base model on texts.
+    Pretrain(stage::Arguments),
+    /// Supervised fine-tuning: learn to give the responses of a data set.
+    Sft(stage::Arguments),
+    /// Train a reward model on preference pairs.
+    Reward(stage::Arguments),
+    /// Direct preference optimisation.
+    Dpo(stage::Arguments),
+    /// Log-probabilities of the tokens of every input line.
+    Logprobs(stage::Arguments),
+    /// Reward-model score of every input line.
+    Score(stage::Arguments),
+    /// Responses of a model to every prompt of a file.
+    Generate(stage::Arguments),
+    /// Talk to a model in the terminal.
+    Chat(chat::Arguments),
+    /// What a checkpoint is, and the memory each stage would need.
+    Inspect(inspect::Arguments),
+    /// What this machine offers: CPU features, kernels, threads, memory, writable paths.
+    Doctor(doctor::Arguments),
+}
+
+/// Runs the program with the arguments of the process.
+pub fn main() -> ExitCode {
+    let cli = match command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => return not_parsed(&error),
+    };
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell(&wording::one_line(&format!("{error:#}")));
+            ExitCode::from(if error.chain().any(|cause| cause.is::<Usage>()) { 2 } else { 1 })
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<()> {
+    salsa_engine::check_isa().map_err(|message| Usage(format!("SALSA_ISA: {message}")))?;
+    match command {
+        Command::Run(arguments) => run::main(&arguments),
+        Command::Pretrain(arguments) => stage::main("pretrain", &arguments),
+        Command::Sft(arguments) => stage::main("sft", &arguments),
+        Command::Reward(arguments) => stage::main("reward", &arguments),
+        Command::Dpo(arguments) => stage::main("dpo", &arguments),
+        Command::Logprobs(arguments) => stage::main("logprobs", &arguments),
+        Command::Score(arguments) => stage::main("score", &arguments),
+        Command::Generate(arguments) => stage::main("generate", &arguments),
+        Command::Chat(arguments) => chat::main(&arguments),
+        Command::Inspect(arguments) => inspect::main(&arguments),
+        Command::Doctor(arguments) => doctor::main(&arguments),
+    }
+}
+
+/// The commands, each stage's help with the keys it takes.
+fn command() -> clap::Command {
+    KINDS.iter().fold(Cli::command(), |command, kind| {
+        command.mut_subcommand(kind.name, |subcommand| subcommand.after_help(stage::help(kind)))
+    })
+}
+
+/// Help and version go to stdout; a mistake becomes one line.
+fn not_parsed(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = print(&text);
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // Help that nobody asked for is talk.
+            let _ = std::io::stderr().write_all(text.as_bytes());
+            ExitCode::from(2)
+        }
+        _ => {
+            let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+            let lines: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
+            tell(&format!("{} (salsa --help lists what there is)", lines.join("; ").trim_start_matches("error: ")));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// One line on stderr that begins with `error:`.
+fn tell(message: &str) {
+    // Nobody can be told if stderr is gone; the exit code remains.
+    let _ = writeln!(std::io::stderr(), "error: {message}");
+}
+
+/// Data on stdout. A reader that has seen enough (`salsa … | head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// The surroundings of a command that works for a while.
+fn context() -> anyhow::Result<StageContext> {
+    StageContext::with_signals()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_has_an_example() {
+        let command = command();
+        command.clone().debug_assert();
+        for mut sub in command.get_subcommands().cloned() {
+            let help = sub.render_long_help().to_string();
+            assert!(help.contains(&format!("salsa {}", sub.get_name())) && help.contains("Example"), "{help}");
+        }
+    }
+
+    #[test]
+    fn every_stage_is_a_command() {
+        let command = command();
+        for kind in KINDS {
+            assert!(command.get_subcommands().any(|sub| sub.get_name() == kind.name), "{}", kind.name);
+        }
+    }
+}

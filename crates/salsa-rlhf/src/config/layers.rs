@@ -1,0 +1,199 @@
+//! Lays given values over defaults, one key at a time: so the key that does not fit is known.
+use std::marker::PhantomData;
+
+use anyhow::Context;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use super::{Origin, names, parse, set_path, wording};
+
+/// The values so far; every accepted step leaves them a valid `T`.
+pub struct Layers<T> {
+    keys: Map<String, Value>,
+    values: Map<String, Value>,
+    given: Vec<(String, Origin, Value)>,
+    kind: PhantomData<T>,
+}
+
+/// All that the command line says about one key.
+struct Flag<'a> {
+    name: String,
+    written: &'a str,
+    /// The rest of a dotted path, and the text.
+    values: Vec<(Option<&'a str>, &'a str)>,
+}
+
+/// One way to read what was given.
+struct Reading {
+    /// The new value of the key.
+    value: Value,
+    /// The part of it that was given, where the rest was there before.
+    given: Value,
+}
+
+impl Reading {
+    fn whole(value: Value) -> Reading {
+        Reading { given: value.clone(), value }
+    }
+}
+
+impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
+    /// The defaults.
+    pub fn new() -> Layers<T> {
+        let keys = match serde_json::to_value(T::default()) {
+            Ok(Value::Object(keys)) => keys,
+            other => panic!("a configuration must serialise to a mapping, got {other:?}"),
+        };
+        Layers { values: keys.clone(), keys, given: Vec::new(), kind: PhantomData }
+    }
+
+    /// Lays the keys of a mapping over what is there.
+    pub fn mapping(&mut self, given: &Map<String, Value>, origin: &Origin) -> anyhow::Result<()> {
+        let mut seen: Vec<(String, &str)> = Vec::new();
+        for (key, value) in given {
+            let name = names::resolve(key, &self.keys).map_err(|hint| unknown(origin, key, &hint))?;
+            if let Some((_, first)) = seen.iter().find(|(earlier, _)| *earlier == name) {
+                let place = origin.key(key);
+                return Err(origin.error(format!("{place}: the same setting is already given as {first:?}; keep one")));
+            }
+            self.accept(&name, key, numbers(value).map(Reading::whole).collect(), origin)?;
+            seen.push((name, key));
+        }
+        Ok(())
+    }
+
+    /// Lays command-line flags over what is there.
+    pub fn flags(&mut self, overrides: &[(String, String)]) -> anyhow::Result<()> {
+        let origin = Origin::CommandLine;
+        for flag in self.group(overrides)? {
+            let readings = match flag.values.iter().any(|(rest, _)| rest.is_some()) {
+                true => self.nested_readings(&flag).map_err(|error| {
+                    let place = origin.key(flag.written);
+                    origin.error(format!("{place}: {error:#}"))
+                })?,
+                false => readings(&flag),
+            };
+            self.accept(&flag.name, flag.written, readings, &origin)?;
+        }
+        Ok(())
+    }
+
+    /// The configuration, if no nested key got lost on the way.
+    pub fn finish(self) -> anyhow::Result<T> {
+        let config: T = serde_json::from_value(Value::Object(self.values)).context("configuration")?;
+        let kept = serde_json::to_value(&config).context("configuration")?;
+        match self.given.iter().find_map(|(name, origin, given)| Some((origin, lost(given, &kept[name], name)?))) {
+            Some((origin, (path, hint))) => Err(unknown(origin, &path, &hint)),
+            None => Ok(config),
+        }
+    }
+
+    fn group<'a>(&self, overrides: &'a [(String, String)]) -> anyhow::Result<Vec<Flag<'a>>> {
+        let mut flags: Vec<Flag<'a>> = Vec::new();
+        for (written, text) in overrides {
+            let (root, rest) = match written.split_once('.') {
+                Some((root, rest)) => (root, Some(rest)),
+                None => (written.as_str(), None),
+            };
+            let (name, text) = match names::resolve(root, &self.keys) {
+                Ok(name) => (name, text.as_str()),
+                Err(hint) => match self.negated(root, text) {
+                    Some(name) => (name, "false"),
+                    None => return Err(unknown(&Origin::CommandLine, root, &hint)),
+                },
+            };
+            match flags.iter_mut().find(|flag| flag.name == name) {
+                Some(flag) => flag.values.push((rest, text)),
+                None => flags.push(Flag { name, written: root, values: vec![(rest, text)] }),
+            }
+        }
+        Ok(flags)
+    }
+
+    /// `--no_packing` for `--packing false`.
+    fn negated(&self, flag: &str, text: &str) -> Option<String> {
+        let positive = names::plain(flag).strip_prefix("no_")?.to_owned();
+        let name = names::resolve(&positive, &self.keys).ok()?;
+        (self.keys[&name].is_boolean() && text == "true").then_some(name)
+    }
+
+    /// Dotted flags lie beside what is set already or, where that belongs to another variant, stand alone.
+    fn nested_readings(&self, flag: &Flag<'_>) -> anyhow::Result<Vec<Reading>> {
+        let given = nested(flag, Value::Null)?;
+        let beside = Reading { value: nested(flag, self.values[&flag.name].clone())?, given: given.clone() };
+        Ok(vec![beside, Reading::whole(given)])
+    }
+
+    /// Takes the first reading with which the whole is still a `T`.
+    fn accept(&mut self, name: &str, key: &str, readings: Vec<Reading>, origin: &Origin) -> anyhow::Result<()> {
+        let mut complaint = None;
+        for Reading { value, given } in readings {
+            let mut values = self.values.clone();
+            values.insert(name.to_owned(), value);
+            match serde_json::from_value::<T>(Value::Object(values.clone())) {
+                Ok(_) => {
+                    self.values = values;
+                    self.given.push((name.to_owned(), origin.clone(), given));
+                    return Ok(());
+                }
+                Err(error) => complaint = complaint.or(Some(wording::plain(&error.to_string()))),
+            }
+        }
+        Err(origin.error(format!("{}: {}", origin.key(key), complaint.unwrap_or_default())))
+    }
+}
+
+/// What the text of a flag may mean, likeliest first: YAML, plain text, a list of one; repeated, a list of either.
+fn readings(flag: &Flag<'_>) -> Vec<Reading> {
+    let typed: Vec<Value> = flag.values.iter().map(|(_, text)| typed(text)).collect();
+    let texts: Vec<Value> = flag.values.iter().map(|(_, text)| (*text).into()).collect();
+    let mut all = Vec::new();
+    if let ([typed], [text]) = (&typed[..], &texts[..]) {
+        all.extend(numbers(typed));
+        all.push(text.clone());
+    }
+    all.extend([Value::Array(typed), Value::Array(texts)]);
+    all.into_iter().map(Reading::whole).collect()
+}
+
+/// `start`, with the values of `--name.rest value` put in.
+fn nested(flag: &Flag<'_>, start: Value) -> anyhow::Result<Value> {
+    let mut root = Map::from_iter([(flag.name.clone(), start)]);
+    for (rest, text) in &flag.values {
+        let path = rest.map_or(flag.name.clone(), |rest| format!("{}.{rest}", flag.name));
+        set_path(&mut root, &path, typed(text))?;
+    }
+    Ok(root.remove(&flag.name).unwrap_or_default())
+}
+
+fn typed(text: &str) -> Value {
+    parse(text).unwrap_or_else(|_| text.into())
+}
+
+/// A whole number may be written `1e5`; serde would refuse that for an integer.
+fn numbers(value: &Value) -> impl Iterator<Item = Value> {
+    let whole = value.as_f64().filter(|number| value.is_f64() && number.fract() == 0.0 && number.abs() < 9e15);
+    [Some(value.clone()), whole.map(|number| Value::from(number as i64))].into_iter().flatten()
+}
+
+/// The first nested key that the struct did not keep, and a hint: serde drops unknown keys of structs without
+/// `deny_unknown_fields` silently.
+fn lost(given: &Value, kept: &Value, path: &str) -> Option<(String, String)> {
+    match (given, kept) {
+        (Value::Object(given), Value::Object(kept)) => given.iter().find_map(|(key, value)| match kept.get(key) {
+            Some(kept) => lost(value, kept, &format!("{path}.{key}")),
+            None => Some((format!("{path}.{key}"), names::hint(key, kept.keys().map(String::as_str)))),
+        }),
+        (Value::Array(given), Value::Array(kept)) => {
+            given.iter().zip(kept).enumerate().find_map(|(i, (given, kept))| lost(given, kept, &format!("{path}[{i}]")))
+        }
+        _ => None,
+    }
+}
+
+fn unknown(origin: &Origin, key: &str, hint: &str) -> anyhow::Error {
+    origin.error(match origin {
+        Origin::File { .. } => format!("{}: unknown key; {hint}", origin.key(key)),
+        Origin::CommandLine => format!("unknown option --{key}; {hint}"),
+    })
+}

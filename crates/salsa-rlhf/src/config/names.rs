@@ -1,0 +1,113 @@
+//! Names of configuration keys: which are the same, which is meant, which nobody needs.
+use serde_json::{Map, Value};
+
+/// Names that people use for the same thing, TRL's first. Whichever of a group a stage has as its key, the others reach it.
+pub const SYNONYMS: &[&[&str]] = &[
+    &["model_name_or_path", "model", "sft_model_path", "policy"],
+    &["reward_model_path", "reward_model"],
+    &["dataset_name", "dataset", "train_dataset", "datasets"],
+    &["eval_dataset", "eval_dataset_name"],
+    &["output_dir", "output", "out"],
+    &["kl_coef", "beta", "init_kl_coef"],
+    &["lam", "lambda", "gae_lambda"],
+    &["cliprange", "clip_ratio"],
+    &["cliprange_value", "clip_value"],
+    &["vf_coef", "value_coef"],
+    &["num_ppo_epochs", "ppo_epochs", "epochs"],
+    &["num_train_epochs", "epochs"],
+    &["response_length", "max_new_tokens", "max_completion_length"],
+    &["max_length", "max_seq_length"],
+    &["per_device_train_batch_size", "batch_size", "train_batch_size"],
+    &["per_device_eval_batch_size", "eval_batch_size"],
+    &["learning_rate", "lr"],
+    &["lr_scheduler_type", "lr_scheduler"],
+    &["center_rewards_coefficient", "center_rewards"],
+    &["save_dtype", "dtype", "torch_dtype", "out_dtype"],
+    &["method", "merge_method"],
+    &["gradient_checkpointing", "recompute"],
+];
+
+/// TRL keys that have no counterpart, with what to do instead.
+const ABSENT: &[(&str, &str)] = &[
+    ("resume_from_checkpoint", "leave it out: the same command resumes by itself"),
+    ("report_to", "leave it out: metrics.jsonl and TensorBoard event files are always written"),
+    ("logging_dir", "leave it out: event files are written to the output directory"),
+    ("run_name", "leave it out: a run is known by its output directory"),
+    ("push_to_hub", "leave it out: upload the output directory, it has Hugging Face's layout"),
+    ("save_strategy", "leave it out: save_steps alone decides"),
+    ("eval_strategy", "leave it out: eval_steps alone decides"),
+    ("logging_strategy", "leave it out: logging_steps alone decides"),
+    ("trust_remote_code", "leave it out: no code of a model is ever run"),
+];
+
+/// The key of `keys` that `name` means.
+///
+/// # Errors
+/// A hint for the reader if there is none.
+pub fn resolve(name: &str, keys: &Map<String, Value>) -> Result<String, String> {
+    let name = plain(name);
+    if keys.contains_key(&name) {
+        return Ok(name);
+    }
+    let synonym = synonyms(&name).find(|other| keys.contains_key(*other));
+    if let Some(key) = synonym {
+        return Ok(key.to_owned());
+    }
+    if let Some((_, remedy)) = ABSENT.iter().find(|(absent, _)| *absent == name) {
+        return Err((*remedy).to_owned());
+    }
+    let known = keys.keys().map(String::as_str);
+    let reachable =
+        SYNONYMS.iter().filter(|group| group.iter().any(|name| keys.contains_key(*name))).copied().flatten();
+    match nearest(&name, known.clone().chain(reachable.copied())) {
+        Some(near) => Err(format!("did you mean {near:?}?")),
+        None => Err(hint(&name, known)),
+    }
+}
+
+/// Whether two names are the same setting.
+pub fn are_same(a: &str, b: &str) -> bool {
+    let (a, b) = (plain(a), plain(b));
+    a == b || synonyms(&a).any(|synonym| synonym == b)
+}
+
+/// `-` and `_` are equal.
+pub fn plain(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+/// `key`, or the key of `mapping` that differs from it in `-` and `_` only.
+pub fn existing(mapping: &Map<String, Value>, key: &str) -> String {
+    if mapping.contains_key(key) {
+        return key.to_owned();
+    }
+    mapping.keys().find(|known| plain(known) == plain(key)).cloned().unwrap_or_else(|| key.to_owned())
+}
+
+/// What to say about a name that is not among `known`: the nearest one, else all of them.
+pub fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+    match nearest(name, known.clone()) {
+        Some(near) => format!("did you mean {near:?}?"),
+        None => {
+            let known: Vec<&str> = known.collect();
+            if known.is_empty() { "there is none here".to_owned() } else { format!("valid: {}", known.join(", ")) }
+        }
+    }
+}
+
+/// The most similar of `known`, if it is similar at all.
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let likeness = |other: &str| strsim::normalized_damerau_levenshtein(&plain(name), &plain(other));
+    let scored = known.map(|other| (likeness(other), other)).filter(|(score, _)| *score >= 0.6);
+    // Of equals the first: the order of the struct, not of the comparison.
+    scored
+        .fold(None, |best: Option<(f64, &str)>, next| match best {
+            Some(best) if best.0 >= next.0 => Some(best),
+            _ => Some(next),
+        })
+        .map(|(_, name)| name)
+}
+
+fn synonyms(name: &str) -> impl Iterator<Item = &'static str> {
+    SYNONYMS.iter().filter(move |group| group.contains(&name)).copied().flatten().copied()
+}

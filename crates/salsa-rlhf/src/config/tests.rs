@@ -1,0 +1,206 @@
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::*;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Shared {
+    seed: u64,
+    max_steps: i64,
+}
+
+impl Default for Shared {
+    fn default() -> Shared {
+        Shared { seed: 42, max_steps: -1 }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum Reference {
+    Sft { model: String },
+    Soup { models: Vec<String>, weights: Vec<f64> },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Nested {
+    temperature: f64,
+}
+
+impl Default for Nested {
+    fn default() -> Nested {
+        Nested { temperature: 1.0 }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Config {
+    model_name_or_path: PathBuf,
+    dataset: String,
+    learning_rate: f64,
+    kl_coef: f64,
+    packing: bool,
+    models: Vec<String>,
+    eval_dataset: Option<String>,
+    anchors: BTreeMap<String, String>,
+    reference: Reference,
+    sampling: Nested,
+    #[serde(flatten)]
+    shared: Shared,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            model_name_or_path: PathBuf::new(),
+            dataset: String::new(),
+            learning_rate: 1e-5,
+            kl_coef: 0.05,
+            packing: true,
+            models: Vec::new(),
+            eval_dataset: None,
+            anchors: BTreeMap::new(),
+            reference: Reference::Sft { model: "a".into() },
+            sampling: Nested::default(),
+            shared: Shared::default(),
+        }
+    }
+}
+
+fn file(text: &str) -> anyhow::Result<Config> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.yaml");
+    fs::write(&path, text).unwrap();
+    load(Some(&path), &[])
+}
+
+fn file_error(text: &str) -> String {
+    let error = file(text).unwrap_err();
+    assert!(error.downcast_ref::<Usage>().is_none());
+    let message = format!("{error:#}");
+    assert!(!message.contains('\n'), "{message}");
+    message.split_once("c.yaml: ").expect("the file is named").1.to_owned()
+}
+
+fn flags(pairs: &[(&str, &str)]) -> anyhow::Result<Config> {
+    let pairs: Vec<_> = pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    load(None, &pairs)
+}
+
+fn flag_error(pairs: &[(&str, &str)]) -> String {
+    let error = flags(pairs).unwrap_err();
+    assert!(error.downcast_ref::<Usage>().is_some(), "{error:#}");
+    format!("{error:#}")
+}
+
+#[test]
+fn no_file_and_no_flags_give_the_defaults() {
+    assert_eq!(flags(&[]).unwrap(), Config::default());
+    assert_eq!(file("").unwrap(), Config::default());
+    assert_eq!(file("# only a comment\n").unwrap(), Config::default());
+}
+
+#[test]
+fn flags_lie_over_the_file_and_the_file_over_the_defaults() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.yaml");
+    fs::write(&path, "learning_rate: 2e-5\nseed: 7\nmax-steps: 1e3\nmodel: base\n").unwrap();
+    let config: Config = load(Some(&path), &[("seed".into(), "8".into())]).unwrap();
+    assert_eq!(config.learning_rate, 2e-5);
+    assert_eq!(config.shared, Shared { seed: 8, max_steps: 1000 });
+    assert_eq!(config.model_name_or_path, Path::new("base"));
+    assert_eq!(config.kl_coef, 0.05);
+}
+
+#[test]
+fn json_is_read_too() {
+    assert_eq!(file(r#"{"learning_rate": 0.5, "models": ["a", "b"]}"#).unwrap().models, ["a", "b"]);
+}
+
+#[test]
+fn every_name_of_a_setting_reaches_it() {
+    assert_eq!(file("beta: 0.1").unwrap().kl_coef, 0.1);
+    assert_eq!(file("dataset_name: d").unwrap().dataset, "d");
+    assert_eq!(flags(&[("kl-coef", "0.1")]).unwrap().kl_coef, 0.1);
+    assert_eq!(flags(&[("lr", "1")]).unwrap().learning_rate, 1.0);
+}
+
+#[test]
+fn a_setting_given_under_two_names_is_an_error() {
+    assert_eq!(file_error("kl_coef: 1\nbeta: 2"), "beta: the same setting is already given as \"kl_coef\"; keep one");
+}
+
+#[test]
+fn an_unknown_key_names_the_nearest() {
+    assert_eq!(file_error("learning_rat: 1"), "learning_rat: unknown key; did you mean \"learning_rate\"?");
+    assert_eq!(file_error("dataset_nam: 1"), "dataset_nam: unknown key; did you mean \"dataset_name\"?");
+    assert!(file_error("zzz: 1").starts_with("zzz: unknown key; valid: model_name_or_path, dataset, learning_rate"));
+    assert_eq!(flag_error(&[("learning_rat", "1")]), "unknown option --learning_rat; did you mean \"learning_rate\"?");
+    assert!(file_error("report_to: wandb").contains("always written"));
+}
+
+#[test]
+fn an_unknown_nested_key_names_the_nearest() {
+    let message = file_error("sampling: {temperatur: 0.5}");
+    assert_eq!(message, "sampling.temperatur: unknown key; did you mean \"temperature\"?");
+    let message = file_error("reference: {kind: sft, model: a, modle: b}");
+    assert_eq!(message, "reference.modle: unknown key; did you mean \"model\"?");
+}
+
+#[test]
+fn a_wrong_type_names_key_and_type() {
+    assert_eq!(file_error("learning_rate: fast"), "learning_rate: expected a number, got string \"fast\"");
+    assert_eq!(file_error("seed: -1"), "seed: expected a whole number, 0 or more, got integer -1");
+    assert_eq!(file_error("seed: 1.5"), "seed: expected a whole number, 0 or more, got floating point 1.5");
+    assert_eq!(file_error("packing: 3"), "packing: expected true or false, got integer 3");
+    assert_eq!(file_error("dataset: 3"), "dataset: expected a string, got integer 3");
+    assert_eq!(file_error("models: a"), "models: expected a list, got string \"a\"");
+    assert_eq!(flag_error(&[("lr", "x")]), "--lr: expected a number, got string \"x\"");
+    let message = file_error("reference: {kind: sup, models: []}");
+    assert_eq!(message, "reference: \"sup\" is not a choice here (valid: sft, soup); did you mean \"soup\"?");
+    assert_eq!(file_error("reference: {kind: soup, models: []}"), "reference: the key \"weights\" is missing");
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_refused() {
+    assert!(file_error("learning_rate: .nan").contains("finite"));
+}
+
+#[test]
+fn syntax_errors_name_the_line() {
+    let message = file_error("a: 1\nb: [1, 2\nc: 3\n");
+    assert!(message.contains("line"), "{message}");
+    assert!(file_error("seed: 1\nseed: 2\n").contains("duplicate"));
+    assert!(file_error("- 1\n- 2\n").contains("key: value"));
+}
+
+#[test]
+fn flags_take_text_lists_switches_and_paths_into_mappings() {
+    assert_eq!(flags(&[("dataset", "123")]).unwrap().dataset, "123");
+    assert_eq!(flags(&[("dataset", "a: b")]).unwrap().dataset, "a: b");
+    assert_eq!(flags(&[("models", "a"), ("models", "b")]).unwrap().models, ["a", "b"]);
+    assert_eq!(flags(&[("models", "a")]).unwrap().models, ["a"]);
+    assert_eq!(flags(&[("models", "[a, b]")]).unwrap().models, ["a", "b"]);
+    assert_eq!(flags(&[("models", "1"), ("models", "2")]).unwrap().models, ["1", "2"]);
+    assert!(!flags(&[("no-packing", "true")]).unwrap().packing);
+    assert_eq!(flags(&[("sampling.temperature", "0.5")]).unwrap().sampling.temperature, 0.5);
+    assert_eq!(flags(&[("anchors.sft-a", "runs/a")]).unwrap().anchors["sft-a"], "runs/a");
+    let soup = [("reference.kind", "soup"), ("reference.models", "[a]"), ("reference.weights", "[1]")];
+    assert_eq!(flags(&soup).unwrap().reference, Reference::Soup { models: vec!["a".into()], weights: vec![1.0] });
+    assert_eq!(flag_error(&[("sampling.temp", "1")]), "unknown option --sampling.temp; valid: temperature");
+}
+
+#[test]
+fn a_scalar_given_twice_is_an_error() {
+    assert!(flag_error(&[("seed", "1"), ("seed", "2")]).starts_with("--seed: expected a whole number"));
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = load::<Config>(Some(Path::new("/nowhere/c.yaml")), &[]).unwrap_err();
+    assert!(format!("{error:#}").starts_with("cannot read /nowhere/c.yaml"), "{error:#}");
+}

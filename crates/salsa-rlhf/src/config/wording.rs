@@ -1,0 +1,52 @@
+//! serde's error messages in words for people who do not write Rust.
+
+/// `invalid type: string "x", expected f64` → `expected a number, got string "x"`.
+pub fn plain(message: &str) -> String {
+    let message = one_line(message);
+    if let Some((got, expected)) = strip(&message, &["invalid type: ", "invalid value: ", "invalid length "]) {
+        return format!("expected {}, got {}", kind(expected), got.replace('`', ""));
+    }
+    if let Some((got, known)) = strip(&message, &["unknown variant "]) {
+        return choice(got, known, "is not a choice here");
+    }
+    if let Some((got, known)) = strip(&message, &["unknown field "]) {
+        return choice(got, known, "is not a key here");
+    }
+    if let Some(field) = message.strip_prefix("missing field ") {
+        return format!("the key {} is missing", field.replace('`', "\""));
+    }
+    message.replace('`', "\"")
+}
+
+/// Line breaks and runs of spaces become single spaces.
+pub fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn strip<'a>(message: &'a str, prefixes: &[&str]) -> Option<(&'a str, &'a str)> {
+    prefixes.iter().find_map(|prefix| message.strip_prefix(prefix)?.rsplit_once(", expected "))
+}
+
+fn choice(got: &str, known: &str, complaint: &str) -> String {
+    let got = got.trim_matches('`');
+    let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+    let hint = match super::names::nearest(got, known.iter().copied()) {
+        Some(near) => format!("; did you mean {near:?}?"),
+        None => String::new(),
+    };
+    format!("{got:?} {complaint} (valid: {}){hint}", known.join(", "))
+}
+
+fn kind(expected: &str) -> &str {
+    match expected {
+        "f32" | "f64" => "a number",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "a boolean" => "true or false",
+        "a string" | "path string" | "a borrowed string" => "a string",
+        "a sequence" => "a list",
+        "a map" => "a mapping (key: value)",
+        other if other.starts_with("struct ") => "a mapping (key: value)",
+        other => other,
+    }
+}

@@ -1,0 +1,361 @@
+//! The numbers a training stage leaves behind: `metrics.jsonl`, a TensorBoard event file, `trainer_state.json`.
+//!
+//! `metrics.jsonl` has one object per line, `{"step": N, "name": value, …}`, in the order in which the stage named them. It
+//! holds no clock, so the same run writes the same bytes; the event file beside it does carry wall-clock times, because
+//! TensorBoard wants them. JSON has no NaN and no infinity: a non-finite value is written as `null` and read back as NaN.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Map, Value, json};
+
+use crate::tensorboard::EventWriter;
+
+/// The name of the metrics file in a stage directory.
+pub const FILE_NAME: &str = "metrics.jsonl";
+
+/// Names that more than one part of the program relies on; the report draws its training curves from them.
+pub mod names {
+    /// Mean proxy score (reward model) of the sampled responses.
+    pub const SCORE: &str = "objective/scores";
+    /// Mean gold reward of the sampled responses, where the data set has one.
+    pub const GOLD: &str = "objective/gold";
+    /// Mean KL per response to the run's own reference.
+    pub const KL: &str = "objective/kl";
+    /// Mean KL per response to SFT A, the anchor common to all arms.
+    pub const KL_SFT_A: &str = "objective/kl_sft_a";
+    /// Mean KL per response to the soup, the other common anchor.
+    pub const KL_SOUP: &str = "objective/kl_soup";
+    /// Mean entropy of the policy per token, in nats.
+    pub const ENTROPY: &str = "policy/entropy_avg";
+    /// Mean response length in tokens.
+    pub const LENGTH: &str = "val/response_length";
+    /// Share of responses without a single token before the end token.
+    pub const EMPTY: &str = "val/empty_rate";
+}
+
+/// The metrics of one step: names and values in the order given.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metrics(Vec<(String, f64)>);
+
+impl Metrics {
+    /// No metrics yet.
+    pub fn new() -> Metrics {
+        Metrics::default()
+    }
+
+    /// Sets `name` to `value`: at the end if the name is new, else in its place.
+    pub fn set(&mut self, name: impl Into<String>, value: f64) {
+        let name = name.into();
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, old)) => *old = value,
+            None => self.0.push((name, value)),
+        }
+    }
+
+    /// [`Metrics::set`] as a chain: `Metrics::new().with("loss", 0.5)`.
+    pub fn with(mut self, name: impl Into<String>, value: f64) -> Metrics {
+        self.set(name, value);
+        self
+    }
+
+    /// The value of `name`, if it was set. A non-finite value read back from a file is NaN.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.0.iter().find(|(known, _)| known == name).map(|&(_, value)| value)
+    }
+
+    /// Names and values in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), *value))
+    }
+
+    /// Whether nothing was set.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<N: Into<String>> FromIterator<(N, f64)> for Metrics {
+    fn from_iter<I: IntoIterator<Item = (N, f64)>>(pairs: I) -> Metrics {
+        let mut metrics = Metrics::new();
+        for (name, value) in pairs {
+            metrics.set(name, value);
+        }
+        metrics
+    }
+}
+
+/// Appends metrics to a stage directory, one line and one TensorBoard event per call of [`MetricsWriter::log`].
+#[derive(Debug)]
+pub struct MetricsWriter {
+    path: PathBuf,
+    lines: File,
+    events: EventWriter,
+    last_step: u64,
+}
+
+impl MetricsWriter {
+    /// Starts afresh in `dir` (made if absent): an existing `metrics.jsonl` is emptied, and TensorBoard is told to drop the
+    /// points of older event files there.
+    ///
+    /// # Errors
+    /// When the directory or a file in it cannot be written.
+    pub fn create(dir: &Path) -> Result<MetricsWriter> {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create the directory {}", dir.display()))?;
+        let path = dir.join(FILE_NAME);
+        let lines = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(MetricsWriter { path, lines, events: EventWriter::open(dir, 0)?, last_step: 0 })
+    }
+
+    /// Goes on after `last_step`: lines of later steps, and a last line torn by a crash, are cut off `metrics.jsonl`; a new
+    /// event file tells TensorBoard to drop later points. What follows is as if the run had never stopped.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written, or a line other than the last is not a metrics line.
+    pub fn resume(dir: &Path, last_step: u64) -> Result<MetricsWriter> {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create the directory {}", dir.display()))?;
+        let path = dir.join(FILE_NAME);
+        let context = || format!("cannot write {}", path.display());
+        let mut lines =
+            OpenOptions::new().write(true).create(true).truncate(false).open(&path).with_context(context)?;
+        let (_, kept) = parse(&path, Some(last_step))?;
+        lines.set_len(kept.bytes as u64).with_context(context)?;
+        lines.seek(SeekFrom::End(0)).with_context(context)?;
+        if kept.needs_newline {
+            lines.write_all(b"\n").with_context(context)?;
+        }
+        Ok(MetricsWriter { lines, events: EventWriter::open(dir, last_step + 1)?, last_step, path })
+    }
+
+    /// Appends the metrics of `step` to both files and hands them to the operating system before it returns.
+    ///
+    /// # Errors
+    /// When `step` is smaller than that of an earlier call, when a metric is called `step`, or when a file cannot be written.
+    pub fn log(&mut self, step: u64, metrics: &Metrics) -> Result<()> {
+        ensure!(
+            step >= self.last_step,
+            "{}: step {step} logged after step {}; steps may not go back",
+            self.path.display(),
+            self.last_step
+        );
+        let mut object = Map::new();
+        object.insert("step".to_owned(), json!(step));
+        for (name, value) in metrics.iter() {
+            ensure!(name != "step", "{}: a metric cannot be called \"step\"; rename it", self.path.display());
+            object.insert(name.to_owned(), json!(value));
+        }
+        let line = format!("{}\n", Value::Object(object));
+        self.lines
+            .write_all(line.as_bytes())
+            .with_context(|| format!("cannot write {}; is the disk full?", self.path.display()))?;
+        self.last_step = step;
+        self.events.scalars(step, metrics.iter())
+    }
+}
+
+/// Reads `metrics.jsonl` of a stage directory: steps and metrics in the order written; `null` becomes NaN. A last line torn
+/// by a crash is left out.
+///
+/// # Errors
+/// When the file is absent or unreadable, or a line other than the last is not a metrics line.
+pub fn read(dir: &Path) -> Result<Vec<(u64, Metrics)>> {
+    Ok(parse(&dir.join(FILE_NAME), None)?.0)
+}
+
+/// What `trainer_state.json` says besides the history, in Hugging Face's names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainerState {
+    /// Optimizer steps done.
+    pub global_step: u64,
+    /// Optimizer steps planned.
+    pub max_steps: u64,
+    /// Passes over the data done, fractions included.
+    pub epoch: f64,
+    /// Passes over the data planned.
+    pub num_train_epochs: u64,
+    /// Examples per optimizer step.
+    pub train_batch_size: u64,
+}
+
+/// Writes `trainer_state.json` into `dir` in the shape of `transformers`' Trainer; `log_history` is `metrics.jsonl`.
+///
+/// # Errors
+/// When `metrics.jsonl` cannot be read or the file cannot be written.
+pub fn write_trainer_state(dir: &Path, state: &TrainerState) -> Result<()> {
+    let history: Vec<Value> = read(dir)?
+        .into_iter()
+        .map(|(step, metrics)| {
+            let mut entry: Map<String, Value> = metrics.iter().map(|(k, v)| (k.to_owned(), json!(v))).collect();
+            entry.insert("step".to_owned(), json!(step));
+            Value::Object(entry)
+        })
+        .collect();
+    let value = json!({
+        "best_global_step": null,
+        "best_metric": null,
+        "best_model_checkpoint": null,
+        "epoch": state.epoch,
+        "eval_steps": 0,
+        "global_step": state.global_step,
+        "is_hyper_param_search": false,
+        "is_local_process_zero": true,
+        "is_world_process_zero": true,
+        "log_history": history,
+        "logging_steps": 1,
+        "max_steps": state.max_steps,
+        "num_input_tokens_seen": 0,
+        "num_train_epochs": state.num_train_epochs,
+        "save_steps": 0,
+        "stateful_callbacks": {},
+        "total_flos": 0.0,
+        "train_batch_size": state.train_batch_size,
+        "trial_name": null,
+        "trial_params": null,
+    });
+    let path = dir.join("trainer_state.json");
+    let part = dir.join("trainer_state.json.part");
+    let text = format!("{value:#}\n");
+    std::fs::write(&part, text)
+        .and_then(|()| std::fs::rename(&part, &path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// How much of a metrics file is good.
+struct Kept {
+    bytes: usize,
+    needs_newline: bool,
+}
+
+/// The lines of `path` up to `last_step`. Bytes after the last newline count only if they are a whole line.
+fn parse(path: &Path, last_step: Option<u64>) -> Result<(Vec<(u64, Metrics)>, Kept)> {
+    let bytes = match std::fs::read(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => bail!("{}: no such file; has the stage run?", path.display()),
+        other => other.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let mut rows = Vec::new();
+    let mut kept = Kept { bytes: 0, needs_newline: false };
+    for (index, piece) in bytes.split_inclusive(|&b| b == b'\n').enumerate() {
+        let (step, metrics) = match parse_line(piece) {
+            Ok(row) => row,
+            Err(_) if kept.bytes + piece.len() == bytes.len() => break,
+            Err(why) => {
+                bail!("{} line {}: {why}; delete the file to start the metrics afresh", path.display(), index + 1)
+            }
+        };
+        if last_step.is_some_and(|last| step > last) {
+            break;
+        }
+        rows.push((step, metrics));
+        kept = Kept { bytes: kept.bytes + piece.len(), needs_newline: !piece.ends_with(b"\n") };
+    }
+    Ok((rows, kept))
+}
+
+fn parse_line(line: &[u8]) -> Result<(u64, Metrics), String> {
+    let mut object: Map<String, Value> =
+        serde_json::from_slice(line).map_err(|e| format!("not a JSON object ({e})"))?;
+    let step = object.shift_remove("step").and_then(|step| step.as_u64()).ok_or("no whole number under \"step\"")?;
+    let mut metrics = Metrics::new();
+    for (name, value) in object {
+        let value = match value {
+            Value::Null => f64::NAN,
+            other => other.as_f64().ok_or_else(|| format!("\"{name}\" is not a number"))?,
+        };
+        metrics.set(name, value);
+    }
+    Ok((step, metrics))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(dir: &Path) -> String {
+        std::fs::read_to_string(dir.join(FILE_NAME)).unwrap()
+    }
+
+    #[test]
+    fn lines_keep_order_and_turn_nan_into_null() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = MetricsWriter::create(dir.path()).unwrap();
+        writer.log(1, &Metrics::new().with("loss", 0.5).with("a", f64::NAN).with("b", f64::INFINITY)).unwrap();
+        assert_eq!(text(dir.path()), "{\"step\":1,\"loss\":0.5,\"a\":null,\"b\":null}\n");
+        let rows = read(dir.path()).unwrap();
+        assert_eq!(rows[0].0, 1);
+        assert_eq!(rows[0].1.get("loss"), Some(0.5));
+        assert!(rows[0].1.get("a").unwrap().is_nan());
+        assert_eq!(rows[0].1.get("step"), None);
+    }
+
+    #[test]
+    fn values_come_back_bit_for_bit() {
+        let dir = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new().with("x", 0.1 + 0.2).with("y", -1.234_567_890_123_456_7e-300).with("z", 1e22);
+        MetricsWriter::create(dir.path()).unwrap().log(7, &metrics).unwrap();
+        assert_eq!(read(dir.path()).unwrap(), vec![(7, metrics)]);
+    }
+
+    #[test]
+    fn resume_cuts_later_steps_and_a_torn_line() {
+        for tail in ["", "{\"step\":4,\"lo", "{\"step\":4,\"loss\":0.25}", "garbage", "\0\0\0\0"] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut writer = MetricsWriter::create(dir.path()).unwrap();
+            for step in 1..=3 {
+                writer.log(step, &Metrics::new().with("loss", step as f64)).unwrap();
+            }
+            let undisturbed = text(dir.path());
+            drop(writer);
+            std::fs::write(dir.path().join(FILE_NAME), undisturbed.clone() + tail).unwrap();
+            let mut writer = MetricsWriter::resume(dir.path(), 2).unwrap();
+            writer.log(3, &Metrics::new().with("loss", 3.0)).unwrap();
+            assert_eq!(text(dir.path()), undisturbed, "tail {tail:?}");
+        }
+    }
+
+    #[test]
+    fn resume_ends_a_whole_last_line_that_lacks_its_newline() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE_NAME), "{\"step\":1,\"loss\":2.0}").unwrap();
+        MetricsWriter::resume(dir.path(), 1).unwrap().log(2, &Metrics::new().with("loss", 1.0)).unwrap();
+        assert_eq!(text(dir.path()), "{\"step\":1,\"loss\":2.0}\n{\"step\":2,\"loss\":1.0}\n");
+    }
+
+    #[test]
+    fn resume_without_a_file_starts_one() {
+        let dir = tempfile::tempdir().unwrap();
+        MetricsWriter::resume(&dir.path().join("new"), 0).unwrap().log(1, &Metrics::new()).unwrap();
+        assert_eq!(text(&dir.path().join("new")), "{\"step\":1}\n");
+    }
+
+    #[test]
+    fn errors_name_file_line_and_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE_NAME), "{\"step\":1}\n{\"loss\":1}\n{\"step\":3}\n").unwrap();
+        let message = format!("{:#}", read(dir.path()).unwrap_err());
+        assert!(message.contains("metrics.jsonl line 2: no whole number under \"step\""), "{message}");
+        assert!(message.contains("delete"), "{message}");
+        assert!(read(&dir.path().join("nowhere")).unwrap_err().to_string().contains("no such file"));
+        let mut writer = MetricsWriter::create(dir.path()).unwrap();
+        assert!(writer.log(1, &Metrics::new().with("step", 1.0)).is_err());
+        writer.log(5, &Metrics::new()).unwrap();
+        assert!(writer.log(4, &Metrics::new()).unwrap_err().to_string().contains("step 4 logged after step 5"));
+    }
+
+    #[test]
+    fn trainer_state_has_the_shape_transformers_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = MetricsWriter::create(dir.path()).unwrap();
+        writer.log(1, &Metrics::new().with("loss", 0.5).with("epoch", 0.1)).unwrap();
+        writer.log(2, &Metrics::new().with("loss", f64::NAN)).unwrap();
+        let state = TrainerState { global_step: 2, max_steps: 2, epoch: 0.2, num_train_epochs: 1, train_batch_size: 8 };
+        write_trainer_state(dir.path(), &state).unwrap();
+        let text = std::fs::read_to_string(dir.path().join("trainer_state.json")).unwrap();
+        let value: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["global_step"], 2);
+        assert_eq!(value["log_history"][0], json!({"loss": 0.5, "epoch": 0.1, "step": 1}));
+        assert_eq!(value["log_history"][1], json!({"loss": null, "step": 2}));
+        assert!(!dir.path().join("trainer_state.json.part").exists());
+    }
+}

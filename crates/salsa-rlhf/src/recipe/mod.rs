@@ -1,0 +1,252 @@
+//! Recipes: several stages in one YAML file.
+//!
+//! ```yaml
+//! name: hh-small
+//! out: ../runs/hh-small              # `runs/NAME` if absent; --out wins
+//! seed: 1                            # of every stage that gives none
+//! vars: {data: ../../data}           # --set vars.data=/elsewhere
+//! stages:
+//!   base:   {kind: pretrain, dataset: "${vars.data}/text.txt"}
+//!   sft-a:  {kind: sft, model: base, dataset: "${vars.data}/chat.jsonl", seed: 1}
+//!   sft-b:  {kind: sft, model: base, dataset: "${vars.data}/chat.jsonl", seed: 2}
+//!   soup:   {kind: soup, models: [sft-a, sft-b]}
+//!   gen:    {kind: generate, model: soup, input: prompts.jsonl}
+//!   score:  {kind: score, model: "${stages.base}", input: gen}
+//! ```
+//!
+//! Stages run in the order given, each into its own directory `OUT/NAME`. Where a key takes a model or data path, the
+//! name of an earlier stage means what that stage leaves. `${vars.x}`, `${stages.x}`, `${out}`, `${name}` and `${seed}`
+//! are replaced in any value (`$${` is a plain `${`). Relative paths start at the recipe's directory. The whole recipe is
+//! checked, the existence of files included, before any work starts.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use serde_json::{Map, Value};
+
+use crate::{
+    config::{self, Origin, Usage, names},
+    stage::kind::{Kind, Planned, Product},
+};
+
+pub mod resolve;
+pub mod run;
+
+use resolve::{Names, Resolver, StageName};
+
+/// A checked recipe.
+pub struct Recipe {
+    /// Its name.
+    pub name: String,
+    /// Where its stages go.
+    pub out: PathBuf,
+    /// The seed of stages that give none.
+    pub seed: Option<u64>,
+    /// The file as it was given.
+    pub text: String,
+    /// Its stages in order.
+    pub steps: Vec<Step>,
+}
+
+/// One stage of a recipe.
+pub struct Step {
+    /// Its name.
+    pub name: String,
+    /// What kind of stage it is.
+    pub kind: &'static Kind,
+    /// Where it runs.
+    pub dir: PathBuf,
+    /// Its configuration and work.
+    pub planned: Planned,
+}
+
+/// A recipe's text and where it comes from.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    /// YAML.
+    pub text: &'a str,
+    /// What error messages call it.
+    pub path: &'a Path,
+    /// Where relative paths start.
+    pub base: &'a Path,
+}
+
+/// What the command line says about a recipe.
+#[derive(Clone, Copy, Default)]
+pub struct Changes<'a> {
+    /// Where the stages go, in place of the recipe's `out`.
+    pub out: Option<&'a Path>,
+    /// Key paths with their new values: `("stages.ppo.kl_coef", "0.1")`.
+    pub set: &'a [(String, String)],
+}
+
+const KEYS: &[&str] = &["name", "out", "seed", "vars", "stages"];
+
+impl Recipe {
+    /// Reads and checks a recipe file.
+    ///
+    /// # Errors
+    /// Anything wrong in it: see [`Recipe::new`].
+    pub fn read(path: &Path, changes: Changes<'_>, kinds: &'static [Kind]) -> anyhow::Result<Recipe> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        Recipe::new(Source { text: &text, path, base }, changes, kinds)
+    }
+
+    /// Checks a recipe.
+    ///
+    /// # Errors
+    /// Bad syntax, unknown keys, kinds and variables, references to later stages, values of wrong type or range, files
+    /// that do not exist.
+    pub fn new(source: Source<'_>, changes: Changes<'_>, kinds: &'static [Kind]) -> anyhow::Result<Recipe> {
+        let file = source.path.display();
+        let mut root = match config::parse(source.text).map_err(|message| anyhow::anyhow!("{file}: {message}"))? {
+            Value::Object(root) => root,
+            _ => bail!("{file}: expected `name:` and `stages:`"),
+        };
+        for key in root.keys() {
+            if !KEYS.contains(&key.as_str()) {
+                bail!("{file}: {key}: unknown key; {}", names::hint(key, KEYS.iter().copied()));
+            }
+        }
+        for (path, text) in changes.set {
+            set(&mut root, path, text).map_err(|error| Usage(format!("--set {path}: {error:#}")))?;
+        }
+        let within = |error: anyhow::Error| error.context(file.to_string());
+        let name = name(&root, source.path).map_err(within)?;
+        let seed = seed(&root).map_err(within)?;
+        let out = out(&root, &name, source.base, changes.out).map_err(within)?;
+        let vars = vars(&root).map_err(within)?;
+        let stages = stages(&root).map_err(within)?;
+        let known = Names { out: &out, name: &name, seed, vars: &vars, stages: stage_names(&stages, kinds, &out) };
+        let mut steps = Vec::new();
+        for (position, (stage, given)) in stages.iter().enumerate() {
+            let origin = Origin::File { path: source.path.to_owned(), prefix: format!("stages.{stage}") };
+            let resolver = Resolver { names: &known, position, base: source.base };
+            steps.push(step(stage, given, &resolver, &origin, kinds)?);
+        }
+        Ok(Recipe { name, out, seed, text: source.text.to_owned(), steps })
+    }
+}
+
+/// One stage, resolved and checked.
+fn step(
+    name: &str,
+    given: &Map<String, Value>,
+    resolver: &Resolver<'_>,
+    origin: &Origin,
+    kinds: &'static [Kind],
+) -> anyhow::Result<Step> {
+    let kind = kind(given, kinds).map_err(|error| origin.within(error))?;
+    let mut given = given.clone();
+    given.shift_remove("kind");
+    if let Some(key) = given.keys().find(|key| names::are_same(key, kind.product.key())) {
+        return Err(origin.within(anyhow::anyhow!("{key} cannot be set; the stage's place is its name under `out`")));
+    }
+    resolver.resolve(&mut given).map_err(|error| origin.within(error))?;
+    let dir = resolver.names.out.join(name);
+    let defaults = (kind.defaults)();
+    if let Some(seed) = resolver.names.seed.filter(|_| defaults.contains_key("seed") && !given.contains_key("seed")) {
+        given.insert("seed".to_owned(), seed.into());
+    }
+    let product = kind.product.path(&dir).to_string_lossy().into_owned();
+    given.insert(kind.product.key().to_owned(), product.into());
+    let planned = (kind.from_mapping)(&given, origin)?;
+    Ok(Step { name: name.to_owned(), kind, dir, planned })
+}
+
+fn kind(given: &Map<String, Value>, kinds: &'static [Kind]) -> anyhow::Result<&'static Kind> {
+    let known = kinds.iter().map(|kind| kind.name);
+    let name = match given.get("kind") {
+        Some(Value::String(name)) => name,
+        Some(other) => bail!("kind: expected the name of a stage, got {other}"),
+        None => bail!("the key \"kind\" is missing; {}", names::hint("", known)),
+    };
+    match kinds.iter().find(|kind| kind.name == name) {
+        Some(kind) => Ok(kind),
+        None => bail!("kind: there is no stage {name:?}; {}", names::hint(name, known)),
+    }
+}
+
+/// A stage without a usable kind has an error of its own; references to it are checked all the same.
+fn stage_names(stages: &[(String, Map<String, Value>)], kinds: &'static [Kind], out: &Path) -> Vec<StageName> {
+    let product = |given: &Map<String, Value>| kind(given, kinds).map_or(Product::Directory, |kind| kind.product);
+    let name = |(name, given): &(String, Map<String, Value>)| {
+        let dir = out.join(name);
+        StageName { name: name.clone(), product: product(given).path(&dir), dir }
+    };
+    stages.iter().map(name).collect()
+}
+
+fn stages(root: &Map<String, Value>) -> anyhow::Result<Vec<(String, Map<String, Value>)>> {
+    let stages = match root.get("stages") {
+        Some(Value::Object(stages)) if !stages.is_empty() => stages,
+        _ => bail!("stages: expected at least one stage, as in `sft-a: {{kind: sft, model: …}}`"),
+    };
+    let is_name = |name: &str| {
+        !name.starts_with('.') && !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "._-".contains(c))
+    };
+    let stage = |(name, given): (&String, &Value)| match given {
+        _ if !is_name(name) => bail!("stages: {name:?} cannot name a directory; use letters, digits, - and _"),
+        Value::Object(given) => Ok((name.clone(), given.clone())),
+        other => bail!("stages.{name}: expected `kind: …` and the stage's keys, got {other}"),
+    };
+    stages.iter().map(stage).collect()
+}
+
+fn name(root: &Map<String, Value>, path: &Path) -> anyhow::Result<String> {
+    match root.get("name") {
+        Some(Value::String(name)) if !name.is_empty() => Ok(name.clone()),
+        Some(other) => bail!("name: expected a string, got {other}"),
+        None => Ok(path.file_stem().map_or("run".to_owned(), |stem| stem.to_string_lossy().into_owned())),
+    }
+}
+
+fn seed(root: &Map<String, Value>) -> anyhow::Result<Option<u64>> {
+    match root.get("seed") {
+        None | Some(Value::Null) => Ok(None),
+        Some(seed) => match seed.as_u64() {
+            Some(seed) => Ok(Some(seed)),
+            None => bail!("seed: expected a whole number, 0 or more, got {seed}"),
+        },
+    }
+}
+
+fn out(root: &Map<String, Value>, name: &str, base: &Path, wanted: Option<&Path>) -> anyhow::Result<PathBuf> {
+    match (wanted, root.get("out")) {
+        (Some(out), _) => Ok(out.to_owned()),
+        (None, Some(Value::String(out))) if !out.is_empty() => Ok(resolve::join(base, out)),
+        (None, Some(other)) => bail!("out: expected a directory, got {other}"),
+        (None, None) => Ok(Path::new("runs").join(name)),
+    }
+}
+
+/// The variables in order; each may use those before it.
+fn vars(root: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
+    match root.get("vars") {
+        Some(Value::Object(vars)) => resolve::vars(vars),
+        None | Some(Value::Null) => Ok(Map::new()),
+        Some(other) => bail!("vars: expected a mapping (key: value), got {other}"),
+    }
+}
+
+/// `--set a.b=c`: changes what is there, or adds a key to a stage; a misspelt stage or variable is not made up.
+fn set(root: &mut Map<String, Value>, path: &str, text: &str) -> anyhow::Result<()> {
+    let value = config::parse(text).unwrap_or_else(|_| text.into());
+    let mut parts = path.splitn(3, '.');
+    let (first, second) = (parts.next().unwrap_or_default(), parts.next());
+    if !KEYS.contains(&first) {
+        bail!("a recipe has no key {first:?}; {}", names::hint(first, KEYS.iter().copied()));
+    }
+    if let (Some(second), Some(Value::Object(known))) = (second, root.get(first))
+        && !known.contains_key(&names::existing(known, second))
+    {
+        bail!("there is no {second:?} in {first}; {}", names::hint(second, known.keys().map(String::as_str)));
+    }
+    config::set_path(root, path, value)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,217 @@
+//! What the strings of a recipe stand for: variables, stages, paths.
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{bail, ensure};
+use serde_json::{Map, Value};
+
+use crate::config::{
+    names,
+    paths::{PathKind, visit_strings},
+};
+
+/// Everything that can be named in a recipe.
+pub struct Names<'a> {
+    /// `${out}`
+    pub out: &'a Path,
+    /// `${name}`
+    pub name: &'a str,
+    /// `${seed}`
+    pub seed: Option<u64>,
+    /// `${vars.x}`
+    pub vars: &'a Map<String, Value>,
+    /// `${stages.x}`, and plain names where a path is wanted.
+    pub stages: Vec<StageName>,
+}
+
+/// A stage as others see it.
+pub struct StageName {
+    /// Its name.
+    pub name: String,
+    /// Its directory.
+    pub dir: PathBuf,
+    /// What it leaves: the directory or a file in it.
+    pub product: PathBuf,
+}
+
+/// Resolves the strings of one stage.
+pub struct Resolver<'a> {
+    /// What can be named.
+    pub names: &'a Names<'a>,
+    /// The stage's place in the order; it may refer to those before it.
+    pub position: usize,
+    /// Where relative paths start.
+    pub base: &'a Path,
+}
+
+/// A value, and whether it is a path that already starts where it should.
+struct Replaced {
+    value: Value,
+    is_rooted: bool,
+}
+
+impl Resolver<'_> {
+    /// Replaces every string by what it stands for.
+    ///
+    /// # Errors
+    /// Unknown names, references to later stages, files that do not exist; the key is named.
+    pub fn resolve(&self, given: &mut Map<String, Value>) -> anyhow::Result<()> {
+        let mut value = Value::Object(std::mem::take(given));
+        visit_strings(&mut value, "", "", &mut |kind, place, text| {
+            let replaced = self.replace(text).map_err(|error| error.context(place.to_owned()))?;
+            let Replaced { mut value, is_rooted } = replaced;
+            if let Some(kind) = kind.filter(|_| !is_rooted) {
+                self.find_all(kind, place, &mut value)?;
+            }
+            Ok(Some(value))
+        })?;
+        if let Value::Object(value) = value {
+            *given = value;
+        }
+        Ok(())
+    }
+
+    /// A variable may hold a list of paths, so one string can become many.
+    fn find_all(&self, kind: PathKind, place: &str, value: &mut Value) -> anyhow::Result<()> {
+        match value {
+            Value::String(text) if !text.is_empty() => {
+                let path = self.find(kind, text).map_err(|error| error.context(place.to_owned()))?;
+                *text = path.to_string_lossy().into_owned();
+                Ok(())
+            }
+            Value::Array(items) => items.iter_mut().try_for_each(|item| self.find_all(kind, place, item)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The path that `text` means: an earlier stage's product, or something that exists.
+    fn find(&self, kind: PathKind, text: &str) -> anyhow::Result<PathBuf> {
+        if let Some(stage) = self.stage(text)? {
+            return Ok(match kind {
+                PathKind::Model => stage.dir.clone(),
+                PathKind::Data => stage.product.clone(),
+            });
+        }
+        let path = join(self.base, text);
+        if path.exists() || path.starts_with(self.names.out) {
+            return Ok(path);
+        }
+        let earlier = self.names.stages[..self.position].iter().map(|stage| stage.name.as_str());
+        let hint = match names::nearest(text, earlier) {
+            Some(near) => format!("did you mean the stage {near:?}?"),
+            None => "check the path; relative paths start at the recipe's directory".to_owned(),
+        };
+        match kind {
+            PathKind::Model => {
+                bail!("no earlier stage is called {text:?}, and no directory {}; {hint}", path.display())
+            }
+            PathKind::Data => bail!("there is no file {}; {hint}", path.display()),
+        }
+    }
+
+    /// The stage of this name, which must come earlier.
+    fn stage(&self, name: &str) -> anyhow::Result<Option<&StageName>> {
+        let Some(position) = self.names.stages.iter().position(|stage| stage.name == name) else { return Ok(None) };
+        ensure!(position != self.position, "the stage {name:?} refers to itself");
+        ensure!(position < self.position, "refers to the stage {name:?}, which comes later; move that one up");
+        Ok(Some(&self.names.stages[position]))
+    }
+
+    fn replace(&self, text: &str) -> anyhow::Result<Replaced> {
+        let mut is_rooted = false;
+        let value = substitute(text, &mut |name| match name.split_once('.') {
+            Some(("vars", name)) => variable(self.names.vars, name),
+            Some(("stages", name)) => {
+                is_rooted = true;
+                let known = self.names.stages[..self.position].iter().map(|stage| stage.name.as_str());
+                match self.stage(name)? {
+                    Some(stage) => Ok(stage.dir.to_string_lossy().into_owned().into()),
+                    None => bail!("there is no stage {name:?}; {}", names::hint(name, known)),
+                }
+            }
+            None if name == "out" => {
+                is_rooted = true;
+                Ok(self.names.out.to_string_lossy().into_owned().into())
+            }
+            None if name == "name" => Ok(self.names.name.into()),
+            None if name == "seed" && self.names.seed.is_some() => Ok(self.names.seed.into()),
+            _ => bail!("${{{name}}} is unknown; there are vars.NAME, stages.NAME, out, name, seed"),
+        })?;
+        Ok(Replaced { value, is_rooted })
+    }
+}
+
+/// The variables, with those that use earlier ones filled in.
+///
+/// # Errors
+/// If one uses a name that is no earlier variable.
+pub fn vars(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
+    let mut done = Map::new();
+    for (name, value) in given {
+        let mut value = value.clone();
+        visit_strings(&mut value, "", &format!("vars.{name}"), &mut |_, place, text| {
+            let replaced = substitute(text, &mut |name| match name.split_once('.') {
+                Some(("vars", name)) => variable(&done, name),
+                _ => bail!("${{{name}}} is not known here; a variable may use the variables above it"),
+            });
+            replaced.map(Some).map_err(|error| error.context(place.to_owned()))
+        })?;
+        done.insert(name.clone(), value);
+    }
+    Ok(done)
+}
+
+fn variable(vars: &Map<String, Value>, name: &str) -> anyhow::Result<Value> {
+    match vars.get(name) {
+        Some(value) => Ok(value.clone()),
+        None => bail!("there is no variable {name:?}; {}", names::hint(name, vars.keys().map(String::as_str))),
+    }
+}
+
+/// Replaces each `${name}`. A text that is nothing but one takes the value as it is, so numbers stay numbers.
+fn substitute(text: &str, look_up: &mut dyn FnMut(&str) -> anyhow::Result<Value>) -> anyhow::Result<Value> {
+    if let Some(name) = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'))
+        && !name.contains(['$', '{', '}'])
+    {
+        return look_up(name);
+    }
+    let (mut done, mut rest) = (String::new(), text);
+    while let Some(start) = rest.find("${") {
+        if let Some(before) = rest[..start].strip_suffix('$') {
+            done += before;
+            done += "${";
+            rest = &rest[start + 2..];
+            continue;
+        }
+        let Some(length) = rest[start..].find('}') else { bail!("{text:?} opens ${{ and never closes it") };
+        done += &rest[..start];
+        match look_up(&rest[start + 2..start + length])? {
+            Value::String(value) => done += &value,
+            value @ (Value::Number(_) | Value::Bool(_)) => done += &value.to_string(),
+            other => bail!("{} is {other}, which cannot be part of a text", &rest[start..=start + length]),
+        }
+        rest = &rest[start + length + 1..];
+    }
+    done += rest;
+    Ok(done.into())
+}
+
+/// `path` as seen from `base`, without needless `..`.
+pub fn join(base: &Path, path: &str) -> PathBuf {
+    let joined = base.join(path);
+    let mut short = PathBuf::new();
+    for component in joined.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir if matches!(short.components().next_back(), Some(Component::Normal(_))) => {
+                short.pop();
+            }
+            other => short.push(other),
+        }
+    }
+    // `a/../b` is not `b` where `a` is a link to elsewhere.
+    match (joined.canonicalize(), short.canonicalize()) {
+        (Ok(long), Ok(other)) if long != other => joined,
+        (Ok(_), Err(_)) => joined,
+        _ => short,
+    }
+}

@@ -1,0 +1,89 @@
+//! Runs the stages of a recipe in order.
+use std::fs;
+
+use anyhow::{Context, bail};
+use serde_json::{Map, Value, json};
+
+use super::Recipe;
+use crate::{
+    atomic,
+    stage::{Outcome, StageContext, inputs::Input, run_stage},
+};
+
+impl Recipe {
+    /// Runs every stage that has not run yet, and returns how each one came by its results.
+    ///
+    /// `OUT/recipe.yaml` is the recipe as given, `OUT/resolved.json` every value of it.
+    ///
+    /// # Errors
+    /// The first error of a stage, with the stage's name. What is done stays done.
+    pub fn run(&self, context: &StageContext) -> anyhow::Result<Vec<Outcome>> {
+        fs::create_dir_all(&self.out).with_context(|| format!("cannot make {}", self.out.display()))?;
+        let resolved = serde_json::to_string_pretty(&self.resolved()?).context("JSON")? + "\n";
+        atomic::write(&self.out.join("recipe.yaml"), self.text.as_bytes())?;
+        atomic::write(&self.out.join("resolved.json"), resolved.as_bytes())?;
+        let width = self.steps.iter().map(|step| step.name.chars().count()).max().unwrap_or(0);
+        let mut outcomes = Vec::new();
+        for (i, step) in self.steps.iter().enumerate() {
+            if context.interrupted() {
+                bail!("interrupted before stage {}; the same command goes on from there", step.name);
+            }
+            context.say(&format!("[{}/{}] {} ({})", i + 1, self.steps.len(), step.name, step.kind.name));
+            let config = step.planned.config.clone();
+            let work = || (step.planned.work)(context);
+            let outcome = run_stage(step.kind.name, &step.dir, config, &step.planned.inputs, work)
+                .with_context(|| format!("stage {}", step.name))?;
+            context.say(&format!("{:width$}  {}", step.name, line(&outcome)));
+            outcomes.push(outcome);
+        }
+        Ok(outcomes)
+    }
+
+    /// Every value, and what the recipe reads from outside.
+    fn resolved(&self) -> anyhow::Result<Value> {
+        let mut inputs: Vec<Input> = Vec::new();
+        let mut stages = Map::new();
+        for step in &self.steps {
+            for path in step.planned.inputs.iter().filter(|path| !path.starts_with(&self.out)) {
+                if !inputs.iter().any(|input| input.path == *path) {
+                    inputs.push(Input::read(path).with_context(|| format!("stage {}", step.name))?);
+                }
+            }
+            let entry = json!({"kind": step.kind.name, "config": step.planned.config});
+            stages.insert(step.name.clone(), entry);
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        Ok(json!({"name": self.name, "version": version, "seed": self.seed, "stages": stages, "inputs": inputs}))
+    }
+}
+
+/// One line about a finished stage: time and the first few numbers of its results.
+fn line(outcome: &Outcome) -> String {
+    let mut line = match outcome {
+        Outcome::Done { seconds, .. } => format!("done in {seconds:.1} s"),
+        Outcome::Skipped { .. } => "done before, skipped".to_owned(),
+    };
+    let mut numbers = Vec::new();
+    collect(outcome.results(), "", &mut numbers);
+    for (name, number) in numbers.into_iter().take(5) {
+        line += &format!("  {name} {number}");
+    }
+    line
+}
+
+/// The numbers of a JSON value with their paths.
+fn collect(value: &Value, path: &str, numbers: &mut Vec<(String, String)>) {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            numbers.push((path.to_owned(), format!("{:.4}", number.as_f64().unwrap_or(f64::NAN))));
+        }
+        Value::Number(number) => numbers.push((path.to_owned(), number.to_string())),
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                collect(field, &path, numbers);
+            }
+        }
+        _ => {}
+    }
+}

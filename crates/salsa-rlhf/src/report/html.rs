@@ -1,0 +1,99 @@
+//! Text into HTML and SVG: escaping, and the marks by which a series is known everywhere on the page.
+
+use std::fmt::Write;
+
+/// `text` with everything escaped that HTML could take for markup, in text and in quoted attributes alike. Characters that
+/// HTML forbids become U+FFFD.
+pub(super) fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            '\n' | '\t' => out.push(c),
+            c if c.is_control() => out.push('\u{fffd}'),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// How a series looks: its place in the palette (`--c0` … `--c7`) gives colour and shape, so that colour is never the only
+/// difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Look(usize);
+
+/// Whether a mark is filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fill {
+    /// In the series' colour.
+    Solid,
+    /// With the background, outlined in the series' colour.
+    Hollow,
+}
+
+impl Look {
+    /// The look of the arm `key` at `place` among the arms: well-known arms look the same in every report.
+    pub(super) fn of(key: &str, place: usize) -> Look {
+        let known = ["sft_a", "sft_b", "soup", "ppo", "salsa"];
+        Look(known.iter().position(|&k| k == key).unwrap_or(known.len() + place % 3))
+    }
+
+    /// The CSS class that sets the colour.
+    pub(super) fn class(self) -> String {
+        format!("c{}", self.0)
+    }
+
+    /// The series' mark, centred on `(x, y)`, `size` pixels in radius, with a hover text if it is not empty.
+    pub(super) fn mark(self, x: f64, y: f64, size: f64, fill: Fill, hover: &str) -> String {
+        let (s, d) = (size * 0.9, size * 1.25);
+        let path = match self.0 {
+            4 => format!("M{x} {}L{} {y}L{x} {}L{} {y}Z", y - d, x + d, y + d, x - d),
+            1 | 6 => format!("M{} {}h{w}v{w}h-{w}Z", x - s, y - s, w = 2.0 * s),
+            2 | 7 => format!("M{x} {}L{} {}H{}Z", y - d, x + d, y + s, x - d),
+            _ => format!("M{} {y}a{size} {size} 0 1 0 {w} 0a{size} {size} 0 1 0 -{w} 0Z", x - size, w = 2.0 * size),
+        };
+        let fill = if fill == Fill::Solid { "mark" } else { "mark hollow" };
+        let mut out = String::new();
+        let _ = write!(out, r#"<path class="{fill} {}" d="{path}">"#, self.class());
+        if !hover.is_empty() {
+            let _ = write!(out, "<title>{}</title>", escape(hover));
+        }
+        out + "</path>"
+    }
+}
+
+/// A legend: marks with their names.
+pub(super) fn legend(entries: &[(Look, Fill, String)]) -> String {
+    let mut out = String::from(r#"<ul class="legend">"#);
+    for (look, fill, name) in entries {
+        let mark = look.mark(7.0, 7.0, 4.5, *fill, "");
+        let _ = write!(
+            out,
+            r#"<li><svg viewBox="0 0 14 14" width="14" height="14" aria-hidden="true">{mark}</svg>{}</li>"#,
+            escape(name)
+        );
+    }
+    out + "</ul>"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn markup_is_defused() {
+        assert_eq!(escape("<script>\"&'\u{0}\n</script>"), "&lt;script&gt;&quot;&amp;&#39;\u{fffd}\n&lt;/script&gt;");
+        assert_eq!(escape("Grüße 🌶"), "Grüße 🌶");
+    }
+
+    #[test]
+    fn known_arms_keep_their_look_and_others_differ() {
+        assert_eq!(Look::of("salsa", 0), Look::of("salsa", 3));
+        assert_ne!(Look::of("mkl", 0), Look::of("ema", 1));
+        assert!(["sft_a", "ppo", "salsa"].iter().all(|k| Look::of(k, 0) != Look::of("mkl", 0)));
+    }
+}

@@ -1,0 +1,203 @@
+//! What a run shows a person: `summary.json`, a table for the terminal, and `report.html`, one self-contained page.
+
+mod columns;
+#[cfg(test)]
+mod fixture;
+mod forest;
+mod history;
+mod html;
+mod number;
+mod page;
+mod pipeline;
+mod scale;
+mod sections;
+mod summary;
+mod table;
+#[cfg(test)]
+mod tests;
+mod xy;
+
+pub use summary::{Comparison, Contrast, Estimate, LandscapePoint, Ordered, SplitSummary, Summary};
+pub use table::table;
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::metrics::{Metrics, names};
+
+/// Everything `report.html` shows. Whatever is missing (empty list, `None`, NaN) is left out or shown as a gap.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The headline: `"SALSA quickstart"`.
+    pub title: String,
+    /// One or two sentences: what was run, on what.
+    pub description: String,
+    /// Name of the recipe.
+    pub recipe: String,
+    /// Number of threads.
+    pub threads: usize,
+    /// The numbers, as in `summary.json`.
+    pub summary: Summary,
+    /// Names of the arms for people, in the order of the arm keys in `summary`; an arm without an entry is called by its key.
+    #[serde(default)]
+    pub arms: Vec<Arm>,
+    /// The stages and how they feed each other.
+    #[serde(default)]
+    pub pipeline: Pipeline,
+    /// The RL runs, one per trained arm.
+    #[serde(default)]
+    pub runs: Vec<Run>,
+    /// Prompts with the answers of the arms.
+    #[serde(default)]
+    pub samples: Vec<Sample>,
+    /// Resolved recipe values: dotted key and value.
+    #[serde(default)]
+    pub settings: Vec<(String, String)>,
+}
+
+/// An arm as people call it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Arm {
+    /// The key in `summary.json`: `"ppo"`.
+    pub key: String,
+    /// The name: `"PPO"`.
+    pub label: String,
+    /// What it is, in a few words: `"reference: SFT A"`.
+    pub role: String,
+}
+
+/// The pipeline as a picture: boxes on a grid, read from top to bottom.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Pipeline {
+    /// The boxes.
+    pub stages: Vec<Stage>,
+    /// The arrows.
+    pub flows: Vec<Flow>,
+}
+
+/// One box of the pipeline picture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    /// The key that [`Flow`]s use; an arm's key gives the box the arm's colour.
+    pub key: String,
+    /// The name in the box.
+    pub title: String,
+    /// Short lines below it: `"600 steps"`, `"loss 1.23"`, `"12 s"`.
+    pub facts: Vec<String>,
+    /// Row from the top, from 0.
+    pub row: u8,
+    /// Column from the left, 0 to 2.
+    pub column: u8,
+}
+
+/// One arrow of the pipeline picture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Flow {
+    /// Key of the stage it leaves.
+    pub from: String,
+    /// Key of the stage it enters.
+    pub to: String,
+    /// What flows: `"reference"`, `"start"`, `"score"`; may be empty.
+    pub label: String,
+}
+
+/// The training history of one arm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Key of the arm.
+    pub arm: String,
+    /// The steps in order.
+    pub points: Vec<Point>,
+}
+
+/// One step of a training history. `None` or NaN: not measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// The step.
+    pub step: u64,
+    /// Mean reward-model score.
+    pub score: Option<f64>,
+    /// Mean gold reward.
+    pub gold: Option<f64>,
+    /// KL per response to the run's own reference, nats.
+    pub kl: Option<f64>,
+    /// KL per response to SFT A, nats.
+    pub kl_sft_a: Option<f64>,
+    /// KL per response to the soup, nats.
+    pub kl_soup: Option<f64>,
+    /// Mean response length, tokens.
+    pub length: Option<f64>,
+    /// Mean entropy per token, nats.
+    pub entropy: Option<f64>,
+    /// Share of empty responses.
+    pub empty: Option<f64>,
+}
+
+impl Run {
+    /// The history of `arm` from the rows of its `metrics.jsonl`, by the names in [`crate::metrics::names`].
+    pub fn from_metrics(arm: &str, rows: &[(u64, Metrics)]) -> Run {
+        let point = |(step, metrics): &(u64, Metrics)| Point {
+            step: *step,
+            score: metrics.get(names::SCORE),
+            gold: metrics.get(names::GOLD),
+            kl: metrics.get(names::KL),
+            kl_sft_a: metrics.get(names::KL_SFT_A),
+            kl_soup: metrics.get(names::KL_SOUP),
+            length: metrics.get(names::LENGTH),
+            entropy: metrics.get(names::ENTROPY),
+            empty: metrics.get(names::EMPTY),
+        };
+        Run { arm: arm.to_owned(), points: rows.iter().map(point).collect() }
+    }
+}
+
+/// One prompt with the answers of several arms.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Key of the split it comes from.
+    pub split: String,
+    /// The prompt.
+    pub prompt: String,
+    /// The answers, in the order of the arms.
+    pub answers: Vec<Answer>,
+}
+
+/// The answer of one arm to one prompt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Key of the arm.
+    pub arm: String,
+    /// What it answered.
+    pub text: String,
+    /// Gold reward, where there is one.
+    pub gold: Option<f64>,
+    /// Reward-model score.
+    pub score: Option<f64>,
+}
+
+impl Report {
+    /// The page: HTML that needs nothing else, no script, no network.
+    pub fn html(&self) -> String {
+        page::page(self)
+    }
+
+    /// Writes `summary.json` and `report.html` into `dir` (made if absent), each whole or not at all.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create the directory {}", dir.display()))?;
+        let summary = serde_json::to_string_pretty(&self.summary).context("cannot write the summary as JSON")?;
+        write_whole(&dir.join("summary.json"), &(summary + "\n"))?;
+        write_whole(&dir.join("report.html"), &self.html())
+    }
+}
+
+fn write_whole(path: &Path, text: &str) -> Result<()> {
+    let part = path.with_extension("part");
+    std::fs::write(&part, text)
+        .and_then(|()| std::fs::rename(&part, path))
+        .with_context(|| format!("cannot write {}; is the disk full?", path.display()))
+}

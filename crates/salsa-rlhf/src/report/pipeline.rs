@@ -1,0 +1,289 @@
+//! The pipeline as a picture: boxes on a grid, arrows between them, read from top to bottom.
+
+use std::fmt::Write;
+
+use super::html::{Look, escape};
+use super::{Flow, Ordered, Pipeline, Stage};
+
+const BOX_WIDTH: f64 = 224.0;
+const COLUMN_GAP: f64 = 54.0;
+const ROW_GAP: f64 = 58.0;
+const MARGIN: f64 = 8.0;
+/// The distance between two arrows that leave or enter the same side of a box.
+const PORT: f64 = 36.0;
+/// A fact longer than this is squeezed into its box.
+const MOST_CHARACTERS: usize = 30;
+
+impl Pipeline {
+    /// The pipeline of the method, with the `facts` of each stage under its key: `base`, `sft_a`, `sft_b`, `reward`, `soup`,
+    /// `ppo`, `salsa`, `eval`. A stage without facts has only its title.
+    pub fn salsa(facts: &Ordered<Vec<String>>) -> Pipeline {
+        let stage = |key: &str, title: &str, row, column| Stage {
+            key: key.to_owned(),
+            title: title.to_owned(),
+            facts: facts.get(key).cloned().unwrap_or_default(),
+            row,
+            column,
+        };
+        let flow = |from: &str, to: &str, label: &str| Flow {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            label: label.to_owned(),
+        };
+        Pipeline {
+            stages: vec![
+                stage("base", "Base model", 0, 1),
+                stage("sft_a", "SFT A", 1, 0),
+                stage("sft_b", "SFT B", 1, 2),
+                stage("reward", "Reward model", 2, 1),
+                stage("soup", "Soup", 2, 2),
+                stage("ppo", "PPO", 3, 0),
+                stage("salsa", "SALSA", 3, 2),
+                stage("eval", "Evaluation", 4, 1),
+            ],
+            flows: vec![
+                flow("base", "sft_a", ""),
+                flow("base", "sft_b", ""),
+                flow("sft_a", "reward", ""),
+                flow("sft_a", "soup", ""),
+                flow("sft_b", "soup", ""),
+                flow("sft_a", "ppo", "start and reference"),
+                flow("sft_a", "salsa", "start"),
+                flow("soup", "salsa", "reference"),
+                flow("reward", "ppo", "score"),
+                flow("reward", "salsa", "score"),
+                flow("ppo", "eval", ""),
+                flow("salsa", "eval", ""),
+            ],
+        }
+    }
+
+    /// The picture as SVG; empty if there are no stages.
+    pub(super) fn draw(&self) -> String {
+        let layout = Layout::of(self);
+        if self.stages.is_empty() {
+            return String::new();
+        }
+        let mut out = format!(
+            r#"<svg class="pipeline" viewBox="0 0 {} {}" role="img" aria-label="{}">"#,
+            layout.width,
+            layout.height,
+            escape(&self.in_words())
+        );
+        let mut labels = String::new();
+        for flow in &self.flows {
+            self.draw_flow(&mut out, &mut labels, flow, &layout);
+        }
+        for stage in &self.stages {
+            layout.draw_stage(&mut out, stage);
+        }
+        out + &labels + "</svg>"
+    }
+
+    fn in_words(&self) -> String {
+        let title = |key: &str| self.stages.iter().find(|s| s.key == key).map_or(key.to_owned(), |s| s.title.clone());
+        let arrows: Vec<String> =
+            self.flows.iter().map(|f| format!("{} to {}", title(&f.from), title(&f.to))).collect();
+        format!("Pipeline: {}", arrows.join(", "))
+    }
+
+    fn draw_flow(&self, out: &mut String, labels: &mut String, flow: &Flow, layout: &Layout) {
+        let find = |key: &str| self.stages.iter().find(|stage| stage.key == key);
+        let (Some(from), Some(to)) = (find(&flow.from), find(&flow.to)) else { return };
+        let (x0, y0) = (layout.x(from) + self.port(from, flow, Side::Out), layout.bottom(from));
+        let class = if flow.label.contains("reference") { "flow reference" } else { "flow" };
+        let (path, head, at, anchor) = if self.blocked(from, to) {
+            let toward = if to.column >= from.column { 1.0 } else { -1.0 };
+            let gutter = layout.x(from) + toward * (BOX_WIDTH + COLUMN_GAP) / 2.0;
+            let side = layout.x(to) - toward * BOX_WIDTH / 2.0;
+            let y = layout.middle(to);
+            let turn = y0 + ROW_GAP * 0.5;
+            let path = format!(
+                "M{x0} {y0}C{x0} {turn} {gutter} {turn} {gutter} {}V{}Q{gutter} {y} {} {y}H{}",
+                y0 + ROW_GAP,
+                y - 16.0,
+                gutter + toward * 16.0,
+                side - toward * 5.0
+            );
+            let head = format!("M{} {}v9l{} -4.5Z", side - toward * 9.0, y - 4.5, toward * 9.0);
+            (path, head, (side - toward * 30.0, y - 12.0), "middle")
+        } else {
+            let (mut x0, mut x1, y1) = (x0, layout.x(to) + self.port(to, flow, Side::In), layout.top(to));
+            let straight = from.column == to.column;
+            if straight && self.flows.iter().filter(|f| f.from == flow.from).count() == 1 {
+                x0 = x1;
+            } else if straight {
+                x1 = x0;
+            }
+            let bend = (ROW_GAP * 0.62).max((y1 - y0) * 0.4);
+            let path = format!("M{x0} {y0}C{x0} {} {x1} {} {x1} {}", y0 + bend, y1 - bend, y1 - 5.0);
+            let head = format!("M{} {}h9l-4.5 9Z", x1 - 4.5, y1 - 9.0);
+            if straight {
+                (path, head, (x0 + 9.0, (y0 + y1) / 2.0), "start")
+            } else {
+                (path, head, (bezier(0.74, x0, x0, x1, x1), bezier(0.74, y0, y0 + bend, y1 - bend, y1)), "middle")
+            }
+        };
+        let colour = Look::of(&flow.from, 0).class();
+        let _ = write!(
+            out,
+            r#"<path class="{class} {colour}" d="{path}"/><path class="arrow{} {colour}" d="{head}"/>"#,
+            &class[4..]
+        );
+        if !flow.label.is_empty() {
+            let (x, y) = (at.0, at.1 + 4.0);
+            let _ = write!(
+                labels,
+                r#"<text class="flow-label" text-anchor="{anchor}" x="{x:.1}" y="{y:.1}">{}</text>"#,
+                escape(&flow.label)
+            );
+        }
+    }
+
+    /// Whether a box lies in the way of an arrow that goes to another column over more than one row.
+    fn blocked(&self, from: &Stage, to: &Stage) -> bool {
+        let (left, right) = (from.column.min(to.column), from.column.max(to.column));
+        left != right
+            && self.stages.iter().any(|s| s.row > from.row && s.row < to.row && (left..=right).contains(&s.column))
+    }
+
+    /// Where an arrow leaves or enters a box, from its centre: arrows that share a side stand apart, in the order of the
+    /// columns they come from or go to.
+    fn port(&self, stage: &Stage, flow: &Flow, side: Side) -> f64 {
+        let find = |key: &str| self.stages.iter().find(|stage| stage.key == key);
+        let mut others: Vec<(u8, &Flow)> = self
+            .flows
+            .iter()
+            .filter_map(|f| {
+                let (from, to) = (find(&f.from)?, find(&f.to)?);
+                let (own, other) = if side == Side::Out { (from, to) } else { (to, from) };
+                let blocked = self.blocked(from, to);
+                let toward = if blocked && other.column > own.column { own.column } else { other.column };
+                let by_the_side = side == Side::In && blocked;
+                (own.key == stage.key && !by_the_side).then_some((toward, f))
+            })
+            .collect();
+        // Stable: flows of one column keep their order.
+        others.sort_by_key(|&(column, _)| column);
+        let place = others.iter().position(|(_, f)| std::ptr::eq(*f, flow)).unwrap_or(0) as f64;
+        (place - (others.len().max(1) - 1) as f64 / 2.0) * PORT
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Out,
+    In,
+}
+
+/// Where rows begin and how tall they are.
+struct Layout {
+    tops: Vec<f64>,
+    heights: Vec<f64>,
+    width: f64,
+    height: f64,
+}
+
+impl Layout {
+    fn of(pipeline: &Pipeline) -> Layout {
+        let rows = pipeline.stages.iter().map(|s| usize::from(s.row) + 1).max().unwrap_or(0);
+        let columns = pipeline.stages.iter().map(|s| usize::from(s.column) + 1).max().unwrap_or(0);
+        let tallest = |row: usize| {
+            let facts = pipeline.stages.iter().filter(|s| usize::from(s.row) == row).map(|s| s.facts.len()).max();
+            facts.map_or(0.0, box_height)
+        };
+        let heights: Vec<f64> = (0..rows).map(tallest).collect();
+        let above = |row: usize| heights[..row].iter().map(|height| height + ROW_GAP).sum::<f64>();
+        let tops = (0..rows).map(|row| MARGIN + above(row)).collect();
+        let height = above(rows) - ROW_GAP + 2.0 * MARGIN;
+        let width = columns as f64 * (BOX_WIDTH + COLUMN_GAP) - COLUMN_GAP + 2.0 * MARGIN;
+        Layout { tops, heights, width, height }
+    }
+
+    fn x(&self, stage: &Stage) -> f64 {
+        MARGIN + f64::from(stage.column) * (BOX_WIDTH + COLUMN_GAP) + BOX_WIDTH / 2.0
+    }
+
+    fn middle(&self, stage: &Stage) -> f64 {
+        let row = usize::from(stage.row);
+        self.tops[row] + self.heights[row] / 2.0
+    }
+
+    fn top(&self, stage: &Stage) -> f64 {
+        self.middle(stage) - box_height(stage.facts.len()) / 2.0
+    }
+
+    fn bottom(&self, stage: &Stage) -> f64 {
+        self.middle(stage) + box_height(stage.facts.len()) / 2.0
+    }
+
+    fn draw_stage(&self, out: &mut String, stage: &Stage) {
+        let (x, y, height) = (self.x(stage), self.top(stage), box_height(stage.facts.len()));
+        let left = x - BOX_WIDTH / 2.0;
+        let class = if is_arm(&stage.key) { Look::of(&stage.key, 0).class() } else { "plain".to_owned() };
+        let _ = write!(
+            out,
+            r#"<g class="stage {class}"><rect x="{left}" y="{y}" width="{BOX_WIDTH}" height="{height}" rx="9"/><rect class="edge" x="{left}" y="{}" width="4" height="{}" rx="2"/><text class="stage-title" x="{x}" y="{}">{}</text>"#,
+            y + 9.0,
+            height - 18.0,
+            y + 24.0,
+            escape(&stage.title)
+        );
+        for (i, fact) in stage.facts.iter().enumerate() {
+            let squeeze = if fact.chars().count() > MOST_CHARACTERS {
+                format!(r#" textLength="{}" lengthAdjust="spacingAndGlyphs""#, BOX_WIDTH - 22.0)
+            } else {
+                String::new()
+            };
+            let _ = write!(
+                out,
+                r#"<text class="stage-fact" x="{x}" y="{}"{squeeze}>{}</text>"#,
+                y + 43.0 + i as f64 * 17.0,
+                escape(fact)
+            );
+        }
+        out.push_str("</g>");
+    }
+}
+
+fn is_arm(key: &str) -> bool {
+    !matches!(key, "base" | "reward" | "eval" | "evaluation")
+}
+
+fn box_height(facts: usize) -> f64 {
+    if facts == 0 { 38.0 } else { 40.0 + 17.0 * facts as f64 }
+}
+
+fn bezier(t: f64, a: f64, b: f64, c: f64, d: f64) -> f64 {
+    let u = 1.0 - t;
+    u * u * u * a + 3.0 * u * u * t * b + 3.0 * u * t * t * c + t * t * t * d
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrows_that_share_a_side_stand_apart_and_go_round_boxes() {
+        let pipeline = Pipeline::salsa(&Ordered::new());
+        let stage = |key: &str| pipeline.stages.iter().find(|s| s.key == key).unwrap();
+        assert!(pipeline.blocked(stage("sft_a"), stage("salsa")));
+        assert!(!pipeline.blocked(stage("sft_a"), stage("ppo")));
+        let ports: Vec<f64> = pipeline
+            .flows
+            .iter()
+            .filter(|f| f.from == "base")
+            .map(|f| pipeline.port(stage("base"), f, Side::Out))
+            .collect();
+        assert_eq!(ports, [-18.0, 18.0]);
+    }
+
+    #[test]
+    fn flows_to_nowhere_and_empty_pipelines_are_left_out() {
+        assert_eq!(Pipeline::default().draw(), "");
+        let mut pipeline = Pipeline::salsa(&Ordered::new());
+        let arrows = pipeline.draw().matches("class=\"arrow").count();
+        pipeline.flows.push(Flow { from: "salsa".to_owned(), to: "nowhere".to_owned(), label: String::new() });
+        assert_eq!(pipeline.draw().matches("class=\"arrow").count(), arrows);
+    }
+}

@@ -1,0 +1,237 @@
+//! The sections of the page: what each picture shows, and how to read it.
+
+use std::fmt::Write;
+
+use super::columns::{Cell, columns, splits};
+use super::forest::{Forest, Group};
+use super::html::{Fill, Look, escape, legend};
+use super::number::{ends, estimate, number, percent};
+use super::page::{Section, Width, headline, split_name};
+use super::xy::{Chart, Dot, Kind, Series};
+use super::{Estimate, Report, Sample, SplitSummary};
+use crate::progress::human_time;
+
+/// Samples shown at once; the others are behind a click.
+const OPEN_SAMPLES: usize = 4;
+
+pub(super) fn pipeline(report: &Report) -> Section {
+    Section {
+        id: "pipeline",
+        heading: "Pipeline",
+        width: Width::BesideText,
+        explanation: "<p>RLHF trains a policy to please a reward model, and a <em>KL penalty</em> holds the policy close to a \
+            frozen reference so that it does not forget how to speak or learn to fool the reward model. Plain PPO uses the SFT \
+            model it started from as the reference.</p>\
+            <p>SALSA (<cite>arXiv 2411.01798</cite>) changes only the reference: it is a <em>model soup</em>, the weight average \
+            of SFT models trained independently from one base. The paper’s reasoning: such models lie in one basin of low \
+            loss, their average already scores higher than either, and a policy tied to it may explore a wider and better \
+            region.</p>\
+            <p>Read from top to bottom. Dashed arrows are the references: they are all that sets the two arms apart.</p>"
+            .to_owned(),
+        picture: match report.pipeline.draw() {
+            svg if svg.is_empty() => svg,
+            svg => format!("<div class=\"scroll\" tabindex=\"0\">{svg}</div>"),
+        },
+    }
+}
+
+pub(super) fn evaluation(report: &Report) -> Section {
+    let splits = splits(&report.summary);
+    let fill = |split: &str| if splits.first() == Some(&split) { Fill::Solid } else { Fill::Hollow };
+    let forest = |title: &str, format: fn(f64) -> String, line, pick: fn(&SplitSummary) -> Option<Estimate>| {
+        let group = |(key, by_split): &(String, super::Ordered<SplitSummary>)| {
+            let row = |(split, s): &(String, SplitSummary)| Some((split_name(split), fill(split), pick(s)?));
+            let rows: Vec<_> = by_split.iter().filter_map(row).collect();
+            (!rows.is_empty()).then(|| Group { name: report.label(key), look: report.look(key), rows })
+        };
+        let groups: Vec<Group> = report.summary.arms.iter().filter_map(group).collect();
+        if groups.is_empty() { String::new() } else { Forest { title: title.to_owned(), format, line, groups }.draw() }
+    };
+    let mut picture = String::new();
+    if !splits.is_empty() {
+        let entries: Vec<_> = splits.iter().map(|&s| (Look::of("sft_a", 0), fill(s), split_name(s))).collect();
+        picture += &legend(&entries);
+        picture += "<div class=\"charts\">";
+        picture += &forest("Gold reward", number, None, |s| s.gold_reward);
+        picture += &forest("Proxy score", number, None, |s| Some(s.proxy_score));
+        picture += &forest("Win rate against SFT A", percent, Some(0.5), |s| s.win_rate_vs_sft_a);
+        picture += &forest("KL to SFT A (nats per response)", number, None, |s| {
+            let kl = s.kl_sft_a?;
+            Some(Estimate { mean: kl, ci95: s.kl_sft_a_ci95.unwrap_or([f64::NAN; 2]) })
+        });
+        picture += "</div>";
+        picture += &evaluation_table(report, &splits);
+    }
+    Section {
+        id: "evaluation",
+        heading: "Evaluation",
+        width: Width::BesideText,
+        explanation: "<p>Every arm answers the same held-out prompts. The mark is the mean, the bar its 95 % interval: two arms \
+            whose bars do not overlap differ by more than chance. Where bars overlap, only a comparison prompt by prompt can \
+            tell, as at the top of the page.</p>\
+            <p><strong>Gold reward</strong> is the true goal, where it is known. <strong>Proxy score</strong> is the reward \
+            model’s opinion, which is all that training sees. A proxy that rises while gold does not means that the policy \
+            exploits the reward model’s mistakes.</p>\
+            <p><strong>Win rate</strong> compares answers to the same prompt with SFT A’s, ties counting half; at the 50 % line \
+            neither is better. <strong>Empty</strong> and <strong>length</strong> expose a known trap: a short answer pays \
+            little KL penalty, so a high penalty can teach silence.</p>"
+            .to_owned(),
+        picture,
+    }
+}
+
+fn evaluation_table(report: &Report, splits: &[&str]) -> String {
+    let columns = columns(&report.summary);
+    let mut out = String::from(
+        "<div class=\"scroll\" tabindex=\"0\"><table class=\"numbers\"><caption>Small: 95 % interval.</caption><thead><tr><th scope=\"col\">arm</th>",
+    );
+    for column in &columns {
+        let _ = write!(out, "<th scope=\"col\">{}</th>", column.heading.replace("SFT A", "SFT\u{a0}A"));
+    }
+    out.push_str("</tr></thead>");
+    for &split in splits {
+        let _ = write!(
+            out,
+            "<tbody><tr class=\"split\"><th scope=\"rowgroup\" colspan=\"{}\">{}</th></tr>",
+            columns.len() + 1,
+            escape(&split_name(split))
+        );
+        for (key, by_split) in report.summary.arms.iter() {
+            let Some(numbers) = by_split.get(split) else { continue };
+            let mark = report.look(key).mark(7.0, 7.0, 4.5, Fill::Solid, "");
+            let _ = write!(
+                out,
+                "<tr><th scope=\"row\"><svg viewBox=\"0 0 14 14\" width=\"14\" height=\"14\" aria-hidden=\"true\">{mark}</svg>{}</th>",
+                escape(&report.label(key))
+            );
+            for column in &columns {
+                let Cell { value, interval } = (column.cell)(numbers).unwrap_or(Cell::missing());
+                let interval = interval.map_or(String::new(), |i| format!("<small>{}</small>", ends(i)));
+                let _ = write!(out, "<td>{value}{interval}</td>");
+            }
+            out.push_str("</tr>");
+        }
+        out.push_str("</tbody>");
+    }
+    out + "</table></div>"
+}
+
+pub(super) fn landscape(report: &Report) -> Section {
+    let points = &report.summary.landscape;
+    let chart = |title: &str, look: &str, pick: fn(&super::LandscapePoint) -> Option<Estimate>| {
+        let dot = |p: &super::LandscapePoint| {
+            let e = pick(p)?;
+            let hover = format!("alpha {}: {}", number(p.alpha), estimate(&e, number));
+            Some(Dot { x: p.alpha, y: e.mean, x_ci: None, y_ci: Some(e.ci95), hover })
+        };
+        let dots: Vec<Dot> = points.iter().filter_map(dot).collect();
+        if dots.is_empty() {
+            return String::new();
+        }
+        let name = |p: &super::LandscapePoint| {
+            let text = match p.alpha {
+                0.0 => "SFT A".to_owned(),
+                0.5 => "soup ½".to_owned(),
+                1.0 => "SFT B".to_owned(),
+                alpha => alpha.to_string(),
+            };
+            (p.alpha, text)
+        };
+        let series = vec![Series { name: title.to_owned(), look: Look::of(look, 0), kind: Kind::Profile, dots }];
+        let x_label = "alpha: weight of SFT B".to_owned();
+        Chart { title: title.to_owned(), x_label, x_names: points.iter().map(name).collect(), series }.draw()
+    };
+    let charts =
+        chart("Gold reward", "soup", |p| p.gold_reward) + &chart("Proxy score", "soup", |p| Some(p.proxy_score));
+    Section {
+        id: "landscape",
+        heading: "Reward landscape",
+        width: Width::BesideText,
+        explanation: "<p>Each point is a model whose weights are <code>(1 − alpha) · SFT A + alpha · SFT B</code>, without any \
+            RL: the straight line between the two SFT models in weight space.</p>\
+            <p>A line that stays level or arches in the middle says that the two models lie in one basin and their average is \
+            a sound reference; a dip says that averaging breaks something. The paper reports a peak at one half. Two SFT models \
+            that differ little give a flat line.</p>"
+            .to_owned(),
+        picture: if charts.is_empty() { charts } else { format!("<div class=\"charts\">{charts}</div>") },
+    }
+}
+
+pub(super) fn samples(report: &Report) -> Section {
+    let mut picture: String = report.samples.iter().take(OPEN_SAMPLES).map(|s| sample(report, s)).collect();
+    if let Some(rest) = report.samples.get(OPEN_SAMPLES..).filter(|rest| !rest.is_empty()) {
+        let more: String = rest.iter().map(|s| sample(report, s)).collect();
+        let _ = write!(picture, "<details><summary>More prompts ({})</summary>{more}</details>", rest.len());
+    }
+    let gold = report.summary.arms.iter().flat_map(|(_, s)| s.iter()).any(|(_, s)| headline(s).0 == "gold reward");
+    Section {
+        id: "samples",
+        heading: "Sample responses",
+        width: Width::Full,
+        explanation: format!(
+            "<p>The same prompts, answered by every arm. Numbers summarise; reading shows what was learned.</p>\
+             <p>Under each answer: {}. Look for answers that score well and read badly, which is the reward model’s blind spot, \
+             and for answers that grow alike.</p>",
+            if gold { "its gold reward and its proxy score" } else { "its proxy score" }
+        ),
+        picture,
+    }
+}
+
+fn sample(report: &Report, sample: &Sample) -> String {
+    let mut out = format!(
+        "<article class=\"sample\"><p class=\"prompt\"><span>{}</span>{}</p><div class=\"answers\">",
+        escape(&split_name(&sample.split)),
+        escape(&sample.prompt)
+    );
+    for answer in &sample.answers {
+        let text = if answer.text.trim().is_empty() { "<em>(empty)</em>".to_owned() } else { escape(&answer.text) };
+        let gold = answer.gold.map_or(String::new(), |gold| format!("<span>gold <b>{}</b></span>", number(gold)));
+        let score = answer.score.map_or(String::new(), |score| format!("<span>proxy <b>{}</b></span>", number(score)));
+        let _ = write!(
+            out,
+            "<div class=\"answer {}\"><h4>{}</h4><p class=\"response\">{text}</p><p class=\"scores\">{gold}{score}</p></div>",
+            report.look(&answer.arm).class(),
+            escape(&report.label(&answer.arm))
+        );
+    }
+    out + "</div></article>"
+}
+
+pub(super) fn settings(report: &Report) -> Section {
+    let mut picture = String::new();
+    let seconds = &report.summary.seconds;
+    let longest = seconds.iter().map(|(_, s)| *s).filter(|s| s.is_finite()).fold(0.0, f64::max);
+    if longest > 0.0 {
+        let total: f64 = seconds.iter().map(|(_, s)| *s).filter(|s| s.is_finite()).sum();
+        let _ = write!(picture, "<h3>Time: {}</h3><dl class=\"times\">", human_time(total));
+        for (stage, time) in seconds.iter() {
+            let share = if time.is_finite() { (time / longest * 100.0).clamp(0.0, 100.0) } else { 0.0 };
+            let _ = write!(
+                picture,
+                "<dt>{}</dt><dd><span class=\"bar\"><i style=\"width:{share:.1}%\"></i></span>{}</dd>",
+                escape(&report.label(stage)),
+                human_time(*time)
+            );
+        }
+        picture.push_str("</dl>");
+    }
+    if !report.settings.is_empty() {
+        let count = report.settings.len();
+        let _ = write!(picture, "<details><summary>All {count} settings</summary><table class=\"settings\"><tbody>");
+        for (key, value) in &report.settings {
+            let _ = write!(picture, "<tr><th scope=\"row\">{}</th><td>{}</td></tr>", escape(key), escape(value));
+        }
+        picture.push_str("</tbody></table></details>");
+    }
+    Section {
+        id: "settings",
+        heading: "Time and settings",
+        width: Width::BesideText,
+        explanation:
+            "<p>Where the time went, and every value the run was made with. The same settings, seed and instruction \
+            set give the same numbers again.</p>"
+                .to_owned(),
+        picture,
+    }
+}

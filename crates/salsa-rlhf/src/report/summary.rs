@@ -1,0 +1,235 @@
+//! `summary.json`: the numbers of a run, one entry per arm and evaluation split.
+
+use std::ops::{Deref, DerefMut};
+
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// What `summary.json` holds. A non-finite number is written as `null` and read back as NaN; what was not measured has no key.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Version of the program that wrote it.
+    pub version: String,
+    /// The seed everything random was derived from.
+    pub seed: u64,
+    /// Instruction set the kernels ran on (`"avx512"`, …).
+    pub isa: String,
+    /// Arm key (`"sft_a"`, `"salsa"`, …), then split key (`"test"`, `"ood"`, …). The order is the order of presentation.
+    pub arms: Ordered<Ordered<SplitSummary>>,
+    /// Reward along the line SFT A – SFT B.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub landscape: Vec<LandscapePoint>,
+    /// Direct comparisons of two arms on the same prompts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub comparisons: Vec<Comparison>,
+    /// Wall-clock seconds per stage, in the order of running.
+    #[serde(default, skip_serializing_if = "Ordered::is_empty")]
+    pub seconds: Ordered<f64>,
+}
+
+/// A mean with its 95 % interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// The point estimate.
+    #[serde(deserialize_with = "null_as_nan")]
+    pub mean: f64,
+    /// Lower and upper end of the 95 % confidence interval.
+    #[serde(deserialize_with = "nulls_as_nan")]
+    pub ci95: [f64; 2],
+}
+
+/// One arm on one split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SplitSummary {
+    /// Gold reward in [0, 1]; absent where the data has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gold_reward: Option<Estimate>,
+    /// Reward-model score.
+    pub proxy_score: Estimate,
+    /// Win rate over SFT A on the same prompts, ties half, in [0, 1].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub win_rate_vs_sft_a: Option<Estimate>,
+    /// Mean KL per response to SFT A, nats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_sft_a: Option<f64>,
+    /// 95 % interval of `kl_sft_a`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_sft_a_ci95: Option<[f64; 2]>,
+    /// Mean KL per response to the soup, nats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_soup: Option<f64>,
+    /// 95 % interval of `kl_soup`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_soup_ci95: Option<[f64; 2]>,
+    /// Mean response length, tokens.
+    #[serde(deserialize_with = "null_as_nan")]
+    pub length_mean: f64,
+    /// 95 % interval of `length_mean`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length_ci95: Option<[f64; 2]>,
+    /// Share of empty responses, in [0, 1].
+    #[serde(deserialize_with = "null_as_nan")]
+    pub empty_rate: f64,
+    /// 95 % interval of `empty_rate`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub empty_rate_ci95: Option<[f64; 2]>,
+}
+
+/// The reward of one model on the line `(1 - alpha) * SFT A + alpha * SFT B`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LandscapePoint {
+    /// Weight of SFT B.
+    pub alpha: f64,
+    /// Gold reward; absent where the data has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gold_reward: Option<Estimate>,
+    /// Reward-model score.
+    pub proxy_score: Estimate,
+}
+
+/// One arm against another on the same prompts, so that the difficulty of a prompt cancels out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// Key of the arm in question.
+    pub arm: String,
+    /// Key of the arm it is compared with.
+    pub versus: String,
+    /// Key of the split.
+    pub split: String,
+    /// What is compared.
+    pub metric: Contrast,
+    /// The win rate, or the mean difference `arm - versus`.
+    pub estimate: Estimate,
+}
+
+/// What a [`Comparison`] compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Contrast {
+    /// Win rate in [0, 1]; one half is a draw.
+    WinRate,
+    /// Difference of gold rewards; zero is a draw.
+    GoldDifference,
+    /// Difference of reward-model scores; zero is a draw.
+    ProxyDifference,
+}
+
+impl Contrast {
+    /// The value at which neither arm is better.
+    pub fn draw(self) -> f64 {
+        match self {
+            Contrast::WinRate => 0.5,
+            Contrast::GoldDifference | Contrast::ProxyDifference => 0.0,
+        }
+    }
+}
+
+impl Estimate {
+    /// An estimate from its three numbers.
+    pub fn new(mean: f64, low: f64, high: f64) -> Estimate {
+        Estimate { mean, ci95: [low, high] }
+    }
+
+    /// Whether the whole interval lies above `value`; never true of NaN.
+    pub fn is_above(&self, value: f64) -> bool {
+        self.ci95[0] > value
+    }
+
+    /// Whether the whole interval lies below `value`; never true of NaN.
+    pub fn is_below(&self, value: f64) -> bool {
+        self.ci95[1] < value
+    }
+}
+
+/// A JSON object whose keys keep their order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ordered<T>(pub Vec<(String, T)>);
+
+impl<T> Ordered<T> {
+    /// No entries.
+    pub fn new() -> Ordered<T> {
+        Ordered(Vec::new())
+    }
+
+    /// Sets the entry of `key`: at the end if the key is new, else in its place.
+    pub fn insert(&mut self, key: impl Into<String>, value: T) {
+        let key = key.into();
+        match self.0.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, old)) => *old = value,
+            None => self.0.push((key, value)),
+        }
+    }
+
+    /// The entry of `key`.
+    pub fn get(&self, key: &str) -> Option<&T> {
+        self.0.iter().find(|(known, _)| known == key).map(|(_, value)| value)
+    }
+
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<T> Default for Ordered<T> {
+    fn default() -> Ordered<T> {
+        Ordered::new()
+    }
+}
+
+impl<T> Deref for Ordered<T> {
+    type Target = Vec<(String, T)>;
+    fn deref(&self) -> &Vec<(String, T)> {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for Ordered<T> {
+    fn deref_mut(&mut self) -> &mut Vec<(String, T)> {
+        &mut self.0
+    }
+}
+
+impl<K: Into<String>, T> FromIterator<(K, T)> for Ordered<T> {
+    fn from_iter<I: IntoIterator<Item = (K, T)>>(entries: I) -> Ordered<T> {
+        let mut ordered = Ordered::new();
+        for (key, value) in entries {
+            ordered.insert(key, value);
+        }
+        ordered
+    }
+}
+
+impl<T: Serialize> Serialize for Ordered<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Ordered<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Ordered<T>, D::Error> {
+        struct Entries<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
+            type Value = Ordered<T>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Ordered<T>, A::Error> {
+                let mut ordered = Ordered::new();
+                while let Some((key, value)) = map.next_entry::<String, T>()? {
+                    ordered.insert(key, value);
+                }
+                Ok(ordered)
+            }
+        }
+        deserializer.deserialize_map(Entries(std::marker::PhantomData))
+    }
+}
+
+fn null_as_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+fn nulls_as_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[f64; 2], D::Error> {
+    Ok(<[Option<f64>; 2]>::deserialize(deserializer)?.map(|end| end.unwrap_or(f64::NAN)))
+}

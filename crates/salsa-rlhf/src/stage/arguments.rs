@@ -1,0 +1,199 @@
+//! What every supervised stage can be told: the keys of Hugging Face's `TrainingArguments`, under their own names.
+use anyhow::ensure;
+use salsa_algo::schedule::{self, Decay, Warmup};
+use salsa_engine::{AdamW, Recompute};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::Dtype;
+
+/// The keys shared by `pretrain`, `sft`, `reward` and `dpo`; each stage's own struct contains them flat.
+///
+/// "TRL" below is the default of TRL 1.10's `SFTConfig`, `RewardConfig` and `DPOConfig`, which agree on these.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainingArguments {
+    /// Sequences (or pairs) per forward and backward pass. TRL: 8.
+    pub per_device_train_batch_size: usize,
+    /// Sequences (or pairs) per forward pass of the evaluation; changes no number, only memory. TRL: 8.
+    pub per_device_eval_batch_size: usize,
+    /// Passes per optimizer step. The mean loss is taken over all tokens (or pairs) of the step, so one pass of 16 and
+    /// two passes of 8 are the same step. TRL: 1.
+    pub gradient_accumulation_steps: usize,
+    /// Optimizer steps in all; -1 counts by `num_train_epochs` instead. TRL: -1.
+    pub max_steps: i64,
+    /// Shape of the learning rate after warm-up. TRL: linear.
+    pub lr_scheduler_type: Schedule,
+    /// Share of all steps over which the learning rate rises from 0, in [0, 1]; used where `warmup_steps` is 0. TRL: 0.
+    pub warmup_ratio: f64,
+    /// Steps over which the learning rate rises from 0. TRL: 0.
+    pub warmup_steps: u64,
+    /// AdamW's decoupled weight decay, per step and unit of learning rate. TRL: 0.
+    pub weight_decay: f64,
+    /// AdamW's decay of the mean of gradients, beta1. TRL: 0.9.
+    pub adam_beta1: f64,
+    /// AdamW's decay of the mean of squared gradients, beta2. TRL: 0.999.
+    pub adam_beta2: f64,
+    /// AdamW's epsilon, added to the root of the mean of squared gradients. TRL: 1e-8.
+    pub adam_epsilon: f64,
+    /// Largest Euclidean norm of the whole gradient; longer ones are scaled down to it. 0 switches clipping off. TRL: 1.
+    pub max_grad_norm: f64,
+    /// Seed of the data order and of newly made weights. TRL: 42.
+    pub seed: u64,
+    /// Steps between two lines of `metrics.jsonl`. TRL: 10.
+    pub logging_steps: u64,
+    /// Steps between two evaluations; 0 evaluates once, at the end. TRL: off unless `eval_strategy` is set.
+    pub eval_steps: u64,
+    /// Steps between two resumable checkpoints; 0 saves none before the end (an interruption by Ctrl-C still does).
+    /// TRL: 500.
+    pub save_steps: u64,
+    /// Recompute activations in the backward pass instead of keeping them: less memory, about a third more time, the same
+    /// numbers. TRL: true.
+    pub gradient_checkpointing: bool,
+    /// Number type of the saved weights; training itself always keeps f32 master weights. TRL: the model's own.
+    pub save_dtype: WeightType,
+}
+
+impl Default for TrainingArguments {
+    fn default() -> TrainingArguments {
+        TrainingArguments {
+            per_device_train_batch_size: 8,
+            per_device_eval_batch_size: 8,
+            gradient_accumulation_steps: 1,
+            max_steps: -1,
+            lr_scheduler_type: Schedule::Linear,
+            warmup_ratio: 0.0,
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            seed: 42,
+            logging_steps: 10,
+            eval_steps: 0,
+            save_steps: 500,
+            gradient_checkpointing: false,
+            save_dtype: WeightType::Float32,
+        }
+    }
+}
+
+impl TrainingArguments {
+    /// Checks ranges, those of the two keys that each stage has for itself included; errors name the key.
+    ///
+    /// # Errors
+    /// If a value makes no sense.
+    pub fn validate(&self, learning_rate: f64, num_train_epochs: f64) -> anyhow::Result<()> {
+        let positive = [
+            ("per_device_train_batch_size", self.per_device_train_batch_size as u64),
+            ("per_device_eval_batch_size", self.per_device_eval_batch_size as u64),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps as u64),
+            ("logging_steps", self.logging_steps),
+        ];
+        for (key, value) in positive {
+            ensure!(value > 0, "{key} is 0; it must be at least 1");
+        }
+        ensure!(self.max_steps >= -1, "max_steps is {}; give a number of steps, or -1 for none", self.max_steps);
+        let ranges = [
+            ("learning_rate", learning_rate, 0.0..=f64::MAX),
+            ("num_train_epochs", num_train_epochs, 0.0..=f64::MAX),
+            ("warmup_ratio", self.warmup_ratio, 0.0..=1.0),
+            ("adam_beta1", self.adam_beta1, 0.0..=MOST_BETA),
+            ("adam_beta2", self.adam_beta2, 0.0..=MOST_BETA),
+            ("adam_epsilon", self.adam_epsilon, f64::MIN_POSITIVE..=f64::MAX),
+            ("weight_decay", self.weight_decay, 0.0..=f64::MAX),
+            ("max_grad_norm", self.max_grad_norm, 0.0..=f64::MAX),
+        ];
+        for (key, value, range) in ranges {
+            let (low, high) = (range.start(), range.end());
+            ensure!(range.contains(&value), "{key} is {value}; it must be between {low} and {high}");
+        }
+        Ok(())
+    }
+
+    /// The optimizer these keys describe.
+    pub fn adamw(&self) -> AdamW {
+        AdamW {
+            beta1: self.adam_beta1,
+            beta2: self.adam_beta2,
+            eps: self.adam_epsilon,
+            weight_decay: self.weight_decay,
+            max_grad_norm: if self.max_grad_norm == 0.0 { f64::INFINITY } else { self.max_grad_norm },
+        }
+    }
+
+    /// How the learning rate rises and falls.
+    pub fn schedule(&self) -> schedule::Schedule {
+        let warmup = match self.warmup_steps {
+            0 => Warmup::Ratio(self.warmup_ratio),
+            steps => Warmup::Steps(steps as usize),
+        };
+        schedule::Schedule { warmup, decay: self.lr_scheduler_type.into() }
+    }
+
+    /// What the backward pass keeps.
+    pub fn recompute(&self) -> Recompute {
+        if self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
+    }
+}
+
+/// Largest decay rate below 1.
+const MOST_BETA: f64 = 1.0 - f64::EPSILON / 2.0;
+
+/// Shape of the learning rate after warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// Stays at `learning_rate`.
+    #[serde(alias = "constant_with_warmup")]
+    Constant,
+    /// Falls in a straight line to 0 at the last step.
+    Linear,
+    /// Falls along half a cosine to 0 at the last step.
+    Cosine,
+}
+
+impl From<Schedule> for Decay {
+    fn from(kind: Schedule) -> Decay {
+        match kind {
+            Schedule::Constant => Decay::Constant,
+            Schedule::Linear => Decay::Linear,
+            Schedule::Cosine => Decay::Cosine,
+        }
+    }
+}
+
+/// Number type of weights in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WeightType {
+    /// 32-bit floating point.
+    #[serde(rename = "float32", alias = "f32", alias = "fp32")]
+    Float32,
+    /// bfloat16.
+    #[serde(rename = "bfloat16", alias = "bf16")]
+    BFloat16,
+    /// 16-bit IEEE floating point.
+    #[serde(rename = "float16", alias = "f16", alias = "fp16")]
+    Float16,
+}
+
+impl From<WeightType> for Dtype {
+    fn from(kind: WeightType) -> Dtype {
+        match kind {
+            WeightType::Float32 => Dtype::F32,
+            WeightType::BFloat16 => Dtype::BF16,
+            WeightType::Float16 => Dtype::F16,
+        }
+    }
+}
+
+/// Number type of the computation of `generate`, `score` and `logprobs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ComputeType {
+    /// 32-bit floating point.
+    #[serde(rename = "f32", alias = "float32")]
+    Float32,
+    /// bfloat16 is good enough: the engine may use it where it is faster, and need not.
+    #[serde(rename = "bf16", alias = "bfloat16")]
+    BFloat16,
+}

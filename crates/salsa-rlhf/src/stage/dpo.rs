@@ -1,0 +1,266 @@
+//! Direct preference optimisation: preferences without reward model and without sampling, against a frozen reference.
+use std::path::{Path, PathBuf};
+
+use anyhow::ensure;
+use salsa_algo::preference::dpo;
+use salsa_engine::{Batch, Head, Model, Output, Query};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{
+    StageContext,
+    arguments::TrainingArguments,
+    encoder::TruncationMode,
+    order::Batching,
+    pairs::{Pair, Pairs, Side},
+    source::DataSource,
+    start::{self, Frozen, Start},
+    tally::Tally,
+    trainer::{self, Job, Laid, Loss, Objective},
+};
+
+/// What `salsa dpo` can be told, beside [`TrainingArguments`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DpoConfig {
+    /// Checkpoint to start from, usually an SFT model.
+    pub model_name_or_path: PathBuf,
+    /// The frozen reference, a soup for instance; none: the starting checkpoint itself.
+    pub ref_model_name_or_path: Option<PathBuf>,
+    /// Preference pairs.
+    pub dataset: DataSource,
+    /// Held-out pairs; none: no evaluation.
+    pub eval_dataset: Option<DataSource>,
+    /// Where the trained model goes.
+    pub output_dir: PathBuf,
+    /// The loss. TRL: sigmoid.
+    pub loss_type: DpoLoss,
+    /// How dear it is to leave the reference: beta of the DPO paper, tau of the IPO paper. TRL: 0.1.
+    pub beta: f64,
+    /// Share of labels believed to be wrong, in [0, 0.5); sigmoid only. TRL: 0.
+    pub label_smoothing: f64,
+    /// Highest learning rate. TRL: 1e-6.
+    pub learning_rate: f64,
+    /// Passes over the pairs, where `max_steps` is -1. TRL: 3.
+    pub num_train_epochs: f64,
+    /// Longest prompt with response, in tokens. TRL: 1024.
+    pub max_length: usize,
+    /// What happens to longer ones. TRL: keep_start.
+    pub truncation_mode: TruncationMode,
+    /// The keys that all training stages share.
+    #[serde(flatten)]
+    pub training: TrainingArguments,
+}
+
+impl Default for DpoConfig {
+    fn default() -> DpoConfig {
+        DpoConfig {
+            model_name_or_path: PathBuf::new(),
+            ref_model_name_or_path: None,
+            dataset: DataSource::default(),
+            eval_dataset: None,
+            output_dir: PathBuf::new(),
+            loss_type: DpoLoss::Sigmoid,
+            beta: 0.1,
+            label_smoothing: 0.0,
+            learning_rate: 1e-6,
+            num_train_epochs: 1.0,
+            max_length: 1024,
+            truncation_mode: TruncationMode::Drop,
+            training: TrainingArguments::default(),
+        }
+    }
+}
+
+/// Which loss on the difference of implicit rewards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DpoLoss {
+    /// DPO: `-log sigmoid(beta * h)`.
+    Sigmoid,
+    /// IPO: `(h - 1 / (2 beta))^2`, with `h` per token.
+    Ipo,
+}
+
+impl DpoConfig {
+    /// Checks ranges and relations.
+    ///
+    /// # Errors
+    /// If a value makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        let DpoConfig { beta, label_smoothing, .. } = self;
+        ensure!(*beta > 0.0, "beta is {beta}; it must be above 0");
+        ensure!((0.0..0.5).contains(label_smoothing), "label_smoothing is {label_smoothing}; it must be in [0, 0.5)");
+        self.training.validate(self.learning_rate, self.num_train_epochs)
+    }
+
+    fn objective(&self) -> dpo::Objective {
+        let DpoConfig { beta, label_smoothing, .. } = *self;
+        match self.loss_type {
+            DpoLoss::Sigmoid => dpo::Objective::Sigmoid { beta, label_smoothing },
+            DpoLoss::Ipo => dpo::Objective::Ipo { beta },
+        }
+    }
+
+    /// The files and directories that the stage reads.
+    pub fn inputs(&self) -> Vec<PathBuf> {
+        let models: Vec<&Path> = std::iter::once(&self.model_name_or_path)
+            .chain(&self.ref_model_name_or_path)
+            .map(PathBuf::as_path)
+            .collect();
+        start::inputs(&models, &[Some(&self.dataset), self.eval_dataset.as_ref()])
+    }
+}
+
+/// Trains against the reference that the configuration names.
+///
+/// # Errors
+/// If the data or a model cannot be used, or training stops.
+pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> {
+    let path = config.ref_model_name_or_path.as_ref().unwrap_or(&config.model_name_or_path);
+    let reference = Frozen::open(path, Head::LanguageModel)?;
+    run_against(config, &reference.model, context)
+}
+
+/// Trains against any frozen model with the policy's vocabulary.
+///
+/// # Errors
+/// If the data or the model cannot be used, or training stops.
+pub fn run_against(config: &DpoConfig, reference: &Model, context: &StageContext) -> anyhow::Result<Value> {
+    config.validate()?;
+    let Start { checkpoint, encoder, mut model } =
+        Start::open(&config.model_name_or_path, Head::LanguageModel, &config.training)?;
+    let (vocab, reference_vocab) = (model.spec().vocab_size, reference.spec().vocab_size);
+    ensure!(
+        vocab == reference_vocab,
+        "policy {} has {vocab} tokens, the reference {reference_vocab}: they must share a tokenizer",
+        config.model_name_or_path.display()
+    );
+    let load = |source: &DataSource| -> anyhow::Result<DirectPreference<'_>> {
+        let pairs = Pairs::load(source, &encoder, config.max_length, config.truncation_mode)?;
+        context.say(&format!("{source}: {}", pairs.summary()));
+        Ok(DirectPreference { pairs: pairs.pairs, reference, objective: config.objective() })
+    };
+    let data = load(&config.dataset)?;
+    let eval = config.eval_dataset.as_ref().map(load).transpose()?;
+
+    let job = Job {
+        title: "dpo",
+        output_dir: &config.output_dir,
+        arguments: &config.training,
+        learning_rate: config.learning_rate,
+        batching: Batching::Examples(config.training.per_device_train_batch_size),
+        num_train_epochs: config.num_train_epochs,
+        fingerprint: start::fingerprint("dpo", config)?,
+        stop: &|_| context.interrupted(),
+    };
+    let outcome = trainer::train(&job, &mut model, &data, eval.as_ref().map(|eval| eval as &dyn Objective))?;
+    start::save(&config.output_dir, &checkpoint, &model, &[], &config.training, &outcome)?;
+    Ok(json!({"training": outcome.to_json()}))
+}
+
+/// The DPO objective: the model shall raise the preferred response more over the reference than the rejected one.
+///
+/// ```text
+/// h = (logp_chosen - ref_logp_chosen) - (logp_rejected - ref_logp_rejected)
+/// logp: over the response's tokens, its end token included: their sum for DPO, their mean for IPO
+/// ```
+pub struct DirectPreference<'a> {
+    /// The pairs.
+    pub pairs: Vec<Pair>,
+    /// The frozen reference.
+    pub reference: &'a Model,
+    /// The loss on the difference of the implicit rewards.
+    pub objective: dpo::Objective,
+}
+
+impl Objective for DirectPreference<'_> {
+    fn examples(&self) -> usize {
+        self.pairs.len()
+    }
+
+    fn length(&self, example: usize) -> usize {
+        self.pairs[example].chosen.tokens.len() + self.pairs[example].rejected.tokens.len()
+    }
+
+    fn weight(&self, _example: usize) -> f64 {
+        1.0
+    }
+
+    fn lay(&self, examples: &[usize]) -> Laid {
+        let (mut batch, mut query) = (Batch::new(), Query::default());
+        for pair in examples.iter().map(|&example| &self.pairs[example]) {
+            for side in [&pair.chosen, &pair.rejected] {
+                let rows = batch.push(&side.tokens);
+                query.push_logprobs(rows, &side.tokens, side.prompt);
+            }
+        }
+        Laid { examples: examples.to_vec(), batch, query }
+    }
+
+    fn loss(&self, laid: &Laid, output: &Output, weight: f64) -> Loss {
+        let reference = self.reference.forward(&laid.batch, &laid.query);
+        let policy = self.responses(laid, &output.logprobs);
+        let frozen = self.responses(laid, &reference.logprobs);
+        let batch = dpo::Batch {
+            chosen: &policy.chosen,
+            rejected: &policy.rejected,
+            ref_chosen: &frozen.chosen,
+            ref_rejected: &frozen.rejected,
+        };
+        let loss = dpo::loss(&batch, self.objective, weight as usize);
+
+        let (mut tally, count) = (Tally::new(), laid.examples.len() as f64);
+        tally.mean("loss", loss.loss * weight, count);
+        tally.mean("rewards/chosen", loss.rewards_chosen.iter().sum(), count);
+        tally.mean("rewards/rejected", loss.rewards_rejected.iter().sum(), count);
+        tally.mean("rewards/accuracies", loss.accuracy * weight, count);
+        tally.mean("rewards/margins", loss.reward_margin * weight, count);
+        tally.mean("logps/chosen", policy.chosen.iter().sum(), count);
+        tally.mean("logps/rejected", policy.rejected.iter().sum(), count);
+
+        let per_response = loss.d_chosen.iter().zip(&loss.d_rejected).flat_map(|(&chosen, &rejected)| [chosen, rejected]);
+        let spread = |(side, gradient): (&Side, f64)| {
+            std::iter::repeat_n((gradient * self.per_token(side)) as f32, side.response_length())
+        };
+        let d_logprobs = self.sides(laid).zip(per_response).flat_map(spread).collect();
+        Loss { d_logprobs, d_values: Vec::new(), tally }
+    }
+}
+
+/// One number per response of each pair.
+struct Responses {
+    chosen: Vec<f64>,
+    rejected: Vec<f64>,
+}
+
+impl DirectPreference<'_> {
+    /// Chosen and rejected responses of a pass, alternately, as they were laid.
+    fn sides<'s>(&'s self, laid: &'s Laid) -> impl Iterator<Item = &'s Side> {
+        laid.examples.iter().map(|&example| &self.pairs[example]).flat_map(|pair| [&pair.chosen, &pair.rejected])
+    }
+
+    /// What a token's log-probability counts in that of its response: IPO takes the mean, as TRL does, DPO the sum.
+    fn per_token(&self, side: &Side) -> f64 {
+        match self.objective {
+            dpo::Objective::Sigmoid { .. } => 1.0,
+            dpo::Objective::Ipo { .. } => 1.0 / side.response_length() as f64,
+        }
+    }
+
+    /// Log-probabilities of tokens to log-probabilities of responses.
+    fn responses(&self, laid: &Laid, logprobs: &[f32]) -> Responses {
+        let mut rest = logprobs;
+        let mut totals = self.sides(laid).map(|side| {
+            let (own, others) = rest.split_at(side.response_length());
+            rest = others;
+            own.iter().map(|&logprob| f64::from(logprob)).sum::<f64>() * self.per_token(side)
+        });
+        let mut responses = Responses { chosen: Vec::new(), rejected: Vec::new() };
+        while let (Some(chosen), Some(rejected)) = (totals.next(), totals.next()) {
+            responses.chosen.push(chosen);
+            responses.rejected.push(rejected);
+        }
+        responses
+    }
+}

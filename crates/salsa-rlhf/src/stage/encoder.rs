@@ -1,0 +1,238 @@
+//! Text and messages to tokens, in one way for every stage: what SFT learns is what generation asks for and the reward
+//! model scores.
+//!
+//! Prompt and response are tokenised apart and put end to end, because that is what happens when a response is sampled.
+use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::next_token::Sequence;
+use crate::{
+    chat::{ChatTemplate, GenerationPrompt, Message},
+    checkpoint::Checkpoint,
+    data::{Content, Example, Preference},
+    tokenizer::Tokenizer,
+};
+
+/// A checkpoint's tokenizer, chat template and end tokens.
+pub struct Encoder {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    ends: Vec<u32>,
+}
+
+impl Encoder {
+    /// The encoder of a checkpoint, or none if it holds no `tokenizer.json`.
+    ///
+    /// # Errors
+    /// If tokenizer or template cannot be read, or tokens lie outside the model's vocabulary.
+    pub fn open_if_any(checkpoint: &Checkpoint) -> anyhow::Result<Option<Encoder>> {
+        if !checkpoint.dir().join("tokenizer.json").exists() {
+            return Ok(None);
+        }
+        let tokenizer = Tokenizer::from_dir(checkpoint.dir())?;
+        let template = ChatTemplate::from_dir(checkpoint.dir())?;
+        let (vocab, tokens) = (checkpoint.spec.vocab_size, tokenizer.vocab_size());
+        ensure!(
+            tokens <= vocab,
+            "{}: the tokenizer has {tokens} tokens, the model only {vocab}; they do not belong together",
+            checkpoint.dir().display()
+        );
+        let mut ends = checkpoint.tokens.eos.clone();
+        if ends.is_empty() {
+            ends.extend(tokenizer.eos());
+        }
+        Ok(Some(Encoder::new(tokenizer, template, ends)))
+    }
+
+    /// The encoder of a checkpoint.
+    ///
+    /// # Errors
+    /// As [`Encoder::open_if_any`], and if the checkpoint has no tokenizer or no end token.
+    pub fn open(checkpoint: &Checkpoint) -> anyhow::Result<Encoder> {
+        let dir = checkpoint.dir().display();
+        let encoder = Encoder::open_if_any(checkpoint)?
+            .with_context(|| format!("{dir} holds no tokenizer.json; put the model's tokenizer there"))?;
+        ensure!(!encoder.ends.is_empty(), "{dir}: config.json names no eos_token_id, so no response could ever end");
+        Ok(encoder)
+    }
+
+    /// An encoder of these parts; the first of `ends` is appended where an end is missing.
+    pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>, ends: Vec<u32>) -> Encoder {
+        Encoder { tokenizer, template, ends }
+    }
+
+    /// Tokens at which a response ends.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// Text of tokens, special ones left out.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder fails.
+    pub fn decode(&self, tokens: &[u32]) -> anyhow::Result<String> {
+        self.tokenizer.decode(tokens)
+    }
+
+    /// A text from its first token (with the tokenizer's own beginning, once) to an end token.
+    ///
+    /// # Errors
+    /// If the text cannot be tokenised.
+    pub fn text(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        let mut tokens = self.opening(text)?;
+        self.close(&mut tokens)?;
+        Ok(tokens)
+    }
+
+    /// A prompt, up to where the response begins.
+    ///
+    /// # Errors
+    /// If there are messages and no chat template, or the template refuses them.
+    pub fn prompt(&self, prompt: &Content) -> anyhow::Result<Vec<u32>> {
+        match prompt {
+            Content::Text(text) => self.opening(text),
+            Content::Messages(messages) => {
+                let text = self.template()?.render(messages, GenerationPrompt::Add)?;
+                Ok(self.tokenizer.encode(&text)?)
+            }
+        }
+    }
+
+    /// A prompt, its response and an end token; and how many of the tokens are prompt.
+    ///
+    /// A response that is text after a prompt of messages is the assistant's next message.
+    ///
+    /// # Errors
+    /// As [`Encoder::prompt`], and if the template does not continue its own prompt.
+    pub fn prompt_and_response(&self, prompt: &Content, response: &Content) -> anyhow::Result<(Vec<u32>, usize)> {
+        let mut tokens = self.prompt(prompt)?;
+        let length = tokens.len();
+        let text = match (prompt, response) {
+            (Content::Text(_), Content::Text(text)) => text.clone(),
+            (Content::Messages(before), Content::Text(text)) => {
+                self.continuation(before, &[Message::new("assistant", text)])?
+            }
+            (Content::Messages(before), Content::Messages(after)) => self.continuation(before, after)?,
+            (Content::Text(_), Content::Messages(_)) => bail!("the prompt is text but the response is messages"),
+        };
+        let mut response = self.tokenizer.encode(&text)?;
+        self.close(&mut response)?;
+        tokens.extend(response);
+        Ok((tokens, length))
+    }
+
+    /// A conversation whose assistant turns are learned, each with its end token. What follows the last one is left out.
+    ///
+    /// # Errors
+    /// As [`Encoder::prompt_and_response`], and if no message is the assistant's.
+    pub fn conversation(&self, messages: &[Message]) -> anyhow::Result<Sequence> {
+        let (text, turns) = self.template()?.render_with_spans(messages)?;
+        let last = turns.last().context("no message is the assistant's, so there is nothing to learn")?.end;
+        let mut sequence = Sequence { tokens: Vec::new(), learned: Vec::new() };
+        let mut done = 0;
+        for turn in turns {
+            sequence.tokens.extend(self.tokenizer.encode(&text[done..turn.start])?);
+            let mut tokens = self.tokenizer.encode(&text[turn.clone()])?;
+            if turn.end == last {
+                self.close(&mut tokens)?;
+            }
+            let start = sequence.tokens.len();
+            sequence.learned.push(start.max(1)..start + self.end_of_turn(&tokens)?.unwrap_or(tokens.len()));
+            sequence.tokens.extend(tokens);
+            done = turn.end;
+        }
+        Ok(sequence)
+    }
+
+    /// What SFT learns of an example: completions, assistant turns, the preferred response, or a text from its start.
+    ///
+    /// # Errors
+    /// If the example is a prompt alone, or cannot be tokenised.
+    pub fn example(&self, example: &Example) -> anyhow::Result<Sequence> {
+        let completion = |prompt: &Content, response: &Content| -> anyhow::Result<Sequence> {
+            let (tokens, prompt) = self.prompt_and_response(prompt, response)?;
+            Ok(Sequence { learned: vec![prompt.max(1)..tokens.len()], tokens })
+        };
+        match example {
+            Example::Text(text) => Ok(Sequence::whole(self.text(text)?)),
+            Example::Messages(messages) => self.conversation(messages),
+            Example::PromptCompletion { prompt, completion: response } => completion(prompt, response),
+            Example::Preference(Preference { prompt, chosen, .. }) => completion(prompt, chosen),
+            Example::Prompt(_) => bail!("this data set holds prompts without responses; there is nothing to learn"),
+        }
+    }
+
+    fn template(&self) -> anyhow::Result<&ChatTemplate> {
+        self.template.as_ref().context(
+            "the data holds messages but the model has no chat template; put a chat_template.jinja beside its tokenizer, \
+             or use plain prompt and completion texts",
+        )
+    }
+
+    /// A text with whatever the tokenizer puts in front, but nothing behind.
+    fn opening(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        let mut tokens = self.tokenizer.encode_with_special(text)?;
+        let bare = self.tokenizer.encode(text)?;
+        while tokens.len() > bare.len() && tokens.last() != bare.last() {
+            tokens.pop();
+        }
+        Ok(tokens)
+    }
+
+    /// What the template adds to `before` when `after` follows.
+    fn continuation(&self, before: &[Message], after: &[Message]) -> anyhow::Result<String> {
+        let opening = self.template()?.render(before, GenerationPrompt::Add)?;
+        let whole = self.template()?.render(&[before, after].concat(), GenerationPrompt::Omit)?;
+        Ok(rest(&whole, &opening)?.to_owned())
+    }
+
+    /// Makes tokens end with an end token: white space behind one goes, a missing one is appended.
+    fn close(&self, tokens: &mut Vec<u32>) -> anyhow::Result<()> {
+        match self.end_of_turn(tokens)? {
+            Some(end) => tokens.truncate(end),
+            None => tokens.extend(self.ends.first()),
+        }
+        Ok(())
+    }
+
+    /// Where the tokens end if nothing but white space follows their last end token.
+    fn end_of_turn(&self, tokens: &[u32]) -> anyhow::Result<Option<usize>> {
+        let Some(last) = tokens.iter().rposition(|token| self.ends.contains(token)) else { return Ok(None) };
+        let behind = self.tokenizer.decode_with_special(&tokens[last + 1..])?;
+        Ok(behind.trim().is_empty().then_some(last + 1))
+    }
+}
+
+/// What happens to sequences longer than `max_length`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TruncationMode {
+    /// Their end is cut off.
+    KeepStart,
+    /// Their beginning is cut off.
+    KeepEnd,
+    /// They are left out, and counted.
+    Drop,
+}
+
+impl TruncationMode {
+    /// At most `max_length` of the tokens, and how many were cut off in front; none if they are to be left out.
+    pub fn apply(self, mut tokens: Vec<u32>, max_length: usize) -> Option<(Vec<u32>, usize)> {
+        let excess = tokens.len().saturating_sub(max_length);
+        match self {
+            _ if excess == 0 => Some((tokens, 0)),
+            TruncationMode::KeepStart => {
+                tokens.truncate(max_length);
+                Some((tokens, 0))
+            }
+            TruncationMode::KeepEnd => Some((tokens.split_off(excess), excess)),
+            TruncationMode::Drop => None,
+        }
+    }
+}
+
+fn rest<'a>(whole: &'a str, start: &str) -> anyhow::Result<&'a str> {
+    whole.strip_prefix(start).with_context(|| {
+        format!("the chat template writes a conversation differently once it goes on: {start:?} is not how {whole:?} begins")
+    })
+}

@@ -1,0 +1,402 @@
+//! Evaluation: every arm answers the same prompts with the same random numbers; answers are scored, compared in pairs
+//! and shown side by side.
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, ensure};
+use salsa_algo::soup::lerp;
+use salsa_engine::{Model, Prompt, Sampling};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{
+    StageContext,
+    encoder::Encoder,
+    ppo::{
+        RewardModel, ScoreScale,
+        config::Gold,
+        load_prompts,
+        rollout::{Rollouts, split},
+    },
+    reference::{ModelSource, first_difference},
+    source::DataSource,
+};
+use crate::{
+    atomic,
+    checkpoint::Checkpoint,
+    metrics,
+    progress::Progress,
+    report::{Answer, Comparison, Contrast, LandscapePoint, Ordered, Report, Run, Sample, SplitSummary, Summary},
+};
+
+mod statistics;
+
+use statistics::{estimate, paired_difference, win_rate};
+
+/// What an evaluation can be told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvaluateConfig {
+    /// The models to compare, by name. `sft_a`, `sft_b`, `soup`, `ppo` and `salsa` are known to the report by name, others
+    /// by their keys.
+    pub arms: BTreeMap<String, ModelSource>,
+    /// The arm against which win rates are counted.
+    pub baseline: String,
+    /// The prompts, set by set.
+    pub datasets: Vec<EvalSet>,
+    /// The reward model that scores.
+    pub reward_model_path: PathBuf,
+    /// Models to which each arm's KL is measured, by name: `sft_a` and `soup`.
+    pub anchors: BTreeMap<String, ModelSource>,
+    /// Pairs of arms to compare on top, the first against the second, such as `[salsa, ppo]`.
+    pub comparisons: Vec<(String, String)>,
+    /// Rewards on the line between two models, on the first set.
+    pub landscape: Option<Landscape>,
+    /// Training runs whose curves the report shows, by arm.
+    pub runs: BTreeMap<String, PathBuf>,
+    /// A reward function besides the learned one; win rates are then counted by it.
+    pub gold: Option<Gold>,
+    /// The longest answer, in tokens.
+    pub max_new_tokens: usize,
+    /// Prompts longer than this are left out.
+    pub max_prompt_length: usize,
+    /// Sampling temperature; KLs are measured at it.
+    pub temperature: f32,
+    /// Seed of the sampling.
+    pub seed: u64,
+    /// Prompts shown side by side per set.
+    pub samples: usize,
+    /// Title of the report.
+    pub title: String,
+    /// What was run, in one or two sentences.
+    pub description: String,
+    /// Where the results go.
+    pub output_dir: PathBuf,
+}
+
+/// One set of prompts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalSet {
+    /// Its name: `test`, `ood`.
+    pub name: String,
+    /// The prompts.
+    pub dataset: DataSource,
+    /// Only the first so many; none: all.
+    pub max_prompts: Option<usize>,
+}
+
+/// A line through two models: `(1 - alpha) * from + alpha * to`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Landscape {
+    /// Ends of the line.
+    pub models: (PathBuf, PathBuf),
+    /// Places on it; 0 and 1 are the ends.
+    pub alphas: Vec<f64>,
+}
+
+impl Default for EvaluateConfig {
+    fn default() -> EvaluateConfig {
+        EvaluateConfig {
+            arms: BTreeMap::new(),
+            baseline: "sft_a".into(),
+            datasets: Vec::new(),
+            reward_model_path: PathBuf::new(),
+            anchors: BTreeMap::new(),
+            comparisons: Vec::new(),
+            landscape: None,
+            runs: BTreeMap::new(),
+            gold: None,
+            max_new_tokens: 128,
+            max_prompt_length: 1024,
+            temperature: 1.0,
+            seed: 42,
+            samples: 8,
+            title: "SALSA evaluation".into(),
+            description: String::new(),
+            output_dir: PathBuf::new(),
+        }
+    }
+}
+
+impl EvaluateConfig {
+    /// Checks relations.
+    ///
+    /// # Errors
+    /// Names the key that makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        let known = |arm: &String| self.arms.contains_key(arm);
+        ensure!(!self.arms.is_empty(), "arms names no model; say arms: {{sft_a: DIR, salsa: DIR}}");
+        ensure!(known(&self.baseline), "baseline is {:?}, which is not among the arms", self.baseline);
+        ensure!(!self.datasets.is_empty(), "datasets is empty; say datasets: [{{name: test, dataset: FILE}}]");
+        let names: std::collections::BTreeSet<&String> = self.datasets.iter().map(|set| &set.name).collect();
+        ensure!(names.len() == self.datasets.len(), "two of the datasets have the same name");
+        for (a, b) in &self.comparisons {
+            ensure!(known(a) && known(b), "comparisons names [{a}, {b}], which are not both among the arms");
+        }
+        for arm in self.runs.keys() {
+            ensure!(known(arm), "runs names {arm:?}, which is not among the arms");
+        }
+        ensure!(self.temperature > 0.0, "temperature is {}; it must be above 0", self.temperature);
+        ensure!(self.max_new_tokens > 0, "max_new_tokens is 0; it must be at least 1");
+        Ok(())
+    }
+}
+
+/// Prompts as text and tokens.
+struct Questions {
+    name: String,
+    texts: Vec<String>,
+    tokens: Vec<Vec<u32>>,
+}
+
+/// The answers of one model to one set of prompts; one number per prompt.
+struct Answers {
+    rollouts: Rollouts,
+    texts: Vec<String>,
+    scores: Vec<f64>,
+    gold: Option<Vec<f64>>,
+}
+
+impl Answers {
+    /// What win rates are counted by.
+    fn judged(&self) -> &[f64] {
+        self.gold.as_deref().unwrap_or(&self.scores)
+    }
+}
+
+/// What every arm is measured with.
+struct Bench<'a> {
+    config: &'a EvaluateConfig,
+    encoder: Encoder,
+    reward_model: RewardModel,
+    anchors: Vec<(&'a str, Model)>,
+}
+
+/// Evaluates all arms and writes `evaluation.json` (all that a report needs) and `answers-ARM-SET.jsonl`.
+///
+/// # Errors
+/// If a model or a set cannot be used, or the disk refuses.
+pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Value> {
+    config.validate()?;
+    let (bench, sets) = Bench::open(config, context)?;
+    let steps = config.arms.len() * sets.len() + config.landscape.as_ref().map_or(0, |line| line.alphas.len());
+    let progress = Progress::new("evaluate", steps as u64, "set");
+    let mut done = 0;
+    let mut advance = |what: &str| {
+        done += 1;
+        progress.message(what);
+        progress.set(done);
+    };
+    let mut answers: BTreeMap<&str, Vec<Answers>> = BTreeMap::new();
+    let mut summaries: BTreeMap<&str, Vec<SplitSummary>> = BTreeMap::new();
+    for (arm, source) in &config.arms {
+        let model = bench.model(source)?;
+        for set in &sets {
+            let given = bench.answer(&model, set)?;
+            summaries.entry(arm).or_default().push(bench.summarise(&given));
+            write_answers(&config.output_dir, arm, set, &given)?;
+            answers.entry(arm).or_default().push(given);
+            advance(&format!("{arm} on {}", set.name));
+        }
+    }
+    for (arm, given) in &answers {
+        for (i, answers_of_set) in given.iter().enumerate() {
+            let (own, base) = (answers_of_set.judged(), answers[config.baseline.as_str()][i].judged());
+            let summary = &mut summaries.get_mut(arm).expect("every arm has been summarised")[i];
+            summary.win_rate_vs_sft_a = Some(win_rate(own, base));
+        }
+    }
+    let summary = Summary {
+        version: env!("CARGO_PKG_VERSION").into(),
+        seed: config.seed,
+        isa: salsa_engine::isa().into(),
+        arms: arms_in_order(&summaries, &sets),
+        landscape: bench.landscape(&sets[0], &mut advance)?,
+        comparisons: comparisons(config, &answers, &sets),
+        seconds: Ordered::new(),
+    };
+    progress.finish(&format!("{} arms", config.arms.len()));
+    let report = Report {
+        title: config.title.clone(),
+        description: config.description.clone(),
+        threads: 0,
+        runs: training_runs(config)?,
+        samples: samples(config, &answers, &sets),
+        summary,
+        ..Report::default()
+    };
+    let text = serde_json::to_string_pretty(&report).context("evaluation as JSON")? + "\n";
+    atomic::write(&config.output_dir.join(EVALUATION), text.as_bytes())?;
+    let first = |arm: &str| summaries[arm].first().map(|set| json!({"score": set.proxy_score.mean, "gold": set.gold_reward.as_ref().map(|g| g.mean)}));
+    Ok(json!({"arms": config.arms.keys().map(|arm| (arm.clone(), first(arm).into())).collect::<serde_json::Map<_, _>>()}))
+}
+
+/// The file from which a report is made.
+pub const EVALUATION: &str = "evaluation.json";
+
+impl<'a> Bench<'a> {
+    fn open(config: &'a EvaluateConfig, context: &StageContext) -> anyhow::Result<(Bench<'a>, Vec<Questions>)> {
+        let baseline = &config.arms[&config.baseline];
+        let first = baseline.paths().into_iter().next().context("the baseline names no model")?;
+        let checkpoint = Checkpoint::open(first)?;
+        let encoder = Encoder::open(&checkpoint)?;
+        let (reward_model, _) = RewardModel::open(&config.reward_model_path, &checkpoint.spec, ScoreScale::Normalized)?;
+        let mut sets = Vec::new();
+        for set in &config.datasets {
+            let longest = config.max_prompt_length;
+            let mut prompts = load_prompts(&set.dataset, longest, config.max_new_tokens, &encoder, &checkpoint.spec, context)?;
+            prompts.truncate(set.max_prompts.unwrap_or(usize::MAX));
+            let (texts, tokens) = prompts.into_iter().map(|prompt| (prompt.text, prompt.tokens)).unzip();
+            sets.push(Questions { name: set.name.clone(), texts, tokens });
+        }
+        let mut bench = Bench { config, encoder, reward_model, anchors: Vec::new() };
+        for (name, source) in &config.anchors {
+            bench.anchors.push((name, bench.model(source)?));
+        }
+        Ok((bench, sets))
+    }
+
+    fn model(&self, source: &ModelSource) -> anyhow::Result<Model> {
+        let (spec, weights) = source.read()?;
+        Model::new(spec, weights).with_context(|| format!("model {source}"))
+    }
+
+    /// One answer to each prompt. The random numbers are the same for every model.
+    fn answer(&self, model: &Model, set: &Questions) -> anyhow::Result<Answers> {
+        let config = self.config;
+        let prompt = |(i, tokens): (usize, &Vec<u32>)| Prompt { tokens: tokens.clone(), id: i as u64, sample: 0 };
+        let prompts: Vec<Prompt> = set.tokens.iter().enumerate().map(prompt).collect();
+        let sampling = Sampling {
+            temperature: config.temperature,
+            seed: config.seed,
+            max_new_tokens: config.max_new_tokens,
+            stop_tokens: self.encoder.ends().to_vec(),
+            ..Sampling::default()
+        };
+        let responses = model.generate(&prompts, &sampling, &mut |_| ());
+        let prompts: Vec<&[u32]> = set.tokens.iter().map(|tokens| &tokens[..]).collect();
+        let rollouts = Rollouts::new(&prompts, responses, config.temperature);
+        let scores = self.reward_model.scores(&rollouts);
+        let text = |i: usize| Ok(self.encoder.decode(rollouts.response(i))?.trim().to_owned());
+        let texts = (0..rollouts.len()).map(text).collect::<anyhow::Result<Vec<String>>>()?;
+        let gold = config.gold.map(|gold| set.texts.iter().zip(&texts).map(|(p, r)| gold.reward(p, r)).collect());
+        Ok(Answers { rollouts, texts, scores, gold })
+    }
+
+    fn summarise(&self, answers: &Answers) -> SplitSummary {
+        let rollouts = &answers.rollouts;
+        let lengths = rollouts.lengths();
+        let kl_to = |name: &str| {
+            let (_, model) = self.anchors.iter().find(|(known, _)| *known == name)?;
+            let own = split(&rollouts.logprobs, &lengths);
+            let other = rollouts.logprobs_of(model);
+            let pairs = own.into_iter().zip(split(&other, &lengths));
+            Some(estimate(&pairs.map(|(own, other)| own.iter().sum::<f64>() - other.iter().sum::<f64>()).collect::<Vec<_>>()))
+        };
+        let (kl_sft_a, kl_soup) = (kl_to("sft_a"), kl_to("soup"));
+        let length = estimate(&lengths.iter().map(|&length| length as f64).collect::<Vec<_>>());
+        let empty = answers.texts.iter().filter(|text| text.is_empty()).count() as f64 / answers.texts.len() as f64;
+        SplitSummary {
+            gold_reward: answers.gold.as_deref().map(estimate),
+            proxy_score: estimate(&answers.scores),
+            win_rate_vs_sft_a: None,
+            kl_sft_a: kl_sft_a.as_ref().map(|kl| kl.mean),
+            kl_sft_a_ci95: kl_sft_a.map(|kl| kl.ci95),
+            kl_soup: kl_soup.as_ref().map(|kl| kl.mean),
+            kl_soup_ci95: kl_soup.map(|kl| kl.ci95),
+            length_mean: length.mean,
+            length_ci95: Some(length.ci95),
+            empty_rate: empty,
+            empty_rate_ci95: Some(statistics::share(empty, answers.texts.len())),
+        }
+    }
+
+    /// Gold and proxy reward along the line.
+    fn landscape(&self, set: &Questions, advance: &mut dyn FnMut(&str)) -> anyhow::Result<Vec<LandscapePoint>> {
+        let Some(line) = &self.config.landscape else { return Ok(Vec::new()) };
+        let (from, to) = &line.models;
+        let (spec, a) = ModelSource::Path(from.clone()).read()?;
+        let (other, b) = ModelSource::Path(to.clone()).read()?;
+        ensure!(spec == other, "landscape: {} and {} have different architectures ({})", from.display(), to.display(), first_difference(&spec, &other));
+        let mut points = Vec::new();
+        for &alpha in &line.alphas {
+            let mut weights = vec![0f32; a.len()];
+            lerp(&a, &b, alpha, &mut weights);
+            let answers = self.answer(&Model::new(spec.clone(), weights)?, set)?;
+            points.push(LandscapePoint { alpha, gold_reward: answers.gold.as_deref().map(estimate), proxy_score: estimate(&answers.scores) });
+            advance(&format!("landscape alpha {alpha}"));
+        }
+        Ok(points)
+    }
+}
+
+/// Arms in the order in which people think of them: the known ones first.
+fn arms_in_order(summaries: &BTreeMap<&str, Vec<SplitSummary>>, sets: &[Questions]) -> Ordered<Ordered<SplitSummary>> {
+    let known = ["sft_a", "sft_b", "soup", "ppo", "salsa"];
+    let others = summaries.keys().copied().filter(|arm| !known.contains(arm));
+    let mut arms = Ordered::new();
+    for arm in known.into_iter().filter(|arm| summaries.contains_key(arm)).chain(others) {
+        let mut splits = Ordered::new();
+        for (set, summary) in sets.iter().zip(&summaries[arm]) {
+            splits.insert(set.name.clone(), summary.clone());
+        }
+        arms.insert(arm, splits);
+    }
+    arms
+}
+
+fn comparisons(config: &EvaluateConfig, answers: &BTreeMap<&str, Vec<Answers>>, sets: &[Questions]) -> Vec<Comparison> {
+    let mut all = Vec::new();
+    for (arm, versus) in &config.comparisons {
+        for (i, set) in sets.iter().enumerate() {
+            let (a, b) = (&answers[arm.as_str()][i], &answers[versus.as_str()][i]);
+            let mut push = |metric, estimate| {
+                all.push(Comparison { arm: arm.clone(), versus: versus.clone(), split: set.name.clone(), metric, estimate });
+            };
+            push(Contrast::WinRate, win_rate(a.judged(), b.judged()));
+            if let (Some(a), Some(b)) = (&a.gold, &b.gold) {
+                push(Contrast::GoldDifference, paired_difference(a, b, config.seed));
+            }
+            push(Contrast::ProxyDifference, paired_difference(&a.scores, &b.scores, config.seed));
+        }
+    }
+    all
+}
+
+fn training_runs(config: &EvaluateConfig) -> anyhow::Result<Vec<Run>> {
+    config.runs.iter().map(|(arm, dir)| Ok(Run::from_metrics(arm, &metrics::read(dir)?))).collect()
+}
+
+/// The first prompts of each set with all answers.
+fn samples(config: &EvaluateConfig, answers: &BTreeMap<&str, Vec<Answers>>, sets: &[Questions]) -> Vec<Sample> {
+    let mut all = Vec::new();
+    for (i, set) in sets.iter().enumerate() {
+        for at in 0..config.samples.min(set.texts.len()) {
+            let answer = |(arm, given): (&&str, &Vec<Answers>)| Answer {
+                arm: (*arm).to_owned(),
+                text: given[i].texts[at].clone(),
+                gold: given[i].gold.as_ref().map(|gold| gold[at]),
+                score: Some(given[i].scores[at]),
+            };
+            let answers = answers.iter().map(answer).collect();
+            all.push(Sample { split: set.name.clone(), prompt: set.texts[at].clone(), answers });
+        }
+    }
+    all
+}
+
+fn write_answers(dir: &Path, arm: &str, set: &Questions, answers: &Answers) -> anyhow::Result<()> {
+    let mut text = String::new();
+    for (i, prompt) in set.texts.iter().enumerate() {
+        let mut line = json!({"prompt": prompt, "response": answers.texts[i], "score": answers.scores[i]});
+        if let Some(gold) = &answers.gold {
+            line["gold"] = gold[i].into();
+        }
+        text += &format!("{line}\n");
+    }
+    atomic::write(&dir.join(format!("answers-{arm}-{}.jsonl", set.name)), text.as_bytes())
+}

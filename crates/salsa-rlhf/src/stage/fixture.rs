@@ -1,0 +1,106 @@
+//! What the tests of the stages share: a tiny model and tiny data.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use salsa_engine::{Activation, Head, ModelSpec, NormWeight, Recompute, Rope, RopeScaling, Trainable};
+use serde_json::{Value, json};
+
+use super::{
+    StageContext, Talk,
+    arguments::TrainingArguments,
+    next_token::{NextToken, Sequence},
+    pretrain::{self, PretrainConfig},
+    source::DataSource,
+};
+
+/// A model of a few thousand weights.
+pub fn spec(vocab_size: usize, head: Head) -> ModelSpec {
+    ModelSpec {
+        vocab_size,
+        hidden_size: 16,
+        intermediate_size: 24,
+        layers: 2,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 8,
+        max_positions: 64,
+        rms_norm_eps: 1e-5,
+        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+        activation: Activation::Silu,
+        norm: NormWeight::Plain,
+        embedding_scale: 1.0,
+        qkv_bias: false,
+        qk_norm: false,
+        sliding_window: None,
+        tied_embeddings: false,
+        head,
+    }
+}
+
+/// A freshly made tiny model in training.
+pub fn trainable(vocab_size: usize, head: Head) -> Trainable {
+    let spec = spec(vocab_size, head);
+    let weights = spec.init(1);
+    Trainable::new(spec, weights, Recompute::KeepActivations).unwrap()
+}
+
+/// `count` sequences of rising tokens, of lengths 3 to 9: easy to learn.
+pub fn counting(count: u32) -> NextToken {
+    let sequence = |i: u32| (i % 5..i % 5 + 3 + i % 7).collect();
+    NextToken { examples: (0..count).map(|i| vec![Sequence::whole(sequence(i))]).collect() }
+}
+
+/// A tokenizer, template and untrained-to-nearly-trained language model in `dir/base`, made by `pretrain` from a few texts.
+pub fn base(dir: &Path) -> PathBuf {
+    let texts = dir.join("texts.jsonl");
+    let lines: Vec<Value> = SENTENCES.iter().cycle().take(24).map(|text| json!({"text": text})).collect();
+    write_lines(&texts, &lines);
+    let output_dir = dir.join("base");
+    let config = PretrainConfig {
+        dataset: DataSource::Path(texts),
+        output_dir: output_dir.clone(),
+        vocab_size: 300,
+        hidden_size: 16,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        max_position_embeddings: 96,
+        max_length: 48,
+        learning_rate: 0.01,
+        training: TrainingArguments { max_steps: 6, ..TrainingArguments::default() },
+        ..PretrainConfig::default()
+    };
+    pretrain::run(&config, &quiet()).unwrap();
+    output_dir
+}
+
+/// A context that says nothing.
+pub fn quiet() -> StageContext {
+    StageContext { talk: Talk::Quiet, ..StageContext::default() }
+}
+
+/// Writes JSON lines.
+pub fn write_lines(path: &Path, lines: &[Value]) {
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    fs::write(path, text).unwrap();
+}
+
+/// Reads JSON lines.
+pub fn read_lines(path: &Path) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Preference pairs in which the chosen answer is always "yes" and the rejected one a longer "no".
+pub fn preferences(path: &Path) -> DataSource {
+    let pair = |i: usize| {
+        let prompt = json!([{"role": "user", "content": SENTENCES[i % SENTENCES.len()]}]);
+        let answer = |text: &str| json!([{"role": "assistant", "content": text}]);
+        json!({"prompt": prompt, "chosen": answer("yes"), "rejected": answer("no, never")})
+    };
+    write_lines(path, &(0..24).map(pair).collect::<Vec<_>>());
+    DataSource::Path(path.to_owned())
+}
+
+/// What the tiny models read.
+pub const SENTENCES: [&str; 4] = ["the cat sat", "a dog ran home", "the cat ran to the dog", "one day it rained"];

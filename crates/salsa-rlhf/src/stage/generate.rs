@@ -1,0 +1,152 @@
+//! `salsa generate`: responses of a model to every prompt of a file.
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use salsa_engine::{Finish, Head, Prompt, Response, Sampling};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::{
+    StageContext,
+    arguments::ComputeType,
+    encoder::Encoder,
+    rows::{self, Rows},
+    start::Frozen,
+};
+use crate::progress::Progress;
+
+/// What `salsa generate` can be told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GenerateConfig {
+    /// Language-model checkpoint.
+    pub model: PathBuf,
+    /// JSON lines with `tokens`, `prompt` or `messages`.
+    pub input: PathBuf,
+    /// Where the same lines go with `tokens` (prompt and response), `response`, `logprobs` and `finish_reason`.
+    pub output: PathBuf,
+    /// Most tokens of a response, its end token included.
+    pub max_new_tokens: usize,
+    /// Divides the logits; 0 always takes the likeliest token.
+    pub temperature: f32,
+    /// Sample among the likeliest tokens that together have this probability; 1 switches it off.
+    pub top_p: f32,
+    /// Sample among this many likeliest tokens; 0 switches it off.
+    pub top_k: usize,
+    /// Responses per prompt, written one after the other.
+    pub num_return_sequences: u32,
+    /// A response depends on (seed, number of its prompt, number of the sample) only.
+    pub seed: u64,
+    /// Sequences decoded at once; changes no response, only memory and speed.
+    pub batch_size: usize,
+    /// Least exact number type allowed.
+    pub dtype: ComputeType,
+}
+
+impl Default for GenerateConfig {
+    fn default() -> GenerateConfig {
+        GenerateConfig {
+            model: PathBuf::new(),
+            input: PathBuf::new(),
+            output: PathBuf::new(),
+            max_new_tokens: 128,
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            num_return_sequences: 1,
+            seed: 0,
+            batch_size: 64,
+            dtype: ComputeType::Float32,
+        }
+    }
+}
+
+impl GenerateConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// If a value makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        ensure!(self.max_new_tokens > 0, "max_new_tokens is 0; it must be at least 1");
+        ensure!(self.batch_size > 0, "batch_size is 0; it must be at least 1");
+        ensure!(self.num_return_sequences > 0, "num_return_sequences is 0; it must be at least 1");
+        ensure!(
+            self.temperature >= 0.0 && self.temperature.is_finite(),
+            "temperature is {}; it must be 0 or above",
+            self.temperature
+        );
+        ensure!(self.top_p > 0.0 && self.top_p <= 1.0, "top_p is {}; it must be above 0 and at most 1", self.top_p);
+        Ok(())
+    }
+}
+
+/// Generates a response (or several) for every input line.
+///
+/// # Errors
+/// If the model cannot be used, or a line (which is named) cannot, as when prompt and response would exceed the context.
+pub fn run(config: &GenerateConfig, _context: &StageContext) -> anyhow::Result<Value> {
+    config.validate()?;
+    let Frozen { checkpoint, model, encoder } = Frozen::open(&config.model, Head::LanguageModel)?;
+    let rows = Rows::read(&config.input)?;
+    let context = model.spec().max_positions;
+    let prompts = rows.try_map(|row| {
+        let tokens = row.prompt_tokens(encoder.as_ref(), model.spec())?;
+        let (length, new) = (tokens.len(), config.max_new_tokens);
+        ensure!(
+            length + new <= context,
+            "prompt of {length} tokens and max_new_tokens {new} exceed the model's context of {context}"
+        );
+        Ok(tokens)
+    })?;
+
+    let asked: Vec<Prompt> = (prompts.iter().enumerate())
+        .flat_map(|(id, tokens)| (0..config.num_return_sequences).map(move |sample| (id, tokens, sample)))
+        .map(|(id, tokens, sample)| Prompt { tokens: tokens.clone(), id: id as u64, sample })
+        .collect();
+    let sampling = Sampling {
+        temperature: config.temperature,
+        top_k: config.top_k,
+        top_p: config.top_p,
+        seed: config.seed,
+        max_new_tokens: config.max_new_tokens,
+        stop_tokens: checkpoint.tokens.eos.clone(),
+        slots: config.batch_size,
+    };
+    let progress = Progress::new("generate", asked.len() as u64, "responses");
+    let responses = model.generate(&asked, &sampling, &mut |finished| progress.set(finished as u64));
+
+    let tokens: usize = responses.iter().map(|response| response.tokens.len()).sum();
+    let stopped = responses.iter().filter(|response| response.finish == Finish::Stop).count();
+    let mut answers = Vec::with_capacity(asked.len());
+    for (prompt, response) in asked.iter().zip(&responses) {
+        answers.push(answer(&rows.rows[prompt.id as usize].object, prompt, response, encoder.as_ref())?);
+    }
+    rows::write(&config.output, answers.into_iter())?;
+    progress.finish(&format!("{tokens} tokens"));
+    Ok(json!({
+        "responses": responses.len(),
+        "mean_length": tokens as f64 / responses.len() as f64,
+        "finished_share": stopped as f64 / responses.len() as f64,
+    }))
+}
+
+/// The input line with the response added.
+fn answer(
+    row: &Map<String, Value>,
+    prompt: &Prompt,
+    response: &Response,
+    encoder: Option<&Encoder>,
+) -> anyhow::Result<Map<String, Value>> {
+    let mut object = row.clone();
+    object.insert("tokens".to_owned(), json!([prompt.tokens.as_slice(), &response.tokens].concat()));
+    if let Some(encoder) = encoder {
+        object.insert("response".to_owned(), json!(encoder.decode(&response.tokens)?));
+    }
+    object.insert("logprobs".to_owned(), json!(response.logprobs));
+    let reason = match response.finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+    };
+    object.insert("finish_reason".to_owned(), json!(reason));
+    Ok(object)
+}

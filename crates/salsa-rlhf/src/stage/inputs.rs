@@ -1,0 +1,114 @@
+//! What a stage was made from: paths and their SHA-256.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::atomic;
+
+/// One input of a stage: a file, a data folder or a model directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// Where it was.
+    pub path: PathBuf,
+    /// What it was: a digest of its bytes; of a directory, of its files' names and bytes.
+    pub sha256: String,
+}
+
+/// What a stage writes beside a model without changing it.
+const BESIDE: &[&str] = &["metrics.jsonl", "trainer_state.json", "timings.json", "stage.json", "README.md"];
+
+impl Input {
+    /// Reads and digests an input.
+    ///
+    /// Of a directory every file counts, sub-folders included, but not hidden files, logs, and what the stage runner
+    /// itself writes.
+    ///
+    /// # Errors
+    /// If it does not exist or cannot be read.
+    pub fn read(path: &Path) -> anyhow::Result<Input> {
+        let kind = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let sha256 = if kind.is_dir() { directory(path)? } else { atomic::sha256_file(path)? };
+        Ok(Input { path: path.to_owned(), sha256 })
+    }
+}
+
+fn directory(dir: &Path) -> anyhow::Result<String> {
+    let mut names = Vec::new();
+    list(dir, "", &mut names)?;
+    if names.is_empty() {
+        bail!("{} is an empty directory", dir.display());
+    }
+    names.sort();
+    let mut digest = Sha256::new();
+    for name in names {
+        digest.update(name.as_bytes());
+        digest.update([0]);
+        digest.update(atomic::sha256_file(&dir.join(&name))?);
+    }
+    Ok(hex(&digest.finalize()))
+}
+
+fn list(dir: &Path, prefix: &str, names: &mut Vec<String>) -> anyhow::Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
+        let entry = entry.with_context(|| format!("cannot list {}", dir.display()))?;
+        let file_name = entry.file_name();
+        let name = file_name.to_string_lossy();
+        if name.starts_with('.') || name.starts_with("events.out.tfevents") || BESIDE.contains(&name.as_ref()) {
+            continue;
+        }
+        if fs::metadata(entry.path()).is_ok_and(|kind| kind.is_dir()) {
+            list(&entry.path(), &format!("{prefix}{name}/"), names)?;
+        } else {
+            names.push(format!("{prefix}{name}"));
+        }
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_the_digest_that_sha256sum_prints() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("abc");
+        fs::write(&path, "abc").unwrap();
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(Input::read(&path).unwrap().sha256, expected);
+    }
+
+    #[test]
+    fn a_directory_is_known_by_names_and_bytes_but_not_by_logs() {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = || Input::read(dir.path()).unwrap().sha256;
+        fs::create_dir(dir.path().join("a")).unwrap();
+        fs::write(dir.path().join("a/x"), "1").unwrap();
+        let first = digest();
+        fs::write(dir.path().join("metrics.jsonl"), "log").unwrap();
+        fs::write(dir.path().join("stage.json"), "{}").unwrap();
+        fs::write(dir.path().join(".lock"), "").unwrap();
+        assert_eq!(digest(), first);
+        fs::write(dir.path().join("a/x"), "2").unwrap();
+        assert_ne!(digest(), first);
+        fs::write(dir.path().join("a/x"), "1").unwrap();
+        assert_eq!(digest(), first);
+        fs::rename(dir.path().join("a/x"), dir.path().join("a/y")).unwrap();
+        assert_ne!(digest(), first);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error = format!("{:#}", Input::read(Path::new("/nowhere/x")).unwrap_err());
+        assert!(error.starts_with("cannot read /nowhere/x"), "{error}");
+    }
+}

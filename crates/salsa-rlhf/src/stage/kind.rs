@@ -1,0 +1,102 @@
+//! The kinds of stages, for the command line and for recipes. A new stage is one line in [`KINDS`]'s table.
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use super::StageContext;
+use crate::config::{self, Origin, paths};
+
+/// A stage's configuration, which knows how to check and run itself.
+pub trait Stage: Serialize + DeserializeOwned + Default + 'static {
+    /// Checks ranges and relations of the values.
+    ///
+    /// # Errors
+    /// If a value makes no sense.
+    fn check(&self) -> anyhow::Result<()>;
+
+    /// Does the work and returns the results.
+    ///
+    /// # Errors
+    /// If it cannot be done, or was interrupted.
+    fn run(&self, context: &StageContext) -> anyhow::Result<Value>;
+}
+
+/// A kind of stage.
+pub struct Kind {
+    /// Its name in recipes and on the command line.
+    pub name: &'static str,
+    /// What it leaves.
+    pub product: Product,
+    /// Every key with its default.
+    pub defaults: fn() -> Map<String, Value>,
+    /// A stage from a recipe.
+    pub from_mapping: fn(&Map<String, Value>, &Origin) -> anyhow::Result<Planned>,
+    /// A stage from a file and flags.
+    pub load: fn(Option<&Path>, &[(String, String)]) -> anyhow::Result<Planned>,
+}
+
+/// What a stage leaves, and so which key names its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Product {
+    /// A directory: `output_dir`.
+    Directory,
+    /// One file: `output`, in recipes under this name in the stage's directory.
+    File(&'static str),
+}
+
+/// A stage that is ready to run.
+pub struct Planned {
+    /// Every value.
+    pub config: Value,
+    /// What it reads.
+    pub inputs: Vec<PathBuf>,
+    /// The work itself.
+    pub work: Box<dyn Fn(&StageContext) -> anyhow::Result<Value>>,
+}
+
+impl Kind {
+    /// The kind whose configuration is `C`.
+    pub const fn new<C: Stage>(name: &'static str, product: Product) -> Kind {
+        Kind { name, product, defaults: defaults::<C>, from_mapping: from_mapping::<C>, load: load::<C> }
+    }
+}
+
+impl Product {
+    /// The key that says where the product goes.
+    pub fn key(self) -> &'static str {
+        match self {
+            Product::Directory => "output_dir",
+            Product::File(_) => "output",
+        }
+    }
+
+    /// Where the product of a stage with this directory goes.
+    pub fn path(self, dir: &Path) -> PathBuf {
+        match self {
+            Product::Directory => dir.to_owned(),
+            Product::File(name) => dir.join(name),
+        }
+    }
+}
+
+fn defaults<C: Stage>() -> Map<String, Value> {
+    match serde_json::to_value(C::default()) {
+        Ok(Value::Object(keys)) => keys,
+        other => panic!("a configuration must serialise to a mapping, got {other:?}"),
+    }
+}
+
+fn from_mapping<C: Stage>(given: &Map<String, Value>, origin: &Origin) -> anyhow::Result<Planned> {
+    plan(config::from_mapping::<C>(given, origin)?).map_err(|error| origin.within(error))
+}
+
+fn load<C: Stage>(file: Option<&Path>, overrides: &[(String, String)]) -> anyhow::Result<Planned> {
+    plan(config::load::<C>(file, overrides)?)
+}
+
+fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
+    stage.check()?;
+    let config = serde_json::to_value(&stage)?;
+    Ok(Planned { inputs: paths::inputs(&config), config, work: Box::new(move |context| stage.run(context)) })
+}

@@ -1,0 +1,89 @@
+//! The data of the toy world, written as files: what every other stage of the quickstart reads.
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::StageContext;
+use crate::world::{self, Sizes};
+
+/// How much of the toy world is written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KitchenConfig {
+    /// Texts for the base model.
+    pub pretrain: usize,
+    /// Demonstrations for fine-tuning.
+    pub sft: usize,
+    /// Preference pairs for the reward model.
+    pub preferences: usize,
+    /// Prompts for RL.
+    pub prompts_train: usize,
+    /// Prompts for choosing hyper-parameters.
+    pub prompts_validation: usize,
+    /// Prompts for the final test.
+    pub prompts_test: usize,
+    /// Prompts of families and wordings that no training saw.
+    pub prompts_ood: usize,
+    /// Seed of all of it.
+    pub seed: u64,
+    /// Where the files go.
+    pub output_dir: PathBuf,
+}
+
+impl Default for KitchenConfig {
+    fn default() -> KitchenConfig {
+        KitchenConfig {
+            pretrain: 10_000,
+            sft: 2_000,
+            preferences: 4_000,
+            prompts_train: 2_000,
+            prompts_validation: 200,
+            prompts_test: 400,
+            prompts_ood: 400,
+            seed: 42,
+            output_dir: PathBuf::new(),
+        }
+    }
+}
+
+impl KitchenConfig {
+    /// Checks that there is something of everything.
+    ///
+    /// # Errors
+    /// Names the key that is 0.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        for (key, size) in [
+            ("pretrain", self.pretrain),
+            ("sft", self.sft),
+            ("preferences", self.preferences),
+            ("prompts_train", self.prompts_train),
+            ("prompts_validation", self.prompts_validation),
+            ("prompts_test", self.prompts_test),
+            ("prompts_ood", self.prompts_ood),
+        ] {
+            ensure!(size > 0, "{key} is 0; it must be at least 1");
+        }
+        Ok(())
+    }
+}
+
+/// Writes `pretrain.jsonl`, `sft.jsonl`, `preferences.jsonl` and `prompts_*.jsonl`.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn run(config: &KitchenConfig, _: &StageContext) -> anyhow::Result<Value> {
+    config.validate()?;
+    let sizes = Sizes {
+        pretrain: config.pretrain,
+        sft: config.sft,
+        preferences: config.preferences,
+        prompts_train: config.prompts_train,
+        prompts_validation: config.prompts_validation,
+        prompts_test: config.prompts_test,
+        prompts_ood: config.prompts_ood,
+    };
+    world::write(&config.output_dir, &sizes, config.seed)?;
+    Ok(json!({"demonstrations": config.sft, "preferences": config.preferences}))
+}

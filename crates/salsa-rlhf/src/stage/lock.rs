@@ -1,0 +1,79 @@
+//! One process per output directory.
+use std::{
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+
+/// Holds `DIR/.lock`; dropping it lets the next process in. The operating system releases the lock of a killed process.
+#[derive(Debug)]
+pub struct Lock {
+    path: PathBuf,
+    file: File,
+}
+
+impl Lock {
+    /// Locks an existing directory.
+    ///
+    /// # Errors
+    /// If another process holds it, or the directory cannot be written.
+    pub fn take(dir: &Path) -> anyhow::Result<Lock> {
+        let path = dir.join(".lock");
+        loop {
+            let file = File::create(&path).with_context(|| format!("cannot write in {}", dir.display()))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => bail!(
+                    "{} is being written by another salsa process; wait for it or choose another output directory",
+                    dir.display()
+                ),
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+                }
+            }
+            // The holder before us may have removed the file between our opening and locking it.
+            if is_same(&file, &path) {
+                return Ok(Lock { path, file });
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Removed while still locked, so nobody else's lock is ever removed. Failing leaves an empty, unlocked file.
+        let _ = fs::remove_file(&self.path);
+        let _ = self.file.unlock();
+    }
+}
+
+#[cfg(unix)]
+fn is_same(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(ours), Ok(theirs)) => (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()),
+        _ => false,
+    }
+}
+
+#[cfg(not(unix))]
+fn is_same(_: &File, path: &Path) -> bool {
+    path.exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_is_refused_until_the_first_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Lock::take(dir.path()).unwrap();
+        let refused = Lock::take(dir.path()).unwrap_err().to_string();
+        assert!(refused.contains("another salsa process"), "{refused}");
+        drop(first);
+        assert!(!dir.path().join(".lock").exists());
+        Lock::take(dir.path()).unwrap();
+    }
+}

@@ -1,0 +1,99 @@
+//! `salsa logprobs`: the log-probability a model gives to every token of given sequences.
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use salsa_engine::{Batch, Head, Query};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{
+    StageContext,
+    arguments::ComputeType,
+    rows::{self, Rows},
+    start::Frozen,
+};
+use crate::progress::Progress;
+
+/// What `salsa logprobs` can be told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogprobsConfig {
+    /// Language-model checkpoint.
+    pub model: PathBuf,
+    /// JSON lines with `tokens`, `prompt` and `response`, `messages`, or `text`.
+    pub input: PathBuf,
+    /// Where the same lines go with `tokens` and `logprobs`.
+    pub output: PathBuf,
+    /// Least exact number type allowed.
+    pub dtype: ComputeType,
+    /// Tokens per forward pass; changes no number, only memory.
+    pub max_tokens_per_batch: usize,
+}
+
+impl Default for LogprobsConfig {
+    fn default() -> LogprobsConfig {
+        LogprobsConfig {
+            model: PathBuf::new(),
+            input: PathBuf::new(),
+            output: PathBuf::new(),
+            dtype: ComputeType::Float32,
+            max_tokens_per_batch: 8192,
+        }
+    }
+}
+
+impl LogprobsConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// If a value makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        ensure!(self.max_tokens_per_batch > 0, "max_tokens_per_batch is 0; it must be at least 1");
+        Ok(())
+    }
+}
+
+/// Writes, for every input line, `logprobs[i] = log p(tokens[i+1] | tokens[..=i])`.
+///
+/// # Errors
+/// If the model cannot be used, or a line (which is named) cannot.
+pub fn run(config: &LogprobsConfig, _context: &StageContext) -> anyhow::Result<Value> {
+    config.validate()?;
+    let Frozen { model, encoder, .. } = Frozen::open(&config.model, Head::LanguageModel)?;
+    let rows = Rows::read(&config.input)?;
+    let sequences = rows.try_map(|row| row.sequence(encoder.as_ref(), model.spec()))?;
+
+    let progress = Progress::new("logprobs", sequences.iter().map(|tokens| tokens.len() as u64).sum(), "tok");
+    let (mut logprobs, mut done) = (Vec::with_capacity(sequences.len()), 0);
+    for sequences in rows::batches(&sequences, config.max_tokens_per_batch) {
+        let (mut batch, mut query) = (Batch::new(), Query::default());
+        for tokens in sequences {
+            let rows = batch.push(tokens);
+            query.push_logprobs(rows, tokens, 1);
+        }
+        let output = model.forward(&batch, &query);
+        let mut rest = output.logprobs.as_slice();
+        for tokens in sequences {
+            let (own, others) = rest.split_at(tokens.len() - 1);
+            logprobs.push(own.to_vec());
+            rest = others;
+        }
+        done += batch.rows() as u64;
+        progress.set(done);
+    }
+    let total: f64 = logprobs.iter().flatten().map(|&logprob| f64::from(logprob)).sum();
+    let count = logprobs.iter().map(Vec::len).sum::<usize>();
+
+    let answers = sequences.iter().zip(&logprobs);
+    rows::write(
+        &config.output,
+        rows.rows.iter().zip(answers).map(|(row, (tokens, logprobs))| {
+            let mut object = row.object.clone();
+            object.insert("tokens".to_owned(), json!(tokens));
+            object.insert("logprobs".to_owned(), json!(logprobs));
+            object
+        }),
+    )?;
+    progress.finish("");
+    Ok(json!({"rows": sequences.len(), "tokens": count, "mean_logprob": (count > 0).then(|| total / count as f64)}))
+}

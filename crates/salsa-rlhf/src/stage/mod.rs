@@ -1,0 +1,124 @@
+//! Stages: one directory in, one directory out.
+//!
+//! A stage is a function `run(&Config, &StageContext) -> anyhow::Result<Value>` that fills its output directory and hands
+//! back its results as JSON. [`runner::run_stage`] wraps it: skip what is done, refuse what has changed, one process per
+//! directory, `stage.json` written last.
+use std::{
+    io::Write,
+    process,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use anyhow::Context;
+
+pub mod arguments;
+pub mod dpo;
+pub mod encoder;
+#[cfg(test)]
+mod fixture;
+pub mod evaluate;
+pub mod generate;
+pub mod inputs;
+pub mod kind;
+pub mod kitchen;
+pub mod kinds;
+pub mod lock;
+pub mod logprobs;
+pub mod next_token;
+pub mod order;
+pub mod pairs;
+pub mod ppo;
+pub mod pretrain;
+pub mod record;
+pub mod reference;
+pub mod resume;
+pub mod reward;
+pub mod rows;
+pub mod runner;
+pub mod score;
+pub mod sft;
+pub mod source;
+pub mod start;
+pub mod tally;
+#[cfg(test)]
+mod tests;
+pub mod trainer;
+pub mod winrate;
+
+pub use runner::{Outcome, run_stage};
+
+/// What a stage may ask of its surroundings.
+#[derive(Clone, Debug, Default)]
+pub struct StageContext {
+    /// How much is said on stderr.
+    pub talk: Talk,
+    interrupted: Arc<AtomicBool>,
+}
+
+/// How much is said on stderr.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Talk {
+    /// What is being done, and progress.
+    #[default]
+    Normal,
+    /// Nothing but errors.
+    Quiet,
+}
+
+impl StageContext {
+    /// A context that notices Ctrl-C and termination requests: the first is reported by [`StageContext::interrupted`],
+    /// the second ends the process at once.
+    ///
+    /// # Errors
+    /// If the process already has such a handler.
+    pub fn with_signals() -> anyhow::Result<StageContext> {
+        let context = StageContext::default();
+        let flag = context.interrupted.clone();
+        ctrlc::set_handler(move || {
+            if flag.swap(true, Ordering::SeqCst) {
+                process::exit(130);
+            }
+            let note = "\ninterrupted: saving a checkpoint, then stopping (once more to stop at once)";
+            // stderr may be gone; the checkpoint is what matters.
+            let _ = writeln!(std::io::stderr(), "{note}");
+        })
+        .context("cannot listen for Ctrl-C")?;
+        Ok(context)
+    }
+
+    /// A context that says nothing and hears no signals.
+    pub fn quiet() -> StageContext {
+        StageContext { talk: Talk::Quiet, ..StageContext::default() }
+    }
+
+    /// Whether somebody asked to stop. A stage looks after every step, saves a checkpoint and returns [`Interrupted`].
+    pub fn interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
+    }
+
+    /// Asks to stop, as Ctrl-C would.
+    pub fn interrupt(&self) {
+        self.interrupted.store(true, Ordering::SeqCst);
+    }
+
+    /// One line on stderr.
+    pub fn say(&self, line: &str) {
+        if self.talk == Talk::Normal {
+            // Nobody can be told if stderr is gone; the work itself goes on.
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
+    }
+}
+
+/// The error of a stage that stopped because it was asked to; a resumable checkpoint was written.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted after step {step} of {total}; the same command goes on from there")]
+pub struct Interrupted {
+    /// Steps done.
+    pub step: u64,
+    /// Steps in all.
+    pub total: u64,
+}

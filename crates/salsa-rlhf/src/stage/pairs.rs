@@ -1,0 +1,116 @@
+//! Preference pairs as tokens: what `reward` and `dpo` train on.
+use std::cmp::Ordering;
+
+use anyhow::bail;
+
+use super::{
+    encoder::{Encoder, TruncationMode},
+    source::DataSource,
+};
+use crate::data::{Content, Example};
+
+/// A prompt with a preferred and a rejected response.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pair {
+    /// Prompt and preferred response.
+    pub chosen: Side,
+    /// Prompt and rejected response.
+    pub rejected: Side,
+    /// How much better the preferred one is by the data's own account, in units of score; 0 where it does not say.
+    pub margin: f64,
+    /// What the rule "the longer response wins" scores on this pair: 1, 0, or 0.5 where both have as many characters.
+    pub longer_wins: f64,
+}
+
+/// One response with its prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Side {
+    /// Prompt and response, the end token included.
+    pub tokens: Vec<u32>,
+    /// How many of them are prompt.
+    pub prompt: usize,
+}
+
+/// Pairs ready for training, and how many were left out.
+#[derive(Debug, PartialEq)]
+pub struct Pairs {
+    /// The pairs.
+    pub pairs: Vec<Pair>,
+    /// Pairs whose two responses are the same: they carry no preference.
+    pub identical: usize,
+    /// Pairs of which nothing learnable is left within `max_length`.
+    pub too_long: usize,
+}
+
+impl Pairs {
+    /// Reads preferences and tokenises them.
+    ///
+    /// # Errors
+    /// If an example is not a preference, cannot be tokenised, or no pair is left.
+    pub fn load(
+        source: &DataSource,
+        encoder: &Encoder,
+        max_length: usize,
+        mode: TruncationMode,
+    ) -> anyhow::Result<Pairs> {
+        let loaded = source.load()?;
+        let mut found = Pairs { pairs: Vec::new(), identical: loaded.dropped_identical, too_long: 0 };
+        for example in &loaded.examples {
+            let Example::Preference(preference) = example else {
+                bail!("{source} holds {} records; preferences (chosen and rejected) are needed", example.layout());
+            };
+            let side = |response: &Content| -> anyhow::Result<Option<Side>> {
+                let (tokens, prompt) = encoder.prompt_and_response(&preference.prompt, response)?;
+                Ok(Side { tokens, prompt }.truncated(max_length, mode))
+            };
+            match (side(&preference.chosen)?, side(&preference.rejected)?) {
+                (Some(chosen), Some(rejected)) => {
+                    let margin = preference.margin.unwrap_or(0.0);
+                    let longer_wins = longer_wins(&preference.chosen, &preference.rejected);
+                    found.pairs.push(Pair { chosen, rejected, margin, longer_wins });
+                }
+                _ => found.too_long += 1,
+            }
+        }
+        if found.pairs.is_empty() {
+            let count = found.too_long;
+            bail!("{source}: all {count} pairs are longer than max_length {max_length}; raise it or choose another truncation_mode");
+        }
+        Ok(found)
+    }
+
+    /// One line for people.
+    pub fn summary(&self) -> String {
+        let Pairs { pairs, identical, too_long } = self;
+        format!("{} pairs; left out: {identical} with identical responses, {too_long} too long", pairs.len())
+    }
+}
+
+impl Side {
+    /// How many tokens are response.
+    pub fn response_length(&self) -> usize {
+        self.tokens.len() - self.prompt
+    }
+
+    /// The side within `max_length` tokens; none if it is left out or one token of prompt or response is not left.
+    fn truncated(self, max_length: usize, mode: TruncationMode) -> Option<Side> {
+        let (tokens, cut) = mode.apply(self.tokens, max_length)?;
+        let prompt = self.prompt.saturating_sub(cut).max(1); // the first token has no log-probability
+        (prompt < tokens.len()).then_some(Side { tokens, prompt })
+    }
+}
+
+fn longer_wins(chosen: &Content, rejected: &Content) -> f64 {
+    match characters(chosen).cmp(&characters(rejected)) {
+        Ordering::Greater => 1.0,
+        Ordering::Equal => 0.5,
+        Ordering::Less => 0.0,
+    }
+}
+
+fn characters(content: &Content) -> usize {
+    match content {
+        Content::Text(text) => text.chars().count(),
+        Content::Messages(messages) => messages.iter().map(|message| message.content.chars().count()).sum(),
+    }
+}

@@ -1,0 +1,426 @@
+//! PPO against a reference: with a soup as reference it is SALSA, with one SFT model plain PPO.
+//!
+//! [`Run::step`] is the algorithm. What it calls is below it in order, the arithmetic in `salsa_algo`.
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use salsa_algo::{
+    gae::gae,
+    kl::KlController,
+    ppo::explained_variance,
+    reward::{self, slots},
+    whiten::{Mean, drop_score_slots, whiten},
+};
+use salsa_engine::{Head, Model, ModelSpec, Prompt, Sampling, random::Random};
+use serde_json::{Value, json};
+
+use super::{
+    Interrupted, StageContext,
+    encoder::Encoder,
+    reference::{FrozenModels, Reference},
+    resume::{Checkpoints, Snapshot},
+    source::DataSource,
+    start,
+};
+use crate::{
+    checkpoint::{self, Checkpoint, Companions},
+    data::Content,
+    metrics::{self, Metrics, MetricsWriter, TrainerState, names},
+    progress::Progress,
+};
+
+pub mod config;
+pub mod learner;
+pub mod measure;
+pub mod rollout;
+
+pub use config::PpoConfig;
+use learner::{Learned, Learner, Lesson, Rates};
+use measure::{Measured, Samples};
+use rollout::{Rollouts, split};
+
+/// A PPO run between two updates.
+struct Run<'a> {
+    config: &'a PpoConfig,
+    encoder: Encoder,
+    prompts: Vec<TextPrompt>,
+    learner: Learner,
+    /// The policy's shape without a value head.
+    language_model: ModelSpec,
+    reward_model: RewardModel,
+    reference: Reference,
+    frozen: FrozenModels,
+    /// Names of the anchors and their numbers among the frozen models.
+    anchors: Vec<(String, usize)>,
+    controller: KlController,
+    beta: f64,
+}
+
+impl Run<'_> {
+    /// One update, counted from 0: sample, score, penalise, estimate advantages, learn.
+    fn step(&mut self, update: u64) -> anyhow::Result<(Metrics, Samples)> {
+        let config = self.config;
+        let (chosen, rollouts) = self.sample(update);
+        let scores = self.reward_model.scores(&rollouts);
+        let frozen_logprobs = self.frozen.logprobs(&rollouts);
+        let kls = self.reference.kls(config.estimator(), &rollouts, &self.frozen, &frozen_logprobs);
+        let slots = self.slots(&rollouts);
+        let old_values = rollouts.values_of(self.learner.critic(), &slots);
+
+        let rewards = self.rewards(&rollouts, &scores, &kls, &slots);
+        let (advantages, returns) = self.advantages(&rewards, &old_values, &slots, &rollouts);
+
+        let lesson = Lesson { rollouts: &rollouts, slots: &slots, advantages: &advantages, old_values: &old_values, returns: &returns };
+        let learned = self.learn(&lesson, update)?;
+        self.reference.follow(&self.learner.policy, &self.language_model, update + 1)?;
+
+        let measured = Measured { scores: &scores, kls: &kls, beta: self.beta, explained_variance: explained_variance(&old_values, &returns), learned: &learned };
+        let mut metrics = measured.metrics(&rollouts);
+        for (name, at) in &self.anchors {
+            metrics.set(format!("objective/kl_{name}"), measure::kl_per_response(&rollouts, &frozen_logprobs[*at]));
+        }
+        let kl = metrics.get(names::KL).unwrap_or(f64::NAN);
+        let samples = self.samples(&chosen, &rollouts, &scores, &mut metrics)?;
+        self.beta = self.controller.update(self.beta, kl, rollouts.len());
+        Ok((metrics, samples))
+    }
+
+    /// Responses to the next prompts, each prompt visited once per pass over the data.
+    fn sample(&self, update: u64) -> (Vec<usize>, Rollouts) {
+        let (config, count) = (self.config, self.prompts.len());
+        let first = update * config.batch_size as u64;
+        let chosen: Vec<usize> = (0..config.batch_size as u64)
+            .map(|i| (first + i) / count as u64)
+            .zip((0..).map(|i| (first + i) as usize % count))
+            .map(|(epoch, at)| self.order(epoch)[at])
+            .collect();
+        // The stream of a response is its number in the run: a prompt met again is answered anew.
+        let prompt = |(i, &at): (usize, &usize)| Prompt { tokens: self.prompts[at].tokens.clone(), id: first + i as u64, sample: 0 };
+        let prompts: Vec<Prompt> = chosen.iter().enumerate().map(prompt).collect();
+        let sampling = Sampling {
+            temperature: config.temperature,
+            seed: config.seed,
+            max_new_tokens: config.response_length,
+            stop_tokens: self.encoder.ends().to_vec(),
+            slots: config.decode_slots,
+            ..Sampling::default()
+        };
+        let responses = self.learner.policy.generate(&prompts, &sampling, &mut |_| ());
+        let prompts: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt.tokens[..]).collect();
+        let rollouts = Rollouts::new(&prompts, responses, config.temperature);
+        (chosen, rollouts)
+    }
+
+    /// The order of the prompts in a pass over them.
+    fn order(&self, epoch: u64) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.prompts.len()).collect();
+        Random::new(self.config.seed, PROMPT_STREAM + epoch).shuffle(&mut order);
+        order
+    }
+
+    fn slots(&self, rollouts: &Rollouts) -> Vec<usize> {
+        let lengths = rollouts.lengths().into_iter().zip(&rollouts.endings);
+        lengths.map(|(tokens, &ending)| slots(self.config.score_at(), tokens, ending)).collect()
+    }
+
+    /// The reward of every slot: the KL penalty on each token, the score on the last slot.
+    fn rewards(&self, rollouts: &Rollouts, scores: &[f64], kls: &[f64], slots: &[usize]) -> Vec<f64> {
+        let rule = self.config.score_rule();
+        let kls = split(kls, &rollouts.lengths());
+        let mut rewards: Vec<f64> = Vec::new();
+        for (i, kl) in kls.into_iter().enumerate() {
+            rewards.extend(reward::rewards(self.beta, kl, rule.apply(scores[i], rollouts.endings[i]), slots[i]));
+        }
+        if self.config.whiten_rewards {
+            whiten(&mut rewards, Mean::Keep);
+        }
+        rewards
+    }
+
+    /// Whitened advantages of the tokens, and returns of the slots.
+    fn advantages(&self, rewards: &[f64], values: &[f64], slots: &[usize], rollouts: &Rollouts) -> (Vec<f64>, Vec<f64>) {
+        let (mut advantages, mut returns) = (Vec::new(), Vec::new());
+        for (rewards, values) in split(rewards, slots).into_iter().zip(split(values, slots)) {
+            let estimated = gae(rewards, values, self.config.gamma, self.config.lam);
+            advantages.extend(estimated.advantages);
+            returns.extend(estimated.returns);
+        }
+        let mut advantages = drop_score_slots(&advantages, slots, &rollouts.lengths());
+        whiten(&mut advantages, Mean::Remove);
+        (advantages, returns)
+    }
+
+    /// The epochs: minibatches in a new order each time, one optimizer step per minibatch.
+    fn learn(&mut self, lesson: &Lesson<'_>, update: u64) -> anyhow::Result<Learned> {
+        let config = self.config;
+        let rates = self.rates(update);
+        let mut learned = Learned::default();
+        let mut steps = 0;
+        for epoch in 0..config.num_ppo_epochs as u64 {
+            let mut order: Vec<usize> = (0..lesson.rollouts.len()).collect();
+            Random::new(config.seed, MINIBATCH_STREAM + update * config.num_ppo_epochs as u64 + epoch).shuffle(&mut order);
+            for chosen in order.chunks(order.len().div_ceil(config.num_mini_batches)) {
+                let pass = config.per_device_train_batch_size;
+                learned.add(&self.learner.step(lesson, chosen, pass, &config.loss_settings(), rates)?);
+                steps += 1;
+            }
+        }
+        Ok(learned.mean(steps))
+    }
+
+    fn rates(&self, update: u64) -> Rates {
+        let config = self.config;
+        let share = config.schedule().factor(update as usize, config.updates() as usize);
+        let policy = if update < config.critic_warmup { 0.0 } else { config.learning_rate * share };
+        Rates { policy, critic: config.critic_learning_rate.unwrap_or(config.learning_rate) * share }
+    }
+
+    /// Texts of some responses, and the mean gold reward of all, where there is one.
+    fn samples(&self, chosen: &[usize], rollouts: &Rollouts, scores: &[f64], metrics: &mut Metrics) -> anyhow::Result<Samples> {
+        let mut samples = Samples::default();
+        let mut gold_total = 0.0;
+        for (i, &at) in chosen.iter().enumerate() {
+            let prompt = &self.prompts[at].text;
+            let keep = i < Samples::KEPT;
+            if !keep && self.config.gold.is_none() {
+                break;
+            }
+            let response = self.encoder.decode(rollouts.response(i))?;
+            let gold = self.config.gold.map(|gold| gold.reward(prompt, response.trim()));
+            gold_total += gold.unwrap_or(0.0);
+            if keep {
+                samples.push(prompt, response.trim(), scores[i], gold);
+            }
+        }
+        if self.config.gold.is_some() {
+            metrics.set(names::GOLD, gold_total / rollouts.len() as f64);
+        }
+        Ok(samples)
+    }
+}
+
+/// A prompt as text and as tokens.
+pub(super) struct TextPrompt {
+    /// What the user said last.
+    pub text: String,
+    /// The whole prompt, up to where the response begins.
+    pub tokens: Vec<u32>,
+}
+
+/// Whether scores are used as they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScoreScale {
+    /// As the head gives them.
+    Raw,
+    /// Less the mean and over the deviation that the reward model was saved with, if it was.
+    Normalized,
+}
+
+/// A frozen reward model and the scale of its scores.
+pub(super) struct RewardModel {
+    model: Model,
+    mean: f64,
+    deviation: f64,
+}
+
+impl RewardModel {
+    /// The score of each response, normalised if the run asks for it.
+    pub(super) fn scores(&self, rollouts: &Rollouts) -> Vec<f64> {
+        rollouts.last_values_of(&self.model).into_iter().map(|score| (score - self.mean) / self.deviation).collect()
+    }
+
+    /// The frozen reward model, and shape and weights of the critic that starts from it.
+    pub(super) fn open(path: &Path, policy: &ModelSpec, scale: ScoreScale) -> anyhow::Result<(RewardModel, (ModelSpec, Vec<f32>))> {
+        ensure!(!path.as_os_str().is_empty(), "no reward model is given; say reward_model_path: DIR");
+        let checkpoint = Checkpoint::open(path)?;
+        ensure!(
+            checkpoint.spec.head != Head::LanguageModel,
+            "{} is a language model without score.weight; a reward model is needed (salsa reward makes one)",
+            path.display()
+        );
+        ensure!(
+            checkpoint.spec.vocab_size == policy.vocab_size,
+            "{} has a vocabulary of {}, the policy one of {}; train the reward model from a checkpoint with the policy's tokenizer",
+            path.display(),
+            checkpoint.spec.vocab_size,
+            policy.vocab_size
+        );
+        let spec = checkpoint.spec.with_head(Head::Scalar);
+        let weights = checkpoint.spec.convert(&checkpoint.read_weights()?, &spec, 0);
+        let normalization = checkpoint.score_normalization().filter(|_| scale == ScoreScale::Normalized);
+        let (mean, deviation) = normalization.unwrap_or((0.0, 1.0));
+        ensure!(deviation > 0.0, "{}: score_std is {deviation}; set normalize_scores: false", path.display());
+        let model = Model::new(spec.clone(), weights.clone()).with_context(|| format!("reward model {}", path.display()))?;
+        Ok((RewardModel { model, mean, deviation }, (spec, weights)))
+    }
+}
+
+/// Random streams of prompts and minibatches ("PROMPT" and "MINI" in ASCII, then room for a counter).
+const PROMPT_STREAM: u64 = 0x5052_4f4d_5000_0000;
+const MINIBATCH_STREAM: u64 = 0x4d49_4e49_0000_0000;
+
+/// Trains a policy and saves it with its tokenizer; `critic/` beside it holds the separate critic.
+///
+/// # Errors
+/// If a model or the data cannot be used, models do not fit together, a number stops being finite (the last checkpoint
+/// stays), or the run was interrupted (a checkpoint is written first).
+pub fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> {
+    config.validate()?;
+    let (mut run, source) = Run::open(config, context)?;
+    let (dir, total) = (&config.output_dir, config.updates());
+    let checkpoints = Checkpoints::new(dir, start::fingerprint("ppo", config)?);
+    let mut done = run.resume(&checkpoints)?;
+    let mut writer = if done == 0 { MetricsWriter::create(dir)? } else { MetricsWriter::resume(dir, done)? };
+    measure::truncate_samples(dir, done)?;
+    let progress = Progress::new("ppo", total, "update");
+    progress.start_at(done);
+    while done < total {
+        let (mut metrics, samples) =
+            run.step(done).with_context(|| format!("update {} of {total}; the last checkpoint stays", done + 1))?;
+        measure::ensure_finite(&metrics).with_context(|| format!("update {} of {total}", done + 1))?;
+        done += 1;
+        metrics.set("lr", run.rates(done - 1).policy);
+        metrics.set("episode", (done * config.batch_size as u64) as f64);
+        writer.log(done, &metrics)?;
+        if config.num_sample_generations > 0 && (done - 1).is_multiple_of(total.div_ceil(config.num_sample_generations)) {
+            samples.append(dir, done)?;
+        }
+        progress.message(&measure::headline(&metrics));
+        progress.set(done);
+        let stopped = done < total && context.interrupted();
+        if stopped || (config.save_steps > 0 && done.is_multiple_of(config.save_steps) && done < total) {
+            checkpoints.save(&run.snapshot(done))?;
+        }
+        if stopped {
+            anyhow::bail!(Interrupted { step: done, total });
+        }
+    }
+    progress.finish(&format!("{total} updates"));
+    run.save(&source, dir, total)?;
+    let last = metrics::read(dir)?.pop().map(|(_, metrics)| metrics).unwrap_or_default();
+    Ok(json!({
+        "updates": total,
+        "episodes": total * config.batch_size as u64,
+        "prompts": run.prompts.len(),
+        "last": last.iter().map(|(name, value)| (name.to_owned(), value.into())).collect::<serde_json::Map<_, _>>(),
+    }))
+}
+
+impl<'a> Run<'a> {
+    /// Loads models and prompts. Returns the checkpoint whose tokenizer and family the result keeps.
+    fn open(config: &'a PpoConfig, context: &StageContext) -> anyhow::Result<(Run<'a>, Checkpoint)> {
+        let first = config.model_name_or_path.paths().into_iter().next().context("model_name_or_path names no model")?;
+        ensure!(!first.as_os_str().is_empty(), "no model is given; say model_name_or_path: DIR (or --sft_model_path DIR)");
+        let source = Checkpoint::open(first)?;
+        let encoder = Encoder::open(&source)?;
+        let (policy_spec, policy_weights) = config.model_name_or_path.read()?;
+        let (reward_model, critic) = RewardModel::open(&config.reward_model_path, &policy_spec, config.score_scale())?;
+        let mut frozen = FrozenModels::default();
+        let reference = Reference::load(&config.reference, &config.model_name_or_path, &policy_spec, &mut frozen)?;
+        let anchors = config.anchors.iter().map(|(name, model)| Ok((name.clone(), frozen.load(model, &policy_spec)?)));
+        let anchors = anchors.collect::<anyhow::Result<Vec<_>>>()?;
+        let prompts = load_prompts(&config.dataset, config.max_prompt_length, config.response_length, &encoder, &policy_spec, context)?;
+        let learner = Learner::new(config, (policy_spec.clone(), policy_weights), critic)?;
+        let run = Run {
+            config,
+            encoder,
+            prompts,
+            learner,
+            language_model: policy_spec,
+            reward_model,
+            reference,
+            frozen,
+            anchors,
+            controller: config.controller(),
+            beta: config.kl_coef,
+        };
+        Ok((run, source))
+    }
+
+    fn resume(&mut self, checkpoints: &Checkpoints) -> anyhow::Result<u64> {
+        let Some(mut restored) = checkpoints.newest()? else { return Ok(0) };
+        restored.restore_model("policy", &mut self.learner.policy)?;
+        if let Some(critic) = &mut self.learner.critic {
+            restored.restore_model("critic", critic)?;
+        }
+        self.reference.restore(&mut restored)?;
+        self.beta = restored.state["kl_coef"].as_f64().context("the checkpoint lacks kl_coef")?;
+        Ok(restored.step)
+    }
+
+    fn snapshot(&self, done: u64) -> Snapshot<'_> {
+        let snapshot = Snapshot::new(done, json!({"kl_coef": self.beta})).with_model("policy", &self.learner.policy);
+        let snapshot = match &self.learner.critic {
+            Some(critic) => snapshot.with_model("critic", critic),
+            None => snapshot,
+        };
+        self.reference.snapshot(snapshot)
+    }
+
+    fn save(&self, source: &Checkpoint, dir: &Path, updates: u64) -> anyhow::Result<()> {
+        let episodes = updates * self.config.batch_size as u64;
+        let epoch = episodes as f64 / self.prompts.len() as f64;
+        metrics::write_trainer_state(
+            dir,
+            &TrainerState {
+                global_step: updates,
+                max_steps: updates,
+                epoch,
+                num_train_epochs: epoch.ceil() as u64,
+                train_batch_size: self.config.batch_size as u64,
+            },
+        )?;
+        let companions = Companions::from_dir(source.dir())?;
+        let options = self.config.save_options(source);
+        if let Some(critic) = &self.learner.critic {
+            checkpoint::save(&dir.join("critic"), critic.spec(), critic.weights(), &companions, &[], &options)?;
+        }
+        let policy = &self.learner.policy;
+        let weights = policy.spec().convert(policy.weights(), &self.language_model, 0);
+        checkpoint::save(dir, &self.language_model, &weights, &companions, &[], &options)
+    }
+}
+
+/// The prompts that fit, in the order of the data set.
+pub(super) fn load_prompts(
+    dataset: &DataSource,
+    max_prompt_length: usize,
+    response_length: usize,
+    encoder: &Encoder,
+    spec: &ModelSpec,
+    context: &StageContext,
+) -> anyhow::Result<Vec<TextPrompt>> {
+    let room = spec.max_positions.checked_sub(response_length).filter(|room| *room > 0).with_context(|| {
+        format!("response_length {} leaves no room for a prompt in a context of {}", response_length, spec.max_positions)
+    })?;
+    let longest = max_prompt_length.min(room);
+    let (mut prompts, mut left_out) = (Vec::new(), 0);
+    for example in dataset.load()?.examples {
+        let prompt = example.prompt().with_context(|| format!("{}: an example has no prompt", dataset))?;
+        let tokens = encoder.prompt(&prompt)?;
+        if tokens.is_empty() || tokens.len() > longest {
+            left_out += 1;
+            continue;
+        }
+        prompts.push(TextPrompt { text: last_words(&prompt), tokens });
+    }
+    ensure!(
+        !prompts.is_empty(),
+        "{}: all {left_out} prompts are longer than {longest} tokens (the smaller of max_prompt_length {} and the context of {} \
+         less response_length {})",
+        dataset,
+        max_prompt_length,
+        spec.max_positions,
+        response_length
+    );
+    context.say(&format!("{}: {} prompts, {left_out} left out (over {longest} tokens)", dataset, prompts.len()));
+    Ok(prompts)
+}
+
+/// What the user said last.
+pub fn last_words(prompt: &Content) -> String {
+    match prompt {
+        Content::Text(text) => text.clone(),
+        Content::Messages(messages) => messages.last().map(|message| message.content.clone()).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,125 @@
+//! Responses of the policy, laid end to end: what one PPO update learns from.
+use salsa_algo::reward::Ending;
+use salsa_engine::{Batch, Finish, Model, Output, Query, Response};
+
+/// The responses of one update. Per-token numbers lie end to end, response after response.
+#[derive(Clone, Debug)]
+pub struct Rollouts {
+    /// Prompt and response of each.
+    pub sequences: Vec<Vec<u32>>,
+    /// Tokens of the prompt of each.
+    pub contexts: Vec<usize>,
+    /// How each ended.
+    pub endings: Vec<Ending>,
+    /// Log-prob of every response token when it was sampled.
+    pub logprobs: Vec<f64>,
+    /// The sampling temperature, used for every log-prob.
+    pub temperature: f32,
+}
+
+/// Tokens of a forward pass over frozen models; changes speed and memory, never a number.
+const PASS: usize = 8192;
+
+impl Rollouts {
+    /// Joins prompts and responses.
+    pub fn new(prompts: &[&[u32]], responses: Vec<Response>, temperature: f32) -> Rollouts {
+        let mut rollouts = Rollouts {
+            sequences: Vec::with_capacity(prompts.len()),
+            contexts: prompts.iter().map(|prompt| prompt.len()).collect(),
+            endings: Vec::with_capacity(prompts.len()),
+            logprobs: Vec::new(),
+            temperature,
+        };
+        for (prompt, response) in prompts.iter().zip(responses) {
+            rollouts.sequences.push([prompt, &response.tokens[..]].concat());
+            rollouts.endings.push(if response.finish == Finish::Stop { Ending::Eos } else { Ending::Cut });
+            rollouts.logprobs.extend(response.logprobs.iter().map(|&logprob| f64::from(logprob)));
+        }
+        rollouts
+    }
+
+    /// How many responses.
+    pub fn len(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// Tokens of the response of each.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.sequences.iter().zip(&self.contexts).map(|(sequence, context)| sequence.len() - context).collect()
+    }
+
+    /// The response tokens of one.
+    pub fn response(&self, index: usize) -> &[u32] {
+        &self.sequences[index][self.contexts[index]..]
+    }
+
+    /// Log-probs of all response tokens under a model.
+    pub fn logprobs_of(&self, model: &Model) -> Vec<f64> {
+        self.logprobs_by(|batch, query| model.forward(batch, query))
+    }
+
+    /// Log-probs of all response tokens, by any forward pass.
+    pub fn logprobs_by(&self, forward: impl Fn(&Batch, &Query) -> Output) -> Vec<f64> {
+        self.passes(|index, rows, query| self.ask_logprobs(index, rows, query), |output| output.logprobs, forward)
+    }
+
+    /// The values of all slots: `slots[i]` for response i, the first one read at the last prompt token.
+    pub fn values_of(&self, model: &Model, slots: &[usize]) -> Vec<f64> {
+        let ask = |index: usize, rows, query: &mut Query| self.ask_values(index, slots[index], rows, query);
+        self.passes(ask, |output| output.values, |batch, query| model.forward(batch, query))
+    }
+
+    /// The scalar head at the last token of each: the score of a reward model.
+    pub fn last_values_of(&self, model: &Model) -> Vec<f64> {
+        let ask = |_, rows: std::ops::Range<usize>, query: &mut Query| query.value_rows.push(rows.end as u32 - 1);
+        self.passes(ask, |output| output.values, |batch, query| model.forward(batch, query))
+    }
+
+    /// Asks for the log-probs of the response that lies at `rows`.
+    pub fn ask_logprobs(&self, index: usize, rows: std::ops::Range<usize>, query: &mut Query) {
+        query.push_logprobs(rows, &self.sequences[index], self.contexts[index]);
+    }
+
+    /// Asks for the values of the response that lies at `rows`: slot t is read before token t.
+    pub fn ask_values(&self, index: usize, slots: usize, rows: std::ops::Range<usize>, query: &mut Query) {
+        let first = rows.start + self.contexts[index] - 1;
+        query.value_rows.extend((first..first + slots).map(|row| row as u32));
+    }
+
+    /// Runs all sequences through `forward` in passes of bounded size and collects one kind of output.
+    fn passes(
+        &self,
+        ask: impl Fn(usize, std::ops::Range<usize>, &mut Query),
+        pick: impl Fn(Output) -> Vec<f32>,
+        forward: impl Fn(&Batch, &Query) -> Output,
+    ) -> Vec<f64> {
+        let mut collected = Vec::new();
+        let mut next = 0;
+        while next < self.len() {
+            let (mut batch, mut query) = (Batch::new(), Query { temperature: self.temperature, ..Query::default() });
+            while next < self.len() && (batch.rows() == 0 || batch.rows() + self.sequences[next].len() <= PASS) {
+                let rows = batch.push(&self.sequences[next]);
+                ask(next, rows, &mut query);
+                next += 1;
+            }
+            collected.extend(pick(forward(&batch, &query)).into_iter().map(f64::from));
+        }
+        collected
+    }
+}
+
+/// Splits numbers that lie end to end into parts of the given lengths.
+pub fn split<'a>(mut numbers: &'a [f64], lengths: &[usize]) -> Vec<&'a [f64]> {
+    let mut parts = Vec::with_capacity(lengths.len());
+    for &length in lengths {
+        let (part, rest) = numbers.split_at(length);
+        parts.push(part);
+        numbers = rest;
+    }
+    parts
+}

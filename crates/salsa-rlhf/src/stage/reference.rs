@@ -1,0 +1,399 @@
+//! What the KL penalty is measured against, and the other frozen models that a PPO run looks at.
+//!
+//! SALSA is one line here: [`ReferenceConfig::Soup`]. Setting the weight of the second ingredient to 0 makes plain PPO.
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail, ensure};
+use salsa_algo::{
+    kl::{KlEstimator, kls},
+    soup::{Normalize, Weights, lerp_in_place, weighted_mean},
+};
+use salsa_engine::{Model, ModelSpec, Trainable, geometric_logprobs};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ppo::rollout::Rollouts,
+    resume::{Restored, Snapshot},
+    start::language_model_weights,
+};
+
+/// A language model: a checkpoint, or the weighted mean of several, made in memory.
+///
+/// ```yaml
+/// model: runs/sft-a
+/// model: {models: [runs/sft-a, runs/sft-b], weights: [0.5, 0.5]}
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ModelSource {
+    /// A checkpoint directory.
+    Path(PathBuf),
+    /// A soup of checkpoint directories.
+    Soup(SoupSource),
+}
+
+/// The weighted mean of checkpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SoupSource {
+    /// The ingredients; at least one.
+    pub models: Vec<PathBuf>,
+    /// One number for each, summing to 1; empty: all the same. The paper's `alpha` is the second of two.
+    #[serde(default)]
+    pub weights: Vec<f64>,
+}
+
+impl ModelSource {
+    /// The directories it reads.
+    pub fn paths(&self) -> Vec<&Path> {
+        match self {
+            ModelSource::Path(path) => vec![path],
+            ModelSource::Soup(soup) => soup.models.iter().map(PathBuf::as_path).collect(),
+        }
+    }
+
+    /// Shape and flat weights.
+    ///
+    /// # Errors
+    /// If a checkpoint cannot be used as a language model, or the ingredients do not fit together.
+    pub fn read(&self) -> anyhow::Result<(ModelSpec, Vec<f32>)> {
+        match self {
+            ModelSource::Path(path) => language_model_weights(path),
+            ModelSource::Soup(soup) => soup.read(),
+        }
+    }
+}
+
+impl fmt::Display for ModelSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.paths().iter().map(|path| path.display().to_string()).collect();
+        f.write_str(&names.join(" + "))
+    }
+}
+
+impl SoupSource {
+    /// The weights, made explicit.
+    ///
+    /// # Errors
+    /// If there is not one for each ingredient, one is not finite, or they do not sum to 1.
+    pub fn checked_weights(&self) -> anyhow::Result<Vec<f64>> {
+        ensure!(!self.models.is_empty(), "a soup needs at least one model");
+        let count = self.models.len();
+        if self.weights.is_empty() {
+            return Ok(vec![1.0 / count as f64; count]);
+        }
+        ensure!(self.weights.len() == count, "{} weights for {count} models; give one for each", self.weights.len());
+        let sum: f64 = self.weights.iter().sum();
+        ensure!(
+            (sum - 1.0).abs() < 1e-6,
+            "the weights {:?} sum to {sum}, not to 1; divide each by the sum",
+            self.weights
+        );
+        Ok(self.weights.clone())
+    }
+
+    fn read(&self) -> anyhow::Result<(ModelSpec, Vec<f32>)> {
+        let weights = self.checked_weights()?;
+        let ingredients = self.models.iter().map(|path| language_model_weights(path)).collect::<Result<Vec<_>, _>>()?;
+        let spec = ingredients[0].0.clone();
+        for (path, (other, _)) in self.models.iter().zip(&ingredients) {
+            ensure!(
+                *other == spec,
+                "{} and {} have different architectures ({}); only models of one shape can be averaged",
+                self.models[0].display(),
+                path.display(),
+                first_difference(&spec, other)
+            );
+        }
+        let slices: Vec<&[f32]> = ingredients.iter().map(|(_, weights)| &weights[..]).collect();
+        let mut mean = vec![0f32; spec.parameters()];
+        weighted_mean(&slices, &Weights::new(&weights, Normalize::Keep)?, &mut mean);
+        Ok((spec, mean))
+    }
+}
+
+/// Names the first shape in which two models differ.
+pub fn first_difference(a: &ModelSpec, b: &ModelSpec) -> String {
+    let fields = |spec: &ModelSpec| {
+        [
+            ("vocab_size", spec.vocab_size.to_string()),
+            ("hidden_size", spec.hidden_size.to_string()),
+            ("intermediate_size", spec.intermediate_size.to_string()),
+            ("num_hidden_layers", spec.layers.to_string()),
+            ("num_attention_heads", spec.heads.to_string()),
+            ("num_key_value_heads", spec.kv_heads.to_string()),
+            ("head_dim", spec.head_dim.to_string()),
+            ("tie_word_embeddings", spec.tied_embeddings.to_string()),
+        ]
+    };
+    let differing = fields(a).into_iter().zip(fields(b)).find(|(a, b)| a != b);
+    differing.map_or("options of the architecture".into(), |((name, a), (_, b))| format!("{name} {a} against {b}"))
+}
+
+/// What the KL penalty of a PPO run is measured against.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ReferenceConfig {
+    /// One frozen SFT model: plain PPO.
+    Sft {
+        /// The model; none: where the policy starts.
+        #[serde(default)]
+        model: Option<PathBuf>,
+    },
+    /// The weighted mean of SFT models: SALSA.
+    Soup {
+        /// The ingredients.
+        models: Vec<PathBuf>,
+        /// Their weights; empty: all the same (the paper's alpha = 0.5 for two).
+        #[serde(default)]
+        weights: Vec<f64>,
+    },
+    /// A moving average of the policy (WARP, stage 1), from where the policy starts.
+    Ema {
+        /// Share of the old reference kept at each update. WARP: 0.99.
+        decay: f64,
+    },
+    /// The policy, copied now and then (TR-DPO), from where the policy starts.
+    Sync {
+        /// Updates between two copies. TRL: 512.
+        every: u64,
+        /// Share of the policy in the new reference; 1 replaces it. TRL: 0.6.
+        mixup: f64,
+    },
+    /// Several models at once; the penalty is the weighted mean of their KLs (the paper's control MKL).
+    Multi {
+        /// The references.
+        models: Vec<PathBuf>,
+        /// Their weights; empty: all the same.
+        #[serde(default)]
+        weights: Vec<f64>,
+    },
+    /// The normalised geometric mean of several distributions: averages log-probs where a soup averages weights.
+    Geometric {
+        /// The models.
+        models: Vec<PathBuf>,
+        /// Their weights; empty: all the same.
+        #[serde(default)]
+        weights: Vec<f64>,
+    },
+}
+
+impl Default for ReferenceConfig {
+    fn default() -> Self {
+        ReferenceConfig::Sft { model: None }
+    }
+}
+
+impl ReferenceConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// If a number makes no sense; names the key.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        match self {
+            ReferenceConfig::Sft { .. } => {}
+            ReferenceConfig::Soup { models, weights }
+            | ReferenceConfig::Multi { models, weights }
+            | ReferenceConfig::Geometric { models, weights } => {
+                let soup = SoupSource { models: models.clone(), weights: weights.clone() };
+                soup.checked_weights().context("reference")?;
+            }
+            ReferenceConfig::Ema { decay } => {
+                ensure!((0.0..=1.0).contains(decay), "reference.decay is {decay}; it must be between 0 and 1");
+            }
+            ReferenceConfig::Sync { every, mixup } => {
+                ensure!(*every > 0, "reference.every is 0; it must be at least 1");
+                ensure!((0.0..=1.0).contains(mixup), "reference.mixup is {mixup}; it must be between 0 and 1");
+            }
+        }
+        Ok(())
+    }
+
+    /// The directories it reads.
+    pub fn paths(&self) -> Vec<&Path> {
+        match self {
+            ReferenceConfig::Sft { model } => model.iter().map(PathBuf::as_path).collect(),
+            ReferenceConfig::Soup { models, .. }
+            | ReferenceConfig::Multi { models, .. }
+            | ReferenceConfig::Geometric { models, .. } => models.iter().map(PathBuf::as_path).collect(),
+            ReferenceConfig::Ema { .. } | ReferenceConfig::Sync { .. } => Vec::new(),
+        }
+    }
+}
+
+/// Frozen language models, each loaded once however many uses it has.
+#[derive(Default)]
+pub struct FrozenModels {
+    models: Vec<(ModelSource, Model)>,
+}
+
+impl FrozenModels {
+    /// The number of a model, which is loaded if it is new. It must share the policy's vocabulary.
+    ///
+    /// # Errors
+    /// If it cannot be read or has another vocabulary.
+    pub fn load(&mut self, source: &ModelSource, policy: &ModelSpec) -> anyhow::Result<usize> {
+        if let Some(at) = self.models.iter().position(|(known, _)| known == source) {
+            return Ok(at);
+        }
+        let (spec, weights) = source.read()?;
+        ensure!(
+            spec.vocab_size == policy.vocab_size,
+            "{source} has a vocabulary of {}, the policy one of {}; log-probs can only be compared over the same tokens",
+            spec.vocab_size,
+            policy.vocab_size
+        );
+        let model = Model::new(spec, weights).with_context(|| format!("model {source}"))?;
+        self.models.push((source.clone(), model));
+        Ok(self.models.len() - 1)
+    }
+
+    /// The log-probs of all response tokens under every model: one pass each.
+    pub fn logprobs(&self, rollouts: &Rollouts) -> Vec<Vec<f64>> {
+        self.models.iter().map(|(_, model)| rollouts.logprobs_of(model)).collect()
+    }
+}
+
+/// The reference of a run.
+pub enum Reference {
+    /// Frozen: one model (an SFT model or a soup).
+    Frozen(usize),
+    /// Frozen: several models, whose KLs are averaged.
+    Multi(Vec<(usize, f64)>),
+    /// Frozen: the geometric mean of several.
+    Geometric(Vec<(usize, f64)>),
+    /// Following the policy.
+    Moving {
+        /// The model now.
+        model: Box<Model>,
+        /// Its weights.
+        weights: Vec<f32>,
+        /// How it follows.
+        follow: Follow,
+    },
+}
+
+/// How a moving reference follows the policy.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Follow {
+    /// `reference <- decay * reference + (1 - decay) * policy` at every update.
+    Ema {
+        /// Share kept.
+        decay: f64,
+    },
+    /// `reference <- (1 - mixup) * reference + mixup * policy` every so many updates.
+    Sync {
+        /// Updates between copies.
+        every: u64,
+        /// Share of the policy.
+        mixup: f64,
+    },
+}
+
+impl Reference {
+    /// Loads what the configuration names; `start` is where the policy starts.
+    ///
+    /// # Errors
+    /// If a model cannot be used.
+    pub fn load(
+        config: &ReferenceConfig,
+        start: &ModelSource,
+        policy: &ModelSpec,
+        frozen: &mut FrozenModels,
+    ) -> anyhow::Result<Reference> {
+        let moving = |follow| -> anyhow::Result<Reference> {
+            let (spec, weights) = start.read()?;
+            Ok(Reference::Moving { model: Box::new(Model::new(spec, weights.clone())?), weights, follow })
+        };
+        let mut several = |models: &[PathBuf], weights: &[f64]| -> anyhow::Result<Vec<(usize, f64)>> {
+            let soup = SoupSource { models: models.to_vec(), weights: weights.to_vec() };
+            let weights = soup.checked_weights()?;
+            models.iter().zip(weights).map(|(path, w)| Ok((frozen.load(&ModelSource::Path(path.clone()), policy)?, w))).collect()
+        };
+        Ok(match config {
+            ReferenceConfig::Multi { models, weights } => Reference::Multi(several(models, weights)?),
+            ReferenceConfig::Geometric { models, weights } => Reference::Geometric(several(models, weights)?),
+            ReferenceConfig::Sft { model } => {
+                let source = model.clone().map_or_else(|| start.clone(), ModelSource::Path);
+                Reference::Frozen(frozen.load(&source, policy)?)
+            }
+            ReferenceConfig::Soup { models, weights } => {
+                let soup = SoupSource { models: models.clone(), weights: weights.clone() };
+                Reference::Frozen(frozen.load(&ModelSource::Soup(soup), policy)?)
+            }
+            ReferenceConfig::Ema { decay } => moving(Follow::Ema { decay: *decay })?,
+            ReferenceConfig::Sync { every, mixup } => moving(Follow::Sync { every: *every, mixup: *mixup })?,
+        })
+    }
+
+    /// The KL estimate of every response token. `frozen_logprobs` are those of `frozen`, model by model.
+    pub fn kls(
+        &self,
+        estimator: KlEstimator,
+        rollouts: &Rollouts,
+        frozen: &FrozenModels,
+        frozen_logprobs: &[Vec<f64>],
+    ) -> Vec<f64> {
+        let against = |reference: &[f64]| kls(estimator, &rollouts.logprobs, reference);
+        match self {
+            Reference::Frozen(at) => against(&frozen_logprobs[*at]),
+            Reference::Moving { model, .. } => against(&rollouts.logprobs_of(model)),
+            Reference::Multi(models) => {
+                let mut mean = vec![0.0; rollouts.logprobs.len()];
+                for &(at, weight) in models {
+                    mean.iter_mut().zip(against(&frozen_logprobs[at])).for_each(|(mean, kl)| *mean += weight * kl);
+                }
+                mean
+            }
+            Reference::Geometric(models) => {
+                let parts: Vec<&Model> = models.iter().map(|&(at, _)| &frozen.models[at].1).collect();
+                let weights: Vec<f32> = models.iter().map(|&(_, weight)| weight as f32).collect();
+                let forward = |batch: &_, query: &_| geometric_logprobs(&parts, &weights, batch, query);
+                against(&rollouts.logprobs_by(forward))
+            }
+        }
+    }
+
+    /// Lets a moving reference follow the policy after an update (counted from 1).
+    ///
+    /// # Errors
+    /// If the policy's weights are no longer finite.
+    pub fn follow(&mut self, policy: &Trainable, language_model: &ModelSpec, update: u64) -> anyhow::Result<()> {
+        let Reference::Moving { model, weights, follow } = self else { return Ok(()) };
+        let share = match *follow {
+            Follow::Ema { decay } => 1.0 - decay,
+            Follow::Sync { every, mixup } if update.is_multiple_of(every) => mixup,
+            Follow::Sync { .. } => return Ok(()),
+        };
+        let policy = policy.spec().convert(policy.weights(), language_model, 0);
+        lerp_in_place(weights, &policy, share);
+        **model = Model::new(language_model.clone(), weights.clone()).context("the moving reference")?;
+        Ok(())
+    }
+
+    /// Adds what must survive an interruption.
+    pub fn snapshot<'a>(&'a self, snapshot: Snapshot<'a>) -> Snapshot<'a> {
+        match self {
+            Reference::Moving { weights, .. } => snapshot.with_buffer("reference.weights", weights),
+            _ => snapshot,
+        }
+    }
+
+    /// Goes on from a checkpoint.
+    ///
+    /// # Errors
+    /// If the checkpoint lacks the reference.
+    pub fn restore(&mut self, restored: &mut Restored) -> anyhow::Result<()> {
+        let Reference::Moving { model, weights, .. } = self else { return Ok(()) };
+        let saved = restored.take_buffer("reference.weights")?;
+        if saved.len() != weights.len() {
+            bail!("the checkpoint's reference has {} weights, this one {}", saved.len(), weights.len());
+        }
+        **model = Model::new(model.spec().clone(), saved.clone())?;
+        *weights = saved;
+        Ok(())
+    }
+}

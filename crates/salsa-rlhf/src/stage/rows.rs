@@ -1,0 +1,200 @@
+//! The JSON lines that `generate`, `score`, `logprobs` and `eval winrate` read: one object per line, output in input order.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use salsa_engine::ModelSpec;
+use serde_json::{Map, Value};
+
+use super::encoder::Encoder;
+use crate::{atomic, chat::Message, data::Content};
+
+/// All rows of a file.
+pub struct Rows {
+    path: PathBuf,
+    /// The rows in order; blank lines are left out.
+    pub rows: Vec<Row>,
+}
+
+/// One line.
+pub struct Row {
+    /// Its number in the file, from 1.
+    pub line: usize,
+    /// What it says.
+    pub object: Map<String, Value>,
+}
+
+impl Rows {
+    /// Reads a `.jsonl` file. Lines end at `\n` and nowhere else.
+    ///
+    /// # Errors
+    /// If the file cannot be read, holds no row, or a line is not a JSON object (the line is named).
+    pub fn read(path: &Path) -> anyhow::Result<Rows> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut rows = Vec::new();
+        for (index, line) in text.split('\n').enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let object = serde_json::from_str(line)
+                .with_context(|| format!("{}: line {} is no JSON object", path.display(), index + 1))?;
+            rows.push(Row { line: index + 1, object });
+        }
+        ensure!(!rows.is_empty(), "{} holds no rows", path.display());
+        Ok(Rows { path: path.to_owned(), rows })
+    }
+
+    /// The file, for messages.
+    pub fn name(&self) -> std::path::Display<'_> {
+        self.path.display()
+    }
+
+    /// Applies `f` to every row; an error gets the file and line in front.
+    ///
+    /// # Errors
+    /// The first error of `f`.
+    pub fn try_map<T>(&self, f: impl Fn(&Row) -> anyhow::Result<T>) -> anyhow::Result<Vec<T>> {
+        let place = |row: &Row| format!("{}: line {}", self.path.display(), row.line);
+        self.rows.iter().map(|row| f(row).with_context(|| place(row))).collect()
+    }
+}
+
+impl Row {
+    /// The whole sequence of a row: its `tokens`, its `prompt` with `response` (or `completion`), its `messages`, or its `text`.
+    ///
+    /// # Errors
+    /// If the row has none of these, needs a tokenizer where there is none, or does not fit the model.
+    pub fn sequence(&self, encoder: Option<&Encoder>, spec: &ModelSpec) -> anyhow::Result<Vec<u32>> {
+        let tokens = match self.response() {
+            _ if self.object.contains_key("tokens") => self.tokens()?,
+            Some(response) => {
+                let response = content(response).context("response")?;
+                needed(encoder)?.prompt_and_response(&self.prompt()?, &response)?.0
+            }
+            None if self.object.contains_key("messages") => {
+                needed(encoder)?.conversation(&messages(&self.object["messages"])?)?.tokens
+            }
+            None => match self.object.get("text") {
+                Some(Value::String(text)) => needed(encoder)?.text(text)?,
+                _ => bail!("no \"tokens\", \"prompt\" with \"response\", \"messages\" or \"text\""),
+            },
+        };
+        fits(&tokens, spec)?;
+        Ok(tokens)
+    }
+
+    /// Prompt and response as this model's own tokenizer writes them, whatever tokens the row itself has; rows without text
+    /// are taken as [`Row::sequence`] takes them.
+    ///
+    /// # Errors
+    /// As [`Row::sequence`].
+    pub fn answer(&self, encoder: Option<&Encoder>, spec: &ModelSpec) -> anyhow::Result<Vec<u32>> {
+        match (encoder, self.response()) {
+            (Some(encoder), Some(response)) => {
+                let response = content(response).context("response")?;
+                let (tokens, _) = encoder.prompt_and_response(&self.prompt()?, &response)?;
+                fits(&tokens, spec)?;
+                Ok(tokens)
+            }
+            _ => self.sequence(encoder, spec),
+        }
+    }
+
+    /// What a response shall be generated for: the row's `tokens`, `prompt` or `messages`.
+    ///
+    /// # Errors
+    /// If the row has none of these, needs a tokenizer where there is none, or does not fit the model.
+    pub fn prompt_tokens(&self, encoder: Option<&Encoder>, spec: &ModelSpec) -> anyhow::Result<Vec<u32>> {
+        let tokens = if self.object.contains_key("tokens") && !self.object.contains_key("prompt") {
+            self.tokens()?
+        } else {
+            needed(encoder)?.prompt(&self.prompt()?)?
+        };
+        fits(&tokens, spec)?;
+        Ok(tokens)
+    }
+
+    /// The prompt, as text or messages.
+    ///
+    /// # Errors
+    /// If the row has neither.
+    pub fn prompt(&self) -> anyhow::Result<Content> {
+        let found = self.object.get("prompt").or_else(|| self.object.get("messages"));
+        content(found.ok_or_else(|| anyhow!("no \"prompt\" or \"messages\""))?).context("prompt")
+    }
+
+    /// The response, under either of its names.
+    pub fn response(&self) -> Option<&Value> {
+        self.object.get("response").or_else(|| self.object.get("completion"))
+    }
+
+    fn tokens(&self) -> anyhow::Result<Vec<u32>> {
+        let tokens = self.object["tokens"].as_array().ok_or_else(|| anyhow!("\"tokens\" is not a list"))?;
+        let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
+        tokens
+            .iter()
+            .map(|value| number(value).ok_or_else(|| anyhow!("\"tokens\" holds {value}, which is no token number")))
+            .collect()
+    }
+}
+
+/// Writes one object per line, atomically.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn write(path: &Path, rows: impl Iterator<Item = Map<String, Value>>) -> anyhow::Result<()> {
+    atomic::write_with(path, |file| {
+        for row in rows {
+            serde_json::to_writer(&mut *file, &row)?;
+            file.write_all(b"\n")?;
+        }
+        Ok(())
+    })
+}
+
+/// Splits consecutive sequences into batches of at most `budget` tokens (a longer sequence makes one of its own).
+pub fn batches(sequences: &[Vec<u32>], budget: usize) -> Vec<&[Vec<u32>]> {
+    let mut batches = Vec::new();
+    let (mut start, mut used) = (0, 0);
+    for (index, sequence) in sequences.iter().enumerate() {
+        if index > start && used + sequence.len() > budget {
+            batches.push(&sequences[start..index]);
+            (start, used) = (index, 0);
+        }
+        used += sequence.len();
+    }
+    if start < sequences.len() {
+        batches.push(&sequences[start..]);
+    }
+    batches
+}
+
+fn needed(encoder: Option<&Encoder>) -> anyhow::Result<&Encoder> {
+    encoder.ok_or_else(|| anyhow!("the model directory has no tokenizer.json; give rows of {{\"tokens\": [...]}}"))
+}
+
+fn fits(tokens: &[u32], spec: &ModelSpec) -> anyhow::Result<()> {
+    ensure!(!tokens.is_empty(), "there is no token");
+    let (length, context, vocab) = (tokens.len(), spec.max_positions, spec.vocab_size);
+    ensure!(length <= context, "{length} tokens do not fit the model's context of {context}; shorten this row");
+    match tokens.iter().find(|&&token| token as usize >= vocab) {
+        Some(token) => bail!("token {token} is not in the model's vocabulary of {vocab}"),
+        None => Ok(()),
+    }
+}
+
+fn content(value: &Value) -> anyhow::Result<Content> {
+    match value {
+        Value::String(text) => Ok(Content::Text(text.clone())),
+        Value::Array(_) => Ok(Content::Messages(messages(value)?)),
+        other => bail!("neither text nor a list of messages, but {other}"),
+    }
+}
+
+fn messages(value: &Value) -> anyhow::Result<Vec<Message>> {
+    let list = value.as_array().ok_or_else(|| anyhow!("messages are not a list"))?;
+    let text = |message: &Value, key: &str| -> anyhow::Result<String> {
+        let found = message.get(key).and_then(Value::as_str);
+        Ok(found.ok_or_else(|| anyhow!("a message has no text {key:?}"))?.to_owned())
+    };
+    list.iter().map(|message| Ok(Message::new(text(message, "role")?, text(message, "content")?))).collect()
+}

@@ -1,0 +1,299 @@
+//! Runs a stage once: skip, resume or start, and mark as done.
+//!
+//! ```text
+//! OUT/stage.json     done: stage, configuration, digests of the inputs, results; written last
+//! OUT/running.json   begun: the same without results; a checkpoint of other work is never resumed by mistake
+//! OUT/timings.json   seconds, of all the processes that worked on it
+//! OUT/.lock          held while a process works on it
+//! ```
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use super::{inputs::Input, lock::Lock, record::Record};
+use crate::atomic;
+
+/// How a stage came by its results.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// It ran.
+    Done {
+        /// What it reported.
+        results: Value,
+        /// Wall-clock time, the parts of interrupted runs included.
+        seconds: f64,
+    },
+    /// It had run before with the same configuration and inputs.
+    Skipped {
+        /// What it reported then.
+        results: Value,
+    },
+}
+
+impl Outcome {
+    /// What the stage reported, now or then.
+    pub fn results(&self) -> &Value {
+        match self {
+            Outcome::Done { results, .. } | Outcome::Skipped { results } => results,
+        }
+    }
+}
+
+/// Runs `work` unless `output_dir` already holds its result.
+///
+/// `config` is every value the stage was given, `inputs` the files and directories it reads. `work` fills `output_dir`
+/// and returns its results, which go into `stage.json`. If `work` fails, its checkpoints stay and the next call resumes.
+///
+/// # Errors
+/// If the directory holds something else (the message says in what it differs), another process works on it, an input
+/// cannot be read, or `work` fails.
+pub fn run_stage(
+    name: &str,
+    output_dir: &Path,
+    config: Value,
+    inputs: &[PathBuf],
+    work: impl FnOnce() -> anyhow::Result<Value>,
+) -> anyhow::Result<Outcome> {
+    let inputs = inputs.iter().map(|path| Input::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let record = Record::new(name, config, inputs);
+    if let Some(results) = finished(output_dir, &record)? {
+        return Ok(Outcome::Skipped { results });
+    }
+    fs::create_dir_all(output_dir).with_context(|| format!("cannot make {}", output_dir.display()))?;
+    let lock = Lock::take(output_dir)?;
+    // Another process may have finished it while we read the inputs.
+    if let Some(results) = finished(output_dir, &record)? {
+        return Ok(Outcome::Skipped { results });
+    }
+    begin(output_dir, &record)?;
+    let start = Instant::now();
+    let result = work();
+    let seconds = seconds_before(output_dir) + start.elapsed().as_secs_f64();
+    match result {
+        Ok(results) => {
+            write(&output_dir.join("timings.json"), &json!({"seconds": seconds}))?;
+            finish(output_dir, &Record { results: results.clone(), ..record })?;
+            Ok(Outcome::Done { results, seconds })
+        }
+        Err(error) => {
+            abandon(output_dir, seconds, lock)?;
+            Err(error)
+        }
+    }
+}
+
+/// The results of a directory that is done, if it is.
+fn finished(dir: &Path, record: &Record) -> anyhow::Result<Option<Value>> {
+    let Some(done) = Record::read(&dir.join("stage.json"))? else { return Ok(None) };
+    match done.difference(record) {
+        None => Ok(Some(done.results)),
+        Some(difference) => bail!(
+            "{} holds the result of another configuration: {difference}; remove the directory to make it anew, or choose \
+             another output directory",
+            dir.display()
+        ),
+    }
+}
+
+/// Marks the directory as ours, or makes sure that it is.
+fn begin(dir: &Path, record: &Record) -> anyhow::Result<()> {
+    let marker = dir.join("running.json");
+    match Record::read(&marker)? {
+        Some(begun) => {
+            if let Some(difference) = begun.difference(record).filter(|_| has_checkpoints(dir)) {
+                bail!(
+                    "{} holds unfinished work of another configuration: {difference}; undo that to resume, or remove the \
+                     directory to start anew",
+                    dir.display()
+                );
+            }
+        }
+        None if !only_contains(dir, &[".lock"])? => bail!(
+            "{} is not empty and not a directory that salsa made (it has no stage.json); choose another output directory",
+            dir.display()
+        ),
+        None => {}
+    }
+    remove_leftovers(dir)?;
+    write(&marker, &serde_json::to_value(record).context("stage record")?)
+}
+
+fn finish(dir: &Path, record: &Record) -> anyhow::Result<()> {
+    write(&dir.join("stage.json"), &serde_json::to_value(record).context("stage record")?)?;
+    remove(&dir.join("checkpoints"))?;
+    remove(&dir.join("running.json"))
+}
+
+/// After a failure: keeps what can be resumed or looked at, and takes back a directory in which nothing was written.
+fn abandon(dir: &Path, seconds: f64, lock: Lock) -> anyhow::Result<()> {
+    if has_checkpoints(dir) {
+        return write(&dir.join("timings.json"), &json!({"seconds": seconds}));
+    }
+    remove_leftovers(dir)?;
+    if only_contains(dir, &[".lock", "running.json"])? {
+        remove(&dir.join("running.json"))?;
+        drop(lock);
+        // Fails, harmlessly, if somebody else began to use it.
+        let _ = fs::remove_dir(dir);
+    }
+    Ok(())
+}
+
+fn has_checkpoints(dir: &Path) -> bool {
+    fs::read_dir(dir.join("checkpoints")).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+fn only_contains(dir: &Path, names: &[&str]) -> anyhow::Result<bool> {
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    Ok(entries.filter_map(Result::ok).all(|entry| names.iter().any(|name| entry.file_name() == *name)))
+}
+
+/// Half-written files of a process that was killed.
+fn remove_leftovers(dir: &Path) -> anyhow::Result<()> {
+    for folder in [dir.to_owned(), dir.join("checkpoints")] {
+        for entry in fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok) {
+            if entry.file_name().to_string_lossy().ends_with(".tmp") {
+                remove(&entry.path())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn seconds_before(dir: &Path) -> f64 {
+    let text = fs::read(dir.join("timings.json")).unwrap_or_default();
+    serde_json::from_slice::<Value>(&text).ok().and_then(|timings| timings["seconds"].as_f64()).unwrap_or(0.0)
+}
+
+fn remove(path: &Path) -> anyhow::Result<()> {
+    let result = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write(path: &Path, value: &Value) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(value).context("JSON")?;
+    text.push('\n');
+    atomic::write(path, text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    struct Place {
+        dir: tempfile::TempDir,
+    }
+
+    impl Place {
+        fn new() -> Place {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("data"), "1").unwrap();
+            Place { dir }
+        }
+
+        fn out(&self) -> PathBuf {
+            self.dir.path().join("a/out")
+        }
+
+        fn run(&self, config: Value, work: impl FnOnce() -> anyhow::Result<Value>) -> anyhow::Result<Outcome> {
+            run_stage("sft", &self.out(), config, &[self.dir.path().join("data")], work)
+        }
+
+        fn error(&self, config: Value, work: impl FnOnce() -> anyhow::Result<Value>) -> String {
+            format!("{:#}", self.run(config, work).unwrap_err())
+        }
+    }
+
+    fn never() -> anyhow::Result<Value> {
+        panic!("must not run")
+    }
+
+    #[test]
+    fn done_work_is_skipped_and_other_work_refused() {
+        let place = Place::new();
+        let done = place.run(json!({"seed": 1}), || Ok(json!({"loss": 0.5}))).unwrap();
+        assert!(matches!(done, Outcome::Done { .. }));
+        assert!(!place.out().join("running.json").exists());
+        assert!(!place.out().join(".lock").exists());
+        let again = place.run(json!({"seed": 1}), never).unwrap();
+        assert_eq!(again, Outcome::Skipped { results: json!({"loss": 0.5}) });
+        let refused = place.error(json!({"seed": 2}), never);
+        assert!(refused.contains("a/out holds the result of another configuration: seed was 1 and is 2 now; remove"));
+        fs::write(place.dir.path().join("data"), "2").unwrap();
+        let refused = place.error(json!({"seed": 1}), never);
+        assert!(refused.contains("data has changed since"), "{refused}");
+    }
+
+    #[test]
+    fn a_failure_before_any_checkpoint_leaves_nothing_in_the_way() {
+        let place = Place::new();
+        assert_eq!(place.error(json!({"seed": 1}), || Err(anyhow!("bad data"))), "bad data");
+        assert!(!place.out().exists());
+        let out = place.out();
+        let logged = || {
+            fs::write(out.join("metrics.jsonl"), "")?;
+            Err(anyhow!("not finite"))
+        };
+        assert_eq!(place.error(json!({"seed": 1}), logged), "not finite");
+        place.run(json!({"seed": 2}), || Ok(Value::Null)).unwrap();
+    }
+
+    #[test]
+    fn unfinished_work_resumes_only_as_the_same_work() {
+        let place = Place::new();
+        let out = place.out();
+        let stopped = || {
+            fs::create_dir_all(out.join("checkpoints/step-5"))?;
+            fs::write(out.join("half.tmp"), "")?;
+            Err(anyhow!("interrupted"))
+        };
+        assert_eq!(place.error(json!({"seed": 1}), stopped), "interrupted");
+        let refused = place.error(json!({"seed": 2}), never);
+        assert!(refused.contains("unfinished work of another configuration: seed was 1 and is 2 now"), "{refused}");
+        let resumed = || {
+            assert!(out.join("checkpoints/step-5").exists());
+            assert!(!out.join("half.tmp").exists());
+            Ok(json!(7))
+        };
+        assert_eq!(*place.run(json!({"seed": 1}), resumed).unwrap().results(), json!(7));
+        assert!(!out.join("checkpoints").exists());
+    }
+
+    #[test]
+    fn a_directory_of_somebody_else_is_not_touched() {
+        let place = Place::new();
+        fs::create_dir_all(place.out()).unwrap();
+        fs::write(place.out().join("thesis.txt"), "x").unwrap();
+        let refused = place.error(json!({}), never);
+        assert!(refused.contains("is not empty and not a directory that salsa made"), "{refused}");
+        assert_eq!(fs::read_dir(place.out()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn two_at_once_are_refused() {
+        let place = Place::new();
+        fs::create_dir_all(place.out()).unwrap();
+        let _lock = Lock::take(&place.out()).unwrap();
+        assert!(place.error(json!({}), never).contains("another salsa process"));
+    }
+
+    #[test]
+    fn a_missing_input_stops_before_anything_is_written() {
+        let place = Place::new();
+        let missing = place.dir.path().join("no-such-model");
+        let error = run_stage("sft", &place.out(), json!({}), &[missing], never).unwrap_err();
+        assert!(format!("{error:#}").contains("no-such-model"), "{error:#}");
+        assert!(!place.out().exists());
+    }
+}

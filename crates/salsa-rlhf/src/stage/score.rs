@@ -1,0 +1,102 @@
+//! `salsa score`: the score a reward model gives to every response.
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use salsa_engine::{Batch, Head, Model, Query};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{
+    StageContext,
+    arguments::ComputeType,
+    rows::{self, Rows},
+    start::Frozen,
+};
+use crate::progress::Progress;
+
+/// What `salsa score` can be told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScoreConfig {
+    /// Reward-model checkpoint.
+    pub model: PathBuf,
+    /// JSON lines with `tokens`, `prompt` and `response`, or `messages`.
+    pub input: PathBuf,
+    /// Where the same lines go with `score`.
+    pub output: PathBuf,
+    /// Least exact number type allowed.
+    pub dtype: ComputeType,
+    /// Tokens per forward pass; changes no number, only memory.
+    pub max_tokens_per_batch: usize,
+}
+
+impl Default for ScoreConfig {
+    fn default() -> ScoreConfig {
+        ScoreConfig {
+            model: PathBuf::new(),
+            input: PathBuf::new(),
+            output: PathBuf::new(),
+            dtype: ComputeType::Float32,
+            max_tokens_per_batch: 8192,
+        }
+    }
+}
+
+impl ScoreConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// If a value makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        ensure!(self.max_tokens_per_batch > 0, "max_tokens_per_batch is 0; it must be at least 1");
+        Ok(())
+    }
+}
+
+/// Writes the score of every input line: the scalar at its last token, whichever token that is.
+///
+/// Lines of `tokens` are scored as they are; a response given as text or messages gets its end token first. If the
+/// checkpoint knows the mean and standard deviation of its scores, `score_normalized` is written too.
+///
+/// # Errors
+/// If the model cannot be used, or a line (which is named) cannot.
+pub fn run(config: &ScoreConfig, _context: &StageContext) -> anyhow::Result<Value> {
+    config.validate()?;
+    let Frozen { checkpoint, model, encoder } = Frozen::open(&config.model, Head::Scalar)?;
+    let rows = Rows::read(&config.input)?;
+    let sequences = rows.try_map(|row| row.sequence(encoder.as_ref(), model.spec()))?;
+    let scores = scores("score", &model, &sequences, config.max_tokens_per_batch);
+
+    let normalization = checkpoint.score_normalization();
+    rows::write(
+        &config.output,
+        rows.rows.iter().zip(&scores).map(|(row, &score)| {
+            let mut object = row.object.clone();
+            object.insert("score".to_owned(), json!(score));
+            if let Some((mean, std)) = normalization {
+                object.insert("score_normalized".to_owned(), json!((f64::from(score) - mean) / std));
+            }
+            object
+        }),
+    )?;
+    let mean = scores.iter().map(|&score| f64::from(score)).sum::<f64>() / scores.len() as f64;
+    Ok(json!({"rows": scores.len(), "mean_score": mean}))
+}
+
+/// Scores of whole sequences, in order, with a progress bar of the given title.
+pub fn scores(title: &str, model: &Model, sequences: &[Vec<u32>], max_tokens_per_batch: usize) -> Vec<f32> {
+    let progress = Progress::new(title, sequences.iter().map(|tokens| tokens.len() as u64).sum(), "tok");
+    let (mut scores, mut done) = (Vec::with_capacity(sequences.len()), 0);
+    for sequences in rows::batches(sequences, max_tokens_per_batch) {
+        let (mut batch, mut query) = (Batch::new(), Query::default());
+        for tokens in sequences {
+            let rows = batch.push(tokens);
+            query.value_rows.push((rows.end - 1) as u32);
+        }
+        scores.extend(model.forward(&batch, &query).values);
+        done += batch.rows() as u64;
+        progress.set(done);
+    }
+    progress.finish("");
+    scores
+}

@@ -1,0 +1,172 @@
+//! Supervised fine-tuning: learning to give the responses of a data set.
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, ensure};
+use salsa_engine::Head;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{
+    StageContext,
+    arguments::TrainingArguments,
+    encoder::{Encoder, TruncationMode},
+    next_token::{NextToken, Sequence},
+    order::Batching,
+    source::DataSource,
+    start::{self, Start},
+    trainer::{self, Job, Objective},
+};
+use crate::data::Example;
+
+/// What `salsa sft` can be told, beside [`TrainingArguments`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SftConfig {
+    /// Checkpoint to start from.
+    pub model_name_or_path: PathBuf,
+    /// Messages, prompts with completions, preferences (the chosen response is learned) or texts.
+    pub dataset: DataSource,
+    /// Held-out examples; none: no evaluation.
+    pub eval_dataset: Option<DataSource>,
+    /// Where the trained model goes.
+    pub output_dir: PathBuf,
+    /// Highest learning rate. TRL: 2e-5.
+    pub learning_rate: f64,
+    /// Passes over the data, where `max_steps` is -1. TRL: 3.
+    pub num_train_epochs: f64,
+    /// Longest example, in tokens. TRL: 1024.
+    pub max_length: usize,
+    /// What happens to longer ones. TRL: keep_start.
+    pub truncation_mode: TruncationMode,
+    /// Fill every pass with as many examples as fit into `per_device_train_batch_size * max_length` tokens, instead of a
+    /// fixed number of examples. Examples never see each other either way, and nothing is ever padded. TRL: false.
+    pub packing: bool,
+    /// Learn completions and assistant turns only, not the prompts. TRL: true for prompts with completions.
+    pub completion_only_loss: bool,
+    /// The keys that all training stages share.
+    #[serde(flatten)]
+    pub training: TrainingArguments,
+}
+
+impl Default for SftConfig {
+    fn default() -> SftConfig {
+        SftConfig {
+            model_name_or_path: PathBuf::new(),
+            dataset: DataSource::default(),
+            eval_dataset: None,
+            output_dir: PathBuf::new(),
+            learning_rate: 2e-5,
+            num_train_epochs: 3.0,
+            max_length: 1024,
+            truncation_mode: TruncationMode::KeepStart,
+            packing: false,
+            completion_only_loss: true,
+            training: TrainingArguments::default(),
+        }
+    }
+}
+
+impl SftConfig {
+    /// Checks ranges and relations.
+    ///
+    /// # Errors
+    /// If a value makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        ensure!(self.max_length >= 2, "max_length is {}; it must be at least 2", self.max_length);
+        self.training.validate(self.learning_rate, self.num_train_epochs)
+    }
+
+    /// The files and directories that the stage reads.
+    pub fn inputs(&self) -> Vec<PathBuf> {
+        start::inputs(&[&self.model_name_or_path], &[Some(&self.dataset), self.eval_dataset.as_ref()])
+    }
+
+    /// The directory that the stage fills.
+    pub fn output_dir(&self) -> &Path {
+        &self.output_dir
+    }
+
+    fn batching(&self) -> Batching {
+        let count = self.training.per_device_train_batch_size;
+        if self.packing { Batching::Tokens(count * self.max_length) } else { Batching::Examples(count) }
+    }
+}
+
+/// Fine-tunes a language model and saves it with its tokenizer and chat template.
+///
+/// # Errors
+/// If the data or the model cannot be used, or training stops.
+pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> {
+    config.validate()?;
+    let Start { checkpoint, encoder, mut model } =
+        Start::open(&config.model_name_or_path, Head::LanguageModel, &config.training)?;
+    let load = |source: &DataSource| -> anyhow::Result<Lesson> {
+        let lesson = Lesson::new(&source.load()?.examples, &encoder, config)?;
+        context.say(&format!("{source}: {} examples, {} left out", lesson.objective.examples(), lesson.left_out));
+        Ok(lesson)
+    };
+    let data = load(&config.dataset)?;
+    let eval = config.eval_dataset.as_ref().map(load).transpose()?;
+    check_ends_are_learned(&data.objective, &encoder)?;
+
+    let job = Job {
+        title: "sft",
+        output_dir: &config.output_dir,
+        arguments: &config.training,
+        learning_rate: config.learning_rate,
+        batching: config.batching(),
+        num_train_epochs: config.num_train_epochs,
+        fingerprint: start::fingerprint("sft", config)?,
+        stop: &|_| context.interrupted(),
+    };
+    let held_out = eval.as_ref().map(|lesson| &lesson.objective as &dyn Objective);
+    let outcome = trainer::train(&job, &mut model, &data.objective, held_out)?;
+    start::save(&config.output_dir, &checkpoint, &model, &[], &config.training, &outcome)?;
+    Ok(json!({
+        "training": outcome.to_json(),
+        "examples": data.objective.examples(),
+        "left_out": data.left_out,
+        "learned_tokens_per_epoch": data.objective.learned_count(),
+    }))
+}
+
+/// Examples ready to be learned.
+struct Lesson {
+    objective: NextToken,
+    /// Examples of which nothing learnable is left within `max_length`.
+    left_out: usize,
+}
+
+impl Lesson {
+    fn new(examples: &[Example], encoder: &Encoder, config: &SftConfig) -> anyhow::Result<Lesson> {
+        let mut kept = Vec::with_capacity(examples.len());
+        for example in examples {
+            let mut sequence = encoder.example(example)?;
+            if !config.completion_only_loss {
+                sequence = Sequence::whole(sequence.tokens);
+            }
+            kept.extend(sequence.truncated(config.max_length, config.truncation_mode).map(|sequence| vec![sequence]));
+        }
+        if kept.is_empty() {
+            bail!(
+                "none of the {} examples has anything to learn within max_length {}; raise it",
+                examples.len(),
+                config.max_length
+            );
+        }
+        Ok(Lesson { left_out: examples.len() - kept.len(), objective: NextToken { examples: kept } })
+    }
+}
+
+/// A model that never learns an end token never stops talking.
+fn check_ends_are_learned(data: &NextToken, encoder: &Encoder) -> anyhow::Result<()> {
+    let mut sequences = data.examples.iter().flatten();
+    let ends = sequences.any(|sequence| sequence.learned_tokens().any(|token| encoder.ends().contains(&token)));
+    ensure!(
+        ends,
+        "no example teaches an end token, so the model would never stop: every example is cut off by max_length, or the \
+         chat template does not write one of the model's eos_token_id {:?}",
+        encoder.ends()
+    );
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Running statistics of a logging window: exact means over tokens or pairs, however they were split into passes.
+use serde::{Deserialize, Serialize};
+
+/// Named statistics in the order in which they were first added.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tally {
+    entries: Vec<(String, Statistic)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+enum Statistic {
+    Mean { sum: f64, count: f64 },
+    Min(f64),
+    Max(f64),
+}
+
+impl Tally {
+    /// An empty tally.
+    pub fn new() -> Tally {
+        Tally::default()
+    }
+
+    /// Adds `count` observations that sum to `sum`; the value is their mean.
+    pub fn mean(&mut self, name: &str, sum: f64, count: f64) {
+        self.merge(name, Statistic::Mean { sum, count });
+    }
+
+    /// Adds one observation of which the least is kept.
+    pub fn min(&mut self, name: &str, value: f64) {
+        self.merge(name, Statistic::Min(value));
+    }
+
+    /// Adds one observation of which the greatest is kept.
+    pub fn max(&mut self, name: &str, value: f64) {
+        self.merge(name, Statistic::Max(value));
+    }
+
+    /// Adds all observations of another tally.
+    pub fn absorb(&mut self, other: &Tally) {
+        for (name, statistic) in &other.entries {
+            self.merge(name, *statistic);
+        }
+    }
+
+    /// The value of a statistic, if it was ever added with a count above 0.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.values().find(|(found, _)| *found == name).map(|(_, value)| value)
+    }
+
+    /// All values, in order of first addition; means over nothing are left out.
+    pub fn values(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.entries.iter().filter_map(|(name, statistic)| match *statistic {
+            Statistic::Mean { count: 0.0, .. } => None,
+            Statistic::Mean { sum, count } => Some((name.as_str(), sum / count)),
+            Statistic::Min(value) | Statistic::Max(value) => Some((name.as_str(), value)),
+        })
+    }
+
+    fn merge(&mut self, name: &str, new: Statistic) {
+        let Some((_, old)) = self.entries.iter_mut().find(|(found, _)| found == name) else {
+            self.entries.push((name.to_owned(), new));
+            return;
+        };
+        *old = match (*old, new) {
+            (Statistic::Mean { sum: a, count: n }, Statistic::Mean { sum: b, count: m }) => {
+                Statistic::Mean { sum: a + b, count: n + m }
+            }
+            (Statistic::Min(a), Statistic::Min(b)) => Statistic::Min(a.min(b)),
+            (Statistic::Max(a), Statistic::Max(b)) => Statistic::Max(a.max(b)),
+            (old, new) => panic!("statistic {name:?} added as {old:?} and as {new:?}"),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn means_weigh_by_count_and_keep_their_order() {
+        let mut tally = Tally::new();
+        tally.mean("loss", 6.0, 2.0);
+        tally.min("low", 4.0);
+        tally.max("high", 4.0);
+        let mut other = Tally::new();
+        other.max("high", 5.0);
+        other.min("low", 5.0);
+        other.mean("loss", 1.0, 2.0);
+        other.mean("nothing", 0.0, 0.0);
+        tally.absorb(&other);
+        assert_eq!(tally.values().collect::<Vec<_>>(), [("loss", 1.75), ("low", 4.0), ("high", 5.0)]);
+        assert_eq!((tally.get("loss"), tally.get("nothing"), tally.get("other")), (Some(1.75), None, None));
+    }
+
+    #[test]
+    fn a_round_trip_through_json_changes_no_bit() {
+        let mut tally = Tally::new();
+        tally.mean("loss", 0.1 + 0.2, 3.0);
+        let text = serde_json::to_string(&tally).unwrap();
+        assert_eq!(serde_json::from_str::<Tally>(&text).unwrap(), tally);
+    }
+}

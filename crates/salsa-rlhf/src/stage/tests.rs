@@ -1,0 +1,299 @@
+//! The stages end to end, on models of a few thousand weights.
+use std::{fs, path::Path};
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::{
+    Interrupted, StageContext,
+    arguments::TrainingArguments,
+    dpo::{self, DpoConfig, DpoLoss},
+    fixture::{self, quiet},
+    generate::{self, GenerateConfig},
+    logprobs::{self, LogprobsConfig},
+    pretrain::{self, PretrainConfig},
+    reward::{self, RewardConfig},
+    score::{self, ScoreConfig},
+    sft::{self, SftConfig},
+    source::DataSource,
+};
+use crate::checkpoint::Checkpoint;
+
+fn arguments(max_steps: i64) -> TrainingArguments {
+    TrainingArguments { max_steps, eval_steps: 3, logging_steps: 2, save_steps: 3, ..TrainingArguments::default() }
+}
+
+fn sft_config(dir: &Path, base: &Path) -> SftConfig {
+    let data = dir.join("sft.jsonl");
+    let example = |i: usize| {
+        let question = fixture::SENTENCES[i % 4];
+        json!({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "yes"}]})
+    };
+    fixture::write_lines(&data, &(0..20).map(example).collect::<Vec<_>>());
+    SftConfig {
+        model_name_or_path: base.to_owned(),
+        dataset: DataSource::Path(data.clone()),
+        eval_dataset: Some(DataSource::Path(data)),
+        output_dir: dir.join("sft"),
+        learning_rate: 0.01,
+        max_length: 64,
+        training: arguments(8),
+        ..SftConfig::default()
+    }
+}
+
+fn reward_config(dir: &Path, base: &Path) -> RewardConfig {
+    let data = fixture::preferences(&dir.join("pairs.jsonl"));
+    RewardConfig {
+        model_name_or_path: base.to_owned(),
+        dataset: data.clone(),
+        eval_dataset: Some(data),
+        output_dir: dir.join("reward"),
+        learning_rate: 0.01,
+        max_length: 96,
+        center_rewards_coefficient: 0.01,
+        training: arguments(8),
+        ..RewardConfig::default()
+    }
+}
+
+fn dpo_config(dir: &Path, base: &Path, loss_type: DpoLoss) -> DpoConfig {
+    let data = fixture::preferences(&dir.join("pairs.jsonl"));
+    DpoConfig {
+        model_name_or_path: base.to_owned(),
+        dataset: data.clone(),
+        eval_dataset: Some(data),
+        output_dir: dir.join("dpo"),
+        learning_rate: 0.003,
+        loss_type,
+        max_length: 96,
+        training: arguments(8),
+        ..DpoConfig::default()
+    }
+}
+
+/// Runs a stage undisturbed into one directory, and interrupted after every single step into another: same bytes.
+fn resumes_bytewise(run: impl Fn(&Path, &StageContext) -> Result<Value>) {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, torn) = (dir.path().join("whole"), dir.path().join("torn"));
+    let results = run(&whole, &quiet()).unwrap();
+    let mut stops = 0;
+    let resumed = loop {
+        let context = quiet();
+        context.interrupt();
+        match run(&torn, &context) {
+            Ok(results) => break results,
+            Err(error) => assert_eq!(error.downcast::<Interrupted>().unwrap().step, stops + 1),
+        }
+        stops += 1;
+    };
+    assert!(stops >= 3, "it was interrupted {stops} times");
+    assert_eq!(resumed, results);
+    for name in ["model.safetensors", "config.json", "metrics.jsonl", "trainer_state.json"] {
+        let read = |dir: &Path| fs::read(dir.join(name)).unwrap();
+        assert!(read(&whole) == read(&torn), "{name} differs");
+    }
+}
+
+#[test]
+fn pretraining_learns_and_resumes() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixture::base(dir.path());
+    let checkpoint = Checkpoint::open(&base).unwrap();
+    assert_eq!(checkpoint.spec.hidden_size, 16);
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    assert_eq!(checkpoint.tokens.eos, vec![tokenizer.eos().unwrap()]);
+    let losses = fixture::read_lines(&base.join("metrics.jsonl"));
+    assert!(losses[0]["loss"].as_f64().unwrap() < 5.7, "uniform over 290 tokens is 5.67: {losses:?}");
+
+    resumes_bytewise(|output_dir, context| {
+        let config = PretrainConfig {
+            dataset: DataSource::Path(dir.path().join("texts.jsonl")),
+            tokenizer_name_or_path: Some(base.clone()),
+            output_dir: output_dir.to_owned(),
+            hidden_size: 16,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            max_position_embeddings: 64,
+            max_length: 32,
+            training: TrainingArguments { per_device_train_batch_size: 2, ..arguments(5) },
+            ..PretrainConfig::default()
+        };
+        pretrain::run(&config, context)
+    });
+}
+
+#[test]
+fn fine_tuning_learns_the_answer_and_resumes() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixture::base(dir.path());
+    for packing in [false, true] {
+        let config = SftConfig { packing, ..sft_config(dir.path(), &base) };
+        resumes_bytewise(|output_dir, context| {
+            sft::run(&SftConfig { output_dir: output_dir.to_owned(), ..config.clone() }, context)
+        });
+    }
+    let config = SftConfig { training: arguments(50), learning_rate: 0.02, ..sft_config(dir.path(), &base) };
+    let results = sft::run(&config, &quiet()).unwrap();
+    assert_eq!(results["examples"], 20);
+    assert!(results["training"]["eval"]["loss"].as_f64().unwrap() < 0.5, "{results}");
+
+    let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
+    fixture::write_lines(&input, &[json!({"messages": [{"role": "user", "content": "the cat sat"}], "id": 7})]);
+    let config = GenerateConfig {
+        model: config.output_dir,
+        input,
+        output: output.clone(),
+        temperature: 0.0,
+        max_new_tokens: 8,
+        ..GenerateConfig::default()
+    };
+    generate::run(&config, &quiet()).unwrap();
+    let answer = &fixture::read_lines(&output)[0];
+    assert_eq!((&answer["response"], &answer["finish_reason"]), (&json!("yes"), &json!("stop")));
+    assert_eq!(answer["id"], 7, "what the line said stays");
+}
+
+#[test]
+fn the_reward_model_learns_the_preference_and_resumes() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixture::base(dir.path());
+    let config = reward_config(dir.path(), &base);
+    resumes_bytewise(|output_dir, context| {
+        reward::run(&RewardConfig { output_dir: output_dir.to_owned(), ..config.clone() }, context)
+    });
+    let results = reward::run(&RewardConfig { training: arguments(20), ..config.clone() }, &quiet()).unwrap();
+    assert_eq!(results["eval_accuracy"], 1.0);
+    assert_eq!(results["eval_longer_wins_accuracy"], 0.0, "the rejected answer is always the longer one");
+
+    // The saved score normalisation is that of the scores `salsa score` gives to the same pairs.
+    let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
+    let rows: Vec<Value> = fixture::read_lines(&dir.path().join("pairs.jsonl"))
+        .iter()
+        .flat_map(|pair| ["chosen", "rejected"].map(|side| json!({"prompt": pair["prompt"], "response": pair[side]})))
+        .collect();
+    fixture::write_lines(&input, &rows);
+    let config = ScoreConfig { model: config.output_dir, input, output: output.clone(), ..ScoreConfig::default() };
+    score::run(&config, &quiet()).unwrap();
+    let scores: Vec<f64> =
+        fixture::read_lines(&output).iter().map(|row| row["score"].as_f64().unwrap()).collect();
+    let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+    let (stored, std) = Checkpoint::open(&config.model).unwrap().score_normalization().unwrap();
+    assert!((mean - stored).abs() < 1e-6, "{mean} {stored}");
+    let normalized = fixture::read_lines(&output)[0]["score_normalized"].as_f64().unwrap();
+    assert!((normalized - (scores[0] - stored) / std).abs() < 1e-9);
+}
+
+#[test]
+fn dpo_raises_the_margin_and_resumes() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixture::base(dir.path());
+    for loss_type in [DpoLoss::Sigmoid, DpoLoss::Ipo] {
+        let config = dpo_config(dir.path(), &base, loss_type);
+        resumes_bytewise(|output_dir, context| {
+            dpo::run(&DpoConfig { output_dir: output_dir.to_owned(), ..config.clone() }, context)
+        });
+    }
+    let config = dpo_config(dir.path(), &base, DpoLoss::Sigmoid);
+    let results = dpo::run(&config, &quiet()).unwrap();
+    let log = fixture::read_lines(&config.output_dir.join("metrics.jsonl"));
+    assert!((log[0]["loss"].as_f64().unwrap() - 2f64.ln()).abs() < 0.05, "it starts at the reference: {}", log[0]);
+    let eval = &results["training"]["eval"];
+    assert_eq!(eval["rewards/accuracies"], 1.0);
+    assert!(eval["rewards/margins"].as_f64().unwrap() > 0.1, "{eval}");
+}
+
+#[test]
+fn log_probabilities_while_sampling_are_those_of_the_forward_pass() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixture::base(dir.path());
+    let (input, output, again) =
+        (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"), dir.path().join("again.jsonl"));
+    let prompts = ["the cat", "a", "one day it rained and the dog ran home"];
+    fixture::write_lines(&input, &prompts.map(|prompt| json!({"prompt": prompt})));
+    let config = GenerateConfig {
+        model: base.clone(),
+        input,
+        output: output.clone(),
+        max_new_tokens: 12,
+        num_return_sequences: 2,
+        ..GenerateConfig::default()
+    };
+    generate::run(&config, &quiet()).unwrap();
+    let sampled = fixture::read_lines(&output);
+    assert_eq!(sampled.iter().map(|row| row["prompt"].as_str().unwrap()).collect::<Vec<_>>(), [
+        prompts[0], prompts[0], prompts[1], prompts[1], prompts[2], prompts[2]
+    ]);
+    assert_ne!(sampled[0]["tokens"], sampled[1]["tokens"], "two samples of one prompt differ");
+
+    let rows: Vec<Value> = sampled.iter().map(|row| json!({"tokens": row["tokens"]})).collect();
+    fixture::write_lines(&config.input, &rows);
+    for max_tokens_per_batch in [1, 8192] {
+        let (model, input, output) = (base.clone(), config.input.clone(), again.clone());
+        let config = LogprobsConfig { model, input, output, max_tokens_per_batch, ..LogprobsConfig::default() };
+        logprobs::run(&config, &quiet()).unwrap();
+        for (sampled, scored) in sampled.iter().zip(fixture::read_lines(&again)) {
+            let (own, all) = (sampled["logprobs"].as_array().unwrap(), scored["logprobs"].as_array().unwrap());
+            assert_eq!(all.len() + 1, sampled["tokens"].as_array().unwrap().len());
+            assert_eq!(&all[all.len() - own.len()..], own);
+        }
+    }
+}
+
+#[test]
+fn rows_of_tokens_need_no_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixture::base(dir.path());
+    fs::remove_file(base.join("tokenizer.json")).unwrap();
+    let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
+    let config = LogprobsConfig { model: base, input, output: output.clone(), ..LogprobsConfig::default() };
+    fixture::write_lines(&config.input, &[json!({"tokens": [5]}), json!({"tokens": [1, 2, 3]})]);
+    logprobs::run(&config, &quiet()).unwrap();
+    let rows = fixture::read_lines(&output);
+    assert_eq!((&rows[0], rows[1]["logprobs"].as_array().unwrap().len()), (&json!({"tokens": [5], "logprobs": []}), 2));
+
+    fs::remove_file(&output).unwrap();
+    for (row, complaint) in [
+        (json!({"tokens": [1, 300]}), "line 2: token 300 is not in the model's vocabulary"),
+        (json!({"tokens": []}), "line 2: there is no token"),
+        (json!({"tokens": [-1]}), "line 2: \"tokens\" holds -1, which is no token number"),
+        (json!({"tokens": vec![1; 97]}), "line 2: 97 tokens do not fit the model's context of 96"),
+        (json!({"prompt": "a", "response": "b"}), "line 2: the model directory has no tokenizer.json"),
+        (json!({"question": "a"}), "line 2: no \"tokens\""),
+    ] {
+        fixture::write_lines(&config.input, &[json!({"tokens": [5]}), row]);
+        let error = format!("{:#}", logprobs::run(&config, &quiet()).unwrap_err());
+        assert!(error.contains(complaint), "{error}");
+        assert!(!output.exists(), "nothing half-written");
+    }
+}
+
+#[test]
+fn prompts_that_leave_no_room_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixture::base(dir.path());
+    let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
+    fixture::write_lines(&input, &[json!({"tokens": [5]}), json!({"tokens": vec![1; 90]})]);
+    let config = GenerateConfig { model: base, input, output, max_new_tokens: 7, ..GenerateConfig::default() };
+    let error = format!("{:#}", generate::run(&config, &quiet()).unwrap_err());
+    assert!(error.contains("line 2: prompt of 90 tokens and max_new_tokens 7 exceed the model's context of 96"), "{error}");
+}
+
+#[test]
+fn models_of_the_wrong_kind_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixture::base(dir.path());
+    let input = dir.path().join("in.jsonl");
+    fixture::write_lines(&input, &[json!({"tokens": [5]})]);
+    let config = ScoreConfig { model: base.clone(), input, output: dir.path().join("out"), ..ScoreConfig::default() };
+    let error = score::run(&config, &quiet()).unwrap_err().to_string();
+    assert!(error.contains("is a language model without score.weight"), "{error}");
+
+    let config = RewardConfig { training: arguments(1), ..reward_config(dir.path(), &base) };
+    reward::run(&config, &quiet()).unwrap();
+    let config = SftConfig { model_name_or_path: config.output_dir, ..sft_config(dir.path(), &base) };
+    let error = sft::run(&config, &quiet()).unwrap_err().to_string();
+    assert!(error.contains("is a reward model; a language model is needed"), "{error}");
+    let config = SftConfig { model_name_or_path: base, dataset: DataSource::default(), ..config };
+    assert!(sft::run(&config, &quiet()).unwrap_err().to_string().contains("no data set is given"));
+}

@@ -1,0 +1,258 @@
+//! `salsa eval winrate`: how often one set of answers beats another, by a reward model or the gold reward of the toy world.
+use std::{collections::BTreeMap, path::PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use salsa_algo::stats::{Estimate, Interval, Resampling, Tally, Verdict, Z95, bootstrap_difference, bootstrap_mean};
+use salsa_engine::Head;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{
+    StageContext,
+    rows::{Row, Rows},
+    score,
+    start::Frozen,
+};
+use crate::{data::Content, world};
+
+/// What `salsa eval winrate` can be told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WinrateConfig {
+    /// JSON lines with `prompt` (or `messages`) and `response`, as `salsa generate` writes them: the side that wins or loses.
+    pub answers: PathBuf,
+    /// Answers to the same prompts: the side it is compared with.
+    pub baseline: PathBuf,
+    /// Who judges.
+    pub judge: Judge,
+    /// The reward model, if it is the judge.
+    pub reward_model_path: Option<PathBuf>,
+    /// Answers whose scores differ by no more than this tie; in units of score.
+    pub tie_margin: f64,
+    /// Resamples of the bootstrap intervals.
+    pub resamples: usize,
+    /// Seed of the bootstrap.
+    pub seed: u64,
+    /// Tokens per forward pass of the reward model; changes no number, only memory.
+    pub max_tokens_per_batch: usize,
+}
+
+impl Default for WinrateConfig {
+    fn default() -> WinrateConfig {
+        WinrateConfig {
+            answers: PathBuf::new(),
+            baseline: PathBuf::new(),
+            judge: Judge::RewardModel,
+            reward_model_path: None,
+            tie_margin: 0.0,
+            resamples: Resampling::default().resamples,
+            seed: 0,
+            max_tokens_per_batch: 8192,
+        }
+    }
+}
+
+/// Who says which answer is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Judge {
+    /// The score of a reward model.
+    RewardModel,
+    /// The gold reward of the toy world, for its prompts.
+    Gold,
+}
+
+/// Compares the two files: wins, ties and losses, the win rate with ties counted half, and the difference of scores, with
+/// 95 % intervals (Wilson's and paired bootstrap).
+///
+/// # Errors
+/// If the files do not answer the same prompts, a line (which is named) cannot be used, or the reward model cannot.
+pub fn run(config: &WinrateConfig, _context: &StageContext) -> anyhow::Result<Value> {
+    ensure!(config.tie_margin >= 0.0, "tie_margin is {}; it must be at least 0", config.tie_margin);
+    let (ours, theirs) = (Rows::read(&config.answers)?, Rows::read(&config.baseline)?);
+    let pairs = pairs(&ours, &theirs)?;
+    let judge = Bench::open(config)?;
+    let (our_scores, their_scores) = (judge.scores("answers", &ours)?, judge.scores("baseline", &theirs)?);
+    let ours: Vec<f64> = pairs.iter().map(|&(ours, _)| our_scores[ours]).collect();
+    let theirs: Vec<f64> = pairs.iter().map(|&(_, theirs)| their_scores[theirs]).collect();
+    let how = Resampling { resamples: config.resamples, seed: config.seed, ..Resampling::default() };
+    Ok(comparison(&ours, &theirs, config.tie_margin, &how))
+}
+
+/// The statistics of two lists of scores for the same prompts, as JSON.
+///
+/// # Panics
+/// If the lists differ in length.
+pub fn comparison(ours: &[f64], theirs: &[f64], tie_margin: f64, how: &Resampling) -> Value {
+    assert_eq!(ours.len(), theirs.len(), "one score of each side per prompt");
+    let verdict = |(&ours, &theirs): (&f64, &f64)| match (ours - theirs).abs() <= tie_margin {
+        true => Verdict::Tie,
+        false => Verdict::from_scores(ours, theirs),
+    };
+    let verdicts: Vec<Verdict> = ours.iter().zip(theirs).map(verdict).collect();
+    let tally: Tally = verdicts.iter().copied().collect();
+    let points: Vec<f64> = verdicts.iter().map(|verdict| points(*verdict)).collect();
+    let wilson = tally.win_rate().map(|mean| Estimate { mean, interval: tally.interval(Z95) });
+    json!({
+        "rows": tally.rows(),
+        "wins": tally.wins,
+        "ties": tally.ties,
+        "losses": tally.losses,
+        "win_rate": wilson.map(estimate),
+        "win_rate_bootstrap": bootstrap_mean(&points, how).map(estimate),
+        "score": bootstrap_mean(ours, how).map(estimate),
+        "baseline_score": bootstrap_mean(theirs, how).map(estimate),
+        "score_difference": bootstrap_difference(ours, theirs, how).map(estimate),
+    })
+}
+
+/// `{"mean": m, "ci95": [low, high]}`.
+pub fn estimate(estimate: Estimate) -> Value {
+    let Interval { low, high } = estimate.interval;
+    json!({"mean": estimate.mean, "ci95": [low, high]})
+}
+
+fn points(verdict: Verdict) -> f64 {
+    match verdict {
+        Verdict::Win => 1.0,
+        Verdict::Tie => 0.5,
+        Verdict::Loss => 0.0,
+    }
+}
+
+/// Which rows answer the same prompt: line by line where the prompts agree so, else by prompt.
+fn pairs(ours: &Rows, theirs: &Rows) -> anyhow::Result<Vec<(usize, usize)>> {
+    let (our_keys, their_keys) = (ours.try_map(key)?, theirs.try_map(key)?);
+    if our_keys == their_keys {
+        return Ok((0..our_keys.len()).map(|row| (row, row)).collect());
+    }
+    let mut places = BTreeMap::new();
+    for (row, key) in their_keys.iter().enumerate() {
+        if places.insert(key, row).is_some() {
+            bail!("{} answers a prompt twice and not line by line as {}: {key}", theirs.name(), ours.name());
+        }
+    }
+    ensure!(
+        our_keys.len() == their_keys.len(),
+        "{} has {} answers, {} has {}; they must answer the same prompts",
+        ours.name(),
+        our_keys.len(),
+        theirs.name(),
+        their_keys.len()
+    );
+    our_keys
+        .iter()
+        .enumerate()
+        .map(|(row, key)| {
+            let place = places.remove(key).with_context(|| format!("{} does not answer (once more) {key}", theirs.name()))?;
+            Ok((row, place))
+        })
+        .collect()
+}
+
+/// What makes two rows answers to the same prompt.
+fn key(row: &Row) -> anyhow::Result<String> {
+    let prompt = row.object.get("prompt").or_else(|| row.object.get("messages"));
+    Ok(prompt.context("no \"prompt\" or \"messages\"")?.to_string())
+}
+
+/// A judge at work.
+enum Bench {
+    Gold,
+    RewardModel { judge: Box<Frozen>, max_tokens_per_batch: usize },
+}
+
+impl Bench {
+    fn open(config: &WinrateConfig) -> anyhow::Result<Bench> {
+        match (config.judge, &config.reward_model_path) {
+            (Judge::Gold, None) => Ok(Bench::Gold),
+            (Judge::Gold, Some(_)) => bail!("judge is gold, so reward_model_path has no use; leave one of them out"),
+            (Judge::RewardModel, None) => bail!("judge is reward_model; say which: reward_model_path: DIR"),
+            (Judge::RewardModel, Some(path)) => {
+                let judge = Box::new(Frozen::open(path, Head::Scalar)?);
+                Ok(Bench::RewardModel { judge, max_tokens_per_batch: config.max_tokens_per_batch })
+            }
+        }
+    }
+
+    fn scores(&self, title: &str, rows: &Rows) -> anyhow::Result<Vec<f64>> {
+        match self {
+            Bench::Gold => rows.try_map(gold),
+            Bench::RewardModel { judge, max_tokens_per_batch } => {
+                let (model, encoder) = (&judge.model, judge.encoder.as_ref());
+                let sequences = rows.try_map(|row| row.answer(encoder, model.spec()))?;
+                let scores = score::scores(title, model, &sequences, *max_tokens_per_batch);
+                Ok(scores.into_iter().map(f64::from).collect())
+            }
+        }
+    }
+}
+
+/// The toy world's reward of a row's response.
+fn gold(row: &Row) -> anyhow::Result<f64> {
+    let prompt = match row.prompt()? {
+        Content::Text(text) => text,
+        Content::Messages(messages) => {
+            let asked = messages.into_iter().rfind(|message| message.role == "user");
+            asked.context("no message is the user's")?.content
+        }
+    };
+    let response = row.response().and_then(Value::as_str).context("no \"response\" text")?;
+    Ok(world::gold_reward(&prompt, response).total)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{super::fixture, *};
+
+    fn rows(dir: &Path, name: &str, answers: &[(&str, &str)]) -> PathBuf {
+        let path = dir.join(name);
+        let line = |(prompt, response): &(&str, &str)| json!({"prompt": prompt, "response": response});
+        fixture::write_lines(&path, &answers.iter().map(line).collect::<Vec<_>>());
+        path
+    }
+
+    const PEAS: &str = "Please give me a dip with peas and lemon, in 3 steps.";
+    const GOOD: &str = "1. Rinse the peas. 2. Mash the peas with lemon. 3. Serve cold. Done.";
+
+    #[test]
+    fn ties_count_half_and_intervals_are_by_hand() {
+        let result = comparison(&[1.0, 1.0, 0.5, 0.0], &[0.0, 0.95, 0.5, 1.0], 0.1, &Resampling::default());
+        assert_eq!((&result["wins"], &result["ties"], &result["losses"]), (&json!(1), &json!(2), &json!(1)));
+        assert_eq!(result["win_rate"]["mean"], 0.5);
+        // Wilson for 2 of 4: 0.5 ± z / sqrt(n + z^2) / 2 = 0.5 ± 0.34996
+        let low = result["win_rate"]["ci95"][0].as_f64().unwrap();
+        assert!((low - 0.150_04).abs() < 1e-4, "{low}");
+        assert!((result["score_difference"]["mean"].as_f64().unwrap() - 0.0125).abs() < 1e-12);
+    }
+
+    #[test]
+    fn gold_judges_by_prompt_whatever_the_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let answers = rows(dir.path(), "a", &[(PEAS, GOOD), ("A soup, please.", "")]);
+        let baseline = rows(dir.path(), "b", &[("A soup, please.", ""), (PEAS, "")]);
+        let config = WinrateConfig { answers, baseline, judge: Judge::Gold, resamples: 100, ..WinrateConfig::default() };
+        let result = run(&config, &fixture::quiet()).unwrap();
+        assert_eq!((&result["wins"], &result["ties"], &result["losses"]), (&json!(1), &json!(1), &json!(0)));
+        assert_eq!(result["win_rate"]["mean"], 0.75);
+        assert_eq!(result["score"]["mean"], 0.5);
+    }
+
+    #[test]
+    fn different_prompts_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let answers = rows(dir.path(), "a", &[(PEAS, GOOD), ("x", "")]);
+        for (other, complaint) in [
+            (vec![(PEAS, "")], "has 2 answers"),
+            (vec![(PEAS, ""), ("y", "")], "does not answer (once more) \"x\""),
+            (vec![("x", ""), ("x", "")], "answers a prompt twice"),
+        ] {
+            let baseline = rows(dir.path(), "b", &other);
+            let config = WinrateConfig { answers: answers.clone(), baseline, judge: Judge::Gold, ..WinrateConfig::default() };
+            let error = format!("{:#}", run(&config, &fixture::quiet()).unwrap_err());
+            assert!(error.contains(complaint), "{error}");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! A toy world that comes with the program: a kitchen assistant, small enough that the whole method can be watched on
+//! it in minutes, without any download.
+//!
+//! A prompt asks for a short recipe under constraints. An answer is a few dozen words:
+//!
+//! ```text
+//! prompt    Please give me a dish with chickpeas and lemon, without garlic, in 3 steps. Keep it cheerful.
+//! answer    Hooray, a lovely dish of chickpeas and lemon! 1. Rinse the chickpeas.
+//!           2. Bake the chickpeas with lemon and oil. 3. Serve warm. Enjoy!
+//! ```
+//!
+//! What real projects lack is a [gold reward](gold_reward): how good an answer truly is, computed from the two texts.
+//! Here it is known, so it shows what a reward model learned from [preferences](preference) gets right, and what a
+//! policy gains or loses when it follows that model.
+//!
+//! ```
+//! use salsa_rlhf::world::gold_reward;
+//! let prompt = "Please give me a dish with chickpeas and lemon, without garlic, in 3 steps. Keep it cheerful.";
+//! let answer = "Hooray, a lovely dish of chickpeas and lemon! 1. Rinse the chickpeas. \
+//!               2. Bake the chickpeas with lemon and oil. 3. Serve warm. Enjoy!";
+//! assert_eq!(gold_reward(prompt, answer).total, 1.0);
+//! // Garlic for lemon: half of what is wanted (weight 0.26), all of what is forbidden (0.10). No wishes, so all weights sum to 0.92.
+//! let worse = gold_reward(prompt, &answer.replace("lemon", "garlic")).total;
+//! assert!((worse - (1.0 - (0.26 / 2.0 + 0.10) / 0.92)).abs() < 1e-12);
+//! ```
+//!
+//! # Layout
+//!
+//! | file | subject |
+//! |---|---|
+//! | `pantry` | the words: ingredients, verbs, dishes, openings and closings |
+//! | `request` | what a prompt asks for, read back from its text |
+//! | `wording` | requests in varied English |
+//! | `split` | [`prompts`] of each [`Split`]; what is held out |
+//! | `cook` | [`perfect`] answers and noisy [`demonstration`]s |
+//! | `slips` | the mistakes of the noisy cook and their probabilities |
+//! | `reading` | an answer taken apart |
+//! | `gold` | the [`gold_reward`] |
+//! | `prose` | [`pretrain_text`] |
+//! | `dataset` | [`preference`] pairs with noisy [`label`]s, and [`write()`], which leaves the files of a toy project |
+//!
+//! Everything is a pure function of its arguments and of the generator passed in: the same seed gives the same bytes.
+
+mod cook;
+mod dataset;
+mod gold;
+mod pantry;
+mod prose;
+mod reading;
+mod request;
+mod slips;
+mod split;
+mod wording;
+
+#[cfg(test)]
+mod tests;
+
+pub use cook::{demonstration, perfect};
+pub use dataset::{LABEL_TEMPERATURE, Label, Preference, Sizes, label, preference, write};
+pub use gold::{Gold, Parts, WEIGHTS, gold_reward};
+pub use pantry::{Act, Family, Ingredient, Tone};
+pub use prose::pretrain_text;
+pub use request::{Request, Wish};
+pub use split::{Split, prompts};
