@@ -54,35 +54,34 @@ impl Dtype {
     pub(super) fn decode(self, bytes: &[u8], out: &mut [f32]) -> Result<(), usize> {
         assert_eq!(bytes.len(), out.len() * self.size(), "as many bytes as numbers need");
         match self {
-            Dtype::F32 => fill(out, bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
-            Dtype::BF16 => fill(out, bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())),
-            Dtype::F16 => fill(out, bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())),
+            Dtype::F32 => decode_each(bytes, out, f32::from_le_bytes),
+            Dtype::BF16 => decode_each(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F16 => decode_each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
         }
-        first_not_finite(out)
+        first_from(f32::INFINITY, out)
     }
 
     /// Float32 to little-endian bytes, rounded to nearest, ties to even. Returns the index of the first number that is
-    /// not finite, or not in this type.
+    /// not finite, or rounds to infinity in this type.
     pub(super) fn encode(self, numbers: &[f32], out: &mut Vec<u8>) -> Result<(), usize> {
+        first_from(self.limit(), numbers)?;
         out.clear();
-        out.reserve(numbers.len() * self.size());
-        first_not_finite(numbers)?;
-        let beyond = |finite: &dyn Fn(f32) -> bool| numbers.iter().position(|x| !finite(*x));
-        let bad = match self {
-            Dtype::F32 => {
-                numbers.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes()));
-                None
-            }
-            Dtype::BF16 => {
-                numbers.iter().for_each(|x| out.extend_from_slice(&bf16::from_f32(*x).to_le_bytes()));
-                beyond(&|x| bf16::from_f32(x).is_finite())
-            }
-            Dtype::F16 => {
-                numbers.iter().for_each(|x| out.extend_from_slice(&f16::from_f32(*x).to_le_bytes()));
-                beyond(&|x| f16::from_f32(x).is_finite())
-            }
-        };
-        bad.map_or(Ok(()), Err)
+        out.resize(numbers.len() * self.size(), 0);
+        match self {
+            Dtype::F32 => encode_each(numbers, out, f32::to_le_bytes),
+            Dtype::BF16 => encode_each(numbers, out, |x| bf16::from_f32(x).to_le_bytes()),
+            Dtype::F16 => encode_each(numbers, out, |x| f16::from_f32(x).to_le_bytes()),
+        }
+        Ok(())
+    }
+
+    /// The smallest number that rounds to infinity: half a step above the largest of the type.
+    fn limit(self) -> f32 {
+        match self {
+            Dtype::F32 => f32::INFINITY,
+            Dtype::BF16 => f32::from_bits(0x7f7f_8000),
+            Dtype::F16 => 65_520.0,
+        }
     }
 }
 
@@ -92,11 +91,22 @@ impl fmt::Display for Dtype {
     }
 }
 
-fn fill(out: &mut [f32], numbers: impl Iterator<Item = f32>) {
-    out.iter_mut().zip(numbers).for_each(|(place, number)| *place = number);
+fn decode_each<const N: usize>(bytes: &[u8], out: &mut [f32], number: impl Fn([u8; N]) -> f32) {
+    let (bytes, _) = bytes.as_chunks::<N>();
+    out.iter_mut().zip(bytes).for_each(|(place, bytes)| *place = number(*bytes));
 }
 
-/// A sum over blocks is not finite exactly when some number in the block may not be; only then is it searched.
-fn first_not_finite(numbers: &[f32]) -> Result<(), usize> {
-    numbers.iter().position(|x| !x.is_finite()).map_or(Ok(()), Err)
+fn encode_each<const N: usize>(numbers: &[f32], out: &mut [u8], bytes: impl Fn(f32) -> [u8; N]) {
+    let (places, _) = out.as_chunks_mut::<N>();
+    places.iter_mut().zip(numbers).for_each(|(place, number)| *place = bytes(*number));
+}
+
+/// The index of the first number whose size is not below `limit`, not-a-number included. All are looked at first,
+/// without a branch for each, because there hardly ever is one.
+fn first_from(limit: f32, numbers: &[f32]) -> Result<(), usize> {
+    let beyond = |x: &f32| x.is_nan() | (x.abs() >= limit);
+    if !numbers.iter().fold(false, |found, x| found | beyond(x)) {
+        return Ok(());
+    }
+    numbers.iter().position(beyond).map_or(Ok(()), Err)
 }
