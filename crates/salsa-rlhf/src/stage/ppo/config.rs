@@ -1,8 +1,5 @@
 //! What `salsa ppo` can be told.
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::ensure;
 use salsa_algo::{
@@ -282,23 +279,6 @@ impl PpoConfig {
             ensure!((0.0..1.0).contains(&beta), "{key} is {beta}; it must be at least 0 and below 1");
         }
         self.reference.validate()
-    }
-
-    /// The files and directories that the stage reads.
-    pub fn inputs(&self) -> Vec<PathBuf> {
-        let models = self.model_name_or_path.paths().into_iter().chain([self.reward_model_path.as_path()]);
-        let models = models.chain(self.reference.paths());
-        let models = models.chain(self.anchors.values().flat_map(ModelSource::paths));
-        let mut all: Vec<PathBuf> = models.chain(self.dataset.paths()).map(Path::to_path_buf).collect();
-        all.retain(|path| !path.as_os_str().is_empty());
-        all.sort();
-        all.dedup();
-        all
-    }
-
-    /// The directory that the stage fills.
-    pub fn output_dir(&self) -> &Path {
-        &self.output_dir
     }
 
     /// Updates in all.
