@@ -73,6 +73,7 @@ fn wrong_usage_ends_with_2() {
         ("sft --learning_rat 1", "unknown option --learning_rat; did you mean \"learning_rate\"?"),
         ("sft --learning-rate fast", "--learning-rate: expected a number, got string \"fast\""),
         ("sft --report_to wandb", "unknown option --report_to; leave it out: metrics.jsonl"),
+        ("eval winrate --answer a", "unknown option --answer; did you mean \"answers\"?"),
         ("sft stray", "\"stray\" belongs to no option"),
         ("sft --model m --dataset d", "say where the result goes: --output_dir PATH"),
         ("score --model m --input i", "say where the result goes: --output PATH"),
@@ -100,6 +101,8 @@ fn what_is_missing_is_named_and_ends_with_1() {
         ("pretrain --config range.yaml --dataset texts.txt --output_dir out", "learning_rate is -1"),
         ("inspect nowhere", ""),
         ("chat --model nowhere", ""),
+        ("report nowhere", "nowhere is not a directory that `salsa run` filled: cannot read nowhere/resolved.json"),
+        ("eval winrate --answers nowhere --baseline nowhere --judge gold", "cannot read nowhere"),
     ] {
         let (code, message) = place.error(line);
         assert!(message.starts_with(expected), "{line}: {message}");
@@ -170,7 +173,14 @@ fn a_recipe_runs_once_and_is_skipped_afterwards() {
     stdout(&first);
     let talk = String::from_utf8(first.stderr).unwrap();
     assert!(talk.contains("base     done in ") && talk.contains("answers  done in "), "{talk}");
-    for name in ["recipe.yaml", "resolved.json", "base/stage.json", "base/metrics.jsonl", "answers/responses.jsonl"] {
+    for name in [
+        "recipe.yaml",
+        "resolved.json",
+        "report.html",
+        "base/stage.json",
+        "base/metrics.jsonl",
+        "answers/responses.jsonl",
+    ] {
         assert!(place.path("out").join(name).exists(), "{name}");
     }
     for name in ["base/checkpoints", "base/running.json", "base/.lock"] {
@@ -181,6 +191,10 @@ fn a_recipe_runs_once_and_is_skipped_afterwards() {
     stdout(&again);
     let talk = String::from_utf8(again.stderr).unwrap();
     assert_eq!(talk.matches("done before, skipped").count(), 2, "{talk}");
+
+    fs::remove_file(place.path("out/report.html")).unwrap();
+    assert_eq!(stdout(&place.salsa("report out")), "out/report.html\n");
+    assert!(place.path("out/report.html").exists());
 
     let (code, message) = place.error("run r.yaml --set vars.steps=5");
     assert_eq!(code, 1);

@@ -12,7 +12,10 @@ use crate::{chat::Message, config::Usage, data::Content, stage::start::Frozen};
 
 /// A model and how to sample from it.
 #[derive(clap::Args)]
-#[command(allow_negative_numbers = true, after_help = "Example:\n  salsa chat --model runs/quickstart/salsa --temperature 0.7")]
+#[command(
+    allow_negative_numbers = true,
+    after_help = "Example:\n  salsa chat --model runs/quickstart/salsa --temperature 0.7"
+)]
 pub struct Arguments {
     /// A language-model directory.
     #[arg(long, value_name = "DIR")]

@@ -12,8 +12,10 @@ use crate::{
 
 mod chat;
 mod doctor;
+mod eval;
 mod flags;
 mod inspect;
+mod report;
 mod run;
 mod stage;
 
@@ -35,14 +37,24 @@ enum Command {
     Sft(stage::Arguments),
     /// Train a reward model on preference pairs.
     Reward(stage::Arguments),
+    /// PPO against a reference of your choice: an SFT model, a soup (SALSA), and more.
+    Ppo(stage::Arguments),
     /// Direct preference optimisation.
     Dpo(stage::Arguments),
+    /// Compare models: answers to the same prompts, scores, win rates, KL, reward landscape.
+    Evaluate(stage::Arguments),
+    /// Win rates of answers that were already generated.
+    Eval(eval::Arguments),
+    /// The HTML report of runs.
+    Report(report::Arguments),
     /// Log-probabilities of the tokens of every input line.
     Logprobs(stage::Arguments),
     /// Reward-model score of every input line.
     Score(stage::Arguments),
     /// Responses of a model to every prompt of a file.
     Generate(stage::Arguments),
+    /// Write the data of the toy world.
+    Kitchen(stage::Arguments),
     /// Talk to a model in the terminal.
     Chat(chat::Arguments),
     /// What a checkpoint is, and the memory each stage would need.
@@ -73,7 +85,12 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Pretrain(arguments) => stage::main("pretrain", &arguments),
         Command::Sft(arguments) => stage::main("sft", &arguments),
         Command::Reward(arguments) => stage::main("reward", &arguments),
+        Command::Ppo(arguments) => stage::main("ppo", &arguments),
         Command::Dpo(arguments) => stage::main("dpo", &arguments),
+        Command::Evaluate(arguments) => stage::main("evaluate", &arguments),
+        Command::Eval(arguments) => eval::main(&arguments),
+        Command::Report(arguments) => report::main(&arguments),
+        Command::Kitchen(arguments) => stage::main("kitchen", &arguments),
         Command::Logprobs(arguments) => stage::main("logprobs", &arguments),
         Command::Score(arguments) => stage::main("score", &arguments),
         Command::Generate(arguments) => stage::main("generate", &arguments),
@@ -85,9 +102,10 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
 
 /// The commands, each stage's help with the keys it takes.
 fn command() -> clap::Command {
-    KINDS.iter().fold(Cli::command(), |command, kind| {
-        command.mut_subcommand(kind.name, |subcommand| subcommand.after_help(stage::help(kind)))
-    })
+    let cli = Cli::command();
+    let commands: Vec<String> = cli.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    let kinds = KINDS.iter().filter(|kind| commands.iter().any(|name| name == kind.name));
+    kinds.fold(cli, |cli, kind| cli.mut_subcommand(kind.name, |command| command.after_help(stage::help(kind))))
 }
 
 /// Help and version go to stdout; a mistake becomes one line.
@@ -106,7 +124,8 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
         _ => {
             let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
             let lines: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
-            tell(&format!("{} (salsa --help lists what there is)", lines.join("; ").trim_start_matches("error: ")));
+            let message = lines.join("; ").replace(":; ", ": ");
+            tell(&format!("{} (salsa --help lists what there is)", message.trim_start_matches("error: ")));
             ExitCode::from(2)
         }
     }

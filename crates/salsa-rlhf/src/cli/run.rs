@@ -36,10 +36,10 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     recipe.run(&context)?;
-    context.say(&format!("done: {}", recipe.out.display()));
-    let dirs = recipe.steps.iter().map(|step| &step.dir).chain([&recipe.out]);
-    for path in dirs.map(|dir| dir.join("summary.json")).filter(|path| path.exists()) {
-        let summary: Summary = serde_json::from_slice(&fs::read(&path)?)?;
+    context.say(&format!("done: {}", recipe.out.join("report.html").display()));
+    let summary = recipe.out.join("summary.json");
+    if summary.exists() {
+        let summary: Summary = serde_json::from_slice(&fs::read(&summary)?)?;
         print(&report::table(&summary))?;
     }
     Ok(())

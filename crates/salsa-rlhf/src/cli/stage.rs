@@ -1,8 +1,8 @@
-//! `salsa pretrain | sft | reward | dpo | generate | score | logprobs`: one stage, from a file and flags.
-use std::{fmt::Write, path::Path};
+//! `salsa pretrain | sft | reward | ppo | …`: one stage, from a file and flags.
+use std::path::Path;
 
 use anyhow::Context;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{flags::Flags, print};
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
 pub struct Arguments {
     /// `--config FILE` and any key of the stage; `-` and `_` are equal, TRL's names are understood.
     #[arg(value_name = "--config FILE --KEY VALUE", trailing_var_arg = true, allow_hyphen_values = true)]
-    words: Vec<String>,
+    pub words: Vec<String>,
 }
 
 /// Runs the stage of this kind.
@@ -54,15 +54,20 @@ pub fn main(name: &str, arguments: &Arguments) -> anyhow::Result<()> {
 
 /// An example and every key with its default.
 pub fn help(kind: &Kind) -> String {
-    let mut text = format!("Example:\n  {}\n\nKeys and defaults:\n", example(kind));
-    for (key, value) in (kind.defaults)() {
+    format!("Example:\n  {}\n\n{}", example(kind), keys(&(kind.defaults)()))
+}
+
+/// A table of keys and defaults.
+pub fn keys(defaults: &Map<String, Value>) -> String {
+    let mut text = "Keys and defaults:\n".to_owned();
+    for (key, value) in defaults {
         let value = match value {
             Value::String(text) if text.is_empty() => String::new(),
             Value::Null => "(none)".to_owned(),
             value => value.to_string(),
         };
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "  --{key:<30} {value}");
+        text += format!("  --{key:<30} {value}").trim_end();
+        text += "\n";
     }
     text
 }
@@ -72,6 +77,12 @@ fn example(kind: &Kind) -> String {
         "pretrain" => "--dataset texts.txt --output_dir base --hidden_size 256 --num_hidden_layers 4",
         "sft" => "--model base --dataset chat.jsonl --output_dir sft-a --seed 1",
         "reward" => "--model sft-a --dataset pairs.jsonl --output_dir reward",
+        "ppo" => {
+            "--model sft-a --reward_model reward --dataset prompts.jsonl --output_dir salsa \\\n    \
+                  --reference.kind soup --reference.models '[sft-a, sft-b]' --kl_coef 0.05"
+        }
+        "evaluate" => "--config evaluate.yaml --output_dir eval",
+        "kitchen" => "--output_dir data --seed 1",
         "dpo" => "--model sft-a --dataset pairs.jsonl --output_dir dpo --beta 0.1",
         "generate" => "--model sft-a --input prompts.jsonl --output answers.jsonl --temperature 0",
         "score" => "--model reward --input answers.jsonl --output scores.jsonl",

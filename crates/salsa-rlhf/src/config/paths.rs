@@ -49,8 +49,6 @@ const DATA: &[&str] = &[
     "eval_prompts",
     "input",
     "inputs",
-    "answers",
-    "baseline",
     "preferences",
     "questions",
 ];

@@ -31,6 +31,8 @@ use crate::{
     stage::kind::{Kind, Planned, Product},
 };
 
+mod pipeline;
+pub mod report;
 pub mod resolve;
 pub mod run;
 

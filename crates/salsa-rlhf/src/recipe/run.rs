@@ -13,7 +13,8 @@ use crate::{
 impl Recipe {
     /// Runs every stage that has not run yet, and returns how each one came by its results.
     ///
-    /// `OUT/recipe.yaml` is the recipe as given, `OUT/resolved.json` every value of it.
+    /// `OUT/recipe.yaml` is the recipe as given, `OUT/resolved.json` every value of it; at the end `OUT/report.html` and,
+    /// if the recipe evaluates, `OUT/summary.json` are written.
     ///
     /// # Errors
     /// The first error of a stage, with the stage's name. What is done stays done.
@@ -36,6 +37,7 @@ impl Recipe {
             context.say(&format!("{:width$}  {}", step.name, line(&outcome)));
             outcomes.push(outcome);
         }
+        super::report::write(&self.out)?;
         Ok(outcomes)
     }
 
@@ -53,7 +55,9 @@ impl Recipe {
             stages.insert(step.name.clone(), entry);
         }
         let version = env!("CARGO_PKG_VERSION");
-        Ok(json!({"name": self.name, "version": version, "seed": self.seed, "stages": stages, "inputs": inputs}))
+        Ok(
+            json!({"name": self.name, "version": version, "seed": self.seed, "out": self.out, "stages": stages, "inputs": inputs}),
+        )
     }
 }
 
@@ -72,7 +76,7 @@ fn line(outcome: &Outcome) -> String {
 }
 
 /// The numbers of a JSON value with their paths.
-fn collect(value: &Value, path: &str, numbers: &mut Vec<(String, String)>) {
+pub(super) fn collect(value: &Value, path: &str, numbers: &mut Vec<(String, String)>) {
     match value {
         Value::Number(number) if number.is_f64() => {
             numbers.push((path.to_owned(), format!("{:.4}", number.as_f64().unwrap_or(f64::NAN))));

@@ -1,0 +1,153 @@
+//! The report of a recipe's run, from what the run left: `resolved.json`, each stage's `stage.json`, `timings.json` and
+//! `metrics.jsonl`, and the evaluation.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{pipeline, run::collect};
+use crate::{
+    atomic,
+    config::names::plain,
+    metrics,
+    report::{Arm, Ordered, Report, Run},
+    stage::{evaluate::EVALUATION, kinds, record::Record},
+};
+
+/// `resolved.json`, as far as the report needs it.
+#[derive(Deserialize)]
+pub(super) struct Resolved {
+    name: String,
+    pub out: PathBuf,
+    pub stages: Map<String, Value>,
+}
+
+/// Writes `report.html` and, if the run has an evaluation, `summary.json`. Returns the path of the page.
+///
+/// # Errors
+/// If the directory is no run of a recipe, or a file in it cannot be read or written.
+pub fn write(out: &Path) -> anyhow::Result<PathBuf> {
+    let resolved: Resolved = read(&out.join("resolved.json"))
+        .with_context(|| format!("{} is not a directory that `salsa run` filled", out.display()))?;
+    let evaluation = resolved.stages.keys().map(|name| out.join(name).join(EVALUATION)).rfind(|path| path.exists());
+    let mut report: Report = evaluation.as_deref().map(read).transpose()?.unwrap_or_default();
+    fill(&mut report, out, &resolved)?;
+    let page = out.join("report.html");
+    match evaluation {
+        Some(_) => report.write(out)?,
+        None => atomic::write(&page, report.html().as_bytes())?,
+    }
+    Ok(page)
+}
+
+/// Everything but the evaluation.
+fn fill(report: &mut Report, out: &Path, resolved: &Resolved) -> anyhow::Result<()> {
+    let (mut facts, mut arms) = (Ordered::new(), Vec::new());
+    for (name, stage) in &resolved.stages {
+        let dir = out.join(name);
+        let key = plain(name);
+        if let Some(record) = Record::read(&dir.join("stage.json"))? {
+            facts.insert(key.clone(), short_facts(&record.results));
+        }
+        if let Some(seconds) = seconds(&dir) {
+            report.summary.seconds.insert(key.clone(), seconds);
+        }
+        if stage["kind"] == "ppo" && !report.runs.iter().any(|run| run.arm == key) {
+            report.runs.extend(metrics::read(&dir).ok().map(|rows| Run::from_metrics(&key, &rows)));
+        }
+        report.settings.extend(settings(name, stage));
+        arms.push(Arm { label: label(&key), role: role(stage), key });
+    }
+    let shown = |key: &str| {
+        report.summary.arms.iter().any(|(arm, _)| arm == key) || report.runs.iter().any(|run| run.arm == key)
+    };
+    if report.arms.is_empty() {
+        report.arms = arms.into_iter().filter(|arm| shown(&arm.key)).collect();
+    }
+    if report.title.is_empty() {
+        report.title = resolved.name.clone();
+    }
+    report.recipe = resolved.name.clone();
+    report.threads = rayon::current_num_threads();
+    report.pipeline = pipeline::of(resolved, &facts);
+    if report.summary.version.is_empty() {
+        report.summary.version = env!("CARGO_PKG_VERSION").to_owned();
+        report.summary.isa = salsa_engine::isa().to_owned();
+    }
+    Ok(())
+}
+
+/// The first numbers of a stage's results, short enough for a box.
+fn short_facts(results: &Value) -> Vec<String> {
+    let mut numbers = Vec::new();
+    collect(results, "", &mut numbers);
+    let short = |(path, number): (String, String)| {
+        let name = path.rsplit('.').next().unwrap_or_default().replace('_', " ");
+        match name.as_str() {
+            "steps" | "tokens" | "examples" | "parameters" => format!("{number} {name}"),
+            _ => format!("{name} {number}"),
+        }
+    };
+    numbers.into_iter().map(short).take(3).collect()
+}
+
+fn seconds(dir: &Path) -> Option<f64> {
+    read::<Value>(&dir.join("timings.json")).ok()?["seconds"].as_f64()
+}
+
+/// The values that differ from the defaults, under dotted keys.
+fn settings(name: &str, stage: &Value) -> Vec<(String, String)> {
+    let defaults = stage["kind"].as_str().and_then(kinds::find).map(|kind| (kind.defaults)()).unwrap_or_default();
+    let config = stage["config"].as_object().into_iter().flatten();
+    let changed = config.filter(|(key, value)| *key != "output_dir" && defaults.get(*key) != Some(value));
+    let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    changed.map(|(key, value)| (format!("{name}.{key}"), shown(value))).collect()
+}
+
+/// What an arm is, in a few words.
+fn role(stage: &Value) -> String {
+    let config = &stage["config"];
+    match stage["kind"].as_str() {
+        Some("ppo") => match config["reference"]["kind"].as_str() {
+            Some("sft") => "reference: the SFT model".to_owned(),
+            Some(kind) => format!("reference: {kind}"),
+            None => String::new(),
+        },
+        Some("sft") => format!("fine-tuned, seed {}", config["seed"]),
+        Some(kind) => kind.to_owned(),
+        None => String::new(),
+    }
+}
+
+/// `sft_a` → `SFT A`, `my_run` → `My run`.
+pub(super) fn label(key: &str) -> String {
+    let words = key.split('_').filter(|word| !word.is_empty()).enumerate().map(|(i, word)| match word {
+        "sft" | "ppo" | "dpo" | "kl" | "salsa" | "ema" => word.to_uppercase(),
+        _ if word.chars().count() == 1 => word.to_uppercase(),
+        _ if i == 0 => word.chars().take(1).flat_map(char::to_uppercase).chain(word.chars().skip(1)).collect(),
+        _ => word.to_owned(),
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> anyhow::Result<T> {
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged; remove it and run again", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_read_like_names() {
+        let cases = [("sft_a", "SFT A"), ("salsa", "SALSA"), ("reward", "Reward"), ("ppo_high_kl", "PPO high KL"), ("é__x", "É X")];
+        for (key, expected) in cases {
+            assert_eq!(label(key), expected);
+        }
+    }
+}
