@@ -151,7 +151,7 @@ impl Encoder {
     pub fn example(&self, example: &Example) -> anyhow::Result<Sequence> {
         let completion = |prompt: &Content, response: &Content| -> anyhow::Result<Sequence> {
             let (tokens, prompt) = self.prompt_and_response(prompt, response)?;
-            Ok(Sequence { learned: vec![prompt.max(1)..tokens.len()], tokens })
+            Ok(Sequence::from(tokens, prompt))
         };
         match example {
             Example::Text(text) => Ok(Sequence::whole(self.text(text)?)),
@@ -233,7 +233,9 @@ impl TruncationMode {
 
 fn rest<'a>(whole: &'a str, start: &str) -> anyhow::Result<&'a str> {
     whole.strip_prefix(start).with_context(|| {
-        format!("the chat template writes a conversation differently once it goes on: {start:?} is not how {whole:?} begins")
+        format!(
+            "the chat template writes a conversation differently once it goes on: {start:?} is not how {whole:?} begins"
+        )
     })
 }
 
