@@ -49,6 +49,7 @@ const DATA: &[&str] = &[
     "eval_prompts",
     "input",
     "inputs",
+    "answers",
     "preferences",
     "questions",
 ];
