@@ -33,7 +33,7 @@ pub struct Kind {
     /// A stage from a recipe.
     pub from_mapping: fn(&Map<String, Value>, &Origin) -> anyhow::Result<Planned>,
     /// A stage from a file and flags.
-    pub load: fn(Option<&Path>, &[(String, String)]) -> anyhow::Result<Planned>,
+    pub load: Load,
 }
 
 /// What a stage leaves, and so which key names its place.
@@ -43,7 +43,15 @@ pub enum Product {
     Directory,
     /// One file: `output`, in recipes under this name in the stage's directory.
     File(&'static str),
+    /// Nothing but its results.
+    Results,
 }
+
+/// Makes a stage from a configuration file and `--key value` flags.
+pub type Load = fn(Option<&Path>, &[(String, String)]) -> anyhow::Result<Planned>;
+
+/// The work of a stage.
+pub type Work = Box<dyn Fn(&StageContext) -> anyhow::Result<Value>>;
 
 /// A stage that is ready to run.
 pub struct Planned {
@@ -52,7 +60,7 @@ pub struct Planned {
     /// What it reads.
     pub inputs: Vec<PathBuf>,
     /// The work itself.
-    pub work: Box<dyn Fn(&StageContext) -> anyhow::Result<Value>>,
+    pub work: Work,
 }
 
 impl Kind {
@@ -64,17 +72,18 @@ impl Kind {
 
 impl Product {
     /// The key that says where the product goes.
-    pub fn key(self) -> &'static str {
+    pub fn key(self) -> Option<&'static str> {
         match self {
-            Product::Directory => "output_dir",
-            Product::File(_) => "output",
+            Product::Directory => Some("output_dir"),
+            Product::File(_) => Some("output"),
+            Product::Results => None,
         }
     }
 
     /// Where the product of a stage with this directory goes.
     pub fn path(self, dir: &Path) -> PathBuf {
         match self {
-            Product::Directory => dir.to_owned(),
+            Product::Directory | Product::Results => dir.to_owned(),
             Product::File(name) => dir.join(name),
         }
     }
