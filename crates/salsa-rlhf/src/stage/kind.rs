@@ -1,4 +1,4 @@
-//! The kinds of stages, for the command line and for recipes. A new stage is one line in [`KINDS`]'s table.
+//! The kinds of stages, for the command line and for recipes. A new stage is one line in the table [`super::kinds::KINDS`].
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
