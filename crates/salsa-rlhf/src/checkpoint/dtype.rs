@@ -1,5 +1,6 @@
 //! The number types of stored weights, and conversion to and from float32.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::fmt;
 
@@ -51,39 +52,75 @@ impl Dtype {
     }
 
     /// Little-endian bytes to float32, exactly. Returns the index of the first number that is not finite.
-    pub(super) fn decode(self, bytes: &[u8], out: &mut [f32]) -> Result<(), usize> {
+    pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) -> Result<(), usize> {
+        self.widen(bytes, out);
+        first_not_finite(out)
+    }
+
+    /// Little-endian bytes to float32, exactly, whatever the numbers are.
+    pub(crate) fn widen(self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len(), out.len() * self.size(), "as many bytes as numbers need");
         match self {
             Dtype::F32 => fill(out, bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
             Dtype::BF16 => fill(out, bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())),
-            Dtype::F16 => fill(out, bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())),
+            Dtype::F16 => {
+                let mut halves = [f16::ZERO; RUN];
+                for (bytes, out) in bytes.chunks(2 * RUN).zip(out.chunks_mut(RUN)) {
+                    let halves = &mut halves[..out.len()];
+                    halves
+                        .iter_mut()
+                        .zip(bytes.chunks_exact(2))
+                        .for_each(|(h, b)| *h = f16::from_le_bytes([b[0], b[1]]));
+                    halves.convert_to_f32_slice(out);
+                }
+            }
         }
-        first_not_finite(out)
     }
 
     /// Float32 to little-endian bytes, rounded to nearest, ties to even. Returns the index of the first number that is
     /// not finite, or not in this type.
-    pub(super) fn encode(self, numbers: &[f32], out: &mut Vec<u8>) -> Result<(), usize> {
+    pub(crate) fn encode(self, numbers: &[f32], out: &mut Vec<u8>) -> Result<(), usize> {
         out.clear();
-        out.reserve(numbers.len() * self.size());
+        out.resize(numbers.len() * self.size(), 0);
         first_not_finite(numbers)?;
-        let beyond = |finite: &dyn Fn(f32) -> bool| numbers.iter().position(|x| !finite(*x));
-        let bad = match self {
-            Dtype::F32 => {
-                numbers.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes()));
-                None
-            }
+        match self {
+            Dtype::F32 => out.chunks_exact_mut(4).zip(numbers).for_each(|(b, x)| b.copy_from_slice(&x.to_le_bytes())),
             Dtype::BF16 => {
-                numbers.iter().for_each(|x| out.extend_from_slice(&bf16::from_f32(*x).to_le_bytes()));
-                beyond(&|x| bf16::from_f32(x).is_finite())
+                out.chunks_exact_mut(2)
+                    .zip(numbers)
+                    .for_each(|(b, x)| b.copy_from_slice(&round_to_bf16(*x).to_le_bytes()));
             }
             Dtype::F16 => {
-                numbers.iter().for_each(|x| out.extend_from_slice(&f16::from_f32(*x).to_le_bytes()));
-                beyond(&|x| f16::from_f32(x).is_finite())
+                let mut halves = [f16::ZERO; RUN];
+                for (bytes, numbers) in out.chunks_mut(2 * RUN).zip(numbers.chunks(RUN)) {
+                    let halves = &mut halves[..numbers.len()];
+                    halves.convert_from_f32_slice(numbers);
+                    bytes.chunks_exact_mut(2).zip(halves).for_each(|(b, h)| b.copy_from_slice(&h.to_le_bytes()));
+                }
             }
+        }
+        let infinite = match self {
+            Dtype::F32 => return Ok(()),
+            Dtype::BF16 => 0x7f80,
+            Dtype::F16 => 0x7c00,
         };
-        bad.map_or(Ok(()), Err)
+        let is_infinite = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]) & infinite == infinite;
+        // Without an early exit the compiler looks at many numbers at once.
+        if !out.chunks_exact(2).fold(false, |any, b| any | is_infinite(b)) {
+            return Ok(());
+        }
+        out.chunks_exact(2).position(is_infinite).map_or(Ok(()), Err)
     }
+}
+
+/// Numbers converted at a time between f16 and float32.
+const RUN: usize = 512;
+
+/// The bits of the bfloat16 nearest to a float32 that is not NaN, ties to even.
+#[inline(always)]
+pub(crate) fn round_to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
 impl fmt::Display for Dtype {
@@ -96,7 +133,10 @@ fn fill(out: &mut [f32], numbers: impl Iterator<Item = f32>) {
     out.iter_mut().zip(numbers).for_each(|(place, number)| *place = number);
 }
 
-/// A sum over blocks is not finite exactly when some number in the block may not be; only then is it searched.
 fn first_not_finite(numbers: &[f32]) -> Result<(), usize> {
+    // Without an early exit the compiler looks at many numbers at once.
+    if numbers.iter().fold(true, |all, x| all & x.is_finite()) {
+        return Ok(());
+    }
     numbers.iter().position(|x| !x.is_finite()).map_or(Ok(()), Err)
 }

@@ -145,7 +145,13 @@ mod tests {
 
     #[test]
     fn labels_read_like_names() {
-        let cases = [("sft_a", "SFT A"), ("salsa", "SALSA"), ("reward", "Reward"), ("ppo_high_kl", "PPO high KL"), ("é__x", "É X")];
+        let cases = [
+            ("sft_a", "SFT A"),
+            ("salsa", "SALSA"),
+            ("reward", "Reward"),
+            ("ppo_high_kl", "PPO high KL"),
+            ("é__x", "É X"),
+        ];
         for (key, expected) in cases {
             assert_eq!(label(key), expected);
         }

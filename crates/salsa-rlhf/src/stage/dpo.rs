@@ -210,7 +210,8 @@ impl Objective for DirectPreference<'_> {
         tally.mean("logps/chosen", policy.chosen.iter().sum(), count);
         tally.mean("logps/rejected", policy.rejected.iter().sum(), count);
 
-        let per_response = loss.d_chosen.iter().zip(&loss.d_rejected).flat_map(|(&chosen, &rejected)| [chosen, rejected]);
+        let per_response =
+            loss.d_chosen.iter().zip(&loss.d_rejected).flat_map(|(&chosen, &rejected)| [chosen, rejected]);
         let spread = |(side, gradient): (&Side, f64)| {
             std::iter::repeat_n((gradient * self.per_token(side)) as f32, side.response_length())
         };

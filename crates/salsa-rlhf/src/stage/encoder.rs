@@ -233,7 +233,9 @@ impl TruncationMode {
 
 fn rest<'a>(whole: &'a str, start: &str) -> anyhow::Result<&'a str> {
     whole.strip_prefix(start).with_context(|| {
-        format!("the chat template writes a conversation differently once it goes on: {start:?} is not how {whole:?} begins")
+        format!(
+            "the chat template writes a conversation differently once it goes on: {start:?} is not how {whole:?} begins"
+        )
     })
 }
 

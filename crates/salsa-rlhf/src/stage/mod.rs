@@ -17,14 +17,14 @@ use anyhow::Context;
 pub mod arguments;
 pub mod dpo;
 pub mod encoder;
+pub mod evaluate;
 #[cfg(test)]
 mod fixture;
-pub mod evaluate;
 pub mod generate;
 pub mod inputs;
 pub mod kind;
-pub mod kitchen;
 pub mod kinds;
+pub mod kitchen;
 pub mod lock;
 pub mod logprobs;
 pub mod next_token;

@@ -74,7 +74,9 @@ impl Pairs {
         }
         if found.pairs.is_empty() {
             let count = found.too_long;
-            bail!("{source}: all {count} pairs are longer than max_length {max_length}; raise it or choose another truncation_mode");
+            bail!(
+                "{source}: all {count} pairs are longer than max_length {max_length}; raise it or choose another truncation_mode"
+            );
         }
         Ok(found)
     }

@@ -111,10 +111,8 @@ impl Checkpoints {
             state: snapshot.state.clone(),
         };
         atomic::replace_dir(&path, |dir| {
-            let tensors = snapshot
-                .buffers
-                .iter()
-                .map(|(name, values)| (name.as_str(), Buffer { values, shape: [values.len()] }));
+            let tensors =
+                snapshot.buffers.iter().map(|(name, values)| (name.as_str(), Buffer { values, shape: [values.len()] }));
             safetensors::serialize_to_file(tensors, None, &dir.join(BUFFERS))?;
             fs::write(dir.join(STATE), serde_json::to_vec_pretty(&state)?)?;
             Ok(())

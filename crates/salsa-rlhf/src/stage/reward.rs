@@ -173,8 +173,7 @@ impl Objective for PairRanking {
         let (chosen, rejected): (Vec<f64>, Vec<f64>) =
             output.values.chunks_exact(2).map(|pair| (f64::from(pair[0]), f64::from(pair[1]))).unzip();
         let margins: Vec<f64> = laid.examples.iter().map(|&example| self.pairs[example].margin).collect();
-        let loss =
-            bradley_terry::loss(&chosen, &rejected, Margins::Each(&margins), self.centering, weight as usize);
+        let loss = bradley_terry::loss(&chosen, &rejected, Margins::Each(&margins), self.centering, weight as usize);
 
         let (mut tally, count) = (Tally::new(), chosen.len() as f64);
         tally.mean("loss", loss.loss * weight, count);

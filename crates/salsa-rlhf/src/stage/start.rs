@@ -59,7 +59,10 @@ impl Frozen {
         let encoder = Encoder::open_if_any(&checkpoint)?;
         refuse_missing_language_head(&checkpoint, head)?;
         if head == Head::Scalar && checkpoint.spec.head == Head::LanguageModel {
-            bail!("{} is a language model without score.weight; a reward model is needed (salsa reward makes one)", path.display());
+            bail!(
+                "{} is a language model without score.weight; a reward model is needed (salsa reward makes one)",
+                path.display()
+            );
         }
         let (spec, weights) = (checkpoint.spec.with_head(head), checkpoint.read_weights()?);
         let weights = with_head(&checkpoint, weights, &spec, 0);

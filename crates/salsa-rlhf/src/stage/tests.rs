@@ -175,8 +175,7 @@ fn the_reward_model_learns_the_preference_and_resumes() {
     fixture::write_lines(&input, &rows);
     let config = ScoreConfig { model: config.output_dir, input, output: output.clone(), ..ScoreConfig::default() };
     score::run(&config, &quiet()).unwrap();
-    let scores: Vec<f64> =
-        fixture::read_lines(&output).iter().map(|row| row["score"].as_f64().unwrap()).collect();
+    let scores: Vec<f64> = fixture::read_lines(&output).iter().map(|row| row["score"].as_f64().unwrap()).collect();
     let mean = scores.iter().sum::<f64>() / scores.len() as f64;
     let (stored, std) = Checkpoint::open(&config.model).unwrap().score_normalization().unwrap();
     assert!((mean - stored).abs() < 1e-6, "{mean} {stored}");
@@ -221,9 +220,10 @@ fn log_probabilities_while_sampling_are_those_of_the_forward_pass() {
     };
     generate::run(&config, &quiet()).unwrap();
     let sampled = fixture::read_lines(&output);
-    assert_eq!(sampled.iter().map(|row| row["prompt"].as_str().unwrap()).collect::<Vec<_>>(), [
-        prompts[0], prompts[0], prompts[1], prompts[1], prompts[2], prompts[2]
-    ]);
+    assert_eq!(
+        sampled.iter().map(|row| row["prompt"].as_str().unwrap()).collect::<Vec<_>>(),
+        [prompts[0], prompts[0], prompts[1], prompts[1], prompts[2], prompts[2]]
+    );
     assert_ne!(sampled[0]["tokens"], sampled[1]["tokens"], "two samples of one prompt differ");
 
     let rows: Vec<Value> = sampled.iter().map(|row| json!({"tokens": row["tokens"]})).collect();
@@ -276,7 +276,10 @@ fn prompts_that_leave_no_room_are_named() {
     fixture::write_lines(&input, &[json!({"tokens": [5]}), json!({"tokens": vec![1; 90]})]);
     let config = GenerateConfig { model: base, input, output, max_new_tokens: 7, ..GenerateConfig::default() };
     let error = format!("{:#}", generate::run(&config, &quiet()).unwrap_err());
-    assert!(error.contains("line 2: prompt of 90 tokens and max_new_tokens 7 exceed the model's context of 96"), "{error}");
+    assert!(
+        error.contains("line 2: prompt of 90 tokens and max_new_tokens 7 exceed the model's context of 96"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -160,7 +160,8 @@ fn pairs(ours: &Rows, theirs: &Rows) -> anyhow::Result<Vec<(usize, usize)>> {
         .iter()
         .enumerate()
         .map(|(row, key)| {
-            let place = places.remove(key).with_context(|| format!("{} does not answer (once more) {key}", theirs.name()))?;
+            let place =
+                places.remove(key).with_context(|| format!("{} does not answer (once more) {key}", theirs.name()))?;
             Ok((row, place))
         })
         .collect()
@@ -243,7 +244,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let answers = rows(dir.path(), "a", &[(PEAS, GOOD), ("A soup, please.", "")]);
         let baseline = rows(dir.path(), "b", &[("A soup, please.", ""), (PEAS, "")]);
-        let config = WinrateConfig { answers, baseline, judge: Judge::Gold, resamples: 100, ..WinrateConfig::default() };
+        let config =
+            WinrateConfig { answers, baseline, judge: Judge::Gold, resamples: 100, ..WinrateConfig::default() };
         let result = run(&config, &fixture::quiet()).unwrap();
         assert_eq!((&result["wins"], &result["ties"], &result["losses"]), (&json!(1), &json!(1), &json!(0)));
         assert_eq!(result["win_rate"]["mean"], 0.75);
@@ -260,7 +262,8 @@ mod tests {
             (vec![("x", ""), ("x", "")], "answers a prompt twice"),
         ] {
             let baseline = rows(dir.path(), "b", &other);
-            let config = WinrateConfig { answers: answers.clone(), baseline, judge: Judge::Gold, ..WinrateConfig::default() };
+            let config =
+                WinrateConfig { answers: answers.clone(), baseline, judge: Judge::Gold, ..WinrateConfig::default() };
             let error = format!("{:#}", run(&config, &fixture::quiet()).unwrap_err());
             assert!(error.contains(complaint), "{error}");
         }

@@ -192,7 +192,11 @@ mod tests {
     use super::*;
 
     fn rollouts() -> Rollouts {
-        let response = |tokens: &[u32], logprobs: &[f32], finish| Response { tokens: tokens.into(), logprobs: logprobs.into(), finish };
+        let response = |tokens: &[u32], logprobs: &[f32], finish| Response {
+            tokens: tokens.into(),
+            logprobs: logprobs.into(),
+            finish,
+        };
         let responses = vec![
             response(&[2], &[-0.5], Finish::Stop),
             response(&[5, 6, 2], &[-1.0, -0.5, -0.25], Finish::Stop),
@@ -204,7 +208,13 @@ mod tests {
     #[test]
     fn means_are_over_real_responses() {
         let learned = Learned::default();
-        let measured = Measured { scores: &[1.0, 2.0, 6.0], kls: &[0.3; 8], beta: 0.5, explained_variance: 0.1, learned: &learned };
+        let measured = Measured {
+            scores: &[1.0, 2.0, 6.0],
+            kls: &[0.3; 8],
+            beta: 0.5,
+            explained_variance: 0.1,
+            learned: &learned,
+        };
         let metrics = measured.metrics(&rollouts());
         let near = |name: &str, expected: f64| {
             let found = metrics.get(name).unwrap_or(f64::NAN);
@@ -246,7 +256,9 @@ mod tests {
         }
         truncate_samples(dir.path(), 5).unwrap();
         let text = fs::read_to_string(dir.path().join(SAMPLES)).unwrap();
-        let line = |step: u64| format!("{{\"step\":{step},\"prompt\":\"p\",\"response\":\"r\",\"score\":0.5,\"gold\":0.25}}\n");
+        let line = |step: u64| {
+            format!("{{\"step\":{step},\"prompt\":\"p\",\"response\":\"r\",\"score\":0.5,\"gold\":0.25}}\n")
+        };
         assert_eq!(text, line(1) + &line(5));
     }
 }

@@ -91,7 +91,8 @@ fn accumulation_weighs_tokens_not_passes() {
         let (data, step) = (fixture::counting(8), Step { micro_batches, epoch: 1.0 });
         optimizer_step(&arguments(), &mut model, &data, &step, 0.0).unwrap()
     };
-    let (one, four) = (gradient(vec![(0..8).collect()]), gradient(vec![vec![0], vec![1, 2, 3], vec![4, 5], vec![6, 7]]));
+    let (one, four) =
+        (gradient(vec![(0..8).collect()]), gradient(vec![vec![0], vec![1, 2, 3], vec![4, 5], vec![6, 7]]));
     for name in ["loss", "grad_norm"] {
         let (one, four) = (one.get(name).unwrap(), four.get(name).unwrap());
         assert!((one - four).abs() < 1e-5 * one, "{name}: {one} in one pass, {four} in four");
