@@ -1,8 +1,8 @@
 //! `salsa eval winrate`
 use clap::Subcommand;
 
-use super::{flags::Flags, print, stage};
-use crate::{config, stage::winrate};
+use super::stage;
+use crate::stage::kinds;
 
 /// What to evaluate.
 #[derive(clap::Args)]
@@ -23,21 +23,11 @@ enum What {
 
 /// Prints the result as JSON.
 pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
-    let What::Winrate(arguments) = &arguments.what;
-    let flags = Flags::parse(&arguments.words)?;
-    if flags.help {
-        return print(&winrate_help());
+    match &arguments.what {
+        What::Winrate(arguments) => stage::main("winrate", arguments),
     }
-    let config: winrate::WinrateConfig = config::load(flags.config.as_deref(), &flags.pairs)?;
-    let results = winrate::run(&config, &super::context()?)?;
-    print(&format!("{results}\n"))
 }
 
 fn winrate_help() -> String {
-    let defaults = match serde_json::to_value(winrate::WinrateConfig::default()) {
-        Ok(serde_json::Value::Object(keys)) => stage::keys(&keys),
-        _ => String::new(),
-    };
-    let example = "salsa eval winrate --answers salsa.jsonl --baseline sft.jsonl --reward_model reward";
-    format!("Example:\n  {example}\n\n{defaults}")
+    kinds::find("winrate").map(stage::help).unwrap_or_default()
 }

@@ -19,7 +19,7 @@ use crate::{
 pub struct Arguments {
     /// `--config FILE` and any key of the stage; `-` and `_` are equal, TRL's names are understood.
     #[arg(value_name = "--config FILE --KEY VALUE", trailing_var_arg = true, allow_hyphen_values = true)]
-    pub words: Vec<String>,
+    words: Vec<String>,
 }
 
 /// Runs the stage of this kind.
@@ -27,20 +27,16 @@ pub fn main(name: &str, arguments: &Arguments) -> anyhow::Result<()> {
     let kind = kinds::find(name).with_context(|| format!("no stage is called {name}"))?;
     let flags = Flags::parse(&arguments.words)?;
     if flags.help {
-        let mut command = super::command();
-        let command = command.find_subcommand_mut(name).context("the command is known")?;
-        return print(&command.render_help().to_string());
+        return print(&help(kind));
     }
     let planned = (kind.load)(flags.config.as_deref(), &flags.pairs)?;
-    let key = kind.product.key();
-    let place = planned.config[key].as_str().unwrap_or_default().to_owned();
-    if place.is_empty() {
+    let place = kind.product.key().map(|key| (key, planned.config[key].as_str().unwrap_or_default().to_owned()));
+    if let Some((key, _)) = place.as_ref().filter(|(_, place)| place.is_empty()) {
         return Err(Usage(format!("say where the result goes: --{key} PATH")).into());
     }
     let context = super::context()?;
-    let results = match kind.product {
-        Product::File(_) => (planned.work)(&context)?,
-        Product::Directory => {
+    let results = match (kind.product, place) {
+        (Product::Directory, Some((_, place))) => {
             let work = || (planned.work)(&context);
             let outcome = run_stage(kind.name, Path::new(&place), planned.config.clone(), &planned.inputs, work)?;
             if let Outcome::Skipped { .. } = outcome {
@@ -48,6 +44,7 @@ pub fn main(name: &str, arguments: &Arguments) -> anyhow::Result<()> {
             }
             outcome.results().clone()
         }
+        _ => (planned.work)(&context)?,
     };
     print(&format!("{results}\n"))
 }
@@ -58,7 +55,7 @@ pub fn help(kind: &Kind) -> String {
 }
 
 /// A table of keys and defaults.
-pub fn keys(defaults: &Map<String, Value>) -> String {
+fn keys(defaults: &Map<String, Value>) -> String {
     let mut text = "Keys and defaults:\n".to_owned();
     for (key, value) in defaults {
         let value = match value {
@@ -82,6 +79,7 @@ fn example(kind: &Kind) -> String {
                   --reference.kind soup --reference.models '[sft-a, sft-b]' --kl_coef 0.05"
         }
         "evaluate" => "--config evaluate.yaml --output_dir eval",
+        "winrate" => return "salsa eval winrate --answers a.jsonl --baseline b.jsonl --reward_model reward".to_owned(),
         "kitchen" => "--output_dir data --seed 1",
         "dpo" => "--model sft-a --dataset pairs.jsonl --output_dir dpo --beta 0.1",
         "generate" => "--model sft-a --input prompts.jsonl --output answers.jsonl --temperature 0",

@@ -77,8 +77,14 @@ pub fn visit_strings(
         }
         Value::Object(fields) => {
             let is_map = MODEL_MAPS.contains(&key);
+            // `baseline` is a file beside `answers`, but the name of an arm beside `arms`.
+            let has_answers = fields.contains_key("answers");
             for (name, field) in fields.iter_mut() {
-                let inner = if is_map && field.is_string() { key.to_owned() } else { plain(name) };
+                let inner = match name.as_str() {
+                    _ if is_map && field.is_string() => key.to_owned(),
+                    "baseline" if has_answers => "answers".to_owned(),
+                    _ => plain(name),
+                };
                 let place = if place.is_empty() { name.clone() } else { format!("{place}.{name}") };
                 visit_strings(field, &inner, &place, visit)?;
             }
@@ -126,9 +132,10 @@ mod tests {
             "reference": {"kind": "soup", "models": ["x", "y"], "weights": [0.5, 0.5]},
             "anchors": {"sft_a": "x", "soup": "s"},
             "arms": {"ppo": {"model": "p", "label": "PPO"}, "base": "m"},
-            "prompts": ""
+            "prompts": "", "baseline": "base"
         });
         let found: Vec<String> = inputs(&config).iter().map(|path| path.display().to_string()).collect();
         assert_eq!(found, ["m", "a.jsonl", "b.jsonl", "x", "y", "s", "p"]);
+        assert_eq!(inputs(&json!({"answers": "a", "baseline": "b"})), [PathBuf::from("a"), PathBuf::from("b")]);
     }
 }

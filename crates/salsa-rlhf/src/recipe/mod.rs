@@ -144,7 +144,8 @@ fn step(
     let kind = kind(given, kinds).map_err(|error| origin.within(error))?;
     let mut given = given.clone();
     given.shift_remove("kind");
-    if let Some(key) = given.keys().find(|key| names::are_same(key, kind.product.key())) {
+    let place = kind.product.key();
+    if let Some(key) = given.keys().find(|key| place.is_some_and(|place| names::are_same(key, place))) {
         return Err(origin.within(anyhow::anyhow!("{key} cannot be set; the stage's place is its name under `out`")));
     }
     resolver.resolve(&mut given).map_err(|error| origin.within(error))?;
@@ -153,8 +154,10 @@ fn step(
     if let Some(seed) = resolver.names.seed.filter(|_| defaults.contains_key("seed") && !given.contains_key("seed")) {
         given.insert("seed".to_owned(), seed.into());
     }
-    let product = kind.product.path(&dir).to_string_lossy().into_owned();
-    given.insert(kind.product.key().to_owned(), product.into());
+    if let Some(place) = place {
+        let product = kind.product.path(&dir).to_string_lossy().into_owned();
+        given.insert(place.to_owned(), product.into());
+    }
     let planned = (kind.from_mapping)(&given, origin)?;
     Ok(Step { name: name.to_owned(), kind, dir, planned })
 }

@@ -43,6 +43,8 @@ pub enum Product {
     Directory,
     /// One file: `output`, in recipes under this name in the stage's directory.
     File(&'static str),
+    /// Nothing but its results.
+    Results,
 }
 
 /// A stage that is ready to run.
@@ -64,17 +66,18 @@ impl Kind {
 
 impl Product {
     /// The key that says where the product goes.
-    pub fn key(self) -> &'static str {
+    pub fn key(self) -> Option<&'static str> {
         match self {
-            Product::Directory => "output_dir",
-            Product::File(_) => "output",
+            Product::Directory => Some("output_dir"),
+            Product::File(_) => Some("output"),
+            Product::Results => None,
         }
     }
 
     /// Where the product of a stage with this directory goes.
     pub fn path(self, dir: &Path) -> PathBuf {
         match self {
-            Product::Directory => dir.to_owned(),
+            Product::Directory | Product::Results => dir.to_owned(),
             Product::File(name) => dir.join(name),
         }
     }

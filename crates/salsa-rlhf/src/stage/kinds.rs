@@ -4,7 +4,7 @@ use serde_json::Value;
 use super::{
     StageContext, dpo, evaluate, generate,
     kind::{Kind, Product, Stage},
-    kitchen, logprobs, ppo, pretrain, reward, score, sft,
+    kitchen, logprobs, ppo, pretrain, reward, score, sft, winrate,
 };
 
 /// `"name" => module::Config, what it leaves;` — the module's `run` does the work, the configuration's `validate` checks it.
@@ -35,6 +35,7 @@ kinds! {
     "kitchen" => kitchen::KitchenConfig, Product::Directory;
     "generate" => generate::GenerateConfig, Product::File("responses.jsonl");
     "score" => score::ScoreConfig, Product::File("scores.jsonl");
+    "winrate" => winrate::WinrateConfig, Product::Results;
     "logprobs" => logprobs::LogprobsConfig, Product::File("logprobs.jsonl");
 }
 
@@ -51,7 +52,9 @@ mod tests {
     fn every_kind_has_a_key_for_its_product_and_keeps_its_defaults() {
         for kind in KINDS {
             let defaults = (kind.defaults)();
-            assert_eq!(defaults.get(kind.product.key()), Some(&Value::String(String::new())), "{}", kind.name);
+            if let Some(key) = kind.product.key() {
+                assert_eq!(defaults.get(key), Some(&Value::String(String::new())), "{}", kind.name);
+            }
             if let Some(planned) = (kind.load)(None, &[]).ok().map(|planned| planned.config) {
                 assert_eq!(planned, Value::Object(defaults), "{}", kind.name);
             }

@@ -284,18 +284,6 @@ impl PpoConfig {
         self.reference.validate()
     }
 
-    /// The files and directories that the stage reads.
-    pub fn inputs(&self) -> Vec<PathBuf> {
-        let models = self.model_name_or_path.paths().into_iter().chain([self.reward_model_path.as_path()]);
-        let models = models.chain(self.reference.paths());
-        let models = models.chain(self.anchors.values().flat_map(ModelSource::paths));
-        let mut all: Vec<PathBuf> = models.chain(self.dataset.paths()).map(Path::to_path_buf).collect();
-        all.retain(|path| !path.as_os_str().is_empty());
-        all.sort();
-        all.dedup();
-        all
-    }
-
     /// The directory that the stage fills.
     pub fn output_dir(&self) -> &Path {
         &self.output_dir
