@@ -185,9 +185,8 @@ impl Writer {
         for entry in fs::read_dir(&self.dir).with_context(|| format!("cannot list {}", self.dir.display()))? {
             let entry = entry.with_context(|| format!("cannot list {}", self.dir.display()))?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            let weights =
-                name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".safetensors.tmp"));
-            if (weights && self.shards.iter().all(|shard| shard.name != name)) || name == INDEX {
+            let file = name.strip_suffix(".tmp").unwrap_or(&name);
+            if (is_weights(file) && self.shards.iter().all(|shard| shard.name != name)) || name == INDEX {
                 remove_if_there(&entry.path())?;
             }
         }
@@ -250,6 +249,13 @@ fn header(tensors: &[NewTensor]) -> Vec<u8> {
     let mut text = Value::Object(json).to_string().into_bytes();
     text.resize(text.len().next_multiple_of(8), b' ');
     [&(text.len() as u64).to_le_bytes()[..], &text].concat()
+}
+
+/// `model.safetensors` or `model-00001-of-00002.safetensors`.
+fn is_weights(name: &str) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let shard = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
+    name == SINGLE || shard.and_then(|rest| rest.split_once("-of-")).is_some_and(|(i, n)| digits(i) && digits(n))
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {
