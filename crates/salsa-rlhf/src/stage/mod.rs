@@ -40,6 +40,7 @@ pub mod rows;
 pub mod runner;
 pub mod score;
 pub mod sft;
+pub mod soup;
 pub mod source;
 pub mod start;
 pub mod tally;
