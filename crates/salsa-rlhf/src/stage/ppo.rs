@@ -94,13 +94,9 @@ impl Run<'_> {
 
     /// Responses to the next prompts, each prompt visited once per pass over the data.
     fn sample(&self, update: u64) -> (Vec<usize>, Rollouts) {
-        let (config, count) = (self.config, self.prompts.len());
+        let config = self.config;
         let first = update * config.batch_size as u64;
-        let chosen: Vec<usize> = (0..config.batch_size as u64)
-            .map(|i| (first + i) / count as u64)
-            .zip((0..).map(|i| (first + i) as usize % count))
-            .map(|(epoch, at)| self.order(epoch)[at])
-            .collect();
+        let chosen = self.visit(first..first + config.batch_size as u64);
         // The stream of a response is its number in the run: a prompt met again is answered anew.
         let prompt = |(i, &at): (usize, &usize)| Prompt {
             tokens: self.prompts[at].tokens.clone(),
@@ -122,11 +118,18 @@ impl Run<'_> {
         (chosen, rollouts)
     }
 
-    /// The order of the prompts in a pass over them.
-    fn order(&self, epoch: u64) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.prompts.len()).collect();
-        Random::new(self.config.seed, PROMPT_STREAM + epoch).shuffle(&mut order);
-        order
+    /// The prompts of these responses of the run: every pass visits each prompt once, in an order of its own.
+    fn visit(&self, responses: std::ops::Range<u64>) -> Vec<usize> {
+        let count = self.prompts.len() as u64;
+        let mut chosen = Vec::new();
+        for pass in responses.start / count..=(responses.end - 1) / count {
+            let mut order: Vec<usize> = (0..self.prompts.len()).collect();
+            Random::new(self.config.seed, PROMPT_STREAM + pass).shuffle(&mut order);
+            let from = responses.start.max(pass * count) - pass * count;
+            let to = responses.end.min((pass + 1) * count) - pass * count;
+            chosen.extend_from_slice(&order[from as usize..to as usize]);
+        }
+        chosen
     }
 
     fn slots(&self, rollouts: &Rollouts) -> Vec<usize> {
@@ -177,7 +180,9 @@ impl Run<'_> {
             let mut order: Vec<usize> = (0..lesson.rollouts.len()).collect();
             Random::new(config.seed, MINIBATCH_STREAM + update * config.num_ppo_epochs as u64 + epoch)
                 .shuffle(&mut order);
-            for chosen in order.chunks(order.len().div_ceil(config.num_mini_batches)) {
+            for part in 0..config.num_mini_batches {
+                let bound = |part: usize| part * order.len() / config.num_mini_batches;
+                let chosen = &order[bound(part)..bound(part + 1)];
                 let pass = config.per_device_train_batch_size;
                 learned.add(&self.learner.step(lesson, chosen, pass, &config.loss_settings(), rates)?);
                 steps += 1;

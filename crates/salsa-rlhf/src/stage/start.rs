@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{arguments::TrainingArguments, encoder::Encoder, trainer::Outcome};
 use crate::{
     checkpoint::{self, Checkpoint, Companions, SaveOptions},
+    config::paths::visit_strings,
     metrics::{self, TrainerState},
 };
 
@@ -89,8 +90,9 @@ pub fn language_model_weights(path: &Path) -> anyhow::Result<(ModelSpec, Vec<f32
 /// If the configuration has no JSON form.
 pub fn fingerprint(stage: &str, config: &impl Serialize) -> anyhow::Result<Value> {
     let mut config = serde_json::to_value(config).context("configuration")?;
+    visit_strings(&mut config, "", "", &mut |kind, _, _| Ok(kind.map(|_| Value::Null)))?;
     if let Value::Object(keys) = &mut config {
-        keys.retain(|key, _| !PATHS.contains(&key.as_str()));
+        keys.shift_remove("output_dir");
     }
     Ok(json!({"stage": stage, "config": config}))
 }
@@ -143,13 +145,3 @@ fn refuse_missing_language_head(checkpoint: &Checkpoint, head: Head) -> anyhow::
     ensure!(!has_none, "{} is a reward model; a language model is needed here", checkpoint.dir().display());
     Ok(())
 }
-
-/// Keys that name files: what is in them counts, and is checked elsewhere, not where they lie.
-const PATHS: &[&str] = &[
-    "model_name_or_path",
-    "ref_model_name_or_path",
-    "tokenizer_name_or_path",
-    "dataset",
-    "eval_dataset",
-    "output_dir",
-];
