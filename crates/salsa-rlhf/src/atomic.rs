@@ -148,7 +148,7 @@ fn sync(path: &Path) -> Result<()> {
 }
 
 /// An input/output error with what was tried and, where there is one, the remedy.
-fn explain(error: &io::Error, what: &str) -> anyhow::Error {
+pub(crate) fn explain(error: &io::Error, what: &str) -> anyhow::Error {
     match remedy(error.kind()) {
         Some(remedy) => anyhow!("{what}: {error}; {remedy}"),
         None => anyhow!("{what}: {error}"),

@@ -46,6 +46,15 @@ impl Gram {
         }
     }
 
+    /// Adds what was collected elsewhere about the same ingredients: other tensors, or other pieces of one.
+    ///
+    /// # Panics
+    /// If the numbers of ingredients differ.
+    pub fn merge(&mut self, other: &Gram) {
+        assert_eq!(other.ingredients, self.ingredients, "the same ingredients");
+        self.products.iter_mut().zip(&other.products).for_each(|(sum, product)| *sum += product);
+    }
+
     /// Returns the length of a task vector.
     ///
     /// # Panics
@@ -116,6 +125,16 @@ mod tests {
         let cosine = 210.0 / (2870f64.sqrt() * 20f64.sqrt());
         assert_eq!((gram.cosine(0, 2), gram.cosine(2, 0)), (Some(cosine), Some(cosine)));
         assert!((gram.cosine(0, 1).expect("not zero") - 1.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn pieces_collected_apart_add_up() {
+        let (mut whole, mut first, mut second) = (Gram::new(2), Gram::new(2), Gram::new(2));
+        whole.add(&[0.0; 3], &[&[1.0, 2.0, 3.0], &[4.0, 5.0, -6.0]]);
+        first.add(&[0.0], &[&[1.0], &[4.0]]);
+        second.add(&[0.0; 2], &[&[2.0, 3.0], &[5.0, -6.0]]);
+        first.merge(&second);
+        assert_eq!((first.clone(), first.norm(0)), (whole, 14f64.sqrt()));
     }
 
     #[test]

@@ -52,6 +52,11 @@ impl Companions {
         self.files.iter().any(|(known, _)| *known == name)
     }
 
+    /// Their names and bytes.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        self.files.iter().map(|(name, bytes)| (*name, bytes.as_slice()))
+    }
+
     /// Writes them into `dir`, except those named in `without`.
     pub(super) fn write(&self, dir: &Path, without: &[&str]) -> Result<()> {
         let mut kept = self.files.iter().filter(|(name, _)| !without.contains(name));

@@ -1,5 +1,6 @@
 //! The number types of stored weights, and conversion to and from float32.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::fmt;
 
@@ -51,38 +52,75 @@ impl Dtype {
     }
 
     /// Little-endian bytes to float32, exactly. Returns the index of the first number that is not finite.
-    pub(super) fn decode(self, bytes: &[u8], out: &mut [f32]) -> Result<(), usize> {
+    pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) -> Result<(), usize> {
+        self.widen(bytes, out);
+        first_not_finite(out)
+    }
+
+    /// Little-endian bytes to float32, exactly, whatever the numbers are.
+    pub(crate) fn widen(self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len(), out.len() * self.size(), "as many bytes as numbers need");
         match self {
-            Dtype::F32 => decode_each(bytes, out, f32::from_le_bytes),
-            Dtype::BF16 => decode_each(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
-            Dtype::F16 => decode_each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::F32 => fill(out, bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+            Dtype::BF16 => fill(out, bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())),
+            Dtype::F16 => {
+                let mut halves = [f16::ZERO; RUN];
+                for (bytes, out) in bytes.chunks(2 * RUN).zip(out.chunks_mut(RUN)) {
+                    let halves = &mut halves[..out.len()];
+                    halves
+                        .iter_mut()
+                        .zip(bytes.chunks_exact(2))
+                        .for_each(|(h, b)| *h = f16::from_le_bytes([b[0], b[1]]));
+                    halves.convert_to_f32_slice(out);
+                }
+            }
         }
-        first_from(f32::INFINITY, out)
     }
 
     /// Float32 to little-endian bytes, rounded to nearest, ties to even. Returns the index of the first number that is
-    /// not finite, or rounds to infinity in this type.
-    pub(super) fn encode(self, numbers: &[f32], out: &mut Vec<u8>) -> Result<(), usize> {
-        first_from(self.limit(), numbers)?;
+    /// not finite, or not in this type.
+    pub(crate) fn encode(self, numbers: &[f32], out: &mut Vec<u8>) -> Result<(), usize> {
         out.clear();
         out.resize(numbers.len() * self.size(), 0);
+        first_not_finite(numbers)?;
         match self {
-            Dtype::F32 => encode_each(numbers, out, f32::to_le_bytes),
-            Dtype::BF16 => encode_each(numbers, out, |x| bf16::from_f32(x).to_le_bytes()),
-            Dtype::F16 => encode_each(numbers, out, |x| f16::from_f32(x).to_le_bytes()),
+            Dtype::F32 => out.chunks_exact_mut(4).zip(numbers).for_each(|(b, x)| b.copy_from_slice(&x.to_le_bytes())),
+            Dtype::BF16 => {
+                out.chunks_exact_mut(2)
+                    .zip(numbers)
+                    .for_each(|(b, x)| b.copy_from_slice(&round_to_bf16(*x).to_le_bytes()));
+            }
+            Dtype::F16 => {
+                let mut halves = [f16::ZERO; RUN];
+                for (bytes, numbers) in out.chunks_mut(2 * RUN).zip(numbers.chunks(RUN)) {
+                    let halves = &mut halves[..numbers.len()];
+                    halves.convert_from_f32_slice(numbers);
+                    bytes.chunks_exact_mut(2).zip(halves).for_each(|(b, h)| b.copy_from_slice(&h.to_le_bytes()));
+                }
+            }
         }
-        Ok(())
+        let infinite = match self {
+            Dtype::F32 => return Ok(()),
+            Dtype::BF16 => 0x7f80,
+            Dtype::F16 => 0x7c00,
+        };
+        let is_infinite = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]) & infinite == infinite;
+        // Without an early exit the compiler looks at many numbers at once.
+        if !out.chunks_exact(2).fold(false, |any, b| any | is_infinite(b)) {
+            return Ok(());
+        }
+        out.chunks_exact(2).position(is_infinite).map_or(Ok(()), Err)
     }
+}
 
-    /// The smallest number that rounds to infinity: half a step above the largest of the type.
-    fn limit(self) -> f32 {
-        match self {
-            Dtype::F32 => f32::INFINITY,
-            Dtype::BF16 => f32::from_bits(0x7f7f_8000),
-            Dtype::F16 => 65_520.0,
-        }
-    }
+/// Numbers converted at a time between f16 and float32.
+const RUN: usize = 512;
+
+/// The bits of the bfloat16 nearest to a float32 that is not NaN, ties to even.
+#[inline(always)]
+pub(crate) fn round_to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
 impl fmt::Display for Dtype {
@@ -91,22 +129,14 @@ impl fmt::Display for Dtype {
     }
 }
 
-fn decode_each<const N: usize>(bytes: &[u8], out: &mut [f32], number: impl Fn([u8; N]) -> f32) {
-    let (bytes, _) = bytes.as_chunks::<N>();
-    out.iter_mut().zip(bytes).for_each(|(place, bytes)| *place = number(*bytes));
+fn fill(out: &mut [f32], numbers: impl Iterator<Item = f32>) {
+    out.iter_mut().zip(numbers).for_each(|(place, number)| *place = number);
 }
 
-fn encode_each<const N: usize>(numbers: &[f32], out: &mut [u8], bytes: impl Fn(f32) -> [u8; N]) {
-    let (places, _) = out.as_chunks_mut::<N>();
-    places.iter_mut().zip(numbers).for_each(|(place, number)| *place = bytes(*number));
-}
-
-/// The index of the first number whose size is not below `limit`, not-a-number included. All are looked at first,
-/// without a branch for each, because there hardly ever is one.
-fn first_from(limit: f32, numbers: &[f32]) -> Result<(), usize> {
-    let beyond = |x: &f32| x.is_nan() | (x.abs() >= limit);
-    if !numbers.iter().fold(false, |found, x| found | beyond(x)) {
+fn first_not_finite(numbers: &[f32]) -> Result<(), usize> {
+    // Without an early exit the compiler looks at many numbers at once.
+    if numbers.iter().fold(true, |all, x| all & x.is_finite()) {
         return Ok(());
     }
-    numbers.iter().position(beyond).map_or(Ok(()), Err)
+    numbers.iter().position(|x| !x.is_finite()).map_or(Ok(()), Err)
 }

@@ -5,12 +5,15 @@ mod config;
 mod dtype;
 mod family;
 mod files;
+mod positioned;
+mod raw;
 mod read;
 mod rope;
 mod save_config;
 #[cfg(test)]
 mod tests;
 mod write;
+mod writer;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,9 +24,12 @@ use serde_json::Value;
 
 pub use self::companions::Companions;
 pub use self::dtype::Dtype;
+pub(crate) use self::dtype::round_to_bf16;
 pub use self::family::Family;
 use self::files::Stored;
+pub use self::raw::RawTensors;
 pub use self::write::{SaveOptions, save};
+pub use self::writer::{Durability, NewTensor, Writer, write_file};
 use crate::tokenizer::Tokenizer;
 
 /// The ids of the special tokens, from `generation_config.json`, `config.json` and `tokenizer_config.json`, the first
@@ -86,7 +92,9 @@ impl Checkpoint {
     /// When a weight is not a finite number (names the tensor), when the copy of tied embeddings differs from them, or
     /// when the files changed since they were opened.
     pub fn read_weights(&self) -> Result<Vec<f32>> {
-        self.stored.read(&self.spec)
+        let weights = self.stored.read(&self.spec)?;
+        self.raw()?.check_tied_copy()?;
+        Ok(weights)
     }
 
     /// The mean and standard deviation of a reward model's scores on the data it was made for, by which they are

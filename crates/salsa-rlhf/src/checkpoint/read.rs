@@ -1,6 +1,6 @@
 //! Stored weights to one flat float32 buffer.
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow};
 use memmap2::Mmap;
 use rayon::prelude::*;
 use salsa_engine::ModelSpec;
@@ -36,7 +36,6 @@ impl Stored {
                 )
             })
         })?;
-        self.check_tied_copy(&maps, spec, &weights)?;
         Ok(weights)
     }
 
@@ -47,27 +46,5 @@ impl Stored {
                 self.paths[placed.file].display()
             )
         })
-    }
-
-    /// With tied embeddings transformers reads the embedding and drops `lm_head.weight`; where the two differ, the model
-    /// was not trained as tied, and reading it so would change it without a word.
-    fn check_tied_copy(&self, maps: &[Mmap], spec: &ModelSpec, weights: &[f32]) -> Result<()> {
-        let Some(copy) = &self.tied_copy else { return Ok(()) };
-        let embedding = spec.tensors().into_iter().find(|view| view.name == "model.embed_tokens.weight");
-        let embedding = embedding.ok_or_else(|| anyhow!("the model has no model.embed_tokens.weight"))?;
-        let bytes = self.bytes(maps, copy)?;
-        let same = weights[embedding.range].par_chunks(BLOCK).zip(bytes.par_chunks(BLOCK * copy.dtype.size())).all(
-            |(numbers, bytes)| {
-                let mut decoded = vec![0f32; numbers.len()];
-                copy.dtype.decode(bytes, &mut decoded).is_ok() && decoded == numbers
-            },
-        );
-        if !same {
-            bail!(
-                "{}: lm_head.weight differs from model.embed_tokens.weight although config.json ties them. If the model has an output layer of its own, set \"tie_word_embeddings\": false",
-                self.paths[copy.file].display()
-            );
-        }
-        Ok(())
     }
 }

@@ -1,28 +1,22 @@
 //! Writing a model directory.
 
-use std::fs;
-use std::io::Write;
-use std::ops::Range;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use rayon::prelude::*;
 use salsa_engine::{Head, ModelSpec, TensorView};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::Checkpoint;
 use super::companions::Companions;
 use super::dtype::Dtype;
 use super::family::Family;
+use super::writer::{Durability, NewTensor, Writer};
 use super::{SpecialTokens, save_config};
 use crate::atomic;
 
-/// Numbers converted by one task, and tasks per write: 64 MiB of float32 at a time.
+/// Numbers converted by one task.
 const BLOCK: usize = 1 << 18;
-const BLOCKS: usize = 64;
-
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 
 /// How a model is saved.
 #[derive(Clone, Debug)]
@@ -76,22 +70,16 @@ pub fn save(
     if weights.len() != parameters {
         bail!("cannot save {}: {} weights for a model of {parameters}", dir.display(), weights.len());
     }
-    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    remove_if_there(&dir.join("config.json"))?;
-    let shards = shards(&tensors, options);
-    let name = |i: usize| match shards.len() {
-        1 => SINGLE.to_string(),
-        n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
+    let new = |tensor: &TensorView| NewTensor {
+        name: tensor.name.clone(),
+        shape: tensor.shape.clone(),
+        dtype: options.dtype,
     };
-    for (i, shard) in shards.iter().enumerate() {
-        write_shard(&dir.join(name(i)), &tensors[shard.clone()], weights, options.dtype)?;
+    let writer = Writer::create(dir, tensors.iter().map(new).collect(), options.max_shard_bytes, Durability::Synced)?;
+    for (i, tensor) in tensors.iter().enumerate() {
+        write_tensor(&writer, i, tensor, &weights[tensor.range.clone()], options.dtype)?;
     }
-    let written: Vec<String> = (0..shards.len()).map(name).collect();
-    remove_other_weights(dir, &written)?;
-    if shards.len() > 1 {
-        let index = index(&tensors, &shards, &written, parameters, options.dtype);
-        atomic::write(&dir.join(INDEX), format!("{index:#}\n").as_bytes())?;
-    }
+    writer.finish()?;
     let scalar = spec.head == Head::Scalar;
     companions.write(dir, if scalar { &["generation_config.json"] } else { &[] })?;
     if !scalar && !companions.has("generation_config.json") {
@@ -101,99 +89,17 @@ pub fn save(
     atomic::write(&dir.join("config.json"), format!("{:#}\n", Value::Object(config)).as_bytes())
 }
 
-/// Runs of tensors for one file each.
-fn shards(tensors: &[TensorView], options: &SaveOptions) -> Vec<Range<usize>> {
-    let bytes = |tensor: &TensorView| (tensor.range.len() * options.dtype.size()) as u64;
-    let (mut shards, mut start, mut held) = (Vec::new(), 0, 0);
-    for (i, tensor) in tensors.iter().enumerate() {
-        if i > start && held + bytes(tensor) > options.max_shard_bytes {
-            shards.push(start..i);
-            (start, held) = (i, 0);
-        }
-        held += bytes(tensor);
-    }
-    shards.push(start..tensors.len());
-    shards
-}
-
-fn write_shard(path: &Path, tensors: &[TensorView], weights: &[f32], dtype: Dtype) -> Result<()> {
-    atomic::write_with(path, |out| {
-        out.write_all(&header(tensors, dtype))?;
-        tensors.iter().try_for_each(|tensor| write_tensor(out, tensor, &weights[tensor.range.clone()], dtype))
+fn write_tensor(writer: &Writer, i: usize, tensor: &TensorView, numbers: &[f32], dtype: Dtype) -> Result<()> {
+    numbers.par_chunks(BLOCK).enumerate().try_for_each_init(Vec::new, |bytes, (block, numbers)| {
+        dtype.encode(numbers, bytes).map_err(|at| {
+            let value = numbers[at];
+            let why = if value.is_finite() {
+                format!("which is too large for {dtype}: save as bfloat16 or float32")
+            } else {
+                "so training has diverged: lower the learning rate".to_string()
+            };
+            anyhow!("number {} of {} is {value}, {why}", block * BLOCK + at, tensor.name)
+        })?;
+        writer.write(i, block * BLOCK, bytes)
     })
-}
-
-/// Eight bytes of length, then JSON padded with spaces so that the numbers begin at a multiple of eight.
-fn header(tensors: &[TensorView], dtype: Dtype) -> Vec<u8> {
-    let mut json = Map::from_iter([("__metadata__".to_string(), json!({ "format": "pt" }))]);
-    let mut at = 0;
-    for tensor in tensors {
-        let end = at + tensor.range.len() * dtype.size();
-        let entry = json!({ "dtype": dtype.safetensors_name(), "shape": tensor.shape, "data_offsets": [at, end] });
-        json.insert(tensor.name.clone(), entry);
-        at = end;
-    }
-    let mut text = Value::Object(json).to_string().into_bytes();
-    text.resize(text.len().next_multiple_of(8), b' ');
-    [&(text.len() as u64).to_le_bytes()[..], &text].concat()
-}
-
-fn write_tensor(out: &mut dyn Write, tensor: &TensorView, numbers: &[f32], dtype: Dtype) -> Result<()> {
-    for (i, part) in numbers.chunks(BLOCK * BLOCKS).enumerate() {
-        let encode = |(j, block): (usize, &[f32])| {
-            let mut bytes = Vec::new();
-            dtype.encode(block, &mut bytes).map_err(|at| {
-                let (at, value) = ((i * BLOCKS + j) * BLOCK + at, block[at]);
-                let why = if value.is_finite() {
-                    format!("which is too large for {dtype}: save as bfloat16 or float32")
-                } else {
-                    "so training has diverged: lower the learning rate".to_string()
-                };
-                anyhow!("number {at} of {} is {value}, {why}", tensor.name)
-            })?;
-            Ok(bytes)
-        };
-        let encoded: Vec<Vec<u8>> = part.par_chunks(BLOCK).enumerate().map(encode).collect::<Result<_>>()?;
-        encoded.iter().try_for_each(|bytes| out.write_all(bytes))?;
-    }
-    Ok(())
-}
-
-fn index(tensors: &[TensorView], shards: &[Range<usize>], names: &[String], parameters: usize, dtype: Dtype) -> Value {
-    let mut map: Vec<(String, Value)> = Vec::with_capacity(tensors.len());
-    for (shard, name) in shards.iter().zip(names) {
-        map.extend(tensors[shard.clone()].iter().map(|tensor| (tensor.name.clone(), json!(name))));
-    }
-    map.sort_by(|a, b| a.0.cmp(&b.0));
-    let metadata = json!({ "total_parameters": parameters, "total_size": parameters * dtype.size() });
-    json!({ "metadata": metadata, "weight_map": Map::from_iter(map) })
-}
-
-/// Weights of an earlier save would be taken for this one's.
-fn remove_other_weights(dir: &Path, written: &[String]) -> Result<()> {
-    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
-        let entry = entry.with_context(|| format!("cannot list {}", dir.display()))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let file = name.strip_suffix(".tmp").unwrap_or(&name);
-        if (is_weights(file) && !written.contains(&name)) || name == INDEX {
-            remove_if_there(&entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// `model.safetensors` or `model-00001-of-00002.safetensors`.
-fn is_weights(name: &str) -> bool {
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let shard = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
-    name == SINGLE || shard.and_then(|rest| rest.split_once("-of-")).is_some_and(|(i, n)| digits(i) && digits(n))
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(anyhow!("cannot remove the earlier {}: {e}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }

@@ -18,6 +18,7 @@ mod inspect;
 mod quickstart;
 mod report;
 mod run;
+mod soup;
 mod stage;
 
 /// RLHF in one program, with a model soup as the KL reference.
@@ -38,6 +39,8 @@ enum Command {
     Pretrain(stage::Arguments),
     /// Supervised fine-tuning: learn to give the responses of a data set.
     Sft(stage::Arguments),
+    /// Average the weights of models (or combine them otherwise) into one.
+    Soup(soup::Arguments),
     /// Train a reward model on preference pairs.
     Reward(stage::Arguments),
     /// PPO against a reference of your choice: an SFT model, a soup (SALSA), and more.
@@ -88,6 +91,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Run(arguments) => run::main(&arguments),
         Command::Pretrain(arguments) => stage::main("pretrain", &arguments),
         Command::Sft(arguments) => stage::main("sft", &arguments),
+        Command::Soup(arguments) => soup::main(&arguments),
         Command::Reward(arguments) => stage::main("reward", &arguments),
         Command::Ppo(arguments) => stage::main("ppo", &arguments),
         Command::Dpo(arguments) => stage::main("dpo", &arguments),

@@ -74,6 +74,7 @@ fn example(kind: &Kind) -> String {
     let flags = match kind.name {
         "pretrain" => "--dataset texts.txt --output_dir base --hidden_size 256 --num_hidden_layers 4",
         "sft" => "--model base --dataset chat.jsonl --output_dir sft-a --seed 1",
+        "soup" => "sft-a sft-b --weights 0.5 0.5 --output soup",
         "reward" => "--model sft-a --dataset pairs.jsonl --output_dir reward",
         "ppo" => {
             "--model sft-a --reward_model reward --dataset prompts.jsonl --output_dir salsa \\\n    \

@@ -96,8 +96,24 @@ pub fn from_mapping<T>(given: &Map<String, Value>, origin: &Origin) -> anyhow::R
 where
     T: Serialize + DeserializeOwned + Default,
 {
+    from_mapping_and_flags(given, origin, &[])
+}
+
+/// The configuration `T`: its defaults, under the keys of a mapping that was already read, under `overrides`.
+///
+/// # Errors
+/// As [`load`].
+pub fn from_mapping_and_flags<T>(
+    given: &Map<String, Value>,
+    origin: &Origin,
+    overrides: &[(String, String)],
+) -> anyhow::Result<T>
+where
+    T: Serialize + DeserializeOwned + Default,
+{
     let mut layers = Layers::<T>::new();
     layers.mapping(given, origin)?;
+    layers.flags(overrides)?;
     layers.finish()
 }
 

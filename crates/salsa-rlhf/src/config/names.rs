@@ -24,6 +24,7 @@ pub const SYNONYMS: &[&[&str]] = &[
     &["center_rewards_coefficient", "center_rewards"],
     &["save_dtype", "dtype", "torch_dtype", "out_dtype"],
     &["method", "merge_method"],
+    &["base_model", "base"],
     &["gradient_checkpointing", "recompute"],
 ];
 

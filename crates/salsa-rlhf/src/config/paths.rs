@@ -31,6 +31,7 @@ const MODELS: &[&str] = &[
     "ingredients",
     "base",
     "base_model",
+    "tokenizer_source",
 ];
 
 /// Keys whose mappings have names of the reader's choice, with model directories as values.

@@ -231,8 +231,14 @@ pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Va
     };
     let text = serde_json::to_string_pretty(&report).context("evaluation as JSON")? + "\n";
     atomic::write(&config.output_dir.join(EVALUATION), text.as_bytes())?;
-    let first = |arm: &str| summaries[arm].first().map(|set| json!({"score": set.proxy_score.mean, "gold": set.gold_reward.as_ref().map(|g| g.mean)}));
-    Ok(json!({"arms": config.arms.keys().map(|arm| (arm.clone(), first(arm).into())).collect::<serde_json::Map<_, _>>()}))
+    let first = |arm: &str| {
+        summaries[arm]
+            .first()
+            .map(|set| json!({"score": set.proxy_score.mean, "gold": set.gold_reward.as_ref().map(|g| g.mean)}))
+    };
+    Ok(
+        json!({"arms": config.arms.keys().map(|arm| (arm.clone(), first(arm).into())).collect::<serde_json::Map<_, _>>()}),
+    )
 }
 
 /// The file from which a report is made.
@@ -248,7 +254,8 @@ impl<'a> Bench<'a> {
         let mut sets = Vec::new();
         for set in &config.datasets {
             let longest = config.max_prompt_length;
-            let mut prompts = load_prompts(&set.dataset, longest, config.max_new_tokens, &encoder, &checkpoint.spec, context)?;
+            let mut prompts =
+                load_prompts(&set.dataset, longest, config.max_new_tokens, &encoder, &checkpoint.spec, context)?;
             prompts.truncate(set.max_prompts.unwrap_or(usize::MAX));
             let (texts, tokens) = prompts.into_iter().map(|prompt| (prompt.text, prompt.tokens)).unzip();
             sets.push(Questions { name: set.name.clone(), texts, tokens });
@@ -295,7 +302,9 @@ impl<'a> Bench<'a> {
             let own = split(&rollouts.logprobs, &lengths);
             let other = rollouts.logprobs_of(model);
             let pairs = own.into_iter().zip(split(&other, &lengths));
-            Some(estimate(&pairs.map(|(own, other)| own.iter().sum::<f64>() - other.iter().sum::<f64>()).collect::<Vec<_>>()))
+            Some(estimate(
+                &pairs.map(|(own, other)| own.iter().sum::<f64>() - other.iter().sum::<f64>()).collect::<Vec<_>>(),
+            ))
         };
         let (kl_sft_a, kl_soup) = (kl_to("sft_a"), kl_to("soup"));
         let length = estimate(&lengths.iter().map(|&length| length as f64).collect::<Vec<_>>());
@@ -321,13 +330,23 @@ impl<'a> Bench<'a> {
         let (from, to) = &line.models;
         let (spec, a) = ModelSource::Path(from.clone()).read()?;
         let (other, b) = ModelSource::Path(to.clone()).read()?;
-        ensure!(spec == other, "landscape: {} and {} have different architectures ({})", from.display(), to.display(), first_difference(&spec, &other));
+        ensure!(
+            spec == other,
+            "landscape: {} and {} have different architectures ({})",
+            from.display(),
+            to.display(),
+            first_difference(&spec, &other)
+        );
         let mut points = Vec::new();
         for &alpha in &line.alphas {
             let mut weights = vec![0f32; a.len()];
             lerp(&a, &b, alpha, &mut weights);
             let answers = self.answer(&Model::new(spec.clone(), weights)?, set)?;
-            points.push(LandscapePoint { alpha, gold_reward: answers.gold.as_deref().map(estimate), proxy_score: estimate(&answers.scores) });
+            points.push(LandscapePoint {
+                alpha,
+                gold_reward: answers.gold.as_deref().map(estimate),
+                proxy_score: estimate(&answers.scores),
+            });
             advance(&format!("landscape alpha {alpha}"));
         }
         Ok(points)
@@ -355,7 +374,13 @@ fn comparisons(config: &EvaluateConfig, answers: &BTreeMap<&str, Vec<Answers>>, 
         for (i, set) in sets.iter().enumerate() {
             let (a, b) = (&answers[arm.as_str()][i], &answers[versus.as_str()][i]);
             let mut push = |metric, estimate| {
-                all.push(Comparison { arm: arm.clone(), versus: versus.clone(), split: set.name.clone(), metric, estimate });
+                all.push(Comparison {
+                    arm: arm.clone(),
+                    versus: versus.clone(),
+                    split: set.name.clone(),
+                    metric,
+                    estimate,
+                });
             };
             push(Contrast::WinRate, win_rate(a.judged(), b.judged()));
             if let (Some(a), Some(b)) = (&a.gold, &b.gold) {

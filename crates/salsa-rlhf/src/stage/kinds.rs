@@ -4,7 +4,7 @@ use serde_json::Value;
 use super::{
     StageContext, dpo, evaluate, generate,
     kind::{Kind, Product, Stage},
-    kitchen, logprobs, ppo, pretrain, reward, score, sft, winrate,
+    kitchen, logprobs, ppo, pretrain, reward, score, sft, soup, winrate,
 };
 
 /// `"name" => module::Config, what it leaves;` — the module's `run` does the work, the configuration's `validate` checks it.
@@ -28,6 +28,7 @@ macro_rules! kinds {
 kinds! {
     "pretrain" => pretrain::PretrainConfig, Product::Directory;
     "sft" => sft::SftConfig, Product::Directory;
+    "soup" => soup::SoupConfig, Product::Directory;
     "reward" => reward::RewardConfig, Product::Directory;
     "ppo" => ppo::PpoConfig, Product::Directory;
     "dpo" => dpo::DpoConfig, Product::Directory;

@@ -145,7 +145,8 @@ mod tests {
     /// 1,399 longer, 938 shorter and 15 equal, counted by another program.
     #[test]
     fn longer_wins_on_real_pairs() {
-        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/hh-rlhf/helpful-base-test.jsonl.gz");
+        let data =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/hh-rlhf/helpful-base-test.jsonl.gz");
         if !data.exists() {
             println!("skipped: {} is not there", data.display());
             return;

@@ -70,18 +70,25 @@ impl Run<'_> {
         let rewards = self.rewards(&rollouts, &scores, &kls, &slots);
         let (advantages, returns) = self.advantages(&rewards, &old_values, &slots, &rollouts);
 
-        let lesson = Lesson { rollouts: &rollouts, slots: &slots, advantages: &advantages, old_values: &old_values, returns: &returns };
+        let lesson = Lesson {
+            rollouts: &rollouts,
+            slots: &slots,
+            advantages: &advantages,
+            old_values: &old_values,
+            returns: &returns,
+        };
         let learned = self.learn(&lesson, update)?;
         self.reference.follow(&self.learner.policy, &self.language_model, update + 1)?;
 
-        let measured = Measured { scores: &scores, kls: &kls, beta: self.beta, explained_variance: explained_variance(&old_values, &returns), learned: &learned };
-        let mut metrics = measured.metrics(&rollouts);
-        for (name, at) in &self.anchors {
-            metrics.set(format!("objective/kl_{name}"), measure::kl_per_response(&rollouts, &frozen_logprobs[*at]));
-        }
-        let kl = metrics.get(names::KL).unwrap_or(f64::NAN);
-        let samples = self.samples(&chosen, &rollouts, &scores, &mut metrics)?;
-        self.beta = self.controller.update(self.beta, kl, rollouts.len());
+        let measured = Measured {
+            scores: &scores,
+            kls: &kls,
+            beta: self.beta,
+            explained_variance: explained_variance(&old_values, &returns),
+            learned: &learned,
+        };
+        let (metrics, samples) = self.report(&chosen, &rollouts, &measured, &frozen_logprobs)?;
+        self.beta = self.controller.update(self.beta, measure::mean_kl(&kls, &rollouts), rollouts.len());
         Ok((metrics, samples))
     }
 
@@ -95,7 +102,11 @@ impl Run<'_> {
             .map(|(epoch, at)| self.order(epoch)[at])
             .collect();
         // The stream of a response is its number in the run: a prompt met again is answered anew.
-        let prompt = |(i, &at): (usize, &usize)| Prompt { tokens: self.prompts[at].tokens.clone(), id: first + i as u64, sample: 0 };
+        let prompt = |(i, &at): (usize, &usize)| Prompt {
+            tokens: self.prompts[at].tokens.clone(),
+            id: first + i as u64,
+            sample: 0,
+        };
         let prompts: Vec<Prompt> = chosen.iter().enumerate().map(prompt).collect();
         let sampling = Sampling {
             temperature: config.temperature,
@@ -138,7 +149,13 @@ impl Run<'_> {
     }
 
     /// Whitened advantages of the tokens, and returns of the slots.
-    fn advantages(&self, rewards: &[f64], values: &[f64], slots: &[usize], rollouts: &Rollouts) -> (Vec<f64>, Vec<f64>) {
+    fn advantages(
+        &self,
+        rewards: &[f64],
+        values: &[f64],
+        slots: &[usize],
+        rollouts: &Rollouts,
+    ) -> (Vec<f64>, Vec<f64>) {
         let (mut advantages, mut returns) = (Vec::new(), Vec::new());
         for (rewards, values) in split(rewards, slots).into_iter().zip(split(values, slots)) {
             let estimated = gae(rewards, values, self.config.gamma, self.config.lam);
@@ -158,7 +175,8 @@ impl Run<'_> {
         let mut steps = 0;
         for epoch in 0..config.num_ppo_epochs as u64 {
             let mut order: Vec<usize> = (0..lesson.rollouts.len()).collect();
-            Random::new(config.seed, MINIBATCH_STREAM + update * config.num_ppo_epochs as u64 + epoch).shuffle(&mut order);
+            Random::new(config.seed, MINIBATCH_STREAM + update * config.num_ppo_epochs as u64 + epoch)
+                .shuffle(&mut order);
             for chosen in order.chunks(order.len().div_ceil(config.num_mini_batches)) {
                 let pass = config.per_device_train_batch_size;
                 learned.add(&self.learner.step(lesson, chosen, pass, &config.loss_settings(), rates)?);
@@ -175,27 +193,34 @@ impl Run<'_> {
         Rates { policy, critic: config.critic_learning_rate.unwrap_or(config.learning_rate) * share }
     }
 
-    /// Texts of some responses, and the mean gold reward of all, where there is one.
-    fn samples(&self, chosen: &[usize], rollouts: &Rollouts, scores: &[f64], metrics: &mut Metrics) -> anyhow::Result<Samples> {
+    /// The metrics of an update, the KLs to the anchors and the mean gold reward among them, and texts of some responses.
+    fn report(
+        &self,
+        chosen: &[usize],
+        rollouts: &Rollouts,
+        measured: &Measured<'_>,
+        frozen_logprobs: &[Vec<f64>],
+    ) -> anyhow::Result<(Metrics, Samples)> {
+        let mut metrics = measured.metrics(rollouts);
+        for (name, at) in &self.anchors {
+            metrics.set(format!("objective/kl_{name}"), measure::kl_per_response(rollouts, &frozen_logprobs[*at]));
+        }
         let mut samples = Samples::default();
         let mut gold_total = 0.0;
-        for (i, &at) in chosen.iter().enumerate() {
+        let read = if self.config.gold.is_some() { chosen.len() } else { Samples::KEPT.min(chosen.len()) };
+        for (i, &at) in chosen.iter().enumerate().take(read) {
             let prompt = &self.prompts[at].text;
-            let keep = i < Samples::KEPT;
-            if !keep && self.config.gold.is_none() {
-                break;
-            }
             let response = self.encoder.decode(rollouts.response(i))?;
             let gold = self.config.gold.map(|gold| gold.reward(prompt, response.trim()));
             gold_total += gold.unwrap_or(0.0);
-            if keep {
-                samples.push(prompt, response.trim(), scores[i], gold);
+            if i < Samples::KEPT {
+                samples.push(prompt, response.trim(), measured.scores[i], gold);
             }
         }
         if self.config.gold.is_some() {
             metrics.set(names::GOLD, gold_total / rollouts.len() as f64);
         }
-        Ok(samples)
+        Ok((metrics, samples))
     }
 }
 
@@ -230,7 +255,11 @@ impl RewardModel {
     }
 
     /// The frozen reward model, and shape and weights of the critic that starts from it.
-    pub(super) fn open(path: &Path, policy: &ModelSpec, scale: ScoreScale) -> anyhow::Result<(RewardModel, (ModelSpec, Vec<f32>))> {
+    pub(super) fn open(
+        path: &Path,
+        policy: &ModelSpec,
+        scale: ScoreScale,
+    ) -> anyhow::Result<(RewardModel, (ModelSpec, Vec<f32>))> {
         ensure!(!path.as_os_str().is_empty(), "no reward model is given; say reward_model_path: DIR");
         let checkpoint = Checkpoint::open(path)?;
         ensure!(
@@ -250,7 +279,8 @@ impl RewardModel {
         let normalization = checkpoint.score_normalization().filter(|_| scale == ScoreScale::Normalized);
         let (mean, deviation) = normalization.unwrap_or((0.0, 1.0));
         ensure!(deviation > 0.0, "{}: score_std is {deviation}; set normalize_scores: false", path.display());
-        let model = Model::new(spec.clone(), weights.clone()).with_context(|| format!("reward model {}", path.display()))?;
+        let model =
+            Model::new(spec.clone(), weights.clone()).with_context(|| format!("reward model {}", path.display()))?;
         Ok((RewardModel { model, mean, deviation }, (spec, weights)))
     }
 }
@@ -282,7 +312,8 @@ pub fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> 
         metrics.set("lr", run.rates(done - 1).policy);
         metrics.set("episode", (done * config.batch_size as u64) as f64);
         writer.log(done, &metrics)?;
-        if config.num_sample_generations > 0 && (done - 1).is_multiple_of(total.div_ceil(config.num_sample_generations)) {
+        if config.num_sample_generations > 0 && (done - 1).is_multiple_of(total.div_ceil(config.num_sample_generations))
+        {
             samples.append(dir, done)?;
         }
         progress.message(&measure::headline(&metrics));
@@ -309,8 +340,12 @@ pub fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> 
 impl<'a> Run<'a> {
     /// Loads models and prompts. Returns the checkpoint whose tokenizer and family the result keeps.
     fn open(config: &'a PpoConfig, context: &StageContext) -> anyhow::Result<(Run<'a>, Checkpoint)> {
-        let first = config.model_name_or_path.paths().into_iter().next().context("model_name_or_path names no model")?;
-        ensure!(!first.as_os_str().is_empty(), "no model is given; say model_name_or_path: DIR (or --sft_model_path DIR)");
+        let first =
+            config.model_name_or_path.paths().into_iter().next().context("model_name_or_path names no model")?;
+        ensure!(
+            !first.as_os_str().is_empty(),
+            "no model is given; say model_name_or_path: DIR (or --sft_model_path DIR)"
+        );
         let source = Checkpoint::open(first)?;
         let encoder = Encoder::open(&source)?;
         let (policy_spec, policy_weights) = config.model_name_or_path.read()?;
@@ -319,7 +354,14 @@ impl<'a> Run<'a> {
         let reference = Reference::load(&config.reference, &config.model_name_or_path, &policy_spec, &mut frozen)?;
         let anchors = config.anchors.iter().map(|(name, model)| Ok((name.clone(), frozen.load(model, &policy_spec)?)));
         let anchors = anchors.collect::<anyhow::Result<Vec<_>>>()?;
-        let prompts = load_prompts(&config.dataset, config.max_prompt_length, config.response_length, &encoder, &policy_spec, context)?;
+        let prompts = load_prompts(
+            &config.dataset,
+            config.max_prompt_length,
+            config.response_length,
+            &encoder,
+            &policy_spec,
+            context,
+        )?;
         let learner = Learner::new(config, (policy_spec.clone(), policy_weights), critic)?;
         let run = Run {
             config,
@@ -391,7 +433,10 @@ pub(super) fn load_prompts(
     context: &StageContext,
 ) -> anyhow::Result<Vec<TextPrompt>> {
     let room = spec.max_positions.checked_sub(response_length).filter(|room| *room > 0).with_context(|| {
-        format!("response_length {} leaves no room for a prompt in a context of {}", response_length, spec.max_positions)
+        format!(
+            "response_length {} leaves no room for a prompt in a context of {}",
+            response_length, spec.max_positions
+        )
     })?;
     let longest = max_prompt_length.min(room);
     let (mut prompts, mut left_out) = (Vec::new(), 0);

@@ -300,7 +300,11 @@ impl Reference {
         let mut several = |models: &[PathBuf], weights: &[f64]| -> anyhow::Result<Vec<(usize, f64)>> {
             let soup = SoupSource { models: models.to_vec(), weights: weights.to_vec() };
             let weights = soup.checked_weights()?;
-            models.iter().zip(weights).map(|(path, w)| Ok((frozen.load(&ModelSource::Path(path.clone()), policy)?, w))).collect()
+            models
+                .iter()
+                .zip(weights)
+                .map(|(path, w)| Ok((frozen.load(&ModelSource::Path(path.clone()), policy)?, w)))
+                .collect()
         };
         Ok(match config {
             ReferenceConfig::Multi { models, weights } => Reference::Multi(several(models, weights)?),

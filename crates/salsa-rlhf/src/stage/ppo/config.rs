@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     checkpoint::{Checkpoint, SaveOptions},
     stage::{
-        ppo::ScoreScale,
         arguments::{Schedule, WeightType},
+        ppo::ScoreScale,
         reference::{ModelSource, ReferenceConfig},
         source::DataSource,
     },

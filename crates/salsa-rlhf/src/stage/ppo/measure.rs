@@ -31,7 +31,7 @@ impl Measured<'_> {
     /// All metrics, every mean over real tokens or responses.
     pub fn metrics(&self, rollouts: &Rollouts) -> Metrics {
         let responses = rollouts.len() as f64;
-        let kl = self.kls.iter().sum::<f64>() / responses;
+        let kl = mean_kl(self.kls, rollouts);
         let score = self.scores.iter().sum::<f64>() / responses;
         let variance = self.scores.iter().map(|s| (s - score).powi(2)).sum::<f64>() / responses;
         let surprise = -rollouts.logprobs.iter().sum::<f64>() / responses;
@@ -100,6 +100,11 @@ impl Learned {
         }
         self
     }
+}
+
+/// The KL of a response to the run's reference: summed over its tokens, averaged over the responses.
+pub fn mean_kl(kls: &[f64], rollouts: &Rollouts) -> f64 {
+    kls.iter().sum::<f64>() / rollouts.len() as f64
 }
 
 /// The KL of a response to another model (estimator k1, unbiased), averaged over the responses.
@@ -192,7 +197,11 @@ mod tests {
     use super::*;
 
     fn rollouts() -> Rollouts {
-        let response = |tokens: &[u32], logprobs: &[f32], finish| Response { tokens: tokens.into(), logprobs: logprobs.into(), finish };
+        let response = |tokens: &[u32], logprobs: &[f32], finish| Response {
+            tokens: tokens.into(),
+            logprobs: logprobs.into(),
+            finish,
+        };
         let responses = vec![
             response(&[2], &[-0.5], Finish::Stop),
             response(&[5, 6, 2], &[-1.0, -0.5, -0.25], Finish::Stop),
@@ -204,7 +213,13 @@ mod tests {
     #[test]
     fn means_are_over_real_responses() {
         let learned = Learned::default();
-        let measured = Measured { scores: &[1.0, 2.0, 6.0], kls: &[0.3; 8], beta: 0.5, explained_variance: 0.1, learned: &learned };
+        let measured = Measured {
+            scores: &[1.0, 2.0, 6.0],
+            kls: &[0.3; 8],
+            beta: 0.5,
+            explained_variance: 0.1,
+            learned: &learned,
+        };
         let metrics = measured.metrics(&rollouts());
         let near = |name: &str, expected: f64| {
             let found = metrics.get(name).unwrap_or(f64::NAN);
@@ -246,7 +261,9 @@ mod tests {
         }
         truncate_samples(dir.path(), 5).unwrap();
         let text = fs::read_to_string(dir.path().join(SAMPLES)).unwrap();
-        let line = |step: u64| format!("{{\"step\":{step},\"prompt\":\"p\",\"response\":\"r\",\"score\":0.5,\"gold\":0.25}}\n");
+        let line = |step: u64| {
+            format!("{{\"step\":{step},\"prompt\":\"p\",\"response\":\"r\",\"score\":0.5,\"gold\":0.25}}\n")
+        };
         assert_eq!(text, line(1) + &line(5));
     }
 }

@@ -1,0 +1,58 @@
+//! `salsa soup MODEL … --output DIR`: several models made into one.
+use std::time::Instant;
+
+use anyhow::Context;
+
+use super::{flags::Flags, print};
+use crate::{
+    config::{self, Origin, Usage},
+    progress::human_time,
+    stage::soup::{SoupConfig, mergekit, write_new_directory},
+};
+
+/// Models, a configuration file of ours or mergekit's, and flags.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The ingredients, then `--config FILE` (also mergekit's) and any of the keys below; `-` and `_` are equal.
+    #[arg(value_name = "MODEL … --KEY VALUE", trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<String>,
+}
+
+/// Writes the soup. On stdout: its numbers as JSON or, with `--report`, the geometry as a table.
+pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+    let models = arguments.words.iter().take_while(|word| !word.starts_with('-')).count();
+    let (models, words) = arguments.words.split_at(models);
+    let mut flags = Flags::parse(words)?;
+    if flags.help || (models.is_empty() && flags == Flags::default()) {
+        let mut command = super::command();
+        let command = command.find_subcommand_mut("soup").context("the command is known")?;
+        return print(&command.render_help().to_string());
+    }
+    flags.pairs.splice(0..0, models.iter().map(|model| ("models".to_owned(), model.clone())));
+    let config = configuration(&flags)?;
+    config.validate()?;
+    if config.output_dir.as_os_str().is_empty() {
+        return Err(Usage("say where the result goes: --output DIR".to_owned()).into());
+    }
+    let context = super::context()?;
+    let start = Instant::now();
+    let cooked = write_new_directory(&config, &context)?;
+    let shown = config.output_dir.display();
+    context.say(&format!("{shown} is ready after {}", human_time(start.elapsed().as_secs_f64())));
+    match cooked.geometry {
+        Some(geometry) => print(&geometry.table()),
+        None => print(&format!("{}\n", cooked.summary)),
+    }
+}
+
+/// Defaults, under the file, under the flags.
+fn configuration(flags: &Flags) -> anyhow::Result<SoupConfig> {
+    let Some(file) = &flags.config else { return config::load(None, &flags.pairs) };
+    let mapping = config::read_mapping(file)?;
+    if !mergekit::is_one(&mapping) {
+        return config::load(Some(file), &flags.pairs);
+    }
+    let origin = Origin::file(file);
+    let mapping = mergekit::convert(&mapping).map_err(|error| origin.within(error))?;
+    config::from_mapping_and_flags(&mapping, &origin, &flags.pairs)
+}

@@ -1,0 +1,193 @@
+//! `salsa soup`: the weights of several models made into one model.
+//!
+//! Tensors are read, combined in float32 and written piece by piece: the memory of the process does not grow with the
+//! model. What the methods compute is in [`salsa_algo::soup`].
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{StageContext, arguments::WeightType};
+use crate::checkpoint::{Dtype, Durability, NewTensor, Writer, write_file};
+
+pub mod arithmetic;
+mod bf16;
+pub mod byte_size;
+pub mod geometry;
+mod ingredients;
+mod merge;
+pub mod mergekit;
+mod provenance;
+#[cfg(test)]
+mod tests;
+mod tokenizers;
+
+use arithmetic::{Arithmetic, Method};
+use byte_size::ByteSize;
+use geometry::Geometry;
+use ingredients::Ingredients;
+use merge::Merge;
+
+/// What `salsa soup` can be told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SoupConfig {
+    /// The ingredients: checkpoints of one architecture, vocabulary and tokenizer.
+    pub models: Vec<PathBuf>,
+    /// One number for each ingredient; empty: all the same, with sum 1. The paper's `alpha` is the second of two.
+    pub weights: Vec<f64>,
+    /// How they are combined. The paper: linear.
+    pub method: Method,
+    /// What the ingredients were fine-tuned from. Needed by `ties`, `dare_linear`, `dare_ties` and `task_arithmetic`; makes
+    /// `slerp` follow the arc between task vectors; otherwise only the report looks at it.
+    pub base_model: Option<PathBuf>,
+    /// Share of the entries of a task vector that `ties` and the `dare` methods keep.
+    pub density: f64,
+    /// Factor of the merged task vector (lambda in the papers), for the methods that have one.
+    pub scale: f64,
+    /// Place of a `slerp` between the first model (0) and the second (1).
+    pub t: f64,
+    /// Seed of what the `dare` methods drop.
+    pub seed: u64,
+    /// Whether weights are divided by their sum. None: as the method has it, which is yes for `linear` and `ties`.
+    pub normalize: Option<bool>,
+    /// Number type of the soup. None: that of the ingredients, tensor by tensor; where they differ, the wider one.
+    pub dtype: Option<WeightType>,
+    /// Largest weight file: bytes, or such as `5GB`.
+    pub max_shard_size: ByteSize,
+    /// Where tokenizer and chat template come from. None: the first ingredient that has a tokenizer.
+    pub tokenizer_source: Option<PathBuf>,
+    /// Whether norms, angles and distances go to `geometry.json`.
+    pub report: bool,
+    /// Where the soup goes.
+    pub output_dir: PathBuf,
+}
+
+impl Default for SoupConfig {
+    fn default() -> SoupConfig {
+        SoupConfig {
+            models: Vec::new(),
+            weights: Vec::new(),
+            method: Method::Linear,
+            base_model: None,
+            density: 1.0,
+            scale: 1.0,
+            t: 0.5,
+            seed: 0,
+            normalize: None,
+            dtype: None,
+            max_shard_size: ByteSize(5_000_000_000),
+            tokenizer_source: None,
+            report: false,
+            output_dir: PathBuf::new(),
+        }
+    }
+}
+
+impl SoupConfig {
+    /// Checks ranges and relations of the values.
+    ///
+    /// # Errors
+    /// If a value makes no sense, or the method needs another one.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        ensure!(!self.models.is_empty(), "models is empty; name the checkpoints to combine");
+        ensure!(self.max_shard_size.0 > 0, "max_shard_size is 0; give bytes, or such as 5GB");
+        Arithmetic::new(self).map(drop)
+    }
+}
+
+/// Writes the soup into `output_dir`, which may hold what the stage runner put there: weights, companions, `soup.json`,
+/// `geometry.json` if asked for and, last, `config.json`. Everything is on the disk when it returns.
+///
+/// # Errors
+/// If the ingredients do not fit together (nothing is read or written then), a weight is not finite, or a file cannot be
+/// written.
+pub fn run(config: &SoupConfig, context: &StageContext) -> anyhow::Result<Value> {
+    Ok(cook(config, &config.output_dir, Durability::Synced, context)?.summary)
+}
+
+/// What a soup came to.
+#[derive(Debug)]
+pub struct Cooked {
+    /// Numbers about it.
+    pub summary: Value,
+    /// The report, if asked for.
+    pub geometry: Option<Geometry>,
+}
+
+/// Writes the soup to `output_dir`, which must be empty or absent: into `OUTPUT_DIR.tmp`, which gets its name when all is
+/// done. So there is either a whole soup or none. Syncing is left to the operating system.
+///
+/// # Errors
+/// As [`run`], and if `output_dir` holds anything.
+pub fn write_new_directory(config: &SoupConfig, context: &StageContext) -> anyhow::Result<Cooked> {
+    let dir = &config.output_dir;
+    let shown = dir.display();
+    if dir.exists() && fs::read_dir(dir).with_context(|| format!("cannot list {shown}"))?.next().is_some() {
+        bail!("{shown} is not empty; remove it to make the soup anew, or choose another output directory");
+    }
+    let tmp = temporary(dir)?;
+    if tmp.exists() {
+        fs::remove_dir_all(&tmp)
+            .with_context(|| format!("cannot remove {}, left by an interrupted run", tmp.display()))?;
+    }
+    let done = cook(config, &tmp, Durability::Cached, context).and_then(|cooked| {
+        fs::rename(&tmp, dir).with_context(|| format!("cannot rename {} to {shown}", tmp.display()))?;
+        Ok(cooked)
+    });
+    if done.is_err() {
+        // The error is what matters; the next attempt removes what is left.
+        let _ = fs::remove_dir_all(&tmp);
+    }
+    done
+}
+
+fn temporary(dir: &Path) -> anyhow::Result<PathBuf> {
+    let mut name =
+        dir.file_name().with_context(|| format!("{} names no directory to write", dir.display()))?.to_owned();
+    name.push(".tmp");
+    Ok(dir.with_file_name(name))
+}
+
+/// The order is the promise: checks, weights, the rest, `config.json`.
+fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &StageContext) -> anyhow::Result<Cooked> {
+    let arithmetic = Arithmetic::new(config)?;
+    let ingredients = Ingredients::open(config)?;
+    let tensors = ingredients.tensors(config.dtype.map(Into::into))?;
+    ingredients.check_tied_copies()?;
+
+    let parameters: usize = ingredients.parameters();
+    let writer = Writer::create(dir, tensors.clone(), config.max_shard_size.0, durability)?;
+    let bytes = writer.bytes();
+    let geometry = Merge::new(&ingredients, &arithmetic, &tensors, config.report)?.run(&writer, context)?;
+    writer.finish()?;
+
+    for (name, bytes) in ingredients.companions(config)?.files() {
+        write_file(&dir.join(name), bytes, durability)?;
+    }
+    let write = |name: &str, value: &Value| write_file(&dir.join(name), format!("{value:#}\n").as_bytes(), durability);
+    if let Some(geometry) = &geometry {
+        write("geometry.json", &geometry.to_json())?;
+    }
+    write("soup.json", &provenance::record(config, &arithmetic, &ingredients)?)?;
+    write("config.json", &ingredients.config(main_dtype(&tensors)))?;
+    let summary = json!({
+        "ingredients": config.models.len(),
+        "method": config.method,
+        "parameters": parameters,
+        "bytes": bytes,
+    });
+    Ok(Cooked { summary, geometry })
+}
+
+/// The type that holds most numbers.
+fn main_dtype(tensors: &[NewTensor]) -> Dtype {
+    let held = |dtype: Dtype| -> usize {
+        tensors.iter().filter(|t| t.dtype == dtype).map(|t| t.shape.iter().product::<usize>()).sum()
+    };
+    [Dtype::F32, Dtype::F16, Dtype::BF16].into_iter().max_by_key(|dtype| held(*dtype)).unwrap_or(Dtype::F32)
+}
