@@ -249,7 +249,9 @@ fn damaged(path: &Path, bytes: &[u8], error: SafeTensorError) -> anyhow::Error {
         SafeTensorError::HeaderTooSmall | SafeTensorError::InvalidHeaderLength => {
             anyhow!("{shown} ends within its header: it is cut off or no safetensors file; {again}")
         }
-        SafeTensorError::HeaderTooLarge => anyhow!("{shown} claims a header of over 100 MB: it is no safetensors file"),
+        SafeTensorError::HeaderTooLarge => {
+            anyhow!("{shown} claims a header of over 100 MB: it is damaged or no safetensors file; {again}")
+        }
         SafeTensorError::InvalidHeader(_) | SafeTensorError::InvalidHeaderDeserialization(_) => {
             anyhow!("{shown} has no readable header ({error}): it is damaged or no safetensors file; {again}")
         }

@@ -78,7 +78,7 @@ pub fn main() -> ExitCode {
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tell(&wording::one_line(&format!("{error:#}")));
+            tell(&wording::for_people(&error));
             ExitCode::from(if error.chain().any(|cause| cause.is::<Usage>()) { 2 } else { 1 })
         }
     }

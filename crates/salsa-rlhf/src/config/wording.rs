@@ -26,6 +26,12 @@ pub fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// An error as one line, in which the system's most frequent complaint says what to do.
+pub fn for_people(error: &anyhow::Error) -> String {
+    one_line(&format!("{error:#}"))
+        .replace("No such file or directory (os error 2)", "there is no such file or folder; check the path")
+}
+
 fn strip<'a>(message: &'a str, prefixes: &[&str]) -> Option<(&'a str, &'a str)> {
     prefixes.iter().find_map(|prefix| message.strip_prefix(prefix)?.rsplit_once(", expected "))
 }

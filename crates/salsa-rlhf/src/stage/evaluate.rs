@@ -172,6 +172,7 @@ impl Answers {
 struct Bench<'a> {
     config: &'a EvaluateConfig,
     encoder: Encoder,
+    vocab_size: usize,
     reward_model: RewardModel,
     anchors: Vec<(&'a str, Model)>,
 }
@@ -250,17 +251,18 @@ impl<'a> Bench<'a> {
         let first = baseline.paths().into_iter().next().context("the baseline names no model")?;
         let checkpoint = Checkpoint::open(first)?;
         let encoder = Encoder::open(&checkpoint)?;
-        let (reward_model, _) = RewardModel::open(&config.reward_model_path, &checkpoint.spec, ScoreScale::Normalized)?;
+        let (reward_model, _) = RewardModel::open(&config.reward_model_path, &checkpoint, ScoreScale::Normalized)?;
+        let positions = checkpoint.spec.max_positions.min(reward_model.max_positions());
         let mut sets = Vec::new();
         for set in &config.datasets {
             let longest = config.max_prompt_length;
-            let mut prompts =
-                load_prompts(&set.dataset, longest, config.max_new_tokens, &encoder, &checkpoint.spec, context)?;
+            let mut prompts = load_prompts(&set.dataset, longest, config.max_new_tokens, &encoder, positions, context)?;
             prompts.truncate(set.max_prompts.unwrap_or(usize::MAX));
             let (texts, tokens) = prompts.into_iter().map(|prompt| (prompt.text, prompt.tokens)).unzip();
             sets.push(Questions { name: set.name.clone(), texts, tokens });
         }
-        let mut bench = Bench { config, encoder, reward_model, anchors: Vec::new() };
+        let mut bench =
+            Bench { config, encoder, vocab_size: checkpoint.spec.vocab_size, reward_model, anchors: Vec::new() };
         for (name, source) in &config.anchors {
             bench.anchors.push((name, bench.model(source)?));
         }
@@ -269,6 +271,13 @@ impl<'a> Bench<'a> {
 
     fn model(&self, source: &ModelSource) -> anyhow::Result<Model> {
         let (spec, weights) = source.read()?;
+        ensure!(
+            spec.vocab_size == self.vocab_size,
+            "{source} has a vocabulary of {}, the baseline {:?} one of {}; only models with one tokenizer can be compared",
+            spec.vocab_size,
+            self.config.baseline,
+            self.vocab_size
+        );
         Model::new(spec, weights).with_context(|| format!("model {source}"))
     }
 

@@ -94,7 +94,8 @@ pub fn run(config: &GenerateConfig, _context: &StageContext) -> anyhow::Result<V
         let (length, new) = (tokens.len(), config.max_new_tokens);
         ensure!(
             length + new <= context,
-            "prompt of {length} tokens and max_new_tokens {new} exceed the model's context of {context}"
+            "prompt of {length} tokens and max_new_tokens {new} exceed the model's context of {context}; lower \
+             max_new_tokens or shorten the prompt"
         );
         Ok(tokens)
     })?;

@@ -3,7 +3,7 @@
 //! [`Run::step`] is the algorithm. What it calls is below it in order, the arithmetic in `salsa_algo`.
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use salsa_algo::{
     gae::gae,
     kl::KlController,
@@ -19,6 +19,7 @@ use super::{
     encoder::Encoder,
     reference::{FrozenModels, Reference},
     resume::{Checkpoints, Snapshot},
+    soup::tokenizers,
     source::DataSource,
     start,
 };
@@ -259,10 +260,15 @@ impl RewardModel {
         rollouts.last_values_of(&self.model).into_iter().map(|score| (score - self.mean) / self.deviation).collect()
     }
 
+    /// Tokens of prompt and response that it can read.
+    pub(super) fn max_positions(&self) -> usize {
+        self.model.spec().max_positions
+    }
+
     /// The frozen reward model, and shape and weights of the critic that starts from it.
     pub(super) fn open(
         path: &Path,
-        policy: &ModelSpec,
+        policy: &Checkpoint,
         scale: ScoreScale,
     ) -> anyhow::Result<(RewardModel, (ModelSpec, Vec<f32>))> {
         ensure!(!path.as_os_str().is_empty(), "no reward model is given; say reward_model_path: DIR");
@@ -273,12 +279,20 @@ impl RewardModel {
             path.display()
         );
         ensure!(
-            checkpoint.spec.vocab_size == policy.vocab_size,
+            checkpoint.spec.vocab_size == policy.spec.vocab_size,
             "{} has a vocabulary of {}, the policy one of {}; train the reward model from a checkpoint with the policy's tokenizer",
             path.display(),
             checkpoint.spec.vocab_size,
-            policy.vocab_size
+            policy.spec.vocab_size
         );
+        if let Some(difference) = tokenizers::difference(path, policy.dir())? {
+            bail!(
+                "{} and {} have different tokenizers ({difference}); train the reward model from a checkpoint with the policy's \
+                 tokenizer",
+                path.display(),
+                policy.dir().display()
+            );
+        }
         let spec = checkpoint.spec.with_head(Head::Scalar);
         let weights = checkpoint.spec.convert(&checkpoint.read_weights()?, &spec, 0);
         let normalization = checkpoint.score_normalization().filter(|_| scale == ScoreScale::Normalized);
@@ -354,7 +368,7 @@ impl<'a> Run<'a> {
         let source = Checkpoint::open(first)?;
         let encoder = Encoder::open(&source)?;
         let (policy_spec, policy_weights) = config.model_name_or_path.read()?;
-        let (reward_model, critic) = RewardModel::open(&config.reward_model_path, &policy_spec, config.score_scale())?;
+        let (reward_model, critic) = RewardModel::open(&config.reward_model_path, &source, config.score_scale())?;
         let mut frozen = FrozenModels::default();
         let reference = Reference::load(&config.reference, &config.model_name_or_path, &policy_spec, &mut frozen)?;
         let anchors = config.anchors.iter().map(|(name, model)| Ok((name.clone(), frozen.load(model, &policy_spec)?)));
@@ -364,7 +378,7 @@ impl<'a> Run<'a> {
             config.max_prompt_length,
             config.response_length,
             &encoder,
-            &policy_spec,
+            policy_spec.max_positions.min(reward_model.max_positions()),
             context,
         )?;
         let learner = Learner::new(config, (policy_spec.clone(), policy_weights), critic)?;
@@ -428,20 +442,17 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The prompts that fit, in the order of the data set.
+/// The prompts that fit a context of `positions` tokens together with a response, in the order of the data set.
 pub(super) fn load_prompts(
     dataset: &DataSource,
     max_prompt_length: usize,
     response_length: usize,
     encoder: &Encoder,
-    spec: &ModelSpec,
+    positions: usize,
     context: &StageContext,
 ) -> anyhow::Result<Vec<TextPrompt>> {
-    let room = spec.max_positions.checked_sub(response_length).filter(|room| *room > 0).with_context(|| {
-        format!(
-            "response_length {} leaves no room for a prompt in a context of {}",
-            response_length, spec.max_positions
-        )
+    let room = positions.checked_sub(response_length).filter(|room| *room > 0).with_context(|| {
+        format!("responses of {response_length} tokens leave no room for a prompt in a context of {positions}; make them shorter")
     })?;
     let longest = max_prompt_length.min(room);
     let (mut prompts, mut left_out) = (Vec::new(), 0);
@@ -456,12 +467,9 @@ pub(super) fn load_prompts(
     }
     ensure!(
         !prompts.is_empty(),
-        "{}: all {left_out} prompts are longer than {longest} tokens (the smaller of max_prompt_length {} and the context of {} \
-         less response_length {})",
+        "{}: all {left_out} prompts are longer than {longest} tokens (max_prompt_length is {max_prompt_length}, the context \
+         {positions} less {response_length} for the response); shorten them, or allow longer prompts or shorter responses",
         dataset,
-        max_prompt_length,
-        spec.max_positions,
-        response_length
     );
     context.say(&format!("{}: {} prompts, {left_out} left out (over {longest} tokens)", dataset, prompts.len()));
     Ok(prompts)

@@ -39,7 +39,7 @@ impl Rows {
                 .with_context(|| format!("{}: line {} is no JSON object", path.display(), index + 1))?;
             rows.push(Row { line: index + 1, object });
         }
-        ensure!(!rows.is_empty(), "{} holds no rows", path.display());
+        ensure!(!rows.is_empty(), "{} holds no rows; at least one is needed", path.display());
         Ok(Rows { path: path.to_owned(), rows })
     }
 

@@ -62,6 +62,11 @@ pub fn run_stage(
     let inputs = inputs.iter().map(|path| Input::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
     let record = Record::new(name, config, inputs);
     if let Some(results) = finished(output_dir, &record)? {
+        if [".lock", "running.json", "checkpoints"].iter().any(|name| output_dir.join(name).exists()) {
+            // A process was killed between its last result and its tidying up.
+            let _lock = Lock::take(output_dir)?;
+            tidy(output_dir)?;
+        }
         return Ok(Outcome::Skipped { results });
     }
     fs::create_dir_all(output_dir).with_context(|| format!("cannot make {}", output_dir.display()))?;
@@ -113,7 +118,7 @@ fn begin(dir: &Path, record: &Record) -> anyhow::Result<()> {
                 );
             }
         }
-        None if !only_contains(dir, &[".lock"])? => bail!(
+        None if !only_contains(dir, &[".lock", "running.json.tmp"])? => bail!(
             "{} is not empty and not a directory that salsa made (it has no stage.json); choose another output directory",
             dir.display()
         ),
@@ -125,6 +130,11 @@ fn begin(dir: &Path, record: &Record) -> anyhow::Result<()> {
 
 fn finish(dir: &Path, record: &Record) -> anyhow::Result<()> {
     write(&dir.join("stage.json"), &serde_json::to_value(record).context("stage record")?)?;
+    tidy(dir)
+}
+
+/// Removes what only unfinished work needs.
+fn tidy(dir: &Path) -> anyhow::Result<()> {
     remove(&dir.join("checkpoints"))?;
     remove(&dir.join("running.json"))
 }
@@ -268,6 +278,22 @@ mod tests {
         };
         assert_eq!(*place.run(json!({"seed": 1}), resumed).unwrap().results(), json!(7));
         assert!(!out.join("checkpoints").exists());
+    }
+
+    #[test]
+    fn a_kill_while_the_marker_was_written_or_removed_leaves_no_trace() {
+        let place = Place::new();
+        fs::create_dir_all(place.out()).unwrap();
+        fs::write(place.out().join("running.json.tmp"), "{").unwrap();
+        place.run(json!({"seed": 1}), || Ok(json!(7))).unwrap();
+        fs::create_dir_all(place.out().join("checkpoints/step-5")).unwrap();
+        for name in ["running.json", ".lock"] {
+            fs::write(place.out().join(name), "{}").unwrap();
+        }
+        assert_eq!(place.run(json!({"seed": 1}), never).unwrap(), Outcome::Skipped { results: json!(7) });
+        let mut names: Vec<_> = fs::read_dir(place.out()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["stage.json", "timings.json"]);
     }
 
     #[test]

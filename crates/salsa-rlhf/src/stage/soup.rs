@@ -24,7 +24,7 @@ pub mod mergekit;
 mod provenance;
 #[cfg(test)]
 mod tests;
-mod tokenizers;
+pub(super) mod tokenizers;
 
 use arithmetic::{Arithmetic, Method};
 use byte_size::ByteSize;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 ///
 /// Compared is what decides about ids. How the file is laid out does not count, nor how batches are padded and cut off,
 /// which trainers write into it.
-pub(super) fn difference(a: &Path, b: &Path) -> anyhow::Result<Option<String>> {
+pub(in crate::stage) fn difference(a: &Path, b: &Path) -> anyhow::Result<Option<String>> {
     let (a, b) = (a.join("tokenizer.json"), b.join("tokenizer.json"));
     if !a.is_file() || !b.is_file() {
         return Ok(None);

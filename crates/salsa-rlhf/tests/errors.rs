@@ -1,0 +1,145 @@
+//! What goes wrong is told in one line that names the thing and the remedy, and nothing half-written stays behind.
+use std::{fs, path::Path, sync::LazyLock};
+
+use serde_json::Value;
+
+mod tiny;
+
+use tiny::{Place, UP_TO_REWARD, assert_same};
+
+/// Good models and bad files, made once.
+static PLACE: LazyLock<Place> = LazyLock::new(|| {
+    let place = Place::with(UP_TO_REWARD);
+    let shape =
+        "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --max_position_embeddings 64 --max_steps 1";
+    let texts = "pretrain --dataset out/world/pretrain.jsonl --max_length 64";
+    place.salsa(&format!("{texts} --output_dir other-vocabulary --vocab_size 300 {shape}"));
+    place.salsa(&format!("{texts} --output_dir other-shape --vocab_size 320 {shape}"));
+    place.salsa(
+        "reward --model other-vocabulary --dataset out/world/preferences.jsonl --output_dir other-reward --max_steps 1",
+    );
+    copy(&place.path("out/sft-a"), &place.path("corrupt"));
+    damage(&place.path("corrupt/model.safetensors"), |bytes| bytes[8..12].copy_from_slice(b"oops"));
+    copy(&place.path("out/sft-a"), &place.path("nan"));
+    damage(&place.path("nan/model.safetensors"), |bytes| {
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    copy(&place.path("out/sft-a"), &place.path("cut"));
+    let weights = place.bytes("cut/model.safetensors");
+    place.write("cut/model.safetensors", &weights[..weights.len() / 2]);
+    copy(&place.path("out/reward"), &place.path("other-tokenizer"));
+    let mut tokenizer: Value = serde_json::from_slice(&place.bytes("other-tokenizer/tokenizer.json")).unwrap();
+    let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let (a, b) = (vocabulary["a"].clone(), vocabulary["b"].clone());
+    vocabulary["a"] = b;
+    vocabulary["b"] = a;
+    place.write("other-tokenizer/tokenizer.json", tokenizer.to_string());
+    place.write("empty.jsonl", "");
+    place.write("prompt.jsonl", "{\"prompt\": \"A dip with garlic, please.\"}\n");
+    place.write("long.jsonl", format!("{{\"prompt\": \"{}\"}}\n", "garlic ".repeat(500)));
+    place.write("typo.yaml", "stages:\n  base: {kind: pretrain, dataset: empty.jsonl, learning_rte: 1.0}\n");
+    place
+});
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+fn damage(path: &Path, change: impl FnOnce(&mut [u8])) {
+    let mut bytes = fs::read(path).unwrap();
+    change(&mut bytes);
+    fs::write(path, bytes).unwrap();
+}
+
+/// The command fails with this exit code and one line that holds all the words, and leaves no file behind.
+fn assert_fails(code: i32, line: &str, words: &[&str]) {
+    let before = PLACE.tree("");
+    let output = PLACE.command(&line.split_whitespace().collect::<Vec<_>>()).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{line}: {stderr}");
+    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{line}: {stderr}");
+    assert_eq!(stderr.lines().last(), Some(errors[0]), "{line}: the error is not the last line");
+    for word in words {
+        assert!(errors[0].contains(word), "{line}: {word:?} is not in: {}", errors[0]);
+    }
+    assert!(output.stdout.is_empty(), "{line}");
+    assert_same(&before, &PLACE.tree(""));
+}
+
+const SFT: &str = "--dataset out/world/sft.jsonl --output_dir new";
+const PPO: &str = "ppo --model out/sft-a --output_dir new --response_length 10";
+
+#[test]
+fn one_line_names_the_thing_and_the_remedy() {
+    let data = "--reward_model out/reward --dataset out/world/prompts_train.jsonl";
+    let soup = |models: &str| format!("{PPO} {data} --reference.kind soup --reference.models {models}");
+    for (line, words) in [
+        // A missing file.
+        (format!("sft --model nowhere {SFT}"), &["nowhere", "check the path"][..]),
+        ("sft --model out/base --dataset nowhere.jsonl --output_dir new".into(), &["nowhere.jsonl", "check the path"]),
+        ("logprobs --model nowhere --input prompt.jsonl --output new".into(), &["nowhere", "give the folder of"]),
+        ("score --model out/reward --input nowhere.jsonl --output new".into(), &["nowhere.jsonl", "check the path"]),
+        ("run nowhere.yaml".into(), &["nowhere.yaml", "check the path"]),
+        // An unknown key of a recipe.
+        (
+            "run typo.yaml --out new".into(),
+            &["typo.yaml", "stages.base.learning_rte", "did you mean \"learning_rate\"?"],
+        ),
+        // Another vocabulary.
+        (
+            format!("{PPO} --reward_model other-reward --dataset out/world/prompts_train.jsonl"),
+            &["other-reward", "300", "320", "train the reward model from"],
+        ),
+        (
+            format!("{PPO} {data} --reference.kind sft --reference.model other-vocabulary"),
+            &["other-vocabulary", "300", "320", "the same tokens"],
+        ),
+        (
+            format!("{PPO} --reward_model other-tokenizer --dataset out/world/prompts_train.jsonl"),
+            &["other-tokenizer", "out/sft-a", "different tokenizers (the token \"", "train the reward model from"],
+        ),
+        // A soup of different architectures.
+        (
+            soup("[out/sft-a,other-shape]"),
+            &["out/sft-a", "other-shape", "num_hidden_layers 2 against 1", "of one shape"],
+        ),
+        ("soup out/sft-a other-shape --output new".into(), &["out/sft-a", "other-shape", "num_hidden_layers"]),
+        // Broken weights.
+        (format!("sft --model corrupt {SFT}"), &["corrupt/model.safetensors", "header", "download or copy it again"]),
+        (format!("sft --model cut {SFT}"), &["cut/model.safetensors", "cut off", "download or copy it again"]),
+        (format!("sft --model nan {SFT}"), &["nan/model.safetensors", ".weight is NaN", "take an earlier checkpoint"]),
+        ("soup out/sft-a nan --output new".into(), &["nan", "NaN"]),
+        // No data.
+        ("pretrain --dataset empty.jsonl --output_dir new".into(), &["empty.jsonl", "needs at least one"]),
+        ("sft --model out/base --dataset empty.jsonl --output_dir new".into(), &["empty.jsonl", "needs at least one"]),
+        (format!("{PPO} --reward_model out/reward --dataset empty.jsonl"), &["empty.jsonl", "needs at least one"]),
+        (
+            "generate --model out/sft-a --input empty.jsonl --output new".into(),
+            &["empty.jsonl", "at least one is needed"],
+        ),
+        // Prompts that do not fit the context of 192.
+        (
+            "generate --model out/sft-a --input long.jsonl --output new".into(),
+            &["long.jsonl: line 1", "192", "shorten"],
+        ),
+        (
+            "generate --model out/sft-a --input prompt.jsonl --output new --max_new_tokens 190".into(),
+            &["prompt.jsonl: line 1", "192", "lower max_new_tokens"],
+        ),
+        (
+            format!("{PPO} --reward_model out/reward --dataset long.jsonl"),
+            &["long.jsonl", "182 tokens", "shorten them"],
+        ),
+        (
+            format!("ppo --model out/sft-a --output_dir new {data} --response_length 192"),
+            &["192 tokens", "make them shorter"],
+        ),
+    ] {
+        assert_fails(1, &line, words);
+    }
+}

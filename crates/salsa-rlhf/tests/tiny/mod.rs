@@ -1,0 +1,191 @@
+//! A world so small that the whole pipeline takes seconds, and ways to run the program in it.
+#![allow(dead_code, reason = "every test file uses its own part")]
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use salsa_rlhf::checkpoint::Checkpoint;
+use serde_json::Value;
+
+/// Everything up to the reward model.
+pub const UP_TO_REWARD: &str = r#"
+name: tiny
+out: out
+seed: 1
+stages:
+  world:
+    kind: kitchen
+    pretrain: 200
+    sft: 80
+    preferences: 120
+    prompts_train: 32
+    prompts_validation: 4
+    prompts_test: 8
+    prompts_ood: 8
+  base:
+    kind: pretrain
+    dataset: "${stages.world}/pretrain.jsonl"
+    vocab_size: 320
+    hidden_size: 32
+    num_hidden_layers: 2
+    num_attention_heads: 2
+    max_position_embeddings: 192
+    max_length: 64
+    per_device_train_batch_size: 4
+    learning_rate: 3.0e-3
+    max_steps: 8
+    logging_steps: 1
+    save_steps: 3
+  sft-a: &sft
+    kind: sft
+    model: base
+    dataset: "${stages.world}/sft.jsonl"
+    seed: 11
+    per_device_train_batch_size: 4
+    learning_rate: 3.0e-3
+    max_steps: 8
+    logging_steps: 1
+    save_steps: 3
+  sft-b: {<<: *sft, seed: 12}
+  reward:
+    kind: reward
+    model: sft-a
+    dataset: {path: "${stages.world}/preferences.jsonl", split: train}
+    eval_dataset: {path: "${stages.world}/preferences.jsonl", split: test}
+    per_device_train_batch_size: 4
+    learning_rate: 3.0e-3
+    max_steps: 8
+    logging_steps: 1
+    save_steps: 3
+"#;
+
+/// A PPO stage to which a recipe adds its own keys.
+pub const PPO: &str = r#"
+    kind: ppo
+    model: sft-a
+    reward_model: reward
+    reference: {kind: sft, model: sft-a}
+    anchors: {sft_a: sft-a, soup: {models: [sft-a, sft-b]}}
+    dataset: "${stages.world}/prompts_train.jsonl"
+    gold: kitchen
+    total_episodes: 40
+    batch_size: 8
+    num_ppo_epochs: 2
+    num_mini_batches: 2
+    response_length: 10
+    temperature: 1.0
+    learning_rate: 3.0e-3
+    save_steps: 2
+"#;
+
+/// An evaluation of two arms.
+pub const EVALUATE: &str = r#"
+    kind: evaluate
+    arms: {sft_a: sft-a, sft_b: sft-b}
+    baseline: sft_a
+    anchors: {sft_a: sft-a}
+    comparisons: [[sft_b, sft_a]]
+    datasets: [{name: test, dataset: "${stages.world}/prompts_test.jsonl"}]
+    reward_model: reward
+    gold: kitchen
+    landscape: {models: [sft-a, sft-b], alphas: [0, 0.5]}
+    max_new_tokens: 10
+"#;
+
+/// A folder to run the program in; its recipes write to `out`.
+pub struct Place(tempfile::TempDir);
+
+impl Place {
+    /// An empty one.
+    pub fn new() -> Place {
+        Place(tempfile::tempdir().unwrap())
+    }
+
+    /// One in which the recipe has run.
+    pub fn with(recipe: &str) -> Place {
+        let place = Place::new();
+        place.write("r.yaml", recipe);
+        place.done(&mut place.command(&["run", "r.yaml"]));
+        place
+    }
+
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    /// The program, about to run here.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_salsa"));
+        command.current_dir(self.0.path()).args(words).env_remove("SALSA_ISA");
+        command
+    }
+
+    /// Runs a command that must succeed.
+    pub fn done(&self, command: &mut Command) -> Output {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output
+    }
+
+    /// Runs a line of words that must succeed.
+    pub fn salsa(&self, line: &str) -> Output {
+        self.done(&mut self.command(&line.split_whitespace().collect::<Vec<_>>()))
+    }
+
+    /// The weights of a checkpoint.
+    pub fn weights(&self, name: &str) -> Vec<f32> {
+        Checkpoint::open(&self.path(name)).unwrap().read_weights().unwrap()
+    }
+
+    /// The bytes of a file.
+    pub fn bytes(&self, name: impl AsRef<Path>) -> Vec<u8> {
+        let path = self.path(name);
+        fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    /// `metrics.jsonl` of a stage, line by line.
+    pub fn metrics(&self, stage: &str) -> Vec<Value> {
+        let text = String::from_utf8(self.bytes(Path::new(stage).join("metrics.jsonl"))).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Every file and folder under `name` that must be the same in every run: not clocks, and what is drawn from them.
+    pub fn tree(&self, name: &str) -> BTreeMap<String, Vec<u8>> {
+        let mut tree = BTreeMap::new();
+        collect(&self.path(name), "", &mut tree);
+        tree
+    }
+}
+
+fn collect(dir: &Path, prefix: &str, tree: &mut BTreeMap<String, Vec<u8>>) {
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let name = entry.file_name().into_string().unwrap();
+        let key = format!("{prefix}{name}");
+        if entry.path().is_dir() {
+            collect(&entry.path(), &format!("{key}/"), tree);
+            tree.insert(key + "/", Vec::new());
+        } else if name == "summary.json" {
+            let mut summary: Value = serde_json::from_slice(&fs::read(entry.path()).unwrap()).unwrap();
+            assert!(summary.as_object_mut().unwrap().remove("seconds").is_some());
+            tree.insert(key, summary.to_string().into_bytes());
+        } else if !["timings.json", "report.html"].contains(&name.as_str()) && !name.starts_with("events.out.tfevents")
+        {
+            tree.insert(key, fs::read(entry.path()).unwrap());
+        }
+    }
+}
+
+/// Panics with the names of what differs.
+pub fn assert_same(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>) {
+    let names: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    let differing: Vec<&String> = names.into_iter().filter(|name| a.get(*name) != b.get(*name)).collect();
+    assert!(differing.is_empty(), "these differ: {differing:?}");
+}
