@@ -79,7 +79,8 @@ impl Tokenizer {
         }
         let mut tokenizer = Tokenizer::from_file(&path)?;
         tokenizer.names = SpecialTokenNames::from_dir(dir)?;
-        let names = [&tokenizer.names.bos, &tokenizer.names.eos, &tokenizer.names.pad];
+        // Padding is never fed to a model here, so a padding token that only the config knows does no harm.
+        let names = [&tokenizer.names.bos, &tokenizer.names.eos];
         if let Some(unknown) = names.into_iter().flatten().find(|name| tokenizer.token_to_id(name).is_none()) {
             bail!("{} names the special token {unknown:?}, which tokenizer.json does not have", dir.display());
         }

@@ -91,6 +91,7 @@ fn what_is_missing_is_named_and_ends_with_1() {
     let place = Place::new();
     place.write("bad.yaml", "learning_rat: 1\n");
     place.write("texts.txt", "some text\n");
+    place.write("shape.yaml", "dataset: {pth: x}\n");
     place.write("range.yaml", "learning_rate: -1\n");
     for (line, expected) in [
         ("run nowhere.yaml", "cannot read nowhere.yaml: "),
@@ -99,6 +100,7 @@ fn what_is_missing_is_named_and_ends_with_1() {
         ("sft --model nowhere --dataset texts.txt --output_dir out", "cannot read nowhere: "),
         ("pretrain --dataset nowhere.txt --output_dir out", "cannot read nowhere.txt: "),
         ("pretrain --config range.yaml --dataset texts.txt --output_dir out", "learning_rate is -1"),
+        ("sft --config shape.yaml --model nowhere --output_dir out", "shape.yaml: dataset: none of the forms"),
         ("inspect nowhere", ""),
         ("chat --model nowhere", ""),
         ("report nowhere", "nowhere is not a directory that `salsa run` filled: cannot read nowhere/resolved.json"),

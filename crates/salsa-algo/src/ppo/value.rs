@@ -125,6 +125,8 @@ mod tests {
     fn explained_variance_by_hand() {
         // returns 1 2 3 (variance 1), errors 0 0 1 (variance 1/3)
         assert!((explained_variance(&[1.0, 2.0, 2.0], &[1.0, 2.0, 3.0]) - 2.0 / 3.0).abs() < 1e-15);
+        // the unit does not matter
+        assert!((explained_variance(&[10.0, 20.0, 20.0], &[10.0, 20.0, 30.0]) - 2.0 / 3.0).abs() < 1e-15);
         // a constant offset costs nothing; the opposite of the truth costs 1 - 4
         assert_eq!(explained_variance(&[11.0, 12.0, 13.0], &[1.0, 2.0, 3.0]), 1.0);
         assert_eq!(explained_variance(&[-1.0, -2.0, -3.0], &[1.0, 2.0, 3.0]), -3.0);

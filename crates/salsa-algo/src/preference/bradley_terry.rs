@@ -106,8 +106,8 @@ mod tests {
 
     #[test]
     fn statistics_ignore_the_margin_and_a_tie_is_not_a_success() {
-        let result = loss(&[1.0, 0.0, 3.0], &[0.5, 0.0, 4.0], Margins::Each(&[9.0; 3]), 0.0, 4);
-        assert_eq!((result.accuracy, result.score_gap), (0.25, -0.125));
+        let result = loss(&[1.0, 2.0, 0.0, 3.0], &[0.5, 1.0, 0.0, 4.0], Margins::Each(&[9.0; 4]), 0.0, 8);
+        assert_eq!((result.accuracy, result.score_gap), (2.0 / 8.0, 0.5 / 8.0));
     }
 
     #[test]

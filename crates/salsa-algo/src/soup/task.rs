@@ -181,6 +181,7 @@ mod tests {
         assert_eq!(merged(sum.with_scale(-1.0), &[1.0, 0.5]), [-1.0, 0.0]);
         assert_eq!(merged(sum.with_normalize(Normalize::Divide), &[2.0, 2.0]), [2.0, 4.0]);
         assert_eq!(merged(sum.with_normalize(Normalize::Divide), &[1.0, -1.0]), [3.0, -2.0]); // part 0: by 1
+        assert_eq!(merged(sum.with_normalize(Normalize::Divide), &[-2.0, 1.0]), [5.0, -2.0]); // (-4, 4) by -1
         assert_eq!(merged(sum, &[0.0, 0.0]), [1.0, 2.0]);
     }
 
@@ -211,6 +212,15 @@ mod tests {
         let mean = merged.iter().sum::<f32>() / 20_000.0;
         assert!((mean - 1.0).abs() < 0.06, "{mean}"); // standard error .014
         assert!(merged.contains(&0.0) && merged.contains(&5.0));
+    }
+
+    #[test]
+    fn signs_do_not_depend_on_size_and_zeros_have_none() {
+        let ties = TaskMerge::ties(1.0).expect("fine");
+        assert_eq!(merge(ties, &[0.0], &[&[0.25], &[0.5], &[-0.125]], &[1.0; 3]), [0.375]);
+        assert_eq!(merge(ties, &[0.0], &[&[-0.25], &[-0.5], &[0.125]], &[1.0; 3]), [-0.375]);
+        assert_eq!(merge(ties, &[0.0], &[&[-0.25], &[0.0], &[0.0]], &[1.0; 3]), [-0.25]);
+        assert_eq!(merge(ties, &[0.0], &[&[0.25], &[0.0], &[0.0]], &[1.0; 3]), [0.25]);
     }
 
     #[test]

@@ -156,5 +156,6 @@ mod tests {
     fn equal_weights_of_two_are_exact_halves() {
         assert_eq!(Weights::new(&[1.0, 1.0], Normalize::Divide).expect("fine"), Weights::between(0.5));
         assert_eq!(Weights::new(&[-1.0, 3.0], Normalize::Divide).expect("fine").values(), [-0.5, 1.5]);
+        assert_eq!(Weights::new(&[-3.0, 1.0], Normalize::Divide).expect("fine").values(), [1.5, -0.5]);
     }
 }

@@ -131,6 +131,8 @@ mod tests {
         let estimate = mean_interval(&[1.0, 2.0, 3.0, 6.0], 2.0).expect("four numbers");
         assert_eq!(estimate.mean, 3.0);
         assert_interval(estimate.interval, 3.0 - half, 3.0 + half, 1e-14);
+        let two = mean_interval(&[1.0, 3.0], 1.5).expect("two numbers"); // standard error 1
+        assert_interval(two.interval, 0.5, 3.5, 1e-15);
         assert_eq!(mean_interval(&[1.0], Z95), None);
         assert_eq!(mean_interval(&[], Z95), None);
     }

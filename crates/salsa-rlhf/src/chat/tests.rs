@@ -22,7 +22,7 @@ fn template(source: &str) -> ChatTemplate {
 }
 
 fn turns(texts: &[&str]) -> Vec<Message> {
-    let role = |i: usize| if i % 2 == 0 { "user" } else { "assistant" };
+    let role = |i: usize| if i.is_multiple_of(2) { "user" } else { "assistant" };
     texts.iter().enumerate().map(|(i, text)| Message::new(role(i), *text)).collect()
 }
 

@@ -104,7 +104,7 @@ fn check_family(family: Family, spec: &ModelSpec) -> Result<()> {
     let gemma = family == Family::Gemma;
     let scale = if gemma { (spec.hidden_size as f32).sqrt() } else { 1.0 };
     let windowed = matches!(family, Family::Mistral | Family::Qwen2 | Family::Qwen3);
-    let split_heads = matches!(family, Family::Llama) && spec.hidden_size % spec.heads != 0;
+    let split_heads = matches!(family, Family::Llama) && !spec.hidden_size.is_multiple_of(spec.heads);
     let wrong = [
         ((spec.norm == NormWeight::OnePlus) != gemma, "its norms"),
         (spec.embedding_scale != scale, "the scale of its embeddings"),

@@ -15,6 +15,7 @@ mod doctor;
 mod eval;
 mod flags;
 mod inspect;
+mod quickstart;
 mod report;
 mod run;
 mod soup;
@@ -30,6 +31,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// The whole method on a built-in toy world, offline, in minutes.
+    Quickstart(quickstart::Arguments),
     /// Run all stages of a recipe; those already done are skipped.
     Run(run::Arguments),
     /// Train a tokenizer and a small base model on texts.
@@ -84,6 +87,7 @@ pub fn main() -> ExitCode {
 fn dispatch(command: Command) -> anyhow::Result<()> {
     salsa_engine::check_isa().map_err(|message| Usage(format!("SALSA_ISA: {message}")))?;
     match command {
+        Command::Quickstart(arguments) => quickstart::main(&arguments),
         Command::Run(arguments) => run::main(&arguments),
         Command::Pretrain(arguments) => stage::main("pretrain", &arguments),
         Command::Sft(arguments) => stage::main("sft", &arguments),

@@ -28,13 +28,19 @@ pub struct Arguments {
 
 /// Runs what is not done yet.
 pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
-    let set = arguments.set.iter().map(|text| change(text)).collect::<Result<Vec<_>, Usage>>()?;
+    let set = changes(&arguments.set)?;
     let recipe = Recipe::read(&arguments.recipe, Changes { out: arguments.out.as_deref(), set: &set }, KINDS)?;
-    let context = super::context()?;
     if arguments.check {
+        let context = super::context()?;
         context.say(&format!("{}: {} stages, no mistakes found", arguments.recipe.display(), recipe.steps.len()));
         return Ok(());
     }
+    to_the_end(&recipe)
+}
+
+/// Runs a recipe, says where the report is and prints the table of its evaluation.
+pub(super) fn to_the_end(recipe: &Recipe) -> anyhow::Result<()> {
+    let context = super::context()?;
     recipe.run(&context)?;
     context.say(&format!("done: {}", recipe.out.join("report.html").display()));
     let summary = recipe.out.join("summary.json");
@@ -43,6 +49,11 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
         print(&report::table(&summary))?;
     }
     Ok(())
+}
+
+/// `key.path=value`, several times.
+pub(super) fn changes(set: &[String]) -> Result<Vec<(String, String)>, Usage> {
+    set.iter().map(|text| change(text)).collect()
 }
 
 fn change(text: &str) -> Result<(String, String), Usage> {

@@ -8,7 +8,7 @@ use super::{flags::Flags, print};
 use crate::{
     config::Usage,
     stage::{
-        Outcome,
+        Outcome, StageContext,
         kind::{Kind, Product},
         kinds, run_stage,
     },
@@ -34,9 +34,9 @@ pub fn main(name: &str, arguments: &Arguments) -> anyhow::Result<()> {
     if let Some((key, _)) = place.as_ref().filter(|(_, place)| place.is_empty()) {
         return Err(Usage(format!("say where the result goes: --{key} PATH")).into());
     }
-    let context = super::context()?;
     let results = match (kind.product, place) {
         (Product::Directory, Some((_, place))) => {
+            let context = super::context()?;
             let work = || (planned.work)(&context);
             let outcome = run_stage(kind.name, Path::new(&place), planned.config.clone(), &planned.inputs, work)?;
             if let Outcome::Skipped { .. } = outcome {
@@ -44,7 +44,8 @@ pub fn main(name: &str, arguments: &Arguments) -> anyhow::Result<()> {
             }
             outcome.results().clone()
         }
-        _ => (planned.work)(&context)?,
+        // Nothing to resume, so Ctrl-C may end it at once: the one file is written whole or not at all.
+        _ => (planned.work)(&StageContext::default())?,
     };
     print(&format!("{results}\n"))
 }

@@ -50,21 +50,20 @@ const DATA: &[&str] = &[
     "eval_prompts",
     "input",
     "inputs",
+    "answers",
     "preferences",
     "questions",
 ];
+
+/// What is called with the kind of a string (if its key holds paths), its place and itself; may give another value for it.
+pub type Visit<'a> = dyn FnMut(Option<PathKind>, &str, &str) -> anyhow::Result<Option<Value>> + 'a;
 
 /// Calls `visit` with every non-empty string: its kind, if its key holds paths, its place (`anchors.sft_a`), and itself.
 /// `visit` may put another value in its place, which is not visited.
 ///
 /// # Errors
 /// The first error of `visit`.
-pub fn visit_strings(
-    value: &mut Value,
-    key: &str,
-    place: &str,
-    visit: &mut dyn FnMut(Option<PathKind>, &str, &str) -> anyhow::Result<Option<Value>>,
-) -> anyhow::Result<()> {
+pub fn visit_strings(value: &mut Value, key: &str, place: &str, visit: &mut Visit<'_>) -> anyhow::Result<()> {
     match value {
         Value::String(text) if !text.is_empty() => {
             if let Some(new) = visit(kind(key), place, text)? {

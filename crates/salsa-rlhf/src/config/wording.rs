@@ -12,6 +12,9 @@ pub fn plain(message: &str) -> String {
     if let Some((got, known)) = strip(&message, &["unknown field "]) {
         return choice(got, known, "is not a key here");
     }
+    if message.starts_with("data did not match any variant") {
+        return "none of the forms that this key takes fits; look for a misspelt name in it".to_owned();
+    }
     if let Some(field) = message.strip_prefix("missing field ") {
         return format!("the key {} is missing", field.replace('`', "\""));
     }

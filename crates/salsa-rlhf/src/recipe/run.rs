@@ -69,8 +69,10 @@ fn line(outcome: &Outcome) -> String {
     };
     let mut numbers = Vec::new();
     collect(outcome.results(), "", &mut numbers);
-    for (name, number) in numbers.into_iter().take(5) {
-        line += &format!("  {name} {number}");
+    for (path, number) in numbers.iter().take(5) {
+        // The last two parts say enough: `train.loss`.
+        let start = path.rmatch_indices('.').nth(1).map_or(0, |(at, _)| at + 1);
+        line += &format!("  {} {number}", &path[start..]);
     }
     line
 }

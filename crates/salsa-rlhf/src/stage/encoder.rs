@@ -151,7 +151,7 @@ impl Encoder {
     pub fn example(&self, example: &Example) -> anyhow::Result<Sequence> {
         let completion = |prompt: &Content, response: &Content| -> anyhow::Result<Sequence> {
             let (tokens, prompt) = self.prompt_and_response(prompt, response)?;
-            Ok(Sequence { learned: vec![prompt.max(1)..tokens.len()], tokens })
+            Ok(Sequence::from(tokens, prompt))
         };
         match example {
             Example::Text(text) => Ok(Sequence::whole(self.text(text)?)),

@@ -1,4 +1,4 @@
-//! The kinds of stages, for the command line and for recipes. A new stage is one line in [`KINDS`]'s table.
+//! The kinds of stages, for the command line and for recipes. A new stage is one line in the table [`super::kinds::KINDS`].
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -33,7 +33,7 @@ pub struct Kind {
     /// A stage from a recipe.
     pub from_mapping: fn(&Map<String, Value>, &Origin) -> anyhow::Result<Planned>,
     /// A stage from a file and flags.
-    pub load: fn(Option<&Path>, &[(String, String)]) -> anyhow::Result<Planned>,
+    pub load: Load,
 }
 
 /// What a stage leaves, and so which key names its place.
@@ -47,6 +47,12 @@ pub enum Product {
     Results,
 }
 
+/// Makes a stage from a configuration file and `--key value` flags.
+pub type Load = fn(Option<&Path>, &[(String, String)]) -> anyhow::Result<Planned>;
+
+/// The work of a stage.
+pub type Work = Box<dyn Fn(&StageContext) -> anyhow::Result<Value>>;
+
 /// A stage that is ready to run.
 pub struct Planned {
     /// Every value.
@@ -54,7 +60,7 @@ pub struct Planned {
     /// What it reads.
     pub inputs: Vec<PathBuf>,
     /// The work itself.
-    pub work: Box<dyn Fn(&StageContext) -> anyhow::Result<Value>>,
+    pub work: Work,
 }
 
 impl Kind {

@@ -82,7 +82,7 @@ impl StageContext {
             if flag.swap(true, Ordering::SeqCst) {
                 process::exit(130);
             }
-            let note = "\ninterrupted: saving a checkpoint, then stopping (once more to stop at once)";
+            let note = "\ninterrupted: stopping where it can be resumed (once more to stop at once)";
             // stderr may be gone; the checkpoint is what matters.
             let _ = writeln!(std::io::stderr(), "{note}");
         })

@@ -21,8 +21,13 @@ pub struct Sequence {
 impl Sequence {
     /// A sequence of which every token after the first is learned.
     pub fn whole(tokens: Vec<u32>) -> Sequence {
-        let learned = if tokens.len() > 1 { vec![1..tokens.len()] } else { Vec::new() };
-        Sequence { tokens, learned }
+        Sequence::from(tokens, 1)
+    }
+
+    /// A sequence whose tokens from position `start` on are learned (never position 0).
+    pub fn from(tokens: Vec<u32>, start: usize) -> Sequence {
+        let learned = start.max(1)..tokens.len();
+        Sequence { learned: Some(learned).filter(|range| !range.is_empty()).into_iter().collect(), tokens }
     }
 
     /// The sequence within `max_length` tokens; none if it is left out or nothing learnable is left.
@@ -122,7 +127,7 @@ mod tests {
     fn truncation_keeps_what_is_learned_in_place() {
         let sequence = Sequence { tokens: vec![1, 2, 3, 4, 5, 6], learned: vec![1..2, 4..6] };
         let end = sequence.clone().truncated(3, TruncationMode::KeepEnd).unwrap();
-        assert_eq!(end, Sequence { tokens: vec![4, 5, 6], learned: vec![1..3] });
+        assert_eq!(end, Sequence::from(vec![4, 5, 6], 1));
         let start = sequence.clone().truncated(5, TruncationMode::KeepStart).unwrap();
         assert_eq!(start, Sequence { tokens: vec![1, 2, 3, 4, 5], learned: vec![1..2, 4..5] });
         assert_eq!(sequence.clone().truncated(5, TruncationMode::Drop), None);

@@ -115,8 +115,8 @@ fn first_fit_decreasing(examples: &[usize], lengths: &[usize], budget: usize) ->
 /// Examples among which packing chooses: large enough to fill bins well, small enough to keep the shuffle a shuffle.
 const PACKING_WINDOW: usize = 1024;
 
-/// Random stream of epoch 0's order ("ORDER" in ASCII, then room for the epoch).
-const ORDER_STREAM: u64 = 0x4f_5244_4552_0000_00;
+/// Random stream of epoch 0's order ("ORDER" in ASCII, then room for 65536 epochs).
+const ORDER_STREAM: u64 = 0x004f_5244_4552_0000;
 
 #[cfg(test)]
 mod tests {

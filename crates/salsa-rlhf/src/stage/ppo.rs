@@ -87,13 +87,8 @@ impl Run<'_> {
             explained_variance: explained_variance(&old_values, &returns),
             learned: &learned,
         };
-        let mut metrics = measured.metrics(&rollouts);
-        for (name, at) in &self.anchors {
-            metrics.set(format!("objective/kl_{name}"), measure::kl_per_response(&rollouts, &frozen_logprobs[*at]));
-        }
-        let kl = metrics.get(names::KL).unwrap_or(f64::NAN);
-        let samples = self.samples(&chosen, &rollouts, &scores, &mut metrics)?;
-        self.beta = self.controller.update(self.beta, kl, rollouts.len());
+        let (metrics, samples) = self.report(&chosen, &rollouts, &measured, &frozen_logprobs)?;
+        self.beta = self.controller.update(self.beta, measure::mean_kl(&kls, &rollouts), rollouts.len());
         Ok((metrics, samples))
     }
 
@@ -198,33 +193,34 @@ impl Run<'_> {
         Rates { policy, critic: config.critic_learning_rate.unwrap_or(config.learning_rate) * share }
     }
 
-    /// Texts of some responses, and the mean gold reward of all, where there is one.
-    fn samples(
+    /// The metrics of an update, the KLs to the anchors and the mean gold reward among them, and texts of some responses.
+    fn report(
         &self,
         chosen: &[usize],
         rollouts: &Rollouts,
-        scores: &[f64],
-        metrics: &mut Metrics,
-    ) -> anyhow::Result<Samples> {
+        measured: &Measured<'_>,
+        frozen_logprobs: &[Vec<f64>],
+    ) -> anyhow::Result<(Metrics, Samples)> {
+        let mut metrics = measured.metrics(rollouts);
+        for (name, at) in &self.anchors {
+            metrics.set(format!("objective/kl_{name}"), measure::kl_per_response(rollouts, &frozen_logprobs[*at]));
+        }
         let mut samples = Samples::default();
         let mut gold_total = 0.0;
-        for (i, &at) in chosen.iter().enumerate() {
+        let read = if self.config.gold.is_some() { chosen.len() } else { Samples::KEPT.min(chosen.len()) };
+        for (i, &at) in chosen.iter().enumerate().take(read) {
             let prompt = &self.prompts[at].text;
-            let keep = i < Samples::KEPT;
-            if !keep && self.config.gold.is_none() {
-                break;
-            }
             let response = self.encoder.decode(rollouts.response(i))?;
             let gold = self.config.gold.map(|gold| gold.reward(prompt, response.trim()));
             gold_total += gold.unwrap_or(0.0);
-            if keep {
-                samples.push(prompt, response.trim(), scores[i], gold);
+            if i < Samples::KEPT {
+                samples.push(prompt, response.trim(), measured.scores[i], gold);
             }
         }
         if self.config.gold.is_some() {
             metrics.set(names::GOLD, gold_total / rollouts.len() as f64);
         }
-        Ok(samples)
+        Ok((metrics, samples))
     }
 }
 

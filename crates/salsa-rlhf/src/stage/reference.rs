@@ -211,17 +211,6 @@ impl ReferenceConfig {
         }
         Ok(())
     }
-
-    /// The directories it reads.
-    pub fn paths(&self) -> Vec<&Path> {
-        match self {
-            ReferenceConfig::Sft { model } => model.iter().map(PathBuf::as_path).collect(),
-            ReferenceConfig::Soup { models, .. }
-            | ReferenceConfig::Multi { models, .. }
-            | ReferenceConfig::Geometric { models, .. } => models.iter().map(PathBuf::as_path).collect(),
-            ReferenceConfig::Ema { .. } | ReferenceConfig::Sync { .. } => Vec::new(),
-        }
-    }
 }
 
 /// Frozen language models, each loaded once however many uses it has.

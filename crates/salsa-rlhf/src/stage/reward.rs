@@ -119,10 +119,10 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
         &outcome,
     )?;
     Ok(json!({
-        "training": outcome.to_json(),
         "eval_accuracy": outcome.eval.get("accuracy"),
         "eval_longer_wins_accuracy": eval.as_ref().map(PairRanking::longer_wins_accuracy),
         "eval_pairs": eval.as_ref().map(|eval| eval.pairs.len()),
+        "training": outcome.to_json(),
         "score_mean": mean,
         "score_std": std,
     }))

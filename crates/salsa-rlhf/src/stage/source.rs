@@ -1,5 +1,8 @@
 //! Which examples a stage reads: files, parts of files, and mixtures.
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::ensure;
 use serde::{Deserialize, Serialize};
@@ -73,6 +76,14 @@ impl DataSource {
         self.load_into(&mut loaded)?;
         ensure!(!loaded.examples.is_empty(), "{self} holds no examples");
         Ok(loaded)
+    }
+
+    /// The files and folders it names.
+    pub fn paths(&self) -> Vec<&Path> {
+        match self {
+            DataSource::Path(path) | DataSource::Part(DataPart { path, .. }) => vec![path],
+            DataSource::Mixture(sources) => sources.iter().flat_map(DataSource::paths).collect(),
+        }
     }
 
     fn load_into(&self, loaded: &mut Loaded) -> anyhow::Result<()> {

@@ -165,6 +165,8 @@ fn the_reward_model_learns_the_preference_and_resumes() {
     let results = reward::run(&RewardConfig { training: arguments(20), ..config.clone() }, &quiet()).unwrap();
     assert_eq!(results["eval_accuracy"], 1.0);
     assert_eq!(results["eval_longer_wins_accuracy"], 0.0, "the rejected answer is always the longer one");
+    let first: Vec<&String> = results.as_object().unwrap().keys().take(2).collect();
+    assert_eq!(first, ["eval_accuracy", "eval_longer_wins_accuracy"], "terminal and report show the first results");
 
     // The saved score normalisation is that of the scores `salsa score` gives to the same pairs.
     let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));

@@ -311,7 +311,7 @@ impl Cache {
         let work: usize = entries.iter().map(|e| (e.1 + 1) * shape.output()).sum();
         let one = |i: usize| self.attend(fused, i / shape.kv_heads, i % shape.kv_heads, entries, &target);
         let count = entries.len() * shape.kv_heads;
-        if work < 1 << 15 {
+        if work < 1 << 18 {
             (0..count).for_each(one);
         } else {
             (0..count).into_par_iter().with_min_len(count.div_ceil(4 * rayon::current_num_threads())).for_each(one);

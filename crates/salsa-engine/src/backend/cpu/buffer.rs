@@ -23,7 +23,9 @@ impl Buffer {
         }
         let capacity = size_class(len);
         let mut pool = POOL.lock().expect("no code panics while it holds the pool");
-        let found = pool.get_mut(&capacity).and_then(Vec::pop);
+        // An array of up to half as much again will do: batches differ in size from step to step.
+        let mut fitting = pool.range_mut(capacity..=capacity + capacity / 2);
+        let found = fitting.find_map(|(_, free)| free.pop());
         drop(pool);
         let mut data = found.unwrap_or_else(|| vec![0.0; capacity]);
         data.resize(len, 0.0);

@@ -16,7 +16,7 @@ const DEPTH: usize = 256;
 /// Rows of the left factor packed at once: 96 * 256 numbers stay in the second-level cache.
 const ROWS: usize = 96;
 /// Below this many multiply-adds a product is computed by the calling thread: waking others costs more.
-const SMALL: usize = 1 << 16;
+const SMALL: usize = 1 << 21;
 
 /// A read-only matrix anywhere in memory: element `(i, j)` is `data[i * row_stride + j * column_stride]`.
 #[derive(Clone, Copy)]
@@ -74,7 +74,7 @@ impl Packed {
             return;
         }
         let fill = |(p, panel): (usize, &mut [f32])| pack_panel(b, p * width, columns, width, panel);
-        if depth * columns < SMALL {
+        if depth * columns < SMALL / 32 {
             self.data.chunks_mut(stride).enumerate().for_each(fill);
         } else {
             self.data.par_chunks_mut(stride).enumerate().for_each(fill);

@@ -10,7 +10,7 @@ use crate::backend::{AttentionShape, RotaryTable};
 use crate::spec::{Activation, NormWeight};
 
 /// Below this many numbers a row operation stays on the calling thread.
-const SMALL: usize = 1 << 14;
+const SMALL: usize = 1 << 16;
 /// Reductions over rows are made of partial sums over this many rows each, added in order.
 const ROW_BLOCK: usize = 64;
 

@@ -1,8 +1,5 @@
 //! What `salsa ppo` can be told.
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::ensure;
 use salsa_algo::{
@@ -282,11 +279,6 @@ impl PpoConfig {
             ensure!((0.0..1.0).contains(&beta), "{key} is {beta}; it must be at least 0 and below 1");
         }
         self.reference.validate()
-    }
-
-    /// The directory that the stage fills.
-    pub fn output_dir(&self) -> &Path {
-        &self.output_dir
     }
 
     /// Updates in all.

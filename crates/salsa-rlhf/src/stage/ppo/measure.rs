@@ -31,7 +31,7 @@ impl Measured<'_> {
     /// All metrics, every mean over real tokens or responses.
     pub fn metrics(&self, rollouts: &Rollouts) -> Metrics {
         let responses = rollouts.len() as f64;
-        let kl = self.kls.iter().sum::<f64>() / responses;
+        let kl = mean_kl(self.kls, rollouts);
         let score = self.scores.iter().sum::<f64>() / responses;
         let variance = self.scores.iter().map(|s| (s - score).powi(2)).sum::<f64>() / responses;
         let surprise = -rollouts.logprobs.iter().sum::<f64>() / responses;
@@ -100,6 +100,11 @@ impl Learned {
         }
         self
     }
+}
+
+/// The KL of a response to the run's reference: summed over its tokens, averaged over the responses.
+pub fn mean_kl(kls: &[f64], rollouts: &Rollouts) -> f64 {
+    kls.iter().sum::<f64>() / rollouts.len() as f64
 }
 
 /// The KL of a response to another model (estimator k1, unbiased), averaged over the responses.

@@ -29,7 +29,7 @@ fn parse(text: &str) -> Option<u64> {
     let (number, unit) =
         UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit))).unwrap_or((text.as_str(), 1));
     let bytes = number.trim().parse::<f64>().ok()? * unit as f64;
-    (bytes >= 0.0 && bytes < 9e18).then_some(bytes as u64)
+    (0.0..9e18).contains(&bytes).then_some(bytes as u64)
 }
 
 #[cfg(test)]

@@ -1,0 +1,39 @@
+//! `salsa quickstart`
+use std::path::{Path, PathBuf};
+
+use super::run;
+use crate::{
+    recipe::{Changes, Recipe, Source},
+    stage::kinds::KINDS,
+};
+
+/// The recipe that the program carries with it.
+const RECIPE: &str = include_str!("../../../../recipes/quickstart.yaml");
+
+/// Where to, and how large.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  salsa quickstart\n  salsa quickstart --out runs/second --seed 2\n\n\
+    The recipe it runs is recipes/quickstart.yaml; copy it to change it, and run it with `salsa run`.")]
+pub struct Arguments {
+    /// Where the models, summary.json and report.html go.
+    #[arg(long, value_name = "DIR", default_value = "runs/quickstart")]
+    out: PathBuf,
+    /// Seed of everything: another seed is another experiment.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Changes a value of the recipe; may be repeated.
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
+}
+
+/// Runs the built-in recipe.
+pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+    let mut set = vec![
+        ("seed".to_owned(), arguments.seed.to_string()),
+        ("vars.seed_a".to_owned(), (10 * arguments.seed + 1).to_string()),
+        ("vars.seed_b".to_owned(), (10 * arguments.seed + 2).to_string()),
+    ];
+    set.extend(run::changes(&arguments.set)?);
+    let source = Source { text: RECIPE, path: Path::new("recipes/quickstart.yaml"), base: Path::new("") };
+    run::to_the_end(&Recipe::new(source, Changes { out: Some(&arguments.out), set: &set }, KINDS)?)
+}

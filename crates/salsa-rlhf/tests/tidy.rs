@@ -1,0 +1,142 @@
+//! The tree keeps its word: what the documents name exists, every recipe is in order, nothing is left unfinished.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use salsa_rlhf::{
+    recipe::{Changes, Recipe},
+    stage::kinds::KINDS,
+};
+
+/// The folders whose files the documents name by path.
+const NAMED: &[&str] = &["crates/", "recipes/", "docs/", ".ci/"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// Files under `dir` whose names end like this, in name order.
+fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut entries: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    for path in entries {
+        if path.is_dir() {
+            found.extend(files(&path, ending));
+        } else if path.to_string_lossy().ends_with(ending) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+fn documents() -> Vec<PathBuf> {
+    let top = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].map(|name| root().join(name));
+    top.into_iter().chain(files(&root().join("docs"), ".md")).collect()
+}
+
+/// Text without fenced blocks, where a path may be somebody else's.
+fn without_fences(text: &str) -> String {
+    let (mut kept, mut inside) = (String::new(), false);
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            inside = !inside;
+        } else if !inside {
+            kept += line;
+            kept.push('\n');
+        }
+    }
+    assert!(!inside, "a fence is never closed");
+    kept
+}
+
+/// The paths that a document names: in backticks from the root of the tree, in links from the document's own folder.
+fn named(document: &Path) -> Vec<(String, PathBuf)> {
+    let text = without_fences(&fs::read_to_string(document).unwrap());
+    let folder = document.parent().unwrap();
+    let ticks = text.split('`').skip(1).step_by(2);
+    let is_path = |words: &&str| NAMED.iter().any(|start| words.starts_with(start)) && !words.contains([' ', '*', '{']);
+    let in_ticks = ticks.filter(is_path).map(|path| (path.to_owned(), root().join(path)));
+    let links = text.split("](").skip(1).map(|rest| rest.split([')', '#']).next().unwrap_or_default());
+    let is_local = |link: &&str| !link.is_empty() && !link.contains("://");
+    let in_links = links.filter(is_local).map(|link| (link.to_owned(), folder.join(link)));
+    in_ticks.chain(in_links).collect()
+}
+
+#[test]
+fn every_path_in_the_documents_exists() {
+    let (mut count, mut missing) = (0, Vec::new());
+    for document in documents() {
+        for (written, path) in named(&document) {
+            count += 1;
+            if !path.exists() {
+                missing.push(format!("{}: {written}", document.strip_prefix(root()).unwrap().display()));
+            }
+        }
+    }
+    assert!(count > 100, "only {count} paths found: the search no longer finds them");
+    assert!(missing.is_empty(), "these do not exist:\n{}", missing.join("\n"));
+}
+
+#[test]
+fn every_line_of_code_is_finished() {
+    let unfinished = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("unimplemented", "!"), concat!("todo", "!")];
+    let sources = files(&root().join("crates"), ".rs");
+    assert!(sources.len() > 100, "only {} sources found", sources.len());
+    for path in sources {
+        for (number, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
+            let found = unfinished.iter().find(|word| line.contains(*word));
+            assert!(found.is_none(), "{}:{}: {}", path.display(), number + 1, line.trim());
+        }
+    }
+}
+
+/// Every recipe is read as `salsa run --check` reads it. The data of a recipe lie outside the tree and may be absent: the
+/// recipe is read from a copy of the tree's shape, in which empty files stand in for what lies outside it. What is missing
+/// inside the tree is a mistake.
+#[test]
+fn every_recipe_is_in_order() {
+    let recipes = files(&root().join("recipes"), ".yaml");
+    assert!(!recipes.is_empty(), "there are no recipes");
+    for recipe in recipes {
+        let outside = tempfile::tempdir().unwrap();
+        let outside = outside.path().canonicalize().unwrap();
+        let tree = outside.join("far/near/tree");
+        let copy = tree.join(recipe.strip_prefix(root()).unwrap());
+        fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        fs::copy(&recipe, &copy).unwrap();
+        let shown = recipe.display();
+        let mut stand_ins = 0;
+        while let Err(error) = Recipe::read(&copy, Changes { out: Some(&tree.join("out")), set: &[] }, KINDS) {
+            let message = format!("{error:#}");
+            let path = missing_path(&message).filter(|path| path.starts_with(&outside) && !path.starts_with(&tree));
+            let path = path.unwrap_or_else(|| panic!("{shown}: {message}"));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "").unwrap();
+            stand_ins += 1;
+            assert!(stand_ins < 100, "{shown}: {message}");
+        }
+        if stand_ins > 0 {
+            println!("skipped: {shown}: whether its {stand_ins} inputs from outside the tree are there");
+        }
+    }
+}
+
+/// The path in an error about a file or directory that does not exist.
+fn missing_path(message: &str) -> Option<PathBuf> {
+    let starts = ["there is no file ", "and no directory "];
+    let rest = starts.iter().find_map(|start| message.split_once(start))?.1;
+    Some(PathBuf::from(rest.split_once("; ")?.0))
+}
+
+#[test]
+fn a_stage_name_with_a_slip_is_no_missing_input() {
+    let outside = tempfile::tempdir().unwrap();
+    let path = outside.path().join("slip.yaml");
+    let text = "stages:\n  a: {kind: kitchen}\n  b: {kind: sft, model: bsae, dataset: \"${stages.a}/sft.jsonl\"}\n";
+    fs::write(&path, text).unwrap();
+    let read = Recipe::read(&path, Changes { out: Some(&outside.path().join("out")), set: &[] }, KINDS);
+    let message = format!("{:#}", read.err().expect("there is no model called bsae"));
+    assert_eq!(missing_path(&message), Some(outside.path().join("bsae")), "{message}");
+}
