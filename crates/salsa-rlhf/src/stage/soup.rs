@@ -63,6 +63,8 @@ pub struct SoupConfig {
     pub tokenizer_source: Option<PathBuf>,
     /// Whether norms, angles and distances go to `geometry.json`.
     pub report: bool,
+    /// Whether `soup.json` gets the SHA-256 of every weight file. Digests take about as long as the soup itself.
+    pub digests: bool,
     /// Where the soup goes.
     pub output_dir: PathBuf,
 }
@@ -83,6 +85,7 @@ impl Default for SoupConfig {
             max_shard_size: ByteSize(5_000_000_000),
             tokenizer_source: None,
             report: false,
+            digests: true,
             output_dir: PathBuf::new(),
         }
     }

@@ -12,7 +12,7 @@ use crate::{atomic, checkpoint::Checkpoint};
 pub(super) fn record(config: &SoupConfig, arithmetic: &Arithmetic, ingredients: &Ingredients) -> anyhow::Result<Value> {
     let models: Vec<&Checkpoint> = ingredients.models.iter().chain(&ingredients.base).collect();
     let paths: Vec<PathBuf> = models.iter().flat_map(|model| model.weight_files().map(Path::to_path_buf)).collect();
-    let digests: Vec<Value> = paths.par_iter().map(|path| file(path)).collect::<anyhow::Result<_>>()?;
+    let digests: Vec<Value> = paths.par_iter().map(|path| file(path, config)).collect::<anyhow::Result<_>>()?;
     let mut digests = digests.into_iter();
     let mut described = models.iter().map(|model| {
         let files: Vec<Value> = digests.by_ref().take(model.weight_files().count()).collect();
@@ -23,8 +23,8 @@ pub(super) fn record(config: &SoupConfig, arithmetic: &Arithmetic, ingredients: 
         model["weight"] = json!(weight);
     }
     let base = described.next();
-    let config = serde_json::to_value(config).context("configuration of the soup")?;
-    let setting = |key: &str| config[key].clone();
+    let settings = serde_json::to_value(config).context("configuration of the soup")?;
+    let setting = |key: &str| settings[key].clone();
     Ok(json!({
         "salsa": env!("CARGO_PKG_VERSION"),
         "method": setting("method"),
@@ -39,8 +39,12 @@ pub(super) fn record(config: &SoupConfig, arithmetic: &Arithmetic, ingredients: 
     }))
 }
 
-fn file(path: &Path) -> anyhow::Result<Value> {
+fn file(path: &Path, config: &SoupConfig) -> anyhow::Result<Value> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let bytes = path.metadata().with_context(|| format!("cannot read {}", path.display()))?.len();
-    Ok(json!({ "name": name, "bytes": bytes, "sha256": atomic::sha256_file(path)? }))
+    let mut file = json!({ "name": name, "bytes": bytes });
+    if config.digests {
+        file["sha256"] = json!(atomic::sha256_file(path)?);
+    }
+    Ok(file)
 }
