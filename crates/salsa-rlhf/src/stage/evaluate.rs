@@ -363,11 +363,17 @@ impl<'a> Bench<'a> {
 }
 
 /// Arms in the order in which people think of them: the known ones first.
-fn arms_in_order(summaries: &BTreeMap<&str, Vec<SplitSummary>>, sets: &[Questions]) -> Ordered<Ordered<SplitSummary>> {
+fn in_order<'a>(arms: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let known = ["sft_a", "sft_b", "soup", "ppo", "salsa"];
-    let others = summaries.keys().copied().filter(|arm| !known.contains(arm));
+    let mut arms: Vec<&str> = arms.collect();
+    arms.sort_by_key(|arm| known.iter().position(|name| name == arm).unwrap_or(known.len()));
+    arms
+}
+
+/// The summaries, arm by arm.
+fn arms_in_order(summaries: &BTreeMap<&str, Vec<SplitSummary>>, sets: &[Questions]) -> Ordered<Ordered<SplitSummary>> {
     let mut arms = Ordered::new();
-    for arm in known.into_iter().filter(|arm| summaries.contains_key(arm)).chain(others) {
+    for arm in in_order(summaries.keys().copied()) {
         let mut splits = Ordered::new();
         for (set, summary) in sets.iter().zip(&summaries[arm]) {
             splits.insert(set.name.clone(), summary.clone());
@@ -410,13 +416,12 @@ fn samples(config: &EvaluateConfig, answers: &BTreeMap<&str, Vec<Answers>>, sets
     let mut all = Vec::new();
     for (i, set) in sets.iter().enumerate() {
         for at in 0..config.samples.min(set.texts.len()) {
-            let answer = |(arm, given): (&&str, &Vec<Answers>)| Answer {
-                arm: (*arm).to_owned(),
-                text: given[i].texts[at].clone(),
-                gold: given[i].gold.as_ref().map(|gold| gold[at]),
-                score: Some(given[i].scores[at]),
+            let answer = |arm: &str| {
+                let given = &answers[arm][i];
+                let gold = given.gold.as_ref().map(|gold| gold[at]);
+                Answer { arm: arm.to_owned(), text: given.texts[at].clone(), gold, score: Some(given.scores[at]) }
             };
-            let answers = answers.iter().map(answer).collect();
+            let answers = in_order(answers.keys().copied()).into_iter().map(answer).collect();
             all.push(Sample { split: set.name.clone(), prompt: set.texts[at].clone(), answers });
         }
     }
