@@ -157,6 +157,9 @@ fn one_ingredient_or_equal_ones_come_out_byte_for_byte() {
     }
 }
 
+/// Base, first and second ingredient, result.
+type Apply<'a> = dyn Fn(&[f32], &[f32], &[f32], &mut [f32]) + 'a;
+
 /// The arithmetic is tested where it lives; here, that whole tensors reach it, and the right ones.
 #[test]
 fn the_other_methods_work_on_whole_tensors() {
@@ -164,7 +167,7 @@ fn the_other_methods_work_on_whole_tensors() {
     let [base, a, b] = ["base", "a", "bb"].map(|name| kitchen.random(name, &spec, F32));
     let [w0, wa, wb] = [&base, &a, &b].map(|dir| read(dir));
     let config = |method| SoupConfig { method, base_model: Some(base.clone()), ..kitchen.config(&[&a, &b]) };
-    let by_tensor = |apply: &dyn Fn(&[f32], &[f32], &[f32], &mut [f32])| -> Vec<f32> {
+    let by_tensor = |apply: &Apply<'_>| -> Vec<f32> {
         let mut out = vec![0.0; w0.len()];
         for view in spec.tensors() {
             let range = view.range;
@@ -251,7 +254,8 @@ fn what_does_not_fit_together_is_refused_by_name() {
         let json = json!({"model": {"type": "BPE", "vocab": {"soup": id}, "merges": []}, "added_tokens": []});
         fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
     };
-    (tokenizer(&a, 1), tokenizer(&b, 2));
+    tokenizer(&a, 1);
+    tokenizer(&b, 2);
     assert!(refused(&b).ends_with("tokenizer.json differs: the token \"soup\" is 1 and 2"), "{}", refused(&b));
     let base = SoupConfig { base_model: Some(b), ..kitchen.config(&[&a]) };
     assert!(kitchen.refused(&base).contains("tokenizer.json differs"));
