@@ -107,8 +107,14 @@ fn pack_panel(b: View<'_>, first: usize, columns: usize, width: usize, panel: &m
     if b.column_stride == 1 {
         for (k, row) in panel.chunks_exact_mut(width).enumerate() {
             let from = k * b.row_stride + first;
-            row[..here].copy_from_slice(&b.data[from..from + here]);
-            row[here..].fill(0.0);
+            match (row.as_chunks_mut::<16>(), b.data[from..from + here].as_chunks::<16>()) {
+                // Whole vectors of a length the compiler knows, instead of a call for every row.
+                ((row, []), (whole, [])) if row.len() == whole.len() => row.copy_from_slice(whole),
+                _ => {
+                    row[..here].copy_from_slice(&b.data[from..from + here]);
+                    row[here..].fill(0.0);
+                }
+            }
         }
     } else {
         if here < width {
@@ -271,24 +277,42 @@ fn pack_left(a: View<'_>, rows: &std::ops::Range<usize>, height: usize, from: us
         let count = height.min(rows.len() - first);
         let tile = &mut left[first * depth..(first + count) * depth];
         let start = (rows.start + first) * a.row_stride + from * a.column_stride;
-        if a.row_stride == 1 {
-            for (k, out) in tile.chunks_exact_mut(count).enumerate() {
-                let at = start + k * a.column_stride;
-                out.copy_from_slice(&a.data[at..at + count]);
-            }
-        } else {
-            for r in 0..count {
-                let row = &a.data[start + r * a.row_stride..];
-                if a.column_stride == 1 {
-                    for (k, &value) in row[..depth].iter().enumerate() {
-                        tile[k * count + r] = value;
-                    }
-                } else {
-                    for k in 0..depth {
-                        tile[k * count + r] = row[k * a.column_stride];
-                    }
-                }
-            }
+        let pack = [
+            pack_rows::<1>,
+            pack_rows::<2>,
+            pack_rows::<3>,
+            pack_rows::<4>,
+            pack_rows::<5>,
+            pack_rows::<6>,
+            pack_rows::<7>,
+            pack_rows::<8>,
+            pack_rows::<9>,
+            pack_rows::<10>,
+            pack_rows::<11>,
+            pack_rows::<12>,
+        ][count - 1];
+        pack(a, start, tile);
+    }
+}
+
+/// One tile of `R` rows, whose first number is `a.data[start]`. The row count is known to the compiler, so that the
+/// moves are whole vectors and not calls.
+fn pack_rows<const R: usize>(a: View<'_>, start: usize, tile: &mut [f32]) {
+    let (tile, _) = tile.as_chunks_mut::<R>();
+    if a.row_stride == 1 {
+        for (k, out) in tile.iter_mut().enumerate() {
+            let at = start + k * a.column_stride;
+            out.copy_from_slice(&a.data[at..at + R]);
+        }
+    } else if a.column_stride == 1 {
+        let depth = tile.len();
+        let rows: [&[f32]; R] = std::array::from_fn(|r| &a.data[start + r * a.row_stride..][..depth]);
+        for (k, out) in tile.iter_mut().enumerate() {
+            *out = std::array::from_fn(|r| rows[r][k]);
+        }
+    } else {
+        for (k, out) in tile.iter_mut().enumerate() {
+            *out = std::array::from_fn(|r| a.data[start + r * a.row_stride + k * a.column_stride]);
         }
     }
 }
