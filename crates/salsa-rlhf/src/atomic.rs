@@ -22,7 +22,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 /// killed process is overwritten.
 ///
 /// # Errors
-/// As [`write`], and whatever `fill` returns.
+/// As [`write()`], and whatever `fill` returns.
 pub fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let tmp = beside(path, ".tmp")?;
     let written = fill_file(&tmp, fill).and_then(|()| rename(&tmp, path)).and_then(|()| sync_folder_of(path));

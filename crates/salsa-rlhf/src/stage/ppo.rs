@@ -1,6 +1,6 @@
 //! PPO against a reference: with a soup as reference it is SALSA, with one SFT model plain PPO.
 //!
-//! [`Run::step`] is the algorithm. What it calls is below it in order, the arithmetic in `salsa_algo`.
+//! `Run::step` is the algorithm. What it calls is below it in order, the arithmetic in `salsa_algo`.
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};

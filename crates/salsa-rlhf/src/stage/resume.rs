@@ -97,7 +97,7 @@ impl Checkpoints {
         Checkpoints { dir: output_dir.join("checkpoints"), fingerprint }
     }
 
-    /// Writes a snapshot atomically and removes all but the newest [`KEPT`].
+    /// Writes a snapshot atomically and removes all but the newest two.
     ///
     /// # Errors
     /// If the disk refuses; the previous checkpoints are then still there.
