@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use salsa_engine::*;
-//! let mut model = Trainable::new(tiny(), tiny().init(1), Recompute::KeepActivations)?;
+//! let mut model = Trainable::new(tiny(), tiny().init(1), Recompute::KeepActivations, Cpu::default())?;
 //! let (mut batch, mut query) = (Batch::new(), Query::default());
 //! let rows = batch.push(&[1, 2, 3]);
 //! query.push_logprobs(rows, &[1, 2, 3], 1);              // log p(2 | 1), log p(3 | 1, 2)
@@ -40,6 +40,7 @@ pub mod model;
 pub mod random;
 pub mod spec;
 
+pub use backend::cpu::{Cpu, Dtype};
 pub use batch::{Batch, Output, OutputGradient, Query};
 pub use error::ModelError;
 pub use model::{
@@ -53,7 +54,7 @@ pub type Model = Transformer<backend::cpu::Cpu>;
 /// A model on the CPU in training.
 pub type Trainable = TrainableTransformer<backend::cpu::Cpu>;
 
-/// The instruction set of the kernels in use: `avx512`, `avx2`, `neon` or `scalar`. See [`check_isa`] for `SALSA_ISA`.
+/// The instruction set of the kernels in use: `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`. See [`check_isa`] for `SALSA_ISA`.
 pub fn isa() -> &'static str {
     backend::cpu::isa::isa().name()
 }

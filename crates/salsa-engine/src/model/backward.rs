@@ -6,11 +6,11 @@ use crate::backend::Backend;
 use crate::batch::{Batch, OutputGradient};
 
 impl<B: Backend> Transformer<B> {
-    /// Adds the gradient with respect to every weight to `gradients`. `weights` are the flat master weights.
-    pub(super) fn backward_into(&self, tape: Tape<B>, d: &OutputGradient<'_>, weights: &[f32], gradients: &mut [f32]) {
+    /// Adds the gradient with respect to every weight to `gradients`.
+    pub(super) fn backward_into(&self, tape: Tape<B>, d: &OutputGradient<'_>, gradients: &mut [f32]) {
         let Tape { batch, rotation, layers, last, .. } = &tape;
         let (backend, places) = (&self.backend, &self.places);
-        let d_hidden = self.heads_backward(&tape, d, weights, gradients);
+        let d_hidden = self.heads_backward(&tape, d, gradients);
         let mut d_x = backend.zeros(batch.rows() * self.spec.hidden_size);
         backend.rms_norm_backward(
             &d_hidden,
@@ -24,13 +24,11 @@ impl<B: Backend> Transformer<B> {
         for index in (0..layers.len()).rev() {
             let places = &places.layers[index];
             d_x = match &layers[index] {
-                LayerTape::Full(kept) => {
-                    self.block_backward(index, places, kept, d_x, batch, rotation, weights, gradients)
-                }
+                LayerTape::Full(kept) => self.block_backward(index, places, kept, d_x, batch, rotation, gradients),
                 LayerTape::Input(x) => {
                     let attend = |fused: &B::Buffer| self.attention(fused, batch);
                     let (_, kept) = self.block(&self.parameters.layers[index], x.clone(), rotation, attend);
-                    self.block_backward(index, places, &kept, d_x, batch, rotation, weights, gradients)
+                    self.block_backward(index, places, &kept, d_x, batch, rotation, gradients)
                 }
             };
         }
@@ -39,13 +37,7 @@ impl<B: Backend> Transformer<B> {
     }
 
     /// From the heads to the normed hidden states.
-    fn heads_backward(
-        &self,
-        tape: &Tape<B>,
-        d: &OutputGradient<'_>,
-        weights: &[f32],
-        gradients: &mut [f32],
-    ) -> B::Buffer {
+    fn heads_backward(&self, tape: &Tape<B>, d: &OutputGradient<'_>, gradients: &mut [f32]) -> B::Buffer {
         let (backend, hidden, query) = (&self.backend, self.spec.hidden_size, &tape.query);
         let mut d_hidden = backend.zeros(tape.batch.rows() * hidden);
         if let Some(rows) = &tape.heads.logprob_hidden {
@@ -53,10 +45,9 @@ impl<B: Backend> Transformer<B> {
             let place = self.places.head.clone().expect("the forward pass read this head");
             let head = self.parameters.head.as_ref().expect("the forward pass read this head");
             let log_sums = &tape.heads.log_sums;
-            let d_weight = &mut gradients[place.clone()];
+            let d_weight = &mut gradients[place];
             let query_part = query.logprob_query();
-            let d_rows =
-                backend.token_stats_backward(d.d_logprobs, rows, head, &weights[place], query_part, log_sums, d_weight);
+            let d_rows = backend.token_stats_backward(d.d_logprobs, rows, head, query_part, log_sums, Some(d_weight));
             backend.scatter_add(&mut d_hidden, hidden, &query.rows, &d_rows);
         }
         if let Some(rows) = &tape.heads.value_hidden {
@@ -78,7 +69,6 @@ impl<B: Backend> Transformer<B> {
         mut d_x: B::Buffer,
         batch: &Batch,
         rotation: &Rotation,
-        weights: &[f32],
         gradients: &mut [f32],
     ) -> B::Buffer {
         let (backend, spec) = (&self.backend, &self.spec);
@@ -89,13 +79,13 @@ impl<B: Backend> Transformer<B> {
         let act = backend.gated(&kept.gate_up, wide, spec.activation);
         backend.linear_backward_weight(&d_x, &act, hidden, wide, &mut gradients[places.down.clone()]);
         drop(act);
-        let d_act = backend.linear_backward_input(&d_x, &weights[places.down.clone()], hidden, wide);
+        let d_act = backend.linear_backward_input(&d_x, &layer.down);
         let d_gate_up = backend.gated_backward(&d_act, &kept.gate_up, wide, spec.activation);
         drop(d_act);
         let (h, _) = self.norm(&kept.middle, &layer.post_norm);
         backend.linear_backward_weight(&d_gate_up, &h, 2 * wide, hidden, &mut gradients[places.gate_up.clone()]);
         drop(h);
-        let d_h = backend.linear_backward_input(&d_gate_up, &weights[places.gate_up.clone()], 2 * wide, hidden);
+        let d_h = backend.linear_backward_input(&d_gate_up, &layer.gate_up);
         drop(d_gate_up);
         let d_post = &mut gradients[places.post_norm.clone()];
         backend.rms_norm_backward(
@@ -111,14 +101,14 @@ impl<B: Backend> Transformer<B> {
         // Attention: middle = input + output(attention(rotary(qkv(norm(input))))).
         let d_output = &mut gradients[places.output.clone()];
         backend.linear_backward_weight(&d_x, &kept.attended, hidden, shape.output(), d_output);
-        let d_attended = backend.linear_backward_input(&d_x, &weights[places.output.clone()], hidden, shape.output());
+        let d_attended = backend.linear_backward_input(&d_x, &layer.output);
         let mut d_fused = backend.attention_backward(&d_attended, &kept.fused, batch.cu_seqlens(), &shape);
         drop(d_attended);
         self.projections_backward(index, places, kept, &mut d_fused, rotation, gradients);
         let (h, _) = self.norm(&kept.input, &layer.input_norm);
         backend.linear_backward_weight(&d_fused, &h, shape.fused(), hidden, &mut gradients[places.qkv.clone()]);
         drop(h);
-        let d_h = backend.linear_backward_input(&d_fused, &weights[places.qkv.clone()], shape.fused(), hidden);
+        let d_h = backend.linear_backward_input(&d_fused, &layer.qkv);
         let d_input = &mut gradients[places.input_norm.clone()];
         backend.rms_norm_backward(
             &d_h,

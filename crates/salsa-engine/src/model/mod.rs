@@ -186,12 +186,9 @@ impl<B: Backend> Transformer<B> {
     /// # Errors
     ///
     /// When the shape is impossible, the count is wrong, or a weight is not finite.
-    pub fn new(spec: ModelSpec, weights: Vec<f32>) -> Result<Self, ModelError>
-    where
-        B: Default,
-    {
+    pub fn new(spec: ModelSpec, weights: Vec<f32>, backend: B) -> Result<Self, ModelError> {
         check(&spec, &weights)?;
-        Ok(Transformer::unchecked(spec, &weights, B::default()))
+        Ok(Transformer::unchecked(spec, &weights, backend))
     }
 
     fn unchecked(spec: ModelSpec, weights: &[f32], backend: B) -> Self {

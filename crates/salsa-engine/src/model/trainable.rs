@@ -70,15 +70,15 @@ impl<B: Backend> Deref for TrainableTransformer<B> {
     }
 }
 
-impl<B: Backend + Default> TrainableTransformer<B> {
+impl<B: Backend> TrainableTransformer<B> {
     /// A model to be trained from these flat weights.
     ///
     /// # Errors
     ///
     /// As [`Transformer::new`].
-    pub fn new(spec: ModelSpec, weights: Vec<f32>, recompute: Recompute) -> Result<Self, ModelError> {
+    pub fn new(spec: ModelSpec, weights: Vec<f32>, recompute: Recompute, backend: B) -> Result<Self, ModelError> {
         check(&spec, &weights)?;
-        let model = Transformer::unchecked(spec, &weights, B::default());
+        let model = Transformer::unchecked(spec, &weights, backend);
         let zeros = || vec![0f32; weights.len()];
         Ok(TrainableTransformer { gradients: zeros(), m: zeros(), v: zeros(), model, weights, step: 0, recompute })
     }
@@ -105,7 +105,7 @@ impl<B: Backend> TrainableTransformer<B> {
     ///
     /// If there is not one number for each output.
     pub fn backward(&mut self, tape: Tape<B>, gradient: &OutputGradient<'_>) {
-        self.model.backward_into(tape, gradient, &self.weights, &mut self.gradients);
+        self.model.backward_into(tape, gradient, &mut self.gradients);
     }
 
     /// The accumulated gradient.

@@ -148,16 +148,15 @@ pub(super) fn token_stats_backward(
     d_logprobs: &[f32],
     hidden: &Buffer,
     head: &Packed,
-    weight: &[f32],
     query: LogprobQuery<'_>,
     log_sums: &[f32],
-    d_weight: &mut [f32],
+    mut d_weight: Option<&mut [f32]>,
 ) -> Buffer {
     let (rows, depth, vocabulary) = (d_logprobs.len(), head.depth(), head.columns());
     let inverse_temperature = 1.0 / query.temperature;
     let mut d_hidden = Buffer::zeros(rows * depth);
     let mut d_logits = Buffer::stale(BACKWARD_ROWS.min(rows) * VOCABULARY);
-    let (mut packed_weight, mut packed_hidden) = (Packed::default(), Packed::default());
+    let (mut packed_weight, mut packed_hidden) = (Packed::default(), Packed::empty(head.dtype()));
     for row in (0..rows).step_by(BACKWARD_ROWS) {
         let count = BACKWARD_ROWS.min(rows - row);
         let x = View::rows(&hidden[row * depth..(row + count) * depth], depth);
@@ -174,11 +173,13 @@ pub(super) fn token_stats_backward(
                 }
             });
             let d = View::rows(&d_logits, width);
-            packed_weight.pack(View::rows(&weight[first * depth..(first + width) * depth], depth), width, depth);
+            packed_weight.transpose_of(head, first, width);
             let d_rows = &mut d_hidden[row * depth..(row + count) * depth];
             gemm((count, depth, width), d, packed_weight.panels(), d_rows, depth, Store::Add);
-            let d_block = &mut d_weight[first * depth..(first + width) * depth];
-            gemm((width, depth, count), d.t(), packed_hidden.panels(), d_block, depth, Store::Add);
+            if let Some(d_weight) = &mut d_weight {
+                let d_block = &mut d_weight[first * depth..(first + width) * depth];
+                gemm((width, depth, count), d.t(), packed_hidden.panels(), d_block, depth, Store::Add);
+            }
         }
     }
     d_hidden

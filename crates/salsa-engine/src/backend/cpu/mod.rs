@@ -1,17 +1,21 @@
-//! The CPU backend: f32, all cores, the fastest instruction set at hand.
+//! The CPU backend: all cores, the fastest instruction set at hand, products in f32 or bfloat16.
 
 mod adamw;
 mod attention;
 mod buffer;
+mod cache;
+mod dtype;
 mod gemm;
 mod head;
 pub mod isa;
 mod kernel;
 mod math;
+mod pack;
 mod rows;
 
-pub use attention::Cache;
 pub use buffer::Buffer;
+pub use cache::Cache;
+pub use dtype::Dtype;
 pub use gemm::Packed;
 
 use super::{AdamWStep, AttentionShape, Backend, Decay, LogprobQuery, RotaryTable, TokenStats};
@@ -22,7 +26,10 @@ use std::ops::Range;
 
 /// The processor, through rayon's threads. Results do not depend on how many there are.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Cpu;
+pub struct Cpu {
+    /// In which numbers products are computed.
+    pub dtype: Dtype,
+}
 
 /// The log-sum-exp of a row of logits, reduced as the log-prob head reduces it.
 pub(crate) fn log_sum(row: &[f32]) -> f32 {
@@ -45,7 +52,7 @@ impl Backend for Cpu {
     }
 
     fn matrix(&self, weights: &[f32], out: usize, input: usize) -> Packed {
-        Packed::new(View::rows(weights, input).t(), input, out)
+        Packed::new(self.dtype, View::rows(weights, input).t(), input, out)
     }
 
     fn refresh(&self, matrix: &mut Packed, weights: &[f32]) {
@@ -86,17 +93,19 @@ impl Backend for Cpu {
         y
     }
 
-    fn linear_backward_input(&self, d_out: &Buffer, weight: &[f32], out: usize, input: usize) -> Buffer {
+    fn linear_backward_input(&self, d_out: &Buffer, weight: &Packed) -> Buffer {
+        let (out, input) = (weight.columns(), weight.depth());
         let rows = d_out.len() / out;
-        let packed = Packed::new(View::rows(weight, input), out, input);
+        let mut transposed = Packed::default();
+        transposed.transpose_of(weight, 0, out);
         let mut d_x = Buffer::stale(rows * input);
-        gemm((rows, input, out), View::rows(d_out, out), packed.panels(), &mut d_x, input, Store::Replace);
+        gemm((rows, input, out), View::rows(d_out, out), transposed.panels(), &mut d_x, input, Store::Replace);
         d_x
     }
 
     fn linear_backward_weight(&self, d_out: &Buffer, x: &Buffer, out: usize, input: usize, d_weight: &mut [f32]) {
         let rows = d_out.len() / out;
-        let packed = Packed::new(View::rows(x, input), rows, input);
+        let packed = Packed::new(self.dtype, View::rows(x, input), rows, input);
         gemm((out, input, rows), View::rows(d_out, out).t(), packed.panels(), d_weight, input, Store::Add);
     }
 
@@ -141,7 +150,7 @@ impl Backend for Cpu {
     }
 
     fn attention(&self, fused: &Buffer, cu_seqlens: &[usize], shape: &AttentionShape) -> Buffer {
-        attention::forward(fused, cu_seqlens, shape)
+        attention::forward(self.dtype, fused, cu_seqlens, shape)
     }
 
     fn attention_backward(
@@ -151,7 +160,7 @@ impl Backend for Cpu {
         cu_seqlens: &[usize],
         shape: &AttentionShape,
     ) -> Buffer {
-        attention::backward(d_out, fused, cu_seqlens, shape)
+        attention::backward(self.dtype, d_out, fused, cu_seqlens, shape)
     }
 
     fn gated(&self, x: &Buffer, width: usize, activation: Activation) -> Buffer {
@@ -192,12 +201,11 @@ impl Backend for Cpu {
         d_logprobs: &[f32],
         hidden: &Buffer,
         head: &Packed,
-        weight: &[f32],
         query: LogprobQuery<'_>,
         log_sums: &[f32],
-        d_weight: &mut [f32],
+        d_weight: Option<&mut [f32]>,
     ) -> Buffer {
-        head::token_stats_backward(d_logprobs, hidden, head, weight, query, log_sums, d_weight)
+        head::token_stats_backward(d_logprobs, hidden, head, query, log_sums, d_weight)
     }
 
     fn logits(&self, hidden: &Buffer, head: &Packed, temperature: f32, use_row: &(dyn Fn(usize, &[f32]) + Sync)) {
@@ -219,7 +227,7 @@ impl Backend for Cpu {
     }
 
     fn cache(&self, slots: usize, capacity: usize, shape: &AttentionShape) -> Cache {
-        Cache::new(slots, capacity, shape)
+        Cache::new(self.dtype, slots, capacity, shape)
     }
 
     fn cache_store(&self, cache: &mut Cache, fused: &Buffer, entries: &[(usize, usize, usize)]) {

@@ -1,0 +1,154 @@
+//! Keys and values of the sequences being decoded, and attention of one new token to them.
+
+use rayon::prelude::*;
+
+use super::attention::{Columns, normalize, softmax_row};
+use super::gemm::{Panels, View, gemm_here};
+use super::isa::isa;
+use super::kernel::{Kernel, Store};
+use super::{Buffer, Dtype, pack};
+use crate::backend::AttentionShape;
+
+/// One layer's keys and values, in the panels that tile products read; a word holds one number or two (see
+/// [`super::kernel`]): keys `[slot][kv_head][position / width][word of head_dim][width]`, values
+/// `[slot][kv_head][head_dim / width][word of positions][width]`.
+pub struct Cache {
+    keys: Buffer,
+    values: Buffer,
+    dtype: Dtype,
+    /// Positions of a slot: whole panels.
+    capacity: usize,
+    shape: AttentionShape,
+    width: usize,
+}
+
+impl Cache {
+    pub(super) fn new(dtype: Dtype, slots: usize, capacity: usize, shape: &AttentionShape) -> Cache {
+        let width = Kernel::of(isa(), dtype).width;
+        let capacity = capacity.next_multiple_of(width);
+        let (keys, values) = (Buffer::default(), Buffer::default());
+        let mut cache = Cache { keys, values, dtype, capacity, shape: *shape, width };
+        cache.keys = Buffer::zeros(slots * shape.kv_heads * cache.head_keys());
+        cache.values = Buffer::zeros(slots * shape.kv_heads * cache.head_values());
+        cache
+    }
+
+    pub(super) fn fused(&self) -> usize {
+        self.shape.fused()
+    }
+
+    /// Words of a key.
+    fn key_words(&self) -> usize {
+        self.shape.head_dim.div_ceil(self.dtype.terms())
+    }
+    /// Words of a key head of a slot.
+    fn head_keys(&self) -> usize {
+        self.capacity * self.key_words()
+    }
+    /// Words of a panel of values.
+    fn value_panel(&self) -> usize {
+        self.capacity / self.dtype.terms() * self.width
+    }
+    fn head_values(&self) -> usize {
+        self.shape.head_dim.div_ceil(self.width) * self.value_panel()
+    }
+    /// Where head `head` of slot `slot` begins among the keys, and among the values.
+    fn starts(&self, slot: usize, head: usize) -> (usize, usize) {
+        let index = slot * self.shape.kv_heads + head;
+        (index * self.head_keys(), index * self.head_values())
+    }
+
+    pub(super) fn store(&mut self, row: &[f32], slot: usize, position: usize) {
+        assert!(position < self.capacity, "the cache has room for {} tokens", self.capacity);
+        let (dim, width, terms) = (self.shape.head_dim, self.width, self.dtype.terms());
+        for head in 0..self.shape.kv_heads {
+            let key = &row[self.shape.key_at(head)..][..dim];
+            let value = &row[self.shape.value_at(head)..][..dim];
+            let (keys, values) = self.starts(slot, head);
+            let at = keys + position / width * self.key_words() * width + position % width;
+            for (word, key) in key.chunks(terms).enumerate() {
+                self.keys[at + word * width] = match self.dtype {
+                    Dtype::F32 => key[0],
+                    Dtype::Bf16 => pack::pair(key[0], key.get(1).copied().unwrap_or(0.0)),
+                };
+            }
+            let at = values + position / terms * width;
+            for (p, part) in value.chunks(width).enumerate() {
+                let at = at + p * self.value_panel();
+                let words = &mut self.values[at..at + part.len()];
+                match self.dtype {
+                    Dtype::F32 => words.copy_from_slice(part),
+                    // The next position's place becomes zero: it is multiplied by a probability of zero.
+                    Dtype::Bf16 if position % 2 == 0 => {
+                        words.iter_mut().zip(part).for_each(|(word, &x)| *word = pack::pair(x, 0.0));
+                    }
+                    Dtype::Bf16 => {
+                        words.iter_mut().zip(part).for_each(|(word, &x)| *word = pack::with_high(*word, x));
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn copy(&mut self, from: usize, to: usize, len: usize) {
+        for head in 0..self.shape.kv_heads {
+            let used = len.div_ceil(self.width) * self.key_words() * self.width;
+            let ((source, from_values), (target, to_values)) = (self.starts(from, head), self.starts(to, head));
+            self.keys.copy_within(source..source + used, target);
+            let used = len.div_ceil(self.dtype.terms()) * self.width;
+            for part in (0..self.head_values()).step_by(self.value_panel()) {
+                let source = from_values + part;
+                self.values.copy_within(source..source + used, to_values + part);
+            }
+        }
+    }
+
+    pub(super) fn attention(&self, fused: &[f32], entries: &[(usize, usize)]) -> Buffer {
+        let shape = &self.shape;
+        let mut out = Buffer::stale(entries.len() * shape.output());
+        let target = Columns::new(&mut out, shape.output());
+        let work: usize = entries.iter().map(|e| (e.1 + 1) * shape.output()).sum();
+        let one = |i: usize| self.attend(fused, i / shape.kv_heads, i % shape.kv_heads, entries, &target);
+        let count = entries.len() * shape.kv_heads;
+        if work < 1 << 18 {
+            (0..count).for_each(one);
+        } else {
+            (0..count).into_par_iter().with_min_len(count.div_ceil(4 * rayon::current_num_threads())).for_each(one);
+        }
+        out
+    }
+
+    fn attend(&self, fused: &[f32], row: usize, kv_head: usize, entries: &[(usize, usize)], out: &Columns) {
+        let shape = &self.shape;
+        let (dim, group) = (shape.head_dim, shape.group());
+        let (slot, position) = entries[row];
+        let seen = position + 1;
+        let (keys, values) = self.starts(slot, kv_head);
+        let keys = Panels {
+            data: &self.keys[keys..keys + self.head_keys()],
+            panel_stride: self.key_words() * self.width,
+            dtype: self.dtype,
+        };
+        let values = Panels {
+            data: &self.values[values..values + self.head_values()],
+            panel_stride: self.value_panel(),
+            dtype: self.dtype,
+        };
+        let queries = View::rows(&fused[row * shape.fused() + shape.query_at(kv_head * group)..], dim);
+        let mut scores = Buffer::stale(group * seen);
+        gemm_here((group, seen, dim), queries, keys, &mut scores, seen, Store::Replace);
+        let mut result = Buffer::stale(group * dim);
+        let mut sums = [0f32; 64];
+        assert!(group <= sums.len(), "more than 64 query heads share a key head");
+        for (g, total) in sums[..group].iter_mut().enumerate() {
+            let scores = &mut scores[g * seen..(g + 1) * seen];
+            *total = softmax_row(scores, shape.first_key(position), seen, shape.scale()).1;
+        }
+        gemm_here((group, dim, seen), View::rows(&scores, seen), values, &mut result, dim, Store::Replace);
+        for g in 0..group {
+            // SAFETY: this call alone has this row and this head.
+            let out = unsafe { out.part(row, shape.query_at(kv_head * group + g), dim) };
+            normalize(&result[g * dim..(g + 1) * dim], sums[g], out);
+        }
+    }
+}
