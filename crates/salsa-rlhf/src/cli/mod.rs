@@ -10,6 +10,7 @@ use crate::{
     stage::{StageContext, kinds::KINDS},
 };
 
+mod bench;
 mod chat;
 mod doctor;
 mod eval;
@@ -65,6 +66,8 @@ enum Command {
     Chat(chat::Arguments),
     /// What a checkpoint is, and the memory each stage would need.
     Inspect(inspect::Arguments),
+    /// Seconds of a training step, a decoding step, a PPO update, on random weights.
+    Bench(bench::Arguments),
     /// What this machine offers: CPU features, kernels, threads, memory, writable paths.
     Doctor(doctor::Arguments),
 }
@@ -104,6 +107,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Generate(arguments) => stage::main("generate", &arguments),
         Command::Chat(arguments) => chat::main(&arguments),
         Command::Inspect(arguments) => inspect::main(&arguments),
+        Command::Bench(arguments) => bench::main(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
     }
 }

@@ -381,7 +381,7 @@ impl<'a> Run<'a> {
             policy_spec.max_positions.min(reward_model.max_positions()),
             context,
         )?;
-        let learner = Learner::new(config, (policy_spec.clone(), policy_weights), critic)?;
+        let learner = Learner::new(config, (policy_spec.clone(), policy_weights), critic, Cpu::default())?;
         let run = Run {
             config,
             encoder,

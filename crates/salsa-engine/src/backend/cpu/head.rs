@@ -6,7 +6,7 @@ use super::Buffer;
 use super::gemm::{Packed, View, gemm, gemm_here};
 use super::isa::multiversion;
 use super::kernel::Store;
-use super::math::{exp, max, reduce};
+use super::math::{LANES, Lanes, exp, max};
 use super::rows::{each_row, softmax_gradient};
 use crate::backend::{LogprobQuery, TokenStats};
 
@@ -61,9 +61,22 @@ impl Softmax {
 multiversion! {
     fn block_softmax(block: &[f32]) -> (f32, f32, f32) {
         let top = max(block);
-        let sum = reduce(block.len(), 0.0, |i| exp(block[i] - top), |a, b| a + b);
-        let weighted = reduce(block.len(), 0.0, |i| exp(block[i] - top) * (block[i] - top), |a, b| a + b);
-        (top, sum, weighted)
+        let mut sum = Lanes::zero();
+        let mut weighted = Lanes::zero();
+        let (whole, rest) = block.as_chunks::<LANES>();
+        for part in whole {
+            for (lane, x) in part.iter().enumerate() {
+                let (shifted, probability) = (x - top, exp(x - top));
+                sum.0[lane] += probability;
+                weighted.0[lane] += probability * shifted;
+            }
+        }
+        for (lane, x) in rest.iter().enumerate() {
+            let (shifted, probability) = (x - top, exp(x - top));
+            sum.0[lane] += probability;
+            weighted.0[lane] += probability * shifted;
+        }
+        (top, sum.total(), weighted.total())
     }
 }
 

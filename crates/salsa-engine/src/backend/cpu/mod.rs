@@ -31,6 +31,16 @@ pub struct Cpu {
     pub dtype: Dtype,
 }
 
+impl Cpu {
+    /// The instruction set of the matrix kernels in use: `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`.
+    pub fn isa(&self) -> &'static str {
+        match (isa::isa(), self.dtype) {
+            (isa::Isa::Avx512Bf16, Dtype::F32) => isa::Isa::Avx512.name(),
+            (isa, _) => isa.name(),
+        }
+    }
+}
+
 /// The log-sum-exp of a row of logits, reduced as the log-prob head reduces it.
 pub(crate) fn log_sum(row: &[f32]) -> f32 {
     head::log_sum(row)

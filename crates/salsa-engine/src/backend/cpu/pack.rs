@@ -325,7 +325,27 @@ mod vector {
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub(super) fn panel_bf16(b: View<'_>, depth: usize, here: usize, panel: &mut [f32]) {
         if b.column_stride == 1 {
+            let mut panel = panel;
+            if here == 32 {
+                let whole = depth / 2;
+                let used = &b.data[..if depth == 0 { 0 } else { (depth - 1) * b.row_stride + 32 }];
+                let (words, rest) = panel.split_at_mut(whole * 32);
+                for (s, row) in words.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                    // SAFETY: 32 numbers of rows 2s and 2s + 1 lie inside `used`; 32 words are written.
+                    unsafe {
+                        let (low, to) = (used.as_ptr().add(2 * s * b.row_stride), row.as_mut_ptr());
+                        let high = low.add(b.row_stride);
+                        let first = narrow(_mm512_loadu_ps(low), _mm512_loadu_ps(high));
+                        let second = narrow(_mm512_loadu_ps(low.add(16)), _mm512_loadu_ps(high.add(16)));
+                        _mm512_storeu_si512(to.cast(), interleave(first));
+                        _mm512_storeu_si512(to.add(16).cast(), interleave(second));
+                    }
+                }
+                panel = rest;
+            }
+            let done = depth.div_ceil(2) - panel.len() / 32;
             for (s, row) in panel.chunks_exact_mut(32).enumerate() {
+                let s = s + done;
                 let from = 2 * s * b.row_stride;
                 let odd = if 2 * s + 1 < depth { here } else { 0 };
                 for half in 0..2 {
@@ -365,22 +385,40 @@ mod vector {
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub(super) fn left_rows_bf16(a: View<'_>, rows: usize, depth: usize, tile: &mut [f32]) {
         for r in 0..rows {
-            for k in (0..depth).step_by(32) {
-                let (at, left) = (r * a.row_stride + k, depth - k);
-                let words = narrow(load(a.data, at, left), load(a.data, at + 16, left.saturating_sub(16)));
-                store(tile, r * LEFT_STRIDE + k / 2, words);
+            let (from, to) = (&a.data[r * a.row_stride..][..depth], &mut tile[r * LEFT_STRIDE..][..LEFT_STRIDE]);
+            let (whole, rest) = from.as_chunks::<32>();
+            let (words, _) = to.as_chunks_mut::<16>();
+            for (from, to) in whole.iter().zip(words.iter_mut()) {
+                // SAFETY: 32 numbers are read, sixteen words written.
+                unsafe {
+                    let (low, high) = (_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(16)));
+                    _mm512_storeu_si512(to.as_mut_ptr().cast(), narrow(low, high));
+                }
+            }
+            if !rest.is_empty() {
+                let (low, high) = (load(rest, 0, rest.len()), load(rest, 16, rest.len().saturating_sub(16)));
+                store(&mut words[whole.len()], 0, narrow(low, high));
             }
         }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub(super) fn left_columns_bf16(a: View<'_>, rows: usize, depth: usize, tile: &mut [f32]) {
-        for (s, k) in (0..depth).step_by(2).enumerate() {
-            let at = k * a.column_stride;
-            let low = load(a.data, at, rows);
-            let high = load(a.data, at + a.column_stride, if k + 1 < depth { rows } else { 0 });
+        let (mask, stride) = (mask(rows), a.column_stride);
+        let used = &a.data[..(depth - 1) * stride + rows];
+        assert!(depth.div_ceil(2) * rows + 16 <= tile.len());
+        for s in 0..depth / 2 {
             // The lanes past the last row are overwritten by the next step, or are room to spare.
-            store(tile, s * rows, interleave(narrow(low, high)));
+            // SAFETY: rows 2s and 2s + 1 of `rows` numbers lie inside `used`, sixteen words from s * rows inside `tile`.
+            unsafe {
+                let from = used.as_ptr().add(2 * s * stride);
+                let (low, high) = (_mm512_maskz_loadu_ps(mask, from), _mm512_maskz_loadu_ps(mask, from.add(stride)));
+                _mm512_storeu_si512(tile.as_mut_ptr().add(s * rows).cast(), interleave(narrow(low, high)));
+            }
+        }
+        if depth % 2 == 1 {
+            let low = load(used, (depth - 1) * stride, rows);
+            store(tile, depth / 2 * rows, interleave(narrow(low, _mm512_setzero_ps())));
         }
     }
 

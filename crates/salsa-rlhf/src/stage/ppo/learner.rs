@@ -69,18 +69,18 @@ impl Learner {
         config: &PpoConfig,
         (policy_spec, policy_weights): (ModelSpec, Vec<f32>),
         (critic_spec, critic_weights): (ModelSpec, Vec<f32>),
+        backend: Cpu,
     ) -> anyhow::Result<Learner> {
         let recompute = config.recompute();
         let (policy, critic) = match config.critic {
             CriticKind::Separate => {
-                let critic =
-                    Trainable::new(critic_spec, critic_weights, recompute, Cpu::default()).context("critic")?;
-                (Trainable::new(policy_spec, policy_weights, recompute, Cpu::default()), Some(critic))
+                let critic = Trainable::new(critic_spec, critic_weights, recompute, backend).context("critic")?;
+                (Trainable::new(policy_spec, policy_weights, recompute, backend), Some(critic))
             }
             CriticKind::Shared => {
                 let both = policy_spec.with_head(Head::LanguageModelWithValue);
                 let weights = policy_spec.convert(&policy_weights, &both, config.seed);
-                (Trainable::new(both, weights, recompute, Cpu::default()), None)
+                (Trainable::new(both, weights, recompute, backend), None)
             }
         };
         Ok(Learner { policy: policy.context("policy")?, critic, adamw: config.adamw() })
