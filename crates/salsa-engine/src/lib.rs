@@ -40,6 +40,7 @@ pub mod model;
 pub mod random;
 pub mod spec;
 
+pub use backend::cpu::pool::{threads, with_threads};
 pub use backend::cpu::{Cpu, Dtype};
 pub use batch::{Batch, Output, OutputGradient, Query};
 pub use error::ModelError;

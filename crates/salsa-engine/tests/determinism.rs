@@ -84,8 +84,7 @@ proptest! {
 fn threads_do_not_matter() {
     let spec = ModelSpec { vocab_size: 1500, hidden_size: 64, intermediate_size: 90, head_dim: 16, ..tiny() };
     let run = |threads: usize, dtype: Dtype| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
+        with_threads(threads, || {
             let mut model =
                 Trainable::new(spec.clone(), spec.init(1), Recompute::KeepActivations, Cpu { dtype }).unwrap();
             for step in 0..3 {

@@ -177,7 +177,7 @@ impl Shape {
         let mut object = json!({
             "bench": bench, key: times, "best_s": best, "median_s": sorted[sorted.len() / 2], "tokens_per_s": rate,
             "peak_rss_mib": peak, "dtype": backend.dtype.name(), "isa": backend.isa(),
-            "threads": rayon::current_num_threads(), "parameters": self.spec()?.parameters(),
+            "threads": salsa_engine::threads(), "parameters": self.spec()?.parameters(),
             "version": env!("CARGO_PKG_VERSION"),
         });
         if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
@@ -192,7 +192,7 @@ impl Shape {
             peak.map_or("?".to_owned(), |mib| format!("{mib:.0}")),
             backend.dtype.name(),
             backend.isa(),
-            rayon::current_num_threads()
+            salsa_engine::threads()
         ))
     }
 }

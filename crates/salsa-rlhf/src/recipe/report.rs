@@ -72,7 +72,7 @@ fn fill(report: &mut Report, out: &Path, resolved: &Resolved) -> anyhow::Result<
         report.title = resolved.name.clone();
     }
     report.recipe = resolved.name.clone();
-    report.threads = rayon::current_num_threads();
+    report.threads = salsa_engine::threads();
     report.pipeline = pipeline::of(resolved, &facts);
     if report.summary.version.is_empty() {
         report.summary.version = env!("CARGO_PKG_VERSION").to_owned();

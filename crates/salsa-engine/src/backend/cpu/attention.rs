@@ -4,13 +4,11 @@
 //! computed in a block of many rows (training) or alone (decoding): the summation over keys runs in the same order, and
 //! the masked keys of a block only add zeros.
 
-use rayon::prelude::*;
-
 use super::gemm::{Packed, View, gemm_here};
 use super::isa::multiversion;
 use super::kernel::Store;
 use super::math::{dot, exp, max, sum};
-use super::{Buffer, Dtype};
+use super::{Buffer, Dtype, pool};
 use crate::backend::AttentionShape;
 
 /// Query rows whose scores are in memory at once.
@@ -85,7 +83,7 @@ pub(super) fn forward(dtype: Dtype, fused: &[f32], cu_seqlens: &[usize], shape: 
     let rows = fused.len() / shape.fused();
     let mut out = Buffer::stale(rows * shape.output());
     let target = Columns::new(&mut out, shape.output());
-    tasks(cu_seqlens, shape).into_par_iter().for_each(|task| forward_task(dtype, fused, task, shape, &target));
+    pool::each(tasks(cu_seqlens, shape), |_, task| forward_task(dtype, fused, task, shape, &target));
     out
 }
 
@@ -159,7 +157,7 @@ pub(super) fn backward(
 ) -> Buffer {
     let mut d_fused = Buffer::stale(fused.len());
     let target = Columns::new(&mut d_fused, shape.fused());
-    tasks(cu_seqlens, shape).into_par_iter().for_each(|task| backward_task(dtype, d_out, fused, task, shape, &target));
+    pool::each(tasks(cu_seqlens, shape), |_, task| backward_task(dtype, d_out, fused, task, shape, &target));
     d_fused
 }
 

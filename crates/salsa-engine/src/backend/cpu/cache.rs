@@ -1,12 +1,10 @@
 //! Keys and values of the sequences being decoded, and attention of one new token to them.
 
-use rayon::prelude::*;
-
 use super::attention::{Columns, normalize, softmax_row};
 use super::gemm::{Panels, View, gemm_here};
 use super::isa::isa;
 use super::kernel::{Kernel, Store};
-use super::{Buffer, Dtype, pack};
+use super::{Buffer, Dtype, pack, pool};
 use crate::backend::AttentionShape;
 
 /// One layer's keys and values, in the panels that tile products read; a word holds one number or two (see
@@ -113,7 +111,8 @@ impl Cache {
         if work < 1 << 18 {
             (0..count).for_each(one);
         } else {
-            (0..count).into_par_iter().with_min_len(count.div_ceil(4 * rayon::current_num_threads())).for_each(one);
+            let run = count.div_ceil(4 * pool::threads());
+            pool::run(count.div_ceil(run), |task| (task * run..count.min((task + 1) * run)).for_each(one));
         }
         out
     }

@@ -4,7 +4,6 @@
 //! weights stay packed between calls. The left factor is packed block by block. Sums are cut at multiples of [`STEPS`]
 //! words, always the same places, so that the order of summation of an element is a function of the depth alone.
 
-use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -12,7 +11,7 @@ use super::Dtype;
 use super::buffer::Buffer;
 use super::isa::isa;
 use super::kernel::{HEIGHT, Kernel, STEPS, Store, WIDTH};
-use super::pack;
+use super::{pack, pool};
 
 /// Rows of the left factor packed at once: with their words they stay in the second-level cache.
 const ROWS: usize = 96;
@@ -101,7 +100,7 @@ impl Packed {
         if len < SMALL / 32 {
             self.data.chunks_mut(stride).enumerate().for_each(|(p, words)| panel(p, words));
         } else {
-            self.data.par_chunks_mut(stride).enumerate().for_each(|(p, words)| panel(p, words));
+            pool::each(self.data.chunks_mut(stride), panel);
         }
     }
 
@@ -152,7 +151,7 @@ pub(crate) fn gemm(
     stride: usize,
     store: Store,
 ) {
-    let threads = rayon::current_num_threads();
+    let threads = pool::threads();
     if rows * columns * depth.div_ceil(b.dtype.terms()) < SMALL || threads == 1 {
         return gemm_here((rows, columns, depth), a, b, out, stride, store);
     }
@@ -163,7 +162,7 @@ pub(crate) fn gemm(
     let run = panels.div_ceil(runs);
     let runs = panels.div_ceil(run);
     let product = Product::new((rows, columns, depth), a, b, out, stride, store);
-    (0..row_blocks * runs).into_par_iter().for_each(|task| {
+    pool::run(row_blocks * runs, |task| {
         let (block, part) = (task / runs, task % runs);
         product.block(block * ROWS..rows.min((block + 1) * ROWS), part * run..panels.min((part + 1) * run));
     });

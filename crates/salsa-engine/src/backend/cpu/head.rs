@@ -1,12 +1,11 @@
 //! The log-prob head: logits in blocks of rows and vocabulary, reduced at once, never stored as a whole.
 
-use rayon::prelude::*;
-
 use super::Buffer;
 use super::gemm::{Packed, View, gemm, gemm_here};
 use super::isa::multiversion;
 use super::kernel::Store;
 use super::math::{LANES, Lanes, exp, max};
+use super::pool;
 use super::rows::{each_row, softmax_gradient};
 use crate::backend::{LogprobQuery, TokenStats};
 
@@ -97,9 +96,8 @@ pub(super) fn token_stats(heads: &[(&Buffer, &Packed, f32)], query: LogprobQuery
     let rows = query.targets.len();
     let vocabulary = heads[0].1.columns();
     let mut stats = TokenStats { logprobs: vec![0.0; rows], entropies: vec![0.0; rows], log_sums: vec![0.0; rows] };
-    let parts = stats.logprobs.par_chunks_mut(ROWS).zip(stats.entropies.par_chunks_mut(ROWS));
-    let parts = parts.zip(stats.log_sums.par_chunks_mut(ROWS)).enumerate();
-    parts.for_each(|(task, ((logprobs, entropies), log_sums))| {
+    let parts = stats.logprobs.chunks_mut(ROWS).zip(stats.entropies.chunks_mut(ROWS));
+    pool::each(parts.zip(stats.log_sums.chunks_mut(ROWS)), |task, ((logprobs, entropies), log_sums)| {
         let count = logprobs.len();
         let mut logits = Buffer::stale(count * VOCABULARY);
         let mut other = Buffer::default();

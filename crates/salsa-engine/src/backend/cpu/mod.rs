@@ -11,6 +11,7 @@ pub mod isa;
 mod kernel;
 mod math;
 mod pack;
+pub mod pool;
 mod rows;
 
 pub use buffer::Buffer;
@@ -24,7 +25,7 @@ use gemm::{View, gemm};
 use kernel::Store;
 use std::ops::Range;
 
-/// The processor, through rayon's threads. Results do not depend on how many there are.
+/// The processor, through a pool of threads. Results do not depend on how many there are.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu {
     /// In which numbers products are computed.
