@@ -109,8 +109,10 @@ fn model(c: &mut Criterion) {
     for dtype in DTYPES {
         for shape in SHAPES {
             let spec = spec(shape);
-            let mut model =
-                Trainable::new(spec.clone(), spec.init(1), Recompute::KeepActivations, Cpu { dtype }).expect("valid");
+            let mut kept = None;
+            let new = || {
+                Trainable::new(spec.clone(), spec.init(1), Recompute::KeepActivations, Cpu { dtype }).expect("valid")
+            };
             let (mut batch, mut query) = (Batch::new(), Query::default());
             for i in 0..ROWS / 256 {
                 let tokens: Vec<u32> = (0..256).map(|t| ((i * 31 + t * 17) % spec.vocab_size) as u32).collect();
@@ -122,6 +124,7 @@ fn model(c: &mut Criterion) {
                 (6 * ROWS * (spec.parameters() - spec.vocab_size * spec.hidden_size)) as u64,
             ));
             group.bench_function(format!("{}/train/{}", dtype.name(), shape.0), |b| {
+                let model = kept.get_or_insert_with(new);
                 b.iter(|| {
                     let (_, tape) = model.forward_train(&batch, &query);
                     model.backward(tape, &OutputGradient { d_logprobs: &d_logprobs, d_values: &[] });
@@ -133,6 +136,7 @@ fn model(c: &mut Criterion) {
             let sampling = Sampling { max_new_tokens: 16, ..Sampling::default() };
             group.throughput(Throughput::Elements(256));
             group.bench_function(format!("{}/decode/{}", dtype.name(), shape.0), |b| {
+                let model = kept.get_or_insert_with(new);
                 b.iter(|| model.generate(&prompts, &sampling, &mut |_| ()))
             });
         }
