@@ -7,14 +7,16 @@ mod gemm;
 mod head;
 pub mod isa;
 mod kernel;
+mod low_rank;
 mod math;
 mod rows;
+mod unpack;
 
 pub use attention::Cache;
 pub use buffer::Buffer;
 pub use gemm::Packed;
 
-use super::{AdamWStep, AttentionShape, Backend, Decay, LogprobQuery, RotaryTable, TokenStats};
+use super::{AdamWStep, AttentionShape, Backend, Columns, Decay, LogprobQuery, RotaryTable, TokenStats};
 use crate::spec::{Activation, NormWeight};
 use gemm::{View, gemm};
 use kernel::Store;
@@ -100,6 +102,40 @@ impl Backend for Cpu {
         gemm((out, input, rows), View::rows(d_out, out).t(), packed.panels(), d_weight, input, Store::Add);
     }
 
+    fn linear_backward_input_packed(&self, d_out: &Buffer, weight: &Packed) -> Buffer {
+        unpack::linear_backward_input(d_out, weight)
+    }
+
+    fn linear_columns(&self, x: &Buffer, from: Columns, weight: &Packed, y: &mut Buffer, to: Columns) {
+        low_rank::linear(x, from, weight, y, to);
+    }
+
+    fn linear_columns_backward_input(
+        &self,
+        d_out: &Buffer,
+        from: Columns,
+        weight: &Packed,
+        d_x: &mut Buffer,
+        to: Columns,
+    ) {
+        low_rank::backward_input(d_out, from, weight, d_x, to);
+    }
+
+    fn linear_columns_backward_weight(
+        &self,
+        d_out: &Buffer,
+        from: Columns,
+        x: &Buffer,
+        of: Columns,
+        d_weight: &mut [f32],
+    ) {
+        low_rank::backward_weight(d_out, from, x, of, d_weight);
+    }
+
+    fn scale(&self, x: &mut Buffer, factor: f32) {
+        low_rank::scale(x, factor);
+    }
+
     fn add_bias(&self, x: &mut Buffer, bias: &Buffer) {
         rows::add_bias(x, bias);
     }
@@ -179,6 +215,10 @@ impl Backend for Cpu {
         }
     }
 
+    fn len(&self, x: &Buffer) -> usize {
+        x.len()
+    }
+
     fn zeros(&self, len: usize) -> Buffer {
         Buffer::zeros(len)
     }
@@ -198,6 +238,17 @@ impl Backend for Cpu {
         d_weight: &mut [f32],
     ) -> Buffer {
         head::token_stats_backward(d_logprobs, hidden, head, weight, query, log_sums, d_weight)
+    }
+
+    fn token_stats_backward_input(
+        &self,
+        d_logprobs: &[f32],
+        hidden: &Buffer,
+        head: &Packed,
+        query: LogprobQuery<'_>,
+        log_sums: &[f32],
+    ) -> Buffer {
+        unpack::token_stats_backward_input(d_logprobs, hidden, head, query, log_sums)
     }
 
     fn logits(&self, hidden: &Buffer, head: &Packed, temperature: f32, use_row: &(dyn Fn(usize, &[f32]) + Sync)) {
