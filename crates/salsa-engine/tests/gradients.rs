@@ -241,11 +241,11 @@ fn whole_models() {
         let (batch, query) = batch_and_query(&spec);
         let (c, d) = (normal(query.rows.len(), 5), normal(query.value_rows.len(), 6));
         let loss = |weights: &[f32]| {
-            let output = Model::new(spec.clone(), weights.to_vec(), Cpu::default()).unwrap().forward(&batch, &query);
+            let output = Model::new(spec.clone(), weights, Cpu::default()).unwrap().forward(&batch, &query);
             dot(&output.logprobs, &c) + dot(&output.values, &d)
         };
         let gradient = |recompute| {
-            let mut model = Trainable::new(spec.clone(), weights.clone(), recompute, Cpu::default()).unwrap();
+            let mut model = Trainable::new(spec.clone(), weights.clone(), Cpu::default(), recompute).unwrap();
             let (_, tape) = model.forward_train(&batch, &query);
             model.backward(tape, &OutputGradient { d_logprobs: &c, d_values: &d });
             model.gradients().to_vec()
@@ -273,7 +273,7 @@ fn gradients_accumulate() {
     let spec = tiny();
     let (batch, query) = batch_and_query(&spec);
     let c = normal(query.rows.len(), 5);
-    let mut model = Trainable::new(spec.clone(), strong(&spec), Recompute::KeepActivations, Cpu::default()).unwrap();
+    let mut model = Trainable::new(spec.clone(), strong(&spec), Cpu::default(), Recompute::KeepActivations).unwrap();
     let mut pass = || {
         let (_, tape) = model.forward_train(&batch, &query);
         model.backward(tape, &OutputGradient { d_logprobs: &c, d_values: &[] });

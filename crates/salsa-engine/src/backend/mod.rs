@@ -33,6 +33,17 @@ impl AttentionShape {
     }
 }
 
+/// Neighbouring columns of a matrix with rows of `of` numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Columns {
+    /// The first column.
+    pub first: usize,
+    /// How many.
+    pub count: usize,
+    /// Numbers in a row of the whole matrix.
+    pub of: usize,
+}
+
 /// The weights from which log-probs are computed, and what to ask of them.
 #[derive(Clone, Copy)]
 pub struct LogprobQuery<'a> {
@@ -133,6 +144,30 @@ pub trait Backend: Send + Sync + 'static {
         input: usize,
         d_weight: &mut [f32],
     );
+
+    /// `y[:, to] += x[:, from] * W^T`: a product of some columns, added to some columns.
+    fn linear_columns(&self, x: &Self::Buffer, from: Columns, weight: &Self::Matrix, y: &mut Self::Buffer, to: Columns);
+    /// `d_x[:, to] += d_out[:, from] * W`.
+    fn linear_columns_backward_input(
+        &self,
+        d_out: &Self::Buffer,
+        from: Columns,
+        weight: &Self::Matrix,
+        d_x: &mut Self::Buffer,
+        to: Columns,
+    );
+    /// `d_weight[out, in] += d_out[:, from]^T * x[:, of]`, where `out` and `in` are the counts of columns.
+    fn linear_columns_backward_weight(
+        &self,
+        d_out: &Self::Buffer,
+        from: Columns,
+        x: &Self::Buffer,
+        of: Columns,
+        d_weight: &mut [f32],
+    );
+    /// `x *= factor`.
+    fn scale(&self, x: &mut Self::Buffer, factor: f32);
+
     /// `x[t] += bias`, row by row.
     fn add_bias(&self, x: &mut Self::Buffer, bias: &Self::Buffer);
     /// `d_bias += sum_t d_out[t]`.
@@ -204,6 +239,8 @@ pub trait Backend: Send + Sync + 'static {
     fn gather(&self, x: &Self::Buffer, width: usize, rows: &[u32]) -> Self::Buffer;
     /// `x[rows[i]] += y[i]`, in order.
     fn scatter_add(&self, x: &mut Self::Buffer, width: usize, rows: &[u32], y: &Self::Buffer);
+    /// How many numbers an array has.
+    fn len(&self, x: &Self::Buffer) -> usize;
     /// `len` zeros.
     fn zeros(&self, len: usize) -> Self::Buffer;
 

@@ -205,7 +205,7 @@ fn random_tokens(count: usize, vocabulary: usize, stream: u64) -> Vec<u32> {
 fn sft(work: &SftWork) -> anyhow::Result<()> {
     ensure!(work.batch > 0 && work.seq > 1 && work.steps > 0, "--batch, --steps at least 1, --seq at least 2");
     let spec = work.shape.spec()?;
-    let mut model = Trainable::new(spec.clone(), spec.init(1), Recompute::KeepActivations, work.shape.backend())?;
+    let mut model = Trainable::new(spec.clone(), spec.init(1), work.shape.backend(), Recompute::KeepActivations)?;
     let (mut batch, mut query) = (Batch::new(), Query::default());
     for i in 0..work.batch {
         let tokens = random_tokens(work.seq, spec.vocab_size, i as u64);
@@ -230,7 +230,7 @@ fn sft(work: &SftWork) -> anyhow::Result<()> {
 fn generate(work: &GenerateWork) -> anyhow::Result<()> {
     ensure!(work.batch > 0 && work.prompt > 0 && work.new_tokens > 0, "--batch, --prompt, --new-tokens at least 1");
     let spec = work.shape.spec()?;
-    let model = Model::new(spec.clone(), spec.init(1), work.shape.backend())?;
+    let model = Model::new(spec.clone(), &spec.init(1), work.shape.backend())?;
     let prompt =
         |i: usize| Prompt { tokens: random_tokens(work.prompt, spec.vocab_size, i as u64), id: i as u64, sample: 0 };
     let prompts: Vec<Prompt> = (0..work.batch).map(prompt).collect();

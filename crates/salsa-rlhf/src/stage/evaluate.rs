@@ -278,7 +278,7 @@ impl<'a> Bench<'a> {
             self.config.baseline,
             self.vocab_size
         );
-        Model::new(spec, weights, Cpu::default()).with_context(|| format!("model {source}"))
+        Model::new(spec, &weights, Cpu::default()).with_context(|| format!("model {source}"))
     }
 
     /// One answer to each prompt. The random numbers are the same for every model.
@@ -350,7 +350,7 @@ impl<'a> Bench<'a> {
         for &alpha in &line.alphas {
             let mut weights = vec![0f32; a.len()];
             lerp(&a, &b, alpha, &mut weights);
-            let answers = self.answer(&Model::new(spec.clone(), weights, Cpu::default())?, set)?;
+            let answers = self.answer(&Model::new(spec.clone(), &weights, Cpu::default())?, set)?;
             points.push(LandscapePoint {
                 alpha,
                 gold_reward: answers.gold.as_deref().map(estimate),

@@ -1,8 +1,8 @@
 //! The optimizer's arithmetic: the norm of the gradient and one AdamW step, each one pass over memory.
 
 use super::isa::multiversion;
-use super::pool;
 use crate::backend::{AdamWStep, Decay};
+use crate::pool;
 
 /// Numbers a task takes; partial sums are added in the order of these blocks.
 const BLOCK: usize = 1 << 14;

@@ -8,8 +8,9 @@ use super::gemm::{Packed, View, gemm_here};
 use super::isa::multiversion;
 use super::kernel::Store;
 use super::math::{dot, exp, max, sum};
-use super::{Buffer, Dtype, pool};
+use super::{Buffer, Dtype};
 use crate::backend::AttentionShape;
+use crate::pool;
 
 /// Query rows whose scores are in memory at once.
 const BLOCK: usize = 48;

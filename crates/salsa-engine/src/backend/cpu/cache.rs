@@ -4,8 +4,9 @@ use super::attention::{Columns, normalize, softmax_row};
 use super::gemm::{Panels, View, gemm_here};
 use super::isa::isa;
 use super::kernel::{Kernel, Store};
-use super::{Buffer, Dtype, pack, pool};
+use super::{Buffer, Dtype, pack};
 use crate::backend::AttentionShape;
+use crate::pool;
 
 /// One layer's keys and values, in the panels that tile products read; a word holds one number or two (see
 /// [`super::kernel`]): keys `[slot][kv_head][position / width][word of head_dim][width]`, values

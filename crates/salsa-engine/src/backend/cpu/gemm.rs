@@ -11,7 +11,8 @@ use super::Dtype;
 use super::buffer::Buffer;
 use super::isa::isa;
 use super::kernel::{HEIGHT, Kernel, STEPS, Store, WIDTH};
-use super::{pack, pool};
+use super::pack;
+use crate::pool;
 
 /// Rows of the left factor packed at once: with their words they stay in the second-level cache.
 const ROWS: usize = 96;

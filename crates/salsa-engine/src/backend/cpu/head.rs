@@ -5,9 +5,9 @@ use super::gemm::{Packed, View, gemm, gemm_here};
 use super::isa::multiversion;
 use super::kernel::Store;
 use super::math::{LANES, Lanes, exp, max};
-use super::pool;
 use super::rows::{each_row, softmax_gradient};
 use crate::backend::{LogprobQuery, TokenStats};
+use crate::pool;
 
 /// Vocabulary entries whose logits exist at once. Part of the numerical contract: log-sums are merged at these places.
 const VOCABULARY: usize = 1024;

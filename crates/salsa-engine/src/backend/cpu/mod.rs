@@ -9,9 +9,9 @@ mod gemm;
 mod head;
 pub mod isa;
 mod kernel;
+mod low_rank;
 mod math;
 mod pack;
-pub mod pool;
 mod rows;
 
 pub use buffer::Buffer;
@@ -19,7 +19,7 @@ pub use cache::Cache;
 pub use dtype::Dtype;
 pub use gemm::Packed;
 
-use super::{AdamWStep, AttentionShape, Backend, Decay, LogprobQuery, RotaryTable, TokenStats};
+use super::{AdamWStep, AttentionShape, Backend, Columns, Decay, LogprobQuery, RotaryTable, TokenStats};
 use crate::spec::{Activation, NormWeight};
 use gemm::{View, gemm};
 use kernel::Store;
@@ -120,6 +120,36 @@ impl Backend for Cpu {
         gemm((out, input, rows), View::rows(d_out, out).t(), packed.panels(), d_weight, input, Store::Add);
     }
 
+    fn linear_columns(&self, x: &Buffer, from: Columns, weight: &Packed, y: &mut Buffer, to: Columns) {
+        low_rank::linear(x, from, weight, y, to);
+    }
+
+    fn linear_columns_backward_input(
+        &self,
+        d_out: &Buffer,
+        from: Columns,
+        weight: &Packed,
+        d_x: &mut Buffer,
+        to: Columns,
+    ) {
+        low_rank::backward_input(d_out, from, weight, d_x, to);
+    }
+
+    fn linear_columns_backward_weight(
+        &self,
+        d_out: &Buffer,
+        from: Columns,
+        x: &Buffer,
+        of: Columns,
+        d_weight: &mut [f32],
+    ) {
+        low_rank::backward_weight(self.dtype, d_out, from, x, of, d_weight);
+    }
+
+    fn scale(&self, x: &mut Buffer, factor: f32) {
+        low_rank::scale(x, factor);
+    }
+
     fn add_bias(&self, x: &mut Buffer, bias: &Buffer) {
         rows::add_bias(x, bias);
     }
@@ -197,6 +227,10 @@ impl Backend for Cpu {
             let target = &mut x[row as usize * width..][..width];
             target.iter_mut().zip(&y[i * width..]).for_each(|(x, y)| *x += y);
         }
+    }
+
+    fn len(&self, x: &Buffer) -> usize {
+        x.len()
     }
 
     fn zeros(&self, len: usize) -> Buffer {

@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::Buffer;
 use super::isa::multiversion;
 use super::math::{dot, exp, reduce, sigmoid, tanh};
-use super::pool;
 use crate::backend::{AttentionShape, RotaryTable};
+use crate::pool;
 use crate::spec::{Activation, NormWeight};
 
 /// Below this many numbers a row operation stays on the calling thread.

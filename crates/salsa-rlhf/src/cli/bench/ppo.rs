@@ -68,8 +68,8 @@ impl Models {
         let (policy, critic) = (spec.init(1), scalar.init(2));
         let backend = work.shape.backend();
         Ok(Models {
-            reference: Model::new(spec.clone(), policy.clone(), backend)?,
-            reward_model: Model::new(scalar.clone(), critic.clone(), backend)?,
+            reference: Model::new(spec.clone(), &policy, backend)?,
+            reward_model: Model::new(scalar.clone(), &critic, backend)?,
             learner: Learner::new(&config, (spec.clone(), policy), (scalar, critic), backend)?,
             config,
         })

@@ -74,13 +74,13 @@ impl Learner {
         let recompute = config.recompute();
         let (policy, critic) = match config.critic {
             CriticKind::Separate => {
-                let critic = Trainable::new(critic_spec, critic_weights, recompute, backend).context("critic")?;
-                (Trainable::new(policy_spec, policy_weights, recompute, backend), Some(critic))
+                let critic = Trainable::new(critic_spec, critic_weights, backend, recompute).context("critic")?;
+                (Trainable::new(policy_spec, policy_weights, backend, recompute), Some(critic))
             }
             CriticKind::Shared => {
                 let both = policy_spec.with_head(Head::LanguageModelWithValue);
                 let weights = policy_spec.convert(&policy_weights, &both, config.seed);
-                (Trainable::new(both, weights, recompute, backend), None)
+                (Trainable::new(both, weights, backend, recompute), None)
             }
         };
         Ok(Learner { policy: policy.context("policy")?, critic, adamw: config.adamw() })
