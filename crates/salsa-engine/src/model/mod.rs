@@ -200,6 +200,17 @@ impl<B: Backend> Transformer<B> {
         Transformer { spec, backend, parameters, places, rotary: Mutex::default() }
     }
 
+    /// Takes over other weights of the same shape, in the place of the old ones.
+    ///
+    /// # Errors
+    ///
+    /// When the count is wrong or a weight is not finite; the model then stays as it was.
+    pub fn set_weights(&mut self, weights: &[f32]) -> Result<(), ModelError> {
+        check(&self.spec, weights)?;
+        self.parameters.refresh(&self.places, &self.backend, weights);
+        Ok(())
+    }
+
     /// The model's shape.
     pub fn spec(&self) -> &ModelSpec {
         &self.spec

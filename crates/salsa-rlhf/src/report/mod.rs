@@ -6,9 +6,11 @@ mod fixture;
 mod forest;
 mod history;
 mod html;
+mod landscape;
 mod number;
 mod page;
 mod pipeline;
+mod plane;
 mod scale;
 mod sections;
 mod summary;
@@ -17,6 +19,7 @@ mod table;
 mod tests;
 mod xy;
 
+pub use landscape::{Landscape, Spot};
 pub use summary::{Comparison, Contrast, Estimate, LandscapePoint, Ordered, SplitSummary, Summary};
 pub use table::table;
 
@@ -49,6 +52,9 @@ pub struct Report {
     /// The RL runs, one per trained arm.
     #[serde(default)]
     pub runs: Vec<Run>,
+    /// Reward landscapes, each with a heading.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub landscapes: Vec<(String, Landscape)>,
     /// Prompts with the answers of the arms.
     #[serde(default)]
     pub samples: Vec<Sample>,
