@@ -4,6 +4,7 @@ mod columns;
 #[cfg(test)]
 mod fixture;
 mod forest;
+mod geometry;
 mod history;
 mod html;
 mod landscape;
@@ -19,6 +20,8 @@ mod table;
 mod tests;
 mod xy;
 
+pub(crate) use geometry::letter;
+pub use geometry::{GeometryPart, SoupGeometry};
 pub use landscape::{Landscape, Spot};
 pub use summary::{Comparison, Contrast, Estimate, LandscapePoint, Ordered, SplitSummary, Summary};
 pub use table::table;

@@ -73,7 +73,7 @@ pub struct SoupConfig {
     pub max_shard_size: ByteSize,
     /// Where tokenizer and chat template come from. None: the first ingredient that has a tokenizer.
     pub tokenizer_source: Option<PathBuf>,
-    /// Whether norms, angles and distances go to `geometry.json`.
+    /// Whether norms, angles and distances go to `geometry.json` and, as a picture, to `geometry.html`.
     pub report: bool,
     /// Whether `soup.json` gets the BLAKE3 digest of every weight file, as `b3sum` prints it.
     pub digests: bool,
@@ -124,7 +124,7 @@ impl SoupConfig {
 }
 
 /// Writes the soup into `output_dir`, which may hold what the stage runner put there: weights, companions, `soup.json`,
-/// `geometry.json` if asked for and, last, `config.json`. Everything is on the disk when it returns.
+/// `geometry.json` and `geometry.html` if asked for and, last, `config.json`. Everything is on the disk when it returns.
 ///
 /// # Errors
 /// If the ingredients do not fit together (nothing is read or written then), a weight is not finite, or a file cannot be
@@ -197,6 +197,7 @@ fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &Stage
     let write = |name: &str, value: &Value| write_file(&dir.join(name), format!("{value:#}\n").as_bytes(), durability);
     if let Some(geometry) = &geometry {
         write("geometry.json", &geometry.to_json())?;
+        write_file(&dir.join("geometry.html"), geometry.html().as_bytes(), durability)?;
     }
     let record = provenance::record(config, &arithmetic, &ingredients, &digests, &files, selection.as_ref())?;
     write("soup.json", &record)?;

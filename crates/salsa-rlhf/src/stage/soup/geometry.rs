@@ -5,7 +5,10 @@ use salsa_algo::soup::Gram;
 use serde_json::{Value, json};
 
 use super::{arithmetic::Arithmetic, ingredients::Ingredients};
-use crate::checkpoint::NewTensor;
+use crate::{
+    checkpoint::NewTensor,
+    report::{GeometryPart, SoupGeometry, letter},
+};
 
 /// Norms, angles and distances: of each tensor, of each layer, of the whole.
 #[derive(Debug)]
@@ -74,6 +77,39 @@ impl Geometry {
             "groups": all(&self.groups),
             "tensors": all(&self.tensors),
         })
+    }
+
+    /// The page `geometry.html`.
+    pub fn html(&self) -> String {
+        let page = SoupGeometry {
+            ingredients: self.ingredients.clone(),
+            base: self.base.clone(),
+            weights: self.weights.clone(),
+            parts: self.groups.iter().map(|part| self.picture(part)).collect(),
+            overall: self.picture(&self.overall),
+        };
+        page.html()
+    }
+
+    fn picture(&self, part: &Part) -> GeometryPart {
+        let (count, gram, pairs) = (self.ingredients.len(), &part.gram, self.pairs());
+        let (norms, cosines) = match self.base {
+            None => (Vec::new(), Vec::new()),
+            Some(_) => (
+                (0..=count).map(|i| gram.norm(i)).collect(),
+                pairs.iter().map(|&(i, j)| ([i, j], gram.cosine(i, j))).collect(),
+            ),
+        };
+        let has_base = self.base.is_some();
+        GeometryPart {
+            name: part.name.clone(),
+            norms,
+            cosines,
+            distances: pairs.iter().map(|&(i, j)| ([i, j], gram.distance(i, j))).collect(),
+            soup_distances: (0..count).map(|i| gram.distance(i, count)).collect(),
+            shrinkage: self.shrinkage(gram).filter(|_| has_base),
+            predicted_shrinkage: self.predicted_shrinkage(gram).filter(|_| has_base),
+        }
     }
 
     fn part(&self, part: &Part) -> Value {
@@ -184,17 +220,12 @@ impl Geometry {
         row
     }
 
-    /// The pairs that the table shows; of more than three ingredients those with the first.
+    /// The pairs that table and page show; of more than three ingredients those with the first.
     fn pairs(&self) -> Vec<(usize, usize)> {
         let count = self.ingredients.len();
         let firsts = if count > 3 { 1 } else { count };
         (0..firsts).flat_map(|i| (i + 1..count).map(move |j| (i, j))).collect()
     }
-}
-
-/// A, B, …, Z, then numbers.
-fn letter(i: usize) -> String {
-    u8::try_from(i).ok().filter(|i| *i < 26).map_or_else(|| format!("#{}", i + 1), |i| char::from(b'A' + i).to_string())
 }
 
 /// The layer that a tensor belongs to, or its own name.
