@@ -50,6 +50,8 @@ enum Command {
     Dpo(stage::Arguments),
     /// Compare models: answers to the same prompts, scores, win rates, KL, reward landscape.
     Evaluate(stage::Arguments),
+    /// Rewards and loss on a line through two models, or on the plane of three.
+    Landscape(stage::Arguments),
     /// Win rates of answers that were already generated.
     Eval(eval::Arguments),
     /// The HTML report of runs.
@@ -99,6 +101,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Ppo(arguments) => stage::main("ppo", &arguments),
         Command::Dpo(arguments) => stage::main("dpo", &arguments),
         Command::Evaluate(arguments) => stage::main("evaluate", &arguments),
+        Command::Landscape(arguments) => stage::main("landscape", &arguments),
         Command::Eval(arguments) => eval::main(&arguments),
         Command::Report(arguments) => report::main(&arguments),
         Command::Kitchen(arguments) => stage::main("kitchen", &arguments),

@@ -15,7 +15,7 @@ use crate::{
     config::names::plain,
     metrics,
     report::{Arm, Ordered, Report, Run},
-    stage::{evaluate::EVALUATION, kinds, record::Record},
+    stage::{evaluate::EVALUATION, kinds, landscape::LANDSCAPE, record::Record},
 };
 
 /// `resolved.json`, as far as the report needs it.
@@ -58,6 +58,10 @@ fn fill(report: &mut Report, out: &Path, resolved: &Resolved) -> anyhow::Result<
         }
         if stage["kind"] == "ppo" && !report.runs.iter().any(|run| run.arm == key) {
             report.runs.extend(metrics::read(&dir).ok().map(|rows| Run::from_metrics(&key, &rows)));
+        }
+        let landscape = dir.join(LANDSCAPE);
+        if stage["kind"] == "landscape" && landscape.exists() {
+            report.landscapes.push((label(&key), read(&landscape)?));
         }
         report.settings.extend(settings(name, stage));
         arms.push(Arm { label: label(&key), role: role(stage), key });
