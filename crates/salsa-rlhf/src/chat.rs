@@ -1,5 +1,6 @@
 //! Conversations to text and tokens, through the model's own chat template.
 
+mod choice;
 mod environment;
 mod spans;
 #[cfg(test)]
@@ -12,6 +13,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
+pub use self::choice::{CHATML, CHOICES, source_of};
 use self::environment::Rendering;
 use crate::tokenizer::{SpecialTokenNames, Tokenizer};
 

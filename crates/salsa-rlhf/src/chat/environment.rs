@@ -14,6 +14,13 @@ use crate::tokenizer::SpecialTokenNames;
 
 const NAME: &str = "chat_template";
 
+/// What one rendering may use: an instruction of the template costs one, 64 bytes that it makes or reads cost one. The
+/// templates of known models use some ten per message.
+const FUEL: u64 = 10_000_000;
+
+/// Deeper than anything that is written as JSON, and far from the end of the stack.
+const DEEPEST_JSON: usize = 100;
+
 thread_local! {
     /// What encloses `{% generation %}` blocks of the rendering under way on this thread.
     static MARKS: Cell<Option<(char, char)>> = const { Cell::new(None) };
@@ -39,6 +46,7 @@ impl Rendering {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("the default delimiters are valid"));
+        environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
@@ -183,6 +191,9 @@ fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
 }
 
 fn write_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Result<(), Error> {
+    if depth > DEEPEST_JSON {
+        return Err(Error::new(ErrorKind::InvalidOperation, "tojson: the value is nested too deep"));
+    }
     let quote = |text: &str| serde_json::Value::from(text).to_string();
     let line = |out: &mut String, depth: usize| {
         if let Some(width) = indent {

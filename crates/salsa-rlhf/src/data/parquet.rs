@@ -5,8 +5,9 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::Once;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use bytes::Bytes;
+use parquet::basic::Compression;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
@@ -25,6 +26,7 @@ pub(super) fn read(path: &Path, bytes: Vec<u8>, visit: Visit<'_>) -> Result<()> 
     let bytes = Bytes::from(bytes);
     let reader = guarded(|| Ok(SerializedFileReader::new(bytes)?)).map_err(|e| damaged(e.to_string()))?;
     guarded(|| check(&reader)).map_err(|e| damaged(e.to_string()))?;
+    check_compression(path, &reader)?;
     let mut number = 0;
     for group in 0..reader.num_row_groups() {
         let columns = guarded(|| Ok(reader.get_row_group(group)?)).map_err(|e| damaged(e.to_string()))?;
@@ -69,6 +71,20 @@ fn check(reader: &SerializedFileReader<Bytes>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn check_compression(path: &Path, reader: &SerializedFileReader<Bytes>) -> Result<()> {
+    let known = |codec| {
+        matches!(codec, Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::GZIP(_) | Compression::ZSTD(_))
+    };
+    let columns = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
+    match columns.map(|column| column.compression()).find(|codec| !known(*codec)) {
+        None => Ok(()),
+        Some(codec) => bail!(
+            "{} is compressed with {codec}; snappy, gzip and zstd can be read. Convert it: python -c \"import pandas; pandas.read_parquet('{0}').to_parquet('{0}')\"",
+            path.display()
+        ),
+    }
 }
 
 fn depth(schema: &Type) -> usize {
