@@ -1,4 +1,5 @@
-//! Writes the first inputs of a target: `seeds FOLDER data|checkpoint|template`.
+//! The first inputs of the targets, written where `SALSA_FUZZ_SEEDS` says.
+#![allow(dead_code, reason = "each target writes its own")]
 
 use std::error::Error;
 use std::fs;
@@ -15,19 +16,12 @@ use parquet::schema::parser::parse_message_type;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [folder, target] = &arguments[..] else { return Err("usage: seeds FOLDER data|checkpoint|template".into()) };
-    let seeds = match target.as_str() {
-        "data" => data()?,
-        "checkpoint" => checkpoints(),
-        "template" => TEMPLATES.iter().map(|source| format!("{source}\n---\n Grüße \n").into_bytes()).collect(),
-        other => return Err(format!("no target is called {other}").into()),
-    };
-    for (number, seed) in seeds.iter().enumerate() {
-        fs::write(Path::new(folder).join(format!("seed-{number:02}")), seed)?;
+/// Writes seeds into the folder that the environment names, if it names one.
+pub fn write(seeds: Result<Vec<Vec<u8>>>) {
+    let Some(folder) = std::env::var_os("SALSA_FUZZ_SEEDS") else { return };
+    for (number, seed) in seeds.expect("seeds can be made").iter().enumerate() {
+        fs::write(Path::new(&folder).join(format!("seed-{number:02}")), seed).expect("the corpus can be written");
     }
-    Ok(())
 }
 
 const RECORDS: [&str; 20] = [
@@ -53,7 +47,8 @@ const RECORDS: [&str; 20] = [
     r#"{"turns":["first","second"]}"#,
 ];
 
-fn data() -> Result<Vec<Vec<u8>>> {
+/// Files of every kind and layout, behind the byte that says which.
+pub fn data() -> Result<Vec<Vec<u8>>> {
     let with = |kind: u8, bytes: &[u8]| [&[kind], bytes].concat();
     let mut seeds = Vec::new();
     for record in RECORDS {
@@ -112,14 +107,14 @@ fn table(compression: Compression, version: WriterVersion) -> Result<Vec<u8>> {
 }
 
 /// One layer, hidden size 2, for each family; with and without an index, in three types.
-fn checkpoints() -> Vec<Vec<u8>> {
+pub fn checkpoints() -> Result<Vec<Vec<u8>>> {
     let mut seeds = Vec::new();
     for (number, family) in ["llama", "mistral", "gemma", "qwen2", "qwen3"].into_iter().enumerate() {
         for indexed in [false, true] {
             seeds.push(checkpoint(family, ["F32", "BF16", "F16"][number % 3], indexed));
         }
     }
-    seeds
+    Ok(seeds)
 }
 
 fn checkpoint(family: &str, dtype: &str, indexed: bool) -> Vec<u8> {
@@ -166,6 +161,11 @@ fn checkpoint(family: &str, dtype: &str, indexed: bool) -> Vec<u8> {
     bytes.extend(header.as_bytes());
     bytes.resize(bytes.len() + at, 0x3C);
     bytes
+}
+
+/// Templates that use all there is.
+pub fn templates() -> Result<Vec<Vec<u8>>> {
+    Ok(TEMPLATES.iter().map(|source| format!("{source}\n---\n Grüße \n").into_bytes()).collect())
 }
 
 const TEMPLATES: [&str; 12] = [

@@ -7,8 +7,10 @@ use salsa_rlhf::checkpoint::Checkpoint;
 
 #[path = "../ceiling.rs"]
 mod ceiling;
+#[path = "../seeds.rs"]
+mod seeds;
 
-fuzz_target!(|input: &[u8]| {
+fuzz_target!(init: seeds::write(seeds::checkpoints()), |input: &[u8]| {
     let Some((config, rest)) = ceiling::cut(input) else { return };
     let Some((index, weights)) = ceiling::cut(rest) else { return };
     let dir = ceiling::dir();

@@ -8,10 +8,12 @@ use salsa_rlhf::data::{load, split_by_prompt};
 
 #[path = "../ceiling.rs"]
 mod ceiling;
+#[path = "../seeds.rs"]
+mod seeds;
 
 const NAMES: [&str; 5] = ["x.jsonl", "x.json", "x.jsonl.gz", "x.parquet", "x.txt"];
 
-fuzz_target!(|input: &[u8]| {
+fuzz_target!(init: seeds::write(seeds::data()), |input: &[u8]| {
     let Some((kind, bytes)) = input.split_first() else { return };
     let dir = ceiling::dir();
     let path = dir.join(NAMES[*kind as usize % NAMES.len()]);

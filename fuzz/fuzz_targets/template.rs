@@ -7,8 +7,10 @@ use salsa_rlhf::tokenizer::SpecialTokenNames;
 
 #[path = "../ceiling.rs"]
 mod ceiling;
+#[path = "../seeds.rs"]
+mod seeds;
 
-fuzz_target!(|input: &[u8]| {
+fuzz_target!(init: seeds::write(seeds::templates()), |input: &[u8]| {
     let (source, said) = ceiling::cut(input).unwrap_or((input, b"hello"));
     let (Ok(source), Ok(said)) = (std::str::from_utf8(source), std::str::from_utf8(said)) else { return };
     let names = SpecialTokenNames { bos: Some("<s>".into()), eos: Some("</s>".into()), pad: None };

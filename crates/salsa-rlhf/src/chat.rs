@@ -85,6 +85,11 @@ impl ChatTemplate {
         self.rendering.source()
     }
 
+    /// The end-of-sequence token as the template knows it.
+    fn eos(&self) -> Option<&str> {
+        self.rendering.token("eos_token")
+    }
+
     /// A conversation as the text the model sees, special tokens included.
     ///
     /// # Errors

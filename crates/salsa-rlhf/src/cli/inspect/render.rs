@@ -9,7 +9,8 @@ use crate::{
     stage::{encoder::Encoder, rows::Rows},
 };
 
-/// Renders and tokenises every line: its text, its tokens and, of a whole conversation, which are learned.
+/// Renders and tokenises every line: its text, its tokens and, of a whole conversation, the `sequence` that a stage would
+/// make of it, which of that is `learned`, or why it cannot be.
 pub fn print(file: &Path, model: &Path, template: Option<&str>, as_json: bool) -> anyhow::Result<()> {
     let encoder = Encoder::from_dir(model, template)?;
     let rows = Rows::read(file)?;
@@ -24,7 +25,9 @@ pub fn print(file: &Path, model: &Path, template: Option<&str>, as_json: bool) -
         super::super::print(&if as_json {
             format!("{shown}\n")
         } else {
-            format!("{}\n{}\n", shown["text"].as_str().unwrap_or_default(), shown["tokens"])
+            let learned = shown.get("learned").or(shown.get("not_learned"));
+            let learned = learned.map_or(String::new(), |learned| format!("learned {learned}\n"));
+            format!("{}\n{}\n{learned}", shown["text"].as_str().unwrap_or_default(), shown["tokens"])
         })?;
     }
     Ok(())
@@ -53,10 +56,14 @@ fn render(encoder: &Encoder, messages: &[Message], prompt: GenerationPrompt) -> 
     let text = encoder.render(messages, prompt)?;
     let mut shown = json!({"text": text, "tokens": encoder.tokens_of_rendered(&text)?});
     if prompt == GenerationPrompt::Omit && messages.iter().any(|message| message.role == "assistant") {
-        let learned = encoder.conversation(messages)?;
-        let ranges: Vec<[usize; 2]> = learned.learned.iter().map(|range| [range.start, range.end]).collect();
-        shown["sequence"] = json!(learned.tokens);
-        shown["learned"] = json!(ranges);
+        match encoder.conversation(messages) {
+            Ok(learned) => {
+                let ranges: Vec<[usize; 2]> = learned.learned.iter().map(|range| [range.start, range.end]).collect();
+                shown["sequence"] = json!(learned.tokens);
+                shown["learned"] = json!(ranges);
+            }
+            Err(error) => shown["not_learned"] = json!(format!("{error:#}")),
+        }
     }
     Ok(shown)
 }
