@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
-use crate::config::Usage;
+use crate::{config::Usage, hub};
 
 mod checkpoint;
 mod dataset;
@@ -16,7 +16,8 @@ mod render;
     salsa inspect preferences.jsonl --model runs/quickstart/salsa\n  \
     salsa inspect --render chats.jsonl --model runs/quickstart/salsa --json")]
 pub struct Arguments {
-    /// A Hugging Face model directory, a data file or a folder of data files.
+    /// A Hugging Face model directory, a data file or a folder of data files; or an id of the hub, of a data set with
+    /// datasets/ in front.
     #[arg(value_name = "PATH", required_unless_present = "render")]
     path: Option<PathBuf>,
     /// Whose tokenizer and chat template data are shown with; its weights need not be there.
@@ -41,13 +42,26 @@ pub struct Arguments {
 
 /// Prints what is there.
 pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
-    if let (Some(file), Some(model)) = (&arguments.render, &arguments.model) {
+    let model = arguments.model.as_ref().map(|model| hub::resolve(&model.to_string_lossy(), hub::Kind::Model));
+    let model = model.transpose()?;
+    if let (Some(file), Some(model)) = (&arguments.render, &model) {
         return render::print(file, model, arguments.chat_template.as_deref(), arguments.json);
     }
     let Some(path) = &arguments.path else { return Err(Usage("say what to inspect: a PATH".to_owned()).into()) };
-    match What::of(path)? {
-        What::Checkpoint => checkpoint::print(path),
-        What::Dataset => dataset::print(path, arguments),
+    let path = local(path)?;
+    match What::of(&path)? {
+        What::Checkpoint => checkpoint::print(&path),
+        What::Dataset => dataset::print(&path, model.as_deref(), arguments),
+    }
+}
+
+/// A path as it is; an id as the model of that name or, if it begins with `datasets/`, the data set.
+fn local(path: &Path) -> anyhow::Result<PathBuf> {
+    let text = path.to_string_lossy();
+    match text.strip_prefix("datasets/") {
+        Some(id) if hub::is_id(id) && !path.exists() => hub::resolve(id, hub::Kind::Dataset),
+        _ if hub::is_id(&text) => hub::resolve(&text, hub::Kind::Model),
+        _ => Ok(path.to_owned()),
     }
 }
 

@@ -98,7 +98,7 @@ fn walk(folder: &Path, prefix: &str, depth: usize, found: &mut Vec<DataFile>) ->
     for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
         let path = entry.with_context(|| format!("cannot list {}", folder.display()))?.path();
         let base = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if base.starts_with('.') || NO_DATA.contains(&base.as_str()) {
+        if base.starts_with('.') {
             continue;
         }
         let name = format!("{prefix}{base}");
@@ -106,11 +106,17 @@ fn walk(folder: &Path, prefix: &str, depth: usize, found: &mut Vec<DataFile>) ->
             if depth < DEEPEST {
                 walk(&path, &format!("{name}/"), depth + 1, found)?;
             }
-        } else if path.is_file() && Format::of(&path).is_some() {
+        } else if path.is_file() && is_data_file(&path) {
             found.push(DataFile { split: split_of(&name), path, name });
         }
     }
     Ok(())
+}
+
+/// Whether a file of this name is data.
+pub(super) fn is_data_file(path: &Path) -> bool {
+    let base = path.file_name().unwrap_or_default().to_string_lossy();
+    !base.starts_with('.') && !NO_DATA.contains(&base.as_ref()) && Format::of(path).is_some()
 }
 
 fn has_arrow(folder: &Path) -> bool {

@@ -201,6 +201,11 @@ pub fn splits(path: &Path) -> Result<Vec<String>> {
     folder::splits(path)
 }
 
+/// Whether a file of this name, in a folder, would be read as data.
+pub fn is_data_file(name: &str) -> bool {
+    folder::is_data_file(Path::new(name))
+}
+
 impl Example {
     /// What this record is.
     pub fn layout(&self) -> Layout {

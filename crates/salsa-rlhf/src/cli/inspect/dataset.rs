@@ -15,7 +15,7 @@ use crate::{
 const SHARES: [f64; 7] = [0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0];
 
 /// Prints one fact per line, then lengths, then an example.
-pub fn print(path: &Path, arguments: &Arguments) -> anyhow::Result<()> {
+pub fn print(path: &Path, model: Option<&Path>, arguments: &Arguments) -> anyhow::Result<()> {
     let splits = data::splits(path)?;
     let which = match arguments.split.as_deref() {
         Some("all") => Which::All,
@@ -34,7 +34,7 @@ pub fn print(path: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         arguments.example,
         set.examples.len()
     );
-    let encoder = match &arguments.model {
+    let encoder = match model {
         Some(model) => Some(Encoder::from_dir(model, arguments.chat_template.as_deref())?),
         None => None,
     };
