@@ -32,10 +32,6 @@ impl Cache {
         cache
     }
 
-    pub(super) fn fused(&self) -> usize {
-        self.shape.fused()
-    }
-
     /// Words of a key.
     fn key_words(&self) -> usize {
         self.shape.head_dim.div_ceil(self.dtype.terms())
@@ -57,24 +53,44 @@ impl Cache {
         (index * self.head_keys(), index * self.head_values())
     }
 
-    pub(super) fn store(&mut self, row: &[f32], slot: usize, position: usize) {
-        assert!(position < self.capacity, "the cache has room for {} tokens", self.capacity);
+    /// Stores the keys and values of `(row, slot, position)`: threads take slots.
+    pub(super) fn store(&mut self, fused: &[f32], entries: &[(usize, usize, usize)]) {
+        let latest = entries.iter().map(|entry| entry.2).max().unwrap_or(0);
+        assert!(latest < self.capacity, "the cache has room for {} tokens", self.capacity);
+        let heads = self.shape.kv_heads;
+        let (slot_keys, slot_values) = (heads * self.head_keys(), heads * self.head_values());
+        let (mut all_keys, mut all_values) = (std::mem::take(&mut self.keys), std::mem::take(&mut self.values));
+        let slots = all_keys.chunks_mut(slot_keys).zip(all_values.chunks_mut(slot_values));
+        let store = |slot: usize, (keys, values): (&mut [f32], &mut [f32])| {
+            for &(row, _, position) in entries.iter().filter(|entry| entry.1 == slot) {
+                self.store_token(&fused[row * self.shape.fused()..][..self.shape.fused()], position, keys, values);
+            }
+        };
+        if entries.len() * self.shape.fused() < 1 << 12 {
+            slots.enumerate().for_each(|(slot, parts)| store(slot, parts));
+        } else {
+            pool::each(slots, store);
+        }
+        (self.keys, self.values) = (all_keys, all_values);
+    }
+
+    fn store_token(&self, row: &[f32], position: usize, keys: &mut [f32], values: &mut [f32]) {
         let (dim, width, terms) = (self.shape.head_dim, self.width, self.dtype.terms());
         for head in 0..self.shape.kv_heads {
             let key = &row[self.shape.key_at(head)..][..dim];
             let value = &row[self.shape.value_at(head)..][..dim];
-            let (keys, values) = self.starts(slot, head);
-            let at = keys + position / width * self.key_words() * width + position % width;
+            let (first_key, first_value) = self.starts(0, head);
+            let at = first_key + position / width * self.key_words() * width + position % width;
             for (word, key) in key.chunks(terms).enumerate() {
-                self.keys[at + word * width] = match self.dtype {
+                keys[at + word * width] = match self.dtype {
                     Dtype::F32 => key[0],
                     Dtype::Bf16 => pack::pair(key[0], key.get(1).copied().unwrap_or(0.0)),
                 };
             }
-            let at = values + position / terms * width;
+            let at = first_value + position / terms * width;
             for (p, part) in value.chunks(width).enumerate() {
                 let at = at + p * self.value_panel();
-                let words = &mut self.values[at..at + part.len()];
+                let words = &mut values[at..at + part.len()];
                 match self.dtype {
                     Dtype::F32 => words.copy_from_slice(part),
                     // The next position's place becomes zero: it is multiplied by a probability of zero.
@@ -109,7 +125,7 @@ impl Cache {
         let work: usize = entries.iter().map(|e| (e.1 + 1) * shape.output()).sum();
         let one = |i: usize| self.attend(fused, i / shape.kv_heads, i % shape.kv_heads, entries, &target);
         let count = entries.len() * shape.kv_heads;
-        if work < 1 << 18 {
+        if work < 1 << 15 {
             (0..count).for_each(one);
         } else {
             let run = count.div_ceil(4 * pool::threads());

@@ -17,7 +17,7 @@ use crate::pool;
 /// Rows of the left factor packed at once: with their words they stay in the second-level cache.
 const ROWS: usize = 96;
 /// Below this many words of work (rows * columns * steps) the calling thread computes a product: waking others costs more.
-const SMALL: usize = 1 << 20;
+const SMALL: usize = 1 << 17;
 
 /// A read-only matrix anywhere in memory: element `(i, j)` is `data[i * row_stride + j * column_stride]`. One of the two
 /// strides is 1.
@@ -98,7 +98,7 @@ impl Packed {
         if stride == 0 {
             return;
         }
-        if len < SMALL / 32 {
+        if len < 1 << 15 {
             self.data.chunks_mut(stride).enumerate().for_each(|(p, words)| panel(p, words));
         } else {
             pool::each(self.data.chunks_mut(stride), panel);

@@ -36,6 +36,9 @@ pub(crate) enum Left {
 pub(crate) const STEPS: usize = 256;
 /// From row to row in [`Left::Rows`]: a little more than the words, so that rows do not share cache sets.
 pub(crate) const LEFT_STRIDE: usize = STEPS + 16;
+/// Steps by which the right factor is prefetched.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 24;
 /// The most rows a tile has, on any instruction set.
 pub(crate) const HEIGHT: usize = 12;
 /// The most columns.
@@ -139,6 +142,9 @@ macro_rules! vector_tile {
             for s in 0..steps {
                 // SAFETY: the caller's promise on the lengths of `a` and `b`.
                 unsafe {
+                    // The right factor streams through: it is asked for before it is needed.
+                    _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(2 * $lanes * (s + AHEAD)).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(2 * $lanes * (s + AHEAD) + $lanes).cast());
                     let right = [$load(b.add(2 * $lanes * s)), $load(b.add(2 * $lanes * s + $lanes))];
                     for (r, sum) in sum.iter_mut().enumerate() {
                         let left = $broadcast(a.add(at::<R, BY_ROW>(r, s)));

@@ -276,8 +276,7 @@ impl Backend for Cpu {
     }
 
     fn cache_store(&self, cache: &mut Cache, fused: &Buffer, entries: &[(usize, usize, usize)]) {
-        let width = cache.fused();
-        entries.iter().for_each(|&(row, slot, position)| cache.store(&fused[row * width..][..width], slot, position));
+        cache.store(fused, entries);
     }
 
     fn cache_copy(&self, cache: &mut Cache, from: usize, to: usize, len: usize) {

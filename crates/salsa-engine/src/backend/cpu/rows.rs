@@ -10,7 +10,7 @@ use crate::pool;
 use crate::spec::{Activation, NormWeight};
 
 /// Below this many numbers a row operation stays on the calling thread.
-const SMALL: usize = 1 << 16;
+const SMALL: usize = 1 << 14;
 /// Reductions over rows are made of partial sums over this many rows each, added in order.
 const ROW_BLOCK: usize = 64;
 
@@ -19,7 +19,9 @@ pub(super) fn each_row(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f3
     if out.len() < SMALL {
         out.chunks_exact_mut(width).enumerate().for_each(|(r, row)| f(r, row));
     } else {
-        let rows = (SMALL / 4).div_ceil(width);
+        // Several parts for each thread, none too short to be worth handing out.
+        let part = (out.len() / (8 * pool::threads())).max(SMALL / 4);
+        let rows = part.div_ceil(width);
         pool::each(out.chunks_mut(rows * width), |block, chunk| {
             chunk.chunks_exact_mut(width).enumerate().for_each(|(r, row)| f(block * rows + r, row));
         });
