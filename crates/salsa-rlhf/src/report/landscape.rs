@@ -143,7 +143,7 @@ impl Landscape {
             3 => format!(
                 "<p>Each cell is a model whose weights are <code>a · {a} + b · {b} + c · {c}</code> with <code>a + b + c = 1</code>. \
                  The corners of the triangle are the three models; inside it lie their averages, outside of it \
-                 extrapolations.</p>"
+                 extrapolations. The lighter, the better; the best cell is outlined.</p>"
             ),
             _ => format!(
                 "<p>Each point is a model whose weights are <code>(1 − t) · {a} + t · {b}</code>: the straight line through both \
