@@ -5,7 +5,7 @@ mod config;
 mod dtype;
 mod family;
 mod files;
-mod positioned;
+pub(crate) mod positioned;
 mod raw;
 mod read;
 mod rope;

@@ -18,7 +18,7 @@ use super::{
     encoder::Encoder,
     evaluate::statistics::{estimate, paired_difference},
     exam::{Answering, Asked, Exam, Questions},
-    held_out::HeldOut,
+    held_out::{HeldOut, Losses},
     ppo::config::Gold,
     source::DataSource,
 };
@@ -200,7 +200,7 @@ pub fn run(config: &LandscapeConfig, context: &StageContext) -> anyhow::Result<V
 struct Measured {
     scores: Vec<f64>,
     gold: Option<Vec<f64>>,
-    loss: Option<Estimate>,
+    losses: Option<Losses>,
     lengths: Vec<f64>,
 }
 
@@ -248,8 +248,8 @@ impl<'a> Survey<'a> {
         let model: &Model = self.blend.at(weights)?;
         let answers = self.exam.answer(model, &self.questions)?;
         let lengths = answers.rollouts.lengths().into_iter().map(|length| length as f64).collect();
-        let loss = self.held_out.as_ref().map(|data| data.loss(model));
-        Ok(Measured { scores: answers.scores, gold: answers.gold, loss, lengths })
+        let losses = self.held_out.as_ref().map(|data| data.losses(model));
+        Ok(Measured { scores: answers.scores, gold: answers.gold, losses, lengths })
     }
 
     /// The estimates of all points; differences are taken prompt by prompt against the first model.
@@ -259,6 +259,7 @@ impl<'a> Survey<'a> {
         let seed = self.config.seed;
         let spot = |(weights, point): (&Vec<f64>, &Measured)| {
             let others = first.filter(|_| !is_first(weights));
+            let loss_of = |first: &Measured| Some(point.losses.as_ref()?.difference(first.losses.as_ref()?));
             let gold_of = |first: &Measured| Some(paired_difference(point.gold.as_ref()?, first.gold.as_ref()?, seed));
             Spot {
                 weights: weights.clone(),
@@ -266,7 +267,8 @@ impl<'a> Survey<'a> {
                 gold_difference: others.and_then(gold_of),
                 proxy_score: estimate(&point.scores),
                 proxy_difference: others.map(|first| paired_difference(&point.scores, &first.scores, seed)),
-                loss: point.loss,
+                loss: point.losses.as_ref().map(Losses::estimate),
+                loss_difference: others.and_then(loss_of),
                 length_mean: estimate(&point.lengths).mean,
             }
         };
