@@ -24,6 +24,9 @@ pub enum ModelError {
         /// NaN or an infinity.
         value: f32,
     },
+    /// Weights could not be read.
+    #[error("{0}")]
+    Source(String),
     /// The gradient is not finite; nothing was changed.
     #[error(
         "the gradient is not finite (norm {norm}); the weights were left as they were. A lower learning rate may help"

@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use salsa_engine::*;
-//! let mut model = Trainable::new(tiny(), tiny().init(1), Recompute::KeepActivations)?;
+//! let mut model = Trainable::new(tiny(), tiny().init(1), Cpu::default(), Recompute::KeepActivations)?;
 //! let (mut batch, mut query) = (Batch::new(), Query::default());
 //! let rows = batch.push(&[1, 2, 3]);
 //! query.push_logprobs(rows, &[1, 2, 3], 1);              // log p(2 | 1), log p(3 | 1, 2)
@@ -23,9 +23,12 @@
 //! | module | what |
 //! |---|---|
 //! | [`spec`] | a model's shape and the layout of its flat weights |
+//! | [`lora`] | low-rank adapters: their shape and the layout of their flat weights |
+//! | [`weights`] | where weights are read from |
 //! | [`batch`] | packed sequences, queries, outputs |
 //! | [`model`] | forward, backward, decoding, optimizer step, written once against [`backend::Backend`] |
 //! | [`backend`] | the operations; [`backend::cpu`] does them on the processor |
+//! | [`threads`] | threads for parallel regions of microseconds |
 //! | [`random`] | counter-based random numbers |
 //!
 //! # Promises
@@ -36,17 +39,24 @@
 pub mod backend;
 pub mod batch;
 mod error;
+pub mod lora;
 pub mod model;
+mod pool;
 pub mod random;
 pub mod spec;
+pub mod weights;
 
+pub use backend::cpu::{Cpu, Dtype};
 pub use batch::{Batch, Output, OutputGradient, Query};
 pub use error::ModelError;
+pub use lora::{LoraSpec, Target};
 pub use model::{
-    AdamW, Finish, OptimizerState, Prompt, Recompute, Response, Sampling, Tape, TrainableTransformer, Transformer,
-    geometric_logprobs,
+    AdamW, Base, Finish, OptimizerState, Prompt, Recompute, Response, Sampling, Tape, TrainableTransformer,
+    Transformer, geometric_logprobs,
 };
+pub use pool::{threads, with_threads};
 pub use spec::{Activation, Head, ModelSpec, NormWeight, Rope, RopeScaling, TensorView};
+pub use weights::Weights;
 
 /// A model on the CPU whose weights do not change.
 pub type Model = Transformer<backend::cpu::Cpu>;

@@ -107,10 +107,10 @@ pub enum Head {
 }
 
 impl Head {
-    fn has_language_model(self) -> bool {
+    pub(crate) fn has_language_model(self) -> bool {
         self != Head::Scalar
     }
-    fn has_scalar(self) -> bool {
+    pub(crate) fn has_scalar(self) -> bool {
         self != Head::LanguageModel
     }
 }
@@ -229,7 +229,7 @@ impl ModelSpec {
         weights
     }
 
-    fn init_tensor(&self, tensor: &TensorView, out: &mut [f32], random: &mut Random) {
+    pub(crate) fn init_tensor(&self, tensor: &TensorView, out: &mut [f32], random: &mut Random) {
         let deviation = match tensor.name.as_str() {
             "score.weight" => 1.0 / ((self.hidden_size + 1) as f64).sqrt(),
             name if name.ends_with(".bias") => 0.0,
@@ -265,13 +265,13 @@ impl ModelSpec {
 
 /// Tensors one after the other.
 #[derive(Default)]
-struct Tensors {
-    views: Vec<TensorView>,
+pub(crate) struct Tensors {
+    pub(crate) views: Vec<TensorView>,
     len: usize,
 }
 
 impl Tensors {
-    fn add(&mut self, name: &str, shape: &[usize]) {
+    pub(crate) fn add(&mut self, name: &str, shape: &[usize]) {
         let start = self.len;
         self.len += shape.iter().product::<usize>();
         self.views.push(TensorView { name: name.to_string(), shape: shape.to_vec(), range: start..self.len });

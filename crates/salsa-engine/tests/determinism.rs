@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use salsa_engine::random::Random;
 use salsa_engine::*;
+use std::sync::Arc;
 
 fn spec_of(choice: u64) -> ModelSpec {
     let mut random = Random::new(choice, 0);
@@ -24,10 +25,19 @@ fn spec_of(choice: u64) -> ModelSpec {
     }
 }
 
-fn model_of(spec: &ModelSpec) -> Model {
+/// Every second model has an adapter.
+fn model_of(spec: &ModelSpec, choice: u64, dtype: Dtype) -> Model {
     let mut random = Random::new(5, 5);
-    let weights = spec.init(4).iter().map(|w| w + 0.2 * random.normal() as f32).collect();
-    Model::new(spec.clone(), weights).unwrap()
+    let weights: Vec<f32> = spec.init(4).iter().map(|w| w + 0.2 * random.normal() as f32).collect();
+    let base = Arc::new(Base::new(spec.clone(), &weights, Cpu { dtype }).unwrap());
+    if choice.is_multiple_of(2) {
+        return Model::bare(base);
+    }
+    let mut chosen = Random::new(choice, 1);
+    let targets = Target::ALL.into_iter().filter(|_| chosen.below(2) == 1).chain([Target::Up]).collect();
+    let lora = LoraSpec { rank: 1 + chosen.below(20), alpha: 7.0, rslora: false, targets };
+    let factors: Vec<f32> = (0..lora.parameters(spec)).map(|_| 0.2 * random.normal() as f32).collect();
+    Model::on(base, spec.head, &lora, &factors).unwrap()
 }
 
 fn tokens(spec: &ModelSpec, len: usize, stream: u64) -> Vec<u32> {
@@ -55,9 +65,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn sampled_logprobs_are_those_of_the_training_forward(choice: u64, slots in 1usize..9, long in 1usize..70) {
+    fn sampled_logprobs_are_those_of_the_training_forward(choice: u64, bf16: bool, slots in 1usize..9, long in 1usize..70) {
         let spec = spec_of(choice);
-        let model = model_of(&spec);
+        let model = model_of(&spec, choice, if bf16 { Dtype::Bf16 } else { Dtype::F32 });
         // Prompts of several lengths, the second one three times.
         let lengths = [3, long, long, long, 1, 40];
         let prompt = |i: usize| Prompt { tokens: tokens(&spec, lengths[i], [0, 1, 1, 1, 4, 5][i]), id: lengths[i] as u64, sample: i as u32 };
@@ -83,10 +93,10 @@ proptest! {
 #[test]
 fn threads_do_not_matter() {
     let spec = ModelSpec { vocab_size: 1500, hidden_size: 64, intermediate_size: 90, head_dim: 16, ..tiny() };
-    let run = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
-            let mut model = Trainable::new(spec.clone(), spec.init(1), Recompute::KeepActivations).unwrap();
+    let run = |threads: usize, dtype: Dtype| {
+        with_threads(threads, || {
+            let mut model =
+                Trainable::new(spec.clone(), spec.init(1), Cpu { dtype }, Recompute::KeepActivations).unwrap();
             for step in 0..3 {
                 let (mut batch, mut query) = (Batch::new(), Query::default());
                 for sequence in 0..20 {
@@ -103,16 +113,18 @@ fn threads_do_not_matter() {
             (model.weights().to_vec(), model.generate(&prompts, &Sampling::default(), &mut |_| ()))
         })
     };
-    let one = run(1);
-    for threads in [2, 3, 8] {
-        assert!(one == run(threads), "{threads} threads give other bits than one");
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let one = run(1, dtype);
+        for threads in [2, 3, 8] {
+            assert!(one == run(threads, dtype), "{threads} threads give other bits than one in {}", dtype.name());
+        }
     }
 }
 
 #[test]
 fn the_geometric_mean_of_one_model_is_that_model() {
     let spec = spec_of(3);
-    let (a, b) = (model_of(&spec), Model::new(spec.clone(), spec.init(9)).unwrap());
+    let (a, b) = (model_of(&spec, 3, Dtype::F32), Model::new(spec.clone(), &spec.init(9), Cpu::default()).unwrap());
     let tokens = tokens(&spec, 30, 1);
     let (mut batch, mut query) = (Batch::new(), Query::default());
     let rows = batch.push(&tokens);
@@ -136,16 +148,16 @@ fn wrong_weights_are_refused_by_name() {
     let mut weights = spec.init(1);
     let at = spec.tensors().iter().find(|t| t.name.ends_with("1.mlp.up_proj.weight")).unwrap().range.start + 2;
     weights[at] = f32::NAN;
-    let error = Model::new(spec.clone(), weights).err().unwrap().to_string();
+    let error = Model::new(spec.clone(), &weights, Cpu::default()).err().unwrap().to_string();
     assert!(error.contains("model.layers.1.mlp.up_proj.weight: element 2 is NaN"), "{error}");
-    let error = Model::new(spec.clone(), vec![0.0; 3]).err().unwrap().to_string();
+    let error = Model::new(spec.clone(), &[0.0; 3][..], Cpu::default()).err().unwrap().to_string();
     assert!(error.contains("3 weights given"), "{error}");
 }
 
 #[test]
 fn a_step_on_a_gradient_that_is_not_finite_changes_nothing() {
     let spec = tiny();
-    let mut model = Trainable::new(spec.clone(), spec.init(1), Recompute::KeepActivations).unwrap();
+    let mut model = Trainable::new(spec.clone(), spec.init(1), Cpu::default(), Recompute::KeepActivations).unwrap();
     let (mut batch, mut query) = (Batch::new(), Query::default());
     let rows = batch.push(&[1, 2]);
     query.push_logprobs(rows, &[1, 2], 1);

@@ -33,6 +33,17 @@ impl AttentionShape {
     }
 }
 
+/// Neighbouring columns of a matrix with rows of `of` numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Columns {
+    /// The first column.
+    pub first: usize,
+    /// How many.
+    pub count: usize,
+    /// Numbers in a row of the whole matrix.
+    pub of: usize,
+}
+
 /// The weights from which log-probs are computed, and what to ask of them.
 #[derive(Clone, Copy)]
 pub struct LogprobQuery<'a> {
@@ -122,8 +133,8 @@ pub trait Backend: Send + Sync + 'static {
 
     /// `out[T, out] = x[T, in] * W^T`.
     fn linear(&self, x: &Self::Buffer, weight: &Self::Matrix) -> Self::Buffer;
-    /// `d_x[T, in] = d_out[T, out] * W`, with `W` row-major.
-    fn linear_backward_input(&self, d_out: &Self::Buffer, weight: &[f32], out: usize, input: usize) -> Self::Buffer;
+    /// `d_x[T, in] = d_out[T, out] * W`.
+    fn linear_backward_input(&self, d_out: &Self::Buffer, weight: &Self::Matrix) -> Self::Buffer;
     /// `d_weight[out, in] += d_out^T * x`.
     fn linear_backward_weight(
         &self,
@@ -133,6 +144,30 @@ pub trait Backend: Send + Sync + 'static {
         input: usize,
         d_weight: &mut [f32],
     );
+
+    /// `y[:, to] += x[:, from] * W^T`: a product of some columns, added to some columns.
+    fn linear_columns(&self, x: &Self::Buffer, from: Columns, weight: &Self::Matrix, y: &mut Self::Buffer, to: Columns);
+    /// `d_x[:, to] += d_out[:, from] * W`.
+    fn linear_columns_backward_input(
+        &self,
+        d_out: &Self::Buffer,
+        from: Columns,
+        weight: &Self::Matrix,
+        d_x: &mut Self::Buffer,
+        to: Columns,
+    );
+    /// `d_weight[out, in] += d_out[:, from]^T * x[:, of]`, where `out` and `in` are the counts of columns.
+    fn linear_columns_backward_weight(
+        &self,
+        d_out: &Self::Buffer,
+        from: Columns,
+        x: &Self::Buffer,
+        of: Columns,
+        d_weight: &mut [f32],
+    );
+    /// `x *= factor`.
+    fn scale(&self, x: &mut Self::Buffer, factor: f32);
+
     /// `x[t] += bias`, row by row.
     fn add_bias(&self, x: &mut Self::Buffer, bias: &Self::Buffer);
     /// `d_bias += sum_t d_out[t]`.
@@ -204,6 +239,8 @@ pub trait Backend: Send + Sync + 'static {
     fn gather(&self, x: &Self::Buffer, width: usize, rows: &[u32]) -> Self::Buffer;
     /// `x[rows[i]] += y[i]`, in order.
     fn scatter_add(&self, x: &mut Self::Buffer, width: usize, rows: &[u32], y: &Self::Buffer);
+    /// How many numbers an array has.
+    fn len(&self, x: &Self::Buffer) -> usize;
     /// `len` zeros.
     fn zeros(&self, len: usize) -> Self::Buffer;
 
@@ -211,16 +248,15 @@ pub trait Backend: Send + Sync + 'static {
     /// One head with weight 1 is a language model; several make the normalised geometric mean of their distributions.
     /// The logits are computed in blocks of rows and vocabulary and never exist as a whole.
     fn token_stats(&self, heads: &[(&Self::Buffer, &Self::Matrix, f32)], query: LogprobQuery<'_>) -> TokenStats;
-    /// From `d_logprobs`: returns `d_hidden`, adds to `d_weight[vocab, hidden]`. `weight` is row-major.
+    /// From `d_logprobs`: returns `d_hidden`, adds to `d_weight[vocab, hidden]` unless the head is frozen.
     fn token_stats_backward(
         &self,
         d_logprobs: &[f32],
         hidden: &Self::Buffer,
         head: &Self::Matrix,
-        weight: &[f32],
         query: LogprobQuery<'_>,
         log_sums: &[f32],
-        d_weight: &mut [f32],
+        d_weight: Option<&mut [f32]>,
     ) -> Self::Buffer;
     /// The logits of each hidden row divided by `temperature`, handed to `use_row(row, logits)`, in parallel.
     fn logits(

@@ -1,103 +1,138 @@
 //! The backward pass: the forward pass in reverse, operation by operation.
 
+use super::Transformer;
 use super::forward::{Activations, LayerTape, Rotation, Tape};
-use super::{LayerPlaces, Transformer};
 use crate::backend::Backend;
 use crate::batch::{Batch, OutputGradient};
+use crate::lora::Group;
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// What is trained, and where its gradient goes.
+pub(super) enum Sink<'a> {
+    /// All weights of the base: the gradient in the layout of the flat master weights.
+    All { gradients: &'a mut [f32] },
+    /// The adapter with its head; the base is frozen, and no gradient of its matrices is computed.
+    Adapter {
+        gradients: &'a mut [f32],
+        /// Where the gradients of frozen vectors go, which come with that of their input and are not read.
+        unread: Vec<f32>,
+    },
+}
+
+impl Sink<'_> {
+    /// Where the gradient of a vector of the base goes.
+    fn vector(&mut self, place: &Range<usize>) -> &mut [f32] {
+        match self {
+            Sink::All { gradients } => &mut gradients[place.clone()],
+            Sink::Adapter { unread, .. } => {
+                unread.resize(unread.len().max(place.len()), 0.0);
+                &mut unread[..place.len()]
+            }
+        }
+    }
+}
+
+/// The batch of a backward pass.
+struct Pass<'a> {
+    batch: &'a Batch,
+    rotation: &'a Rotation,
+}
 
 impl<B: Backend> Transformer<B> {
-    /// Adds the gradient with respect to every weight to `gradients`. `weights` are the flat master weights.
-    pub(super) fn backward_into(&self, tape: Tape<B>, d: &OutputGradient<'_>, weights: &[f32], gradients: &mut [f32]) {
+    /// Adds the gradient with respect to everything trained.
+    pub(super) fn backward_into(&self, tape: Tape<B>, d: &OutputGradient<'_>, sink: &mut Sink<'_>) {
         let Tape { batch, rotation, layers, last, .. } = &tape;
-        let (backend, places) = (&self.backend, &self.places);
-        let d_hidden = self.heads_backward(&tape, d, weights, gradients);
+        let (backend, places, pass) = (&self.base.backend, &self.base.places, Pass { batch, rotation });
+        let d_hidden = self.heads_backward(&tape, d, sink);
         let mut d_x = backend.zeros(batch.rows() * self.spec.hidden_size);
         backend.rms_norm_backward(
             &d_hidden,
             last,
             &tape.inverse,
-            &self.parameters.norm,
+            &self.base.parameters.norm,
             self.spec.norm,
             &mut d_x,
-            &mut gradients[places.norm.clone()],
+            sink.vector(&places.norm),
         );
         for index in (0..layers.len()).rev() {
-            let places = &places.layers[index];
             d_x = match &layers[index] {
-                LayerTape::Full(kept) => {
-                    self.block_backward(index, places, kept, d_x, batch, rotation, weights, gradients)
-                }
+                LayerTape::Full(kept) => self.block_backward(index, kept, d_x, &pass, sink),
                 LayerTape::Input(x) => {
                     let attend = |fused: &B::Buffer| self.attention(fused, batch);
-                    let (_, kept) = self.block(&self.parameters.layers[index], x.clone(), rotation, attend);
-                    self.block_backward(index, places, &kept, d_x, batch, rotation, weights, gradients)
+                    let (_, kept) = self.block(index, x.clone(), rotation, attend);
+                    self.block_backward(index, &kept, d_x, &pass, sink)
                 }
             };
         }
-        let (hidden, scale) = (self.spec.hidden_size, self.spec.embedding_scale);
-        backend.embed_backward(&d_x, batch.tokens(), hidden, scale, &mut gradients[places.embedding.clone()]);
+        if let Sink::All { gradients } = sink {
+            let (hidden, scale) = (self.spec.hidden_size, self.spec.embedding_scale);
+            backend.embed_backward(&d_x, batch.tokens(), hidden, scale, &mut gradients[places.embedding.clone()]);
+        }
     }
 
     /// From the heads to the normed hidden states.
-    fn heads_backward(
-        &self,
-        tape: &Tape<B>,
-        d: &OutputGradient<'_>,
-        weights: &[f32],
-        gradients: &mut [f32],
-    ) -> B::Buffer {
-        let (backend, hidden, query) = (&self.backend, self.spec.hidden_size, &tape.query);
+    fn heads_backward(&self, tape: &Tape<B>, d: &OutputGradient<'_>, sink: &mut Sink<'_>) -> B::Buffer {
+        let (backend, hidden, query) = (&self.base.backend, self.spec.hidden_size, &tape.query);
         let mut d_hidden = backend.zeros(tape.batch.rows() * hidden);
         if let Some(rows) = &tape.heads.logprob_hidden {
             assert_eq!(d.d_logprobs.len(), query.rows.len(), "one gradient for each log-prob");
-            let place = self.places.head.clone().expect("the forward pass read this head");
-            let head = self.parameters.head.as_ref().expect("the forward pass read this head");
-            let log_sums = &tape.heads.log_sums;
-            let d_weight = &mut gradients[place.clone()];
-            let query_part = query.logprob_query();
-            let d_rows =
-                backend.token_stats_backward(d.d_logprobs, rows, head, &weights[place], query_part, log_sums, d_weight);
+            let head = self.head().expect("the forward pass read this head");
+            let (log_sums, asked) = (&tape.heads.log_sums, query.logprob_query());
+            let d_weight = match sink {
+                Sink::All { gradients } => {
+                    let place = self.base.places.head.clone().expect("the forward pass read this head");
+                    Some(&mut gradients[place])
+                }
+                Sink::Adapter { .. } => None,
+            };
+            let d_rows = backend.token_stats_backward(d.d_logprobs, rows, head, asked, log_sums, d_weight);
             backend.scatter_add(&mut d_hidden, hidden, &query.rows, &d_rows);
         }
         if let Some(rows) = &tape.heads.value_hidden {
             assert_eq!(d.d_values.len(), query.value_rows.len(), "one gradient for each value");
-            let place = self.places.score.clone().expect("the forward pass read this head");
-            let score = self.parameters.score.as_ref().expect("the forward pass read this head");
-            let d_rows = backend.scalar_head_backward(d.d_values, rows, score, &mut gradients[place]);
+            let score = self.score().expect("the forward pass read this head");
+            let own = self.adapter.as_ref().and_then(|adapter| adapter.score_place.clone());
+            let d_weight = match (sink, own) {
+                (Sink::Adapter { gradients, .. }, Some(place)) => &mut gradients[place],
+                (sink, _) => sink.vector(self.base.places.score.as_ref().expect("the forward pass read this head")),
+            };
+            let d_rows = backend.scalar_head_backward(d.d_values, rows, score, d_weight);
             backend.scatter_add(&mut d_hidden, hidden, &query.value_rows, &d_rows);
         }
         d_hidden
     }
 
-    /// From the gradient with respect to a block's output to that with respect to its input.
+    /// From the gradient with respect to a block's output to that with respect to its input. Below the lowest thing that
+    /// is trained the result is not a gradient; nobody reads it.
     fn block_backward(
         &self,
         index: usize,
-        places: &LayerPlaces,
         kept: &Activations<B>,
         mut d_x: B::Buffer,
-        batch: &Batch,
-        rotation: &Rotation,
-        weights: &[f32],
-        gradients: &mut [f32],
+        pass: &Pass<'_>,
+        sink: &mut Sink<'_>,
     ) -> B::Buffer {
-        let (backend, spec) = (&self.backend, &self.spec);
-        let layer = &self.parameters.layers[index];
-        let (hidden, wide, shape) = (spec.hidden_size, spec.intermediate_size, spec.attention_shape());
+        let (backend, spec, shape) = (&self.base.backend, &self.spec, self.spec.attention_shape());
+        let (layer, places) = (&self.base.parameters.layers[index], &self.base.places.layers[index]);
+        let lowest = self.lowest(index, sink);
 
         // MLP: out = middle + down(gated(gate_up(norm(middle)))).
-        let act = backend.gated(&kept.gate_up, wide, spec.activation);
-        backend.linear_backward_weight(&d_x, &act, hidden, wide, &mut gradients[places.down.clone()]);
-        drop(act);
-        let d_act = backend.linear_backward_input(&d_x, &weights[places.down.clone()], hidden, wide);
-        let d_gate_up = backend.gated_backward(&d_act, &kept.gate_up, wide, spec.activation);
+        let act = || Cow::Owned(backend.gated(&kept.gate_up, spec.intermediate_size, spec.activation));
+        let d_z = self.weight_backward(index, Group::Down, &d_x, act, sink);
+        if lowest == Some(Group::Down) {
+            return d_x;
+        }
+        let d_act = self.input_backward(index, Group::Down, &d_x, d_z);
+        let d_gate_up = backend.gated_backward(&d_act, &kept.gate_up, spec.intermediate_size, spec.activation);
         drop(d_act);
-        let (h, _) = self.norm(&kept.middle, &layer.post_norm);
-        backend.linear_backward_weight(&d_gate_up, &h, 2 * wide, hidden, &mut gradients[places.gate_up.clone()]);
-        drop(h);
-        let d_h = backend.linear_backward_input(&d_gate_up, &weights[places.gate_up.clone()], 2 * wide, hidden);
+        let h = || Cow::Owned(self.norm(&kept.middle, &layer.post_norm).0);
+        let d_z = self.weight_backward(index, Group::GateUp, &d_gate_up, h, sink);
+        if lowest == Some(Group::GateUp) {
+            return d_x;
+        }
+        let d_h = self.input_backward(index, Group::GateUp, &d_gate_up, d_z);
         drop(d_gate_up);
-        let d_post = &mut gradients[places.post_norm.clone()];
         backend.rms_norm_backward(
             &d_h,
             &kept.middle,
@@ -105,21 +140,24 @@ impl<B: Backend> Transformer<B> {
             &layer.post_norm,
             spec.norm,
             &mut d_x,
-            d_post,
+            sink.vector(&places.post_norm),
         );
 
         // Attention: middle = input + output(attention(rotary(qkv(norm(input))))).
-        let d_output = &mut gradients[places.output.clone()];
-        backend.linear_backward_weight(&d_x, &kept.attended, hidden, shape.output(), d_output);
-        let d_attended = backend.linear_backward_input(&d_x, &weights[places.output.clone()], hidden, shape.output());
-        let mut d_fused = backend.attention_backward(&d_attended, &kept.fused, batch.cu_seqlens(), &shape);
+        let d_z = self.weight_backward(index, Group::Output, &d_x, || Cow::Borrowed(&kept.attended), sink);
+        if lowest == Some(Group::Output) {
+            return d_x;
+        }
+        let d_attended = self.input_backward(index, Group::Output, &d_x, d_z);
+        let mut d_fused = backend.attention_backward(&d_attended, &kept.fused, pass.batch.cu_seqlens(), &shape);
         drop(d_attended);
-        self.projections_backward(index, places, kept, &mut d_fused, rotation, gradients);
-        let (h, _) = self.norm(&kept.input, &layer.input_norm);
-        backend.linear_backward_weight(&d_fused, &h, shape.fused(), hidden, &mut gradients[places.qkv.clone()]);
-        drop(h);
-        let d_h = backend.linear_backward_input(&d_fused, &weights[places.qkv.clone()], shape.fused(), hidden);
-        let d_input = &mut gradients[places.input_norm.clone()];
+        self.projections_backward(index, kept, &mut d_fused, pass.rotation, sink);
+        let h = || Cow::Owned(self.norm(&kept.input, &layer.input_norm).0);
+        let d_z = self.weight_backward(index, Group::Qkv, &d_fused, h, sink);
+        if lowest == Some(Group::Qkv) {
+            return d_x;
+        }
+        let d_h = self.input_backward(index, Group::Qkv, &d_fused, d_z);
         backend.rms_norm_backward(
             &d_h,
             &kept.input,
@@ -127,8 +165,46 @@ impl<B: Backend> Transformer<B> {
             &layer.input_norm,
             spec.norm,
             &mut d_x,
-            d_input,
+            sink.vector(&places.input_norm),
         );
+        d_x
+    }
+
+    /// The product of a block below which nothing is trained.
+    fn lowest(&self, index: usize, sink: &Sink<'_>) -> Option<Group> {
+        let adapter = self.adapter.as_ref().filter(|_| index == 0 && matches!(sink, Sink::Adapter { .. }));
+        adapter.and_then(|adapter| adapter.lowest())
+    }
+
+    /// Adds the gradients of what is trained in a product, whose input `x` makes if it is needed. Returns what
+    /// [`Transformer::input_backward`] needs of it.
+    fn weight_backward<'x>(
+        &self,
+        index: usize,
+        group: Group,
+        d_y: &B::Buffer,
+        x: impl FnOnce() -> Cow<'x, B::Buffer>,
+        sink: &mut Sink<'_>,
+    ) -> Option<B::Buffer> {
+        match sink {
+            Sink::All { gradients } => {
+                let (place, [out, input]) = (self.base.places.layers[index].matrix(group), group.shape(&self.spec));
+                self.base.backend.linear_backward_weight(d_y, &x(), out, input, &mut gradients[place]);
+                None
+            }
+            Sink::Adapter { gradients, .. } => {
+                self.factors(index, group).map(|factors| self.factors_backward(factors, d_y, &x(), gradients))
+            }
+        }
+    }
+
+    /// The gradient with respect to the input of a product.
+    fn input_backward(&self, index: usize, group: Group, d_y: &B::Buffer, d_z: Option<B::Buffer>) -> B::Buffer {
+        let matrix = self.base.parameters.layers[index].matrix(group);
+        let mut d_x = self.base.backend.linear_backward_input(d_y, matrix);
+        if let (Some(factors), Some(d_z)) = (self.factors(index, group), d_z) {
+            self.factors_backward_input(factors, &d_z, &mut d_x);
+        }
         d_x
     }
 
@@ -136,26 +212,24 @@ impl<B: Backend> Transformer<B> {
     fn projections_backward(
         &self,
         index: usize,
-        places: &LayerPlaces,
         kept: &Activations<B>,
         d_fused: &mut B::Buffer,
         rotation: &Rotation,
-        gradients: &mut [f32],
+        sink: &mut Sink<'_>,
     ) {
-        let (backend, shape) = (&self.backend, self.spec.attention_shape());
-        let layer = &self.parameters.layers[index];
+        let (backend, shape) = (&self.base.backend, self.spec.attention_shape());
+        let (layer, places) = (&self.base.parameters.layers[index], &self.base.places.layers[index]);
         backend.rotary_backward(d_fused, &rotation.positions, &rotation.table, &shape);
         if let (Some(raw), Some(query), Some(key)) = (&kept.raw, &layer.query_norm, &layer.key_norm) {
             let (queries, keys) = (0..shape.heads, shape.heads..shape.heads + shape.kv_heads);
-            let mut step = |heads, inverse: &[f32], weight, place: &Option<std::ops::Range<usize>>| {
-                let place = place.clone().expect("a norm of heads has a place");
-                let d_weight = &mut gradients[place];
+            let mut step = |heads, inverse: &[f32], weight, place: &Option<Range<usize>>| {
+                let d_weight = sink.vector(place.as_ref().expect("a norm of heads has a place"));
                 backend.head_norm_backward(d_fused, &raw.fused, inverse, &shape, heads, weight, d_weight);
             };
             step(queries, &raw.query_inverse, query, &places.query_norm);
             step(keys, &raw.key_inverse, key, &places.key_norm);
         }
-        if let Some(place) = &places.qkv_bias {
+        if let (Some(place), Sink::All { gradients }) = (&places.qkv_bias, sink) {
             backend.add_bias_backward(d_fused, &mut gradients[place.clone()]);
         }
     }

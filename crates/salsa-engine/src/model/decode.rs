@@ -1,7 +1,7 @@
 //! Generation: continuous batching over a cache of keys and values.
 
+use super::Transformer;
 use super::sampler::{Draw, draw};
-use super::{LayerParameters, Transformer};
 use crate::backend::Backend;
 use crate::batch::Batch;
 use std::collections::VecDeque;
@@ -103,7 +103,7 @@ impl<B: Backend> Transformer<B> {
     /// no language-model head, or `slots` is zero.
     pub fn generate(&self, prompts: &[Prompt], sampling: &Sampling, progress: &mut dyn FnMut(usize)) -> Vec<Response> {
         assert!(sampling.slots > 0, "decoding needs at least one slot");
-        assert!(self.parameters.head.is_some(), "this model has no language-model head");
+        assert!(self.head().is_some(), "this model has no language-model head");
         if prompts.is_empty() || sampling.max_new_tokens == 0 {
             let empty = Response { tokens: Vec::new(), logprobs: Vec::new(), finish: Finish::Length };
             return vec![empty; prompts.len()];
@@ -116,12 +116,12 @@ impl<B: Backend> Transformer<B> {
         );
         let slots = sampling.slots.min(prompts.len());
         let capacity = (longest + sampling.max_new_tokens).min(self.spec.max_positions);
-        let cache = |_: &LayerParameters<B>| self.backend.cache(slots, capacity, &self.spec.attention_shape());
+        let cache = |_| self.base.backend.cache(slots, capacity, &self.spec.attention_shape());
         let mut decoder = Decoder {
             model: self,
             prompts,
             sampling,
-            caches: self.parameters.layers.iter().map(cache).collect(),
+            caches: (0..self.spec.layers).map(cache).collect(),
             waiting: (0..prompts.len()).collect(),
             free: (0..slots).rev().collect(),
             active: Vec::with_capacity(slots),
@@ -168,7 +168,7 @@ impl<B: Backend> Decoder<'_, B> {
     /// each sequence.
     fn prefill(&mut self, batch: &Batch, groups: &[(std::ops::Range<usize>, Vec<Active>)]) -> B::Buffer {
         let model = self.model;
-        let backend = &model.backend;
+        let backend = &model.base.backend;
         let rotation = model.rotation(batch.positions());
         let entry = |(rows, group): &(std::ops::Range<usize>, Vec<Active>)| {
             let (start, slot) = (rows.start, group[0].slot);
@@ -176,7 +176,7 @@ impl<B: Backend> Decoder<'_, B> {
         };
         let entries: Vec<_> = groups.iter().flat_map(entry).collect();
         let mut x = model.embed(batch.tokens());
-        for (layer, cache) in model.parameters.layers.iter().zip(&mut self.caches) {
+        for (layer, cache) in self.caches.iter_mut().enumerate() {
             let attend = |fused: &B::Buffer| {
                 backend.cache_store(cache, fused, &entries);
                 for (rows, group) in groups {
@@ -199,7 +199,7 @@ impl<B: Backend> Decoder<'_, B> {
             return;
         }
         let model = self.model;
-        let backend = &model.backend;
+        let backend = &model.base.backend;
         let position = |a: &Active| self.prompts[a.prompt].tokens.len() + a.response.tokens.len() - 1;
         let entries: Vec<(usize, usize)> = self.active.iter().map(|a| (a.slot, position(a))).collect();
         let stores: Vec<_> = entries.iter().enumerate().map(|(row, &(slot, at))| (row, slot, at)).collect();
@@ -207,7 +207,7 @@ impl<B: Backend> Decoder<'_, B> {
         let last = |a: &Active| *a.response.tokens.last().expect("an active sequence has drawn a token");
         let tokens: Vec<u32> = self.active.iter().map(last).collect();
         let mut x = model.embed(&tokens);
-        for (layer, cache) in model.parameters.layers.iter().zip(&mut self.caches) {
+        for (layer, cache) in self.caches.iter_mut().enumerate() {
             let attend = |fused: &B::Buffer| {
                 backend.cache_store(cache, fused, &stores);
                 backend.cached_attention(cache, fused, &entries)
@@ -221,12 +221,12 @@ impl<B: Backend> Decoder<'_, B> {
     /// that are finished.
     fn draw(&mut self, x: &B::Buffer, first: usize) {
         let (model, sampling, prompts) = (self.model, self.sampling, self.prompts);
-        let (hidden, _) = model.norm(x, &model.parameters.norm);
-        let head = model.parameters.head.as_ref().expect("`generate` checked that there is one");
+        let (hidden, _) = model.norm(x, &model.base.parameters.norm);
+        let head = model.head().expect("`generate` checked that there is one");
         let temperature = if sampling.temperature == 0.0 { 1.0 } else { sampling.temperature };
         let active = &self.active[first..];
         let drawn: Vec<OnceLock<(u32, f32)>> = active.iter().map(|_| OnceLock::new()).collect();
-        model.backend.logits(&hidden, head, temperature, &|row, logits| {
+        model.base.backend.logits(&hidden, head, temperature, &|row, logits| {
             let Active { prompt, response, .. } = &active[row];
             let Prompt { id, sample, .. } = prompts[*prompt];
             let at = Draw { prompt: id, sample, position: response.tokens.len() };

@@ -1,8 +1,9 @@
 //! The forward pass: block by block, keeping what the backward pass will read.
 
-use super::{LayerParameters, Transformer};
+use super::Transformer;
 use crate::backend::{Backend, LogprobQuery, RotaryTable};
 use crate::batch::{Batch, Output, Query};
+use crate::lora::Group;
 use crate::model::Recompute;
 use std::sync::Arc;
 
@@ -69,25 +70,26 @@ impl Query {
 impl<B: Backend> Transformer<B> {
     pub(super) fn rotation(&self, positions: Vec<u32>) -> Rotation {
         let longest = positions.iter().max().map_or(0, |&p| p as usize + 1);
-        Rotation { table: self.rotary_table(longest), positions }
+        Rotation { table: self.base.rotary_table(longest), positions }
     }
 
     pub(super) fn embed(&self, tokens: &[u32]) -> B::Buffer {
-        self.backend.embed(&self.parameters.embedding, tokens, self.spec.hidden_size, self.spec.embedding_scale)
+        let base = &self.base;
+        base.backend.embed(&base.parameters.embedding, tokens, self.spec.hidden_size, self.spec.embedding_scale)
     }
 
     pub(super) fn norm(&self, x: &B::Buffer, weight: &B::Buffer) -> (B::Buffer, Vec<f32>) {
-        self.backend.rms_norm(x, weight, self.spec.norm, self.spec.rms_norm_eps)
+        self.base.backend.rms_norm(x, weight, self.spec.norm, self.spec.rms_norm_eps)
     }
 
     /// The normed hidden state of every row.
     pub(super) fn final_hidden(&self, batch: &Batch) -> B::Buffer {
         let rotation = self.rotation(batch.positions());
         let mut x = self.embed(batch.tokens());
-        for layer in &self.parameters.layers {
+        for layer in 0..self.spec.layers {
             x = self.block(layer, x, &rotation, |fused| self.attention(fused, batch)).0;
         }
-        self.norm(&x, &self.parameters.norm).0
+        self.norm(&x, &self.base.parameters.norm).0
     }
 
     /// One forward pass that keeps what [`Transformer::backward_into`] needs.
@@ -96,13 +98,13 @@ impl<B: Backend> Transformer<B> {
         let rotation = self.rotation(batch.positions());
         let mut x = self.embed(batch.tokens());
         let mut layers = Vec::with_capacity(self.spec.layers);
-        for layer in &self.parameters.layers {
+        for layer in 0..self.spec.layers {
             let kept = (recompute == Recompute::PerLayer).then(|| x.clone());
             let (out, activations) = self.block(layer, x, &rotation, |fused| self.attention(fused, batch));
             layers.push(kept.map_or(LayerTape::Full(activations), LayerTape::Input));
             x = out;
         }
-        let (hidden, inverse) = self.norm(&x, &self.parameters.norm);
+        let (hidden, inverse) = self.norm(&x, &self.base.parameters.norm);
         let (output, heads) = self.read_heads(&hidden, query);
         let tape = Tape { batch: batch.clone(), query: query.clone(), rotation, layers, last: x, inverse, heads };
         (output, tape)
@@ -110,27 +112,27 @@ impl<B: Backend> Transformer<B> {
 
     /// Attention inside each sequence of a batch.
     pub(super) fn attention(&self, fused: &B::Buffer, batch: &Batch) -> B::Buffer {
-        self.backend.attention(fused, batch.cu_seqlens(), &self.spec.attention_shape())
+        self.base.backend.attention(fused, batch.cu_seqlens(), &self.spec.attention_shape())
     }
 
     /// `x + attend(norm(x))`, then `+ mlp(norm(.))`. Training, prefill and decoding differ in `attend` alone.
     pub(super) fn block(
         &self,
-        layer: &LayerParameters<B>,
+        layer: usize,
         x: B::Buffer,
         rotation: &Rotation,
         attend: impl FnOnce(&B::Buffer) -> B::Buffer,
     ) -> (B::Buffer, Activations<B>) {
-        let backend = &self.backend;
-        let (h, input_inverse) = self.norm(&x, &layer.input_norm);
+        let (backend, parameters) = (&self.base.backend, &self.base.parameters.layers[layer]);
+        let (h, input_inverse) = self.norm(&x, &parameters.input_norm);
         let (fused, raw) = self.projections(layer, &h, rotation);
         let attended = attend(&fused);
-        let mut middle = backend.linear(&attended, &layer.output);
+        let mut middle = self.product(layer, Group::Output, &attended);
         backend.add(&mut middle, &x);
-        let (h, middle_inverse) = self.norm(&middle, &layer.post_norm);
-        let gate_up = backend.linear(&h, &layer.gate_up);
+        let (h, middle_inverse) = self.norm(&middle, &parameters.post_norm);
+        let gate_up = self.product(layer, Group::GateUp, &h);
         let act = backend.gated(&gate_up, self.spec.intermediate_size, self.spec.activation);
-        let mut out = backend.linear(&act, &layer.down);
+        let mut out = self.product(layer, Group::Down, &act);
         backend.add(&mut out, &middle);
         (out, Activations { input: x, input_inverse, raw, fused, attended, middle, middle_inverse, gate_up })
     }
@@ -138,12 +140,13 @@ impl<B: Backend> Transformer<B> {
     /// Rotated queries and keys, and values.
     pub(super) fn projections(
         &self,
-        layer: &LayerParameters<B>,
+        layer: usize,
         h: &B::Buffer,
         rotation: &Rotation,
     ) -> (B::Buffer, Option<RawHeads<B>>) {
-        let (backend, shape, eps) = (&self.backend, self.spec.attention_shape(), self.spec.rms_norm_eps);
-        let mut fused = backend.linear(h, &layer.qkv);
+        let (backend, shape, eps) = (&self.base.backend, self.spec.attention_shape(), self.spec.rms_norm_eps);
+        let mut fused = self.product(layer, Group::Qkv, h);
+        let layer = &self.base.parameters.layers[layer];
         if let Some(bias) = &layer.qkv_bias {
             backend.add_bias(&mut fused, bias);
         }
@@ -163,15 +166,15 @@ impl<B: Backend> Transformer<B> {
     pub(super) fn read_heads(&self, hidden: &B::Buffer, query: &Query) -> (Output, HeadsTape<B>) {
         let mut output = Output::default();
         let mut tape = HeadsTape { logprob_hidden: None, log_sums: Vec::new(), value_hidden: None };
-        if let (false, Some(head)) = (query.rows.is_empty(), &self.parameters.head) {
-            let rows = self.backend.gather(hidden, self.spec.hidden_size, &query.rows);
-            let stats = self.backend.token_stats(&[(&rows, head, 1.0)], query.logprob_query());
+        if let (false, Some(head)) = (query.rows.is_empty(), self.head()) {
+            let rows = self.base.backend.gather(hidden, self.spec.hidden_size, &query.rows);
+            let stats = self.base.backend.token_stats(&[(&rows, head, 1.0)], query.logprob_query());
             (output.logprobs, output.entropies, tape.log_sums) = (stats.logprobs, stats.entropies, stats.log_sums);
             tape.logprob_hidden = Some(rows);
         }
-        if let (false, Some(score)) = (query.value_rows.is_empty(), &self.parameters.score) {
-            let rows = self.backend.gather(hidden, self.spec.hidden_size, &query.value_rows);
-            output.values = self.backend.scalar_head(&rows, score);
+        if let (false, Some(score)) = (query.value_rows.is_empty(), self.score()) {
+            let rows = self.base.backend.gather(hidden, self.spec.hidden_size, &query.value_rows);
+            output.values = self.base.backend.scalar_head(&rows, score);
             tape.value_hidden = Some(rows);
         }
         (output, tape)

@@ -1,183 +1,33 @@
 //! The transformer itself, written once against [`Backend`].
 
+mod adapter;
 mod backward;
+mod base;
 mod decode;
 mod forward;
 mod sampler;
 mod trainable;
 
+pub use base::Base;
 pub use decode::{Finish, Prompt, Response, Sampling};
 pub use forward::Tape;
 pub use trainable::{AdamW, OptimizerState, Recompute, TrainableTransformer};
 
-use crate::backend::{AttentionShape, Backend, RotaryTable};
+use crate::backend::Backend;
 use crate::batch::{Batch, Output, Query};
 use crate::error::ModelError;
+use crate::lora::LoraSpec;
 use crate::spec::{Head, ModelSpec};
-use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use crate::weights::Weights;
+use adapter::Adapter;
+use std::sync::Arc;
 
-/// A model whose weights do not change: forward passes and generation.
+/// A model whose weights do not change: forward passes and generation. It stands on a [`Base`], which others may share.
 pub struct Transformer<B: Backend> {
+    base: Arc<Base<B>>,
+    /// The base's shape under this model's head.
     spec: ModelSpec,
-    backend: B,
-    parameters: Parameters<B>,
-    places: Places,
-    rotary: Mutex<Arc<RotaryTable>>,
-}
-
-/// The weights in the form in which operations read them.
-struct Parameters<B: Backend> {
-    embedding: B::Buffer,
-    layers: Vec<LayerParameters<B>>,
-    norm: B::Buffer,
-    head: Option<B::Matrix>,
-    score: Option<B::Buffer>,
-}
-
-struct LayerParameters<B: Backend> {
-    input_norm: B::Buffer,
-    qkv: B::Matrix,
-    qkv_bias: Option<B::Buffer>,
-    query_norm: Option<B::Buffer>,
-    key_norm: Option<B::Buffer>,
-    output: B::Matrix,
-    post_norm: B::Buffer,
-    gate_up: B::Matrix,
-    down: B::Matrix,
-}
-
-/// Where the weights lie in the flat buffer.
-#[derive(Clone, Debug)]
-struct Places {
-    embedding: Range<usize>,
-    layers: Vec<LayerPlaces>,
-    norm: Range<usize>,
-    /// The language-model head's own matrix or, tied, the embedding.
-    head: Option<Range<usize>>,
-    score: Option<Range<usize>>,
-}
-
-#[derive(Clone, Debug)]
-struct LayerPlaces {
-    input_norm: Range<usize>,
-    qkv: Range<usize>,
-    qkv_bias: Option<Range<usize>>,
-    query_norm: Option<Range<usize>>,
-    key_norm: Option<Range<usize>>,
-    output: Range<usize>,
-    post_norm: Range<usize>,
-    gate_up: Range<usize>,
-    down: Range<usize>,
-}
-
-impl Places {
-    fn of(spec: &ModelSpec) -> Places {
-        let all: BTreeMap<String, Range<usize>> = spec.tensors().into_iter().map(|t| (t.name, t.range)).collect();
-        let layer = |layer: usize| {
-            let get = |name: &str| all.get(&format!("model.layers.{layer}.{name}")).cloned();
-            let must = |name: &str| get(name).expect("`tensors` lists it for every layer");
-            let span = |first: &str, last: &str| must(first).start..must(last).end;
-            LayerPlaces {
-                input_norm: must("input_layernorm.weight"),
-                qkv: span("self_attn.q_proj.weight", "self_attn.v_proj.weight"),
-                qkv_bias: spec.qkv_bias.then(|| span("self_attn.q_proj.bias", "self_attn.v_proj.bias")),
-                query_norm: get("self_attn.q_norm.weight"),
-                key_norm: get("self_attn.k_norm.weight"),
-                output: must("self_attn.o_proj.weight"),
-                post_norm: must("post_attention_layernorm.weight"),
-                gate_up: span("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-                down: must("mlp.down_proj.weight"),
-            }
-        };
-        let embedding = all["model.embed_tokens.weight"].clone();
-        let tied = (spec.tied_embeddings && spec.head != Head::Scalar).then(|| embedding.clone());
-        Places {
-            layers: (0..spec.layers).map(layer).collect(),
-            norm: all["model.norm.weight"].clone(),
-            head: all.get("lm_head.weight").cloned().or(tied),
-            score: all.get("score.weight").cloned(),
-            embedding,
-        }
-    }
-}
-
-impl<B: Backend> Parameters<B> {
-    fn new(spec: &ModelSpec, places: &Places, backend: &B, weights: &[f32]) -> Parameters<B> {
-        let (hidden, wide) = (spec.hidden_size, spec.intermediate_size);
-        let shape = spec.attention_shape();
-        let part = |range: &Range<usize>| &weights[range.clone()];
-        let layer = |p: &LayerPlaces| LayerParameters {
-            input_norm: backend.upload(part(&p.input_norm)),
-            qkv: backend.matrix(part(&p.qkv), shape.fused(), hidden),
-            qkv_bias: p.qkv_bias.as_ref().map(|range| backend.upload(part(range))),
-            query_norm: p.query_norm.as_ref().map(|range| backend.upload(part(range))),
-            key_norm: p.key_norm.as_ref().map(|range| backend.upload(part(range))),
-            output: backend.matrix(part(&p.output), hidden, shape.output()),
-            post_norm: backend.upload(part(&p.post_norm)),
-            gate_up: backend.matrix(part(&p.gate_up), 2 * wide, hidden),
-            down: backend.matrix(part(&p.down), hidden, wide),
-        };
-        Parameters {
-            embedding: backend.upload(part(&places.embedding)),
-            layers: places.layers.iter().map(layer).collect(),
-            norm: backend.upload(part(&places.norm)),
-            head: places.head.as_ref().map(|range| backend.matrix(part(range), spec.vocab_size, hidden)),
-            score: places.score.as_ref().map(|range| backend.upload(part(range))),
-        }
-    }
-
-    /// Takes over new weights of the same shape.
-    fn refresh(&mut self, places: &Places, backend: &B, weights: &[f32]) {
-        let part = |range: &Range<usize>| &weights[range.clone()];
-        let copy = |buffer: &mut B::Buffer, range: &Range<usize>| *buffer = backend.upload(part(range));
-        let copy_if = |buffer: &mut Option<B::Buffer>, range: &Option<Range<usize>>| {
-            if let (Some(buffer), Some(range)) = (buffer, range) {
-                copy(buffer, range);
-            }
-        };
-        copy(&mut self.embedding, &places.embedding);
-        copy(&mut self.norm, &places.norm);
-        copy_if(&mut self.score, &places.score);
-        if let (Some(head), Some(range)) = (&mut self.head, &places.head) {
-            backend.refresh(head, part(range));
-        }
-        for (layer, p) in self.layers.iter_mut().zip(&places.layers) {
-            copy(&mut layer.input_norm, &p.input_norm);
-            copy(&mut layer.post_norm, &p.post_norm);
-            copy_if(&mut layer.qkv_bias, &p.qkv_bias);
-            copy_if(&mut layer.query_norm, &p.query_norm);
-            copy_if(&mut layer.key_norm, &p.key_norm);
-            backend.refresh(&mut layer.qkv, part(&p.qkv));
-            backend.refresh(&mut layer.output, part(&p.output));
-            backend.refresh(&mut layer.gate_up, part(&p.gate_up));
-            backend.refresh(&mut layer.down, part(&p.down));
-        }
-    }
-}
-
-impl ModelSpec {
-    fn attention_shape(&self) -> AttentionShape {
-        AttentionShape {
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            head_dim: self.head_dim,
-            window: self.sliding_window,
-        }
-    }
-}
-
-/// Checks a flat weight buffer against a shape.
-fn check(spec: &ModelSpec, weights: &[f32]) -> Result<(), ModelError> {
-    spec.validate()?;
-    let expected = spec.parameters();
-    if weights.len() != expected {
-        return Err(ModelError::WeightCount { expected, found: weights.len() });
-    }
-    let Some(at) = weights.iter().position(|w| !w.is_finite()) else { return Ok(()) };
-    let tensor = spec.tensors().into_iter().find(|t| t.range.contains(&at)).expect("tensors cover the buffer");
-    Err(ModelError::NonFinite { index: at - tensor.range.start, tensor: tensor.name, value: weights[at] })
+    adapter: Option<Adapter<B>>,
 }
 
 impl<B: Backend> Transformer<B> {
@@ -185,19 +35,48 @@ impl<B: Backend> Transformer<B> {
     ///
     /// # Errors
     ///
-    /// When the shape is impossible, the count is wrong, or a weight is not finite.
-    pub fn new(spec: ModelSpec, weights: Vec<f32>) -> Result<Self, ModelError>
-    where
-        B: Default,
-    {
-        check(&spec, &weights)?;
-        Ok(Transformer::unchecked(spec, &weights, B::default()))
+    /// As [`Base::new`].
+    pub fn new<W: Weights + ?Sized>(spec: ModelSpec, weights: &W, backend: B) -> Result<Self, ModelError> {
+        Ok(Transformer::bare(Arc::new(Base::new(spec, weights, backend)?)))
     }
 
-    fn unchecked(spec: ModelSpec, weights: &[f32], backend: B) -> Self {
-        let places = Places::of(&spec);
-        let parameters = Parameters::new(&spec, &places, &backend, weights);
-        Transformer { spec, backend, parameters, places, rotary: Mutex::default() }
+    /// The base as a model: no adapter, its own head.
+    pub fn bare(base: Arc<Base<B>>) -> Self {
+        Transformer { spec: base.spec.clone(), base, adapter: None }
+    }
+
+    /// A base with an adapter, and with the scalar head that is part of the adapter's weights if `head` has one.
+    /// `weights` are laid out as [`LoraSpec::tensors`] says for the base's shape under `head`.
+    ///
+    /// # Errors
+    ///
+    /// When the base has no language-model head and `head` has one, the adapter is impossible, the count is wrong, or a
+    /// weight is not finite.
+    pub fn on(base: Arc<Base<B>>, head: Head, lora: &LoraSpec, weights: &[f32]) -> Result<Self, ModelError> {
+        let spec = base.spec.with_head(head);
+        if head.has_language_model() && !base.spec.head.has_language_model() {
+            return Err(ModelError::Spec("the base has no language-model head".into()));
+        }
+        lora.validate()?;
+        base::check(&lora.tensors(&spec), weights)?;
+        let adapter = Adapter::new(&spec, lora, &base.backend, weights);
+        Ok(Transformer { base, spec, adapter: Some(adapter) })
+    }
+
+    /// Takes over other weights of the same shape, in the place of the old ones.
+    ///
+    /// # Errors
+    ///
+    /// When the count is wrong or a weight is not finite; the model then stays as it was.
+    ///
+    /// # Panics
+    ///
+    /// If the model has an adapter, or others stand on its base.
+    pub fn set_weights(&mut self, weights: &[f32]) -> Result<(), ModelError> {
+        base::check(&self.spec.tensors(), weights)?;
+        assert!(self.adapter.is_none(), "the weights of a model with an adapter are those of its base");
+        Arc::get_mut(&mut self.base).expect("no other model stands on this base").refresh(weights);
+        Ok(())
     }
 
     /// The model's shape.
@@ -205,18 +84,20 @@ impl<B: Backend> Transformer<B> {
         &self.spec
     }
 
-    /// Cosines and sines for at least `positions` positions.
-    fn rotary_table(&self, positions: usize) -> Arc<RotaryTable> {
-        let half = self.spec.head_dim / 2;
-        let mut table = self.rotary.lock().expect("no code panics while it holds the table");
-        if table.cos.len() < positions * half {
-            let frequencies = self.spec.rope.frequencies(self.spec.head_dim);
-            let angles = (0..positions.next_power_of_two())
-                .flat_map(|position| frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency)));
-            let (sin, cos) = angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
-            *table = Arc::new(RotaryTable { half, cos, sin });
-        }
-        table.clone()
+    /// The adapter's shape, if there is one.
+    pub fn lora(&self) -> Option<&LoraSpec> {
+        self.adapter.as_ref().map(|adapter| &adapter.spec)
+    }
+
+    /// The language-model head, if this model has one.
+    fn head(&self) -> Option<&B::Matrix> {
+        self.base.parameters.head.as_ref().filter(|_| self.spec.head.has_language_model())
+    }
+
+    /// The scalar head: its own, or the base's.
+    fn score(&self) -> Option<&B::Buffer> {
+        let own = self.adapter.as_ref().and_then(|adapter| adapter.score.as_ref());
+        own.or(self.base.parameters.score.as_ref()).filter(|_| self.spec.head.has_scalar())
     }
 
     /// Log-probs, entropies and values at the places asked for. Keeps nothing.
@@ -241,8 +122,8 @@ impl<B: Backend> Transformer<B> {
         );
         assert_eq!(query.rows.len(), query.targets.len(), "each queried row has one target");
         assert!(query.temperature > 0.0, "the softmax needs a positive temperature");
-        assert!(query.rows.is_empty() || self.parameters.head.is_some(), "this model has no language-model head");
-        assert!(query.value_rows.is_empty() || self.parameters.score.is_some(), "this model has no scalar head");
+        assert!(query.rows.is_empty() || self.head().is_some(), "this model has no language-model head");
+        assert!(query.value_rows.is_empty() || self.score().is_some(), "this model has no scalar head");
     }
 }
 
@@ -263,14 +144,14 @@ pub fn geometric_logprobs<B: Backend>(
     let vocabulary = first.spec.vocab_size;
     assert!(models.iter().all(|m| m.spec.vocab_size == vocabulary), "the models' vocabularies differ");
     models.iter().for_each(|m| m.check_query(batch, query));
-    let gather = |m: &&Transformer<B>| m.backend.gather(&m.final_hidden(batch), m.spec.hidden_size, &query.rows);
+    let gather = |m: &&Transformer<B>| m.base.backend.gather(&m.final_hidden(batch), m.spec.hidden_size, &query.rows);
     let hidden: Vec<B::Buffer> = models.iter().map(gather).collect();
     let heads: Vec<_> = models
         .iter()
         .zip(&hidden)
         .zip(weights)
-        .map(|((m, hidden), &weight)| (hidden, m.parameters.head.as_ref().expect("checked above"), weight))
+        .map(|((m, hidden), &weight)| (hidden, m.head().expect("checked above"), weight))
         .collect();
-    let stats = first.backend.token_stats(&heads, query.logprob_query());
+    let stats = first.base.backend.token_stats(&heads, query.logprob_query());
     Output { logprobs: stats.logprobs, entropies: stats.entropies, values: Vec::new() }
 }

@@ -1,12 +1,16 @@
 //! A model in training: flat master weights, gradients and optimizer state beside it.
 
+use super::backward::Sink;
+use super::base::check;
 use super::forward::Tape;
-use super::{Transformer, check};
+use super::{Base, Transformer};
 use crate::backend::{AdamWStep, Backend, Decay};
 use crate::batch::{Batch, Output, OutputGradient, Query};
 use crate::error::ModelError;
-use crate::spec::ModelSpec;
+use crate::lora::LoraSpec;
+use crate::spec::{Head, ModelSpec, TensorView};
 use std::ops::Deref;
+use std::sync::Arc;
 
 /// What the forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,15 +56,25 @@ pub struct OptimizerState<'a> {
     pub v: &'a [f32],
 }
 
-/// A model whose weights are trained. It can do all that its [`Transformer`] can.
+/// A model in training: all its weights, or an adapter on a frozen base. It can do all that its [`Transformer`] can.
 pub struct TrainableTransformer<B: Backend> {
     model: Transformer<B>,
+    trained: Trained,
     weights: Vec<f32>,
     gradients: Vec<f32>,
     m: Vec<f32>,
     v: Vec<f32>,
     step: u64,
     recompute: Recompute,
+}
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trained {
+    /// Every weight. Nobody shares the base then.
+    All,
+    /// The adapter with its head.
+    Adapter,
 }
 
 impl<B: Backend> Deref for TrainableTransformer<B> {
@@ -70,24 +84,51 @@ impl<B: Backend> Deref for TrainableTransformer<B> {
     }
 }
 
-impl<B: Backend + Default> TrainableTransformer<B> {
-    /// A model to be trained from these flat weights.
+impl<B: Backend> TrainableTransformer<B> {
+    /// A model all of whose weights are trained, from these flat ones.
     ///
     /// # Errors
     ///
     /// As [`Transformer::new`].
-    pub fn new(spec: ModelSpec, weights: Vec<f32>, recompute: Recompute) -> Result<Self, ModelError> {
-        check(&spec, &weights)?;
-        let model = Transformer::unchecked(spec, &weights, B::default());
-        let zeros = || vec![0f32; weights.len()];
-        Ok(TrainableTransformer { gradients: zeros(), m: zeros(), v: zeros(), model, weights, step: 0, recompute })
+    pub fn new(spec: ModelSpec, weights: Vec<f32>, backend: B, recompute: Recompute) -> Result<Self, ModelError> {
+        let model = Transformer::new(spec, &weights, backend)?;
+        Ok(Self::of(model, Trained::All, weights, recompute))
     }
-}
 
-impl<B: Backend> TrainableTransformer<B> {
-    /// The flat master weights.
+    /// A model whose adapter is trained, with the scalar head that is part of it. The base stays as it is; gradients and
+    /// optimizer state are those of the adapter alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Transformer::on`].
+    pub fn on(
+        base: Arc<Base<B>>,
+        head: Head,
+        lora: &LoraSpec,
+        weights: Vec<f32>,
+        recompute: Recompute,
+    ) -> Result<Self, ModelError> {
+        let model = Transformer::on(base, head, lora, &weights)?;
+        Ok(Self::of(model, Trained::Adapter, weights, recompute))
+    }
+
+    fn of(model: Transformer<B>, trained: Trained, weights: Vec<f32>, recompute: Recompute) -> Self {
+        let zeros = || vec![0f32; weights.len()];
+        TrainableTransformer { gradients: zeros(), m: zeros(), v: zeros(), model, trained, weights, step: 0, recompute }
+    }
+
+    /// The flat master weights of what is trained: laid out as [`ModelSpec::tensors`] says, or for an adapter as
+    /// [`LoraSpec::tensors`].
     pub fn weights(&self) -> &[f32] {
         &self.weights
+    }
+
+    /// Names and places of what is trained.
+    pub fn tensors(&self) -> Vec<TensorView> {
+        match &self.model.adapter {
+            Some(adapter) => adapter.tensors.clone(),
+            None => self.model.spec.tensors(),
+        }
     }
 
     /// A forward pass that keeps what [`TrainableTransformer::backward`] needs. Same numbers as [`Transformer::forward`].
@@ -105,7 +146,11 @@ impl<B: Backend> TrainableTransformer<B> {
     ///
     /// If there is not one number for each output.
     pub fn backward(&mut self, tape: Tape<B>, gradient: &OutputGradient<'_>) {
-        self.model.backward_into(tape, gradient, &self.weights, &mut self.gradients);
+        let mut sink = match self.trained {
+            Trained::All => Sink::All { gradients: &mut self.gradients },
+            Trained::Adapter => Sink::Adapter { gradients: &mut self.gradients, unread: Vec::new() },
+        };
+        self.model.backward_into(tape, gradient, &mut sink);
     }
 
     /// The accumulated gradient.
@@ -120,7 +165,7 @@ impl<B: Backend> TrainableTransformer<B> {
 
     /// The Euclidean norm of the accumulated gradient.
     pub fn gradient_norm(&self) -> f64 {
-        self.model.backend.sum_of_squares(&self.gradients).sqrt()
+        self.model.base.backend.sum_of_squares(&self.gradients).sqrt()
     }
 
     /// Clips, takes one AdamW step, and zeroes the gradient. Returns the norm before clipping.
@@ -146,10 +191,10 @@ impl<B: Backend> TrainableTransformer<B> {
             bias_correction2: (1.0 - adamw.beta2.powi(power)) as f32,
             gradient_scale: scale as f32,
         };
-        for tensor in self.model.spec.tensors() {
+        for tensor in self.tensors() {
             let range = tensor.range;
             let decay = if tensor.shape.len() > 1 { Decay::Yes } else { Decay::No };
-            self.model.backend.adamw(
+            self.model.base.backend.adamw(
                 &mut self.weights[range.clone()],
                 &self.gradients[range.clone()],
                 &mut self.m[range.clone()],
@@ -159,7 +204,7 @@ impl<B: Backend> TrainableTransformer<B> {
             );
         }
         self.zero_gradients();
-        self.model.parameters.refresh(&self.model.places, &self.model.backend, &self.weights);
+        self.refresh();
         Ok(norm)
     }
 
@@ -174,15 +219,24 @@ impl<B: Backend> TrainableTransformer<B> {
     ///
     /// When a buffer does not fit, or a weight is not finite.
     pub fn restore(&mut self, weights: Vec<f32>, step: u64, m: Vec<f32>, v: Vec<f32>) -> Result<(), ModelError> {
-        check(&self.model.spec, &weights)?;
+        check(&self.tensors(), &weights)?;
         for buffer in [&m, &v] {
             if buffer.len() != weights.len() {
                 return Err(ModelError::WeightCount { expected: weights.len(), found: buffer.len() });
             }
         }
-        self.model.parameters.refresh(&self.model.places, &self.model.backend, &weights);
         (self.weights, self.step, self.m, self.v) = (weights, step, m, v);
+        self.refresh();
         self.zero_gradients();
         Ok(())
+    }
+
+    /// Packs the master weights anew.
+    fn refresh(&mut self) {
+        let Transformer { base, adapter, .. } = &mut self.model;
+        match (self.trained, adapter) {
+            (Trained::Adapter, Some(adapter)) => adapter.refresh(&base.backend, &self.weights),
+            _ => Arc::get_mut(base).expect("a trained base is never shared").refresh(&self.weights),
+        }
     }
 }

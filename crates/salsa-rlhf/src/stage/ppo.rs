@@ -11,7 +11,7 @@ use salsa_algo::{
     reward::{self, slots},
     whiten::{Mean, drop_score_slots, whiten},
 };
-use salsa_engine::{Head, Model, ModelSpec, Prompt, Sampling, random::Random};
+use salsa_engine::{Cpu, Head, Model, ModelSpec, Prompt, Sampling, random::Random};
 use serde_json::{Value, json};
 
 use super::{
@@ -298,8 +298,8 @@ impl RewardModel {
         let normalization = checkpoint.score_normalization().filter(|_| scale == ScoreScale::Normalized);
         let (mean, deviation) = normalization.unwrap_or((0.0, 1.0));
         ensure!(deviation > 0.0, "{}: score_std is {deviation}; set normalize_scores: false", path.display());
-        let model =
-            Model::new(spec.clone(), weights.clone()).with_context(|| format!("reward model {}", path.display()))?;
+        let model = Model::new(spec.clone(), &weights, Cpu::default())
+            .with_context(|| format!("reward model {}", path.display()))?;
         Ok((RewardModel { model, mean, deviation }, (spec, weights)))
     }
 }
@@ -381,7 +381,7 @@ impl<'a> Run<'a> {
             policy_spec.max_positions.min(reward_model.max_positions()),
             context,
         )?;
-        let learner = Learner::new(config, (policy_spec.clone(), policy_weights), critic)?;
+        let learner = Learner::new(config, (policy_spec.clone(), policy_weights), critic, Cpu::default())?;
         let run = Run {
             config,
             encoder,

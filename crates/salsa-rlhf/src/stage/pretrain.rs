@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
-use salsa_engine::{Activation, Head, ModelSpec, NormWeight, Rope, RopeScaling, Trainable};
+use salsa_engine::{Activation, Cpu, Head, ModelSpec, NormWeight, Rope, RopeScaling, Trainable};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -156,7 +156,7 @@ pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Va
     context.say(&format!("{}: {tokens} tokens in {windows} windows; {parameters} parameters", config.dataset));
 
     let weights = spec.init(config.training.seed);
-    let mut model = Trainable::new(spec, weights, config.training.recompute())?;
+    let mut model = Trainable::new(spec, weights, Cpu::default(), config.training.recompute())?;
     let job = Job {
         title: "pretrain",
         output_dir: &config.output_dir,

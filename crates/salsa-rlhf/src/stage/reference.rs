@@ -11,7 +11,7 @@ use salsa_algo::{
     kl::{KlEstimator, kls},
     soup::{Normalize, Weights, lerp_in_place, weighted_mean},
 };
-use salsa_engine::{Model, ModelSpec, Trainable, geometric_logprobs};
+use salsa_engine::{Cpu, Model, ModelSpec, Trainable, geometric_logprobs};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -235,7 +235,7 @@ impl FrozenModels {
             spec.vocab_size,
             policy.vocab_size
         );
-        let model = Model::new(spec, weights).with_context(|| format!("model {source}"))?;
+        let model = Model::new(spec, &weights, Cpu::default()).with_context(|| format!("model {source}"))?;
         self.models.push((source.clone(), model));
         Ok(self.models.len() - 1)
     }
@@ -295,7 +295,7 @@ impl Reference {
     ) -> anyhow::Result<Reference> {
         let moving = |follow| -> anyhow::Result<Reference> {
             let (spec, weights) = start.read()?;
-            Ok(Reference::Moving { model: Box::new(Model::new(spec, weights.clone())?), weights, follow })
+            Ok(Reference::Moving { model: Box::new(Model::new(spec, &weights, Cpu::default())?), weights, follow })
         };
         let mut several = |models: &[PathBuf], weights: &[f64]| -> anyhow::Result<Vec<(usize, f64)>> {
             let soup = SoupSource { models: models.to_vec(), weights: weights.to_vec() };
@@ -363,7 +363,7 @@ impl Reference {
         };
         let policy = policy.spec().convert(policy.weights(), language_model, 0);
         lerp_in_place(weights, &policy, share);
-        **model = Model::new(language_model.clone(), weights.clone()).context("the moving reference")?;
+        **model = Model::new(language_model.clone(), weights, Cpu::default()).context("the moving reference")?;
         Ok(())
     }
 
@@ -385,7 +385,7 @@ impl Reference {
         if saved.len() != weights.len() {
             bail!("the checkpoint's reference has {} weights, this one {}", saved.len(), weights.len());
         }
-        **model = Model::new(model.spec().clone(), saved.clone())?;
+        **model = Model::new(model.spec().clone(), &saved, Cpu::default())?;
         *weights = saved;
         Ok(())
     }

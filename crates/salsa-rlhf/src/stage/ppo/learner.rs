@@ -1,7 +1,7 @@
 //! The models that learn: policy and critic, and their optimizer steps.
 use anyhow::Context;
 use salsa_algo::ppo::{self, Denominators, PolicyStats};
-use salsa_engine::{AdamW, Batch, Head, Model, ModelSpec, Output, OutputGradient, Query, Trainable};
+use salsa_engine::{AdamW, Batch, Cpu, Head, Model, ModelSpec, Output, OutputGradient, Query, Trainable};
 
 use super::config::{CriticKind, PpoConfig};
 use super::rollout::{Rollouts, split};
@@ -69,17 +69,18 @@ impl Learner {
         config: &PpoConfig,
         (policy_spec, policy_weights): (ModelSpec, Vec<f32>),
         (critic_spec, critic_weights): (ModelSpec, Vec<f32>),
+        backend: Cpu,
     ) -> anyhow::Result<Learner> {
         let recompute = config.recompute();
         let (policy, critic) = match config.critic {
             CriticKind::Separate => {
-                let critic = Trainable::new(critic_spec, critic_weights, recompute).context("critic")?;
-                (Trainable::new(policy_spec, policy_weights, recompute), Some(critic))
+                let critic = Trainable::new(critic_spec, critic_weights, backend, recompute).context("critic")?;
+                (Trainable::new(policy_spec, policy_weights, backend, recompute), Some(critic))
             }
             CriticKind::Shared => {
                 let both = policy_spec.with_head(Head::LanguageModelWithValue);
                 let weights = policy_spec.convert(&policy_weights, &both, config.seed);
-                (Trainable::new(both, weights, recompute), None)
+                (Trainable::new(both, weights, backend, recompute), None)
             }
         };
         Ok(Learner { policy: policy.context("policy")?, critic, adamw: config.adamw() })

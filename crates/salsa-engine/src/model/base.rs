@@ -1,0 +1,276 @@
+//! The weights of a model in the form in which operations read them. Frozen, they can be shared by many models.
+
+use crate::backend::{AttentionShape, Backend, RotaryTable};
+use crate::error::ModelError;
+use crate::lora::Group;
+use crate::pool;
+use crate::spec::{Head, ModelSpec, TensorView};
+use crate::weights::Weights;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+/// Weights packed for multiplication, with all that depends on them alone. Any number of models stand on one base: each
+/// adds an adapter and a head of its own, see [`super::Transformer::on`].
+pub struct Base<B: Backend> {
+    pub(super) spec: ModelSpec,
+    pub(super) backend: B,
+    pub(super) parameters: Parameters<B>,
+    pub(super) places: Places,
+    rotary: Mutex<Arc<RotaryTable>>,
+}
+
+impl<B: Backend> Base<B> {
+    /// Packs weights laid out as [`ModelSpec::tensors`] says. They are read matrix by matrix, each one once (a tied
+    /// embedding twice), so that memory holds the packed ones and one matrix more.
+    ///
+    /// # Errors
+    ///
+    /// When the shape is impossible, the count is wrong, a weight is not finite, or the source cannot be read.
+    pub fn new<W: Weights + ?Sized>(spec: ModelSpec, weights: &W, backend: B) -> Result<Base<B>, ModelError> {
+        spec.validate()?;
+        check_count(&spec, weights.count())?;
+        let places = Places::of(&spec);
+        let read = |range| weights.read(range);
+        let source = Source { spec: &spec, read: &read };
+        let parameters = Parameters::new(&spec, &places, &backend, &source)?;
+        Ok(Base { spec, backend, parameters, places, rotary: Mutex::default() })
+    }
+
+    /// The shape of the model whose weights these are.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Takes over new weights of the same shape.
+    pub(super) fn refresh(&mut self, weights: &[f32]) {
+        self.parameters.refresh(&self.places, &self.backend, weights);
+    }
+
+    /// Cosines and sines for at least `positions` positions.
+    pub(super) fn rotary_table(&self, positions: usize) -> Arc<RotaryTable> {
+        let half = self.spec.head_dim / 2;
+        let mut table = self.rotary.lock().expect("no code panics while it holds the table");
+        if table.cos.len() < positions * half {
+            let frequencies = self.spec.rope.frequencies(self.spec.head_dim);
+            let angles = (0..positions.next_power_of_two())
+                .flat_map(|position| frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency)));
+            let (sin, cos) = angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
+            *table = Arc::new(RotaryTable { half, cos, sin });
+        }
+        table.clone()
+    }
+}
+
+/// Weights that are checked as they are read.
+struct Source<'a> {
+    spec: &'a ModelSpec,
+    read: &'a dyn Fn(Range<usize>) -> Result<Cow<'a, [f32]>, ModelError>,
+}
+
+impl<'a> Source<'a> {
+    fn read(&self, range: &Range<usize>) -> Result<Cow<'a, [f32]>, ModelError> {
+        let numbers = (self.read)(range.clone())?;
+        let Some(at) = first_not_finite(&numbers) else { return Ok(numbers) };
+        Err(not_finite(&self.spec.tensors(), range.start + at, numbers[at]))
+    }
+}
+
+/// The weights in the form in which operations read them.
+pub(super) struct Parameters<B: Backend> {
+    pub(super) embedding: B::Buffer,
+    pub(super) layers: Vec<LayerParameters<B>>,
+    pub(super) norm: B::Buffer,
+    pub(super) head: Option<B::Matrix>,
+    pub(super) score: Option<B::Buffer>,
+}
+
+pub(super) struct LayerParameters<B: Backend> {
+    pub(super) input_norm: B::Buffer,
+    pub(super) qkv: B::Matrix,
+    pub(super) qkv_bias: Option<B::Buffer>,
+    pub(super) query_norm: Option<B::Buffer>,
+    pub(super) key_norm: Option<B::Buffer>,
+    pub(super) output: B::Matrix,
+    pub(super) post_norm: B::Buffer,
+    pub(super) gate_up: B::Matrix,
+    pub(super) down: B::Matrix,
+}
+
+/// Where the weights lie in the flat buffer.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    pub(super) embedding: Range<usize>,
+    pub(super) layers: Vec<LayerPlaces>,
+    pub(super) norm: Range<usize>,
+    /// The language-model head's own matrix or, tied, the embedding.
+    pub(super) head: Option<Range<usize>>,
+    pub(super) score: Option<Range<usize>>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct LayerPlaces {
+    pub(super) input_norm: Range<usize>,
+    pub(super) qkv: Range<usize>,
+    pub(super) qkv_bias: Option<Range<usize>>,
+    pub(super) query_norm: Option<Range<usize>>,
+    pub(super) key_norm: Option<Range<usize>>,
+    pub(super) output: Range<usize>,
+    pub(super) post_norm: Range<usize>,
+    pub(super) gate_up: Range<usize>,
+    pub(super) down: Range<usize>,
+}
+
+impl Places {
+    fn of(spec: &ModelSpec) -> Places {
+        let all: BTreeMap<String, Range<usize>> = spec.tensors().into_iter().map(|t| (t.name, t.range)).collect();
+        let layer = |layer: usize| {
+            let get = |name: &str| all.get(&format!("model.layers.{layer}.{name}")).cloned();
+            let must = |name: &str| get(name).expect("`tensors` lists it for every layer");
+            let span = |first: &str, last: &str| must(first).start..must(last).end;
+            LayerPlaces {
+                input_norm: must("input_layernorm.weight"),
+                qkv: span("self_attn.q_proj.weight", "self_attn.v_proj.weight"),
+                qkv_bias: spec.qkv_bias.then(|| span("self_attn.q_proj.bias", "self_attn.v_proj.bias")),
+                query_norm: get("self_attn.q_norm.weight"),
+                key_norm: get("self_attn.k_norm.weight"),
+                output: must("self_attn.o_proj.weight"),
+                post_norm: must("post_attention_layernorm.weight"),
+                gate_up: span("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+                down: must("mlp.down_proj.weight"),
+            }
+        };
+        let embedding = all["model.embed_tokens.weight"].clone();
+        let tied = (spec.tied_embeddings && spec.head != Head::Scalar).then(|| embedding.clone());
+        Places {
+            layers: (0..spec.layers).map(layer).collect(),
+            norm: all["model.norm.weight"].clone(),
+            head: all.get("lm_head.weight").cloned().or(tied),
+            score: all.get("score.weight").cloned(),
+            embedding,
+        }
+    }
+}
+
+impl<B: Backend> Parameters<B> {
+    /// Reads the weights matrix by matrix.
+    fn new(spec: &ModelSpec, places: &Places, backend: &B, source: &Source<'_>) -> Result<Parameters<B>, ModelError> {
+        let vector = |range: &Range<usize>| Ok::<_, ModelError>(backend.upload(&source.read(range)?));
+        let vector_if = |range: &Option<Range<usize>>| range.as_ref().map(vector).transpose();
+        let matrix = |range: &Range<usize>, [out, input]: [usize; 2]| {
+            Ok::<_, ModelError>(backend.matrix(&source.read(range)?, out, input))
+        };
+        let layer = |p: &LayerPlaces| {
+            Ok(LayerParameters {
+                input_norm: vector(&p.input_norm)?,
+                qkv: matrix(&p.qkv, Group::Qkv.shape(spec))?,
+                qkv_bias: vector_if(&p.qkv_bias)?,
+                query_norm: vector_if(&p.query_norm)?,
+                key_norm: vector_if(&p.key_norm)?,
+                output: matrix(&p.output, Group::Output.shape(spec))?,
+                post_norm: vector(&p.post_norm)?,
+                gate_up: matrix(&p.gate_up, Group::GateUp.shape(spec))?,
+                down: matrix(&p.down, Group::Down.shape(spec))?,
+            })
+        };
+        Ok(Parameters {
+            embedding: vector(&places.embedding)?,
+            layers: places.layers.iter().map(layer).collect::<Result<_, ModelError>>()?,
+            norm: vector(&places.norm)?,
+            head: places.head.as_ref().map(|range| matrix(range, [spec.vocab_size, spec.hidden_size])).transpose()?,
+            score: vector_if(&places.score)?,
+        })
+    }
+
+    /// Takes over new weights of the same shape.
+    pub(super) fn refresh(&mut self, places: &Places, backend: &B, weights: &[f32]) {
+        let part = |range: &Range<usize>| &weights[range.clone()];
+        let copy = |buffer: &mut B::Buffer, range: &Range<usize>| *buffer = backend.upload(part(range));
+        let copy_if = |buffer: &mut Option<B::Buffer>, range: &Option<Range<usize>>| {
+            if let (Some(buffer), Some(range)) = (buffer, range) {
+                copy(buffer, range);
+            }
+        };
+        copy(&mut self.embedding, &places.embedding);
+        copy(&mut self.norm, &places.norm);
+        copy_if(&mut self.score, &places.score);
+        if let (Some(head), Some(range)) = (&mut self.head, &places.head) {
+            backend.refresh(head, part(range));
+        }
+        for (layer, p) in self.layers.iter_mut().zip(&places.layers) {
+            copy(&mut layer.input_norm, &p.input_norm);
+            copy(&mut layer.post_norm, &p.post_norm);
+            copy_if(&mut layer.qkv_bias, &p.qkv_bias);
+            copy_if(&mut layer.query_norm, &p.query_norm);
+            copy_if(&mut layer.key_norm, &p.key_norm);
+            backend.refresh(&mut layer.qkv, part(&p.qkv));
+            backend.refresh(&mut layer.output, part(&p.output));
+            backend.refresh(&mut layer.gate_up, part(&p.gate_up));
+            backend.refresh(&mut layer.down, part(&p.down));
+        }
+    }
+}
+
+impl<B: Backend> LayerParameters<B> {
+    pub(super) fn matrix(&self, group: Group) -> &B::Matrix {
+        match group {
+            Group::Qkv => &self.qkv,
+            Group::Output => &self.output,
+            Group::GateUp => &self.gate_up,
+            Group::Down => &self.down,
+        }
+    }
+}
+
+impl LayerPlaces {
+    pub(super) fn matrix(&self, group: Group) -> Range<usize> {
+        match group {
+            Group::Qkv => self.qkv.clone(),
+            Group::Output => self.output.clone(),
+            Group::GateUp => self.gate_up.clone(),
+            Group::Down => self.down.clone(),
+        }
+    }
+}
+
+impl ModelSpec {
+    pub(super) fn attention_shape(&self) -> AttentionShape {
+        AttentionShape {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            window: self.sliding_window,
+        }
+    }
+}
+
+/// Checks trained weights against the tensors they are made of.
+pub(super) fn check(tensors: &[TensorView], weights: &[f32]) -> Result<(), ModelError> {
+    let expected = tensors.last().map_or(0, |tensor| tensor.range.end);
+    if weights.len() != expected {
+        return Err(ModelError::WeightCount { expected, found: weights.len() });
+    }
+    first_not_finite(weights).map_or(Ok(()), |at| Err(not_finite(tensors, at, weights[at])))
+}
+
+fn check_count(spec: &ModelSpec, found: usize) -> Result<(), ModelError> {
+    let expected = spec.parameters();
+    if found == expected { Ok(()) } else { Err(ModelError::WeightCount { expected, found }) }
+}
+
+/// Numbers looked at by one task.
+const BLOCK: usize = 1 << 18;
+
+fn first_not_finite(numbers: &[f32]) -> Option<usize> {
+    // Without an early exit the compiler looks at many numbers at once.
+    let sound = |block: &[f32]| block.iter().fold(true, |all, x| all & x.is_finite());
+    let block = |i: usize| sound(&numbers[i * BLOCK..numbers.len().min((i + 1) * BLOCK)]);
+    let all_sound = pool::map(numbers.len().div_ceil(BLOCK), block).into_iter().all(|sound| sound);
+    if all_sound { None } else { numbers.iter().position(|x| !x.is_finite()) }
+}
+
+fn not_finite(tensors: &[TensorView], at: usize, value: f32) -> ModelError {
+    let tensor = tensors.iter().find(|t| t.range.contains(&at)).expect("tensors cover the buffer");
+    ModelError::NonFinite { index: at - tensor.range.start, tensor: tensor.name.clone(), value }
+}
