@@ -165,6 +165,9 @@ def check(name, source, salsa, folder):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=make(), **{k: v for k, v in tokens.items() if v})
     tokenizer.chat_template = source
     tokenizer.save_pretrained(folder)
+    if name.startswith("gemma"):  # ends a turn with a token of its own
+        ends = tokenizer.convert_tokens_to_ids(["<eos>", "<end_of_turn>"])
+        pathlib.Path(folder, "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     cases = [(what, messages, add) for what, messages in CONVERSATIONS.items() for add in (False, True)]
     lines = [json.dumps({"messages": messages, "add_generation_prompt": add}) for _, messages, add in cases]
     file = pathlib.Path(folder, "conversations.jsonl")

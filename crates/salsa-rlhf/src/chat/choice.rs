@@ -16,8 +16,8 @@ pub const CHATML: &str = "{% if bos_token is defined and bos_token != eos_token 
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 /// What to say where a model has no template and messages are to be rendered.
-pub const CHOICES: &str = "say which one it was or shall be trained with: --chat_template FILE (a Jinja file), or \
-     --chat_template chatml; or put a chat_template.jinja beside its tokenizer";
+pub const CHOICES: &str = "say which one it was or shall be trained with: --chat_template FILE (a Jinja file) or \
+     --chat_template chatml where it is trained (pretrain, sft, reward, dpo); or put a chat_template.jinja beside its tokenizer";
 
 /// The Jinja source that `choice` names: `chatml` is [`CHATML`], anything else a file.
 ///

@@ -47,6 +47,14 @@ impl Companions {
         Ok(Companions { files })
     }
 
+    /// The same with this chat template, in `chat_template.jinja`, which every reader prefers to one in
+    /// `tokenizer_config.json`.
+    pub fn with_chat_template(mut self, source: &str) -> Companions {
+        self.files.retain(|(name, _)| !name.starts_with("chat_template."));
+        self.files.push(("chat_template.jinja", source.as_bytes().to_vec()));
+        self
+    }
+
     /// Whether a file of this name is carried.
     pub fn has(&self, name: &str) -> bool {
         self.files.iter().any(|(known, _)| *known == name)

@@ -26,6 +26,7 @@ pub const SYNONYMS: &[&[&str]] = &[
     &["method", "merge_method"],
     &["base_model", "base"],
     &["gradient_checkpointing", "recompute"],
+    &["chat_template", "chat_template_path"],
 ];
 
 /// TRL keys that have no counterpart, with what to do instead.

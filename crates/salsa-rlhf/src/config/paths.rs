@@ -66,7 +66,7 @@ pub type Visit<'a> = dyn FnMut(Option<PathKind>, &str, &str) -> anyhow::Result<O
 pub fn visit_strings(value: &mut Value, key: &str, place: &str, visit: &mut Visit<'_>) -> anyhow::Result<()> {
     match value {
         Value::String(text) if !text.is_empty() => {
-            if let Some(new) = visit(kind(key), place, text)? {
+            if let Some(new) = visit(kind(key, text), place, text)? {
                 *value = new;
             }
         }
@@ -109,8 +109,11 @@ pub fn inputs(config: &Value) -> Vec<PathBuf> {
     paths
 }
 
-fn kind(key: &str) -> Option<PathKind> {
-    if MODELS.contains(&key) || MODEL_MAPS.contains(&key) {
+fn kind(key: &str, text: &str) -> Option<PathKind> {
+    if key == "chat_template" {
+        // A file, unless it is the name of a template that is built in.
+        (text != "chatml").then_some(PathKind::Data)
+    } else if MODELS.contains(&key) || MODEL_MAPS.contains(&key) {
         Some(PathKind::Model)
     } else if DATA.contains(&key) {
         Some(PathKind::Data)
@@ -136,6 +139,8 @@ mod tests {
         });
         let found: Vec<String> = inputs(&config).iter().map(|path| path.display().to_string()).collect();
         assert_eq!(found, ["m", "a.jsonl", "b.jsonl", "x", "y", "s", "p"]);
+        assert_eq!(inputs(&json!({"chat_template": "chatml"})), [] as [PathBuf; 0]);
+        assert_eq!(inputs(&json!({"chat_template": "mine.jinja"})), [PathBuf::from("mine.jinja")]);
         assert_eq!(inputs(&json!({"answers": "a", "baseline": "b"})), [PathBuf::from("a"), PathBuf::from("b")]);
     }
 }

@@ -1,5 +1,7 @@
 //! Records out of Parquet files, as Hugging Face's data sets store them.
 
+mod pages;
+
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
@@ -8,11 +10,12 @@ use std::sync::Once;
 use anyhow::{Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use parquet::basic::Compression;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
+use self::pages::CheckedGroup;
 use super::files::{Place, Visit};
 
 /// Deeper than any data set, and far from the end of the stack.
@@ -30,6 +33,7 @@ pub(super) fn read(path: &Path, bytes: Vec<u8>, visit: Visit<'_>) -> Result<()> 
     let mut number = 0;
     for group in 0..reader.num_row_groups() {
         let columns = guarded(|| Ok(reader.get_row_group(group)?)).map_err(|e| damaged(e.to_string()))?;
+        let columns = CheckedGroup(columns);
         let mut rows = guarded(|| Ok(columns.get_row_iter(None)?)).map_err(|e| damaged(e.to_string()))?;
         loop {
             number += 1;

@@ -1,10 +1,16 @@
 //! What every supervised stage can be told: the keys of Hugging Face's `TrainingArguments`, under their own names.
-use anyhow::ensure;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
 use salsa_algo::schedule::{self, Decay, Warmup};
 use salsa_engine::{AdamW, Recompute};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Dtype;
+use super::{encoder::Encoder, soup::ByteSize};
+use crate::{
+    chat,
+    checkpoint::{Checkpoint, Companions, Dtype},
+};
 
 /// The keys shared by `pretrain`, `sft`, `reward` and `dpo`; each stage's own struct contains them flat.
 ///
@@ -51,6 +57,11 @@ pub struct TrainingArguments {
     pub gradient_checkpointing: bool,
     /// Number type of the saved weights; training itself always keeps f32 master weights. TRL: the model's own.
     pub save_dtype: WeightType,
+    /// The most bytes of weights in one file, such as 5GB. transformers: 5GB.
+    pub max_shard_size: ByteSize,
+    /// A chat template in place of the model's own, which the trained model takes along: a Jinja file, or `chatml`. Empty:
+    /// the model's own. TRL: `chat_template_path`.
+    pub chat_template: String,
 }
 
 impl Default for TrainingArguments {
@@ -74,6 +85,8 @@ impl Default for TrainingArguments {
             save_steps: 500,
             gradient_checkpointing: false,
             save_dtype: WeightType::Float32,
+            max_shard_size: ByteSize(5_000_000_000),
+            chat_template: String::new(),
         }
     }
 }
@@ -94,6 +107,7 @@ impl TrainingArguments {
             ensure!(value > 0, "{key} is 0; it must be at least 1");
         }
         ensure!(self.max_steps >= -1, "max_steps is {}; give a number of steps, or -1 for none", self.max_steps);
+        ensure!(self.max_shard_size.0 > 0, "max_shard_size is 0; give bytes, or such as 5GB");
         let ranges = [
             ("learning_rate", learning_rate, 0.0..=f64::MAX),
             ("num_train_epochs", num_train_epochs, 0.0..=f64::MAX),
@@ -109,6 +123,32 @@ impl TrainingArguments {
             ensure!(range.contains(&value), "{key} is {value}; it must be between {low} and {high}");
         }
         Ok(())
+    }
+
+    /// The way from text to tokens for a model that is trained.
+    ///
+    /// # Errors
+    /// As [`Encoder::open`], and if the chat template is none.
+    pub fn encoder(&self, checkpoint: &Checkpoint) -> anyhow::Result<Encoder> {
+        let encoder = Encoder::open(checkpoint)?;
+        match self.chat_template.as_str() {
+            "" => Ok(encoder),
+            choice => {
+                encoder.with_template(&chat::source_of(choice)?).with_context(|| format!("chat_template {choice}"))
+            }
+        }
+    }
+
+    /// What a trained model takes along from the one it began as.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn companions(&self, dir: &Path) -> anyhow::Result<Companions> {
+        let companions = Companions::from_dir(dir)?;
+        match self.chat_template.as_str() {
+            "" => Ok(companions),
+            choice => Ok(companions.with_chat_template(&chat::source_of(choice)?)),
+        }
     }
 
     /// The optimizer these keys describe.

@@ -17,7 +17,7 @@ use super::{
     trainer::{self, Job, Objective},
 };
 use crate::{
-    chat::{BUILTIN_SPECIAL_TOKENS, BUILTIN_TEMPLATE, ChatTemplate},
+    chat::{self, BUILTIN_SPECIAL_TOKENS, BUILTIN_TEMPLATE, ChatTemplate},
     checkpoint::{self, Companions, Family, SaveOptions, SpecialTokens},
     data::{Content, Example},
     tokenizer::{SpecialTokenNames, Tokenizer},
@@ -171,7 +171,10 @@ pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Va
     start::write_trainer_state(&config.output_dir, &config.training, &outcome)?;
     vocabulary.tokenizer.save(&config.output_dir, &vocabulary.names, vocabulary.template.as_deref())?;
     let dtype = config.training.save_dtype.into();
-    let options = SaveOptions::new(Family::for_spec(model.spec()), vocabulary.special_tokens(), dtype);
+    let options = SaveOptions {
+        max_shard_bytes: config.training.max_shard_size.0,
+        ..SaveOptions::new(Family::for_spec(model.spec()), vocabulary.special_tokens(), dtype)
+    };
     checkpoint::save(&config.output_dir, model.spec(), model.weights(), &Companions::none(), &[], &options)?;
     Ok(json!({"training": outcome.to_json(), "windows": windows, "tokens": tokens, "parameters": parameters}))
 }
@@ -186,6 +189,14 @@ struct Vocabulary {
 impl Vocabulary {
     /// The tokenizer that the configuration names, or one trained on the texts, for the built-in chat template.
     fn open(config: &PretrainConfig, examples: &[Example]) -> anyhow::Result<Vocabulary> {
+        let vocabulary = Vocabulary::with_own_template(config, examples)?;
+        match config.training.chat_template.as_str() {
+            "" => Ok(vocabulary),
+            choice => Ok(Vocabulary { template: Some(chat::source_of(choice)?), ..vocabulary }),
+        }
+    }
+
+    fn with_own_template(config: &PretrainConfig, examples: &[Example]) -> anyhow::Result<Vocabulary> {
         if let Some(dir) = &config.tokenizer_name_or_path {
             let tokenizer = Tokenizer::from_dir(dir)?;
             let template = ChatTemplate::from_dir(dir)?.map(|template| template.source().to_owned());

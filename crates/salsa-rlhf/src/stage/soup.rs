@@ -31,7 +31,7 @@ mod tests;
 pub(super) mod tokenizers;
 
 use arithmetic::{Arithmetic, Method};
-use byte_size::ByteSize;
+pub use byte_size::ByteSize;
 use geometry::Geometry;
 use greedy::{GreedyConfig, Selection};
 use ingredients::Ingredients;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{arguments::TrainingArguments, encoder::Encoder, trainer::Outcome};
 use crate::{
-    checkpoint::{self, Checkpoint, Companions, SaveOptions},
+    checkpoint::{self, Checkpoint, SaveOptions},
     config::paths::visit_strings,
     metrics::{self, TrainerState},
 };
@@ -30,7 +30,7 @@ impl Start {
     /// If the checkpoint is incomplete, or a reward model where a language model is needed.
     pub fn open(path: &Path, head: Head, arguments: &TrainingArguments) -> anyhow::Result<Start> {
         let checkpoint = open(path)?;
-        let encoder = Encoder::open(&checkpoint)?;
+        let encoder = arguments.encoder(&checkpoint)?;
         refuse_missing_language_head(&checkpoint, head)?;
         let (spec, weights) = (checkpoint.spec.with_head(head), checkpoint.read_weights()?);
         let weights = with_head(&checkpoint, weights, &spec, arguments.seed);
@@ -110,8 +110,9 @@ pub fn save(
     outcome: &Outcome,
 ) -> anyhow::Result<()> {
     write_trainer_state(output_dir, arguments, outcome)?;
-    let companions = Companions::from_dir(source.dir())?;
-    let options = SaveOptions { dtype: arguments.save_dtype.into(), ..SaveOptions::like(source) };
+    let companions = arguments.companions(source.dir())?;
+    let (dtype, max_shard_bytes) = (arguments.save_dtype.into(), arguments.max_shard_size.0);
+    let options = SaveOptions { dtype, max_shard_bytes, ..SaveOptions::like(source) };
     checkpoint::save(output_dir, model.spec(), model.weights(), &companions, extra_config, &options)
 }
 

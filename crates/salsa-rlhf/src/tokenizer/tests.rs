@@ -230,3 +230,40 @@ mod properties {
         }
     }
 }
+
+/// SentencePiece's way: spaces are letters, and one is put in front of every text.
+fn with_a_space_in_front(dir: &Path) -> Tokenizer {
+    let pieces = ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "▁b", "[", "]", "▁["];
+    let vocab: serde_json::Map<String, Value> =
+        pieces.iter().enumerate().map(|(i, p)| (p.to_string(), json!(i))).collect();
+    let special = |id: u32, content: &str| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    let file = json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null, "post_processor": null,
+        "decoder": {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null, "end_of_word_suffix": null,
+            "fuse_unk": true, "byte_fallback": false, "vocab": vocab, "merges": [["▁", "a"], ["▁", "b"], ["▁", "["]]}
+    });
+    let path = dir.join("tokenizer.json");
+    fs::write(&path, file.to_string()).unwrap();
+    Tokenizer::from_file(&path).unwrap()
+}
+
+#[test]
+fn no_space_comes_between_a_text_and_what_follows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = with_a_space_in_front(dir.path());
+    // As Llama 2 is asked and answers: "[a]" and " b</s>".
+    let whole = tokenizer.encode("<s>[a] b</s>").unwrap();
+    assert_eq!(whole, [1, 10, 4, 9, 7, 2]);
+    assert_eq!(tokenizer.encode("<s>[a]").unwrap(), whole[..4]);
+    assert_eq!(tokenizer.encode(" b</s>").unwrap(), [3, 7, 2], "alone it gets a second space");
+    assert_eq!(tokenizer.encode_after("<s>[a]", " b</s>").unwrap(), whole[4..]);
+    // Where the two would grow together, each is itself: "[ " and "a" are not "[", " a".
+    assert_eq!(tokenizer.encode_after("[ ", "a").unwrap(), tokenizer.encode("a").unwrap());
+    assert_eq!(tokenizer.encode_after("", "a").unwrap(), tokenizer.encode("a").unwrap());
+    assert_eq!(tokenizer.encode_after("a", "").unwrap(), [] as [u32; 0]);
+}

@@ -63,6 +63,26 @@ fn saving_again_gives_the_same_bytes_and_leaves_nothing_of_before() {
 }
 
 #[test]
+fn half_weights_survive_a_save_in_float32() {
+    let (half, wide, again) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let spec = tiny(Family::Qwen2);
+    for dtype in [Dtype::BF16, Dtype::F16] {
+        save(half.path(), &spec, &weights(&spec), &Companions::none(), &[], &options(Family::Qwen2, dtype)).unwrap();
+        for (from, to, dtype, max_shard_bytes) in
+            [(half.path(), wide.path(), Dtype::F32, 700), (wide.path(), again.path(), dtype, 5_000_000_000)]
+        {
+            let opened = Checkpoint::open(from).unwrap();
+            let companions = Companions::from_dir(from).unwrap();
+            let options = SaveOptions { dtype, max_shard_bytes, ..SaveOptions::like(&opened) };
+            save(to, &opened.spec, &opened.read_weights().unwrap(), &companions, &[], &options).unwrap();
+        }
+        assert!(wide.path().join("model-00002-of-00002.safetensors").exists() || files(wide.path()).len() > 4);
+        assert!(files(half.path()) == files(again.path()), "{dtype}");
+    }
+}
+
+#[test]
 fn the_index_and_the_headers_are_those_of_transformers() {
     let dir = tempfile::tempdir().unwrap();
     let spec = tiny(Family::Llama);

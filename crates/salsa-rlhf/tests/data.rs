@@ -1,0 +1,118 @@
+//! Data and templates of other people, through the program: what is recognised, how it is shown, what is learned of it.
+use std::fs;
+
+mod tiny;
+
+use tiny::Place;
+
+const CHATS: &str = r#"{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes"},{"role":"user","content":"so"},{"role":"assistant","content":"no"}]}
+{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"no"}]}
+{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"no"}]}
+"#;
+
+/// A base model of a few steps, and chats.
+fn place() -> Place {
+    let place = Place::new();
+    place.write("texts.txt", "hi yes so no the quick brown fox ".repeat(40));
+    place.write("chats.jsonl", CHATS);
+    place.salsa(
+        "pretrain --dataset texts.txt --output_dir base --vocab_size 300 --hidden_size 32 --num_hidden_layers 1 \
+         --num_attention_heads 2 --max_position_embeddings 128 --max_length 64 --max_steps 2",
+    );
+    place
+}
+
+fn stdout(place: &Place, line: &str) -> String {
+    String::from_utf8(place.salsa(line).stdout).unwrap()
+}
+
+#[test]
+fn data_are_shown_with_and_without_a_model() {
+    let place = place();
+    let plain = stdout(&place, "inspect chats.jsonl");
+    for part in [
+        "layout         messages\n",
+        "recognised     TRL: messages\n",
+        "examples       3\n",
+        "duplicates     1 exact, 1 by prompt (2 prompts)\n",
+        "lengths in characters (--model DIR counts tokens)",
+        "\nexample 0\n[user] hi\n[assistant] ⟦yes⟧\n[user] so\n[assistant] ⟦no⟧\n",
+    ] {
+        assert!(plain.contains(part), "{part:?} is not in {plain}");
+    }
+    let with_model = stdout(&place, "inspect chats.jsonl --model base --example 1");
+    for part in [
+        "lengths in tokens",
+        "bos            the tokenizer has none\n",
+        "\nexample 1\n<|user|>\nhi<|end|>\n<|assistant|>\n⟦no<|end|>⟧\n",
+    ] {
+        assert!(with_model.contains(part), "{part:?} is not in {with_model}");
+    }
+    let chatml = stdout(&place, "inspect chats.jsonl --model base --chat_template chatml --example 1");
+    assert!(
+        chatml.contains("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n⟦no<|im_end|><|end|>⟧"),
+        "{chatml}"
+    );
+    let (code, message) = place.error("inspect chats.jsonl --example 3");
+    assert!(code == 1 && message.contains("the data set has 3 examples, counted from 0"), "{message}");
+    let (_, message) = place.error("inspect chats.jsonl --split test");
+    assert!(message.contains("is one file, which has no splits"), "{message}");
+}
+
+#[test]
+fn conversations_are_rendered_for_comparison() {
+    let place = place();
+    place.write("ask.jsonl", r#"{"messages":[{"role":"user","content":"hi"}],"add_generation_prompt":true}"#);
+    let shown = stdout(&place, "inspect --render ask.jsonl --model base --json");
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["text"], "<|user|>\nhi<|end|>\n<|assistant|>\n");
+    assert!(shown["tokens"].as_array().unwrap().len() > 4 && shown.get("learned").is_none(), "{shown}");
+    let whole = stdout(&place, "inspect --render chats.jsonl --model base --json");
+    let first: serde_json::Value = serde_json::from_str(whole.lines().next().unwrap()).unwrap();
+    assert_eq!(first["learned"].as_array().unwrap().len(), 2, "{first}");
+}
+
+#[test]
+fn a_template_that_is_named_is_learned_and_taken_along() {
+    let place = place();
+    fs::remove_file(place.path("base/chat_template.jinja")).unwrap();
+    let config = place.path("base/tokenizer_config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json.as_object_mut().unwrap().remove("chat_template");
+    place.write("base/tokenizer_config.json", json.to_string());
+    let sft = "sft --model base --dataset chats.jsonl --output_dir out --max_steps 1 --max_shard_size 20KB";
+    let (code, message) = place.error(sft);
+    assert!(code == 1 && message.contains("no chat template; say which one"), "{message}");
+    assert!(message.contains("--chat_template FILE") && message.contains("--chat_template chatml"), "{message}");
+    let (_, message) = place.error(&format!("{sft} --chat_template nowhere.jinja"));
+    assert!(message.contains("nowhere.jinja"), "{message}");
+    place.salsa(&format!("{sft} --chat_template chatml"));
+    let template = fs::read_to_string(place.path("out/chat_template.jinja")).unwrap();
+    assert!(template.contains("<|im_start|>"), "{template}");
+    // The weights are in shards, and the model is whole: it says how it was asked.
+    let index: serde_json::Value =
+        serde_json::from_slice(&fs::read(place.path("out/model.safetensors.index.json")).unwrap()).unwrap();
+    assert!(index["weight_map"].as_object().unwrap().len() > 3);
+    let shown = stdout(&place, "inspect out");
+    assert!(shown.contains("chat template  yes"), "{shown}");
+    place.write("mine.jinja", "{% for m in messages %}{{ m.role + ':' + m.content + '\\n' }}{% endfor %}");
+    let mine = stdout(&place, "inspect chats.jsonl --model base --chat_template mine.jinja --example 1");
+    assert!(mine.contains("user:hi\n⟦assistant:no\n<|end|>⟧"), "{mine}");
+}
+
+#[test]
+fn a_published_split_is_trained_on_by_its_name() {
+    let place = place();
+    fs::create_dir_all(place.path("set/data")).unwrap();
+    place.write("set/data/train_sft-00000-of-00001.jsonl", CHATS);
+    place.write("set/data/test_sft-00000-of-00001.jsonl", CHATS.lines().next().unwrap());
+    let (_, message) = place.error("sft --model base --dataset set --output_dir out --max_steps 1");
+    assert!(message.contains("has the splits test_sft, train_sft. Say which one"), "{message}");
+    let output =
+        place.salsa("sft --model base --dataset.path set --dataset.split train_sft --output_dir out --max_steps 1");
+    let talk = String::from_utf8(output.stderr).unwrap();
+    assert!(talk.contains("set (train_sft): 3 examples"), "{talk}");
+    let shown = stdout(&place, "inspect set");
+    assert!(shown.starts_with("splits         test_sft, train_sft\nsplit          train_sft\n"), "{shown}");
+}
