@@ -199,14 +199,13 @@ impl<B: Backend> TrainableTransformer<B> {
             let decay = if tensor.shape.len() > 1 { Decay::Yes } else { Decay::No };
             self.model.base.backend.adamw(
                 &mut self.weights[range.clone()],
-                &self.gradients[range.clone()],
+                &mut self.gradients[range.clone()],
                 &mut self.m[range.clone()],
                 &mut self.v[range],
                 decay,
                 &step,
             );
         }
-        self.zero_gradients();
         self.refresh();
         Ok(norm)
     }

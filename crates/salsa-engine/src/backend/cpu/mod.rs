@@ -294,7 +294,7 @@ impl Backend for Cpu {
     fn adamw(
         &self,
         weights: &mut [f32],
-        gradients: &[f32],
+        gradients: &mut [f32],
         m: &mut [f32],
         v: &mut [f32],
         decay: Decay,
