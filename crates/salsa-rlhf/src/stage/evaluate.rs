@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::{
     StageContext,
+    arguments::ComputeType,
     exam::{Answering, Answers, Asked, Exam, Questions},
     landscape::blend::Blend,
     ppo::{config::Gold, rollout::split},
@@ -59,6 +60,8 @@ pub struct EvaluateConfig {
     pub temperature: f32,
     /// Seed of the sampling.
     pub seed: u64,
+    /// Number type of matrix products: `auto` (bfloat16 where this machine multiplies it faster), `f32` or `bf16`.
+    pub dtype: ComputeType,
     /// Prompts shown side by side per set.
     pub samples: usize,
     /// Title of the report.
@@ -107,6 +110,7 @@ impl Default for EvaluateConfig {
             max_prompt_length: 1024,
             temperature: 1.0,
             seed: 42,
+            dtype: ComputeType::Auto,
             samples: 8,
             title: "SALSA evaluation".into(),
             description: String::new(),
@@ -243,7 +247,7 @@ impl<'a> Bench<'a> {
             self.config.baseline,
             self.exam.vocab_size
         );
-        Model::new(spec, &weights, Cpu::default()).with_context(|| format!("model {source}"))
+        Model::new(spec, &weights, Cpu::current()).with_context(|| format!("model {source}"))
     }
 
     fn summarise(&self, answers: &Answers) -> SplitSummary {

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     Interrupted, StageContext,
+    arguments::ComputeType,
     encoder::Encoder,
     evaluate::statistics::{estimate, paired_difference},
     exam::{Answering, Asked, Exam, Questions},
@@ -74,6 +75,8 @@ pub struct LandscapeConfig {
     pub temperature: f32,
     /// Seed of the sampling: the same random numbers for every point.
     pub seed: u64,
+    /// Number type of matrix products: `auto` (bfloat16 where this machine multiplies it faster), `f32` or `bf16`.
+    pub dtype: ComputeType,
     /// Where `landscape.json` and `landscape.html` go.
     pub output_dir: PathBuf,
 }
@@ -98,6 +101,7 @@ impl Default for LandscapeConfig {
             max_length: 1024,
             temperature: 1.0,
             seed: 42,
+            dtype: ComputeType::Auto,
             output_dir: PathBuf::new(),
         }
     }

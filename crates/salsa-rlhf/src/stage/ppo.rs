@@ -298,7 +298,7 @@ impl RewardModel {
         let normalization = checkpoint.score_normalization().filter(|_| scale == ScoreScale::Normalized);
         let (mean, deviation) = normalization.unwrap_or((0.0, 1.0));
         ensure!(deviation > 0.0, "{}: score_std is {deviation}; set normalize_scores: false", path.display());
-        let model = Model::new(spec.clone(), &weights, Cpu::default())
+        let model = Model::new(spec.clone(), &weights, Cpu::current())
             .with_context(|| format!("reward model {}", path.display()))?;
         Ok((RewardModel { model, mean, deviation }, (spec, weights)))
     }
@@ -381,7 +381,7 @@ impl<'a> Run<'a> {
             policy_spec.max_positions.min(reward_model.max_positions()),
             context,
         )?;
-        let learner = Learner::new(config, (policy_spec.clone(), policy_weights), critic, Cpu::default())?;
+        let learner = Learner::new(config, (policy_spec.clone(), policy_weights), critic, Cpu::current())?;
         let run = Run {
             config,
             encoder,

@@ -235,7 +235,7 @@ impl FrozenModels {
             spec.vocab_size,
             policy.vocab_size
         );
-        let model = Model::new(spec, &weights, Cpu::default()).with_context(|| format!("model {source}"))?;
+        let model = Model::new(spec, &weights, Cpu::current()).with_context(|| format!("model {source}"))?;
         self.models.push((source.clone(), model));
         Ok(self.models.len() - 1)
     }
@@ -295,7 +295,7 @@ impl Reference {
     ) -> anyhow::Result<Reference> {
         let moving = |follow| -> anyhow::Result<Reference> {
             let (spec, weights) = start.read()?;
-            Ok(Reference::Moving { model: Box::new(Model::new(spec, &weights, Cpu::default())?), weights, follow })
+            Ok(Reference::Moving { model: Box::new(Model::new(spec, &weights, Cpu::current())?), weights, follow })
         };
         let mut several = |models: &[PathBuf], weights: &[f64]| -> anyhow::Result<Vec<(usize, f64)>> {
             let soup = SoupSource { models: models.to_vec(), weights: weights.to_vec() };
@@ -363,7 +363,7 @@ impl Reference {
         };
         let policy = policy.spec().convert(policy.weights(), language_model, 0);
         lerp_in_place(weights, &policy, share);
-        **model = Model::new(language_model.clone(), weights, Cpu::default()).context("the moving reference")?;
+        **model = Model::new(language_model.clone(), weights, Cpu::current()).context("the moving reference")?;
         Ok(())
     }
 
@@ -385,7 +385,7 @@ impl Reference {
         if saved.len() != weights.len() {
             bail!("the checkpoint's reference has {} weights, this one {}", saved.len(), weights.len());
         }
-        **model = Model::new(model.spec().clone(), &saved, Cpu::default())?;
+        **model = Model::new(model.spec().clone(), &saved, Cpu::current())?;
         *weights = saved;
         Ok(())
     }

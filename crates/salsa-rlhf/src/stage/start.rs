@@ -34,7 +34,7 @@ impl Start {
         refuse_missing_language_head(&checkpoint, head)?;
         let (spec, weights) = (checkpoint.spec.with_head(head), checkpoint.read_weights()?);
         let weights = with_head(&checkpoint, weights, &spec, arguments.seed);
-        let model = Trainable::new(spec, weights, Cpu::default(), arguments.recompute())
+        let model = Trainable::new(spec, weights, Cpu::current(), arguments.recompute())
             .with_context(|| format!("model {}", path.display()))?;
         Ok(Start { checkpoint, encoder, model })
     }
@@ -67,7 +67,7 @@ impl Frozen {
         }
         let (spec, weights) = (checkpoint.spec.with_head(head), checkpoint.read_weights()?);
         let weights = with_head(&checkpoint, weights, &spec, 0);
-        let model = Model::new(spec, &weights, Cpu::default()).with_context(|| format!("model {}", path.display()))?;
+        let model = Model::new(spec, &weights, Cpu::current()).with_context(|| format!("model {}", path.display()))?;
         Ok(Frozen { checkpoint, encoder, model })
     }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     checkpoint::{Checkpoint, SaveOptions},
     stage::{
-        arguments::{Schedule, WeightType},
+        arguments::{ComputeType, Schedule, WeightType},
         ppo::ScoreScale,
         reference::{ModelSource, ReferenceConfig},
         source::DataSource,
@@ -121,6 +121,9 @@ pub struct PpoConfig {
     pub num_sample_generations: u64,
     /// A reward function to log beside the learned one, never trained on.
     pub gold: Option<Gold>,
+    /// Number type of matrix products, for all models: `auto` (bfloat16 where this machine multiplies it faster), `f32` or
+    /// `bf16`.
+    pub dtype: ComputeType,
     /// Number type of the saved weights.
     pub save_dtype: WeightType,
 }
@@ -225,6 +228,7 @@ impl Default for PpoConfig {
             save_steps: 0,
             num_sample_generations: 10,
             gold: None,
+            dtype: ComputeType::Auto,
             save_dtype: WeightType::Float32,
         }
     }

@@ -228,7 +228,7 @@ fn load<'m>(
     let weights = if language == *spec { weights } else { spec.convert(&weights, &language, 0) };
     match model {
         Some(model) => model.set_weights(&weights)?,
-        None => *model = Some(Model::new(language, &weights, Cpu::default())?),
+        None => *model = Some(Model::new(language, &weights, Cpu::current())?),
     }
     Ok(model.as_ref().expect("made above"))
 }
