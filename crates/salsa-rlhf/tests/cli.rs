@@ -39,7 +39,7 @@ impl Place {
 
 fn run(dir: &Path, line: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_salsa"));
-    command.current_dir(dir).args(line.split_whitespace()).env_remove("SALSA_ISA");
+    command.current_dir(dir).args(line.split_whitespace()).env_remove("SALSA_ISA").env("HF_HUB_OFFLINE", "1");
     command.output().unwrap()
 }
 

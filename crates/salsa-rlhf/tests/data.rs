@@ -22,6 +22,14 @@ fn place() -> Place {
     place
 }
 
+/// The code and the message of a command that fails.
+fn error(place: &Place, line: &str) -> (i32, String) {
+    let output = place.command(&line.split_whitespace().collect::<Vec<_>>()).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let message = stderr.lines().last().and_then(|line| line.strip_prefix("error: "));
+    (output.status.code().unwrap(), message.unwrap_or_else(|| panic!("{line}: {stderr}")).to_owned())
+}
+
 fn stdout(place: &Place, line: &str) -> String {
     String::from_utf8(place.salsa(line).stdout).unwrap()
 }
@@ -53,9 +61,9 @@ fn data_are_shown_with_and_without_a_model() {
         chatml.contains("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n⟦no<|im_end|><|end|>⟧"),
         "{chatml}"
     );
-    let (code, message) = place.error("inspect chats.jsonl --example 3");
+    let (code, message) = error(&place, "inspect chats.jsonl --example 3");
     assert!(code == 1 && message.contains("the data set has 3 examples, counted from 0"), "{message}");
-    let (_, message) = place.error("inspect chats.jsonl --split test");
+    let (_, message) = error(&place, "inspect chats.jsonl --split test");
     assert!(message.contains("is one file, which has no splits"), "{message}");
 }
 
@@ -82,10 +90,10 @@ fn a_template_that_is_named_is_learned_and_taken_along() {
     json.as_object_mut().unwrap().remove("chat_template");
     place.write("base/tokenizer_config.json", json.to_string());
     let sft = "sft --model base --dataset chats.jsonl --output_dir out --max_steps 1 --max_shard_size 20KB";
-    let (code, message) = place.error(sft);
+    let (code, message) = error(&place, sft);
     assert!(code == 1 && message.contains("no chat template; say which one"), "{message}");
     assert!(message.contains("--chat_template FILE") && message.contains("--chat_template chatml"), "{message}");
-    let (_, message) = place.error(&format!("{sft} --chat_template nowhere.jinja"));
+    let (_, message) = error(&place, &format!("{sft} --chat_template nowhere.jinja"));
     assert!(message.contains("nowhere.jinja"), "{message}");
     place.salsa(&format!("{sft} --chat_template chatml"));
     let template = fs::read_to_string(place.path("out/chat_template.jinja")).unwrap();
@@ -96,6 +104,9 @@ fn a_template_that_is_named_is_learned_and_taken_along() {
     assert!(index["weight_map"].as_object().unwrap().len() > 3);
     let shown = stdout(&place, "inspect out");
     assert!(shown.contains("chat template  yes"), "{shown}");
+    let (code, message) = error(&place, "inspect nobody/nothing");
+    assert!(code == 1 && message.contains("no file or folder nobody/nothing here"), "{message}");
+    assert!(message.contains("HF_HUB_OFFLINE is set"), "{message}");
     place.write("mine.jinja", "{% for m in messages %}{{ m.role + ':' + m.content + '\\n' }}{% endfor %}");
     let mine = stdout(&place, "inspect chats.jsonl --model base --chat_template mine.jinja --example 1");
     assert!(mine.contains("user:hi\n⟦assistant:no\n<|end|>⟧"), "{mine}");
@@ -107,10 +118,10 @@ fn a_published_split_is_trained_on_by_its_name() {
     fs::create_dir_all(place.path("set/data")).unwrap();
     place.write("set/data/train_sft-00000-of-00001.jsonl", CHATS);
     place.write("set/data/test_sft-00000-of-00001.jsonl", CHATS.lines().next().unwrap());
-    let (_, message) = place.error("sft --model base --dataset set --output_dir out --max_steps 1");
+    let (_, message) = error(&place, "sft --model base --dataset set --output_dir out --max_steps 1");
     assert!(message.contains("has the splits test_sft, train_sft. Say which one"), "{message}");
-    let output =
-        place.salsa("sft --model base --dataset.path set --dataset.split train_sft --output_dir out --max_steps 1");
+    place.write("sft.yaml", "dataset: {path: set, split: train_sft}\nmax_steps: 1\n");
+    let output = place.salsa("sft --config sft.yaml --model base --output_dir out");
     let talk = String::from_utf8(output.stderr).unwrap();
     assert!(talk.contains("set (train_sft): 3 examples"), "{talk}");
     let shown = stdout(&place, "inspect set");

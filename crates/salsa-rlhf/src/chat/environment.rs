@@ -159,8 +159,8 @@ impl Rendering {
 fn generation_as_call(source: &str) -> (String, bool) {
     let (mut out, mut found, mut rest) = (String::with_capacity(source.len()), false, source);
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let inner = &rest[start + 2..start + length];
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let inner = &rest[start + 2..start + 2 + length];
         let word = inner.trim_matches(['-', '+', ' ', '\t', '\r', '\n']);
         let (before, after) = (inner.starts_with(['-', '+']), inner.ends_with(['-', '+']));
         let replacement = match word {
@@ -176,7 +176,7 @@ fn generation_as_call(source: &str) -> (String, bool) {
             out.push_str(&format!(" {statement} "));
             out.push_str(if after { &inner[inner.len() - 1..] } else { "" });
             out.push_str("%}");
-            rest = &rest[start + length + 2..];
+            rest = &rest[start + 2 + length + 2..];
         } else {
             out.push_str("{%");
             rest = &rest[start + 2..];

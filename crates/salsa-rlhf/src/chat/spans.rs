@@ -25,7 +25,7 @@ pub(super) fn by_prefixes(template: &ChatTemplate, messages: &[Message]) -> Resu
         let after = template.render(&messages[..=i], GenerationPrompt::Omit).with_context(turn)?;
         let length = whole.strip_prefix(before.as_str()).and_then(|rest| {
             let added = after.strip_prefix(before.as_str());
-            let closed = added.and_then(|added| Some(added.strip_suffix(template.eos()?)?));
+            let closed = added.and_then(|added| added.strip_suffix(template.eos()?));
             let exact = [added, closed].into_iter().flatten().find(|added| rest.starts_with(added));
             exact.map(str::len).or_else(|| shortened(rest, added.unwrap_or(&after), &message.content))
         });

@@ -85,6 +85,14 @@ fn turns_that_are_shortened_or_closed_late_are_found() {
     assert_eq!(parts(closing, &turned(&["a", "b", "c", "d"])), ["b<|end|>\n", "d<|end|>\n</s>"]);
 }
 
+/// Found by fuzzing: an end of a block that shares its sign with the beginning.
+#[test]
+fn blocks_without_a_word_are_refused() {
+    for source in ["{%}", "{%}{% if %}", "{%-%}", "{%", "{%}%}", "{%-}{% generation %}"] {
+        assert!(ChatTemplate::new(source, &names()).is_err(), "{source}");
+    }
+}
+
 #[test]
 fn a_template_without_end_is_stopped() {
     for source in [

@@ -1,6 +1,7 @@
 //! Records out of Parquet files, as Hugging Face's data sets store them.
 
 mod pages;
+mod thrift;
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
@@ -25,10 +26,10 @@ const DEEPEST: usize = 32;
 /// are no UTF-8 as null.
 pub(super) fn read(path: &Path, bytes: Vec<u8>, visit: Visit<'_>) -> Result<()> {
     let damaged = |what: String| anyhow!("{} is no readable Parquet file: {what}; download it again", path.display());
-    check_ends(&bytes).map_err(|e| damaged(e.to_string()))?;
+    check_ends(&bytes).and_then(|()| thrift::check_footer(&bytes)).map_err(|e| damaged(e.to_string()))?;
     let bytes = Bytes::from(bytes);
-    let reader = guarded(|| Ok(SerializedFileReader::new(bytes)?)).map_err(|e| damaged(e.to_string()))?;
-    guarded(|| check(&reader)).map_err(|e| damaged(e.to_string()))?;
+    let reader = guarded(|| Ok(SerializedFileReader::new(bytes.clone())?)).map_err(|e| damaged(e.to_string()))?;
+    guarded(|| check(&reader, &bytes)).map_err(|e| damaged(e.to_string()))?;
     check_compression(path, &reader)?;
     let mut number = 0;
     for group in 0..reader.num_row_groups() {
@@ -58,7 +59,7 @@ fn check_ends(bytes: &[u8]) -> Result<()> {
 }
 
 /// What the reader takes on trust.
-fn check(reader: &SerializedFileReader<Bytes>) -> Result<()> {
+fn check(reader: &SerializedFileReader<Bytes>, bytes: &[u8]) -> Result<()> {
     let meta = reader.metadata();
     let schema = meta.file_metadata().schema();
     ensure!(depth(schema) <= DEEPEST, "its columns are nested more than {DEEPEST} deep");
@@ -72,6 +73,11 @@ fn check(reader: &SerializedFileReader<Bytes>) -> Result<()> {
                 column.column_path().string(),
                 group.num_rows()
             );
+            let (start, length) = column.byte_range();
+            let end = start.checked_add(length).and_then(|end| usize::try_from(end).ok());
+            let chunk = end.and_then(|end| bytes.get(start as usize..end));
+            let chunk = chunk.ok_or_else(|| anyhow!("column {} is not in it", column.column_path().string()))?;
+            thrift::check_pages(chunk)?;
         }
     }
     Ok(())

@@ -1,0 +1,178 @@
+//! A walk over a Parquet file's structures before they are read: the reader believes the lengths that they state, and
+//! counts to them.
+
+use anyhow::{Result, anyhow, bail, ensure};
+
+/// Deeper than any structure of the format.
+const DEEPEST: usize = 32;
+
+/// Pages shrink to a tenth or a hundredth; this much more than that is an attack.
+const MOST_EXPANSION: u64 = 300;
+
+/// So many bytes may come out of any page.
+const ALWAYS_ALLOWED: u64 = 16 << 20;
+
+/// Checks that the footer's lists are no longer than its bytes.
+pub(super) fn check_footer(file: &[u8]) -> Result<()> {
+    let (rest, tail) = file.split_last_chunk::<8>().ok_or_else(|| anyhow!("it has only {} bytes", file.len()))?;
+    let length = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]) as usize;
+    let start = rest.len().checked_sub(length).ok_or_else(|| anyhow!("its footer is longer than itself"))?;
+    Walk { bytes: &rest[start..], at: 0 }.structure(0, &mut |_, _| ())
+}
+
+/// Checks the headers of the pages that lie in these bytes one after the other.
+pub(super) fn check_pages(chunk: &[u8]) -> Result<()> {
+    let mut walk = Walk { bytes: chunk, at: 0 };
+    while walk.at < chunk.len() {
+        let (mut unpacked, mut packed) = (0, 0);
+        walk.structure(0, &mut |field, number| match field {
+            2 => unpacked = number,
+            3 => packed = number,
+            _ => (),
+        })?;
+        let packed = u64::try_from(packed).map_err(|_| anyhow!("a page has a negative length"))?;
+        let most = ALWAYS_ALLOWED.max(packed.saturating_mul(MOST_EXPANSION));
+        if u64::try_from(unpacked).map_or(true, |unpacked| unpacked > most) {
+            bail!("a page of {packed} bytes unpacks to {unpacked}: that is no data set");
+        }
+        walk.skip(packed)?;
+    }
+    Ok(())
+}
+
+/// Thrift's compact protocol, read past.
+struct Walk<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Walk<'_> {
+    /// One structure; `seen` is told the numbers among its own fields.
+    fn structure(&mut self, depth: usize, seen: &mut dyn FnMut(i64, i64)) -> Result<()> {
+        ensure!(depth <= DEEPEST, "its structures are nested more than {DEEPEST} deep");
+        let mut field = 0i64;
+        loop {
+            let head = self.byte()?;
+            if head == 0 {
+                return Ok(());
+            }
+            field = match head >> 4 {
+                0 => zigzag(self.varint()?),
+                delta => field.wrapping_add(i64::from(delta)),
+            };
+            match head & 15 {
+                1 | 2 => (),
+                4..=6 => {
+                    let number = zigzag(self.varint()?);
+                    seen(field, number);
+                }
+                kind => self.value(kind, depth)?,
+            }
+        }
+    }
+
+    /// One value, as it stands in a list.
+    fn value(&mut self, kind: u8, depth: usize) -> Result<()> {
+        match kind {
+            1..=3 => self.skip(1),
+            4..=6 => self.varint().map(drop),
+            7 => self.skip(8),
+            8 => {
+                let length = self.varint()?;
+                self.skip(length)
+            }
+            9 | 10 => {
+                let head = self.byte()?;
+                let count = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
+                self.values(count, &[head & 15], depth)
+            }
+            11 => {
+                let count = self.varint()?;
+                if count == 0 {
+                    return Ok(());
+                }
+                let kinds = self.byte()?;
+                self.values(count, &[kinds >> 4, kinds & 15], depth)
+            }
+            12 => self.structure(depth + 1, &mut |_, _| ()),
+            13 => self.skip(16),
+            other => bail!("its structures hold a value of the unknown kind {other}"),
+        }
+    }
+
+    fn values(&mut self, count: u64, kinds: &[u8], depth: usize) -> Result<()> {
+        ensure!(depth < DEEPEST, "its structures are nested more than {DEEPEST} deep");
+        // Each takes a byte or more.
+        ensure!(count <= self.left(), "it has a list of {count} values in {} bytes", self.left());
+        for _ in 0..count {
+            kinds.iter().try_for_each(|kind| self.value(*kind, depth + 1))?;
+        }
+        Ok(())
+    }
+
+    fn left(&self) -> u64 {
+        (self.bytes.len() - self.at) as u64
+    }
+
+    fn skip(&mut self, count: u64) -> Result<()> {
+        ensure!(count <= self.left(), "it ends within a structure");
+        self.at += count as usize;
+        Ok(())
+    }
+
+    fn byte(&mut self) -> Result<u8> {
+        let byte = *self.bytes.get(self.at).ok_or_else(|| anyhow!("it ends within a structure"))?;
+        self.at += 1;
+        Ok(byte)
+    }
+
+    fn varint(&mut self) -> Result<u64> {
+        let mut number = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            number |= u64::from(byte & 0x7F) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(number);
+            }
+        }
+        bail!("it has a number of more than 64 bits")
+    }
+}
+
+fn zigzag(number: u64) -> i64 {
+    (number >> 1) as i64 ^ -((number & 1) as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn footer(bytes: &[u8]) -> Result<()> {
+        check_footer(&[b"PAR1", bytes, &(bytes.len() as u32).to_le_bytes(), b"PAR1"].concat())
+    }
+
+    /// Found by fuzzing: a kilobyte that took seconds, for a list of two thousand million values of no size.
+    #[test]
+    fn a_list_longer_than_its_bytes_is_refused() {
+        // Field 1: a list of three numbers. Then one that says it has 2^31 - 1.
+        footer(&[0x19, 0x35, 2, 4, 6, 0]).unwrap();
+        let error = footer(&[0x19, 0xF1, 0xFF, 0xFF, 0xFF, 0xFF, 0x07, 0]).unwrap_err().to_string();
+        assert!(error.contains("a list of 2147483647 values in 1 bytes"), "{error}");
+        let nested = [vec![0x1C; 40], vec![0; 41]].concat();
+        assert!(footer(&nested).unwrap_err().to_string().contains("nested more than 32 deep"));
+        assert!(footer(&[0x15]).unwrap_err().to_string().contains("ends within a structure"));
+        let longer = [&b"PAR1"[..], &[9, 0, 0, 0], b"PAR1"].concat();
+        assert!(check_footer(&longer).unwrap_err().to_string().contains("longer than itself"));
+    }
+
+    #[test]
+    fn a_page_that_unpacks_without_end_is_refused() {
+        // Type 0, then 100 bytes in 2 packed ones.
+        check_pages(&[0x15, 0, 0x15, 0xC8, 0x01, 0x15, 4, 0, 9, 9]).unwrap();
+        // 2^30 bytes in 2.
+        let bomb = [0x15, 0, 0x15, 0x80, 0x80, 0x80, 0x80, 0x08, 0x15, 4, 0, 9, 9];
+        let error = check_pages(&bomb).unwrap_err().to_string();
+        assert!(error.contains("a page of 2 bytes unpacks to 1073741824"), "{error}");
+        assert!(check_pages(&[0x15, 0, 0x15, 0, 0x15, 20, 0]).unwrap_err().to_string().contains("ends within"));
+    }
+}
