@@ -52,6 +52,13 @@ pub struct Spot {
     pub length_mean: f64,
 }
 
+impl Spot {
+    /// The first model's difference from itself; none of other points.
+    fn nothing_to_itself(&self) -> Option<Estimate> {
+        (self.weights.first() == Some(&1.0)).then(|| Estimate::new(0.0, 0.0, 0.0))
+    }
+}
+
 /// One measured quantity of a point.
 type Quantity = fn(&Spot) -> Option<Estimate>;
 
@@ -112,7 +119,7 @@ impl Landscape {
                 let levels = self.charts(|shown| self.line(shown.title.to_owned(), shown.look, shown.pick));
                 let differences = self.charts(|shown| {
                     let title = format!("{}, less that of {first}", shown.title);
-                    self.line(title, shown.look, shown.difference)
+                    self.line(title, shown.look, |spot| (shown.difference)(spot).or_else(|| spot.nothing_to_itself()))
                 });
                 format!(
                     "<div class=\"charts\">{levels}</div><h3 class=\"apart\">Prompt by prompt against {}</h3>\
@@ -159,7 +166,7 @@ impl Landscape {
         )
     }
 
-    fn line(&self, title: String, look: &str, pick: Quantity) -> String {
+    fn line(&self, title: String, look: &str, pick: impl Fn(&Spot) -> Option<Estimate>) -> String {
         let dot = |spot: &Spot| {
             let (t, e) = (spot.weights[1], pick(spot)?);
             let hover = format!("t {}: {}", number(t), estimate(&e, number));
