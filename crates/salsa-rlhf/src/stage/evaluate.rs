@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     StageContext,
+    bases::Bases,
     encoder::Encoder,
     ppo::{
         RewardModel, ScoreScale,
@@ -175,6 +176,7 @@ struct Bench<'a> {
     vocab_size: usize,
     reward_model: RewardModel,
     anchors: Vec<(&'a str, Model)>,
+    bases: Bases,
 }
 
 /// Evaluates all arms and writes `evaluation.json` (all that a report needs) and `answers-ARM-SET.jsonl`.
@@ -183,7 +185,7 @@ struct Bench<'a> {
 /// If a model or a set cannot be used, or the disk refuses.
 pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
-    let (bench, sets) = Bench::open(config, context)?;
+    let (mut bench, sets) = Bench::open(config, context)?;
     let steps = config.arms.len() * sets.len() + config.landscape.as_ref().map_or(0, |line| line.alphas.len());
     let progress = Progress::new("evaluate", steps as u64, "set");
     let mut done = 0;
@@ -251,7 +253,9 @@ impl<'a> Bench<'a> {
         let first = baseline.paths().into_iter().next().context("the baseline names no model")?;
         let checkpoint = Checkpoint::open(first)?;
         let encoder = Encoder::open(&checkpoint)?;
-        let (reward_model, _) = RewardModel::open(&config.reward_model_path, &checkpoint, ScoreScale::Normalized)?;
+        let mut bases = Bases::default();
+        let reward_model =
+            RewardModel::open(&config.reward_model_path, &checkpoint, ScoreScale::Normalized, &mut bases)?;
         let positions = checkpoint.spec.max_positions.min(reward_model.max_positions());
         let mut sets = Vec::new();
         for set in &config.datasets {
@@ -262,23 +266,24 @@ impl<'a> Bench<'a> {
             sets.push(Questions { name: set.name.clone(), texts, tokens });
         }
         let mut bench =
-            Bench { config, encoder, vocab_size: checkpoint.spec.vocab_size, reward_model, anchors: Vec::new() };
+            Bench { config, encoder, vocab_size: checkpoint.spec.vocab_size, reward_model, anchors: Vec::new(), bases };
         for (name, source) in &config.anchors {
-            bench.anchors.push((name, bench.model(source)?));
+            let model = bench.model(source)?;
+            bench.anchors.push((name, model));
         }
         Ok((bench, sets))
     }
 
-    fn model(&self, source: &ModelSource) -> anyhow::Result<Model> {
-        let (spec, weights) = source.read()?;
+    fn model(&mut self, source: &ModelSource) -> anyhow::Result<Model> {
+        let model = source.load(&mut self.bases).with_context(|| format!("model {source}"))?;
+        let vocab_size = model.spec().vocab_size;
         ensure!(
-            spec.vocab_size == self.vocab_size,
-            "{source} has a vocabulary of {}, the baseline {:?} one of {}; only models with one tokenizer can be compared",
-            spec.vocab_size,
+            vocab_size == self.vocab_size,
+            "{source} has a vocabulary of {vocab_size}, the baseline {:?} one of {}; only models with one tokenizer can be compared",
             self.config.baseline,
             self.vocab_size
         );
-        Model::new(spec, &weights, Cpu::default()).with_context(|| format!("model {source}"))
+        Ok(model)
     }
 
     /// One answer to each prompt. The random numbers are the same for every model.
