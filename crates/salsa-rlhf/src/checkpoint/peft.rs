@@ -41,6 +41,16 @@ impl PeftAdapter {
         dir.join(CONFIG).is_file()
     }
 
+    /// The folder of a PEFT directory's base model.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used, or the folder is not there.
+    pub fn base_of(dir: &Path) -> Result<PathBuf> {
+        let path = dir.join(CONFIG);
+        let parsed = config::parse(&read_json(&path)?).with_context(|| format!("in {}", path.display()))?;
+        base_dir(dir, &parsed.base)
+    }
+
     /// Opens a PEFT directory.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! `salsa inspect DIR`
 use std::path::PathBuf;
 
-use salsa_engine::{Activation, Head, ModelSpec, NormWeight, RopeScaling};
+use salsa_engine::{Activation, Head, LoraSpec, ModelSpec, NormWeight, RopeScaling};
 
 use super::print;
 use crate::{chat::ChatTemplate, checkpoint::Checkpoint, stage::record::Record, tokenizer::Tokenizer};
@@ -30,6 +30,10 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
         ("special tokens", special_tokens(&checkpoint)),
         ("chat template", chat_template(&checkpoint)?),
     ];
+    if let Some(adapter) = checkpoint.adapter() {
+        facts.push(("adapter", self::adapter(&adapter.lora, adapter.lora.parameters(spec))));
+        facts.push(("base", adapter.base_dir.display().to_string()));
+    }
     if let Some((mean, std)) = checkpoint.score_normalization() {
         facts.push(("scores", format!("mean {mean:.4}, standard deviation {std:.4}")));
     }
@@ -44,10 +48,12 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     print(&text)
 }
 
-/// What each stage keeps: weights 4 B; in training also gradients and two moments of AdamW, 4 B each.
+/// What each stage keeps: weights 4 B; in training also gradients and two moments of AdamW, 4 B each. With adapters the
+/// base is there once; a soup of two of them, the reference, has twice their rank.
 fn memory(spec: &ModelSpec) -> Vec<(&'static str, u64)> {
     let language = spec.with_head(Head::LanguageModel).parameters() as u64;
     let scalar = spec.with_head(Head::Scalar).parameters() as u64;
+    let adapter = LoraSpec::default().parameters(&spec.with_head(Head::Scalar)) as u64;
     vec![
         ("generate, logprobs", 4 * language),
         ("score", 4 * scalar),
@@ -55,7 +61,16 @@ fn memory(spec: &ModelSpec) -> Vec<(&'static str, u64)> {
         ("reward", 16 * scalar),
         ("dpo (policy, reference)", 16 * language + 4 * language),
         ("ppo (policy, critic, reference, reward model)", 16 * (language + scalar) + 4 * (language + scalar)),
+        ("sft with use_peft (rank 16)", 4 * language + 16 * adapter),
+        ("ppo with use_peft (rank 16, one base)", 4 * language + 2 * 16 * adapter + 3 * 4 * adapter),
     ]
+}
+
+/// Rank, scale, targets and size.
+fn adapter(lora: &LoraSpec, parameters: usize) -> String {
+    let targets: Vec<&str> = lora.targets.iter().map(|target| target.name()).collect();
+    let size = short(parameters as f64);
+    format!("rank {}, scale {}, {size} parameters on {}", lora.rank, lora.scale(), targets.join(" "))
 }
 
 fn family(checkpoint: &Checkpoint) -> String {
