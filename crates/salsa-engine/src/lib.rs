@@ -28,6 +28,7 @@
 //! | [`batch`] | packed sequences, queries, outputs |
 //! | [`model`] | forward, backward, decoding, optimizer step, written once against [`backend::Backend`] |
 //! | [`backend`] | the operations; [`backend::cpu`] does them on the processor |
+//! | [`threads`] | threads for parallel regions of microseconds |
 //! | [`random`] | counter-based random numbers |
 //!
 //! # Promises
@@ -40,11 +41,12 @@ pub mod batch;
 mod error;
 pub mod lora;
 pub mod model;
+mod pool;
 pub mod random;
 pub mod spec;
 pub mod weights;
 
-pub use backend::cpu::Cpu;
+pub use backend::cpu::{Cpu, Dtype};
 pub use batch::{Batch, Output, OutputGradient, Query};
 pub use error::ModelError;
 pub use lora::{LoraSpec, Target};
@@ -52,6 +54,7 @@ pub use model::{
     AdamW, Base, Finish, OptimizerState, Prompt, Recompute, Response, Sampling, Tape, TrainableTransformer,
     Transformer, geometric_logprobs,
 };
+pub use pool::{threads, with_threads};
 pub use spec::{Activation, Head, ModelSpec, NormWeight, Rope, RopeScaling, TensorView};
 pub use weights::Weights;
 

@@ -242,7 +242,7 @@ fn train(steps: u64) -> (Vec<f32>, Vec<f32>, Vec<Response>) {
 
 #[test]
 fn training_lowers_the_loss_and_threads_do_not_matter() {
-    let run = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| train(4));
+    let run = |threads| with_threads(threads, || train(4));
     let one = run(1);
     assert!(one.0.windows(2).all(|pair| pair[1] < pair[0]), "{:?}", one.0);
     for threads in [2, 3] {

@@ -26,10 +26,10 @@ fn spec_of(choice: u64) -> ModelSpec {
 }
 
 /// Every second model has an adapter.
-fn model_of(spec: &ModelSpec, choice: u64) -> Model {
+fn model_of(spec: &ModelSpec, choice: u64, dtype: Dtype) -> Model {
     let mut random = Random::new(5, 5);
     let weights: Vec<f32> = spec.init(4).iter().map(|w| w + 0.2 * random.normal() as f32).collect();
-    let base = Arc::new(Base::new(spec.clone(), &weights, Cpu::default()).unwrap());
+    let base = Arc::new(Base::new(spec.clone(), &weights, Cpu { dtype }).unwrap());
     if choice.is_multiple_of(2) {
         return Model::bare(base);
     }
@@ -65,9 +65,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn sampled_logprobs_are_those_of_the_training_forward(choice: u64, slots in 1usize..9, long in 1usize..70) {
+    fn sampled_logprobs_are_those_of_the_training_forward(choice: u64, bf16: bool, slots in 1usize..9, long in 1usize..70) {
         let spec = spec_of(choice);
-        let model = model_of(&spec, choice);
+        let model = model_of(&spec, choice, if bf16 { Dtype::Bf16 } else { Dtype::F32 });
         // Prompts of several lengths, the second one three times.
         let lengths = [3, long, long, long, 1, 40];
         let prompt = |i: usize| Prompt { tokens: tokens(&spec, lengths[i], [0, 1, 1, 1, 4, 5][i]), id: lengths[i] as u64, sample: i as u32 };
@@ -93,11 +93,10 @@ proptest! {
 #[test]
 fn threads_do_not_matter() {
     let spec = ModelSpec { vocab_size: 1500, hidden_size: 64, intermediate_size: 90, head_dim: 16, ..tiny() };
-    let run = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
+    let run = |threads: usize, dtype: Dtype| {
+        with_threads(threads, || {
             let mut model =
-                Trainable::new(spec.clone(), spec.init(1), Cpu::default(), Recompute::KeepActivations).unwrap();
+                Trainable::new(spec.clone(), spec.init(1), Cpu { dtype }, Recompute::KeepActivations).unwrap();
             for step in 0..3 {
                 let (mut batch, mut query) = (Batch::new(), Query::default());
                 for sequence in 0..20 {
@@ -114,16 +113,18 @@ fn threads_do_not_matter() {
             (model.weights().to_vec(), model.generate(&prompts, &Sampling::default(), &mut |_| ()))
         })
     };
-    let one = run(1);
-    for threads in [2, 3, 8] {
-        assert!(one == run(threads), "{threads} threads give other bits than one");
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let one = run(1, dtype);
+        for threads in [2, 3, 8] {
+            assert!(one == run(threads, dtype), "{threads} threads give other bits than one in {}", dtype.name());
+        }
     }
 }
 
 #[test]
 fn the_geometric_mean_of_one_model_is_that_model() {
     let spec = spec_of(3);
-    let (a, b) = (model_of(&spec, 3), Model::new(spec.clone(), &spec.init(9), Cpu::default()).unwrap());
+    let (a, b) = (model_of(&spec, 3, Dtype::F32), Model::new(spec.clone(), &spec.init(9), Cpu::default()).unwrap());
     let tokens = tokens(&spec, 30, 1);
     let (mut batch, mut query) = (Batch::new(), Query::default());
     let rows = batch.push(&tokens);

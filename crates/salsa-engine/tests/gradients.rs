@@ -1,9 +1,12 @@
 //! Every gradient against finite differences: each operation by itself, then whole models of every kind.
 
-use salsa_engine::backend::cpu::{Buffer, Cpu};
+use salsa_engine::backend::cpu::Buffer;
 use salsa_engine::backend::{AttentionShape, Backend, LogprobQuery, RotaryTable};
 use salsa_engine::random::Random;
 use salsa_engine::*;
+
+/// Products in f32: what finite differences can check.
+const CPU: Cpu = Cpu { dtype: Dtype::F32 };
 
 fn normal(len: usize, stream: u64) -> Vec<f32> {
     let mut random = Random::new(11, stream);
@@ -41,11 +44,11 @@ const H: usize = 20;
 fn rms_norm() {
     for kind in [NormWeight::Plain, NormWeight::OnePlus] {
         let (x, w, c) = (normal(T * H, 1), normal(H, 2), normal(T * H, 3));
-        let loss = |x: &[f32], w: &[f32]| dot(&Cpu.rms_norm(&x.to_vec().into(), &w.to_vec().into(), kind, 1e-5).0, &c);
+        let loss = |x: &[f32], w: &[f32]| dot(&CPU.rms_norm(&x.to_vec().into(), &w.to_vec().into(), kind, 1e-5).0, &c);
         let (buffer, weight): (Buffer, Buffer) = (x.clone().into(), w.clone().into());
-        let (_, inverse) = Cpu.rms_norm(&buffer, &weight, kind, 1e-5);
+        let (_, inverse) = CPU.rms_norm(&buffer, &weight, kind, 1e-5);
         let (mut d_x, mut d_w) = (Buffer::zeros(T * H), vec![0.0; H]);
-        Cpu.rms_norm_backward(&c.clone().into(), &buffer, &inverse, &weight, kind, &mut d_x, &mut d_w);
+        CPU.rms_norm_backward(&c.clone().into(), &buffer, &inverse, &weight, kind, &mut d_x, &mut d_w);
         assert_gradient("rms_norm d_x", &x, &d_x, |x| loss(x, &w));
         assert_gradient("rms_norm d_w", &w, &d_w, |w| loss(&x, w));
     }
@@ -55,11 +58,11 @@ fn rms_norm() {
 fn linear() {
     let (out, input) = (37, H);
     let (x, w, c) = (normal(T * input, 1), normal(out * input, 2), normal(T * out, 3));
-    let loss = |x: &[f32], w: &[f32]| dot(&Cpu.linear(&x.to_vec().into(), &Cpu.matrix(w, out, input)), &c);
+    let loss = |x: &[f32], w: &[f32]| dot(&CPU.linear(&x.to_vec().into(), &CPU.matrix(w, out, input)), &c);
     let d_out: Buffer = c.clone().into();
-    let d_x = Cpu.linear_backward_input(&d_out, &w, out, input);
+    let d_x = CPU.linear_backward_input(&d_out, &CPU.matrix(&w, out, input));
     let mut d_w = vec![0.0; out * input];
-    Cpu.linear_backward_weight(&d_out, &x.clone().into(), out, input, &mut d_w);
+    CPU.linear_backward_weight(&d_out, &x.clone().into(), out, input, &mut d_w);
     assert_gradient("linear d_x", &x, &d_x, |x| loss(x, &w));
     assert_gradient("linear d_w", &w, &d_w, |w| loss(&x, w));
 }
@@ -68,23 +71,23 @@ fn linear() {
 fn bias_embedding_and_scalar_head() {
     let (b, c) = (normal(H, 1), normal(T * H, 2));
     let mut d_b = vec![0.0; H];
-    Cpu.add_bias_backward(&c.clone().into(), &mut d_b);
+    CPU.add_bias_backward(&c.clone().into(), &mut d_b);
     let zeros = vec![0.0; T * H];
     assert_gradient("bias", &b, &d_b, |b| {
         let mut x: Buffer = zeros.clone().into();
-        Cpu.add_bias(&mut x, &b.to_vec().into());
+        CPU.add_bias(&mut x, &b.to_vec().into());
         dot(&x, &c)
     });
 
     let (table, tokens) = (normal(5 * H, 3), [4, 0, 4, 2, 1, 4, 0]);
     let mut d_table = vec![0.0; 5 * H];
-    Cpu.embed_backward(&c.clone().into(), &tokens, H, 1.5, &mut d_table);
-    assert_gradient("embedding", &table, &d_table, |t| dot(&Cpu.embed(&t.to_vec().into(), &tokens, H, 1.5), &c));
+    CPU.embed_backward(&c.clone().into(), &tokens, H, 1.5, &mut d_table);
+    assert_gradient("embedding", &table, &d_table, |t| dot(&CPU.embed(&t.to_vec().into(), &tokens, H, 1.5), &c));
 
     let (x, w, c) = (normal(T * H, 4), normal(H, 5), normal(T, 6));
-    let loss = |x: &[f32], w: &[f32]| dot(&Cpu.scalar_head(&x.to_vec().into(), &w.to_vec().into()), &c);
+    let loss = |x: &[f32], w: &[f32]| dot(&CPU.scalar_head(&x.to_vec().into(), &w.to_vec().into()), &c);
     let mut d_w = vec![0.0; H];
-    let d_x = Cpu.scalar_head_backward(&c, &x.clone().into(), &w.clone().into(), &mut d_w);
+    let d_x = CPU.scalar_head_backward(&c, &x.clone().into(), &w.clone().into(), &mut d_w);
     assert_gradient("scalar head d_x", &x, &d_x, |x| loss(x, &w));
     assert_gradient("scalar head d_w", &w, &d_w, |w| loss(&x, w));
 }
@@ -93,8 +96,8 @@ fn bias_embedding_and_scalar_head() {
 fn gated_activations() {
     for activation in [Activation::Silu, Activation::GeluTanh] {
         let (x, c) = (normal(T * 2 * H, 1), normal(T * H, 2));
-        let d_x = Cpu.gated_backward(&c.clone().into(), &x.clone().into(), H, activation);
-        assert_gradient("gated", &x, &d_x, |x| dot(&Cpu.gated(&x.to_vec().into(), H, activation), &c));
+        let d_x = CPU.gated_backward(&c.clone().into(), &x.clone().into(), H, activation);
+        assert_gradient("gated", &x, &d_x, |x| dot(&CPU.gated(&x.to_vec().into(), H, activation), &c));
     }
 }
 
@@ -114,10 +117,10 @@ fn rotary_positions() {
     let positions: Vec<u32> = (0..T as u32).collect();
     let (x, c) = (normal(T * shape.fused(), 1), normal(T * shape.fused(), 2));
     let mut d_x: Buffer = c.clone().into();
-    Cpu.rotary_backward(&mut d_x, &positions, &table, &shape);
+    CPU.rotary_backward(&mut d_x, &positions, &table, &shape);
     assert_gradient("rotary", &x, &d_x, |x| {
         let mut x: Buffer = x.to_vec().into();
-        Cpu.rotary(&mut x, &positions, &table, &shape);
+        CPU.rotary(&mut x, &positions, &table, &shape);
         dot(&x, &c)
     });
 }
@@ -129,13 +132,13 @@ fn head_norms() {
         let (x, w, c) = (normal(T * shape.fused(), 1), normal(6, 2), normal(T * shape.fused(), 3));
         let loss = |x: &[f32], w: &[f32]| {
             let mut x: Buffer = x.to_vec().into();
-            Cpu.head_norm(&mut x, &shape, heads.clone(), &w.to_vec().into(), 1e-5);
+            CPU.head_norm(&mut x, &shape, heads.clone(), &w.to_vec().into(), 1e-5);
             dot(&x, &c)
         };
-        let inverse = Cpu.head_norm(&mut x.clone().into(), &shape, heads.clone(), &w.clone().into(), 1e-5);
+        let inverse = CPU.head_norm(&mut x.clone().into(), &shape, heads.clone(), &w.clone().into(), 1e-5);
         let (mut d_x, mut d_w): (Buffer, _) = (c.clone().into(), vec![0.0; 6]);
         let (raw, weight): (Buffer, Buffer) = (x.clone().into(), w.clone().into());
-        Cpu.head_norm_backward(&mut d_x, &raw, &inverse, &shape, heads.clone(), &weight, &mut d_w);
+        CPU.head_norm_backward(&mut d_x, &raw, &inverse, &shape, heads.clone(), &weight, &mut d_w);
         assert_gradient("head norm d_x", &x, &d_x, |x| loss(x, &w));
         assert_gradient("head norm d_w", &w, &d_w, |w| loss(&x, w));
     }
@@ -148,8 +151,8 @@ fn attention() {
         let shape = attention_shape(window);
         let rows = *cu_seqlens.last().unwrap();
         let (x, c) = (normal(rows * shape.fused(), 1), normal(rows * shape.output(), 2));
-        let d_x = Cpu.attention_backward(&c.clone().into(), &x.clone().into(), &cu_seqlens, &shape);
-        assert_gradient("attention", &x, &d_x, |x| dot(&Cpu.attention(&x.to_vec().into(), &cu_seqlens, &shape), &c));
+        let d_x = CPU.attention_backward(&c.clone().into(), &x.clone().into(), &cu_seqlens, &shape);
+        assert_gradient("attention", &x, &d_x, |x| dot(&CPU.attention(&x.to_vec().into(), &cu_seqlens, &shape), &c));
     }
 }
 
@@ -161,13 +164,13 @@ fn token_logprobs() {
     let targets: Vec<u32> = (0..T as u32).map(|t| t * 170).collect();
     let query = LogprobQuery { targets: &targets, temperature };
     let stats = |x: &[f32], w: &[f32]| {
-        let (x, w) = (Buffer::from(x.to_vec()), Cpu.matrix(w, vocabulary, H));
-        Cpu.token_stats(&[(&x, &w, 1.0)], query)
+        let (x, w) = (Buffer::from(x.to_vec()), CPU.matrix(w, vocabulary, H));
+        CPU.token_stats(&[(&x, &w, 1.0)], query)
     };
     let mut d_w = vec![0.0; vocabulary * H];
-    let head = Cpu.matrix(&w, vocabulary, H);
+    let head = CPU.matrix(&w, vocabulary, H);
     let log_sums = stats(&x, &w).log_sums;
-    let d_x = Cpu.token_stats_backward(&c, &x.clone().into(), &head, &w, query, &log_sums, &mut d_w);
+    let d_x = CPU.token_stats_backward(&c, &x.clone().into(), &head, query, &log_sums, Some(&mut d_w));
     assert_gradient("log-probs d_x", &x, &d_x, |x| dot(&stats(x, &w).logprobs, &c));
     assert_gradient("log-probs d_w", &w, &d_w, |w| dot(&stats(&x, w).logprobs, &c));
 }
@@ -176,8 +179,8 @@ fn token_logprobs() {
 fn log_probs_and_entropies_are_those_of_the_definition() {
     let vocabulary = 1100;
     let (x, w) = (normal(H, 1), normal(vocabulary * H, 2));
-    let (buffer, head) = (Buffer::from(x.clone()), Cpu.matrix(&w, vocabulary, H));
-    let stats = Cpu.token_stats(&[(&buffer, &head, 1.0)], LogprobQuery { targets: &[1050], temperature: 2.0 });
+    let (buffer, head) = (Buffer::from(x.clone()), CPU.matrix(&w, vocabulary, H));
+    let stats = CPU.token_stats(&[(&buffer, &head, 1.0)], LogprobQuery { targets: &[1050], temperature: 2.0 });
     let logits: Vec<f64> = w.chunks(H).map(|row| dot(row, &x) / 2.0).collect();
     let log_sum = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
     let entropy: f64 = logits.iter().map(|l| -(l - log_sum) * (l - log_sum).exp()).sum();

@@ -1,5 +1,6 @@
 //! Conversations to text and tokens, through the model's own chat template.
 
+mod choice;
 mod environment;
 mod spans;
 #[cfg(test)]
@@ -12,6 +13,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
+pub use self::choice::{CHATML, CHOICES, source_of};
 use self::environment::Rendering;
 use crate::tokenizer::{SpecialTokenNames, Tokenizer};
 
@@ -81,6 +83,11 @@ impl ChatTemplate {
     /// The Jinja source.
     pub fn source(&self) -> &str {
         self.rendering.source()
+    }
+
+    /// The end-of-sequence token as the template knows it.
+    fn eos(&self) -> Option<&str> {
+        self.rendering.token("eos_token")
     }
 
     /// A conversation as the text the model sees, special tokens included.

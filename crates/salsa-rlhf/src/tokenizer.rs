@@ -170,6 +170,22 @@ impl Tokenizer {
         Ok(self.encoding(text, false)?.get_ids().to_vec())
     }
 
+    /// The tokens of `text` where it follows `before`, none added.
+    ///
+    /// These are the tokens that `before` and `text` together have behind those of `before` alone. Where the two grow into
+    /// one token at the seam they are those of `text` alone. The difference shows in tokenizers of the SentencePiece kind,
+    /// which put a space in front of every text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_after(&self, before: &str, text: &str) -> Result<Vec<u32>> {
+        if before.is_empty() || text.is_empty() {
+            return self.encode(text);
+        }
+        let (head, mut whole) = (self.encode(before)?, self.encode(&format!("{before}{text}"))?);
+        if whole.starts_with(&head) { Ok(whole.split_off(head.len())) } else { self.encode(text) }
+    }
+
     /// The tokens of a text with what the tokenizer puts around it, such as a beginning-of-sequence token; one that the
     /// text spells out itself is not doubled.
     ///

@@ -90,18 +90,54 @@ impl Gram {
     }
 }
 
+/// The inner products of two tensors' differences from a base, of which pieces come in order.
+///
+/// The numbers are those that [`Gram::add`] gives for the whole tensors, to the bit, if the length of every piece but the
+/// last is a multiple of [`PairProducts::STEP`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct PairProducts {
+    own: [Lanes; 2],
+    mixed: Lanes,
+}
+
+impl PairProducts {
+    /// What the length of a piece must be a multiple of.
+    pub(super) const STEP: usize = LANES;
+
+    /// Adds the next piece.
+    pub(super) fn add(&mut self, base: &[f32], a: &[f32], b: &[f32]) {
+        super::same_lengths(base, &[a, b]);
+        let [own_a, own_b] = &mut self.own;
+        accumulate(own_a, base, a, a);
+        accumulate(&mut self.mixed, base, a, b);
+        accumulate(own_b, base, b, b);
+    }
+
+    /// The products of the whole.
+    pub(super) fn gram(&self) -> Gram {
+        let [aa, bb] = self.own.each_ref().map(|lanes| lanes.iter().sum());
+        let ab = self.mixed.iter().sum();
+        Gram { ingredients: 2, products: vec![aa, ab, ab, bb] }
+    }
+}
+
 /// Sums in parallel lanes, so that the processor need not wait for each addition; the order is fixed all the same.
 const LANES: usize = 8;
+type Lanes = [f64; LANES];
 
 fn dot(base: &[f32], a: &[f32], b: &[f32]) -> f64 {
     let mut lanes = [0.0f64; LANES];
+    accumulate(&mut lanes, base, a, b);
+    lanes.iter().sum()
+}
+
+fn accumulate(lanes: &mut Lanes, base: &[f32], a: &[f32], b: &[f32]) {
     let chunks = base.chunks(LANES).zip(a.chunks(LANES)).zip(b.chunks(LANES));
     for ((base, a), b) in chunks {
         for (((lane, base), a), b) in lanes.iter_mut().zip(base).zip(a).zip(b) {
             *lane += (f64::from(*a) - f64::from(*base)) * (f64::from(*b) - f64::from(*base));
         }
     }
-    lanes.iter().sum()
 }
 
 #[cfg(test)]
@@ -135,6 +171,21 @@ mod tests {
         second.add(&[0.0; 2], &[&[2.0, 3.0], &[5.0, -6.0]]);
         first.merge(&second);
         assert_eq!((first.clone(), first.norm(0)), (whole, 14f64.sqrt()));
+    }
+
+    #[test]
+    fn a_pair_in_pieces_gives_the_bits_of_the_whole() {
+        let noise = |s: u64| -> Vec<f32> { (0..1003).map(|i| (uniform(6, s, i) - 0.5) as f32).collect() };
+        let (base, a, b) = (noise(0), noise(1), noise(2));
+        let mut whole = Gram::new(2);
+        whole.add(&base, &[&a, &b]);
+        for size in [PairProducts::STEP, 40, 1000, 1003] {
+            let mut pair = PairProducts::default();
+            for ((base, a), b) in base.chunks(size).zip(a.chunks(size)).zip(b.chunks(size)) {
+                pair.add(base, a, b);
+            }
+            assert_eq!(pair.gram(), whole, "{size}");
+        }
     }
 
     #[test]

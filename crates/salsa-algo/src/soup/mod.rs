@@ -2,7 +2,8 @@
 //!
 //! Functions work on one tensor at a time, given as `f32` slices of equal length, and write into `out`. Those that look
 //! at one element at a time ([`weighted_mean`], [`lerp`]) may be called on pieces of a tensor in any order, in
-//! parallel, with the same result; those that look at the whole tensor (an angle, a magnitude threshold) say so.
+//! parallel, with the same result; those that look at the whole tensor (an angle, a magnitude threshold) say so, and have a
+//! twin that takes the tensor in pieces ([`SlerpStream`], [`TaskStream`]) and gives the same bits.
 //! SALSA's reference is `lerp(sft_a, sft_b, alpha)`, or [`weighted_mean`] for more than two.
 //!
 //! | function | method | source |
@@ -27,9 +28,9 @@ pub use compress::{Compressed, compress};
 pub use gram::Gram;
 pub use linear::{lerp, lerp_in_place, weighted_mean};
 pub use low_rank::{LowRank, concatenate};
-pub use slerp::{slerp, slerp_from};
+pub use slerp::{Origin, SlerpStream, slerp, slerp_from};
 pub use sparsify::Sparsify;
-pub use task::{Consensus, TaskMerge};
+pub use task::{Consensus, TaskMerge, TaskStream};
 pub use weights::{Normalize, SoupError, Weights};
 
 /// Panics unless every tensor has the length of the output.

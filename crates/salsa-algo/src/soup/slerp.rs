@@ -1,6 +1,7 @@
 //! Spherical interpolation: along the arc between two models instead of the chord.
 
-use super::{Gram, Normalize, Weights, lerp, same_lengths, weighted_mean};
+use super::gram::PairProducts;
+use super::{Normalize, Weights, lerp, same_lengths, weighted_mean};
 
 /// Above this |cosine| the arc is as good as straight, and dividing by its sine loses digits.
 const NEARLY_PARALLEL: f64 = 0.9995;
@@ -13,8 +14,9 @@ const NEARLY_PARALLEL: f64 = 0.9995;
 /// ```
 ///
 /// Where `|cos W| > .9995`, or a tensor is zero, this is [`lerp`]. `t` 0 and 1 give `a` and `b` bit for bit. The angle is
-/// that of the whole slices: hand in one whole tensor at a time. Full weights of two fine-tunes are nearly parallel, so
-/// for them this is a lerp; [`slerp_from`] is the one that differs. Source: Shoemake 1985; mergekit's `slerp`.
+/// that of the whole slices: hand in one whole tensor at a time, or use [`SlerpStream`]. Full weights of two fine-tunes are
+/// nearly parallel, so for them this is a lerp; [`slerp_from`] is the one that differs. Source: Shoemake 1985; mergekit's
+/// `slerp`.
 ///
 /// ```
 /// let mut out = [0.0; 2];
@@ -25,15 +27,9 @@ const NEARLY_PARALLEL: f64 = 0.9995;
 /// # Panics
 /// If lengths differ.
 pub fn slerp(a: &[f32], b: &[f32], t: f64, out: &mut [f32]) {
-    same_lengths(out, &[a, b]);
-    let zero = vec![0.0; a.len()];
-    match arc_weights(&zero, a, b, t) {
-        Some([wa, wb]) => {
-            let weights = Weights::new(&[wa, wb], Normalize::Keep).expect("sines over a sine that is not near zero");
-            weighted_mean(&[a, b], &weights, out);
-        }
-        None => lerp(a, b, t, out),
-    }
+    let mut stream = SlerpStream::new(t, Origin::Zero);
+    stream.look(&[], a, b);
+    stream.apply(&[], a, b, out);
 }
 
 /// Computes a point on the arc between two models, seen from the base they were fine-tuned from.
@@ -56,30 +52,103 @@ pub fn slerp(a: &[f32], b: &[f32], t: f64, out: &mut [f32]) {
 /// # Panics
 /// If lengths differ.
 pub fn slerp_from(base: &[f32], a: &[f32], b: &[f32], t: f64, out: &mut [f32]) {
-    same_lengths(out, &[base, a, b]);
-    let straight = t == 0.0 || t == 1.0;
-    match arc_weights(base, a, b, t) {
-        Some([wa, wb]) if !straight => {
-            let (wa, wb) = (wa as f32, wb as f32);
-            for (((out, base), a), b) in out.iter_mut().zip(base).zip(a).zip(b) {
-                *out = base + (wa * (a - base) + wb * (b - base));
-            }
-        }
-        _ => lerp(a, b, t, out),
-    }
+    let mut stream = SlerpStream::new(t, Origin::Base);
+    stream.look(base, a, b);
+    stream.apply(base, a, b, out);
 }
 
-/// The weights of the two ends, or none where the arc is as good as straight or an end is the origin itself.
-fn arc_weights(origin: &[f32], a: &[f32], b: &[f32], t: f64) -> Option<[f64; 2]> {
-    let mut gram = Gram::new(2);
-    gram.add(origin, &[a, b]);
-    let cosine = gram.cosine(0, 1).filter(|c| c.abs() <= NEARLY_PARALLEL)?;
-    let angle = cosine.acos();
-    Some([((1.0 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin()])
+/// From where the arc is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// From zero: [`slerp`]. Bases handed in are not looked at and may be empty.
+    Zero,
+    /// From the base: [`slerp_from`].
+    Base,
+}
+
+/// A point on the arc between two tensors that are never in memory as a whole.
+///
+/// ```text
+/// new → look at all pieces, in order → apply to all pieces
+/// ```
+///
+/// The result is that of [`slerp`] or [`slerp_from`] on the whole tensors, bit for bit, if all pieces that are looked at
+/// but the last have a length that is a multiple of [`SlerpStream::STEP`].
+///
+/// ```
+/// use salsa_algo::soup::{Origin, SlerpStream};
+/// let mut stream = SlerpStream::new(0.5, Origin::Zero);
+/// stream.look(&[], &[1.0, 0.0], &[0.0, 1.0]);
+/// let mut out = [0.0; 1];
+/// stream.apply(&[], &[1.0], &[0.0], &mut out);
+/// assert!((out[0] - 0.5f32.sqrt()).abs() < 1e-7);
+/// ```
+#[derive(Clone, Debug)]
+pub struct SlerpStream {
+    t: f64,
+    origin: Origin,
+    products: PairProducts,
+    zeros: Vec<f32>,
+}
+
+impl SlerpStream {
+    /// What the length of a piece must be a multiple of.
+    pub const STEP: usize = PairProducts::STEP;
+
+    /// Starts on one tensor; `t` is the place on the arc.
+    pub fn new(t: f64, origin: Origin) -> SlerpStream {
+        SlerpStream { t, origin, products: PairProducts::default(), zeros: Vec::new() }
+    }
+
+    /// Takes the next piece into the angle.
+    ///
+    /// # Panics
+    /// If lengths differ.
+    pub fn look(&mut self, base: &[f32], a: &[f32], b: &[f32]) {
+        match self.origin {
+            Origin::Base => self.products.add(base, a, b),
+            Origin::Zero => {
+                self.zeros.resize(a.len(), 0.0);
+                self.products.add(&self.zeros, a, b);
+            }
+        }
+    }
+
+    /// Computes one piece of the result.
+    ///
+    /// # Panics
+    /// If lengths differ.
+    pub fn apply(&self, base: &[f32], a: &[f32], b: &[f32], out: &mut [f32]) {
+        same_lengths(out, &[a, b]);
+        let straight = self.t == 0.0 || self.t == 1.0;
+        match (self.arc_weights(), self.origin) {
+            (Some([wa, wb]), Origin::Zero) => {
+                let weights =
+                    Weights::new(&[wa, wb], Normalize::Keep).expect("sines over a sine that is not near zero");
+                weighted_mean(&[a, b], &weights, out);
+            }
+            (Some([wa, wb]), Origin::Base) if !straight => {
+                same_lengths(out, &[base]);
+                let (wa, wb) = (wa as f32, wb as f32);
+                for (((out, base), a), b) in out.iter_mut().zip(base).zip(a).zip(b) {
+                    *out = base + (wa * (a - base) + wb * (b - base));
+                }
+            }
+            _ => lerp(a, b, self.t, out),
+        }
+    }
+
+    /// The weights of the two ends, or none where the arc is as good as straight or an end is the origin itself.
+    fn arc_weights(&self) -> Option<[f64; 2]> {
+        let cosine = self.products.gram().cosine(0, 1).filter(|c| c.abs() <= NEARLY_PARALLEL)?;
+        let (t, angle) = (self.t, cosine.acos());
+        Some([((1.0 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin()])
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Gram;
     use super::*;
     use crate::random::uniform;
 
@@ -164,6 +233,28 @@ mod tests {
             let length = f64::from(out[0]).hypot(f64::from(out[1]));
             let expected = if arc { 1.0 } else { ((1.0 + cosine) / 2.0).sqrt() };
             assert!((length - expected).abs() < 2e-7, "{cosine}: {length}");
+        }
+    }
+
+    #[test]
+    fn pieces_give_the_bits_of_the_whole() {
+        let (base, a, b) = (tensor(8), tensor(9), tensor(10));
+        for t in [0.0, 0.3, 1.0, 1.4] {
+            for (origin, expected) in [(Origin::Zero, run(&a, &b, t)), (Origin::Base, run_from(&base, &a, &b, t))] {
+                let mut stream = SlerpStream::new(t, origin);
+                let (mut start, mut out) = (0, vec![f32::NAN; 1000]);
+                for size in [8, 80, 600, 8, 304] {
+                    let range = start..start + size;
+                    stream.look(&base[range.clone()], &a[range.clone()], &b[range]);
+                    start += size;
+                }
+                assert_eq!(start, 1000);
+                for start in (0..1000).step_by(77) {
+                    let range = start..(start + 77).min(1000);
+                    stream.apply(&base[range.clone()], &a[range.clone()], &b[range.clone()], &mut out[range]);
+                }
+                assert_eq!(out, expected, "{origin:?} {t}");
+            }
         }
     }
 }

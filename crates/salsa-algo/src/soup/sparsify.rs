@@ -41,74 +41,157 @@ impl Sparsify {
             fine => Ok(fine),
         }
     }
+
+    /// The same with another density, which may be 0.
+    ///
+    /// # Errors
+    /// If it is not in `[0, 1]`.
+    pub(super) fn with_density(self, density: f64) -> Result<Sparsify, SoupError> {
+        if !(0.0..=1.0).contains(&density) {
+            return Err(SoupError::Density { density });
+        }
+        Ok(match self {
+            Sparsify::None => Sparsify::None,
+            Sparsify::Magnitude { .. } => Sparsify::Magnitude { density },
+            Sparsify::Random { seed, .. } => Sparsify::Random { density, seed },
+        })
+    }
 }
 
-/// One ingredient's thinned-out task vector, entry by entry.
-pub(super) struct TaskVector<'a> {
-    base: &'a [f32],
-    tensor: &'a [f32],
-    rule: Rule,
-}
-
-enum Rule {
+/// Thins out one ingredient's task vector, which comes in pieces.
+///
+/// ```text
+/// new → look at all pieces, then `looked`, as long as it `wants_a_look` → `thin` all pieces, in order
+/// ```
+#[derive(Clone, Debug)]
+pub(super) enum Thinning {
     All,
+    Nothing,
+    /// Looking for the threshold.
+    Ranking(Ranking),
     /// Entries above the threshold, and the first `ties` of those equal to it. Magnitudes are compared by their bits.
     Above {
         threshold: u32,
-        ties: usize,
+        ties: u64,
     },
     Chance {
         density: f64,
         seed: u64,
         ingredient: u64,
+        next: u64,
     },
 }
 
-impl<'a> TaskVector<'a> {
-    pub(super) fn new(base: &'a [f32], tensor: &'a [f32], sparsify: Sparsify, ingredient: usize) -> TaskVector<'a> {
-        let rule = match sparsify {
-            Sparsify::None => Rule::All,
-            Sparsify::Magnitude { density } => largest(base, tensor, density),
-            Sparsify::Random { density, seed } => Rule::Chance { density, seed, ingredient: ingredient as u64 },
-        };
-        TaskVector { base, tensor, rule }
+impl Thinning {
+    /// For a tensor of this many numbers. A density of 0 keeps nothing.
+    pub(super) fn new(sparsify: Sparsify, ingredient: usize, numbers: usize) -> Thinning {
+        match sparsify {
+            Sparsify::Magnitude { density: 0.0 } | Sparsify::Random { density: 0.0, .. } => Thinning::Nothing,
+            Sparsify::Magnitude { density } => {
+                let kept = ((density * numbers as f64) as usize).max(1);
+                if kept >= numbers { Thinning::All } else { Thinning::Ranking(Ranking::new(kept as u64)) }
+            }
+            Sparsify::None => Thinning::All,
+            Sparsify::Random { density, seed } => {
+                Thinning::Chance { density, seed, ingredient: ingredient as u64, next: 0 }
+            }
+        }
     }
 
-    /// Entry `j`, zero if dropped. To be called for 0, 1, 2, ... in order, since ties go to the first.
-    pub(super) fn entry(&mut self, j: usize) -> f32 {
-        let delta = self.tensor[j] - self.base[j];
-        match &mut self.rule {
-            Rule::All => delta,
-            Rule::Above { threshold, ties } => {
-                let magnitude = delta.abs().to_bits();
-                if magnitude == *threshold && *ties > 0 {
-                    *ties -= 1;
-                    return delta;
+    pub(super) fn wants_a_look(&self) -> bool {
+        matches!(self, Thinning::Ranking(_))
+    }
+
+    pub(super) fn look(&mut self, base: &[f32], tensor: &[f32]) {
+        if let Thinning::Ranking(ranking) = self {
+            tensor.iter().zip(base).for_each(|(x, b)| ranking.count((x - b).abs().to_bits()));
+        }
+    }
+
+    /// All pieces have been looked at.
+    pub(super) fn looked(&mut self) {
+        let Thinning::Ranking(ranking) = self else { return };
+        if let Some((threshold, ties)) = ranking.narrow() {
+            *self = Thinning::Above { threshold, ties };
+        }
+    }
+
+    /// Writes the next entries: the task vector's, or zero.
+    pub(super) fn thin(&mut self, base: &[f32], tensor: &[f32], out: &mut [f32]) {
+        out.iter_mut().zip(tensor).zip(base).for_each(|((out, x), b)| *out = x - b);
+        match self {
+            Thinning::All => {}
+            Thinning::Nothing => out.fill(0.0),
+            Thinning::Ranking(_) => panic!("the whole tensor is to be looked at before it is thinned out"),
+            Thinning::Above { threshold, ties } => {
+                for x in out {
+                    let magnitude = x.abs().to_bits();
+                    if magnitude == *threshold && *ties > 0 {
+                        *ties -= 1;
+                    } else if magnitude <= *threshold {
+                        *x = 0.0;
+                    }
                 }
-                if magnitude > *threshold { delta } else { 0.0 }
             }
-            Rule::Chance { density, seed, ingredient } => {
-                if uniform(*seed, *ingredient, j as u64) < *density {
-                    delta / *density as f32
-                } else {
-                    0.0
+            Thinning::Chance { density, seed, ingredient, next } => {
+                for x in out {
+                    let is_kept = uniform(*seed, *ingredient, *next) < *density;
+                    *x = if is_kept { *x / *density as f32 } else { 0.0 };
+                    *next += 1;
                 }
             }
         }
     }
 }
 
-/// The rule that keeps `floor(density * n)` entries, at least one.
-fn largest(base: &[f32], tensor: &[f32], density: f64) -> Rule {
-    // The bits of non-negative floats are ordered like the floats themselves.
-    let mut magnitudes: Vec<u32> = tensor.iter().zip(base).map(|(x, b)| (x - b).abs().to_bits()).collect();
-    let kept = ((density * magnitudes.len() as f64) as usize).max(1);
-    if kept >= magnitudes.len() {
-        return Rule::All;
+/// Finds the `kept`-th largest magnitude by counting, first by the upper bits, then by the lower bits of those that share
+/// the upper ones. The bits of non-negative floats are ordered like the floats themselves.
+#[derive(Clone, Debug)]
+pub(super) struct Ranking {
+    /// How many of those counted now are to be kept.
+    kept: u64,
+    upper: Option<u32>,
+    counts: Vec<u64>,
+}
+
+/// A magnitude has 31 bits.
+const LOWER_BITS: u32 = 15;
+const UPPER_BITS: u32 = 16;
+
+impl Ranking {
+    fn new(kept: u64) -> Ranking {
+        Ranking { kept, upper: None, counts: vec![0; 1 << UPPER_BITS] }
     }
-    let (above, &mut threshold, _) = magnitudes.select_nth_unstable_by(kept - 1, |a, b| b.cmp(a));
-    let ties = kept - above.iter().filter(|&&m| m > threshold).count();
-    Rule::Above { threshold, ties }
+
+    fn count(&mut self, magnitude: u32) {
+        match self.upper {
+            None => self.counts[(magnitude >> LOWER_BITS) as usize] += 1,
+            Some(upper) if magnitude >> LOWER_BITS == upper => {
+                self.counts[(magnitude & ((1 << LOWER_BITS) - 1)) as usize] += 1;
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// The threshold and how many equal to it are kept, if it is known now.
+    fn narrow(&mut self) -> Option<(u32, u64)> {
+        let mut above = 0;
+        let is_reached = |count: &u64| {
+            above += count;
+            above >= self.kept
+        };
+        let from_the_top = self.counts.iter().rev().position(is_reached).expect("more were counted than are kept");
+        let bin = self.counts.len() - 1 - from_the_top;
+        self.kept -= above - self.counts[bin];
+        match self.upper {
+            None => {
+                self.upper = Some(bin as u32);
+                self.counts = vec![0; 1 << LOWER_BITS];
+                None
+            }
+            Some(upper) => Some((upper << LOWER_BITS | bin as u32, self.kept)),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -116,9 +199,62 @@ mod tests {
     use super::*;
 
     fn entries(tensor: &[f32], sparsify: Sparsify, ingredient: usize) -> Vec<f32> {
-        let base = vec![0.0; tensor.len()];
-        let mut vector = TaskVector::new(&base, tensor, sparsify, ingredient);
-        (0..tensor.len()).map(|j| vector.entry(j)).collect()
+        entries_in_pieces(tensor, sparsify, ingredient, tensor.len().max(1))
+    }
+
+    fn entries_in_pieces(tensor: &[f32], sparsify: Sparsify, ingredient: usize, size: usize) -> Vec<f32> {
+        let (base, mut out) = (vec![0.0; size], vec![f32::NAN; tensor.len()]);
+        let mut thinning = Thinning::new(sparsify, ingredient, tensor.len());
+        while thinning.wants_a_look() {
+            tensor.chunks(size).for_each(|piece| thinning.look(&base, piece));
+            thinning.looked();
+        }
+        for (piece, out) in tensor.chunks(size).zip(out.chunks_mut(size)) {
+            thinning.thin(&base, piece, out);
+        }
+        out
+    }
+
+    /// Selection in memory, which the counting in two passes must not differ from.
+    fn sorted(tensor: &[f32], density: f64) -> Vec<f32> {
+        let kept = ((density * tensor.len() as f64) as usize).max(1);
+        let mut order: Vec<usize> = (0..tensor.len()).collect();
+        order.sort_by_key(|&j| (std::cmp::Reverse(tensor[j].abs().to_bits()), j));
+        let mut out = vec![0.0; tensor.len()];
+        order[..kept].iter().for_each(|&j| out[j] = tensor[j]);
+        out
+    }
+
+    #[test]
+    fn counting_in_pieces_is_sorting() {
+        let wide = |s, i| f32::from_bits(crate::random::bits(11, s, i) as u32);
+        let spread: Vec<f32> = (0..3000).map(|i| wide(0, i)).filter(|x| x.is_finite()).collect();
+        let close: Vec<f32> = (0..3000).map(|i| (uniform(11, 1, i) - 0.5) as f32).collect();
+        let coarse: Vec<f32> = close.iter().map(|x| (x * 16.0).round() / 16.0).collect();
+        let bfloat: Vec<f32> = close.iter().map(|x| f32::from_bits(x.to_bits() & 0xffff_0000)).collect();
+        for tensor in [spread, close, coarse, bfloat, vec![0.0; 100], vec![-2.0; 100]] {
+            for density in [1e-9, 0.1, 0.333, 0.5, 0.9, 0.9999] {
+                for size in [1, 64, 1000, 3000] {
+                    let found = entries_in_pieces(&tensor, Sparsify::Magnitude { density }, 0, size);
+                    let (found, expected) = (found.iter(), sorted(&tensor, density));
+                    assert!(found.map(|x| x.to_bits()).eq(expected.iter().map(|x| x.to_bits())), "{density} {size}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn chance_does_not_depend_on_the_pieces() {
+        let x: Vec<f32> = (0..500).map(|i| i as f32).collect();
+        let sparsify = Sparsify::Random { density: 0.3, seed: 4 };
+        assert_eq!(entries_in_pieces(&x, sparsify, 2, 7), entries(&x, sparsify, 2));
+    }
+
+    #[test]
+    fn density_zero_keeps_nothing() {
+        for sparsify in [Sparsify::Magnitude { density: 0.0 }, Sparsify::Random { density: 0.0, seed: 1 }] {
+            assert_eq!(entries(&[1.0, -2.0], sparsify, 0), [0.0, 0.0]);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Merging task vectors: task arithmetic, TIES and DARE are one recipe with different choices.
 
-use super::sparsify::TaskVector;
+use super::sparsify::Thinning;
 use super::{Normalize, SoupError, Sparsify, same_lengths};
 
 /// How the task vectors' entries become one.
@@ -92,6 +92,7 @@ impl TaskMerge {
     /// Merges one tensor of each ingredient into the base's; the formula is at [`TaskMerge`].
     ///
     /// Hand in whole tensors: a magnitude threshold looks at all of one, and random drops count entries from its start.
+    /// [`TaskMerge::stream`] does the same piece by piece.
     ///
     /// ```
     /// use salsa_algo::soup::TaskMerge;
@@ -106,38 +107,148 @@ impl TaskMerge {
     /// # Panics
     /// If there is not one weight per ingredient, or lengths differ.
     pub fn apply(&self, base: &[f32], ingredients: &[&[f32]], weights: &[f64], out: &mut [f32]) {
-        assert_eq!(ingredients.len(), weights.len(), "one weight per ingredient");
-        same_lengths(out, ingredients);
-        same_lengths(out, &[base]);
-        let weights: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
-        let mut vectors: Vec<TaskVector> =
-            ingredients.iter().enumerate().map(|(i, tensor)| TaskVector::new(base, tensor, self.sparsify, i)).collect();
-        let mut weighted = vec![0.0f32; ingredients.len()];
-        for (j, out) in out.iter_mut().enumerate() {
-            for ((entry, vector), w) in weighted.iter_mut().zip(&mut vectors).zip(&weights) {
-                *entry = w * vector.entry(j);
-            }
-            *out = base[j] + self.scale as f32 * self.combine(&weighted, &weights);
+        let mut stream = self.stream(out.len(), weights);
+        while stream.wants_a_look() {
+            stream.look(base, ingredients);
+            stream.looked();
+        }
+        stream.apply(base, ingredients, out);
+    }
+
+    /// Starts on one tensor of `numbers` numbers which is never in memory as a whole.
+    pub fn stream(&self, numbers: usize, weights: &[f64]) -> TaskStream {
+        let sparsify: Vec<Sparsify> = vec![self.sparsify; weights.len()];
+        TaskStream::new(*self, numbers, weights, &sparsify)
+    }
+
+    /// As [`TaskMerge::stream`], with a density for each ingredient in place of the common one. A density of 0 keeps
+    /// nothing. A method without sparsity has none to change.
+    ///
+    /// # Errors
+    /// If a density is not in `[0, 1]`.
+    ///
+    /// # Panics
+    /// If there are not as many densities as weights.
+    pub fn stream_with_densities(
+        &self,
+        numbers: usize,
+        weights: &[f64],
+        densities: &[f64],
+    ) -> Result<TaskStream, SoupError> {
+        assert_eq!(densities.len(), weights.len(), "one density per ingredient");
+        let sparsify = densities.iter().map(|&density| self.sparsify.with_density(density));
+        let sparsify: Vec<Sparsify> = sparsify.collect::<Result<_, _>>()?;
+        Ok(TaskStream::new(*self, numbers, weights, &sparsify))
+    }
+}
+
+/// A [`TaskMerge`] at work on one tensor, piece by piece.
+///
+/// ```text
+/// stream → look at all pieces, then `looked`, as long as it `wants_a_look` → apply to all pieces, in order
+/// ```
+///
+/// The result is that of [`TaskMerge::apply`] on the whole tensors, bit for bit, however they are cut. In memory are counts
+/// of magnitudes, half a megabyte for each ingredient that is trimmed, and nothing of the tensor's size.
+///
+/// ```
+/// use salsa_algo::soup::TaskMerge;
+/// let mut stream = TaskMerge::ties(0.5).unwrap().stream(2, &[1.0]);
+/// while stream.wants_a_look() {
+///     stream.look(&[0.0], &[&[3.0]]);
+///     stream.look(&[0.0], &[&[-4.0]]);
+///     stream.looked();
+/// }
+/// let mut out = [0.0; 2];
+/// stream.apply(&[0.0], &[&[3.0]], &mut out[..1]);
+/// stream.apply(&[0.0], &[&[-4.0]], &mut out[1..]);
+/// assert_eq!(out, [0.0, -4.0]);
+/// ```
+#[derive(Clone, Debug)]
+pub struct TaskStream {
+    merge: TaskMerge,
+    weights: Vec<f32>,
+    vectors: Vec<Thinning>,
+    weighted: Vec<f32>,
+}
+
+/// Entries worked on at a time, so that they stay in the nearest cache.
+const CHUNK: usize = 1024;
+
+impl TaskStream {
+    fn new(merge: TaskMerge, numbers: usize, weights: &[f64], sparsify: &[Sparsify]) -> TaskStream {
+        let vector = |(i, sparsify): (usize, &Sparsify)| Thinning::new(*sparsify, i, numbers);
+        TaskStream {
+            merge,
+            weights: weights.iter().map(|&w| w as f32).collect(),
+            vectors: sparsify.iter().enumerate().map(vector).collect(),
+            weighted: Vec::new(),
         }
     }
 
-    /// One entry of the merged task vector from the weighted entries.
-    fn combine(&self, weighted: &[f32], weights: &[f32]) -> f32 {
-        let all: f32 = weighted.iter().sum();
-        let counts = |entry: f32| match self.consensus {
-            Consensus::Sum => true,
-            Consensus::Sign => entry != 0.0 && (entry > 0.0) == (all >= 0.0),
-        };
-        let (mut total, mut part) = (0.0, 0.0);
-        for (&entry, &w) in weighted.iter().zip(weights) {
-            if counts(entry) {
-                total += entry;
-                part += w;
+    /// Whether all pieces have to be looked at (again) before the first is merged.
+    pub fn wants_a_look(&self) -> bool {
+        self.vectors.iter().any(Thinning::wants_a_look)
+    }
+
+    /// Looks at a piece.
+    ///
+    /// # Panics
+    /// If there are not as many tensors as weights, or lengths differ.
+    pub fn look(&mut self, base: &[f32], ingredients: &[&[f32]]) {
+        assert_eq!(ingredients.len(), self.weights.len(), "one weight per ingredient");
+        same_lengths(base, ingredients);
+        self.vectors.iter_mut().zip(ingredients).for_each(|(vector, tensor)| vector.look(base, tensor));
+    }
+
+    /// Says that all pieces have been looked at.
+    pub fn looked(&mut self) {
+        self.vectors.iter_mut().for_each(Thinning::looked);
+    }
+
+    /// Merges the next piece.
+    ///
+    /// # Panics
+    /// If there are not as many tensors as weights, lengths differ, or a look was left out.
+    pub fn apply(&mut self, base: &[f32], ingredients: &[&[f32]], out: &mut [f32]) {
+        assert_eq!(ingredients.len(), self.weights.len(), "one weight per ingredient");
+        same_lengths(out, ingredients);
+        same_lengths(out, &[base]);
+        self.weighted.resize(ingredients.len() * CHUNK, 0.0);
+        for start in (0..out.len()).step_by(CHUNK) {
+            let range = start..(start + CHUNK).min(out.len());
+            let base = &base[range.clone()];
+            for (i, vector) in self.vectors.iter_mut().enumerate() {
+                let entries = &mut self.weighted[i * CHUNK..][..base.len()];
+                vector.thin(base, &ingredients[i][range.clone()], entries);
+                entries.iter_mut().for_each(|entry| *entry *= self.weights[i]);
+            }
+            self.combine(base, &mut out[range]);
+        }
+    }
+
+    /// One chunk of the result from the weighted entries. Everything is added up in the order of the ingredients.
+    fn combine(&self, base: &[f32], out: &mut [f32]) {
+        let (mut all, mut total, mut part) = ([0f32; CHUNK], [0f32; CHUNK], [0f32; CHUNK]);
+        let (all, total, part) = (&mut all[..out.len()], &mut total[..out.len()], &mut part[..out.len()]);
+        let vectors = || self.weighted.chunks(CHUNK).zip(&self.weights);
+        for (entries, _) in vectors() {
+            all.iter_mut().zip(entries).for_each(|(all, entry)| *all += entry);
+        }
+        for (entries, &w) in vectors() {
+            for (((total, part), all), &entry) in total.iter_mut().zip(part.iter_mut()).zip(&*all).zip(entries) {
+                let counts = match self.merge.consensus {
+                    Consensus::Sum => true,
+                    Consensus::Sign => entry != 0.0 && (entry > 0.0) == (*all >= 0.0),
+                };
+                *total += if counts { entry } else { 0.0 };
+                *part += if counts { w } else { 0.0 };
             }
         }
-        match self.normalize {
-            Normalize::Divide if part.abs() >= 1e-8 => total / part,
-            Normalize::Divide | Normalize::Keep => total,
+        let scale = self.merge.scale as f32;
+        for (((out, base), total), part) in out.iter_mut().zip(base).zip(&*total).zip(&*part) {
+            let divides = self.merge.normalize == Normalize::Divide && part.abs() >= 1e-8;
+            *out = base + scale * if divides { total / part } else { *total };
         }
     }
 }
@@ -229,6 +340,90 @@ mod tests {
         let ties = TaskMerge::ties(1.0).expect("fine").with_normalize(Normalize::Keep);
         assert_eq!(merge(ties, &[0.0], &[&[2.0], &[2.0]], &[1.0, -1.0]), [2.0]);
         assert_eq!(merge(ties, &[0.0], &[&[2.0], &[3.0]], &[1.0, -1.0]), [-3.0]);
+    }
+
+    /// The definition, entry by entry, on whole tensors.
+    fn by_definition(method: TaskMerge, base: &[f32], ingredients: &[&[f32]], weights: &[f64]) -> Vec<f32> {
+        let vector = |(i, tensor): (usize, &&[f32])| {
+            let mut thinning = Thinning::new(method.sparsify, i, base.len());
+            while thinning.wants_a_look() {
+                thinning.look(base, tensor);
+                thinning.looked();
+            }
+            let mut entries = vec![0.0; base.len()];
+            thinning.thin(base, tensor, &mut entries);
+            entries
+        };
+        let vectors: Vec<Vec<f32>> = ingredients.iter().enumerate().map(vector).collect();
+        let entry = |j: usize| {
+            let weighted: Vec<f32> = vectors.iter().zip(weights).map(|(v, &w)| v[j] * w as f32).collect();
+            let all: f32 = weighted.iter().sum();
+            let agrees = |e: f32| match method.consensus {
+                Consensus::Sum => true,
+                Consensus::Sign => e != 0.0 && (e > 0.0) == (all >= 0.0),
+            };
+            let (mut total, mut part) = (0.0, 0.0);
+            for (e, &w) in weighted.iter().zip(weights).filter(|(e, _)| agrees(**e)) {
+                total += e;
+                part += w as f32;
+            }
+            let divided = method.normalize == Normalize::Divide && part.abs() >= 1e-8;
+            base[j] + method.scale as f32 * if divided { total / part } else { total }
+        };
+        (0..base.len()).map(entry).collect()
+    }
+
+    #[test]
+    fn pieces_give_the_bits_of_the_definition() {
+        let n = 3 * CHUNK as u64 + 41;
+        let (base, a, b, c) = (tensor(10, n), tensor(11, n), tensor(12, n), tensor(13, n));
+        let ingredients: [&[f32]; 3] = [&a, &b, &c];
+        let weights = [0.7, 0.5, -0.1];
+        for method in [
+            TaskMerge::task_arithmetic(),
+            TaskMerge::ties(0.3).expect("fine"),
+            TaskMerge::ties(0.8).expect("fine").with_normalize(Normalize::Keep).with_scale(0.7),
+            TaskMerge::dare_linear(0.4, 5).expect("fine").with_normalize(Normalize::Divide),
+            TaskMerge::dare_ties(0.4, 6).expect("fine").with_scale(1.3),
+        ] {
+            let expected = by_definition(method, &base, &ingredients, &weights);
+            assert_eq!(merge(method, &base, &ingredients, &weights), expected);
+            for size in [1, 100, CHUNK, 2 * CHUNK + 1] {
+                let mut stream = method.stream(n as usize, &weights);
+                let (mut out, n) = (vec![f32::NAN; n as usize], n as usize);
+                let pieces = || (0..n).step_by(size).map(|start| start..(start + size).min(n));
+                let cut = |range: std::ops::Range<usize>| ingredients.map(|tensor| &tensor[range.clone()]);
+                while stream.wants_a_look() {
+                    pieces().for_each(|range| stream.look(&base[range.clone()], &cut(range)));
+                    stream.looked();
+                }
+                pieces().for_each(|r| stream.apply(&base[r.clone()], &cut(r.clone()), &mut out[r]));
+                assert_eq!(out, expected, "{method:?} {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_ingredient_may_have_its_own_density() {
+        let (base, a, b) = ([0.0; 4], [1.0, 2.0, 3.0, 4.0], [40.0, 30.0, 20.0, 10.0]);
+        let thin = |densities: &[f64]| {
+            let ties = TaskMerge::ties(1.0).expect("fine").with_normalize(Normalize::Keep);
+            let mut stream = ties.stream_with_densities(4, &[1.0, 1.0], densities).expect("in range");
+            let mut out = [f32::NAN; 4];
+            while stream.wants_a_look() {
+                stream.look(&base, &[&a, &b]);
+                stream.looked();
+            }
+            stream.apply(&base, &[&a, &b], &mut out);
+            out
+        };
+        assert_eq!(thin(&[0.5, 0.25]), [40.0, 0.0, 3.0, 4.0]);
+        assert_eq!(thin(&[1.0, 0.0]), a);
+        assert_eq!(thin(&[0.25, 1.0]), [40.0, 30.0, 20.0, 14.0]);
+        let refused = |density| TaskMerge::ties(1.0).expect("fine").stream_with_densities(4, &[1.0], &[density]);
+        assert!(refused(1.5).is_err() && refused(-0.5).is_err() && refused(f64::NAN).is_err());
+        let sum = TaskMerge::task_arithmetic().stream_with_densities(4, &[1.0], &[0.5]).expect("nothing to change");
+        assert!(!sum.wants_a_look());
     }
 
     #[test]

@@ -133,8 +133,8 @@ pub trait Backend: Send + Sync + 'static {
 
     /// `out[T, out] = x[T, in] * W^T`.
     fn linear(&self, x: &Self::Buffer, weight: &Self::Matrix) -> Self::Buffer;
-    /// `d_x[T, in] = d_out[T, out] * W`, with `W` row-major.
-    fn linear_backward_input(&self, d_out: &Self::Buffer, weight: &[f32], out: usize, input: usize) -> Self::Buffer;
+    /// `d_x[T, in] = d_out[T, out] * W`.
+    fn linear_backward_input(&self, d_out: &Self::Buffer, weight: &Self::Matrix) -> Self::Buffer;
     /// `d_weight[out, in] += d_out^T * x`.
     fn linear_backward_weight(
         &self,
@@ -144,8 +144,6 @@ pub trait Backend: Send + Sync + 'static {
         input: usize,
         d_weight: &mut [f32],
     );
-    /// `d_x[T, in] = d_out[T, out] * W`, for a frozen `W` of which only the packed form exists.
-    fn linear_backward_input_packed(&self, d_out: &Self::Buffer, weight: &Self::Matrix) -> Self::Buffer;
 
     /// `y[:, to] += x[:, from] * W^T`: a product of some columns, added to some columns.
     fn linear_columns(&self, x: &Self::Buffer, from: Columns, weight: &Self::Matrix, y: &mut Self::Buffer, to: Columns);
@@ -250,25 +248,15 @@ pub trait Backend: Send + Sync + 'static {
     /// One head with weight 1 is a language model; several make the normalised geometric mean of their distributions.
     /// The logits are computed in blocks of rows and vocabulary and never exist as a whole.
     fn token_stats(&self, heads: &[(&Self::Buffer, &Self::Matrix, f32)], query: LogprobQuery<'_>) -> TokenStats;
-    /// From `d_logprobs`: returns `d_hidden`, adds to `d_weight[vocab, hidden]`. `weight` is row-major.
+    /// From `d_logprobs`: returns `d_hidden`, adds to `d_weight[vocab, hidden]` unless the head is frozen.
     fn token_stats_backward(
         &self,
         d_logprobs: &[f32],
         hidden: &Self::Buffer,
         head: &Self::Matrix,
-        weight: &[f32],
         query: LogprobQuery<'_>,
         log_sums: &[f32],
-        d_weight: &mut [f32],
-    ) -> Self::Buffer;
-    /// The `d_hidden` of [`Backend::token_stats_backward`] for a frozen head.
-    fn token_stats_backward_input(
-        &self,
-        d_logprobs: &[f32],
-        hidden: &Self::Buffer,
-        head: &Self::Matrix,
-        query: LogprobQuery<'_>,
-        log_sums: &[f32],
+        d_weight: Option<&mut [f32]>,
     ) -> Self::Buffer;
     /// The logits of each hidden row divided by `temperature`, handed to `use_row(row, logits)`, in parallel.
     fn logits(

@@ -10,8 +10,8 @@ use std::ops::Range;
 
 /// What is trained, and where its gradient goes.
 pub(super) enum Sink<'a> {
-    /// All weights of the base: the flat master weights, and the gradient in the same layout.
-    All { weights: &'a [f32], gradients: &'a mut [f32] },
+    /// All weights of the base: the gradient in the layout of the flat master weights.
+    All { gradients: &'a mut [f32] },
     /// The adapter with its head; the base is frozen, and no gradient of its matrices is computed.
     Adapter {
         gradients: &'a mut [f32],
@@ -24,7 +24,7 @@ impl Sink<'_> {
     /// Where the gradient of a vector of the base goes.
     fn vector(&mut self, place: &Range<usize>) -> &mut [f32] {
         match self {
-            Sink::All { gradients, .. } => &mut gradients[place.clone()],
+            Sink::All { gradients } => &mut gradients[place.clone()],
             Sink::Adapter { unread, .. } => {
                 unread.resize(unread.len().max(place.len()), 0.0);
                 &mut unread[..place.len()]
@@ -65,7 +65,7 @@ impl<B: Backend> Transformer<B> {
                 }
             };
         }
-        if let Sink::All { gradients, .. } = sink {
+        if let Sink::All { gradients } = sink {
             let (hidden, scale) = (self.spec.hidden_size, self.spec.embedding_scale);
             backend.embed_backward(&d_x, batch.tokens(), hidden, scale, &mut gradients[places.embedding.clone()]);
         }
@@ -79,14 +79,14 @@ impl<B: Backend> Transformer<B> {
             assert_eq!(d.d_logprobs.len(), query.rows.len(), "one gradient for each log-prob");
             let head = self.head().expect("the forward pass read this head");
             let (log_sums, asked) = (&tape.heads.log_sums, query.logprob_query());
-            let d_rows = match sink {
-                Sink::All { weights, gradients } => {
+            let d_weight = match sink {
+                Sink::All { gradients } => {
                     let place = self.base.places.head.clone().expect("the forward pass read this head");
-                    let d_weight = &mut gradients[place.clone()];
-                    backend.token_stats_backward(d.d_logprobs, rows, head, &weights[place], asked, log_sums, d_weight)
+                    Some(&mut gradients[place])
                 }
-                Sink::Adapter { .. } => backend.token_stats_backward_input(d.d_logprobs, rows, head, asked, log_sums),
+                Sink::Adapter { .. } => None,
             };
+            let d_rows = backend.token_stats_backward(d.d_logprobs, rows, head, asked, log_sums, d_weight);
             backend.scatter_add(&mut d_hidden, hidden, &query.rows, &d_rows);
         }
         if let Some(rows) = &tape.heads.value_hidden {
@@ -123,7 +123,7 @@ impl<B: Backend> Transformer<B> {
         if lowest == Some(Group::Down) {
             return d_x;
         }
-        let d_act = self.input_backward(index, Group::Down, &d_x, d_z, sink);
+        let d_act = self.input_backward(index, Group::Down, &d_x, d_z);
         let d_gate_up = backend.gated_backward(&d_act, &kept.gate_up, spec.intermediate_size, spec.activation);
         drop(d_act);
         let h = || Cow::Owned(self.norm(&kept.middle, &layer.post_norm).0);
@@ -131,7 +131,7 @@ impl<B: Backend> Transformer<B> {
         if lowest == Some(Group::GateUp) {
             return d_x;
         }
-        let d_h = self.input_backward(index, Group::GateUp, &d_gate_up, d_z, sink);
+        let d_h = self.input_backward(index, Group::GateUp, &d_gate_up, d_z);
         drop(d_gate_up);
         backend.rms_norm_backward(
             &d_h,
@@ -148,7 +148,7 @@ impl<B: Backend> Transformer<B> {
         if lowest == Some(Group::Output) {
             return d_x;
         }
-        let d_attended = self.input_backward(index, Group::Output, &d_x, d_z, sink);
+        let d_attended = self.input_backward(index, Group::Output, &d_x, d_z);
         let mut d_fused = backend.attention_backward(&d_attended, &kept.fused, pass.batch.cu_seqlens(), &shape);
         drop(d_attended);
         self.projections_backward(index, kept, &mut d_fused, pass.rotation, sink);
@@ -157,7 +157,7 @@ impl<B: Backend> Transformer<B> {
         if lowest == Some(Group::Qkv) {
             return d_x;
         }
-        let d_h = self.input_backward(index, Group::Qkv, &d_fused, d_z, sink);
+        let d_h = self.input_backward(index, Group::Qkv, &d_fused, d_z);
         backend.rms_norm_backward(
             &d_h,
             &kept.input,
@@ -187,7 +187,7 @@ impl<B: Backend> Transformer<B> {
         sink: &mut Sink<'_>,
     ) -> Option<B::Buffer> {
         match sink {
-            Sink::All { gradients, .. } => {
+            Sink::All { gradients } => {
                 let (place, [out, input]) = (self.base.places.layers[index].matrix(group), group.shape(&self.spec));
                 self.base.backend.linear_backward_weight(d_y, &x(), out, input, &mut gradients[place]);
                 None
@@ -199,29 +199,13 @@ impl<B: Backend> Transformer<B> {
     }
 
     /// The gradient with respect to the input of a product.
-    fn input_backward(
-        &self,
-        index: usize,
-        group: Group,
-        d_y: &B::Buffer,
-        d_z: Option<B::Buffer>,
-        sink: &Sink<'_>,
-    ) -> B::Buffer {
-        let (backend, [out, input]) = (&self.base.backend, group.shape(&self.spec));
-        match sink {
-            Sink::All { weights, .. } => {
-                let place = self.base.places.layers[index].matrix(group);
-                backend.linear_backward_input(d_y, &weights[place], out, input)
-            }
-            Sink::Adapter { .. } => {
-                let matrix = self.base.parameters.layers[index].matrix(group);
-                let mut d_x = backend.linear_backward_input_packed(d_y, matrix);
-                if let (Some(factors), Some(d_z)) = (self.factors(index, group), d_z) {
-                    self.factors_backward_input(factors, &d_z, &mut d_x);
-                }
-                d_x
-            }
+    fn input_backward(&self, index: usize, group: Group, d_y: &B::Buffer, d_z: Option<B::Buffer>) -> B::Buffer {
+        let matrix = self.base.parameters.layers[index].matrix(group);
+        let mut d_x = self.base.backend.linear_backward_input(d_y, matrix);
+        if let (Some(factors), Some(d_z)) = (self.factors(index, group), d_z) {
+            self.factors_backward_input(factors, &d_z, &mut d_x);
         }
+        d_x
     }
 
     /// Back through rotation, norms of heads and biases, in place.
@@ -245,7 +229,7 @@ impl<B: Backend> Transformer<B> {
             step(queries, &raw.query_inverse, query, &places.query_norm);
             step(keys, &raw.key_inverse, key, &places.key_norm);
         }
-        if let (Some(place), Sink::All { gradients, .. }) = (&places.qkv_bias, sink) {
+        if let (Some(place), Sink::All { gradients }) = (&places.qkv_bias, sink) {
             backend.add_bias_backward(d_fused, &mut gradients[place.clone()]);
         }
     }

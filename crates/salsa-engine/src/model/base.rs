@@ -3,9 +3,9 @@
 use crate::backend::{AttentionShape, Backend, RotaryTable};
 use crate::error::ModelError;
 use crate::lora::Group;
+use crate::pool;
 use crate::spec::{Head, ModelSpec, TensorView};
 use crate::weights::Weights;
-use rayon::prelude::*;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -265,7 +265,9 @@ const BLOCK: usize = 1 << 18;
 fn first_not_finite(numbers: &[f32]) -> Option<usize> {
     // Without an early exit the compiler looks at many numbers at once.
     let sound = |block: &[f32]| block.iter().fold(true, |all, x| all & x.is_finite());
-    if numbers.par_chunks(BLOCK).all(sound) { None } else { numbers.iter().position(|x| !x.is_finite()) }
+    let block = |i: usize| sound(&numbers[i * BLOCK..numbers.len().min((i + 1) * BLOCK)]);
+    let all_sound = pool::map(numbers.len().div_ceil(BLOCK), block).into_iter().all(|sound| sound);
+    if all_sound { None } else { numbers.iter().position(|x| !x.is_finite()) }
 }
 
 fn not_finite(tensors: &[TensorView], at: usize, value: f32) -> ModelError {

@@ -78,6 +78,22 @@ impl<B: Backend> Transformer<B> {
         Arc::ptr_eq(&self.base, &other.base)
     }
 
+    /// Takes over other weights of the same shape, in the place of the old ones.
+    ///
+    /// # Errors
+    ///
+    /// When the count is wrong or a weight is not finite; the model then stays as it was.
+    ///
+    /// # Panics
+    ///
+    /// If the model has an adapter, or others stand on its base.
+    pub fn set_weights(&mut self, weights: &[f32]) -> Result<(), ModelError> {
+        base::check(&self.spec.tensors(), weights)?;
+        assert!(self.adapter.is_none(), "the weights of a model with an adapter are those of its base");
+        Arc::get_mut(&mut self.base).expect("no other model stands on this base").refresh(weights);
+        Ok(())
+    }
+
     /// The model's shape.
     pub fn spec(&self) -> &ModelSpec {
         &self.spec

@@ -147,7 +147,7 @@ impl<B: Backend> TrainableTransformer<B> {
     /// If there is not one number for each output.
     pub fn backward(&mut self, tape: Tape<B>, gradient: &OutputGradient<'_>) {
         let mut sink = match self.trained {
-            Trained::All => Sink::All { weights: &self.weights, gradients: &mut self.gradients },
+            Trained::All => Sink::All { gradients: &mut self.gradients },
             Trained::Adapter => Sink::Adapter { gradients: &mut self.gradients, unread: Vec::new() },
         };
         self.model.backward_into(tape, gradient, &mut sink);

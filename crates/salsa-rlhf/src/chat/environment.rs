@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::ops::Range;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value, context};
@@ -14,6 +14,23 @@ use crate::tokenizer::SpecialTokenNames;
 
 const NAME: &str = "chat_template";
 
+/// 2024-07-26 00:00 UTC, in seconds since 1970.
+const FIXED_DATE: i64 = 1_721_952_000;
+
+/// What a rendering may use at first: an instruction of the template costs one, 64 bytes that it makes or reads cost one.
+/// A message costs some fifty. Values cannot be nested deeper than fuel lasts, nor overflow the stack of a usual thread
+/// when they are dropped.
+const LITTLE_FUEL: u64 = 3_000;
+
+/// What a longer conversation may use, on a stack of its own.
+const MUCH_FUEL: u64 = 1_000_000;
+
+/// Room for values nested as deep as [`MUCH_FUEL`] lasts; the system gives what is used.
+const LARGE_STACK: usize = 1 << 30;
+
+/// Deeper than anything that is written as JSON, and far from the end of the stack.
+const DEEPEST_JSON: usize = 100;
+
 thread_local! {
     /// What encloses `{% generation %}` blocks of the rendering under way on this thread.
     static MARKS: Cell<Option<(char, char)>> = const { Cell::new(None) };
@@ -21,7 +38,10 @@ thread_local! {
 
 /// A compiled template.
 pub(super) struct Rendering {
-    environment: Environment<'static>,
+    /// With [`LITTLE_FUEL`].
+    short: Environment<'static>,
+    /// With [`MUCH_FUEL`].
+    long: Environment<'static>,
     source: String,
     tokens: Vec<(&'static str, String)>,
     marks_generation: bool,
@@ -50,11 +70,22 @@ impl Rendering {
             .map_err(|e| anyhow!("the chat template is not valid: {}", describe(&e)))?;
         let tokens = [("bos_token", &tokens.bos), ("eos_token", &tokens.eos), ("pad_token", &tokens.pad)];
         let tokens = tokens.into_iter().filter_map(|(name, token)| Some((name, token.clone()?))).collect();
-        Ok(Rendering { environment, source: source.to_string(), tokens, marks_generation })
+        let with = |fuel| {
+            let mut environment = environment.clone();
+            environment.set_fuel(Some(fuel));
+            environment
+        };
+        let (short, long) = (with(LITTLE_FUEL), with(MUCH_FUEL));
+        Ok(Rendering { short, long, source: source.to_string(), tokens, marks_generation })
     }
 
     pub(super) fn source(&self) -> &str {
         &self.source
+    }
+
+    /// A special token that the template can name.
+    pub(super) fn token(&self, name: &str) -> Option<&str> {
+        self.tokens.iter().find(|(known, _)| *known == name).map(|(_, token)| token.as_str())
     }
 
     /// Whether the template has `{% generation %}` blocks.
@@ -63,6 +94,31 @@ impl Rendering {
     }
 
     pub(super) fn plain(&self, messages: &[Message], prompt: GenerationPrompt) -> Result<String> {
+        self.render(messages, prompt, None)
+    }
+
+    /// Renders with these characters around `{% generation %}` blocks.
+    fn render(&self, messages: &[Message], prompt: GenerationPrompt, marks: Option<(char, char)>) -> Result<String> {
+        let rendered = match self.render_in(&self.short, messages, prompt, marks) {
+            Err(error) if error.kind() == ErrorKind::OutOfFuel => std::thread::scope(|scope| {
+                let long = || self.render_in(&self.long, messages, prompt, marks);
+                let thread = std::thread::Builder::new().stack_size(LARGE_STACK).spawn_scoped(scope, long);
+                let thread = thread.context("cannot start a thread to render a long conversation")?;
+                let done = thread.join().map_err(|_| anyhow!("the chat template cannot be rendered"))?;
+                anyhow::Ok(done)
+            })?,
+            done => done,
+        };
+        rendered.map_err(|e| anyhow!("the chat template refuses this conversation: {}", describe(&e)))
+    }
+
+    fn render_in(
+        &self,
+        environment: &Environment<'static>,
+        messages: &[Message],
+        prompt: GenerationPrompt,
+        marks: Option<(char, char)>,
+    ) -> Result<String, Error> {
         let list: Vec<Value> = messages
             .iter()
             .map(|m| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]))
@@ -75,17 +131,16 @@ impl Rendering {
             documents => (),
             ..tokens
         };
-        let template = self.environment.get_template(NAME).expect("added when the environment was made");
-        template.render(context).map_err(|e| anyhow!("the chat template refuses this conversation: {}", describe(&e)))
+        MARKS.set(marks);
+        let rendered = environment.get_template(NAME).and_then(|template| template.render(context));
+        MARKS.set(None);
+        rendered
     }
 
     /// The text and the byte ranges of `{% generation %}` blocks.
     pub(super) fn marked(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
         let (open, close) = unused_marks(messages)?;
-        MARKS.set(Some((open, close)));
-        let rendered = self.plain(messages, GenerationPrompt::Omit);
-        MARKS.set(None);
-        let rendered = rendered?;
+        let rendered = self.render(messages, GenerationPrompt::Omit, Some((open, close)))?;
         let (mut text, mut spans, mut start) = (String::with_capacity(rendered.len()), Vec::new(), 0);
         for piece in rendered.split_inclusive([open, close]) {
             let plain = piece.trim_end_matches([open, close]);
@@ -156,19 +211,17 @@ fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
 }
 
-/// The current time; `SOURCE_DATE_EPOCH` (seconds since 1970, taken as UTC) fixes it for reproducible runs.
+/// The date in templates that ask for it. The clock is not read: what a model learns would depend on the day, and a run
+/// resumed after midnight would learn something else. It is the date that Llama's templates fall back to, 26 July 2024,
+/// unless `SOURCE_DATE_EPOCH` (seconds since 1970, taken as UTC) gives another.
 fn strftime_now(format: String) -> Result<String, Error> {
     let failed = |e: String| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}"));
-    let now = match std::env::var("SOURCE_DATE_EPOCH") {
-        Err(_) => jiff::Zoned::now(),
-        Ok(seconds) => {
-            let seconds =
-                seconds.parse().map_err(|_| failed(format!("SOURCE_DATE_EPOCH is {seconds:?}, no number")))?;
-            let time = jiff::Timestamp::from_second(seconds).map_err(|e| failed(e.to_string()))?;
-            time.to_zoned(jiff::tz::TimeZone::UTC)
-        }
+    let seconds = match std::env::var("SOURCE_DATE_EPOCH") {
+        Err(_) => FIXED_DATE,
+        Ok(seconds) => seconds.parse().map_err(|_| failed(format!("SOURCE_DATE_EPOCH is {seconds:?}, no number")))?,
     };
-    jiff::fmt::strtime::format(&format, &now).map_err(|e| failed(e.to_string()))
+    let time = jiff::Timestamp::from_second(seconds).map_err(|e| failed(e.to_string()))?;
+    jiff::fmt::strtime::format(&format, &time.to_zoned(jiff::tz::TimeZone::UTC)).map_err(|e| failed(e.to_string()))
 }
 
 /// Python's `json.dumps(x, ensure_ascii=False, indent=indent)`, which is what transformers puts in place of Jinja's
@@ -183,6 +236,9 @@ fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
 }
 
 fn write_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Result<(), Error> {
+    if depth > DEEPEST_JSON {
+        return Err(Error::new(ErrorKind::InvalidOperation, "tojson: the value is nested too deep"));
+    }
     let quote = |text: &str| serde_json::Value::from(text).to_string();
     let line = |out: &mut String, depth: usize| {
         if let Some(width) = indent {
@@ -233,6 +289,9 @@ fn write_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut Stri
 
 /// What a template error says, with the line.
 fn describe(error: &Error) -> String {
+    if error.kind() == ErrorKind::OutOfFuel {
+        return "it does not come to an end, or the conversation has many thousands of messages".to_owned();
+    }
     let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_string);
     match error.line() {
         Some(line) => format!("{what} (template line {line})"),

@@ -13,8 +13,9 @@ use super::{ChatTemplate, GenerationPrompt, Message};
 /// before = render(messages[..i], Add);   after = render(messages[..=i], Omit);   span = before.len()..after.len()
 /// ```
 ///
-/// This needs `before` to begin `after`, and `after` to begin the whole. Where a template shortens earlier turns (as
-/// those that drop past reasoning do), the turn in the whole is its content and what `after` has behind the content.
+/// This needs `before` to begin the whole, and `after` to begin it too. Two kinds of templates break the second: those
+/// that end every rendering with the end-of-sequence token (Phi-3), which is then taken off; and those that shorten earlier
+/// turns, dropping past reasoning (Qwen3), where the turn is the longest end of `after` that stands in the whole.
 pub(super) fn by_prefixes(template: &ChatTemplate, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
     let whole = template.render(messages, GenerationPrompt::Omit)?;
     let mut spans = Vec::new();
@@ -22,13 +23,12 @@ pub(super) fn by_prefixes(template: &ChatTemplate, messages: &[Message]) -> Resu
         let turn = || format!("cannot tell which part of the rendered conversation is message {}", i + 1);
         let before = template.render(&messages[..i], GenerationPrompt::Add).with_context(turn)?;
         let after = template.render(&messages[..=i], GenerationPrompt::Omit).with_context(turn)?;
-        let length = if !whole.starts_with(&before) {
-            None
-        } else if after.starts_with(&before) && whole.starts_with(&after) {
-            Some(after.len() - before.len())
-        } else {
-            shortened(&whole[before.len()..], &after, message.content.trim())
-        };
+        let length = whole.strip_prefix(before.as_str()).and_then(|rest| {
+            let added = after.strip_prefix(before.as_str());
+            let closed = added.and_then(|added| Some(added.strip_suffix(template.eos()?)?));
+            let exact = [added, closed].into_iter().flatten().find(|added| rest.starts_with(added));
+            exact.map(str::len).or_else(|| shortened(rest, added.unwrap_or(&after), &message.content))
+        });
         let Some(length) = length else {
             bail!(
                 "{}: the chat template writes it differently once other messages follow. Put {{% generation %}} and {{% endgeneration %}} around the assistant's part in the template, or train on prompt and completion records, one for each turn",
@@ -40,9 +40,63 @@ pub(super) fn by_prefixes(template: &ChatTemplate, messages: &[Message]) -> Resu
     Ok((whole, spans))
 }
 
-/// The length of `content` and of what `after` has behind it, if `rest` begins with the two.
-fn shortened(rest: &str, after: &str, content: &str) -> Option<usize> {
-    let ending = &after[after.rfind(content)? + content.len()..];
-    let length = content.len() + ending.len();
-    (rest.starts_with(content) && rest[content.len()..].starts_with(ending)).then_some(length)
+/// The length of the longest end of `added` that begins `rest`, if it holds the last line of `content`.
+fn shortened(rest: &str, added: &str, content: &str) -> Option<usize> {
+    let length = overlap(added.as_bytes(), rest.as_bytes());
+    let kept = rest.get(..length).filter(|kept| !kept.is_empty())?;
+    let last = content.trim().lines().last().unwrap_or_default().trim();
+    kept.contains(last).then_some(length)
+}
+
+/// The length of the longest end of `a` that begins `b`.
+fn overlap(a: &[u8], b: &[u8]) -> usize {
+    let b = &b[..b.len().min(a.len())];
+    if b.is_empty() {
+        return 0;
+    }
+    // borders[i]: the longest proper beginning of b[..=i] that also ends it.
+    let mut borders = vec![0; b.len()];
+    let mut matched = 0;
+    for i in 1..b.len() {
+        while matched > 0 && b[i] != b[matched] {
+            matched = borders[matched - 1];
+        }
+        matched += usize::from(b[i] == b[matched]);
+        borders[i] = matched;
+    }
+    let mut matched = 0;
+    for byte in a {
+        if matched == b.len() {
+            matched = borders[matched - 1];
+        }
+        while matched > 0 && *byte != b[matched] {
+            matched = borders[matched - 1];
+        }
+        matched += usize::from(*byte == b[matched]);
+    }
+    matched
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn overlaps() {
+        let table =
+            [("abc", "bcd", 2), ("abc", "abc", 3), ("abc", "x", 0), ("aab", "aabaab", 3), ("", "a", 0), ("a", "", 0)];
+        for (a, b, length) in table {
+            assert_eq!(overlap(a.as_bytes(), b.as_bytes()), length, "{a} {b}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_overlap_is_the_longest(a in "[ab]{0,12}", b in "[ab]{0,12}") {
+            let longest = (0..=a.len().min(b.len())).rev().find(|n| a.ends_with(&b[..*n])).unwrap_or(0);
+            prop_assert_eq!(overlap(a.as_bytes(), b.as_bytes()), longest);
+        }
+    }
 }

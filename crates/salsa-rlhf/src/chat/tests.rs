@@ -1,5 +1,6 @@
 //! Rendering as transformers renders, assistant spans with and without `{% generation %}`, and where templates come from.
 
+use super::choice::CHATML as CHATML_BY_NAME;
 use super::*;
 
 const CHATML: &str = "{%- for message in messages %}\n    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n";
@@ -72,6 +73,53 @@ fn assistant_parts() {
 }
 
 #[test]
+fn turns_that_are_shortened_or_closed_late_are_found() {
+    let turned = |texts: &[&str]| turns(texts);
+    // A short answer that is also part of the markup.
+    assert_eq!(parts(THINKING, &turned(&["a", "d", "c", "n"])), ["d<end>\n", "<think>\n\n</think>\n\nn<end>\n"]);
+    let dropping = "{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}{%- for m in messages %}{%- if m.role == 'assistant' and loop.index0 < ns.last %}{{- '<a>\n' + m.content.split('</think>')[-1].lstrip('\n') + '<end>\n' }}{%- else %}{{- ('<a>' if m.role == 'assistant' else '<u>') + '\n' + m.content + '<end>\n' }}{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<a>\n' }}{%- endif %}";
+    let talk = turned(&["a", "<think>\nhm\n</think>\n\nyes", "b", "<think>\nso\n</think>\n\nno"]);
+    assert_eq!(parts(dropping, &talk), ["yes<end>\n", "<think>\nso\n</think>\n\nno<end>\n"]);
+    // As Phi-3 writes it: every rendering that is not to be continued ends with the end-of-sequence token.
+    let closing = "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}{{ '<|assistant|>\n' if add_generation_prompt else eos_token }}";
+    assert_eq!(parts(closing, &turned(&["a", "b", "c", "d"])), ["b<|end|>\n", "d<|end|>\n</s>"]);
+}
+
+#[test]
+fn a_template_without_end_is_stopped() {
+    for source in [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+        "{% set ns = namespace(s='ab') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% set ns = namespace(s=[]) %}{% for i in range(300) %}{% set ns.s = [ns.s] %}{% endfor %}{{ ns.s | tojson }}",
+    ] {
+        let error = template(source).render(&turns(&["a"]), GenerationPrompt::Omit).unwrap_err().to_string();
+        assert!(error.contains("refuses this conversation"), "{error}");
+    }
+}
+
+#[test]
+fn deeply_nested_values_do_not_end_the_program() {
+    let source = "{% set ns = namespace(s=[]) %}{% for i in range(99999) %}{% set ns.s = [ns.s] %}{% endfor %}done";
+    assert_eq!(render(source, &turns(&["a"])), "done");
+}
+
+#[test]
+fn chatml_by_name_opens_once_and_marks_the_assistant() {
+    let talk = turns(&["a", "b"]);
+    let expected = "<s><|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n";
+    assert_eq!(render(&source_of("chatml").unwrap(), &talk), expected);
+    assert_eq!(parts(CHATML_BY_NAME, &talk), ["b<|im_end|>"]);
+    let without = ChatTemplate::new(CHATML_BY_NAME, &SpecialTokenNames::default()).unwrap();
+    assert_eq!(without.render(&talk, GenerationPrompt::Omit).unwrap(), expected[3..]);
+    let both = SpecialTokenNames { bos: Some("</s>".into()), eos: Some("</s>".into()), pad: None };
+    let both = ChatTemplate::new(CHATML_BY_NAME, &both).unwrap();
+    assert_eq!(both.render(&talk, GenerationPrompt::Omit).unwrap(), expected[3..]);
+    let error = source_of("no-such-file").unwrap_err().to_string();
+    assert!(error.contains("\"no-such-file\": give a Jinja file, or chatml"), "{error}");
+}
+
+#[test]
 fn generation_blocks_keep_their_white_space_control() {
     let spaced = "{% for m in messages %}\n<{{ m.role }}>\n{% if m.role == 'assistant' %}\n    {%- generation -%}\n    {{ m.content }}\n    {% endgeneration %}\n{% else %}\n{{ m.content }}\n{% endif %}\n{% endfor %}\n";
     let talk = turns(&["a", "b"]);
@@ -125,8 +173,8 @@ fn the_dialect_of_transformers() {
     for (source, expected) in table {
         assert_eq!(render(source, &m), expected, "{source}");
     }
-    let year: i64 = render("{{ strftime_now('%Y') }}", &m).parse().unwrap();
-    assert!((2024..2200).contains(&year), "{year}");
+    // No clock: the same date on every day.
+    assert_eq!(render("{{ strftime_now('%d %b %Y %H:%M') }}", &m), "26 Jul 2024 00:00");
 }
 
 #[test]

@@ -159,7 +159,26 @@ impl Checkpoint {
     }
 }
 
+/// The shape that a `config.json` describes.
+///
+/// # Errors
+/// When it describes none that is supported.
+#[cfg(test)]
+pub(crate) fn spec_of(config: &Value) -> Result<ModelSpec> {
+    config::parse(config).map(|(_, spec)| spec)
+}
+
 impl SpecialTokens {
+    /// The special tokens of a directory that need hold no weights.
+    ///
+    /// # Errors
+    /// When a file that is there cannot be read.
+    pub fn from_dir(dir: &Path) -> Result<SpecialTokens> {
+        let path = dir.join("config.json");
+        let config = if path.exists() { read_json(&path)? } else { Value::Null };
+        SpecialTokens::read(dir, &config)
+    }
+
     fn read(dir: &Path, config: &Value) -> Result<SpecialTokens> {
         let path = dir.join("generation_config.json");
         let generation = if path.exists() { read_json(&path)? } else { Value::Null };

@@ -16,6 +16,7 @@ pub use self::merge::merge;
 pub use self::save::{AdapterToSave, save_adapter};
 use self::tensors::Factors;
 use super::{Checkpoint, read_json};
+use crate::hub;
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -103,13 +104,15 @@ impl PeftAdapter {
 }
 
 /// The base model's folder: as it is written or, where there is none, seen from the adapter's folder, or of that name
-/// beside the adapter's folder (a run that was moved).
+/// beside the adapter's folder (a run that was moved), or the model of this id on the hub.
 fn base_dir(dir: &Path, written: &str) -> Result<PathBuf> {
     let path = Path::new(written);
     let beside = path.file_name().and_then(|name| Some(dir.canonicalize().ok()?.parent()?.join(name)));
     let mut places = [Some(path.to_path_buf()), Some(dir.join(path)), beside].into_iter().flatten();
     match places.find(|place| place.is_dir()) {
         Some(place) => Ok(place),
+        None if hub::is_id(written) => hub::resolve(written, hub::Kind::Model)
+            .with_context(|| format!("the base model of the adapter {}", dir.display())),
         None => bail!(
             "{}: its base model {written:?} is not there: put the model's folder there, or set base_model_name_or_path in {}",
             dir.display(),

@@ -49,6 +49,12 @@ impl RawTensors<'_> {
         &self.checkpoint.stored.paths[self.placed(tensor).file]
     }
 
+    /// Where number `start` of a tensor lies: which of [`Checkpoint::weight_files`], and at which byte of it.
+    pub fn position(&self, tensor: usize, start: usize) -> (usize, u64) {
+        let placed = self.placed(tensor);
+        (placed.file, (placed.bytes.start + start * placed.dtype.size()) as u64)
+    }
+
     /// Reads the bytes of numbers `start..` of a tensor, as many as fill `out`, as they are stored: little-endian.
     ///
     /// # Errors

@@ -136,6 +136,21 @@ impl Writer {
         Ok(())
     }
 
+    /// The files in the making: their final paths and lengths.
+    pub fn files(&self) -> Vec<(PathBuf, u64)> {
+        let end = |shard: &Shard| {
+            let last = shard.tensors.end.checked_sub(1).filter(|last| *last >= shard.tensors.start);
+            last.map_or(0, |last| self.places[last].at + self.tensors[last].bytes())
+        };
+        self.shards.iter().map(|shard| (self.dir.join(&shard.name), end(shard))).collect()
+    }
+
+    /// Where number `start` of a tensor goes: which of [`Writer::files`], and at which byte of it.
+    pub fn position(&self, tensor: usize, start: usize) -> (usize, u64) {
+        let Place { shard, at } = self.places[tensor];
+        (shard, at + (start * self.tensors[tensor].dtype.size()) as u64)
+    }
+
     /// Puts the files in place, writes the index where there are several, and removes other weights.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use salsa_engine::{Head, Prompt, Sampling};
 
 use super::print;
-use crate::{chat::Message, config::Usage, data::Content, stage::start::Frozen};
+use crate::{chat::Message, config::Usage, data::Content, hub, stage::start::Frozen};
 
 /// A model and how to sample from it.
 #[derive(clap::Args)]
@@ -17,7 +17,7 @@ use crate::{chat::Message, config::Usage, data::Content, stage::start::Frozen};
     after_help = "Example:\n  salsa chat --model runs/quickstart/salsa --temperature 0.7"
 )]
 pub struct Arguments {
-    /// A language-model directory.
+    /// A language-model directory, or an id of the Hugging Face hub.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Says who the model is, where its chat template has a place for it.
@@ -43,8 +43,9 @@ pub struct Arguments {
 /// Reads a line, answers it, until the input ends or says `/quit`; `/new` forgets the conversation.
 pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     check(arguments)?;
-    let Frozen { checkpoint, encoder, model } = Frozen::open(&arguments.model, Head::LanguageModel)?;
-    let encoder = encoder.with_context(|| format!("{} has no tokenizer.json", arguments.model.display()))?;
+    let dir = hub::resolve(&arguments.model.to_string_lossy(), hub::Kind::Model)?;
+    let Frozen { checkpoint, encoder, model } = Frozen::open(&dir, Head::LanguageModel)?;
+    let encoder = encoder.with_context(|| format!("{} has no tokenizer.json", dir.display()))?;
     let opening: Vec<Message> = arguments.system.iter().map(|text| Message::new("system", text)).collect();
     let mut messages = opening.clone();
     let mut turn = 0;

@@ -36,7 +36,7 @@ fn kernels() -> String {
 fn threads() -> String {
     let cores = std::thread::available_parallelism().map_or("unknown".to_owned(), |cores| cores.to_string());
     let forced = env::var("RAYON_NUM_THREADS").map_or(String::new(), |n| format!(" (RAYON_NUM_THREADS={n})"));
-    format!("{}{forced}, {cores} cores usable", rayon::current_num_threads())
+    format!("{}{forced}, {cores} cores usable", salsa_engine::threads())
 }
 
 fn cpu_model() -> Option<String> {

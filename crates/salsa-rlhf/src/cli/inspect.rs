@@ -1,154 +1,113 @@
-//! `salsa inspect DIR`
-use std::path::PathBuf;
+//! `salsa inspect PATH`: a checkpoint or a data set, whichever the path holds.
+use std::path::{Path, PathBuf};
 
-use salsa_engine::{Activation, Head, LoraSpec, ModelSpec, NormWeight, RopeScaling};
+use anyhow::bail;
 
-use super::print;
-use crate::{chat::ChatTemplate, checkpoint::Checkpoint, stage::record::Record, tokenizer::Tokenizer};
+use crate::{config::Usage, hub};
 
-/// A checkpoint.
+mod checkpoint;
+mod dataset;
+mod memory;
+mod render;
+
+/// A checkpoint or a data set.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  salsa inspect runs/quickstart/salsa")]
+#[command(after_help = "Example:\n  salsa inspect runs/quickstart/salsa\n  \
+    salsa inspect preferences.jsonl --model runs/quickstart/salsa\n  \
+    salsa inspect --render chats.jsonl --model runs/quickstart/salsa --json")]
 pub struct Arguments {
-    /// A Hugging Face model directory.
-    dir: PathBuf,
+    /// A Hugging Face model directory, a data file or a folder of data files; or an id of the hub, of a data set with
+    /// datasets/ in front.
+    #[arg(value_name = "PATH", required_unless_present = "render")]
+    path: Option<PathBuf>,
+    /// Whose tokenizer and chat template data are shown with; its weights need not be there.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// A chat template instead of the model's own: a Jinja file, or chatml.
+    #[arg(long, value_name = "FILE|chatml", alias = "chat_template", requires = "model")]
+    chat_template: Option<String>,
+    /// Which split of a folder.
+    #[arg(long, value_name = "NAME")]
+    split: Option<String>,
+    /// Which example is shown, from 0.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    example: usize,
+    /// Render and tokenise every line of a file of {"messages": […], "add_generation_prompt": false}.
+    #[arg(long, value_name = "FILE", requires = "model", conflicts_with = "path")]
+    render: Option<PathBuf>,
+    /// One JSON object per line instead of text (with --render).
+    #[arg(long, requires = "render")]
+    json: bool,
 }
 
-/// Prints one fact per line, then the memory of each stage.
+/// Prints what is there.
 pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
-    let checkpoint = Checkpoint::open(&arguments.dir)?;
-    let spec = &checkpoint.spec;
-    let mut facts = vec![
-        ("family", family(&checkpoint)),
-        ("head", head(spec.head).to_owned()),
-        ("parameters", format!("{} ({})", spec.parameters(), short(spec.parameters() as f64))),
-        ("dtype", format!("{:?}", checkpoint.dtype)),
-        ("shape", shape(spec)),
-        ("vocabulary", vocabulary(&checkpoint)?),
-        ("context", context(spec)),
-        ("details", details(spec)),
-        ("special tokens", special_tokens(&checkpoint)),
-        ("chat template", chat_template(&checkpoint)?),
-    ];
-    if let Some(adapter) = checkpoint.adapter() {
-        facts.push(("adapter", self::adapter(&adapter.lora, adapter.lora.parameters(spec))));
-        facts.push(("base", adapter.base_dir.display().to_string()));
+    let model = arguments.model.as_ref().map(|model| hub::resolve(&model.to_string_lossy(), hub::Kind::Model));
+    let model = model.transpose()?;
+    if let (Some(file), Some(model)) = (&arguments.render, &model) {
+        return render::print(file, model, arguments.chat_template.as_deref(), arguments.json);
     }
-    if let Some((mean, std)) = checkpoint.score_normalization() {
-        facts.push(("scores", format!("mean {mean:.4}, standard deviation {std:.4}")));
-    }
-    if let Some(record) = Record::read(&arguments.dir.join("stage.json"))? {
-        facts.push(("made by", format!("salsa {} {}", record.stage, record.version)));
-    }
-    let mut text: String = facts.iter().map(|(name, fact)| format!("{name:<14} {fact}\n")).collect();
-    text += "\nmemory without activations (float32: weights 4 B, training 16 B per parameter)\n";
-    for (stage, bytes) in memory(spec) {
-        text += &format!("  {stage:<44} {}\n", size(bytes));
-    }
-    print(&text)
-}
-
-/// What each stage keeps: weights 4 B; in training also gradients and two moments of AdamW, 4 B each. With adapters the
-/// base is there once; a soup of two of them, the reference, has twice their rank.
-fn memory(spec: &ModelSpec) -> Vec<(&'static str, u64)> {
-    let language = spec.with_head(Head::LanguageModel).parameters() as u64;
-    let scalar = spec.with_head(Head::Scalar).parameters() as u64;
-    let adapter = LoraSpec::default().parameters(&spec.with_head(Head::Scalar)) as u64;
-    vec![
-        ("generate, logprobs", 4 * language),
-        ("score", 4 * scalar),
-        ("sft", 16 * language),
-        ("reward", 16 * scalar),
-        ("dpo (policy, reference)", 16 * language + 4 * language),
-        ("ppo (policy, critic, reference, reward model)", 16 * (language + scalar) + 4 * (language + scalar)),
-        ("sft with use_peft (rank 16)", 4 * language + 16 * adapter),
-        ("ppo with use_peft (rank 16, one base)", 4 * language + 2 * 16 * adapter + 3 * 4 * adapter),
-    ]
-}
-
-/// Rank, scale, targets and size.
-fn adapter(lora: &LoraSpec, parameters: usize) -> String {
-    let targets: Vec<&str> = lora.targets.iter().map(|target| target.name()).collect();
-    let size = short(parameters as f64);
-    format!("rank {}, scale {}, {size} parameters on {}", lora.rank, lora.scale(), targets.join(" "))
-}
-
-fn family(checkpoint: &Checkpoint) -> String {
-    let model_type = checkpoint.config["model_type"].as_str().unwrap_or("?");
-    let architecture = checkpoint.config["architectures"][0].as_str().unwrap_or("?");
-    format!("{model_type} ({architecture})")
-}
-
-fn head(head: Head) -> &'static str {
-    match head {
-        Head::LanguageModel => "language model",
-        Head::Scalar => "reward model (one score per sequence)",
-        Head::LanguageModelWithValue => "language model with a value head",
+    let Some(path) = &arguments.path else { return Err(Usage("say what to inspect: a PATH".to_owned()).into()) };
+    let path = local(path)?;
+    match What::of(&path)? {
+        What::Checkpoint => checkpoint::print(&path),
+        What::Dataset => dataset::print(&path, model.as_deref(), arguments),
     }
 }
 
-fn shape(spec: &ModelSpec) -> String {
-    format!(
-        "{} layers, hidden {}, intermediate {}, {} heads of {} ({} key/value heads)",
-        spec.layers, spec.hidden_size, spec.intermediate_size, spec.heads, spec.head_dim, spec.kv_heads
-    )
-}
-
-fn vocabulary(checkpoint: &Checkpoint) -> anyhow::Result<String> {
-    let rows = checkpoint.spec.vocab_size;
-    if !checkpoint.dir().join("tokenizer.json").exists() {
-        return Ok(format!("{rows} embeddings, no tokenizer.json"));
-    }
-    let tokens = Tokenizer::from_dir(checkpoint.dir())?.vocab_size();
-    Ok(format!("{rows} embeddings, {tokens} tokens in tokenizer.json"))
-}
-
-fn context(spec: &ModelSpec) -> String {
-    let window = spec.sliding_window.map_or(String::new(), |window| format!(", sliding window {window}"));
-    let scaling = match spec.rope.scaling {
-        RopeScaling::None => "",
-        RopeScaling::Linear { .. } => ", linear scaling",
-        RopeScaling::Llama3 { .. } => ", llama3 scaling",
-    };
-    format!("{} positions, rope theta {}{scaling}{window}", spec.max_positions, spec.rope.theta)
-}
-
-fn details(spec: &ModelSpec) -> String {
-    let mut details = vec![match spec.activation {
-        Activation::Silu => "SiLU",
-        Activation::GeluTanh => "GELU (tanh)",
-    }];
-    details.push(if spec.tied_embeddings { "tied embeddings" } else { "untied embeddings" });
-    details.extend((spec.norm == NormWeight::OnePlus).then_some("norm weights stored minus one"));
-    details.extend(spec.qkv_bias.then_some("bias on q, k, v"));
-    details.extend(spec.qk_norm.then_some("norm on q and k"));
-    details.join(", ")
-}
-
-fn special_tokens(checkpoint: &Checkpoint) -> String {
-    let id = |id: Option<u32>| id.map_or("none".to_owned(), |id| id.to_string());
-    let tokens = &checkpoint.tokens;
-    format!("bos {}, eos {:?}, pad {}", id(tokens.bos), tokens.eos, id(tokens.pad))
-}
-
-fn chat_template(checkpoint: &Checkpoint) -> anyhow::Result<String> {
-    Ok(match ChatTemplate::from_dir(checkpoint.dir())? {
-        Some(template) => format!("yes ({} characters)", template.source().chars().count()),
-        None => "none".to_owned(),
-    })
-}
-
-/// `8.4 M`
-fn short(number: f64) -> String {
-    match number {
-        n if n >= 1e9 => format!("{:.2} B", n / 1e9),
-        n if n >= 1e6 => format!("{:.1} M", n / 1e6),
-        n => format!("{:.1} k", n / 1e3),
+/// A path as it is; an id as the model of that name or, if it begins with `datasets/`, the data set.
+fn local(path: &Path) -> anyhow::Result<PathBuf> {
+    let text = path.to_string_lossy();
+    match text.strip_prefix("datasets/") {
+        Some(id) if hub::is_id(id) && !path.exists() => hub::resolve(id, hub::Kind::Dataset),
+        _ if hub::is_id(&text) => hub::resolve(&text, hub::Kind::Model),
+        _ => Ok(path.to_owned()),
     }
 }
 
-/// `1.2 GiB`
-fn size(bytes: u64) -> String {
-    let mib = bytes as f64 / (1024.0 * 1024.0);
-    if mib >= 1024.0 { format!("{:.1} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
+/// What a path holds.
+#[derive(Debug, PartialEq)]
+enum What {
+    Checkpoint,
+    Dataset,
+}
+
+impl What {
+    fn of(path: &Path) -> anyhow::Result<What> {
+        if path.is_file() {
+            return Ok(What::Dataset);
+        }
+        let has = |name: &str| path.join(name).exists();
+        if path.is_dir() && !has("config.json") && !has("adapter_config.json") && !has("model.safetensors") {
+            if crate::data::splits(path).is_ok() {
+                return Ok(What::Dataset);
+            }
+            if !has("tokenizer.json") && !has("model.safetensors.index.json") {
+                bail!(
+                    "{} holds neither a model (config.json) nor data (.jsonl, .json, .parquet, .txt files)",
+                    path.display()
+                );
+            }
+        }
+        Ok(What::Checkpoint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_what_it_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str| std::fs::write(dir.path().join(name), "{}").unwrap();
+        let error = What::of(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("neither a model (config.json) nor data"), "{error}");
+        write("data.jsonl");
+        assert_eq!(What::of(dir.path()).unwrap(), What::Dataset);
+        assert_eq!(What::of(&dir.path().join("data.jsonl")).unwrap(), What::Dataset);
+        write("config.json");
+        assert_eq!(What::of(dir.path()).unwrap(), What::Checkpoint);
+        assert_eq!(What::of(Path::new("/nowhere")).unwrap(), What::Checkpoint, "its reader says what is missing");
+    }
 }

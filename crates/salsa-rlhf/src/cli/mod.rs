@@ -10,6 +10,7 @@ use crate::{
     stage::{StageContext, kinds::KINDS},
 };
 
+mod bench;
 mod chat;
 mod doctor;
 mod eval;
@@ -52,6 +53,8 @@ enum Command {
     Dpo(stage::Arguments),
     /// Compare models: answers to the same prompts, scores, win rates, KL, reward landscape.
     Evaluate(stage::Arguments),
+    /// Rewards and loss on a line through two models, or on the plane of three.
+    Landscape(stage::Arguments),
     /// Win rates of answers that were already generated.
     Eval(eval::Arguments),
     /// The HTML report of runs.
@@ -68,6 +71,8 @@ enum Command {
     Chat(chat::Arguments),
     /// What a checkpoint is, and the memory each stage would need.
     Inspect(inspect::Arguments),
+    /// Seconds of a training step, a decoding step, a PPO update, on random weights.
+    Bench(bench::Arguments),
     /// What this machine offers: CPU features, kernels, threads, memory, writable paths.
     Doctor(doctor::Arguments),
 }
@@ -100,6 +105,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Ppo(arguments) => stage::main("ppo", &arguments),
         Command::Dpo(arguments) => stage::main("dpo", &arguments),
         Command::Evaluate(arguments) => stage::main("evaluate", &arguments),
+        Command::Landscape(arguments) => stage::main("landscape", &arguments),
         Command::Eval(arguments) => eval::main(&arguments),
         Command::Report(arguments) => report::main(&arguments),
         Command::Kitchen(arguments) => stage::main("kitchen", &arguments),
@@ -108,6 +114,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Generate(arguments) => stage::main("generate", &arguments),
         Command::Chat(arguments) => chat::main(&arguments),
         Command::Inspect(arguments) => inspect::main(&arguments),
+        Command::Bench(arguments) => bench::main(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
     }
 }

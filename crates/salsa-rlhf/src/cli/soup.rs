@@ -6,6 +6,7 @@ use anyhow::Context;
 use super::{flags::Flags, print};
 use crate::{
     config::{self, Origin, Usage},
+    hub,
     progress::human_time,
     stage::soup::{SoupConfig, mergekit, write_new_directory},
 };
@@ -29,7 +30,7 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
         return print(&command.render_help().to_string());
     }
     flags.pairs.splice(0..0, models.iter().map(|model| ("models".to_owned(), model.clone())));
-    let config = configuration(&flags)?;
+    let config = hub::localise(configuration(&flags)?)?;
     config.validate()?;
     if config.output_dir.as_os_str().is_empty() {
         return Err(Usage("say where the result goes: --output DIR".to_owned()).into());

@@ -81,6 +81,10 @@ fn example(kind: &Kind) -> String {
                   --reference.kind soup --reference.models '[sft-a, sft-b]' --kl_coef 0.05"
         }
         "evaluate" => "--config evaluate.yaml --output_dir eval",
+        "landscape" => {
+            "--models sft-a sft-b --reward_model reward --prompts prompts.jsonl --output_dir landscape \\\n    \
+                  --max_prompts 200 --max_new_tokens 96"
+        }
         "winrate" => return "salsa eval winrate --answers a.jsonl --baseline b.jsonl --reward_model reward".to_owned(),
         "kitchen" => "--output_dir data --seed 1",
         "dpo" => "--model sft-a --dataset pairs.jsonl --output_dir dpo --beta 0.1",

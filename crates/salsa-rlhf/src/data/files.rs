@@ -1,4 +1,4 @@
-//! Records out of files: JSON lines, JSON arrays, plain text, compressed or not, one file or a folder of them.
+//! Records out of files: JSON lines, JSON arrays, plain text, compressed or not, Parquet, one file or a folder of them.
 
 use std::fmt;
 use std::fs;
@@ -6,12 +6,21 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use serde::Deserializer;
+use serde::de::{SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::{Which, folder, parquet};
 use crate::atomic::hex;
 
-const KNOWN: &str = ".jsonl, .json, .jsonl.gz, .json.gz or .txt";
+pub(super) const KNOWN: &str = ".jsonl, .json, .jsonl.gz, .json.gz, .parquet or .txt";
+
+/// Text shrinks to a tenth or, repeating itself, to a hundredth; this much more than that is an attack.
+const MOST_EXPANSION: u64 = 300;
+
+/// So much may come out of any compressed file.
+const ALWAYS_ALLOWED: u64 = 16 << 20;
 
 /// Where a record stands, for messages.
 pub(super) struct Place<'a> {
@@ -26,48 +35,48 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-type Visit<'a> = &'a mut dyn FnMut(&Place<'_>, Map<String, Value>) -> Result<()>;
+impl<'a> Place<'a> {
+    pub(super) fn new(path: &'a Path, number: usize, unit: &'static str) -> Place<'a> {
+        Place { path, number, unit }
+    }
+}
+
+pub(super) type Visit<'a> = &'a mut dyn FnMut(&Place<'_>, Map<String, Value>) -> Result<()>;
 
 /// Calls `visit` with every record under `path`, in order, and returns the hash of what was read. An error of `visit`
 /// gets the place of its record.
-pub(super) fn for_each_record(path: &Path, visit: Visit<'_>) -> Result<String> {
+pub(super) fn for_each_record(path: &Path, which: Which<'_>, visit: Visit<'_>) -> Result<String> {
     if !path.is_dir() {
+        if let Which::Named(name) = which {
+            bail!("{} is one file, which has no splits; it was asked for {name:?}", path.display());
+        }
         return read_file(path, visit);
     }
-    let mut files = Vec::new();
-    for entry in fs::read_dir(path).with_context(|| format!("cannot list {}", path.display()))? {
-        let file = entry.with_context(|| format!("cannot list {}", path.display()))?.path();
-        if file.is_file() && Format::of(&file).is_some() {
-            files.push(file);
-        }
-    }
-    files.sort();
-    if files.is_empty() {
-        bail!("{} has no data files: expected {KNOWN} files in it", path.display());
-    }
     let mut names = Sha256::new();
-    for file in &files {
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        names.update(format!("{}  {name}\n", read_file(file, visit)?));
+    for file in folder::select(path, which)? {
+        names.update(format!("{}  {}\n", read_file(&file.path, visit)?, file.name));
     }
     Ok(hex(&names.finalize()))
 }
 
+/// What a data file is, by its name.
 #[derive(Clone, Copy, PartialEq)]
-enum Format {
+pub(super) enum Format {
     Lines,
     Json,
     Text,
+    Parquet,
 }
 
 impl Format {
-    fn of(path: &Path) -> Option<Format> {
+    pub(super) fn of(path: &Path) -> Option<Format> {
         let name = path.file_name()?.to_string_lossy().to_lowercase();
         let plain = name.strip_suffix(".gz").unwrap_or(&name);
         match plain.rsplit_once('.')?.1 {
             "jsonl" | "ndjson" => Some(Format::Lines),
             "json" => Some(Format::Json),
             "txt" => Some(Format::Text),
+            "parquet" if plain == name => Some(Format::Parquet),
             _ => None,
         }
     }
@@ -80,6 +89,10 @@ fn read_file(path: &Path, visit: Visit<'_>) -> Result<String> {
     let format = Format::of(path).ok_or_else(|| unknown_format(path))?;
     let raw = fs::read(path).with_context(|| format!("cannot read the data set {}", path.display()))?;
     let sha256 = hex(&Sha256::digest(&raw));
+    if format == Format::Parquet {
+        parquet::read(path, raw, visit)?;
+        return Ok(sha256);
+    }
     let bytes = decompress(path, raw)?;
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     let array = format == Format::Json && bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[');
@@ -92,15 +105,7 @@ fn read_file(path: &Path, visit: Visit<'_>) -> Result<String> {
 }
 
 fn unknown_format(path: &Path) -> anyhow::Error {
-    let name = path.to_string_lossy().to_lowercase();
-    let shown = path.display();
-    if name.ends_with(".parquet") {
-        anyhow!(
-            "{shown} is a Parquet file, which cannot be read. Convert it: python -c \"import pandas; pandas.read_parquet('{shown}').to_json('data.jsonl', orient='records', lines=True)\""
-        )
-    } else {
-        anyhow!("{shown} is no data set by its name: expected {KNOWN}")
-    }
+    anyhow!("{} is no data set by its name: expected {KNOWN}", path.display())
 }
 
 fn decompress(path: &Path, raw: Vec<u8>) -> Result<Vec<u8>> {
@@ -108,9 +113,17 @@ fn decompress(path: &Path, raw: Vec<u8>) -> Result<Vec<u8>> {
         return Ok(raw);
     }
     let mut bytes = Vec::new();
+    let most = ALWAYS_ALLOWED.max(raw.len() as u64 * MOST_EXPANSION);
     flate2::read::MultiGzDecoder::new(&raw[..])
+        .take(most + 1)
         .read_to_end(&mut bytes)
         .with_context(|| format!("{} is no complete gzip file: download or compress it again", path.display()))?;
+    if bytes.len() as u64 > most {
+        bail!(
+            "{} unpacks to more than {MOST_EXPANSION} times its size: that is no data set. If it is, unpack it yourself",
+            path.display()
+        );
+    }
     Ok(bytes)
 }
 
@@ -119,7 +132,7 @@ fn read_lines(path: &Path, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let place = Place { path, number: index + 1, unit: "line" };
+        let place = Place::new(path, index + 1, "line");
         let value = serde_json::from_slice(line).map_err(|e| {
             let hint = if e.is_eof() { " (a JSON lines file has one whole object on each line)" } else { "" };
             anyhow!("{place}: no valid JSON at column {}: {}{hint}", e.column(), strip_position(&e))
@@ -130,12 +143,41 @@ fn read_lines(path: &Path, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
 }
 
 fn read_array(path: &Path, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
-    let values: Vec<Value> =
-        serde_json::from_slice(bytes).with_context(|| format!("{} is no valid JSON array", path.display()))?;
-    for (index, value) in values.into_iter().enumerate() {
-        visit_value(&Place { path, number: index + 1, unit: "record" }, value, visit)?;
+    let mut records = Records { path, visit, refused: None };
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let read = json.deserialize_seq(&mut records).and_then(|()| json.end());
+    match records.refused {
+        Some(refused) => Err(refused),
+        None => read.with_context(|| format!("{} is no valid JSON array", path.display())),
     }
-    Ok(())
+}
+
+/// The elements of an array, each visited before the next is read.
+struct Records<'a, 'b> {
+    path: &'a Path,
+    visit: Visit<'b>,
+    /// What `visit` said, where it ended the reading.
+    refused: Option<anyhow::Error>,
+}
+
+impl<'de> Visitor<'de> for &mut Records<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of records")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        let mut number = 0;
+        while let Some(value) = list.next_element()? {
+            number += 1;
+            if let Err(error) = visit_value(&Place::new(self.path, number, "record"), value, self.visit) {
+                self.refused = Some(error);
+                return Err(serde::de::Error::custom("refused"));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn read_text(path: &Path, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
@@ -144,7 +186,7 @@ fn read_text(path: &Path, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
         return Ok(());
     }
     let record = Map::from_iter([("text".to_string(), Value::from(text))]);
-    visit(&Place { path, number: 1, unit: "text" }, record)
+    visit(&Place::new(path, 1, "text"), record)
 }
 
 fn visit_value(place: &Place<'_>, value: Value, visit: Visit<'_>) -> Result<()> {

@@ -1,19 +1,29 @@
-//! Data sets: files of JSON records in the layouts people already have, read into one enum.
+//! Data sets: files of records in the layouts people already have, read into one enum.
 //!
 //! | layout | columns recognised |
 //! |---|---|
 //! | text | `text`; a `.txt` file is one text |
-//! | messages | `messages` (`role`, `content`), `conversations` (`from`, `value`) |
-//! | prompt and completion | `prompt` + `completion` or `response`; `instruction` (+ `input`) + `output` or `response`; `question` + `answer` |
-//! | preference | `chosen` + `rejected`, with `prompt`, with `instruction` (+ `input`), or with the prompt as their shared beginning; HH-RLHF transcripts; optional `margin`, `score_chosen`, `score_rejected` |
+//! | messages | `messages` (`role`, `content`); ShareGPT's `conversations` (`from`, `value`); UltraChat's `data` (a list of texts, user and assistant in turn) |
+//! | prompt and completion | `prompt` + `completion`, `response` or `label` (TL;DR); `instruction` (+ `input` or `context`) + `output` or `response` (Alpaca, Dolly); `question` + `answer` or `response`; `subreddit`, `title`, `post`, `summary` (TL;DR) |
+//! | preference | `chosen` + `rejected`, with `prompt`, with `instruction` or `question`, or with the prompt as their shared beginning; HH-RLHF transcripts; optional `margin`, `score_chosen`, `score_rejected` |
+//! | preference, from ratings | `instruction` or `prompt` + `completions` (UltraFeedback, raw): the best rated answer against one of the lower rated; `info`, `summaries`, `choice` (TL;DR comparisons) |
 //! | prompt | `prompt`; `turns` (MT-Bench: the first turn) |
 //!
-//! Other columns are ignored, and a column whose value is `null` counts as absent.
+//! A `system` or `system_prompt` column beside `instruction`, `question` or `conversations` becomes the system message,
+//! `history` (pairs of texts) beside `instruction` the earlier turns. Other columns are ignored, and a column whose value
+//! is `null` counts as absent.
+//!
+//! In a folder, names of files and folders tell splits as they do on the Hugging Face hub: `data/train-00000-of-00002.parquet`,
+//! `test.jsonl.gz`, `validation/0000.parquet`.
 
 mod columns;
 mod files;
+mod folder;
 mod hh;
+mod parquet;
+mod rated;
 mod split;
+mod tldr;
 
 #[cfg(test)]
 mod tests;
@@ -94,39 +104,66 @@ pub struct Dataset {
     pub examples: Vec<Example>,
     /// What every record is.
     pub layout: Layout,
+    /// Whose way of writing such records this is, in words: `ShareGPT: conversations (from, value)`.
+    pub recognised: &'static str,
     /// Where it was read from.
     pub path: PathBuf,
     /// SHA-256 of the file as it is on disk; for a folder, of the `HASH  NAME` lines of its files.
     pub sha256: String,
-    /// Preference pairs that were left out because both answers are the same.
+    /// Preference pairs that were left out because both answers are the same, or rated the same.
     pub dropped_identical: usize,
     /// For each example, its place from 0 to 99 in [`split_by_prompt`].
     pub buckets: Vec<u8>,
 }
 
-/// Reads a `.jsonl`, `.json`, `.jsonl.gz`, `.json.gz` or `.txt` file, or all such files of a folder in name order.
+/// Which part of a folder is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which<'a> {
+    /// Everything, of a folder whose file names tell at most one split.
+    TheOnly,
+    /// All files, whatever their names tell.
+    All,
+    /// The files of one split.
+    Named(&'a str),
+}
+
+/// Reads a `.jsonl`, `.json`, `.jsonl.gz`, `.json.gz`, `.parquet` or `.txt` file, or all such files of a folder in name
+/// order: [`load_split`] of [`Which::TheOnly`].
+///
+/// # Errors
+/// As [`load_split`].
+pub fn load(path: &Path) -> Result<Dataset> {
+    load_split(path, Which::TheOnly)
+}
+
+/// Reads a file, or the files of a folder (and of folders in it) that `which` asks for, in name order.
 ///
 /// A `.json` file may hold one array or JSON lines. JSON lines are split at `\n` only.
 ///
 /// # Errors
 /// When nothing can be read, a record does not parse, has columns of no known layout or of another layout than the
-/// first record, or when no record is left. Names the file, the line (or record of an array), the columns found and
-/// what was expected.
-pub fn load(path: &Path) -> Result<Dataset> {
+/// first record, or when no record is left. Names the file, the line (or record of an array, or row), the columns found
+/// and what was expected. Also when a folder has several splits and [`Which::TheOnly`] is asked for, or has not the one
+/// that is, and when it holds several data sets.
+pub fn load_split(path: &Path, which: Which<'_>) -> Result<Dataset> {
     let mut set = Dataset {
         examples: Vec::new(),
         layout: Layout::Text,
+        recognised: "",
         path: path.to_path_buf(),
         sha256: String::new(),
         dropped_identical: 0,
         buckets: Vec::new(),
     };
     let mut first: Option<(Shape, String)> = None;
-    set.sha256 = files::for_each_record(path, &mut |place, record| {
+    set.sha256 = files::for_each_record(path, which, &mut |place, record| {
         let row = columns::read(record)?;
         let shape = Shape::of(&row.example);
         match &first {
-            None => first = Some((shape, place.to_string())),
+            None => {
+                first = Some((shape, place.to_string()));
+                set.recognised = row.recognised;
+            }
             Some((expected, at)) if *expected != shape => bail!(
                 "this record is {shape}, but the first one ({at}) is {expected}. One data set has one layout: split it into two files"
             ),
@@ -147,13 +184,26 @@ pub fn load(path: &Path) -> Result<Dataset> {
     };
     if set.examples.is_empty() {
         bail!(
-            "{}: all {} preference pairs have identical answers, so none says which is better",
+            "{}: all {} preference pairs have identical or equally rated answers, so none says which is better",
             path.display(),
             set.dropped_identical
         );
     }
     set.layout = shape.layout;
     Ok(set)
+}
+
+/// The splits that the names in a folder tell, sorted; none for a file, or where no name tells one.
+///
+/// # Errors
+/// When the folder cannot be listed or holds no data files.
+pub fn splits(path: &Path) -> Result<Vec<String>> {
+    folder::splits(path)
+}
+
+/// Whether a file of this name, in a folder, would be read as data.
+pub fn is_data_file(name: &str) -> bool {
+    folder::is_data_file(Path::new(name))
 }
 
 impl Example {

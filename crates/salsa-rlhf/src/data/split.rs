@@ -30,6 +30,7 @@ pub fn split_by_prompt(set: &Dataset) -> Split {
             examples: kept().map(|(i, _)| set.examples[i].clone()).collect(),
             buckets: kept().map(|(_, n)| *n).collect(),
             layout: set.layout,
+            recognised: set.recognised,
             path: set.path.clone(),
             sha256: set.sha256.clone(),
             dropped_identical: 0,
@@ -45,8 +46,13 @@ pub fn split_by_prompt(set: &Dataset) -> Split {
 /// assert_eq!(salsa_rlhf::data::bucket("é"), 51);
 /// ```
 pub fn bucket(key: &str) -> u8 {
+    (hash(key) % 100) as u8
+}
+
+/// The first eight bytes of the key's SHA-256 as a big-endian number.
+pub(super) fn hash(key: &str) -> u64 {
     let hash = Sha256::digest(key.as_bytes());
     let mut first = [0; 8];
     first.copy_from_slice(&hash[..8]);
-    (u64::from_be_bytes(first) % 100) as u8
+    u64::from_be_bytes(first)
 }

@@ -4,6 +4,10 @@ use std::io::Write;
 
 use super::*;
 
+mod layouts;
+mod parquet;
+mod splits;
+
 fn user(text: &str) -> Message {
     Message::new("user", text)
 }
@@ -176,7 +180,7 @@ fn identical_pairs_are_dropped_and_counted() {
     .unwrap();
     assert_eq!((set.examples.len(), set.dropped_identical), (1, 1));
     let error = refusal("x.jsonl", r#"{"prompt":"p","chosen":"a","rejected":"a"}"#);
-    assert!(error.contains("identical answers"), "{error}");
+    assert!(error.contains("identical or equally rated answers"), "{error}");
 }
 
 #[test]
@@ -277,7 +281,7 @@ fn refusals_name_the_place_and_the_remedy() {
         ),
         ("x.jsonl", "{\"prompt\":\"p\",\"completion\":\"a\",\"label\":true}", &["unpaired preferences"]),
         ("x.jsonl", "{\"turns\":[]}", &["column turns"]),
-        ("x.parquet", "PAR1", &["x.parquet is a Parquet file", "to_json"]),
+        ("x.parquet", "PAR1", &["x.parquet is no readable Parquet file", "only 4 bytes"]),
         ("x.csv", "a,b", &["no data set by its name", ".jsonl.gz"]),
     ];
     for (name, text, parts) in table {

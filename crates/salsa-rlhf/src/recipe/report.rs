@@ -15,7 +15,7 @@ use crate::{
     config::names::plain,
     metrics,
     report::{Arm, Ordered, Report, Run},
-    stage::{evaluate::EVALUATION, kinds, record::Record},
+    stage::{evaluate::EVALUATION, kinds, landscape::LANDSCAPE, record::Record},
 };
 
 /// `resolved.json`, as far as the report needs it.
@@ -59,6 +59,10 @@ fn fill(report: &mut Report, out: &Path, resolved: &Resolved) -> anyhow::Result<
         if stage["kind"] == "ppo" && !report.runs.iter().any(|run| run.arm == key) {
             report.runs.extend(metrics::read(&dir).ok().map(|rows| Run::from_metrics(&key, &rows)));
         }
+        let landscape = dir.join(LANDSCAPE);
+        if stage["kind"] == "landscape" && landscape.exists() {
+            report.landscapes.push((label(&key), read(&landscape)?));
+        }
         report.settings.extend(settings(name, stage));
         arms.push(Arm { label: label(&key), role: role(stage), key });
     }
@@ -72,7 +76,7 @@ fn fill(report: &mut Report, out: &Path, resolved: &Resolved) -> anyhow::Result<
         report.title = resolved.name.clone();
     }
     report.recipe = resolved.name.clone();
-    report.threads = rayon::current_num_threads();
+    report.threads = salsa_engine::threads();
     report.pipeline = pipeline::of(resolved, &facts);
     if report.summary.version.is_empty() {
         report.summary.version = env!("CARGO_PKG_VERSION").to_owned();

@@ -4,9 +4,12 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{bail, ensure};
 use serde_json::{Map, Value};
 
-use crate::config::{
-    names,
-    paths::{PathKind, visit_strings},
+use crate::{
+    config::{
+        names,
+        paths::{PathKind, visit_strings},
+    },
+    hub,
 };
 
 /// Everything that can be named in a recipe.
@@ -94,6 +97,9 @@ impl Resolver<'_> {
         let path = join(self.base, text);
         if path.exists() || path.starts_with(self.names.out) {
             return Ok(path);
+        }
+        if hub::is_id(text) {
+            return hub::resolve(text, kind.into());
         }
         let earlier = self.names.stages[..self.position].iter().map(|stage| stage.name.as_str());
         let hint = match names::nearest(text, earlier) {

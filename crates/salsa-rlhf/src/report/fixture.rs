@@ -1,8 +1,8 @@
 //! A made-up run for tests of the page: plausible numbers, computed, with no meaning.
 
 use super::{
-    Answer, Arm, Comparison, Contrast, Estimate, LandscapePoint, Ordered, Pipeline, Point, Report, Run, Sample,
-    SplitSummary, Summary,
+    Answer, Arm, Comparison, Contrast, Estimate, Landscape, LandscapePoint, Ordered, Pipeline, Point, Report, Run,
+    Sample, SplitSummary, Spot, Summary,
 };
 
 /// A report with every part filled.
@@ -29,6 +29,7 @@ pub(super) fn report() -> Report {
         ],
         pipeline: Pipeline::salsa(&facts()),
         runs: vec![run("ppo", 0.30, 0.0, 1.0), run("salsa", 0.36, 0.55, 1.35)],
+        landscapes: vec![("Line".to_owned(), line()), ("Plane".to_owned(), plane())],
         samples: samples(),
         settings: vec![
             ("seed".to_owned(), "1".to_owned()),
@@ -89,6 +90,41 @@ fn summary() -> Summary {
             .collect(),
         comparisons: vec![win, gold],
         seconds: seconds.into_iter().chain([("ppo", 58.0), ("salsa", 59.5), ("evaluation", 22.0)]).collect(),
+    }
+}
+
+/// A landscape on a line.
+pub(super) fn line() -> Landscape {
+    let spot = |i: i32| {
+        let t = f64::from(i) / 8.0;
+        spot(vec![1.0 - t, t], 0.55 - 0.4 * (t - 0.5).powi(4))
+    };
+    let models = ["sft-a", "sft-b"].map(str::to_owned).to_vec();
+    Landscape { models, prompts: 200, temperature: 1.0, seed: 1, points: (-4..=12).map(spot).collect() }
+}
+
+/// A landscape on a plane.
+pub(super) fn plane() -> Landscape {
+    let mut points = Vec::new();
+    for c in -1..=6 {
+        for b in -1..=5 - c {
+            let [a, b, c] = [4 - b - c, b, c].map(|k| f64::from(k) / 4.0);
+            points.push(spot(vec![a, b, c], 0.6 - 0.3 * ((a - 0.3).powi(2) + (b - 0.4).powi(2) + (c - 0.3).powi(2))));
+        }
+    }
+    let models = ["sft-a", "sft-b", "ppo"].map(str::to_owned).to_vec();
+    Landscape { models, prompts: 200, temperature: 1.0, seed: 1, points }
+}
+
+fn spot(weights: Vec<f64>, gold: f64) -> Spot {
+    Spot {
+        weights,
+        gold_reward: Some(around(gold, 0.014)),
+        gold_difference: Some(around(gold - 0.53, 0.006)),
+        proxy_score: around(6.0 * (gold - 0.53), 0.06),
+        proxy_difference: Some(around(6.0 * (gold - 0.53), 0.03)),
+        loss: Some(around(1.9 - gold, 0.03)),
+        length_mean: 38.0,
     }
 }
 

@@ -32,8 +32,8 @@ pub(super) fn training(report: &Report) -> Section {
         })
         .collect();
     Section {
-        id: "training",
-        heading: "Training curves",
+        id: "training".to_owned(),
+        heading: "Training curves".to_owned(),
         width: Width::BesideText,
         explanation: "<p>What each RL run measured on its own samples as it went. The faint line is the raw value of a step, the \
             strong one its moving average.</p>\
@@ -103,8 +103,8 @@ pub(super) fn frontier(report: &Report) -> Section {
             .map(|(key, _)| (report.look(key), Fill::Hollow, format!("{}, {split}", report.label(key)))),
     );
     Section {
-        id: "frontier",
-        heading: "Reward against KL",
+        id: "frontier".to_owned(),
+        heading: "Reward against KL".to_owned(),
         width: Width::BesideText,
         explanation: "<p>How much reward an arm bought for how much movement. Every arm’s KL is measured to the <em>same</em> \
             anchor, SFT A: a KL to each arm’s own reference could not be compared.</p>\

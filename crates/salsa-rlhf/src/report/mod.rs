@@ -4,11 +4,14 @@ mod columns;
 #[cfg(test)]
 mod fixture;
 mod forest;
+mod geometry;
 mod history;
 mod html;
+mod landscape;
 mod number;
 mod page;
 mod pipeline;
+mod plane;
 mod scale;
 mod sections;
 mod summary;
@@ -17,6 +20,9 @@ mod table;
 mod tests;
 mod xy;
 
+pub(crate) use geometry::letter;
+pub use geometry::{GeometryPart, SoupGeometry};
+pub use landscape::{Landscape, Spot};
 pub use summary::{Comparison, Contrast, Estimate, LandscapePoint, Ordered, SplitSummary, Summary};
 pub use table::table;
 
@@ -49,6 +55,9 @@ pub struct Report {
     /// The RL runs, one per trained arm.
     #[serde(default)]
     pub runs: Vec<Run>,
+    /// Reward landscapes, each with a heading.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub landscapes: Vec<(String, Landscape)>,
     /// Prompts with the answers of the arms.
     #[serde(default)]
     pub samples: Vec<Sample>,

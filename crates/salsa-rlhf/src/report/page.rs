@@ -8,8 +8,8 @@ use super::{Contrast, Report, SplitSummary, history, sections};
 
 /// One section: a heading, an explanation beside the picture, the picture.
 pub(super) struct Section {
-    pub(super) id: &'static str,
-    pub(super) heading: &'static str,
+    pub(super) id: String,
+    pub(super) heading: String,
     pub(super) width: Width,
     /// Plain English, as paragraphs of HTML.
     pub(super) explanation: String,
@@ -28,42 +28,60 @@ pub(super) enum Width {
 
 /// The whole page.
 pub(super) fn page(report: &Report) -> String {
-    let sections: Vec<Section> = [
-        sections::pipeline(report),
-        sections::evaluation(report),
-        sections::landscape(report),
+    let mut sections = vec![sections::pipeline(report), sections::evaluation(report), sections::landscape(report)];
+    for (i, (heading, landscape)) in report.landscapes.iter().enumerate() {
+        sections.push(landscape.section(&format!("landscape-{}", i + 1), heading));
+    }
+    sections.extend([
         history::training(report),
         history::frontier(report),
         sections::samples(report),
         sections::settings(report),
-    ]
-    .into_iter()
-    .filter(|section| !section.picture.is_empty())
-    .collect();
-    let mut out = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n",
-        escape(&report.title),
-        include_str!("style.css")
-    );
+    ]);
+    sections.retain(|section| !section.picture.is_empty());
+    let mut out = begin(&report.title);
     head(&mut out, report, &sections);
     out.push_str("<main>\n");
     glance(&mut out, report);
-    for section in &sections {
-        let class = if section.width == Width::Full { " class=\"full\"" } else { "" };
+    sections.iter().for_each(|section| section.draw(&mut out));
+    end(out, &report.summary.version)
+}
+
+/// A page of its own for some sections.
+pub(super) fn standalone(title: &str, lead: &str, sections: &[Section]) -> String {
+    let mut out = begin(title);
+    let _ = write!(out, "<header><h1>{}</h1><p class=\"lead\">{}</p></header>\n<main>\n", escape(title), escape(lead));
+    sections.iter().for_each(|section| section.draw(&mut out));
+    end(out, env!("CARGO_PKG_VERSION"))
+}
+
+fn begin(title: &str) -> String {
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n",
+        escape(title),
+        include_str!("style.css")
+    )
+}
+
+fn end(mut out: String, version: &str) -> String {
+    let _ = write!(out, "</main>\n<footer>Written by salsa {}.</footer>\n</body>\n</html>\n", escape(version));
+    out
+}
+
+impl Section {
+    fn draw(&self, out: &mut String) {
+        let class = if self.width == Width::Full { " class=\"full\"" } else { "" };
         let _ = write!(
             out,
             "<section id=\"{}\"{class}>\n<div class=\"text\"><h2>{}</h2>{}</div>\n<div class=\"picture\">{}</div>\n</section>\n",
-            section.id, section.heading, section.explanation, section.picture
+            self.id,
+            escape(&self.heading),
+            self.explanation,
+            self.picture
         );
     }
-    let _ = write!(
-        out,
-        "</main>\n<footer>Written by salsa {}.</footer>\n</body>\n</html>\n",
-        escape(&report.summary.version)
-    );
-    out
 }
 
 fn head(out: &mut String, report: &Report, sections: &[Section]) {
@@ -86,7 +104,7 @@ fn head(out: &mut String, report: &Report, sections: &[Section]) {
     }
     out.push_str("</dl><nav>");
     for section in sections {
-        let _ = write!(out, "<a href=\"#{}\">{}</a>", section.id, section.heading);
+        let _ = write!(out, "<a href=\"#{}\">{}</a>", section.id, escape(&section.heading));
     }
     out.push_str("</nav></header>\n");
 }

@@ -16,8 +16,8 @@ const OPEN_SAMPLES: usize = 4;
 
 pub(super) fn pipeline(report: &Report) -> Section {
     Section {
-        id: "pipeline",
-        heading: "Pipeline",
+        id: "pipeline".to_owned(),
+        heading: "Pipeline".to_owned(),
         width: Width::BesideText,
         explanation: "<p>RLHF trains a policy to please a reward model, and a <em>KL penalty</em> holds the policy close to a \
             frozen reference so that it does not forget how to speak or learn to fool the reward model. Plain PPO uses the SFT \
@@ -63,8 +63,8 @@ pub(super) fn evaluation(report: &Report) -> Section {
         picture += &evaluation_table(report, &splits);
     }
     Section {
-        id: "evaluation",
-        heading: "Evaluation",
+        id: "evaluation".to_owned(),
+        heading: "Evaluation".to_owned(),
         width: Width::BesideText,
         explanation: "<p>Every arm answers the same held-out prompts. The mark is the mean, the bar its 95 % interval: two arms \
             whose bars do not overlap differ by more than chance. Where bars overlap, only a comparison prompt by prompt can \
@@ -139,13 +139,20 @@ pub(super) fn landscape(report: &Report) -> Section {
         };
         let series = vec![Series { name: title.to_owned(), look: Look::of(look, 0), kind: Kind::Profile, dots }];
         let x_label = "alpha: weight of SFT B".to_owned();
-        Chart { title: title.to_owned(), x_label, x_names: points.iter().map(name).collect(), series }.draw()
+        Chart {
+            title: title.to_owned(),
+            x_label,
+            x_names: points.iter().map(name).collect(),
+            series,
+            ..Chart::default()
+        }
+        .draw()
     };
     let charts =
         chart("Gold reward", "soup", |p| p.gold_reward) + &chart("Proxy score", "soup", |p| Some(p.proxy_score));
     Section {
-        id: "landscape",
-        heading: "Reward landscape",
+        id: "landscape".to_owned(),
+        heading: "Reward landscape".to_owned(),
         width: Width::BesideText,
         explanation: "<p>Each point is a model whose weights are <code>(1 − alpha) · SFT A + alpha · SFT B</code>, without any \
             RL: the straight line between the two SFT models in weight space.</p>\
@@ -165,8 +172,8 @@ pub(super) fn samples(report: &Report) -> Section {
     }
     let gold = report.summary.arms.iter().flat_map(|(_, s)| s.iter()).any(|(_, s)| headline(s).0 == "gold reward");
     Section {
-        id: "samples",
-        heading: "Sample responses",
+        id: "samples".to_owned(),
+        heading: "Sample responses".to_owned(),
         width: Width::Full,
         explanation: format!(
             "<p>The same prompts, answered by every arm. Numbers summarise; reading shows what was learned.</p>\
@@ -225,8 +232,8 @@ pub(super) fn settings(report: &Report) -> Section {
         picture.push_str("</tbody></table></details>");
     }
     Section {
-        id: "settings",
-        heading: "Time and settings",
+        id: "settings".to_owned(),
+        heading: "Time and settings".to_owned(),
         width: Width::BesideText,
         explanation:
             "<p>Where the time went, and every value the run was made with. The same settings, seed and instruction \

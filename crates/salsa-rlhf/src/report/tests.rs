@@ -34,7 +34,17 @@ fn the_page_is_well_formed_self_contained_and_complete() {
         let found = html.find(outside).map(|at| html[at..].chars().take(60).collect::<String>());
         assert_eq!(found, None, "{outside}");
     }
-    for id in ["pipeline", "evaluation", "landscape", "training", "frontier", "samples", "settings"] {
+    for id in [
+        "pipeline",
+        "evaluation",
+        "landscape",
+        "landscape-1",
+        "landscape-2",
+        "training",
+        "frontier",
+        "samples",
+        "settings",
+    ] {
         assert!(html.contains(&format!("<section id=\"{id}\"")), "{id}");
         assert!(html.contains(&format!("<a href=\"#{id}\">")), "{id}");
     }
@@ -44,6 +54,28 @@ fn the_page_is_well_formed_self_contained_and_complete() {
     assert!(html.contains("SALSA against PPO, win rate: 52.8 % (49.7 to 55.9 %); this run cannot tell them apart."));
     assert!(html.contains("SALSA against PPO, difference of gold reward: 0.018 (0.006 to 0.030); SALSA is better."));
     assert_eq!(html, fixture::report().html());
+}
+
+#[test]
+fn a_landscape_has_a_page_of_its_own() {
+    for landscape in [fixture::line(), fixture::plane()] {
+        let html = landscape.html();
+        assert_balanced(&html);
+        for title in ["Gold reward", "Proxy score", "Loss (nats per token)"] {
+            assert!(html.contains(&format!("<figcaption>{title}</figcaption>")), "{title}");
+        }
+        assert!(html.contains(&format!("All {} points", landscape.points.len())));
+        let text = serde_json::to_string(&landscape).unwrap();
+        assert_eq!(serde_json::from_str::<Landscape>(&text).unwrap(), landscape);
+    }
+    let mut evil = fixture::plane();
+    evil.models[0] = "<script>\"'".to_owned();
+    assert!(!evil.html().contains("<script"));
+    assert_balanced(&evil.html());
+    let bare = |spot: &mut Spot| (spot.gold_reward, spot.loss, spot.gold_difference) = (None, None, None);
+    evil.points.iter_mut().for_each(bare);
+    assert!(!evil.html().contains("Gold reward") && evil.html().contains("Proxy score"));
+    assert_balanced(&Landscape::default().html());
 }
 
 #[test]
@@ -186,5 +218,8 @@ fn files_are_written_whole() {
 fn look_at_the_page() {
     let dir = std::env::var("SALSA_REPORT_FIXTURE").expect("SALSA_REPORT_FIXTURE names a directory");
     fixture::report().write(Path::new(&dir)).unwrap();
+    for (name, landscape) in [("line.html", fixture::line()), ("plane.html", fixture::plane())] {
+        std::fs::write(Path::new(&dir).join(name), landscape.html()).unwrap();
+    }
     println!("{}", table(&fixture::report().summary));
 }

@@ -24,6 +24,8 @@ pub(super) struct Chart {
     pub(super) x_label: String,
     /// Names for places on the horizontal axis, in place of ticks.
     pub(super) x_names: Vec<(f64, String)>,
+    /// Places on the horizontal axis worth a line of their own, with names.
+    pub(super) marks: Vec<(f64, String)>,
     /// What is drawn, the first one lowest.
     pub(super) series: Vec<Series>,
 }
@@ -117,6 +119,16 @@ impl Chart {
             );
         }
         let _ = write!(out, r#"<path class="axis" d="M{LEFT} {floor}H{right}"/>"#);
+        for (place, name) in &self.marks {
+            let at = x.at(*place);
+            let _ = write!(
+                out,
+                r#"<path class="line" d="M{at} {TOP}V{floor}"/><text class="name" x="{}" y="{}" text-anchor="start">{}</text>"#,
+                at + 4.0,
+                TOP + 9.0,
+                escape(name)
+            );
+        }
         let plain = x.ticks.iter().map(|&t| (t, x.label(t)));
         let named = self.x_names.iter().cloned();
         let ticks: Vec<(f64, String)> = if self.x_names.is_empty() { plain.collect() } else { named.collect() };

@@ -2,13 +2,17 @@
 //! model scores.
 //!
 //! Prompt and response are tokenised apart and put end to end, because that is what happens when a response is sampled.
+//! "Apart" means: what [`Tokenizer::encode_after`] says, which for tokenizers that begin every text with a space (Llama 2)
+//! puts none into the middle.
+use std::path::Path;
+
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::next_token::Sequence;
 use crate::{
-    chat::{ChatTemplate, GenerationPrompt, Message},
-    checkpoint::Checkpoint,
+    chat::{self, ChatTemplate, GenerationPrompt, Message},
+    checkpoint::{Checkpoint, SpecialTokens},
     data::{Content, Example, Preference},
     tokenizer::Tokenizer,
 };
@@ -56,6 +60,31 @@ impl Encoder {
         Ok(encoder)
     }
 
+    /// The encoder of a directory that need hold no weights, with the chat template that `template` names
+    /// ([`chat::source_of`]) or else its own.
+    ///
+    /// # Errors
+    /// If tokenizer or template cannot be read, or no end token is known.
+    pub fn from_dir(dir: &Path, template: Option<&str>) -> anyhow::Result<Encoder> {
+        let tokenizer = Tokenizer::from_dir(dir)?;
+        let tokens = SpecialTokens::from_dir(dir)?;
+        ensure!(!tokens.eos.is_empty(), "{}: no file names an eos_token, so no response could ever end", dir.display());
+        let encoder = Encoder::new(tokenizer, ChatTemplate::from_dir(dir)?, tokens.eos);
+        match template {
+            Some(choice) => encoder.with_template(&chat::source_of(choice)?),
+            None => Ok(encoder),
+        }
+    }
+
+    /// The same with another chat template.
+    ///
+    /// # Errors
+    /// If the source is no valid template.
+    pub fn with_template(self, source: &str) -> anyhow::Result<Encoder> {
+        let template = ChatTemplate::new(source, self.tokenizer.names())?;
+        Ok(Encoder { template: Some(template), ..self })
+    }
+
     /// An encoder of these parts; the first of `ends` is appended where an end is missing.
     pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>, ends: Vec<u32>) -> Encoder {
         Encoder { tokenizer, template, ends }
@@ -64,6 +93,35 @@ impl Encoder {
     /// Tokens at which a response ends.
     pub fn ends(&self) -> &[u32] {
         &self.ends
+    }
+
+    /// The token that begins sequences, if the tokenizer has one.
+    pub fn bos(&self) -> Option<u32> {
+        self.tokenizer.bos()
+    }
+
+    /// A conversation as the chat template writes it.
+    ///
+    /// # Errors
+    /// If there is no chat template, or it refuses the messages.
+    pub fn render(&self, messages: &[Message], prompt: GenerationPrompt) -> anyhow::Result<String> {
+        self.template()?.render(messages, prompt)
+    }
+
+    /// The tokens of a text that a chat template wrote: the template alone decides about special tokens.
+    ///
+    /// # Errors
+    /// If the text cannot be tokenised.
+    pub fn tokens_of_rendered(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        self.tokenizer.encode(text)
+    }
+
+    /// Text of tokens, special ones spelled out.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder fails.
+    pub fn decode_with_special(&self, tokens: &[u32]) -> anyhow::Result<String> {
+        self.tokenizer.decode_with_special(tokens)
     }
 
     /// Text of tokens, special ones left out.
@@ -107,15 +165,15 @@ impl Encoder {
     pub fn prompt_and_response(&self, prompt: &Content, response: &Content) -> anyhow::Result<(Vec<u32>, usize)> {
         let mut tokens = self.prompt(prompt)?;
         let length = tokens.len();
-        let text = match (prompt, response) {
-            (Content::Text(_), Content::Text(text)) => text.clone(),
+        let (before, text) = match (prompt, response) {
+            (Content::Text(before), Content::Text(text)) => (before.clone(), text.clone()),
             (Content::Messages(before), Content::Text(text)) => {
                 self.continuation(before, &[Message::new("assistant", text)])?
             }
             (Content::Messages(before), Content::Messages(after)) => self.continuation(before, after)?,
             (Content::Text(_), Content::Messages(_)) => bail!("the prompt is text but the response is messages"),
         };
-        let mut response = self.tokenizer.encode(&text)?;
+        let mut response = self.tokenizer.encode_after(&before, &text)?;
         self.close(&mut response)?;
         tokens.extend(response);
         Ok((tokens, length))
@@ -129,17 +187,18 @@ impl Encoder {
         let (text, turns) = self.template()?.render_with_spans(messages)?;
         let last = turns.last().context("no message is the assistant's, so there is nothing to learn")?.end;
         let mut sequence = Sequence { tokens: Vec::new(), learned: Vec::new() };
-        let mut done = 0;
+        let (mut before, mut done) = ("", 0);
         for turn in turns {
-            sequence.tokens.extend(self.tokenizer.encode(&text[done..turn.start])?);
-            let mut tokens = self.tokenizer.encode(&text[turn.clone()])?;
+            let asked = &text[done..turn.start];
+            sequence.tokens.extend(self.tokenizer.encode_after(before, asked)?);
+            let mut tokens = self.tokenizer.encode_after(asked, &text[turn.clone()])?;
             if turn.end == last {
                 self.close(&mut tokens)?;
             }
             let start = sequence.tokens.len();
             sequence.learned.push(start.max(1)..start + self.end_of_turn(&tokens)?.unwrap_or(tokens.len()));
             sequence.tokens.extend(tokens);
-            done = turn.end;
+            (before, done) = (&text[turn.clone()], turn.end);
         }
         Ok(sequence)
     }
@@ -163,10 +222,9 @@ impl Encoder {
     }
 
     fn template(&self) -> anyhow::Result<&ChatTemplate> {
-        self.template.as_ref().context(
-            "the data holds messages but the model has no chat template; put a chat_template.jinja beside its tokenizer, \
-             or use plain prompt and completion texts",
-        )
+        self.template
+            .as_ref()
+            .with_context(|| format!("the data holds messages but the model has no chat template; {}", chat::CHOICES))
     }
 
     /// A text with whatever the tokenizer puts in front, but nothing behind.
@@ -179,11 +237,12 @@ impl Encoder {
         Ok(tokens)
     }
 
-    /// What the template adds to `before` when `after` follows.
-    fn continuation(&self, before: &[Message], after: &[Message]) -> anyhow::Result<String> {
+    /// How the template writes `before`, and what it adds when `after` follows.
+    fn continuation(&self, before: &[Message], after: &[Message]) -> anyhow::Result<(String, String)> {
         let opening = self.template()?.render(before, GenerationPrompt::Add)?;
         let whole = self.template()?.render(&[before, after].concat(), GenerationPrompt::Omit)?;
-        Ok(rest(&whole, &opening)?.to_owned())
+        let added = rest(&whole, &opening)?.to_owned();
+        Ok((opening, added))
     }
 
     /// Makes tokens end with an end token: white space behind one goes, a missing one is appended.

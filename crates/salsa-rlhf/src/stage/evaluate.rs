@@ -6,33 +6,26 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use salsa_algo::soup::lerp;
-use salsa_engine::{Cpu, Model, Prompt, Sampling};
+use salsa_engine::Model;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
     StageContext,
     bases::Bases,
-    encoder::Encoder,
-    ppo::{
-        RewardModel, ScoreScale,
-        config::Gold,
-        load_prompts,
-        rollout::{Rollouts, split},
-    },
-    reference::{ModelSource, first_difference},
+    exam::{Answering, Answers, Asked, Exam, Questions},
+    landscape::blend::Blend,
+    ppo::{config::Gold, rollout::split},
+    reference::ModelSource,
     source::DataSource,
 };
 use crate::{
-    atomic,
-    checkpoint::Checkpoint,
-    metrics,
+    atomic, metrics,
     progress::Progress,
     report::{Answer, Comparison, Contrast, LandscapePoint, Ordered, Report, Run, Sample, SplitSummary, Summary},
 };
 
-mod statistics;
+pub(super) mod statistics;
 
 use statistics::{estimate, paired_difference, win_rate};
 
@@ -147,34 +140,10 @@ impl EvaluateConfig {
     }
 }
 
-/// Prompts as text and tokens.
-struct Questions {
-    name: String,
-    texts: Vec<String>,
-    tokens: Vec<Vec<u32>>,
-}
-
-/// The answers of one model to one set of prompts; one number per prompt.
-struct Answers {
-    rollouts: Rollouts,
-    texts: Vec<String>,
-    scores: Vec<f64>,
-    gold: Option<Vec<f64>>,
-}
-
-impl Answers {
-    /// What win rates are counted by.
-    fn judged(&self) -> &[f64] {
-        self.gold.as_deref().unwrap_or(&self.scores)
-    }
-}
-
 /// What every arm is measured with.
 struct Bench<'a> {
     config: &'a EvaluateConfig,
-    encoder: Encoder,
-    vocab_size: usize,
-    reward_model: RewardModel,
+    exam: Exam,
     anchors: Vec<(&'a str, Model)>,
     bases: Bases,
 }
@@ -199,7 +168,7 @@ pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Va
     for (arm, source) in &config.arms {
         let model = bench.model(source)?;
         for set in &sets {
-            let given = bench.answer(&model, set)?;
+            let given = bench.exam.answer(&model, set)?;
             summaries.entry(arm).or_default().push(bench.summarise(&given));
             write_answers(&config.output_dir, arm, set, &given)?;
             answers.entry(arm).or_default().push(given);
@@ -251,22 +220,17 @@ impl<'a> Bench<'a> {
     fn open(config: &'a EvaluateConfig, context: &StageContext) -> anyhow::Result<(Bench<'a>, Vec<Questions>)> {
         let baseline = &config.arms[&config.baseline];
         let first = baseline.paths().into_iter().next().context("the baseline names no model")?;
-        let checkpoint = Checkpoint::open(first)?;
-        let encoder = Encoder::open(&checkpoint)?;
+        let EvaluateConfig { max_new_tokens, temperature, seed, gold, .. } = *config;
+        let answering = Answering { max_new_tokens, temperature, seed, gold };
         let mut bases = Bases::default();
-        let reward_model =
-            RewardModel::open(&config.reward_model_path, &checkpoint, ScoreScale::Normalized, &mut bases)?;
-        let positions = checkpoint.spec.max_positions.min(reward_model.max_positions());
-        let mut sets = Vec::new();
-        for set in &config.datasets {
-            let longest = config.max_prompt_length;
-            let mut prompts = load_prompts(&set.dataset, longest, config.max_new_tokens, &encoder, positions, context)?;
-            prompts.truncate(set.max_prompts.unwrap_or(usize::MAX));
-            let (texts, tokens) = prompts.into_iter().map(|prompt| (prompt.text, prompt.tokens)).unzip();
-            sets.push(Questions { name: set.name.clone(), texts, tokens });
-        }
-        let mut bench =
-            Bench { config, encoder, vocab_size: checkpoint.spec.vocab_size, reward_model, anchors: Vec::new(), bases };
+        let exam = Exam::open(first, &config.reward_model_path, answering, &mut bases)?;
+        let questions = |set: &EvalSet| {
+            let EvalSet { name, dataset, max_prompts } = set;
+            let max_prompt_length = config.max_prompt_length;
+            exam.questions(&Asked { name, dataset, max_prompts: *max_prompts, max_prompt_length }, context)
+        };
+        let sets = config.datasets.iter().map(questions).collect::<anyhow::Result<_>>()?;
+        let mut bench = Bench { config, exam, anchors: Vec::new(), bases };
         for (name, source) in &config.anchors {
             let model = bench.model(source)?;
             bench.anchors.push((name, model));
@@ -278,34 +242,12 @@ impl<'a> Bench<'a> {
         let model = source.load(&mut self.bases).with_context(|| format!("model {source}"))?;
         let vocab_size = model.spec().vocab_size;
         ensure!(
-            vocab_size == self.vocab_size,
+            vocab_size == self.exam.vocab_size,
             "{source} has a vocabulary of {vocab_size}, the baseline {:?} one of {}; only models with one tokenizer can be compared",
             self.config.baseline,
-            self.vocab_size
+            self.exam.vocab_size
         );
         Ok(model)
-    }
-
-    /// One answer to each prompt. The random numbers are the same for every model.
-    fn answer(&self, model: &Model, set: &Questions) -> anyhow::Result<Answers> {
-        let config = self.config;
-        let prompt = |(i, tokens): (usize, &Vec<u32>)| Prompt { tokens: tokens.clone(), id: i as u64, sample: 0 };
-        let prompts: Vec<Prompt> = set.tokens.iter().enumerate().map(prompt).collect();
-        let sampling = Sampling {
-            temperature: config.temperature,
-            seed: config.seed,
-            max_new_tokens: config.max_new_tokens,
-            stop_tokens: self.encoder.ends().to_vec(),
-            ..Sampling::default()
-        };
-        let responses = model.generate(&prompts, &sampling, &mut |_| ());
-        let prompts: Vec<&[u32]> = set.tokens.iter().map(|tokens| &tokens[..]).collect();
-        let rollouts = Rollouts::new(&prompts, responses, config.temperature);
-        let scores = self.reward_model.scores(&rollouts);
-        let text = |i: usize| Ok(self.encoder.decode(rollouts.response(i))?.trim().to_owned());
-        let texts = (0..rollouts.len()).map(text).collect::<anyhow::Result<Vec<String>>>()?;
-        let gold = config.gold.map(|gold| set.texts.iter().zip(&texts).map(|(p, r)| gold.reward(p, r)).collect());
-        Ok(Answers { rollouts, texts, scores, gold })
     }
 
     fn summarise(&self, answers: &Answers) -> SplitSummary {
@@ -341,21 +283,11 @@ impl<'a> Bench<'a> {
     /// Gold and proxy reward along the line.
     fn landscape(&self, set: &Questions, advance: &mut dyn FnMut(&str)) -> anyhow::Result<Vec<LandscapePoint>> {
         let Some(line) = &self.config.landscape else { return Ok(Vec::new()) };
-        let (from, to) = &line.models;
-        let (spec, a) = ModelSource::Path(from.clone()).read()?;
-        let (other, b) = ModelSource::Path(to.clone()).read()?;
-        ensure!(
-            spec == other,
-            "landscape: {} and {} have different architectures ({})",
-            from.display(),
-            to.display(),
-            first_difference(&spec, &other)
-        );
+        let (from, to) = line.models.clone();
+        let mut blend = Blend::open(&[from, to], self.exam.vocab_size).context("landscape")?;
         let mut points = Vec::new();
         for &alpha in &line.alphas {
-            let mut weights = vec![0f32; a.len()];
-            lerp(&a, &b, alpha, &mut weights);
-            let answers = self.answer(&Model::new(spec.clone(), &weights, Cpu::default())?, set)?;
+            let answers = self.exam.answer(blend.at(&[1.0 - alpha, alpha])?, set)?;
             points.push(LandscapePoint {
                 alpha,
                 gold_reward: answers.gold.as_deref().map(estimate),

@@ -5,7 +5,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::StageContext;
-use crate::config::{self, Origin, paths};
+use crate::{
+    config::{self, Origin, paths},
+    hub,
+};
 
 /// A stage's configuration, which knows how to check and run itself.
 pub trait Stage: Serialize + DeserializeOwned + Default + 'static {
@@ -101,7 +104,7 @@ fn from_mapping<C: Stage>(given: &Map<String, Value>, origin: &Origin) -> anyhow
 }
 
 fn load<C: Stage>(file: Option<&Path>, overrides: &[(String, String)]) -> anyhow::Result<Planned> {
-    plan(config::load::<C>(file, overrides)?)
+    plan(hub::localise(config::load::<C>(file, overrides)?)?)
 }
 
 fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {

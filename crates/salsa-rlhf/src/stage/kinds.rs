@@ -4,7 +4,7 @@ use serde_json::Value;
 use super::{
     StageContext, dpo, evaluate, generate,
     kind::{Kind, Product, Stage},
-    kitchen, logprobs, ppo, pretrain, reward, score, sft, soup, winrate,
+    kitchen, landscape, logprobs, ppo, pretrain, reward, score, sft, soup, winrate,
 };
 
 /// `"name" => module::Config, what it leaves;` — the module's `run` does the work, the configuration's `validate` checks it.
@@ -33,6 +33,7 @@ kinds! {
     "ppo" => ppo::PpoConfig, Product::Directory;
     "dpo" => dpo::DpoConfig, Product::Directory;
     "evaluate" => evaluate::EvaluateConfig, Product::Directory;
+    "landscape" => landscape::LandscapeConfig, Product::Directory;
     "kitchen" => kitchen::KitchenConfig, Product::Directory;
     "generate" => generate::GenerateConfig, Product::File("responses.jsonl");
     "score" => score::ScoreConfig, Product::File("scores.jsonl");

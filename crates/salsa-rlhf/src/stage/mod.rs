@@ -19,13 +19,16 @@ pub mod bases;
 pub mod dpo;
 pub mod encoder;
 pub mod evaluate;
+mod exam;
 #[cfg(test)]
 mod fixture;
 pub mod generate;
+mod held_out;
 pub mod inputs;
 pub mod kind;
 pub mod kinds;
 pub mod kitchen;
+pub mod landscape;
 pub mod lock;
 pub mod logprobs;
 pub mod lora;

@@ -376,7 +376,7 @@ impl<'a> Run<'a> {
         let base = config.lora.use_peft.then(|| open_language_model(first)).transpose()?;
         let base = base.map(|checkpoint| bases.frozen(&checkpoint, Head::LanguageModel)).transpose()?;
         let reward_model = RewardModel::open(&config.reward_model_path, &source, config.score_scale(), &mut bases)?;
-        let learner = Learner::new(config, &reward_model.checkpoint, &mut bases)?;
+        let learner = Learner::open(config, &reward_model.checkpoint, &mut bases)?;
         drop(base);
         let policy_spec = learner.policy.spec().with_head(Head::LanguageModel);
         let (start, mut frozen) = (&config.model_name_or_path, FrozenModels::default());

@@ -18,11 +18,15 @@ pub mod adapters;
 pub mod arithmetic;
 mod bf16;
 pub mod byte_size;
+mod digest;
 pub mod geometry;
+pub mod greedy;
 mod ingredients;
 mod merge;
 pub mod mergekit;
 mod provenance;
+mod rule;
+pub mod setting;
 #[cfg(test)]
 mod tests;
 pub(super) mod tokenizers;
@@ -30,8 +34,11 @@ pub(super) mod tokenizers;
 use arithmetic::{Arithmetic, Method};
 use byte_size::ByteSize;
 use geometry::Geometry;
+use greedy::{GreedyConfig, Selection};
 use ingredients::Ingredients;
 use merge::Merge;
+use provenance::Digests;
+use setting::Setting;
 
 /// What `salsa soup` can be told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,18 +47,23 @@ pub struct SoupConfig {
     /// The ingredients: checkpoints of one architecture, vocabulary and tokenizer.
     pub models: Vec<PathBuf>,
     /// One number for each ingredient; empty: all the same, with sum 1. The paper's `alpha` is the second of two.
-    pub weights: Vec<f64>,
+    /// Each may differ from tensor to tensor, as may the other numbers: [`Setting`].
+    pub weights: Vec<Setting>,
     /// How they are combined. The paper: linear.
     pub method: Method,
     /// What the ingredients were fine-tuned from. Needed by `ties`, `dare_linear`, `dare_ties` and `task_arithmetic`; makes
     /// `slerp` follow the arc between task vectors; otherwise only the report looks at it.
     pub base_model: Option<PathBuf>,
     /// Share of the entries of a task vector that `ties` and the `dare` methods keep.
-    pub density: f64,
+    pub density: Setting,
+    /// The same, one for each ingredient, in place of `density`.
+    pub densities: Vec<Setting>,
     /// Factor of the merged task vector (lambda in the papers), for the methods that have one.
-    pub scale: f64,
+    pub scale: Setting,
     /// Place of a `slerp` between the first model (0) and the second (1).
-    pub t: f64,
+    pub t: Setting,
+    /// What `greedy` measures ingredients and soups by.
+    pub greedy: Option<GreedyConfig>,
     /// Seed of what the `dare` methods drop.
     pub seed: u64,
     /// Whether weights are divided by their sum. None: as the method has it, which is yes for `linear` and `ties`.
@@ -64,9 +76,9 @@ pub struct SoupConfig {
     pub max_shard_size: ByteSize,
     /// Where tokenizer and chat template come from. None: the first ingredient that has a tokenizer.
     pub tokenizer_source: Option<PathBuf>,
-    /// Whether norms, angles and distances go to `geometry.json`.
+    /// Whether norms, angles and distances go to `geometry.json` and, as a picture, to `geometry.html`.
     pub report: bool,
-    /// Whether `soup.json` gets the SHA-256 of every weight file. Digests take about as long as the soup itself.
+    /// Whether `soup.json` gets the BLAKE3 digest of every weight file, as `b3sum` prints it.
     pub digests: bool,
     /// Where the soup goes.
     pub output_dir: PathBuf,
@@ -79,9 +91,11 @@ impl Default for SoupConfig {
             weights: Vec::new(),
             method: Method::Linear,
             base_model: None,
-            density: 1.0,
-            scale: 1.0,
-            t: 0.5,
+            density: Setting::number(1.0),
+            densities: Vec::new(),
+            scale: Setting::number(1.0),
+            t: Setting::number(0.5),
+            greedy: None,
             seed: 0,
             normalize: None,
             dtype: None,
@@ -104,13 +118,19 @@ impl SoupConfig {
         ensure!(!self.models.is_empty(), "models is empty; name the checkpoints to combine");
         ensure!(self.svd_rank != Some(0), "svd_rank is 0; it must be at least 1");
         ensure!(self.max_shard_size.0 > 0, "max_shard_size is 0; give bytes, or such as 5GB");
+        if self.method == Method::Greedy {
+            let greedy = self.greedy.as_ref();
+            greedy
+                .context("method greedy needs something to measure by; say greedy.dataset (--greedy.dataset FILE)")?
+                .validate()?;
+        }
         Arithmetic::new(self).map(drop)
     }
 }
 
 /// Writes the soup into `output_dir`, which may hold what the stage runner put there: weights, companions, `soup.json`,
-/// `geometry.json` if asked for and, last, `config.json`. Everything is on the disk when it returns. A soup of adapters of
-/// one base is an adapter: `output_dir` becomes a PEFT directory.
+/// `geometry.json` and `geometry.html` if asked for and, last, `config.json`. Everything is on the disk when it returns.
+/// A soup of adapters of one base is an adapter: `output_dir` becomes a PEFT directory.
 ///
 /// # Errors
 /// If the ingredients do not fit together (nothing is read or written then), a weight is not finite, or a file cannot be
@@ -176,11 +196,13 @@ fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &Stage
     let ingredients = Ingredients::open(config)?;
     let tensors = ingredients.tensors(config.dtype.map(Into::into))?;
     ingredients.check_tied_copies()?;
+    let (config, selection) = &chosen(config, &ingredients, &tensors, context)?;
+    let arithmetic = Arithmetic::new(config)?;
 
-    let parameters: usize = ingredients.parameters();
     let writer = Writer::create(dir, tensors.clone(), config.max_shard_size.0, durability)?;
-    let bytes = writer.bytes();
-    let geometry = Merge::new(&ingredients, &arithmetic, &tensors, config.report)?.run(&writer, context)?;
+    let (bytes, files) = (writer.bytes(), writer.files());
+    let digests = Digests::new(config, &ingredients, &writer)?;
+    let geometry = Merge::new(&ingredients, &arithmetic, &tensors, &digests, config.report)?.run(&writer, context)?;
     writer.finish()?;
 
     for (name, bytes) in ingredients.companions(config)?.files() {
@@ -189,16 +211,36 @@ fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &Stage
     let write = |name: &str, value: &Value| write_file(&dir.join(name), format!("{value:#}\n").as_bytes(), durability);
     if let Some(geometry) = &geometry {
         write("geometry.json", &geometry.to_json())?;
+        write_file(&dir.join("geometry.html"), geometry.html().as_bytes(), durability)?;
     }
-    write("soup.json", &provenance::record(config, &arithmetic, &ingredients)?)?;
+    let record = provenance::record(config, &arithmetic, &ingredients, &digests, &files, selection.as_ref())?;
+    write("soup.json", &record)?;
     write("config.json", &ingredients.config(main_dtype(&tensors)))?;
-    let summary = json!({
+    let mut summary = json!({
         "ingredients": config.models.len(),
-        "method": config.method,
-        "parameters": parameters,
+        "method": if selection.is_some() { Method::Greedy } else { config.method },
+        "parameters": ingredients.parameters(),
         "bytes": bytes,
     });
+    if let Some(selection) = selection {
+        summary["kept"] = json!(selection.kept);
+    }
     Ok(Cooked { summary, geometry })
+}
+
+/// A greedy soup is, once its ingredients are chosen, a mean of which some have the weight 0.
+fn chosen(
+    config: &SoupConfig,
+    ingredients: &Ingredients,
+    tensors: &[NewTensor],
+    context: &StageContext,
+) -> anyhow::Result<(SoupConfig, Option<Selection>)> {
+    if config.method != Method::Greedy {
+        return Ok((config.clone(), None));
+    }
+    let selection = greedy::choose(config, ingredients, tensors, context)?;
+    let weights = selection.weights(config.models.len()).into_iter().map(Setting::number).collect();
+    Ok((SoupConfig { method: Method::Linear, greedy: None, weights, ..config.clone() }, Some(selection)))
 }
 
 /// The type that holds most numbers.

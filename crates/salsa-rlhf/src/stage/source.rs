@@ -4,10 +4,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::data::{self, Example, split_by_prompt};
+use crate::data::{self, Dataset, Example, Which, split_by_prompt};
 
 /// Where examples come from: a path, one part of it, or several of these together.
 ///
@@ -15,13 +15,16 @@ use crate::data::{self, Example, split_by_prompt};
 /// dataset: pairs.jsonl
 /// dataset: {path: pairs.jsonl, split: train}
 /// dataset: [{path: a.jsonl, split: train}, b.jsonl]
+/// dataset: {path: ultrachat_200k, split: train_sft}
 /// ```
+///
+/// Where the names of a folder's files tell splits (`data/test-00000-of-00001.parquet`), `split` means those.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum DataSource {
     /// All examples of a file or folder.
     Path(PathBuf),
-    /// The examples of one part of the split by prompt.
+    /// The examples of one part.
     Part(DataPart),
     /// Several sources, one after the other.
     Mixture(Vec<DataSource>),
@@ -33,23 +36,43 @@ pub enum DataSource {
 pub struct DataPart {
     /// File or folder.
     pub path: PathBuf,
-    /// Which part of the split by prompt.
+    /// Which part.
     pub split: Part,
 }
 
-/// Part of the deterministic split by prompt: a hash of the prompt decides, so equal prompts always land together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// Part of a data set: a split that it was published with or, of one without, part of the deterministic split by prompt,
+/// where a hash of the prompt decides, so that equal prompts always land together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub enum Part {
-    /// 80 % of the prompts.
+    /// The split `train`, or 80 % of the prompts.
     Train,
-    /// 10 % of the prompts.
-    #[serde(alias = "eval")]
+    /// The split `validation`, or 10 % of the prompts.
     Validation,
-    /// The other 10 %.
+    /// The split `test`, or the other 10 %.
     Test,
     /// Everything.
     All,
+    /// A split of another name, as published.
+    Named(String),
+}
+
+impl From<String> for Part {
+    fn from(name: String) -> Part {
+        match name.as_str() {
+            "train" => Part::Train,
+            "validation" | "eval" => Part::Validation,
+            "test" => Part::Test,
+            "all" => Part::All,
+            _ => Part::Named(name),
+        }
+    }
+}
+
+impl From<Part> for String {
+    fn from(part: Part) -> String {
+        part.to_string()
+    }
 }
 
 /// The examples of a source.
@@ -87,18 +110,10 @@ impl DataSource {
     }
 
     fn load_into(&self, loaded: &mut Loaded) -> anyhow::Result<()> {
-        let (path, part) = match self {
-            DataSource::Path(path) => (path, Part::All),
-            DataSource::Part(DataPart { path, split }) => (path, *split),
+        let set = match self {
+            DataSource::Path(path) => data::load(given(path)?)?,
+            DataSource::Part(DataPart { path, split }) => split.load(given(path)?)?,
             DataSource::Mixture(sources) => return sources.iter().try_for_each(|source| source.load_into(loaded)),
-        };
-        ensure!(!path.as_os_str().is_empty(), "no data set is given; say dataset: PATH (or --dataset PATH)");
-        let set = data::load(path)?;
-        let set = match part {
-            Part::All => set,
-            Part::Train => split_by_prompt(&set).train,
-            Part::Validation => split_by_prompt(&set).validation,
-            Part::Test => split_by_prompt(&set).test,
         };
         loaded.dropped_identical += set.dropped_identical;
         loaded.examples.extend(set.examples);
@@ -106,11 +121,47 @@ impl DataSource {
     }
 }
 
+impl Part {
+    /// Reads this part of a file or folder.
+    fn load(&self, path: &Path) -> anyhow::Result<Dataset> {
+        let name = self.to_string();
+        let published = !data::splits(path)?.is_empty();
+        match self {
+            Part::All => data::load_split(path, Which::All),
+            _ if published => data::load_split(path, Which::Named(&name)),
+            Part::Train => Ok(split_by_prompt(&data::load(path)?).train),
+            Part::Validation => Ok(split_by_prompt(&data::load(path)?).validation),
+            Part::Test => Ok(split_by_prompt(&data::load(path)?).test),
+            Part::Named(name) => bail!(
+                "{} has no split {name:?}: by prompt it can be divided into train, validation and test (or all)",
+                path.display()
+            ),
+        }
+    }
+}
+
+fn given(path: &Path) -> anyhow::Result<&Path> {
+    ensure!(!path.as_os_str().is_empty(), "no data set is given; say dataset: PATH (or --dataset PATH)");
+    Ok(path)
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Part::Train => "train",
+            Part::Validation => "validation",
+            Part::Test => "test",
+            Part::All => "all",
+            Part::Named(name) => name,
+        })
+    }
+}
+
 impl fmt::Display for DataSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DataSource::Path(path) => write!(f, "{}", path.display()),
-            DataSource::Part(DataPart { path, split }) => write!(f, "{} ({split:?})", path.display()),
+            DataSource::Part(DataPart { path, split }) => write!(f, "{} ({split})", path.display()),
             DataSource::Mixture(sources) => {
                 let names: Vec<String> = sources.iter().map(DataSource::to_string).collect();
                 f.write_str(&names.join(" + "))

@@ -1,15 +1,15 @@
 //! The optimizer's arithmetic: the norm of the gradient and one AdamW step, each one pass over memory.
 
-use rayon::prelude::*;
-
 use super::isa::multiversion;
 use crate::backend::{AdamWStep, Decay};
+use crate::pool;
 
 /// Numbers a task takes; partial sums are added in the order of these blocks.
 const BLOCK: usize = 1 << 14;
 
 pub(super) fn sum_of_squares(x: &[f32]) -> f64 {
-    let partial: Vec<f64> = x.par_chunks(BLOCK).map(block_sum_of_squares).collect();
+    let block = |i: usize| block_sum_of_squares(&x[i * BLOCK..x.len().min((i + 1) * BLOCK)]);
+    let partial = pool::map(x.len().div_ceil(BLOCK), block);
     partial.iter().sum()
 }
 
@@ -39,9 +39,9 @@ pub(super) fn update(
         Decay::Yes => 1.0 - step.learning_rate * step.weight_decay,
         Decay::No => 1.0,
     };
-    let parts = weights.par_chunks_mut(BLOCK).zip(gradients.par_chunks(BLOCK));
-    let parts = parts.zip(m.par_chunks_mut(BLOCK)).zip(v.par_chunks_mut(BLOCK));
-    parts.for_each(|(((weights, gradients), m), v)| update_block(weights, gradients, m, v, keep, step));
+    let parts = weights.chunks_mut(BLOCK).zip(gradients.chunks(BLOCK));
+    let parts = parts.zip(m.chunks_mut(BLOCK)).zip(v.chunks_mut(BLOCK));
+    pool::each(parts, |_, (((weights, gradients), m), v)| update_block(weights, gradients, m, v, keep, step));
 }
 
 multiversion! {

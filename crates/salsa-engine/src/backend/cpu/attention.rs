@@ -1,17 +1,16 @@
-//! Causal grouped-query attention: forward, backward, and one token at a time from a cache.
+//! Causal grouped-query attention inside sequences: forward and backward. One token at a time: [`super::cache`].
 //!
 //! Scores and outputs are tile products with keys and values in panels, so a query row gets the same bits whether it is
 //! computed in a block of many rows (training) or alone (decoding): the summation over keys runs in the same order, and
 //! the masked keys of a block only add zeros.
 
-use rayon::prelude::*;
-
-use super::Buffer;
-use super::gemm::{Packed, Panels, View, gemm_here};
-use super::isa::{isa, multiversion};
-use super::kernel::{Kernel, Store};
+use super::gemm::{Packed, View, gemm_here};
+use super::isa::multiversion;
+use super::kernel::Store;
 use super::math::{dot, exp, max, sum};
+use super::{Buffer, Dtype};
 use crate::backend::AttentionShape;
+use crate::pool;
 
 /// Query rows whose scores are in memory at once.
 const BLOCK: usize = 48;
@@ -31,29 +30,29 @@ fn tasks(cu_seqlens: &[usize], shape: &AttentionShape) -> Vec<Task> {
 
 /// Offsets of the heads in a fused row.
 impl AttentionShape {
-    fn query_at(&self, head: usize) -> usize {
+    pub(super) fn query_at(&self, head: usize) -> usize {
         head * self.head_dim
     }
-    fn key_at(&self, head: usize) -> usize {
+    pub(super) fn key_at(&self, head: usize) -> usize {
         (self.heads + head) * self.head_dim
     }
-    fn value_at(&self, head: usize) -> usize {
+    pub(super) fn value_at(&self, head: usize) -> usize {
         (self.heads + self.kv_heads + head) * self.head_dim
     }
-    fn group(&self) -> usize {
+    pub(super) fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
-    fn scale(&self) -> f32 {
+    pub(super) fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
     /// The first key that the query at `position` sees.
-    fn first_key(&self, position: usize) -> usize {
+    pub(super) fn first_key(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 }
 
 /// A pointer to rows of which every task writes its own columns.
-struct Columns {
+pub(super) struct Columns {
     at: *mut f32,
     len: usize,
     stride: usize,
@@ -63,7 +62,7 @@ struct Columns {
 unsafe impl Sync for Columns {}
 
 impl Columns {
-    fn new(buffer: &mut [f32], stride: usize) -> Columns {
+    pub(super) fn new(buffer: &mut [f32], stride: usize) -> Columns {
         Columns { at: buffer.as_mut_ptr(), len: buffer.len(), stride }
     }
 
@@ -73,7 +72,7 @@ impl Columns {
     ///
     /// No other thread may hold the same part.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn part(&self, row: usize, column: usize, width: usize) -> &mut [f32] {
+    pub(super) unsafe fn part(&self, row: usize, column: usize, width: usize) -> &mut [f32] {
         let from = row * self.stride + column;
         assert!(column + width <= self.stride && from + width <= self.len);
         // SAFETY: in bounds by the assertion, unique by the caller's promise.
@@ -81,19 +80,19 @@ impl Columns {
     }
 }
 
-pub(super) fn forward(fused: &[f32], cu_seqlens: &[usize], shape: &AttentionShape) -> Buffer {
+pub(super) fn forward(dtype: Dtype, fused: &[f32], cu_seqlens: &[usize], shape: &AttentionShape) -> Buffer {
     let rows = fused.len() / shape.fused();
     let mut out = Buffer::stale(rows * shape.output());
     let target = Columns::new(&mut out, shape.output());
-    tasks(cu_seqlens, shape).into_par_iter().for_each(|task| forward_task(fused, task, shape, &target));
+    pool::each(tasks(cu_seqlens, shape), |_, task| forward_task(dtype, fused, task, shape, &target));
     out
 }
 
-fn forward_task(fused: &[f32], task: Task, shape: &AttentionShape, out: &Columns) {
+fn forward_task(dtype: Dtype, fused: &[f32], task: Task, shape: &AttentionShape, out: &Columns) {
     let (stride, dim) = (shape.fused(), shape.head_dim);
     let rows = &fused[task.start * stride..(task.start + task.len) * stride];
-    let keys = Packed::new(View::rows(&rows[shape.key_at(task.kv_head)..], stride).t(), dim, task.len);
-    let values = Packed::new(View::rows(&rows[shape.value_at(task.kv_head)..], stride), task.len, dim);
+    let keys = Packed::new(dtype, View::rows(&rows[shape.key_at(task.kv_head)..], stride).t(), dim, task.len);
+    let values = Packed::new(dtype, View::rows(&rows[shape.value_at(task.kv_head)..], stride), task.len, dim);
     let mut scores = Buffer::stale(BLOCK * task.len);
     let mut block_out = Buffer::stale(BLOCK * dim);
     for head in task.kv_head * shape.group()..(task.kv_head + 1) * shape.group() {
@@ -129,7 +128,7 @@ fn forward_task(fused: &[f32], task: Task, shape: &AttentionShape, out: &Columns
 multiversion! {
     /// Scores to unnormalised probabilities `exp(scale * (score - max))` of the keys `from..to`, zero for the others.
     /// Returns the scaled maximum and the sum of the numbers left in the row.
-    fn softmax_row(row: &mut [f32], from: usize, to: usize, scale: f32) -> (f32, f32) {
+    pub(super) fn softmax_row(row: &mut [f32], from: usize, to: usize, scale: f32) -> (f32, f32) {
         row[..from].fill(0.0);
         row[to..].fill(0.0);
         let seen = &mut row[from..to];
@@ -142,7 +141,7 @@ multiversion! {
 }
 
 multiversion! {
-    fn normalize(x: &[f32], total: f32, out: &mut [f32]) {
+    pub(super) fn normalize(x: &[f32], total: f32, out: &mut [f32]) {
         let inverse = 1.0 / total;
         for (out, x) in out.iter_mut().zip(x) {
             *out = x * inverse;
@@ -150,10 +149,16 @@ multiversion! {
     }
 }
 
-pub(super) fn backward(d_out: &[f32], fused: &[f32], cu_seqlens: &[usize], shape: &AttentionShape) -> Buffer {
+pub(super) fn backward(
+    dtype: Dtype,
+    d_out: &[f32],
+    fused: &[f32],
+    cu_seqlens: &[usize],
+    shape: &AttentionShape,
+) -> Buffer {
     let mut d_fused = Buffer::stale(fused.len());
     let target = Columns::new(&mut d_fused, shape.fused());
-    tasks(cu_seqlens, shape).into_par_iter().for_each(|task| backward_task(d_out, fused, task, shape, &target));
+    pool::each(tasks(cu_seqlens, shape), |_, task| backward_task(dtype, d_out, fused, task, shape, &target));
     d_fused
 }
 
@@ -164,20 +169,20 @@ pub(super) fn backward(d_out: &[f32], fused: &[f32], cu_seqlens: &[usize], shape
 /// ```
 ///
 /// Probabilities are computed again, block by block.
-fn backward_task(d_out: &[f32], fused: &[f32], task: Task, shape: &AttentionShape, d_fused: &Columns) {
+fn backward_task(dtype: Dtype, d_out: &[f32], fused: &[f32], task: Task, shape: &AttentionShape, d_fused: &Columns) {
     let (stride, dim, width) = (shape.fused(), shape.head_dim, shape.output());
     let rows = &fused[task.start * stride..(task.start + task.len) * stride];
     let key_rows = View::rows(&rows[shape.key_at(task.kv_head)..], stride);
     let value_rows = View::rows(&rows[shape.value_at(task.kv_head)..], stride);
-    let keys_t = Packed::new(key_rows.t(), dim, task.len);
-    let values_t = Packed::new(value_rows.t(), dim, task.len);
-    let keys = Packed::new(key_rows, task.len, dim);
+    let keys_t = Packed::new(dtype, key_rows.t(), dim, task.len);
+    let values_t = Packed::new(dtype, value_rows.t(), dim, task.len);
+    let keys = Packed::new(dtype, key_rows, task.len, dim);
     let mut probabilities = Buffer::stale(BLOCK * task.len);
     let mut d_scores = Buffer::stale(BLOCK * task.len);
     let mut d_query = Buffer::stale(BLOCK * dim);
     let mut d_keys = Buffer::zeros(task.len * dim);
     let mut d_values = Buffer::zeros(task.len * dim);
-    let (mut packed_query, mut packed_out) = (Packed::default(), Packed::default());
+    let (mut packed_query, mut packed_out) = (Packed::empty(dtype), Packed::empty(dtype));
     for head in task.kv_head * shape.group()..(task.kv_head + 1) * shape.group() {
         for first in (0..task.len).step_by(BLOCK) {
             let count = BLOCK.min(task.len - first);
@@ -229,124 +234,6 @@ multiversion! {
         let mean = dot(p, d);
         for (d, p) in d.iter_mut().zip(p) {
             *d = p * (*d - mean) * scale;
-        }
-    }
-}
-
-/// Keys and values of the sequences being decoded, for one layer, in the panels that tile products read:
-/// keys `[slot][kv_head][position / width][head_dim][width]`, values `[slot][kv_head][head_dim / width][position][width]`.
-pub struct Cache {
-    keys: Buffer,
-    values: Buffer,
-    capacity: usize,
-    shape: AttentionShape,
-    width: usize,
-}
-
-impl Cache {
-    pub(super) fn new(slots: usize, capacity: usize, shape: &AttentionShape) -> Cache {
-        let width = Kernel::of(isa()).width;
-        let capacity = capacity.next_multiple_of(width);
-        let mut cache = Cache { keys: Buffer::default(), values: Buffer::default(), capacity, shape: *shape, width };
-        cache.keys = Buffer::zeros(slots * cache.slot_keys());
-        cache.values = Buffer::zeros(slots * cache.slot_values());
-        cache
-    }
-
-    pub(super) fn fused(&self) -> usize {
-        self.shape.fused()
-    }
-
-    fn head_keys(&self) -> usize {
-        self.capacity * self.shape.head_dim
-    }
-    fn head_values(&self) -> usize {
-        self.capacity * self.shape.head_dim.next_multiple_of(self.width)
-    }
-    fn slot_keys(&self) -> usize {
-        self.shape.kv_heads * self.head_keys()
-    }
-    fn slot_values(&self) -> usize {
-        self.shape.kv_heads * self.head_values()
-    }
-
-    pub(super) fn store(&mut self, row: &[f32], slot: usize, position: usize) {
-        assert!(position < self.capacity, "the cache has room for {} tokens", self.capacity);
-        let (dim, width) = (self.shape.head_dim, self.width);
-        for head in 0..self.shape.kv_heads {
-            let key = &row[self.shape.key_at(head)..][..dim];
-            let value = &row[self.shape.value_at(head)..][..dim];
-            let at =
-                slot * self.slot_keys() + head * self.head_keys() + position / width * dim * width + position % width;
-            for (i, &x) in key.iter().enumerate() {
-                self.keys[at + i * width] = x;
-            }
-            let at = slot * self.slot_values() + head * self.head_values() + position * width;
-            for (p, part) in value.chunks(width).enumerate() {
-                let at = at + p * self.capacity * width;
-                self.values[at..at + part.len()].copy_from_slice(part);
-            }
-        }
-    }
-
-    pub(super) fn copy(&mut self, from: usize, to: usize, len: usize) {
-        let (dim, width) = (self.shape.head_dim, self.width);
-        for head in 0..self.shape.kv_heads {
-            let used = len.next_multiple_of(width) * dim;
-            let at = |slot| slot * self.slot_keys() + head * self.head_keys();
-            let (source, target) = (at(from), at(to));
-            self.keys.copy_within(source..source + used, target);
-            for part in 0..dim.div_ceil(width) {
-                let at = |slot| slot * self.slot_values() + head * self.head_values() + part * self.capacity * width;
-                let (source, target) = (at(from), at(to));
-                self.values.copy_within(source..source + len * width, target);
-            }
-        }
-    }
-
-    pub(super) fn attention(&self, fused: &[f32], entries: &[(usize, usize)]) -> Buffer {
-        let shape = &self.shape;
-        let mut out = Buffer::stale(entries.len() * shape.output());
-        let target = Columns::new(&mut out, shape.output());
-        let work: usize = entries.iter().map(|e| (e.1 + 1) * shape.output()).sum();
-        let one = |i: usize| self.attend(fused, i / shape.kv_heads, i % shape.kv_heads, entries, &target);
-        let count = entries.len() * shape.kv_heads;
-        if work < 1 << 18 {
-            (0..count).for_each(one);
-        } else {
-            (0..count).into_par_iter().with_min_len(count.div_ceil(4 * rayon::current_num_threads())).for_each(one);
-        }
-        out
-    }
-
-    fn attend(&self, fused: &[f32], row: usize, kv_head: usize, entries: &[(usize, usize)], out: &Columns) {
-        let shape = &self.shape;
-        let (dim, group) = (shape.head_dim, shape.group());
-        let (slot, position) = entries[row];
-        let seen = position + 1;
-        let keys = Panels {
-            data: &self.keys[slot * self.slot_keys() + kv_head * self.head_keys()..][..self.head_keys()],
-            panel_stride: dim * self.width,
-        };
-        let values = Panels {
-            data: &self.values[slot * self.slot_values() + kv_head * self.head_values()..][..self.head_values()],
-            panel_stride: self.capacity * self.width,
-        };
-        let queries = View::rows(&fused[row * shape.fused() + shape.query_at(kv_head * group)..], dim);
-        let mut scores = Buffer::stale(group * seen);
-        gemm_here((group, seen, dim), queries, keys, &mut scores, seen, Store::Replace);
-        let mut result = Buffer::stale(group * dim);
-        let mut sums = [0f32; 64];
-        assert!(group <= sums.len(), "more than 64 query heads share a key head");
-        for (g, total) in sums[..group].iter_mut().enumerate() {
-            let scores = &mut scores[g * seen..(g + 1) * seen];
-            *total = softmax_row(scores, shape.first_key(position), seen, shape.scale()).1;
-        }
-        gemm_here((group, dim, seen), View::rows(&scores, seen), values, &mut result, dim, Store::Replace);
-        for g in 0..group {
-            // SAFETY: this call alone has this row and this head.
-            let out = unsafe { out.part(row, shape.query_at(kv_head * group + g), dim) };
-            normalize(&result[g * dim..(g + 1) * dim], sums[g], out);
         }
     }
 }

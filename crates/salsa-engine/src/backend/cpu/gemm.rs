@@ -1,24 +1,26 @@
 //! Matrix multiplication: packing, blocking, threads.
 //!
-//! The right factor is packed into panels of as many columns as a tile is wide, `[panel][depth][width]`; weights stay
-//! packed between calls. The left factor is packed block by block. The depth is cut at multiples of [`DEPTH`], always
-//! the same places, so that the order of summation of an element is a function of the depth alone.
+//! The right factor is packed into panels of as many columns as a tile is wide, `[panel][word of the sum][width]`;
+//! weights stay packed between calls. The left factor is packed block by block. Sums are cut at multiples of [`STEPS`]
+//! words, always the same places, so that the order of summation of an element is a function of the depth alone.
 
-use rayon::prelude::*;
 use std::cell::RefCell;
+use std::ops::Range;
 
+use super::Dtype;
 use super::buffer::Buffer;
 use super::isa::isa;
-use super::kernel::{Kernel, Store};
+use super::kernel::{HEIGHT, Kernel, STEPS, Store, WIDTH};
+use super::pack;
+use crate::pool;
 
-/// Summation runs in blocks of this many terms. Part of the numerical contract: changing it changes bits.
-const DEPTH: usize = 256;
-/// Rows of the left factor packed at once: 96 * 256 numbers stay in the second-level cache.
+/// Rows of the left factor packed at once: with their words they stay in the second-level cache.
 const ROWS: usize = 96;
-/// Below this many multiply-adds a product is computed by the calling thread: waking others costs more.
-const SMALL: usize = 1 << 21;
+/// Below this many words of work (rows * columns * steps) the calling thread computes a product: waking others costs more.
+const SMALL: usize = 1 << 17;
 
-/// A read-only matrix anywhere in memory: element `(i, j)` is `data[i * row_stride + j * column_stride]`.
+/// A read-only matrix anywhere in memory: element `(i, j)` is `data[i * row_stride + j * column_stride]`. One of the two
+/// strides is 1.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
     pub data: &'a [f32],
@@ -38,58 +40,90 @@ impl<'a> View<'a> {
     }
 }
 
-/// A right factor in panels. `panel_stride` is at least `depth * width`; the rest of a panel is room to grow.
+/// A right factor in panels. `panel_stride` is at least the words of a panel; the rest of it is room to grow.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels<'a> {
     pub data: &'a [f32],
     pub panel_stride: usize,
+    pub dtype: Dtype,
 }
 
-/// A packed right factor of `depth` rows and `columns` columns, padded with zero columns to whole panels.
+/// A packed right factor of `depth` rows and `columns` columns, filled up with zeros to whole words and panels.
 #[derive(Clone, Debug, Default)]
 pub struct Packed {
     data: Buffer,
+    dtype: Dtype,
     depth: usize,
     columns: usize,
 }
 
 impl Packed {
     /// Packs the matrix `b[depth][columns]`.
-    pub(crate) fn new(b: View<'_>, depth: usize, columns: usize) -> Packed {
-        let mut packed = Packed::default();
+    pub(crate) fn new(dtype: Dtype, b: View<'_>, depth: usize, columns: usize) -> Packed {
+        let mut packed = Packed::empty(dtype);
         packed.pack(b, depth, columns);
         packed
     }
 
+    /// Nothing yet.
+    pub(crate) fn empty(dtype: Dtype) -> Packed {
+        Packed { dtype, ..Packed::default() }
+    }
+
     /// Packs anew, reusing the memory.
     pub(crate) fn pack(&mut self, b: View<'_>, depth: usize, columns: usize) {
-        let width = Kernel::of(isa()).width;
-        let panels = columns.div_ceil(width);
+        let (dtype, width) = (self.dtype, self.kernel().width);
+        self.fill(depth, columns, |p, panel| pack::panel(dtype, b, depth, p * width, columns, width, panel));
+    }
+
+    /// The transpose of `columns` columns of another packed matrix, from column `first` on, which starts a panel.
+    pub(crate) fn transpose_of(&mut self, other: &Packed, first: usize, columns: usize) {
+        let panels = other.panels_from(first);
+        let (depth, width) = (other.depth, other.kernel().width);
+        self.dtype = other.dtype;
+        self.fill(columns, depth, |p, out| {
+            pack::transposed_panel(other.dtype, panels.data, panels.panel_stride, (depth, columns, width), p, out);
+        });
+    }
+
+    /// Makes room for `[depth][columns]` and has `panel(index, words)` write every panel.
+    fn fill(&mut self, depth: usize, columns: usize, panel: impl Fn(usize, &mut [f32]) + Sync) {
+        let width = self.kernel().width;
         (self.depth, self.columns) = (depth, columns);
-        if self.data.len() != panels * depth * width {
-            self.data = Buffer::stale(panels * depth * width);
+        let stride = self.stride();
+        let len = columns.div_ceil(width) * stride;
+        if self.data.len() != len {
+            self.data = Buffer::stale(len);
         }
-        let stride = depth * width;
         if stride == 0 {
             return;
         }
-        let fill = |(p, panel): (usize, &mut [f32])| pack_panel(b, p * width, columns, width, panel);
-        if depth * columns < SMALL / 32 {
-            self.data.chunks_mut(stride).enumerate().for_each(fill);
+        if len < 1 << 15 {
+            self.data.chunks_mut(stride).enumerate().for_each(|(p, words)| panel(p, words));
         } else {
-            self.data.par_chunks_mut(stride).enumerate().for_each(fill);
+            pool::each(self.data.chunks_mut(stride), panel);
         }
     }
 
-    pub(crate) fn panels(&self) -> Panels<'_> {
-        Panels { data: &self.data, panel_stride: self.depth * Kernel::of(isa()).width }
+    fn kernel(&self) -> &'static Kernel {
+        Kernel::of(isa(), self.dtype)
     }
 
-    /// The panels from column `start` on; `start` must be a multiple of every kernel's width.
-    pub(crate) fn panels_from(&self, start: usize) -> Panels<'_> {
-        let width = Kernel::of(isa()).width;
-        assert!(start.is_multiple_of(width), "column {start} does not start a panel of {width}");
-        Panels { data: &self.data[start * self.depth..], panel_stride: self.depth * width }
+    /// Words of a panel.
+    fn stride(&self) -> usize {
+        self.depth.div_ceil(self.dtype.terms()) * self.kernel().width
+    }
+
+    pub(crate) fn panels(&self) -> Panels<'_> {
+        Panels { data: &self.data, panel_stride: self.stride(), dtype: self.dtype }
+    }
+
+    /// The panels from column `first` on; it must be a multiple of every kernel's width.
+    pub(crate) fn panels_from(&self, first: usize) -> Panels<'_> {
+        let width = self.kernel().width;
+        assert!(first.is_multiple_of(width), "column {first} does not start a panel of {width}");
+        let stride = self.stride();
+        Panels { data: &self.data[first / width * stride..], panel_stride: stride, dtype: self.dtype }
     }
 
     pub(crate) fn depth(&self) -> usize {
@@ -99,37 +133,9 @@ impl Packed {
     pub(crate) fn columns(&self) -> usize {
         self.columns
     }
-}
 
-/// Writes columns `first..first + width` of `b` into `panel`, zero where there are none.
-fn pack_panel(b: View<'_>, first: usize, columns: usize, width: usize, panel: &mut [f32]) {
-    let here = width.min(columns - first);
-    if b.column_stride == 1 {
-        for (k, row) in panel.chunks_exact_mut(width).enumerate() {
-            let from = k * b.row_stride + first;
-            match (row.as_chunks_mut::<16>(), b.data[from..from + here].as_chunks::<16>()) {
-                // Whole vectors of a length the compiler knows, instead of a call for every row.
-                ((row, []), (whole, [])) if row.len() == whole.len() => row.copy_from_slice(whole),
-                _ => {
-                    row[..here].copy_from_slice(&b.data[from..from + here]);
-                    row[here..].fill(0.0);
-                }
-            }
-        }
-    } else {
-        if here < width {
-            panel.fill(0.0);
-        }
-        // Column by column in blocks of rows: reads run along memory, writes stay in the first-level cache.
-        for (block, rows) in panel.chunks_mut(64 * width).enumerate() {
-            let depth = rows.len() / width;
-            for c in 0..here {
-                let from = (first + c) * b.column_stride + block * 64 * b.row_stride;
-                for k in 0..depth {
-                    rows[k * width + c] = b.data[from + k * b.row_stride];
-                }
-            }
-        }
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
     }
 }
 
@@ -146,22 +152,20 @@ pub(crate) fn gemm(
     stride: usize,
     store: Store,
 ) {
-    let kernel = Kernel::of(isa());
-    if rows * columns * depth < SMALL || rayon::current_num_threads() == 1 {
+    let threads = pool::threads();
+    if rows * columns * depth.div_ceil(b.dtype.terms()) < SMALL || threads == 1 {
         return gemm_here((rows, columns, depth), a, b, out, stride, store);
     }
     // A task is a block of rows times a run of panels: enough tasks to share, each long enough to pay for packing.
     let row_blocks = rows.div_ceil(ROWS);
-    let panels = columns.div_ceil(kernel.width);
-    let runs = (4 * rayon::current_num_threads()).div_ceil(row_blocks).min(panels);
+    let panels = columns.div_ceil(Kernel::of(isa(), b.dtype).width);
+    let runs = (4 * threads).div_ceil(row_blocks).min(panels);
     let run = panels.div_ceil(runs);
     let runs = panels.div_ceil(run);
-    let out = Output { at: out.as_mut_ptr(), len: out.len(), stride };
-    (0..row_blocks * runs).into_par_iter().for_each(|task| {
+    let product = Product::new((rows, columns, depth), a, b, out, stride, store);
+    pool::run(row_blocks * runs, |task| {
         let (block, part) = (task / runs, task % runs);
-        let rows = block * ROWS..rows.min((block + 1) * ROWS);
-        let panels = part * run..panels.min((part + 1) * run);
-        block_product(kernel, rows, panels, columns, depth, a, b, &out, store);
+        product.block(block * ROWS..rows.min((block + 1) * ROWS), part * run..panels.min((part + 1) * run));
     });
 }
 
@@ -174,145 +178,132 @@ pub(crate) fn gemm_here(
     stride: usize,
     store: Store,
 ) {
-    let kernel = Kernel::of(isa());
-    let panels = columns.div_ceil(kernel.width);
-    let out = Output { at: out.as_mut_ptr(), len: out.len(), stride };
+    let panels = columns.div_ceil(Kernel::of(isa(), b.dtype).width);
+    let product = Product::new((rows, columns, depth), a, b, out, stride, store);
     for first in (0..rows).step_by(ROWS) {
-        let rows = first..rows.min(first + ROWS);
-        block_product(kernel, rows, 0..panels, columns, depth, a, b, &out, store);
+        product.block(first..rows.min(first + ROWS), 0..panels);
     }
 }
 
-/// Where the product goes. Tasks write disjoint parts of it.
-struct Output {
-    at: *mut f32,
-    len: usize,
-    stride: usize,
-}
-
-// SAFETY: every task writes only its own rows and columns; see `block_product`.
-unsafe impl Sync for Output {}
-
-/// Rows `rows` and panels `panels` of the product.
-fn block_product(
-    kernel: &Kernel,
-    rows: std::ops::Range<usize>,
-    panels: std::ops::Range<usize>,
+/// A product, of which tasks compute disjoint parts.
+struct Product<'a> {
+    kernel: &'static Kernel,
+    a: View<'a>,
+    b: Panels<'a>,
     columns: usize,
     depth: usize,
-    a: View<'_>,
-    b: Panels<'_>,
-    out: &Output,
+    out: *mut f32,
+    len: usize,
+    stride: usize,
     store: Store,
-) {
-    if rows.is_empty() || panels.is_empty() {
-        return;
+}
+
+// SAFETY: `out` is the only thing that is written, and every task writes its own rows and columns; see `block`.
+unsafe impl Sync for Product<'_> {}
+
+impl<'a> Product<'a> {
+    fn new(
+        (rows, columns, depth): (usize, usize, usize),
+        a: View<'a>,
+        b: Panels<'a>,
+        out: &'a mut [f32],
+        stride: usize,
+        store: Store,
+    ) -> Product<'a> {
+        assert!(rows == 0 || columns <= stride, "rows of the product overlap");
+        let kernel = Kernel::of(isa(), b.dtype);
+        Product { kernel, a, b, columns, depth, out: out.as_mut_ptr(), len: out.len(), stride, store }
     }
-    let width = kernel.width;
-    let tiles = rows.len().div_ceil(kernel.height());
-    let height = rows.len().div_ceil(tiles);
-    let last_column = columns.min(panels.end * width);
-    assert!((rows.end - 1) * out.stride + last_column <= out.len, "the product does not fit its output");
-    assert!((panels.end - 1) * b.panel_stride + depth * width <= b.data.len(), "too few panels");
-    if depth == 0 {
-        return clear(&rows, panels.start * width..last_column, out, store);
-    }
-    LEFT.with_borrow_mut(|left| {
-        left.resize(rows.len() * DEPTH, 0.0);
-        for from in (0..depth).step_by(DEPTH) {
-            let here = DEPTH.min(depth - from);
-            let store = if from == 0 { store } else { Store::Add };
-            pack_left(a, &rows, height, from, here, left);
-            for panel in panels.clone() {
-                let b = &b.data[panel * b.panel_stride + from * width..][..here * width];
-                let column = panel * width;
-                let whole = column + width <= columns;
-                let mut edge = [0f32; 12 * 32];
-                for first in (0..rows.len()).step_by(height) {
+
+    /// Rows `rows` and panels `panels` of the product.
+    fn block(&self, rows: Range<usize>, panels: Range<usize>) {
+        if rows.is_empty() || panels.is_empty() {
+            return;
+        }
+        let (dtype, width) = (self.b.dtype, self.kernel.width);
+        let words = self.depth.div_ceil(dtype.terms());
+        let height = rows.len().div_ceil(rows.len().div_ceil(self.kernel.height()));
+        let last_column = self.columns.min(panels.end * width);
+        assert!((rows.end - 1) * self.stride + last_column <= self.len, "the product does not fit its output");
+        assert!((panels.end - 1) * self.b.panel_stride + words * width <= self.b.data.len(), "too few panels");
+        if words == 0 {
+            return self.clear(&rows, panels.start * width..last_column);
+        }
+        let room = pack::left_room(height);
+        LEFT.with_borrow_mut(|left| {
+            left.resize(left.len().max(rows.len().div_ceil(height) * room), 0.0);
+            for from in (0..words).step_by(STEPS) {
+                let steps = STEPS.min(words - from);
+                let store = if from == 0 { self.store } else { Store::Add };
+                let mut layout = None;
+                for (tile, first) in (0..rows.len()).step_by(height).enumerate() {
                     let count = height.min(rows.len() - first);
-                    let a = &left[first * here..(first + count) * here];
-                    let tile = kernel.tiles[count - 1];
-                    // SAFETY: `a` holds `here * count` numbers and `b` `here * width`. The assertion above keeps rows
-                    // and columns inside `out`; no other task has these rows and panels. A tile that reaches over the
-                    // last column goes to `edge` first, which holds the largest tile.
-                    unsafe {
-                        let at = out.at.add((rows.start + first) * out.stride + column);
-                        if whole {
-                            tile(here, a.as_ptr(), b.as_ptr(), at, out.stride, store);
-                        } else {
-                            tile(here, a.as_ptr(), b.as_ptr(), edge.as_mut_ptr(), width, Store::Replace);
-                            for r in 0..count {
-                                for c in 0..columns - column {
-                                    let at = at.add(r * out.stride + c);
-                                    *at = if store == Store::Add {
-                                        *at + edge[r * width + c]
-                                    } else {
-                                        edge[r * width + c]
-                                    };
-                                }
-                            }
+                    let tile = &mut left[tile * room..(tile + 1) * room];
+                    layout = Some(pack::left(dtype, self.a, rows.start + first, count, from, steps, self.depth, tile));
+                }
+                let layout = layout.expect("there are rows");
+                for panel in panels.clone() {
+                    let b = &self.b.data[panel * self.b.panel_stride + from * width..][..steps * width];
+                    for (tile, first) in (0..rows.len()).step_by(height).enumerate() {
+                        let count = height.min(rows.len() - first);
+                        let kernel = self.kernel.tile(count, layout);
+                        // SAFETY: the left tile has `count` rows of `steps` words and `b` `steps * width` words. The
+                        // assertions above keep rows and columns inside `out`; no other task has these.
+                        unsafe {
+                            let a = left[tile * room..(tile + 1) * room].as_ptr();
+                            self.tile(kernel, steps, a, b.as_ptr(), rows.start + first, count, panel * width, store);
                         }
                     }
                 }
             }
-        }
-    });
-}
+        });
+    }
 
-/// An empty sum.
-fn clear(rows: &std::ops::Range<usize>, columns: std::ops::Range<usize>, out: &Output, store: Store) {
-    if store == Store::Replace {
-        for r in rows.clone() {
-            for c in columns.clone() {
-                // SAFETY: the caller checked that these rows and columns lie inside `out`, and owns them.
-                unsafe { *out.at.add(r * out.stride + c) = 0.0 };
+    /// One tile; one that reaches over the last column is computed aside first.
+    ///
+    /// # Safety
+    ///
+    /// The rows and columns that exist must lie inside `out` and belong to the caller; `a` and `b` are as the kernel says.
+    #[inline]
+    unsafe fn tile(
+        &self,
+        kernel: super::kernel::Tile,
+        steps: usize,
+        a: *const f32,
+        b: *const f32,
+        row: usize,
+        count: usize,
+        column: usize,
+        store: Store,
+    ) {
+        let width = self.kernel.width;
+        // SAFETY: the caller's promise; `edge` holds the largest tile.
+        unsafe {
+            let at = self.out.add(row * self.stride + column);
+            if column + width <= self.columns {
+                return kernel(steps, a, b, at, self.stride, store);
+            }
+            let mut edge = [0f32; HEIGHT * WIDTH];
+            kernel(steps, a, b, edge.as_mut_ptr(), width, Store::Replace);
+            for r in 0..count {
+                for c in 0..self.columns - column {
+                    let at = at.add(r * self.stride + c);
+                    let new = edge[r * width + c];
+                    *at = if store == Store::Add { *at + new } else { new };
+                }
             }
         }
     }
-}
 
-/// Packs `a[rows][from..from + depth]` as tiles of `height` rows, each `[depth][rows of the tile]`.
-fn pack_left(a: View<'_>, rows: &std::ops::Range<usize>, height: usize, from: usize, depth: usize, left: &mut [f32]) {
-    for first in (0..rows.len()).step_by(height) {
-        let count = height.min(rows.len() - first);
-        let tile = &mut left[first * depth..(first + count) * depth];
-        let start = (rows.start + first) * a.row_stride + from * a.column_stride;
-        let pack = [
-            pack_rows::<1>,
-            pack_rows::<2>,
-            pack_rows::<3>,
-            pack_rows::<4>,
-            pack_rows::<5>,
-            pack_rows::<6>,
-            pack_rows::<7>,
-            pack_rows::<8>,
-            pack_rows::<9>,
-            pack_rows::<10>,
-            pack_rows::<11>,
-            pack_rows::<12>,
-        ][count - 1];
-        pack(a, start, tile);
-    }
-}
-
-/// One tile of `R` rows, whose first number is `a.data[start]`. The row count is known to the compiler, so that the
-/// moves are whole vectors and not calls.
-fn pack_rows<const R: usize>(a: View<'_>, start: usize, tile: &mut [f32]) {
-    let (tile, _) = tile.as_chunks_mut::<R>();
-    if a.row_stride == 1 {
-        for (k, out) in tile.iter_mut().enumerate() {
-            let at = start + k * a.column_stride;
-            out.copy_from_slice(&a.data[at..at + R]);
-        }
-    } else if a.column_stride == 1 {
-        let depth = tile.len();
-        let rows: [&[f32]; R] = std::array::from_fn(|r| &a.data[start + r * a.row_stride..][..depth]);
-        for (k, out) in tile.iter_mut().enumerate() {
-            *out = std::array::from_fn(|r| rows[r][k]);
-        }
-    } else {
-        for (k, out) in tile.iter_mut().enumerate() {
-            *out = std::array::from_fn(|r| a.data[start + r * a.row_stride + k * a.column_stride]);
+    /// An empty sum.
+    fn clear(&self, rows: &Range<usize>, columns: Range<usize>) {
+        if self.store == Store::Replace {
+            for r in rows.clone() {
+                for c in columns.clone() {
+                    // SAFETY: the caller checked that these rows and columns lie inside `out`, and owns them.
+                    unsafe { *self.out.add(r * self.stride + c) = 0.0 };
+                }
+            }
         }
     }
 }

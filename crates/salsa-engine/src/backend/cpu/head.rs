@@ -1,14 +1,13 @@
 //! The log-prob head: logits in blocks of rows and vocabulary, reduced at once, never stored as a whole.
 
-use rayon::prelude::*;
-
 use super::Buffer;
 use super::gemm::{Packed, View, gemm, gemm_here};
 use super::isa::multiversion;
 use super::kernel::Store;
-use super::math::{exp, max, reduce};
+use super::math::{LANES, Lanes, exp, max};
 use super::rows::{each_row, softmax_gradient};
 use crate::backend::{LogprobQuery, TokenStats};
+use crate::pool;
 
 /// Vocabulary entries whose logits exist at once. Part of the numerical contract: log-sums are merged at these places.
 const VOCABULARY: usize = 1024;
@@ -61,9 +60,22 @@ impl Softmax {
 multiversion! {
     fn block_softmax(block: &[f32]) -> (f32, f32, f32) {
         let top = max(block);
-        let sum = reduce(block.len(), 0.0, |i| exp(block[i] - top), |a, b| a + b);
-        let weighted = reduce(block.len(), 0.0, |i| exp(block[i] - top) * (block[i] - top), |a, b| a + b);
-        (top, sum, weighted)
+        let mut sum = Lanes::zero();
+        let mut weighted = Lanes::zero();
+        let (whole, rest) = block.as_chunks::<LANES>();
+        for part in whole {
+            for (lane, x) in part.iter().enumerate() {
+                let (shifted, probability) = (x - top, exp(x - top));
+                sum.0[lane] += probability;
+                weighted.0[lane] += probability * shifted;
+            }
+        }
+        for (lane, x) in rest.iter().enumerate() {
+            let (shifted, probability) = (x - top, exp(x - top));
+            sum.0[lane] += probability;
+            weighted.0[lane] += probability * shifted;
+        }
+        (top, sum.total(), weighted.total())
     }
 }
 
@@ -84,9 +96,8 @@ pub(super) fn token_stats(heads: &[(&Buffer, &Packed, f32)], query: LogprobQuery
     let rows = query.targets.len();
     let vocabulary = heads[0].1.columns();
     let mut stats = TokenStats { logprobs: vec![0.0; rows], entropies: vec![0.0; rows], log_sums: vec![0.0; rows] };
-    let parts = stats.logprobs.par_chunks_mut(ROWS).zip(stats.entropies.par_chunks_mut(ROWS));
-    let parts = parts.zip(stats.log_sums.par_chunks_mut(ROWS)).enumerate();
-    parts.for_each(|(task, ((logprobs, entropies), log_sums))| {
+    let parts = stats.logprobs.chunks_mut(ROWS).zip(stats.entropies.chunks_mut(ROWS));
+    pool::each(parts.zip(stats.log_sums.chunks_mut(ROWS)), |task, ((logprobs, entropies), log_sums)| {
         let count = logprobs.len();
         let mut logits = Buffer::stale(count * VOCABULARY);
         let mut other = Buffer::default();
@@ -148,16 +159,15 @@ pub(super) fn token_stats_backward(
     d_logprobs: &[f32],
     hidden: &Buffer,
     head: &Packed,
-    weight: &[f32],
     query: LogprobQuery<'_>,
     log_sums: &[f32],
-    d_weight: &mut [f32],
+    mut d_weight: Option<&mut [f32]>,
 ) -> Buffer {
     let (rows, depth, vocabulary) = (d_logprobs.len(), head.depth(), head.columns());
     let inverse_temperature = 1.0 / query.temperature;
     let mut d_hidden = Buffer::zeros(rows * depth);
     let mut d_logits = Buffer::stale(BACKWARD_ROWS.min(rows) * VOCABULARY);
-    let (mut packed_weight, mut packed_hidden) = (Packed::default(), Packed::default());
+    let (mut packed_weight, mut packed_hidden) = (Packed::default(), Packed::empty(head.dtype()));
     for row in (0..rows).step_by(BACKWARD_ROWS) {
         let count = BACKWARD_ROWS.min(rows - row);
         let x = View::rows(&hidden[row * depth..(row + count) * depth], depth);
@@ -174,11 +184,13 @@ pub(super) fn token_stats_backward(
                 }
             });
             let d = View::rows(&d_logits, width);
-            packed_weight.pack(View::rows(&weight[first * depth..(first + width) * depth], depth), width, depth);
+            packed_weight.transpose_of(head, first, width);
             let d_rows = &mut d_hidden[row * depth..(row + count) * depth];
             gemm((count, depth, width), d, packed_weight.panels(), d_rows, depth, Store::Add);
-            let d_block = &mut d_weight[first * depth..(first + width) * depth];
-            gemm((width, depth, count), d.t(), packed_hidden.panels(), d_block, depth, Store::Add);
+            if let Some(d_weight) = &mut d_weight {
+                let d_block = &mut d_weight[first * depth..(first + width) * depth];
+                gemm((width, depth, count), d.t(), packed_hidden.panels(), d_block, depth, Store::Add);
+            }
         }
     }
     d_hidden

@@ -1,16 +1,19 @@
-//! The inner kernels of matrix multiplication: one tile of the product, for each instruction set.
+//! The inner kernels of matrix multiplication: one tile of the product, for each instruction set and number type.
 //!
-//! Every kernel computes, for `r < R` and `c < NR`,
+//! Operands are *words* of 32 bits: one f32, or two neighbouring terms of the sum as bfloat16, the first in the low half.
+//! Every kernel computes, for `r < R` and `c < width`,
 //!
 //! ```text
 //! out[r][c]  (=|+=)  ((a[0][r]*b[0][c] + a[1][r]*b[1][c]) + a[2][r]*b[2][c]) + ...
 //! ```
 //!
-//! with one accumulator per output element and the summation index ascending. So an element has the same bits whatever
-//! the tile height, the neighbours and the number of threads, and whether it is computed one row at a time (decoding)
-//! or a thousand (training). With fused multiply-add (`avx512`, `avx2`, `neon`) the bits are even the same across
-//! instruction sets.
+//! with one accumulator in f32 per output element and the steps ascending; the two terms of a bfloat16 word are added
+//! high half first. So an element has the same bits whatever the tile height, the neighbours and the number of threads,
+//! and whether it is computed one row at a time (decoding) or a thousand (training). With fused multiply-add (all but
+//! `scalar`) the bits are even the same across instruction sets, but for products of bfloat16 that underflow: the
+//! dot-product instruction takes them as zero.
 
+use super::Dtype;
 use super::isa::Isa;
 
 /// Whether a tile replaces what is in memory or adds to it.
@@ -20,160 +23,325 @@ pub(crate) enum Store {
     Add,
 }
 
-/// `fn(depth, a, b, out, out_stride, store)`: `a` is `[depth][R]`, `b` is `[depth][NR]`, `out` has `R` rows of `NR`.
+/// How the words of a left tile of R rows lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// Word `s` of row `r` at `r * LEFT_STRIDE + s`.
+    Rows,
+    /// At `s * R + r`.
+    Columns,
+}
+
+/// Words of a row that are packed at once. Part of the numerical contract: sums are cut at multiples of it.
+pub(crate) const STEPS: usize = 256;
+/// From row to row in [`Left::Rows`]: a little more than the words, so that rows do not share cache sets.
+pub(crate) const LEFT_STRIDE: usize = STEPS + 16;
+/// Steps by which the right factor is prefetched.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 24;
+/// The most rows a tile has, on any instruction set.
+pub(crate) const HEIGHT: usize = 12;
+/// The most columns.
+pub(crate) const WIDTH: usize = 32;
+
+/// `fn(steps, a, b, out, out_stride, store)`: `a` is a left tile of R rows, `b` is `[steps][width]`, `out` has R rows.
 pub(crate) type Tile = unsafe fn(usize, *const f32, *const f32, *mut f32, usize, Store);
 
-/// The kernels of one instruction set: `tiles[R - 1]` computes `R` rows of `width` columns.
+/// The kernels of one instruction set and number type: `rows[R - 1]` and `columns[R - 1]` compute R rows of `width`
+/// columns, from a left tile in that layout.
 pub(crate) struct Kernel {
     pub width: usize,
-    pub tiles: &'static [Tile],
+    rows: &'static [Tile],
+    columns: &'static [Tile],
 }
 
 impl Kernel {
-    pub(crate) fn of(isa: Isa) -> &'static Kernel {
-        match isa {
+    pub(crate) fn of(isa: Isa, dtype: Dtype) -> &'static Kernel {
+        match (isa, dtype) {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => &AVX512,
+            (Isa::Avx512Bf16, Dtype::Bf16) => &AVX512_BF16_NATIVE,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => &AVX2,
-            _ => &PORTABLE,
+            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => &AVX512_F32,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Dtype::Bf16) => &AVX512_BF16,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Dtype::F32) => &AVX2_F32,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Dtype::Bf16) => &AVX2_BF16,
+            (_, Dtype::F32) => &PORTABLE_F32,
+            (_, Dtype::Bf16) => &PORTABLE_BF16,
         }
     }
 
     /// The most rows a tile has.
     pub(crate) fn height(&self) -> usize {
-        self.tiles.len()
+        self.rows.len()
+    }
+
+    /// The tile of `rows` rows.
+    pub(crate) fn tile(&self, rows: usize, left: Left) -> Tile {
+        match left {
+            Left::Rows => self.rows[rows - 1],
+            Left::Columns => self.columns[rows - 1],
+        }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-static AVX512: Kernel = Kernel {
-    width: 32,
-    tiles: &[
-        avx512::<1>,
-        avx512::<2>,
-        avx512::<3>,
-        avx512::<4>,
-        avx512::<5>,
-        avx512::<6>,
-        avx512::<7>,
-        avx512::<8>,
-        avx512::<9>,
-        avx512::<10>,
-        avx512::<11>,
-        avx512::<12>,
-    ],
-};
+/// Where word `s` of row `r` lies.
+#[inline(always)]
+fn at<const R: usize, const BY_ROW: bool>(r: usize, s: usize) -> usize {
+    if BY_ROW { r * LEFT_STRIDE + s } else { s * R + r }
+}
+
+macro_rules! kernel {
+    ($name:ident, $width:expr, $tile:ident, $($height:literal)*) => {
+        static $name: Kernel = Kernel {
+            width: $width,
+            rows: &[$($tile::<$height, true>),*],
+            columns: &[$($tile::<$height, false>),*],
+        };
+    };
+}
 
 #[cfg(target_arch = "x86_64")]
-static AVX2: Kernel = Kernel { width: 16, tiles: &[avx2::<1>, avx2::<2>, avx2::<3>, avx2::<4>, avx2::<5>, avx2::<6>] };
+kernel!(AVX512_F32, 32, avx512_f32, 1 2 3 4 5 6 7 8 9 10 11 12);
+#[cfg(target_arch = "x86_64")]
+kernel!(AVX512_BF16_NATIVE, 32, avx512_bf16_native, 1 2 3 4 5 6 7 8 9 10 11 12);
+#[cfg(target_arch = "x86_64")]
+kernel!(AVX512_BF16, 32, avx512_bf16, 1 2 3 4 5 6 7 8 9 10 11 12);
+#[cfg(target_arch = "x86_64")]
+kernel!(AVX2_F32, 16, avx2_f32, 1 2 3 4 5 6);
+#[cfg(target_arch = "x86_64")]
+kernel!(AVX2_BF16, 16, avx2_bf16, 1 2 3 4);
+kernel!(PORTABLE_F32, 16, portable_f32, 1 2 3 4);
+kernel!(PORTABLE_BF16, 16, portable_bf16, 1 2 3 4);
 
-static PORTABLE: Kernel = Kernel { width: 16, tiles: &[portable::<1>, portable::<2>, portable::<3>, portable::<4>] };
+/// A tile kernel on vectors of `$lanes` numbers, two to a row: `$load` a right word vector, `$broadcast` a left word,
+/// `$step` one word into the accumulator.
+///
+/// # Safety
+///
+/// The instruction set must be available; `a` must hold a left tile of R rows and `steps` words, `b` `steps` times two
+/// vectors, and `out` R rows of two vectors.
+#[cfg(target_arch = "x86_64")]
+macro_rules! vector_tile {
+    ($name:ident, $feature:literal, $lanes:literal, $zero:ident, $load:expr, $broadcast:expr, $step:expr,
+     $get:ident, $add:ident, $put:ident) => {
+        #[doc = "# Safety\n\nAs `vector_tile` says."]
+        #[target_feature(enable = $feature)]
+        unsafe fn $name<const R: usize, const BY_ROW: bool>(
+            steps: usize,
+            a: *const f32,
+            b: *const f32,
+            out: *mut f32,
+            stride: usize,
+            store: Store,
+        ) {
+            use std::arch::x86_64::*;
+            let mut sum = [[$zero(); 2]; R];
+            for s in 0..steps {
+                // SAFETY: the caller's promise on the lengths of `a` and `b`.
+                unsafe {
+                    // The right factor streams through: it is asked for before it is needed.
+                    _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(2 * $lanes * (s + AHEAD)).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(2 * $lanes * (s + AHEAD) + $lanes).cast());
+                    let right = [$load(b.add(2 * $lanes * s)), $load(b.add(2 * $lanes * s + $lanes))];
+                    for (r, sum) in sum.iter_mut().enumerate() {
+                        let left = $broadcast(a.add(at::<R, BY_ROW>(r, s)));
+                        sum[0] = $step(left, right[0], sum[0]);
+                        sum[1] = $step(left, right[1], sum[1]);
+                    }
+                }
+            }
+            for (r, sum) in sum.iter().enumerate() {
+                // SAFETY: the caller's promise on `out`.
+                unsafe {
+                    for (half, &sum) in sum.iter().enumerate() {
+                        let at = out.add(r * stride + $lanes * half);
+                        $put(
+                            at,
+                            match store {
+                                Store::Replace => sum,
+                                Store::Add => $add($get(at), sum),
+                            },
+                        );
+                    }
+                }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+vector_tile!(
+    avx512_f32,
+    "avx512f",
+    16,
+    _mm512_setzero_ps,
+    |b| _mm512_loadu_ps(b),
+    |a: *const f32| _mm512_set1_ps(*a),
+    |a, b, sum| _mm512_fmadd_ps(a, b, sum),
+    _mm512_loadu_ps,
+    _mm512_add_ps,
+    _mm512_storeu_ps
+);
+
+#[cfg(target_arch = "x86_64")]
+vector_tile!(
+    avx512_bf16_native,
+    "avx512f,avx512bf16",
+    16,
+    _mm512_setzero_ps,
+    |b: *const f32| bf16_pairs(_mm512_loadu_si512(b.cast())),
+    |a: *const f32| bf16_pairs(_mm512_set1_epi32(a.cast::<i32>().read())),
+    |a, b, sum| _mm512_dpbf16_ps(sum, a, b),
+    _mm512_loadu_ps,
+    _mm512_add_ps,
+    _mm512_storeu_ps
+);
+
+/// The same bits, as the type that the dot product takes.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn bf16_pairs(words: std::arch::x86_64::__m512i) -> std::arch::x86_64::__m512bh {
+    // SAFETY: both are 512 bits without invalid values.
+    unsafe { std::mem::transmute(words) }
+}
+
+/// The two halves of a vector of words as f32: `[low, high]`.
+#[cfg(target_arch = "x86_64")]
+macro_rules! halves {
+    ($words:expr, $shift:ident, $and:ident, $set:ident, $cast:ident) => {{
+        let words = $words;
+        [$cast($shift::<16>(words)), $cast($and(words, $set(0xffff_0000_u32 as i32)))]
+    }};
+}
+
+#[cfg(target_arch = "x86_64")]
+vector_tile!(
+    avx512_bf16,
+    "avx512f",
+    16,
+    _mm512_setzero_ps,
+    |b: *const f32| halves!(
+        _mm512_loadu_si512(b.cast()),
+        _mm512_slli_epi32,
+        _mm512_and_si512,
+        _mm512_set1_epi32,
+        _mm512_castsi512_ps
+    ),
+    |a: *const f32| halves!(
+        _mm512_set1_epi32(a.cast::<i32>().read()),
+        _mm512_slli_epi32,
+        _mm512_and_si512,
+        _mm512_set1_epi32,
+        _mm512_castsi512_ps
+    ),
+    |a: [__m512; 2], b: [__m512; 2], sum| _mm512_fmadd_ps(a[0], b[0], _mm512_fmadd_ps(a[1], b[1], sum)),
+    _mm512_loadu_ps,
+    _mm512_add_ps,
+    _mm512_storeu_ps
+);
+
+#[cfg(target_arch = "x86_64")]
+vector_tile!(
+    avx2_f32,
+    "avx2,fma",
+    8,
+    _mm256_setzero_ps,
+    |b| _mm256_loadu_ps(b),
+    |a: *const f32| _mm256_set1_ps(*a),
+    |a, b, sum| _mm256_fmadd_ps(a, b, sum),
+    _mm256_loadu_ps,
+    _mm256_add_ps,
+    _mm256_storeu_ps
+);
+
+#[cfg(target_arch = "x86_64")]
+vector_tile!(
+    avx2_bf16,
+    "avx2,fma",
+    8,
+    _mm256_setzero_ps,
+    |b: *const f32| halves!(
+        _mm256_loadu_si256(b.cast()),
+        _mm256_slli_epi32,
+        _mm256_and_si256,
+        _mm256_set1_epi32,
+        _mm256_castsi256_ps
+    ),
+    |a: *const f32| halves!(
+        _mm256_set1_epi32(a.cast::<i32>().read()),
+        _mm256_slli_epi32,
+        _mm256_and_si256,
+        _mm256_set1_epi32,
+        _mm256_castsi256_ps
+    ),
+    |a: [__m256; 2], b: [__m256; 2], sum| _mm256_fmadd_ps(a[0], b[0], _mm256_fmadd_ps(a[1], b[1], sum)),
+    _mm256_loadu_ps,
+    _mm256_add_ps,
+    _mm256_storeu_ps
+);
 
 /// # Safety
 ///
-/// AVX-512F must be available; `a` must hold `depth * R` numbers, `b` `depth * 32`, and `out` `R` rows of 32.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn avx512<const R: usize>(
-    depth: usize,
+/// `a` must hold a left tile of R rows and `steps` words, `b` `steps * 16` words, and `out` R rows of 16.
+unsafe fn portable_f32<const R: usize, const BY_ROW: bool>(
+    steps: usize,
     a: *const f32,
     b: *const f32,
     out: *mut f32,
     stride: usize,
     store: Store,
 ) {
-    use std::arch::x86_64::*;
-    let mut sum = [[_mm512_setzero_ps(); 2]; R];
-    let (mut a, mut b) = (a, b);
-    for _ in 0..depth {
-        // SAFETY: the caller's promise on the lengths of `a` and `b`.
-        unsafe {
-            let b0 = _mm512_loadu_ps(b);
-            let b1 = _mm512_loadu_ps(b.add(16));
-            for (r, sum) in sum.iter_mut().enumerate() {
-                let a = _mm512_set1_ps(*a.add(r));
-                sum[0] = _mm512_fmadd_ps(a, b0, sum[0]);
-                sum[1] = _mm512_fmadd_ps(a, b1, sum[1]);
-            }
-            a = a.add(R);
-            b = b.add(32);
-        }
-    }
-    for (r, sum) in sum.iter().enumerate() {
-        // SAFETY: the caller's promise on `out`.
-        unsafe {
-            let row = out.add(r * stride);
-            for (half, &sum) in sum.iter().enumerate() {
-                let at = row.add(16 * half);
-                let value = match store {
-                    Store::Replace => sum,
-                    Store::Add => _mm512_add_ps(_mm512_loadu_ps(at), sum),
-                };
-                _mm512_storeu_ps(at, value);
-            }
-        }
-    }
+    // SAFETY: the caller's promise, passed on.
+    unsafe { portable::<R, BY_ROW>(steps, a, b, out, stride, store, multiply_add) }
 }
 
 /// # Safety
 ///
-/// AVX2 and FMA must be available; `a` must hold `depth * R` numbers, `b` `depth * 16`, and `out` `R` rows of 16.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const R: usize>(depth: usize, a: *const f32, b: *const f32, out: *mut f32, stride: usize, store: Store) {
-    use std::arch::x86_64::*;
-    let mut sum = [[_mm256_setzero_ps(); 2]; R];
-    let (mut a, mut b) = (a, b);
-    for _ in 0..depth {
-        // SAFETY: the caller's promise on the lengths of `a` and `b`.
-        unsafe {
-            let b0 = _mm256_loadu_ps(b);
-            let b1 = _mm256_loadu_ps(b.add(8));
-            for (r, sum) in sum.iter_mut().enumerate() {
-                let a = _mm256_set1_ps(*a.add(r));
-                sum[0] = _mm256_fmadd_ps(a, b0, sum[0]);
-                sum[1] = _mm256_fmadd_ps(a, b1, sum[1]);
-            }
-            a = a.add(R);
-            b = b.add(16);
-        }
-    }
-    for (r, sum) in sum.iter().enumerate() {
-        // SAFETY: the caller's promise on `out`.
-        unsafe {
-            let row = out.add(r * stride);
-            for (half, &sum) in sum.iter().enumerate() {
-                let at = row.add(8 * half);
-                let value = match store {
-                    Store::Replace => sum,
-                    Store::Add => _mm256_add_ps(_mm256_loadu_ps(at), sum),
-                };
-                _mm256_storeu_ps(at, value);
-            }
-        }
-    }
-}
-
-/// # Safety
-///
-/// `a` must hold `depth * R` numbers, `b` `depth * 16`, and `out` `R` rows of 16.
-unsafe fn portable<const R: usize>(
-    depth: usize,
+/// As [`portable_f32`].
+unsafe fn portable_bf16<const R: usize, const BY_ROW: bool>(
+    steps: usize,
     a: *const f32,
     b: *const f32,
     out: *mut f32,
     stride: usize,
     store: Store,
+) {
+    let low = |word: f32| f32::from_bits(word.to_bits() << 16);
+    let high = |word: f32| f32::from_bits(word.to_bits() & 0xffff_0000);
+    // SAFETY: the caller's promise, passed on.
+    unsafe {
+        portable::<R, BY_ROW>(steps, a, b, out, stride, store, |a, b, sum| {
+            multiply_add(low(a), low(b), multiply_add(high(a), high(b), sum))
+        })
+    }
+}
+
+/// # Safety
+///
+/// As [`portable_f32`].
+#[inline(always)]
+unsafe fn portable<const R: usize, const BY_ROW: bool>(
+    steps: usize,
+    a: *const f32,
+    b: *const f32,
+    out: *mut f32,
+    stride: usize,
+    store: Store,
+    step: impl Fn(f32, f32, f32) -> f32,
 ) {
     let mut sum = [[0f32; 16]; R];
-    for k in 0..depth {
-        // SAFETY: the caller's promise on the lengths of `a` and `b`.
-        let (a, b) =
-            unsafe { (std::slice::from_raw_parts(a.add(k * R), R), std::slice::from_raw_parts(b.add(k * 16), 16)) };
-        for (sum, &a) in sum.iter_mut().zip(a) {
+    for s in 0..steps {
+        // SAFETY: the caller's promise on the length of `b`.
+        let b = unsafe { std::slice::from_raw_parts(b.add(s * 16), 16) };
+        for (r, sum) in sum.iter_mut().enumerate() {
+            // SAFETY: the caller's promise on the length of `a`.
+            let a = unsafe { *a.add(at::<R, BY_ROW>(r, s)) };
             for (sum, &b) in sum.iter_mut().zip(b) {
-                *sum = multiply_add(a, b, *sum);
+                *sum = step(a, b, *sum);
             }
         }
     }

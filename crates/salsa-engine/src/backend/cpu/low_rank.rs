@@ -1,13 +1,11 @@
 //! Products of some columns of a matrix, added to some columns of another: what adapters are made of.
 
-use rayon::prelude::*;
-
-use super::Buffer;
 use super::gemm::{Packed, View, gemm};
 use super::isa::multiversion;
 use super::kernel::Store;
-use super::unpack::rows_of;
+use super::{Buffer, Dtype};
 use crate::backend::Columns;
+use crate::pool;
 
 /// Numbers scaled by one task.
 const BLOCK: usize = 1 << 14;
@@ -21,22 +19,29 @@ pub(super) fn linear(x: &Buffer, from: Columns, weight: &Packed, y: &mut Buffer,
     }
 }
 
-/// `d_x[:, to] += d_out[:, from] * W`. The factors of adapters are small: all of `W` is unpacked at once.
+/// `d_x[:, to] += d_out[:, from] * W`.
 pub(super) fn backward_input(d_out: &Buffer, from: Columns, weight: &Packed, d_x: &mut Buffer, to: Columns) {
     let rows = d_out.len() / from.of;
     if rows > 0 {
-        let weight = rows_of(weight, 0..from.count);
-        let packed = Packed::new(View::rows(&weight, to.count), from.count, to.count);
+        let mut transposed = Packed::default();
+        transposed.transpose_of(weight, 0, from.count);
         let shape = (rows, to.count, from.count);
-        gemm(shape, view(d_out, from), packed.panels(), &mut d_x[to.first..], to.of, Store::Add);
+        gemm(shape, view(d_out, from), transposed.panels(), &mut d_x[to.first..], to.of, Store::Add);
     }
 }
 
 /// `d_weight += d_out[:, from]^T * x[:, of]`.
-pub(super) fn backward_weight(d_out: &Buffer, from: Columns, x: &Buffer, of: Columns, d_weight: &mut [f32]) {
+pub(super) fn backward_weight(
+    dtype: Dtype,
+    d_out: &Buffer,
+    from: Columns,
+    x: &Buffer,
+    of: Columns,
+    d_weight: &mut [f32],
+) {
     let rows = x.len() / of.of;
     if rows > 0 {
-        let packed = Packed::new(view(x, of), rows, of.count);
+        let packed = Packed::new(dtype, view(x, of), rows, of.count);
         let shape = (from.count, of.count, rows);
         gemm(shape, view(d_out, from).t(), packed.panels(), d_weight, of.count, Store::Add);
     }
@@ -45,7 +50,7 @@ pub(super) fn backward_weight(d_out: &Buffer, from: Columns, x: &Buffer, of: Col
 /// `x *= factor`.
 pub(super) fn scale(x: &mut Buffer, factor: f32) {
     if factor != 1.0 {
-        x.par_chunks_mut(BLOCK).for_each(|part| scale_part(part, factor));
+        pool::each(x.chunks_mut(BLOCK), |_, part| scale_part(part, factor));
     }
 }
 

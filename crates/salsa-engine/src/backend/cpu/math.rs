@@ -37,7 +37,36 @@ pub(crate) fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)
 }
 
-const LANES: usize = 16;
+/// Interleaved lanes of a reduction.
+pub(crate) const LANES: usize = 16;
+
+/// A sum in sixteen interleaved lanes, for loops that keep several sums.
+pub(crate) struct Lanes(pub [f32; LANES]);
+
+impl Lanes {
+    #[inline(always)]
+    pub(crate) fn zero() -> Lanes {
+        Lanes([0.0; LANES])
+    }
+
+    /// The lanes pairwise: the same order as [`reduce`].
+    #[inline(always)]
+    pub(crate) fn total(self) -> f32 {
+        fold(self.0, |a, b| a + b)
+    }
+}
+
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] = combine(lanes[lane], lanes[lane + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
 
 /// Reduces a row in sixteen interleaved lanes and then the lanes pairwise: the same order on every machine.
 #[inline(always)]
@@ -52,14 +81,7 @@ pub(crate) fn reduce(len: usize, start: f32, at: impl Fn(usize) -> f32, combine:
     for (i, value) in (whole..len).zip(lanes.iter_mut()) {
         *value = combine(*value, at(i));
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] = combine(lanes[lane], lanes[lane + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
+    fold(lanes, combine)
 }
 
 /// `sum_i x[i] * y[i]`.

@@ -1,19 +1,22 @@
-//! The CPU backend: f32, all cores, the fastest instruction set at hand.
+//! The CPU backend: all cores, the fastest instruction set at hand, products in f32 or bfloat16.
 
 mod adamw;
 mod attention;
 mod buffer;
+mod cache;
+mod dtype;
 mod gemm;
 mod head;
 pub mod isa;
 mod kernel;
 mod low_rank;
 mod math;
+mod pack;
 mod rows;
-mod unpack;
 
-pub use attention::Cache;
 pub use buffer::Buffer;
+pub use cache::Cache;
+pub use dtype::Dtype;
 pub use gemm::Packed;
 
 use super::{AdamWStep, AttentionShape, Backend, Columns, Decay, LogprobQuery, RotaryTable, TokenStats};
@@ -22,9 +25,22 @@ use gemm::{View, gemm};
 use kernel::Store;
 use std::ops::Range;
 
-/// The processor, through rayon's threads. Results do not depend on how many there are.
+/// The processor, through a pool of threads. Results do not depend on how many there are.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Cpu;
+pub struct Cpu {
+    /// In which numbers products are computed.
+    pub dtype: Dtype,
+}
+
+impl Cpu {
+    /// The instruction set of the matrix kernels in use: `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`.
+    pub fn isa(&self) -> &'static str {
+        match (isa::isa(), self.dtype) {
+            (isa::Isa::Avx512Bf16, Dtype::F32) => isa::Isa::Avx512.name(),
+            (isa, _) => isa.name(),
+        }
+    }
+}
 
 /// The log-sum-exp of a row of logits, reduced as the log-prob head reduces it.
 pub(crate) fn log_sum(row: &[f32]) -> f32 {
@@ -47,7 +63,7 @@ impl Backend for Cpu {
     }
 
     fn matrix(&self, weights: &[f32], out: usize, input: usize) -> Packed {
-        Packed::new(View::rows(weights, input).t(), input, out)
+        Packed::new(self.dtype, View::rows(weights, input).t(), input, out)
     }
 
     fn refresh(&self, matrix: &mut Packed, weights: &[f32]) {
@@ -88,22 +104,20 @@ impl Backend for Cpu {
         y
     }
 
-    fn linear_backward_input(&self, d_out: &Buffer, weight: &[f32], out: usize, input: usize) -> Buffer {
+    fn linear_backward_input(&self, d_out: &Buffer, weight: &Packed) -> Buffer {
+        let (out, input) = (weight.columns(), weight.depth());
         let rows = d_out.len() / out;
-        let packed = Packed::new(View::rows(weight, input), out, input);
+        let mut transposed = Packed::default();
+        transposed.transpose_of(weight, 0, out);
         let mut d_x = Buffer::stale(rows * input);
-        gemm((rows, input, out), View::rows(d_out, out), packed.panels(), &mut d_x, input, Store::Replace);
+        gemm((rows, input, out), View::rows(d_out, out), transposed.panels(), &mut d_x, input, Store::Replace);
         d_x
     }
 
     fn linear_backward_weight(&self, d_out: &Buffer, x: &Buffer, out: usize, input: usize, d_weight: &mut [f32]) {
         let rows = d_out.len() / out;
-        let packed = Packed::new(View::rows(x, input), rows, input);
+        let packed = Packed::new(self.dtype, View::rows(x, input), rows, input);
         gemm((out, input, rows), View::rows(d_out, out).t(), packed.panels(), d_weight, input, Store::Add);
-    }
-
-    fn linear_backward_input_packed(&self, d_out: &Buffer, weight: &Packed) -> Buffer {
-        unpack::linear_backward_input(d_out, weight)
     }
 
     fn linear_columns(&self, x: &Buffer, from: Columns, weight: &Packed, y: &mut Buffer, to: Columns) {
@@ -129,7 +143,7 @@ impl Backend for Cpu {
         of: Columns,
         d_weight: &mut [f32],
     ) {
-        low_rank::backward_weight(d_out, from, x, of, d_weight);
+        low_rank::backward_weight(self.dtype, d_out, from, x, of, d_weight);
     }
 
     fn scale(&self, x: &mut Buffer, factor: f32) {
@@ -177,7 +191,7 @@ impl Backend for Cpu {
     }
 
     fn attention(&self, fused: &Buffer, cu_seqlens: &[usize], shape: &AttentionShape) -> Buffer {
-        attention::forward(fused, cu_seqlens, shape)
+        attention::forward(self.dtype, fused, cu_seqlens, shape)
     }
 
     fn attention_backward(
@@ -187,7 +201,7 @@ impl Backend for Cpu {
         cu_seqlens: &[usize],
         shape: &AttentionShape,
     ) -> Buffer {
-        attention::backward(d_out, fused, cu_seqlens, shape)
+        attention::backward(self.dtype, d_out, fused, cu_seqlens, shape)
     }
 
     fn gated(&self, x: &Buffer, width: usize, activation: Activation) -> Buffer {
@@ -232,23 +246,11 @@ impl Backend for Cpu {
         d_logprobs: &[f32],
         hidden: &Buffer,
         head: &Packed,
-        weight: &[f32],
         query: LogprobQuery<'_>,
         log_sums: &[f32],
-        d_weight: &mut [f32],
+        d_weight: Option<&mut [f32]>,
     ) -> Buffer {
-        head::token_stats_backward(d_logprobs, hidden, head, weight, query, log_sums, d_weight)
-    }
-
-    fn token_stats_backward_input(
-        &self,
-        d_logprobs: &[f32],
-        hidden: &Buffer,
-        head: &Packed,
-        query: LogprobQuery<'_>,
-        log_sums: &[f32],
-    ) -> Buffer {
-        unpack::token_stats_backward_input(d_logprobs, hidden, head, query, log_sums)
+        head::token_stats_backward(d_logprobs, hidden, head, query, log_sums, d_weight)
     }
 
     fn logits(&self, hidden: &Buffer, head: &Packed, temperature: f32, use_row: &(dyn Fn(usize, &[f32]) + Sync)) {
@@ -270,12 +272,11 @@ impl Backend for Cpu {
     }
 
     fn cache(&self, slots: usize, capacity: usize, shape: &AttentionShape) -> Cache {
-        Cache::new(slots, capacity, shape)
+        Cache::new(self.dtype, slots, capacity, shape)
     }
 
     fn cache_store(&self, cache: &mut Cache, fused: &Buffer, entries: &[(usize, usize, usize)]) {
-        let width = cache.fused();
-        entries.iter().for_each(|&(row, slot, position)| cache.store(&fused[row * width..][..width], slot, position));
+        cache.store(fused, entries);
     }
 
     fn cache_copy(&self, cache: &mut Cache, from: usize, to: usize, len: usize) {

@@ -1,16 +1,16 @@
 //! Operations on rows: embedding, norms, rotary positions, gates, sums.
 
-use rayon::prelude::*;
 use std::ops::Range;
 
 use super::Buffer;
 use super::isa::multiversion;
 use super::math::{dot, exp, reduce, sigmoid, tanh};
 use crate::backend::{AttentionShape, RotaryTable};
+use crate::pool;
 use crate::spec::{Activation, NormWeight};
 
 /// Below this many numbers a row operation stays on the calling thread.
-const SMALL: usize = 1 << 16;
+const SMALL: usize = 1 << 14;
 /// Reductions over rows are made of partial sums over this many rows each, added in order.
 const ROW_BLOCK: usize = 64;
 
@@ -19,8 +19,10 @@ pub(super) fn each_row(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f3
     if out.len() < SMALL {
         out.chunks_exact_mut(width).enumerate().for_each(|(r, row)| f(r, row));
     } else {
-        let rows = (SMALL / 4).div_ceil(width);
-        out.par_chunks_mut(rows * width).enumerate().for_each(|(block, chunk)| {
+        // Several parts for each thread, none too short to be worth handing out.
+        let part = (out.len() / (8 * pool::threads())).max(SMALL / 4);
+        let rows = part.div_ceil(width);
+        pool::each(out.chunks_mut(rows * width), |block, chunk| {
             chunk.chunks_exact_mut(width).enumerate().for_each(|(r, row)| f(block * rows + r, row));
         });
     }
@@ -35,11 +37,8 @@ pub(super) fn sum_rows(rows: usize, total: &mut [f32], f: impl Fn(usize, &mut [f
         partial
     };
     let blocks = rows.div_ceil(ROW_BLOCK);
-    let partials: Vec<Buffer> = if rows * width < SMALL {
-        (0..blocks).map(block).collect()
-    } else {
-        (0..blocks).into_par_iter().map(block).collect()
-    };
+    let partials: Vec<Buffer> =
+        if rows * width < SMALL { (0..blocks).map(block).collect() } else { pool::map(blocks, block) };
     for partial in partials {
         total.iter_mut().zip(partial.iter()).for_each(|(t, p)| *t += p);
     }
@@ -59,8 +58,8 @@ pub(super) fn embed(table: &[f32], tokens: &[u32], hidden: usize, scale: f32) ->
 pub(super) fn embed_backward(d_out: &[f32], tokens: &[u32], hidden: usize, scale: f32, d_table: &mut [f32]) {
     // Each task owns a run of the vocabulary and adds its tokens in order.
     let vocabulary = d_table.len() / hidden;
-    let run = vocabulary.div_ceil(4 * rayon::current_num_threads()).max(1);
-    d_table.par_chunks_mut(run * hidden).enumerate().for_each(|(task, chunk)| {
+    let run = vocabulary.div_ceil(4 * pool::threads()).max(1);
+    pool::each(d_table.chunks_mut(run * hidden), |task, chunk| {
         let first = task * run;
         let mine = first..first + chunk.len() / hidden;
         for (t, token) in
@@ -329,7 +328,7 @@ pub(super) fn add(x: &mut [f32], y: &[f32]) {
     if x.len() < SMALL {
         add(x, y)
     } else {
-        x.par_chunks_mut(SMALL).zip(y.par_chunks(SMALL)).for_each(|(x, y)| add(x, y))
+        pool::each(x.chunks_mut(SMALL / 4).zip(y.chunks(SMALL / 4)), |_, (x, y)| add(x, y))
     }
 }
 

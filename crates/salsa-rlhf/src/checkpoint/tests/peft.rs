@@ -193,8 +193,8 @@ fn the_base_is_found_from_the_working_directory_the_adapter_and_its_neighbours()
         let opened = Checkpoint::open(&place.adapter()).unwrap();
         assert_eq!(opened.base_dir().canonicalize().unwrap(), place.dir.path().join("base").canonicalize().unwrap());
     }
-    let error = place.edit(|c| c["base_model_name_or_path"] = json!("org/name"));
-    assert_has(&error, &["adapter", "\"org/name\" is not there", "set base_model_name_or_path in"]);
+    let error = place.edit(|c| c["base_model_name_or_path"] = json!("/no/such/model"));
+    assert_has(&error, &["adapter", "\"/no/such/model\" is not there", "set base_model_name_or_path in"]);
 }
 
 #[test]

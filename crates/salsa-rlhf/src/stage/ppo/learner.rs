@@ -1,7 +1,7 @@
 //! The models that learn: policy and critic, and their optimizer steps.
 use anyhow::{Context, ensure};
 use salsa_algo::ppo::{self, Denominators, PolicyStats};
-use salsa_engine::{AdamW, Batch, Cpu, Head, Model, Output, OutputGradient, Query, Trainable};
+use salsa_engine::{AdamW, Batch, Cpu, Head, Model, ModelSpec, Output, OutputGradient, Query, Trainable};
 
 use super::config::{CriticKind, PpoConfig};
 use super::rollout::{Rollouts, split};
@@ -64,19 +64,54 @@ pub struct Learned {
 }
 
 impl Learner {
-    /// Makes the models that learn. A critic of its own starts from the reward model, a shared one at random.
+    /// Opens the models that learn: all weights of what the configuration names, or adapters on it. A critic of its own
+    /// starts from the reward model, a shared one at random.
     ///
     /// # Errors
     /// If weights cannot be read, do not fit or are not finite.
-    pub fn new(config: &PpoConfig, reward_model: &Checkpoint, bases: &mut Bases) -> anyhow::Result<Learner> {
+    pub fn open(config: &PpoConfig, reward_model: &Checkpoint, bases: &mut Bases) -> anyhow::Result<Learner> {
+        if !config.lora.use_peft {
+            let spec = reward_model.spec.with_head(Head::Scalar);
+            let weights = reward_model.spec.convert(&reward_model.read_weights()?, &spec, 0);
+            let policy = config.model_name_or_path.read().context("policy")?;
+            return Learner::new(config, policy, (spec, weights), Cpu::default());
+        }
+        let (seed, recompute) = (config.seed, config.recompute());
+        let (head, critic) = match config.critic {
+            CriticKind::Separate => {
+                let critic = bases.adapted(reward_model, Head::Scalar, &config.lora, seed, recompute);
+                (Head::LanguageModel, Some(critic.context("critic")?))
+            }
+            CriticKind::Shared => (Head::LanguageModelWithValue, None),
+        };
+        let policy = adapted_policy(config, head, bases).context("policy")?;
+        Ok(Learner { policy, critic, adamw: config.adamw() })
+    }
+
+    /// Makes the models that learn. `policy` and `critic` are shapes and weights to start from; a shared critic starts
+    /// at random.
+    ///
+    /// # Errors
+    /// If weights do not fit or are not finite.
+    pub fn new(
+        config: &PpoConfig,
+        (policy_spec, policy_weights): (ModelSpec, Vec<f32>),
+        (critic_spec, critic_weights): (ModelSpec, Vec<f32>),
+        backend: Cpu,
+    ) -> anyhow::Result<Learner> {
+        let recompute = config.recompute();
         let (policy, critic) = match config.critic {
             CriticKind::Separate => {
-                let policy = policy(config, Head::LanguageModel, bases).context("policy")?;
-                (policy, Some(critic(config, reward_model, bases).context("critic")?))
+                let critic = Trainable::new(critic_spec, critic_weights, backend, recompute).context("critic")?;
+                (Trainable::new(policy_spec, policy_weights, backend, recompute), Some(critic))
             }
-            CriticKind::Shared => (policy(config, Head::LanguageModelWithValue, bases).context("policy")?, None),
+            CriticKind::Shared => {
+                let both = policy_spec.with_head(Head::LanguageModelWithValue);
+                let weights = policy_spec.convert(&policy_weights, &both, config.seed);
+                (Trainable::new(both, weights, backend, recompute), None)
+            }
         };
-        Ok(Learner { policy, critic, adamw: config.adamw() })
+        Ok(Learner { policy: policy.context("policy")?, critic, adamw: config.adamw() })
     }
 
     /// The model that gives values.
@@ -188,15 +223,9 @@ impl Learner {
     }
 }
 
-/// All weights of what the configuration names, or an adapter on it.
-fn policy(config: &PpoConfig, head: Head, bases: &mut Bases) -> anyhow::Result<Trainable> {
+/// The adapter that the configuration names, or a new one.
+fn adapted_policy(config: &PpoConfig, head: Head, bases: &mut Bases) -> anyhow::Result<Trainable> {
     let (seed, recompute) = (config.seed, config.recompute());
-    if !config.lora.use_peft {
-        let (spec, weights) = config.model_name_or_path.read()?;
-        let target = spec.with_head(head);
-        let weights = if target == spec { weights } else { spec.convert(&weights, &target, seed) };
-        return Ok(Trainable::new(target, weights, Cpu::default(), recompute)?);
-    }
     match &config.model_name_or_path {
         ModelSource::Path(path) => bases.adapted(&open_language_model(path)?, head, &config.lora, seed, recompute),
         ModelSource::Soup(soup) => {
@@ -209,17 +238,6 @@ fn policy(config: &PpoConfig, head: Head, bases: &mut Bases) -> anyhow::Result<T
             bases.adapter_soup(&models, &weights)?.adapted(head, seed, recompute)
         }
     }
-}
-
-/// All weights of the reward model, or an adapter on it.
-fn critic(config: &PpoConfig, reward_model: &Checkpoint, bases: &mut Bases) -> anyhow::Result<Trainable> {
-    let (seed, recompute) = (config.seed, config.recompute());
-    if config.lora.use_peft {
-        return bases.adapted(reward_model, Head::Scalar, &config.lora, seed, recompute);
-    }
-    let spec = reward_model.spec.with_head(Head::Scalar);
-    let weights = reward_model.spec.convert(&reward_model.read_weights()?, &spec, 0);
-    Ok(Trainable::new(spec, weights, Cpu::default(), recompute)?)
 }
 
 fn advance(model: &mut Trainable, adamw: &AdamW, rate: f64) -> anyhow::Result<()> {

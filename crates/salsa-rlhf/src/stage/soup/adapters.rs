@@ -39,7 +39,10 @@ pub(super) fn cook(config: &SoupConfig, arithmetic: &Arithmetic, dir: &Path) -> 
             bail!("{names} cannot be mixed: tokenizer.json differs: {difference}");
         }
     }
-    let weights = &arithmetic.weights;
+    let weights = arithmetic.constant_weights().context(
+        "adapters can only be mixed with one weight each: merge each into its base (salsa merge) for weights by tensor",
+    )?;
+    let weights = &weights;
     let (kept, shares): (Vec<Checkpoint>, Vec<f64>) =
         models.into_iter().zip(weights.iter().copied()).filter(|(_, weight)| *weight != 0.0).unzip();
     let (exact, factors) = mean(&kept, &shares)?;

@@ -1,19 +1,25 @@
-//! The method of a soup, checked, and what it does to one tensor.
-use anyhow::{bail, ensure};
+//! The method of a soup, checked, and settled for each tensor.
+use anyhow::{Context, bail, ensure};
 use salsa_algo::{
     random::bits,
-    soup::{Consensus, Normalize, Sparsify, TaskMerge, Weights, slerp, slerp_from, weighted_mean},
+    soup::{Consensus, Normalize, Origin, Sparsify, TaskMerge, Weights},
 };
 use serde::{Deserialize, Serialize};
 
-use super::SoupConfig;
+use super::{
+    SoupConfig,
+    rule::{self, Rule, TensorRule},
+    setting::{Setting, place},
+};
 
-/// How ingredients are combined; mergekit's names.
+/// How ingredients are combined; mergekit's names, and `greedy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
     /// The weighted mean: the soup of the paper.
     Linear,
+    /// The mean of those ingredients that do not make it worse, as measured.
+    Greedy,
     /// A point on the arc between two models.
     Slerp,
     /// Task vectors trimmed by magnitude, with an election of signs.
@@ -31,6 +37,7 @@ impl Method {
     pub fn name(self) -> &'static str {
         match self {
             Method::Linear => "linear",
+            Method::Greedy => "greedy",
             Method::Slerp => "slerp",
             Method::Ties => "ties",
             Method::DareLinear => "dare_linear",
@@ -41,7 +48,7 @@ impl Method {
 
     /// Whether it works on differences from a base model.
     pub fn needs_base(self) -> bool {
-        !matches!(self, Method::Linear | Method::Slerp)
+        !matches!(self, Method::Linear | Method::Greedy | Method::Slerp)
     }
 
     fn is_sparse(self) -> bool {
@@ -49,33 +56,19 @@ impl Method {
     }
 }
 
-/// A checked method with its numbers.
+/// A checked method, whose numbers may differ from tensor to tensor.
 #[derive(Clone, Debug)]
 pub struct Arithmetic {
-    /// One weight for each ingredient, as used; of a slerp, `1 - t` and `t`.
-    pub weights: Vec<f64>,
-    rule: Rule,
-}
-
-#[derive(Clone, Debug)]
-enum Rule {
-    /// Of the ingredients whose weight is not 0.
-    Mean(Weights),
-    Arc {
-        t: f64,
-    },
-    ArcFromBase {
-        t: f64,
-    },
-    Task(TaskMerge),
-    /// A [`TaskMerge`] whose seed differs from tensor to tensor.
-    Dare {
-        density: f64,
-        seed: u64,
-        consensus: Consensus,
-        normalize: Normalize,
-        scale: f64,
-    },
+    method: Method,
+    /// One for each ingredient; of a slerp, none.
+    weights: Vec<Setting>,
+    /// One for each ingredient.
+    densities: Vec<Setting>,
+    scale: Setting,
+    t: Setting,
+    normalize: Normalize,
+    origin: Origin,
+    seed: u64,
 }
 
 impl Arithmetic {
@@ -92,77 +85,101 @@ impl Arithmetic {
         }
         if method == Method::Slerp {
             ensure!(count == 2, "method slerp takes exactly 2 models, not {count}");
-            let t = config.t;
-            let rule = if config.base_model.is_some() { Rule::ArcFromBase { t } } else { Rule::Arc { t } };
-            return Ok(Arithmetic { weights: vec![1.0 - t, t], rule });
         }
-        let given = given_weights(config)?;
-        let normalize = normalization(config);
-        if method == Method::Linear {
-            let kept: Vec<f64> = given.iter().copied().filter(|w| *w != 0.0).collect();
-            ensure!(!kept.is_empty(), "all weights are 0; at least one must be something else");
-            let weights = Weights::new(&kept, normalize)?;
-            let sum: f64 = if normalize == Normalize::Divide { given.iter().sum() } else { 1.0 };
-            return Ok(Arithmetic { weights: given.iter().map(|w| w / sum).collect(), rule: Rule::Mean(weights) });
+        let arithmetic = Arithmetic {
+            method,
+            weights: given_weights(config)?,
+            densities: given_densities(config)?,
+            scale: config.scale.clone(),
+            t: config.t.clone(),
+            normalize: normalization(config),
+            origin: if config.base_model.is_some() { Origin::Base } else { Origin::Zero },
+            seed: config.seed,
+        };
+        arithmetic.check_numbers()?;
+        if arithmetic.is_constant() {
+            // What can be known before the ingredients are opened.
+            arithmetic.rule(0, "", 0.0)?;
         }
-        Weights::new(&given, Normalize::Keep)?; // finite
-        let (density, seed, scale) = (config.density, config.seed, config.scale);
-        let dare = |consensus| {
-            TaskMerge::new(Sparsify::Random { density, seed }, consensus, normalize).map(|_| Rule::Dare {
-                density,
-                seed,
-                consensus,
-                normalize,
-                scale,
+        Ok(arithmetic)
+    }
+
+    /// The weights as used, if they are the same for all tensors.
+    pub fn constant_weights(&self) -> Option<Vec<f64>> {
+        let weights = self.is_constant().then(|| self.rule(0, "", 0.0).ok())??.weights;
+        Some(weights)
+    }
+
+    /// The method for each of these tensors of a model with this many layers.
+    ///
+    /// # Errors
+    /// If a tensor gets no number because no filter fits, or unusable weights; names it.
+    pub(super) fn rules<'a>(
+        &self,
+        tensors: impl Iterator<Item = &'a str>,
+        layers: usize,
+    ) -> anyhow::Result<Vec<TensorRule>> {
+        let rule = |(i, name): (usize, &str)| self.rule(i, name, place(name, layers)).with_context(|| name.to_owned());
+        tensors.enumerate().map(rule).collect()
+    }
+
+    fn rule(&self, tensor: usize, name: &str, place: f64) -> anyhow::Result<TensorRule> {
+        let number = |setting: &Setting, what: &str| {
+            setting.at(name, place).with_context(|| {
+                format!("no filter of {what} fits this tensor; add one without a name: {{value: NUMBER}}")
             })
         };
-        let task = |merge: TaskMerge| Rule::Task(merge.with_normalize(normalize).with_scale(scale));
-        let rule = match method {
-            Method::Ties => task(TaskMerge::ties(density)?),
+        if self.method == Method::Slerp {
+            let t = number(&self.t, "t")?;
+            return Ok(TensorRule { weights: vec![1.0 - t, t], rule: Rule::Arc { t, origin: self.origin } });
+        }
+        let weights =
+            self.weights.iter().map(|weight| number(weight, "a weight")).collect::<anyhow::Result<Vec<f64>>>()?;
+        if matches!(self.method, Method::Linear | Method::Greedy) {
+            ensure!(weights.iter().any(|w| *w != 0.0), "all weights are 0; at least one must be something else");
+            return Ok(rule::mean(&weights, self.normalize)?);
+        }
+        // Where no filter fits, all of a task vector is kept and it counts once, as in mergekit.
+        let densities: Vec<f64> = self.densities.iter().map(|d| d.at(name, place).unwrap_or(1.0)).collect();
+        let scale = self.scale.at(name, place).unwrap_or(1.0);
+        let seed = bits(self.seed, 0, tensor as u64);
+        let dare = |consensus| TaskMerge::new(Sparsify::Random { density: 1.0, seed }, consensus, self.normalize);
+        let merge = match self.method {
+            Method::Ties => TaskMerge::ties(1.0)?,
             Method::DareLinear => dare(Consensus::Sum)?,
             Method::DareTies => dare(Consensus::Sign)?,
-            _ => task(TaskMerge::task_arithmetic()),
+            _ => TaskMerge::task_arithmetic(),
         };
-        Ok(Arithmetic { weights: given, rule })
+        let merge = merge.with_normalize(self.normalize).with_scale(scale);
+        Ok(TensorRule { weights, rule: Rule::Task { merge, densities } })
     }
 
-    /// The weights of a plain mean, of the ingredients that it reads.
-    pub(super) fn mean(&self) -> Option<&Weights> {
-        match &self.rule {
-            Rule::Mean(weights) => Some(weights),
-            _ => None,
+    /// Whether all tensors are treated the same.
+    fn is_constant(&self) -> bool {
+        let settings = self.weights.iter().chain(&self.densities).chain([&self.scale, &self.t]);
+        settings.into_iter().all(|setting| setting.constant().is_some())
+    }
+
+    fn check_numbers(&self) -> anyhow::Result<()> {
+        for (i, weight) in self.weights.iter().enumerate() {
+            let bad = weight.numbers().into_iter().find(|w| !w.is_finite());
+            ensure!(bad.is_none(), "weight {} of the soup is {}; give a finite number", i + 1, bad.unwrap_or(f64::NAN));
         }
-    }
-
-    /// The ingredients that are read: a mean does not look at those of weight 0.
-    pub(super) fn reads(&self) -> Vec<usize> {
-        let all = 0..self.weights.len();
-        match self.rule {
-            Rule::Mean(_) => all.filter(|i| self.weights[*i] != 0.0).collect(),
-            _ => all.collect(),
+        for (key, setting) in [("t", &self.t), ("scale", &self.scale)] {
+            let bad = setting.numbers().into_iter().find(|x| !x.is_finite());
+            ensure!(bad.is_none(), "{key} is {}; give a finite number", bad.unwrap_or(f64::NAN));
         }
-    }
-
-    /// Whether the base is read.
-    pub(super) fn reads_base(&self) -> bool {
-        matches!(self.rule, Rule::ArcFromBase { .. } | Rule::Task(_) | Rule::Dare { .. })
-    }
-
-    /// Combines tensor number `tensor`, of which `base` (empty if not read) and `ingredients` (those of
-    /// [`Arithmetic::reads`]) are pieces, or all of it if this is no mean.
-    pub(super) fn apply(&self, tensor: usize, base: &[f32], ingredients: &[&[f32]], out: &mut [f32]) {
-        match &self.rule {
-            Rule::Mean(weights) => weighted_mean(ingredients, weights, out),
-            Rule::Arc { t } => slerp(ingredients[0], ingredients[1], *t, out),
-            Rule::ArcFromBase { t } => slerp_from(base, ingredients[0], ingredients[1], *t, out),
-            Rule::Task(merge) => merge.apply(base, ingredients, &self.weights, out),
-            Rule::Dare { density, seed, consensus, normalize, scale } => {
-                let seed = bits(*seed, 0, tensor as u64);
-                let merge = TaskMerge::new(Sparsify::Random { density: *density, seed }, *consensus, *normalize);
-                let merge = merge.expect("the density was checked").with_scale(*scale);
-                merge.apply(base, ingredients, &self.weights, out);
-            }
+        for density in &self.densities {
+            // Beside others, 0 leaves a model out of some tensors; alone, it would leave out all.
+            let least = if density.constant().is_some() { f64::MIN_POSITIVE } else { 0.0 };
+            let bad = density.numbers().into_iter().find(|d| !(least..=1.0).contains(d));
+            ensure!(
+                bad.is_none(),
+                "density {} is not a share of entries to keep; give a number above 0 and at most 1",
+                bad.unwrap_or(f64::NAN)
+            );
         }
+        Ok(())
     }
 }
 
@@ -171,31 +188,52 @@ fn refuse_unused(config: &SoupConfig) -> anyhow::Result<()> {
     let (method, unset) = (config.method, SoupConfig::default());
     let unused = [
         ("weights", method == Method::Slerp && !config.weights.is_empty(), "say where between the two with t"),
+        ("weights", method == Method::Greedy && !config.weights.is_empty(), "all that are kept weigh the same"),
         ("normalize", method == Method::Slerp && config.normalize.is_some(), "leave it out"),
+        ("normalize", method == Method::Greedy && config.normalize.is_some(), "leave it out"),
         ("t", method != Method::Slerp && config.t != unset.t, "give weights"),
         ("density", !method.is_sparse() && config.density != unset.density, "it belongs to ties and dare"),
+        ("densities", !method.is_sparse() && !config.densities.is_empty(), "they belong to ties and dare"),
         ("scale", !method.needs_base() && config.scale != unset.scale, "it belongs to methods with a base model"),
+        ("greedy", method != Method::Greedy && config.greedy.is_some(), "it belongs to method greedy"),
     ];
     for (key, is_unused, remedy) in unused {
         ensure!(!is_unused, "method {} does not use {key}; {remedy}", method.name());
     }
-    ensure!(config.t.is_finite(), "t is {}; give a finite number", config.t);
-    ensure!(config.scale.is_finite(), "scale is {}; give a finite number", config.scale);
+    let both = config.density != unset.density && !config.densities.is_empty();
+    ensure!(!both, "density and densities are both given; give one for all models, or one for each");
     Ok(())
 }
 
-fn given_weights(config: &SoupConfig) -> anyhow::Result<Vec<f64>> {
+fn given_weights(config: &SoupConfig) -> anyhow::Result<Vec<Setting>> {
     let count = config.models.len();
+    if config.method == Method::Slerp {
+        return Ok(Vec::new());
+    }
     if config.weights.is_empty() {
-        return Ok(vec![1.0 / count as f64; count]);
+        return Ok(vec![Setting::number(1.0 / count as f64); count]);
     }
     let given = config.weights.len();
     ensure!(given == count, "{given} weights for {count} models; give one for each");
+    if let Some(numbers) = config.weights.iter().map(Setting::constant).collect::<Option<Vec<f64>>>() {
+        Weights::new(&numbers, Normalize::Keep)?; // finite
+    }
     Ok(config.weights.clone())
 }
 
+fn given_densities(config: &SoupConfig) -> anyhow::Result<Vec<Setting>> {
+    let count = config.models.len();
+    if config.densities.is_empty() {
+        return Ok(vec![config.density.clone(); count]);
+    }
+    let given = config.densities.len();
+    ensure!(given == count, "{given} densities for {count} models; give one for each");
+    Ok(config.densities.clone())
+}
+
 fn normalization(config: &SoupConfig) -> Normalize {
-    match config.normalize.unwrap_or(matches!(config.method, Method::Linear | Method::Ties)) {
+    let divides = matches!(config.method, Method::Linear | Method::Greedy | Method::Ties);
+    match config.normalize.unwrap_or(divides) {
         true => Normalize::Divide,
         false => Normalize::Keep,
     }

@@ -5,14 +5,18 @@ use salsa_algo::soup::Gram;
 use serde_json::{Value, json};
 
 use super::{arithmetic::Arithmetic, ingredients::Ingredients};
-use crate::checkpoint::NewTensor;
+use crate::{
+    checkpoint::NewTensor,
+    report::{GeometryPart, SoupGeometry, letter},
+};
 
 /// Norms, angles and distances: of each tensor, of each layer, of the whole.
 #[derive(Debug)]
 pub struct Geometry {
     ingredients: Vec<String>,
     base: Option<String>,
-    weights: Vec<f64>,
+    /// None where they differ from tensor to tensor.
+    weights: Option<Vec<f64>>,
     overall: Part,
     groups: Vec<Part>,
     tensors: Vec<Part>,
@@ -55,7 +59,7 @@ impl Geometry {
         Geometry {
             ingredients: ingredients.models.iter().map(name).collect(),
             base: ingredients.base.as_ref().map(name),
-            weights: arithmetic.weights.clone(),
+            weights: arithmetic.constant_weights(),
             overall,
             groups,
             tensors: parts,
@@ -75,6 +79,39 @@ impl Geometry {
         })
     }
 
+    /// The page `geometry.html`.
+    pub fn html(&self) -> String {
+        let page = SoupGeometry {
+            ingredients: self.ingredients.clone(),
+            base: self.base.clone(),
+            weights: self.weights.clone(),
+            parts: self.groups.iter().map(|part| self.picture(part)).collect(),
+            overall: self.picture(&self.overall),
+        };
+        page.html()
+    }
+
+    fn picture(&self, part: &Part) -> GeometryPart {
+        let (count, gram, pairs) = (self.ingredients.len(), &part.gram, self.pairs());
+        let (norms, cosines) = match self.base {
+            None => (Vec::new(), Vec::new()),
+            Some(_) => (
+                (0..=count).map(|i| gram.norm(i)).collect(),
+                pairs.iter().map(|&(i, j)| ([i, j], gram.cosine(i, j))).collect(),
+            ),
+        };
+        let has_base = self.base.is_some();
+        GeometryPart {
+            name: part.name.clone(),
+            norms,
+            cosines,
+            distances: pairs.iter().map(|&(i, j)| ([i, j], gram.distance(i, j))).collect(),
+            soup_distances: (0..count).map(|i| gram.distance(i, count)).collect(),
+            shrinkage: self.shrinkage(gram).filter(|_| has_base),
+            predicted_shrinkage: self.predicted_shrinkage(gram).filter(|_| has_base),
+        }
+    }
+
     fn part(&self, part: &Part) -> Value {
         let (count, gram) = (self.ingredients.len(), &part.gram);
         let matrix = |entry: &dyn Fn(usize, usize) -> Value| -> Vec<Vec<Value>> {
@@ -91,14 +128,36 @@ impl Geometry {
             json["cosines"] = json!(matrix(&|i, j| json!(gram.cosine(i, j))));
             json["soup_norm"] = json!(gram.norm(count));
             json["shrinkage"] = json!(self.shrinkage(gram));
+            json["predicted_shrinkage"] = json!(self.predicted_shrinkage(gram));
         }
         json
     }
 
-    /// The soup's distance from the base as a share of the mean distance of its ingredients; none where that is 0.
+    /// The soup's distance from the base as a share of the mean distance of its ingredients; none where that is 0, or where
+    /// weights differ from tensor to tensor.
     fn shrinkage(&self, gram: &Gram) -> Option<f64> {
-        let mean: f64 = self.weights.iter().enumerate().map(|(i, w)| w * gram.norm(i)).sum();
-        (mean != 0.0).then(|| gram.norm(self.ingredients.len()) / mean)
+        self.share(gram, gram.norm(self.ingredients.len()))
+    }
+
+    /// The same for the weighted mean, from norms and cosines alone, whatever the soup's method is.
+    ///
+    /// ```text
+    /// sqrt(sum_ij w_i w_j |d_i| |d_j| cos_ij) / sum_i w_i |d_i|
+    /// ```
+    fn predicted_shrinkage(&self, gram: &Gram) -> Option<f64> {
+        let weights = self.weights.as_ref()?;
+        let mut square = 0.0;
+        for (i, wi) in weights.iter().enumerate() {
+            for (j, wj) in weights.iter().enumerate() {
+                square += wi * wj * gram.norm(i) * gram.norm(j) * gram.cosine(i, j).unwrap_or(0.0);
+            }
+        }
+        self.share(gram, square.max(0.0).sqrt())
+    }
+
+    fn share(&self, gram: &Gram, norm: f64) -> Option<f64> {
+        let mean: f64 = self.weights.as_ref()?.iter().enumerate().map(|(i, w)| w * gram.norm(i)).sum();
+        (mean != 0.0).then(|| norm / mean)
     }
 
     /// The report as a table: a line for each layer and one for all. Ingredients are called A, B, C and so on.
@@ -111,7 +170,8 @@ impl Geometry {
         let mut text = String::new();
         for (i, name) in self.ingredients.iter().enumerate() {
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "{}  weight {:.4}  {name}", letter(i), self.weights[i]);
+            let weight = self.weights.as_ref().map_or("by tensor".to_owned(), |weights| format!("{:.4}", weights[i]));
+            let _ = writeln!(text, "{}  weight {weight}  {name}", letter(i));
         }
         if let Some(base) = &self.base {
             let _ = writeln!(text, "0  base           {base}");
@@ -160,17 +220,12 @@ impl Geometry {
         row
     }
 
-    /// The pairs that the table shows; of more than three ingredients those with the first.
+    /// The pairs that table and page show; of more than three ingredients those with the first.
     fn pairs(&self) -> Vec<(usize, usize)> {
         let count = self.ingredients.len();
         let firsts = if count > 3 { 1 } else { count };
         (0..firsts).flat_map(|i| (i + 1..count).map(move |j| (i, j))).collect()
     }
-}
-
-/// A, B, …, Z, then numbers.
-fn letter(i: usize) -> String {
-    u8::try_from(i).ok().filter(|i| *i < 26).map_or_else(|| format!("#{}", i + 1), |i| char::from(b'A' + i).to_string())
 }
 
 /// The layer that a tensor belongs to, or its own name.

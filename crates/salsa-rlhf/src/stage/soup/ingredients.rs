@@ -62,8 +62,13 @@ impl Ingredients {
             ensure!(companions.has("tokenizer.json"), "{}: there is no tokenizer.json", dir.display());
             return Ok(companions);
         }
+        Companions::from_dir(self.with_tokenizer().dir())
+    }
+
+    /// The first ingredient that has a tokenizer; if none has, the first one.
+    pub fn with_tokenizer(&self) -> &Checkpoint {
         let with_tokenizer = self.models.iter().find(|model| model.dir().join("tokenizer.json").is_file());
-        Companions::from_dir(with_tokenizer.unwrap_or(&self.models[0]).dir())
+        with_tokenizer.unwrap_or(&self.models[0])
     }
 
     /// `config.json` of the first ingredient, in the soup's type. Numbers that describe one ingredient (the

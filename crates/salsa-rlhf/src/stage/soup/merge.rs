@@ -1,47 +1,65 @@
 //! The pass over the weights: read a piece of every ingredient, combine, write.
 use std::{
     sync::{
-        Condvar, Mutex, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
 };
 
 use anyhow::{anyhow, bail};
-use salsa_algo::soup::Gram;
+use salsa_algo::soup::{Gram, SlerpStream};
 
-use super::{arithmetic::Arithmetic, bf16, geometry::Geometry, ingredients::Ingredients};
+use super::{
+    arithmetic::Arithmetic, bf16, digest::FileDigest, geometry::Geometry, ingredients::Ingredients,
+    provenance::Digests, rule::TensorRule,
+};
 use crate::{
-    checkpoint::{Dtype, NewTensor, RawTensors, Writer},
+    checkpoint::{Checkpoint, Dtype, NewTensor, RawTensors, Writer},
     progress::Progress,
     stage::StageContext,
 };
 
-/// Numbers of a piece where elements are independent: all of it, from all ingredients, stays in a core's own cache.
+/// Numbers of a piece: all of it, from all ingredients, stays in a core's own cache. No more of a tensor than a piece is in
+/// memory, whatever the method.
 const PIECE: usize = 1 << 17;
+const _: () = assert!(PIECE.is_multiple_of(SlerpStream::STEP));
 
 /// The unit of the progress bar.
 const MB: u64 = 1_000_000;
 
-/// Where whole tensors are needed, no more of them are worked on at a time than fit here; one always is.
-const WHOLE_TENSOR_BYTES: usize = 256 << 20;
-
 /// Everything the pass needs; nothing in it changes.
 pub(super) struct Merge<'a> {
-    models: Vec<RawTensors<'a>>,
-    base: Option<RawTensors<'a>>,
+    models: Vec<Source<'a>>,
+    base: Option<Source<'a>>,
     arithmetic: &'a Arithmetic,
+    rules: Vec<TensorRule>,
     tensors: &'a [NewTensor],
     ingredients: &'a Ingredients,
+    /// Of the files in the making; empty where no digests are wanted.
+    soup: &'a [FileDigest],
     report: bool,
 }
 
-/// A run of numbers of one tensor.
+/// A model that is read, and the digests of its files.
+struct Source<'a> {
+    raw: RawTensors<'a>,
+    digests: &'a [FileDigest],
+}
+
+/// Some of a tensor's numbers.
 #[derive(Clone, Copy)]
 struct Piece {
     tensor: usize,
     start: usize,
     len: usize,
+}
+
+/// What one thread does at a time: a piece where elements are independent of each other, else a tensor, piece by piece.
+#[derive(Clone, Copy)]
+enum Job {
+    Piece(Piece),
+    Tensor { tensor: usize, len: usize },
 }
 
 /// The buffers of one thread.
@@ -59,30 +77,41 @@ impl<'a> Merge<'a> {
         ingredients: &'a Ingredients,
         arithmetic: &'a Arithmetic,
         tensors: &'a [NewTensor],
+        digests: &'a Digests,
         report: bool,
     ) -> anyhow::Result<Merge<'a>> {
-        let models = ingredients.models.iter().map(|model| model.raw()).collect::<anyhow::Result<_>>()?;
-        let base = ingredients.base.as_ref().map(|base| base.raw()).transpose()?;
-        Ok(Merge { models, base, arithmetic, tensors, ingredients, report })
+        let mut files = digests.models.iter().map(Vec::as_slice);
+        let mut source = |model: &'a Checkpoint| -> anyhow::Result<Source<'a>> {
+            Ok(Source { raw: model.raw()?, digests: files.next().unwrap_or_default() })
+        };
+        let models = ingredients.models.iter().map(&mut source).collect::<anyhow::Result<_>>()?;
+        let base = ingredients.base.as_ref().map(&mut source).transpose()?;
+        let layers = ingredients.models[0].spec.layers;
+        let rules = arithmetic.rules(tensors.iter().map(|tensor| tensor.name.as_str()), layers)?;
+        Ok(Merge { models, base, arithmetic, rules, tensors, ingredients, soup: &digests.soup, report })
     }
 
-    /// Writes all of the soup's weights; all cores share the pieces, in order.
+    /// Writes all of the soup's weights; all cores share the jobs, in order.
     pub fn run(&self, writer: &Writer, context: &StageContext) -> anyhow::Result<Option<Geometry>> {
-        let pieces = self.pieces();
-        let grams: Vec<Mutex<Option<Gram>>> = pieces.iter().map(|_| Mutex::new(None)).collect();
+        let jobs = self.jobs();
+        let grams: Vec<Mutex<Option<Gram>>> = jobs.iter().map(|_| Mutex::new(None)).collect();
         let progress = Progress::new("soup", writer.bytes() / MB, "MB");
         let (next, stop, done) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicUsize::new(0));
-        let (failed, budget) = (Mutex::new(None), Budget::default());
+        let failed = Mutex::new(None);
         let work = || {
             let mut scratch = Scratch::default();
             while !stop.load(Ordering::Relaxed) {
                 let i = next.fetch_add(1, Ordering::Relaxed);
-                let Some(piece) = pieces.get(i) else { break };
-                let result = match context.interrupted() {
-                    true => Err(anyhow!("interrupted; no soup was made, the same command starts anew")),
-                    false => budget.hold(self.whole_bytes(piece), || self.mix(*piece, writer, &mut scratch)),
+                let Some(job) = jobs.get(i) else { break };
+                let advance = |piece: Piece| {
+                    let bytes = piece.len * self.tensors[piece.tensor].dtype.size();
+                    progress.set((done.fetch_add(bytes, Ordering::Relaxed) + bytes) as u64 / MB);
+                    match context.interrupted() {
+                        true => Err(anyhow!("interrupted; no soup was made, the same command starts anew")),
+                        false => Ok(()),
+                    }
                 };
-                match result {
+                match self.work(*job, writer, &mut scratch, &advance) {
                     Ok(gram) => *lock(&grams[i]) = gram,
                     Err(error) => {
                         stop.store(true, Ordering::Relaxed);
@@ -92,8 +121,6 @@ impl<'a> Merge<'a> {
                         }
                     }
                 }
-                let bytes = piece.len * self.tensors[piece.tensor].dtype.size();
-                progress.set((done.fetch_add(bytes, Ordering::Relaxed) + bytes) as u64 / MB);
             }
         };
         thread::scope(|scope| {
@@ -104,110 +131,166 @@ impl<'a> Merge<'a> {
             return Err(error);
         }
         progress.finish("");
-        let grams = pieces.iter().zip(grams).filter_map(|(piece, gram)| {
-            Some((piece.tensor, gram.into_inner().unwrap_or_else(PoisonError::into_inner)?))
-        });
+        let grams = jobs
+            .iter()
+            .zip(grams)
+            .filter_map(|(job, gram)| Some((job.tensor(), gram.into_inner().unwrap_or_else(PoisonError::into_inner)?)));
         Ok(self.report.then(|| Geometry::new(self.ingredients, self.arithmetic, self.tensors, grams)))
     }
 
-    fn pieces(&self) -> Vec<Piece> {
-        let mut pieces = Vec::new();
-        for (tensor, new) in self.tensors.iter().enumerate() {
-            let numbers: usize = new.shape.iter().product();
-            let len = if self.arithmetic.mean().is_some() { PIECE } else { numbers };
-            let piece = |start| Piece { tensor, start, len: len.min(numbers - start) };
-            pieces.extend((0..numbers).step_by(len.max(1)).map(piece));
+    /// In the order of the files where elements are independent; the largest tensors first where they are not, so that the
+    /// threads end together.
+    fn jobs(&self) -> Vec<Job> {
+        let (mut jobs, mut whole) = (Vec::new(), Vec::new());
+        for (tensor, (new, rule)) in self.tensors.iter().zip(&self.rules).enumerate() {
+            let len: usize = new.shape.iter().product();
+            match rule.mean() {
+                Some(_) => jobs.extend(pieces(tensor, len).map(Job::Piece)),
+                None => whole.push(Job::Tensor { tensor, len }),
+            }
         }
-        pieces
+        whole.sort_by_key(|job| std::cmp::Reverse(job.len()));
+        jobs.extend(whole);
+        jobs
     }
 
-    /// The memory that a whole tensor takes, its ingredients included; pieces need no permission.
-    fn whole_bytes(&self, piece: &Piece) -> usize {
-        let copies = self.models.len() + 3;
-        if self.arithmetic.mean().is_some() { 0 } else { piece.len * 4 * copies }
-    }
-
-    /// One piece, from all the files into one.
-    fn mix(&self, piece: Piece, writer: &Writer, scratch: &mut Scratch) -> anyhow::Result<Option<Gram>> {
-        if !self.report && self.mix_bf16(piece, writer, scratch)? {
+    fn work(
+        &self,
+        job: Job,
+        writer: &Writer,
+        scratch: &mut Scratch,
+        advance: &dyn Fn(Piece) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Option<Gram>> {
+        let (tensor, len) = (job.tensor(), job.len());
+        if let Job::Piece(piece) = job
+            && !self.report
+            && self.mix_bf16(piece, writer, scratch)?
+        {
+            advance(piece)?;
             return Ok(None);
         }
-        self.mix_f32(piece, writer, scratch)
+        let mut stream = self.rules[tensor].stream(len);
+        let pieces = job.pieces();
+        // A tensor of one piece is read once.
+        let mut held = false;
+        while stream.wants_a_look() {
+            for &piece in &pieces {
+                if !held {
+                    self.read_all(piece, scratch)?;
+                }
+                held = pieces.len() == 1;
+                stream.look(&scratch.base, &self.used(tensor, scratch));
+            }
+            stream.looked();
+        }
+        let mut sum: Option<Gram> = None;
+        for piece in pieces {
+            if !held {
+                self.read_all(piece, scratch)?;
+            }
+            let mut mixed = std::mem::take(&mut scratch.mixed);
+            mixed.resize(piece.len, 0.0);
+            stream.apply(&scratch.base, &self.used(tensor, scratch), &mut mixed);
+            scratch.mixed = mixed;
+            self.write(piece, writer, scratch)?;
+            if let Some(gram) = self.measure(scratch) {
+                match &mut sum {
+                    Some(sum) => sum.merge(&gram),
+                    None => sum = Some(gram),
+                }
+            }
+            advance(piece)?;
+        }
+        Ok(sum)
     }
 
     /// The short way for a mean of bfloat16 into bfloat16; says whether it could be gone.
     fn mix_bf16(&self, piece: Piece, writer: &Writer, scratch: &mut Scratch) -> anyhow::Result<bool> {
-        let Some(weights) = self.arithmetic.mean() else { return Ok(false) };
-        let reads = self.arithmetic.reads();
+        let rule = &self.rules[piece.tensor];
+        let Some(weights) = rule.mean() else { return Ok(false) };
+        let reads = rule.reads();
         let all_bf16 = self.tensors[piece.tensor].dtype == Dtype::BF16
-            && reads.iter().all(|i| self.models[*i].dtype(piece.tensor) == Dtype::BF16);
+            && reads.iter().all(|i| self.models[*i].raw.dtype(piece.tensor) == Dtype::BF16);
         if !all_bf16 || !bf16::is_exact(weights.values(), weights.sum_to_one()) {
             return Ok(false);
         }
         scratch.stored.resize_with(reads.len(), Vec::new);
         for (i, bytes) in reads.iter().zip(&mut scratch.stored) {
-            bytes.resize(piece.len * 2, 0);
-            self.models[*i].read(piece.tensor, piece.start, bytes)?;
+            self.models[*i].read(piece, bytes)?;
         }
         let stored: Vec<&[u8]> = scratch.stored.iter().map(Vec::as_slice).collect();
         scratch.out.resize(piece.len * 2, 0);
         // What is not finite is found and named on the long way.
         let finite = bf16::weighted_sum(&stored, weights.values(), &mut scratch.out);
         if finite {
-            writer.write(piece.tensor, piece.start, &scratch.out)?;
+            self.put(piece, writer, &scratch.out)?;
         }
         Ok(finite)
     }
 
-    fn mix_f32(&self, piece: Piece, writer: &Writer, scratch: &mut Scratch) -> anyhow::Result<Option<Gram>> {
-        let Piece { tensor, start, len } = piece;
-        let used = self.arithmetic.reads();
-        let reads = if self.report { (0..self.models.len()).collect() } else { used.clone() };
+    /// Reads a piece of all that the method or the report looks at.
+    fn read_all(&self, piece: Piece, scratch: &mut Scratch) -> anyhow::Result<()> {
+        let rule = &self.rules[piece.tensor];
+        let reads = if self.report { (0..self.models.len()).collect() } else { rule.reads() };
         scratch.wide.resize_with(self.models.len(), Vec::new);
+        scratch.stored.resize_with(1, Vec::new);
         for &i in &reads {
-            scratch.wide[i].resize(len, 0.0);
-            self.read(&self.models[i], piece, &mut scratch.wide[i])?;
+            self.read(&self.models[i], piece, &mut scratch.stored[0], &mut scratch.wide[i])?;
         }
         scratch.base.clear();
-        if let Some(base) = self.base.as_ref().filter(|_| self.report || self.arithmetic.reads_base()) {
-            scratch.base.resize(len, 0.0);
-            self.read(base, piece, &mut scratch.base)?;
+        if let Some(base) = self.base.as_ref().filter(|_| self.report || rule.reads_base()) {
+            self.read(base, piece, &mut scratch.stored[0], &mut scratch.base)?;
         }
-        let ingredients: Vec<&[f32]> = used.iter().map(|i| scratch.wide[*i].as_slice()).collect();
-        scratch.mixed.resize(len, 0.0);
-        self.arithmetic.apply(tensor, &scratch.base, &ingredients, &mut scratch.mixed);
+        Ok(())
+    }
 
-        let dtype = self.tensors[tensor].dtype;
-        for (block, numbers) in scratch.mixed.chunks_mut(PIECE).enumerate() {
-            let start = start + block * PIECE;
-            dtype.encode(numbers, &mut scratch.out).map_err(|at| self.not_in_range(tensor, start + at, numbers[at]))?;
-            writer.write(tensor, start, &scratch.out)?;
-            if self.report {
-                dtype.widen(&scratch.out, numbers);
-            }
+    /// The ingredients that the method takes.
+    fn used<'s>(&self, tensor: usize, scratch: &'s Scratch) -> Vec<&'s [f32]> {
+        self.rules[tensor].reads().iter().map(|i| scratch.wide[*i].as_slice()).collect()
+    }
+
+    /// Rounds and writes what was mixed; for the report, leaves what was written in its place.
+    fn write(&self, piece: Piece, writer: &Writer, scratch: &mut Scratch) -> anyhow::Result<()> {
+        let (dtype, numbers) = (self.tensors[piece.tensor].dtype, &mut scratch.mixed);
+        dtype
+            .encode(numbers, &mut scratch.out)
+            .map_err(|at| self.not_in_range(piece.tensor, piece.start + at, numbers[at]))?;
+        self.put(piece, writer, &scratch.out)?;
+        if self.report {
+            dtype.widen(&scratch.out, numbers);
         }
+        Ok(())
+    }
+
+    fn put(&self, piece: Piece, writer: &Writer, bytes: &[u8]) -> anyhow::Result<()> {
+        writer.write(piece.tensor, piece.start, bytes)?;
+        let (file, offset) = writer.position(piece.tensor, piece.start);
+        if let Some(digest) = self.soup.get(file) {
+            digest.pass(offset, bytes);
+        }
+        Ok(())
+    }
+
+    /// Inner products of what was read and written. Seen from the base; without one, from the first ingredient.
+    fn measure(&self, scratch: &Scratch) -> Option<Gram> {
         if !self.report {
-            return Ok(None);
+            return None;
         }
-        // Seen from the base; without one, from the first ingredient.
         let mut points: Vec<&[f32]> = scratch.wide.iter().map(Vec::as_slice).collect();
         points.push(&scratch.mixed);
         let mut gram = Gram::new(points.len());
         gram.add(if scratch.base.is_empty() { points[0] } else { &scratch.base }, &points);
-        Ok(Some(gram))
+        Some(gram)
     }
 
     /// Reads a piece and refuses a broken model.
-    fn read(&self, model: &RawTensors<'_>, piece: Piece, out: &mut [f32]) -> anyhow::Result<()> {
-        model.read_f32(piece.tensor, piece.start, out)?;
-        // Without an early exit the compiler looks at many numbers at once.
-        if out.iter().fold(true, |all, x| all & x.is_finite()) {
-            return Ok(());
-        }
-        let at = out.iter().position(|x| !x.is_finite()).unwrap_or_default();
+    fn read(&self, model: &Source<'_>, piece: Piece, stored: &mut Vec<u8>, out: &mut Vec<f32>) -> anyhow::Result<()> {
+        model.read(piece, stored)?;
+        out.resize(piece.len, 0.0);
+        let Err(at) = model.raw.dtype(piece.tensor).decode(stored, out) else { return Ok(()) };
         bail!(
             "{}: number {} of {} is {}: the model is broken, leave it out or take an earlier checkpoint",
-            model.path(piece.tensor).display(),
+            model.raw.path(piece.tensor).display(),
             piece.start + at,
             self.tensors[piece.tensor].name,
             out[at]
@@ -222,26 +305,45 @@ impl<'a> Merge<'a> {
     }
 }
 
-/// Lets as many tasks run at a time as have room for their memory, and one in any case.
-#[derive(Default)]
-struct Budget {
-    held: Mutex<usize>,
-    freed: Condvar,
+impl Source<'_> {
+    /// Reads a piece as it is stored; its digest takes note of it.
+    fn read(&self, piece: Piece, bytes: &mut Vec<u8>) -> anyhow::Result<()> {
+        let Piece { tensor, start, len } = piece;
+        bytes.resize(len * self.raw.dtype(tensor).size(), 0);
+        self.raw.read(tensor, start, bytes)?;
+        let (file, offset) = self.raw.position(tensor, start);
+        if let Some(digest) = self.digests.get(file) {
+            digest.pass(offset, bytes);
+        }
+        Ok(())
+    }
 }
 
-impl Budget {
-    fn hold<T>(&self, bytes: usize, task: impl FnOnce() -> T) -> T {
-        let mut held = lock(&self.held);
-        while *held > 0 && *held + bytes > WHOLE_TENSOR_BYTES {
-            held = self.freed.wait(held).unwrap_or_else(PoisonError::into_inner);
+impl Job {
+    fn tensor(self) -> usize {
+        match self {
+            Job::Piece(Piece { tensor, .. }) | Job::Tensor { tensor, .. } => tensor,
         }
-        *held += bytes;
-        drop(held);
-        let result = task();
-        *lock(&self.held) -= bytes;
-        self.freed.notify_all();
-        result
     }
+
+    fn len(self) -> usize {
+        match self {
+            Job::Piece(Piece { len, .. }) | Job::Tensor { len, .. } => len,
+        }
+    }
+
+    /// Its pieces in order.
+    fn pieces(self) -> Vec<Piece> {
+        match self {
+            Job::Piece(piece) => vec![piece],
+            Job::Tensor { tensor, len } => pieces(tensor, len).collect(),
+        }
+    }
+}
+
+/// A tensor cut into pieces.
+fn pieces(tensor: usize, len: usize) -> impl Iterator<Item = Piece> {
+    (0..len).step_by(PIECE).map(move |start| Piece { tensor, start, len: PIECE.min(len - start) })
 }
 
 /// A panic in one thread is passed on by the scope; until then the others may go on.

@@ -1,11 +1,16 @@
-//! mergekit's YAML, as far as one number per model goes.
-use anyhow::{anyhow, bail, ensure};
+//! mergekit's YAML: `models`, or one slice of all layers, with filters and gradients.
+use std::{fs, path::Path};
+
+use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::{Map, Value, json};
 
-const KEYS: [&str; 7] =
-    ["merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source"];
+use super::setting::Setting;
+
+const KEYS: [&str; 8] =
+    ["merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source"];
 const METHODS: [&str; 6] = ["linear", "slerp", "ties", "dare_linear", "dare_ties", "task_arithmetic"];
-const SHARED: [&str; 7] = ["weight", "density", "normalize", "t", "lambda", "int8_mask", "rescale"];
+const NUMBERS: [&str; 4] = ["weight", "density", "t", "lambda"];
+const SWITCHES: [&str; 3] = ["normalize", "int8_mask", "rescale"];
 const OF_A_MODEL: [&str; 2] = ["weight", "density"];
 
 /// Whether a mapping is a mergekit configuration and not one of ours.
@@ -17,11 +22,12 @@ pub fn is_one(mapping: &Map<String, Value>) -> bool {
 
 /// The same soup in the keys of [`super::SoupConfig`].
 ///
-/// `dtype` asks only for the type of the result here, the arithmetic is in float32 in any case; `out_dtype` goes before
-/// it. `int8_mask` saves memory in mergekit and changes nothing.
+/// A model's own parameter goes before the slice's, that before the common one; where no filter of one fits, the next is
+/// asked. `dtype` asks only for the type of the result here, the arithmetic is in float32 in any case; `out_dtype` goes
+/// before it. `int8_mask` saves memory in mergekit and changes nothing.
 ///
 /// # Errors
-/// What is not supported (slices, gradients, filters, other methods) is named.
+/// What is not supported (several slices, other methods, other keys) is named.
 pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
     if let Some(key) = given.keys().find(|key| !KEYS.contains(&key.as_str())) {
         bail!("{key}: mergekit's {key} is not supported; supported are {}", KEYS.join(", "));
@@ -30,10 +36,16 @@ pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>>
     if !METHODS.contains(&method.as_str()) {
         bail!("merge_method {method} is not supported; supported are {}", METHODS.join(", "));
     }
-    let shared = parameters(given, "", &SHARED)?;
-    let base = text(given, "base_model")?;
-    let mut models = models(given, &shared)?;
+    let mut shared = Parameters::read(given, "", &[&NUMBERS[..], &SWITCHES].concat())?;
+    let mut base = text(given, "base_model")?;
+    let mut models = match (given.get("models"), given.get("slices")) {
+        (Some(_), Some(_)) => bail!("models and slices are both given; mergekit takes one of them"),
+        (None, Some(slices)) => slice(slices, &mut shared, &mut base)?,
+        _ => models(given, "models", "models", &shared)?,
+    };
+    add_base(&method, base.as_deref(), &shared, &mut models)?;
     let mut soup = Map::from_iter([("method".to_owned(), json!(method))]);
+    let number = |key: &str| shared.number(key).cloned();
     match method.as_str() {
         "slerp" => {
             let base = base.clone().ok_or_else(|| anyhow!("base_model is missing: a slerp begins there"))?;
@@ -41,8 +53,7 @@ pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>>
             let position = models.iter().position(|model| model.path == base);
             ensure!(position.is_some(), "base_model: in a slerp it must be one of the two models");
             models.rotate_left(position.unwrap_or_default());
-            let t = shared.get("t").ok_or_else(|| anyhow!("parameters.t is missing"))?;
-            soup.insert("t".to_owned(), t.clone());
+            soup.insert("t".to_owned(), json!(number("t").ok_or_else(|| anyhow!("parameters.t is missing"))?));
         }
         "linear" => weights(&models, &mut soup)?,
         _ => {
@@ -50,17 +61,17 @@ pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>>
             models.retain(|model| model.path != base);
             weights(&models, &mut soup)?;
             if method != "task_arithmetic" {
-                density(&models, &mut soup)?;
+                densities(&models, &mut soup);
             }
             soup.insert("base_model".to_owned(), json!(base));
             rescale(&method, &shared)?;
+            if let Some(scale) = number("lambda") {
+                soup.insert("scale".to_owned(), json!(scale));
+            }
         }
     }
-    for (theirs, ours) in [("normalize", "normalize"), ("lambda", "scale")] {
-        if let Some(value) = shared.get(theirs).filter(|_| method != "slerp" && (ours != "scale" || method != "linear"))
-        {
-            soup.insert(ours.to_owned(), value.clone());
-        }
+    if let Some(normalize) = shared.switch("normalize").filter(|_| method != "slerp") {
+        soup.insert("normalize".to_owned(), json!(normalize));
     }
     soup.insert("models".to_owned(), models.iter().map(|model| json!(model.path)).collect());
     if let Some(dtype) = text(given, "out_dtype")?.or(text(given, "dtype")?) {
@@ -72,76 +83,164 @@ pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>>
     Ok(soup)
 }
 
-/// One of `models`.
+/// One of `models`, or of a slice's `sources`.
 struct Model {
     path: String,
-    weight: Option<Value>,
-    density: Option<Value>,
+    weight: Option<Setting>,
+    density: Option<Setting>,
 }
 
-fn models(given: &Map<String, Value>, shared: &Map<String, Value>) -> anyhow::Result<Vec<Model>> {
-    let list = given.get("models").and_then(Value::as_array).ok_or_else(|| anyhow!("models is missing"))?;
+/// A checked mapping `parameters`.
+#[derive(Default)]
+struct Parameters {
+    numbers: Vec<(String, Setting)>,
+    switches: Vec<(String, bool)>,
+}
+
+impl Parameters {
+    fn read(owner: &Map<String, Value>, place: &str, known: &[&str]) -> anyhow::Result<Parameters> {
+        let given = match owner.get("parameters") {
+            None | Some(Value::Null) => return Ok(Parameters::default()),
+            Some(Value::Object(given)) => given,
+            Some(_) => bail!("{place}parameters is no mapping"),
+        };
+        let mut parameters = Parameters::default();
+        for (key, value) in given {
+            let place = format!("{place}parameters.{key}");
+            ensure!(known.contains(&key.as_str()), "{place}: not supported; supported are {}", known.join(", "));
+            if SWITCHES.contains(&key.as_str()) {
+                let Value::Bool(switch) = value else { bail!("{place} is {value}; give true or false") };
+                parameters.switches.push((key.clone(), *switch));
+            } else {
+                parameters.numbers.push((key.clone(), Setting::read(value).context(place)?));
+            }
+        }
+        Ok(parameters)
+    }
+
+    fn number(&self, key: &str) -> Option<&Setting> {
+        self.numbers.iter().find(|(name, _)| name == key).map(|(_, setting)| setting)
+    }
+
+    fn switch(&self, key: &str) -> Option<bool> {
+        self.switches.iter().find(|(name, _)| name == key).map(|(_, switch)| *switch)
+    }
+
+    /// This one's value, and `next`'s where no filter fits.
+    fn number_or(&self, key: &str, next: &Parameters) -> Option<Setting> {
+        match (self.number(key).cloned(), next.number(key).cloned()) {
+            (Some(own), Some(next)) => Some(own.or(next)),
+            (own, next) => own.or(next),
+        }
+    }
+
+    /// Both, this one going first.
+    fn over(self, next: Parameters) -> Parameters {
+        let mut numbers: Vec<(String, Setting)> = Vec::new();
+        for (key, _) in self.numbers.iter().chain(&next.numbers) {
+            if numbers.iter().all(|(known, _)| known != key) {
+                numbers.extend(self.number_or(key, &next).map(|setting| (key.clone(), setting)));
+            }
+        }
+        // The first of a name is the one that is found.
+        let switches = self.switches.into_iter().chain(next.switches).collect();
+        Parameters { numbers, switches }
+    }
+}
+
+fn models(owner: &Map<String, Value>, key: &str, place: &str, shared: &Parameters) -> anyhow::Result<Vec<Model>> {
+    let list = owner.get(key).and_then(Value::as_array).ok_or_else(|| anyhow!("{place} is missing"))?;
+    let known: &[&str] =
+        if key == "sources" { &["model", "parameters", "layer_range"] } else { &["model", "parameters"] };
     let model = |(i, entry): (usize, &Value)| {
-        let place = format!("models[{i}].");
-        let entry = entry.as_object().ok_or_else(|| anyhow!("models[{i}] is no mapping with `model:`"))?;
-        if let Some(key) = entry.keys().find(|key| !["model", "parameters"].contains(&key.as_str())) {
-            bail!("{place}{key}: not supported; supported are model and parameters");
+        let entry = entry.as_object().ok_or_else(|| anyhow!("{place}[{i}] is no mapping with `model:`"))?;
+        let place = format!("{place}[{i}].");
+        if let Some(key) = entry.keys().find(|key| !known.contains(&key.as_str())) {
+            bail!("{place}{key}: not supported; supported are {}", known.join(" and "));
         }
         let path = path(entry.get("model").unwrap_or(&Value::Null))
             .ok_or_else(|| anyhow!("{place}model is missing, or no path"))?;
-        let own = parameters(entry, &place, &OF_A_MODEL)?;
-        let value = |key: &str| own.get(key).or(shared.get(key)).cloned();
-        Ok(Model { path, weight: value("weight"), density: value("density") })
+        let own = Parameters::read(entry, &place, &OF_A_MODEL)?;
+        Ok(Model { path, weight: own.number_or("weight", shared), density: own.number_or("density", shared) })
     };
     list.iter().enumerate().map(model).collect()
 }
 
-/// The checked mapping `parameters`: every value one number, or one yes or no.
-fn parameters(owner: &Map<String, Value>, place: &str, known: &[&str]) -> anyhow::Result<Map<String, Value>> {
-    let parameters = match owner.get("parameters") {
-        None | Some(Value::Null) => return Ok(Map::new()),
-        Some(Value::Object(parameters)) => parameters,
-        Some(_) => bail!("{place}parameters is no mapping"),
+/// `slices`, if there is one and it spans all layers: then it is `models` in another spelling.
+fn slice(slices: &Value, shared: &mut Parameters, base: &mut Option<String>) -> anyhow::Result<Vec<Model>> {
+    let list = slices.as_array().ok_or_else(|| anyhow!("slices is no list"))?;
+    let [Value::Object(slice)] = &list[..] else {
+        bail!("slices: mergekit's slices is not supported but for one slice of all layers; this has {}", list.len())
     };
-    for (key, value) in parameters {
-        let place = format!("{place}parameters.{key}");
-        ensure!(known.contains(&key.as_str()), "{place}: not supported; supported are {}", known.join(", "));
-        let is_switch = ["normalize", "int8_mask", "rescale"].contains(&key.as_str());
-        match value {
-            Value::Array(list) if list.iter().any(Value::is_object) => {
-                bail!("{place}: filters are not supported; give one number")
-            }
-            Value::Array(_) => bail!("{place}: gradients are not supported; give one number"),
-            Value::Object(_) => bail!("{place}: filters are not supported; give one number"),
-            Value::Bool(_) if is_switch => {}
-            Value::Number(_) if !is_switch => {}
-            other => bail!("{place} is {other}; give {}", if is_switch { "true or false" } else { "one number" }),
-        }
+    let known = ["sources", "base_model", "parameters"];
+    if let Some(key) = slice.keys().find(|key| !known.contains(&key.as_str())) {
+        bail!("slices[0].{key}: not supported; supported are {}", known.join(", "));
     }
-    Ok(parameters.clone())
+    let own = Parameters::read(slice, "slices[0].", &[&NUMBERS[..], &SWITCHES].concat())?;
+    *shared = own.over(std::mem::take(shared));
+    *base = text(slice, "base_model")?.or(base.take());
+    let models = models(slice, "sources", "slices[0].sources", shared)?;
+    let sources = slice.get("sources").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    for (i, (source, model)) in sources.iter().zip(&models).enumerate() {
+        let place = format!("slices[0].sources[{i}].layer_range");
+        let range: Option<Vec<u64>> =
+            source["layer_range"].as_array().map(|ends| ends.iter().filter_map(Value::as_u64).collect());
+        let Some([from, to]) = range.as_deref() else { bail!("{place} is missing, or not two numbers") };
+        // A model that cannot be read is refused with its own error when it is opened.
+        let layers = layers(Path::new(&model.path)).unwrap_or(*to);
+        ensure!(
+            *from == 0 && *to == layers,
+            "{place} is [{from}, {to}] of {layers} layers; a slice of a part of the layers is not supported"
+        );
+    }
+    Ok(models)
+}
+
+fn layers(model: &Path) -> Option<u64> {
+    let config: Value = serde_json::from_slice(&fs::read(model.join("config.json")).ok()?).ok()?;
+    config["num_hidden_layers"].as_u64()
+}
+
+/// mergekit counts the base among the models, also where it is not named there.
+fn add_base(method: &str, base: Option<&str>, shared: &Parameters, models: &mut Vec<Model>) -> anyhow::Result<()> {
+    let Some(base) = base.filter(|base| models.iter().all(|model| model.path != *base)) else { return Ok(()) };
+    match method {
+        "linear" => {
+            let weight = shared.number("weight").cloned();
+            ensure!(
+                weight.is_some(),
+                "base_model: in a linear merge it is one more model and has no weight; name it under models, or leave it out"
+            );
+            models.push(Model { path: base.to_owned(), weight, density: None });
+        }
+        "slerp" if models.len() == 1 => models.push(Model { path: base.to_owned(), weight: None, density: None }),
+        _ => {}
+    }
+    Ok(())
 }
 
 fn weights(models: &[Model], soup: &mut Map<String, Value>) -> anyhow::Result<()> {
     let weight = |(i, model): (usize, &Model)| {
-        model.weight.clone().ok_or_else(|| anyhow!("models[{i}].parameters.weight is missing ({})", model.path))
+        let weight = model.weight.as_ref();
+        weight.map(|w| json!(w)).ok_or_else(|| anyhow!("models[{i}].parameters.weight is missing ({})", model.path))
     };
     let weights = models.iter().enumerate().map(weight).collect::<anyhow::Result<Vec<_>>>()?;
     soup.insert("weights".to_owned(), Value::Array(weights));
     Ok(())
 }
 
-fn density(models: &[Model], soup: &mut Map<String, Value>) -> anyhow::Result<()> {
-    let first = models.first().and_then(|model| model.density.clone());
-    if let Some(i) = models.iter().position(|model| model.density != first) {
-        bail!("models[{i}].parameters.density: a density of its own for each model is not supported; give one for all");
-    }
-    soup.insert("density".to_owned(), first.unwrap_or(json!(1.0)));
-    Ok(())
+fn densities(models: &[Model], soup: &mut Map<String, Value>) {
+    let density = |model: &Model| json!(model.density.clone().unwrap_or(Setting::number(1.0)));
+    let densities: Vec<Value> = models.iter().map(density).collect();
+    match densities.first().filter(|first| densities.iter().all(|density| density == *first)) {
+        Some(first) => soup.insert("density".to_owned(), first.clone()),
+        None => soup.insert("densities".to_owned(), Value::Array(densities)),
+    };
 }
 
 /// Ours is DARE as published, which rescales, and TIES as published, which does not.
-fn rescale(method: &str, shared: &Map<String, Value>) -> anyhow::Result<()> {
-    let Some(rescale) = shared.get("rescale").and_then(Value::as_bool) else { return Ok(()) };
+fn rescale(method: &str, shared: &Parameters) -> anyhow::Result<()> {
+    let Some(rescale) = shared.switch("rescale") else { return Ok(()) };
     ensure!(rescale == method.starts_with("dare"), "parameters.rescale: {rescale} is not supported with {method}");
     Ok(())
 }
@@ -209,9 +308,52 @@ mod tests {
              merge_method: ties\nbase_model: {model: {path: base}}\nparameters: {density: 0.5, lambda: 0.8, int8_mask: true}",
         );
         let expected = json!({
-            "method": "ties", "weights": [1.0, 2], "density": 0.5, "base_model": "base", "scale": 0.8, "models": ["a", "b"],
+            "method": "ties", "weights": [1.0, 2.0], "density": 0.5, "base_model": "base", "scale": 0.8, "models": ["a", "b"],
         });
         assert_eq!(soup.unwrap(), expected);
+    }
+
+    #[test]
+    fn filters_gradients_and_densities_of_each_model() {
+        let soup = read(
+            "models:\n- {model: a, parameters: {weight: [{filter: mlp, value: [0, 1]}], density: 0.1}}\n\
+             - {model: b, parameters: {density: [0.2, 0.9]}}\nmerge_method: dare_ties\nbase_model: c\n\
+             parameters: {weight: [{filter: norm, value: 3}, {value: 0.5}], lambda: [1, 0.5]}",
+        );
+        let common = json!([{"filter": "norm", "value": 3.0}, {"value": 0.5}]);
+        let expected = json!({
+            "method": "dare_ties",
+            "weights": [[{"filter": "mlp", "value": [0.0, 1.0]}, {"filter": "norm", "value": 3.0}, {"value": 0.5}], common],
+            "densities": [0.1, [0.2, 0.9]],
+            "base_model": "c", "scale": [1.0, 0.5], "models": ["a", "b"],
+        });
+        assert_eq!(soup.unwrap(), expected);
+    }
+
+    /// The example of mergekit's README.
+    #[test]
+    fn one_slice_of_all_layers() {
+        let soup = read(
+            "slices:\n- sources: [{model: b, layer_range: [0, 32]}, {model: a, layer_range: [0, 32]}]\n\
+             merge_method: slerp\nbase_model: a\ndtype: bfloat16\nparameters:\n  t:\n  - {filter: self_attn, value: [0, 0.5, 0.3, 0.7, 1]}\n  \
+             - {filter: mlp, value: [1, 0.5, 0.7, 0.3, 0]}\n  - value: 0.5",
+        );
+        let t = json!([
+            {"filter": "self_attn", "value": [0.0, 0.5, 0.3, 0.7, 1.0]}, {"filter": "mlp", "value": [1.0, 0.5, 0.7, 0.3, 0.0]}, {"value": 0.5}
+        ]);
+        assert_eq!(soup.unwrap(), json!({"method": "slerp", "t": t, "models": ["a", "b"], "dtype": "bfloat16"}));
+        let own = read(
+            "slices: [{sources: [{model: a, layer_range: [0, 2]}], base_model: b, parameters: {t: [{filter: mlp, value: 1}]}}]\n\
+             merge_method: slerp\nbase_model: c\nparameters: {t: 0.5}",
+        );
+        let t = json!([{"filter": "mlp", "value": 1.0}, {"value": 0.5}]);
+        assert_eq!(own.unwrap(), json!({"method": "slerp", "t": t, "models": ["b", "a"]}));
+    }
+
+    #[test]
+    fn a_linear_merge_counts_its_base() {
+        let soup = read("models: [{model: a}]\nmerge_method: linear\nbase_model: b\nparameters: {weight: 1}").unwrap();
+        assert_eq!((&soup["models"], &soup["weights"]), (&json!(["a", "b"]), &json!([1.0, 1.0])));
     }
 
     #[test]
@@ -219,25 +361,38 @@ mod tests {
         let refused = |yaml: &str| read(yaml).unwrap_err();
         let linear = format!("{TWO}merge_method: linear\n");
         for (yaml, message) in [
-            (format!("{linear}slices: []"), "slices: mergekit's slices is not supported"),
+            (format!("{linear}slices: []"), "models and slices are both given"),
+            (
+                "merge_method: linear\nslices: [{sources: []}, {sources: []}]".to_owned(),
+                "slices: mergekit's slices is not supported but",
+            ),
+            (
+                "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [2, 4]}]}]".to_owned(),
+                "slices[0].sources[0].layer_range is [2, 4]",
+            ),
+            (
+                "merge_method: linear\nslices: [{sources: [], residual_weight: 1}]".to_owned(),
+                "slices[0].residual_weight: not supported",
+            ),
+            (format!("{linear}chat_template: auto"), "chat_template: mergekit's chat_template is not supported"),
             (format!("{linear}tokenizer_source: union"), "tokenizer_source: union is not supported"),
-            (format!("{linear}parameters: {{t: [0, 1]}}"), "parameters.t: gradients are not supported"),
+            (format!("{linear}base_model: c"), "base_model: in a linear merge it is one more model"),
+            (format!("{linear}parameters: {{t: [0, x]}}"), "parameters.t: \"x\" is no number"),
             (format!("{linear}parameters: {{gamma: 1}}"), "parameters.gamma: not supported"),
             (format!("{linear}parameters: {{normalize: 1}}"), "parameters.normalize is 1; give true or false"),
             (format!("{TWO}merge_method: della"), "merge_method della is not supported"),
             (format!("{TWO}merge_method: ties"), "base_model is missing"),
             (format!("{TWO}merge_method: slerp\nbase_model: c"), "base_model: in a slerp it must be one of the two"),
-            (format!("{TWO}merge_method: dare_ties\nbase_model: c\nparameters: {{rescale: false}}"), "parameters.rescale"),
             (
-                "merge_method: linear\nmodels: [{model: a, parameters: {weight: [{filter: mlp, value: 1}, {value: 0}]}}]".to_owned(),
-                "models[0].parameters.weight: filters are not supported",
+                format!("{TWO}merge_method: dare_ties\nbase_model: c\nparameters: {{rescale: false}}"),
+                "parameters.rescale",
+            ),
+            (
+                "merge_method: linear\nmodels: [{model: a, parameters: {weight: [{filter: mlp, value: 1, layer: 2}]}}]"
+                    .to_owned(),
+                "models[0].parameters.weight: filter 1: a filter has no key \"layer\"",
             ),
             ("merge_method: linear\nmodels: [{model: a}]".to_owned(), "models[0].parameters.weight is missing (a)"),
-            (
-                "merge_method: ties\nbase_model: c\nmodels: [{model: a, parameters: {weight: 1, density: 0.1}}, {model: b, parameters: {weight: 1}}]"
-                    .to_owned(),
-                "models[1].parameters.density",
-            ),
         ] {
             let error = refused(&yaml);
             assert!(error.starts_with(message), "{error}");

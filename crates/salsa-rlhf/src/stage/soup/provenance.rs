@@ -1,31 +1,61 @@
-//! `soup.json`: what a soup was made of.
-use std::path::{Path, PathBuf};
+//! `soup.json`: what a soup was made of, and the digest of every weight file.
+use std::path::Path;
 
 use anyhow::Context;
-use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::{SoupConfig, arithmetic::Arithmetic, ingredients::Ingredients};
-use crate::{atomic, checkpoint::Checkpoint};
+use super::{SoupConfig, arithmetic::Arithmetic, digest::FileDigest, greedy::Selection, ingredients::Ingredients};
+use crate::checkpoint::{Checkpoint, Writer};
 
-/// Method, numbers and ingredients with a digest of every weight file.
-pub(super) fn record(config: &SoupConfig, arithmetic: &Arithmetic, ingredients: &Ingredients) -> anyhow::Result<Value> {
-    let models: Vec<&Checkpoint> = ingredients.models.iter().chain(&ingredients.base).collect();
-    let paths: Vec<PathBuf> = models.iter().flat_map(|model| model.weight_files().map(Path::to_path_buf)).collect();
-    let digests: Vec<Value> = paths.par_iter().map(|path| file(path, config)).collect::<anyhow::Result<_>>()?;
-    let mut digests = digests.into_iter();
-    let mut described = models.iter().map(|model| {
-        let files: Vec<Value> = digests.by_ref().take(model.weight_files().count()).collect();
-        json!({ "path": model.dir(), "files": files })
-    });
-    let mut list: Vec<Value> = described.by_ref().take(ingredients.models.len()).collect();
-    for (model, weight) in list.iter_mut().zip(&arithmetic.weights) {
-        model["weight"] = json!(weight);
+/// The digests of all weight files, in the making; empty where none are wanted.
+pub(super) struct Digests {
+    /// File by file, of the ingredients and, last, the base.
+    pub models: Vec<Vec<FileDigest>>,
+    /// Of the soup's files.
+    pub soup: Vec<FileDigest>,
+}
+
+impl Digests {
+    /// Of these models and of what `writer` makes.
+    pub fn new(config: &SoupConfig, ingredients: &Ingredients, writer: &Writer) -> anyhow::Result<Digests> {
+        if !config.digests {
+            return Ok(Digests { models: Vec::new(), soup: Vec::new() });
+        }
+        let file = |path: &Path| Ok(FileDigest::new(path, length(path)?));
+        let models = all(ingredients).map(|model| model.weight_files().map(file).collect());
+        let soup = writer.files().iter().map(|(path, bytes)| FileDigest::new(path, *bytes)).collect();
+        Ok(Digests { models: models.collect::<anyhow::Result<_>>()?, soup })
     }
-    let base = described.next();
+}
+
+/// Method, numbers, ingredients and result. The soup's files must be in place.
+pub(super) fn record(
+    config: &SoupConfig,
+    arithmetic: &Arithmetic,
+    ingredients: &Ingredients,
+    digests: &Digests,
+    files: &[(std::path::PathBuf, u64)],
+    selection: Option<&Selection>,
+) -> anyhow::Result<Value> {
+    let mut described = all(ingredients).enumerate().map(|(i, model)| {
+        let digests = digests.models.get(i).map(Vec::as_slice).unwrap_or_default();
+        let files = model.weight_files().enumerate().map(|(i, path)| file(path, length(path)?, digests.get(i)));
+        anyhow::Ok(json!({ "path": model.dir(), "files": files.collect::<anyhow::Result<Vec<Value>>>()? }))
+    });
+    let mut list = described.by_ref().take(ingredients.models.len()).collect::<anyhow::Result<Vec<Value>>>()?;
+    let weights = arithmetic.constant_weights();
+    for (i, model) in list.iter_mut().enumerate() {
+        // Where it differs from tensor to tensor, as it was given.
+        model["weight"] = match &weights {
+            Some(weights) => json!(weights[i]),
+            None => json!(config.weights.get(i)),
+        };
+    }
+    let base = described.next().transpose()?;
+    let soup = files.iter().enumerate().map(|(i, (path, bytes))| file(path, *bytes, digests.soup.get(i)));
     let settings = serde_json::to_value(config).context("configuration of the soup")?;
     let setting = |key: &str| settings[key].clone();
-    Ok(json!({
+    let mut record = json!({
         "salsa": env!("CARGO_PKG_VERSION"),
         "method": setting("method"),
         "density": setting("density"),
@@ -36,15 +66,32 @@ pub(super) fn record(config: &SoupConfig, arithmetic: &Arithmetic, ingredients: 
         "dtype": setting("dtype"),
         "ingredients": list,
         "base": base,
-    }))
+        "files": soup.collect::<anyhow::Result<Vec<Value>>>()?,
+    });
+    if !config.densities.is_empty() {
+        record["density"] = setting("densities");
+    }
+    if let Some(selection) = selection {
+        record["method"] = json!("greedy");
+        record["greedy"] = selection.to_json();
+    }
+    Ok(record)
 }
 
-fn file(path: &Path, config: &SoupConfig) -> anyhow::Result<Value> {
+/// The ingredients and, last, the base.
+fn all(ingredients: &Ingredients) -> impl Iterator<Item = &Checkpoint> {
+    ingredients.models.iter().chain(&ingredients.base)
+}
+
+fn length(path: &Path) -> anyhow::Result<u64> {
+    Ok(path.metadata().with_context(|| format!("cannot read {}", path.display()))?.len())
+}
+
+fn file(path: &Path, bytes: u64, digest: Option<&FileDigest>) -> anyhow::Result<Value> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let bytes = path.metadata().with_context(|| format!("cannot read {}", path.display()))?.len();
     let mut file = json!({ "name": name, "bytes": bytes });
-    if config.digests {
-        file["sha256"] = json!(atomic::sha256_file(path)?);
+    if let Some(digest) = digest {
+        file["blake3"] = json!(digest.finish()?);
     }
     Ok(file)
 }

@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    atomic,
     checkpoint::{Checkpoint, Companions, Dtype, Family, SaveOptions, SpecialTokens, save},
     stage::{Outcome, fixture, kinds, run_stage},
 };
@@ -84,6 +83,10 @@ fn weights(spec: &ModelSpec, seed: u64) -> Vec<f32> {
     (0..spec.parameters() as u64).map(|i| (uniform(seed, 1, i) * 2.0 - 1.0) as f32).collect()
 }
 
+fn numbers(values: &[f64]) -> Vec<Setting> {
+    values.iter().map(|value| Setting::number(*value)).collect()
+}
+
 fn read(dir: &Path) -> Vec<f32> {
     Checkpoint::open(dir).unwrap().read_weights().unwrap()
 }
@@ -113,12 +116,12 @@ fn linear_is_plain_f32_arithmetic_rounded_once() {
             let dirs = ["a", "bb", "ccc"].map(|name| kitchen.random(name, &spec, style));
             let [a, b, c] = dirs.each_ref().map(|dir| read(dir));
             let config = kitchen.config(&[&dirs[0], &dirs[1]]);
-            let soup = kitchen.soup(&SoupConfig { weights: vec![0.25, 0.75], ..config });
+            let soup = kitchen.soup(&SoupConfig { weights: numbers(&[0.25, 0.75]), ..config });
             let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| round(0.25 * a + 0.75 * b, dtype)).collect();
             assert!(soup == expected, "{dtype} {shard}");
 
             let config = SoupConfig {
-                weights: vec![2.0, -1.0, 0.5],
+                weights: numbers(&[2.0, -1.0, 0.5]),
                 normalize: Some(false),
                 ..kitchen.config(&dirs.each_ref())
             };
@@ -143,7 +146,11 @@ fn one_ingredient_or_equal_ones_come_out_byte_for_byte() {
                 ([&b, &b], vec![], &b),
                 ([&b, &b], vec![2.5, -1.5], &b),
             ] {
-                let config = SoupConfig { weights, max_shard_size: ByteSize(shard), ..kitchen.config(&models) };
+                let config = SoupConfig {
+                    weights: numbers(&weights),
+                    max_shard_size: ByteSize(shard),
+                    ..kitchen.config(&models)
+                };
                 write_new_directory(&config, &StageContext::quiet()).unwrap();
                 let (soup, expected) = (files(&config.output_dir), files(expected));
                 let is_weights = |name: &&String| name.contains("safetensors");
@@ -175,19 +182,170 @@ fn the_other_methods_work_on_whole_tensors() {
         }
         out
     };
-    let ties = SoupConfig { density: 0.4, scale: 0.9, weights: vec![1.0, 2.0], ..config(Method::Ties) };
+    let ties = SoupConfig {
+        density: Setting::number(0.4),
+        scale: Setting::number(0.9),
+        weights: numbers(&[1.0, 2.0]),
+        ..config(Method::Ties)
+    };
     let expected = by_tensor(&|base, a, b, out| {
         TaskMerge::ties(0.4).unwrap().with_scale(0.9).apply(base, &[a, b], &[1.0, 2.0], out);
     });
     assert!(kitchen.soup(&ties) == expected);
-    let sum = SoupConfig { weights: vec![1.0, 0.5], ..config(Method::TaskArithmetic) };
+    let sum = SoupConfig { weights: numbers(&[1.0, 0.5]), ..config(Method::TaskArithmetic) };
     let expected = by_tensor(&|base, a, b, out| TaskMerge::task_arithmetic().apply(base, &[a, b], &[1.0, 0.5], out));
     assert!(kitchen.soup(&sum) == expected);
-    let arc = SoupConfig { t: 0.3, ..config(Method::Slerp) };
+    let arc = SoupConfig { t: Setting::number(0.3), ..config(Method::Slerp) };
     assert!(kitchen.soup(&arc) == by_tensor(&|base, a, b, out| slerp_from(base, a, b, 0.3, out)));
     let arc = SoupConfig { base_model: None, ..arc };
     assert!(kitchen.soup(&arc) == by_tensor(&|_, a, b, out| slerp(a, b, 0.3, out)));
-    assert!(kitchen.soup(&SoupConfig { t: 1.0, ..arc }) == wb);
+    assert!(kitchen.soup(&SoupConfig { t: Setting::number(1.0), ..arc }) == wb);
+}
+
+/// What mergekit's files can say: other numbers for other tensors and models.
+#[test]
+fn numbers_may_differ_from_tensor_to_tensor() {
+    let (kitchen, spec) = (Kitchen::new(), ModelSpec { layers: 3, ..small() });
+    let [base, a, b] = ["base", "a", "bb"].map(|name| kitchen.random(name, &spec, F32));
+    let [w0, wa, wb] = [&base, &a, &b].map(|dir| read(dir));
+    let setting = |value: Value| -> Setting { serde_json::from_value(value).unwrap() };
+    let by_tensor = |apply: &dyn Fn(&str, f64, [&[f32]; 3], &mut [f32])| -> Vec<f32> {
+        let mut out = vec![0.0; w0.len()];
+        for view in spec.tensors() {
+            let layer = view.name.strip_prefix("model.layers.").map(|rest| f64::from(rest.as_bytes()[0] - b'0') / 2.0);
+            let parts = [&w0, &wa, &wb].map(|w| &w[view.range.clone()]);
+            apply(&view.name, layer.unwrap_or(0.0), parts, &mut out[view.range]);
+        }
+        out
+    };
+    let mlp = |name: &str, place: f64| if name.contains("mlp") { place } else { 0.25 };
+    let t = setting(json!([{"filter": "mlp", "value": [0, 1]}, {"value": 0.25}]));
+    let arc = SoupConfig { method: Method::Slerp, t: t.clone(), ..kitchen.config(&[&a, &b]) };
+    let expected = by_tensor(&|name, place, [_, a, b], out| slerp(a, b, mlp(name, place), out));
+    assert!(kitchen.soup(&arc) == expected);
+
+    let mean = SoupConfig { weights: vec![Setting::number(1.0), t.clone()], ..kitchen.config(&[&a, &b]) };
+    let expected = by_tensor(&|name, place, [_, a, b], out| {
+        let w = mlp(name, place);
+        let (wa, wb) = ((1.0 / (1.0 + w)) as f32, (w / (1.0 + w)) as f32);
+        out.iter_mut().zip(a).zip(b).for_each(|((out, a), b)| *out = if wb == 0.0 { *a } else { wa * a + wb * b });
+    });
+    assert!(kitchen.soup(&mean) == expected);
+
+    let ties = SoupConfig {
+        method: Method::Ties,
+        base_model: Some(base.clone()),
+        weights: vec![Setting::number(1.0), setting(json!([0.5, 2.0]))],
+        densities: vec![Setting::number(0.3), t],
+        scale: setting(json!([{"filter": "norm", "value": 0.5}])),
+        ..kitchen.config(&[&a, &b])
+    };
+    let expected = by_tensor(&|name, place, [base, a, b], out| {
+        let merge = TaskMerge::ties(1.0).unwrap().with_scale(if name.contains("norm") { 0.5 } else { 1.0 });
+        let weights = [1.0, 0.5 + 1.5 * place];
+        let mut stream = merge.stream_with_densities(out.len(), &weights, &[0.3, mlp(name, place)]).unwrap();
+        while stream.wants_a_look() {
+            stream.look(base, &[a, b]);
+            stream.looked();
+        }
+        stream.apply(base, &[a, b], out);
+    });
+    write_new_directory(&ties, &StageContext::quiet()).unwrap();
+    let record = json_file(&ties.output_dir.join("soup.json"));
+    assert_eq!(record["ingredients"][1]["weight"], json!([0.5, 2.0]));
+    assert!(read(&ties.output_dir) == expected);
+    fs::remove_dir_all(&ties.output_dir).unwrap();
+
+    let gap =
+        SoupConfig { weights: vec![setting(json!([{"filter": "mlp", "value": 1}])); 2], ..kitchen.config(&[&a, &b]) };
+    let error = kitchen.refused(&gap);
+    assert!(error.starts_with("model.embed_tokens.weight: no filter of a weight fits"), "{error}");
+}
+
+#[test]
+fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
+    let (place, context) = (tempfile::tempdir().unwrap(), StageContext::quiet());
+    let base = fixture::base(place.path());
+    let checkpoint = Checkpoint::open(&base).unwrap();
+    let weights = checkpoint.read_weights().unwrap();
+    let companions = Companions::from_dir(&base).unwrap();
+    // A model, the same a little and much disturbed, and one disturbed the other way.
+    let disturbed = |name: &str, by: f32| {
+        let noise = |i: usize| (uniform(7, 0, i as u64) - 0.5) as f32 * by;
+        let weights: Vec<f32> = weights.iter().enumerate().map(|(i, w)| w + noise(i)).collect();
+        let dir = place.path().join(name);
+        save(&dir, &checkpoint.spec, &weights, &companions, &[], &SaveOptions::like(&checkpoint)).unwrap();
+        dir
+    };
+    let models = vec![disturbed("much", 2.0), disturbed("little", 0.3), disturbed("opposite", -0.3)];
+    let texts: Vec<Value> = fixture::SENTENCES.iter().map(|text| json!({"text": text})).collect();
+    fixture::write_lines(&place.path().join("held-out.jsonl"), &texts);
+    let greedy = |reward_model_path| {
+        let dataset = crate::stage::source::DataSource::Path(place.path().join("held-out.jsonl"));
+        GreedyConfig { dataset, reward_model_path, max_length: 48, max_new_tokens: 4, ..GreedyConfig::default() }
+    };
+    let config = SoupConfig {
+        models: models.clone(),
+        method: Method::Greedy,
+        greedy: Some(greedy(None)),
+        output_dir: place.path().join("soup"),
+        ..SoupConfig::default()
+    };
+    config.validate().unwrap();
+    let summary = write_new_directory(&config, &context).unwrap().summary;
+    let record = json_file(&config.output_dir.join("soup.json"));
+    let steps = record["greedy"]["steps"].as_array().unwrap();
+    let loss = |value: &Value| value["mean"].as_f64().unwrap();
+    let alone: Vec<f64> = record["greedy"]["alone"].as_array().unwrap().iter().map(loss).collect();
+    assert!(alone[0] > alone[1] && alone[0] > alone[2], "{alone:?}");
+    assert_eq!((record["method"].as_str(), record["greedy"]["measure"].as_str()), (Some("greedy"), Some("loss")));
+    // The two small disturbances cancel out; with the large one it gets worse.
+    assert_eq!(steps.iter().map(|step| step["kept"].as_bool().unwrap()).collect::<Vec<_>>(), [true, true, false]);
+    assert_eq!(steps[2]["ingredient"], 0);
+    assert!(loss(&steps[1]["soup"]) < alone[1].min(alone[2]) && loss(&steps[2]["soup"]) > loss(&steps[1]["soup"]));
+    let mut kept: Vec<u64> = summary["kept"].as_array().unwrap().iter().map(|i| i.as_u64().unwrap()).collect();
+    kept.sort_unstable();
+    assert_eq!(kept, [1, 2]);
+    let shares: Vec<f64> = (0..3).map(|i| record["ingredients"][i]["weight"].as_f64().unwrap()).collect();
+    assert_eq!(shares, [0.0, 0.5, 0.5]);
+    let plain = SoupConfig {
+        models: models[1..].to_vec(),
+        method: Method::Linear,
+        greedy: None,
+        output_dir: place.path().join("plain"),
+        ..config.clone()
+    };
+    write_new_directory(&plain, &context).unwrap();
+    assert!(read(&config.output_dir) == read(&plain.output_dir));
+
+    // By a reward model's score of answers: the same work, other numbers, as often as it is asked.
+    let spec = checkpoint.spec.with_head(Head::Scalar);
+    let reward = place.path().join("reward");
+    let head = checkpoint.spec.convert(&weights, &spec, 3);
+    save(&reward, &spec, &head, &companions, &[], &SaveOptions::like(&checkpoint)).unwrap();
+    let prompts: Vec<Value> = fixture::SENTENCES.iter().map(|text| json!({"prompt": text})).collect();
+    fixture::write_lines(&place.path().join("held-out.jsonl"), &prompts);
+    let once = |name: &str| {
+        let output_dir = place.path().join(name);
+        let config = SoupConfig { greedy: Some(greedy(Some(reward.clone()))), output_dir, ..config.clone() };
+        write_new_directory(&config, &context).unwrap();
+        json_file(&config.output_dir.join("soup.json"))["greedy"].clone()
+    };
+    let scored = once("scored");
+    assert_eq!(scored["measure"], "score");
+    let best = scored["steps"][0]["soup"]["mean"].as_f64().unwrap();
+    let singles: Vec<f64> = scored["alone"].as_array().unwrap().iter().map(loss).collect();
+    assert!(singles.iter().all(|score| *score <= best) && singles.contains(&best), "{scored}");
+    assert_eq!(once("again"), scored);
+
+    let refused = |change: fn(&mut SoupConfig)| {
+        let mut config = config.clone();
+        change(&mut config);
+        config.validate().unwrap_err().to_string()
+    };
+    assert!(refused(|c| c.greedy = None).contains("say greedy.dataset"));
+    assert!(refused(|c| c.weights = numbers(&[1.0; 3])).contains("does not use weights"));
+    assert!(refused(|c| c.method = Method::Linear).contains("does not use greedy"));
 }
 
 #[test]
@@ -200,8 +358,8 @@ fn dare_is_the_same_each_time_and_differs_by_seed_and_tensor() {
         let config = |seed| SoupConfig {
             method,
             seed,
-            density: 0.5,
-            weights: vec![1.0],
+            density: Setting::number(0.5),
+            weights: numbers(&[1.0]),
             base_model: Some(base.clone()),
             ..kitchen.config(&[&ones])
         };
@@ -271,25 +429,28 @@ fn what_makes_no_sense_is_refused_by_name() {
     let two = || SoupConfig { models: dirs.to_vec(), ..SoupConfig::default() };
     let refused = |config: SoupConfig| config.validate().unwrap_err().to_string();
     assert!(refused(SoupConfig::default()).starts_with("models is empty"));
-    assert!(refused(SoupConfig { weights: vec![1.0], ..two() }).starts_with("1 weights for 2 models"));
-    assert!(refused(SoupConfig { weights: vec![1.0, -1.0], ..two() }).contains("sum to 0"));
-    assert!(refused(SoupConfig { weights: vec![0.0, 0.0], ..two() }).starts_with("all weights are 0"));
-    assert!(refused(SoupConfig { weights: vec![1.0, f64::NAN], ..two() }).contains("NaN"));
-    assert!(refused(SoupConfig { t: 0.2, ..two() }).starts_with("method linear does not use t"));
-    assert!(refused(SoupConfig { density: 0.2, ..two() }).starts_with("method linear does not use density"));
+    assert!(refused(SoupConfig { weights: numbers(&[1.0]), ..two() }).starts_with("1 weights for 2 models"));
+    assert!(refused(SoupConfig { weights: numbers(&[1.0, -1.0]), ..two() }).contains("sum to 0"));
+    assert!(refused(SoupConfig { weights: numbers(&[0.0, 0.0]), ..two() }).starts_with("all weights are 0"));
+    assert!(refused(SoupConfig { weights: numbers(&[1.0, f64::NAN]), ..two() }).contains("NaN"));
+    assert!(refused(SoupConfig { t: Setting::number(0.2), ..two() }).starts_with("method linear does not use t"));
+    assert!(
+        refused(SoupConfig { density: Setting::number(0.2), ..two() })
+            .starts_with("method linear does not use density")
+    );
     assert!(refused(SoupConfig { max_shard_size: ByteSize(0), ..two() }).starts_with("max_shard_size is 0"));
     for method in [Method::Ties, Method::DareLinear, Method::DareTies, Method::TaskArithmetic] {
         assert!(refused(SoupConfig { method, ..two() }).contains("give it with base_model"), "{method:?}");
         let config = SoupConfig { method, base_model: Some("c".into()), ..two() };
         config.validate().unwrap();
         if method != Method::TaskArithmetic {
-            assert!(refused(SoupConfig { density: 1.5, ..config }).contains("density"), "{method:?}");
+            assert!(refused(SoupConfig { density: Setting::number(1.5), ..config }).contains("density"), "{method:?}");
         }
     }
     let slerp = |models: &[PathBuf], weights: &[f64]| SoupConfig {
         method: Method::Slerp,
         models: models.to_vec(),
-        weights: weights.to_vec(),
+        weights: numbers(weights),
         ..two()
     };
     slerp(&dirs, &[]).validate().unwrap();
@@ -315,7 +476,7 @@ fn broken_ingredients_are_named_and_leave_nothing() {
         assert!(error.contains("bb/model.safetensors: number") && error.contains(&last.name), "{error}");
         assert!(error.contains("NaN: the model is broken"), "{error}");
         // Of weight 0, it is not even read.
-        assert_eq!(kitchen.soup(&SoupConfig { weights: vec![1.0, 0.0], ..config.clone() }), read(&a));
+        assert_eq!(kitchen.soup(&SoupConfig { weights: numbers(&[1.0, 0.0]), ..config.clone() }), read(&a));
 
         // As a stage: the directory stays, without anything that looks like a model.
         fs::create_dir(&config.output_dir).unwrap();
@@ -330,14 +491,14 @@ fn a_number_beyond_the_type_is_refused() {
     let a = kitchen.put("a", &spec, &vec![60_000.0; spec.parameters()], F32);
     let half = SoupConfig {
         dtype: Some(WeightType::Float16),
-        weights: vec![2.0],
+        weights: numbers(&[2.0]),
         normalize: Some(false),
         ..kitchen.config(&[&a])
     };
     let error = kitchen.refused(&half);
     assert!(error.contains("is 120000 in the soup, which float16 cannot hold"), "{error}");
     let huge = kitchen.put("huge", &spec, &vec![3e38; spec.parameters()], Style { dtype: Dtype::BF16, ..F32 });
-    let sum = SoupConfig { weights: vec![1.0, 1.0], normalize: Some(false), ..kitchen.config(&[&huge, &huge]) };
+    let sum = SoupConfig { weights: numbers(&[1.0, 1.0]), normalize: Some(false), ..kitchen.config(&[&huge, &huge]) };
     let error = kitchen.refused(&sum);
     assert!(error.contains("is inf in the soup, which bfloat16 cannot hold"), "{error}");
 }
@@ -370,7 +531,7 @@ fn soup_json_tells_what_it_was_made_of_and_companions_come_along() {
     let (a, b) = (kitchen.random("a", &spec, F32), kitchen.random("bb", &spec, Style { shard: 5000, ..F32 }));
     fs::write(b.join("tokenizer.json"), "{}").unwrap();
     fs::write(b.join("chat_template.jinja"), "{{ messages }}").unwrap();
-    let config = SoupConfig { weights: vec![1.0, 3.0], base_model: Some(a.clone()), ..kitchen.config(&[&a, &b]) };
+    let config = SoupConfig { weights: numbers(&[1.0, 3.0]), base_model: Some(a.clone()), ..kitchen.config(&[&a, &b]) };
     write_new_directory(&config, &StageContext::quiet()).unwrap();
     let record = json_file(&config.output_dir.join("soup.json"));
     assert_eq!((&record["method"], &record["ingredients"][1]["weight"]), (&json!("linear"), &json!(0.75)));
@@ -381,16 +542,21 @@ fn soup_json_tells_what_it_was_made_of_and_companions_come_along() {
         assert_eq!(shards.len(), count);
         for shard in shards {
             let path = dir.join(shard["name"].as_str().unwrap());
-            assert_eq!(shard["sha256"], atomic::sha256_file(&path).unwrap());
+            assert_eq!(shard["blake3"], blake3::hash(&fs::read(&path).unwrap()).to_string());
             assert_eq!(shard["bytes"], path.metadata().unwrap().len());
         }
     }
+    let soup = config.output_dir.join("model.safetensors");
+    assert_eq!(record["files"][0]["name"], "model.safetensors");
+    assert_eq!(record["files"][0]["bytes"], soup.metadata().unwrap().len());
+    assert_eq!(record["files"][0]["blake3"], blake3::hash(&fs::read(&soup).unwrap()).to_string());
     assert_eq!(fs::read(config.output_dir.join("chat_template.jinja")).unwrap(), b"{{ messages }}");
     fs::remove_dir_all(&config.output_dir).unwrap();
     let quick = SoupConfig { digests: false, ..config };
     write_new_directory(&quick, &StageContext::quiet()).unwrap();
     let record = json_file(&quick.output_dir.join("soup.json"));
-    assert!(record["ingredients"][0]["files"][0].get("sha256").is_none());
+    assert!(record["ingredients"][0]["files"][0].get("blake3").is_none());
+    assert!(record["files"][0].get("blake3").is_none());
 }
 
 #[test]
@@ -415,7 +581,7 @@ fn the_report_measures_what_was_written() {
     let (kitchen, spec) = (Kitchen::new(), big());
     let [base, a, b] = ["base", "a", "bb"].map(|name| kitchen.random(name, &spec, F32));
     let config = SoupConfig {
-        weights: vec![0.25, 0.75],
+        weights: numbers(&[0.25, 0.75]),
         base_model: Some(base.clone()),
         report: true,
         dtype: Some(WeightType::BFloat16),
@@ -440,6 +606,9 @@ fn the_report_measures_what_was_written() {
         near(&part["soup_norm"], ss.sqrt());
         near(&part["soup_distances"][0], (aa + ss - 2.0 * dot(&wa, &soup)).sqrt());
         near(&part["shrinkage"], ss.sqrt() / (0.25 * aa.sqrt() + 0.75 * bb.sqrt()));
+        // Of a mean, up to the rounding of what was written.
+        let (found, predicted) = (part["shrinkage"].as_f64().unwrap(), part["predicted_shrinkage"].as_f64().unwrap());
+        assert!((found - predicted).abs() < 1e-3, "{found} {predicted}");
         assert_eq!(part["parameters"], range.len());
     };
     check(&report["overall"], 0..w0.len());

@@ -8,7 +8,7 @@ use crate::{
         bases::Bases,
         fixture::{quiet, spec},
         reference::{ModelSource, SoupSource},
-        soup::write_new_directory,
+        soup::{setting::Setting, write_new_directory},
     },
 };
 
@@ -70,7 +70,7 @@ fn outputs(model: &Model) -> Vec<f32> {
 fn config(dir: &Path, count: usize, weights: &[f64]) -> SoupConfig {
     SoupConfig {
         models: (0..count).map(|i| dir.join(i.to_string())).collect(),
-        weights: weights.to_vec(),
+        weights: weights.iter().copied().map(Setting::number).collect(),
         output_dir: dir.join("soup"),
         ..SoupConfig::default()
     }
@@ -173,7 +173,7 @@ fn what_cannot_be_mixed_is_named() {
     assert!(error.contains("base is a whole model, others are adapters"), "{error}");
     let error = refused(SoupConfig { method: Method::Slerp, ..plain.clone() });
     assert!(error.contains("only be mixed with method linear, not slerp"), "{error}");
-    let error = refused(SoupConfig { normalize: Some(false), weights: vec![1.0, 1.0], ..plain.clone() });
+    let error = refused(SoupConfig { normalize: Some(false), weights: vec![Setting::number(1.0); 2], ..plain.clone() });
     assert!(error.contains("sum to 2, not to 1"), "{error}");
     let error = refused(SoupConfig { svd_rank: Some(1), models: models(&[&dir.path().join("base")]), ..plain });
     assert!(error.contains("svd_rank is for soups of adapters"), "{error}");

@@ -1,0 +1,170 @@
+//! Keys and values of the sequences being decoded, and attention of one new token to them.
+
+use super::attention::{Columns, normalize, softmax_row};
+use super::gemm::{Panels, View, gemm_here};
+use super::isa::isa;
+use super::kernel::{Kernel, Store};
+use super::{Buffer, Dtype, pack};
+use crate::backend::AttentionShape;
+use crate::pool;
+
+/// One layer's keys and values, in the panels that tile products read; a word holds one number or two (see
+/// [`super::kernel`]): keys `[slot][kv_head][position / width][word of head_dim][width]`, values
+/// `[slot][kv_head][head_dim / width][word of positions][width]`.
+pub struct Cache {
+    keys: Buffer,
+    values: Buffer,
+    dtype: Dtype,
+    /// Positions of a slot: whole panels.
+    capacity: usize,
+    shape: AttentionShape,
+    width: usize,
+}
+
+impl Cache {
+    pub(super) fn new(dtype: Dtype, slots: usize, capacity: usize, shape: &AttentionShape) -> Cache {
+        let width = Kernel::of(isa(), dtype).width;
+        let capacity = capacity.next_multiple_of(width);
+        let (keys, values) = (Buffer::default(), Buffer::default());
+        let mut cache = Cache { keys, values, dtype, capacity, shape: *shape, width };
+        cache.keys = Buffer::zeros(slots * shape.kv_heads * cache.head_keys());
+        cache.values = Buffer::zeros(slots * shape.kv_heads * cache.head_values());
+        cache
+    }
+
+    /// Words of a key.
+    fn key_words(&self) -> usize {
+        self.shape.head_dim.div_ceil(self.dtype.terms())
+    }
+    /// Words of a key head of a slot.
+    fn head_keys(&self) -> usize {
+        self.capacity * self.key_words()
+    }
+    /// Words of a panel of values.
+    fn value_panel(&self) -> usize {
+        self.capacity / self.dtype.terms() * self.width
+    }
+    fn head_values(&self) -> usize {
+        self.shape.head_dim.div_ceil(self.width) * self.value_panel()
+    }
+    /// Where head `head` of slot `slot` begins among the keys, and among the values.
+    fn starts(&self, slot: usize, head: usize) -> (usize, usize) {
+        let index = slot * self.shape.kv_heads + head;
+        (index * self.head_keys(), index * self.head_values())
+    }
+
+    /// Stores the keys and values of `(row, slot, position)`: threads take slots.
+    pub(super) fn store(&mut self, fused: &[f32], entries: &[(usize, usize, usize)]) {
+        let latest = entries.iter().map(|entry| entry.2).max().unwrap_or(0);
+        assert!(latest < self.capacity, "the cache has room for {} tokens", self.capacity);
+        let heads = self.shape.kv_heads;
+        let (slot_keys, slot_values) = (heads * self.head_keys(), heads * self.head_values());
+        let (mut all_keys, mut all_values) = (std::mem::take(&mut self.keys), std::mem::take(&mut self.values));
+        let slots = all_keys.chunks_mut(slot_keys).zip(all_values.chunks_mut(slot_values));
+        let store = |slot: usize, (keys, values): (&mut [f32], &mut [f32])| {
+            for &(row, _, position) in entries.iter().filter(|entry| entry.1 == slot) {
+                self.store_token(&fused[row * self.shape.fused()..][..self.shape.fused()], position, keys, values);
+            }
+        };
+        if entries.len() * self.shape.fused() < 1 << 12 {
+            slots.enumerate().for_each(|(slot, parts)| store(slot, parts));
+        } else {
+            pool::each(slots, store);
+        }
+        (self.keys, self.values) = (all_keys, all_values);
+    }
+
+    fn store_token(&self, row: &[f32], position: usize, keys: &mut [f32], values: &mut [f32]) {
+        let (dim, width, terms) = (self.shape.head_dim, self.width, self.dtype.terms());
+        for head in 0..self.shape.kv_heads {
+            let key = &row[self.shape.key_at(head)..][..dim];
+            let value = &row[self.shape.value_at(head)..][..dim];
+            let (first_key, first_value) = self.starts(0, head);
+            let at = first_key + position / width * self.key_words() * width + position % width;
+            for (word, key) in key.chunks(terms).enumerate() {
+                keys[at + word * width] = match self.dtype {
+                    Dtype::F32 => key[0],
+                    Dtype::Bf16 => pack::pair(key[0], key.get(1).copied().unwrap_or(0.0)),
+                };
+            }
+            let at = first_value + position / terms * width;
+            for (p, part) in value.chunks(width).enumerate() {
+                let at = at + p * self.value_panel();
+                let words = &mut values[at..at + part.len()];
+                match self.dtype {
+                    Dtype::F32 => words.copy_from_slice(part),
+                    // The next position's place becomes zero: it is multiplied by a probability of zero.
+                    Dtype::Bf16 if position % 2 == 0 => {
+                        words.iter_mut().zip(part).for_each(|(word, &x)| *word = pack::pair(x, 0.0));
+                    }
+                    Dtype::Bf16 => {
+                        words.iter_mut().zip(part).for_each(|(word, &x)| *word = pack::with_high(*word, x));
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn copy(&mut self, from: usize, to: usize, len: usize) {
+        for head in 0..self.shape.kv_heads {
+            let used = len.div_ceil(self.width) * self.key_words() * self.width;
+            let ((source, from_values), (target, to_values)) = (self.starts(from, head), self.starts(to, head));
+            self.keys.copy_within(source..source + used, target);
+            let used = len.div_ceil(self.dtype.terms()) * self.width;
+            for part in (0..self.head_values()).step_by(self.value_panel()) {
+                let source = from_values + part;
+                self.values.copy_within(source..source + used, to_values + part);
+            }
+        }
+    }
+
+    pub(super) fn attention(&self, fused: &[f32], entries: &[(usize, usize)]) -> Buffer {
+        let shape = &self.shape;
+        let mut out = Buffer::stale(entries.len() * shape.output());
+        let target = Columns::new(&mut out, shape.output());
+        let work: usize = entries.iter().map(|e| (e.1 + 1) * shape.output()).sum();
+        let one = |i: usize| self.attend(fused, i / shape.kv_heads, i % shape.kv_heads, entries, &target);
+        let count = entries.len() * shape.kv_heads;
+        if work < 1 << 15 {
+            (0..count).for_each(one);
+        } else {
+            let run = count.div_ceil(4 * pool::threads());
+            pool::run(count.div_ceil(run), |task| (task * run..count.min((task + 1) * run)).for_each(one));
+        }
+        out
+    }
+
+    fn attend(&self, fused: &[f32], row: usize, kv_head: usize, entries: &[(usize, usize)], out: &Columns) {
+        let shape = &self.shape;
+        let (dim, group) = (shape.head_dim, shape.group());
+        let (slot, position) = entries[row];
+        let seen = position + 1;
+        let (keys, values) = self.starts(slot, kv_head);
+        let keys = Panels {
+            data: &self.keys[keys..keys + self.head_keys()],
+            panel_stride: self.key_words() * self.width,
+            dtype: self.dtype,
+        };
+        let values = Panels {
+            data: &self.values[values..values + self.head_values()],
+            panel_stride: self.value_panel(),
+            dtype: self.dtype,
+        };
+        let queries = View::rows(&fused[row * shape.fused() + shape.query_at(kv_head * group)..], dim);
+        let mut scores = Buffer::stale(group * seen);
+        gemm_here((group, seen, dim), queries, keys, &mut scores, seen, Store::Replace);
+        let mut result = Buffer::stale(group * dim);
+        let mut sums = [0f32; 64];
+        assert!(group <= sums.len(), "more than 64 query heads share a key head");
+        for (g, total) in sums[..group].iter_mut().enumerate() {
+            let scores = &mut scores[g * seen..(g + 1) * seen];
+            *total = softmax_row(scores, shape.first_key(position), seen, shape.scale()).1;
+        }
+        gemm_here((group, dim, seen), View::rows(&scores, seen), values, &mut result, dim, Store::Replace);
+        for g in 0..group {
+            // SAFETY: this call alone has this row and this head.
+            let out = unsafe { out.part(row, shape.query_at(kv_head * group + g), dim) };
+            normalize(&result[g * dim..(g + 1) * dim], sums[g], out);
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Threads for short parallel regions.
+//!
+//! A decoding step is a hundred regions of some microseconds each; putting a thread to sleep between two of them and
+//! waking it again would cost more than the work. So workers spin for a moment before they sleep. A region is a number of
+//! tasks that threads take one by one; the thread that asks takes part and never waits for one that has not come yet.
+//! Results cannot depend on who computes what: tasks write disjoint parts and never add to each other's sums.
+
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock, TryLockError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+/// How long a worker looks for the next region before it sleeps.
+const SPIN: Duration = Duration::from_micros(200);
+
+thread_local! {
+    /// How many threads regions started by this thread may use; 0: all.
+    static LIMIT: Cell<usize> = const { Cell::new(0) };
+    /// Whether this thread is inside a region: then what it starts runs on it alone.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Threads that parallel regions use: `RAYON_NUM_THREADS`, or the cores this process may use.
+pub fn threads() -> usize {
+    static DEFAULT: OnceLock<usize> = OnceLock::new();
+    match LIMIT.get() {
+        0 => *DEFAULT.get_or_init(|| {
+            let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
+            asked.unwrap_or_else(|| thread::available_parallelism().map_or(1, |n| n.get()))
+        }),
+        limit => limit,
+    }
+}
+
+/// Runs `f` with this many threads in the parallel regions that it starts.
+pub fn with_threads<R>(count: usize, f: impl FnOnce() -> R) -> R {
+    struct Restore(usize);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            LIMIT.set(self.0);
+        }
+    }
+    let _restore = Restore(LIMIT.replace(count.max(1)));
+    f()
+}
+
+/// Calls `f(0)`, ..., `f(tasks - 1)`, each once, on all threads.
+pub(crate) fn run(tasks: usize, f: impl Fn(usize) + Sync) {
+    let workers = (threads() - 1).min(tasks.saturating_sub(1));
+    if workers == 0 || INSIDE.get() {
+        return (0..tasks).for_each(f);
+    }
+    let outcome = match pool().leader.try_lock() {
+        Ok(mut spawned) => pool().lead(&mut spawned, workers, tasks, &f),
+        // Another thread has the workers: this one does its work itself.
+        Err(TryLockError::WouldBlock) => return (0..tasks).for_each(f),
+        Err(TryLockError::Poisoned(_)) => unreachable!("a leader does not panic while it holds the lock"),
+    };
+    if let Err(payload) = outcome {
+        resume_unwind(payload);
+    }
+}
+
+/// Calls `f(index, part)` for every part, on all threads.
+pub(crate) fn each<T: Send>(parts: impl IntoIterator<Item = T>, f: impl Fn(usize, T) + Sync) {
+    let parts: Vec<Mutex<Option<T>>> = parts.into_iter().map(|part| Mutex::new(Some(part))).collect();
+    run(parts.len(), |i| {
+        let part = parts[i].lock().expect("a part is taken once").take();
+        f(i, part.expect("a part is taken once"));
+    });
+}
+
+/// `[f(0), ..., f(tasks - 1)]`, computed on all threads.
+pub(crate) fn map<T: Send>(tasks: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let mut results: Vec<Option<T>> = (0..tasks).map(|_| None).collect();
+    each(results.iter_mut(), |i, result| *result = Some(f(i)));
+    results.into_iter().map(|result| result.expect("every task ran")).collect()
+}
+
+/// What workers do in a region.
+#[derive(Clone, Copy)]
+struct Job {
+    f: *const (dyn Fn(usize) + Sync),
+    tasks: usize,
+    /// Workers with a lower number take part.
+    workers: usize,
+}
+
+struct Worker {
+    thread: Thread,
+    sleeps: Arc<AtomicBool>,
+}
+
+struct Pool {
+    /// Held by the thread that leads a region.
+    leader: Mutex<Vec<Worker>>,
+    job: UnsafeCell<Option<Job>>,
+    /// The next task to take.
+    next: AtomicUsize,
+    /// Number of the region, whether it is open, and how many workers are inside: see [`OPEN`].
+    gate: AtomicU64,
+    panicked: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `job` is written by the leader while the gate is closed and nobody is inside, and read inside only.
+unsafe impl Sync for Pool {}
+// SAFETY: the pointer in `job` is to something that is `Sync`, and is not used after its region.
+unsafe impl Send for Pool {}
+
+/// The bit of the gate that lets workers in. Above it the number of the region, below it the workers inside.
+const OPEN: u64 = 1 << 16;
+const NUMBER: u64 = 1 << 17;
+
+fn pool() -> &'static Pool {
+    static POOL: OnceLock<Pool> = OnceLock::new();
+    POOL.get_or_init(|| Pool {
+        leader: Mutex::new(Vec::new()),
+        job: UnsafeCell::new(None),
+        next: AtomicUsize::new(0),
+        gate: AtomicU64::new(0),
+        panicked: Mutex::new(None),
+    })
+}
+
+impl Pool {
+    /// Runs a region; an error is the payload of a panic in it.
+    fn lead(
+        &'static self,
+        spawned: &mut Vec<Worker>,
+        workers: usize,
+        tasks: usize,
+        f: &(dyn Fn(usize) + Sync),
+    ) -> thread::Result<()> {
+        while spawned.len() < workers {
+            let Some(worker) = self.spawn(spawned.len()) else { break };
+            spawned.push(worker);
+        }
+        // SAFETY: only the lifetime changes. The gate is closed and empty before `f` ends its life: see below.
+        let f: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(f) };
+        // SAFETY: the gate is closed and nobody is inside, so nobody reads.
+        unsafe { *self.job.get() = Some(Job { f, tasks, workers }) };
+        self.next.store(0, SeqCst);
+        self.gate.fetch_add(NUMBER + OPEN, SeqCst);
+        for worker in &spawned[..workers.min(spawned.len())] {
+            if worker.sleeps.swap(false, SeqCst) {
+                worker.thread.unpark();
+            }
+        }
+        let own = self.work(f, tasks);
+        self.gate.fetch_sub(OPEN, SeqCst);
+        while self.gate.load(SeqCst) % OPEN != 0 {
+            std::hint::spin_loop();
+        }
+        let other = self.panicked.lock().expect("only stores happen under this lock").take();
+        own.and(other.map_or(Ok(()), Err))
+    }
+
+    /// Takes tasks until none is left.
+    fn work(&self, f: *const (dyn Fn(usize) + Sync), tasks: usize) -> thread::Result<()> {
+        INSIDE.set(true);
+        // SAFETY: the leader keeps `f` alive until the gate is closed and everyone has left.
+        let f = unsafe { &*f };
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let task = self.next.fetch_add(1, SeqCst);
+                if task >= tasks {
+                    return;
+                }
+                f(task);
+            }
+        }));
+        INSIDE.set(false);
+        if result.is_err() {
+            self.next.store(tasks, SeqCst);
+        }
+        result
+    }
+
+    /// A new worker; none if the system refuses a thread.
+    fn spawn(&'static self, index: usize) -> Option<Worker> {
+        let sleeps = Arc::new(AtomicBool::new(false));
+        let own = sleeps.clone();
+        let builder = thread::Builder::new().name(format!("salsa-{}", index + 1));
+        let handle = builder.spawn(move || self.serve(index, &own)).ok()?;
+        Some(Worker { thread: handle.thread().clone(), sleeps })
+    }
+
+    fn serve(&self, index: usize, sleeps: &AtomicBool) {
+        let mut served = 0;
+        loop {
+            self.wait(&mut served, sleeps);
+            // Entering is counting oneself while the gate is open; otherwise one takes it back.
+            if self.gate.fetch_add(1, SeqCst) & OPEN != 0 {
+                // SAFETY: inside, the job does not change.
+                let job = unsafe { *self.job.get() };
+                if let Some(job) = job.filter(|job| index < job.workers)
+                    && let Err(payload) = self.work(job.f, job.tasks)
+                {
+                    *self.panicked.lock().expect("only stores happen under this lock") = Some(payload);
+                }
+            }
+            self.gate.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// Returns when a region is open that this worker has not seen: spins first, then sleeps.
+    fn wait(&self, served: &mut u64, sleeps: &AtomicBool) {
+        let fresh = |served: &mut u64| {
+            let gate = self.gate.load(SeqCst);
+            let new = gate & OPEN != 0 && gate / NUMBER != *served;
+            if new {
+                *served = gate / NUMBER;
+            }
+            new
+        };
+        let start = Instant::now();
+        loop {
+            for _ in 0..64 {
+                if fresh(served) {
+                    return;
+                }
+                std::hint::spin_loop();
+            }
+            if start.elapsed() > SPIN {
+                sleeps.store(true, SeqCst);
+                if fresh(served) {
+                    sleeps.store(false, SeqCst);
+                    return;
+                }
+                thread::park();
+                sleeps.store(false, SeqCst);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_whoever_starts_it() {
+        thread::scope(|scope| {
+            for starter in 0..4usize {
+                scope.spawn(move || {
+                    for round in 0..300usize {
+                        let tasks = (round * 7 + starter) % 40;
+                        let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                        with_threads(1 + round % 5, || {
+                            run(tasks, |i| {
+                                counts[i].fetch_add(1, SeqCst);
+                                // A region inside a region.
+                                run(3, |_| {
+                                    counts[i].fetch_add(1, SeqCst);
+                                });
+                            });
+                        });
+                        assert!(counts.iter().all(|count| count.load(SeqCst) == 4));
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn parts_and_results_keep_their_order() {
+        let mut x: Vec<usize> = (0..100).collect();
+        with_threads(3, || each(x.chunks_mut(7), |i, part| part.iter_mut().for_each(|x| *x += 1000 * i)));
+        assert_eq!(x[99], 99 + 14_000);
+        assert_eq!(with_threads(4, || map(5, |i| i * i)), [0, 1, 4, 9, 16]);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_starter_and_the_pool_goes_on() {
+        for _ in 0..20 {
+            let result = catch_unwind(|| with_threads(3, || run(50, |i| assert!(i != 31, "task {i}"))));
+            assert!(result.is_err());
+            let sum = AtomicUsize::new(0);
+            with_threads(3, || {
+                run(10, |i| {
+                    sum.fetch_add(i, SeqCst);
+                })
+            });
+            assert_eq!(sum.into_inner(), 45);
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! `salsa bench`: seconds of a training step, a decoding step, a PPO update, on random weights.
+use std::{fs, time::Instant};
+
+use anyhow::ensure;
+use clap::{Subcommand, ValueEnum};
+use salsa_engine::{
+    Activation, AdamW, Batch, Cpu, Dtype, Head, Model, ModelSpec, NormWeight, OutputGradient, Prompt, Query, Recompute,
+    Rope, RopeScaling, Sampling, Trainable, random::Random,
+};
+use serde_json::{Value, json};
+
+use super::print;
+
+mod ppo;
+
+/// Which work to time.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  salsa bench sft --hidden 256 --layers 8 --vocab 4096 --head-dim 32 --batch 8 --seq 256 \
+                        --steps 8 --dtype bf16 --json"
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    work: Work,
+}
+
+#[derive(Subcommand)]
+enum Work {
+    /// Training steps: forward, mean cross-entropy, backward, AdamW.
+    Sft(SftWork),
+    /// Sampling from the full softmax at temperature 1.
+    Generate(GenerateWork),
+    /// PPO updates with four separate models: sample, score, learn.
+    Ppo(PpoWork),
+}
+
+/// A Llama with random weights.
+#[derive(clap::Args, Clone)]
+struct Shape {
+    /// Width of the residual stream.
+    #[arg(long, default_value_t = 256)]
+    hidden: usize,
+    /// Blocks.
+    #[arg(long, default_value_t = 8)]
+    layers: usize,
+    /// Vocabulary.
+    #[arg(long, default_value_t = 4096)]
+    vocab: usize,
+    /// Numbers per attention head; `hidden / head-dim` heads.
+    #[arg(long, default_value_t = 32)]
+    head_dim: usize,
+    /// Width of the gated MLP. Default: `hidden * 8 / 3`, rounded down to a multiple of 8.
+    #[arg(long)]
+    intermediate: Option<usize>,
+    /// Heads of keys and values. Default: as many as queries.
+    #[arg(long)]
+    kv_heads: Option<usize>,
+    /// In which numbers products are computed.
+    #[arg(long, value_enum, default_value_t = Numbers::Auto)]
+    dtype: Numbers,
+    /// One JSON object on one line instead of a sentence.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy)]
+enum Numbers {
+    /// bfloat16 where this machine multiplies it faster, else f32.
+    Auto,
+    F32,
+    Bf16,
+}
+
+#[derive(clap::Args)]
+struct SftWork {
+    #[command(flatten)]
+    shape: Shape,
+    /// Sequences per step.
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    /// Tokens per sequence.
+    #[arg(long, default_value_t = 256)]
+    seq: usize,
+    /// Timed steps, after two untimed ones.
+    #[arg(long, default_value_t = 8)]
+    steps: usize,
+}
+
+#[derive(clap::Args)]
+struct GenerateWork {
+    #[command(flatten)]
+    shape: Shape,
+    /// Sequences sampled together.
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// Tokens of each prompt.
+    #[arg(long, default_value_t = 32)]
+    prompt: usize,
+    /// Tokens sampled for each.
+    #[arg(long, default_value_t = 128)]
+    new_tokens: usize,
+}
+
+#[derive(clap::Args)]
+struct PpoWork {
+    #[command(flatten)]
+    shape: Shape,
+    /// Responses per update.
+    #[arg(long, default_value_t = 32)]
+    batch: usize,
+    /// Tokens of each prompt.
+    #[arg(long, default_value_t = 32)]
+    prompt: usize,
+    /// Tokens of each response.
+    #[arg(long, default_value_t = 64)]
+    response: usize,
+    /// Passes over the responses, each one optimizer step.
+    #[arg(long, default_value_t = 4)]
+    epochs: usize,
+    /// Timed updates, after an untimed one.
+    #[arg(long, default_value_t = 3)]
+    updates: usize,
+}
+
+/// Runs the work and prints its times.
+pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+    match &arguments.work {
+        Work::Sft(work) => sft(work),
+        Work::Generate(work) => generate(work),
+        Work::Ppo(work) => ppo::update(work),
+    }
+}
+
+impl Shape {
+    fn spec(&self) -> anyhow::Result<ModelSpec> {
+        let (hidden, head_dim) = (self.hidden, self.head_dim);
+        ensure!(head_dim > 0 && hidden % head_dim == 0, "--hidden {hidden} is not a multiple of --head-dim {head_dim}");
+        let spec = ModelSpec {
+            vocab_size: self.vocab,
+            hidden_size: hidden,
+            intermediate_size: self.intermediate.unwrap_or(hidden * 8 / 3 / 8 * 8),
+            layers: self.layers,
+            heads: hidden / head_dim,
+            kv_heads: self.kv_heads.unwrap_or(hidden / head_dim),
+            head_dim,
+            max_positions: 1 << 20,
+            rms_norm_eps: 1e-5,
+            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+            activation: Activation::Silu,
+            norm: NormWeight::Plain,
+            embedding_scale: 1.0,
+            qkv_bias: false,
+            qk_norm: false,
+            sliding_window: None,
+            tied_embeddings: false,
+            head: Head::LanguageModel,
+        };
+        spec.validate()?;
+        Ok(spec)
+    }
+
+    fn backend(&self) -> Cpu {
+        let dtype = match self.dtype {
+            Numbers::Auto => Dtype::fastest(),
+            Numbers::F32 => Dtype::F32,
+            Numbers::Bf16 => Dtype::Bf16,
+        };
+        Cpu { dtype }
+    }
+
+    /// Prints what was timed: `times` in seconds, `unit_tokens` tokens each.
+    fn report(&self, bench: &str, key: &str, times: &[f64], unit_tokens: usize, more: Value) -> anyhow::Result<()> {
+        let best = times.iter().copied().fold(f64::INFINITY, f64::min);
+        let mut sorted = times.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (rate, peak, backend) = (unit_tokens as f64 / best, peak_rss_mib(), self.backend());
+        let mut object = json!({
+            "bench": bench, key: times, "best_s": best, "median_s": sorted[sorted.len() / 2], "tokens_per_s": rate,
+            "peak_rss_mib": peak, "dtype": backend.dtype.name(), "isa": backend.isa(),
+            "threads": salsa_engine::threads(), "parameters": self.spec()?.parameters(),
+            "version": env!("CARGO_PKG_VERSION"),
+        });
+        if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
+            object.extend(more);
+        }
+        if self.json {
+            return print(&format!("{object}\n"));
+        }
+        print(&format!(
+            "{bench}: best {best:.4} s, median {:.4} s, {rate:.0} tokens/s, peak {} MiB, {} on {} with {} threads\n",
+            sorted[sorted.len() / 2],
+            peak.map_or("?".to_owned(), |mib| format!("{mib:.0}")),
+            backend.dtype.name(),
+            backend.isa(),
+            salsa_engine::threads()
+        ))
+    }
+}
+
+fn random_tokens(count: usize, vocabulary: usize, stream: u64) -> Vec<u32> {
+    let mut random = Random::new(1, stream);
+    (0..count).map(|_| random.below(vocabulary) as u32).collect()
+}
+
+fn sft(work: &SftWork) -> anyhow::Result<()> {
+    ensure!(work.batch > 0 && work.seq > 1 && work.steps > 0, "--batch, --steps at least 1, --seq at least 2");
+    let spec = work.shape.spec()?;
+    let mut model = Trainable::new(spec.clone(), spec.init(1), work.shape.backend(), Recompute::KeepActivations)?;
+    let (mut batch, mut query) = (Batch::new(), Query::default());
+    for i in 0..work.batch {
+        let tokens = random_tokens(work.seq, spec.vocab_size, i as u64);
+        let rows = batch.push(&tokens);
+        query.push_logprobs(rows, &tokens, 1);
+    }
+    let adamw = AdamW { weight_decay: 0.01, max_grad_norm: f64::INFINITY, ..AdamW::default() };
+    let d_logprobs = vec![-1.0 / query.rows.len() as f32; query.rows.len()];
+    let (mut times, mut losses) = (Vec::new(), Vec::new());
+    for _ in 0..work.steps + 2 {
+        let start = Instant::now();
+        let (output, tape) = model.forward_train(&batch, &query);
+        model.backward(tape, &OutputGradient { d_logprobs: &d_logprobs, d_values: &[] });
+        model.adamw_step(&adamw, 1e-4)?;
+        times.push(start.elapsed().as_secs_f64());
+        losses.push(-output.logprobs.iter().map(|&x| f64::from(x)).sum::<f64>() / output.logprobs.len() as f64);
+    }
+    let more = json!({ "loss": { "first": losses[0], "last": losses[losses.len() - 1] } });
+    work.shape.report("sft", "step_s", &times[2..], work.batch * work.seq, more)
+}
+
+fn generate(work: &GenerateWork) -> anyhow::Result<()> {
+    ensure!(work.batch > 0 && work.prompt > 0 && work.new_tokens > 0, "--batch, --prompt, --new-tokens at least 1");
+    let spec = work.shape.spec()?;
+    let model = Model::new(spec.clone(), &spec.init(1), work.shape.backend())?;
+    let prompt =
+        |i: usize| Prompt { tokens: random_tokens(work.prompt, spec.vocab_size, i as u64), id: i as u64, sample: 0 };
+    let prompts: Vec<Prompt> = (0..work.batch).map(prompt).collect();
+    let mut times = Vec::new();
+    for call in 0..4 {
+        let sampling =
+            Sampling { seed: call, max_new_tokens: work.new_tokens, slots: work.batch, ..Sampling::default() };
+        let start = Instant::now();
+        let responses = model.generate(&prompts, &sampling, &mut |_| ());
+        times.push(start.elapsed().as_secs_f64() / work.new_tokens as f64);
+        ensure!(responses.iter().all(|r| r.tokens.len() == work.new_tokens), "a response is shorter than asked");
+    }
+    work.shape.report("generate", "step_s", &times[1..], work.batch, json!({}))
+}
+
+/// The highest resident size of this process.
+fn peak_rss_mib() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
+}

@@ -1,0 +1,120 @@
+//! `salsa bench ppo`: the PPO stage's own rollout, scoring and learner, on random models.
+use std::time::Instant;
+
+use anyhow::ensure;
+use salsa_algo::{
+    gae::gae,
+    kl::{KlEstimator, kls},
+    reward::rewards,
+    whiten::{Mean, whiten},
+};
+use salsa_engine::{Head, Model, ModelSpec, Prompt, Sampling};
+use serde_json::json;
+
+use super::{PpoWork, random_tokens};
+use crate::stage::ppo::{
+    PpoConfig,
+    learner::{Learner, Lesson, Rates},
+    rollout::{Rollouts, split},
+};
+
+/// The learning rate of both models.
+const RATES: Rates = Rates { policy: 3e-6, critic: 3e-6 };
+
+/// Four separate models: policy and critic learn, reference and reward model are their frozen copies.
+struct Models {
+    learner: Learner,
+    reference: Model,
+    reward_model: Model,
+    config: PpoConfig,
+}
+
+/// Times updates and prints the result.
+pub(super) fn update(work: &PpoWork) -> anyhow::Result<()> {
+    ensure!(
+        work.batch > 0 && work.prompt > 0 && work.response > 0 && work.epochs > 0 && work.updates > 0,
+        "--batch, --prompt, --response, --epochs and --updates must be at least 1"
+    );
+    let spec = work.shape.spec()?;
+    let mut models = Models::new(work, &spec)?;
+    let (mut times, mut phases) = (Vec::new(), Vec::new());
+    for number in 0..=work.updates {
+        let start = Instant::now();
+        phases.push(models.update(work, number)?);
+        times.push(start.elapsed().as_secs_f64());
+    }
+    let phase = |name: &str, pick: fn(&[f64; 3]) -> f64| {
+        (name.to_owned(), json!(phases[1..].iter().map(pick).collect::<Vec<_>>()))
+    };
+    let more = serde_json::Map::from_iter([
+        phase("rollout_s", |phases| phases[0]),
+        phase("scoring_s", |phases| phases[1]),
+        phase("learning_s", |phases| phases[2]),
+    ]);
+    work.shape.report("ppo", "update_s", &times[1..], work.batch * work.response, more.into())
+}
+
+impl Models {
+    fn new(work: &PpoWork, spec: &ModelSpec) -> anyhow::Result<Models> {
+        let config = PpoConfig {
+            batch_size: work.batch,
+            num_ppo_epochs: work.epochs,
+            temperature: 1.0,
+            response_length: work.response,
+            max_grad_norm: 0.0,
+            ..PpoConfig::default()
+        };
+        let scalar = spec.with_head(Head::Scalar);
+        let (policy, critic) = (spec.init(1), scalar.init(2));
+        let backend = work.shape.backend();
+        Ok(Models {
+            reference: Model::new(spec.clone(), &policy, backend)?,
+            reward_model: Model::new(scalar.clone(), &critic, backend)?,
+            learner: Learner::new(&config, (spec.clone(), policy), (scalar, critic), backend)?,
+            config,
+        })
+    }
+
+    /// One update: seconds of the rollout, of scoring, and of the epochs.
+    fn update(&mut self, work: &PpoWork, number: usize) -> anyhow::Result<[f64; 3]> {
+        let start = Instant::now();
+        let vocabulary = self.reference.spec().vocab_size;
+        let tokens = |i: usize| random_tokens(work.prompt, vocabulary, (number * work.batch + i) as u64);
+        let prompts: Vec<Prompt> = (0..work.batch)
+            .map(|i| Prompt { tokens: tokens(i), id: (number * work.batch + i) as u64, sample: 0 })
+            .collect();
+        let sampling = Sampling { max_new_tokens: work.response, slots: work.batch, ..Sampling::default() };
+        let responses = self.learner.policy.generate(&prompts, &sampling, &mut |_| ());
+        let views: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt.tokens[..]).collect();
+        let rollouts = Rollouts::new(&views, responses, 1.0);
+        let sampled = start.elapsed().as_secs_f64();
+
+        let slots = rollouts.lengths();
+        let scores = rollouts.last_values_of(&self.reward_model);
+        let reference = rollouts.logprobs_of(&self.reference);
+        let old_values = rollouts.values_of(self.learner.critic(), &slots);
+        let scored = start.elapsed().as_secs_f64();
+
+        let kl = kls(KlEstimator::K1, &rollouts.logprobs, &reference);
+        let (mut advantages, mut returns) = (Vec::new(), Vec::new());
+        for (i, (kl, values)) in split(&kl, &slots).into_iter().zip(split(&old_values, &slots)).enumerate() {
+            let estimated = gae(&rewards(self.config.kl_coef, kl, scores[i], slots[i]), values, 1.0, self.config.lam);
+            advantages.extend(estimated.advantages);
+            returns.extend(estimated.returns);
+        }
+        whiten(&mut advantages, Mean::Remove);
+        let lesson = Lesson {
+            rollouts: &rollouts,
+            slots: &slots,
+            advantages: &advantages,
+            old_values: &old_values,
+            returns: &returns,
+        };
+        let all: Vec<usize> = (0..rollouts.len()).collect();
+        for _ in 0..work.epochs {
+            let pass = self.config.per_device_train_batch_size;
+            self.learner.step(&lesson, &all, pass, &self.config.loss_settings(), RATES)?;
+        }
+        Ok([sampled, scored - sampled, start.elapsed().as_secs_f64() - scored])
+    }
+}

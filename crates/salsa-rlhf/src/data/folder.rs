@@ -1,0 +1,198 @@
+//! Folders of data files: which files there are, and which split each belongs to.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::Which;
+use super::files::{Format, KNOWN};
+
+/// Folders inside folders inside folders; data sets have two or three.
+const DEEPEST: usize = 8;
+
+/// What Hugging Face's library writes beside data.
+const NO_DATA: &[&str] =
+    &["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "metadata.json", "config.json"];
+
+/// A data file of a folder.
+#[derive(Debug)]
+pub(super) struct DataFile {
+    pub path: PathBuf,
+    /// Its path from the folder, with `/`.
+    pub name: String,
+    /// The split its name says, in Hugging Face's ways of naming files.
+    pub split: Option<String>,
+}
+
+/// The data files of a folder and of the folders in it that `which` asks for, in the order of their names.
+pub(super) fn select(folder: &Path, which: Which<'_>) -> Result<Vec<DataFile>> {
+    let files = list(folder)?;
+    let sets = sets(&files);
+    if sets.len() > 1 {
+        let names: Vec<&str> = sets.keys().map(String::as_str).collect();
+        bail!(
+            "{} holds several data sets: {}. Give the folder of one of them",
+            folder.display(),
+            names.join(", ").replace("./", "")
+        );
+    }
+    let splits = names(&files);
+    match which {
+        Which::All => Ok(files),
+        Which::TheOnly => {
+            let unnamed = files.iter().filter(|file| file.split.is_none()).count();
+            if splits.len() > 1 || (unnamed > 0 && !splits.is_empty()) {
+                let others = if unnamed > 0 { format!(", and {unnamed} files of none") } else { String::new() };
+                bail!(
+                    "{} has the splits {}{others}. Say which one: {{path: {0}, split: {}}}, or split: all",
+                    folder.display(),
+                    splits.join(", "),
+                    splits[0]
+                );
+            }
+            Ok(files)
+        }
+        Which::Named(name) if splits.iter().any(|split| split == name) => {
+            Ok(files.into_iter().filter(|file| file.split.as_deref() == Some(name)).collect())
+        }
+        Which::Named(name) if splits.is_empty() => {
+            bail!("{} has no files of a split {name:?}: no file name there tells a split", folder.display())
+        }
+        Which::Named(name) => {
+            bail!("{} has no split {name:?}: it has {}", folder.display(), splits.join(", "))
+        }
+    }
+}
+
+/// The names of the splits that the files of a folder tell, sorted; none for a file, or where no file tells one.
+pub(super) fn splits(path: &Path) -> Result<Vec<String>> {
+    if path.is_dir() { Ok(names(&list(path)?)) } else { Ok(Vec::new()) }
+}
+
+fn names(files: &[DataFile]) -> Vec<String> {
+    let mut names: Vec<String> = files.iter().filter_map(|file| file.split.clone()).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn list(folder: &Path) -> Result<Vec<DataFile>> {
+    let mut found = Vec::new();
+    walk(folder, "", 0, &mut found)?;
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    if found.is_empty() {
+        if has_arrow(folder) {
+            bail!(
+                "{} holds .arrow files, which save_to_disk wrote. Convert it: python -c \"from datasets import load_from_disk; load_from_disk('{0}').to_parquet('data.parquet')\"",
+                folder.display()
+            );
+        }
+        bail!("{} has no data files: expected {KNOWN} files in it", folder.display());
+    }
+    Ok(found)
+}
+
+fn walk(folder: &Path, prefix: &str, depth: usize, found: &mut Vec<DataFile>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
+        let path = entry.with_context(|| format!("cannot list {}", folder.display()))?.path();
+        let base = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if base.starts_with('.') {
+            continue;
+        }
+        let name = format!("{prefix}{base}");
+        if path.is_dir() {
+            if depth < DEEPEST {
+                walk(&path, &format!("{name}/"), depth + 1, found)?;
+            }
+        } else if path.is_file() && is_data_file(&path) {
+            found.push(DataFile { split: split_of(&name), path, name });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file of this name is data.
+pub(super) fn is_data_file(path: &Path) -> bool {
+    let base = path.file_name().unwrap_or_default().to_string_lossy();
+    !base.starts_with('.') && !NO_DATA.contains(&base.as_ref()) && Format::of(path).is_some()
+}
+
+fn has_arrow(folder: &Path) -> bool {
+    let holds = |folder: &Path| {
+        fs::read_dir(folder).is_ok_and(|mut entries| {
+            entries.any(|entry| entry.is_ok_and(|entry| entry.path().extension().is_some_and(|e| e == "arrow")))
+        })
+    };
+    let inside = |name: &str| folder.join(name);
+    holds(folder) || holds(&inside("train")) || holds(&inside("test"))
+}
+
+/// The data sets of a folder: what the folders of its files are called, apart from `data` and names of splits.
+fn sets(files: &[DataFile]) -> BTreeMap<String, usize> {
+    let mut sets = BTreeMap::new();
+    for file in files {
+        let folders: Vec<&str> = file.name.split('/').collect();
+        let own: Vec<&str> =
+            folders[..folders.len() - 1].iter().copied().filter(|f| *f != "data" && keyword(f).is_none()).collect();
+        let set = if own.is_empty() { "./".to_owned() } else { own.join("/") };
+        *sets.entry(set).or_insert(0) += 1;
+    }
+    sets
+}
+
+/// `data/train_sft-00000-of-00003.parquet` says `train_sft`; otherwise a word for a split in the file's name, then in
+/// its folders' names, the innermost first.
+fn split_of(name: &str) -> Option<String> {
+    let mut parts = name.rsplit('/');
+    let base = parts.next().unwrap_or(name);
+    let stem = base.split('.').next().unwrap_or(base);
+    sharded(stem).map(str::to_owned).or_else(|| std::iter::once(stem).chain(parts).find_map(keyword).map(str::to_owned))
+}
+
+/// The split of `SPLIT-00000-of-00003`, which a hash may follow.
+fn sharded(stem: &str) -> Option<&str> {
+    let at = stem.find("-of-")?;
+    let (before, after) = (&stem[..at], &stem[at + 4..]);
+    let (split, number) = before.rsplit_once('-')?;
+    let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    let count = after.split('-').next().unwrap_or(after);
+    (digits(number) && digits(count) && !split.is_empty()).then_some(split)
+}
+
+/// The split that a word of this name stands for.
+fn keyword(name: &str) -> Option<&'static str> {
+    name.split([' ', '-', '_', '.']).find_map(|word| match word.to_ascii_lowercase().as_str() {
+        "train" | "training" => Some("train"),
+        "validation" | "valid" | "val" | "dev" => Some("validation"),
+        "test" | "testing" | "eval" | "evaluation" => Some("test"),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_splits() {
+        let table = [
+            ("data/train_sft-00000-of-00003.parquet", Some("train_sft")),
+            ("data/train-00000-of-00001-a09b74b3ef9c3b56.parquet", Some("train")),
+            ("helpful-base/test.jsonl.gz", Some("test")),
+            ("helpful-base-test.jsonl.gz", Some("test")),
+            ("gsm8k_train.jsonl.gz", Some("train")),
+            ("default/train/0000.parquet", Some("train")),
+            ("dev.json", Some("validation")),
+            ("Training set.jsonl", Some("train")),
+            ("trained.jsonl", None),
+            ("databricks-dolly-15k.jsonl", None),
+            ("a-of-b.jsonl", None),
+            ("0000.parquet", None),
+        ];
+        for (name, split) in table {
+            assert_eq!(split_of(name).as_deref(), split, "{name}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Records out of Parquet files, as Hugging Face's data sets store them.
+
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
+use std::sync::Once;
+
+use anyhow::{Result, anyhow, bail, ensure};
+use bytes::Bytes;
+use parquet::basic::Compression;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, Row};
+use parquet::schema::types::Type;
+use serde_json::{Map, Value};
+
+use super::files::{Place, Visit};
+
+/// Deeper than any data set, and far from the end of the stack.
+const DEEPEST: usize = 32;
+
+/// Calls `visit` with every row, its columns as JSON: lists and structs nested, times and decimals as text, bytes that
+/// are no UTF-8 as null.
+pub(super) fn read(path: &Path, bytes: Vec<u8>, visit: Visit<'_>) -> Result<()> {
+    let damaged = |what: String| anyhow!("{} is no readable Parquet file: {what}; download it again", path.display());
+    check_ends(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let bytes = Bytes::from(bytes);
+    let reader = guarded(|| Ok(SerializedFileReader::new(bytes)?)).map_err(|e| damaged(e.to_string()))?;
+    guarded(|| check(&reader)).map_err(|e| damaged(e.to_string()))?;
+    check_compression(path, &reader)?;
+    let mut number = 0;
+    for group in 0..reader.num_row_groups() {
+        let columns = guarded(|| Ok(reader.get_row_group(group)?)).map_err(|e| damaged(e.to_string()))?;
+        let mut rows = guarded(|| Ok(columns.get_row_iter(None)?)).map_err(|e| damaged(e.to_string()))?;
+        loop {
+            number += 1;
+            let place = Place::new(path, number, "row");
+            let row = guarded(|| rows.next().transpose().map_err(Into::into));
+            let Some(row) = row.map_err(|e| anyhow!("{place}: {e}; the file is damaged, download it again"))? else {
+                number -= 1;
+                break;
+            };
+            visit(&place, object(row)).map_err(|e| anyhow!("{place}: {e:#}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn check_ends(bytes: &[u8]) -> Result<()> {
+    const MAGIC: &[u8] = b"PAR1";
+    ensure!(bytes.len() >= 12, "it has only {} bytes", bytes.len());
+    ensure!(bytes.starts_with(MAGIC), "it does not begin with PAR1");
+    ensure!(bytes.ends_with(MAGIC), "it does not end with PAR1, so it was cut off");
+    Ok(())
+}
+
+/// What the reader takes on trust.
+fn check(reader: &SerializedFileReader<Bytes>) -> Result<()> {
+    let meta = reader.metadata();
+    let schema = meta.file_metadata().schema();
+    ensure!(depth(schema) <= DEEPEST, "its columns are nested more than {DEEPEST} deep");
+    ensure!(!schema.get_fields().is_empty(), "it has no columns");
+    for group in meta.row_groups() {
+        for column in group.columns() {
+            let values = column.num_values();
+            ensure!(
+                (0..=values).contains(&group.num_rows()),
+                "column {} has {values} values for {} rows",
+                column.column_path().string(),
+                group.num_rows()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn check_compression(path: &Path, reader: &SerializedFileReader<Bytes>) -> Result<()> {
+    let known = |codec| {
+        matches!(codec, Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::GZIP(_) | Compression::ZSTD(_))
+    };
+    let columns = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
+    match columns.map(|column| column.compression()).find(|codec| !known(*codec)) {
+        None => Ok(()),
+        Some(codec) => bail!(
+            "{} is compressed with {codec}; snappy, gzip and zstd can be read. Convert it: python -c \"import pandas; pandas.read_parquet('{0}').to_parquet('{0}')\"",
+            path.display()
+        ),
+    }
+}
+
+fn depth(schema: &Type) -> usize {
+    match schema.is_group() {
+        true => 1 + schema.get_fields().iter().map(|field| depth(field)).max().unwrap_or(0),
+        false => 0,
+    }
+}
+
+fn object(row: Row) -> Map<String, Value> {
+    row.into_columns().into_iter().map(|(name, field)| (name, value(field))).collect()
+}
+
+fn value(field: Field) -> Value {
+    match field {
+        Field::Null => Value::Null,
+        Field::Bool(x) => x.into(),
+        Field::Byte(x) => x.into(),
+        Field::Short(x) => x.into(),
+        Field::Int(x) => x.into(),
+        Field::Long(x) => x.into(),
+        Field::UByte(x) => x.into(),
+        Field::UShort(x) => x.into(),
+        Field::UInt(x) => x.into(),
+        Field::ULong(x) => x.into(),
+        Field::Float16(x) => f64::from(x).into(),
+        Field::Float(x) => f64::from(x).into(),
+        Field::Double(x) => x.into(),
+        Field::Str(x) => x.into(),
+        Field::Bytes(x) => x.as_utf8().map_or(Value::Null, Value::from),
+        Field::Group(row) => Value::Object(object(row)),
+        Field::ListInternal(list) => list.elements().iter().cloned().map(value).collect(),
+        Field::MapInternal(map) => {
+            map.entries().iter().map(|(key, item)| (key.to_string(), value(item.clone()))).collect()
+        }
+        other => other.to_string().into(),
+    }
+}
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs code of the Parquet reader, which panics on some damaged files where an error was due.
+fn guarded<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                before(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let result = panic::catch_unwind(AssertUnwindSafe(run));
+    QUIET.set(false);
+    result.unwrap_or_else(|_| Err(anyhow!("its pages contradict its header")))
+}

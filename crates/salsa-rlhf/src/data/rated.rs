@@ -1,0 +1,97 @@
+//! Several rated answers to one prompt, as the raw UltraFeedback has them, to one pair.
+
+use anyhow::{Result, anyhow, bail, ensure};
+use serde_json::Value;
+
+use super::columns::{Record, Row, key_of, messages_of, prompt_of};
+use super::files::kind;
+use super::{Content, Example, Preference, split};
+use crate::chat::Message;
+
+/// Columns that hold the answers.
+pub(super) const ANSWERS: [&str; 3] = ["completions", "responses", "generations"];
+
+/// Columns of ratings, where the answers are texts alone.
+const RATINGS: [&str; 3] = ["ratings", "scores", "rating"];
+
+/// Reads `instruction` or `prompt`, and answers with ratings.
+///
+/// The best rated answer is the chosen one (of equals the first). The rejected one is any of those rated lower, as in
+/// Zephyr's data; which one is decided by a hash of the prompt. Where none is rated lower, both are the same answer, so
+/// that the record counts as one that says nothing.
+pub(super) fn read(record: &Record, column: &str) -> Result<Row> {
+    let asked = if record.contains_key("instruction") { "instruction" } else { "prompt" };
+    let prompt = prompt_of(&record[asked], asked)?;
+    let key = key_of(&record[asked], &prompt);
+    let answers = answers(record, column)?;
+    let best = answers.iter().rev().max_by(|a, b| a.rating.total_cmp(&b.rating));
+    let best = best.ok_or_else(|| anyhow!("column {column}: the list of answers is empty"))?;
+    let lower: Vec<&Answer> = answers.iter().filter(|answer| answer.rating < best.rating).collect();
+    let other = if lower.is_empty() { best } else { lower[(split::hash(&key) % lower.len() as u64) as usize] };
+    let said = |answer: &Answer| Content::Messages(vec![Message::new("assistant", answer.text.as_str())]);
+    let pair = Preference {
+        prompt: Content::Messages(messages_of(prompt)),
+        chosen: said(best),
+        rejected: said(other),
+        margin: None,
+        score_chosen: Some(best.rating),
+        score_rejected: Some(other.rating),
+    };
+    Ok(Row { example: Example::Preference(pair), key, recognised: "UltraFeedback, raw: instruction, completions" })
+}
+
+struct Answer {
+    text: String,
+    rating: f64,
+}
+
+fn answers(record: &Record, column: &str) -> Result<Vec<Answer>> {
+    let list = record[column].as_array();
+    let list = list.ok_or_else(|| anyhow!("column {column}: expected a list, found {}", kind(&record[column])))?;
+    let ratings = RATINGS.iter().find_map(|name| record.get(*name)?.as_array());
+    if let Some(ratings) = ratings {
+        ensure!(
+            ratings.len() == list.len(),
+            "column {column} has {} answers but {} ratings",
+            list.len(),
+            ratings.len()
+        );
+    }
+    let read = |(i, item): (usize, &Value)| -> Result<Option<Answer>> {
+        let place = || format!("column {column}, answer {}", i + 1);
+        let text =
+            item.as_str().or_else(|| ["response", "text", "content"].iter().find_map(|name| item[*name].as_str()));
+        let text = text.ok_or_else(|| anyhow!("{}: it has no text in \"response\"", place()))?;
+        let rating = ratings.and_then(|ratings| number(&ratings[i])).or_else(|| rating(item));
+        Ok(rating.map(|rating| Answer { text: text.to_string(), rating }))
+    };
+    let answers: Vec<Answer> =
+        list.iter().enumerate().map(read).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+    if answers.is_empty() && !list.is_empty() {
+        bail!("column {column}: no answer has a rating in \"annotations\", \"overall_score\", \"score\" or \"rating\"");
+    }
+    Ok(answers)
+}
+
+/// The mean of the aspects' ratings, else the overall score. In UltraFeedback the mean is the trusted one: some of its
+/// overall scores are 10 where the critique says 1.
+fn rating(answer: &Value) -> Option<f64> {
+    mean_of_aspects(&answer["annotations"])
+        .or_else(|| ["overall_score", "score", "rating"].iter().find_map(|name| number(&answer[*name])))
+}
+
+/// Ratings of aspects (`{"helpfulness": {"Rating": "4"}, …}`) that are numbers; others say `N/A`.
+fn mean_of_aspects(annotations: &Value) -> Option<f64> {
+    let aspects = annotations.as_object()?.values();
+    let rating = |aspect: &Value| match aspect {
+        Value::Array(list) => list.first().and_then(|first| number(&first["Rating"])),
+        one => number(&one["Rating"]).or_else(|| number(&one["rating"])),
+    };
+    let ratings: Vec<f64> = aspects.filter_map(rating).collect();
+    (!ratings.is_empty()).then(|| ratings.iter().sum::<f64>() / ratings.len() as f64)
+}
+
+fn number(value: &Value) -> Option<f64> {
+    let number = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok());
+    number.filter(|x| x.is_finite())
+}

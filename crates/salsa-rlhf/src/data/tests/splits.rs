@@ -1,0 +1,81 @@
+//! Folders whose names tell splits.
+
+use super::*;
+
+fn folder(files: &[&str]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in files {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, format!("{{\"text\":\"{name}\"}}\n")).unwrap();
+    }
+    dir
+}
+
+fn texts(dir: &Path, which: Which<'_>) -> Result<Vec<String>> {
+    let text = |example| match example {
+        Example::Text(text) => text,
+        other => panic!("{other:?}"),
+    };
+    Ok(load_split(dir, which)?.examples.into_iter().map(text).collect())
+}
+
+#[test]
+fn a_published_split_is_read_by_its_name() {
+    let shards = ["data/train_sft-00001-of-00002.jsonl", "data/train_sft-00000-of-00002.jsonl"];
+    let dir =
+        folder(&[shards[0], shards[1], "data/test_sft-00000-of-00001.jsonl", "dataset_infos.json", ".git/a.json"]);
+    assert_eq!(splits(dir.path()).unwrap(), ["test_sft", "train_sft"]);
+    assert_eq!(texts(dir.path(), Which::Named("train_sft")).unwrap(), [shards[1], shards[0]]);
+    assert_eq!(texts(dir.path(), Which::All).unwrap().len(), 3);
+    let error = texts(dir.path(), Which::TheOnly).unwrap_err().to_string();
+    assert!(error.contains("has the splits test_sft, train_sft. Say which one"), "{error}");
+    let error = texts(dir.path(), Which::Named("train")).unwrap_err().to_string();
+    assert!(error.contains("has no split \"train\": it has test_sft, train_sft"), "{error}");
+    let error = texts(&dir.path().join(shards[0]), Which::Named("train")).unwrap_err().to_string();
+    assert!(error.contains("is one file"), "{error}");
+}
+
+#[test]
+fn one_split_or_none_need_not_be_named() {
+    let dir = folder(&["default/train/0000.jsonl", "default/train/0001.jsonl"]);
+    assert_eq!(texts(dir.path(), Which::TheOnly).unwrap().len(), 2);
+    let dir = folder(&["a.jsonl", "b.jsonl"]);
+    assert!(splits(dir.path()).unwrap().is_empty());
+    assert_eq!(texts(dir.path(), Which::TheOnly).unwrap(), ["a.jsonl", "b.jsonl"]);
+    let error = texts(dir.path(), Which::Named("train")).unwrap_err().to_string();
+    assert!(error.contains("no file name there tells a split"), "{error}");
+    let dir = folder(&["a.jsonl", "test.jsonl"]);
+    let error = texts(dir.path(), Which::TheOnly).unwrap_err().to_string();
+    assert!(error.contains("has the splits test, and 1 files of none"), "{error}");
+}
+
+#[test]
+fn several_data_sets_in_a_folder_are_told_apart() {
+    let dir = folder(&["harmless-base/train.jsonl", "helpful-base/train.jsonl", "helpful-base/test.jsonl"]);
+    let error = texts(dir.path(), Which::All).unwrap_err().to_string();
+    assert!(error.contains("several data sets: harmless-base, helpful-base. Give the folder of one"), "{error}");
+    let one = dir.path().join("helpful-base");
+    assert_eq!(texts(&one, Which::Named("test")).unwrap(), ["helpful-base/test.jsonl"]);
+}
+
+#[test]
+fn what_save_to_disk_wrote_is_refused_with_the_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("train")).unwrap();
+    std::fs::write(dir.path().join("train/data-00000-of-00001.arrow"), "x").unwrap();
+    std::fs::write(dir.path().join("dataset_dict.json"), "{}").unwrap();
+    let error = load(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("load_from_disk") && error.contains("to_parquet"), "{error}");
+}
+
+#[test]
+fn a_file_that_unpacks_without_end_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.jsonl.gz");
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    packed.write_all(&vec![b' '; 40 << 20]).unwrap();
+    std::fs::write(&path, packed.finish().unwrap()).unwrap();
+    let error = load(&path).unwrap_err().to_string();
+    assert!(error.contains("unpacks to more than 300 times its size"), "{error}");
+}

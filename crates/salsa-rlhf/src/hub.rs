@@ -1,0 +1,221 @@
+//! Models and data sets by their id on the Hugging Face hub: `org/name[@revision][:folder]`.
+//!
+//! They are kept in the cache that Python's `huggingface_hub` uses, in its layout, so that what one has downloaded the
+//! other finds:
+//!
+//! ```text
+//! $HF_HUB_CACHE, or $HF_HOME/hub, or ~/.cache/huggingface/hub
+//!     models--org--name/                    datasets--org--name/
+//!         blobs/ETAG                        the bytes; ETAG.incomplete while they come
+//!         refs/main                         the commit that a revision is
+//!         snapshots/COMMIT/config.json      a link to the blob
+//!     .locks/models--org--name/ETAG.lock    held while a blob is written
+//! ```
+//!
+//! Read from the environment: `HF_ENDPOINT`, `HF_TOKEN` (or the file at `HF_TOKEN_PATH` or `$HF_HOME/token`),
+//! `HF_HUB_OFFLINE`. Nothing is asked of the network unless an id is given and no path of that name exists.
+
+mod cache;
+mod client;
+mod digest;
+mod download;
+mod id;
+#[cfg(test)]
+mod tests;
+mod wanted;
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::{Serialize, de::DeserializeOwned};
+
+use self::cache::Repo;
+use self::client::{Client, Failure};
+pub use self::id::Id;
+use crate::config::paths::{PathKind, visit_strings};
+
+/// What an id is the id of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A model, or an adapter.
+    Model,
+    /// A data set.
+    Dataset,
+}
+
+/// The path that `text` means: itself where it exists, else the snapshot of the model or data set of this id, which is
+/// downloaded unless it is in the cache.
+///
+/// # Errors
+/// When it is neither, or the hub does not give it; says which and what to do.
+pub fn resolve(text: &str, kind: Kind) -> Result<PathBuf> {
+    let path = Path::new(text);
+    if path.exists() {
+        return Ok(path.to_path_buf());
+    }
+    let Some(id) = Id::parse(text).filter(|_| is_id(text)) else {
+        bail!(
+            "there is no {} at {text}, and {text:?} is no id of the Hugging Face hub (org/name, org/name@revision)",
+            kind.noun()
+        );
+    };
+    Hub::from_env()?.fetch(&id, kind).with_context(|| {
+        format!("there is no file or folder {text} here, so it was taken for an id of the Hugging Face hub")
+    })
+}
+
+/// Whether `text` is an id rather than a path: it has the form of one, nothing of that name exists, and there is no folder
+/// here that is called like its organisation, in which it might be misspelt.
+pub fn is_id(text: &str) -> bool {
+    let path = Path::new(text);
+    let folder = path.components().next().is_some_and(|first| Path::new(first.as_os_str()).is_dir());
+    !folder && !path.exists() && Id::parse(text).is_some()
+}
+
+/// A configuration with the snapshots' paths in place of ids.
+///
+/// # Errors
+/// As [`resolve`]; names the key.
+pub fn localise<C: Serialize + DeserializeOwned>(config: C) -> Result<C> {
+    let mut value = serde_json::to_value(&config)?;
+    let mut found = false;
+    visit_strings(&mut value, "", "", &mut |kind, place, text| {
+        let Some(kind) = kind.filter(|_| is_id(text)) else { return Ok(None) };
+        found = true;
+        let path = resolve(text, kind.into()).with_context(|| place.to_owned())?;
+        Ok(Some(path.to_string_lossy().into_owned().into()))
+    })?;
+    if found { Ok(serde_json::from_value(value)?) } else { Ok(config) }
+}
+
+impl From<PathKind> for Kind {
+    fn from(kind: PathKind) -> Kind {
+        match kind {
+            PathKind::Model => Kind::Model,
+            PathKind::Data => Kind::Dataset,
+        }
+    }
+}
+
+/// A hub and a cache.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    /// `https://huggingface.co`, without a slash at the end.
+    pub endpoint: String,
+    /// Where repositories are kept.
+    pub cache: PathBuf,
+    /// Sent to the endpoint, and to no other host.
+    pub token: Option<String>,
+    /// Whether the network may be used.
+    pub network: Network,
+}
+
+/// Whether the network may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// It may.
+    Online,
+    /// Only the cache is looked at.
+    Offline,
+}
+
+impl Hub {
+    /// The hub and cache that the environment names.
+    ///
+    /// # Errors
+    /// When no place for the cache is known.
+    pub fn from_env() -> Result<Hub> {
+        let home = match set("HF_HOME") {
+            Some(home) => Ok(PathBuf::from(home)),
+            None => set("XDG_CACHE_HOME")
+                .map(PathBuf::from)
+                .or_else(|| Some(env::home_dir()?.join(".cache")))
+                .map(|cache| cache.join("huggingface"))
+                .context("no home directory is known: set HF_HOME to a folder for downloads"),
+        }?;
+        let cache = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE"));
+        let token_file = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+        let token = set("HF_TOKEN")
+            .or_else(|| set("HUGGING_FACE_HUB_TOKEN"))
+            .or_else(|| std::fs::read_to_string(token_file).ok());
+        let offline =
+            ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().filter_map(set).any(|value| is_true(&value));
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        Ok(Hub {
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            cache: cache.map_or_else(|| home.join("hub"), PathBuf::from),
+            token: token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()),
+            network: if offline { Network::Offline } else { Network::Online },
+        })
+    }
+
+    /// The folder of a model or data set: from the cache where that is up to date, else downloaded.
+    ///
+    /// # Errors
+    /// When the hub has none of this id or gives no access, when it holds nothing that can be used, when the connection
+    /// fails again and again or what comes is not what was announced, and when offline it is not in the cache.
+    pub fn fetch(&self, id: &Id, kind: Kind) -> Result<PathBuf> {
+        let repo = Repo::new(&self.cache, id, kind);
+        if self.network == Network::Offline {
+            return repo.held(id, kind).with_context(|| {
+                format!(
+                    "HF_HUB_OFFLINE is set, and {id} is not whole in the cache {}: unset it, or copy the files there",
+                    self.cache.display()
+                )
+            });
+        }
+        if id.is_commit()
+            && kind == Kind::Model
+            && let Ok(held) = repo.held(id, kind)
+        {
+            return Ok(held);
+        }
+        let client = Client::new(self);
+        let listing = match client.listing(id, kind) {
+            Ok(listing) => listing,
+            Err(Failure::Unreachable(reason)) => {
+                let held = repo.held(id, kind).map_err(|_| {
+                    anyhow!(
+                        "cannot reach {}: {reason}; and {id} is not in the cache {}",
+                        self.endpoint,
+                        self.cache.display()
+                    )
+                })?;
+                eprintln!("cannot reach {} ({reason}); {} is taken as it is in the cache", self.endpoint, id);
+                return Ok(held);
+            }
+            Err(Failure::Refused(error)) => return Err(error),
+        };
+        let wanted = wanted::of(&listing, id, kind)?;
+        download::all(&client, &repo, id, kind, &listing, &wanted)?;
+        repo.write_ref(id, &listing.commit)?;
+        let folder = repo.snapshot(&listing.commit);
+        Ok(id.folder().map_or(folder.clone(), |inner| folder.join(inner)))
+    }
+}
+
+impl Kind {
+    fn noun(self) -> &'static str {
+        match self {
+            Kind::Model => "model",
+            Kind::Dataset => "data set",
+        }
+    }
+
+    /// How the hub's addresses call it.
+    fn plural(self) -> &'static str {
+        match self {
+            Kind::Model => "models",
+            Kind::Dataset => "datasets",
+        }
+    }
+}
+
+fn set(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn is_true(value: &str) -> bool {
+    ["1", "on", "yes", "true"].contains(&value.to_ascii_lowercase().as_str())
+}

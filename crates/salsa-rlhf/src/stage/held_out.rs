@@ -1,0 +1,102 @@
+//! Loss on held-out examples: what SFT minimises, with an interval.
+use anyhow::ensure;
+use salsa_engine::Model;
+
+use super::{
+    encoder::{Encoder, TruncationMode},
+    evaluate::statistics::estimate,
+    next_token::{NextToken, Sequence},
+    source::DataSource,
+    trainer::Objective,
+};
+use crate::report::Estimate;
+
+/// Tokens of a forward pass; changes speed and memory, never a number.
+const PASS: usize = 8192;
+
+/// Examples as sequences of tokens.
+pub(super) struct HeldOut {
+    lesson: NextToken,
+}
+
+impl HeldOut {
+    /// Reads examples and tokenises them, once for all models; longer ones are cut off behind `max_length` tokens.
+    ///
+    /// # Errors
+    /// If the set cannot be read, or nothing in it has a loss.
+    pub fn open(
+        dataset: &DataSource,
+        encoder: &Encoder,
+        max_length: usize,
+        max_examples: Option<usize>,
+    ) -> anyhow::Result<HeldOut> {
+        let mut examples: Vec<Vec<Sequence>> = Vec::new();
+        for example in dataset.load()?.examples.iter().take(max_examples.unwrap_or(usize::MAX)) {
+            let sequence = encoder.example(example)?.truncated(max_length, TruncationMode::KeepStart);
+            examples.extend(sequence.map(|sequence| vec![sequence]));
+        }
+        ensure!(!examples.is_empty(), "{dataset}: no example has a token to learn within {max_length} tokens");
+        Ok(HeldOut { lesson: NextToken { examples } })
+    }
+
+    /// How many examples there are.
+    pub fn len(&self) -> usize {
+        self.lesson.examples()
+    }
+
+    /// The mean loss of a token, with its interval over examples.
+    ///
+    /// ```text
+    /// L = sum_i loss_i / sum_i n_i          loss_i: summed over the n_i learned tokens of example i
+    /// interval: that of the mean of L + (loss_i - L n_i) / mean(n)
+    /// ```
+    pub fn loss(&self, model: &Model) -> Estimate {
+        let counts: Vec<f64> = (0..self.len()).map(|i| self.lesson.weight(i)).collect();
+        let mut sums = Vec::with_capacity(self.len());
+        let mut start = 0;
+        while start < self.len() {
+            let (mut end, mut rows) = (start, 0);
+            while end < self.len() && (end == start || rows + self.lesson.length(end) <= PASS) {
+                rows += self.lesson.length(end);
+                end += 1;
+            }
+            let laid = self.lesson.lay(&(start..end).collect::<Vec<_>>());
+            let logprobs = model.forward(&laid.batch, &laid.query).logprobs;
+            let mut rest = &logprobs[..];
+            for &count in &counts[start..end] {
+                let (own, others) = rest.split_at(count as usize);
+                sums.push(-own.iter().map(|&logprob| f64::from(logprob)).sum::<f64>());
+                rest = others;
+            }
+            start = end;
+        }
+        ratio(&sums, &counts)
+    }
+}
+
+/// The estimate of `sum(sums) / sum(counts)`.
+fn ratio(sums: &[f64], counts: &[f64]) -> Estimate {
+    let total: f64 = counts.iter().sum();
+    let (loss, count) = (sums.iter().sum::<f64>() / total, total / counts.len() as f64);
+    let values: Vec<f64> = sums.iter().zip(counts).map(|(sum, n)| loss + (sum - loss * n) / count).collect();
+    let Estimate { mean, ci95 } = estimate(&values);
+    // The mean of the values is the ratio up to rounding.
+    Estimate { mean: loss, ci95: ci95.map(|end| end - mean + loss) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_taken_over_all_tokens() {
+        // 3 tokens of loss 1, 1 of loss 5: (3 + 5) / 4; values 2 + (3 - 6) / 2, 2 + (5 - 2) / 2
+        let Estimate { mean, ci95 } = ratio(&[3.0, 5.0], &[3.0, 1.0]);
+        assert_eq!(mean, 2.0);
+        let half = 1.5 * 1.959_963_984_540_054; // the standard error of (0.5, 3.5) is 1.5
+        assert!((ci95[1] - 2.0 - half).abs() < 1e-9 && (ci95[0] - 2.0 + half).abs() < 1e-9, "{ci95:?}");
+        // Examples of one length: the interval of a plain mean.
+        let (plain, of_ratio) = (estimate(&[1.0, 2.0, 6.0]), ratio(&[4.0, 8.0, 24.0], &[4.0; 3]));
+        assert!((plain.ci95[0] - of_ratio.ci95[0]).abs() < 1e-12 && plain.mean == of_ratio.mean);
+    }
+}

@@ -1,0 +1,166 @@
+//! BLAKE3 of weight files, taken from the bytes as they pass by, so that no file is read for it again.
+//!
+//! BLAKE3 is a tree over blocks whose parts can be computed in any order. What `b3sum FILE` prints comes out.
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use anyhow::Context;
+use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
+use rayon::prelude::*;
+
+/// Bytes of a leaf: sixteen of BLAKE3's chunks, as many as its widest kernel takes at once.
+const BLOCK: u64 = 16 << 10;
+
+/// Leaves that are read at a time where they did not pass by.
+const RUN: usize = 16;
+
+/// The digest of one file in the making.
+#[derive(Debug)]
+pub(super) struct FileDigest {
+    path: PathBuf,
+    bytes: u64,
+    blocks: Vec<OnceLock<ChainingValue>>,
+}
+
+impl FileDigest {
+    /// Of a file of this length.
+    pub fn new(path: &Path, bytes: u64) -> FileDigest {
+        let blocks = (0..bytes.div_ceil(BLOCK)).map(|_| OnceLock::new()).collect();
+        FileDigest { path: path.to_owned(), bytes, blocks }
+    }
+
+    /// Takes note of bytes that lie at `offset` in the file; from any thread, in any order, any of them twice.
+    pub fn pass(&self, offset: u64, bytes: &[u8]) {
+        let first = offset.div_ceil(BLOCK);
+        let skipped = (first * BLOCK - offset) as usize;
+        let blocks = bytes.get(skipped..).unwrap_or_default().chunks(BLOCK as usize);
+        for (i, block) in (first..).zip(blocks) {
+            if block.len() as u64 == self.length(i) {
+                self.blocks[i as usize].get_or_init(|| leaf(i, block));
+            }
+        }
+    }
+
+    /// The digest in lower-case hexadecimal. Blocks that have not passed by are read now: headers, what lies across two
+    /// passes, tensors that were left out.
+    ///
+    /// # Errors
+    /// When the file cannot be read or has become shorter.
+    pub fn finish(&self) -> anyhow::Result<String> {
+        if self.blocks.len() < 2 {
+            let bytes = std::fs::read(&self.path).with_context(|| format!("cannot read {}", self.path.display()))?;
+            return Ok(blake3::hash(&bytes).to_string());
+        }
+        let missing: Vec<usize> = (0..self.blocks.len()).filter(|i| self.blocks[*i].get().is_none()).collect();
+        let runs: Vec<&[usize]> = missing.chunk_by(|a, b| a + 1 == *b).flat_map(|run| run.chunks(RUN)).collect();
+        runs.par_iter().try_for_each(|run| self.read(run[0], run.len()))?;
+        let half = left_subtree_len(self.bytes) / BLOCK;
+        let (left, right) = (self.subtree(0, half), self.subtree(half, self.blocks.len() as u64));
+        Ok(merge_subtrees_root(&left, &right, Mode::Hash).to_string())
+    }
+
+    /// Reads blocks from the file.
+    fn read(&self, first: usize, count: usize) -> anyhow::Result<()> {
+        let start = first as u64 * BLOCK;
+        let end = ((first + count) as u64 * BLOCK).min(self.bytes);
+        let mut bytes = vec![0; (end - start) as usize];
+        File::open(&self.path)
+            .and_then(|mut file| {
+                file.seek(SeekFrom::Start(start))?;
+                file.read_exact(&mut bytes)
+            })
+            .with_context(|| format!("cannot read {} for its digest", self.path.display()))?;
+        self.pass(start, &bytes);
+        Ok(())
+    }
+
+    fn length(&self, block: u64) -> u64 {
+        BLOCK.min(self.bytes.saturating_sub(block * BLOCK))
+    }
+
+    /// The value of the blocks `from..to`, of which there is at least one.
+    fn subtree(&self, from: u64, to: u64) -> ChainingValue {
+        if to - from == 1 {
+            return *self.blocks[from as usize].get().expect("what had not passed by has been read");
+        }
+        let bytes = (to * BLOCK).min(self.bytes) - from * BLOCK;
+        let half = from + left_subtree_len(bytes) / BLOCK;
+        merge_subtrees_non_root(&self.subtree(from, half), &self.subtree(half, to), Mode::Hash)
+    }
+}
+
+fn leaf(block: u64, bytes: &[u8]) -> ChainingValue {
+    let mut hasher = blake3::Hasher::new();
+    hasher.set_input_offset(block * BLOCK).update(bytes);
+    hasher.finalize_non_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use salsa_algo::random::{below, bits};
+
+    fn file(length: usize) -> (tempfile::TempDir, PathBuf, Vec<u8>) {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..length as u64).map(|i| bits(1, 2, i) as u8).collect();
+        let path = dir.path().join("model.safetensors");
+        std::fs::write(&path, &bytes).unwrap();
+        (dir, path, bytes)
+    }
+
+    #[test]
+    fn it_is_the_digest_of_the_file_whatever_passed_by() {
+        let block = BLOCK as usize;
+        for length in [0, 1, 1024, block - 1, block, block + 1, 2 * block, 5 * block + 3, 8 * block, 23 * block + 1025]
+        {
+            let (_dir, path, bytes) = file(length);
+            let expected = blake3::hash(&bytes).to_string();
+            assert_eq!(FileDigest::new(&path, length as u64).finish().unwrap(), expected, "{length}");
+            // Pieces of random lengths, last ones first, some left out, some twice.
+            let (digest, mut cuts) = (FileDigest::new(&path, length as u64), vec![0]);
+            while *cuts.last().unwrap() < length {
+                let next = cuts.last().unwrap() + 1 + below(3, 4, cuts.len() as u64, 3 * block);
+                cuts.push(next.min(length));
+            }
+            for (i, piece) in cuts.windows(2).enumerate().rev().filter(|(i, _)| i % 5 != 2) {
+                digest.pass(piece[0] as u64, &bytes[piece[0]..piece[1]]);
+                if i % 3 == 0 {
+                    digest.pass(piece[0] as u64, &bytes[piece[0]..piece[1]]);
+                }
+            }
+            assert_eq!(digest.finish().unwrap(), expected, "{length}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_pass_by_are_not_read_again() {
+        let (_dir, path, bytes) = file(3 * BLOCK as usize);
+        let digest = FileDigest::new(&path, bytes.len() as u64);
+        digest.pass(0, &bytes);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(digest.finish().unwrap(), blake3::hash(&bytes).to_string());
+    }
+
+    #[test]
+    fn a_file_that_became_shorter_is_an_error() {
+        let (_dir, path, bytes) = file(3 * BLOCK as usize);
+        let digest = FileDigest::new(&path, bytes.len() as u64 + BLOCK);
+        digest.pass(0, &bytes);
+        assert!(format!("{:#}", digest.finish().unwrap_err()).contains("for its digest"));
+    }
+
+    /// The published test vector for 0, 1, 2, …, 250, 0, 1, … of 31744 bytes: two leaves.
+    #[test]
+    fn the_official_test_vector() {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..31744).map(|i| (i % 251) as u8).collect();
+        let path = dir.path().join("x");
+        std::fs::write(&path, &bytes).unwrap();
+        let digest = FileDigest::new(&path, 31744).finish().unwrap();
+        assert!(digest.starts_with("62b6960e1a44bcc1eb1a611a8d6235b6"), "{digest}");
+    }
+}

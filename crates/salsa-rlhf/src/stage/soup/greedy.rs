@@ -1,0 +1,264 @@
+//! The greedy soup: ingredients from the best to the worst, each kept only if the mean does not get worse with it.
+//!
+//! Source: Wortsman et al. 2022 (2203.05482), recipe 1.
+use std::path::PathBuf;
+
+use anyhow::{Context, bail, ensure};
+use salsa_algo::soup::{Normalize, Weights, weighted_mean};
+use salsa_engine::{Cpu, Head, Model};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{SoupConfig, ingredients::Ingredients};
+use crate::{
+    checkpoint::NewTensor,
+    progress::Progress,
+    report::Estimate,
+    stage::{
+        StageContext,
+        bases::Bases,
+        encoder::Encoder,
+        evaluate::statistics::estimate,
+        exam::{Answering, Asked, Exam, Questions},
+        held_out::HeldOut,
+        source::DataSource,
+    },
+};
+
+/// What the greedy soup is measured by: the loss on examples or, if a reward model is given, its score of answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GreedyConfig {
+    /// Held-out examples for the loss, or prompts for the score.
+    pub dataset: DataSource,
+    /// The reward model that scores answers; none: the loss decides.
+    #[serde(alias = "reward_model")]
+    pub reward_model_path: Option<PathBuf>,
+    /// At most so many examples or prompts, from the start; none: all.
+    pub max_examples: Option<usize>,
+    /// Longer examples are cut off behind so many tokens, longer prompts are left out.
+    pub max_length: usize,
+    /// Most tokens of an answer.
+    pub max_new_tokens: usize,
+    /// Sampling temperature of answers; 0 always takes the likeliest token.
+    pub temperature: f32,
+    /// Seed of the answers: the same random numbers for every model.
+    pub seed: u64,
+}
+
+impl Default for GreedyConfig {
+    fn default() -> GreedyConfig {
+        GreedyConfig {
+            dataset: DataSource::default(),
+            reward_model_path: None,
+            max_examples: None,
+            max_length: 1024,
+            max_new_tokens: 128,
+            temperature: 0.0,
+            seed: 42,
+        }
+    }
+}
+
+impl GreedyConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// If a value makes no sense.
+    pub(super) fn validate(&self) -> anyhow::Result<()> {
+        let given = self.dataset.paths().iter().any(|path| !path.as_os_str().is_empty());
+        ensure!(given, "greedy.dataset is missing: held-out examples (loss), or prompts (with greedy.reward_model)");
+        ensure!(self.max_length >= 2, "greedy.max_length is {}; it must be at least 2", self.max_length);
+        ensure!(self.max_new_tokens > 0, "greedy.max_new_tokens is 0; it must be at least 1");
+        let temperature = self.temperature;
+        ensure!(
+            temperature >= 0.0 && temperature.is_finite(),
+            "greedy.temperature is {temperature}; it must be 0 or above"
+        );
+        Ok(())
+    }
+}
+
+/// How a greedy soup came about.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    measure: &'static str,
+    /// Of each ingredient alone.
+    alone: Vec<Estimate>,
+    steps: Vec<Step>,
+    /// The ingredients of the soup, in the order in which they were taken.
+    pub kept: Vec<usize>,
+}
+
+/// One ingredient tried.
+#[derive(Clone, Debug)]
+struct Step {
+    ingredient: usize,
+    /// Of the mean with it.
+    measured: Estimate,
+    kept: bool,
+}
+
+impl Selection {
+    /// The weights of the ingredients: equal, or 0.
+    pub(super) fn weights(&self, ingredients: usize) -> Vec<f64> {
+        (0..ingredients).map(|i| if self.kept.contains(&i) { 1.0 } else { 0.0 }).collect()
+    }
+
+    /// What `soup.json` holds about it. Ingredients are counted from 0.
+    pub(super) fn to_json(&self) -> Value {
+        let step = |step: &Step| json!({"ingredient": step.ingredient, "soup": step.measured, "kept": step.kept});
+        json!({
+            "measure": self.measure,
+            "alone": self.alone,
+            "steps": self.steps.iter().map(step).collect::<Vec<_>>(),
+            "kept": self.kept,
+        })
+    }
+}
+
+/// Chooses the ingredients. `tensors` are those of the soup, whose types decide about the rounding of what is measured.
+///
+/// # Errors
+/// If a model, the data or the reward model cannot be used, or the work was interrupted.
+pub(super) fn choose(
+    config: &SoupConfig,
+    ingredients: &Ingredients,
+    tensors: &[NewTensor],
+    context: &StageContext,
+) -> anyhow::Result<Selection> {
+    let greedy = config.greedy.as_ref().context("greedy.dataset is missing")?;
+    let judge = Judge::open(greedy, ingredients, context)?;
+    let count = ingredients.models.len();
+    let progress = Progress::new("greedy soup", 2 * count as u64 - 1, "models");
+    let mut model = None;
+    let mut done = 0;
+    let mut measure = |members: &[usize]| -> anyhow::Result<Estimate> {
+        ensure!(!context.interrupted(), "interrupted; no soup was made, the same command starts anew");
+        let measured = judge.measure(load(&mut model, ingredients, tensors, members)?)?;
+        ensure!(measured.mean.is_finite(), "the {} of {members:?} is {}", judge.name(), measured.mean);
+        done += 1;
+        progress.message(&format!("{} {:.4}", judge.name(), measured.mean));
+        progress.set(done);
+        Ok(measured)
+    };
+    let alone = (0..count).map(|i| measure(&[i])).collect::<anyhow::Result<Vec<Estimate>>>()?;
+    let goodness = |measured: &Estimate| judge.goodness(measured);
+    let mut order: Vec<usize> = (0..count).collect();
+    // Stable: of equals, the one named first.
+    order.sort_by(|a, b| goodness(&alone[*b]).total_cmp(&goodness(&alone[*a])));
+    let mut kept = vec![order[0]];
+    let mut best = alone[order[0]];
+    let mut steps = vec![Step { ingredient: order[0], measured: best, kept: true }];
+    for &ingredient in &order[1..] {
+        let members: Vec<usize> = kept.iter().copied().chain([ingredient]).collect();
+        let measured = measure(&members)?;
+        let keeps = goodness(&measured) >= goodness(&best);
+        if keeps {
+            (kept, best) = (members, measured);
+        }
+        steps.push(Step { ingredient, measured, kept: keeps });
+    }
+    progress.finish(&format!("{} of {count} kept, {} {:.4}", kept.len(), judge.name(), best.mean));
+    Ok(Selection { measure: judge.name(), alone, steps, kept })
+}
+
+/// What measures a model.
+enum Judge {
+    Loss(HeldOut),
+    Score(Box<Exam>, Questions),
+}
+
+impl Judge {
+    fn open(greedy: &GreedyConfig, ingredients: &Ingredients, context: &StageContext) -> anyhow::Result<Judge> {
+        let model = ingredients.with_tokenizer();
+        if model.spec.head == Head::Scalar {
+            bail!("method greedy measures language models; {} is a reward model", model.dir().display());
+        }
+        let Some(reward_model) = &greedy.reward_model_path else {
+            let longest = greedy.max_length.min(model.spec.max_positions);
+            let data = HeldOut::open(&greedy.dataset, &Encoder::open(model)?, longest, greedy.max_examples)?;
+            context.say(&format!("{}: loss on {} examples", greedy.dataset, data.len()));
+            return Ok(Judge::Loss(data));
+        };
+        let GreedyConfig { max_new_tokens, temperature, seed, .. } = *greedy;
+        let answering = Answering { max_new_tokens, temperature, seed, gold: None };
+        let exam = Exam::open(model.dir(), reward_model, answering, &mut Bases::default())?;
+        let asked = Asked {
+            name: "greedy",
+            dataset: &greedy.dataset,
+            max_prompts: greedy.max_examples,
+            max_prompt_length: greedy.max_length,
+        };
+        let questions = exam.questions(&asked, context)?;
+        Ok(Judge::Score(Box::new(exam), questions))
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Judge::Loss(_) => "loss",
+            Judge::Score(..) => "score",
+        }
+    }
+
+    fn measure(&self, model: &Model) -> anyhow::Result<Estimate> {
+        match self {
+            Judge::Loss(data) => Ok(data.loss(model)),
+            Judge::Score(exam, questions) => Ok(estimate(&exam.answer(model, questions)?.scores)),
+        }
+    }
+
+    fn goodness(&self, measured: &Estimate) -> f64 {
+        match self {
+            Judge::Loss(_) => -measured.mean,
+            Judge::Score(..) => measured.mean,
+        }
+    }
+}
+
+/// The model of the mean of these ingredients, rounded as the soup will be.
+fn load<'m>(
+    model: &'m mut Option<Model>,
+    ingredients: &Ingredients,
+    tensors: &[NewTensor],
+    members: &[usize],
+) -> anyhow::Result<&'m Model> {
+    let spec = &ingredients.models[0].spec;
+    let language = spec.with_head(Head::LanguageModel);
+    let weights = mean(ingredients, tensors, members)?;
+    let weights = if language == *spec { weights } else { spec.convert(&weights, &language, 0) };
+    match model {
+        Some(model) => model.set_weights(&weights)?,
+        None => *model = Some(Model::new(language, &weights, Cpu::default())?),
+    }
+    Ok(model.as_ref().expect("made above"))
+}
+
+/// The equal mean of ingredients, as [`super::arithmetic::Method::Linear`] writes it.
+fn mean(ingredients: &Ingredients, tensors: &[NewTensor], members: &[usize]) -> anyhow::Result<Vec<f32>> {
+    let weights = Weights::new(&vec![1.0; members.len()], Normalize::Divide)?;
+    // In the order in which the soup will add them up.
+    let mut members = members.to_vec();
+    members.sort_unstable();
+    let sources = members.iter().map(|i| ingredients.models[*i].raw()).collect::<anyhow::Result<Vec<_>>>()?;
+    let views = ingredients.models[0].spec.tensors();
+    let mut all = vec![0f32; ingredients.parameters()];
+    let (mut wide, mut bytes) = (vec![Vec::new(); sources.len()], Vec::new());
+    for (tensor, (view, new)) in views.into_iter().zip(tensors).enumerate() {
+        for (block, out) in all[view.range].chunks_mut(BLOCK).enumerate() {
+            for (source, wide) in sources.iter().zip(&mut wide) {
+                wide.resize(out.len(), 0.0);
+                source.read_f32(tensor, block * BLOCK, wide)?;
+            }
+            let pieces: Vec<&[f32]> = wide.iter().map(Vec::as_slice).collect();
+            weighted_mean(&pieces, &weights, out);
+            let rounded = new.dtype.encode(out, &mut bytes);
+            rounded.map_err(|at| anyhow::anyhow!("{} is {} in the mean of {members:?}", new.name, out[at]))?;
+            new.dtype.widen(&bytes, out);
+        }
+    }
+    Ok(all)
+}
+
+/// Numbers read at a time.
+const BLOCK: usize = 1 << 16;
