@@ -6,13 +6,14 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use salsa_engine::{Cpu, Model};
+use salsa_engine::Model;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
     StageContext,
     arguments::ComputeType,
+    bases::Bases,
     exam::{Answering, Answers, Asked, Exam, Questions},
     landscape::blend::Blend,
     ppo::{config::Gold, rollout::split},
@@ -148,6 +149,7 @@ struct Bench<'a> {
     config: &'a EvaluateConfig,
     exam: Exam,
     anchors: Vec<(&'a str, Model)>,
+    bases: Bases,
 }
 
 /// Evaluates all arms and writes `evaluation.json` (all that a report needs) and `answers-ARM-SET.jsonl`.
@@ -156,7 +158,7 @@ struct Bench<'a> {
 /// If a model or a set cannot be used, or the disk refuses.
 pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
-    let (bench, sets) = Bench::open(config, context)?;
+    let (mut bench, sets) = Bench::open(config, context)?;
     let steps = config.arms.len() * sets.len() + config.landscape.as_ref().map_or(0, |line| line.alphas.len());
     let progress = Progress::new("evaluate", steps as u64, "set");
     let mut done = 0;
@@ -224,30 +226,32 @@ impl<'a> Bench<'a> {
         let first = baseline.paths().into_iter().next().context("the baseline names no model")?;
         let EvaluateConfig { max_new_tokens, temperature, seed, gold, .. } = *config;
         let answering = Answering { max_new_tokens, temperature, seed, gold };
-        let exam = Exam::open(first, &config.reward_model_path, answering)?;
+        let mut bases = Bases::default();
+        let exam = Exam::open(first, &config.reward_model_path, answering, &mut bases)?;
         let questions = |set: &EvalSet| {
             let EvalSet { name, dataset, max_prompts } = set;
             let max_prompt_length = config.max_prompt_length;
             exam.questions(&Asked { name, dataset, max_prompts: *max_prompts, max_prompt_length }, context)
         };
         let sets = config.datasets.iter().map(questions).collect::<anyhow::Result<_>>()?;
-        let mut bench = Bench { config, exam, anchors: Vec::new() };
+        let mut bench = Bench { config, exam, anchors: Vec::new(), bases };
         for (name, source) in &config.anchors {
-            bench.anchors.push((name, bench.model(source)?));
+            let model = bench.model(source)?;
+            bench.anchors.push((name, model));
         }
         Ok((bench, sets))
     }
 
-    fn model(&self, source: &ModelSource) -> anyhow::Result<Model> {
-        let (spec, weights) = source.read()?;
+    fn model(&mut self, source: &ModelSource) -> anyhow::Result<Model> {
+        let model = source.load(&mut self.bases).with_context(|| format!("model {source}"))?;
+        let vocab_size = model.spec().vocab_size;
         ensure!(
-            spec.vocab_size == self.exam.vocab_size,
-            "{source} has a vocabulary of {}, the baseline {:?} one of {}; only models with one tokenizer can be compared",
-            spec.vocab_size,
+            vocab_size == self.exam.vocab_size,
+            "{source} has a vocabulary of {vocab_size}, the baseline {:?} one of {}; only models with one tokenizer can be compared",
             self.config.baseline,
             self.exam.vocab_size
         );
-        Model::new(spec, &weights, Cpu::current()).with_context(|| format!("model {source}"))
+        Ok(model)
     }
 
     fn summarise(&self, answers: &Answers) -> SplitSummary {

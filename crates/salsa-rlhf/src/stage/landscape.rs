@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::{
     Interrupted, StageContext,
     arguments::ComputeType,
+    bases::Bases,
     encoder::Encoder,
     evaluate::statistics::{estimate, paired_difference},
     exam::{Answering, Asked, Exam, Questions},
@@ -230,7 +231,7 @@ impl<'a> Survey<'a> {
     fn open(config: &'a LandscapeConfig, context: &StageContext) -> anyhow::Result<Survey<'a>> {
         let LandscapeConfig { max_new_tokens, max_prompts, max_prompt_length, temperature, seed, gold, .. } = *config;
         let answering = Answering { max_new_tokens, temperature, seed, gold };
-        let exam = Exam::open(&config.models[0], &config.reward_model_path, answering)?;
+        let exam = Exam::open(&config.models[0], &config.reward_model_path, answering, &mut Bases::default())?;
         let asked = Asked { name: "prompts", dataset: &config.prompts, max_prompts, max_prompt_length };
         let questions = exam.questions(&asked, context)?;
         let held_out = match &config.eval_dataset {

@@ -16,6 +16,7 @@ use crate::{
     report::Estimate,
     stage::{
         StageContext,
+        bases::Bases,
         encoder::Encoder,
         evaluate::statistics::estimate,
         exam::{Answering, Asked, Exam, Questions},
@@ -182,7 +183,7 @@ impl Judge {
         };
         let GreedyConfig { max_new_tokens, temperature, seed, .. } = *greedy;
         let answering = Answering { max_new_tokens, temperature, seed, gold: None };
-        let exam = Exam::open(model.dir(), reward_model, answering)?;
+        let exam = Exam::open(model.dir(), reward_model, answering, &mut Bases::default())?;
         let asked = Asked {
             name: "greedy",
             dataset: &greedy.dataset,
