@@ -80,7 +80,7 @@ fn the_first_step_on_fresh_responses_has_ratio_1_exactly() {
 #[test]
 fn passes_of_another_size_change_rounding_only() {
     for size in [8, 3] {
-        ppo(&format!("pass-{size}"), &format!("{TWO_STEPS_TWICE}per_device_train_batch_size: {size}\n"));
+        ppo(&format!("pass-{size}"), &format!("{TWO_STEPS_TWICE}dtype: f32\nper_device_train_batch_size: {size}\n"));
     }
     let (moved, apart) = (distance("out/sft-a", "pass-8"), distance("pass-8", "pass-3"));
     assert!(moved > 1e-2 && apart < 1e-2 * moved, "training moved weights by {moved}, the size of a pass by {apart}");

@@ -13,10 +13,16 @@ use crate::checkpoint::Checkpoint;
 /// The frozen bases in use, by folder. A base goes when the last model on it does.
 ///
 /// What is shared: the base of all adapters of one checkpoint, whatever their heads, with that checkpoint itself.
-#[derive(Default)]
 pub struct Bases {
     backend: Cpu,
     known: Vec<(PathBuf, Head, Weak<Base<Cpu>>)>,
+}
+
+impl Default for Bases {
+    /// None yet; those to come compute in the number type of the stage.
+    fn default() -> Bases {
+        Bases { backend: Cpu::current(), known: Vec::new() }
+    }
 }
 
 impl Bases {

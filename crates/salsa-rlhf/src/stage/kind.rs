@@ -110,8 +110,11 @@ fn load<C: Stage>(file: Option<&Path>, overrides: &[(String, String)]) -> anyhow
 fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
     stage.check()?;
     let config = serde_json::to_value(&stage)?;
-    // A stage whose configuration has a key `dtype` computes in it; others in 32-bit.
-    let dtype = config.get("dtype").map_or(Ok(ComputeType::Float32), ComputeType::deserialize)?;
+    // A stage with a key `dtype` of this type computes in it (that of a soup is the type of what it writes); others in
+    // 32-bit.
+    let computes = defaults::<C>().get("dtype").is_some_and(|dtype| ComputeType::deserialize(dtype).is_ok());
+    let given = config.get("dtype").filter(|_| computes);
+    let dtype = given.map_or(Ok(ComputeType::Float32), ComputeType::deserialize)?;
     let work: Work = Box::new(move |context| dtype.resolve().scope(|| stage.run(context)));
     Ok(Planned { inputs: paths::inputs(&config), config, work })
 }
