@@ -151,7 +151,7 @@ impl Pool {
         }
         let own = self.work(f, tasks);
         self.gate.fetch_sub(OPEN, SeqCst);
-        while self.gate.load(SeqCst) % OPEN != 0 {
+        while !self.gate.load(SeqCst).is_multiple_of(OPEN) {
             std::hint::spin_loop();
         }
         let other = self.panicked.lock().expect("only stores happen under this lock").take();

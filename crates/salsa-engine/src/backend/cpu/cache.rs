@@ -94,7 +94,7 @@ impl Cache {
                 match self.dtype {
                     Dtype::F32 => words.copy_from_slice(part),
                     // The next position's place becomes zero: it is multiplied by a probability of zero.
-                    Dtype::Bf16 if position % 2 == 0 => {
+                    Dtype::Bf16 if position.is_multiple_of(2) => {
                         words.iter_mut().zip(part).for_each(|(word, &x)| *word = pack::pair(x, 0.0));
                     }
                     Dtype::Bf16 => {

@@ -49,9 +49,10 @@ pub(crate) fn panel(
     let b = View { data: &b.data[first * b.column_stride..], ..b };
     #[cfg(target_arch = "x86_64")]
     if width == 32 {
-        // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
         match (isa(), dtype) {
+            // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
             (Isa::Avx512Bf16, Dtype::Bf16) => return unsafe { vector::panel_bf16(b, depth, here, panel) },
+            // SAFETY: as above.
             (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => return unsafe { vector::panel_f32(b, depth, here, panel) },
             _ => {}
         }
@@ -97,8 +98,8 @@ pub(crate) fn left(
     let layout = if a.column_stride == 1 { Left::Rows } else { Left::Columns };
     assert!(tile.len() >= left_room(rows), "a left tile has room for its rows");
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
     match (isa(), dtype) {
+        // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
         (Isa::Avx512Bf16, Dtype::Bf16) => unsafe {
             match layout {
                 Left::Rows => vector::left_rows_bf16(a, rows, depth, tile),
@@ -106,6 +107,7 @@ pub(crate) fn left(
             }
             return layout;
         },
+        // SAFETY: as above.
         (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) if layout == Left::Columns => unsafe {
             vector::left_columns_f32(a, rows, depth, tile);
             return layout;
@@ -148,12 +150,13 @@ pub(crate) fn transposed_panel(
     let here = width.min(depth - first);
     #[cfg(target_arch = "x86_64")]
     if width == 32 {
-        // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
         match (isa(), dtype) {
             (Isa::Avx512Bf16 | Isa::Avx512, Dtype::Bf16) => {
+                // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
                 return unsafe { vector::transposed_bf16(panels, panel_stride, (depth, columns), first, out) };
             }
             (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => {
+                // SAFETY: as above.
                 return unsafe { vector::transposed_f32(panels, panel_stride, (depth, columns), first, out) };
             }
             _ => {}
