@@ -40,6 +40,7 @@ pub mod backend;
 pub mod batch;
 mod error;
 pub mod lora;
+mod memory;
 pub mod model;
 mod pool;
 pub mod random;

@@ -11,17 +11,23 @@
 //! | [`weighted_mean`], [`lerp`] | linear | Wortsman et al. 2022 (2203.05482) |
 //! | [`slerp`], [`slerp_from`] | along the arc | Shoemake 1985; Ramé et al. 2024 (2406.16768) |
 //! | [`TaskMerge`] | task arithmetic, TIES, DARE | 2212.04089, 2306.01708, 2311.03099 |
+//! | [`concatenate`] | the mean of low-rank adapters | |
+//! | [`compress`] | the nearest adapter of a smaller rank | Eckart and Young 1936 |
 //! | [`Gram`] | norms and angles of task vectors | |
 
+mod compress;
 mod gram;
 mod linear;
+mod low_rank;
 mod slerp;
 mod sparsify;
 mod task;
 mod weights;
 
+pub use compress::{Compressed, compress};
 pub use gram::Gram;
 pub use linear::{lerp, lerp_in_place, weighted_mean};
+pub use low_rank::{LowRank, concatenate};
 pub use slerp::{Origin, SlerpStream, slerp, slerp_from};
 pub use sparsify::Sparsify;
 pub use task::{Consensus, TaskMerge, TaskStream};

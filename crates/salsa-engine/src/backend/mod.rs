@@ -288,11 +288,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// `sum g^2`, in f64 and in fixed blocks.
     fn sum_of_squares(&self, gradients: &[f32]) -> f64;
-    /// One AdamW step on `weights`, with decay where `decay` says so.
+    /// One AdamW step on `weights`, with decay where `decay` says so. Leaves zeros in `gradients`.
     fn adamw(
         &self,
         weights: &mut [f32],
-        gradients: &[f32],
+        gradients: &mut [f32],
         m: &mut [f32],
         v: &mut [f32],
         decay: Decay,

@@ -63,6 +63,21 @@ impl<B: Backend> Transformer<B> {
         Ok(Transformer { base, spec, adapter: Some(adapter) })
     }
 
+    /// Another adapter of the same shape on the same base, under `head`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Transformer::on`], and if this model has no adapter.
+    pub fn sibling(&self, head: Head, weights: &[f32]) -> Result<Self, ModelError> {
+        let lora = self.lora().ok_or_else(|| ModelError::Spec("the model has no adapter".into()))?;
+        Transformer::on(self.base.clone(), head, lora, weights)
+    }
+
+    /// Whether two models stand on one base in memory.
+    pub fn shares_base(&self, other: &Transformer<B>) -> bool {
+        Arc::ptr_eq(&self.base, &other.base)
+    }
+
     /// Takes over other weights of the same shape, in the place of the old ones.
     ///
     /// # Errors

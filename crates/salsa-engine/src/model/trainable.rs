@@ -8,6 +8,7 @@ use crate::backend::{AdamWStep, Backend, Decay};
 use crate::batch::{Batch, Output, OutputGradient, Query};
 use crate::error::ModelError;
 use crate::lora::LoraSpec;
+use crate::memory;
 use crate::spec::{Head, ModelSpec, TensorView};
 use std::ops::Deref;
 use std::sync::Arc;
@@ -113,7 +114,9 @@ impl<B: Backend> TrainableTransformer<B> {
     }
 
     fn of(model: Transformer<B>, trained: Trained, weights: Vec<f32>, recompute: Recompute) -> Self {
-        let zeros = || vec![0f32; weights.len()];
+        let len = weights.len();
+        let zeros = || memory::zeros(len);
+        let weights = memory::settled(weights);
         TrainableTransformer { gradients: zeros(), m: zeros(), v: zeros(), model, trained, weights, step: 0, recompute }
     }
 
@@ -196,14 +199,13 @@ impl<B: Backend> TrainableTransformer<B> {
             let decay = if tensor.shape.len() > 1 { Decay::Yes } else { Decay::No };
             self.model.base.backend.adamw(
                 &mut self.weights[range.clone()],
-                &self.gradients[range.clone()],
+                &mut self.gradients[range.clone()],
                 &mut self.m[range.clone()],
                 &mut self.v[range],
                 decay,
                 &step,
             );
         }
-        self.zero_gradients();
         self.refresh();
         Ok(norm)
     }

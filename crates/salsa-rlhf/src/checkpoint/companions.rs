@@ -66,7 +66,7 @@ impl Companions {
     }
 
     /// Writes them into `dir`, except those named in `without`.
-    pub(super) fn write(&self, dir: &Path, without: &[&str]) -> Result<()> {
+    pub(in crate::checkpoint) fn write(&self, dir: &Path, without: &[&str]) -> Result<()> {
         let mut kept = self.files.iter().filter(|(name, _)| !without.contains(name));
         kept.try_for_each(|(name, bytes)| atomic::write(&dir.join(name), bytes))
     }

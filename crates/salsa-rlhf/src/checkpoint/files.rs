@@ -17,7 +17,7 @@ use super::read_json;
 
 /// Where a tensor is and what the header says about it.
 #[derive(Clone, Debug)]
-struct Entry {
+pub(super) struct Entry {
     file: usize,
     dtype: safetensors::Dtype,
     shape: Vec<usize>,
@@ -46,6 +46,8 @@ pub(super) struct Stored {
     pub paths: Vec<PathBuf>,
     /// One for each of `spec.tensors()`, in that order.
     pub tensors: Vec<Placed>,
+    /// Their names.
+    pub names: Vec<String>,
     /// An `lm_head.weight` beside tied embeddings.
     pub tied_copy: Option<Placed>,
 }
@@ -137,6 +139,23 @@ impl Files {
         self.entries.contains_key(name)
     }
 
+    /// The tensors of one file.
+    pub(super) fn of(dir: &Path, path: PathBuf) -> Result<Files> {
+        let mut files = Files { paths: Vec::new(), entries: BTreeMap::new(), dir: dir.to_path_buf() };
+        files.add(path)?;
+        Ok(files)
+    }
+
+    /// Names of tensors and where they are.
+    pub(super) fn entries(&self) -> &BTreeMap<String, Entry> {
+        &self.entries
+    }
+
+    /// The first file.
+    pub(super) fn first_path(&self) -> &Path {
+        &self.paths[0]
+    }
+
     fn add(&mut self, path: PathBuf) -> Result<()> {
         let bytes = map(&path)?;
         let (length, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(&path, &bytes, e))?;
@@ -180,10 +199,11 @@ impl Files {
                 if self.entries.len() > 1 { format!(" and {} more", self.entries.len() - 1) } else { String::new() }
             );
         }
-        Ok(Stored { paths: self.paths, tensors, tied_copy })
+        let names = expected.into_iter().map(|tensor| tensor.name).collect();
+        Ok(Stored { paths: self.paths, tensors, names, tied_copy })
     }
 
-    fn place(&self, name: &str, shape: &[usize], entry: &Entry) -> Result<Placed> {
+    pub(super) fn place(&self, name: &str, shape: &[usize], entry: &Entry) -> Result<Placed> {
         let path = self.paths[entry.file].display();
         if entry.shape != shape {
             bail!("{path}: {name} has shape {:?}, but config.json describes {shape:?}", entry.shape);

@@ -5,11 +5,13 @@ mod config;
 mod dtype;
 mod family;
 mod files;
-mod positioned;
+mod peft;
+pub(crate) mod positioned;
 mod raw;
 mod read;
 mod rope;
 mod save_config;
+mod stored_weights;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -27,7 +29,9 @@ pub use self::dtype::Dtype;
 pub(crate) use self::dtype::round_to_bf16;
 pub use self::family::Family;
 use self::files::Stored;
+pub use self::peft::{AdapterToSave, PeftAdapter, merge, save_adapter};
 pub use self::raw::RawTensors;
+pub use self::stored_weights::StoredWeights;
 pub use self::write::{SaveOptions, save};
 pub use self::writer::{Durability, NewTensor, Writer, write_file};
 use crate::tokenizer::Tokenizer;
@@ -45,6 +49,7 @@ pub struct SpecialTokens {
 }
 
 /// A model directory whose config, headers, tensor names, shapes and types have been checked; no weight is read yet.
+/// A PEFT directory is the model that its adapter makes of its base.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// The architecture, for saving a model of the same kind.
@@ -59,6 +64,7 @@ pub struct Checkpoint {
     pub dtype: Dtype,
     dir: PathBuf,
     stored: Stored,
+    adapter: Option<PeftAdapter>,
 }
 
 impl Checkpoint {
@@ -73,6 +79,9 @@ impl Checkpoint {
     /// # Errors
     /// Anything that is missing, damaged or not supported, named with its file, tensor or key, and what to do.
     pub fn open(dir: &Path) -> Result<Checkpoint> {
+        if PeftAdapter::is_one(dir) {
+            return Checkpoint::open_adapted(dir);
+        }
         let config = read_config(dir)?;
         let (family, mut spec) =
             config::parse(&config).with_context(|| format!("in {}", dir.join("config.json").display()))?;
@@ -83,7 +92,16 @@ impl Checkpoint {
         spec.validate().map_err(|e| anyhow!("{}: {e}", dir.join("config.json").display()))?;
         let stored = files.match_with(&spec)?;
         let tokens = SpecialTokens::read(dir, &config)?;
-        Ok(Checkpoint { family, spec, config, tokens, dtype: stored.main_dtype(), dir: dir.to_path_buf(), stored })
+        Ok(Checkpoint {
+            family,
+            spec,
+            config,
+            tokens,
+            dtype: stored.main_dtype(),
+            dir: dir.to_path_buf(),
+            stored,
+            adapter: None,
+        })
     }
 
     /// All weights as float32, in the order of `spec.tensors()`.
@@ -92,9 +110,22 @@ impl Checkpoint {
     /// When a weight is not a finite number (names the tensor), when the copy of tied embeddings differs from them, or
     /// when the files changed since they were opened.
     pub fn read_weights(&self) -> Result<Vec<f32>> {
+        if let Some(adapter) = &self.adapter {
+            return self.read_merged(adapter);
+        }
         let weights = self.stored.read(&self.spec)?;
         self.raw()?.check_tied_copy()?;
         Ok(weights)
+    }
+
+    /// The adapter, if the checkpoint is a PEFT directory.
+    pub fn adapter(&self) -> Option<&PeftAdapter> {
+        self.adapter.as_ref()
+    }
+
+    /// The folder of the whole weights: the checkpoint's own, or that of its base.
+    pub fn base_dir(&self) -> &Path {
+        self.adapter.as_ref().map_or(&self.dir, |adapter| &adapter.base_dir)
     }
 
     /// The mean and standard deviation of a reward model's scores on the data it was made for, by which they are
@@ -105,7 +136,7 @@ impl Checkpoint {
         pair("score_mean", "score_std").or_else(|| pair("mean", "std")).filter(|(_, std)| *std > 0.0)
     }
 
-    /// Where the checkpoint is.
+    /// Where tokenizer and companions are: the checkpoint's folder; for an adapter without a tokenizer that of its base.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -193,9 +224,6 @@ fn read_config(dir: &Path) -> Result<Value> {
     }
     if !dir.is_dir() {
         bail!("{shown} is a file: give the folder that holds config.json and the safetensors files");
-    }
-    if dir.join("adapter_config.json").exists() {
-        bail!("{shown} is a LoRA adapter, not a whole model: merge it into its base model first");
     }
     bail!("{shown} has no config.json: it is no Hugging Face checkpoint, or writing it was interrupted");
 }

@@ -5,7 +5,7 @@ use std::io;
 
 /// Fills `bytes` from the place `at`.
 #[cfg(unix)]
-pub(super) fn read(file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
+pub(crate) fn read(file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
 }
 
@@ -17,7 +17,7 @@ pub(super) fn write(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
 
 /// Fills `bytes` from the place `at`.
 #[cfg(windows)]
-pub(super) fn read(file: &File, mut bytes: &mut [u8], mut at: u64) -> io::Result<()> {
+pub(crate) fn read(file: &File, mut bytes: &mut [u8], mut at: u64) -> io::Result<()> {
     while !bytes.is_empty() {
         match std::os::windows::fs::FileExt::seek_read(file, bytes, at)? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),

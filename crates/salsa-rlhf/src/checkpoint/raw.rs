@@ -13,7 +13,7 @@ const BLOCK: usize = 1 << 16;
 
 /// A checkpoint opened for reading pieces of its tensors, from any thread and in any order; nothing is kept in memory.
 ///
-/// Tensors are counted as in `spec.tensors()`. Reads go through the file, not a memory map: the memory of the process
+/// Tensors are counted as in `spec.tensors()`; of a PEFT directory they are those of its base. Reads go through the file, not a memory map: the memory of the process
 /// does not grow with what it has read, and a file that is cut short meanwhile is an error instead of a crash.
 #[derive(Debug)]
 pub struct RawTensors<'a> {

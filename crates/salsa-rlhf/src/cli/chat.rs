@@ -5,7 +5,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use salsa_engine::{Head, Prompt, Sampling};
+use salsa_engine::{Dtype, Head, Prompt, Sampling};
 
 use super::print;
 use crate::{chat::Message, config::Usage, data::Content, hub, stage::start::Frozen};
@@ -44,7 +44,8 @@ pub struct Arguments {
 pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     check(arguments)?;
     let dir = hub::resolve(&arguments.model.to_string_lossy(), hub::Kind::Model)?;
-    let Frozen { checkpoint, encoder, model } = Frozen::open(&dir, Head::LanguageModel)?;
+    let open = || Frozen::open(&dir, Head::LanguageModel);
+    let Frozen { checkpoint, encoder, model } = Dtype::fastest().scope(open)?;
     let encoder = encoder.with_context(|| format!("{} has no tokenizer.json", dir.display()))?;
     let opening: Vec<Message> = arguments.system.iter().map(|text| Message::new("system", text)).collect();
     let mut messages = opening.clone();

@@ -16,6 +16,7 @@ mod doctor;
 mod eval;
 mod flags;
 mod inspect;
+mod merge;
 mod quickstart;
 mod report;
 mod run;
@@ -42,6 +43,8 @@ enum Command {
     Sft(stage::Arguments),
     /// Average the weights of models (or combine them otherwise) into one.
     Soup(soup::Arguments),
+    /// Work an adapter into its base model: a whole model of its own.
+    Merge(merge::Arguments),
     /// Train a reward model on preference pairs.
     Reward(stage::Arguments),
     /// PPO against a reference of your choice: an SFT model, a soup (SALSA), and more.
@@ -97,6 +100,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Pretrain(arguments) => stage::main("pretrain", &arguments),
         Command::Sft(arguments) => stage::main("sft", &arguments),
         Command::Soup(arguments) => soup::main(&arguments),
+        Command::Merge(arguments) => merge::main(&arguments),
         Command::Reward(arguments) => stage::main("reward", &arguments),
         Command::Ppo(arguments) => stage::main("ppo", &arguments),
         Command::Dpo(arguments) => stage::main("dpo", &arguments),

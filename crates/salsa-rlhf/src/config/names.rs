@@ -39,6 +39,9 @@ const ABSENT: &[(&str, &str)] = &[
     ("save_strategy", "leave it out: save_steps alone decides"),
     ("eval_strategy", "leave it out: eval_steps alone decides"),
     ("logging_strategy", "leave it out: logging_steps alone decides"),
+    ("lora_task_type", "leave it out: the stage decides it"),
+    ("lora_modules_to_save", "leave it out: a reward model's head is trained with the adapter, nothing else is"),
+    ("use_dora", "leave it out: plain LoRA and rsLoRA (use_rslora) are supported"),
     ("trust_remote_code", "leave it out: no code of a model is ever run"),
 ];
 

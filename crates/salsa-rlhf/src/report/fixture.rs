@@ -124,6 +124,7 @@ fn spot(weights: Vec<f64>, gold: f64) -> Spot {
         proxy_score: around(6.0 * (gold - 0.53), 0.06),
         proxy_difference: Some(around(6.0 * (gold - 0.53), 0.03)),
         loss: Some(around(1.9 - gold, 0.03)),
+        loss_difference: Some(around(0.53 - gold, 0.004)),
         length_mean: 38.0,
     }
 }

@@ -117,9 +117,7 @@ impl SoupGeometry {
         let entries: Vec<_> = series.iter().map(|s| (s.look, Fill::Solid, s.name.clone())).collect();
         let every = self.parts.len().div_ceil(MOST_NAMES).max(1);
         let last = self.parts.len().saturating_sub(1);
-        let named = |(i, _): &(usize, &GeometryPart)| {
-            i.is_multiple_of(every) && (i + every <= last || *i == last) || *i == last
-        };
+        let named = |(i, _): &(usize, &GeometryPart)| *i == last || (i.is_multiple_of(every) && i + every <= last);
         let names = self.parts.iter().enumerate().filter(named).map(|(i, part)| (i as f64, short(&part.name)));
         let chart = Chart {
             title: title.to_owned(),

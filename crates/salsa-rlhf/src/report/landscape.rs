@@ -45,24 +45,62 @@ pub struct Spot {
     /// Mean loss of a held-out token, nats; absent where it was not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<Estimate>,
+    /// Loss less that of the first model, example by example.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_difference: Option<Estimate>,
     /// Mean length of the answers, tokens.
     pub length_mean: f64,
+}
+
+impl Spot {
+    /// The first model's difference from itself; none of other points.
+    fn nothing_to_itself(&self) -> Option<Estimate> {
+        (self.weights.first() == Some(&1.0)).then(|| Estimate::new(0.0, 0.0, 0.0))
+    }
 }
 
 /// One measured quantity of a point.
 type Quantity = fn(&Spot) -> Option<Estimate>;
 
-/// What is shown, if it was measured: with its heading, its look and what is good.
-const QUANTITIES: [(&str, Quantity, &str, Best); 3] = [
-    ("Gold reward", |spot| spot.gold_reward, "salsa", Best::Largest),
-    ("Proxy score", |spot| Some(spot.proxy_score), "soup", Best::Largest),
-    ("Loss (nats per token)", |spot| spot.loss, "sft_a", Best::Least),
+/// What is shown, if it was measured.
+struct Shown {
+    title: &'static str,
+    look: &'static str,
+    pick: Quantity,
+    /// Against the first model, on the same prompts.
+    difference: Quantity,
+    best: Best,
+}
+
+const SHOWN: [Shown; 3] = [
+    Shown {
+        title: "Gold reward",
+        look: "salsa",
+        pick: |spot| spot.gold_reward,
+        difference: |spot| spot.gold_difference,
+        best: Best::Largest,
+    },
+    Shown {
+        title: "Proxy score",
+        look: "soup",
+        pick: |spot| Some(spot.proxy_score),
+        difference: |spot| spot.proxy_difference,
+        best: Best::Largest,
+    },
+    Shown {
+        title: "Loss (nats per token)",
+        look: "sft_a",
+        pick: |spot| spot.loss,
+        difference: |spot| spot.loss_difference,
+        best: Best::Least,
+    },
 ];
 
 impl Landscape {
     /// The page: HTML that needs nothing else.
     pub fn html(&self) -> String {
-        let section = self.section("landscape", "Reward landscape");
+        let heading = if self.models.len() == 3 { "On the plane" } else { "Along the line" };
+        let section = self.section("landscape", heading);
         let lead = format!(
             "Models whose weights are means of those of {}, measured on {} prompts.",
             self.models.join(", "),
@@ -73,17 +111,23 @@ impl Landscape {
 
     /// The section of a page.
     pub(super) fn section(&self, id: &str, heading: &str) -> Section {
-        let measured =
-            |(_, pick, ..): &&(&str, Quantity, &str, Best)| self.points.iter().any(|spot| pick(spot).is_some());
-        let chart = |(title, pick, look, best): &(&str, Quantity, &str, Best)| match self.models.len() {
-            3 => self.plane(title, *pick, *best),
-            _ => self.line(title, *pick, look),
-        };
-        let charts: String = QUANTITIES.iter().filter(measured).map(chart).collect();
-        let picture = if self.points.is_empty() {
-            String::new()
-        } else {
-            format!("<div class=\"charts\">{charts}</div>{}", self.table())
+        let picture = match self.models.len() {
+            _ if self.points.is_empty() => String::new(),
+            3 => format!("<div class=\"charts\">{}</div>{}", self.charts(|shown| self.plane(shown)), self.table()),
+            _ => {
+                let first = self.models.first().map_or("", String::as_str);
+                let levels = self.charts(|shown| self.line(shown.title.to_owned(), shown.look, shown.pick));
+                let differences = self.charts(|shown| {
+                    let title = format!("{}, less that of {first}", shown.title);
+                    self.line(title, shown.look, |spot| (shown.difference)(spot).or_else(|| spot.nothing_to_itself()))
+                });
+                format!(
+                    "<div class=\"charts\">{levels}</div><h3 class=\"apart\">Prompt by prompt against {}</h3>\
+                     <div class=\"charts\">{differences}</div>{}",
+                    escape(first),
+                    self.table()
+                )
+            }
         };
         Section {
             id: id.to_owned(),
@@ -94,6 +138,11 @@ impl Landscape {
         }
     }
 
+    fn charts(&self, draw: impl Fn(&Shown) -> String) -> String {
+        let measured = |shown: &&Shown| self.points.iter().any(|spot| (shown.pick)(spot).is_some());
+        SHOWN.iter().filter(measured).map(draw).collect()
+    }
+
     fn explanation(&self) -> String {
         let name = |i: usize| escape(self.models.get(i).map_or("", String::as_str));
         let (a, b, c) = (name(0), name(1), name(2));
@@ -101,7 +150,7 @@ impl Landscape {
             3 => format!(
                 "<p>Each cell is a model whose weights are <code>a · {a} + b · {b} + c · {c}</code> with <code>a + b + c = 1</code>. \
                  The corners of the triangle are the three models; inside it lie their averages, outside of it \
-                 extrapolations.</p>"
+                 extrapolations. The lighter, the better; the best cell is outlined.</p>"
             ),
             _ => format!(
                 "<p>Each point is a model whose weights are <code>(1 − t) · {a} + t · {b}</code>: the straight line through both \
@@ -110,45 +159,47 @@ impl Landscape {
         };
         format!(
             "{what}<p>All points answer the same {} prompts with the same random numbers. Bars are 95 % intervals of the mean; \
-             the differences in the table are taken prompt by prompt and are surer than the bars suggest.</p>\
+             differences taken prompt by prompt are surer than the bars of two points suggest.</p>\
              <p>A level line or an arch between the models says that they lie in one basin and that their average is a sound \
              reference; a dip says that averaging breaks something.</p>",
             self.prompts
         )
     }
 
-    fn line(&self, title: &str, pick: Quantity, look: &str) -> String {
+    fn line(&self, title: String, look: &str, pick: impl Fn(&Spot) -> Option<Estimate>) -> String {
         let dot = |spot: &Spot| {
             let (t, e) = (spot.weights[1], pick(spot)?);
             let hover = format!("t {}: {}", number(t), estimate(&e, number));
             Some(Dot { x: t, y: e.mean, x_ci: None, y_ci: Some(e.ci95), hover })
         };
         let dots = self.points.iter().filter_map(dot).collect();
-        let series = vec![Series { name: title.to_owned(), look: Look::of(look, 0), kind: Kind::Profile, dots }];
+        let series = vec![Series { name: title.clone(), look: Look::of(look, 0), kind: Kind::Profile, dots }];
         let marks = (0..).map(f64::from).zip(self.models.iter().cloned()).collect();
         let x_label = format!("t: weight of {}", self.models.get(1).map_or("", String::as_str));
-        Chart { title: title.to_owned(), x_label, marks, series, ..Chart::default() }.draw()
+        Chart { title, x_label, marks, series, ..Chart::default() }.draw()
     }
 
-    fn plane(&self, title: &str, pick: Quantity, best: Best) -> String {
+    fn plane(&self, shown: &Shown) -> String {
         let cell = |spot: &Spot| {
             let [a, b, c] = spot.weights[..] else { return None };
-            Some(([a, b, c], pick(spot)?))
+            Some(([a, b, c], (shown.pick)(spot)?))
         };
         let cells = self.points.iter().filter_map(cell).collect();
         let corner = |i: usize| self.models.get(i).cloned().unwrap_or_default();
-        Plane { title: title.to_owned(), corners: [corner(0), corner(1), corner(2)], cells, best }.draw()
+        let corners = [corner(0), corner(1), corner(2)];
+        Plane { title: shown.title.to_owned(), corners, cells, best: shown.best }.draw()
     }
 
     /// Every number, behind a click.
     fn table(&self) -> String {
         let has = |pick: Quantity| self.points.iter().any(|spot| pick(spot).is_some());
-        let columns: [(&str, Quantity); 5] = [
+        let columns: [(&str, Quantity); 6] = [
             ("gold reward", |spot| spot.gold_reward),
             ("gold against the first", |spot| spot.gold_difference),
             ("proxy score", |spot| Some(spot.proxy_score)),
             ("proxy against the first", |spot| spot.proxy_difference),
             ("loss", |spot| spot.loss),
+            ("loss against the first", |spot| spot.loss_difference),
         ];
         let columns: Vec<_> = columns.into_iter().filter(|(_, pick)| has(*pick)).collect();
         let mut out = format!(

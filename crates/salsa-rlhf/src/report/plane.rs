@@ -1,4 +1,4 @@
-//! A quantity on the plane of three models: a honeycomb, each cell a point, coloured by its value.
+//! A quantity on the plane of three models: a honeycomb, each cell a point, coloured by its value, the lighter the better.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ use super::number::{estimate, number};
 
 const WIDTH: f64 = 420.0;
 const MARGIN: f64 = 8.0;
-/// Room above and below for the names of the corners, and below for the scale.
+/// Room above, and below for the scale.
 const HEAD: f64 = 8.0;
 const SCALE: f64 = 46.0;
 const LEAST_CELL_FOR_TEXT: f64 = 15.0;
@@ -60,64 +60,75 @@ impl Plane {
             escape(&self.title),
             escape(&self.corners.join(", "))
         );
+        let good = |value: f64| match self.best {
+            Best::Largest => share(value, low, high),
+            Best::Least => 1.0 - share(value, low, high),
+        };
         for (weights, value) in &self.cells {
-            self.draw_cell(&mut out, &frame, weights, value, share(value.mean, low, high));
+            self.draw_cell(&mut out, &frame, weights, value, good(value.mean));
         }
-        let sign = if self.best == Best::Largest { 1.0 } else { -1.0 };
         let finite = self.cells.iter().filter(|(_, e)| e.mean.is_finite());
-        let best = finite.max_by(|(_, a), (_, b)| (sign * a.mean).total_cmp(&(sign * b.mean)));
-        if let Some((weights, _)) = best {
+        if let Some((weights, _)) = finite.max_by(|(_, a), (_, b)| good(a.mean).total_cmp(&good(b.mean))) {
             let _ = write!(out, r#"<path class="best" d="{}"/>"#, frame.hexagon(weights, 0.94));
         }
-        self.draw_triangle(&mut out, &frame);
-        draw_scale(&mut out, frame.height, low, high);
+        draw_triangle(&mut out, &frame);
+        for (weights, value) in self.cells.iter().filter(|(_, e)| e.mean.is_finite()) {
+            self.draw_text(&mut out, &frame, weights, value, good(value.mean));
+        }
+        let ends = if self.best == Best::Largest { [low, high] } else { [high, low] };
+        draw_scale(&mut out, frame.height, ends);
         out + "</svg></figure>"
     }
 
-    fn draw_cell(&self, out: &mut String, frame: &Frame, weights: &[f64; 3], value: &Estimate, share: f64) {
+    fn draw_cell(&self, out: &mut String, frame: &Frame, weights: &[f64; 3], value: &Estimate, good: f64) {
         let place: Vec<String> =
             self.corners.iter().zip(weights).map(|(name, weight)| format!("{} {name}", number(*weight))).collect();
         let hover = format!("{}: {}", place.join(", "), estimate(value, number));
-        let fill = if value.mean.is_finite() { colour(share) } else { "none".to_owned() };
+        let fill = if value.mean.is_finite() { colour(good) } else { "none".to_owned() };
         let _ = write!(
             out,
             r#"<path class="cell" fill="{fill}" d="{}"><title>{}</title></path>"#,
             frame.hexagon(weights, 1.0),
             escape(&hover)
         );
-        if frame.step >= 2.0 * LEAST_CELL_FOR_TEXT && value.mean.is_finite() {
-            let [x, y] = frame.at(weights);
-            let ink = if share > 0.55 { "#101010" } else { "#ffffff" };
-            let _ = write!(
-                out,
-                r#"<text class="cell-value" x="{x:.1}" y="{:.1}" text-anchor="middle" style="fill:{ink}">{}</text>"#,
-                y + 3.6,
-                number(value.mean)
-            );
-        }
     }
 
-    /// The triangle of the models, and their names.
-    fn draw_triangle(&self, out: &mut String, frame: &Frame) {
-        let corners = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
-        let [a, b, c] = corners.map(|weights| frame.at(&weights));
-        let _ = write!(
-            out,
-            r#"<path class="line" d="M{:.1} {:.1}L{:.1} {:.1}L{:.1} {:.1}Z"/>"#,
-            a[0], a[1], b[0], b[1], c[0], c[1]
-        );
-        let away = frame.step * 0.62;
-        for (name, [x, y], below) in
-            [(&self.corners[0], a, true), (&self.corners[1], b, true), (&self.corners[2], c, false)]
-        {
-            let y = if below { y + away + 9.0 } else { y - away };
+    /// The value in its cell, if there is room, and the model's name in a corner's.
+    fn draw_text(&self, out: &mut String, frame: &Frame, weights: &[f64; 3], value: &Estimate, good: f64) {
+        let [x, y] = frame.at(weights);
+        let (ink, halo) = (if good > 0.55 { "#101010" } else { "#ffffff" }, colour(good));
+        let mut text = |class: &str, y: f64, text: &str| {
             let _ = write!(
                 out,
-                r#"<text class="corner" x="{x:.1}" y="{y:.1}" text-anchor="middle">{}</text>"#,
-                escape(name)
+                r#"<text class="{class}" x="{x:.1}" y="{y:.1}" text-anchor="middle" style="fill:{ink};stroke:{halo}">{}</text>"#,
+                escape(text)
             );
+        };
+        let corner = CORNERS.iter().position(|corner| corner == weights);
+        if let Some(corner) = corner {
+            text("corner", y - 3.0, &shortened(&self.corners[corner]));
+        }
+        if frame.step >= 2.0 * LEAST_CELL_FOR_TEXT {
+            text("cell-value", if corner.is_some() { y + 9.5 } else { y + 3.6 }, &number(value.mean));
         }
     }
+}
+
+const CORNERS: [[f64; 3]; 3] = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
+
+/// The triangle of the models.
+fn draw_triangle(out: &mut String, frame: &Frame) {
+    let corner = |corner: &[f64; 3]| {
+        let [x, y] = frame.at(corner);
+        format!("{x:.1} {y:.1}")
+    };
+    let path = CORNERS.iter().map(corner).collect::<Vec<_>>().join("L");
+    let _ = write!(out, r#"<path class="triangle" d="M{path}Z"/>"#);
+}
+
+/// A name that fits into a cell.
+fn shortened(name: &str) -> String {
+    if name.chars().count() <= 8 { name.to_owned() } else { name.chars().take(7).chain(['…']).collect() }
 }
 
 impl Frame {
@@ -154,7 +165,8 @@ impl Frame {
     }
 }
 
-fn draw_scale(out: &mut String, top: f64, low: f64, high: f64) {
+/// From the worst to the best.
+fn draw_scale(out: &mut String, top: f64, [worst, best]: [f64; 2]) {
     let (left, width, y) = (WIDTH / 2.0 - 90.0, 180.0, top + 16.0);
     let parts = 36;
     for i in 0..parts {
@@ -167,7 +179,7 @@ fn draw_scale(out: &mut String, top: f64, low: f64, high: f64) {
             colour((f64::from(i) + 0.5) / f64::from(parts))
         );
     }
-    for (x, value, anchor) in [(left - 6.0, low, "end"), (left + width + 6.0, high, "start")] {
+    for (x, value, anchor) in [(left - 6.0, worst, "end"), (left + width + 6.0, best, "start")] {
         let _ = write!(
             out,
             r#"<text class="tick" x="{x:.1}" y="{:.1}" text-anchor="{anchor}">{}</text>"#,

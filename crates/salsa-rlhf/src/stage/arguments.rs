@@ -55,6 +55,9 @@ pub struct TrainingArguments {
     /// Recompute activations in the backward pass instead of keeping them: less memory, about a third more time, the same
     /// numbers. TRL: true.
     pub gradient_checkpointing: bool,
+    /// Number type of matrix products: `auto` (bfloat16 where this machine multiplies it faster), `f32` or `bf16`. TRL: the
+    /// flag `bf16`.
+    pub dtype: ComputeType,
     /// Number type of the saved weights; training itself always keeps f32 master weights. TRL: the model's own.
     pub save_dtype: WeightType,
     /// The most bytes of weights in one file, such as 5GB. transformers: 5GB.
@@ -84,6 +87,7 @@ impl Default for TrainingArguments {
             eval_steps: 0,
             save_steps: 500,
             gradient_checkpointing: false,
+            dtype: ComputeType::Auto,
             save_dtype: WeightType::Float32,
             max_shard_size: ByteSize(5_000_000_000),
             chat_template: String::new(),
@@ -227,13 +231,28 @@ impl From<WeightType> for Dtype {
     }
 }
 
-/// Number type of the computation of `generate`, `score` and `logprobs`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+impl ComputeType {
+    /// What it is on this machine.
+    pub fn resolve(self) -> salsa_engine::Dtype {
+        match self {
+            ComputeType::Auto => salsa_engine::Dtype::fastest(),
+            ComputeType::Float32 => salsa_engine::Dtype::F32,
+            ComputeType::BFloat16 => salsa_engine::Dtype::Bf16,
+        }
+    }
+}
+
+/// Number type of matrix products. Master weights, optimizer, norms and softmax are 32-bit either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ComputeType {
+    /// bfloat16 where this machine multiplies it faster, else 32-bit.
+    #[default]
+    #[serde(rename = "auto")]
+    Auto,
     /// 32-bit floating point.
     #[serde(rename = "f32", alias = "float32")]
     Float32,
-    /// bfloat16 is good enough: the engine may use it where it is faster, and need not.
+    /// bfloat16 operands, sums in 32-bit floating point.
     #[serde(rename = "bf16", alias = "bfloat16")]
     BFloat16,
 }

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use super::{
     StageContext,
     arguments::TrainingArguments,
+    bases::Bases,
     encoder::TruncationMode,
+    lora::LoraArguments,
     order::Batching,
     pairs::{Pair, Pairs, Side},
     source::DataSource,
@@ -47,6 +49,9 @@ pub struct DpoConfig {
     pub max_length: usize,
     /// What happens to longer ones. TRL: keep_start.
     pub truncation_mode: TruncationMode,
+    /// The keys of adapters.
+    #[serde(flatten)]
+    pub lora: LoraArguments,
     /// The keys that all training stages share.
     #[serde(flatten)]
     pub training: TrainingArguments,
@@ -67,6 +72,7 @@ impl Default for DpoConfig {
             num_train_epochs: 1.0,
             max_length: 1024,
             truncation_mode: TruncationMode::Drop,
+            lora: LoraArguments::default(),
             training: TrainingArguments::default(),
         }
     }
@@ -91,6 +97,7 @@ impl DpoConfig {
         let DpoConfig { beta, label_smoothing, .. } = self;
         ensure!(*beta > 0.0, "beta is {beta}; it must be above 0");
         ensure!((0.0..0.5).contains(label_smoothing), "label_smoothing is {label_smoothing}; it must be in [0, 0.5)");
+        self.lora.validate()?;
         self.training.validate(self.learning_rate, self.num_train_epochs)
     }
 
@@ -109,18 +116,24 @@ impl DpoConfig {
 /// If the data or a model cannot be used, or training stops.
 pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> {
     let path = config.ref_model_name_or_path.as_ref().unwrap_or(&config.model_name_or_path);
-    let reference = Frozen::open(path, Head::LanguageModel)?;
-    run_against(config, &reference.model, context)
+    let mut bases = Bases::default();
+    let reference = Frozen::open_on(path, Head::LanguageModel, &mut bases)?;
+    run_against(config, &reference.model, &mut bases, context)
 }
 
-/// Trains against any frozen model with the policy's vocabulary.
+/// Trains against any frozen model with the policy's vocabulary; an adapter shares its base, if it is among `bases`.
 ///
 /// # Errors
 /// If the data or the model cannot be used, or training stops.
-pub fn run_against(config: &DpoConfig, reference: &Model, context: &StageContext) -> anyhow::Result<Value> {
+pub fn run_against(
+    config: &DpoConfig,
+    reference: &Model,
+    bases: &mut Bases,
+    context: &StageContext,
+) -> anyhow::Result<Value> {
     config.validate()?;
     let Start { checkpoint, encoder, mut model } =
-        Start::open(&config.model_name_or_path, Head::LanguageModel, &config.training)?;
+        Start::open(&config.model_name_or_path, Head::LanguageModel, &config.training, &config.lora, bases)?;
     let (vocab, reference_vocab) = (model.spec().vocab_size, reference.spec().vocab_size);
     ensure!(
         vocab == reference_vocab,

@@ -6,12 +6,14 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use salsa_engine::{Cpu, Model};
+use salsa_engine::Model;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
     StageContext,
+    arguments::ComputeType,
+    bases::Bases,
     exam::{Answering, Answers, Asked, Exam, Questions},
     landscape::blend::Blend,
     ppo::{config::Gold, rollout::split},
@@ -59,6 +61,8 @@ pub struct EvaluateConfig {
     pub temperature: f32,
     /// Seed of the sampling.
     pub seed: u64,
+    /// Number type of matrix products: `auto` (bfloat16 where this machine multiplies it faster), `f32` or `bf16`.
+    pub dtype: ComputeType,
     /// Prompts shown side by side per set.
     pub samples: usize,
     /// Title of the report.
@@ -107,6 +111,7 @@ impl Default for EvaluateConfig {
             max_prompt_length: 1024,
             temperature: 1.0,
             seed: 42,
+            dtype: ComputeType::Auto,
             samples: 8,
             title: "SALSA evaluation".into(),
             description: String::new(),
@@ -144,6 +149,7 @@ struct Bench<'a> {
     config: &'a EvaluateConfig,
     exam: Exam,
     anchors: Vec<(&'a str, Model)>,
+    bases: Bases,
 }
 
 /// Evaluates all arms and writes `evaluation.json` (all that a report needs) and `answers-ARM-SET.jsonl`.
@@ -152,7 +158,7 @@ struct Bench<'a> {
 /// If a model or a set cannot be used, or the disk refuses.
 pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
-    let (bench, sets) = Bench::open(config, context)?;
+    let (mut bench, sets) = Bench::open(config, context)?;
     let steps = config.arms.len() * sets.len() + config.landscape.as_ref().map_or(0, |line| line.alphas.len());
     let progress = Progress::new("evaluate", steps as u64, "set");
     let mut done = 0;
@@ -220,30 +226,32 @@ impl<'a> Bench<'a> {
         let first = baseline.paths().into_iter().next().context("the baseline names no model")?;
         let EvaluateConfig { max_new_tokens, temperature, seed, gold, .. } = *config;
         let answering = Answering { max_new_tokens, temperature, seed, gold };
-        let exam = Exam::open(first, &config.reward_model_path, answering)?;
+        let mut bases = Bases::default();
+        let exam = Exam::open(first, &config.reward_model_path, answering, &mut bases)?;
         let questions = |set: &EvalSet| {
             let EvalSet { name, dataset, max_prompts } = set;
             let max_prompt_length = config.max_prompt_length;
             exam.questions(&Asked { name, dataset, max_prompts: *max_prompts, max_prompt_length }, context)
         };
         let sets = config.datasets.iter().map(questions).collect::<anyhow::Result<_>>()?;
-        let mut bench = Bench { config, exam, anchors: Vec::new() };
+        let mut bench = Bench { config, exam, anchors: Vec::new(), bases };
         for (name, source) in &config.anchors {
-            bench.anchors.push((name, bench.model(source)?));
+            let model = bench.model(source)?;
+            bench.anchors.push((name, model));
         }
         Ok((bench, sets))
     }
 
-    fn model(&self, source: &ModelSource) -> anyhow::Result<Model> {
-        let (spec, weights) = source.read()?;
+    fn model(&mut self, source: &ModelSource) -> anyhow::Result<Model> {
+        let model = source.load(&mut self.bases).with_context(|| format!("model {source}"))?;
+        let vocab_size = model.spec().vocab_size;
         ensure!(
-            spec.vocab_size == self.exam.vocab_size,
-            "{source} has a vocabulary of {}, the baseline {:?} one of {}; only models with one tokenizer can be compared",
-            spec.vocab_size,
+            vocab_size == self.exam.vocab_size,
+            "{source} has a vocabulary of {vocab_size}, the baseline {:?} one of {}; only models with one tokenizer can be compared",
             self.config.baseline,
             self.exam.vocab_size
         );
-        Model::new(spec, &weights, Cpu::default()).with_context(|| format!("model {source}"))
+        Ok(model)
     }
 
     fn summarise(&self, answers: &Answers) -> SplitSummary {

@@ -5,6 +5,7 @@ use salsa_engine::{Model, Prompt, Sampling};
 
 use super::{
     StageContext,
+    bases::Bases,
     encoder::Encoder,
     ppo::{RewardModel, ScoreScale, config::Gold, load_prompts, rollout::Rollouts},
     source::DataSource,
@@ -64,10 +65,10 @@ impl Exam {
     ///
     /// # Errors
     /// If they cannot be used or do not belong together.
-    pub fn open(model: &Path, reward_model: &Path, answering: Answering) -> anyhow::Result<Exam> {
+    pub fn open(model: &Path, reward_model: &Path, answering: Answering, bases: &mut Bases) -> anyhow::Result<Exam> {
         let checkpoint = Checkpoint::open(model)?;
         let encoder = Encoder::open(&checkpoint)?;
-        let (reward_model, _) = RewardModel::open(reward_model, &checkpoint, ScoreScale::Normalized)?;
+        let reward_model = RewardModel::open(reward_model, &checkpoint, ScoreScale::Normalized, bases)?;
         let positions = checkpoint.spec.max_positions.min(reward_model.max_positions());
         Ok(Exam { encoder, reward_model, answering, positions, vocab_size: checkpoint.spec.vocab_size })
     }

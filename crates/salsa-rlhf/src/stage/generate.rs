@@ -56,7 +56,7 @@ impl Default for GenerateConfig {
             num_return_sequences: 1,
             seed: 0,
             batch_size: 64,
-            dtype: ComputeType::Float32,
+            dtype: ComputeType::Auto,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Loss on held-out examples: what SFT minimises, with an interval.
 use anyhow::ensure;
 use salsa_engine::Model;
+use serde::{Deserialize, Serialize};
 
 use super::{
     encoder::{Encoder, TruncationMode},
@@ -44,13 +45,8 @@ impl HeldOut {
         self.lesson.examples()
     }
 
-    /// The mean loss of a token, with its interval over examples.
-    ///
-    /// ```text
-    /// L = sum_i loss_i / sum_i n_i          loss_i: summed over the n_i learned tokens of example i
-    /// interval: that of the mean of L + (loss_i - L n_i) / mean(n)
-    /// ```
-    pub fn loss(&self, model: &Model) -> Estimate {
+    /// What a model loses on each example.
+    pub fn losses(&self, model: &Model) -> Losses {
         let counts: Vec<f64> = (0..self.len()).map(|i| self.lesson.weight(i)).collect();
         let mut sums = Vec::with_capacity(self.len());
         let mut start = 0;
@@ -70,7 +66,34 @@ impl HeldOut {
             }
             start = end;
         }
-        ratio(&sums, &counts)
+        Losses { sums, counts }
+    }
+}
+
+/// Losses of one model, example by example.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Losses {
+    /// Summed over the learned tokens of each example.
+    sums: Vec<f64>,
+    /// How many these are.
+    counts: Vec<f64>,
+}
+
+impl Losses {
+    /// The mean loss of a token, with its interval over examples.
+    ///
+    /// ```text
+    /// L = sum_i loss_i / sum_i n_i          loss_i: summed over the n_i learned tokens of example i
+    /// interval: that of the mean of L + (loss_i - L n_i) / mean(n)
+    /// ```
+    pub fn estimate(&self) -> Estimate {
+        ratio(&self.sums, &self.counts)
+    }
+
+    /// The same of what this model loses more than another on the same examples.
+    pub fn difference(&self, other: &Losses) -> Estimate {
+        let differences: Vec<f64> = self.sums.iter().zip(&other.sums).map(|(own, other)| own - other).collect();
+        ratio(&differences, &self.counts)
     }
 }
 
@@ -98,5 +121,14 @@ mod tests {
         // Examples of one length: the interval of a plain mean.
         let (plain, of_ratio) = (estimate(&[1.0, 2.0, 6.0]), ratio(&[4.0, 8.0, 24.0], &[4.0; 3]));
         assert!((plain.ci95[0] - of_ratio.ci95[0]).abs() < 1e-12 && plain.mean == of_ratio.mean);
+    }
+
+    #[test]
+    fn a_difference_is_taken_example_by_example() {
+        let losses = |sums: &[f64]| Losses { sums: sums.to_vec(), counts: vec![2.0, 2.0, 4.0] };
+        let (a, b) = (losses(&[1.0, 7.0, 3.0]), losses(&[0.8, 6.8, 2.6]));
+        let Estimate { mean, ci95 } = a.difference(&b);
+        assert!((mean - 0.1).abs() < 1e-12 && ci95[1] - ci95[0] < 1e-12, "{ci95:?}"); // 0.1 on every token
+        assert!(a.estimate().ci95[1] - a.estimate().ci95[0] > 1.0);
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::atomic;
+use crate::{atomic, checkpoint::PeftAdapter};
 
 /// One input of a stage: a file, a data folder or a model directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ impl Input {
     /// Reads and digests an input.
     ///
     /// Of a directory every file counts, sub-folders included, but not hidden files, logs, and what the stage runner
-    /// itself writes.
+    /// itself writes. Of a PEFT directory the base model counts too.
     ///
     /// # Errors
     /// If it does not exist or cannot be read.
@@ -49,6 +49,9 @@ fn directory(dir: &Path) -> anyhow::Result<String> {
         digest.update(name.as_bytes());
         digest.update([0]);
         digest.update(atomic::sha256_file(&dir.join(&name))?);
+    }
+    if PeftAdapter::is_one(dir) {
+        digest.update(directory(&PeftAdapter::base_of(dir)?)?);
     }
     Ok(hex(&digest.finalize()))
 }
@@ -104,6 +107,24 @@ mod tests {
         assert_eq!(digest(), first);
         fs::rename(dir.path().join("a/x"), dir.path().join("a/y")).unwrap();
         assert_ne!(digest(), first);
+    }
+
+    #[test]
+    fn an_adapter_is_known_by_its_base_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let adapter = dir.path().join("adapter");
+        let digest = || Input::read(&adapter).unwrap().sha256;
+        fs::create_dir(&adapter).unwrap();
+        fs::create_dir(dir.path().join("base")).unwrap();
+        fs::write(dir.path().join("base/x"), "1").unwrap();
+        let config = r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": "../base"}"#;
+        fs::write(adapter.join("adapter_config.json"), config).unwrap();
+        let first = digest();
+        fs::write(dir.path().join("base/x"), "2").unwrap();
+        assert_ne!(digest(), first);
+        fs::remove_dir_all(dir.path().join("base")).unwrap();
+        let error = format!("{:#}", Input::read(&adapter).unwrap_err());
+        assert!(error.contains("its base model \"../base\" is not there"), "{error}");
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! The kinds of stages, for the command line and for recipes. A new stage is one line in the table [`super::kinds::KINDS`].
 use std::path::{Path, PathBuf};
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::StageContext;
+use super::{StageContext, arguments::ComputeType};
 use crate::{
     config::{self, Origin, paths},
     hub,
@@ -110,5 +110,8 @@ fn load<C: Stage>(file: Option<&Path>, overrides: &[(String, String)]) -> anyhow
 fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
     stage.check()?;
     let config = serde_json::to_value(&stage)?;
-    Ok(Planned { inputs: paths::inputs(&config), config, work: Box::new(move |context| stage.run(context)) })
+    // A stage whose configuration has a key `dtype` computes in it; others in 32-bit.
+    let dtype = config.get("dtype").map_or(Ok(ComputeType::Float32), ComputeType::deserialize)?;
+    let work: Work = Box::new(move |context| dtype.resolve().scope(|| stage.run(context)));
+    Ok(Planned { inputs: paths::inputs(&config), config, work })
 }

@@ -15,10 +15,12 @@ use serde_json::{Value, json};
 
 use super::{
     Interrupted, StageContext,
+    arguments::ComputeType,
+    bases::Bases,
     encoder::Encoder,
     evaluate::statistics::{estimate, paired_difference},
     exam::{Answering, Asked, Exam, Questions},
-    held_out::HeldOut,
+    held_out::{HeldOut, Losses},
     ppo::config::Gold,
     source::DataSource,
 };
@@ -74,6 +76,8 @@ pub struct LandscapeConfig {
     pub temperature: f32,
     /// Seed of the sampling: the same random numbers for every point.
     pub seed: u64,
+    /// Number type of matrix products: `auto` (bfloat16 where this machine multiplies it faster), `f32` or `bf16`.
+    pub dtype: ComputeType,
     /// Where `landscape.json` and `landscape.html` go.
     pub output_dir: PathBuf,
 }
@@ -98,6 +102,7 @@ impl Default for LandscapeConfig {
             max_length: 1024,
             temperature: 1.0,
             seed: 42,
+            dtype: ComputeType::Auto,
             output_dir: PathBuf::new(),
         }
     }
@@ -200,7 +205,7 @@ pub fn run(config: &LandscapeConfig, context: &StageContext) -> anyhow::Result<V
 struct Measured {
     scores: Vec<f64>,
     gold: Option<Vec<f64>>,
-    loss: Option<Estimate>,
+    losses: Option<Losses>,
     lengths: Vec<f64>,
 }
 
@@ -226,7 +231,7 @@ impl<'a> Survey<'a> {
     fn open(config: &'a LandscapeConfig, context: &StageContext) -> anyhow::Result<Survey<'a>> {
         let LandscapeConfig { max_new_tokens, max_prompts, max_prompt_length, temperature, seed, gold, .. } = *config;
         let answering = Answering { max_new_tokens, temperature, seed, gold };
-        let exam = Exam::open(&config.models[0], &config.reward_model_path, answering)?;
+        let exam = Exam::open(&config.models[0], &config.reward_model_path, answering, &mut Bases::default())?;
         let asked = Asked { name: "prompts", dataset: &config.prompts, max_prompts, max_prompt_length };
         let questions = exam.questions(&asked, context)?;
         let held_out = match &config.eval_dataset {
@@ -248,8 +253,8 @@ impl<'a> Survey<'a> {
         let model: &Model = self.blend.at(weights)?;
         let answers = self.exam.answer(model, &self.questions)?;
         let lengths = answers.rollouts.lengths().into_iter().map(|length| length as f64).collect();
-        let loss = self.held_out.as_ref().map(|data| data.loss(model));
-        Ok(Measured { scores: answers.scores, gold: answers.gold, loss, lengths })
+        let losses = self.held_out.as_ref().map(|data| data.losses(model));
+        Ok(Measured { scores: answers.scores, gold: answers.gold, losses, lengths })
     }
 
     /// The estimates of all points; differences are taken prompt by prompt against the first model.
@@ -259,6 +264,7 @@ impl<'a> Survey<'a> {
         let seed = self.config.seed;
         let spot = |(weights, point): (&Vec<f64>, &Measured)| {
             let others = first.filter(|_| !is_first(weights));
+            let loss_of = |first: &Measured| Some(point.losses.as_ref()?.difference(first.losses.as_ref()?));
             let gold_of = |first: &Measured| Some(paired_difference(point.gold.as_ref()?, first.gold.as_ref()?, seed));
             Spot {
                 weights: weights.clone(),
@@ -266,7 +272,8 @@ impl<'a> Survey<'a> {
                 gold_difference: others.and_then(gold_of),
                 proxy_score: estimate(&point.scores),
                 proxy_difference: others.map(|first| paired_difference(&point.scores, &first.scores, seed)),
-                loss: point.loss,
+                loss: point.losses.as_ref().map(Losses::estimate),
+                loss_difference: others.and_then(loss_of),
                 length_mean: estimate(&point.lengths).mean,
             }
         };

@@ -15,6 +15,7 @@ use std::{
 use anyhow::Context;
 
 pub mod arguments;
+pub mod bases;
 pub mod dpo;
 pub mod encoder;
 pub mod evaluate;
@@ -30,6 +31,7 @@ pub mod kitchen;
 pub mod landscape;
 pub mod lock;
 pub mod logprobs;
+pub mod lora;
 pub mod next_token;
 pub mod order;
 pub mod pairs;

@@ -11,20 +11,21 @@ use salsa_algo::{
     reward::{self, slots},
     whiten::{Mean, drop_score_slots, whiten},
 };
-use salsa_engine::{Cpu, Head, Model, ModelSpec, Prompt, Sampling, random::Random};
+use salsa_engine::{Head, Model, ModelSpec, Prompt, Sampling, random::Random};
 use serde_json::{Value, json};
 
 use super::{
     Interrupted, StageContext,
+    bases::Bases,
     encoder::Encoder,
     reference::{FrozenModels, Reference},
     resume::{Checkpoints, Snapshot},
     soup::tokenizers,
     source::DataSource,
-    start,
+    start::{self, open_language_model},
 };
 use crate::{
-    checkpoint::{self, Checkpoint, Companions},
+    checkpoint::{Checkpoint, Companions},
     data::Content,
     metrics::{self, Metrics, MetricsWriter, TrainerState, names},
     progress::Progress,
@@ -33,6 +34,8 @@ use crate::{
 pub mod config;
 pub mod learner;
 pub mod measure;
+#[cfg(test)]
+mod one_base;
 pub mod rollout;
 
 pub use config::PpoConfig;
@@ -252,6 +255,8 @@ pub(super) struct RewardModel {
     model: Model,
     mean: f64,
     deviation: f64,
+    /// Where it came from; the critic starts there too.
+    checkpoint: Checkpoint,
 }
 
 impl RewardModel {
@@ -265,12 +270,13 @@ impl RewardModel {
         self.model.spec().max_positions
     }
 
-    /// The frozen reward model, and shape and weights of the critic that starts from it.
+    /// The frozen reward model.
     pub(super) fn open(
         path: &Path,
         policy: &Checkpoint,
         scale: ScoreScale,
-    ) -> anyhow::Result<(RewardModel, (ModelSpec, Vec<f32>))> {
+        bases: &mut Bases,
+    ) -> anyhow::Result<RewardModel> {
         ensure!(!path.as_os_str().is_empty(), "no reward model is given; say reward_model_path: DIR");
         let checkpoint = Checkpoint::open(path)?;
         ensure!(
@@ -285,7 +291,7 @@ impl RewardModel {
             checkpoint.spec.vocab_size,
             policy.spec.vocab_size
         );
-        if let Some(difference) = tokenizers::difference(path, policy.dir())? {
+        if let Some(difference) = tokenizers::difference(checkpoint.dir(), policy.dir())? {
             bail!(
                 "{} and {} have different tokenizers ({difference}); train the reward model from a checkpoint with the policy's \
                  tokenizer",
@@ -293,14 +299,12 @@ impl RewardModel {
                 policy.dir().display()
             );
         }
-        let spec = checkpoint.spec.with_head(Head::Scalar);
-        let weights = checkpoint.spec.convert(&checkpoint.read_weights()?, &spec, 0);
         let normalization = checkpoint.score_normalization().filter(|_| scale == ScoreScale::Normalized);
         let (mean, deviation) = normalization.unwrap_or((0.0, 1.0));
         ensure!(deviation > 0.0, "{}: score_std is {deviation}; set normalize_scores: false", path.display());
-        let model = Model::new(spec.clone(), &weights, Cpu::default())
-            .with_context(|| format!("reward model {}", path.display()))?;
-        Ok((RewardModel { model, mean, deviation }, (spec, weights)))
+        let model =
+            bases.frozen(&checkpoint, Head::Scalar).with_context(|| format!("reward model {}", path.display()))?;
+        Ok(RewardModel { model, mean, deviation, checkpoint })
     }
 }
 
@@ -367,11 +371,18 @@ impl<'a> Run<'a> {
         );
         let source = Checkpoint::open(first)?;
         let encoder = Encoder::open(&source)?;
-        let (policy_spec, policy_weights) = config.model_name_or_path.read()?;
-        let (reward_model, critic) = RewardModel::open(&config.reward_model_path, &source, config.score_scale())?;
-        let mut frozen = FrozenModels::default();
-        let reference = Reference::load(&config.reference, &config.model_name_or_path, &policy_spec, &mut frozen)?;
-        let anchors = config.anchors.iter().map(|(name, model)| Ok((name.clone(), frozen.load(model, &policy_spec)?)));
+        let mut bases = Bases::default();
+        // A policy that is an adapter comes first: its base, which has a language-model head, serves all others.
+        let base = config.lora.use_peft.then(|| open_language_model(first)).transpose()?;
+        let base = base.map(|checkpoint| bases.frozen(&checkpoint, Head::LanguageModel)).transpose()?;
+        let reward_model = RewardModel::open(&config.reward_model_path, &source, config.score_scale(), &mut bases)?;
+        let learner = Learner::open(config, &reward_model.checkpoint, &mut bases)?;
+        drop(base);
+        let policy_spec = learner.policy.spec().with_head(Head::LanguageModel);
+        let (start, mut frozen) = (&config.model_name_or_path, FrozenModels::default());
+        let reference = Reference::load(&config.reference, start, &learner.policy, &mut frozen, &mut bases)?;
+        let anchors = config.anchors.iter();
+        let anchors = anchors.map(|(name, model)| Ok((name.clone(), frozen.load(model, &policy_spec, &mut bases)?)));
         let anchors = anchors.collect::<anyhow::Result<Vec<_>>>()?;
         let prompts = load_prompts(
             &config.dataset,
@@ -381,7 +392,6 @@ impl<'a> Run<'a> {
             policy_spec.max_positions.min(reward_model.max_positions()),
             context,
         )?;
-        let learner = Learner::new(config, (policy_spec.clone(), policy_weights), critic, Cpu::default())?;
         let run = Run {
             config,
             encoder,
@@ -431,14 +441,15 @@ impl<'a> Run<'a> {
                 train_batch_size: self.config.batch_size as u64,
             },
         )?;
-        let companions = Companions::from_dir(source.dir())?;
-        let options = self.config.save_options(source);
         if let Some(critic) = &self.learner.critic {
-            checkpoint::save(&dir.join("critic"), critic.spec(), critic.weights(), &companions, &[], &options)?;
+            let origin = &self.reward_model.checkpoint;
+            let options = self.config.save_options(origin);
+            let companions = Companions::from_dir(origin.dir())?;
+            start::save_model(&dir.join("critic"), origin, critic, critic.spec(), &companions, &[], &options)?;
         }
-        let policy = &self.learner.policy;
-        let weights = policy.spec().convert(policy.weights(), &self.language_model, 0);
-        checkpoint::save(dir, &self.language_model, &weights, &companions, &[], &options)
+        let options = self.config.save_options(source);
+        let companions = Companions::from_dir(source.dir())?;
+        start::save_model(dir, source, &self.learner.policy, &self.language_model, &companions, &[], &options)
     }
 }
 

@@ -156,7 +156,7 @@ pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Va
     context.say(&format!("{}: {tokens} tokens in {windows} windows; {parameters} parameters", config.dataset));
 
     let weights = spec.init(config.training.seed);
-    let mut model = Trainable::new(spec, weights, Cpu::default(), config.training.recompute())?;
+    let mut model = Trainable::new(spec, weights, Cpu::current(), config.training.recompute())?;
     let job = Job {
         title: "pretrain",
         output_dir: &config.output_dir,

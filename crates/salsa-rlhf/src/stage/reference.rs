@@ -2,23 +2,28 @@
 //!
 //! SALSA is one line here: [`ReferenceConfig::Soup`]. Setting the weight of the second ingredient to 0 makes plain PPO.
 use std::{
+    borrow::Cow,
     fmt,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail, ensure};
 use salsa_algo::{
     kl::{KlEstimator, kls},
-    soup::{Normalize, Weights, lerp_in_place, weighted_mean},
+    soup::{Normalize, Weights as Shares, lerp_in_place, weighted_mean},
 };
-use salsa_engine::{Cpu, Model, ModelSpec, Trainable, geometric_logprobs};
+use salsa_engine::{Cpu, Head, Model, ModelError, ModelSpec, Trainable, Weights, geometric_logprobs};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    bases::Bases,
     ppo::rollout::Rollouts,
     resume::{Restored, Snapshot},
-    start::language_model_weights,
+    soup::adapters,
+    start::{language_model_weights, open_language_model},
 };
+use crate::checkpoint::Checkpoint;
 
 /// A language model: a checkpoint, or the weighted mean of several, made in memory.
 ///
@@ -55,7 +60,19 @@ impl ModelSource {
         }
     }
 
-    /// Shape and flat weights.
+    /// The model for use: read piece by piece, its base shared with others of the run. A soup of adapters of one base is
+    /// an adapter.
+    ///
+    /// # Errors
+    /// As [`ModelSource::read`].
+    pub fn load(&self, bases: &mut Bases) -> anyhow::Result<Model> {
+        match self {
+            ModelSource::Path(path) => bases.frozen(&open_language_model(path)?, Head::LanguageModel),
+            ModelSource::Soup(soup) => soup.load(bases),
+        }
+    }
+
+    /// Shape and flat weights, of adapters those of the merged model.
     ///
     /// # Errors
     /// If a checkpoint cannot be used as a language model, or the ingredients do not fit together.
@@ -95,23 +112,72 @@ impl SoupSource {
         Ok(self.weights.clone())
     }
 
-    fn read(&self) -> anyhow::Result<(ModelSpec, Vec<f32>)> {
-        let weights = self.checked_weights()?;
-        let ingredients = self.models.iter().map(|path| language_model_weights(path)).collect::<Result<Vec<_>, _>>()?;
-        let spec = ingredients[0].0.clone();
-        for (path, (other, _)) in self.models.iter().zip(&ingredients) {
+    /// The ingredients, opened and held against each other.
+    ///
+    /// # Errors
+    /// If one is no language model, or they differ in shape.
+    pub fn open(&self) -> anyhow::Result<Vec<Checkpoint>> {
+        let models = self.models.iter().map(|path| open_language_model(path)).collect::<Result<Vec<_>, _>>()?;
+        let shape = |model: &Checkpoint| model.spec.with_head(Head::LanguageModel);
+        for (path, model) in self.models.iter().zip(&models) {
             ensure!(
-                *other == spec,
+                shape(model) == shape(&models[0]),
                 "{} and {} have different architectures ({}); only models of one shape can be averaged",
                 self.models[0].display(),
                 path.display(),
-                first_difference(&spec, other)
+                first_difference(&shape(&models[0]), &shape(model))
             );
         }
-        let slices: Vec<&[f32]> = ingredients.iter().map(|(_, weights)| &weights[..]).collect();
-        let mut mean = vec![0f32; spec.parameters()];
-        weighted_mean(&slices, &Weights::new(&weights, Normalize::Keep)?, &mut mean);
-        Ok((spec, mean))
+        Ok(models)
+    }
+
+    fn load(&self, bases: &mut Bases) -> anyhow::Result<Model> {
+        let (weights, models) = (self.checked_weights()?, self.open()?);
+        if adapters::share_a_base(&models) {
+            return bases.adapter_soup(&models, &weights)?.frozen();
+        }
+        let mean = Mean::new(&models, &weights)?;
+        Ok(Model::new(mean.spec.clone(), &mean, Cpu::current())?)
+    }
+
+    fn read(&self) -> anyhow::Result<(ModelSpec, Vec<f32>)> {
+        let (weights, models) = (self.checked_weights()?, self.open()?);
+        let mean = Mean::new(&models, &weights)?;
+        Ok((mean.spec.clone(), mean.read(0..mean.count())?.into_owned()))
+    }
+}
+
+/// The weighted mean of language models, computed piece by piece as it is read.
+struct Mean<'a> {
+    spec: ModelSpec,
+    ingredients: Vec<Box<dyn Weights + 'a>>,
+    shares: Shares,
+}
+
+impl<'a> Mean<'a> {
+    fn new(models: &'a [Checkpoint], shares: &[f64]) -> anyhow::Result<Mean<'a>> {
+        let spec = models.first().context("a soup needs at least one model")?.spec.with_head(Head::LanguageModel);
+        let ingredient = |model: &'a Checkpoint| -> anyhow::Result<Box<dyn Weights + 'a>> {
+            Ok(match model.adapter() {
+                Some(_) => Box::new(model.read_weights()?),
+                None => Box::new(model.stored_weights(Head::LanguageModel)?),
+            })
+        };
+        let ingredients = models.iter().map(ingredient).collect::<anyhow::Result<_>>()?;
+        Ok(Mean { spec, ingredients, shares: Shares::new(shares, Normalize::Keep)? })
+    }
+}
+
+impl Weights for Mean<'_> {
+    fn count(&self) -> usize {
+        self.spec.parameters()
+    }
+
+    fn read(&self, range: Range<usize>) -> Result<Cow<'_, [f32]>, ModelError> {
+        let mut mean = vec![0f32; range.len()];
+        let parts = self.ingredients.iter().map(|part| part.read(range.clone())).collect::<Result<Vec<_>, _>>()?;
+        weighted_mean(&parts.iter().map(|part| &part[..]).collect::<Vec<_>>(), &self.shares, &mut mean);
+        Ok(Cow::Owned(mean))
     }
 }
 
@@ -224,20 +290,25 @@ impl FrozenModels {
     ///
     /// # Errors
     /// If it cannot be read or has another vocabulary.
-    pub fn load(&mut self, source: &ModelSource, policy: &ModelSpec) -> anyhow::Result<usize> {
+    pub fn load(&mut self, source: &ModelSource, policy: &ModelSpec, bases: &mut Bases) -> anyhow::Result<usize> {
         if let Some(at) = self.models.iter().position(|(known, _)| known == source) {
             return Ok(at);
         }
-        let (spec, weights) = source.read()?;
+        let model = source.load(bases).with_context(|| format!("model {source}"))?;
+        let spec = model.spec();
         ensure!(
             spec.vocab_size == policy.vocab_size,
             "{source} has a vocabulary of {}, the policy one of {}; log-probs can only be compared over the same tokens",
             spec.vocab_size,
             policy.vocab_size
         );
-        let model = Model::new(spec, &weights, Cpu::default()).with_context(|| format!("model {source}"))?;
         self.models.push((source.clone(), model));
         Ok(self.models.len() - 1)
+    }
+
+    /// Each of them once.
+    pub fn models(&self) -> impl Iterator<Item = &Model> {
+        self.models.iter().map(|(_, model)| model)
     }
 
     /// The log-probs of all response tokens under every model: one pass each.
@@ -258,7 +329,7 @@ pub enum Reference {
     Moving {
         /// The model now.
         model: Box<Model>,
-        /// Its weights.
+        /// Its weights; if the policy is an adapter, those of the adapter: then the factors follow, not their products.
         weights: Vec<f32>,
         /// How it follows.
         follow: Follow,
@@ -283,19 +354,21 @@ pub enum Follow {
 }
 
 impl Reference {
-    /// Loads what the configuration names; `start` is where the policy starts.
+    /// Loads what the configuration names; `start` is where `policy` starts, which has not learned yet.
     ///
     /// # Errors
     /// If a model cannot be used.
     pub fn load(
         config: &ReferenceConfig,
         start: &ModelSource,
-        policy: &ModelSpec,
+        policy: &Trainable,
         frozen: &mut FrozenModels,
+        bases: &mut Bases,
     ) -> anyhow::Result<Reference> {
+        let spec = &policy.spec().with_head(Head::LanguageModel);
         let moving = |follow| -> anyhow::Result<Reference> {
-            let (spec, weights) = start.read()?;
-            Ok(Reference::Moving { model: Box::new(Model::new(spec, &weights, Cpu::default())?), weights, follow })
+            let weights = language_weights(policy, spec);
+            Ok(Reference::Moving { model: Box::new(with_weights(policy, spec, &weights)?), weights, follow })
         };
         let mut several = |models: &[PathBuf], weights: &[f64]| -> anyhow::Result<Vec<(usize, f64)>> {
             let soup = SoupSource { models: models.to_vec(), weights: weights.to_vec() };
@@ -303,7 +376,7 @@ impl Reference {
             models
                 .iter()
                 .zip(weights)
-                .map(|(path, w)| Ok((frozen.load(&ModelSource::Path(path.clone()), policy)?, w)))
+                .map(|(path, w)| Ok((frozen.load(&ModelSource::Path(path.clone()), spec, bases)?, w)))
                 .collect()
         };
         Ok(match config {
@@ -311,11 +384,11 @@ impl Reference {
             ReferenceConfig::Geometric { models, weights } => Reference::Geometric(several(models, weights)?),
             ReferenceConfig::Sft { model } => {
                 let source = model.clone().map_or_else(|| start.clone(), ModelSource::Path);
-                Reference::Frozen(frozen.load(&source, policy)?)
+                Reference::Frozen(frozen.load(&source, spec, bases)?)
             }
             ReferenceConfig::Soup { models, weights } => {
                 let soup = SoupSource { models: models.clone(), weights: weights.clone() };
-                Reference::Frozen(frozen.load(&ModelSource::Soup(soup), policy)?)
+                Reference::Frozen(frozen.load(&ModelSource::Soup(soup), spec, bases)?)
             }
             ReferenceConfig::Ema { decay } => moving(Follow::Ema { decay: *decay })?,
             ReferenceConfig::Sync { every, mixup } => moving(Follow::Sync { every: *every, mixup: *mixup })?,
@@ -361,9 +434,8 @@ impl Reference {
             Follow::Sync { every, mixup } if update.is_multiple_of(every) => mixup,
             Follow::Sync { .. } => return Ok(()),
         };
-        let policy = policy.spec().convert(policy.weights(), language_model, 0);
-        lerp_in_place(weights, &policy, share);
-        **model = Model::new(language_model.clone(), weights, Cpu::default()).context("the moving reference")?;
+        lerp_in_place(weights, &language_weights(policy, language_model), share);
+        **model = with_weights(policy, language_model, weights).context("the moving reference")?;
         Ok(())
     }
 
@@ -385,8 +457,24 @@ impl Reference {
         if saved.len() != weights.len() {
             bail!("the checkpoint's reference has {} weights, this one {}", saved.len(), weights.len());
         }
-        **model = Model::new(model.spec().clone(), &saved, Cpu::default())?;
+        **model = with_weights(model, model.spec(), &saved)?;
         *weights = saved;
         Ok(())
+    }
+}
+
+/// What a policy has learned so far, without the head that a shared critic adds.
+fn language_weights(policy: &Trainable, language_model: &ModelSpec) -> Vec<f32> {
+    match policy.lora() {
+        Some(lora) => policy.weights()[..lora.parameters(language_model)].to_vec(),
+        None => policy.spec().convert(policy.weights(), language_model, 0),
+    }
+}
+
+/// A frozen language model that is like `model` but for these weights.
+fn with_weights(model: &Model, language_model: &ModelSpec, weights: &[f32]) -> Result<Model, ModelError> {
+    match model.lora() {
+        Some(_) => model.sibling(Head::LanguageModel, weights),
+        None => Model::new(language_model.clone(), weights, Cpu::current()),
     }
 }

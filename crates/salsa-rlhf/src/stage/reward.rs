@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use super::{
     StageContext,
     arguments::TrainingArguments,
+    bases::Bases,
     encoder::TruncationMode,
+    lora::LoraArguments,
     order::Batching,
     pairs::{Pair, Pairs},
     source::DataSource,
@@ -42,6 +44,9 @@ pub struct RewardConfig {
     /// Weight of `(score_chosen + score_rejected)^2`, which keeps scores around 0; 0 switches it off, 0.01 is usual.
     /// TRL: off.
     pub center_rewards_coefficient: f64,
+    /// The keys of adapters.
+    #[serde(flatten)]
+    pub lora: LoraArguments,
     /// The keys that all training stages share.
     #[serde(flatten)]
     pub training: TrainingArguments,
@@ -59,6 +64,7 @@ impl Default for RewardConfig {
             max_length: 1024,
             truncation_mode: TruncationMode::Drop,
             center_rewards_coefficient: 0.0,
+            lora: LoraArguments::default(),
             training: TrainingArguments::default(),
         }
     }
@@ -75,6 +81,7 @@ impl RewardConfig {
             "center_rewards_coefficient is {}; it must be at least 0",
             self.center_rewards_coefficient
         );
+        self.lora.validate()?;
         self.training.validate(self.learning_rate, self.num_train_epochs)
     }
 }
@@ -87,7 +94,7 @@ impl RewardConfig {
 pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let Start { checkpoint, encoder, mut model } =
-        Start::open(&config.model_name_or_path, Head::Scalar, &config.training)?;
+        Start::open(&config.model_name_or_path, Head::Scalar, &config.training, &config.lora, &mut Bases::default())?;
     let load = |source: &DataSource| -> anyhow::Result<PairRanking> {
         let pairs = Pairs::load(source, &encoder, config.max_length, config.truncation_mode)?;
         context.say(&format!("{source}: {}", pairs.summary()));

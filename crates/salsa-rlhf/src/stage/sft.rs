@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use super::{
     StageContext,
     arguments::TrainingArguments,
+    bases::Bases,
     encoder::{Encoder, TruncationMode},
+    lora::LoraArguments,
     next_token::{NextToken, Sequence},
     order::Batching,
     source::DataSource,
@@ -43,6 +45,9 @@ pub struct SftConfig {
     pub packing: bool,
     /// Learn completions and assistant turns only, not the prompts. TRL: true for prompts with completions.
     pub completion_only_loss: bool,
+    /// The keys of adapters.
+    #[serde(flatten)]
+    pub lora: LoraArguments,
     /// The keys that all training stages share.
     #[serde(flatten)]
     pub training: TrainingArguments,
@@ -61,6 +66,7 @@ impl Default for SftConfig {
             truncation_mode: TruncationMode::KeepStart,
             packing: false,
             completion_only_loss: true,
+            lora: LoraArguments::default(),
             training: TrainingArguments::default(),
         }
     }
@@ -73,6 +79,7 @@ impl SftConfig {
     /// If a value makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
         ensure!(self.max_length >= 2, "max_length is {}; it must be at least 2", self.max_length);
+        self.lora.validate()?;
         self.training.validate(self.learning_rate, self.num_train_epochs)
     }
 
@@ -88,8 +95,13 @@ impl SftConfig {
 /// If the data or the model cannot be used, or training stops.
 pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
-    let Start { checkpoint, encoder, mut model } =
-        Start::open(&config.model_name_or_path, Head::LanguageModel, &config.training)?;
+    let Start { checkpoint, encoder, mut model } = Start::open(
+        &config.model_name_or_path,
+        Head::LanguageModel,
+        &config.training,
+        &config.lora,
+        &mut Bases::default(),
+    )?;
     let load = |source: &DataSource| -> anyhow::Result<Lesson> {
         let lesson = Lesson::new(&source.load()?.examples, &encoder, config)?;
         context.say(&format!("{source}: {} examples, {} left out", lesson.objective.examples(), lesson.left_out));

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::{StageContext, arguments::WeightType};
 use crate::checkpoint::{Dtype, Durability, NewTensor, Writer, write_file};
 
+pub mod adapters;
 pub mod arithmetic;
 mod bf16;
 pub mod byte_size;
@@ -69,6 +70,8 @@ pub struct SoupConfig {
     pub normalize: Option<bool>,
     /// Number type of the soup. None: that of the ingredients, tensor by tensor; where they differ, the wider one.
     pub dtype: Option<WeightType>,
+    /// Of adapters: rank of the soup, by the nearest adapter of that rank. None: the sum of the ingredients' ranks, exact.
+    pub svd_rank: Option<usize>,
     /// Largest weight file: bytes, or such as `5GB`.
     pub max_shard_size: ByteSize,
     /// Where tokenizer and chat template come from. None: the first ingredient that has a tokenizer.
@@ -96,6 +99,7 @@ impl Default for SoupConfig {
             seed: 0,
             normalize: None,
             dtype: None,
+            svd_rank: None,
             max_shard_size: ByteSize(5_000_000_000),
             tokenizer_source: None,
             report: false,
@@ -112,6 +116,7 @@ impl SoupConfig {
     /// If a value makes no sense, or the method needs another one.
     pub fn validate(&self) -> anyhow::Result<()> {
         ensure!(!self.models.is_empty(), "models is empty; name the checkpoints to combine");
+        ensure!(self.svd_rank != Some(0), "svd_rank is 0; it must be at least 1");
         ensure!(self.max_shard_size.0 > 0, "max_shard_size is 0; give bytes, or such as 5GB");
         if self.method == Method::Greedy {
             let greedy = self.greedy.as_ref();
@@ -125,6 +130,7 @@ impl SoupConfig {
 
 /// Writes the soup into `output_dir`, which may hold what the stage runner put there: weights, companions, `soup.json`,
 /// `geometry.json` and `geometry.html` if asked for and, last, `config.json`. Everything is on the disk when it returns.
+/// A soup of adapters of one base is an adapter: `output_dir` becomes a PEFT directory.
 ///
 /// # Errors
 /// If the ingredients do not fit together (nothing is read or written then), a weight is not finite, or a file cannot be
@@ -178,7 +184,15 @@ fn temporary(dir: &Path) -> anyhow::Result<PathBuf> {
 
 /// The order is the promise: checks, weights, the rest, `config.json`.
 fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &StageContext) -> anyhow::Result<Cooked> {
-    Arithmetic::new(config)?;
+    let arithmetic = Arithmetic::new(config)?;
+    if adapters::any(&config.models) {
+        return adapters::cook(config, &arithmetic, dir);
+    }
+    ensure!(
+        config.svd_rank.is_none(),
+        "svd_rank is for soups of adapters; {} is a whole model",
+        config.models[0].display()
+    );
     let ingredients = Ingredients::open(config)?;
     let tensors = ingredients.tensors(config.dtype.map(Into::into))?;
     ingredients.check_tied_copies()?;

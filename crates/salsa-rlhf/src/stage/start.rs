@@ -6,9 +6,9 @@ use salsa_engine::{Cpu, Head, Model, ModelSpec, Trainable};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{arguments::TrainingArguments, encoder::Encoder, trainer::Outcome};
+use super::{arguments::TrainingArguments, bases::Bases, encoder::Encoder, lora::LoraArguments, trainer::Outcome};
 use crate::{
-    checkpoint::{self, Checkpoint, SaveOptions},
+    checkpoint::{self, AdapterToSave, Checkpoint, Companions, SaveOptions, save_adapter},
     config::paths::visit_strings,
     metrics::{self, TrainerState},
 };
@@ -24,17 +24,27 @@ pub struct Start {
 }
 
 impl Start {
-    /// Opens a checkpoint for training. A head that it lacks is made new from `arguments.seed`, except a language-model head.
+    /// Opens a checkpoint for training: all its weights, or an adapter. A head that it lacks is made new from `arguments.seed`, except a language-model head.
     ///
     /// # Errors
     /// If the checkpoint is incomplete, or a reward model where a language model is needed.
-    pub fn open(path: &Path, head: Head, arguments: &TrainingArguments) -> anyhow::Result<Start> {
+    pub fn open(
+        path: &Path,
+        head: Head,
+        arguments: &TrainingArguments,
+        lora: &LoraArguments,
+        bases: &mut Bases,
+    ) -> anyhow::Result<Start> {
         let checkpoint = open(path)?;
         let encoder = arguments.encoder(&checkpoint)?;
         refuse_missing_language_head(&checkpoint, head)?;
+        if lora.use_peft {
+            let model = bases.adapted(&checkpoint, head, lora, arguments.seed, arguments.recompute())?;
+            return Ok(Start { checkpoint, encoder, model });
+        }
         let (spec, weights) = (checkpoint.spec.with_head(head), checkpoint.read_weights()?);
         let weights = with_head(&checkpoint, weights, &spec, arguments.seed);
-        let model = Trainable::new(spec, weights, Cpu::default(), arguments.recompute())
+        let model = Trainable::new(spec, weights, Cpu::current(), arguments.recompute())
             .with_context(|| format!("model {}", path.display()))?;
         Ok(Start { checkpoint, encoder, model })
     }
@@ -56,6 +66,14 @@ impl Frozen {
     /// # Errors
     /// If the checkpoint is incomplete or of another kind.
     pub fn open(path: &Path, head: Head) -> anyhow::Result<Frozen> {
+        Frozen::open_on(path, head, &mut Bases::default())
+    }
+
+    /// The same, sharing its base with other models of the run.
+    ///
+    /// # Errors
+    /// As [`Frozen::open`].
+    pub fn open_on(path: &Path, head: Head, bases: &mut Bases) -> anyhow::Result<Frozen> {
         let checkpoint = open(path)?;
         let encoder = Encoder::open_if_any(&checkpoint)?;
         refuse_missing_language_head(&checkpoint, head)?;
@@ -65,9 +83,7 @@ impl Frozen {
                 path.display()
             );
         }
-        let (spec, weights) = (checkpoint.spec.with_head(head), checkpoint.read_weights()?);
-        let weights = with_head(&checkpoint, weights, &spec, 0);
-        let model = Model::new(spec, &weights, Cpu::default()).with_context(|| format!("model {}", path.display()))?;
+        let model = bases.frozen(&checkpoint, head)?;
         Ok(Frozen { checkpoint, encoder, model })
     }
 }
@@ -77,11 +93,20 @@ impl Frozen {
 /// # Errors
 /// If the checkpoint is incomplete or a reward model.
 pub fn language_model_weights(path: &Path) -> anyhow::Result<(ModelSpec, Vec<f32>)> {
-    let checkpoint = open(path)?;
-    refuse_missing_language_head(&checkpoint, Head::LanguageModel)?;
+    let checkpoint = open_language_model(path)?;
     let (spec, weights) = (checkpoint.spec.with_head(Head::LanguageModel), checkpoint.read_weights()?);
     let weights = if spec == checkpoint.spec { weights } else { checkpoint.spec.convert(&weights, &spec, 0) };
     Ok((spec, weights))
+}
+
+/// Opens a checkpoint that must be a language model.
+///
+/// # Errors
+/// If the checkpoint is incomplete or a reward model.
+pub fn open_language_model(path: &Path) -> anyhow::Result<Checkpoint> {
+    let checkpoint = open(path)?;
+    refuse_missing_language_head(&checkpoint, Head::LanguageModel)?;
+    Ok(checkpoint)
 }
 
 /// All that the result of a stage depends on apart from the bytes of its inputs: its configuration without paths.
@@ -97,7 +122,8 @@ pub fn fingerprint(stage: &str, config: &impl Serialize) -> anyhow::Result<Value
     Ok(json!({"stage": stage, "config": config}))
 }
 
-/// Saves a trained model with the tokenizer it came with, and `trainer_state.json`.
+/// Saves a trained model, or a trained adapter as a PEFT directory, with the tokenizer it came with, and
+/// `trainer_state.json`.
 ///
 /// # Errors
 /// If the disk refuses.
@@ -113,7 +139,38 @@ pub fn save(
     let companions = arguments.companions(source.dir())?;
     let (dtype, max_shard_bytes) = (arguments.save_dtype.into(), arguments.max_shard_size.0);
     let options = SaveOptions { dtype, max_shard_bytes, ..SaveOptions::like(source) };
-    checkpoint::save(output_dir, model.spec(), model.weights(), &companions, extra_config, &options)
+    save_model(output_dir, source, model, model.spec(), &companions, extra_config, &options)
+}
+
+/// Saves what was trained of a model under the heads of `spec`, which may lack a head that the model has.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn save_model(
+    output_dir: &Path,
+    source: &Checkpoint,
+    model: &Trainable,
+    spec: &ModelSpec,
+    companions: &Companions,
+    extra_config: &[(&str, Value)],
+    options: &SaveOptions,
+) -> anyhow::Result<()> {
+    let Some(lora) = model.lora() else {
+        let converted = (spec != model.spec()).then(|| model.spec().convert(model.weights(), spec, 0));
+        let weights = converted.as_deref().unwrap_or(model.weights());
+        return checkpoint::save(output_dir, spec, weights, companions, extra_config, options);
+    };
+    let adapter = AdapterToSave {
+        base: source.base_dir(),
+        spec,
+        lora,
+        // The head is last: a model without one has the same factors.
+        weights: &model.weights()[..lora.parameters(spec)],
+        dtype: options.dtype,
+        companions,
+        scores: extra_config,
+    };
+    save_adapter(output_dir, &adapter)
 }
 
 /// Writes `trainer_state.json`.

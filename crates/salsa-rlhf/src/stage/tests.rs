@@ -73,7 +73,7 @@ fn dpo_config(dir: &Path, base: &Path, loss_type: DpoLoss) -> DpoConfig {
 }
 
 /// Runs a stage undisturbed into one directory, and interrupted after every single step into another: same bytes.
-fn resumes_bytewise(run: impl Fn(&Path, &StageContext) -> Result<Value>) {
+pub fn resumes_bytewise(run: impl Fn(&Path, &StageContext) -> Result<Value>) {
     let dir = tempfile::tempdir().unwrap();
     let (whole, torn) = (dir.path().join("whole"), dir.path().join("torn"));
     let results = run(&whole, &quiet()).unwrap();
@@ -89,7 +89,11 @@ fn resumes_bytewise(run: impl Fn(&Path, &StageContext) -> Result<Value>) {
     };
     assert!(stops >= 3, "it was interrupted {stops} times");
     assert_eq!(resumed, results);
-    for name in ["model.safetensors", "config.json", "metrics.jsonl", "trainer_state.json"] {
+    let model = match whole.join("adapter_config.json").exists() {
+        true => ["adapter_model.safetensors", "adapter_config.json"],
+        false => ["model.safetensors", "config.json"],
+    };
+    for name in model.iter().chain(&["metrics.jsonl", "trainer_state.json"]) {
         let read = |dir: &Path| fs::read(dir.join(name)).unwrap();
         assert!(read(&whole) == read(&torn), "{name} differs");
     }

@@ -29,7 +29,7 @@ multiversion! {
 
 pub(super) fn update(
     weights: &mut [f32],
-    gradients: &[f32],
+    gradients: &mut [f32],
     m: &mut [f32],
     v: &mut [f32],
     decay: Decay,
@@ -39,7 +39,7 @@ pub(super) fn update(
         Decay::Yes => 1.0 - step.learning_rate * step.weight_decay,
         Decay::No => 1.0,
     };
-    let parts = weights.chunks_mut(BLOCK).zip(gradients.chunks(BLOCK));
+    let parts = weights.chunks_mut(BLOCK).zip(gradients.chunks_mut(BLOCK));
     let parts = parts.zip(m.chunks_mut(BLOCK)).zip(v.chunks_mut(BLOCK));
     pool::each(parts, |_, (((weights, gradients), m), v)| update_block(weights, gradients, m, v, keep, step));
 }
@@ -48,15 +48,16 @@ multiversion! {
     /// ```text
     /// w *= 1 - lr * decay
     /// m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
-    /// w -= lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+    /// w -= lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps),   g = 0
     /// ```
-    fn update_block(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], keep: f32, step: &AdamWStep) {
+    fn update_block(w: &mut [f32], gradients: &mut [f32], m: &mut [f32], v: &mut [f32], keep: f32, step: &AdamWStep) {
         let n = w.len();
-        let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
+        let (gradients, m, v) = (&mut gradients[..n], &mut m[..n], &mut v[..n]);
         let rate = step.learning_rate / step.bias_correction1;
         let root = 1.0 / step.bias_correction2.sqrt();
         for i in 0..n {
-            let g = g[i] * step.gradient_scale;
+            let g = gradients[i] * step.gradient_scale;
+            gradients[i] = 0.0;
             m[i] = step.beta1 * m[i] + (1.0 - step.beta1) * g;
             v[i] = step.beta2 * v[i] + (1.0 - step.beta2) * g * g;
             w[i] = w[i] * keep - rate * m[i] / (v[i].sqrt() * root + step.eps);
@@ -83,7 +84,7 @@ mod tests {
     fn the_first_step_moves_by_the_learning_rate_against_the_sign() {
         // With eps 0 and both corrections at step 1, m / c1 = g and sqrt(v / c2) = |g|: every weight moves by lr.
         let (mut w, mut m, mut v) = ([1.0, 1.0, 2.0f32], [0.0; 3], [0.0; 3]);
-        update(&mut w, &[0.5, -3.0, 1e-3], &mut m, &mut v, Decay::No, &STEP);
+        update(&mut w, &mut [0.5, -3.0, 1e-3], &mut m, &mut v, Decay::No, &STEP);
         for (w, expected) in w.iter().zip([0.9, 1.1, 1.9]) {
             assert!((w - expected).abs() < 1e-5, "{w} {expected}");
         }
@@ -93,7 +94,7 @@ mod tests {
     fn decay_shrinks_before_the_step() {
         // No gradient has moved yet: w * (1 - 0.1 * 0.5).
         let (mut w, mut m, mut v) = ([2.0f32], [0.0], [1.0]);
-        update(&mut w, &[0.0], &mut m, &mut v, Decay::Yes, &STEP);
+        update(&mut w, &mut [0.0], &mut m, &mut v, Decay::Yes, &STEP);
         assert!((w[0] - 1.9).abs() < 1e-6);
     }
 

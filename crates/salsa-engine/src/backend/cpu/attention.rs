@@ -7,7 +7,7 @@
 use super::gemm::{Packed, View, gemm_here};
 use super::isa::multiversion;
 use super::kernel::Store;
-use super::math::{dot, exp, max, sum};
+use super::math::{LANES, exp, fold};
 use super::{Buffer, Dtype};
 use crate::backend::AttentionShape;
 use crate::pool;
@@ -93,24 +93,25 @@ fn forward_task(dtype: Dtype, fused: &[f32], task: Task, shape: &AttentionShape,
     let rows = &fused[task.start * stride..(task.start + task.len) * stride];
     let keys = Packed::new(dtype, View::rows(&rows[shape.key_at(task.kv_head)..], stride).t(), dim, task.len);
     let values = Packed::new(dtype, View::rows(&rows[shape.value_at(task.kv_head)..], stride), task.len, dim);
-    let mut scores = Buffer::stale(BLOCK * task.len);
+    let mut scores = Buffer::stale(BLOCK * score_stride(task.len));
     let mut block_out = Buffer::stale(BLOCK * dim);
     for head in task.kv_head * shape.group()..(task.kv_head + 1) * shape.group() {
         for first in (0..task.len).step_by(BLOCK) {
             let count = BLOCK.min(task.len - first);
             let seen = first + count;
+            let wide = score_stride(seen);
             let queries = View::rows(&rows[first * stride + shape.query_at(head)..], stride);
-            gemm_here((count, seen, dim), queries, keys.panels(), &mut scores, seen, Store::Replace);
+            gemm_here((count, seen, dim), queries, keys.panels(), &mut scores, wide, Store::Replace);
             let sums: [f32; BLOCK] = std::array::from_fn(|r| {
                 if r >= count {
                     return 1.0;
                 }
-                let row = &mut scores[r * seen..(r + 1) * seen];
-                softmax_row(row, shape.first_key(first + r), first + r + 1, shape.scale()).1
+                let row = &mut scores[r * wide..(r + 1) * wide];
+                softmax_row(row, shape.first_key(first + r), first + r + 1, shape.scale())
             });
             gemm_here(
                 (count, dim, seen),
-                View::rows(&scores, seen),
+                View::rows(&scores, wide),
                 values.panels(),
                 &mut block_out,
                 dim,
@@ -125,18 +126,37 @@ fn forward_task(dtype: Dtype, fused: &[f32], task: Task, shape: &AttentionShape,
     }
 }
 
+/// Numbers from row to row of scores: whole lanes fit behind the last key, wherever a row begins to be read.
+pub(super) fn score_stride(keys: usize) -> usize {
+    keys.next_multiple_of(LANES) + LANES
+}
+
 multiversion! {
     /// Scores to unnormalised probabilities `exp(scale * (score - max))` of the keys `from..to`, zero for the others.
-    /// Returns the scaled maximum and the sum of the numbers left in the row.
-    pub(super) fn softmax_row(row: &mut [f32], from: usize, to: usize, scale: f32) -> (f32, f32) {
+    /// The row has room as [`score_stride`] says; what lies there does not matter. Returns the sum.
+    pub(super) fn softmax_row(row: &mut [f32], from: usize, to: usize, scale: f32) -> f32 {
         row[..from].fill(0.0);
-        row[to..].fill(0.0);
-        let seen = &mut row[from..to];
-        let top = max(seen) * scale;
-        for score in seen.iter_mut() {
-            *score = exp(*score * scale - top);
+        let count = to - from;
+        let (lanes, _) = row[from..].as_chunks_mut::<LANES>();
+        let lanes = &mut lanes[..count.div_ceil(LANES)];
+        let mut top = [f32::NEG_INFINITY; LANES];
+        for (i, part) in lanes.iter().enumerate() {
+            for (lane, (top, &score)) in top.iter_mut().zip(part).enumerate() {
+                let score = if i * LANES + lane < count { score } else { f32::NEG_INFINITY };
+                *top = if score > *top { score } else { *top };
+            }
         }
-        (top, sum(seen))
+        let top = fold(top, |a, b| if b > a { b } else { a }) * scale;
+        let mut sum = [0f32; LANES];
+        for (i, part) in lanes.iter_mut().enumerate() {
+            for (lane, (sum, score)) in sum.iter_mut().zip(part).enumerate() {
+                let probability = exp(*score * scale - top);
+                *score = if i * LANES + lane < count { probability } else { 0.0 };
+                *sum += *score;
+            }
+        }
+        row[to..].fill(0.0);
+        fold(sum, |a, b| a + b)
     }
 }
 
@@ -177,8 +197,8 @@ fn backward_task(dtype: Dtype, d_out: &[f32], fused: &[f32], task: Task, shape: 
     let keys_t = Packed::new(dtype, key_rows.t(), dim, task.len);
     let values_t = Packed::new(dtype, value_rows.t(), dim, task.len);
     let keys = Packed::new(dtype, key_rows, task.len, dim);
-    let mut probabilities = Buffer::stale(BLOCK * task.len);
-    let mut d_scores = Buffer::stale(BLOCK * task.len);
+    let mut probabilities = Buffer::stale(BLOCK * score_stride(task.len));
+    let mut d_scores = Buffer::stale(BLOCK * score_stride(task.len));
     let mut d_query = Buffer::stale(BLOCK * dim);
     let mut d_keys = Buffer::zeros(task.len * dim);
     let mut d_values = Buffer::zeros(task.len * dim);
@@ -189,17 +209,18 @@ fn backward_task(dtype: Dtype, d_out: &[f32], fused: &[f32], task: Task, shape: 
             let seen = first + count;
             let queries = View::rows(&rows[first * stride + shape.query_at(head)..], stride);
             let d_block = View::rows(&d_out[(task.start + first) * width + shape.query_at(head)..], width);
-            gemm_here((count, seen, dim), queries, keys_t.panels(), &mut probabilities, seen, Store::Replace);
-            gemm_here((count, seen, dim), d_block, values_t.panels(), &mut d_scores, seen, Store::Replace);
+            let wide = score_stride(seen);
+            gemm_here((count, seen, dim), queries, keys_t.panels(), &mut probabilities, wide, Store::Replace);
+            gemm_here((count, seen, dim), d_block, values_t.panels(), &mut d_scores, wide, Store::Replace);
             for r in 0..count {
-                let p = &mut probabilities[r * seen..(r + 1) * seen];
+                let p = &mut probabilities[r * wide..(r + 1) * wide];
                 let (from, to) = (shape.first_key(first + r), first + r + 1);
-                let (_, total) = softmax_row(p, from, to, shape.scale());
-                score_gradient(p, &mut d_scores[r * seen..(r + 1) * seen], from, to, total, shape.scale());
+                let total = softmax_row(p, from, to, shape.scale());
+                score_gradient(p, &mut d_scores[r * wide..(r + 1) * wide], from, to, total, shape.scale());
             }
             packed_out.pack(d_block, count, dim);
             packed_query.pack(queries, count, dim);
-            let (p, d_s) = (View::rows(&probabilities, seen), View::rows(&d_scores, seen));
+            let (p, d_s) = (View::rows(&probabilities, wide), View::rows(&d_scores, wide));
             gemm_here((seen, dim, count), p.t(), packed_out.panels(), &mut d_values, dim, Store::Add);
             gemm_here((seen, dim, count), d_s.t(), packed_query.panels(), &mut d_keys, dim, Store::Add);
             gemm_here((count, dim, seen), d_s, keys.panels(), &mut d_query, dim, Store::Replace);
@@ -225,15 +246,26 @@ multiversion! {
     /// Normalises the probabilities of one row and turns `d_p` into `d_s` in place.
     fn score_gradient(p: &mut [f32], d: &mut [f32], from: usize, to: usize, total: f32, scale: f32) {
         d[..from].fill(0.0);
-        d[to..].fill(0.0);
         let inverse = 1.0 / total;
-        for p in &mut p[from..to] {
-            *p *= inverse;
+        let count = to - from;
+        let used = count.div_ceil(LANES);
+        let (p, d) = (&mut p[from..].as_chunks_mut::<LANES>().0[..used], &mut d[from..]);
+        let (d_lanes, _) = d.as_chunks_mut::<LANES>();
+        let d_lanes = &mut d_lanes[..used];
+        let mut mean = [0f32; LANES];
+        for (i, (p, d)) in p.iter_mut().zip(d_lanes.iter_mut()).enumerate() {
+            for (lane, (mean, (p, d))) in mean.iter_mut().zip(p.iter_mut().zip(d)).enumerate() {
+                *d = if i * LANES + lane < count { *d } else { 0.0 };
+                *p *= inverse;
+                *mean += *p * *d;
+            }
         }
-        let (p, d) = (&p[from..to], &mut d[from..to]);
-        let mean = dot(p, d);
-        for (d, p) in d.iter_mut().zip(p) {
-            *d = p * (*d - mean) * scale;
+        let mean = fold(mean, |a, b| a + b);
+        for (p, d) in p.iter().zip(d_lanes) {
+            for (p, d) in p.iter().zip(d) {
+                *d = p * (*d - mean) * scale;
+            }
         }
+        d[count..].fill(0.0);
     }
 }

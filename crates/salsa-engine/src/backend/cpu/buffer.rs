@@ -1,5 +1,6 @@
 //! Arrays of f32 that are used again: a training step asks for the same sizes as the last one.
 
+use crate::memory;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
@@ -27,7 +28,7 @@ impl Buffer {
         let mut fitting = pool.range_mut(capacity..=capacity + capacity / 2);
         let found = fitting.find_map(|(_, free)| free.pop());
         drop(pool);
-        let mut data = found.unwrap_or_else(|| vec![0.0; capacity]);
+        let mut data = found.unwrap_or_else(|| memory::zeros(capacity));
         data.resize(len, 0.0);
         Buffer(data)
     }

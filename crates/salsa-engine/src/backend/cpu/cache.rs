@@ -1,6 +1,6 @@
 //! Keys and values of the sequences being decoded, and attention of one new token to them.
 
-use super::attention::{Columns, normalize, softmax_row};
+use super::attention::{Columns, normalize, score_stride, softmax_row};
 use super::gemm::{Panels, View, gemm_here};
 use super::isa::isa;
 use super::kernel::{Kernel, Store};
@@ -151,16 +151,17 @@ impl Cache {
             dtype: self.dtype,
         };
         let queries = View::rows(&fused[row * shape.fused() + shape.query_at(kv_head * group)..], dim);
-        let mut scores = Buffer::stale(group * seen);
-        gemm_here((group, seen, dim), queries, keys, &mut scores, seen, Store::Replace);
+        let wide = score_stride(seen);
+        let mut scores = Buffer::stale(group * wide);
+        gemm_here((group, seen, dim), queries, keys, &mut scores, wide, Store::Replace);
         let mut result = Buffer::stale(group * dim);
         let mut sums = [0f32; 64];
         assert!(group <= sums.len(), "more than 64 query heads share a key head");
         for (g, total) in sums[..group].iter_mut().enumerate() {
-            let scores = &mut scores[g * seen..(g + 1) * seen];
-            *total = softmax_row(scores, shape.first_key(position), seen, shape.scale()).1;
+            let scores = &mut scores[g * wide..(g + 1) * wide];
+            *total = softmax_row(scores, shape.first_key(position), seen, shape.scale());
         }
-        gemm_here((group, dim, seen), View::rows(&scores, seen), values, &mut result, dim, Store::Replace);
+        gemm_here((group, dim, seen), View::rows(&scores, wide), values, &mut result, dim, Store::Replace);
         for g in 0..group {
             // SAFETY: this call alone has this row and this head.
             let out = unsafe { out.part(row, shape.query_at(kv_head * group + g), dim) };

@@ -157,15 +157,17 @@ pub(crate) fn gemm(
         return gemm_here((rows, columns, depth), a, b, out, stride, store);
     }
     // A task is a block of rows times a run of panels: enough tasks to share, each long enough to pay for packing.
-    let row_blocks = rows.div_ceil(ROWS);
+    let block =
+        if rows <= ROWS { ROWS } else { rows.div_ceil(4 * threads).next_multiple_of(HEIGHT).clamp(2 * HEIGHT, ROWS) };
+    let row_blocks = rows.div_ceil(block);
     let panels = columns.div_ceil(Kernel::of(isa(), b.dtype).width);
     let runs = (4 * threads).div_ceil(row_blocks).min(panels);
     let run = panels.div_ceil(runs);
     let runs = panels.div_ceil(run);
     let product = Product::new((rows, columns, depth), a, b, out, stride, store);
     pool::run(row_blocks * runs, |task| {
-        let (block, part) = (task / runs, task % runs);
-        product.block(block * ROWS..rows.min((block + 1) * ROWS), part * run..panels.min((part + 1) * run));
+        let (first, part) = (task / runs * block, task % runs);
+        product.block(first..rows.min(first + block), part * run..panels.min((part + 1) * run));
     });
 }
 

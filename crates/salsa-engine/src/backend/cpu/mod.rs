@@ -33,6 +33,11 @@ pub struct Cpu {
 }
 
 impl Cpu {
+    /// The processor with the number type of the work at hand, see [`Dtype::scope`].
+    pub fn current() -> Cpu {
+        Cpu { dtype: Dtype::current() }
+    }
+
     /// The instruction set of the matrix kernels in use: `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`.
     pub fn isa(&self) -> &'static str {
         match (isa::isa(), self.dtype) {
@@ -294,7 +299,7 @@ impl Backend for Cpu {
     fn adamw(
         &self,
         weights: &mut [f32],
-        gradients: &[f32],
+        gradients: &mut [f32],
         m: &mut [f32],
         v: &mut [f32],
         decay: Decay,

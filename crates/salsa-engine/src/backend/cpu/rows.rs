@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Buffer;
 use super::isa::multiversion;
-use super::math::{dot, exp, reduce, sigmoid, tanh};
+use super::math::{LANES, dot, exp, reduce, sigmoid, tanh};
 use crate::backend::{AttentionShape, RotaryTable};
 use crate::pool;
 use crate::spec::{Activation, NormWeight};
@@ -276,24 +276,53 @@ pub(super) fn gated_backward(d_out: &[f32], x: &[f32], width: usize, activation:
     d_x
 }
 
+/// Calls `f` with sixteen numbers of each array at a time and stores what it returns; what is left of them is filled up
+/// with zeros first, so that it costs one call and not one for each number.
+#[inline(always)]
+fn in_lanes<const IN: usize, const OUT: usize>(
+    inputs: [&[f32]; IN],
+    outputs: [&mut [f32]; OUT],
+    f: impl Fn([&[f32; LANES]; IN]) -> [[f32; LANES]; OUT],
+) {
+    let n = inputs[0].len();
+    let whole = n / LANES;
+    let inputs = inputs.map(|x| x[..n].as_chunks::<LANES>());
+    let mut outputs = outputs.map(|x| x[..n].as_chunks_mut::<LANES>());
+    for i in 0..whole {
+        let results = f(inputs.map(|(lanes, _)| &lanes[i]));
+        for ((lanes, _), result) in outputs.iter_mut().zip(results) {
+            lanes[i] = result;
+        }
+    }
+    let rest = n - whole * LANES;
+    if rest > 0 {
+        let mut padded = [[0f32; LANES]; IN];
+        for (padded, (_, x)) in padded.iter_mut().zip(inputs) {
+            padded[..rest].copy_from_slice(x);
+        }
+        let results = f(padded.each_ref());
+        for ((_, x), result) in outputs.into_iter().zip(results) {
+            x.copy_from_slice(&result[..rest]);
+        }
+    }
+}
+
 multiversion! {
     fn silu_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
-        for ((out, &g), u) in out.iter_mut().zip(gate).zip(up) {
-            *out = g * sigmoid(g) * u;
-        }
+        in_lanes([gate, up], [out], |[g, u]| [std::array::from_fn(|i| g[i] * sigmoid(g[i]) * u[i])]);
     }
 }
 
 multiversion! {
     /// `silu'(g) = s + g s (1 - s)` with `s = sigmoid(g)`.
     fn silu_row_backward(d_out: &[f32], gate: &[f32], up: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
-        let n = d_out.len();
-        let (gate, up, d_gate, d_up) = (&gate[..n], &up[..n], &mut d_gate[..n], &mut d_up[..n]);
-        for i in 0..n {
-            let s = sigmoid(gate[i]);
-            d_up[i] = d_out[i] * gate[i] * s;
-            d_gate[i] = d_out[i] * up[i] * (s + gate[i] * s * (1.0 - s));
-        }
+        in_lanes([d_out, gate, up], [d_gate, d_up], |[d, g, u]| {
+            let s: [f32; LANES] = std::array::from_fn(|i| sigmoid(g[i]));
+            [
+                std::array::from_fn(|i| d[i] * u[i] * (s[i] + g[i] * s[i] * (1.0 - s[i]))),
+                std::array::from_fn(|i| d[i] * g[i] * s[i]),
+            ]
+        });
     }
 }
 

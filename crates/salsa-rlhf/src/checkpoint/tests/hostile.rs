@@ -223,8 +223,9 @@ fn folders_that_are_no_checkpoints() {
     let dir = tempfile::tempdir().unwrap();
     assert_has(&refusal(dir.path()), &["has no config.json"]);
     fs::write(dir.path().join("adapter_config.json"), "{}").unwrap();
-    assert_has(&refusal(dir.path()), &["LoRA adapter"]);
+    assert_has(&refusal(dir.path()), &["adapter_config.json", "peft_type is missing"]);
     assert_has(&refusal(&dir.path().join("adapter_config.json")), &["is a file"]);
+    fs::remove_file(dir.path().join("adapter_config.json")).unwrap();
     let config = dir.path().join("config.json");
     fs::write(&config, "{").unwrap();
     assert_has(&refusal(dir.path()), &["config.json is no valid JSON"]);

@@ -2,6 +2,7 @@
 
 mod config_spellings;
 mod hostile;
+mod peft;
 mod round_trip;
 
 use std::fs;

@@ -1,7 +1,7 @@
 //! What a checkpoint is.
 use std::path::Path;
 
-use salsa_engine::{Activation, Head, ModelSpec, NormWeight, RopeScaling};
+use salsa_engine::{Activation, Head, LoraSpec, ModelSpec, NormWeight, RopeScaling};
 
 use super::memory;
 use crate::{chat::ChatTemplate, checkpoint::Checkpoint, stage::record::Record, tokenizer::Tokenizer};
@@ -22,6 +22,10 @@ pub fn print(dir: &Path) -> anyhow::Result<()> {
         ("special tokens", special_tokens(&checkpoint)),
         ("chat template", chat_template(&checkpoint)?),
     ];
+    if let Some(adapter) = checkpoint.adapter() {
+        facts.push(("adapter", self::adapter(&adapter.lora, adapter.lora.parameters(spec))));
+        facts.push(("base", adapter.base_dir.display().to_string()));
+    }
     if let Some((mean, std)) = checkpoint.score_normalization() {
         facts.push(("scores", format!("mean {mean:.4}, standard deviation {std:.4}")));
     }
@@ -31,6 +35,13 @@ pub fn print(dir: &Path) -> anyhow::Result<()> {
     let mut text: String = facts.iter().map(|(name, fact)| format!("{name:<14} {fact}\n")).collect();
     text += &memory::table(spec);
     super::super::print(&text)
+}
+
+/// Rank, scale, targets and size.
+fn adapter(lora: &LoraSpec, parameters: usize) -> String {
+    let targets: Vec<&str> = lora.targets.iter().map(|target| target.name()).collect();
+    let size = short(parameters as f64);
+    format!("rank {}, scale {}, {size} parameters on {}", lora.rank, lora.scale(), targets.join(" "))
 }
 
 fn family(checkpoint: &Checkpoint) -> String {

@@ -1,5 +1,5 @@
 //! The memory that each stage needs, known from a model's shape before anything is loaded.
-use salsa_engine::{Head, ModelSpec};
+use salsa_engine::{Head, LoraSpec, ModelSpec};
 
 /// Bytes per parameter that is trained: f32 weights, gradients and AdamW's two moments.
 const TRAINED: u64 = 16;
@@ -57,6 +57,7 @@ pub fn table(spec: &ModelSpec) -> String {
 fn stages(spec: &ModelSpec) -> Vec<Stage> {
     let language = spec.with_head(Head::LanguageModel).parameters() as u64;
     let scalar = spec.with_head(Head::Scalar).parameters() as u64;
+    let adapter = LoraSpec::default().parameters(&spec.with_head(Head::Scalar)) as u64;
     let stage = |name, trained, frozen| Stage { name, trained, frozen };
     vec![
         stage("generate, logprobs", 0, language),
@@ -65,6 +66,9 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
         stage("reward", scalar, 0),
         stage("dpo (policy, reference)", language, language),
         stage("ppo (policy, critic, reference, reward model)", language + scalar, language + scalar),
+        stage("sft with use_peft (rank 16)", adapter, language),
+        // One base; the reference, a soup of two adapters, has twice the rank, and there is the reward model.
+        stage("ppo with use_peft (rank 16, one base)", 2 * adapter, language + 3 * adapter),
     ]
 }
 
@@ -127,7 +131,11 @@ mod tests {
         let scalar = language - 32_000 * 2048 + 2048;
         let found: Vec<(u64, u64)> = stages.iter().map(|stage| (stage.trained, stage.frozen)).collect();
         let both = language + scalar;
-        assert_eq!(found, [(0, language), (0, scalar), (language, 0), (scalar, 0), (language, language), (both, both)]);
+        let (whole, adapters) = found.split_at(6);
+        assert_eq!(whole, [(0, language), (0, scalar), (language, 0), (scalar, 0), (language, language), (both, both)]);
+        // Per layer 16 * (in + out) of q, o: 2048 + 2048; k, v: 2048 + 256; gate, up, down: 2048 + 5632; then a head.
+        let adapter = 22 * 16 * (2 * 4096 + 2 * 2304 + 3 * 7680) + 2048;
+        assert_eq!(adapters, [(adapter, language), (2 * adapter, language + 3 * adapter)]);
         // 16 B * 1.1e9 = 17.6e9 B = 16.4 GiB.
         let table = table(&tiny_llama());
         assert!(table.contains("sft ") && table.contains("1.10 B") && table.contains("16.4 GiB"), "{table}");

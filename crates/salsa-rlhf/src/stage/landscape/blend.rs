@@ -55,7 +55,7 @@ impl Blend {
         weighted_mean(&ends, &Weights::new(weights, Normalize::Keep)?, &mut self.mixed);
         match &mut self.model {
             Some(model) => model.set_weights(&self.mixed)?,
-            None => self.model = Some(Model::new(self.spec.clone(), &self.mixed, Cpu::default())?),
+            None => self.model = Some(Model::new(self.spec.clone(), &self.mixed, Cpu::current())?),
         }
         Ok(self.model.as_ref().expect("made above"))
     }

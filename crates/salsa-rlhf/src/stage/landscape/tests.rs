@@ -111,6 +111,8 @@ fn a_point_of_the_line_is_the_soup_of_its_weights() {
     let difference = last.proxy_score.mean - first.proxy_score.mean;
     assert!((last.proxy_difference.unwrap().mean - difference).abs() < 1e-9);
     assert!(landscape.points.iter().any(|spot| spot.proxy_score != first.proxy_score));
+    let lost = last.loss.unwrap().mean - first.loss.unwrap().mean;
+    assert!((last.loss_difference.unwrap().mean - lost).abs() < 1e-9 && lost != 0.0);
 }
 
 #[test]
@@ -151,7 +153,7 @@ fn an_interrupted_run_keeps_its_points_and_goes_on() {
 
     // Two points of another process: recognisable, so that it shows that they are not measured again.
     world.run(&LandscapeConfig { output_dir: world.path("whole"), ..config.clone() }, &fixture::quiet()).unwrap();
-    let point = Measured { scores: vec![7.0; 4], gold: None, loss: None, lengths: vec![1.0; 4] };
+    let point = Measured { scores: vec![7.0; 4], gold: None, losses: None, lengths: vec![1.0; 4] };
     let out = world.path("out");
     world
         .run(&config, &{

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     checkpoint::{Checkpoint, SaveOptions},
     stage::{
-        arguments::{Schedule, WeightType},
+        arguments::{ComputeType, Schedule, WeightType},
+        lora::LoraArguments,
         ppo::ScoreScale,
         reference::{ModelSource, ReferenceConfig},
         source::DataSource,
@@ -23,7 +24,7 @@ use crate::{
 
 /// The keys of a PPO run. Names are TRL's where TRL has one; "TRL" is `PPOConfig` of TRL 1.12.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct PpoConfig {
     /// Where the policy starts: an SFT model (SALSA and PPO), or a soup. TRL: `sft_model_path`.
     pub model_name_or_path: ModelSource,
@@ -90,6 +91,11 @@ pub struct PpoConfig {
     /// A critic of its own, or a value head on the policy's trunk. TRL since 0.12: separate; before: shared.
     pub critic: CriticKind,
 
+    /// The keys of adapters: with `use_peft` policy and critic are adapters, and all models of the run that stand on the same
+    /// base share it.
+    #[serde(flatten)]
+    pub lora: LoraArguments,
+
     /// Highest learning rate. TRL: 3e-6.
     pub learning_rate: f64,
     /// The separate critic's; none: the policy's, as in TRL.
@@ -121,6 +127,9 @@ pub struct PpoConfig {
     pub num_sample_generations: u64,
     /// A reward function to log beside the learned one, never trained on.
     pub gold: Option<Gold>,
+    /// Number type of matrix products, for all models: `auto` (bfloat16 where this machine multiplies it faster), `f32` or
+    /// `bf16`.
+    pub dtype: ComputeType,
     /// Number type of the saved weights.
     pub save_dtype: WeightType,
 }
@@ -210,6 +219,7 @@ impl Default for PpoConfig {
             cliprange_value: 0.2,
             vf_coef: 0.1,
             critic: CriticKind::Separate,
+            lora: LoraArguments::default(),
             learning_rate: 3e-6,
             critic_learning_rate: None,
             lr_scheduler_type: Schedule::Linear,
@@ -225,6 +235,7 @@ impl Default for PpoConfig {
             save_steps: 0,
             num_sample_generations: 10,
             gold: None,
+            dtype: ComputeType::Auto,
             save_dtype: WeightType::Float32,
         }
     }
@@ -278,6 +289,7 @@ impl PpoConfig {
         for (key, beta) in [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)] {
             ensure!((0.0..1.0).contains(&beta), "{key} is {beta}; it must be at least 0 and below 1");
         }
+        self.lora.validate()?;
         self.reference.validate()
     }
 

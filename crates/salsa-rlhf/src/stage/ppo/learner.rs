@@ -1,10 +1,14 @@
 //! The models that learn: policy and critic, and their optimizer steps.
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use salsa_algo::ppo::{self, Denominators, PolicyStats};
 use salsa_engine::{AdamW, Batch, Cpu, Head, Model, ModelSpec, Output, OutputGradient, Query, Trainable};
 
 use super::config::{CriticKind, PpoConfig};
 use super::rollout::{Rollouts, split};
+use crate::{
+    checkpoint::Checkpoint,
+    stage::{bases::Bases, reference::ModelSource, soup::adapters, start::open_language_model},
+};
 
 /// Policy and critic.
 pub struct Learner {
@@ -60,6 +64,30 @@ pub struct Learned {
 }
 
 impl Learner {
+    /// Opens the models that learn: all weights of what the configuration names, or adapters on it. A critic of its own
+    /// starts from the reward model, a shared one at random.
+    ///
+    /// # Errors
+    /// If weights cannot be read, do not fit or are not finite.
+    pub fn open(config: &PpoConfig, reward_model: &Checkpoint, bases: &mut Bases) -> anyhow::Result<Learner> {
+        if !config.lora.use_peft {
+            let spec = reward_model.spec.with_head(Head::Scalar);
+            let weights = reward_model.spec.convert(&reward_model.read_weights()?, &spec, 0);
+            let policy = config.model_name_or_path.read().context("policy")?;
+            return Learner::new(config, policy, (spec, weights), Cpu::current());
+        }
+        let (seed, recompute) = (config.seed, config.recompute());
+        let (head, critic) = match config.critic {
+            CriticKind::Separate => {
+                let critic = bases.adapted(reward_model, Head::Scalar, &config.lora, seed, recompute);
+                (Head::LanguageModel, Some(critic.context("critic")?))
+            }
+            CriticKind::Shared => (Head::LanguageModelWithValue, None),
+        };
+        let policy = adapted_policy(config, head, bases).context("policy")?;
+        Ok(Learner { policy, critic, adamw: config.adamw() })
+    }
+
     /// Makes the models that learn. `policy` and `critic` are shapes and weights to start from; a shared critic starts
     /// at random.
     ///
@@ -192,6 +220,23 @@ impl Learner {
             lesson.rollouts.ask_logprobs(i, rows, &mut policy);
         }
         (batch, policy, value)
+    }
+}
+
+/// The adapter that the configuration names, or a new one.
+fn adapted_policy(config: &PpoConfig, head: Head, bases: &mut Bases) -> anyhow::Result<Trainable> {
+    let (seed, recompute) = (config.seed, config.recompute());
+    match &config.model_name_or_path {
+        ModelSource::Path(path) => bases.adapted(&open_language_model(path)?, head, &config.lora, seed, recompute),
+        ModelSource::Soup(soup) => {
+            let (weights, models) = (soup.checked_weights()?, soup.open()?);
+            ensure!(
+                adapters::share_a_base(&models),
+                "model_name_or_path is a soup of whole models, which no adapter could name as its base; write the soup \
+                 first (salsa soup) and start from it"
+            );
+            bases.adapter_soup(&models, &weights)?.adapted(head, seed, recompute)
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 //! BLAKE3 is a tree over blocks whose parts can be computed in any order. What `b3sum FILE` prints comes out.
 use std::{
     fs::File,
-    io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -12,8 +11,13 @@ use anyhow::Context;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
 use rayon::prelude::*;
 
+use crate::checkpoint::positioned;
+
 /// Bytes of a leaf: sixteen of BLAKE3's chunks, as many as its widest kernel takes at once.
 const BLOCK: u64 = 16 << 10;
+
+/// Leaves of a group, which is taken at once where it passes by as a whole: fewer steps up the tree.
+const GROUP: u64 = 4;
 
 /// Leaves that are read at a time where they did not pass by.
 const RUN: usize = 16;
@@ -24,25 +28,43 @@ pub(super) struct FileDigest {
     path: PathBuf,
     bytes: u64,
     blocks: Vec<OnceLock<ChainingValue>>,
+    groups: Vec<OnceLock<ChainingValue>>,
 }
 
 impl FileDigest {
     /// Of a file of this length.
     pub fn new(path: &Path, bytes: u64) -> FileDigest {
-        let blocks = (0..bytes.div_ceil(BLOCK)).map(|_| OnceLock::new()).collect();
-        FileDigest { path: path.to_owned(), bytes, blocks }
+        let empty = |count: u64| (0..count).map(|_| OnceLock::new()).collect();
+        let blocks = bytes.div_ceil(BLOCK);
+        // The root is computed differently, so no group may be all of the file.
+        let groups = if blocks > GROUP { bytes / (GROUP * BLOCK) } else { 0 };
+        FileDigest { path: path.to_owned(), bytes, blocks: empty(blocks), groups: empty(groups) }
     }
 
     /// Takes note of bytes that lie at `offset` in the file; from any thread, in any order, any of them twice.
     pub fn pass(&self, offset: u64, bytes: &[u8]) {
-        let first = offset.div_ceil(BLOCK);
-        let skipped = (first * BLOCK - offset) as usize;
-        let blocks = bytes.get(skipped..).unwrap_or_default().chunks(BLOCK as usize);
-        for (i, block) in (first..).zip(blocks) {
-            if block.len() as u64 == self.length(i) {
-                self.blocks[i as usize].get_or_init(|| leaf(i, block));
+        let mut block = offset.div_ceil(BLOCK);
+        let mut rest = bytes.get((block * BLOCK - offset) as usize..).unwrap_or_default();
+        while !rest.is_empty() {
+            let group = self.groups.get((block / GROUP) as usize).filter(|_| block.is_multiple_of(GROUP));
+            let (place, length) = match group {
+                Some(group) if rest.len() as u64 >= GROUP * BLOCK => (group, GROUP * BLOCK),
+                _ if rest.len() as u64 >= self.length(block) && block < self.blocks.len() as u64 => {
+                    (&self.blocks[block as usize], self.length(block))
+                }
+                _ => return,
+            };
+            let (piece, others) = rest.split_at(length as usize);
+            if !self.is_known(block) {
+                place.get_or_init(|| subtree(block, piece));
             }
+            (block, rest) = (block + length.div_ceil(BLOCK), others);
         }
+    }
+
+    fn is_known(&self, block: u64) -> bool {
+        let group = self.groups.get((block / GROUP) as usize);
+        group.is_some_and(|group| group.get().is_some()) || self.blocks[block as usize].get().is_some()
     }
 
     /// The digest in lower-case hexadecimal. Blocks that have not passed by are read now: headers, what lies across two
@@ -55,24 +77,23 @@ impl FileDigest {
             let bytes = std::fs::read(&self.path).with_context(|| format!("cannot read {}", self.path.display()))?;
             return Ok(blake3::hash(&bytes).to_string());
         }
-        let missing: Vec<usize> = (0..self.blocks.len()).filter(|i| self.blocks[*i].get().is_none()).collect();
+        let missing: Vec<usize> = (0..self.blocks.len()).filter(|i| !self.is_known(*i as u64)).collect();
         let runs: Vec<&[usize]> = missing.chunk_by(|a, b| a + 1 == *b).flat_map(|run| run.chunks(RUN)).collect();
-        runs.par_iter().try_for_each(|run| self.read(run[0], run.len()))?;
+        if !runs.is_empty() {
+            let file = File::open(&self.path).with_context(|| format!("cannot open {}", self.path.display()))?;
+            runs.par_iter().try_for_each(|run| self.read(&file, run[0], run.len()))?;
+        }
         let half = left_subtree_len(self.bytes) / BLOCK;
         let (left, right) = (self.subtree(0, half), self.subtree(half, self.blocks.len() as u64));
         Ok(merge_subtrees_root(&left, &right, Mode::Hash).to_string())
     }
 
     /// Reads blocks from the file.
-    fn read(&self, first: usize, count: usize) -> anyhow::Result<()> {
+    fn read(&self, file: &File, first: usize, count: usize) -> anyhow::Result<()> {
         let start = first as u64 * BLOCK;
         let end = ((first + count) as u64 * BLOCK).min(self.bytes);
         let mut bytes = vec![0; (end - start) as usize];
-        File::open(&self.path)
-            .and_then(|mut file| {
-                file.seek(SeekFrom::Start(start))?;
-                file.read_exact(&mut bytes)
-            })
+        positioned::read(file, &mut bytes, start)
             .with_context(|| format!("cannot read {} for its digest", self.path.display()))?;
         self.pass(start, &bytes);
         Ok(())
@@ -84,6 +105,10 @@ impl FileDigest {
 
     /// The value of the blocks `from..to`, of which there is at least one.
     fn subtree(&self, from: u64, to: u64) -> ChainingValue {
+        let group = self.groups.get((from / GROUP) as usize).filter(|_| to - from == GROUP);
+        if let Some(value) = group.and_then(OnceLock::get) {
+            return *value;
+        }
         if to - from == 1 {
             return *self.blocks[from as usize].get().expect("what had not passed by has been read");
         }
@@ -93,7 +118,7 @@ impl FileDigest {
     }
 }
 
-fn leaf(block: u64, bytes: &[u8]) -> ChainingValue {
+fn subtree(block: u64, bytes: &[u8]) -> ChainingValue {
     let mut hasher = blake3::Hasher::new();
     hasher.set_input_offset(block * BLOCK).update(bytes);
     hasher.finalize_non_root()
@@ -115,7 +140,8 @@ mod tests {
     #[test]
     fn it_is_the_digest_of_the_file_whatever_passed_by() {
         let block = BLOCK as usize;
-        for length in [0, 1, 1024, block - 1, block, block + 1, 2 * block, 5 * block + 3, 8 * block, 23 * block + 1025]
+        for length in
+            [0, 1, 1024, block - 1, block, block + 1, 2 * block, 4 * block, 5 * block + 3, 8 * block, 23 * block + 1025]
         {
             let (_dir, path, bytes) = file(length);
             let expected = blake3::hash(&bytes).to_string();
@@ -123,7 +149,7 @@ mod tests {
             // Pieces of random lengths, last ones first, some left out, some twice.
             let (digest, mut cuts) = (FileDigest::new(&path, length as u64), vec![0]);
             while *cuts.last().unwrap() < length {
-                let next = cuts.last().unwrap() + 1 + below(3, 4, cuts.len() as u64, 3 * block);
+                let next = cuts.last().unwrap() + 1 + below(3, 4, cuts.len() as u64, 9 * block);
                 cuts.push(next.min(length));
             }
             for (i, piece) in cuts.windows(2).enumerate().rev().filter(|(i, _)| i % 5 != 2) {
@@ -138,9 +164,10 @@ mod tests {
 
     #[test]
     fn bytes_that_pass_by_are_not_read_again() {
-        let (_dir, path, bytes) = file(3 * BLOCK as usize);
+        let (_dir, path, bytes) = file(13 * BLOCK as usize);
         let digest = FileDigest::new(&path, bytes.len() as u64);
-        digest.pass(0, &bytes);
+        digest.pass(0, &bytes[..5 * BLOCK as usize]);
+        digest.pass(5 * BLOCK, &bytes[5 * BLOCK as usize..]);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(digest.finish().unwrap(), blake3::hash(&bytes).to_string());
     }

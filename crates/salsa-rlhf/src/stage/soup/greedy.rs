@@ -16,6 +16,7 @@ use crate::{
     report::Estimate,
     stage::{
         StageContext,
+        bases::Bases,
         encoder::Encoder,
         evaluate::statistics::estimate,
         exam::{Answering, Asked, Exam, Questions},
@@ -182,7 +183,7 @@ impl Judge {
         };
         let GreedyConfig { max_new_tokens, temperature, seed, .. } = *greedy;
         let answering = Answering { max_new_tokens, temperature, seed, gold: None };
-        let exam = Exam::open(model.dir(), reward_model, answering)?;
+        let exam = Exam::open(model.dir(), reward_model, answering, &mut Bases::default())?;
         let asked = Asked {
             name: "greedy",
             dataset: &greedy.dataset,
@@ -202,7 +203,7 @@ impl Judge {
 
     fn measure(&self, model: &Model) -> anyhow::Result<Estimate> {
         match self {
-            Judge::Loss(data) => Ok(data.loss(model)),
+            Judge::Loss(data) => Ok(data.losses(model).estimate()),
             Judge::Score(exam, questions) => Ok(estimate(&exam.answer(model, questions)?.scores)),
         }
     }
@@ -228,7 +229,7 @@ fn load<'m>(
     let weights = if language == *spec { weights } else { spec.convert(&weights, &language, 0) };
     match model {
         Some(model) => model.set_weights(&weights)?,
-        None => *model = Some(Model::new(language, &weights, Cpu::default())?),
+        None => *model = Some(Model::new(language, &weights, Cpu::current())?),
     }
     Ok(model.as_ref().expect("made above"))
 }

@@ -91,7 +91,7 @@ impl Ingredients {
 fn open(dir: &Path) -> anyhow::Result<Checkpoint> {
     if dir.join("adapter_config.json").exists() {
         bail!(
-            "adapters are not supported yet: {} is a LoRA adapter; merge it into its base model first, then mix the whole models",
+            "{} is a LoRA adapter and cannot be the base of a soup or lie beside whole models; merge it into its base first (salsa merge)",
             dir.display()
         );
     }

@@ -1,0 +1,173 @@
+//! PEFT directories: `adapter_config.json` and `adapter_model.safetensors`, a low-rank adapter of a base model.
+
+mod config;
+mod merge;
+mod save;
+mod tensors;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use salsa_engine::{Head, LoraSpec, ModelSpec, Weights};
+use serde_json::{Value, json};
+
+pub use self::merge::merge;
+pub use self::save::{AdapterToSave, save_adapter};
+use self::tensors::Factors;
+use super::{Checkpoint, read_json};
+use crate::hub;
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+/// Mean and deviation of a reward model's scores, which have no place in PEFT's file.
+const SCORES: &str = "score_normalization.json";
+
+/// A PEFT directory whose configuration, header and tensor names have been checked.
+#[derive(Debug)]
+pub struct PeftAdapter {
+    /// Rank, scale and targets.
+    pub lora: LoraSpec,
+    /// What the adapted model is: PEFT's `CAUSAL_LM` or, with a head of its own, `SEQ_CLS`.
+    pub head: Head,
+    /// The folder of the base model.
+    pub base_dir: PathBuf,
+    dir: PathBuf,
+    factors: Factors,
+}
+
+impl PeftAdapter {
+    /// Whether a folder is one.
+    pub fn is_one(dir: &Path) -> bool {
+        dir.join(CONFIG).is_file()
+    }
+
+    /// The folder of a PEFT directory's base model.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used, or the folder is not there.
+    pub fn base_of(dir: &Path) -> Result<PathBuf> {
+        let path = dir.join(CONFIG);
+        let parsed = config::parse(&read_json(&path)?).with_context(|| format!("in {}", path.display()))?;
+        base_dir(dir, &parsed.base)
+    }
+
+    /// Opens a PEFT directory.
+    ///
+    /// # Errors
+    /// Names the file and what is missing, damaged, or not supported.
+    pub(super) fn open(dir: &Path) -> Result<PeftAdapter> {
+        let path = dir.join(CONFIG);
+        let parsed = config::parse(&read_json(&path)?).with_context(|| format!("in {}", path.display()))?;
+        let factors = Factors::open(dir)?;
+        let head = if factors.has_score() { Head::Scalar } else { Head::LanguageModel };
+        if parsed.classifier && !factors.has_score() {
+            bail!(
+                "{} is an adapter for sequence classification without score.weight: its scores would be random; save it with modules_to_save: [\"score\"]",
+                dir.display()
+            );
+        }
+        let lora = LoraSpec { targets: factors.targets(dir)?, ..parsed.lora };
+        let base_dir = base_dir(dir, &parsed.base)?;
+        Ok(PeftAdapter { lora, head, base_dir, dir: dir.to_path_buf(), factors })
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its factors, and its scalar head if the adapted model `spec` has one, laid out as [`LoraSpec::tensors`] says.
+    ///
+    /// # Errors
+    /// When a tensor is not a finite number, or the file has changed.
+    pub fn read(&self, spec: &ModelSpec) -> Result<Vec<f32>> {
+        self.factors.read(&self.lora, spec)
+    }
+
+    /// Checks every tensor's shape.
+    pub(super) fn check(&self, spec: &ModelSpec) -> Result<()> {
+        self.factors
+            .check(&self.lora, spec)
+            .with_context(|| format!("{} does not fit its base model {}", self.dir.display(), self.base_dir.display()))
+    }
+
+    pub(super) fn score_normalization(&self) -> Result<Option<(f64, f64)>> {
+        let path = self.dir.join(SCORES);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let json = read_json(&path)?;
+        let pair = json["score_mean"].as_f64().zip(json["score_std"].as_f64()).filter(|(_, std)| *std > 0.0);
+        pair.map(Some).with_context(|| format!("{} needs the numbers score_mean and score_std", path.display()))
+    }
+}
+
+/// The base model's folder: as it is written or, where there is none, seen from the adapter's folder, or of that name
+/// beside the adapter's folder (a run that was moved), or the model of this id on the hub.
+fn base_dir(dir: &Path, written: &str) -> Result<PathBuf> {
+    let path = Path::new(written);
+    let beside = path.file_name().and_then(|name| Some(dir.canonicalize().ok()?.parent()?.join(name)));
+    let mut places = [Some(path.to_path_buf()), Some(dir.join(path)), beside].into_iter().flatten();
+    match places.find(|place| place.is_dir()) {
+        Some(place) => Ok(place),
+        None if hub::is_id(written) => hub::resolve(written, hub::Kind::Model)
+            .with_context(|| format!("the base model of the adapter {}", dir.display())),
+        None => bail!(
+            "{}: its base model {written:?} is not there: put the model's folder there, or set base_model_name_or_path in {}",
+            dir.display(),
+            dir.join(CONFIG).display()
+        ),
+    }
+}
+
+impl Checkpoint {
+    /// Opens a PEFT directory as the model it makes of its base.
+    pub(super) fn open_adapted(dir: &Path) -> Result<Checkpoint> {
+        let adapter = PeftAdapter::open(dir)?;
+        let base_dir = &adapter.base_dir;
+        ensure!(
+            !PeftAdapter::is_one(base_dir),
+            "{}: its base {} is an adapter itself: merge that into its own base first (salsa merge)",
+            dir.display(),
+            base_dir.display()
+        );
+        let mut base =
+            Checkpoint::open(base_dir).with_context(|| format!("the base model of the adapter {}", dir.display()))?;
+        if adapter.head == Head::LanguageModel && base.spec.head == Head::Scalar {
+            bail!(
+                "{} is an adapter for a language model, but its base {} is a reward model",
+                dir.display(),
+                base_dir.display()
+            );
+        }
+        base.spec = base.spec.with_head(adapter.head);
+        adapter.check(&base.spec)?;
+        if let (Some((mean, std)), Value::Object(config)) = (adapter.score_normalization()?, &mut base.config) {
+            config.insert("score_mean".to_owned(), json!(mean));
+            config.insert("score_std".to_owned(), json!(std));
+        }
+        if fs::exists(dir.join("tokenizer.json")).unwrap_or(false) {
+            base.dir = dir.to_path_buf();
+        }
+        base.adapter = Some(adapter);
+        Ok(base)
+    }
+
+    /// All weights of the adapted model.
+    pub(super) fn read_merged(&self, adapter: &PeftAdapter) -> Result<Vec<f32>> {
+        let (delta, stored) = (merge::Delta::read(adapter, self)?, self.stored_weights(self.spec.head)?);
+        let mut weights = stored.read(0..stored.count())?.into_owned();
+        for tensor in self.spec.tensors() {
+            delta.add(&tensor, &mut weights[tensor.range.clone()]);
+        }
+        match weights.iter().position(|weight| !weight.is_finite()) {
+            None => Ok(weights),
+            Some(at) => bail!(
+                "{}: weight {at} of the merged model is {}: the model is broken, take an earlier checkpoint",
+                adapter.dir.display(),
+                weights[at]
+            ),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! `adapter_config.json`, in the spellings of old and new versions of PEFT.
+
+use std::path::Path;
+
+use anyhow::{Result, anyhow, bail};
+use salsa_engine::{LoraSpec, Target};
+use serde_json::{Value, json};
+
+/// What the file says. Which matrices have adapters is seen from the weights: `target_modules` may be a pattern.
+pub(super) struct Parsed {
+    pub lora: LoraSpec,
+    pub base: String,
+    pub classifier: bool,
+}
+
+/// Options that change what the adapter computes and are not supported; each may be there as long as it says no.
+const UNSUPPORTED: &[(&str, &str)] = &[
+    ("use_dora", "DoRA also learns the norms of weights"),
+    ("use_qalora", "QALoRA pools its inputs"),
+    ("lora_bias", "the factors have biases"),
+    ("alora_invocation_tokens", "the adapter is active for a part of the tokens only"),
+    ("arrow_config", "a router chooses among adapters"),
+    ("layer_replication", "blocks are used several times"),
+    ("layers_to_transform", "some blocks have no adapter"),
+    ("layers_pattern", "some blocks have no adapter"),
+    ("rank_pattern", "ranks differ between matrices"),
+    ("alpha_pattern", "scales differ between matrices"),
+    ("target_parameters", "parameters other than matrices of linear layers are adapted"),
+    ("trainable_token_indices", "rows of the embedding are trained"),
+    ("fan_in_fan_out", "weights are stored transposed"),
+];
+
+/// Ways to start that also change the base weights, so that the files alone are not the adapter.
+const CHANGES_BASE: &[&str] = &["pissa", "olora", "corda", "loftq", "lora_ga"];
+
+pub(super) fn parse(config: &Value) -> Result<Parsed> {
+    if !config.is_object() {
+        bail!("it is no JSON object");
+    }
+    match config["peft_type"].as_str() {
+        Some("LORA") => {}
+        Some(other) => bail!("peft_type {other:?} is not supported: only LORA is; merge the adapter with peft"),
+        None => bail!("peft_type is missing: it should be \"LORA\""),
+    }
+    let classifier = match config["task_type"].as_str() {
+        None | Some("CAUSAL_LM") => false,
+        Some("SEQ_CLS") => true,
+        Some(other) => bail!("task_type {other:?} is not supported; supported are CAUSAL_LM and SEQ_CLS"),
+    };
+    for (key, why) in UNSUPPORTED {
+        if !says_no(&config[*key]) {
+            bail!("{key} is {}: not supported ({why}); merge the adapter with peft's merge_and_unload", config[*key]);
+        }
+    }
+    if !matches!(config["bias"].as_str(), None | Some("none")) {
+        bail!(
+            "bias is {}: trained biases are not supported; merge the adapter with peft's merge_and_unload",
+            config["bias"]
+        );
+    }
+    if let Some(start) = config["init_lora_weights"].as_str()
+        && CHANGES_BASE.iter().any(|name| start.to_lowercase().starts_with(name))
+    {
+        bail!(
+            "init_lora_weights is {start:?}, which changes the base weights too: convert the adapter to plain LoRA with peft (path_initial_model_for_weight_conversion)"
+        );
+    }
+    let saved: Vec<&str> =
+        config["modules_to_save"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if let Some(other) = saved.iter().find(|name| !["score", "classifier"].contains(*name)) {
+        bail!("modules_to_save names {other}: only the scalar head, score, can be trained beside an adapter");
+    }
+    let base = config["base_model_name_or_path"].as_str().filter(|base| !base.is_empty());
+    let rank = config["r"].as_u64().and_then(|rank| usize::try_from(rank).ok()).filter(|rank| *rank > 0);
+    let alpha = config["lora_alpha"].as_f64().filter(|alpha| alpha.is_finite());
+    let lora = LoraSpec {
+        rank: rank.ok_or_else(|| anyhow!("r is {}: expected a whole number of at least 1", config["r"]))?,
+        alpha: alpha.ok_or_else(|| anyhow!("lora_alpha is {}: expected a number", config["lora_alpha"]))?,
+        rslora: config["use_rslora"].as_bool().unwrap_or(false),
+        targets: Default::default(),
+    };
+    let base = base.ok_or_else(|| anyhow!("base_model_name_or_path is missing: set it to the base model's folder"))?;
+    Ok(Parsed { lora, base: base.to_owned(), classifier })
+}
+
+/// Whether an option is off: absent, null, false, empty.
+fn says_no(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
+/// The file for an adapter; keys that every PEFT since 0.9 knows.
+pub(super) fn write(lora: &LoraSpec, base: &Path, classifier: bool) -> Value {
+    let whole = lora.alpha.fract() == 0.0 && lora.alpha.abs() < 1e15;
+    let alpha = if whole { json!(lora.alpha as i64) } else { json!(lora.alpha) };
+    json!({
+        "alpha_pattern": {},
+        "auto_mapping": null,
+        "base_model_name_or_path": base.to_string_lossy(),
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "layers_pattern": null,
+        "layers_to_transform": null,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": classifier.then_some(["score"]),
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "rank_pattern": {},
+        "revision": null,
+        "target_modules": lora.targets.iter().map(|target: &Target| target.name()).collect::<Vec<_>>(),
+        "task_type": if classifier { "SEQ_CLS" } else { "CAUSAL_LM" },
+        "use_dora": false,
+        "use_rslora": lora.rslora,
+    })
+}

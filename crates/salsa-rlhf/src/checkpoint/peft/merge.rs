@@ -1,0 +1,104 @@
+//! An adapter worked into the weights of its base: `W + scale * B A`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use rayon::prelude::*;
+use salsa_engine::{Head, TensorView, Weights};
+use serde_json::{Map, Value};
+
+use super::super::{
+    Checkpoint, Companions, Dtype, Durability, NewTensor, SaveOptions, Writer, save_config, write_file,
+};
+use super::PeftAdapter;
+
+/// Numbers written at a time.
+const BLOCK: usize = 1 << 20;
+
+/// Writes the model that a PEFT directory makes of its base as a checkpoint of its own, tensor by tensor: memory does not
+/// grow with the model. `dtype` is the base's if none is given.
+///
+/// # Errors
+/// When it is no PEFT directory, `dir` holds anything, a weight is not finite, or a file cannot be written.
+pub fn merge(checkpoint: &Checkpoint, dir: &Path, dtype: Option<Dtype>, max_shard_bytes: u64) -> Result<()> {
+    let Some(adapter) = &checkpoint.adapter else {
+        bail!("{} is no adapter: it is a whole model already", checkpoint.dir().display());
+    };
+    let shown = dir.display();
+    if dir.exists() && fs::read_dir(dir).with_context(|| format!("cannot list {shown}"))?.next().is_some() {
+        bail!("{shown} is not empty; choose another output directory");
+    }
+    let dtype = dtype.unwrap_or(checkpoint.dtype);
+    let (spec, delta) = (&checkpoint.spec, Delta::read(adapter, checkpoint)?);
+    let stored = checkpoint.stored_weights(spec.head)?;
+    let tensors = spec.tensors();
+    let new = |tensor: &TensorView| NewTensor { name: tensor.name.clone(), shape: tensor.shape.clone(), dtype };
+    let writer = Writer::create(dir, tensors.iter().map(new).collect(), max_shard_bytes, Durability::Synced)?;
+    let mut bytes = Vec::new();
+    for (i, tensor) in tensors.iter().enumerate() {
+        let mut numbers = stored.read(tensor.range.clone())?.into_owned();
+        delta.add(tensor, &mut numbers);
+        for (block, numbers) in numbers.chunks(BLOCK).enumerate() {
+            if let Err(at) = dtype.encode(numbers, &mut bytes) {
+                bail!(
+                    "number {} of {} is {}: it cannot be saved as {dtype}",
+                    block * BLOCK + at,
+                    tensor.name,
+                    numbers[at]
+                );
+            }
+            writer.write(i, block * BLOCK, &bytes)?;
+        }
+    }
+    writer.finish()?;
+    let options = SaveOptions { dtype, max_shard_bytes, ..SaveOptions::like(checkpoint) };
+    let companions = Companions::from_dir(checkpoint.dir())?;
+    for (name, bytes) in companions.files().filter(|(name, _)| *name != "generation_config.json") {
+        write_file(&dir.join(name), bytes, Durability::Synced)?;
+    }
+    let write =
+        |name: &str, value: &Value| write_file(&dir.join(name), format!("{value:#}\n").as_bytes(), Durability::Synced);
+    if spec.head != Head::Scalar {
+        write("generation_config.json", &save_config::generation_config(&options.tokens))?;
+    }
+    let mut config = save_config::config(options.family, spec, &options.tokens, dtype)?;
+    if let Some((mean, std)) = checkpoint.score_normalization() {
+        config.extend(Map::from_iter([("score_mean".to_owned(), mean.into()), ("score_std".to_owned(), std.into())]));
+    }
+    write("config.json", &Value::Object(config))
+}
+
+/// What an adapter adds to or puts in place of the tensors of its base.
+pub(in super::super) struct Delta {
+    scale: f32,
+    rank: usize,
+    factors: BTreeMap<String, Vec<f32>>,
+}
+
+impl Delta {
+    pub fn read(adapter: &PeftAdapter, checkpoint: &Checkpoint) -> Result<Delta> {
+        let weights = adapter.read(&checkpoint.spec)?;
+        let tensors = adapter.lora.tensors(&checkpoint.spec).into_iter();
+        let factors = tensors.map(|tensor| (tensor.name, weights[tensor.range].to_vec())).collect();
+        Ok(Delta { scale: adapter.lora.scale(), rank: adapter.lora.rank, factors })
+    }
+
+    /// `W += scale * B A` for a matrix that has factors; the head takes the place of what is there.
+    pub fn add(&self, tensor: &TensorView, numbers: &mut [f32]) {
+        if let Some(head) = self.factors.get(&tensor.name) {
+            return numbers.copy_from_slice(head);
+        }
+        let factor = |name: &str| self.factors.get(&tensor.name.replace(".weight", &format!(".{name}.weight")));
+        let (Some(a), Some(b)) = (factor("lora_A"), factor("lora_B")) else { return };
+        let input = tensor.shape[1];
+        numbers.par_chunks_mut(input).zip(b.par_chunks(self.rank)).for_each(|(row, b)| {
+            let mut sum = vec![0f32; input];
+            for (b, a) in b.iter().zip(a.chunks_exact(input)) {
+                sum.iter_mut().zip(a).for_each(|(sum, a)| *sum += b * a);
+            }
+            row.iter_mut().zip(sum).for_each(|(w, sum)| *w += self.scale * sum);
+        });
+    }
+}

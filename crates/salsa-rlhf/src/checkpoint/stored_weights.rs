@@ -1,0 +1,75 @@
+//! The stored numbers of a checkpoint as the engine asks for them: piece by piece, never as a whole.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use anyhow::{Result, anyhow};
+use rayon::prelude::*;
+use salsa_engine::{Head, ModelError, ModelSpec, Weights};
+
+use super::{Checkpoint, RawTensors};
+
+/// Numbers converted by one task.
+const BLOCK: usize = 1 << 18;
+
+/// The weights of a checkpoint's whole model (of a PEFT directory: of its base) under some head, in the order of
+/// [`ModelSpec::tensors`]. A scalar head that the files lack reads as zeros: the adapter on top brings its own.
+pub struct StoredWeights<'a> {
+    /// The shape they are laid out for.
+    pub spec: ModelSpec,
+    raw: RawTensors<'a>,
+    /// Where each tensor lies, and its number in the files.
+    places: Vec<(Range<usize>, Option<usize>)>,
+}
+
+impl Checkpoint {
+    /// Opens the weights for reading in pieces.
+    ///
+    /// # Errors
+    /// When a file cannot be opened, or the copy of tied embeddings differs from them.
+    pub fn stored_weights(&self, head: Head) -> Result<StoredWeights<'_>> {
+        let raw = self.raw()?;
+        raw.check_tied_copy()?;
+        let spec = self.spec.with_head(head);
+        let number = |name: &str| self.stored.names.iter().position(|known| known == name);
+        let places = spec.tensors().into_iter().map(|tensor| (tensor.range, number(&tensor.name))).collect();
+        Ok(StoredWeights { spec, raw, places })
+    }
+
+    /// One tensor of a whole model as float32.
+    ///
+    /// # Errors
+    /// When there is none of this name, or it cannot be read.
+    pub fn read_tensor(&self, name: &str) -> Result<Vec<f32>> {
+        let views = self.spec.tensors();
+        let view = views.iter().find(|view| view.name == name);
+        let view = view.ok_or_else(|| anyhow!("{} has no tensor {name}", self.dir().display()))?;
+        Ok(self.stored_weights(self.spec.head)?.read(view.range.clone())?.into_owned())
+    }
+}
+
+impl StoredWeights<'_> {
+    fn fill(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
+        for (place, number) in &self.places {
+            let (start, end) = (place.start.max(range.start), place.end.min(range.end));
+            let (true, Some(number)) = (start < end, number) else { continue };
+            let out = &mut out[start - range.start..end - range.start];
+            out.par_chunks_mut(BLOCK)
+                .enumerate()
+                .try_for_each(|(i, part)| self.raw.read_f32(*number, start - place.start + i * BLOCK, part))?;
+        }
+        Ok(())
+    }
+}
+
+impl Weights for StoredWeights<'_> {
+    fn count(&self) -> usize {
+        self.places.last().map_or(0, |(place, _)| place.end)
+    }
+
+    fn read(&self, range: Range<usize>) -> Result<Cow<'_, [f32]>, ModelError> {
+        let mut numbers = vec![0f32; range.len()];
+        self.fill(range, &mut numbers).map_err(|error| ModelError::Source(format!("{error:#}")))?;
+        Ok(Cow::Owned(numbers))
+    }
+}
