@@ -139,7 +139,7 @@ impl Rendering {
 
     /// The text and the byte ranges of `{% generation %}` blocks.
     pub(super) fn marked(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
-        let (open, close) = unused_marks(messages)?;
+        let (open, close) = unused_marks(&self.source, messages)?;
         let rendered = self.render(messages, GenerationPrompt::Omit, Some((open, close)))?;
         let (mut text, mut spans, mut start) = (String::with_capacity(rendered.len()), Vec::new(), 0);
         for piece in rendered.split_inclusive([open, close]) {
@@ -186,9 +186,15 @@ fn generation_as_call(source: &str) -> (String, bool) {
     (out, found)
 }
 
-/// Two characters that Unicode keeps for internal use and that the conversation does not contain.
-fn unused_marks(messages: &[Message]) -> Result<(char, char)> {
-    let used = |c: char| messages.iter().any(|m| m.content.contains(c) || m.role.contains(c));
+/// Two characters that Unicode keeps for internal use and that neither the template nor the conversation contains.
+fn unused_marks(source: &str, messages: &[Message]) -> Result<(char, char)> {
+    // A template may also write a character by its number.
+    let numbered = source.to_lowercase();
+    let used = |c: char| {
+        numbered.contains(&format!("{:x}", u32::from(c)))
+            || source.contains(c)
+            || messages.iter().any(|m| m.content.contains(c) || m.role.contains(c))
+    };
     let mut free = ('\u{FDD0}'..='\u{FDEF}').filter(|c| !used(*c));
     match (free.next(), free.next()) {
         (Some(open), Some(close)) => Ok((open, close)),

@@ -144,6 +144,13 @@ fn generation_blocks_keep_their_white_space_control() {
 fn content_that_looks_like_a_mark_is_left_alone() {
     let talk = turns(&["a", "\u{FDD0}b\u{FDD1}{% generation %}"]);
     assert_eq!(parts(BUILTIN_TEMPLATE, &talk), ["\u{FDD0}b\u{FDD1}{% generation %}<|end|>"]);
+    // Found by fuzzing: a template that contains a mark, itself or by its number.
+    for mark in ["\u{FDD0}", "{{ '\\ufdd0' }}"] {
+        let source = format!(
+            "{{% for m in messages %}}{{% generation %}}{mark}{{{{ m.content }}}}{{% endgeneration %}}{{% endfor %}}"
+        );
+        assert_eq!(parts(&source, &turns(&["a"])), ["\u{FDD0}a"]);
+    }
     let all: String = ('\u{FDD0}'..='\u{FDEF}').collect();
     let error = template(BUILTIN_TEMPLATE).render_with_spans(&turns(&[&all, "b"])).unwrap_err().to_string();
     assert!(error.contains("U+FDD0"), "{error}");

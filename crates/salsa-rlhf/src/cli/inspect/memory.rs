@@ -1,11 +1,11 @@
 //! The memory that each stage needs, known from a model's shape before anything is loaded.
 use salsa_engine::{Head, LoraSpec, ModelSpec};
 
-/// Bytes per parameter that is trained: f32 weights, gradients and AdamW's two moments.
+/// Bytes per parameter that is trained: f32 weights, gradients and AdamW's two moments; without the packed copy.
 const TRAINED: u64 = 16;
 
-/// Bytes per parameter that only computes: f32 weights.
-const FROZEN: u64 = 4;
+/// Bytes per parameter of the packed copy that products read, in f32 and in bf16; of a frozen model there is nothing else.
+const PACKED: [u64; 2] = [4, 2];
 
 /// Bytes of an activation: f32.
 const ACTIVATION: u64 = 4;
@@ -23,18 +23,19 @@ struct Stage {
 /// A table of all stages, with activations as a number per token of a pass.
 pub fn table(spec: &ModelSpec) -> String {
     let mut text = format!(
-        "\nmemory (float32; trained {TRAINED} B per parameter: weights, gradients, two moments; frozen {FROZEN} B)\n  \
-         {:<46} {:>12} {:>12} {:>12}\n",
-        "stage", "trained", "frozen", "bytes"
+        "\nmemory (trained: {TRAINED} B per parameter for weights, gradients and two moments; all: a packed copy, {} B with dtype float32, {} B with bfloat16)\n  \
+         {:<49} {:>10} {:>10} {:>10} {:>10}\n",
+        PACKED[0], PACKED[1], "stage", "trained", "frozen", "float32", "bfloat16"
     );
     for stage in stages(spec) {
-        let bytes = stage.trained * TRAINED + stage.frozen * FROZEN;
+        let [f32, bf16] = PACKED.map(|packed| stage.trained * (TRAINED + packed) + stage.frozen * packed);
         text += &format!(
-            "  {:<46} {:>12} {:>12} {:>12}\n",
+            "  {:<49} {:>10} {:>10} {:>10} {:>10}\n",
             stage.name,
             count(stage.trained),
             count(stage.frozen),
-            size(bytes)
+            size(f32),
+            size(bf16)
         );
     }
     let (kept, recomputed) = (kept_per_token(spec), recomputed_per_token(spec));
@@ -48,16 +49,17 @@ pub fn table(spec: &ModelSpec) -> String {
         size((recomputed + layer_per_token(spec)) * EXAMPLE_TOKENS)
     );
     text += &format!(
-        "key/value cache per token of a sequence being generated: {} B\n",
+        "key/value cache per token of a sequence being generated, in float32: {} B\n",
         2 * ACTIVATION * (spec.layers * spec.kv_heads * spec.head_dim) as u64
     );
     text
 }
 
 fn stages(spec: &ModelSpec) -> Vec<Stage> {
-    let language = spec.with_head(Head::LanguageModel).parameters() as u64;
-    let scalar = spec.with_head(Head::Scalar).parameters() as u64;
-    let adapter = LoraSpec::default().parameters(&spec.with_head(Head::Scalar)) as u64;
+    let (model, rewarding) = (spec.with_head(Head::LanguageModel), spec.with_head(Head::Scalar));
+    let (language, scalar) = (model.parameters() as u64, rewarding.parameters() as u64);
+    let lora = LoraSpec::default();
+    let (adapter, critic) = (lora.parameters(&model) as u64, lora.parameters(&rewarding) as u64);
     let stage = |name, trained, frozen| Stage { name, trained, frozen };
     vec![
         stage("generate, logprobs", 0, language),
@@ -67,8 +69,10 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
         stage("dpo (policy, reference)", language, language),
         stage("ppo (policy, critic, reference, reward model)", language + scalar, language + scalar),
         stage("sft with use_peft (rank 16)", adapter, language),
+        stage("reward with use_peft (rank 16)", critic, scalar),
+        stage("dpo with use_peft (rank 16; reference: its base)", adapter, language),
         // One base; the reference, a soup of two adapters, has twice the rank, and there is the reward model.
-        stage("ppo with use_peft (rank 16, one base)", 2 * adapter, language + 3 * adapter),
+        stage("ppo with use_peft (rank 16, one base)", adapter + critic, language + 2 * adapter + critic),
     ]
 }
 
@@ -129,16 +133,15 @@ mod tests {
         let stages = stages(&tiny_llama());
         let language = 1_100_048_384;
         let scalar = language - 32_000 * 2048 + 2048;
-        let found: Vec<(u64, u64)> = stages.iter().map(|stage| (stage.trained, stage.frozen)).collect();
+        let found: Vec<(u64, u64)> = stages[..6].iter().map(|stage| (stage.trained, stage.frozen)).collect();
         let both = language + scalar;
-        let (whole, adapters) = found.split_at(6);
-        assert_eq!(whole, [(0, language), (0, scalar), (language, 0), (scalar, 0), (language, language), (both, both)]);
-        // Per layer 16 * (in + out) of q, o: 2048 + 2048; k, v: 2048 + 256; gate, up, down: 2048 + 5632; then a head.
-        let adapter = 22 * 16 * (2 * 4096 + 2 * 2304 + 3 * 7680) + 2048;
-        assert_eq!(adapters, [(adapter, language), (2 * adapter, language + 3 * adapter)]);
-        // 16 B * 1.1e9 = 17.6e9 B = 16.4 GiB.
+        assert_eq!(found, [(0, language), (0, scalar), (language, 0), (scalar, 0), (language, language), (both, both)]);
+        // Rank 16, 22 layers: q and o 2 * 4096, k and v 2 * (2048 + 256), three matrices of the feed-forward 2048 + 5632.
+        let adapter = 22 * 16 * (2 * 4096 + 2 * 2304 + 3 * 7680);
+        assert_eq!((stages[6].trained, stages[6].frozen), (adapter, language));
+        // 20 B * 1.1e9 = 20.5 GiB, 18 B: 18.4 GiB.
         let table = table(&tiny_llama());
-        assert!(table.contains("sft ") && table.contains("1.10 B") && table.contains("16.4 GiB"), "{table}");
+        assert!(table.contains("1.10 B          -   20.5 GiB   18.4 GiB"), "{table}");
     }
 
     #[test]
@@ -149,7 +152,7 @@ mod tests {
         assert_eq!(kept_per_token(&spec), 22 * 4 * 31_744);
         assert_eq!(recomputed_per_token(&spec), 22 * 4 * 2048);
         // 22 layers * 4 heads of 64 * key and value * 4 B.
-        assert!(table(&spec).contains("generated: 45056 B"));
+        assert!(table(&spec).contains("generated, in float32: 45056 B"));
     }
 
     #[test]
