@@ -8,8 +8,8 @@ use super::{Buffer, Dtype, pack};
 use crate::backend::AttentionShape;
 use crate::pool;
 
-/// One layer's keys and values, in the panels that tile products read; a word holds one number or two (see
-/// [`super::kernel`]): keys `[slot][kv_head][position / width][word of head_dim][width]`, values
+/// One layer's keys and values, in the panels that tile products read; a word holds one f32 or two bfloat16
+/// numbers: keys `[slot][kv_head][position / width][word of head_dim][width]`, values
 /// `[slot][kv_head][head_dim / width][word of positions][width]`.
 pub struct Cache {
     keys: Buffer,
