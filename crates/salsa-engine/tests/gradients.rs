@@ -282,3 +282,27 @@ fn gradients_accumulate() {
     let (once, twice) = (pass(), pass());
     assert!((twice / once - 2.0).abs() < 1e-6);
 }
+
+#[test]
+fn bf16_gradients_are_those_of_f32_within_its_rounding() {
+    // bfloat16 keeps 8 bits: each operand is off by at most 2^-9 of itself, and errors of many terms cancel in part.
+    for (name, spec) in kinds() {
+        let weights: Vec<f32> =
+            spec.init(3).iter().zip(normal(spec.parameters(), 78)).map(|(w, n)| w + 0.05 * n).collect();
+        let (batch, query) = batch_and_query(&spec);
+        let (c, d) = (normal(query.rows.len(), 5), normal(query.value_rows.len(), 6));
+        let pass = |dtype| {
+            let mut model =
+                Trainable::new(spec.clone(), weights.clone(), Cpu { dtype }, Recompute::KeepActivations).unwrap();
+            let (output, tape) = model.forward_train(&batch, &query);
+            model.backward(tape, &OutputGradient { d_logprobs: &c, d_values: &d });
+            (output, model.gradients().to_vec())
+        };
+        let ((exact, exact_gradient), (near, near_gradient)) = (pass(Dtype::F32), pass(Dtype::Bf16));
+        let logprobs = exact.logprobs.iter().zip(&near.logprobs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(logprobs < 0.02, "{name}: log-probs differ by {logprobs}");
+        let difference: Vec<f32> = exact_gradient.iter().zip(&near_gradient).map(|(a, b)| a - b).collect();
+        let relative = (dot(&difference, &difference) / dot(&exact_gradient, &exact_gradient)).sqrt();
+        assert!(relative > 0.0 && relative < 0.02, "{name}: gradients differ by {relative} of their norm");
+    }
+}

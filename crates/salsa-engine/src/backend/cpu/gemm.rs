@@ -309,3 +309,47 @@ impl<'a> Product<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+
+    /// `a * b` in f64, of operands rounded as the number type does.
+    fn exact(dtype: Dtype, (rows, columns, depth): (usize, usize, usize), a: View<'_>, b: View<'_>) -> Vec<f64> {
+        let at = |m: View<'_>, i: usize, j: usize| {
+            let x = m.data[i * m.row_stride + j * m.column_stride];
+            f64::from(if dtype == Dtype::F32 { x } else { f32::from_bits(pack::bf16(x) << 16) })
+        };
+        let element = |i: usize| (0..depth).map(|k| at(a, i / columns, k) * at(b, k, i % columns)).sum();
+        (0..rows * columns).map(element).collect()
+    }
+
+    #[test]
+    fn products_of_every_layout_are_those_of_the_definition() {
+        let mut random = Random::new(1, 1);
+        let shapes = [(1, 1, 1), (5, 7, 3), (13, 33, 17), (96, 32, 64), (100, 70, 300), (7, 40, 1030), (33, 95, 513)];
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            for (rows, columns, depth) in shapes {
+                let mut numbers = |count: usize| (0..count).map(|_| random.normal() as f32).collect::<Vec<f32>>();
+                let (a, b) = (numbers(rows * depth), numbers(depth * columns));
+                let lefts = [View::rows(&a, depth), View::rows(&a, rows).t()];
+                let rights = [View::rows(&b, columns), View::rows(&b, depth).t()];
+                for (left, right) in lefts.into_iter().flat_map(|left| rights.map(|right| (left, right))) {
+                    let packed = Packed::new(dtype, right, depth, columns);
+                    let mut found = vec![1.0; rows * columns];
+                    gemm((rows, columns, depth), left, packed.panels(), &mut found, columns, Store::Add);
+                    let expected = exact(dtype, (rows, columns, depth), left, right);
+                    let tolerance = 1e-6 * (depth as f64).sqrt() * 4.0;
+                    for (found, expected) in found.iter().zip(expected) {
+                        let error = (f64::from(*found) - 1.0 - expected).abs();
+                        assert!(error < tolerance * 4.0, "{dtype:?} {rows} {columns} {depth}: off by {error}");
+                    }
+                    let mut transposed = Packed::default();
+                    transposed.transpose_of(&packed, 0, columns);
+                    assert_eq!((transposed.depth(), transposed.columns()), (columns, depth));
+                }
+            }
+        }
+    }
+}

@@ -362,3 +362,57 @@ unsafe fn portable<const R: usize, const BY_ROW: bool>(
 fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { a.mul_add(b, c) } else { a * b + c }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let mut random = Random::new(2, 2);
+        // Numbers whose products neither overflow nor underflow, as bfloat16 pairs and as f32.
+        let mut word = |dtype: Dtype| match dtype {
+            Dtype::F32 => random.normal() as f32,
+            Dtype::Bf16 => super::super::pack::pair(random.normal() as f32, random.normal() as f32),
+        };
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let steps = 37;
+            // Long enough for a tile of either layout.
+            let a: Vec<f32> = (0..HEIGHT * LEFT_STRIDE).map(|_| word(dtype)).collect();
+            let b: Vec<f32> = (0..steps * WIDTH).map(|_| word(dtype)).collect();
+            for (left, rows) in [(Left::Rows, 1), (Left::Rows, 4), (Left::Columns, 1), (Left::Columns, 3)] {
+                // Sixteen columns at a time, the least width there is.
+                let narrow =
+                    |from: usize| -> Vec<f32> { (0..steps * 16).map(|i| b[i / 16 * WIDTH + from + i % 16]).collect() };
+                let product = |isa: Isa| {
+                    let kernel = Kernel::of(isa, dtype);
+                    let mut out = vec![0.5; rows * WIDTH];
+                    let parts = if kernel.width == WIDTH {
+                        vec![(0, b.clone())]
+                    } else {
+                        vec![(0, narrow(0)), (16, narrow(16))]
+                    };
+                    for (column, b) in parts {
+                        // SAFETY: `a` is larger than any tile, `b` has `steps * width` words, `out` has `rows` rows.
+                        unsafe {
+                            let at = out.as_mut_ptr().add(column);
+                            kernel.tile(rows, left)(steps, a.as_ptr(), b.as_ptr(), at, WIDTH, Store::Add);
+                        }
+                    }
+                    out
+                };
+                let fused: Vec<Isa> =
+                    Isa::ALL.into_iter().filter(|isa| isa.available() && *isa != Isa::Scalar).collect();
+                for pair in fused.windows(2) {
+                    assert_eq!(product(pair[0]), product(pair[1]), "{dtype:?} {left:?} {rows}: {pair:?}");
+                }
+                // Without fused multiply-add every step rounds twice.
+                let scalar = product(Isa::Scalar);
+                for (x, y) in scalar.iter().zip(fused.first().map_or(scalar.clone(), |&isa| product(isa))) {
+                    assert!((x - y).abs() < 1e-4, "{dtype:?} {left:?} {rows}: {x} {y}");
+                }
+            }
+        }
+    }
+}
