@@ -24,10 +24,11 @@ use crate::data::{self, Dataset, Example, Which, split_by_prompt};
 pub enum DataSource {
     /// All examples of a file or folder.
     Path(PathBuf),
-    /// The examples of one part.
-    Part(DataPart),
     /// Several sources, one after the other.
     Mixture(Vec<DataSource>),
+    // Behind the list: a mapping may be given as a list of its values, and two paths are a list.
+    /// The examples of one part.
+    Part(DataPart),
 }
 
 /// One part of a file or folder.
@@ -167,5 +168,23 @@ impl fmt::Display for DataSource {
                 f.write_str(&names.join(" + "))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_paths_are_two_sources_and_no_path_with_its_split() {
+        let source: DataSource = serde_json::from_str(r#"["a.jsonl", {"path": "b.jsonl", "split": "train"}]"#).unwrap();
+        let DataSource::Mixture(sources) = source else { panic!("a list is a mixture") };
+        assert_eq!(sources[0], DataSource::Path("a.jsonl".into()));
+        assert!(matches!(&sources[1], DataSource::Part(part) if part.path == Path::new("b.jsonl")));
+        let two: DataSource = serde_json::from_str(r#"["a.jsonl", "b.jsonl"]"#).unwrap();
+        assert_eq!(
+            two,
+            DataSource::Mixture(vec![DataSource::Path("a.jsonl".into()), DataSource::Path("b.jsonl".into())])
+        );
     }
 }
