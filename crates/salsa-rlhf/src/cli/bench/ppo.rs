@@ -59,6 +59,8 @@ impl Models {
         let config = PpoConfig {
             batch_size: work.batch,
             num_ppo_epochs: work.epochs,
+            // TRL's default; passes add up to the same step.
+            per_device_train_batch_size: 8,
             temperature: 1.0,
             response_length: work.response,
             max_grad_norm: 0.0,
