@@ -164,7 +164,7 @@ impl<'a> Mean<'a> {
             })
         };
         let ingredients = models.iter().map(ingredient).collect::<anyhow::Result<_>>()?;
-        Ok(Mean { spec, ingredients, shares: Shares::new(shares, Normalize::Keep)? })
+        Ok(Mean { spec, ingredients, shares: Shares::new(shares, Normalize::Divide)? })
     }
 }
 
