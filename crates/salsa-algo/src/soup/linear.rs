@@ -46,7 +46,7 @@ pub fn weighted_mean(ingredients: &[&[f32]], weights: &Weights, out: &mut [f32])
             *o = first_weight * x;
         }
         for (w, x) in &kept[1..] {
-            add_product(*w, &x[range.clone()], out);
+            add_product(*w, x[range.clone()].iter().copied(), out);
         }
         divide(out, weights.divisor());
         if weights.sum_to_one() {
@@ -61,49 +61,24 @@ pub fn weighted_mean(ingredients: &[&[f32]], weights: &Weights, out: &mut [f32])
 /// sums[j] = fused(weight * numbers[j] + sums[j])
 /// ```
 ///
+/// Where one of the two is longer, its end is left alone.
+///
 /// ```
 /// let mut sums = [1.0, 2.0];
-/// salsa_algo::soup::add_product(0.1, &[10.0, 20.0], &mut sums);
+/// salsa_algo::soup::add_product(0.1, [10.0, 20.0].into_iter(), &mut sums);
 /// assert_eq!(sums, [2.0, 4.0]);
 /// ```
-///
-/// # Panics
-/// If lengths differ.
-pub fn add_product(weight: f32, numbers: &[f32], sums: &mut [f32]) {
-    same_lengths(sums, &[numbers]);
+pub fn add_product(weight: f32, numbers: impl Iterator<Item = f32>, sums: &mut [f32]) {
     if multiplies_exactly(weight) {
         for (sum, x) in sums.iter_mut().zip(numbers) {
             *sum += weight * x;
         }
-        return;
-    }
-    let weight = f64::from(weight);
-    for (sums, numbers) in sums.chunks_mut(DOUBTED).zip(numbers.chunks(DOUBTED)) {
-        let mut rounded = [0f32; DOUBTED];
-        let mut doubt = false;
-        for ((rounded, x), sum) in rounded.iter_mut().zip(numbers).zip(sums.iter()) {
-            let sum = weight * f64::from(*x) + f64::from(*sum);
-            *rounded = sum as f32;
-            doubt |= may_be_rounded_twice(sum, *rounded);
-        }
-        if doubt {
-            sums.iter_mut().zip(numbers).for_each(|(sum, x)| *sum = multiply_add(weight, *x, *sum));
-        } else {
-            sums.copy_from_slice(&rounded[..sums.len()]);
+    } else {
+        let weight = f64::from(weight);
+        for (sum, x) in sums.iter_mut().zip(numbers) {
+            *sum = multiply_add(weight, x, *sum);
         }
     }
-}
-
-/// Numbers that are computed once more, slowly, where one of them might be wrong.
-const DOUBTED: usize = 64;
-
-/// Whether rounding an exact sum to `f64` and then to `f32` could differ from rounding it once: only if the first rounding
-/// can end in the middle between two numbers of `f32`. Of subnormal ones the middle is elsewhere, so they are all doubted.
-#[inline(always)]
-fn may_be_rounded_twice(sum: f64, rounded: f32) -> bool {
-    let middle = (sum.to_bits() as u32) << 3 == 1 << 31;
-    let subnormal = rounded.to_bits() << 1 <= f32::MIN_POSITIVE.to_bits() << 1;
-    middle | subnormal
 }
 
 /// Divides sums by what their weights sum to: the last step of [`weighted_mean`].
@@ -311,9 +286,6 @@ mod tests {
                 for (x, y) in [(x, y), (f32::from_bits(short), f32::from_bits(other)), (x, -weight * x), (x, x)] {
                     let expected = weight.mul_add(x, y);
                     assert_eq!(multiply_add(f64::from(weight), x, y).to_bits(), expected.to_bits(), "{weight} {x} {y}");
-                    let mut quick = [y];
-                    add_product(weight, &[x], &mut quick);
-                    assert_eq!(quick[0].to_bits(), expected.to_bits(), "{weight} {x} {y}");
                     ties += u32::from((f64::from(weight) * f64::from(x) + f64::from(y)) as f32 != expected);
                 }
             }

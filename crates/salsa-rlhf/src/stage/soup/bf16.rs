@@ -9,21 +9,18 @@ const CHUNK: usize = 1024;
 /// Computes the weighted mean of ingredients, in float32, rounded once more to nearest even; bytes are little-endian
 /// bfloat16. Returns whether all results are finite, which they are not if a number read is not.
 pub(super) fn weighted_mean(ingredients: &[&[u8]], weights: &Weights, out: &mut [u8]) -> bool {
-    let (mut sums, mut numbers) = ([0f32; CHUNK], [0f32; CHUNK]);
+    let mut sums = [0f32; CHUNK];
     let mut finite = true;
     for start in (0..out.len()).step_by(2 * CHUNK) {
         let end = (start + 2 * CHUNK).min(out.len());
         let out = &mut out[start..end];
         let sums = &mut sums[..out.len() / 2];
-        for (i, factor) in weights.factors().iter().enumerate() {
-            let numbers = &mut numbers[..sums.len()];
-            for (x, bytes) in numbers.iter_mut().zip(ingredients[i][start..end].chunks_exact(2)) {
-                *x = widen(bytes);
-            }
-            match i {
-                0 => sums.iter_mut().zip(numbers).for_each(|(sum, x)| *sum = factor * *x),
-                _ => add_product(*factor, numbers, sums),
-            }
+        let numbers = |i: usize| ingredients[i][start..end].chunks_exact(2).map(widen);
+        for (sum, x) in sums.iter_mut().zip(numbers(0)) {
+            *sum = weights.factors()[0] * x;
+        }
+        for (i, factor) in weights.factors().iter().enumerate().skip(1) {
+            add_product(*factor, numbers(i), sums);
         }
         divide(sums, weights.divisor());
         let mut infinite = false;
