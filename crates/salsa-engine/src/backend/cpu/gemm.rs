@@ -70,10 +70,28 @@ impl Packed {
         Packed { dtype, ..Packed::default() }
     }
 
+    /// Room for a matrix `[depth][columns]`; what it holds is anything until all its columns are packed.
+    pub(crate) fn room(dtype: Dtype, depth: usize, columns: usize) -> Packed {
+        let mut packed = Packed::empty(dtype);
+        packed.reshape(depth, columns);
+        packed
+    }
+
     /// Packs anew, reusing the memory.
     pub(crate) fn pack(&mut self, b: View<'_>, depth: usize, columns: usize) {
-        let (dtype, width) = (self.dtype, self.kernel().width);
-        self.fill(depth, columns, |p, panel| pack::panel(dtype, b, depth, p * width, columns, width, panel));
+        self.reshape(depth, columns);
+        self.pack_columns(0, b, columns);
+    }
+
+    /// Packs `columns` columns from column `first` on, which starts a panel; they end a panel or the matrix.
+    pub(crate) fn pack_columns(&mut self, first: usize, b: View<'_>, columns: usize) {
+        let (dtype, width, depth) = (self.dtype, self.kernel().width, self.depth);
+        let end = first + columns;
+        assert!(first.is_multiple_of(width), "column {first} does not start a panel of {width}");
+        assert!(end.is_multiple_of(width) || end == self.columns, "column {end} does not end a panel of {width}");
+        self.each_panel(first / width..end.div_ceil(width), |p, panel| {
+            pack::panel(dtype, b, depth, p * width - first, columns, width, panel);
+        });
     }
 
     /// The transpose of `columns` columns of another packed matrix, from column `first` on, which starts a panel.
@@ -81,27 +99,32 @@ impl Packed {
         let panels = other.panels_from(first);
         let (depth, width) = (other.depth, other.kernel().width);
         self.dtype = other.dtype;
-        self.fill(columns, depth, |p, out| {
+        self.reshape(columns, depth);
+        self.each_panel(0..depth.div_ceil(width), |p, out| {
             pack::transposed_panel(other.dtype, panels.data, panels.panel_stride, (depth, columns, width), p, out);
         });
     }
 
-    /// Makes room for `[depth][columns]` and has `panel(index, words)` write every panel.
-    fn fill(&mut self, depth: usize, columns: usize, panel: impl Fn(usize, &mut [f32]) + Sync) {
-        let width = self.kernel().width;
+    /// Makes room for `[depth][columns]`.
+    fn reshape(&mut self, depth: usize, columns: usize) {
         (self.depth, self.columns) = (depth, columns);
-        let stride = self.stride();
-        let len = columns.div_ceil(width) * stride;
+        let len = columns.div_ceil(self.kernel().width) * self.stride();
         if self.data.len() != len {
             self.data = Buffer::stale(len);
         }
+    }
+
+    /// Has `panel(index, words)` write these panels.
+    fn each_panel(&mut self, panels: Range<usize>, panel: impl Fn(usize, &mut [f32]) + Sync) {
+        let stride = self.stride();
         if stride == 0 {
             return;
         }
-        if len < 1 << 15 {
-            self.data.chunks_mut(stride).enumerate().for_each(|(p, words)| panel(p, words));
+        let words = &mut self.data[panels.start * stride..panels.end * stride];
+        if words.len() < 1 << 15 {
+            words.chunks_mut(stride).enumerate().for_each(|(p, words)| panel(panels.start + p, words));
         } else {
-            pool::each(self.data.chunks_mut(stride), panel);
+            pool::each(words.chunks_mut(stride), |p, words| panel(panels.start + p, words));
         }
     }
 
@@ -311,6 +334,7 @@ impl<'a> Product<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::PACKED_ROWS;
     use crate::random::Random;
 
     /// `a * b` in f64, of operands rounded as the number type does.
@@ -348,6 +372,22 @@ mod tests {
                     assert_eq!((transposed.depth(), transposed.columns()), (columns, depth));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_matrix_packed_in_pieces_is_that_packed_at_once() {
+        let mut random = Random::new(2, 1);
+        for (dtype, depth, columns) in [(Dtype::F32, 7, 600), (Dtype::Bf16, 40, 513), (Dtype::Bf16, 300, 256)] {
+            let weights: Vec<f32> = (0..depth * columns).map(|_| random.normal() as f32).collect();
+            let whole = Packed::new(dtype, View::rows(&weights, depth).t(), depth, columns);
+            let mut pieces = Packed::room(dtype, depth, columns);
+            pieces.data.fill(f32::NAN);
+            for (i, rows) in weights.chunks(PACKED_ROWS * depth).enumerate() {
+                pieces.pack_columns(i * PACKED_ROWS, View::rows(rows, depth).t(), rows.len() / depth);
+            }
+            let bits = |packed: &Packed| packed.data.iter().map(|word| word.to_bits()).collect::<Vec<_>>();
+            assert!(bits(&whole) == bits(&pieces), "{dtype:?} {depth} {columns}");
         }
     }
 }

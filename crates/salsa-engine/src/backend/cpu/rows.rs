@@ -44,6 +44,12 @@ pub(super) fn sum_rows(rows: usize, total: &mut [f32], f: impl Fn(usize, &mut [f
     }
 }
 
+pub(super) fn copy(out: &mut [f32], data: &[f32]) {
+    assert_eq!(out.len(), data.len(), "numbers and their place differ in length");
+    let part = (out.len() / (8 * pool::threads())).max(SMALL);
+    pool::each(out.chunks_mut(part), |i, out| out.copy_from_slice(&data[i * part..][..out.len()]));
+}
+
 pub(super) fn embed(table: &[f32], tokens: &[u32], hidden: usize, scale: f32) -> Buffer {
     let mut out = Buffer::stale(tokens.len() * hidden);
     each_row(&mut out, hidden, |t, row| {
