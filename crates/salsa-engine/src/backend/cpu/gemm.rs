@@ -5,6 +5,7 @@
 //! words, always the same places, so that the order of summation of an element is a function of the depth alone.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::Dtype;
@@ -14,8 +15,6 @@ use super::kernel::{HEIGHT, Kernel, STEPS, Store, WIDTH};
 use super::pack;
 use crate::pool;
 
-/// Rows of the left factor packed at once: with their words they stay in the second-level cache.
-const ROWS: usize = 96;
 /// Below this many words of work (rows * columns * steps) the calling thread computes a product: waking others costs more.
 const SMALL: usize = 1 << 17;
 
@@ -157,10 +156,10 @@ pub(crate) fn gemm(
         return gemm_here((rows, columns, depth), a, b, out, stride, store);
     }
     // A task is a block of rows times a run of panels: enough tasks to share, each long enough to pay for packing.
-    let block =
-        if rows <= ROWS { ROWS } else { rows.div_ceil(4 * threads).next_multiple_of(HEIGHT).clamp(2 * HEIGHT, ROWS) };
+    let kernel = Kernel::of(isa(), b.dtype);
+    let block = kernel.task_rows(rows, threads);
     let row_blocks = rows.div_ceil(block);
-    let panels = columns.div_ceil(Kernel::of(isa(), b.dtype).width);
+    let panels = columns.div_ceil(kernel.width);
     let runs = (4 * threads).div_ceil(row_blocks).min(panels);
     let run = panels.div_ceil(runs);
     let runs = panels.div_ceil(run);
@@ -182,8 +181,9 @@ pub(crate) fn gemm_here(
 ) {
     let panels = columns.div_ceil(Kernel::of(isa(), b.dtype).width);
     let product = Product::new((rows, columns, depth), a, b, out, stride, store);
-    for first in (0..rows).step_by(ROWS) {
-        product.block(first..rows.min(first + ROWS), 0..panels);
+    let block = product.kernel.block;
+    for first in (0..rows).step_by(block) {
+        product.block(first..rows.min(first + block), 0..panels);
     }
 }
 
@@ -224,7 +224,7 @@ impl<'a> Product<'a> {
         }
         let (dtype, width) = (self.b.dtype, self.kernel.width);
         let words = self.depth.div_ceil(dtype.terms());
-        let height = rows.len().div_ceil(rows.len().div_ceil(self.kernel.height()));
+        let height = self.kernel.height_for(rows.len());
         let last_column = self.columns.min(panels.end * width);
         assert!((rows.end - 1) * self.stride + last_column <= self.len, "the product does not fit its output");
         assert!((panels.end - 1) * self.b.panel_stride + words * width <= self.b.data.len(), "too few panels");
@@ -232,6 +232,7 @@ impl<'a> Product<'a> {
             return self.clear(&rows, panels.start * width..last_column);
         }
         let room = pack::left_room(height);
+        let _ready = self.kernel.ready();
         LEFT.with_borrow_mut(|left| {
             left.resize(left.len().max(rows.len().div_ceil(height) * room), 0.0);
             for from in (0..words).step_by(STEPS) {
@@ -249,8 +250,9 @@ impl<'a> Product<'a> {
                     for (tile, first) in (0..rows.len()).step_by(height).enumerate() {
                         let count = height.min(rows.len() - first);
                         let kernel = self.kernel.tile(count, layout);
-                        // SAFETY: the left tile has `count` rows of `steps` words and `b` `steps * width` words. The
-                        // assertions above keep rows and columns inside `out`; no other task has these.
+                        // SAFETY: the thread is ready, the left tile has `count` rows of `steps` words and `b`
+                        // `steps * width` words. The assertions above keep rows and columns inside `out`; no other
+                        // task has these.
                         unsafe {
                             let a = left[tile * room..(tile + 1) * room].as_ptr();
                             self.tile(kernel, steps, a, b.as_ptr(), rows.start + first, count, panel * width, store);
@@ -285,12 +287,13 @@ impl<'a> Product<'a> {
             if column + width <= self.columns {
                 return kernel(steps, a, b, at, self.stride, store);
             }
-            let mut edge = [0f32; HEIGHT * WIDTH];
-            kernel(steps, a, b, edge.as_mut_ptr(), width, Store::Replace);
+            let mut edge = MaybeUninit::<[f32; HEIGHT * WIDTH]>::uninit();
+            let edge = edge.as_mut_ptr().cast::<f32>();
+            kernel(steps, a, b, edge, width, Store::Replace);
             for r in 0..count {
                 for c in 0..self.columns - column {
                     let at = at.add(r * self.stride + c);
-                    let new = edge[r * width + c];
+                    let new = *edge.add(r * width + c);
                     *at = if store == Store::Add { *at + new } else { new };
                 }
             }

@@ -11,7 +11,11 @@
 //! high half first. So an element has the same bits whatever the tile height, the neighbours and the number of threads,
 //! and whether it is computed one row at a time (decoding) or a thousand (training). With fused multiply-add (all but
 //! `scalar`) the bits are even the same across instruction sets, but for products of bfloat16 that underflow: the
-//! dot-product instruction takes them as zero.
+//! dot-product instruction takes them as zero. AMX tiles sum bfloat16 products in an order of their own, which is as
+//! fixed: see [`amx`].
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 
 use super::Dtype;
 use super::isa::Isa;
@@ -40,28 +44,52 @@ pub(crate) const LEFT_STRIDE: usize = STEPS + 16;
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 24;
 /// The most rows a tile has, on any instruction set.
-pub(crate) const HEIGHT: usize = 12;
+pub(crate) const HEIGHT: usize = 32;
 /// The most columns.
 pub(crate) const WIDTH: usize = 32;
 
-/// `fn(steps, a, b, out, out_stride, store)`: `a` is a left tile of R rows, `b` is `[steps][width]`, `out` has R rows.
+/// `fn(steps, a, b, out, out_stride, store)`: `a` is a left tile of R rows, `b` is `[steps][width]`, `out` has R rows. The
+/// calling thread must hold what [`Kernel::ready`] returns.
 pub(crate) type Tile = unsafe fn(usize, *const f32, *const f32, *mut f32, usize, Store);
 
 /// The kernels of one instruction set and number type: `rows[R - 1]` and `columns[R - 1]` compute R rows of `width`
 /// columns, from a left tile in that layout.
 pub(crate) struct Kernel {
     pub width: usize,
+    /// Rows of the left factor packed at once: with their words they stay in the second-level cache.
+    pub block: usize,
+    /// A tile costs as much as one of the next multiple of this many rows, and left tiles have room for them.
+    whole: usize,
+    registers: Registers,
     rows: &'static [Tile],
     columns: &'static [Tile],
+}
+
+/// In which registers a kernel computes.
+#[derive(Clone, Copy)]
+enum Registers {
+    /// Those that every thread has.
+    Vector,
+    /// AMX tiles.
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
+}
+
+/// While this lives, the kernels may be called on the thread that has it.
+pub(crate) struct Ready {
+    #[cfg(target_arch = "x86_64")]
+    _tiles: Option<amx::Tiles>,
 }
 
 impl Kernel {
     pub(crate) fn of(isa: Isa, dtype: Dtype) -> &'static Kernel {
         match (isa, dtype) {
             #[cfg(target_arch = "x86_64")]
+            (Isa::Amx, Dtype::Bf16) => &AMX_BF16,
+            #[cfg(target_arch = "x86_64")]
             (Isa::Avx512Bf16, Dtype::Bf16) => &AVX512_BF16_NATIVE,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => &AVX512_F32,
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => &AVX512_F32,
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512, Dtype::Bf16) => &AVX512_BF16,
             #[cfg(target_arch = "x86_64")]
@@ -76,6 +104,36 @@ impl Kernel {
     /// The most rows a tile has.
     pub(crate) fn height(&self) -> usize {
         self.rows.len()
+    }
+
+    /// The rows of each tile but the last, when `rows` rows are cut into tiles: as few tiles as possible, and these of
+    /// about the same height.
+    pub(crate) fn height_for(&self, rows: usize) -> usize {
+        rows.div_ceil(rows.div_ceil(self.height())).next_multiple_of(self.whole)
+    }
+
+    /// Rows of a task when threads share a product of `rows` rows.
+    pub(crate) fn task_rows(&self, rows: usize, threads: usize) -> usize {
+        let (share, unit) = match self.registers {
+            Registers::Vector => (rows.div_ceil(4 * threads), self.height().max(12)),
+            // Tiles take words faster than a panel comes from memory: as many rows as there are use it while it is near.
+            #[cfg(target_arch = "x86_64")]
+            Registers::Tiles => (rows.div_ceil(threads), self.height()),
+        };
+        if rows <= 96 { self.block } else { share.next_multiple_of(unit).clamp(2 * unit, self.block) }
+    }
+
+    /// Sets the calling thread up for the kernels.
+    pub(crate) fn ready(&self) -> Ready {
+        match self.registers {
+            Registers::Vector => Ready {
+                #[cfg(target_arch = "x86_64")]
+                _tiles: None,
+            },
+            // SAFETY: this kernel is chosen only where there is AMX and the system permits its use.
+            #[cfg(target_arch = "x86_64")]
+            Registers::Tiles => Ready { _tiles: Some(unsafe { amx::Tiles::set_up() }) },
+        }
     }
 
     /// The tile of `rows` rows.
@@ -97,11 +155,26 @@ macro_rules! kernel {
     ($name:ident, $width:expr, $tile:ident, $($height:literal)*) => {
         static $name: Kernel = Kernel {
             width: $width,
+            block: 96,
+            whole: 1,
+            registers: Registers::Vector,
             rows: &[$($tile::<$height, true>),*],
             columns: &[$($tile::<$height, false>),*],
         };
     };
 }
+
+/// Blocks of 256 rows: their words take 272 KiB of a second-level cache of 2 MiB, and a panel is read once for all of them.
+#[cfg(target_arch = "x86_64")]
+static AMX_BF16: Kernel = Kernel {
+    width: WIDTH,
+    block: 256,
+    whole: amx::GROUP,
+    registers: Registers::Tiles,
+    rows: &amx::TILES,
+    // Left factors are packed by rows only, see [`super::pack::left`].
+    columns: &[],
+};
 
 #[cfg(target_arch = "x86_64")]
 kernel!(AVX512_F32, 32, avx512_f32, 1 2 3 4 5 6 7 8 9 10 11 12);
@@ -402,8 +475,10 @@ mod tests {
                     }
                     out
                 };
-                let fused: Vec<Isa> =
-                    Isa::ALL.into_iter().filter(|isa| isa.available() && *isa != Isa::Scalar).collect();
+                let fused: Vec<Isa> = Isa::ALL
+                    .into_iter()
+                    .filter(|isa| isa.available() && !matches!(isa, Isa::Amx | Isa::Scalar))
+                    .collect();
                 for pair in fused.windows(2) {
                     assert_eq!(product(pair[0]), product(pair[1]), "{dtype:?} {left:?} {rows}: {pair:?}");
                 }

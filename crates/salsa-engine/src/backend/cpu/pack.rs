@@ -51,9 +51,11 @@ pub(crate) fn panel(
     if width == 32 {
         match (isa(), dtype) {
             // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
-            (Isa::Avx512Bf16, Dtype::Bf16) => return unsafe { vector::panel_bf16(b, depth, here, panel) },
+            (Isa::Amx | Isa::Avx512Bf16, Dtype::Bf16) => return unsafe { vector::panel_bf16(b, depth, here, panel) },
             // SAFETY: as above.
-            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => return unsafe { vector::panel_f32(b, depth, here, panel) },
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => {
+                return unsafe { vector::panel_f32(b, depth, here, panel) };
+            }
             _ => {}
         }
     }
@@ -100,6 +102,15 @@ pub(crate) fn left(
     #[cfg(target_arch = "x86_64")]
     match (isa(), dtype) {
         // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
+        (Isa::Amx, Dtype::Bf16) => unsafe {
+            match layout {
+                Left::Rows => vector::left_rows_bf16(a, rows, depth, tile),
+                Left::Columns => vector::left_rows_of_columns_bf16(a, rows, depth, tile),
+            }
+            // Tiles take their left factor by rows.
+            return Left::Rows;
+        },
+        // SAFETY: as above.
         (Isa::Avx512Bf16, Dtype::Bf16) => unsafe {
             match layout {
                 Left::Rows => vector::left_rows_bf16(a, rows, depth, tile),
@@ -108,7 +119,7 @@ pub(crate) fn left(
             return layout;
         },
         // SAFETY: as above.
-        (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) if layout == Left::Columns => unsafe {
+        (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) if layout == Left::Columns => unsafe {
             vector::left_columns_f32(a, rows, depth, tile);
             return layout;
         },
@@ -151,11 +162,11 @@ pub(crate) fn transposed_panel(
     #[cfg(target_arch = "x86_64")]
     if width == 32 {
         match (isa(), dtype) {
-            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::Bf16) => {
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::Bf16) => {
                 // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
                 return unsafe { vector::transposed_bf16(panels, panel_stride, (depth, columns), first, out) };
             }
-            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => {
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => {
                 // SAFETY: as above.
                 return unsafe { vector::transposed_f32(panels, panel_stride, (depth, columns), first, out) };
             }
@@ -422,6 +433,23 @@ mod vector {
         if depth % 2 == 1 {
             let low = load(used, (depth - 1) * stride, rows);
             store(tile, depth / 2 * rows, interleave(narrow(low, _mm512_setzero_ps())));
+        }
+    }
+
+    /// A source of contiguous columns, packed by rows: a step and sixteen words at a time.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub(super) fn left_rows_of_columns_bf16(a: View<'_>, rows: usize, depth: usize, tile: &mut [f32]) {
+        for first in (0..rows).step_by(16) {
+            let count = (rows - first).min(16);
+            let term = |k: usize| load(a.data, k * a.column_stride + first, if k < depth { count } else { 0 });
+            for from in (0..depth.div_ceil(2)).step_by(16) {
+                let mut block: [__m512i; 16] =
+                    std::array::from_fn(|s| interleave(narrow(term(2 * (from + s)), term(2 * (from + s) + 1))));
+                transpose(&mut block);
+                for (r, row) in block[..count].iter().enumerate() {
+                    store(tile, (first + r) * LEFT_STRIDE + from, *row);
+                }
+            }
         }
     }
 
