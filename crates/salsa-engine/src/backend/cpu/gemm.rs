@@ -157,11 +157,11 @@ pub(crate) fn gemm(
     }
     // A task is a block of rows times a run of panels: enough tasks to share, each long enough to pay for packing.
     let kernel = Kernel::of(isa(), b.dtype);
-    let block = kernel.task_rows(rows, threads);
-    let row_blocks = rows.div_ceil(block);
     let panels = columns.div_ceil(kernel.width);
-    let runs = (4 * threads).div_ceil(row_blocks).min(panels);
-    let run = panels.div_ceil(runs);
+    let row_blocks = rows.div_ceil(kernel.block);
+    let block = rows.div_ceil(row_blocks).next_multiple_of(kernel.height());
+    let row_blocks = rows.div_ceil(block);
+    let run = panels.div_ceil((4 * threads).div_ceil(row_blocks).min(panels));
     let runs = panels.div_ceil(run);
     let product = Product::new((rows, columns, depth), a, b, out, stride, store);
     pool::run(row_blocks * runs, |task| {
@@ -231,71 +231,62 @@ impl<'a> Product<'a> {
         if words == 0 {
             return self.clear(&rows, panels.start * width..last_column);
         }
-        let room = pack::left_room(height);
         let _ready = self.kernel.ready();
-        LEFT.with_borrow_mut(|left| {
-            left.resize(left.len().max(rows.len().div_ceil(height) * room), 0.0);
+        LEFT.with_borrow_mut(|room| {
             for from in (0..words).step_by(STEPS) {
                 let steps = STEPS.min(words - from);
                 let store = if from == 0 { self.store } else { Store::Add };
-                let mut layout = None;
-                for (tile, first) in (0..rows.len()).step_by(height).enumerate() {
-                    let count = height.min(rows.len() - first);
-                    let tile = &mut left[tile * room..(tile + 1) * room];
-                    layout = Some(pack::left(dtype, self.a, rows.start + first, count, from, steps, self.depth, tile));
-                }
-                let layout = layout.expect("there are rows");
+                let (kernel, depth) = (self.kernel, self.depth);
+                let left =
+                    pack::left_block(kernel.left, dtype, self.a, rows.clone(), from, steps, depth, panels.len(), room);
                 for panel in panels.clone() {
                     let b = &self.b.data[panel * self.b.panel_stride + from * width..][..steps * width];
-                    for (tile, first) in (0..rows.len()).step_by(height).enumerate() {
+                    for first in (0..rows.len()).step_by(height) {
                         let count = height.min(rows.len() - first);
-                        let kernel = self.kernel.tile(count, layout);
-                        // SAFETY: the thread is ready, the left tile has `count` rows of `steps` words and `b`
-                        // `steps * width` words. The assertions above keep rows and columns inside `out`; no other
-                        // task has these.
-                        unsafe {
-                            let a = left[tile * room..(tile + 1) * room].as_ptr();
-                            self.tile(kernel, steps, a, b.as_ptr(), rows.start + first, count, panel * width, store);
-                        }
+                        let tile = kernel.tile(count, left.layout);
+                        let compute = |out: *mut f32, stride: usize, store: Store| {
+                            // SAFETY: the thread is ready, the block has `count` rows from `first` on with the items of `steps` words, `b`
+                            // `steps * width` words, and `out` room for the tile: see below.
+                            unsafe {
+                                tile(steps, left.tile(first, count), left.stride, b.as_ptr(), out, stride, store);
+                            }
+                        };
+                        // SAFETY: the assertions above keep rows and columns inside `out`; no other task has these.
+                        unsafe { self.put(compute, rows.start + first, count, panel * width, store) };
                     }
                 }
             }
         });
     }
 
-    /// One tile; one that reaches over the last column is computed aside first.
+    /// Has `compute(out, stride, store)` write a tile; one that reaches over the last column is computed aside first.
     ///
     /// # Safety
     ///
-    /// The rows and columns that exist must lie inside `out` and belong to the caller; `a` and `b` are as the kernel says.
-    #[inline]
-    unsafe fn tile(
+    /// The rows and columns that exist must lie inside `out` and belong to the caller.
+    #[inline(always)]
+    unsafe fn put(
         &self,
-        kernel: super::kernel::Tile,
-        steps: usize,
-        a: *const f32,
-        b: *const f32,
+        compute: impl Fn(*mut f32, usize, Store),
         row: usize,
         count: usize,
         column: usize,
         store: Store,
     ) {
         let width = self.kernel.width;
-        // SAFETY: the caller's promise; `edge` holds the largest tile.
-        unsafe {
-            let at = self.out.add(row * self.stride + column);
-            if column + width <= self.columns {
-                return kernel(steps, a, b, at, self.stride, store);
-            }
-            let mut edge = MaybeUninit::<[f32; HEIGHT * WIDTH]>::uninit();
-            let edge = edge.as_mut_ptr().cast::<f32>();
-            kernel(steps, a, b, edge, width, Store::Replace);
-            for r in 0..count {
-                for c in 0..self.columns - column {
-                    let at = at.add(r * self.stride + c);
-                    let new = *edge.add(r * width + c);
-                    *at = if store == Store::Add { *at + new } else { new };
-                }
+        // SAFETY: the caller's promise.
+        let at = unsafe { self.out.add(row * self.stride + column) };
+        if column + width <= self.columns {
+            return compute(at, self.stride, store);
+        }
+        let mut edge = MaybeUninit::<[f32; HEIGHT * WIDTH]>::uninit();
+        let edge = edge.as_mut_ptr().cast::<f32>();
+        compute(edge, width, Store::Replace);
+        for r in 0..count {
+            for c in 0..self.columns - column {
+                // SAFETY: the caller's promise; `compute` has written `count` rows of `edge`.
+                let (at, new) = unsafe { (&mut *at.add(r * self.stride + c), *edge.add(r * width + c)) };
+                *at = if store == Store::Add { *at + new } else { new };
             }
         }
     }

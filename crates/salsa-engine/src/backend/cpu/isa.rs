@@ -112,11 +112,13 @@ macro_rules! multiversion {
             #[target_feature(enable = "avx2,fma")]
             fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
             match $crate::backend::cpu::isa::isa() {
-                // SAFETY: `isa` returns only what this machine has.
                 #[cfg(target_arch = "x86_64")]
-                $crate::backend::cpu::isa::Isa::Avx512
+                $crate::backend::cpu::isa::Isa::Amx
                 | $crate::backend::cpu::isa::Isa::Avx512Bf16
-                | $crate::backend::cpu::isa::Isa::Amx => unsafe { avx512($($arg),*) },
+                | $crate::backend::cpu::isa::Isa::Avx512 => {
+                    // SAFETY: `isa` returns only what this machine has.
+                    unsafe { avx512($($arg),*) }
+                }
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::backend::cpu::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },

@@ -309,21 +309,36 @@ fn in_lanes<const IN: usize, const OUT: usize>(
 
 multiversion! {
     fn silu_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
-        in_lanes([gate, up], [out], |[g, u]| [std::array::from_fn(|i| g[i] * sigmoid(g[i]) * u[i])]);
+        in_lanes([gate, up], [out], silu_lanes);
     }
+}
+
+// A function and not a closure: a closure that is not inlined loses the instruction set of where it stands.
+#[inline(always)]
+fn silu_lanes([g, u]: [&[f32; LANES]; 2]) -> [[f32; LANES]; 1] {
+    let mut out = [0f32; LANES];
+    for i in 0..LANES {
+        out[i] = g[i] * sigmoid(g[i]) * u[i];
+    }
+    [out]
 }
 
 multiversion! {
     /// `silu'(g) = s + g s (1 - s)` with `s = sigmoid(g)`.
     fn silu_row_backward(d_out: &[f32], gate: &[f32], up: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
-        in_lanes([d_out, gate, up], [d_gate, d_up], |[d, g, u]| {
-            let s: [f32; LANES] = std::array::from_fn(|i| sigmoid(g[i]));
-            [
-                std::array::from_fn(|i| d[i] * u[i] * (s[i] + g[i] * s[i] * (1.0 - s[i]))),
-                std::array::from_fn(|i| d[i] * g[i] * s[i]),
-            ]
-        });
+        in_lanes([d_out, gate, up], [d_gate, d_up], silu_lanes_backward);
     }
+}
+
+#[inline(always)]
+fn silu_lanes_backward([d, g, u]: [&[f32; LANES]; 3]) -> [[f32; LANES]; 2] {
+    let (mut d_gate, mut d_up) = ([0f32; LANES], [0f32; LANES]);
+    for i in 0..LANES {
+        let s = sigmoid(g[i]);
+        d_gate[i] = d[i] * u[i] * (s + g[i] * s * (1.0 - s));
+        d_up[i] = d[i] * g[i] * s;
+    }
+    [d_gate, d_up]
 }
 
 /// `sqrt(2 / pi)` and the cubic coefficient of GELU's tanh form.

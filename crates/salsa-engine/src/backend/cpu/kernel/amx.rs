@@ -17,19 +17,15 @@
 //! The tiles of a block: two of the left factor times two of the right one make four sums of 16 x 16, which is 32 rows of
 //! a panel's 32 columns. A group of words then costs four loads for four products.
 
-use super::{LEFT_STRIDE, Store, Tile, WIDTH};
+use super::{GROUP, Store, Tile, WIDTH};
 use std::arch::{asm, x86_64::*};
 use std::mem::MaybeUninit;
 
-/// Rows of a tile register, and words of a row.
-pub(crate) const GROUP: usize = 16;
 /// The most rows of a block.
 pub(super) const ROWS: usize = 2 * GROUP;
 
 /// From a word to the next in a panel, in bytes.
 const PANEL_STRIDE: usize = WIDTH * 4;
-/// From a row to the next in a left tile, in bytes.
-const LEFT_BYTES: usize = LEFT_STRIDE * 4;
 /// How far ahead of the products the right factor is prefetched, in bytes: two groups.
 const AHEAD: usize = 2 * GROUP * PANEL_STRIDE;
 
@@ -127,15 +123,22 @@ macro_rules! tiles {
 pub(super) static TILES: [Tile; ROWS] =
     tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32);
 
-/// The tile of R rows, as [`super::Tile`] says, with the left factor in [`super::Left::Rows`].
+/// The tile of R rows, as [`super::Tile`] says, with a left factor as [`super::Items::Groups`] says.
 ///
 /// # Safety
 ///
-/// The calling thread must hold [`Tiles`]. `a` must have room for R rounded up to whole groups of rows, and zeros from
-/// `steps` up to a whole group of words in the first R; `b` must hold `steps` times [`WIDTH`] words, and `out` R rows
-/// of [`WIDTH`].
+/// The calling thread must hold [`Tiles`]. `a` must hold R rows of `steps` words as said, `b` `steps` times [`WIDTH`] words,
+/// and `out` R rows of [`WIDTH`].
 #[target_feature(enable = "avx512f")]
-unsafe fn bf16<const R: usize>(steps: usize, a: *const f32, b: *const f32, out: *mut f32, stride: usize, store: Store) {
+unsafe fn bf16<const R: usize>(
+    steps: usize,
+    a: *const f32,
+    a_stride: usize,
+    b: *const f32,
+    out: *mut f32,
+    stride: usize,
+    store: Store,
+) {
     const { assert!(0 < R && R <= ROWS) };
     let (groups, rest) = (steps / GROUP, steps % GROUP);
     let mut last = MaybeUninit::<[f32; GROUP * WIDTH]>::uninit();
@@ -152,11 +155,11 @@ unsafe fn bf16<const R: usize>(steps: usize, a: *const f32, b: *const f32, out: 
     // SAFETY: the caller's promise on `a`, `b` and the tiles; where whole tiles are written, `out` has their rows.
     unsafe {
         if store == Store::Replace && R.is_multiple_of(GROUP) {
-            return products(groups, rest.min(1), a, b, last, out, stride * 4);
+            return products(groups, rest.min(1), a, a_stride * 4, b, last, out, stride * 4);
         }
         let mut sums = MaybeUninit::<[f32; ROWS * WIDTH]>::uninit();
         let sums = sums.as_mut_ptr().cast::<f32>();
-        products(groups, rest.min(1), a, b, last, sums, PANEL_STRIDE);
+        products(groups, rest.min(1), a, a_stride * 4, b, last, sums, PANEL_STRIDE);
         for r in 0..R {
             for half in [0, GROUP] {
                 let (sum, at) = (_mm512_loadu_ps(sums.add(r * WIDTH + half)), out.add(r * stride + half));
@@ -195,16 +198,17 @@ macro_rules! groups {
     };
 }
 
-/// 32 rows of 32 columns, written to `out`, whose rows are `stride` bytes apart.
+/// 32 rows of 32 columns, written to `out`. Rows of the left factor are `a_stride` bytes apart, those of `out` `stride`.
 ///
 /// # Safety
 ///
-/// The thread must hold [`Tiles`]. `a` must hold 32 rows of a left tile, `b` `groups` groups of words of a panel, `last` one
+/// The thread must hold [`Tiles`]. `a` must hold 32 rows of a left factor, `b` `groups` groups of words of a panel, `last` one
 /// if `more` is 1 (not more), and `out` must have the room.
 unsafe fn two_by_two(
     groups: usize,
     more: usize,
     a: *const f32,
+    a_stride: usize,
     b: *const f32,
     last: *const f32,
     out: *mut f32,
@@ -223,7 +227,8 @@ unsafe fn two_by_two(
                 "tdpbf16ps tmm0, tmm4, tmm6"
                 "tileloadd tmm7, [{b} + {b_stride} * 1 + 64]"
                 "tdpbf16ps tmm1, tmm4, tmm7"
-                "tileloadd tmm5, [{a} + {a_stride} * 1 + {below}]"
+                "tileloadd tmm5, [{below} + {a_stride} * 1]"
+                "add {below}, 64"
                 "tdpbf16ps tmm2, tmm5, tmm6"
                 "tdpbf16ps tmm3, tmm5, tmm7"
             ),
@@ -234,14 +239,14 @@ unsafe fn two_by_two(
             groups = inout(reg) groups => _,
             more = inout(reg) more => _,
             a = inout(reg) a => _,
+            below = inout(reg) a.cast::<u8>().wrapping_add(GROUP * a_stride) => _,
             b = inout(reg) b => _,
             last = in(reg) last,
             out = in(reg) out,
             under = in(reg) out.cast::<u8>().wrapping_add(GROUP * stride),
             stride = in(reg) stride,
-            a_stride = in(reg) LEFT_BYTES,
+            a_stride = in(reg) a_stride,
             b_stride = in(reg) PANEL_STRIDE,
-            below = const GROUP * LEFT_BYTES,
             group = const GROUP * PANEL_STRIDE,
             ahead = const AHEAD,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
@@ -260,6 +265,7 @@ unsafe fn one_by_two(
     groups: usize,
     more: usize,
     a: *const f32,
+    a_stride: usize,
     b: *const f32,
     last: *const f32,
     out: *mut f32,
@@ -286,7 +292,7 @@ unsafe fn one_by_two(
             last = in(reg) last,
             out = in(reg) out,
             stride = in(reg) stride,
-            a_stride = in(reg) LEFT_BYTES,
+            a_stride = in(reg) a_stride,
             b_stride = in(reg) PANEL_STRIDE,
             group = const GROUP * PANEL_STRIDE,
             ahead = const AHEAD,

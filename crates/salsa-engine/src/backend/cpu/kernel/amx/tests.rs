@@ -1,12 +1,16 @@
 //! The tiles against a portable twin, bit for bit. Without AMX they say that they skip: `cargo test -- --nocapture amx`.
 
 use super::super::super::pack::pair;
+use super::super::{Isa, STEPS};
 use super::*;
 use crate::random::Random;
 
+/// From row to row of a left factor.
+const LEFT: usize = STEPS + 16;
+
 /// Runs `test` on a thread that is set up; where there is no AMX, says that it does not.
 fn with_tiles(test: impl FnOnce()) {
-    if !super::super::Isa::Amx.available() {
+    if !Isa::Amx.available() {
         println!("skipped: this machine has no AMX tiles for bfloat16, or the system does not permit their use");
         return;
     }
@@ -38,8 +42,8 @@ fn twin(steps: usize, a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32) -> f32
 
 /// A left tile of words that `word` makes, with zeros behind `steps` in the rows that count and NaN in all others.
 fn left(rows: usize, steps: usize, mut word: impl FnMut() -> f32) -> Vec<f32> {
-    let mut tile = vec![f32::from_bits(0x7fc0_7fc0); ROWS * LEFT_STRIDE];
-    for row in tile.chunks_mut(LEFT_STRIDE).take(rows) {
+    let mut tile = vec![f32::from_bits(0x7fc0_7fc0); ROWS * LEFT];
+    for row in tile.chunks_mut(LEFT).take(rows) {
         row[..steps].fill_with(&mut word);
         row[steps..steps.next_multiple_of(GROUP)].fill(0.0);
     }
@@ -56,13 +60,13 @@ fn check(rows: usize, steps: usize, store: Store, mut word: impl FnMut() -> f32)
     let mut out = vec![before; (ROWS + 1) * stride];
     // SAFETY: `with_tiles` has set the thread up; the left tile has room for all rows, the panel `steps` words and more, and
     // `out` more than `rows` rows.
-    unsafe { TILES[rows - 1](steps, a.as_ptr(), b.as_ptr(), out.as_mut_ptr(), stride, store) };
+    unsafe { TILES[rows - 1](steps, a.as_ptr(), LEFT, b.as_ptr(), out.as_mut_ptr(), stride, store) };
     for (i, found) in out.iter().enumerate() {
         let (r, c) = (i / stride, i % stride);
         let expected = if r >= rows || c >= WIDTH {
             before
         } else {
-            let sum = twin(steps, |s| a[r * LEFT_STRIDE + s], |s| b[s * WIDTH + c]);
+            let sum = twin(steps, |s| a[r * LEFT + s], |s| b[s * WIDTH + c]);
             if store == Store::Add { before + sum } else { sum }
         };
         let same = found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
@@ -123,8 +127,8 @@ fn amx_rows_and_columns_do_not_depend_on_their_neighbours() {
             let mut out = vec![0f32; rows * WIDTH];
             // SAFETY: the thread is set up; the tile begins at a row of `a` behind which there is room.
             unsafe {
-                let a = a.as_ptr().add(first * LEFT_STRIDE);
-                TILES[rows - 1](steps, a, b.as_ptr(), out.as_mut_ptr(), WIDTH, Store::Replace);
+                let a = a.as_ptr().add(first * LEFT);
+                TILES[rows - 1](steps, a, LEFT, b.as_ptr(), out.as_mut_ptr(), WIDTH, Store::Replace);
             }
             out
         };
