@@ -237,8 +237,9 @@ impl<'a> Product<'a> {
                 let steps = STEPS.min(words - from);
                 let store = if from == 0 { self.store } else { Store::Add };
                 let (kernel, depth) = (self.kernel, self.depth);
+                let count = panels.len();
                 let left =
-                    pack::left_block(kernel.left, dtype, self.a, rows.clone(), from, steps, depth, panels.len(), room);
+                    pack::left_block(kernel.left, dtype, self.a, rows.clone(), from, steps, depth, height, count, room);
                 for panel in panels.clone() {
                     let b = &self.b.data[panel * self.b.panel_stride + from * width..][..steps * width];
                     for first in (0..rows.len()).step_by(height) {
@@ -248,7 +249,7 @@ impl<'a> Product<'a> {
                             // SAFETY: the thread is ready, the block has `count` rows from `first` on with the items of `steps` words, `b`
                             // `steps * width` words, and `out` room for the tile: see below.
                             unsafe {
-                                tile(steps, left.tile(first, count), left.stride, b.as_ptr(), out, stride, store);
+                                tile(steps, left.tile(first), left.stride, b.as_ptr(), out, stride, store);
                             }
                         };
                         // SAFETY: the assertions above keep rows and columns inside `out`; no other task has these.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Buffer;
 use super::isa::multiversion;
-use super::math::{LANES, dot, exp, reduce, sigmoid, tanh};
+use super::math::{LANES, dot, dot3, exp, sigmoid, tanh};
 use crate::backend::{AttentionShape, RotaryTable};
 use crate::pool;
 use crate::spec::{Activation, NormWeight};
@@ -131,7 +131,7 @@ multiversion! {
     fn norm_row_backward(d_out: &[f32], x: &[f32], weight: &[f32], offset: f32, inverse: f32, d_x: &mut [f32]) {
         let n = x.len();
         let (d_out, weight) = (&d_out[..n], &weight[..n]);
-        let along = reduce(n, 0.0, |i| d_out[i] * (weight[i] + offset) * x[i], |a, b| a + b);
+        let along = dot3(d_out, (weight, offset), x);
         let shrink = along / n as f32 * inverse * inverse;
         for i in 0..n {
             d_x[i] += inverse * (d_out[i] * (weight[i] + offset) - x[i] * shrink);

@@ -243,17 +243,24 @@ pub(super) fn left_rows_of_columns_bf16(a: View<'_>, rows: usize, depth: usize, 
     }
 }
 
-/// Word `s` of row `r` at `s * rows + r`.
+/// Word `s` of row `r` of a tile at `s * height + r`. A tile has at most sixteen rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) fn left_columns_bf16(a: View<'_>, rows: usize, depth: usize, copy: &mut [f32]) {
-    for (s, words) in copy.chunks_exact_mut(rows).enumerate().take(depth.div_ceil(2)) {
-        let low = &a.data[2 * s * a.column_stride..][..rows];
-        let high: &[f32] = if 2 * s + 1 < depth { &a.data[(2 * s + 1) * a.column_stride..][..rows] } else { &[] };
-        for (i, words) in words.chunks_mut(16).enumerate() {
-            let (low, high) = (load(low, 16 * i, words.len()), load(high, 16 * i, words.len().min(high.len())));
-            let pairs = _mm512_castsi512_ps(interleave(narrow(low, high)));
-            // SAFETY: the mask keeps the store inside the words.
-            unsafe { _mm512_mask_storeu_ps(words.as_mut_ptr(), mask(words.len()), pairs) };
+pub(super) fn left_columns_bf16(
+    a: View<'_>,
+    rows: usize,
+    depth: usize,
+    (height, tile_stride): (usize, usize),
+    copy: &mut [f32],
+) {
+    let line = |k: usize, first: usize, count: usize| {
+        if k < depth { load(a.data, k * a.column_stride + first, count) } else { _mm512_setzero_ps() }
+    };
+    for s in 0..depth.div_ceil(2) {
+        for (first, tile) in (0..rows).step_by(height).zip(copy.chunks_exact_mut(tile_stride)) {
+            let count = height.min(rows - first);
+            // The lanes past the last row are overwritten by the next step, or are room to spare.
+            let words = narrow(line(2 * s, first, count), line(2 * s + 1, first, count));
+            store(tile, s * height, interleave(words));
         }
     }
 }

@@ -5,7 +5,8 @@ use std::ops::Range;
 use super::super::Dtype;
 use super::super::gemm::View;
 use super::super::isa::multiversion;
-use super::super::kernel::{GROUP, Items, Left, STEPS};
+use super::super::kernel::{GROUP, Items, Left};
+use super::super::math::LANES;
 #[cfg(target_arch = "x86_64")]
 use super::{Isa, avx512, isa};
 use super::{bf16, pair};
@@ -21,23 +22,21 @@ pub(crate) struct Block<'a> {
     pub layout: Left,
     pub stride: usize,
     data: &'a [f32],
-    rows: usize,
+    /// Rows of a tile, and numbers from the first of one tile to that of the next.
+    height: usize,
+    tile_stride: usize,
 }
 
 impl Block<'_> {
-    /// Where the left factor of a tile begins that has `count` rows from `first` on.
-    pub(crate) fn tile(&self, first: usize, count: usize) -> *const f32 {
-        assert!(first + count <= self.rows);
-        let at = match self.layout {
-            Left::Rows => first * self.stride,
-            Left::Columns => first,
-        };
-        self.data[at..].as_ptr()
+    /// Where the left factor of the tile begins whose first row is `first`.
+    pub(crate) fn tile(&self, first: usize) -> *const f32 {
+        debug_assert!(first.is_multiple_of(self.height));
+        self.data[first / self.height * self.tile_stride..].as_ptr()
     }
 }
 
-/// Rows `rows` of `a`, words `from..from + steps` of each, as such items, for products with so many panels. `depth` is where
-/// the sum ends. `room` holds the copy, if there is one.
+/// Rows `rows` of `a`, words `from..from + steps` of each, as such items, for tiles of `height` rows and products with so
+/// many panels. `depth` is where the sum ends. `room` holds the copy, if there is one.
 pub(crate) fn block<'a>(
     form: Items,
     dtype: Dtype,
@@ -46,6 +45,7 @@ pub(crate) fn block<'a>(
     from: usize,
     steps: usize,
     depth: usize,
+    height: usize,
     panels: usize,
     room: &'a mut Vec<f32>,
 ) -> Block<'a> {
@@ -56,36 +56,44 @@ pub(crate) fn block<'a>(
     let layout = if form == Items::Groups { Left::Rows } else { source };
     let items = if form == Items::Terms { steps * terms } else { steps };
     if dtype == Dtype::F32 && lies_well(a, layout, rows, panels) {
-        let stride = a.row_stride.max(a.column_stride);
-        let last = if layout == Left::Rows { (rows - 1) * stride + items } else { (items - 1) * stride + rows };
-        return Block { layout, stride, data: &a.data[..last], rows };
+        let (stride, tile_stride, last) = match layout {
+            Left::Rows => (a.row_stride, height * a.row_stride, (rows - 1) * a.row_stride + items),
+            Left::Columns => (a.column_stride, height, (items - 1) * a.column_stride + rows),
+        };
+        return Block { layout, stride, data: &a.data[..last], height, tile_stride };
     }
-    let stride = match layout {
-        // A little more than the items, so that rows do not share cache sets.
-        Left::Rows if form == Items::Terms => terms * STEPS + 16,
-        Left::Rows => STEPS + 16,
-        Left::Columns => rows,
+    let (stride, tile_stride) = match (layout, form) {
+        (Left::Rows, _) => {
+            // A little more than the items, so that rows do not share cache sets.
+            let stride = items.next_multiple_of(LANES) + LANES;
+            (stride, height * stride)
+        }
+        // Whole lines of memory.
+        (Left::Columns, Items::Terms) => (rows, height),
+        // Tile by tile. What is written lane by lane may reach over the last item.
+        (Left::Columns, Items::Words | Items::Groups) => (height, items * height + LANES),
     };
-    let len = match (layout, form) {
-        (Left::Rows, Items::Groups) => rows.next_multiple_of(GROUP) * stride,
-        (Left::Rows, _) => rows * stride,
-        (Left::Columns, _) => items * stride,
-    };
+    let len = if layout == Left::Columns { items * rows } else { 0 }.max(rows.div_ceil(height) * tile_stride);
     room.resize(room.len().max(len), 0.0);
     let copy = &mut room[..len];
-    match (dtype, form) {
-        (Dtype::F32, _) => copy_numbers(a, layout, rows, depth, stride, copy, |from, to| to.copy_from_slice(from)),
-        (Dtype::Bf16, Items::Terms) => copy_numbers(a, layout, rows, depth, stride, copy, round),
-        (Dtype::Bf16, Items::Words) => copy_words(a, layout, rows, depth, stride, copy),
-        (Dtype::Bf16, Items::Groups) => copy_groups(a, source, rows, depth, stride, copy),
-    }
-    if dtype == Dtype::Bf16 && depth % 2 == 1 && form == Items::Terms {
-        match layout {
-            Left::Rows => (0..rows).for_each(|r| copy[r * stride + depth] = 0.0),
-            Left::Columns => copy[depth * stride..][..rows].fill(0.0),
+    match (layout, form) {
+        (Left::Rows, Items::Terms) => {
+            for r in 0..rows {
+                let (from, to) = (&a.data[r * a.row_stride..][..depth], &mut copy[r * stride..][..items]);
+                take(dtype, from, &mut to[..depth]);
+                to[depth..].fill(0.0);
+            }
         }
+        (Left::Columns, Items::Terms) => {
+            for (k, to) in copy.chunks_exact_mut(rows).enumerate().take(depth) {
+                take(dtype, &a.data[k * a.column_stride..][..rows], to);
+            }
+            copy[depth * rows..items * rows].fill(0.0);
+        }
+        (_, Items::Groups) => copy_groups(a, source, rows, depth, stride, copy),
+        (_, Items::Words) => copy_words(a, layout, rows, depth, (height, stride, tile_stride), copy),
     }
-    Block { layout, stride, data: copy, rows }
+    Block { layout, stride, data: copy, height, tile_stride }
 }
 
 /// Whether tiles may read f32 numbers from where they are.
@@ -96,27 +104,11 @@ fn lies_well(a: View<'_>, layout: Left, rows: usize, panels: usize) -> bool {
     }
 }
 
-/// Copies `depth` terms of every row, line by line of memory.
-fn copy_numbers(
-    a: View<'_>,
-    layout: Left,
-    rows: usize,
-    depth: usize,
-    stride: usize,
-    copy: &mut [f32],
-    line: impl Fn(&[f32], &mut [f32]),
-) {
-    match layout {
-        Left::Rows => {
-            for r in 0..rows {
-                line(&a.data[r * a.row_stride..][..depth], &mut copy[r * stride..][..depth]);
-            }
-        }
-        Left::Columns => {
-            for k in 0..depth {
-                line(&a.data[k * a.column_stride..][..rows], &mut copy[k * stride..][..rows]);
-            }
-        }
+/// A line of terms as the type has them.
+fn take(dtype: Dtype, from: &[f32], to: &mut [f32]) {
+    match dtype {
+        Dtype::F32 => to.copy_from_slice(from),
+        Dtype::Bf16 => round(from, to),
     }
 }
 
@@ -130,23 +122,31 @@ multiversion! {
 }
 
 /// The same as words of two terms.
-fn copy_words(a: View<'_>, layout: Left, rows: usize, depth: usize, stride: usize, copy: &mut [f32]) {
+fn copy_words(
+    a: View<'_>,
+    layout: Left,
+    rows: usize,
+    depth: usize,
+    (height, stride, tile_stride): (usize, usize, usize),
+    copy: &mut [f32],
+) {
     #[cfg(target_arch = "x86_64")]
     if isa() == Isa::Avx512Bf16 {
         // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
         return unsafe {
             match layout {
                 Left::Rows => avx512::left_rows_bf16(a, rows, depth, stride, copy),
-                Left::Columns => avx512::left_columns_bf16(a, rows, depth, copy),
+                Left::Columns => avx512::left_columns_bf16(a, rows, depth, (height, tile_stride), copy),
             }
         };
     }
     let term = |r: usize, k: usize| if k < depth { a.data[r * a.row_stride + k * a.column_stride] } else { 0.0 };
-    for r in 0..rows {
-        for s in 0..depth.div_ceil(2) {
-            let at = if layout == Left::Rows { r * stride + s } else { s * stride + r };
-            copy[at] = pair(term(r, 2 * s), term(r, 2 * s + 1));
-        }
+    for (r, s) in (0..rows).flat_map(|r| (0..depth.div_ceil(2)).map(move |s| (r, s))) {
+        let at = match layout {
+            Left::Rows => r * stride + s,
+            Left::Columns => r / height * tile_stride + s * height + r % height,
+        };
+        copy[at] = pair(term(r, 2 * s), term(r, 2 * s + 1));
     }
 }
 
@@ -191,17 +191,19 @@ mod tests {
                 for view in [View::rows(&numbers, stride), View::rows(&numbers, stride).t()] {
                     let (rows, from, depth, terms) = (3..20, 4, 37, dtype.terms());
                     let steps = (depth - from * terms).div_ceil(terms);
+                    let height = if items == Items::Groups { GROUP } else { 6 };
                     let mut room = vec![f32::NAN; 20_000];
-                    let block = block(items, dtype, view, rows.clone(), from, steps, depth, panels, &mut room);
+                    let block = block(items, dtype, view, rows.clone(), from, steps, depth, height, panels, &mut room);
                     let term = |r: usize, k: usize| {
                         let k = k + from * terms;
                         let at = (rows.start + r) * view.row_stride + k * view.column_stride;
                         if k < depth { numbers[at] } else { 0.0 }
                     };
                     for (r, i) in (0..rows.len()).flat_map(|r| (0..steps * terms).map(move |i| (r, i))) {
+                        let tile = r / height * block.tile_stride;
                         let at = |i: usize| match block.layout {
-                            Left::Rows => r * block.stride + i,
-                            Left::Columns => i * block.stride + r,
+                            Left::Rows => tile + r % height * block.stride + i,
+                            Left::Columns => tile + i * block.stride + r % height,
                         };
                         let found = match items {
                             Items::Terms => block.data[at(i)],
