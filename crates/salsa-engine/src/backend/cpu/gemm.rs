@@ -246,8 +246,8 @@ impl<'a> Product<'a> {
                         let count = height.min(rows.len() - first);
                         let tile = kernel.tile(count, left.layout);
                         let compute = |out: *mut f32, stride: usize, store: Store| {
-                            // SAFETY: the thread is ready, the block has `count` rows from `first` on with the items of `steps` words, `b`
-                            // `steps * width` words, and `out` room for the tile: see below.
+                            // SAFETY: the thread is ready, the block has `count` rows from `first` on with the items of
+                            // `steps` words, `b` `steps * width` words, and `out` room for the tile: see below.
                             unsafe {
                                 tile(steps, left.tile(first), left.stride, b.as_ptr(), out, stride, store);
                             }
