@@ -4,11 +4,10 @@
 
 Tolerances are absolute, in float32, on weights of about 0.02 (largest about 0.1), and stand beside each case:
 
-* 0: equal, element by element. `linear` where the products of weights and numbers are exact, and all task-vector methods
-  of two models.
-* 1.5e-8: the last bit of float32 between 0.125 and 0.25. mergekit's `linear` fuses multiplication and addition and divides by the sum of
-  the weights at the end; its `slerp` sums angles in float32. Here nothing is fused, weights are divided first, and sums are
-  in float64. Of three task vectors, torch may add in another order.
+* 0: equal, element by element: `linear`, and all task-vector methods of two models.
+* 1.5e-8: the last bit of float32 between 0.125 and 0.25. mergekit's `slerp` sums angles in float32, here they are summed in float64. Of
+  three task vectors torch may add in another order, and so it may the weights of five and more models by whose sum `linear`
+  divides; there the order depends on the processor, here it does not.
 
 Of TIES, entries of equal magnitude at the threshold would be kept by either program as it likes; random numbers have none.
 DARE drops at random, each program by its own dice, and mergekit rescales to the old sum of magnitudes instead of dividing
@@ -39,7 +38,7 @@ LAST_BIT = 1.5e-8
 
 def models(extra="", weights=(0.3, 0.7)):
     entry = "- model: {}\n  parameters: {{weight: {}{}}}\n"
-    return "models:\n" + "".join(entry.format(name, w, extra) for name, w in zip("ABC", weights))
+    return "models:\n" + "".join(entry.format(name, w, extra) for name, w in zip("ABCDEFGH", weights))
 
 
 def task(method, extra="", parameters=None, weights=(0.3, 0.7)):
@@ -62,14 +61,19 @@ parameters: {t: %s}
 """ % BOTH
 CASES = {  # name: (YAML, tolerance)
     "linear, halves": (models("", (0.5, 0.5)) + "merge_method: linear\n", 0.0),
-    "linear, quarters": (models("", (0.25, 0.75)) + "merge_method: linear\n", LAST_BIT),
-    "linear": (models() + "merge_method: linear\n", LAST_BIT),
-    "linear of three": (models("", (0.3, 0.7, 0.2)) + "merge_method: linear\n", LAST_BIT),
-    "linear, not normalised": (models("", (0.3, 1.1)) + "merge_method: linear\nparameters: {normalize: false}\n", LAST_BIT),
-    "linear, filters": (models("", (FILTERS, 0.7)) + "merge_method: linear\n", LAST_BIT),
-    "linear, gradient": (models("", (GRADIENT, "[1, 0.2]")) + "merge_method: linear\n", LAST_BIT),
+    "linear, quarters": (models("", (0.25, 0.75)) + "merge_method: linear\n", 0.0),
+    "linear": (models() + "merge_method: linear\n", 0.0),
+    "linear, extrapolated": (models("", (1.3, -0.4)) + "merge_method: linear\n", 0.0),
+    "linear of three": (models("", (0.3, 0.7, 0.2)) + "merge_method: linear\n", 0.0),
+    "linear of three, equal": (models("", (1, 1, 1)) + "merge_method: linear\n", 0.0),
+    "linear of four": (models("", (0.3, 0.7, 0.2, 0.17)) + "merge_method: linear\n", 0.0),
+    "linear of five": (models("", (0.3, 0.7, 0.2, 0.17, 0.4)) + "merge_method: linear\n", LAST_BIT),
+    "linear of eight, equal": (models("", (1,) * 8) + "merge_method: linear\n", 0.0),
+    "linear, not normalised": (models("", (0.3, 1.1)) + "merge_method: linear\nparameters: {normalize: false}\n", 0.0),
+    "linear, filters": (models("", (FILTERS, 0.7)) + "merge_method: linear\n", 0.0),
+    "linear, gradient": (models("", (GRADIENT, "[1, 0.2]")) + "merge_method: linear\n", 0.0),
     "linear, own and common": (
-        models("", ("[{filter: mlp, value: [0.1, 2]}]", 0.4)) + "merge_method: linear\nparameters: {weight: 0.6}\n", LAST_BIT),
+        models("", ("[{filter: mlp, value: [0.1, 2]}]", 0.4)) + "merge_method: linear\nparameters: {weight: 0.6}\n", 0.0),
     "linear, base counts": (
         "models: [{model: A}]\nbase_model: B\nmerge_method: linear\nparameters: {weight: 1, int8_mask: true}\n", 0.0),
     "slerp": (slerp("0.3"), LAST_BIT),
@@ -115,8 +119,8 @@ def load(path):
 
 def merged(salsa, folder, yaml):
     config = folder / "merge.yml"
-    place = {"BASE": "base", "A": "a", "B": "b", "C": "c"}
-    config.write_text(re.sub(r": (BASE|A|B|C)\b", lambda m: f": {folder / place[m[1]]}", yaml) + "dtype: float32\n")
+    place = {"BASE": "base"} | {name: name.lower() for name in "ABCDEFGH"}
+    config.write_text(re.sub(r": (BASE|[A-H])\b", lambda m: f": {folder / place[m[1]]}", yaml) + "dtype: float32\n")
     for name in ("theirs", "ours"):
         shutil.rmtree(folder / name, ignore_errors=True)
     run_merge(MergeConfiguration.model_validate(yaml_load(config.read_text())), str(folder / "theirs"), OPTIONS)
@@ -161,10 +165,10 @@ def main():
         # A folder for each seed: mergekit keeps files open by their paths.
         with tempfile.TemporaryDirectory() as folder:
             folder = Path(folder)
-            for name in ("base", "a", "b", "c"):
+            for name in ("base", *"abcdefgh"):
                 (folder / name).mkdir()
             base = make(folder / "base", 10 * seed)
-            for i, name in enumerate("abc", 1):
+            for i, name in enumerate("abcdefgh", 1):
                 make(folder / name, 10 * seed + i, base)
             for case, (yaml, _) in CASES.items():
                 worst[case] = max(worst[case], compare(args.salsa, folder, yaml))

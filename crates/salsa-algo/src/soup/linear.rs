@@ -5,10 +5,12 @@ use super::{Weights, same_lengths};
 /// Computes the weighted sum of any number of tensors.
 ///
 /// ```text
-/// out[j] = w[0] * ingredients[0][j] + w[1] * ingredients[1][j] + ...          in f32, in this order, unfused
+/// sum = w[0] * ingredients[0][j]
+/// sum = fused(w[i] * ingredients[i][j] + sum)      i = 1, 2, ... in this order, in f32; fused: rounded once
+/// out[j] = sum / divisor                           of weights that were divided by their sum
 /// ```
 ///
-/// This is the rounding of `w0 * a + w1 * b` on `f32` tensors in PyTorch, with three promises besides:
+/// This is, to the bit, what mergekit's `linear` computes with PyTorch's `addcmul`, with three promises besides:
 ///
 /// 1. An ingredient of weight 0 is not read: weights `(1, 0)` give the first ingredient bit for bit.
 /// 2. If the weights sum to one, an element whose bits agree in all ingredients comes out with these bits. (Plainly
@@ -28,10 +30,10 @@ use super::{Weights, same_lengths};
 /// # Panics
 /// If there is not one weight per ingredient, or lengths differ.
 pub fn weighted_mean(ingredients: &[&[f32]], weights: &Weights, out: &mut [f32]) {
-    assert_eq!(ingredients.len(), weights.values().len(), "one weight per ingredient");
+    assert_eq!(ingredients.len(), weights.factors().len(), "one weight per ingredient");
     same_lengths(out, ingredients);
     let kept: Vec<(f32, &[f32])> =
-        weights.values().iter().copied().zip(ingredients.iter().copied()).filter(|(w, _)| *w != 0.0).collect();
+        weights.factors().iter().copied().zip(ingredients.iter().copied()).filter(|(w, _)| *w != 0.0).collect();
     let Some(&(first_weight, first)) = kept.first() else {
         out.fill(0.0);
         return;
@@ -44,14 +46,75 @@ pub fn weighted_mean(ingredients: &[&[f32]], weights: &Weights, out: &mut [f32])
             *o = first_weight * x;
         }
         for (w, x) in &kept[1..] {
-            for (o, x) in out.iter_mut().zip(&x[range.clone()]) {
-                *o += w * x;
-            }
+            add_product(*w, x[range.clone()].iter().copied(), out);
         }
+        divide(out, weights.divisor());
         if weights.sum_to_one() {
             restore_agreement(first, kept[1..].iter().map(|(_, x)| &x[range.clone()]), out);
         }
     }
+}
+
+/// Adds a multiple of some numbers to sums: one step of [`weighted_mean`].
+///
+/// ```text
+/// sums[j] = fused(weight * numbers[j] + sums[j])
+/// ```
+///
+/// Where one of the two is longer, its end is left alone.
+///
+/// ```
+/// let mut sums = [1.0, 2.0];
+/// salsa_algo::soup::add_product(0.1, [10.0, 20.0].into_iter(), &mut sums);
+/// assert_eq!(sums, [2.0, 4.0]);
+/// ```
+pub fn add_product(weight: f32, numbers: impl Iterator<Item = f32>, sums: &mut [f32]) {
+    if multiplies_exactly(weight) {
+        for (sum, x) in sums.iter_mut().zip(numbers) {
+            *sum += weight * x;
+        }
+    } else {
+        let weight = f64::from(weight);
+        for (sum, x) in sums.iter_mut().zip(numbers) {
+            *sum = multiply_add(weight, x, *sum);
+        }
+    }
+}
+
+/// Divides sums by what their weights sum to: the last step of [`weighted_mean`].
+///
+/// ```
+/// let mut sums = [3.0, 6.0];
+/// salsa_algo::soup::divide(&mut sums, 3.0);
+/// assert_eq!(sums, [1.0, 2.0]);
+/// ```
+pub fn divide(sums: &mut [f32], divisor: f32) {
+    if divisor != 1.0 {
+        sums.iter_mut().for_each(|sum| *sum /= divisor);
+    }
+}
+
+/// Whether a product with it needs no rounding, so that there is nothing to fuse: a power of two that is not so small that
+/// numbers as checkpoints have them would leave the range.
+fn multiplies_exactly(weight: f32) -> bool {
+    (2f32.powi(-16)..=2f32.powi(16)).contains(&weight.abs()) && weight.to_bits().trailing_zeros() >= 23
+}
+
+/// `weight * x + sum`, rounded once, in instructions that every processor has, several at a time.
+///
+/// The product of two `f32` is exact in `f64`. Its sum with a third is not; rounded to odd instead of nearest, it can be
+/// rounded again, to `f32`, with the result of a single rounding (Boldo and Melquiond 2008).
+#[inline(always)]
+fn multiply_add(weight: f64, x: f32, sum: f32) -> f32 {
+    let (product, sum) = (weight * f64::from(x), f64::from(sum));
+    let near = product + sum;
+    let of_sum = near - product;
+    let error = (product - (near - of_sum)) + (sum - of_sum);
+    let bits = near.to_bits();
+    // Written so that NaN is not inexact.
+    let inexact = u64::from(error.abs() > 0.0);
+    let too_long = ((error.to_bits() ^ bits) >> 63) & inexact;
+    f64::from_bits((bits - too_long) | inexact) as f32
 }
 
 /// Computes a point on the line through two models.
@@ -180,11 +243,16 @@ mod tests {
     fn where_all_but_one_agree_the_plain_sum_stands() {
         let x = 0.1f32;
         let y = f32::from_bits(x.to_bits() + 1);
-        let third = (1.0f64 / 3.0) as f32;
-        let out = soup(&[&[x], &[x], &[y]], &[1.0; 3], Normalize::Divide);
-        assert_eq!(out[0], third * x + third * x + third * y);
-        let out = soup(&[&[x], &[y], &[x]], &[1.0; 3], Normalize::Divide);
-        assert_eq!(out[0], third * x + third * y + third * x);
+        let fifth = 0.2f32;
+        let sum = |ingredients: [f32; 3]| {
+            let [a, b, c] = ingredients;
+            0.6f32.mul_add(c, fifth.mul_add(b, fifth * a))
+        };
+        for ingredients in [[x, x, y], [x, y, x], [y, x, x]] {
+            let [a, b, c] = ingredients;
+            let out = soup(&[&[a], &[b], &[c]], &[0.2, 0.2, 0.6], Normalize::Keep);
+            assert_eq!(out[0], sum(ingredients));
+        }
     }
 
     #[test]
@@ -196,10 +264,35 @@ mod tests {
     }
 
     #[test]
-    fn the_sum_is_rounded_in_ingredient_order() {
+    fn products_are_fused_in_ingredient_order_and_the_sum_is_divided_last() {
         let (a, b, c) = (tensor(6), tensor(7), tensor(8));
-        let expected: Vec<f32> = (0..N).map(|j| (0.2f32 * a[j] + 0.3f32 * b[j]) + 0.5f32 * c[j]).collect();
-        assert_eq!(soup(&[&a, &b, &c], &[0.2, 0.3, 0.5], Normalize::Divide), expected);
+        let sum = |j: usize, w: [f32; 3]| w[2].mul_add(c[j], w[1].mul_add(b[j], w[0] * a[j]));
+        let expected: Vec<f32> = (0..N).map(|j| sum(j, [0.2, 0.3, 0.5])).collect();
+        assert!(soup(&[&a, &b, &c], &[0.2, 0.3, 0.5], Normalize::Divide) == expected);
+        let expected: Vec<f32> = (0..N).map(|j| sum(j, [0.3, 0.7, 0.2]) / (0.3f32 + 0.7f32 + 0.2f32)).collect();
+        assert!(soup(&[&a, &b, &c], &[0.3, 0.7, 0.2], Normalize::Divide) == expected);
+        let expected: Vec<f32> = (0..N).map(|j| (a[j] + b[j] + c[j]) / 3.0).collect();
+        assert!(soup(&[&a, &b, &c], &[1.0; 3], Normalize::Divide) == expected);
+    }
+
+    /// Against the processor's (or the C library's) own.
+    #[test]
+    fn multiply_add_rounds_once() {
+        let near_ties = |x: f32, y: f32| (x.to_bits() & 0xfff8_0000, y.to_bits() & 0xf000_0fff);
+        let mut ties = 0;
+        for (stream, weight) in [0.7f32, 1.0 / 3.0, -1.3, 1e30, 1e-30, f32::MAX].into_iter().enumerate() {
+            for (x, y) in wild(20 + stream as u64).into_iter().zip(wild(30 + stream as u64)) {
+                let (short, other) = near_ties(x, y);
+                for (x, y) in [(x, y), (f32::from_bits(short), f32::from_bits(other)), (x, -weight * x), (x, x)] {
+                    let expected = weight.mul_add(x, y);
+                    assert_eq!(multiply_add(f64::from(weight), x, y).to_bits(), expected.to_bits(), "{weight} {x} {y}");
+                    ties += u32::from((f64::from(weight) * f64::from(x) + f64::from(y)) as f32 != expected);
+                }
+            }
+        }
+        assert!(ties > 0, "no case in which rounding twice differs");
+        assert!(multiply_add(0.5, f32::NAN, 1.0).is_nan());
+        assert_eq!(multiply_add(0.5, f32::INFINITY, 1.0), f32::INFINITY);
     }
 
     #[test]

@@ -26,7 +26,7 @@ mod weights;
 
 pub use compress::{Compressed, compress};
 pub use gram::Gram;
-pub use linear::{lerp, lerp_in_place, weighted_mean};
+pub use linear::{add_product, divide, lerp, lerp_in_place, weighted_mean};
 pub use low_rank::{LowRank, concatenate};
 pub use slerp::{Origin, SlerpStream, slerp, slerp_from};
 pub use sparsify::Sparsify;

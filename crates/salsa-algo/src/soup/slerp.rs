@@ -1,7 +1,7 @@
 //! Spherical interpolation: along the arc between two models instead of the chord.
 
 use super::gram::PairProducts;
-use super::{Normalize, Weights, lerp, same_lengths, weighted_mean};
+use super::{lerp, same_lengths};
 
 /// Above this |cosine| the arc is as good as straight, and dividing by its sine loses digits.
 const NEARLY_PARALLEL: f64 = 0.9995;
@@ -122,10 +122,11 @@ impl SlerpStream {
         same_lengths(out, &[a, b]);
         let straight = self.t == 0.0 || self.t == 1.0;
         match (self.arc_weights(), self.origin) {
-            (Some([wa, wb]), Origin::Zero) => {
-                let weights =
-                    Weights::new(&[wa, wb], Normalize::Keep).expect("sines over a sine that is not near zero");
-                weighted_mean(&[a, b], &weights, out);
+            (Some([wa, wb]), Origin::Zero) if !straight => {
+                let (wa, wb) = (wa as f32, wb as f32);
+                for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+                    *out = wa * a + wb * b;
+                }
             }
             (Some([wa, wb]), Origin::Base) if !straight => {
                 same_lengths(out, &[base]);

@@ -13,9 +13,13 @@ pub enum Normalize {
 }
 
 /// The checked weights of a soup, one per ingredient.
+///
+/// A weighted sum multiplies by [`Weights::factors`] and divides by [`Weights::divisor`]: rounded once at the end, a mean
+/// of three is closer than with the rounded weight 1/3.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weights {
-    values: Vec<f32>,
+    factors: Vec<f32>,
+    divisor: f32,
     sum_to_one: bool,
 }
 
@@ -23,15 +27,19 @@ impl Weights {
     /// Checks weights and normalises them as asked.
     ///
     /// ```text
-    /// Divide   w[i] / sum w        Keep   w[i]
+    /// Divide   factors = w / 2^k      divisor = sum of factors, in f32, in order      2^k <= |sum w| < 2^(k + 1)
+    /// Keep     factors = w            divisor = 1
     /// ```
     ///
-    /// Computed in `f64`, then rounded to `f32`, the precision of the soup. Weights may be negative (extrapolation).
+    /// `2^k` changes no result unless numbers leave the range of `f32`; where the sum is a power of two, the divisor is 1.
+    /// Weights may be negative (extrapolation).
     ///
     /// ```
     /// use salsa_algo::soup::{Normalize, Weights};
-    /// assert_eq!(Weights::new(&[1.0, 3.0], Normalize::Divide).unwrap().values(), [0.25, 0.75]);
-    /// assert_eq!(Weights::new(&[1.0, 3.0], Normalize::Keep).unwrap().values(), [1.0, 3.0]);
+    /// let parts = |w: Weights| (w.factors().to_vec(), w.divisor());
+    /// assert_eq!(parts(Weights::new(&[1.0, 3.0], Normalize::Divide).unwrap()), (vec![0.25, 0.75], 1.0));
+    /// assert_eq!(parts(Weights::new(&[1.0, 5.0], Normalize::Divide).unwrap()), (vec![0.25, 1.25], 1.5));
+    /// assert_eq!(parts(Weights::new(&[1.0, 3.0], Normalize::Keep).unwrap()), (vec![1.0, 3.0], 1.0));
     /// ```
     ///
     /// # Errors
@@ -44,15 +52,24 @@ impl Weights {
             return Err(SoupError::WeightNotFinite { position, weight: given[position] });
         }
         let sum: f64 = given.iter().sum();
-        let divisor = match normalize {
-            Normalize::Keep => 1.0,
-            Normalize::Divide if sum.abs() < SMALLEST_SUM || !sum.is_finite() => {
-                return Err(SoupError::SumUnusable { sum });
-            }
-            Normalize::Divide => sum,
-        };
-        let sum_to_one = (sum / divisor - 1.0).abs() < 1e-9;
-        Ok(Weights { values: given.iter().map(|w| (w / divisor) as f32).collect(), sum_to_one })
+        if normalize == Normalize::Keep {
+            let factors = given.iter().map(|w| *w as f32).collect();
+            return Ok(Weights { factors, divisor: 1.0, sum_to_one: (sum - 1.0).abs() < 1e-9 });
+        }
+        if sum.abs() < SMALLEST_SUM || !sum.is_finite() {
+            return Err(SoupError::SumUnusable { sum });
+        }
+        let scale = power_of_two_below(sum);
+        let mut factors: Vec<f32> = given.iter().map(|w| (w / scale) as f32).collect();
+        let mut divisor: f32 = factors.iter().sum();
+        if divisor == 0.0 || !divisor.is_finite() {
+            return Err(SoupError::SumUnusable { sum: f64::from(divisor) });
+        }
+        if divisor.to_bits().trailing_zeros() >= 23 {
+            factors.iter_mut().for_each(|factor| *factor /= divisor);
+            divisor = 1.0;
+        }
+        Ok(Weights { factors, divisor, sum_to_one: true })
     }
 
     /// Returns the weights `1 - t` and `t` of a point on the line through two models.
@@ -60,15 +77,20 @@ impl Weights {
     /// `t` may lie outside `[0, 1]`.
     ///
     /// ```
-    /// assert_eq!(salsa_algo::soup::Weights::between(0.25).values(), [0.75, 0.25]);
+    /// assert_eq!(salsa_algo::soup::Weights::between(0.25).factors(), [0.75, 0.25]);
     /// ```
     pub fn between(t: f64) -> Weights {
-        Weights { values: vec![(1.0 - t) as f32, t as f32], sum_to_one: true }
+        Weights { factors: vec![(1.0 - t) as f32, t as f32], divisor: 1.0, sum_to_one: true }
     }
 
-    /// Returns the weights, in the order of the ingredients.
-    pub fn values(&self) -> &[f32] {
-        &self.values
+    /// Returns what each ingredient is multiplied by, in their order.
+    pub fn factors(&self) -> &[f32] {
+        &self.factors
+    }
+
+    /// Returns what the sum of these products is divided by.
+    pub fn divisor(&self) -> f32 {
+        self.divisor
     }
 
     /// Whether these are the weights of a mean: they sum to one, up to rounding.
@@ -79,6 +101,11 @@ impl Weights {
 
 /// Below this, a sum of weights counts as zero.
 const SMALLEST_SUM: f64 = 1e-8;
+
+/// The largest power of two that is not larger, of a normal number's magnitude; with its sign.
+fn power_of_two_below(x: f64) -> f64 {
+    f64::from_bits(x.to_bits() & (0xfff << 52))
+}
 
 /// What a person can get wrong when asking for a soup.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -155,7 +182,26 @@ mod tests {
     #[test]
     fn equal_weights_of_two_are_exact_halves() {
         assert_eq!(Weights::new(&[1.0, 1.0], Normalize::Divide).expect("fine"), Weights::between(0.5));
-        assert_eq!(Weights::new(&[-1.0, 3.0], Normalize::Divide).expect("fine").values(), [-0.5, 1.5]);
-        assert_eq!(Weights::new(&[-3.0, 1.0], Normalize::Divide).expect("fine").values(), [1.5, -0.5]);
+        assert_eq!(Weights::new(&[-1.0, 3.0], Normalize::Divide).expect("fine").factors(), [-0.5, 1.5]);
+        assert_eq!(Weights::new(&[-3.0, 1.0], Normalize::Divide).expect("fine").factors(), [1.5, -0.5]);
+    }
+
+    #[test]
+    fn large_and_small_weights_stay_in_range() {
+        for scale in [1e-7, 1.0, 1e300] {
+            let weights = Weights::new(&[scale, 2.0 * scale], Normalize::Divide).expect("fine");
+            let [a, b] = weights.factors() else { panic!("two weights") };
+            assert_eq!(b / a, 2.0);
+            assert!((1.0..2.0).contains(&weights.divisor()) && a + b == weights.divisor());
+        }
+    }
+
+    #[test]
+    fn the_divisor_is_the_sum_of_the_weights_as_f32() {
+        let weights = Weights::new(&[0.3, 0.7, 0.2], Normalize::Divide).expect("fine");
+        assert_eq!(weights.factors(), [0.3, 0.7, 0.2]);
+        assert_eq!(weights.divisor(), 0.3f32 + 0.7f32 + 0.2f32);
+        // A sum that is there in f64 only.
+        assert!(Weights::new(&[1.0, -0.999_999_98], Normalize::Divide).is_err());
     }
 }

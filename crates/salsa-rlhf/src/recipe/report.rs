@@ -22,6 +22,7 @@ use crate::{
 #[derive(Deserialize)]
 pub(super) struct Resolved {
     name: String,
+    seed: Option<u64>,
     pub out: PathBuf,
     pub stages: Map<String, Value>,
 }
@@ -35,6 +36,9 @@ pub fn write(out: &Path) -> anyhow::Result<PathBuf> {
         .with_context(|| format!("{} is not a directory that `salsa run` filled", out.display()))?;
     let evaluation = resolved.stages.keys().map(|name| out.join(name).join(EVALUATION)).rfind(|path| path.exists());
     let mut report: Report = evaluation.as_deref().map(read).transpose()?.unwrap_or_default();
+    if let (None, Some(seed)) = (&evaluation, resolved.seed) {
+        report.summary.seed = seed;
+    }
     fill(&mut report, out, &resolved)?;
     let page = out.join("report.html");
     match evaluation {

@@ -212,6 +212,8 @@ fn a_run_goes_on_where_it_stopped() {
     let resolved: Value = serde_json::from_str(&resolved).unwrap();
     assert_eq!(resolved["stages"]["second"]["config"]["seed"], 9);
     assert_eq!(resolved["inputs"].as_array().unwrap().len(), 1);
+    let page = fs::read_to_string(place.path("out/report.html")).unwrap();
+    assert!(page.contains("<dt>seed</dt><dd>7</dd>"), "{page}");
     let given = fs::read_to_string(place.path("recipes/toy.yaml")).unwrap();
     assert_eq!(fs::read_to_string(place.path("out/recipe.yaml")).unwrap(), given);
 }

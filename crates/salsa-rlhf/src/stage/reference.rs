@@ -136,14 +136,23 @@ impl SoupSource {
         if adapters::share_a_base(&models) {
             return bases.adapter_soup(&models, &weights)?.frozen();
         }
-        let mean = Mean::new(&models, &weights)?;
+        let mean = self.mean(&models)?;
         Ok(Model::new(mean.spec.clone(), &mean, Cpu::current())?)
     }
 
     fn read(&self) -> anyhow::Result<(ModelSpec, Vec<f32>)> {
-        let (weights, models) = (self.checked_weights()?, self.open()?);
-        let mean = Mean::new(&models, &weights)?;
+        let models = self.open()?;
+        let mean = self.mean(&models)?;
         Ok((mean.spec.clone(), mean.read(0..mean.count())?.into_owned()))
+    }
+
+    /// As `salsa soup` computes it.
+    fn mean<'a>(&self, models: &'a [Checkpoint]) -> anyhow::Result<Mean<'a>> {
+        let mut weights = self.checked_weights()?;
+        if self.weights.is_empty() {
+            weights.fill(1.0);
+        }
+        Mean::new(models, Shares::new(&weights, Normalize::Divide)?)
     }
 }
 
@@ -155,7 +164,7 @@ struct Mean<'a> {
 }
 
 impl<'a> Mean<'a> {
-    fn new(models: &'a [Checkpoint], shares: &[f64]) -> anyhow::Result<Mean<'a>> {
+    fn new(models: &'a [Checkpoint], shares: Shares) -> anyhow::Result<Mean<'a>> {
         let spec = models.first().context("a soup needs at least one model")?.spec.with_head(Head::LanguageModel);
         let ingredient = |model: &'a Checkpoint| -> anyhow::Result<Box<dyn Weights + 'a>> {
             Ok(match model.adapter() {
@@ -164,7 +173,7 @@ impl<'a> Mean<'a> {
             })
         };
         let ingredients = models.iter().map(ingredient).collect::<anyhow::Result<_>>()?;
-        Ok(Mean { spec, ingredients, shares: Shares::new(shares, Normalize::Keep)? })
+        Ok(Mean { spec, ingredients, shares })
     }
 }
 

@@ -149,8 +149,8 @@ multiversion! {
                 sum[i] += score[i];
             }
         }
-        for i in 0..LANES {
-            last[i] = exp(last[i] * scale - top);
+        for score in last.iter_mut() {
+            *score = exp(*score * scale - top);
         }
         row[to..].fill(0.0);
         let last = &row[from + used - LANES..from + used];

@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::Dtype;
 use super::buffer::Buffer;
 use super::isa::isa;
-use super::kernel::{HEIGHT, Kernel, STEPS, Store, WIDTH};
+use super::kernel::{Ahead, HEIGHT, Kernel, STEPS, Store, WIDTH};
 use super::pack;
 use crate::pool;
 
@@ -242,14 +242,18 @@ impl<'a> Product<'a> {
                     pack::left_block(kernel.left, dtype, self.a, rows.clone(), from, steps, depth, height, count, room);
                 for panel in panels.clone() {
                     let b = &self.b.data[panel * self.b.panel_stride + from * width..][..steps * width];
+                    let tiles = rows.len().div_ceil(height);
+                    let share = (steps * width).div_ceil(tiles);
                     for first in (0..rows.len()).step_by(height) {
                         let count = height.min(rows.len() - first);
                         let tile = kernel.tile(count, left.layout);
+                        let next = b.as_ptr().wrapping_add(self.b.panel_stride + first / height * share);
+                        let ahead = Ahead { from: next, stride: width.div_ceil(tiles) };
                         let compute = |out: *mut f32, stride: usize, store: Store| {
                             // SAFETY: the thread is ready, the block has `count` rows from `first` on with the items of
                             // `steps` words, `b` `steps * width` words, and `out` room for the tile: see below.
                             unsafe {
-                                tile(steps, left.tile(first), left.stride, b.as_ptr(), out, stride, store);
+                                tile(steps, left.tile(first), left.stride, b.as_ptr(), ahead, out, stride, store);
                             }
                         };
                         // SAFETY: the assertions above keep rows and columns inside `out`; no other task has these.

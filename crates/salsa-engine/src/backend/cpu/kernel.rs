@@ -41,17 +41,22 @@ pub(crate) enum Left {
 
 /// Words of a row that are taken at once. Part of the numerical contract: sums are cut at multiples of it.
 pub(crate) const STEPS: usize = 256;
-/// Steps by which the right factor is prefetched.
-#[cfg(target_arch = "x86_64")]
-const AHEAD: usize = 24;
 /// The most rows a tile has, on any instruction set.
 pub(crate) const HEIGHT: usize = 32;
 /// The most columns.
 pub(crate) const WIDTH: usize = 32;
 
-/// `fn(steps, a, a_stride, b, out, out_stride, store)`: `a` is a left factor of R rows, `b` is `[steps][width]`, `out` has R
-/// rows. The calling thread must hold what [`Kernel::ready`] returns.
-pub(crate) type Tile = unsafe fn(usize, *const f32, usize, *const f32, *mut f32, usize, Store);
+/// `fn(steps, a, a_stride, b, ahead, out, out_stride, store)`: `a` is a left factor of R rows, `b` is `[steps][width]`, `out`
+/// has R rows. See [`Ahead`]. The calling thread must hold what [`Kernel::ready`] returns.
+pub(crate) type Tile = unsafe fn(usize, *const f32, usize, *const f32, Ahead, *mut f32, usize, Store);
+
+/// What is asked for while a tile is computed: `stride` numbers further on at each step. Several tiles read the same panel
+/// one after the other; each asks for its share of the next one, so that memory is read all the time.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    pub from: *const f32,
+    pub stride: usize,
+}
 
 /// What the items of a left factor are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +192,7 @@ macro_rules! vector_tile {
             a: *const f32,
             a_stride: usize,
             b: *const f32,
+            ahead: Ahead,
             out: *mut f32,
             stride: usize,
             store: Store,
@@ -201,10 +207,9 @@ macro_rules! vector_tile {
             for s in 0..steps {
                 // SAFETY: the caller's promise on the lengths of `a` and `b`.
                 unsafe {
-                    // The right factor streams through: it is asked for before it is needed.
-                    _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(2 * $lanes * (s + AHEAD)).cast());
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.from.wrapping_add(ahead.stride * s).cast());
                     if $lanes == 16 {
-                        _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(2 * $lanes * (s + AHEAD) + $lanes).cast());
+                        _mm_prefetch::<_MM_HINT_T1>(ahead.from.wrapping_add(ahead.stride * s + $lanes).cast());
                     }
                     let words = b.add(2 * $lanes * s);
                     $(
@@ -359,6 +364,7 @@ unsafe fn portable_f32<const R: usize, const BY_ROW: bool>(
     a: *const f32,
     a_stride: usize,
     b: *const f32,
+    _: Ahead,
     out: *mut f32,
     stride: usize,
     store: Store,
@@ -379,6 +385,7 @@ unsafe fn portable_bf16<const R: usize, const BY_ROW: bool>(
     a: *const f32,
     a_stride: usize,
     b: *const f32,
+    _: Ahead,
     out: *mut f32,
     stride: usize,
     store: Store,
@@ -483,7 +490,17 @@ mod tests {
                         // SAFETY: `a` has more rows than the tile, `b` has `steps * width` words, `out` has `rows` rows.
                         unsafe {
                             let at = out.as_mut_ptr().add(column);
-                            kernel.tile(rows, left)(steps, a.as_ptr(), stride, b.as_ptr(), at, WIDTH, Store::Add);
+                            let ahead = Ahead { from: b.as_ptr(), stride: 0 };
+                            kernel.tile(rows, left)(
+                                steps,
+                                a.as_ptr(),
+                                stride,
+                                b.as_ptr(),
+                                ahead,
+                                at,
+                                WIDTH,
+                                Store::Add,
+                            );
                         }
                     }
                     out

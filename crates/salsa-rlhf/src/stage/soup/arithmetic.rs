@@ -211,7 +211,10 @@ fn given_weights(config: &SoupConfig) -> anyhow::Result<Vec<Setting>> {
         return Ok(Vec::new());
     }
     if config.weights.is_empty() {
-        return Ok(vec![Setting::number(1.0 / count as f64); count]);
+        // Divided by their sum, ones are the exact way of saying so.
+        let divided = matches!(config.method, Method::Linear | Method::Greedy) && config.normalize != Some(false);
+        let equal = if divided { 1.0 } else { 1.0 / count as f64 };
+        return Ok(vec![Setting::number(equal); count]);
     }
     let given = config.weights.len();
     ensure!(given == count, "{given} weights for {count} models; give one for each");

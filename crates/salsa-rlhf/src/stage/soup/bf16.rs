@@ -1,27 +1,28 @@
-//! The weighted sum of bfloat16 tensors without a detour: half the memory traffic of going through float32 buffers.
+//! The weighted mean of bfloat16 tensors without a detour: half the memory traffic of going through float32 buffers.
+use salsa_algo::soup::{Weights, add_product, divide};
+
 use crate::checkpoint::round_to_bf16;
 
 /// Numbers whose float32 sums lie in the nearest cache.
 const CHUNK: usize = 1024;
 
-/// Computes `sum_i weights[i] * ingredients[i]`, in float32, in this order, unfused, rounded once to nearest even; bytes
-/// are little-endian bfloat16. Returns whether all results are finite, which they are not if a number read is not.
-pub(super) fn weighted_sum(ingredients: &[&[u8]], weights: &[f32], out: &mut [u8]) -> bool {
+/// Computes the weighted mean of ingredients, in float32, rounded once more to nearest even; bytes are little-endian
+/// bfloat16. Returns whether all results are finite, which they are not if a number read is not.
+pub(super) fn weighted_mean(ingredients: &[&[u8]], weights: &Weights, out: &mut [u8]) -> bool {
     let mut sums = [0f32; CHUNK];
     let mut finite = true;
     for start in (0..out.len()).step_by(2 * CHUNK) {
         let end = (start + 2 * CHUNK).min(out.len());
         let out = &mut out[start..end];
         let sums = &mut sums[..out.len() / 2];
-        let piece = |i: usize| &ingredients[i][start..end];
-        for (sum, b) in sums.iter_mut().zip(piece(0).chunks_exact(2)) {
-            *sum = weights[0] * widen(b);
+        let numbers = |i: usize| ingredients[i][start..end].chunks_exact(2).map(widen);
+        for (sum, x) in sums.iter_mut().zip(numbers(0)) {
+            *sum = weights.factors()[0] * x;
         }
-        for (i, w) in weights.iter().enumerate().skip(1) {
-            for (sum, b) in sums.iter_mut().zip(piece(i).chunks_exact(2)) {
-                *sum += w * widen(b);
-            }
+        for (i, factor) in weights.factors().iter().enumerate().skip(1) {
+            add_product(*factor, numbers(i), sums);
         }
+        divide(sums, weights.divisor());
         let mut infinite = false;
         for (out, sum) in out.chunks_exact_mut(2).zip(sums.iter()) {
             let rounded = round_to_bf16(*sum);
@@ -38,23 +39,20 @@ fn widen(bytes: &[u8]) -> f32 {
     f32::from_bits(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])) << 16)
 }
 
-/// Whether [`weighted_sum`] gives what `salsa_algo::soup::weighted_mean`, rounded to bfloat16, gives.
+/// Whether [`weighted_mean`] gives what [`salsa_algo::soup::weighted_mean`], rounded to bfloat16, gives.
 ///
 /// That function lets an element on which all ingredients agree pass unchanged if the weights sum to one. Here that comes
-/// by itself where no weight is negative: the float32 sum is off by less than `k * 2^-23` of the element, and half a
-/// step of bfloat16 is at least `2^-9` of it.
-pub(super) fn is_exact(weights: &[f32], sum_to_one: bool) -> bool {
-    !sum_to_one || (weights.iter().all(|w| *w >= 0.0) && weights.len() < 1000)
+/// by itself where no weight is negative: of `k` weights, sums in float32 are off by less than `2 k * 2^-23` of the
+/// element, and half a step of bfloat16 is at least `2^-9` of it.
+pub(super) fn is_exact(weights: &Weights) -> bool {
+    !weights.sum_to_one() || (weights.factors().iter().all(|w| *w >= 0.0) && weights.factors().len() < 1000)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::checkpoint::Dtype;
-    use salsa_algo::{
-        random::bits,
-        soup::{Normalize, Weights, weighted_mean},
-    };
+    use salsa_algo::{random::bits, soup, soup::Normalize};
 
     /// More than two chunks and not a multiple of one; any finite bit patterns below 2^126.
     fn wild(stream: u64) -> Vec<u8> {
@@ -70,6 +68,7 @@ mod tests {
             (&[0.5, 0.5][..], Normalize::Divide),
             (&[0.3, 0.7], Normalize::Divide),
             (&[1.0, 2.0, 3.0], Normalize::Divide),
+            (&[1.0, 1.0, 1.0], Normalize::Divide),
             (&[0.1, 0.2, 0.3, 0.4], Normalize::Divide),
             (&[1.5, -0.25], Normalize::Keep),
             (&[2.0], Normalize::Keep),
@@ -81,9 +80,9 @@ mod tests {
     }
 
     fn agree(ingredients: &[&[u8]], weights: &Weights) {
-        assert!(is_exact(weights.values(), weights.sum_to_one()));
+        assert!(is_exact(weights));
         let mut out = vec![1; ingredients[0].len()];
-        assert!(weighted_sum(ingredients, weights.values(), &mut out));
+        assert!(weighted_mean(ingredients, weights, &mut out));
         let wide: Vec<Vec<f32>> = ingredients
             .iter()
             .map(|bytes| {
@@ -94,7 +93,7 @@ mod tests {
             .collect();
         let wide: Vec<&[f32]> = wide.iter().map(Vec::as_slice).collect();
         let (mut mean, mut expected) = (vec![0.0; out.len() / 2], Vec::new());
-        weighted_mean(&wide, weights, &mut mean);
+        soup::weighted_mean(&wide, weights, &mut mean);
         Dtype::BF16.encode(&mean, &mut expected).unwrap();
         assert!(out == expected, "{weights:?}");
     }
@@ -102,7 +101,10 @@ mod tests {
     #[test]
     fn what_is_not_finite_is_noticed() {
         let one = |bits: u16| bits.to_le_bytes();
-        let sum = |a: u16, b: u16, w: [f32; 2]| weighted_sum(&[&one(a), &one(b)], &w, &mut [0; 2]);
+        let sum = |a: u16, b: u16, w: [f64; 2]| {
+            let weights = Weights::new(&w, Normalize::Keep).unwrap();
+            weighted_mean(&[&one(a), &one(b)], &weights, &mut [0; 2])
+        };
         assert!(sum(0x3f80, 0x7f7f, [0.5, 0.5]));
         for bad in [0x7f80, 0xff80, 0x7fc0, 0x7fff, 0xffff, 0x7f81] {
             assert!(!sum(0x3f80, bad, [0.5, 0.5]), "{bad:x}");
@@ -113,7 +115,8 @@ mod tests {
 
     #[test]
     fn extrapolation_goes_the_long_way() {
-        assert!(!is_exact(&[1.5, -0.5], true));
-        assert!(is_exact(&[1.5, -0.5], false));
+        let weights = |w: &[f64]| Weights::new(w, Normalize::Keep).unwrap();
+        assert!(!is_exact(&weights(&[1.5, -0.5])));
+        assert!(is_exact(&weights(&[1.5, -0.25])));
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! BLAKE3 is a tree over blocks whose parts can be computed in any order. What `b3sum FILE` prints comes out.
 use std::{
+    collections::BTreeMap,
     fs::File,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use anyhow::Context;
@@ -29,6 +30,15 @@ pub(super) struct FileDigest {
     bytes: u64,
     blocks: Vec<OnceLock<ChainingValue>>,
     groups: Vec<OnceLock<ChainingValue>>,
+    torn: Mutex<BTreeMap<u64, Torn>>,
+}
+
+/// A block of which only parts have passed by.
+#[derive(Debug)]
+struct Torn {
+    bytes: Vec<u8>,
+    /// Where the parts begin and end; none overlap.
+    parts: Vec<(usize, usize)>,
 }
 
 impl FileDigest {
@@ -38,27 +48,61 @@ impl FileDigest {
         let blocks = bytes.div_ceil(BLOCK);
         // The root is computed differently, so no group may be all of the file.
         let groups = if blocks > GROUP { bytes / (GROUP * BLOCK) } else { 0 };
-        FileDigest { path: path.to_owned(), bytes, blocks: empty(blocks), groups: empty(groups) }
+        FileDigest {
+            path: path.to_owned(),
+            bytes,
+            blocks: empty(blocks),
+            groups: empty(groups),
+            torn: Mutex::default(),
+        }
     }
 
     /// Takes note of bytes that lie at `offset` in the file; from any thread, in any order, any of them twice.
     pub fn pass(&self, offset: u64, bytes: &[u8]) {
         let mut block = offset.div_ceil(BLOCK);
-        let mut rest = bytes.get((block * BLOCK - offset) as usize..).unwrap_or_default();
+        let (end, mut rest) = bytes.split_at(bytes.len().min((block * BLOCK - offset) as usize));
+        if !end.is_empty() {
+            self.pass_part(block - 1, (offset - (block - 1) * BLOCK) as usize, end);
+        }
         while !rest.is_empty() {
             let group = self.groups.get((block / GROUP) as usize).filter(|_| block.is_multiple_of(GROUP));
             let (place, length) = match group {
                 Some(group) if rest.len() as u64 >= GROUP * BLOCK => (group, GROUP * BLOCK),
-                _ if rest.len() as u64 >= self.length(block) && block < self.blocks.len() as u64 => {
-                    (&self.blocks[block as usize], self.length(block))
-                }
-                _ => return,
+                _ if block >= self.blocks.len() as u64 => return,
+                _ if rest.len() as u64 >= self.length(block) => (&self.blocks[block as usize], self.length(block)),
+                _ => return self.pass_part(block, 0, rest),
             };
             let (piece, others) = rest.split_at(length as usize);
             if !self.is_known(block) {
                 place.get_or_init(|| subtree(block, piece));
             }
             (block, rest) = (block + length.div_ceil(BLOCK), others);
+        }
+    }
+
+    /// Takes note of a part of a block; the last one completes it. (What is not completed is read by [`FileDigest::finish`].)
+    fn pass_part(&self, block: u64, at: usize, part: &[u8]) {
+        let length = self.length(block) as usize;
+        let end = at + part.len();
+        if end > length || self.is_known(block) {
+            return;
+        }
+        let whole = {
+            let mut all = self.torn.lock().unwrap_or_else(PoisonError::into_inner);
+            let torn = all.entry(block).or_insert_with(|| Torn { bytes: vec![0; length], parts: Vec::new() });
+            if torn.parts.iter().any(|(from, to)| at < *to && *from < end) {
+                return;
+            }
+            torn.bytes[at..end].copy_from_slice(part);
+            torn.parts.push((at, end));
+            let held: usize = torn.parts.iter().map(|(from, to)| to - from).sum();
+            if held < length {
+                return;
+            }
+            all.remove(&block)
+        };
+        if let Some(torn) = whole {
+            self.blocks[block as usize].get_or_init(|| subtree(block, &torn.bytes));
         }
     }
 
@@ -164,10 +208,14 @@ mod tests {
 
     #[test]
     fn bytes_that_pass_by_are_not_read_again() {
-        let (_dir, path, bytes) = file(13 * BLOCK as usize);
+        let (_dir, path, bytes) = file(13 * BLOCK as usize + 700);
         let digest = FileDigest::new(&path, bytes.len() as u64);
-        digest.pass(0, &bytes[..5 * BLOCK as usize]);
-        digest.pass(5 * BLOCK, &bytes[5 * BLOCK as usize..]);
+        // Neither whole blocks nor in order: parts of a block are put together.
+        let cuts = [0, 300, 1000, 5 * BLOCK as usize + 9, 9 * BLOCK as usize, 13 * BLOCK as usize + 5, bytes.len()];
+        for cut in cuts.windows(2).rev() {
+            digest.pass(cut[0] as u64, &bytes[cut[0]..cut[1]]);
+        }
+        assert!(digest.torn.lock().unwrap().is_empty());
         std::fs::remove_file(&path).unwrap();
         assert_eq!(digest.finish().unwrap(), blake3::hash(&bytes).to_string());
     }

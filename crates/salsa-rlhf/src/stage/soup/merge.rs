@@ -211,7 +211,7 @@ impl<'a> Merge<'a> {
         let reads = rule.reads();
         let all_bf16 = self.tensors[piece.tensor].dtype == Dtype::BF16
             && reads.iter().all(|i| self.models[*i].raw.dtype(piece.tensor) == Dtype::BF16);
-        if !all_bf16 || !bf16::is_exact(weights.values(), weights.sum_to_one()) {
+        if !all_bf16 || !bf16::is_exact(weights) {
             return Ok(false);
         }
         scratch.stored.resize_with(reads.len(), Vec::new);
@@ -221,7 +221,7 @@ impl<'a> Merge<'a> {
         let stored: Vec<&[u8]> = scratch.stored.iter().map(Vec::as_slice).collect();
         scratch.out.resize(piece.len * 2, 0);
         // What is not finite is found and named on the long way.
-        let finite = bf16::weighted_sum(&stored, weights.values(), &mut scratch.out);
+        let finite = bf16::weighted_mean(&stored, weights, &mut scratch.out);
         if finite {
             self.put(piece, writer, &scratch.out)?;
         }

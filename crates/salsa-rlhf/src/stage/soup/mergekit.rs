@@ -6,8 +6,17 @@ use serde_json::{Map, Value, json};
 
 use super::setting::Setting;
 
-const KEYS: [&str; 8] =
-    ["merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source"];
+const KEYS: [&str; 9] = [
+    "merge_method",
+    "models",
+    "slices",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+];
 const METHODS: [&str; 6] = ["linear", "slerp", "ties", "dare_linear", "dare_ties", "task_arithmetic"];
 const NUMBERS: [&str; 4] = ["weight", "density", "t", "lambda"];
 const SWITCHES: [&str; 3] = ["normalize", "int8_mask", "rescale"];
@@ -246,11 +255,20 @@ fn rescale(method: &str, shared: &Parameters) -> anyhow::Result<()> {
 }
 
 fn tokenizer(given: &Map<String, Value>, base: Option<&str>, models: &[Model]) -> anyhow::Result<Option<String>> {
-    let source = match given.get("tokenizer_source") {
-        None | Some(Value::Null) => return Ok(None),
-        Some(source) => path(source).ok_or_else(|| anyhow!("tokenizer_source is {source}; give base or a path"))?,
+    let (place, source) = match (given.get("tokenizer_source"), given.get("tokenizer")) {
+        (None | Some(Value::Null), None | Some(Value::Null)) => return Ok(None),
+        (Some(source), None | Some(Value::Null)) => ("tokenizer_source", source),
+        (None | Some(Value::Null), Some(Value::Object(block))) => {
+            if let Some(key) = block.keys().find(|key| *key != "source") {
+                bail!("tokenizer.{key}: not supported; supported is source");
+            }
+            ("tokenizer.source", block.get("source").ok_or_else(|| anyhow!("tokenizer.source is missing"))?)
+        }
+        (None | Some(Value::Null), Some(_)) => bail!("tokenizer is no mapping; write tokenizer: {{source: base}}"),
+        _ => bail!("tokenizer_source and tokenizer are both given; mergekit takes one of them"),
     };
-    ensure!(source != "union", "tokenizer_source: union is not supported; give base or the path of a model");
+    let source = path(source).ok_or_else(|| anyhow!("{place} is {source}; give base or a path"))?;
+    ensure!(source != "union", "{place}: union is not supported; give base or the path of a model");
     let first = models.first().map(|model| model.path.as_str());
     Ok(if source == "base" { base.or(first).map(str::to_owned) } else { Some(source) })
 }
@@ -293,6 +311,10 @@ mod tests {
             "tokenizer_source": "a",
         });
         assert_eq!(soup.unwrap(), expected);
+        let source =
+            |yaml: &str| read(&format!("{TWO}merge_method: linear\n{yaml}")).unwrap()["tokenizer_source"].clone();
+        assert_eq!(source("tokenizer: {source: base}"), "a");
+        assert_eq!(source("tokenizer: {source: {model: {path: c}}}"), "c");
     }
 
     #[test]
@@ -376,6 +398,11 @@ mod tests {
             ),
             (format!("{linear}chat_template: auto"), "chat_template: mergekit's chat_template is not supported"),
             (format!("{linear}tokenizer_source: union"), "tokenizer_source: union is not supported"),
+            (format!("{linear}tokenizer: {{source: union}}"), "tokenizer.source: union is not supported"),
+            (format!("{linear}tokenizer: {{source: base, tokens: {{}}}}"), "tokenizer.tokens: not supported"),
+            (format!("{linear}tokenizer: {{}}"), "tokenizer.source is missing"),
+            (format!("{linear}tokenizer: base"), "tokenizer is no mapping"),
+            (format!("{linear}tokenizer: {{source: base}}\ntokenizer_source: base"), "tokenizer_source and tokenizer"),
             (format!("{linear}base_model: c"), "base_model: in a linear merge it is one more model"),
             (format!("{linear}parameters: {{t: [0, x]}}"), "parameters.t: \"x\" is no number"),
             (format!("{linear}parameters: {{gamma: 1}}"), "parameters.gamma: not supported"),

@@ -12,7 +12,11 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     checkpoint::{Checkpoint, Companions, Dtype, Family, SaveOptions, SpecialTokens, save},
-    stage::{Outcome, fixture, kinds, run_stage},
+    stage::{
+        Outcome, fixture, kinds,
+        reference::{ModelSource, SoupSource},
+        run_stage,
+    },
 };
 
 /// A folder for the checkpoints of one test.
@@ -117,7 +121,14 @@ fn linear_is_plain_f32_arithmetic_rounded_once() {
             let [a, b, c] = dirs.each_ref().map(|dir| read(dir));
             let config = kitchen.config(&[&dirs[0], &dirs[1]]);
             let soup = kitchen.soup(&SoupConfig { weights: numbers(&[0.25, 0.75]), ..config });
-            let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| round(0.25 * a + 0.75 * b, dtype)).collect();
+            let expected: Vec<f32> =
+                a.iter().zip(&b).map(|(a, b)| round(0.75f32.mul_add(*b, 0.25 * a), dtype)).collect();
+            assert!(soup == expected, "{dtype} {shard}");
+
+            // Equal weights are a sum that is divided once.
+            let soup = kitchen.soup(&kitchen.config(&dirs.each_ref()));
+            let expected: Vec<f32> =
+                a.iter().zip(&b).zip(&c).map(|((a, b), c)| round((a + b + c) / 3.0, dtype)).collect();
             assert!(soup == expected, "{dtype} {shard}");
 
             let config = SoupConfig {
@@ -129,6 +140,19 @@ fn linear_is_plain_f32_arithmetic_rounded_once() {
                 a.iter().zip(&b).zip(&c).map(|((a, b), c)| round((2.0 * a + -1.0 * b) + 0.5 * c, dtype)).collect();
             assert!(kitchen.soup(&config) == expected, "{dtype} {shard}");
         }
+    }
+}
+
+#[test]
+fn a_soup_in_memory_is_the_one_on_the_disk() {
+    let kitchen = Kitchen::new();
+    let dirs = ["a", "bb", "ccc"].map(|name| kitchen.random(name, &small(), F32));
+    for weights in [vec![], vec![0.2, 0.5, 0.3], vec![1.5, -0.4, -0.1], vec![0.0, 1.0, 0.0]] {
+        let source = SoupSource { models: dirs.to_vec(), weights: weights.clone() };
+        let (_, in_memory) = ModelSource::Soup(source).read().unwrap();
+        let config = SoupConfig { weights: numbers(&weights), ..kitchen.config(&dirs.each_ref()) };
+        assert!(kitchen.soup(&config) == in_memory, "{weights:?}");
+        assert!((in_memory == read(&dirs[1])) == (weights.contains(&1.0)), "{weights:?}");
     }
 }
 

@@ -17,7 +17,7 @@
 //! The tiles of a block: two of the left factor times two of the right one make four sums of 16 x 16, which is 32 rows of
 //! a panel's 32 columns. A group of words then costs four loads for four products.
 
-use super::{GROUP, Store, Tile, WIDTH};
+use super::{Ahead, GROUP, Store, Tile, WIDTH};
 use std::arch::{asm, x86_64::*};
 use std::mem::MaybeUninit;
 
@@ -26,7 +26,8 @@ pub(super) const ROWS: usize = 2 * GROUP;
 
 /// From a word to the next in a panel, in bytes.
 const PANEL_STRIDE: usize = WIDTH * 4;
-/// How far ahead of the products the right factor is prefetched, in bytes: two groups.
+/// How far ahead of the products the right factor is prefetched, in bytes: two groups. Which distance is best, and whether
+/// [`Ahead`] is better, needs a machine to time it on.
 const AHEAD: usize = 2 * GROUP * PANEL_STRIDE;
 
 /// The shape of the eight tile registers, as the processor reads it.
@@ -135,6 +136,7 @@ unsafe fn bf16<const R: usize>(
     a: *const f32,
     a_stride: usize,
     b: *const f32,
+    _: Ahead,
     out: *mut f32,
     stride: usize,
     store: Store,
@@ -204,6 +206,7 @@ macro_rules! groups {
 ///
 /// The thread must hold [`Tiles`]. `a` must hold 32 rows of a left factor, `b` `groups` groups of words of a panel, `last` one
 /// if `more` is 1 (not more), and `out` must have the room.
+#[inline(never)]
 unsafe fn two_by_two(
     groups: usize,
     more: usize,
@@ -261,6 +264,7 @@ unsafe fn two_by_two(
 /// # Safety
 ///
 /// As [`two_by_two`], with sixteen rows.
+#[inline(never)]
 unsafe fn one_by_two(
     groups: usize,
     more: usize,

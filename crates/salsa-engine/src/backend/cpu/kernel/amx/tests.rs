@@ -5,6 +5,8 @@ use super::super::{Isa, STEPS};
 use super::*;
 use crate::random::Random;
 
+/// Nothing to ask for ahead of time.
+const NOWHERE: Ahead = Ahead { from: std::ptr::null(), stride: 0 };
 /// From row to row of a left factor.
 const LEFT: usize = STEPS + 16;
 
@@ -60,7 +62,7 @@ fn check(rows: usize, steps: usize, store: Store, mut word: impl FnMut() -> f32)
     let mut out = vec![before; (ROWS + 1) * stride];
     // SAFETY: `with_tiles` has set the thread up; the left tile has room for all rows, the panel `steps` words and more, and
     // `out` more than `rows` rows.
-    unsafe { TILES[rows - 1](steps, a.as_ptr(), LEFT, b.as_ptr(), out.as_mut_ptr(), stride, store) };
+    unsafe { TILES[rows - 1](steps, a.as_ptr(), LEFT, b.as_ptr(), NOWHERE, out.as_mut_ptr(), stride, store) };
     for (i, found) in out.iter().enumerate() {
         let (r, c) = (i / stride, i % stride);
         let expected = if r >= rows || c >= WIDTH {
@@ -128,7 +130,7 @@ fn amx_rows_and_columns_do_not_depend_on_their_neighbours() {
             // SAFETY: the thread is set up; the tile begins at a row of `a` behind which there is room.
             unsafe {
                 let a = a.as_ptr().add(first * LEFT);
-                TILES[rows - 1](steps, a, LEFT, b.as_ptr(), out.as_mut_ptr(), WIDTH, Store::Replace);
+                TILES[rows - 1](steps, a, LEFT, b.as_ptr(), NOWHERE, out.as_mut_ptr(), WIDTH, Store::Replace);
             }
             out
         };
