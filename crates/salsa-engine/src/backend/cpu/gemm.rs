@@ -5,6 +5,7 @@
 //! words, always the same places, so that the order of summation of an element is a function of the depth alone.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::Dtype;
@@ -14,8 +15,6 @@ use super::kernel::{Ahead, HEIGHT, Kernel, STEPS, Store, WIDTH};
 use super::pack;
 use crate::pool;
 
-/// Rows of the left factor packed at once: with their words they stay in the second-level cache.
-const ROWS: usize = 96;
 /// Below this many words of work (rows * columns * steps) the calling thread computes a product: waking others costs more.
 const SMALL: usize = 1 << 17;
 
@@ -182,7 +181,7 @@ pub(crate) fn gemm(
     // A task is a block of rows times a run of panels: enough tasks to share, each long enough to pay for packing.
     let kernel = Kernel::of(isa(), b.dtype);
     let panels = columns.div_ceil(kernel.width);
-    let row_blocks = rows.div_ceil(ROWS);
+    let row_blocks = rows.div_ceil(kernel.block);
     let block = rows.div_ceil(row_blocks).next_multiple_of(kernel.height());
     let row_blocks = rows.div_ceil(block);
     let run = panels.div_ceil((4 * threads).div_ceil(row_blocks).min(panels));
@@ -205,8 +204,9 @@ pub(crate) fn gemm_here(
 ) {
     let panels = columns.div_ceil(Kernel::of(isa(), b.dtype).width);
     let product = Product::new((rows, columns, depth), a, b, out, stride, store);
-    for first in (0..rows).step_by(ROWS) {
-        product.block(first..rows.min(first + ROWS), 0..panels);
+    let block = product.kernel.block;
+    for first in (0..rows).step_by(block) {
+        product.block(first..rows.min(first + block), 0..panels);
     }
 }
 
@@ -247,13 +247,14 @@ impl<'a> Product<'a> {
         }
         let (dtype, width) = (self.b.dtype, self.kernel.width);
         let words = self.depth.div_ceil(dtype.terms());
-        let height = rows.len().div_ceil(rows.len().div_ceil(self.kernel.height()));
+        let height = self.kernel.height_for(rows.len());
         let last_column = self.columns.min(panels.end * width);
         assert!((rows.end - 1) * self.stride + last_column <= self.len, "the product does not fit its output");
         assert!((panels.end - 1) * self.b.panel_stride + words * width <= self.b.data.len(), "too few panels");
         if words == 0 {
             return self.clear(&rows, panels.start * width..last_column);
         }
+        let _ready = self.kernel.ready();
         LEFT.with_borrow_mut(|room| {
             for from in (0..words).step_by(STEPS) {
                 let steps = STEPS.min(words - from);
@@ -272,8 +273,8 @@ impl<'a> Product<'a> {
                         let next = b.as_ptr().wrapping_add(self.b.panel_stride + first / height * share);
                         let ahead = Ahead { from: next, stride: width.div_ceil(tiles) };
                         let compute = |out: *mut f32, stride: usize, store: Store| {
-                            // SAFETY: the block has `count` rows from `first` on with the items of `steps` words, `b`
-                            // `steps * width` words, and `out` room for the tile: see below.
+                            // SAFETY: the thread is ready, the block has `count` rows from `first` on with the items of
+                            // `steps` words, `b` `steps * width` words, and `out` room for the tile: see below.
                             unsafe {
                                 tile(steps, left.tile(first), left.stride, b.as_ptr(), ahead, out, stride, store);
                             }
@@ -306,13 +307,13 @@ impl<'a> Product<'a> {
         if column + width <= self.columns {
             return compute(at, self.stride, store);
         }
-        let mut edge = [0f32; HEIGHT * WIDTH];
-        compute(edge.as_mut_ptr(), width, Store::Replace);
+        let mut edge = MaybeUninit::<[f32; HEIGHT * WIDTH]>::uninit();
+        let edge = edge.as_mut_ptr().cast::<f32>();
+        compute(edge, width, Store::Replace);
         for r in 0..count {
             for c in 0..self.columns - column {
-                // SAFETY: the caller's promise.
-                let at = unsafe { &mut *at.add(r * self.stride + c) };
-                let new = edge[r * width + c];
+                // SAFETY: the caller's promise; `compute` has written `count` rows of `edge`.
+                let (at, new) = unsafe { (&mut *at.add(r * self.stride + c), *edge.add(r * width + c)) };
                 *at = if store == Store::Add { *at + new } else { new };
             }
         }

@@ -11,10 +11,14 @@
 //! high half first. So an element has the same bits whatever the tile height, the neighbours and the number of threads,
 //! and whether it is computed one row at a time (decoding) or a thousand (training). With fused multiply-add (all but
 //! `scalar`) the bits are even the same across instruction sets, but for products of bfloat16 that underflow: the
-//! dot-product instruction takes them as zero.
+//! dot-product instruction takes them as zero. AMX tiles sum bfloat16 products in an order of their own, which is as
+//! fixed: see [`amx`].
 //!
 //! The right factor always comes in words. The left one comes in words where an instruction multiplies bfloat16; else it
 //! is a matrix of f32 numbers, which for bfloat16 are rounded already ([`Kernel::left`]), and may lie anywhere.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 
 use super::Dtype;
 use super::isa::Isa;
@@ -38,12 +42,12 @@ pub(crate) enum Left {
 /// Words of a row that are taken at once. Part of the numerical contract: sums are cut at multiples of it.
 pub(crate) const STEPS: usize = 256;
 /// The most rows a tile has, on any instruction set.
-pub(crate) const HEIGHT: usize = 12;
+pub(crate) const HEIGHT: usize = 32;
 /// The most columns.
 pub(crate) const WIDTH: usize = 32;
 
 /// `fn(steps, a, a_stride, b, ahead, out, out_stride, store)`: `a` is a left factor of R rows, `b` is `[steps][width]`, `out`
-/// has R rows. See [`Ahead`].
+/// has R rows. See [`Ahead`]. The calling thread must hold what [`Kernel::ready`] returns.
 pub(crate) type Tile = unsafe fn(usize, *const f32, usize, *const f32, Ahead, *mut f32, usize, Store);
 
 /// What is asked for while a tile is computed: `stride` numbers further on at each step. Several tiles read the same panel
@@ -61,6 +65,17 @@ pub(crate) enum Items {
     Terms,
     /// Words of two bfloat16 terms.
     Words,
+    /// The same by rows only, with zeros up to a multiple of [`GROUP`] words, and room up to a multiple of as many rows.
+    Groups,
+}
+
+/// Words and rows of a tile register, see [`Items::Groups`].
+pub(crate) const GROUP: usize = 16;
+
+/// While this lives, the kernels may be called on the thread that has it.
+pub(crate) struct Ready {
+    #[cfg(target_arch = "x86_64")]
+    _tiles: Option<amx::Tiles>,
 }
 
 /// The kernels of one instruction set and number type: `rows[R - 1]` and `columns[R - 1]` compute R rows of `width`
@@ -68,6 +83,8 @@ pub(crate) enum Items {
 pub(crate) struct Kernel {
     pub width: usize,
     pub left: Items,
+    /// Rows of the left factor that are taken at once: with their words they stay in the second-level cache.
+    pub block: usize,
     rows: &'static [Tile],
     columns: &'static [Tile],
 }
@@ -76,9 +93,11 @@ impl Kernel {
     pub(crate) fn of(isa: Isa, dtype: Dtype) -> &'static Kernel {
         match (isa, dtype) {
             #[cfg(target_arch = "x86_64")]
+            (Isa::Amx, Dtype::Bf16) => &AMX_BF16,
+            #[cfg(target_arch = "x86_64")]
             (Isa::Avx512Bf16, Dtype::Bf16) => &AVX512_BF16_NATIVE,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => &AVX512_F32,
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => &AVX512_F32,
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512, Dtype::Bf16) => &AVX512_BF16,
             #[cfg(target_arch = "x86_64")]
@@ -93,6 +112,22 @@ impl Kernel {
     /// The most rows a tile has.
     pub(crate) fn height(&self) -> usize {
         self.rows.len()
+    }
+
+    /// The rows of each tile but the last, when `rows` rows are cut into tiles: as few tiles as possible, all of about the
+    /// same height, or of whole groups of rows where less costs as much.
+    pub(crate) fn height_for(&self, rows: usize) -> usize {
+        let equal = rows.div_ceil(rows.div_ceil(self.height()));
+        if self.left == Items::Groups { equal.next_multiple_of(GROUP) } else { equal }
+    }
+
+    /// Sets the calling thread up for the kernels.
+    pub(crate) fn ready(&self) -> Ready {
+        Ready {
+            // SAFETY: this kernel is chosen only where there is AMX and the system permits its use.
+            #[cfg(target_arch = "x86_64")]
+            _tiles: (self.left == Items::Groups).then(|| unsafe { amx::Tiles::set_up() }),
+        }
     }
 
     /// The tile of `rows` rows.
@@ -115,12 +150,16 @@ macro_rules! kernel {
         static $name: Kernel = Kernel {
             width: $width,
             left: Items::$items,
+            block: 96,
             rows: &[$($tile::<$height, true>),*],
             columns: &[$($tile::<$height, false>),*],
         };
     };
 }
 
+/// Blocks of 256 rows: their words take 272 KiB of a second-level cache of 2 MiB, and a panel is read once for all of them.
+#[cfg(target_arch = "x86_64")]
+static AMX_BF16: Kernel = Kernel { width: WIDTH, left: Items::Groups, block: 256, rows: &amx::TILES, columns: &[] };
 #[cfg(target_arch = "x86_64")]
 kernel!(AVX512_F32, 32, Terms, avx512_f32, 1 2 3 4 5 6 7 8 9 10 11 12);
 #[cfg(target_arch = "x86_64")]
@@ -433,7 +472,9 @@ mod tests {
                     let items = if kernel.left == Items::Terms { depth } else { steps };
                     let item = |r: usize, i: usize| match kernel.left {
                         Items::Terms => a[r * depth + i],
-                        Items::Words => word(a[r * depth + terms * i], a[r * depth + terms * i + terms - 1]),
+                        Items::Words | Items::Groups => {
+                            word(a[r * depth + terms * i], a[r * depth + terms * i + terms - 1])
+                        }
                     };
                     let (stride, a): (usize, Vec<f32>) = match left {
                         Left::Rows => (items, (0..HEIGHT * items).map(|n| item(n / items, n % items)).collect()),
@@ -464,8 +505,10 @@ mod tests {
                     }
                     out
                 };
-                let fused: Vec<Isa> =
-                    Isa::ALL.into_iter().filter(|isa| isa.available() && *isa != Isa::Scalar).collect();
+                let fused: Vec<Isa> = Isa::ALL
+                    .into_iter()
+                    .filter(|isa| isa.available() && !matches!(isa, Isa::Amx | Isa::Scalar))
+                    .collect();
                 for pair in fused.windows(2) {
                     assert_eq!(product(pair[0]), product(pair[1]), "{dtype:?} {left:?} {rows}: {pair:?}");
                 }

@@ -38,10 +38,10 @@ impl Cpu {
         Cpu { dtype: Dtype::current() }
     }
 
-    /// The instruction set of the matrix kernels in use: `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`.
+    /// The instruction set of the matrix kernels in use: `amx-bf16`, `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`.
     pub fn isa(&self) -> &'static str {
         match (isa::isa(), self.dtype) {
-            (isa::Isa::Avx512Bf16, Dtype::F32) => isa::Isa::Avx512.name(),
+            (isa::Isa::Amx | isa::Isa::Avx512Bf16, Dtype::F32) => isa::Isa::Avx512.name(),
             (isa, _) => isa.name(),
         }
     }

@@ -226,6 +226,23 @@ pub(super) fn left_rows_bf16(a: View<'_>, rows: usize, depth: usize, stride: usi
     }
 }
 
+/// From columns to rows, sixteen of both at a time, with zeros up to a multiple of sixteen words.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn left_rows_of_columns_bf16(a: View<'_>, rows: usize, depth: usize, stride: usize, copy: &mut [f32]) {
+    for first in (0..rows).step_by(16) {
+        let count = (rows - first).min(16);
+        let term = |k: usize| load(a.data, k * a.column_stride + first, if k < depth { count } else { 0 });
+        for from in (0..depth.div_ceil(2)).step_by(16) {
+            let mut block: [__m512i; 16] =
+                std::array::from_fn(|s| interleave(narrow(term(2 * (from + s)), term(2 * (from + s) + 1))));
+            transpose(&mut block);
+            for (r, row) in block[..count].iter().enumerate() {
+                store(copy, (first + r) * stride + from, *row);
+            }
+        }
+    }
+}
+
 /// Word `s` of row `r` of a tile at `s * height + r`. A tile has at most sixteen rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(super) fn left_columns_bf16(

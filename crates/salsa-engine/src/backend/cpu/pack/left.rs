@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::Dtype;
 use super::super::gemm::View;
 use super::super::isa::multiversion;
-use super::super::kernel::{Items, Left};
+use super::super::kernel::{GROUP, Items, Left};
 use super::super::math::LANES;
 #[cfg(target_arch = "x86_64")]
 use super::{Isa, avx512, isa};
@@ -52,7 +52,8 @@ pub(crate) fn block<'a>(
     let terms = dtype.terms();
     let a = View { data: &a.data[rows.start * a.row_stride + from * terms * a.column_stride..], ..a };
     let (rows, depth) = (rows.len(), (depth - from * terms).min(steps * terms));
-    let layout = if a.column_stride == 1 { Left::Rows } else { Left::Columns };
+    let source = if a.column_stride == 1 { Left::Rows } else { Left::Columns };
+    let layout = if form == Items::Groups { Left::Rows } else { source };
     let items = if form == Items::Terms { steps * terms } else { steps };
     if dtype == Dtype::F32 && lies_well(a, layout, rows, panels) {
         let (stride, tile_stride, last) = match layout {
@@ -70,7 +71,7 @@ pub(crate) fn block<'a>(
         // Whole lines of memory.
         (Left::Columns, Items::Terms) => (rows, height),
         // Tile by tile. What is written lane by lane may reach over the last item.
-        (Left::Columns, Items::Words) => (height, items * height + LANES),
+        (Left::Columns, Items::Words | Items::Groups) => (height, items * height + LANES),
     };
     let len = if layout == Left::Columns { items * rows } else { 0 }.max(rows.div_ceil(height) * tile_stride);
     room.resize(room.len().max(len), 0.0);
@@ -89,6 +90,7 @@ pub(crate) fn block<'a>(
             }
             copy[depth * rows..items * rows].fill(0.0);
         }
+        (_, Items::Groups) => copy_groups(a, source, rows, depth, stride, copy),
         (_, Items::Words) => copy_words(a, layout, rows, depth, (height, stride, tile_stride), copy),
     }
     Block { layout, stride, data: copy, height, tile_stride }
@@ -148,12 +150,37 @@ fn copy_words(
     }
 }
 
+/// The same by rows, whole groups of words, from rows or columns.
+fn copy_groups(a: View<'_>, source: Left, rows: usize, depth: usize, stride: usize, copy: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa() == Isa::Amx {
+        // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
+        return unsafe {
+            match source {
+                Left::Rows => avx512::left_rows_bf16(a, rows, depth, stride, copy),
+                Left::Columns => avx512::left_rows_of_columns_bf16(a, rows, depth, stride, copy),
+            }
+        };
+    }
+    debug_assert!(source == Left::Columns || a.column_stride == 1);
+    let term = |r: usize, k: usize| if k < depth { a.data[r * a.row_stride + k * a.column_stride] } else { 0.0 };
+    for (r, words) in copy.chunks_mut(stride).enumerate().take(rows) {
+        for (s, word) in words.iter_mut().enumerate().take(depth.div_ceil(2).next_multiple_of(GROUP)) {
+            *word = pair(term(r, 2 * s), term(r, 2 * s + 1));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const KERNELS: [(Dtype, Items); 3] =
-        [(Dtype::F32, Items::Terms), (Dtype::Bf16, Items::Terms), (Dtype::Bf16, Items::Words)];
+    const KERNELS: [(Dtype, Items); 4] = [
+        (Dtype::F32, Items::Terms),
+        (Dtype::Bf16, Items::Terms),
+        (Dtype::Bf16, Items::Words),
+        (Dtype::Bf16, Items::Groups),
+    ];
 
     #[test]
     fn every_layout_holds_the_terms_of_the_block_in_place_or_copied() {
@@ -164,7 +191,8 @@ mod tests {
                 for view in [View::rows(&numbers, stride), View::rows(&numbers, stride).t()] {
                     let (rows, from, depth, terms) = (3..20, 4, 37, dtype.terms());
                     let steps = (depth - from * terms).div_ceil(terms);
-                    let (height, mut room) = (6, vec![f32::NAN; 7]);
+                    let height = if items == Items::Groups { GROUP } else { 6 };
+                    let mut room = vec![f32::NAN; 20_000];
                     let block = block(items, dtype, view, rows.clone(), from, steps, depth, height, panels, &mut room);
                     let term = |r: usize, k: usize| {
                         let k = k + from * terms;
@@ -179,9 +207,17 @@ mod tests {
                         };
                         let found = match items {
                             Items::Terms => block.data[at(i)],
-                            Items::Words => f32::from_bits(block.data[at(i / 2)].to_bits() >> (16 * (i % 2)) << 16),
+                            Items::Words | Items::Groups => {
+                                f32::from_bits(block.data[at(i / 2)].to_bits() >> (16 * (i % 2)) << 16)
+                            }
                         };
                         assert_eq!(found, term(r, i), "{dtype:?} {items:?} {stride} {panels}: {r} {i}");
+                    }
+                    if items == Items::Groups {
+                        let group = |r: usize| &block.data[r * block.stride..][..steps.next_multiple_of(GROUP)];
+                        assert_eq!(block.layout, Left::Rows);
+                        assert!((0..rows.len()).all(|r| group(r)[steps..].iter().all(|word| word.to_bits() == 0)));
+                        assert_eq!(block.data.len(), rows.len().next_multiple_of(GROUP) * block.stride);
                     }
                 }
             }

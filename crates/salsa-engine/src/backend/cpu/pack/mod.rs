@@ -57,9 +57,11 @@ pub(crate) fn panel(
     #[cfg(target_arch = "x86_64")]
     match (isa(), dtype) {
         // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
-        (Isa::Avx512Bf16, Dtype::Bf16) => return unsafe { avx512::panel_bf16(b, depth, here, panel) },
-        // SAFETY: as above.
-        (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => return unsafe { avx512::panel_f32(b, depth, here, panel) },
+        (Isa::Amx | Isa::Avx512Bf16, Dtype::Bf16) => return unsafe { avx512::panel_bf16(b, depth, here, panel) },
+        (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => {
+            // SAFETY: as above.
+            return unsafe { avx512::panel_f32(b, depth, here, panel) };
+        }
         // SAFETY: as above.
         (Isa::Avx2, Dtype::F32) if b.row_stride == 1 => return unsafe { avx2::panel_f32(b, depth, here, panel) },
         // SAFETY: as above.
@@ -130,8 +132,8 @@ pub(crate) fn transposed_panel(
     {
         type Transposed = unsafe fn(&[f32], usize, (usize, usize), usize, &mut [f32]);
         let vector: Option<Transposed> = match (isa(), dtype) {
-            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::Bf16) => Some(avx512::transposed_bf16),
-            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => Some(avx512::transposed_f32),
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::Bf16) => Some(avx512::transposed_bf16),
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => Some(avx512::transposed_f32),
             (Isa::Avx2, Dtype::Bf16) => Some(avx2::transposed_bf16),
             (Isa::Avx2, Dtype::F32) => Some(avx2::transposed_f32),
             _ => None,
