@@ -176,7 +176,7 @@ fn advice(knobs: &Knobs, savings: &[Saving], need: &dyn Fn(&Knobs) -> Need, avai
     for saving in savings {
         let Some((changed, text)) = saving.applied(knobs) else { continue };
         let bytes = need(&changed).total();
-        if bytes >= total || size(bytes) == size(total) {
+        if bytes >= total {
             continue;
         }
         enough |= bytes <= available;
