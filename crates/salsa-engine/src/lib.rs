@@ -64,7 +64,7 @@ pub type Model = Transformer<backend::cpu::Cpu>;
 /// A model on the CPU in training.
 pub type Trainable = TrainableTransformer<backend::cpu::Cpu>;
 
-/// The instruction set of the kernels in use: `avx512`, `avx2`, `neon` or `scalar`. See [`check_isa`] for `SALSA_ISA`.
+/// The instruction set of the kernels in use: `amx-bf16`, `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`. See [`check_isa`] for `SALSA_ISA`.
 pub fn isa() -> &'static str {
     backend::cpu::isa::isa().name()
 }

@@ -229,6 +229,14 @@ impl ModelSpec {
         weights
     }
 
+    /// The numbers of one of [`ModelSpec::tensors`] in `init(seed)`.
+    pub fn initial(&self, tensor: usize, seed: u64) -> Vec<f32> {
+        let view = &self.tensors()[tensor];
+        let mut numbers = vec![0f32; view.range.len()];
+        self.init_tensor(view, &mut numbers, &mut Random::new(seed, tensor as u64));
+        numbers
+    }
+
     pub(crate) fn init_tensor(&self, tensor: &TensorView, out: &mut [f32], random: &mut Random) {
         let deviation = match tensor.name.as_str() {
             "score.weight" => 1.0 / ((self.hidden_size + 1) as f64).sqrt(),

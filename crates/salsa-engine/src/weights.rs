@@ -1,7 +1,6 @@
 //! Where the weights of a model come from: memory, or files read piece by piece.
 
 use crate::error::ModelError;
-use std::borrow::Cow;
 use std::ops::Range;
 
 /// Flat weights laid out as [`crate::ModelSpec::tensors`] says, read in pieces: a model is never in memory twice.
@@ -9,12 +8,12 @@ pub trait Weights {
     /// How many numbers there are.
     fn count(&self) -> usize;
 
-    /// The numbers of a range.
+    /// The numbers of a range: in memory already, or read into `room`, which keeps its memory for the next ones.
     ///
     /// # Errors
     ///
     /// When they cannot be read.
-    fn read(&self, range: Range<usize>) -> Result<Cow<'_, [f32]>, ModelError>;
+    fn read<'a>(&'a self, range: Range<usize>, room: &'a mut Vec<f32>) -> Result<&'a [f32], ModelError>;
 }
 
 impl Weights for [f32] {
@@ -22,8 +21,8 @@ impl Weights for [f32] {
         self.len()
     }
 
-    fn read(&self, range: Range<usize>) -> Result<Cow<'_, [f32]>, ModelError> {
-        Ok(Cow::Borrowed(&self[range]))
+    fn read<'a>(&'a self, range: Range<usize>, _: &'a mut Vec<f32>) -> Result<&'a [f32], ModelError> {
+        Ok(&self[range])
     }
 }
 
@@ -32,7 +31,7 @@ impl Weights for Vec<f32> {
         self.len()
     }
 
-    fn read(&self, range: Range<usize>) -> Result<Cow<'_, [f32]>, ModelError> {
-        self[..].read(range)
+    fn read<'a>(&'a self, range: Range<usize>, room: &'a mut Vec<f32>) -> Result<&'a [f32], ModelError> {
+        self[..].read(range, room)
     }
 }

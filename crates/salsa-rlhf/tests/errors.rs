@@ -38,6 +38,7 @@ static PLACE: LazyLock<Place> = LazyLock::new(|| {
     place.write("empty.jsonl", "");
     place.write("prompt.jsonl", "{\"prompt\": \"A dip with garlic, please.\"}\n");
     place.write("long.jsonl", format!("{{\"prompt\": \"{}\"}}\n", "garlic ".repeat(500)));
+    place.write("text.jsonl", "{\"text\": \"A dip with garlic, please.\"}\n");
     place.write("typo.yaml", "stages:\n  base: {kind: pretrain, dataset: empty.jsonl, learning_rte: 1.0}\n");
     place
 });
@@ -57,8 +58,14 @@ fn damage(path: &Path, change: impl FnOnce(&mut [u8])) {
 
 /// The command fails with this exit code and one line that holds all the words, and leaves no file behind.
 fn assert_fails(code: i32, line: &str, words: &[&str]) {
+    assert_fails_with(&[], code, line, words);
+}
+
+/// The same with variables of the environment.
+fn assert_fails_with(environment: &[(&str, &str)], code: i32, line: &str, words: &[&str]) {
     let before = PLACE.tree("");
-    let output = PLACE.command(&line.split_whitespace().collect::<Vec<_>>()).output().unwrap();
+    let mut command = PLACE.command(&line.split_whitespace().collect::<Vec<_>>());
+    let output = command.envs(environment.iter().copied()).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(code), "{line}: {stderr}");
     let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
@@ -142,4 +149,39 @@ fn one_line_names_the_thing_and_the_remedy() {
     ] {
         assert_fails(1, &line, words);
     }
+}
+
+#[test]
+fn too_little_memory_is_refused_before_a_weight_is_read() {
+    // Each of these models or runs has a weight that is no number, which reading would find first.
+    let reward = "--reward_model out/reward --dataset out/world/prompts_train.jsonl";
+    for (line, words) in [
+        (format!("sft --model nan {SFT}"), ["sft needs", "weights in training", "use_peft: true"]),
+        (format!("sft --model nan {SFT} --use_peft true"), ["sft needs", "frozen weights", "dtype: bf16"]),
+        (
+            "reward --model nan --dataset out/world/preferences.jsonl --output_dir new".to_owned(),
+            ["reward needs", "activations", "per_device_train_batch_size: 1"],
+        ),
+        (
+            "dpo --model nan --dataset out/world/preferences.jsonl --output_dir new".to_owned(),
+            ["dpo needs", "frozen weights", "gradient_checkpointing: true"],
+        ),
+        (
+            format!("ppo --model nan --output_dir new --response_length 10 {reward}"),
+            ["ppo needs", "generation", "use_peft: true"],
+        ),
+        (
+            "generate --model nan --input prompt.jsonl --output new.jsonl --dtype f32".to_owned(),
+            ["generate needs", "generation", "dtype: bf16"],
+        ),
+        (
+            "logprobs --model nan --input text.jsonl --output new.jsonl".to_owned(),
+            ["logprobs needs", "SALSA_MEMORY=1GB", "are stated"],
+        ),
+    ] {
+        assert_fails_with(&[("SALSA_MEMORY", "60MB")], 1, &line, &words);
+    }
+    let line = format!("sft --model out/sft-a {SFT}");
+    assert_fails_with(&[("SALSA_MEMORY", "lots")], 1, &line, &["SALSA_MEMORY", "\"lots\" is no size"]);
+    assert_fails_with(&[("SALSA_MEMORY", "1TB")], 1, &format!("sft --model nan {SFT}"), &["NaN"]);
 }

@@ -85,6 +85,9 @@ pub struct AdamWStep {
     pub gradient_scale: f32,
 }
 
+/// Rows of a matrix that are packed together: a multiple of the columns of any kernel's panel.
+pub const PACKED_ROWS: usize = 256;
+
 /// Memory and arithmetic for one kind of device.
 ///
 /// # Contract
@@ -103,10 +106,21 @@ pub trait Backend: Send + Sync + 'static {
     fn upload(&self, data: &[f32]) -> Self::Buffer;
     /// Copies numbers from the device.
     fn download(&self, buffer: &Self::Buffer) -> Vec<f32>;
+    /// Room for numbers that [`Backend::store`] will bring: their values are any until then.
+    fn room(&self, len: usize) -> Self::Buffer;
+    /// Copies numbers into a buffer, from place `at` on.
+    fn store(&self, buffer: &mut Self::Buffer, at: usize, data: &[f32]);
     /// Packs `[out, in]` weights, row-major.
-    fn matrix(&self, weights: &[f32], out: usize, input: usize) -> Self::Matrix;
-    /// Packs new weights of the same shape in place.
-    fn refresh(&self, matrix: &mut Self::Matrix, weights: &[f32]);
+    fn matrix(&self, weights: &[f32], out: usize, input: usize) -> Self::Matrix {
+        let mut matrix = self.matrix_room(out, input);
+        self.refresh(&mut matrix, 0, weights);
+        matrix
+    }
+    /// Room for weights that [`Backend::refresh`] will bring: their values are any until then.
+    fn matrix_room(&self, out: usize, input: usize) -> Self::Matrix;
+    /// Packs weights into the place of rows `first..`, as many as there are. Both ends are multiples of [`PACKED_ROWS`]
+    /// or the matrix's own.
+    fn refresh(&self, matrix: &mut Self::Matrix, first: usize, weights: &[f32]);
 
     /// `out[t] = scale * table[tokens[t]]`, rows of `hidden`.
     fn embed(&self, table: &Self::Buffer, tokens: &[u32], hidden: usize, scale: f32) -> Self::Buffer;

@@ -1,12 +1,12 @@
 //! The weights of a model in the form in which operations read them. Frozen, they can be shared by many models.
 
-use crate::backend::{AttentionShape, Backend, RotaryTable};
+use crate::backend::{AttentionShape, Backend, PACKED_ROWS, RotaryTable};
 use crate::error::ModelError;
 use crate::lora::Group;
 use crate::pool;
 use crate::spec::{Head, ModelSpec, TensorView};
 use crate::weights::Weights;
-use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -22,8 +22,8 @@ pub struct Base<B: Backend> {
 }
 
 impl<B: Backend> Base<B> {
-    /// Packs weights laid out as [`ModelSpec::tensors`] says. They are read matrix by matrix, each one once (a tied
-    /// embedding twice), so that memory holds the packed ones and one matrix more.
+    /// Packs weights laid out as [`ModelSpec::tensors`] says. They are read some rows at a time, each one once (a tied
+    /// embedding twice), so that memory holds the packed ones and little more.
     ///
     /// # Errors
     ///
@@ -32,8 +32,7 @@ impl<B: Backend> Base<B> {
         spec.validate()?;
         check_count(&spec, weights.count())?;
         let places = Places::of(&spec);
-        let read = |range| weights.read(range);
-        let source = Source { spec: &spec, read: &read };
+        let source = Source { spec: &spec, weights, room: RefCell::default() };
         let parameters = Parameters::new(&spec, &places, &backend, &source)?;
         Ok(Base { spec, backend, parameters, places, rotary: Mutex::default() })
     }
@@ -64,16 +63,26 @@ impl<B: Backend> Base<B> {
 }
 
 /// Weights that are checked as they are read.
-struct Source<'a> {
+struct Source<'a, W: ?Sized> {
     spec: &'a ModelSpec,
-    read: &'a dyn Fn(Range<usize>) -> Result<Cow<'a, [f32]>, ModelError>,
+    weights: &'a W,
+    room: RefCell<Vec<f32>>,
 }
 
-impl<'a> Source<'a> {
-    fn read(&self, range: &Range<usize>) -> Result<Cow<'a, [f32]>, ModelError> {
-        let numbers = (self.read)(range.clone())?;
-        let Some(at) = first_not_finite(&numbers) else { return Ok(numbers) };
-        Err(not_finite(&self.spec.tensors(), range.start + at, numbers[at]))
+impl<W: Weights + ?Sized> Source<'_, W> {
+    /// Calls `each` with the rows of a matrix, some at a time, and the number of the first.
+    fn rows(&self, range: &Range<usize>, width: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<(), ModelError> {
+        let room = &mut *self.room.borrow_mut();
+        let step = PACKED_ROWS * (PIECE / (PACKED_ROWS * width)).max(1);
+        for first in (0..range.len() / width).step_by(step) {
+            let start = range.start + first * width;
+            let numbers = self.weights.read(start..range.end.min(start + step * width), room)?;
+            if let Some(at) = first_not_finite(numbers) {
+                return Err(not_finite(&self.spec.tensors(), start + at, numbers[at]));
+            }
+            each(first, numbers);
+        }
+        Ok(())
     }
 }
 
@@ -154,12 +163,23 @@ impl Places {
 }
 
 impl<B: Backend> Parameters<B> {
-    /// Reads the weights matrix by matrix.
-    fn new(spec: &ModelSpec, places: &Places, backend: &B, source: &Source<'_>) -> Result<Parameters<B>, ModelError> {
-        let vector = |range: &Range<usize>| Ok::<_, ModelError>(backend.upload(&source.read(range)?));
+    /// Reads the weights, matrix by matrix.
+    fn new<W: Weights + ?Sized>(
+        spec: &ModelSpec,
+        places: &Places,
+        backend: &B,
+        source: &Source<'_, W>,
+    ) -> Result<Parameters<B>, ModelError> {
+        let vector = |range: &Range<usize>| {
+            let mut buffer = backend.room(range.len());
+            source.rows(range, 1, &mut |at, numbers| backend.store(&mut buffer, at, numbers))?;
+            Ok::<_, ModelError>(buffer)
+        };
         let vector_if = |range: &Option<Range<usize>>| range.as_ref().map(vector).transpose();
         let matrix = |range: &Range<usize>, [out, input]: [usize; 2]| {
-            Ok::<_, ModelError>(backend.matrix(&source.read(range)?, out, input))
+            let mut matrix = backend.matrix_room(out, input);
+            source.rows(range, input, &mut |first, numbers| backend.refresh(&mut matrix, first, numbers))?;
+            Ok::<_, ModelError>(matrix)
         };
         let layer = |p: &LayerPlaces| {
             Ok(LayerParameters {
@@ -196,7 +216,7 @@ impl<B: Backend> Parameters<B> {
         copy(&mut self.norm, &places.norm);
         copy_if(&mut self.score, &places.score);
         if let (Some(head), Some(range)) = (&mut self.head, &places.head) {
-            backend.refresh(head, part(range));
+            backend.refresh(head, 0, part(range));
         }
         for (layer, p) in self.layers.iter_mut().zip(&places.layers) {
             copy(&mut layer.input_norm, &p.input_norm);
@@ -204,10 +224,10 @@ impl<B: Backend> Parameters<B> {
             copy_if(&mut layer.qkv_bias, &p.qkv_bias);
             copy_if(&mut layer.query_norm, &p.query_norm);
             copy_if(&mut layer.key_norm, &p.key_norm);
-            backend.refresh(&mut layer.qkv, part(&p.qkv));
-            backend.refresh(&mut layer.output, part(&p.output));
-            backend.refresh(&mut layer.gate_up, part(&p.gate_up));
-            backend.refresh(&mut layer.down, part(&p.down));
+            backend.refresh(&mut layer.qkv, 0, part(&p.qkv));
+            backend.refresh(&mut layer.output, 0, part(&p.output));
+            backend.refresh(&mut layer.gate_up, 0, part(&p.gate_up));
+            backend.refresh(&mut layer.down, 0, part(&p.down));
         }
     }
 }
@@ -258,6 +278,9 @@ fn check_count(spec: &ModelSpec, found: usize) -> Result<(), ModelError> {
     let expected = spec.parameters();
     if found == expected { Ok(()) } else { Err(ModelError::WeightCount { expected, found }) }
 }
+
+/// About as many numbers are read at once: all threads have work, and the memory stays small.
+const PIECE: usize = 1 << 22;
 
 /// Numbers looked at by one task.
 const BLOCK: usize = 1 << 18;

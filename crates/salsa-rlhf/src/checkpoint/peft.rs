@@ -157,7 +157,8 @@ impl Checkpoint {
     /// All weights of the adapted model.
     pub(super) fn read_merged(&self, adapter: &PeftAdapter) -> Result<Vec<f32>> {
         let (delta, stored) = (merge::Delta::read(adapter, self)?, self.stored_weights(self.spec.head)?);
-        let mut weights = stored.read(0..stored.count())?.into_owned();
+        let mut weights = Vec::new();
+        stored.read(0..stored.count(), &mut weights)?;
         for tensor in self.spec.tensors() {
             delta.add(&tensor, &mut weights[tensor.range.clone()]);
         }

@@ -1,6 +1,5 @@
 //! The stored numbers of a checkpoint as the engine asks for them: piece by piece, never as a whole.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use anyhow::{Result, anyhow};
@@ -44,7 +43,9 @@ impl Checkpoint {
         let views = self.spec.tensors();
         let view = views.iter().find(|view| view.name == name);
         let view = view.ok_or_else(|| anyhow!("{} has no tensor {name}", self.dir().display()))?;
-        Ok(self.stored_weights(self.spec.head)?.read(view.range.clone())?.into_owned())
+        let mut numbers = Vec::new();
+        self.stored_weights(self.spec.head)?.read(view.range.clone(), &mut numbers)?;
+        Ok(numbers)
     }
 }
 
@@ -52,8 +53,14 @@ impl StoredWeights<'_> {
     fn fill(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
         for (place, number) in &self.places {
             let (start, end) = (place.start.max(range.start), place.end.min(range.end));
-            let (true, Some(number)) = (start < end, number) else { continue };
+            if start >= end {
+                continue;
+            }
             let out = &mut out[start - range.start..end - range.start];
+            let Some(number) = number else {
+                out.fill(0.0);
+                continue;
+            };
             out.par_chunks_mut(BLOCK)
                 .enumerate()
                 .try_for_each(|(i, part)| self.raw.read_f32(*number, start - place.start + i * BLOCK, part))?;
@@ -67,9 +74,9 @@ impl Weights for StoredWeights<'_> {
         self.places.last().map_or(0, |(place, _)| place.end)
     }
 
-    fn read(&self, range: Range<usize>) -> Result<Cow<'_, [f32]>, ModelError> {
-        let mut numbers = vec![0f32; range.len()];
-        self.fill(range, &mut numbers).map_err(|error| ModelError::Source(format!("{error:#}")))?;
-        Ok(Cow::Owned(numbers))
+    fn read<'a>(&'a self, range: Range<usize>, room: &'a mut Vec<f32>) -> Result<&'a [f32], ModelError> {
+        room.resize(range.len(), 0.0);
+        self.fill(range, room).map_err(|error| ModelError::Source(format!("{error:#}")))?;
+        Ok(room)
     }
 }

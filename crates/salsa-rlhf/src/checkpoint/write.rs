@@ -11,7 +11,7 @@ use super::Checkpoint;
 use super::companions::Companions;
 use super::dtype::Dtype;
 use super::family::Family;
-use super::writer::{Durability, NewTensor, Writer};
+use super::writer::{Durability, NewTensor, Writer, write_file};
 use super::{SpecialTokens, save_config};
 use crate::atomic;
 
@@ -87,6 +87,33 @@ pub fn save(
         atomic::write(&dir.join("generation_config.json"), format!("{generation:#}\n").as_bytes())?;
     }
     atomic::write(&dir.join("config.json"), format!("{:#}\n", Value::Object(config)).as_bytes())
+}
+
+/// The rest of a model directory whose weights are written: the companions, a `generation_config.json` of its own for
+/// language models, and last `config.json` with `extra_config` added.
+///
+/// # Errors
+/// When the model is not one of this family, or a file cannot be written.
+pub(super) fn finish(
+    writer: Writer,
+    dir: &Path,
+    spec: &ModelSpec,
+    companions: &Companions,
+    extra_config: &[(&str, Value)],
+    options: &SaveOptions,
+) -> Result<()> {
+    let mut config = save_config::config(options.family, spec, &options.tokens, options.dtype)?;
+    config.extend(extra_config.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+    writer.finish()?;
+    for (name, bytes) in companions.files().filter(|(name, _)| *name != "generation_config.json") {
+        write_file(&dir.join(name), bytes, Durability::Synced)?;
+    }
+    let write =
+        |name: &str, value: &Value| write_file(&dir.join(name), format!("{value:#}\n").as_bytes(), Durability::Synced);
+    if spec.head != Head::Scalar {
+        write("generation_config.json", &save_config::generation_config(&options.tokens))?;
+    }
+    write("config.json", &Value::Object(config))
 }
 
 fn write_tensor(writer: &Writer, i: usize, tensor: &TensorView, numbers: &[f32], dtype: Dtype) -> Result<()> {

@@ -1,5 +1,5 @@
 //! `salsa bench`: seconds of a training step, a decoding step, a PPO update, on random weights.
-use std::{fs, time::Instant};
+use std::time::Instant;
 
 use anyhow::ensure;
 use clap::{Subcommand, ValueEnum};
@@ -10,6 +10,7 @@ use salsa_engine::{
 use serde_json::{Value, json};
 
 use super::print;
+use crate::stage::memory::available::peak_mib;
 
 mod ppo;
 
@@ -173,7 +174,7 @@ impl Shape {
         let best = times.iter().copied().fold(f64::INFINITY, f64::min);
         let mut sorted = times.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let (rate, peak, backend) = (unit_tokens as f64 / best, peak_rss_mib(), self.backend());
+        let (rate, peak, backend) = (unit_tokens as f64 / best, peak_mib(), self.backend());
         let mut object = json!({
             "bench": bench, key: times, "best_s": best, "median_s": sorted[sorted.len() / 2], "tokens_per_s": rate,
             "peak_rss_mib": peak, "dtype": backend.dtype.name(), "isa": backend.isa(),
@@ -244,11 +245,4 @@ fn generate(work: &GenerateWork) -> anyhow::Result<()> {
         ensure!(responses.iter().all(|r| r.tokens.len() == work.new_tokens), "a response is shorter than asked");
     }
     work.shape.report("generate", "step_s", &times[1..], work.batch, json!({}))
-}
-
-/// The highest resident size of this process.
-fn peak_rss_mib() -> Option<f64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }

@@ -7,6 +7,7 @@ use std::{
 use salsa_engine::Dtype;
 
 use super::print;
+use crate::stage::memory::{self, Available, available::VARIABLE};
 
 /// Nothing to say.
 #[derive(clap::Args)]
@@ -77,13 +78,20 @@ fn cpu_features() -> String {
     "baseline of the architecture".to_owned()
 }
 
+/// What the machine has, and what stages plan with.
 fn memory() -> Option<String> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let gib = |name: &str| -> Option<f64> {
         let line = text.lines().find(|line| line.starts_with(name))?;
         Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / (1024.0 * 1024.0))
     };
-    Some(format!("{:.1} GiB, {:.1} GiB free for use", gib("MemTotal:")?, gib("MemAvailable:")?))
+    let planned = match Available::now() {
+        Ok(Available::Free(bytes)) => format!("stages plan with {}", memory::size(bytes)),
+        Ok(Available::Stated(bytes)) => format!("stages plan with {} ({VARIABLE})", memory::size(bytes)),
+        Ok(Available::Unknown) => "stages cannot plan".to_owned(),
+        Err(error) => format!("{error:#}"),
+    };
+    Some(format!("{:.1} GiB, {:.1} GiB free for use; {planned}", gib("MemTotal:")?, gib("MemAvailable:")?))
 }
 
 fn places() -> Vec<(&'static str, PathBuf)> {

@@ -41,7 +41,8 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     print(&format!("{summary}\n"))
 }
 
-fn dtype(text: &str) -> Result<Dtype, String> {
+/// A number type by any of its names.
+pub fn dtype(text: &str) -> Result<Dtype, String> {
     match text {
         "float32" | "f32" | "fp32" => Ok(Dtype::F32),
         "bfloat16" | "bf16" => Ok(Dtype::BF16),

@@ -15,6 +15,7 @@ mod chat;
 mod doctor;
 mod eval;
 mod flags;
+mod init;
 mod inspect;
 mod merge;
 mod quickstart;
@@ -69,6 +70,8 @@ enum Command {
     Kitchen(stage::Arguments),
     /// Talk to a model in the terminal.
     Chat(chat::Arguments),
+    /// A checkpoint of random weights, of any shape that a config.json describes.
+    Init(init::Arguments),
     /// What a checkpoint is, and the memory each stage would need.
     Inspect(inspect::Arguments),
     /// Seconds of a training step, a decoding step, a PPO update, on random weights.
@@ -113,6 +116,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Score(arguments) => stage::main("score", &arguments),
         Command::Generate(arguments) => stage::main("generate", &arguments),
         Command::Chat(arguments) => chat::main(&arguments),
+        Command::Init(arguments) => init::main(&arguments),
         Command::Inspect(arguments) => inspect::main(&arguments),
         Command::Bench(arguments) => bench::main(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),

@@ -5,7 +5,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use salsa_engine::{Base, Cpu, Head, LoraSpec, Model, Recompute, Trainable};
+use salsa_engine::{Base, Cpu, Head, LoraSpec, Model, ModelSpec, Recompute, Trainable};
 
 use super::{lora::LoraArguments, soup::adapters};
 use crate::checkpoint::Checkpoint;
@@ -15,7 +15,75 @@ use crate::checkpoint::Checkpoint;
 /// What is shared: the base of all adapters of one checkpoint, whatever their heads, with that checkpoint itself.
 pub struct Bases {
     backend: Cpu,
-    known: Vec<(PathBuf, Head, Weak<Base<Cpu>>)>,
+    known: Vec<(Ground, Weak<Base<Cpu>>)>,
+}
+
+/// What a base is: whose files, and the head that they are read under.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Ground {
+    dir: PathBuf,
+    head: Head,
+}
+
+/// The base that a model stands on.
+struct Footing {
+    dir: PathBuf,
+    head: Head,
+    scalar: Scalar,
+}
+
+impl Footing {
+    fn of(checkpoint: &Checkpoint, head: Head, scalar: Scalar) -> Footing {
+        let dir = checkpoint.base_dir();
+        Footing { dir: dir.canonicalize().unwrap_or_else(|_| dir.to_owned()), head, scalar }
+    }
+
+    /// Whether the model can stand on it.
+    fn fits(&self, ground: &Ground) -> bool {
+        let head = match self.scalar {
+            Scalar::OfFiles => ground.head == self.head,
+            // The language-model head of a base is in nobody's way.
+            Scalar::OfAdapter => ground.head != Head::Scalar || self.head == Head::Scalar,
+        };
+        head && ground.dir == self.dir
+    }
+
+    /// What is read for it where nothing fits yet.
+    fn ground(&self) -> Ground {
+        let head = match self.scalar {
+            Scalar::OfAdapter if self.head != Head::Scalar => Head::LanguageModel,
+            _ => self.head,
+        };
+        Ground { dir: self.dir.clone(), head }
+    }
+}
+
+/// The bases that a run is going to hold, found without reading one: as [`Bases`] will share them.
+#[derive(Default)]
+pub struct PlannedBases {
+    known: Vec<Ground>,
+}
+
+impl PlannedBases {
+    /// A model for use. Returns the shape of its base, if that is one more.
+    pub fn frozen(&mut self, checkpoint: &Checkpoint, head: Head) -> Option<ModelSpec> {
+        let scalar = if checkpoint.adapter().is_some() { Scalar::OfAdapter } else { Scalar::OfFiles };
+        self.add(checkpoint, head, scalar)
+    }
+
+    /// A model whose adapter is trained, or a soup of adapters. Returns the shape of its base, if that is one more.
+    pub fn adapted(&mut self, checkpoint: &Checkpoint, head: Head) -> Option<ModelSpec> {
+        self.add(checkpoint, head, Scalar::OfAdapter)
+    }
+
+    fn add(&mut self, checkpoint: &Checkpoint, head: Head, scalar: Scalar) -> Option<ModelSpec> {
+        let footing = Footing::of(checkpoint, head, scalar);
+        if self.known.iter().any(|ground| footing.fits(ground)) {
+            return None;
+        }
+        self.known.push(footing.ground());
+        Some(checkpoint.spec.with_head(footing.ground().head))
+    }
 }
 
 impl Default for Bases {
@@ -81,26 +149,17 @@ impl Bases {
 
     /// The base on which a checkpoint stands, for a model with this head.
     fn base(&mut self, checkpoint: &Checkpoint, head: Head, scalar: Scalar) -> anyhow::Result<Arc<Base<Cpu>>> {
-        let dir = checkpoint.base_dir();
-        let path = dir.canonicalize().with_context(|| format!("cannot find {}", dir.display()))?;
-        let fits = |known: Head| match scalar {
-            Scalar::OfFiles => known == head,
-            // The language-model head of a base is in nobody's way.
-            Scalar::OfAdapter => known != Head::Scalar || head == Head::Scalar,
-        };
-        self.known.retain(|(_, _, base)| base.strong_count() > 0);
-        let mut same = self.known.iter().filter(|(known, head, _)| *known == path && fits(*head));
-        if let Some(base) = same.find_map(|(_, _, base)| base.upgrade()) {
+        let footing = Footing::of(checkpoint, head, scalar);
+        self.known.retain(|(_, base)| base.strong_count() > 0);
+        let mut fitting = self.known.iter().filter(|(ground, _)| footing.fits(ground));
+        if let Some(base) = fitting.find_map(|(_, base)| base.upgrade()) {
             return Ok(base);
         }
-        let read_as = match scalar {
-            Scalar::OfAdapter if head != Head::Scalar => Head::LanguageModel,
-            _ => head,
-        };
-        let stored = checkpoint.stored_weights(read_as)?;
+        let ground = footing.ground();
+        let stored = checkpoint.stored_weights(ground.head)?;
         let base = Base::new(stored.spec.clone(), &stored, self.backend);
-        let base = Arc::new(base.with_context(|| format!("model {}", dir.display()))?);
-        self.known.push((path, read_as, Arc::downgrade(&base)));
+        let base = Arc::new(base.with_context(|| format!("model {}", checkpoint.base_dir().display()))?);
+        self.known.push((ground, Arc::downgrade(&base)));
         Ok(base)
     }
 }

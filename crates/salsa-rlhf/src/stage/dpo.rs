@@ -13,10 +13,11 @@ use super::{
     bases::Bases,
     encoder::TruncationMode,
     lora::LoraArguments,
+    memory::{Knobs, Roles, Saving},
     order::Batching,
     pairs::{Pair, Pairs, Side},
     source::DataSource,
-    start::{self, Frozen, Start},
+    start::{self, Found, Frozen, Start},
     tally::Tally,
     trainer::{self, Job, Laid, Loss, Objective},
 };
@@ -115,35 +116,20 @@ impl DpoConfig {
 /// # Errors
 /// If the data or a model cannot be used, or training stops.
 pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> {
-    let path = config.ref_model_name_or_path.as_ref().unwrap_or(&config.model_name_or_path);
-    let mut bases = Bases::default();
-    let reference = Frozen::open_on(path, Head::LanguageModel, &mut bases)?;
-    run_against(config, &reference.model, &mut bases, context)
-}
-
-/// Trains against any frozen model with the policy's vocabulary; an adapter shares its base, if it is among `bases`.
-///
-/// # Errors
-/// If the data or the model cannot be used, or training stops.
-pub fn run_against(
-    config: &DpoConfig,
-    reference: &Model,
-    bases: &mut Bases,
-    context: &StageContext,
-) -> anyhow::Result<Value> {
     config.validate()?;
-    let Start { checkpoint, encoder, mut model } =
-        Start::open(&config.model_name_or_path, Head::LanguageModel, &config.training, &config.lora, bases)?;
-    let (vocab, reference_vocab) = (model.spec().vocab_size, reference.spec().vocab_size);
+    let path = config.ref_model_name_or_path.as_ref().unwrap_or(&config.model_name_or_path);
+    let reference = Found::open(path, Head::LanguageModel)?;
+    let start = Start::open(&config.model_name_or_path, Head::LanguageModel, &config.training)?;
+    let (vocab, reference_vocab) = (start.spec.vocab_size, reference.spec().vocab_size);
     ensure!(
         vocab == reference_vocab,
         "policy {} has {vocab} tokens, the reference {reference_vocab}: they must share a tokenizer",
         config.model_name_or_path.display()
     );
-    let load = |source: &DataSource| -> anyhow::Result<DirectPreference<'_>> {
-        let pairs = Pairs::load(source, &encoder, config.max_length, config.truncation_mode)?;
+    let load = |source: &DataSource| -> anyhow::Result<Vec<Pair>> {
+        let pairs = Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode)?;
         context.say(&format!("{source}: {}", pairs.summary()));
-        Ok(DirectPreference { pairs: pairs.pairs, reference, objective: config.objective() })
+        Ok(pairs.pairs)
     };
     let data = load(&config.dataset)?;
     let eval = config.eval_dataset.as_ref().map(load).transpose()?;
@@ -158,8 +144,22 @@ pub fn run_against(
         fingerprint: start::fingerprint("dpo", config)?,
         stop: &|_| context.interrupted(),
     };
+    let models = |knobs: &Knobs| {
+        let mut roles = Roles::new(knobs.dtype);
+        roles.frozen(&reference.checkpoint, Head::LanguageModel);
+        roles.trained(&start.checkpoint, Head::LanguageModel, knobs.adapter.as_ref());
+        roles.need()
+    };
+    let lengths = |pairs: &[Pair]| pairs.iter().map(Pair::length).collect::<Vec<_>>();
+    let adapter = start.adapter(&config.lora)?;
+    job.check_memory(&start.spec, adapter, &models, &Batching::Examples, lengths(&data), Saving::TRAINING, context)?;
+    let mut bases = Bases::default();
+    let reference = &Frozen::load(reference, &mut bases)?.model;
+    let mut model = start.load(&config.training, &config.lora, &mut bases)?;
+    let against = |pairs| DirectPreference { pairs, reference, objective: config.objective() };
+    let (data, eval) = (against(data), eval.map(against));
     let outcome = trainer::train(&job, &mut model, &data, eval.as_ref().map(|eval| eval as &dyn Objective))?;
-    start::save(&config.output_dir, &checkpoint, &model, &[], &config.training, &outcome)?;
+    start::save(&config.output_dir, &start.checkpoint, &model, &[], &config.training, &outcome)?;
     Ok(json!({"training": outcome.to_json()}))
 }
 
@@ -184,7 +184,7 @@ impl Objective for DirectPreference<'_> {
     }
 
     fn length(&self, example: usize) -> usize {
-        self.pairs[example].chosen.tokens.len() + self.pairs[example].rejected.tokens.len()
+        self.pairs[example].length()
     }
 
     fn weight(&self, _example: usize) -> f64 {

@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 use anyhow::ensure;
-use salsa_engine::{Finish, Head, Prompt, Response, Sampling};
+use salsa_engine::{Finish, Head, ModelSpec, Prompt, Response, Sampling};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -10,8 +10,9 @@ use super::{
     StageContext,
     arguments::ComputeType,
     encoder::Encoder,
+    memory::{self, Knobs, Need, Saving, part, shape},
     rows::{self, Rows},
-    start::Frozen,
+    start::{Found, Frozen},
 };
 use crate::progress::Progress;
 
@@ -84,13 +85,13 @@ impl GenerateConfig {
 ///
 /// # Errors
 /// If the model cannot be used, or a line (which is named) cannot, as when prompt and response would exceed the context.
-pub fn run(config: &GenerateConfig, _context: &StageContext) -> anyhow::Result<Value> {
+pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
-    let Frozen { checkpoint, model, encoder } = Frozen::open(&config.model, Head::LanguageModel)?;
-    let rows = Rows::read(&config.input)?;
-    let context = model.spec().max_positions;
+    let found = Found::open(&config.model, Head::LanguageModel)?;
+    let (rows, spec) = (Rows::read(&config.input)?, found.spec());
+    let context = spec.max_positions;
     let prompts = rows.try_map(|row| {
-        let tokens = row.prompt_tokens(encoder.as_ref(), model.spec())?;
+        let tokens = row.prompt_tokens(found.encoder.as_ref(), &spec)?;
         let (length, new) = (tokens.len(), config.max_new_tokens);
         ensure!(
             length + new <= context,
@@ -99,6 +100,18 @@ pub fn run(config: &GenerateConfig, _context: &StageContext) -> anyhow::Result<V
         );
         Ok(tokens)
     })?;
+
+    let responses = prompts.len() * config.num_return_sequences as usize;
+    let generation = |spec: &ModelSpec, knobs: &Knobs, need: &mut Need| {
+        let longest = (prompts.iter().map(Vec::len).max().unwrap_or(0) + config.max_new_tokens) as u64;
+        let slots = knobs.slots.min(responses);
+        need.add(part::GENERATION, shape::generation(spec, knobs.dtype, slots as u64, longest));
+        // The prompts of all slots are read in one pass.
+        need.add(part::ACTIVATIONS, shape::forward_pass(spec, memory::longest(&prompts, slots.min(prompts.len()))));
+    };
+    let knobs = Knobs { slots: config.batch_size.min(responses), ..Knobs::default() };
+    found.check_memory("generate", &knobs, &[Saving::Slots("batch_size"), Saving::Dtype], &generation, stage)?;
+    let Frozen { checkpoint, encoder, model } = found.load()?;
 
     let asked: Vec<Prompt> = (prompts.iter().enumerate())
         .flat_map(|(id, tokens)| (0..config.num_return_sequences).map(move |sample| (id, tokens, sample)))

@@ -10,7 +10,7 @@ use super::{
     StageContext,
     arguments::ComputeType,
     rows::{self, Rows},
-    start::Frozen,
+    start::Found,
 };
 use crate::progress::Progress;
 
@@ -57,11 +57,13 @@ impl LogprobsConfig {
 ///
 /// # Errors
 /// If the model cannot be used, or a line (which is named) cannot.
-pub fn run(config: &LogprobsConfig, _context: &StageContext) -> anyhow::Result<Value> {
+pub fn run(config: &LogprobsConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
-    let Frozen { model, encoder, .. } = Frozen::open(&config.model, Head::LanguageModel)?;
-    let rows = Rows::read(&config.input)?;
-    let sequences = rows.try_map(|row| row.sequence(encoder.as_ref(), model.spec()))?;
+    let found = Found::open(&config.model, Head::LanguageModel)?;
+    let (rows, spec) = (Rows::read(&config.input)?, found.spec());
+    let sequences = rows.try_map(|row| row.sequence(found.encoder.as_ref(), &spec))?;
+    found.check_memory_of_passes("logprobs", &sequences, config.max_tokens_per_batch, context)?;
+    let model = found.load()?.model;
 
     let progress = Progress::new("logprobs", sequences.iter().map(|tokens| tokens.len() as u64).sum(), "tok");
     let (mut logprobs, mut done) = (Vec::with_capacity(sequences.len()), 0);

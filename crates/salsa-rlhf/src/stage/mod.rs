@@ -32,6 +32,7 @@ pub mod landscape;
 pub mod lock;
 pub mod logprobs;
 pub mod lora;
+pub mod memory;
 pub mod next_token;
 pub mod order;
 pub mod pairs;

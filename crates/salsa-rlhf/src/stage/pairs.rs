@@ -22,6 +22,13 @@ pub struct Pair {
     pub longer_wins: f64,
 }
 
+impl Pair {
+    /// Tokens of both sides.
+    pub fn length(&self) -> usize {
+        self.chosen.tokens.len() + self.rejected.tokens.len()
+    }
+}
+
 /// One response with its prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Side {

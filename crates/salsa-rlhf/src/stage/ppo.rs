@@ -31,6 +31,7 @@ use crate::{
     progress::Progress,
 };
 
+mod cast;
 pub mod config;
 pub mod learner;
 pub mod measure;
@@ -38,6 +39,7 @@ pub mod measure;
 mod one_base;
 pub mod rollout;
 
+use cast::Cast;
 pub use config::PpoConfig;
 use learner::{Learned, Learner, Lesson, Rates};
 use measure::{Measured, Samples};
@@ -277,6 +279,11 @@ impl RewardModel {
         scale: ScoreScale,
         bases: &mut Bases,
     ) -> anyhow::Result<RewardModel> {
+        RewardModel::load(RewardModel::find(path, policy)?, scale, bases)
+    }
+
+    /// Its checkpoint, held against the policy's. No weight is read.
+    fn find(path: &Path, policy: &Checkpoint) -> anyhow::Result<Checkpoint> {
         ensure!(!path.as_os_str().is_empty(), "no reward model is given; say reward_model_path: DIR");
         let checkpoint = Checkpoint::open(path)?;
         ensure!(
@@ -299,6 +306,12 @@ impl RewardModel {
                 policy.dir().display()
             );
         }
+        Ok(checkpoint)
+    }
+
+    /// Reads its weights.
+    fn load(checkpoint: Checkpoint, scale: ScoreScale, bases: &mut Bases) -> anyhow::Result<RewardModel> {
+        let path = checkpoint.dir().to_owned();
         let normalization = checkpoint.score_normalization().filter(|_| scale == ScoreScale::Normalized);
         let (mean, deviation) = normalization.unwrap_or((0.0, 1.0));
         ensure!(deviation > 0.0, "{}: score_std is {deviation}; set normalize_scores: false", path.display());
@@ -371,11 +384,21 @@ impl<'a> Run<'a> {
         );
         let source = Checkpoint::open(first)?;
         let encoder = Encoder::open(&source)?;
+        let reward = RewardModel::find(&config.reward_model_path, &source)?;
+        let prompts = load_prompts(
+            &config.dataset,
+            config.max_prompt_length,
+            config.response_length,
+            &encoder,
+            source.spec.max_positions.min(reward.spec.max_positions),
+            context,
+        )?;
+        Cast::open(config, &reward)?.check_memory(config, &prompts, context)?;
         let mut bases = Bases::default();
         // A policy that is an adapter comes first: its base, which has a language-model head, serves all others.
         let base = config.lora.use_peft.then(|| open_language_model(first)).transpose()?;
         let base = base.map(|checkpoint| bases.frozen(&checkpoint, Head::LanguageModel)).transpose()?;
-        let reward_model = RewardModel::open(&config.reward_model_path, &source, config.score_scale(), &mut bases)?;
+        let reward_model = RewardModel::load(reward, config.score_scale(), &mut bases)?;
         let learner = Learner::open(config, &reward_model.checkpoint, &mut bases)?;
         drop(base);
         let policy_spec = learner.policy.spec().with_head(Head::LanguageModel);
@@ -384,14 +407,6 @@ impl<'a> Run<'a> {
         let anchors = config.anchors.iter();
         let anchors = anchors.map(|(name, model)| Ok((name.clone(), frozen.load(model, &policy_spec, &mut bases)?)));
         let anchors = anchors.collect::<anyhow::Result<Vec<_>>>()?;
-        let prompts = load_prompts(
-            &config.dataset,
-            config.max_prompt_length,
-            config.response_length,
-            &encoder,
-            policy_spec.max_positions.min(reward_model.max_positions()),
-            context,
-        )?;
         let run = Run {
             config,
             encoder,

@@ -10,6 +10,7 @@ use super::{
     StageContext,
     arguments::TrainingArguments,
     encoder::Encoder,
+    memory::{self, Knobs, Saving},
     next_token::{NextToken, Sequence},
     order::Batching,
     source::DataSource,
@@ -155,8 +156,6 @@ pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Va
     let (windows, tokens, parameters) = (data.examples(), data.learned_count(), spec.parameters());
     context.say(&format!("{}: {tokens} tokens in {windows} windows; {parameters} parameters", config.dataset));
 
-    let weights = spec.init(config.training.seed);
-    let mut model = Trainable::new(spec, weights, Cpu::current(), config.training.recompute())?;
     let job = Job {
         title: "pretrain",
         output_dir: &config.output_dir,
@@ -167,6 +166,11 @@ pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Va
         fingerprint: start::fingerprint("pretrain", config)?,
         stop: &|_| context.interrupted(),
     };
+    let models = |knobs: &Knobs| memory::one_model(&spec, knobs);
+    let savings = [Saving::Recompute, Saving::Pass("per_device_train_batch_size", 1), Saving::Dtype];
+    job.check_memory(&spec, None, &models, &Batching::Examples, trainer::lengths(&data), &savings, context)?;
+    let weights = spec.init(config.training.seed);
+    let mut model = Trainable::new(spec, weights, Cpu::current(), config.training.recompute())?;
     let outcome = trainer::train(&job, &mut model, &data, eval.as_ref().map(|eval| eval as &dyn Objective))?;
     start::write_trainer_state(&config.output_dir, &config.training, &outcome)?;
     vocabulary.tokenizer.save(&config.output_dir, &vocabulary.names, vocabulary.template.as_deref())?;

@@ -2,7 +2,6 @@
 //!
 //! SALSA is one line here: [`ReferenceConfig::Soup`]. Setting the weight of the second ingredient to 0 makes plain PPO.
 use std::{
-    borrow::Cow,
     fmt,
     ops::Range,
     path::{Path, PathBuf},
@@ -143,7 +142,9 @@ impl SoupSource {
     fn read(&self) -> anyhow::Result<(ModelSpec, Vec<f32>)> {
         let models = self.open()?;
         let mean = self.mean(&models)?;
-        Ok((mean.spec.clone(), mean.read(0..mean.count())?.into_owned()))
+        let mut weights = Vec::new();
+        mean.read(0..mean.count(), &mut weights)?;
+        Ok((mean.spec.clone(), weights))
     }
 
     /// As `salsa soup` computes it.
@@ -182,11 +183,13 @@ impl Weights for Mean<'_> {
         self.spec.parameters()
     }
 
-    fn read(&self, range: Range<usize>) -> Result<Cow<'_, [f32]>, ModelError> {
-        let mut mean = vec![0f32; range.len()];
-        let parts = self.ingredients.iter().map(|part| part.read(range.clone())).collect::<Result<Vec<_>, _>>()?;
-        weighted_mean(&parts.iter().map(|part| &part[..]).collect::<Vec<_>>(), &self.shares, &mut mean);
-        Ok(Cow::Owned(mean))
+    fn read<'a>(&'a self, range: Range<usize>, room: &'a mut Vec<f32>) -> Result<&'a [f32], ModelError> {
+        let mut rooms = vec![Vec::new(); self.ingredients.len()];
+        let parts = self.ingredients.iter().zip(&mut rooms).map(|(part, room)| part.read(range.clone(), room));
+        let parts = parts.collect::<Result<Vec<_>, _>>()?;
+        room.resize(range.len(), 0.0);
+        weighted_mean(&parts, &self.shares, room);
+        Ok(room)
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
     bases::Bases,
     encoder::TruncationMode,
     lora::LoraArguments,
+    memory::{self, Knobs, Saving},
     order::Batching,
     pairs::{Pair, Pairs},
     source::DataSource,
@@ -93,10 +94,9 @@ impl RewardConfig {
 /// If the data or the model cannot be used, or training stops.
 pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
-    let Start { checkpoint, encoder, mut model } =
-        Start::open(&config.model_name_or_path, Head::Scalar, &config.training, &config.lora, &mut Bases::default())?;
+    let start = Start::open(&config.model_name_or_path, Head::Scalar, &config.training)?;
     let load = |source: &DataSource| -> anyhow::Result<PairRanking> {
-        let pairs = Pairs::load(source, &encoder, config.max_length, config.truncation_mode)?;
+        let pairs = Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode)?;
         context.say(&format!("{source}: {}", pairs.summary()));
         Ok(PairRanking { pairs: pairs.pairs, centering: config.center_rewards_coefficient })
     };
@@ -113,13 +113,24 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
         fingerprint: start::fingerprint("reward", config)?,
         stop: &|_| context.interrupted(),
     };
+    let models = |knobs: &Knobs| memory::one_model(&start.spec, knobs);
+    job.check_memory(
+        &start.spec,
+        start.adapter(&config.lora)?,
+        &models,
+        &Batching::Examples,
+        trainer::lengths(&data),
+        Saving::TRAINING,
+        context,
+    )?;
+    let mut model = start.load(&config.training, &config.lora, &mut Bases::default())?;
     let outcome = trainer::train(&job, &mut model, &data, eval.as_ref().map(|eval| eval as &dyn Objective))?;
 
     let held_out = eval.as_ref().unwrap_or(&data);
     let (mean, std) = score_mean_and_std(&model, held_out, config.training.per_device_eval_batch_size);
     start::save(
         &config.output_dir,
-        &checkpoint,
+        &start.checkpoint,
         &model,
         &[("score_mean", json!(mean)), ("score_std", json!(std))],
         &config.training,
@@ -158,7 +169,7 @@ impl Objective for PairRanking {
     }
 
     fn length(&self, example: usize) -> usize {
-        self.pairs[example].chosen.tokens.len() + self.pairs[example].rejected.tokens.len()
+        self.pairs[example].length()
     }
 
     fn weight(&self, _example: usize) -> f64 {

@@ -3,7 +3,7 @@
 //! ```text
 //! OUT/stage.json     done: stage, configuration, digests of the inputs, results; written last
 //! OUT/running.json   begun: the same without results; a checkpoint of other work is never resumed by mistake
-//! OUT/timings.json   seconds, of all the processes that worked on it
+//! OUT/timings.json   seconds, of all the processes that worked on it; the highest resident size of the last one, in MiB
 //! OUT/.lock          held while a process works on it
 //! ```
 use std::{
@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::{inputs::Input, lock::Lock, record::Record};
+use super::{inputs::Input, lock::Lock, memory::available, record::Record};
 use crate::atomic;
 
 /// How a stage came by its results.
@@ -81,7 +81,8 @@ pub fn run_stage(
     let seconds = seconds_before(output_dir) + start.elapsed().as_secs_f64();
     match result {
         Ok(results) => {
-            write(&output_dir.join("timings.json"), &json!({"seconds": seconds}))?;
+            let timings = json!({"seconds": seconds, "peak_rss_mib": available::peak_mib()});
+            write(&output_dir.join("timings.json"), &timings)?;
             finish(output_dir, &Record { results: results.clone(), ..record })?;
             Ok(Outcome::Done { results, seconds })
         }

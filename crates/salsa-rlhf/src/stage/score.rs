@@ -10,7 +10,7 @@ use super::{
     StageContext,
     arguments::ComputeType,
     rows::{self, Rows},
-    start::Frozen,
+    start::{Found, Frozen},
 };
 use crate::progress::Progress;
 
@@ -60,11 +60,13 @@ impl ScoreConfig {
 ///
 /// # Errors
 /// If the model cannot be used, or a line (which is named) cannot.
-pub fn run(config: &ScoreConfig, _context: &StageContext) -> anyhow::Result<Value> {
+pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
-    let Frozen { checkpoint, model, encoder } = Frozen::open(&config.model, Head::Scalar)?;
-    let rows = Rows::read(&config.input)?;
-    let sequences = rows.try_map(|row| row.sequence(encoder.as_ref(), model.spec()))?;
+    let found = Found::open(&config.model, Head::Scalar)?;
+    let (rows, spec) = (Rows::read(&config.input)?, found.spec());
+    let sequences = rows.try_map(|row| row.sequence(found.encoder.as_ref(), &spec))?;
+    found.check_memory_of_passes("score", &sequences, config.max_tokens_per_batch, context)?;
+    let Frozen { checkpoint, model, .. } = found.load()?;
     let scores = scores("score", &model, &sequences, config.max_tokens_per_batch);
 
     let normalization = checkpoint.score_normalization();

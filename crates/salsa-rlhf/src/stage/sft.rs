@@ -12,6 +12,7 @@ use super::{
     bases::Bases,
     encoder::{Encoder, TruncationMode},
     lora::LoraArguments,
+    memory::{self, Knobs, Saving},
     next_token::{NextToken, Sequence},
     order::Batching,
     source::DataSource,
@@ -83,8 +84,7 @@ impl SftConfig {
         self.training.validate(self.learning_rate, self.num_train_epochs)
     }
 
-    fn batching(&self) -> Batching {
-        let count = self.training.per_device_train_batch_size;
+    fn batching(&self, count: usize) -> Batching {
         if self.packing { Batching::Tokens(count * self.max_length) } else { Batching::Examples(count) }
     }
 }
@@ -95,35 +95,41 @@ impl SftConfig {
 /// If the data or the model cannot be used, or training stops.
 pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
-    let Start { checkpoint, encoder, mut model } = Start::open(
-        &config.model_name_or_path,
-        Head::LanguageModel,
-        &config.training,
-        &config.lora,
-        &mut Bases::default(),
-    )?;
+    let start = Start::open(&config.model_name_or_path, Head::LanguageModel, &config.training)?;
     let load = |source: &DataSource| -> anyhow::Result<Lesson> {
-        let lesson = Lesson::new(&source.load()?.examples, &encoder, config)?;
+        let lesson = Lesson::new(&source.load()?.examples, &start.encoder, config)?;
         context.say(&format!("{source}: {} examples, {} left out", lesson.objective.examples(), lesson.left_out));
         Ok(lesson)
     };
     let data = load(&config.dataset)?;
     let eval = config.eval_dataset.as_ref().map(load).transpose()?;
-    check_ends_are_learned(&data.objective, &encoder)?;
+    check_ends_are_learned(&data.objective, &start.encoder)?;
 
     let job = Job {
         title: "sft",
         output_dir: &config.output_dir,
         arguments: &config.training,
         learning_rate: config.learning_rate,
-        batching: config.batching(),
+        batching: config.batching(config.training.per_device_train_batch_size),
         num_train_epochs: config.num_train_epochs,
         fingerprint: start::fingerprint("sft", config)?,
         stop: &|_| context.interrupted(),
     };
+    let models = |knobs: &Knobs| memory::one_model(&start.spec, knobs);
+    let (adapter, batching) = (start.adapter(&config.lora)?, |count| config.batching(count));
+    job.check_memory(
+        &start.spec,
+        adapter,
+        &models,
+        &batching,
+        trainer::lengths(&data.objective),
+        Saving::TRAINING,
+        context,
+    )?;
+    let mut model = start.load(&config.training, &config.lora, &mut Bases::default())?;
     let held_out = eval.as_ref().map(|lesson| &lesson.objective as &dyn Objective);
     let outcome = trainer::train(&job, &mut model, &data.objective, held_out)?;
-    start::save(&config.output_dir, &checkpoint, &model, &[], &config.training, &outcome)?;
+    start::save(&config.output_dir, &start.checkpoint, &model, &[], &config.training, &outcome)?;
     Ok(json!({
         "training": outcome.to_json(),
         "examples": data.objective.examples(),

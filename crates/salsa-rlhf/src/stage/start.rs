@@ -2,51 +2,86 @@
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use salsa_engine::{Cpu, Head, Model, ModelSpec, Trainable};
+use salsa_engine::{Cpu, Head, LoraSpec, Model, ModelSpec, Trainable};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{arguments::TrainingArguments, bases::Bases, encoder::Encoder, lora::LoraArguments, trainer::Outcome};
+use super::{
+    StageContext,
+    arguments::TrainingArguments,
+    bases::Bases,
+    encoder::Encoder,
+    lora::LoraArguments,
+    memory::{self, Knobs, Need, Saving, part, shape},
+    rows,
+    trainer::Outcome,
+};
 use crate::{
     checkpoint::{self, AdapterToSave, Checkpoint, Companions, SaveOptions, save_adapter},
     config::paths::visit_strings,
     metrics::{self, TrainerState},
 };
 
-/// A checkpoint opened for training.
+/// A checkpoint opened for training; its weights are still to be read.
 pub struct Start {
     /// Where it came from.
     pub checkpoint: Checkpoint,
     /// Its way from text to tokens.
     pub encoder: Encoder,
-    /// The model with the head that the stage needs.
-    pub model: Trainable,
+    /// The model's shape with the head that the stage needs.
+    pub spec: ModelSpec,
 }
 
 impl Start {
-    /// Opens a checkpoint for training: all its weights, or an adapter. A head that it lacks is made new from `arguments.seed`, except a language-model head.
+    /// Opens a checkpoint for training under the given head. No weight is read.
     ///
     /// # Errors
     /// If the checkpoint is incomplete, or a reward model where a language model is needed.
-    pub fn open(
-        path: &Path,
-        head: Head,
-        arguments: &TrainingArguments,
-        lora: &LoraArguments,
-        bases: &mut Bases,
-    ) -> anyhow::Result<Start> {
+    pub fn open(path: &Path, head: Head, arguments: &TrainingArguments) -> anyhow::Result<Start> {
         let checkpoint = open(path)?;
         let encoder = arguments.encoder(&checkpoint)?;
         refuse_missing_language_head(&checkpoint, head)?;
+        Ok(Start { spec: checkpoint.spec.with_head(head), checkpoint, encoder })
+    }
+
+    /// The adapter that is going to be trained: that of the checkpoint, or a new one; none if all weights are.
+    ///
+    /// # Errors
+    /// If a key of the adapter makes no sense.
+    pub fn adapter(&self, lora: &LoraArguments) -> anyhow::Result<Option<LoraSpec>> {
+        trained_adapter(&self.checkpoint, lora)
+    }
+
+    /// Reads the model: all its weights, or an adapter. A head that it lacks is made new from `arguments.seed`, except a
+    /// language-model head.
+    ///
+    /// # Errors
+    /// If a weight cannot be read or is not finite.
+    pub fn load(
+        &self,
+        arguments: &TrainingArguments,
+        lora: &LoraArguments,
+        bases: &mut Bases,
+    ) -> anyhow::Result<Trainable> {
+        let checkpoint = &self.checkpoint;
         if lora.use_peft {
-            let model = bases.adapted(&checkpoint, head, lora, arguments.seed, arguments.recompute())?;
-            return Ok(Start { checkpoint, encoder, model });
+            return bases.adapted(checkpoint, self.spec.head, lora, arguments.seed, arguments.recompute());
         }
-        let (spec, weights) = (checkpoint.spec.with_head(head), checkpoint.read_weights()?);
-        let weights = with_head(&checkpoint, weights, &spec, arguments.seed);
-        let model = Trainable::new(spec, weights, Cpu::current(), arguments.recompute())
-            .with_context(|| format!("model {}", path.display()))?;
-        Ok(Start { checkpoint, encoder, model })
+        let weights = with_head(checkpoint, checkpoint.read_weights()?, &self.spec, arguments.seed);
+        Trainable::new(self.spec.clone(), weights, Cpu::current(), arguments.recompute())
+            .with_context(|| format!("model {}", checkpoint.dir().display()))
+    }
+}
+
+/// The adapter that training from a checkpoint trains, if `lora` asks for one.
+///
+/// # Errors
+/// If a key of the adapter makes no sense.
+pub fn trained_adapter(checkpoint: &Checkpoint, lora: &LoraArguments) -> anyhow::Result<Option<LoraSpec>> {
+    match checkpoint.adapter() {
+        _ if !lora.use_peft => Ok(None),
+        Some(adapter) => Ok(Some(adapter.lora.clone())),
+        None => lora.spec().map(Some),
     }
 }
 
@@ -66,14 +101,36 @@ impl Frozen {
     /// # Errors
     /// If the checkpoint is incomplete or of another kind.
     pub fn open(path: &Path, head: Head) -> anyhow::Result<Frozen> {
-        Frozen::open_on(path, head, &mut Bases::default())
+        Found::open(path, head)?.load()
     }
 
-    /// The same, sharing its base with other models of the run.
+    /// Reads a checkpoint that was opened, its base shared with other models of the run.
     ///
     /// # Errors
-    /// As [`Frozen::open`].
-    pub fn open_on(path: &Path, head: Head, bases: &mut Bases) -> anyhow::Result<Frozen> {
+    /// If a weight cannot be read or is not finite.
+    pub fn load(found: Found, bases: &mut Bases) -> anyhow::Result<Frozen> {
+        let Found { checkpoint, encoder, head } = found;
+        let model = bases.frozen(&checkpoint, head)?;
+        Ok(Frozen { checkpoint, encoder, model })
+    }
+}
+
+/// A checkpoint opened for use; its weights are still to be read.
+pub struct Found {
+    /// Where it is.
+    pub checkpoint: Checkpoint,
+    /// Its way from text to tokens, if it has a tokenizer.
+    pub encoder: Option<Encoder>,
+    /// The head it is used with.
+    pub head: Head,
+}
+
+impl Found {
+    /// Opens a checkpoint for use with the given head, which it must have. No weight is read.
+    ///
+    /// # Errors
+    /// If the checkpoint is incomplete or of another kind.
+    pub fn open(path: &Path, head: Head) -> anyhow::Result<Found> {
         let checkpoint = open(path)?;
         let encoder = Encoder::open_if_any(&checkpoint)?;
         refuse_missing_language_head(&checkpoint, head)?;
@@ -83,8 +140,63 @@ impl Frozen {
                 path.display()
             );
         }
-        let model = bases.frozen(&checkpoint, head)?;
-        Ok(Frozen { checkpoint, encoder, model })
+        Ok(Found { checkpoint, encoder, head })
+    }
+
+    /// The model's shape.
+    pub fn spec(&self) -> ModelSpec {
+        self.checkpoint.spec.with_head(self.head)
+    }
+
+    /// Says what memory the model needs, and what `more` adds; refuses if that is too much.
+    ///
+    /// # Errors
+    /// As [`memory::check`].
+    pub fn check_memory(
+        &self,
+        stage: &str,
+        knobs: &Knobs,
+        savings: &[Saving],
+        more: &dyn Fn(&ModelSpec, &Knobs, &mut Need),
+        context: &StageContext,
+    ) -> anyhow::Result<()> {
+        let spec = self.spec();
+        let need = |knobs: &Knobs| {
+            let mut need = Need::default();
+            need.add(part::FROZEN, shape::weights(&spec, knobs.dtype));
+            let lora = self.checkpoint.adapter().map(|adapter| &adapter.lora);
+            need.add(part::FROZEN, lora.map_or(0, |lora| shape::adapter(&spec, lora, knobs.dtype)));
+            more(&spec, knobs, &mut need);
+            need
+        };
+        memory::check(stage, knobs, savings, &need, context)
+    }
+
+    /// The same for forward passes over sequences, `budget` tokens at a time.
+    ///
+    /// # Errors
+    /// As [`memory::check`].
+    pub fn check_memory_of_passes(
+        &self,
+        stage: &str,
+        sequences: &[Vec<u32>],
+        budget: usize,
+        context: &StageContext,
+    ) -> anyhow::Result<()> {
+        let passes = |spec: &ModelSpec, knobs: &Knobs, need: &mut Need| {
+            let tokens = rows::largest_batch(sequences, knobs.pass);
+            need.add(part::ACTIVATIONS, shape::forward_pass(spec, tokens as u64));
+        };
+        let knobs = Knobs { pass: budget, ..Knobs::default() };
+        self.check_memory(stage, &knobs, &[Saving::Pass("max_tokens_per_batch", 1024), Saving::Dtype], &passes, context)
+    }
+
+    /// Reads the model.
+    ///
+    /// # Errors
+    /// If a weight cannot be read or is not finite.
+    pub fn load(self) -> anyhow::Result<Frozen> {
+        Frozen::load(self, &mut Bases::default())
     }
 }
 

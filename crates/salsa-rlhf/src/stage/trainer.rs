@@ -2,12 +2,14 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use salsa_engine::{Batch, Model, Output, OutputGradient, Query, Trainable};
+use salsa_engine::{Batch, LoraSpec, Model, ModelSpec, Output, OutputGradient, Query, Trainable};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
+    StageContext,
     arguments::TrainingArguments,
+    memory::{self, Knobs, Need, Saving, part, shape},
     order::{Batching, Duration, Plan, Step},
     resume::{Checkpoints, Snapshot},
     tally::Tally,
@@ -97,6 +99,36 @@ impl Outcome {
     }
 }
 
+impl Job<'_> {
+    /// Says what memory the job needs, and refuses it if that is too much: `models` is what the models need, `spec` the
+    /// one that is trained, `batching` how a number of examples makes a pass, `lengths` those of the examples in tokens.
+    ///
+    /// # Errors
+    /// As [`memory::check`].
+    pub fn check_memory(
+        &self,
+        spec: &ModelSpec,
+        adapter: Option<LoraSpec>,
+        models: &dyn Fn(&Knobs) -> Need,
+        batching: &dyn Fn(usize) -> Batching,
+        mut lengths: Vec<usize>,
+        savings: &[Saving],
+        context: &StageContext,
+    ) -> anyhow::Result<()> {
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        let need = |knobs: &Knobs| {
+            let mut need = models(knobs);
+            let tokens = batching(knobs.pass).most_tokens(&lengths);
+            need.add(part::ACTIVATIONS, shape::training_pass(spec, knobs, tokens as u64));
+            need
+        };
+        let arguments = self.arguments;
+        let (pass, recompute) = (arguments.per_device_train_batch_size, arguments.recompute());
+        let knobs = Knobs { adapter, recompute, pass, ..Knobs::default() };
+        memory::check(self.title, &knobs, savings, &need, context)
+    }
+}
+
 /// Trains `model` until the job is done, from the newest checkpoint if there is one.
 ///
 /// # Errors
@@ -149,6 +181,11 @@ pub fn train(
     progress.finish(&format!("{total} steps"));
     let epoch = plan.steps().last().map_or(0.0, |step| step.epoch);
     Ok(Outcome { steps: total, epoch, tokens: state.tokens, train: state.total, eval: state.eval })
+}
+
+/// The length of every example, in tokens.
+pub fn lengths(data: &dyn Objective) -> Vec<usize> {
+    (0..data.examples()).map(|example| data.length(example)).collect()
 }
 
 /// Mean numbers of a model over a data set.
@@ -219,7 +256,7 @@ impl State {
 }
 
 fn plan(job: &Job<'_>, data: &dyn Objective) -> anyhow::Result<Plan> {
-    let lengths: Vec<usize> = (0..data.examples()).map(|example| data.length(example)).collect();
+    let lengths = lengths(data);
     let arguments = job.arguments;
     let duration = match u64::try_from(arguments.max_steps) {
         Ok(steps) => Duration::Steps(steps),

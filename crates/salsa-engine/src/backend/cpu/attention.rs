@@ -7,7 +7,7 @@
 use super::gemm::{Packed, View, gemm_here};
 use super::isa::multiversion;
 use super::kernel::Store;
-use super::math::{LANES, exp, fold};
+use super::math::{LANES, exp, fold, max};
 use super::{Buffer, Dtype};
 use crate::backend::AttentionShape;
 use crate::pool;
@@ -136,26 +136,27 @@ multiversion! {
     /// The row has room as [`score_stride`] says; what lies there does not matter. Returns the sum.
     pub(super) fn softmax_row(row: &mut [f32], from: usize, to: usize, scale: f32) -> f32 {
         row[..from].fill(0.0);
-        let count = to - from;
-        let (lanes, _) = row[from..].as_chunks_mut::<LANES>();
-        let lanes = &mut lanes[..count.div_ceil(LANES)];
-        let mut top = [f32::NEG_INFINITY; LANES];
-        for (i, part) in lanes.iter().enumerate() {
-            for (lane, (top, &score)) in top.iter_mut().zip(part).enumerate() {
-                let score = if i * LANES + lane < count { score } else { f32::NEG_INFINITY };
-                *top = if score > *top { score } else { *top };
+        // Whole lanes: what lies behind the last key takes no part in the maximum, and is zero in the end.
+        let used = (to - from).next_multiple_of(LANES);
+        row[to..from + used].fill(f32::NEG_INFINITY);
+        let top = max(&row[from..from + used]) * scale;
+        let (lanes, _) = row[from..from + used].as_chunks_mut::<LANES>();
+        let (last, whole) = lanes.split_last_mut().expect("a query sees itself");
+        let mut sum = [0f32; LANES];
+        for score in whole {
+            for i in 0..LANES {
+                score[i] = exp(score[i] * scale - top);
+                sum[i] += score[i];
             }
         }
-        let top = fold(top, |a, b| if b > a { b } else { a }) * scale;
-        let mut sum = [0f32; LANES];
-        for (i, part) in lanes.iter_mut().enumerate() {
-            for (lane, (sum, score)) in sum.iter_mut().zip(part).enumerate() {
-                let probability = exp(*score * scale - top);
-                *score = if i * LANES + lane < count { probability } else { 0.0 };
-                *sum += *score;
-            }
+        for score in last.iter_mut() {
+            *score = exp(*score * scale - top);
         }
         row[to..].fill(0.0);
+        let last = &row[from + used - LANES..from + used];
+        for i in 0..LANES {
+            sum[i] += last[i];
+        }
         fold(sum, |a, b| a + b)
     }
 }
@@ -245,27 +246,24 @@ fn backward_task(dtype: Dtype, d_out: &[f32], fused: &[f32], task: Task, shape: 
 multiversion! {
     /// Normalises the probabilities of one row and turns `d_p` into `d_s` in place.
     fn score_gradient(p: &mut [f32], d: &mut [f32], from: usize, to: usize, total: f32, scale: f32) {
-        d[..from].fill(0.0);
         let inverse = 1.0 / total;
-        let count = to - from;
-        let used = count.div_ceil(LANES);
-        let (p, d) = (&mut p[from..].as_chunks_mut::<LANES>().0[..used], &mut d[from..]);
-        let (d_lanes, _) = d.as_chunks_mut::<LANES>();
-        let d_lanes = &mut d_lanes[..used];
+        let used = (to - from).next_multiple_of(LANES);
+        d[..from].fill(0.0);
+        d[to..].fill(0.0);
+        let (p, _) = p[from..from + used].as_chunks_mut::<LANES>();
+        let (d, _) = d[from..from + used].as_chunks_mut::<LANES>();
         let mut mean = [0f32; LANES];
-        for (i, (p, d)) in p.iter_mut().zip(d_lanes.iter_mut()).enumerate() {
-            for (lane, (mean, (p, d))) in mean.iter_mut().zip(p.iter_mut().zip(d)).enumerate() {
-                *d = if i * LANES + lane < count { *d } else { 0.0 };
-                *p *= inverse;
-                *mean += *p * *d;
+        for (p, d) in p.iter_mut().zip(d.iter()) {
+            for i in 0..LANES {
+                p[i] *= inverse;
+                mean[i] += p[i] * d[i];
             }
         }
         let mean = fold(mean, |a, b| a + b);
-        for (p, d) in p.iter().zip(d_lanes) {
-            for (p, d) in p.iter().zip(d) {
-                *d = p * (*d - mean) * scale;
+        for (p, d) in p.iter().zip(d) {
+            for i in 0..LANES {
+                d[i] = p[i] * (d[i] - mean) * scale;
             }
         }
-        d[count..].fill(0.0);
     }
 }

@@ -5,17 +5,16 @@
 //! words, always the same places, so that the order of summation of an element is a function of the depth alone.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::Dtype;
 use super::buffer::Buffer;
 use super::isa::isa;
-use super::kernel::{HEIGHT, Kernel, STEPS, Store, WIDTH};
+use super::kernel::{Ahead, HEIGHT, Kernel, STEPS, Store, WIDTH};
 use super::pack;
 use crate::pool;
 
-/// Rows of the left factor packed at once: with their words they stay in the second-level cache.
-const ROWS: usize = 96;
 /// Below this many words of work (rows * columns * steps) the calling thread computes a product: waking others costs more.
 const SMALL: usize = 1 << 17;
 
@@ -70,10 +69,28 @@ impl Packed {
         Packed { dtype, ..Packed::default() }
     }
 
+    /// Room for a matrix `[depth][columns]`; what it holds is anything until all its columns are packed.
+    pub(crate) fn room(dtype: Dtype, depth: usize, columns: usize) -> Packed {
+        let mut packed = Packed::empty(dtype);
+        packed.reshape(depth, columns);
+        packed
+    }
+
     /// Packs anew, reusing the memory.
     pub(crate) fn pack(&mut self, b: View<'_>, depth: usize, columns: usize) {
-        let (dtype, width) = (self.dtype, self.kernel().width);
-        self.fill(depth, columns, |p, panel| pack::panel(dtype, b, depth, p * width, columns, width, panel));
+        self.reshape(depth, columns);
+        self.pack_columns(0, b, columns);
+    }
+
+    /// Packs `columns` columns from column `first` on, which starts a panel; they end a panel or the matrix.
+    pub(crate) fn pack_columns(&mut self, first: usize, b: View<'_>, columns: usize) {
+        let (dtype, width, depth) = (self.dtype, self.kernel().width, self.depth);
+        let end = first + columns;
+        assert!(first.is_multiple_of(width), "column {first} does not start a panel of {width}");
+        assert!(end.is_multiple_of(width) || end == self.columns, "column {end} does not end a panel of {width}");
+        self.each_panel(first / width..end.div_ceil(width), |p, panel| {
+            pack::panel(dtype, b, depth, p * width - first, columns, width, panel);
+        });
     }
 
     /// The transpose of `columns` columns of another packed matrix, from column `first` on, which starts a panel.
@@ -81,27 +98,32 @@ impl Packed {
         let panels = other.panels_from(first);
         let (depth, width) = (other.depth, other.kernel().width);
         self.dtype = other.dtype;
-        self.fill(columns, depth, |p, out| {
+        self.reshape(columns, depth);
+        self.each_panel(0..depth.div_ceil(width), |p, out| {
             pack::transposed_panel(other.dtype, panels.data, panels.panel_stride, (depth, columns, width), p, out);
         });
     }
 
-    /// Makes room for `[depth][columns]` and has `panel(index, words)` write every panel.
-    fn fill(&mut self, depth: usize, columns: usize, panel: impl Fn(usize, &mut [f32]) + Sync) {
-        let width = self.kernel().width;
+    /// Makes room for `[depth][columns]`.
+    fn reshape(&mut self, depth: usize, columns: usize) {
         (self.depth, self.columns) = (depth, columns);
-        let stride = self.stride();
-        let len = columns.div_ceil(width) * stride;
+        let len = columns.div_ceil(self.kernel().width) * self.stride();
         if self.data.len() != len {
             self.data = Buffer::stale(len);
         }
+    }
+
+    /// Has `panel(index, words)` write these panels.
+    fn each_panel(&mut self, panels: Range<usize>, panel: impl Fn(usize, &mut [f32]) + Sync) {
+        let stride = self.stride();
         if stride == 0 {
             return;
         }
-        if len < 1 << 15 {
-            self.data.chunks_mut(stride).enumerate().for_each(|(p, words)| panel(p, words));
+        let words = &mut self.data[panels.start * stride..panels.end * stride];
+        if words.len() < 1 << 15 {
+            words.chunks_mut(stride).enumerate().for_each(|(p, words)| panel(panels.start + p, words));
         } else {
-            pool::each(self.data.chunks_mut(stride), panel);
+            pool::each(words.chunks_mut(stride), |p, words| panel(panels.start + p, words));
         }
     }
 
@@ -157,12 +179,12 @@ pub(crate) fn gemm(
         return gemm_here((rows, columns, depth), a, b, out, stride, store);
     }
     // A task is a block of rows times a run of panels: enough tasks to share, each long enough to pay for packing.
-    let block =
-        if rows <= ROWS { ROWS } else { rows.div_ceil(4 * threads).next_multiple_of(HEIGHT).clamp(2 * HEIGHT, ROWS) };
+    let kernel = Kernel::of(isa(), b.dtype);
+    let panels = columns.div_ceil(kernel.width);
+    let row_blocks = rows.div_ceil(kernel.block);
+    let block = rows.div_ceil(row_blocks).next_multiple_of(kernel.height());
     let row_blocks = rows.div_ceil(block);
-    let panels = columns.div_ceil(Kernel::of(isa(), b.dtype).width);
-    let runs = (4 * threads).div_ceil(row_blocks).min(panels);
-    let run = panels.div_ceil(runs);
+    let run = panels.div_ceil((4 * threads).div_ceil(row_blocks).min(panels));
     let runs = panels.div_ceil(run);
     let product = Product::new((rows, columns, depth), a, b, out, stride, store);
     pool::run(row_blocks * runs, |task| {
@@ -182,8 +204,9 @@ pub(crate) fn gemm_here(
 ) {
     let panels = columns.div_ceil(Kernel::of(isa(), b.dtype).width);
     let product = Product::new((rows, columns, depth), a, b, out, stride, store);
-    for first in (0..rows).step_by(ROWS) {
-        product.block(first..rows.min(first + ROWS), 0..panels);
+    let block = product.kernel.block;
+    for first in (0..rows).step_by(block) {
+        product.block(first..rows.min(first + block), 0..panels);
     }
 }
 
@@ -224,75 +247,74 @@ impl<'a> Product<'a> {
         }
         let (dtype, width) = (self.b.dtype, self.kernel.width);
         let words = self.depth.div_ceil(dtype.terms());
-        let height = rows.len().div_ceil(rows.len().div_ceil(self.kernel.height()));
+        let height = self.kernel.height_for(rows.len());
         let last_column = self.columns.min(panels.end * width);
         assert!((rows.end - 1) * self.stride + last_column <= self.len, "the product does not fit its output");
         assert!((panels.end - 1) * self.b.panel_stride + words * width <= self.b.data.len(), "too few panels");
         if words == 0 {
             return self.clear(&rows, panels.start * width..last_column);
         }
-        let room = pack::left_room(height);
-        LEFT.with_borrow_mut(|left| {
-            left.resize(left.len().max(rows.len().div_ceil(height) * room), 0.0);
+        let _ready = self.kernel.ready();
+        LEFT.with_borrow_mut(|room| {
             for from in (0..words).step_by(STEPS) {
                 let steps = STEPS.min(words - from);
                 let store = if from == 0 { self.store } else { Store::Add };
-                let mut layout = None;
-                for (tile, first) in (0..rows.len()).step_by(height).enumerate() {
-                    let count = height.min(rows.len() - first);
-                    let tile = &mut left[tile * room..(tile + 1) * room];
-                    layout = Some(pack::left(dtype, self.a, rows.start + first, count, from, steps, self.depth, tile));
-                }
-                let layout = layout.expect("there are rows");
+                let (kernel, depth) = (self.kernel, self.depth);
+                let count = panels.len();
+                let left =
+                    pack::left_block(kernel.left, dtype, self.a, rows.clone(), from, steps, depth, height, count, room);
                 for panel in panels.clone() {
                     let b = &self.b.data[panel * self.b.panel_stride + from * width..][..steps * width];
-                    for (tile, first) in (0..rows.len()).step_by(height).enumerate() {
+                    let tiles = rows.len().div_ceil(height);
+                    let share = (steps * width).div_ceil(tiles);
+                    for first in (0..rows.len()).step_by(height) {
                         let count = height.min(rows.len() - first);
-                        let kernel = self.kernel.tile(count, layout);
-                        // SAFETY: the left tile has `count` rows of `steps` words and `b` `steps * width` words. The
-                        // assertions above keep rows and columns inside `out`; no other task has these.
-                        unsafe {
-                            let a = left[tile * room..(tile + 1) * room].as_ptr();
-                            self.tile(kernel, steps, a, b.as_ptr(), rows.start + first, count, panel * width, store);
-                        }
+                        let tile = kernel.tile(count, left.layout);
+                        let next = b.as_ptr().wrapping_add(self.b.panel_stride + first / height * share);
+                        let ahead = Ahead { from: next, stride: width.div_ceil(tiles) };
+                        let compute = |out: *mut f32, stride: usize, store: Store| {
+                            // SAFETY: the thread is ready, the block has `count` rows from `first` on with the items of
+                            // `steps` words, `b` `steps * width` words, and `out` room for the tile: see below.
+                            unsafe {
+                                tile(steps, left.tile(first), left.stride, b.as_ptr(), ahead, out, stride, store);
+                            }
+                        };
+                        // SAFETY: the assertions above keep rows and columns inside `out`; no other task has these.
+                        unsafe { self.put(compute, rows.start + first, count, panel * width, store) };
                     }
                 }
             }
         });
     }
 
-    /// One tile; one that reaches over the last column is computed aside first.
+    /// Has `compute(out, stride, store)` write a tile; one that reaches over the last column is computed aside first.
     ///
     /// # Safety
     ///
-    /// The rows and columns that exist must lie inside `out` and belong to the caller; `a` and `b` are as the kernel says.
-    #[inline]
-    unsafe fn tile(
+    /// The rows and columns that exist must lie inside `out` and belong to the caller.
+    #[inline(always)]
+    unsafe fn put(
         &self,
-        kernel: super::kernel::Tile,
-        steps: usize,
-        a: *const f32,
-        b: *const f32,
+        compute: impl Fn(*mut f32, usize, Store),
         row: usize,
         count: usize,
         column: usize,
         store: Store,
     ) {
         let width = self.kernel.width;
-        // SAFETY: the caller's promise; `edge` holds the largest tile.
-        unsafe {
-            let at = self.out.add(row * self.stride + column);
-            if column + width <= self.columns {
-                return kernel(steps, a, b, at, self.stride, store);
-            }
-            let mut edge = [0f32; HEIGHT * WIDTH];
-            kernel(steps, a, b, edge.as_mut_ptr(), width, Store::Replace);
-            for r in 0..count {
-                for c in 0..self.columns - column {
-                    let at = at.add(r * self.stride + c);
-                    let new = edge[r * width + c];
-                    *at = if store == Store::Add { *at + new } else { new };
-                }
+        // SAFETY: the caller's promise.
+        let at = unsafe { self.out.add(row * self.stride + column) };
+        if column + width <= self.columns {
+            return compute(at, self.stride, store);
+        }
+        let mut edge = MaybeUninit::<[f32; HEIGHT * WIDTH]>::uninit();
+        let edge = edge.as_mut_ptr().cast::<f32>();
+        compute(edge, width, Store::Replace);
+        for r in 0..count {
+            for c in 0..self.columns - column {
+                // SAFETY: the caller's promise; `compute` has written `count` rows of `edge`.
+                let (at, new) = unsafe { (&mut *at.add(r * self.stride + c), *edge.add(r * width + c)) };
+                *at = if store == Store::Add { *at + new } else { new };
             }
         }
     }
@@ -313,6 +335,7 @@ impl<'a> Product<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::PACKED_ROWS;
     use crate::random::Random;
 
     /// `a * b` in f64, of operands rounded as the number type does.
@@ -350,6 +373,22 @@ mod tests {
                     assert_eq!((transposed.depth(), transposed.columns()), (columns, depth));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_matrix_packed_in_pieces_is_that_packed_at_once() {
+        let mut random = Random::new(2, 1);
+        for (dtype, depth, columns) in [(Dtype::F32, 7, 600), (Dtype::Bf16, 40, 513), (Dtype::Bf16, 300, 256)] {
+            let weights: Vec<f32> = (0..depth * columns).map(|_| random.normal() as f32).collect();
+            let whole = Packed::new(dtype, View::rows(&weights, depth).t(), depth, columns);
+            let mut pieces = Packed::room(dtype, depth, columns);
+            pieces.data.fill(f32::NAN);
+            for (i, rows) in weights.chunks(PACKED_ROWS * depth).enumerate() {
+                pieces.pack_columns(i * PACKED_ROWS, View::rows(rows, depth).t(), rows.len() / depth);
+            }
+            let bits = |packed: &Packed| packed.data.iter().map(|word| word.to_bits()).collect::<Vec<_>>();
+            assert!(bits(&whole) == bits(&pieces), "{dtype:?} {depth} {columns}");
         }
     }
 }

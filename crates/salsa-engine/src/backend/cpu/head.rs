@@ -4,7 +4,7 @@ use super::Buffer;
 use super::gemm::{Packed, View, gemm, gemm_here};
 use super::isa::multiversion;
 use super::kernel::Store;
-use super::math::{LANES, Lanes, exp, max};
+use super::math::{LANES, exp, fold, max};
 use super::rows::{each_row, softmax_gradient};
 use crate::backend::{LogprobQuery, TokenStats};
 use crate::pool;
@@ -60,22 +60,23 @@ impl Softmax {
 multiversion! {
     fn block_softmax(block: &[f32]) -> (f32, f32, f32) {
         let top = max(block);
-        let mut sum = Lanes::zero();
-        let mut weighted = Lanes::zero();
+        let (mut sum, mut weighted) = ([0f32; LANES], [0f32; LANES]);
         let (whole, rest) = block.as_chunks::<LANES>();
-        for part in whole {
-            for (lane, x) in part.iter().enumerate() {
-                let (shifted, probability) = (x - top, exp(x - top));
-                sum.0[lane] += probability;
-                weighted.0[lane] += probability * shifted;
+        for x in whole {
+            for i in 0..LANES {
+                let shifted = x[i] - top;
+                let probability = exp(shifted);
+                sum[i] += probability;
+                weighted[i] += probability * shifted;
             }
         }
-        for (lane, x) in rest.iter().enumerate() {
-            let (shifted, probability) = (x - top, exp(x - top));
-            sum.0[lane] += probability;
-            weighted.0[lane] += probability * shifted;
+        for (i, x) in rest.iter().enumerate() {
+            let shifted = x - top;
+            let probability = exp(shifted);
+            sum[i] += probability;
+            weighted[i] += probability * shifted;
         }
-        (top, sum.total(), weighted.total())
+        (top, fold(sum, |a, b| a + b), fold(weighted, |a, b| a + b))
     }
 }
 
@@ -152,7 +153,9 @@ fn mixed_logits(
             here.iter_mut().zip(other.iter()).for_each(|(sum, x)| *sum += head.2 * x);
         }
     }
-    scale(here, inverse_temperature);
+    if inverse_temperature != 1.0 {
+        scale(here, inverse_temperature);
+    }
 }
 
 pub(super) fn token_stats_backward(

@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 /// An instruction set with kernels of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
+    /// AMX tiles for products of bfloat16, AVX-512 as in [`Isa::Avx512Bf16`] for everything else. On Linux only.
+    Amx,
     /// AVX-512 with the dot product of bfloat16 pairs.
     Avx512Bf16,
     /// AVX-512 F/VL/BW/DQ with FMA.
@@ -21,6 +23,7 @@ impl Isa {
     /// The name in reports and in `SALSA_ISA`.
     pub fn name(self) -> &'static str {
         match self {
+            Isa::Amx => "amx-bf16",
             Isa::Avx512Bf16 => "avx512-bf16",
             Isa::Avx512 => "avx512",
             Isa::Avx2 => "avx2",
@@ -32,6 +35,8 @@ impl Isa {
     /// Whether this machine can run it.
     pub fn available(self) -> bool {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Isa::Avx512Bf16.available() && super::kernel::amx::available(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => Isa::Avx512.available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(target_arch = "x86_64")]
@@ -52,11 +57,11 @@ impl Isa {
     }
 
     /// All of them, fastest first.
-    pub const ALL: [Isa; 5] = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Scalar];
+    pub const ALL: [Isa; 6] = [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Scalar];
 
     /// Whether products of bfloat16 numbers are faster than those of f32: elsewhere they save memory alone.
     pub fn fast_bf16(self) -> bool {
-        self == Isa::Avx512Bf16
+        matches!(self, Isa::Amx | Isa::Avx512Bf16)
     }
 
     fn detect() -> Isa {
@@ -107,11 +112,13 @@ macro_rules! multiversion {
             #[target_feature(enable = "avx2,fma")]
             fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
             match $crate::backend::cpu::isa::isa() {
-                // SAFETY: `isa` returns only what this machine has.
                 #[cfg(target_arch = "x86_64")]
-                $crate::backend::cpu::isa::Isa::Avx512 | $crate::backend::cpu::isa::Isa::Avx512Bf16 => unsafe {
-                    avx512($($arg),*)
-                },
+                $crate::backend::cpu::isa::Isa::Amx
+                | $crate::backend::cpu::isa::Isa::Avx512Bf16
+                | $crate::backend::cpu::isa::Isa::Avx512 => {
+                    // SAFETY: `isa` returns only what this machine has.
+                    unsafe { avx512($($arg),*) }
+                }
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::backend::cpu::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },

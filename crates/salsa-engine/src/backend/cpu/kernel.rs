@@ -11,7 +11,14 @@
 //! high half first. So an element has the same bits whatever the tile height, the neighbours and the number of threads,
 //! and whether it is computed one row at a time (decoding) or a thousand (training). With fused multiply-add (all but
 //! `scalar`) the bits are even the same across instruction sets, but for products of bfloat16 that underflow: the
-//! dot-product instruction takes them as zero.
+//! dot-product instruction takes them as zero. AMX tiles sum bfloat16 products in an order of their own, which is as
+//! fixed: see [`amx`].
+//!
+//! The right factor always comes in words. The left one comes in words where an instruction multiplies bfloat16; else it
+//! is a matrix of f32 numbers, which for bfloat16 are rounded already ([`Kernel::left`]), and may lie anywhere.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 
 use super::Dtype;
 use super::isa::Isa;
@@ -23,34 +30,61 @@ pub(crate) enum Store {
     Add,
 }
 
-/// How the words of a left tile of R rows lie.
+/// How the items (words, or terms) of a left factor lie, with the stride that is given beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Left {
-    /// Word `s` of row `r` at `r * LEFT_STRIDE + s`.
+    /// Item `i` of row `r` at `r * stride + i`.
     Rows,
-    /// At `s * R + r`.
+    /// At `i * stride + r`.
     Columns,
 }
 
-/// Words of a row that are packed at once. Part of the numerical contract: sums are cut at multiples of it.
+/// Words of a row that are taken at once. Part of the numerical contract: sums are cut at multiples of it.
 pub(crate) const STEPS: usize = 256;
-/// From row to row in [`Left::Rows`]: a little more than the words, so that rows do not share cache sets.
-pub(crate) const LEFT_STRIDE: usize = STEPS + 16;
-/// Steps by which the right factor is prefetched.
-#[cfg(target_arch = "x86_64")]
-const AHEAD: usize = 24;
 /// The most rows a tile has, on any instruction set.
-pub(crate) const HEIGHT: usize = 12;
+pub(crate) const HEIGHT: usize = 32;
 /// The most columns.
 pub(crate) const WIDTH: usize = 32;
 
-/// `fn(steps, a, b, out, out_stride, store)`: `a` is a left tile of R rows, `b` is `[steps][width]`, `out` has R rows.
-pub(crate) type Tile = unsafe fn(usize, *const f32, *const f32, *mut f32, usize, Store);
+/// `fn(steps, a, a_stride, b, ahead, out, out_stride, store)`: `a` is a left factor of R rows, `b` is `[steps][width]`, `out`
+/// has R rows. See [`Ahead`]. The calling thread must hold what [`Kernel::ready`] returns.
+pub(crate) type Tile = unsafe fn(usize, *const f32, usize, *const f32, Ahead, *mut f32, usize, Store);
+
+/// What is asked for while a tile is computed: `stride` numbers further on at each step. Several tiles read the same panel
+/// one after the other; each asks for its share of the next one, so that memory is read all the time.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    pub from: *const f32,
+    pub stride: usize,
+}
+
+/// What the items of a left factor are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Items {
+    /// The terms of the sum as f32 numbers.
+    Terms,
+    /// Words of two bfloat16 terms.
+    Words,
+    /// The same by rows only, with zeros up to a multiple of [`GROUP`] words, and room up to a multiple of as many rows.
+    Groups,
+}
+
+/// Words and rows of a tile register, see [`Items::Groups`].
+pub(crate) const GROUP: usize = 16;
+
+/// While this lives, the kernels may be called on the thread that has it.
+pub(crate) struct Ready {
+    #[cfg(target_arch = "x86_64")]
+    _tiles: Option<amx::Tiles>,
+}
 
 /// The kernels of one instruction set and number type: `rows[R - 1]` and `columns[R - 1]` compute R rows of `width`
-/// columns, from a left tile in that layout.
+/// columns, from a left factor in that layout.
 pub(crate) struct Kernel {
     pub width: usize,
+    pub left: Items,
+    /// Rows of the left factor that are taken at once: with their words they stay in the second-level cache.
+    pub block: usize,
     rows: &'static [Tile],
     columns: &'static [Tile],
 }
@@ -59,9 +93,11 @@ impl Kernel {
     pub(crate) fn of(isa: Isa, dtype: Dtype) -> &'static Kernel {
         match (isa, dtype) {
             #[cfg(target_arch = "x86_64")]
+            (Isa::Amx, Dtype::Bf16) => &AMX_BF16,
+            #[cfg(target_arch = "x86_64")]
             (Isa::Avx512Bf16, Dtype::Bf16) => &AVX512_BF16_NATIVE,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => &AVX512_F32,
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => &AVX512_F32,
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512, Dtype::Bf16) => &AVX512_BF16,
             #[cfg(target_arch = "x86_64")]
@@ -78,6 +114,22 @@ impl Kernel {
         self.rows.len()
     }
 
+    /// The rows of each tile but the last, when `rows` rows are cut into tiles: as few tiles as possible, all of about the
+    /// same height, or of whole groups of rows where less costs as much.
+    pub(crate) fn height_for(&self, rows: usize) -> usize {
+        let equal = rows.div_ceil(rows.div_ceil(self.height()));
+        if self.left == Items::Groups { equal.next_multiple_of(GROUP) } else { equal }
+    }
+
+    /// Sets the calling thread up for the kernels.
+    pub(crate) fn ready(&self) -> Ready {
+        Ready {
+            // SAFETY: this kernel is chosen only where there is AMX and the system permits its use.
+            #[cfg(target_arch = "x86_64")]
+            _tiles: (self.left == Items::Groups).then(|| unsafe { amx::Tiles::set_up() }),
+        }
+    }
+
     /// The tile of `rows` rows.
     pub(crate) fn tile(&self, rows: usize, left: Left) -> Tile {
         match left {
@@ -87,70 +139,87 @@ impl Kernel {
     }
 }
 
-/// Where word `s` of row `r` lies.
+/// Where item `i` of row `r` lies.
 #[inline(always)]
-fn at<const R: usize, const BY_ROW: bool>(r: usize, s: usize) -> usize {
-    if BY_ROW { r * LEFT_STRIDE + s } else { s * R + r }
+fn at<const BY_ROW: bool>(r: usize, i: usize, stride: usize) -> usize {
+    if BY_ROW { r * stride + i } else { i * stride + r }
 }
 
 macro_rules! kernel {
-    ($name:ident, $width:expr, $tile:ident, $($height:literal)*) => {
+    ($name:ident, $width:expr, $items:ident, $tile:ident, $($height:literal)*) => {
         static $name: Kernel = Kernel {
             width: $width,
+            left: Items::$items,
+            block: 96,
             rows: &[$($tile::<$height, true>),*],
             columns: &[$($tile::<$height, false>),*],
         };
     };
 }
 
+/// Blocks of 256 rows: their words take 272 KiB of a second-level cache of 2 MiB, and a panel is read once for all of them.
 #[cfg(target_arch = "x86_64")]
-kernel!(AVX512_F32, 32, avx512_f32, 1 2 3 4 5 6 7 8 9 10 11 12);
+static AMX_BF16: Kernel = Kernel { width: WIDTH, left: Items::Groups, block: 256, rows: &amx::TILES, columns: &[] };
 #[cfg(target_arch = "x86_64")]
-kernel!(AVX512_BF16_NATIVE, 32, avx512_bf16_native, 1 2 3 4 5 6 7 8 9 10 11 12);
+kernel!(AVX512_F32, 32, Terms, avx512_f32, 1 2 3 4 5 6 7 8 9 10 11 12);
 #[cfg(target_arch = "x86_64")]
-kernel!(AVX512_BF16, 32, avx512_bf16, 1 2 3 4 5 6 7 8 9 10 11 12);
+kernel!(AVX512_BF16_NATIVE, 32, Words, avx512_bf16_native, 1 2 3 4 5 6 7 8 9 10 11 12);
 #[cfg(target_arch = "x86_64")]
-kernel!(AVX2_F32, 16, avx2_f32, 1 2 3 4 5 6);
+kernel!(AVX512_BF16, 32, Terms, avx512_bf16, 1 2 3 4 5 6 7 8 9 10 11 12);
 #[cfg(target_arch = "x86_64")]
-kernel!(AVX2_BF16, 16, avx2_bf16, 1 2 3 4);
-kernel!(PORTABLE_F32, 16, portable_f32, 1 2 3 4);
-kernel!(PORTABLE_BF16, 16, portable_bf16, 1 2 3 4);
+kernel!(AVX2_F32, 16, Terms, avx2_f32, 1 2 3 4 5 6);
+#[cfg(target_arch = "x86_64")]
+kernel!(AVX2_BF16, 16, Terms, avx2_bf16, 1 2 3 4 5 6);
+kernel!(PORTABLE_F32, 16, Terms, portable_f32, 1 2 3 4);
+kernel!(PORTABLE_BF16, 16, Terms, portable_bf16, 1 2 3 4);
 
-/// A tile kernel on vectors of `$lanes` numbers, two to a row: `$load` a right word vector, `$broadcast` a left word,
-/// `$step` one word into the accumulator.
+/// A tile kernel on vectors of `$lanes` numbers, two to a row. A step of the sum is one or two multiplications: `$load(b)`
+/// takes a vector of the right factor from its words, `$left(a)` fills one with the item of the left factor that goes with
+/// it, `$offset` items behind the first of the step.
 ///
 /// # Safety
 ///
-/// The instruction set must be available; `a` must hold a left tile of R rows and `steps` words, `b` `steps` times two
+/// The instruction set must be available; `a` must hold a left factor of R rows for `steps` words, `b` `steps` times two
 /// vectors, and `out` R rows of two vectors.
 #[cfg(target_arch = "x86_64")]
 macro_rules! vector_tile {
-    ($name:ident, $feature:literal, $lanes:literal, $zero:ident, $load:expr, $broadcast:expr, $step:expr,
-     $get:ident, $add:ident, $put:ident) => {
+    ($name:ident, $feature:literal, $lanes:literal, items: $items:literal,
+     [$(($offset:literal, $load:expr, $left:expr, $multiply:expr)),+], $zero:ident, $get:ident, $add:ident, $put:ident) => {
         #[doc = "# Safety\n\nAs `vector_tile` says."]
         #[target_feature(enable = $feature)]
         unsafe fn $name<const R: usize, const BY_ROW: bool>(
             steps: usize,
             a: *const f32,
+            a_stride: usize,
             b: *const f32,
+            ahead: Ahead,
             out: *mut f32,
             stride: usize,
             store: Store,
         ) {
             use std::arch::x86_64::*;
+            // What is added to lies far away: it is asked for now and needed at the end.
+            for r in 0..R {
+                _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(r * stride).cast());
+                _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(r * stride + 2 * $lanes - 1).cast());
+            }
             let mut sum = [[$zero(); 2]; R];
             for s in 0..steps {
                 // SAFETY: the caller's promise on the lengths of `a` and `b`.
                 unsafe {
-                    // The right factor streams through: it is asked for before it is needed.
-                    _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(2 * $lanes * (s + AHEAD)).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(2 * $lanes * (s + AHEAD) + $lanes).cast());
-                    let right = [$load(b.add(2 * $lanes * s)), $load(b.add(2 * $lanes * s + $lanes))];
-                    for (r, sum) in sum.iter_mut().enumerate() {
-                        let left = $broadcast(a.add(at::<R, BY_ROW>(r, s)));
-                        sum[0] = $step(left, right[0], sum[0]);
-                        sum[1] = $step(left, right[1], sum[1]);
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.from.wrapping_add(ahead.stride * s).cast());
+                    if $lanes == 16 {
+                        _mm_prefetch::<_MM_HINT_T1>(ahead.from.wrapping_add(ahead.stride * s + $lanes).cast());
                     }
+                    let words = b.add(2 * $lanes * s);
+                    $(
+                        let right = [$load(words), $load(words.add($lanes))];
+                        for (r, sum) in sum.iter_mut().enumerate() {
+                            let left = $left(a.add(at::<BY_ROW>(r, $items * s + $offset, a_stride)));
+                            sum[0] = $multiply(left, right[0], sum[0]);
+                            sum[1] = $multiply(left, right[1], sum[1]);
+                        }
+                    )+
                 }
             }
             for (r, sum) in sum.iter().enumerate() {
@@ -177,10 +246,9 @@ vector_tile!(
     avx512_f32,
     "avx512f",
     16,
+    items: 1,
+    [(0, |b| _mm512_loadu_ps(b), |a: *const f32| _mm512_set1_ps(*a), |a, b, sum| _mm512_fmadd_ps(a, b, sum))],
     _mm512_setzero_ps,
-    |b| _mm512_loadu_ps(b),
-    |a: *const f32| _mm512_set1_ps(*a),
-    |a, b, sum| _mm512_fmadd_ps(a, b, sum),
     _mm512_loadu_ps,
     _mm512_add_ps,
     _mm512_storeu_ps
@@ -191,10 +259,14 @@ vector_tile!(
     avx512_bf16_native,
     "avx512f,avx512bf16",
     16,
+    items: 1,
+    [(
+        0,
+        |b: *const f32| bf16_pairs(_mm512_loadu_si512(b.cast())),
+        |a: *const f32| bf16_pairs(_mm512_set1_epi32(a.cast::<i32>().read())),
+        |a, b, sum| _mm512_dpbf16_ps(sum, a, b)
+    )],
     _mm512_setzero_ps,
-    |b: *const f32| bf16_pairs(_mm512_loadu_si512(b.cast())),
-    |a: *const f32| bf16_pairs(_mm512_set1_epi32(a.cast::<i32>().read())),
-    |a, b, sum| _mm512_dpbf16_ps(sum, a, b),
     _mm512_loadu_ps,
     _mm512_add_ps,
     _mm512_storeu_ps
@@ -209,36 +281,34 @@ fn bf16_pairs(words: std::arch::x86_64::__m512i) -> std::arch::x86_64::__m512bh 
     unsafe { std::mem::transmute(words) }
 }
 
-/// The two halves of a vector of words as f32: `[low, high]`.
+/// The high halves of words are f32 numbers once the low ones are zero.
 #[cfg(target_arch = "x86_64")]
-macro_rules! halves {
-    ($words:expr, $shift:ident, $and:ident, $set:ident, $cast:ident) => {{
-        let words = $words;
-        [$cast($shift::<16>(words)), $cast($and(words, $set(0xffff_0000_u32 as i32)))]
-    }};
-}
+const HIGH: i32 = 0xffff_0000_u32 as i32;
 
 #[cfg(target_arch = "x86_64")]
 vector_tile!(
     avx512_bf16,
     "avx512f",
     16,
+    items: 2,
+    [
+        (
+            1,
+            |b: *const f32| _mm512_castsi512_ps(_mm512_and_si512(
+                _mm512_loadu_si512(b.cast()),
+                _mm512_set1_epi32(HIGH)
+            )),
+            |a: *const f32| _mm512_set1_ps(*a),
+            |a, b, sum| _mm512_fmadd_ps(a, b, sum)
+        ),
+        (
+            0,
+            |b: *const f32| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(b.cast()))),
+            |a: *const f32| _mm512_set1_ps(*a),
+            |a, b, sum| _mm512_fmadd_ps(a, b, sum)
+        )
+    ],
     _mm512_setzero_ps,
-    |b: *const f32| halves!(
-        _mm512_loadu_si512(b.cast()),
-        _mm512_slli_epi32,
-        _mm512_and_si512,
-        _mm512_set1_epi32,
-        _mm512_castsi512_ps
-    ),
-    |a: *const f32| halves!(
-        _mm512_set1_epi32(a.cast::<i32>().read()),
-        _mm512_slli_epi32,
-        _mm512_and_si512,
-        _mm512_set1_epi32,
-        _mm512_castsi512_ps
-    ),
-    |a: [__m512; 2], b: [__m512; 2], sum| _mm512_fmadd_ps(a[0], b[0], _mm512_fmadd_ps(a[1], b[1], sum)),
     _mm512_loadu_ps,
     _mm512_add_ps,
     _mm512_storeu_ps
@@ -249,10 +319,9 @@ vector_tile!(
     avx2_f32,
     "avx2,fma",
     8,
+    items: 1,
+    [(0, |b| _mm256_loadu_ps(b), |a: *const f32| _mm256_set1_ps(*a), |a, b, sum| _mm256_fmadd_ps(a, b, sum))],
     _mm256_setzero_ps,
-    |b| _mm256_loadu_ps(b),
-    |a: *const f32| _mm256_set1_ps(*a),
-    |a, b, sum| _mm256_fmadd_ps(a, b, sum),
     _mm256_loadu_ps,
     _mm256_add_ps,
     _mm256_storeu_ps
@@ -263,22 +332,25 @@ vector_tile!(
     avx2_bf16,
     "avx2,fma",
     8,
+    items: 2,
+    [
+        (
+            1,
+            |b: *const f32| _mm256_castsi256_ps(_mm256_and_si256(
+                _mm256_loadu_si256(b.cast()),
+                _mm256_set1_epi32(HIGH)
+            )),
+            |a: *const f32| _mm256_set1_ps(*a),
+            |a, b, sum| _mm256_fmadd_ps(a, b, sum)
+        ),
+        (
+            0,
+            |b: *const f32| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(b.cast()))),
+            |a: *const f32| _mm256_set1_ps(*a),
+            |a, b, sum| _mm256_fmadd_ps(a, b, sum)
+        )
+    ],
     _mm256_setzero_ps,
-    |b: *const f32| halves!(
-        _mm256_loadu_si256(b.cast()),
-        _mm256_slli_epi32,
-        _mm256_and_si256,
-        _mm256_set1_epi32,
-        _mm256_castsi256_ps
-    ),
-    |a: *const f32| halves!(
-        _mm256_set1_epi32(a.cast::<i32>().read()),
-        _mm256_slli_epi32,
-        _mm256_and_si256,
-        _mm256_set1_epi32,
-        _mm256_castsi256_ps
-    ),
-    |a: [__m256; 2], b: [__m256; 2], sum| _mm256_fmadd_ps(a[0], b[0], _mm256_fmadd_ps(a[1], b[1], sum)),
     _mm256_loadu_ps,
     _mm256_add_ps,
     _mm256_storeu_ps
@@ -286,17 +358,23 @@ vector_tile!(
 
 /// # Safety
 ///
-/// `a` must hold a left tile of R rows and `steps` words, `b` `steps * 16` words, and `out` R rows of 16.
+/// `a` must hold a left factor of R rows for `steps` words, `b` `steps * 16` words, and `out` R rows of 16.
 unsafe fn portable_f32<const R: usize, const BY_ROW: bool>(
     steps: usize,
     a: *const f32,
+    a_stride: usize,
     b: *const f32,
+    _: Ahead,
     out: *mut f32,
     stride: usize,
     store: Store,
 ) {
     // SAFETY: the caller's promise, passed on.
-    unsafe { portable::<R, BY_ROW>(steps, a, b, out, stride, store, multiply_add) }
+    unsafe {
+        portable::<R>(steps, b, out, stride, store, |r, s, b, sum| {
+            multiply_add(*a.add(at::<BY_ROW>(r, s, a_stride)), b, sum)
+        })
+    }
 }
 
 /// # Safety
@@ -305,7 +383,9 @@ unsafe fn portable_f32<const R: usize, const BY_ROW: bool>(
 unsafe fn portable_bf16<const R: usize, const BY_ROW: bool>(
     steps: usize,
     a: *const f32,
+    a_stride: usize,
     b: *const f32,
+    _: Ahead,
     out: *mut f32,
     stride: usize,
     store: Store,
@@ -314,34 +394,34 @@ unsafe fn portable_bf16<const R: usize, const BY_ROW: bool>(
     let high = |word: f32| f32::from_bits(word.to_bits() & 0xffff_0000);
     // SAFETY: the caller's promise, passed on.
     unsafe {
-        portable::<R, BY_ROW>(steps, a, b, out, stride, store, |a, b, sum| {
-            multiply_add(low(a), low(b), multiply_add(high(a), high(b), sum))
+        let left = |r: usize, term: usize| *a.add(at::<BY_ROW>(r, term, a_stride));
+        portable::<R>(steps, b, out, stride, store, |r, s, b, sum| {
+            multiply_add(left(r, 2 * s), low(b), multiply_add(left(r, 2 * s + 1), high(b), sum))
         })
     }
 }
 
+/// `step(row, word, right word, sum)` goes one word further.
+///
 /// # Safety
 ///
-/// As [`portable_f32`].
+/// As [`portable_f32`], for what `step` reads too.
 #[inline(always)]
-unsafe fn portable<const R: usize, const BY_ROW: bool>(
+unsafe fn portable<const R: usize>(
     steps: usize,
-    a: *const f32,
     b: *const f32,
     out: *mut f32,
     stride: usize,
     store: Store,
-    step: impl Fn(f32, f32, f32) -> f32,
+    step: impl Fn(usize, usize, f32, f32) -> f32,
 ) {
     let mut sum = [[0f32; 16]; R];
     for s in 0..steps {
         // SAFETY: the caller's promise on the length of `b`.
         let b = unsafe { std::slice::from_raw_parts(b.add(s * 16), 16) };
         for (r, sum) in sum.iter_mut().enumerate() {
-            // SAFETY: the caller's promise on the length of `a`.
-            let a = unsafe { *a.add(at::<R, BY_ROW>(r, s)) };
             for (sum, &b) in sum.iter_mut().zip(b) {
-                *sum = step(a, b, *sum);
+                *sum = step(r, s, b, *sum);
             }
         }
     }
@@ -371,22 +451,35 @@ mod tests {
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
         let mut random = Random::new(2, 2);
-        // Numbers whose products neither overflow nor underflow, as bfloat16 pairs and as f32.
-        let mut word = |dtype: Dtype| match dtype {
+        // Numbers whose products neither overflow nor underflow, rounded as the type says.
+        let mut number = |dtype: Dtype| match dtype {
             Dtype::F32 => random.normal() as f32,
-            Dtype::Bf16 => super::super::pack::pair(random.normal() as f32, random.normal() as f32),
+            Dtype::Bf16 => f32::from_bits(super::super::pack::bf16(random.normal() as f32) << 16),
         };
         for dtype in [Dtype::F32, Dtype::Bf16] {
-            let steps = 37;
-            // Long enough for a tile of either layout.
-            let a: Vec<f32> = (0..HEIGHT * LEFT_STRIDE).map(|_| word(dtype)).collect();
-            let b: Vec<f32> = (0..steps * WIDTH).map(|_| word(dtype)).collect();
+            let (steps, terms) = (37, dtype.terms());
+            let depth = steps * terms;
+            // A left factor of HEIGHT rows, by rows and by columns.
+            let a: Vec<f32> = (0..HEIGHT * depth).map(|_| number(dtype)).collect();
+            let word = |even: f32, odd: f32| if terms == 1 { even } else { super::super::pack::pair(even, odd) };
+            let b: Vec<f32> = (0..steps * WIDTH).map(|_| word(number(dtype), number(dtype))).collect();
             for (left, rows) in [(Left::Rows, 1), (Left::Rows, 4), (Left::Columns, 1), (Left::Columns, 3)] {
                 // Sixteen columns at a time, the least width there is.
                 let narrow =
                     |from: usize| -> Vec<f32> { (0..steps * 16).map(|i| b[i / 16 * WIDTH + from + i % 16]).collect() };
                 let product = |isa: Isa| {
                     let kernel = Kernel::of(isa, dtype);
+                    let items = if kernel.left == Items::Terms { depth } else { steps };
+                    let item = |r: usize, i: usize| match kernel.left {
+                        Items::Terms => a[r * depth + i],
+                        Items::Words | Items::Groups => {
+                            word(a[r * depth + terms * i], a[r * depth + terms * i + terms - 1])
+                        }
+                    };
+                    let (stride, a): (usize, Vec<f32>) = match left {
+                        Left::Rows => (items, (0..HEIGHT * items).map(|n| item(n / items, n % items)).collect()),
+                        Left::Columns => (HEIGHT, (0..HEIGHT * items).map(|n| item(n % HEIGHT, n / HEIGHT)).collect()),
+                    };
                     let mut out = vec![0.5; rows * WIDTH];
                     let parts = if kernel.width == WIDTH {
                         vec![(0, b.clone())]
@@ -394,16 +487,28 @@ mod tests {
                         vec![(0, narrow(0)), (16, narrow(16))]
                     };
                     for (column, b) in parts {
-                        // SAFETY: `a` is larger than any tile, `b` has `steps * width` words, `out` has `rows` rows.
+                        // SAFETY: `a` has more rows than the tile, `b` has `steps * width` words, `out` has `rows` rows.
                         unsafe {
                             let at = out.as_mut_ptr().add(column);
-                            kernel.tile(rows, left)(steps, a.as_ptr(), b.as_ptr(), at, WIDTH, Store::Add);
+                            let ahead = Ahead { from: b.as_ptr(), stride: 0 };
+                            kernel.tile(rows, left)(
+                                steps,
+                                a.as_ptr(),
+                                stride,
+                                b.as_ptr(),
+                                ahead,
+                                at,
+                                WIDTH,
+                                Store::Add,
+                            );
                         }
                     }
                     out
                 };
-                let fused: Vec<Isa> =
-                    Isa::ALL.into_iter().filter(|isa| isa.available() && *isa != Isa::Scalar).collect();
+                let fused: Vec<Isa> = Isa::ALL
+                    .into_iter()
+                    .filter(|isa| isa.available() && !matches!(isa, Isa::Amx | Isa::Scalar))
+                    .collect();
                 for pair in fused.windows(2) {
                     assert_eq!(product(pair[0]), product(pair[1]), "{dtype:?} {left:?} {rows}: {pair:?}");
                 }

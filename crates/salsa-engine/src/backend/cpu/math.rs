@@ -18,11 +18,9 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 0.166_666_65;
     p = p * r + 0.5;
     let y = p * (r * r) + r + 1.0;
-    let exponent = (shifted.to_bits() as i32).wrapping_sub(0x4b40_0000);
-    // In two factors, so that 2^128 does not overflow on the way.
-    let half = exponent >> 1;
-    let scale = |e: i32| f32::from_bits(((e + 127) << 23) as u32);
-    y * scale(half) * scale(exponent - half)
+    // The result is a normal number throughout, so its exponent can be raised as an integer. Of a NaN nothing is added.
+    let exponent = shifted.to_bits().wrapping_sub(0x4b40_0000) << 23;
+    f32::from_bits(y.to_bits().wrapping_add(exponent))
 }
 
 /// `1 / (1 + e^-x)`.
@@ -40,22 +38,6 @@ pub(crate) fn tanh(x: f32) -> f32 {
 /// Interleaved lanes of a reduction.
 pub(crate) const LANES: usize = 16;
 
-/// A sum in sixteen interleaved lanes, for loops that keep several sums.
-pub(crate) struct Lanes(pub [f32; LANES]);
-
-impl Lanes {
-    #[inline(always)]
-    pub(crate) fn zero() -> Lanes {
-        Lanes([0.0; LANES])
-    }
-
-    /// The lanes pairwise: the same order as [`reduce`].
-    #[inline(always)]
-    pub(crate) fn total(self) -> f32 {
-        fold(self.0, |a, b| a + b)
-    }
-}
-
 /// Combines the lanes pairwise.
 #[inline(always)]
 pub(crate) fn fold(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
@@ -69,33 +51,55 @@ pub(crate) fn fold(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -
     lanes[0]
 }
 
-/// Reduces a row in sixteen interleaved lanes and then the lanes pairwise: the same order on every machine.
-#[inline(always)]
-pub(crate) fn reduce(len: usize, start: f32, at: impl Fn(usize) -> f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut lanes = [start; LANES];
-    let whole = len / LANES * LANES;
-    for block in (0..whole).step_by(LANES) {
-        for (lane, value) in lanes.iter_mut().enumerate() {
-            *value = combine(*value, at(block + lane));
-        }
-    }
-    for (i, value) in (whole..len).zip(lanes.iter_mut()) {
-        *value = combine(*value, at(i));
-    }
-    fold(lanes, combine)
-}
-
-/// `sum_i x[i] * y[i]`.
+/// `sum_i x[i] * y[i]`, in sixteen interleaved lanes that are then added pairwise: the same order on every machine.
 #[inline(always)]
 pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
     assert_eq!(x.len(), y.len());
-    reduce(x.len(), 0.0, |i| x[i] * y[i], |a, b| a + b)
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    let mut sum = [0f32; LANES];
+    for (x, y) in x.iter().zip(y) {
+        for i in 0..LANES {
+            sum[i] += x[i] * y[i];
+        }
+    }
+    for (sum, (x, y)) in sum.iter_mut().zip(x_rest.iter().zip(y_rest)) {
+        *sum += x * y;
+    }
+    fold(sum, |a, b| a + b)
+}
+
+/// `sum_i x[i] * y[i] * z[i]`, in the same order; `y` may have an offset added first.
+#[inline(always)]
+pub(crate) fn dot3(x: &[f32], (y, offset): (&[f32], f32), z: &[f32]) -> f32 {
+    assert!(x.len() == y.len() && x.len() == z.len());
+    let ((x, x_rest), (y, y_rest), (z, z_rest)) =
+        (x.as_chunks::<LANES>(), y.as_chunks::<LANES>(), z.as_chunks::<LANES>());
+    let mut sum = [0f32; LANES];
+    for ((x, y), z) in x.iter().zip(y).zip(z) {
+        for i in 0..LANES {
+            sum[i] += x[i] * (y[i] + offset) * z[i];
+        }
+    }
+    for (sum, ((x, y), z)) in sum.iter_mut().zip(x_rest.iter().zip(y_rest).zip(z_rest)) {
+        *sum += x * (y + offset) * z;
+    }
+    fold(sum, |a, b| a + b)
 }
 
 /// `max_i x[i]`, negative infinity for none.
 #[inline(always)]
 pub(crate) fn max(x: &[f32]) -> f32 {
-    reduce(x.len(), f32::NEG_INFINITY, |i| x[i], |a, b| if b > a { b } else { a })
+    let (whole, rest) = x.as_chunks::<LANES>();
+    let mut top = [f32::NEG_INFINITY; LANES];
+    for x in whole {
+        for i in 0..LANES {
+            top[i] = if x[i] > top[i] { x[i] } else { top[i] };
+        }
+    }
+    for (top, &x) in top.iter_mut().zip(rest) {
+        *top = if x > *top { x } else { *top };
+    }
+    fold(top, |a, b| if b > a { b } else { a })
 }
 
 #[cfg(test)]

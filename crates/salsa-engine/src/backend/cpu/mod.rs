@@ -38,10 +38,10 @@ impl Cpu {
         Cpu { dtype: Dtype::current() }
     }
 
-    /// The instruction set of the matrix kernels in use: `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`.
+    /// The instruction set of the matrix kernels in use: `amx-bf16`, `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`.
     pub fn isa(&self) -> &'static str {
         match (isa::isa(), self.dtype) {
-            (isa::Isa::Avx512Bf16, Dtype::F32) => isa::Isa::Avx512.name(),
+            (isa::Isa::Amx | isa::Isa::Avx512Bf16, Dtype::F32) => isa::Isa::Avx512.name(),
             (isa, _) => isa.name(),
         }
     }
@@ -67,13 +67,21 @@ impl Backend for Cpu {
         buffer.to_vec()
     }
 
-    fn matrix(&self, weights: &[f32], out: usize, input: usize) -> Packed {
-        Packed::new(self.dtype, View::rows(weights, input).t(), input, out)
+    fn room(&self, len: usize) -> Buffer {
+        Buffer::stale(len)
     }
 
-    fn refresh(&self, matrix: &mut Packed, weights: &[f32]) {
-        let (out, input) = (matrix.columns(), matrix.depth());
-        matrix.pack(View::rows(weights, input).t(), input, out);
+    fn store(&self, buffer: &mut Buffer, at: usize, data: &[f32]) {
+        rows::copy(&mut buffer[at..at + data.len()], data);
+    }
+
+    fn matrix_room(&self, out: usize, input: usize) -> Packed {
+        Packed::room(self.dtype, input, out)
+    }
+
+    fn refresh(&self, matrix: &mut Packed, first: usize, weights: &[f32]) {
+        let input = matrix.depth();
+        matrix.pack_columns(first, View::rows(weights, input).t(), weights.len() / input);
     }
 
     fn embed(&self, table: &Buffer, tokens: &[u32], hidden: usize, scale: f32) -> Buffer {

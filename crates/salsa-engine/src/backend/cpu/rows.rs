@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Buffer;
 use super::isa::multiversion;
-use super::math::{LANES, dot, exp, reduce, sigmoid, tanh};
+use super::math::{LANES, dot, dot3, exp, sigmoid, tanh};
 use crate::backend::{AttentionShape, RotaryTable};
 use crate::pool;
 use crate::spec::{Activation, NormWeight};
@@ -42,6 +42,12 @@ pub(super) fn sum_rows(rows: usize, total: &mut [f32], f: impl Fn(usize, &mut [f
     for partial in partials {
         total.iter_mut().zip(partial.iter()).for_each(|(t, p)| *t += p);
     }
+}
+
+pub(super) fn copy(out: &mut [f32], data: &[f32]) {
+    assert_eq!(out.len(), data.len(), "numbers and their place differ in length");
+    let part = (out.len() / (8 * pool::threads())).max(SMALL);
+    pool::each(out.chunks_mut(part), |i, out| out.copy_from_slice(&data[i * part..][..out.len()]));
 }
 
 pub(super) fn embed(table: &[f32], tokens: &[u32], hidden: usize, scale: f32) -> Buffer {
@@ -131,7 +137,7 @@ multiversion! {
     fn norm_row_backward(d_out: &[f32], x: &[f32], weight: &[f32], offset: f32, inverse: f32, d_x: &mut [f32]) {
         let n = x.len();
         let (d_out, weight) = (&d_out[..n], &weight[..n]);
-        let along = reduce(n, 0.0, |i| d_out[i] * (weight[i] + offset) * x[i], |a, b| a + b);
+        let along = dot3(d_out, (weight, offset), x);
         let shrink = along / n as f32 * inverse * inverse;
         for i in 0..n {
             d_x[i] += inverse * (d_out[i] * (weight[i] + offset) - x[i] * shrink);
@@ -309,21 +315,36 @@ fn in_lanes<const IN: usize, const OUT: usize>(
 
 multiversion! {
     fn silu_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
-        in_lanes([gate, up], [out], |[g, u]| [std::array::from_fn(|i| g[i] * sigmoid(g[i]) * u[i])]);
+        in_lanes([gate, up], [out], silu_lanes);
     }
+}
+
+// A function and not a closure: a closure that is not inlined loses the instruction set of where it stands.
+#[inline(always)]
+fn silu_lanes([g, u]: [&[f32; LANES]; 2]) -> [[f32; LANES]; 1] {
+    let mut out = [0f32; LANES];
+    for i in 0..LANES {
+        out[i] = g[i] * sigmoid(g[i]) * u[i];
+    }
+    [out]
 }
 
 multiversion! {
     /// `silu'(g) = s + g s (1 - s)` with `s = sigmoid(g)`.
     fn silu_row_backward(d_out: &[f32], gate: &[f32], up: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
-        in_lanes([d_out, gate, up], [d_gate, d_up], |[d, g, u]| {
-            let s: [f32; LANES] = std::array::from_fn(|i| sigmoid(g[i]));
-            [
-                std::array::from_fn(|i| d[i] * u[i] * (s[i] + g[i] * s[i] * (1.0 - s[i]))),
-                std::array::from_fn(|i| d[i] * g[i] * s[i]),
-            ]
-        });
+        in_lanes([d_out, gate, up], [d_gate, d_up], silu_lanes_backward);
     }
+}
+
+#[inline(always)]
+fn silu_lanes_backward([d, g, u]: [&[f32; LANES]; 3]) -> [[f32; LANES]; 2] {
+    let (mut d_gate, mut d_up) = ([0f32; LANES], [0f32; LANES]);
+    for i in 0..LANES {
+        let s = sigmoid(g[i]);
+        d_gate[i] = d[i] * u[i] * (s + g[i] * s * (1.0 - s));
+        d_up[i] = d[i] * g[i] * s;
+    }
+    [d_gate, d_up]
 }
 
 /// `sqrt(2 / pi)` and the cubic coefficient of GELU's tanh form.

@@ -6,12 +6,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
-use salsa_engine::{Head, TensorView, Weights};
-use serde_json::{Map, Value};
+use salsa_engine::{TensorView, Weights};
 
-use super::super::{
-    Checkpoint, Companions, Dtype, Durability, NewTensor, SaveOptions, Writer, save_config, write_file,
-};
+use super::super::{Checkpoint, Companions, Dtype, Durability, NewTensor, SaveOptions, Writer, write::finish};
 use super::PeftAdapter;
 
 /// Numbers written at a time.
@@ -36,9 +33,9 @@ pub fn merge(checkpoint: &Checkpoint, dir: &Path, dtype: Option<Dtype>, max_shar
     let tensors = spec.tensors();
     let new = |tensor: &TensorView| NewTensor { name: tensor.name.clone(), shape: tensor.shape.clone(), dtype };
     let writer = Writer::create(dir, tensors.iter().map(new).collect(), max_shard_bytes, Durability::Synced)?;
-    let mut bytes = Vec::new();
+    let (mut bytes, mut numbers) = (Vec::new(), Vec::new());
     for (i, tensor) in tensors.iter().enumerate() {
-        let mut numbers = stored.read(tensor.range.clone())?.into_owned();
+        stored.read(tensor.range.clone(), &mut numbers)?;
         delta.add(tensor, &mut numbers);
         for (block, numbers) in numbers.chunks(BLOCK).enumerate() {
             if let Err(at) = dtype.encode(numbers, &mut bytes) {
@@ -52,22 +49,11 @@ pub fn merge(checkpoint: &Checkpoint, dir: &Path, dtype: Option<Dtype>, max_shar
             writer.write(i, block * BLOCK, &bytes)?;
         }
     }
-    writer.finish()?;
-    let options = SaveOptions { dtype, max_shard_bytes, ..SaveOptions::like(checkpoint) };
+    let options = SaveOptions { dtype, ..SaveOptions::like(checkpoint) };
+    let scores = checkpoint.score_normalization();
+    let scores = scores.map(|(mean, std)| [("score_mean", mean.into()), ("score_std", std.into())]);
     let companions = Companions::from_dir(checkpoint.dir())?;
-    for (name, bytes) in companions.files().filter(|(name, _)| *name != "generation_config.json") {
-        write_file(&dir.join(name), bytes, Durability::Synced)?;
-    }
-    let write =
-        |name: &str, value: &Value| write_file(&dir.join(name), format!("{value:#}\n").as_bytes(), Durability::Synced);
-    if spec.head != Head::Scalar {
-        write("generation_config.json", &save_config::generation_config(&options.tokens))?;
-    }
-    let mut config = save_config::config(options.family, spec, &options.tokens, dtype)?;
-    if let Some((mean, std)) = checkpoint.score_normalization() {
-        config.extend(Map::from_iter([("score_mean".to_owned(), mean.into()), ("score_std".to_owned(), std.into())]));
-    }
-    write("config.json", &Value::Object(config))
+    finish(writer, dir, spec, &companions, scores.as_ref().map_or(&[], |scores| scores), &options)
 }
 
 /// What an adapter adds to or puts in place of the tensors of its base.

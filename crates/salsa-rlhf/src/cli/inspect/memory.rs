@@ -1,100 +1,145 @@
-//! The memory that each stage needs, known from a model's shape before anything is loaded.
-use salsa_engine::{Head, LoraSpec, ModelSpec};
+//! The memory that each stage needs, known from a model's shape before anything is loaded: the numbers with which stages
+//! plan, for passes and generation of an ordinary size.
+use salsa_engine::{Dtype, Head, LoraSpec, ModelSpec, Recompute};
 
-/// Bytes per parameter that is trained: f32 weights, gradients and AdamW's two moments; without the packed copy.
-const TRAINED: u64 = 16;
+use crate::stage::memory::{
+    Knobs, Need, part,
+    shape::{self, TRAINED},
+    size,
+};
 
-/// Bytes per parameter of the packed copy that products read, in f32 and in bf16; of a frozen model there is nothing else.
-const PACKED: [u64; 2] = [4, 2];
+/// Tokens of a pass.
+const TOKENS: u64 = 4096;
 
-/// Bytes of an activation: f32.
-const ACTIVATION: u64 = 4;
+/// Sequences generated at once, and their length.
+const GENERATED: (u64, u64) = (64, 512);
 
-/// The number of tokens in a pass for which activations are shown.
-const EXAMPLE_TOKENS: u64 = 4096;
-
-/// What a stage keeps of models: how many parameters it trains, and how many it only uses.
+/// What a stage keeps of models: those that it trains, whole or as adapters, and those that it only uses.
 struct Stage {
     name: &'static str,
-    trained: u64,
-    frozen: u64,
+    trained: Vec<ModelSpec>,
+    adapters: Vec<ModelSpec>,
+    frozen: Vec<ModelSpec>,
+    /// Numbers of frozen adapters.
+    frozen_adapters: usize,
+    generates: bool,
 }
 
 /// A table of all stages, with activations as a number per token of a pass.
 pub fn table(spec: &ModelSpec) -> String {
+    let (slots, length) = GENERATED;
     let mut text = format!(
-        "\nmemory (trained: {TRAINED} B per parameter for weights, gradients and two moments; all: a packed copy, {} B with dtype float32, {} B with bfloat16)\n  \
-         {:<49} {:>10} {:>10} {:>10} {:>10}\n",
-        PACKED[0], PACKED[1], "stage", "trained", "frozen", "float32", "bfloat16"
+        "\nmemory (models, with passes of {TOKENS} tokens and {slots} sequences of {length} generated at once; {TRAINED} B per \
+         parameter in training, and of all\n  models a packed copy, {} B with dtype f32, {} B with bf16)\n  {:<49} {:>10} {:>10} {:>10} {:>10}\n",
+        shape::packed(Dtype::F32),
+        shape::packed(Dtype::Bf16),
+        "stage",
+        "trained",
+        "frozen",
+        "f32",
+        "bf16"
     );
     for stage in stages(spec) {
-        let [f32, bf16] = PACKED.map(|packed| stage.trained * (TRAINED + packed) + stage.frozen * packed);
+        let [f32, bf16] = [Dtype::F32, Dtype::Bf16].map(|dtype| stage.need(dtype).total());
+        let (trained, frozen) = stage.parameters();
         text += &format!(
             "  {:<49} {:>10} {:>10} {:>10} {:>10}\n",
             stage.name,
-            count(stage.trained),
-            count(stage.frozen),
+            count(trained),
+            count(frozen),
             size(f32),
             size(bf16)
         );
     }
-    let (kept, recomputed) = (kept_per_token(spec), recomputed_per_token(spec));
+    let kept = |recompute| shape::kept_per_token(spec, recompute);
+    let working = shape::working_per_token(spec, shape::Backward::Yes);
     text += &format!(
-        "activations per token of a training pass: {} B; with gradient_checkpointing {} B and one layer's {} B\n  \
-         (a pass of {EXAMPLE_TOKENS} tokens: {} or {})\n",
-        kept,
-        recomputed,
-        layer_per_token(spec),
-        size(kept * EXAMPLE_TOKENS),
-        size((recomputed + layer_per_token(spec)) * EXAMPLE_TOKENS)
+        "activations per token of a training pass: {} B kept, with gradient_checkpointing {} B; {working} B to work with\n  \
+         (a pass of {TOKENS} tokens: {} or {})\n",
+        kept(Recompute::KeepActivations),
+        kept(Recompute::PerLayer),
+        size((kept(Recompute::KeepActivations) + working) * TOKENS),
+        size((kept(Recompute::PerLayer) + working) * TOKENS)
     );
     text += &format!(
-        "key/value cache per token of a sequence being generated, in float32: {} B\n",
-        2 * ACTIVATION * (spec.layers * spec.kv_heads * spec.head_dim) as u64
+        "key/value cache per token of a sequence being generated: {} B with dtype f32, {} B with bf16\n",
+        shape::cache_per_token(spec, Dtype::F32),
+        shape::cache_per_token(spec, Dtype::Bf16)
     );
     text
 }
 
 fn stages(spec: &ModelSpec) -> Vec<Stage> {
-    let (model, rewarding) = (spec.with_head(Head::LanguageModel), spec.with_head(Head::Scalar));
-    let (language, scalar) = (model.parameters() as u64, rewarding.parameters() as u64);
+    let model = || spec.with_head(Head::LanguageModel);
+    let scalar = || spec.with_head(Head::Scalar);
     let lora = LoraSpec::default();
-    let (adapter, critic) = (lora.parameters(&model) as u64, lora.parameters(&rewarding) as u64);
-    let stage = |name, trained, frozen| Stage { name, trained, frozen };
+    let stage = |name, trained, adapters, frozen| Stage {
+        name,
+        trained,
+        adapters,
+        frozen,
+        frozen_adapters: 0,
+        generates: false,
+    };
     vec![
-        stage("generate, logprobs", 0, language),
-        stage("score", 0, scalar),
-        stage("sft", language, 0),
-        stage("reward", scalar, 0),
-        stage("dpo (policy, reference)", language, language),
-        stage("ppo (policy, critic, reference, reward model)", language + scalar, language + scalar),
-        stage("sft with use_peft (rank 16)", adapter, language),
-        stage("reward with use_peft (rank 16)", critic, scalar),
-        stage("dpo with use_peft (rank 16; reference: its base)", adapter, language),
+        Stage { generates: true, ..stage("generate", vec![], vec![], vec![model()]) },
+        stage("logprobs", vec![], vec![], vec![model()]),
+        stage("score", vec![], vec![], vec![scalar()]),
+        stage("sft", vec![model()], vec![], vec![]),
+        stage("reward", vec![scalar()], vec![], vec![]),
+        stage("dpo (policy, reference)", vec![model()], vec![], vec![model()]),
+        Stage {
+            generates: true,
+            ..stage(
+                "ppo (policy, critic, reference, reward model)",
+                vec![model(), scalar()],
+                vec![],
+                vec![model(), scalar()],
+            )
+        },
+        stage("sft with use_peft (rank 16)", vec![], vec![model()], vec![model()]),
+        stage("reward with use_peft (rank 16)", vec![], vec![scalar()], vec![scalar()]),
+        stage("dpo with use_peft (rank 16; reference: its base)", vec![], vec![model()], vec![model()]),
         // One base; the reference, a soup of two adapters, has twice the rank, and there is the reward model.
-        stage("ppo with use_peft (rank 16, one base)", adapter + critic, language + 2 * adapter + critic),
+        Stage {
+            frozen_adapters: 2 * lora.parameters(&model()) + lora.parameters(&scalar()),
+            generates: true,
+            ..stage("ppo with use_peft (rank 16, one base)", vec![], vec![model(), scalar()], vec![model()])
+        },
     ]
 }
 
-/// What the backward pass needs of one layer, for one token.
-///
-/// ```text
-/// input, two norms' outputs, attention's and the feed-forward's sums   5 hidden
-/// queries, keys, values, attention's output                           (2 heads + 2 kv_heads) * head_dim
-/// gate, up, their product                                              3 intermediate
-/// ```
-fn layer_per_token(spec: &ModelSpec) -> u64 {
-    let attention = 2 * (spec.heads + spec.kv_heads) * spec.head_dim;
-    ACTIVATION * (5 * spec.hidden_size + attention + 3 * spec.intermediate_size) as u64
-}
+impl Stage {
+    /// As the stage itself would plan.
+    fn need(&self, dtype: Dtype) -> Need {
+        let (lora, knobs) = (LoraSpec::default(), Knobs { dtype, ..Knobs::default() });
+        let mut need = Need::default();
+        self.trained.iter().for_each(|spec| need.add(part::TRAINED, shape::trained(spec, dtype)));
+        self.adapters.iter().for_each(|spec| need.add(part::TRAINED, shape::trained_adapter(spec, &lora, dtype)));
+        self.frozen.iter().for_each(|spec| need.add(part::FROZEN, shape::weights(spec, dtype)));
+        need.add(part::FROZEN, self.frozen_adapters as u64 * shape::packed(dtype));
+        let in_training: Vec<&ModelSpec> = self.trained.iter().chain(&self.adapters).collect();
+        match in_training.as_slice() {
+            [] => need.add(part::ACTIVATIONS, shape::forward_pass(&self.frozen[0], TOKENS)),
+            [first, others @ ..] => {
+                let kept = |spec: &&ModelSpec| TOKENS * shape::kept_per_token(spec, knobs.recompute);
+                let others: u64 = others.iter().map(kept).sum();
+                need.add(part::ACTIVATIONS, shape::training_pass(first, &knobs, TOKENS) + others);
+            }
+        }
+        if self.generates {
+            need.add(part::GENERATION, shape::generation(&self.frozen[0], dtype, GENERATED.0, GENERATED.1));
+        }
+        need
+    }
 
-fn kept_per_token(spec: &ModelSpec) -> u64 {
-    layer_per_token(spec) * spec.layers as u64
-}
-
-/// Each layer's input.
-fn recomputed_per_token(spec: &ModelSpec) -> u64 {
-    ACTIVATION * (spec.hidden_size * spec.layers) as u64
+    /// Numbers trained and frozen.
+    fn parameters(&self) -> (u64, u64) {
+        let lora = LoraSpec::default();
+        let whole = |specs: &[ModelSpec]| specs.iter().map(ModelSpec::parameters).sum::<usize>();
+        let adapters: usize = self.adapters.iter().map(|spec| lora.parameters(spec)).sum();
+        ((whole(&self.trained) + adapters) as u64, (whole(&self.frozen) + self.frozen_adapters) as u64)
+    }
 }
 
 /// `8.4 M`, or `-` for none.
@@ -107,57 +152,37 @@ fn count(number: u64) -> String {
     }
 }
 
-/// `1.2 GiB`
-fn size(bytes: u64) -> String {
-    let mib = bytes as f64 / (1024.0 * 1024.0);
-    if mib >= 1024.0 { format!("{:.1} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// TinyLlama-1.1B: 1,100,048,384 parameters; as a reward model without the 32000 x 2048 output matrix, and with one
-    /// row for the score.
-    fn tiny_llama() -> ModelSpec {
-        let config = serde_json::json!({
-            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 2048, "intermediate_size": 5632,
-            "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000,
-            "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": false
-        });
-        crate::checkpoint::spec_of(&config).unwrap()
-    }
+    use crate::stage::memory::fixture::tiny_llama;
 
     #[test]
-    fn bytes_follow_from_the_parameters() {
+    fn models_are_those_of_the_stages() {
         let stages = stages(&tiny_llama());
         let language = 1_100_048_384;
         let scalar = language - 32_000 * 2048 + 2048;
-        let found: Vec<(u64, u64)> = stages[..6].iter().map(|stage| (stage.trained, stage.frozen)).collect();
+        let found: Vec<(u64, u64)> = stages[..7].iter().map(Stage::parameters).collect();
         let both = language + scalar;
-        assert_eq!(found, [(0, language), (0, scalar), (language, 0), (scalar, 0), (language, language), (both, both)]);
+        let expected =
+            [(0, language), (0, language), (0, scalar), (language, 0), (scalar, 0), (language, language), (both, both)];
+        assert_eq!(found, expected);
         // Rank 16, 22 layers: q and o 2 * 4096, k and v 2 * (2048 + 256), three matrices of the feed-forward 2048 + 5632.
         let adapter = 22 * 16 * (2 * 4096 + 2 * 2304 + 3 * 7680);
-        assert_eq!((stages[6].trained, stages[6].frozen), (adapter, language));
-        // 20 B * 1.1e9 = 20.5 GiB, 18 B: 18.4 GiB.
+        assert_eq!(stages[7].parameters(), (adapter, language));
+        assert_eq!(stages[10].parameters(), (2 * adapter + 2048, language + 3 * adapter + 2048));
+    }
+
+    #[test]
+    fn the_table_has_what_stages_plan_with() {
         let table = table(&tiny_llama());
-        assert!(table.contains("1.10 B          -   20.5 GiB   18.4 GiB"), "{table}");
-    }
-
-    #[test]
-    fn activations_are_counted_by_layer() {
-        let spec = tiny_llama();
-        // 5 * 2048 + 2 * 36 * 64 + 3 * 5632 = 31744 numbers of 4 bytes.
-        assert_eq!(layer_per_token(&spec), 4 * 31_744);
-        assert_eq!(kept_per_token(&spec), 22 * 4 * 31_744);
-        assert_eq!(recomputed_per_token(&spec), 22 * 4 * 2048);
+        let row = |stage: &str| table.lines().find(|line| line.trim_start().starts_with(stage)).unwrap().to_owned();
+        // logprobs: 4 B * 1.1e9 = 4.1 GiB; 2 B and 2 B more for the embedding 2.2 GiB. A pass of 4096 tokens takes
+        // 4 * (2 * 2048 + 2 * 36 * 64 + 2 * 5632) + 2 * (3 * 2048 + 2 * 5632) B each: 0.4 GiB; the program 0.06.
+        assert!(row("logprobs").ends_with("1.10 B    4.6 GiB    2.7 GiB"), "{table}");
+        assert!(row("sft ").contains("1.10 B          -"), "{table}");
         // 22 layers * 4 heads of 64 * key and value * 4 B.
-        assert!(table(&spec).contains("generated, in float32: 45056 B"));
-    }
-
-    #[test]
-    fn sizes_are_short() {
-        assert_eq!((size(1 << 20), size(3 << 29)), ("1.0 MiB".to_owned(), "1.5 GiB".to_owned()));
+        assert!(table.contains("generated: 45056 B with dtype f32, 22528 B with bf16"), "{table}");
         assert_eq!((count(0), count(1500), count(2_500_000)), ("-".to_owned(), "1.5 k".to_owned(), "2.5 M".to_owned()));
     }
 }

@@ -12,12 +12,33 @@ const MOST_EXPANSION: u64 = 300;
 /// So many bytes may come out of any page.
 const ALWAYS_ALLOWED: u64 = 16 << 20;
 
-/// Checks that the footer's lists are no longer than its bytes.
+/// Checks that the footer's lists are no longer than its bytes, and that its columns are a tree: the reader makes room for
+/// as many children as a column says that it has, and calls itself for each.
 pub(super) fn check_footer(file: &[u8]) -> Result<()> {
     let (rest, tail) = file.split_last_chunk::<8>().ok_or_else(|| anyhow!("it has only {} bytes", file.len()))?;
     let length = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]) as usize;
     let start = rest.len().checked_sub(length).ok_or_else(|| anyhow!("its footer is longer than itself"))?;
-    Walk { bytes: &rest[start..], at: 0 }.structure(0, &mut |_, _| ())
+    let children = Walk { bytes: &rest[start..], at: 0 }.file()?;
+    check_tree(&children)
+}
+
+/// Checks the columns' numbers of children. They are listed from the root down, each column's children behind it.
+fn check_tree(children: &[i64]) -> Result<()> {
+    // Of each column that the next one may be in: how many of its children are still to come.
+    let mut open: Vec<usize> = Vec::new();
+    for (column, stated) in children.iter().enumerate() {
+        let behind = children.len() - column - 1;
+        let count = usize::try_from(*stated).ok().filter(|count| *count <= behind);
+        let count = count
+            .ok_or_else(|| anyhow!("column {column} says that it has {stated} columns in it, and {behind} follow"))?;
+        while open.pop_if(|left| *left == 0).is_some() {}
+        if let Some(left) = open.last_mut() {
+            *left -= 1;
+        }
+        open.push(count);
+        ensure!(open.len() <= DEEPEST, "its columns are nested more than {DEEPEST} deep");
+    }
+    Ok(())
 }
 
 /// Checks the headers of the pages that lie in these bytes one after the other.
@@ -47,9 +68,55 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
+    /// The structure of a whole file; the number of children of each column.
+    fn file(&mut self) -> Result<Vec<i64>> {
+        let mut children = Vec::new();
+        self.fields(&mut |walk, field, kind| match (field, kind) {
+            (2, 9) => {
+                let head = walk.byte()?;
+                ensure!(head & 15 == 12, "its list of columns is one of other things");
+                for _ in 0..walk.count(head)? {
+                    children.push(walk.column()?);
+                }
+                Ok(())
+            }
+            (2, _) => bail!("its list of columns is no list"),
+            _ => walk.field(kind, 0),
+        })?;
+        Ok(children)
+    }
+
+    /// A column in the list of them; its number of children.
+    fn column(&mut self) -> Result<i64> {
+        let mut children = 0;
+        self.fields(&mut |walk, field, kind| match (field, kind) {
+            (5, 4..=6) => {
+                children = zigzag(walk.varint()?);
+                Ok(())
+            }
+            // The reader takes these kinds for granted.
+            (1..=3 | 6..=9, 4..=6) | (4, 8) | (10, 12) => walk.field(kind, 1),
+            (1..=10, _) => bail!("a column's field {field} is of the wrong kind {kind}"),
+            _ => walk.field(kind, 1),
+        })?;
+        Ok(children)
+    }
+
     /// One structure; `seen` is told the numbers among its own fields.
     fn structure(&mut self, depth: usize, seen: &mut dyn FnMut(i64, i64)) -> Result<()> {
         ensure!(depth <= DEEPEST, "its structures are nested more than {DEEPEST} deep");
+        self.fields(&mut |walk, field, kind| match kind {
+            4..=6 => {
+                let number = zigzag(walk.varint()?);
+                seen(field, number);
+                Ok(())
+            }
+            _ => walk.field(kind, depth),
+        })
+    }
+
+    /// Calls `each` with the number and the kind of every field of a structure, to read what it holds.
+    fn fields(&mut self, each: &mut dyn FnMut(&mut Self, i64, u8) -> Result<()>) -> Result<()> {
         let mut field = 0i64;
         loop {
             let head = self.byte()?;
@@ -60,15 +127,13 @@ impl Walk<'_> {
                 0 => zigzag(self.varint()?),
                 delta => field.wrapping_add(i64::from(delta)),
             };
-            match head & 15 {
-                1 | 2 => (),
-                4..=6 => {
-                    let number = zigzag(self.varint()?);
-                    seen(field, number);
-                }
-                kind => self.value(kind, depth)?,
-            }
+            each(self, field, head & 15)?;
         }
+    }
+
+    /// What a field holds: of a boolean, nothing but its kind.
+    fn field(&mut self, kind: u8, depth: usize) -> Result<()> {
+        if matches!(kind, 1 | 2) { Ok(()) } else { self.value(kind, depth) }
     }
 
     /// One value, as it stands in a list.
@@ -83,7 +148,7 @@ impl Walk<'_> {
             }
             9 | 10 => {
                 let head = self.byte()?;
-                let count = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
+                let count = self.count(head)?;
                 self.values(count, &[head & 15], depth)
             }
             11 => {
@@ -98,6 +163,11 @@ impl Walk<'_> {
             13 => self.skip(16),
             other => bail!("its structures hold a value of the unknown kind {other}"),
         }
+    }
+
+    /// The length of a list that begins with `head`.
+    fn count(&mut self, head: u8) -> Result<u64> {
+        if head >> 4 == 15 { self.varint() } else { Ok(u64::from(head >> 4)) }
     }
 
     fn values(&mut self, count: u64, kinds: &[u8], depth: usize) -> Result<()> {
@@ -163,6 +233,33 @@ mod tests {
         assert!(footer(&[0x15]).unwrap_err().to_string().contains("ends within a structure"));
         let longer = [&b"PAR1"[..], &[9, 0, 0, 0], b"PAR1"].concat();
         assert!(check_footer(&longer).unwrap_err().to_string().contains("longer than itself"));
+    }
+
+    /// Found by fuzzing: the reader made room for two thousand million children.
+    #[test]
+    fn columns_that_are_no_tree_are_refused() {
+        // Field 2: a list of these many columns. Of each column field 4, a name, and field 5, its children.
+        let columns = |children: &[u8]| {
+            let each = children.iter().flat_map(|n| [0x48, 1, b'c', 0x15, 2 * n, 0]);
+            let head = [0x29, 0xFC, children.len() as u8];
+            footer(&head.into_iter().chain(each).chain([0]).collect::<Vec<u8>>())
+        };
+        columns(&[2, 0, 1, 0]).unwrap();
+        columns(&[[1; 31].as_slice(), &[0]].concat()).unwrap();
+        let refused = |children: &[u8]| columns(children).unwrap_err().to_string();
+        assert!(refused(&[3, 0, 0]).contains("column 0 says that it has 3 columns in it, and 2 follow"));
+        assert!(refused(&[1, 1]).contains("column 1 says that it has 1 columns in it, and 0 follow"));
+        assert!(refused(&[[1; 32].as_slice(), &[0]].concat()).contains("columns are nested more than 32 deep"));
+        // Brothers lie beside each other, not in each other.
+        columns(&[[40].as_slice(), &[0; 40]].concat()).unwrap();
+        let error = footer(&[0x29, 0x1C, 0x55, 0xFE, 0xFF, 0xFF, 0xFF, 0x0F, 0, 0]).unwrap_err().to_string();
+        assert!(error.contains("says that it has 2147483647 columns in it"), "{error}");
+        let error = footer(&[0x29, 0x1C, 0x55, 1, 0, 0]).unwrap_err().to_string();
+        assert!(error.contains("says that it has -1 columns"), "{error}");
+        let error = footer(&[0x29, 0x1C, 0x58, 1, 0, 0, 0]).unwrap_err().to_string();
+        assert!(error.contains("a column's field 5 is of the wrong kind 8"), "{error}");
+        assert!(footer(&[0x28, 0, 0]).unwrap_err().to_string().contains("is no list"));
+        assert!(footer(&[0x29, 0x15, 0, 0]).unwrap_err().to_string().contains("one of other things"));
     }
 
     #[test]

@@ -1,0 +1,226 @@
+//! The left factor of a product, block by block: where it lies, or a copy of it in a better place.
+
+use std::ops::Range;
+
+use super::super::Dtype;
+use super::super::gemm::View;
+use super::super::isa::multiversion;
+use super::super::kernel::{GROUP, Items, Left};
+use super::super::math::LANES;
+#[cfg(target_arch = "x86_64")]
+use super::{Isa, avx512, isa};
+use super::{bf16, pair};
+
+/// Rows at a distance that is a multiple of this share sets of the first-level cache, in numbers.
+const SAME_SETS: usize = 1024;
+/// A factor whose rows are columns in memory is copied when it meets more panels than these: each reads it once.
+const FEW_PANELS: usize = 8;
+
+/// Rows of a left factor as tiles read them.
+#[derive(Clone, Copy)]
+pub(crate) struct Block<'a> {
+    pub layout: Left,
+    pub stride: usize,
+    data: &'a [f32],
+    /// Rows of a tile, and numbers from the first of one tile to that of the next.
+    height: usize,
+    tile_stride: usize,
+}
+
+impl Block<'_> {
+    /// Where the left factor of the tile begins whose first row is `first`.
+    pub(crate) fn tile(&self, first: usize) -> *const f32 {
+        debug_assert!(first.is_multiple_of(self.height));
+        self.data[first / self.height * self.tile_stride..].as_ptr()
+    }
+}
+
+/// Rows `rows` of `a`, words `from..from + steps` of each, as such items, for tiles of `height` rows and products with so
+/// many panels. `depth` is where the sum ends. `room` holds the copy, if there is one.
+pub(crate) fn block<'a>(
+    form: Items,
+    dtype: Dtype,
+    a: View<'a>,
+    rows: Range<usize>,
+    from: usize,
+    steps: usize,
+    depth: usize,
+    height: usize,
+    panels: usize,
+    room: &'a mut Vec<f32>,
+) -> Block<'a> {
+    let terms = dtype.terms();
+    let a = View { data: &a.data[rows.start * a.row_stride + from * terms * a.column_stride..], ..a };
+    let (rows, depth) = (rows.len(), (depth - from * terms).min(steps * terms));
+    let source = if a.column_stride == 1 { Left::Rows } else { Left::Columns };
+    let layout = if form == Items::Groups { Left::Rows } else { source };
+    let items = if form == Items::Terms { steps * terms } else { steps };
+    if dtype == Dtype::F32 && lies_well(a, layout, rows, panels) {
+        let (stride, tile_stride, last) = match layout {
+            Left::Rows => (a.row_stride, height * a.row_stride, (rows - 1) * a.row_stride + items),
+            Left::Columns => (a.column_stride, height, (items - 1) * a.column_stride + rows),
+        };
+        return Block { layout, stride, data: &a.data[..last], height, tile_stride };
+    }
+    let (stride, tile_stride) = match (layout, form) {
+        (Left::Rows, _) => {
+            // A little more than the items, so that rows do not share cache sets.
+            let stride = items.next_multiple_of(LANES) + LANES;
+            (stride, height * stride)
+        }
+        // Whole lines of memory.
+        (Left::Columns, Items::Terms) => (rows, height),
+        // Tile by tile. What is written lane by lane may reach over the last item.
+        (Left::Columns, Items::Words | Items::Groups) => (height, items * height + LANES),
+    };
+    let len = if layout == Left::Columns { items * rows } else { 0 }.max(rows.div_ceil(height) * tile_stride);
+    room.resize(room.len().max(len), 0.0);
+    let copy = &mut room[..len];
+    match (layout, form) {
+        (Left::Rows, Items::Terms) => {
+            for r in 0..rows {
+                let (from, to) = (&a.data[r * a.row_stride..][..depth], &mut copy[r * stride..][..items]);
+                take(dtype, from, &mut to[..depth]);
+                to[depth..].fill(0.0);
+            }
+        }
+        (Left::Columns, Items::Terms) => {
+            for (k, to) in copy.chunks_exact_mut(rows).enumerate().take(depth) {
+                take(dtype, &a.data[k * a.column_stride..][..rows], to);
+            }
+            copy[depth * rows..items * rows].fill(0.0);
+        }
+        (_, Items::Groups) => copy_groups(a, source, rows, depth, stride, copy),
+        (_, Items::Words) => copy_words(a, layout, rows, depth, (height, stride, tile_stride), copy),
+    }
+    Block { layout, stride, data: copy, height, tile_stride }
+}
+
+/// Whether tiles may read f32 numbers from where they are.
+fn lies_well(a: View<'_>, layout: Left, rows: usize, panels: usize) -> bool {
+    match layout {
+        Left::Rows => rows == 1 || !a.row_stride.is_multiple_of(SAME_SETS),
+        Left::Columns => panels <= FEW_PANELS && !a.column_stride.is_multiple_of(SAME_SETS),
+    }
+}
+
+/// A line of terms as the type has them.
+fn take(dtype: Dtype, from: &[f32], to: &mut [f32]) {
+    match dtype {
+        Dtype::F32 => to.copy_from_slice(from),
+        Dtype::Bf16 => round(from, to),
+    }
+}
+
+multiversion! {
+    /// The nearest bfloat16 numbers.
+    fn round(from: &[f32], to: &mut [f32]) {
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to = f32::from_bits(bf16(from) << 16);
+        }
+    }
+}
+
+/// The same as words of two terms.
+fn copy_words(
+    a: View<'_>,
+    layout: Left,
+    rows: usize,
+    depth: usize,
+    (height, stride, tile_stride): (usize, usize, usize),
+    copy: &mut [f32],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa() == Isa::Avx512Bf16 {
+        // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
+        return unsafe {
+            match layout {
+                Left::Rows => avx512::left_rows_bf16(a, rows, depth, stride, copy),
+                Left::Columns => avx512::left_columns_bf16(a, rows, depth, (height, tile_stride), copy),
+            }
+        };
+    }
+    let term = |r: usize, k: usize| if k < depth { a.data[r * a.row_stride + k * a.column_stride] } else { 0.0 };
+    for (r, s) in (0..rows).flat_map(|r| (0..depth.div_ceil(2)).map(move |s| (r, s))) {
+        let at = match layout {
+            Left::Rows => r * stride + s,
+            Left::Columns => r / height * tile_stride + s * height + r % height,
+        };
+        copy[at] = pair(term(r, 2 * s), term(r, 2 * s + 1));
+    }
+}
+
+/// The same by rows, whole groups of words, from rows or columns.
+fn copy_groups(a: View<'_>, source: Left, rows: usize, depth: usize, stride: usize, copy: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa() == Isa::Amx {
+        // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
+        return unsafe {
+            match source {
+                Left::Rows => avx512::left_rows_bf16(a, rows, depth, stride, copy),
+                Left::Columns => avx512::left_rows_of_columns_bf16(a, rows, depth, stride, copy),
+            }
+        };
+    }
+    debug_assert!(source == Left::Columns || a.column_stride == 1);
+    let term = |r: usize, k: usize| if k < depth { a.data[r * a.row_stride + k * a.column_stride] } else { 0.0 };
+    for (r, words) in copy.chunks_mut(stride).enumerate().take(rows) {
+        for (s, word) in words.iter_mut().enumerate().take(depth.div_ceil(2).next_multiple_of(GROUP)) {
+            *word = pair(term(r, 2 * s), term(r, 2 * s + 1));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KERNELS: [(Dtype, Items); 4] = [
+        (Dtype::F32, Items::Terms),
+        (Dtype::Bf16, Items::Terms),
+        (Dtype::Bf16, Items::Words),
+        (Dtype::Bf16, Items::Groups),
+    ];
+
+    #[test]
+    fn every_layout_holds_the_terms_of_the_block_in_place_or_copied() {
+        // Integers up to 256 are bfloat16 numbers.
+        let numbers: Vec<f32> = (0..200 * SAME_SETS).map(|i| (i % 255) as f32 - 127.0).collect();
+        for (dtype, items) in KERNELS {
+            for (stride, panels) in [(100, 1), (100, 99), (SAME_SETS, 1)] {
+                for view in [View::rows(&numbers, stride), View::rows(&numbers, stride).t()] {
+                    let (rows, from, depth, terms) = (3..20, 4, 37, dtype.terms());
+                    let steps = (depth - from * terms).div_ceil(terms);
+                    let height = if items == Items::Groups { GROUP } else { 6 };
+                    let mut room = vec![f32::NAN; 20_000];
+                    let block = block(items, dtype, view, rows.clone(), from, steps, depth, height, panels, &mut room);
+                    let term = |r: usize, k: usize| {
+                        let k = k + from * terms;
+                        let at = (rows.start + r) * view.row_stride + k * view.column_stride;
+                        if k < depth { numbers[at] } else { 0.0 }
+                    };
+                    for (r, i) in (0..rows.len()).flat_map(|r| (0..steps * terms).map(move |i| (r, i))) {
+                        let tile = r / height * block.tile_stride;
+                        let at = |i: usize| match block.layout {
+                            Left::Rows => tile + r % height * block.stride + i,
+                            Left::Columns => tile + i * block.stride + r % height,
+                        };
+                        let found = match items {
+                            Items::Terms => block.data[at(i)],
+                            Items::Words | Items::Groups => {
+                                f32::from_bits(block.data[at(i / 2)].to_bits() >> (16 * (i % 2)) << 16)
+                            }
+                        };
+                        assert_eq!(found, term(r, i), "{dtype:?} {items:?} {stride} {panels}: {r} {i}");
+                    }
+                    if items == Items::Groups {
+                        let group = |r: usize| &block.data[r * block.stride..][..steps.next_multiple_of(GROUP)];
+                        assert_eq!(block.layout, Left::Rows);
+                        assert!((0..rows.len()).all(|r| group(r)[steps..].iter().all(|word| word.to_bits() == 0)));
+                        assert_eq!(block.data.len(), rows.len().next_multiple_of(GROUP) * block.stride);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Operands of products in the order in which tiles read them.
+//!
+//! Every layout is made of words (see [`super::kernel`]): `s` counts words along the sum, [`Dtype::terms`] terms each. A
+//! sum that ends inside a word, and columns that end inside a panel, are filled up with zeros.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod left;
+
+pub(crate) use left::block as left_block;
+
+use super::Dtype;
+use super::gemm::View;
+use super::isa::multiversion;
+#[cfg(target_arch = "x86_64")]
+use super::isa::{Isa, isa};
+
+/// The nearest bfloat16, ties to even, as its 16 bits. Subnormal numbers become zero, as in the conversion instruction.
+#[inline(always)]
+pub(crate) fn bf16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let (exponent, fraction) = (bits & 0x7f80_0000, bits & 0x007f_ffff);
+    match (exponent, fraction) {
+        (0, _) => bits >> 31 << 15,
+        (0x7f80_0000, 1..) => bits >> 16 | 0x40,
+        _ => rounded,
+    }
+}
+
+/// A word with a new second term.
+#[inline(always)]
+pub(crate) fn with_high(word: f32, high: f32) -> f32 {
+    f32::from_bits(word.to_bits() & 0xffff | bf16(high) << 16)
+}
+
+/// Two terms as a word.
+#[inline(always)]
+pub(crate) fn pair(low: f32, high: f32) -> f32 {
+    f32::from_bits(bf16(low) | bf16(high) << 16)
+}
+
+/// Writes columns `first..first + width` of `b` into `panel`, `[steps][width]`; `depth` terms, the rest zero.
+pub(crate) fn panel(
+    dtype: Dtype,
+    b: View<'_>,
+    depth: usize,
+    first: usize,
+    columns: usize,
+    width: usize,
+    panel: &mut [f32],
+) {
+    let here = width.min(columns - first);
+    let b = View { data: &b.data[first * b.column_stride..], ..b };
+    #[cfg(target_arch = "x86_64")]
+    match (isa(), dtype) {
+        // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
+        (Isa::Amx | Isa::Avx512Bf16, Dtype::Bf16) => return unsafe { avx512::panel_bf16(b, depth, here, panel) },
+        (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => {
+            // SAFETY: as above.
+            return unsafe { avx512::panel_f32(b, depth, here, panel) };
+        }
+        // SAFETY: as above.
+        (Isa::Avx2, Dtype::F32) if b.row_stride == 1 => return unsafe { avx2::panel_f32(b, depth, here, panel) },
+        // SAFETY: as above.
+        (Isa::Avx2, Dtype::Bf16) if b.row_stride == 1 => return unsafe { avx2::panel_bf16(b, depth, here, panel) },
+        _ => {}
+    }
+    if b.column_stride == 1 {
+        return panel_by_rows(dtype, b, depth, here, panel, width);
+    }
+    match dtype {
+        Dtype::F32 => fill(panel, width, here, |s, c| b.data[s * b.row_stride + c * b.column_stride]),
+        Dtype::Bf16 => {
+            let term = |k: usize, c: usize| {
+                if k < depth { b.data[k * b.row_stride + c * b.column_stride] } else { 0.0 }
+            };
+            fill(panel, width, here, |s, c| pair(term(2 * s, c), term(2 * s + 1, c)));
+        }
+    }
+}
+
+/// The same from a source whose rows are contiguous.
+fn panel_by_rows(dtype: Dtype, b: View<'_>, depth: usize, here: usize, panel: &mut [f32], width: usize) {
+    let row = |k: usize| &b.data[k * b.row_stride..][..here];
+    for (s, words) in panel.chunks_exact_mut(width).enumerate() {
+        let (used, beyond) = words.split_at_mut(here);
+        match dtype {
+            Dtype::F32 => used.copy_from_slice(row(s)),
+            Dtype::Bf16 if 2 * s + 1 < depth => pairs(row(2 * s), row(2 * s + 1), used),
+            Dtype::Bf16 => pairs(row(2 * s), &[0.0; 32][..here], used),
+        }
+        beyond.fill(0.0);
+    }
+}
+
+multiversion! {
+    fn pairs(low: &[f32], high: &[f32], words: &mut [f32]) {
+        for ((word, &low), &high) in words.iter_mut().zip(low).zip(high) {
+            *word = pair(low, high);
+        }
+    }
+}
+
+/// `panel[s][c] = word(s, c)` for the `here` columns that exist, in blocks that stay in the first-level cache.
+fn fill(panel: &mut [f32], width: usize, here: usize, word: impl Fn(usize, usize) -> f32) {
+    for (block, rows) in panel.chunks_mut(64 * width).enumerate() {
+        for c in 0..here {
+            for (s, row) in rows.chunks_exact_mut(width).enumerate() {
+                row[c] = word(block * 64 + s, c);
+            }
+        }
+        rows.chunks_exact_mut(width).for_each(|row| row[here..].fill(0.0));
+    }
+}
+
+/// From the panels of a matrix to those of its transpose: `panels` holds columns `0..columns` of `b[depth][columns]`, panels
+/// `panel_stride` apart; writes panel `index` of `b^T[columns][depth]`, `[words of columns][width]`.
+pub(crate) fn transposed_panel(
+    dtype: Dtype,
+    panels: &[f32],
+    panel_stride: usize,
+    (depth, columns, width): (usize, usize, usize),
+    index: usize,
+    out: &mut [f32],
+) {
+    let first = index * width;
+    let here = width.min(depth - first);
+    #[cfg(target_arch = "x86_64")]
+    {
+        type Transposed = unsafe fn(&[f32], usize, (usize, usize), usize, &mut [f32]);
+        let vector: Option<Transposed> = match (isa(), dtype) {
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::Bf16) => Some(avx512::transposed_bf16),
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => Some(avx512::transposed_f32),
+            (Isa::Avx2, Dtype::Bf16) => Some(avx2::transposed_bf16),
+            (Isa::Avx2, Dtype::F32) => Some(avx2::transposed_f32),
+            _ => None,
+        };
+        if let Some(transposed) = vector {
+            // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
+            return unsafe { transposed(panels, panel_stride, (depth, columns), first, out) };
+        }
+    }
+    // Element (k, n) of b as bits.
+    let word = |s: usize, n: usize| panels[n / width * panel_stride + s * width + n % width];
+    let half = |k: usize, n: usize| {
+        if n < columns { word(k / 2, n).to_bits() >> (16 * (k % 2)) & 0xffff } else { 0 }
+    };
+    match dtype {
+        Dtype::F32 => fill(out, width, here, |n, c| word(first + c, n)),
+        Dtype::Bf16 => {
+            fill(out, width, here, |op, c| f32::from_bits(half(first + c, 2 * op) | half(first + c, 2 * op + 1) << 16))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kernel::Kernel;
+    use super::*;
+
+    #[test]
+    fn bf16_rounds_to_nearest_even() {
+        // 1 + 2^-8 lies between 1 and 1 + 2^-7; the even one is 1. 1 + 3 * 2^-8 goes up to 1 + 2^-6.
+        for (x, expected) in [(1.0, 1.0), (1.0 + 2f32.powi(-8), 1.0), (1.0 + 3.0 * 2f32.powi(-8), 1.0 + 2f32.powi(-6))]
+        {
+            assert_eq!(f32::from_bits(bf16(x) << 16), expected);
+        }
+        assert_eq!((bf16(1e-40), bf16(-1e-40)), (0, 0x8000));
+        assert!(f32::from_bits(bf16(f32::NAN) << 16).is_nan());
+        assert_eq!(f32::from_bits(bf16(f32::MAX) << 16), f32::INFINITY);
+    }
+
+    /// `b[depth][columns]`, each number its own place.
+    fn numbered(depth: usize, columns: usize) -> Vec<f32> {
+        (0..depth * columns).map(|i| (i % 251) as f32 - 120.0).collect()
+    }
+
+    #[test]
+    fn every_way_into_a_panel_gives_the_same_words() {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            for (depth, columns) in [(1usize, 1usize), (5, 7), (16, 32), (33, 40), (64, 96), (70, 65), (96, 64)] {
+                let width = Kernel::of(isa(), dtype).width;
+                let steps = depth.div_ceil(dtype.terms());
+                let by_rows = numbered(depth, columns);
+                let by_columns: Vec<f32> =
+                    (0..columns * depth).map(|i| by_rows[i % depth * columns + i / depth]).collect();
+                let count = columns.div_ceil(width);
+                let pack = |view: View<'_>| -> Vec<f32> {
+                    let mut panels = vec![7.0; count * steps * width];
+                    for (p, out) in panels.chunks_exact_mut(steps * width).enumerate() {
+                        panel(dtype, view, depth, p * width, columns, width, out);
+                    }
+                    panels
+                };
+                let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                let panels = pack(View::rows(&by_rows, columns));
+                assert_eq!(
+                    bits(&panels),
+                    bits(&pack(View::rows(&by_columns, depth).t())),
+                    "{dtype:?} {depth} {columns}"
+                );
+                // The transpose of the transpose, packed from rows, is where we began.
+                let back_steps = columns.div_ceil(dtype.terms());
+                let mut back = vec![7.0; depth.div_ceil(width) * back_steps * width];
+                for (p, out) in back.chunks_exact_mut(back_steps * width).enumerate() {
+                    transposed_panel(dtype, &panels, steps * width, (depth, columns, width), p, out);
+                }
+                let mut expected = vec![7.0; back.len()];
+                for (p, out) in expected.chunks_exact_mut(back_steps * width).enumerate() {
+                    panel(dtype, View::rows(&by_rows, columns).t(), columns, p * width, depth, width, out);
+                }
+                assert_eq!(bits(&back), bits(&expected), "{dtype:?} {depth} {columns}");
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Checkpoints of random weights: any shape, without a download.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use rayon::prelude::*;
+use salsa_engine::TensorView;
+
+use super::write::finish;
+use super::writer::{Durability, NewTensor, Writer};
+use super::{Companions, Dtype, SaveOptions, SpecialTokens, config as shape, read_json};
+use crate::tokenizer::Tokenizer;
+
+/// Numbers encoded at a time.
+const BLOCK: usize = 1 << 18;
+
+/// Writes a model directory of the shape that the `config.json` at `config` describes, with the weights that training
+/// from nothing would begin with, and with the tokenizer of `tokenizer` if one is given, whose special tokens it then has.
+/// Memory holds as many tensors at once as there are threads.
+///
+/// # Errors
+/// When the config describes no supported shape, the tokenizer has more ids than the model embeddings, `dir` is not
+/// empty, or a file cannot be written.
+pub fn init(config: &Path, tokenizer: Option<&Path>, dir: &Path, seed: u64, options: (Dtype, u64)) -> Result<usize> {
+    let shown = dir.display();
+    if dir.exists() && fs::read_dir(dir).with_context(|| format!("cannot list {shown}"))?.next().is_some() {
+        bail!("{shown} is not empty; choose another output directory");
+    }
+    let described = read_json(config)?;
+    let (family, spec) = shape::parse(&described).with_context(|| format!("in {}", config.display()))?;
+    spec.validate().map_err(|error| anyhow!("{}: {error}", config.display()))?;
+    let (tokens, companions) = match tokenizer {
+        None => (SpecialTokens::read(dir, &described)?, Companions::none()),
+        Some(from) => {
+            let known = Tokenizer::from_dir(from)?;
+            if known.vocab_size() > spec.vocab_size {
+                bail!(
+                    "the tokenizer of {} has {} ids, the model only {} embeddings; raise vocab_size in {}",
+                    from.display(),
+                    known.vocab_size(),
+                    spec.vocab_size,
+                    config.display()
+                );
+            }
+            (SpecialTokens::from_dir(from)?, Companions::from_dir(from)?)
+        }
+    };
+    let (dtype, max_shard_bytes) = options;
+    let tensors = spec.tensors();
+    let new = |tensor: &TensorView| NewTensor { name: tensor.name.clone(), shape: tensor.shape.clone(), dtype };
+    let writer = Writer::create(dir, tensors.iter().map(new).collect(), max_shard_bytes, Durability::Synced)?;
+    tensors.par_iter().enumerate().try_for_each(|(i, tensor)| {
+        let numbers = spec.initial(i, seed);
+        let mut bytes = Vec::new();
+        for (block, numbers) in numbers.chunks(BLOCK).enumerate() {
+            let at = dtype.encode(numbers, &mut bytes);
+            at.map_err(|at| anyhow!("{} of {} cannot be saved as {dtype}", numbers[at], tensor.name))?;
+            writer.write(i, block * BLOCK, &bytes)?;
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    finish(writer, dir, &spec, &companions, &[], &SaveOptions::new(family, tokens, dtype))?;
+    Ok(spec.parameters())
+}

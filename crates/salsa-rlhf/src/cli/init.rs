@@ -1,0 +1,44 @@
+//! `salsa init CONFIG --output DIR`
+use std::path::PathBuf;
+
+use anyhow::Context;
+use serde_json::json;
+
+use super::{merge::dtype, print};
+use crate::{
+    checkpoint::{self, Dtype},
+    stage::soup::byte_size::ByteSize,
+};
+
+/// A shape, and where its random weights go.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  salsa init gemma-2b.json --tokenizer my-model --output random-gemma --dtype bf16")]
+pub struct Arguments {
+    /// A config.json.
+    #[arg(value_name = "CONFIG")]
+    config: PathBuf,
+    /// Where the model goes.
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// Whose tokenizer and chat template it takes along.
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    /// Type of the weights: float32, bfloat16 or float16.
+    #[arg(long, value_parser = dtype, default_value = "float32")]
+    dtype: Dtype,
+    /// Another seed, other weights.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Largest weight file: bytes, or such as 5GB.
+    #[arg(long, value_name = "SIZE", default_value = "5GB", visible_alias = "max_shard_size")]
+    max_shard_size: String,
+}
+
+/// Writes the weights that training from nothing would begin with.
+pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+    let Arguments { config, output, tokenizer, .. } = arguments;
+    let size: ByteSize = serde_json::from_value(json!(arguments.max_shard_size)).context("--max_shard_size")?;
+    let options = (arguments.dtype, size.0);
+    let parameters = checkpoint::init(config, tokenizer.as_deref(), output, arguments.seed, options)?;
+    print(&format!("{}\n", json!({"output": output, "parameters": parameters})))
+}

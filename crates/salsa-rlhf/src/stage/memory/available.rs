@@ -1,0 +1,135 @@
+//! How much memory a stage may plan with.
+use std::{env, fs, path::Path};
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::stage::soup::ByteSize;
+
+/// The variable that states it instead.
+pub const VARIABLE: &str = "SALSA_MEMORY";
+
+/// Memory to plan with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Available {
+    /// So many bytes, as the system says.
+    Free(u64),
+    /// So many bytes, as [`VARIABLE`] says.
+    Stated(u64),
+    /// This system does not say.
+    Unknown,
+}
+
+impl Available {
+    /// What [`VARIABLE`] says, or else what the machine has left: the system's estimate, and less where a control group
+    /// sets a limit.
+    ///
+    /// # Errors
+    /// If the variable holds no size.
+    pub fn now() -> anyhow::Result<Available> {
+        if let Ok(text) = env::var(VARIABLE) {
+            let size = ByteSize::deserialize(json!(text)).with_context(|| VARIABLE.to_owned())?;
+            if size.0 == 0 {
+                bail!("{VARIABLE} is 0; give the bytes to plan with, such as 16GB");
+            }
+            return Ok(Available::Stated(size.0));
+        }
+        let free = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text));
+        let group = cgroup_room(Path::new("/sys/fs/cgroup"), &read("/proc/self/cgroup"));
+        Ok(match (free, group) {
+            (Some(free), group) => Available::Free(free.min(group.unwrap_or(u64::MAX))),
+            (None, Some(group)) => Available::Free(group),
+            (None, None) => Available::Unknown,
+        })
+    }
+
+    /// The bytes, if they are known.
+    pub fn bytes(self) -> Option<u64> {
+        match self {
+            Available::Free(bytes) | Available::Stated(bytes) => Some(bytes),
+            Available::Unknown => None,
+        }
+    }
+}
+
+/// The highest resident size of this process so far, in MiB, if the system says.
+pub fn peak_mib() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// `MemAvailable` of `/proc/meminfo`, in bytes.
+fn mem_available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+/// The least room that a control group above this process leaves: its limit less what it uses, files that can be
+/// forgotten not counted. `membership` is `/proc/self/cgroup`. None without a limit.
+fn cgroup_room(root: &Path, membership: &str) -> Option<u64> {
+    let second = membership.lines().find_map(|line| line.strip_prefix("0::"));
+    let first = membership.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        controllers.split(',').any(|name| name == "memory").then_some(path)
+    });
+    let names = |path: Option<&str>, base: &Path, [limit, used]: [&str; 2], files: [&str; 2]| -> Option<u64> {
+        let inside = base.join(path?.trim_start_matches('/'));
+        let room = |dir: &Path| {
+            let number = |name: &str| read(dir.join(name)).trim().parse::<u64>().ok();
+            let stat = read(dir.join("memory.stat"));
+            let cached = stat.lines().filter_map(|line| line.split_once(' '));
+            let cached = cached.filter(|(name, _)| files.contains(name)).filter_map(|(_, n)| n.parse::<u64>().ok());
+            Some(number(limit)?.saturating_sub(number(used)?.saturating_sub(cached.sum::<u64>())))
+        };
+        inside.ancestors().take_while(|dir| dir.starts_with(base)).filter_map(room).min()
+    };
+    let second = names(second, root, ["memory.max", "memory.current"], ["active_file", "inactive_file"]);
+    let first = names(
+        first,
+        &root.join("memory"),
+        ["memory.limit_in_bytes", "memory.usage_in_bytes"],
+        ["total_active_file", "total_inactive_file"],
+    );
+    second.into_iter().chain(first).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_is_read_in_bytes() {
+        let text = "MemTotal:       24576000 kB\nMemFree:  1 kB\nMemAvailable:   20000000 kB\n";
+        assert_eq!(mem_available(text), Some(20_480_000_000));
+        assert_eq!(mem_available("MemTotal: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn the_narrowest_group_counts_and_files_are_no_use_of_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |at: &str, files: &[(&str, &str)]| {
+            let at = dir.path().join(at);
+            fs::create_dir_all(&at).unwrap();
+            files.iter().for_each(|(name, text)| fs::write(at.join(name), text).unwrap());
+        };
+        let room = |membership: &str| cgroup_room(dir.path(), membership);
+        assert_eq!(room("0::/a/b\n"), None);
+        write("a/b", &[("memory.max", "max\n"), ("memory.current", "50\n")]);
+        assert_eq!(room("0::/a/b\n"), None, "max is no limit");
+        let stat = "anon 10\nactive_file 30\ninactive_file 20\n";
+        write("a", &[("memory.max", "1000\n"), ("memory.current", "250\n"), ("memory.stat", stat)]);
+        assert_eq!(room("0::/a/b\n"), Some(1000 - 200));
+        write("a/b", &[("memory.max", "300\n")]);
+        assert_eq!(room("0::/a/b\n"), Some(250));
+        assert_eq!(room("0::/\n"), None, "the group above has no limit");
+        write("memory/c", &[("memory.limit_in_bytes", "90\n"), ("memory.usage_in_bytes", "100\n")]);
+        assert_eq!(room("7:cpu:/x\n5:hugetlb,memory:/c\n"), Some(0));
+    }
+}

@@ -1,0 +1,221 @@
+//! What a stage needs memory for, known before any weight is read, and the refusal where there is too little.
+//!
+//! ```text
+//! open checkpoints (headers) → read the data → plan → print, or refuse with what would help → load weights
+//! ```
+use std::fmt;
+
+use anyhow::bail;
+use salsa_engine::{Dtype, LoraSpec, ModelSpec, Recompute};
+
+use super::StageContext;
+
+pub mod available;
+#[cfg(test)]
+pub mod fixture;
+mod roles;
+pub mod shape;
+#[cfg(test)]
+mod tests;
+
+pub use available::Available;
+pub use roles::Roles;
+
+/// The parts of a stage's memory, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Need {
+    parts: Vec<(&'static str, u64)>,
+}
+
+impl Need {
+    /// What every process needs: the program, its threads, texts and tokens.
+    const PROGRAM: u64 = 64 << 20;
+
+    /// Adds to a part.
+    pub fn add(&mut self, part: &'static str, bytes: u64) {
+        match self.parts.iter_mut().find(|(known, _)| *known == part) {
+            Some((_, sum)) => *sum += bytes,
+            None => self.parts.push((part, bytes)),
+        }
+    }
+
+    /// The bytes of one part.
+    pub fn part(&self, part: &str) -> u64 {
+        self.parts.iter().find(|(known, _)| *known == part).map_or(0, |(_, bytes)| *bytes)
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        Need::PROGRAM + self.parts.iter().map(|(_, bytes)| bytes).sum::<u64>()
+    }
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts: Vec<String> = self.parts.iter().map(|(part, bytes)| format!("{part} {}", size(*bytes))).collect();
+        write!(f, "{} ({})", size(self.total()), parts.join(", "))
+    }
+}
+
+/// The parts, by name.
+pub mod part {
+    /// Weights that nobody trains.
+    pub const FROZEN: &str = "frozen weights";
+    /// Weights that are trained, with gradients and moments.
+    pub const TRAINED: &str = "weights in training";
+    /// What passes keep and work with.
+    pub const ACTIVATIONS: &str = "activations";
+    /// Keys, values and logits of generation.
+    pub const GENERATION: &str = "generation";
+}
+
+/// The keys of a stage that decide how much memory it needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Knobs {
+    /// The adapter that is trained; none: all weights.
+    pub adapter: Option<LoraSpec>,
+    /// What a training pass keeps.
+    pub recompute: Recompute,
+    /// Examples in a pass.
+    pub pass: usize,
+    /// Sequences decoded at once.
+    pub slots: usize,
+    /// Number type of products.
+    pub dtype: Dtype,
+}
+
+impl Default for Knobs {
+    /// Of a stage that trains nothing: one sequence after the other, in the number type of the work at hand.
+    fn default() -> Knobs {
+        Knobs { adapter: None, recompute: Recompute::KeepActivations, pass: 1, slots: 1, dtype: Dtype::current() }
+    }
+}
+
+/// A change of a stage's configuration that may save memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Saving {
+    /// `use_peft: true`
+    Adapter,
+    /// `gradient_checkpointing: true`
+    Recompute,
+    /// A smaller number under this key, which counts the examples (or tokens) of a pass: 1, or less.
+    Pass(&'static str, usize),
+    /// A smaller number under this key, which counts the sequences decoded at once.
+    Slots(&'static str),
+    /// `dtype: bf16`
+    Dtype,
+}
+
+impl Saving {
+    /// What training stages can do.
+    pub const TRAINING: &[Saving] =
+        &[Saving::Adapter, Saving::Recompute, Saving::Pass("per_device_train_batch_size", 1), Saving::Dtype];
+
+    /// The knobs with it, and how it is written; none if it is so already.
+    fn applied(self, knobs: &Knobs) -> Option<(Knobs, String)> {
+        let mut changed = knobs.clone();
+        let text = match self {
+            Saving::Adapter => {
+                changed.adapter = changed.adapter.or_else(|| Some(LoraSpec::default()));
+                "use_peft: true".to_owned()
+            }
+            Saving::Recompute => {
+                changed.recompute = Recompute::PerLayer;
+                "gradient_checkpointing: true".to_owned()
+            }
+            Saving::Pass(key, least) => {
+                changed.pass = changed.pass.min(least);
+                format!("{key}: {}", changed.pass)
+            }
+            Saving::Slots(key) => {
+                changed.slots = changed.slots.min(1);
+                format!("{key}: {}", changed.slots)
+            }
+            Saving::Dtype => {
+                changed.dtype = Dtype::Bf16;
+                let price = if Dtype::fastest() == Dtype::F32 { " (slower on this machine)" } else { "" };
+                format!("dtype: bf16{price}")
+            }
+        };
+        (changed != *knobs).then_some((changed, text))
+    }
+}
+
+/// Says what a stage needs, and refuses it if that is more than there is.
+///
+/// # Errors
+/// Names the need, what is available, and the keys that would lower it, each with what it would leave.
+pub fn check(
+    stage: &str,
+    knobs: &Knobs,
+    savings: &[Saving],
+    need: &dyn Fn(&Knobs) -> Need,
+    context: &StageContext,
+) -> anyhow::Result<()> {
+    let (now, available) = (need(knobs), Available::now()?);
+    match available.bytes() {
+        None => context.say(&format!("memory: {now}; how much there is, this system does not say")),
+        Some(bytes) => context.say(&format!("memory: {now}, {} available", size(bytes))),
+    }
+    let Some(bytes) = available.bytes().filter(|bytes| *bytes < now.total()) else { return Ok(()) };
+    bail!(
+        "{stage} needs {now} of memory, and {} {}. {}. If you know better, say how much to plan with: {}={}GB",
+        size(bytes),
+        if matches!(available, Available::Stated(_)) { "are stated" } else { "are available" },
+        advice(knobs, savings, need, bytes),
+        available::VARIABLE,
+        now.total().div_ceil(1_000_000_000)
+    );
+}
+
+/// Every saving with what it leaves, and all that help together if none is enough alone.
+fn advice(knobs: &Knobs, savings: &[Saving], need: &dyn Fn(&Knobs) -> Need, available: u64) -> String {
+    let total = need(knobs).total();
+    let verdict = |bytes: u64| if bytes <= available { "fits" } else { "still too much" };
+    let (mut all, mut names, mut lines, mut enough) = (knobs.clone(), Vec::new(), Vec::new(), false);
+    for saving in savings {
+        let Some((changed, text)) = saving.applied(knobs) else { continue };
+        let bytes = need(&changed).total();
+        if bytes >= total {
+            continue;
+        }
+        enough |= bytes <= available;
+        lines.push(format!("{text}: {}, {}", size(bytes), verdict(bytes)));
+        all = saving.applied(&all).map_or(all, |(changed, _)| changed);
+        names.push(text);
+    }
+    if lines.is_empty() {
+        return "No key would lower it; take a smaller model or a larger machine".to_owned();
+    }
+    if !enough && names.len() > 1 {
+        let bytes = need(&all).total();
+        lines.push(format!("all of these: {}, {}", size(bytes), verdict(bytes)));
+    }
+    format!("With {}", lines.join("; with "))
+}
+
+/// What one model that is trained needs, apart from passes.
+pub fn one_model(spec: &ModelSpec, knobs: &Knobs) -> Need {
+    let mut need = Need::default();
+    match &knobs.adapter {
+        None => need.add(part::TRAINED, shape::trained(spec, knobs.dtype)),
+        Some(lora) => {
+            need.add(part::FROZEN, shape::weights(spec, knobs.dtype));
+            need.add(part::TRAINED, shape::trained_adapter(spec, lora, knobs.dtype));
+        }
+    }
+    need
+}
+
+/// Tokens of the longest `count` sequences; where there are fewer, each comes several times.
+pub fn longest<'a>(sequences: impl IntoIterator<Item = &'a Vec<u32>>, count: usize) -> u64 {
+    let mut lengths: Vec<usize> = sequences.into_iter().map(Vec::len).collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    lengths.iter().cycle().take(if lengths.is_empty() { 0 } else { count }).sum::<usize>() as u64
+}
+
+/// `1.2 GiB`
+pub fn size(bytes: u64) -> String {
+    let mib = bytes as f64 / (1024.0 * 1024.0);
+    if mib >= 1024.0 { format!("{:.1} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
+}

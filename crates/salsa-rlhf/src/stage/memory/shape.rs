@@ -1,0 +1,115 @@
+//! Bytes of a model and of what is computed with it, from its shape alone.
+use salsa_engine::{Dtype, Head, LoraSpec, ModelSpec, Recompute};
+
+use super::Knobs;
+
+/// Bytes per parameter that is trained: f32 weights, gradients and AdamW's two moments; without the packed copy.
+pub const TRAINED: u64 = 16;
+
+/// Bytes of f32.
+pub const F32: u64 = 4;
+
+/// Bytes per parameter of the copy that products read.
+pub fn packed(dtype: Dtype) -> u64 {
+    match dtype {
+        Dtype::F32 => 4,
+        Dtype::Bf16 => 2,
+    }
+}
+
+/// A model for use: packed matrices, the embedding and all vectors in f32. A tied embedding is there in both forms.
+pub fn weights(spec: &ModelSpec, dtype: Dtype) -> u64 {
+    let table = (spec.vocab_size * spec.hidden_size) as u64;
+    let head = if spec.tied_embeddings && spec.head != Head::Scalar { table * packed(dtype) } else { 0 };
+    let tensor = |shape: &[usize], name: &str| {
+        let is_matrix = shape.len() > 1 && name != "model.embed_tokens.weight" && name != "score.weight";
+        let numbers = shape.iter().product::<usize>() as u64;
+        numbers * if is_matrix { packed(dtype) } else { F32 }
+    };
+    head + spec.tensors().iter().map(|view| tensor(&view.shape, &view.name)).sum::<u64>()
+}
+
+/// A model all of whose weights are trained.
+pub fn trained(spec: &ModelSpec, dtype: Dtype) -> u64 {
+    spec.parameters() as u64 * TRAINED + weights(spec, dtype)
+}
+
+/// An adapter for use.
+pub fn adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype) -> u64 {
+    lora.parameters(spec) as u64 * packed(dtype)
+}
+
+/// An adapter that is trained.
+pub fn trained_adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype) -> u64 {
+    lora.parameters(spec) as u64 * TRAINED + adapter(spec, lora, dtype)
+}
+
+/// What a training pass keeps of one layer, for one token.
+///
+/// ```text
+/// the layer's input, its middle                    2 hidden
+/// queries, keys, values, attention's output        (2 heads + 2 kv_heads) * head_dim
+///   before the norms of heads, where there are     + (heads + 2 kv_heads) * head_dim
+/// gate and up                                      2 intermediate
+/// ```
+pub fn layer_per_token(spec: &ModelSpec) -> u64 {
+    let raw = if spec.qk_norm { spec.heads + 2 * spec.kv_heads } else { 0 };
+    let attention = (2 * (spec.heads + spec.kv_heads) + raw) * spec.head_dim;
+    F32 * (2 * spec.hidden_size + attention + 2 * spec.intermediate_size) as u64
+}
+
+/// What a training pass keeps in all, for one token.
+pub fn kept_per_token(spec: &ModelSpec, recompute: Recompute) -> u64 {
+    spec.layers as u64
+        * match recompute {
+            Recompute::KeepActivations => layer_per_token(spec),
+            Recompute::PerLayer => F32 * spec.hidden_size as u64,
+        }
+}
+
+/// What exists at once while a pass goes through a layer, for one token: forward its activations, their norms and the
+/// product of gate and up; backward the gradients of all these too.
+pub fn working_per_token(spec: &ModelSpec, backward: Backward) -> u64 {
+    let inner = F32 * (3 * spec.hidden_size + 2 * spec.intermediate_size) as u64;
+    match backward {
+        Backward::No => layer_per_token(spec) + inner / 2,
+        Backward::Yes => 2 * layer_per_token(spec) + inner,
+    }
+}
+
+/// Whether gradients are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backward {
+    /// A pass for its numbers alone.
+    No,
+    /// A training pass.
+    Yes,
+}
+
+/// A training pass over so many tokens: what it keeps, its working space, and transposed copies of one layer's matrices.
+pub fn training_pass(spec: &ModelSpec, knobs: &Knobs, tokens: u64) -> u64 {
+    tokens * (kept_per_token(spec, knobs.recompute) + working_per_token(spec, Backward::Yes)) + layer(spec, knobs.dtype)
+}
+
+/// A forward pass over so many tokens.
+pub fn forward_pass(spec: &ModelSpec, tokens: u64) -> u64 {
+    tokens * working_per_token(spec, Backward::No)
+}
+
+/// The packed matrices of one layer.
+fn layer(spec: &ModelSpec, dtype: Dtype) -> u64 {
+    let attention = (2 * (spec.heads + spec.kv_heads)) * spec.head_dim * spec.hidden_size;
+    (attention + 3 * spec.hidden_size * spec.intermediate_size) as u64 * packed(dtype)
+}
+
+/// Keys and values of one token of a sequence that is being generated.
+pub fn cache_per_token(spec: &ModelSpec, dtype: Dtype) -> u64 {
+    (2 * spec.layers * spec.kv_heads * spec.head_dim) as u64 * packed(dtype)
+}
+
+/// Generating `slots` sequences of up to `longest` tokens at once: keys and values, and the logits of a step.
+pub fn generation(spec: &ModelSpec, dtype: Dtype, slots: u64, longest: u64) -> u64 {
+    /// Positions come in whole panels.
+    const PANEL: u64 = 32;
+    slots * (longest.next_multiple_of(PANEL) * cache_per_token(spec, dtype) + F32 * spec.vocab_size as u64)
+}

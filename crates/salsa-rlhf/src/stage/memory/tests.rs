@@ -1,0 +1,81 @@
+//! The plan against numbers by hand, what is refused, and what is said to help.
+use super::{fixture::tiny_llama, *};
+use crate::stage::memory::shape::Backward;
+
+fn trained(knobs: &Knobs) -> Need {
+    let mut need = one_model(&tiny_llama(), knobs);
+    need.add(part::ACTIVATIONS, shape::training_pass(&tiny_llama(), knobs, 100 * knobs.pass as u64));
+    need
+}
+
+fn knobs() -> Knobs {
+    Knobs { pass: 8, ..Knobs::default() }
+}
+
+#[test]
+fn bytes_follow_from_the_shape() {
+    let spec = tiny_llama();
+    let (parameters, table) = (1_100_048_384, 32_000 * 2048);
+    assert_eq!(shape::weights(&spec, Dtype::F32), 4 * parameters);
+    // In bf16 the embedding and 45 norms of 2048 stay in f32.
+    assert_eq!(shape::weights(&spec, Dtype::Bf16), 2 * parameters + 2 * (table + 45 * 2048));
+    assert_eq!(shape::trained(&spec, Dtype::F32), 20 * parameters);
+    let tied = ModelSpec { tied_embeddings: true, ..spec.clone() };
+    assert_eq!(shape::weights(&tied, Dtype::F32), shape::weights(&spec, Dtype::F32), "the output matrix is a copy");
+    // Input and middle, queries, keys, values and attention, gate and up: of 22 layers, or their inputs alone.
+    let layer = 4 * (2 * 2048 + 2 * 36 * 64 + 2 * 5632);
+    assert_eq!(shape::kept_per_token(&spec, Recompute::KeepActivations), 22 * layer);
+    assert_eq!(shape::kept_per_token(&spec, Recompute::PerLayer), 22 * 4 * 2048);
+    assert!(shape::working_per_token(&spec, Backward::Yes) > 2 * shape::working_per_token(&spec, Backward::No) - layer);
+    // 10 sequences of 33 tokens: two panels of 32 positions; 4 heads of 64, key and value, in 22 layers; 32000 logits.
+    assert_eq!(shape::generation(&spec, Dtype::Bf16, 10, 33), 10 * (64 * 22 * 4 * 64 * 2 * 2 + 4 * 32_000));
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_what_would_help() {
+    let (mut said, gib) = (Vec::new(), 1u64 << 30);
+    let mut advise = |available: u64, knobs: &Knobs| {
+        said.push(advice(knobs, Saving::TRAINING, &trained, available));
+        said.last().unwrap().clone()
+    };
+    // All weights: 20.5 GiB of them, far from 8. An adapter fits.
+    let text = advise(8 * gib, &knobs());
+    let one = size(trained(&Knobs { adapter: Some(LoraSpec::default()), ..knobs() }).total());
+    assert!(text.contains(&format!("With use_peft: true: {one}, fits; with ")), "{text}");
+    assert!(text.contains("gradient_checkpointing: true: 2") && text.contains("GiB, still too much"), "{text}");
+    assert!(text.contains("per_device_train_batch_size: 1: 2") && text.contains("dtype: bf16"), "{text}");
+    assert!(!text.contains("all of these"), "one is enough: {text}");
+    // 3 GiB: only all together.
+    let text = advise(3 * gib, &knobs());
+    let all = Knobs {
+        adapter: Some(LoraSpec::default()),
+        recompute: Recompute::PerLayer,
+        pass: 1,
+        dtype: Dtype::Bf16,
+        ..knobs()
+    };
+    assert!(text.ends_with(&format!("with all of these: {}, fits", size(trained(&all).total()))), "{text}");
+    // Nothing is left to change.
+    assert!(advise(gib, &all).contains("No key would lower it"), "{:?}", said);
+}
+
+#[test]
+fn each_saving_is_offered_once() {
+    let tuned = Knobs { adapter: Some(LoraSpec::default()), dtype: Dtype::Bf16, ..knobs() };
+    let text = advice(&tuned, Saving::TRAINING, &trained, 1);
+    assert!(!text.contains("use_peft") && !text.contains("dtype"), "{text}");
+    assert!(text.contains("still too much") && !text.contains(", fits"), "{text}");
+}
+
+#[test]
+fn parts_add_up() {
+    let mut need = Need::default();
+    need.add(part::FROZEN, 1 << 30);
+    need.add(part::ACTIVATIONS, 1 << 20);
+    need.add(part::FROZEN, 1 << 30);
+    assert_eq!((need.part(part::FROZEN), need.total()), (2 << 30, (2 << 30) + (1 << 20) + (64 << 20)));
+    assert_eq!(need.to_string(), "2.1 GiB (frozen weights 2.0 GiB, activations 1.0 MiB)");
+    let sequences = [vec![0; 3], vec![0; 9], vec![0; 5]];
+    assert_eq!([1, 2, 4].map(|count| longest(&sequences, count)), [9, 14, 26]);
+    assert_eq!(longest(&[], 3), 0);
+}
