@@ -253,9 +253,8 @@ fn numbers_may_differ_from_tensor_to_tensor() {
 
     let mean = SoupConfig { weights: vec![Setting::number(1.0), t.clone()], ..kitchen.config(&[&a, &b]) };
     let expected = by_tensor(&|name, place, [_, a, b], out| {
-        let w = mlp(name, place);
-        let (wa, wb) = ((1.0 / (1.0 + w)) as f32, (w / (1.0 + w)) as f32);
-        out.iter_mut().zip(a).zip(b).for_each(|((out, a), b)| *out = if wb == 0.0 { *a } else { wa * a + wb * b });
+        let w = mlp(name, place) as f32;
+        out.iter_mut().zip(a).zip(b).for_each(|((out, a), b)| *out = w.mul_add(*b, *a) / (1.0 + w));
     });
     assert!(kitchen.soup(&mean) == expected);
 
