@@ -1,5 +1,9 @@
 //! What goes wrong is told in one line that names the thing and the remedy, and nothing half-written stays behind.
-use std::{fs, path::Path, sync::LazyLock};
+use std::{
+    fs,
+    path::Path,
+    sync::{LazyLock, Mutex, PoisonError},
+};
 
 use serde_json::Value;
 
@@ -63,6 +67,9 @@ fn assert_fails(code: i32, line: &str, words: &[&str]) {
 
 /// The same with variables of the environment.
 fn assert_fails_with(environment: &[(&str, &str)], code: i32, line: &str, words: &[&str]) {
+    // The tests of this file run beside each other and look at the same place: one command at a time.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let before = PLACE.tree("");
     let mut command = PLACE.command(&line.split_whitespace().collect::<Vec<_>>());
     let output = command.envs(environment.iter().copied()).output().unwrap();
