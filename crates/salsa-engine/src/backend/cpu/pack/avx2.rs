@@ -96,6 +96,22 @@ pub(super) fn panel_bf16(b: View<'_>, depth: usize, here: usize, panel: &mut [f3
     });
 }
 
+/// As [`super::panel_of_bf16`], subnormal numbers as they are.
+#[target_feature(enable = "avx2")]
+pub(super) fn panel_of_bf16(rows: &[[u8; 2]], depth: usize, panel: &mut [f32]) {
+    by_columns(depth.div_ceil(2), rows.len() / depth, panel, |c, s| {
+        let row = &rows[c * depth + 2 * s..(c + 1) * depth];
+        if row.len() >= 16 {
+            // SAFETY: eight words of two numbers.
+            return unsafe { _mm256_loadu_ps(row.as_ptr().cast()) };
+        }
+        let mut part = [[0u8; 2]; 16];
+        part[..row.len()].copy_from_slice(row);
+        // SAFETY: as above.
+        unsafe { _mm256_loadu_ps(part.as_ptr().cast()) }
+    });
+}
+
 /// `words(c, s)` are words `s..s + 8` of column c.
 #[inline]
 #[target_feature(enable = "avx2")]

@@ -187,6 +187,22 @@ pub(super) fn panel_bf16(b: View<'_>, depth: usize, here: usize, panel: &mut [f3
     panel_by_columns(depth.div_ceil(2), here, panel, word);
 }
 
+/// As [`super::panel_of_bf16`], subnormal numbers as they are.
+#[target_feature(enable = "avx512f")]
+pub(super) fn panel_of_bf16(rows: &[[u8; 2]], depth: usize, panel: &mut [f32]) {
+    panel_by_columns(depth.div_ceil(2), rows.len() / depth, panel, |c, s| {
+        let row = &rows[c * depth + 2 * s..(c + 1) * depth];
+        if row.len() >= 32 {
+            // SAFETY: sixteen words of two numbers.
+            return unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
+        }
+        let mut part = [[0u8; 2]; 32];
+        part[..row.len()].copy_from_slice(row);
+        // SAFETY: as above.
+        unsafe { _mm512_loadu_si512(part.as_ptr().cast()) }
+    });
+}
+
 /// Panels from a source whose columns are contiguous: `words(c, s)` are words `s..s + 16` of column c.
 #[inline]
 #[target_feature(enable = "avx512f")]
