@@ -18,6 +18,8 @@ use crate::weights::Numbers;
 
 /// Below this many words of work (rows * columns * steps) the calling thread computes a product: waking others costs more.
 const SMALL: usize = 1 << 17;
+/// Rows of the source that are transposed at a time: with fewer, too little of what lies side by side is read at once.
+const TRANSPOSED: usize = 128;
 
 /// A read-only matrix anywhere in memory: element `(i, j)` is `data[i * row_stride + j * column_stride]`. One of the two
 /// strides is 1.
@@ -135,8 +137,9 @@ impl Packed {
         let (depth, width) = (other.depth, other.kernel().width);
         self.dtype = other.dtype;
         self.reshape(columns, depth);
-        self.each_panel(0..depth.div_ceil(width), |p, out| {
-            pack::transposed_panel(other.dtype, panels.data, panels.panel_stride, (depth, columns, width), p, out);
+        let run = TRANSPOSED / width;
+        self.each_run(0..depth.div_ceil(width), run, |p, out| {
+            pack::transposed_panels(other.dtype, panels.data, panels.panel_stride, (depth, columns, width), p, out);
         });
     }
 
@@ -159,15 +162,20 @@ impl Packed {
 
     /// Has `panel(index, words)` write these panels.
     fn each_panel(&mut self, panels: Range<usize>, panel: impl Fn(usize, &mut [f32]) + Sync) {
+        self.each_run(panels, 1, panel);
+    }
+
+    /// Has `fill(first, words)` write these panels, as many as `run` at a time.
+    fn each_run(&mut self, panels: Range<usize>, run: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
         let stride = self.stride();
         if stride == 0 {
             return;
         }
         let words = &mut self.data[panels.start * stride..panels.end * stride];
         if words.len() < 1 << 15 {
-            words.chunks_mut(stride).enumerate().for_each(|(p, words)| panel(panels.start + p, words));
+            words.chunks_mut(run * stride).enumerate().for_each(|(i, words)| fill(panels.start + i * run, words));
         } else {
-            pool::each(words.chunks_mut(stride), |p, words| panel(panels.start + p, words));
+            pool::each(words.chunks_mut(run * stride), |i, words| fill(panels.start + i * run, words));
         }
     }
 

@@ -290,16 +290,16 @@ pub(super) fn transposed_f32(
     out: &mut [f32],
 ) {
     for n in (0..columns).step_by(16) {
-        for half in 0..2 {
+        for c in (0..out.len() / columns).step_by(16) {
             let mut block = [_mm512_setzero_si512(); 16];
-            let from = first + 16 * half;
-            for (row, k) in block.iter_mut().zip(from..depth) {
+            for (row, k) in block.iter_mut().zip(first + c..depth) {
                 let at = n / 32 * panel_stride + k * 32 + n % 32;
                 *row = _mm512_castps_si512(load(panels, at, 16));
             }
             transpose(&mut block);
+            let to = c / 32 * columns * 32 + c % 32;
             for (row, n) in block.iter().zip(n..columns) {
-                store(out, n * 32 + 16 * half, *row);
+                store(out, to + n * 32, *row);
             }
         }
     }
@@ -313,19 +313,22 @@ pub(super) fn transposed_bf16(
     first: usize,
     out: &mut [f32],
 ) {
+    let steps = columns.div_ceil(2);
     for n in (0..columns).step_by(16) {
-        // Row s holds terms 2s and 2s + 1 of sixteen columns: eight words of each once the halves are apart.
-        let mut block = [_mm512_setzero_si512(); 16];
-        for (row, s) in block.iter_mut().zip(first / 2..depth.div_ceil(2)) {
-            let at = n / 32 * panel_stride + s * 32 + n % 32;
-            let words = _mm512_castps_si512(load(panels, at, 16));
-            *row = _mm512_permutexvar_epi16(HALVES.load(), words);
-        }
-        transpose(&mut block);
-        for (op, step) in (n / 2..columns.div_ceil(2)).take(8).enumerate() {
-            let (even, odd) = (block[op], block[8 + op]);
-            store(out, step * 32, _mm512_permutex2var_epi32(even, ZIP_LOW.load(), odd));
-            store(out, step * 32 + 16, _mm512_permutex2var_epi32(even, ZIP_HIGH.load(), odd));
+        for (i, out) in out.chunks_exact_mut(steps * 32).enumerate() {
+            // Row s holds terms 2s and 2s + 1 of sixteen columns: eight words of each once the halves are apart.
+            let mut block = [_mm512_setzero_si512(); 16];
+            for (row, s) in block.iter_mut().zip(first / 2 + 16 * i..depth.div_ceil(2)) {
+                let at = n / 32 * panel_stride + s * 32 + n % 32;
+                let words = _mm512_castps_si512(load(panels, at, 16));
+                *row = _mm512_permutexvar_epi16(HALVES.load(), words);
+            }
+            transpose(&mut block);
+            for (op, step) in (n / 2..steps).take(8).enumerate() {
+                let (even, odd) = (block[op], block[8 + op]);
+                store(out, step * 32, _mm512_permutex2var_epi32(even, ZIP_LOW.load(), odd));
+                store(out, step * 32 + 16, _mm512_permutex2var_epi32(even, ZIP_HIGH.load(), odd));
+            }
         }
     }
 }

@@ -153,17 +153,17 @@ fn fill(panel: &mut [f32], width: usize, here: usize, word: impl Fn(usize, usize
 }
 
 /// From the panels of a matrix to those of its transpose: `panels` holds columns `0..columns` of `b[depth][columns]`, panels
-/// `panel_stride` apart; writes panel `index` of `b^T[columns][depth]`, `[words of columns][width]`.
-pub(crate) fn transposed_panel(
+/// `panel_stride` apart; fills `out` with panels `first..` of `b^T[columns][depth]`, `[words of columns][width]` each. Several
+/// at a time, so that every piece of memory that is read holds some of each.
+pub(crate) fn transposed_panels(
     dtype: Dtype,
     panels: &[f32],
     panel_stride: usize,
     (depth, columns, width): (usize, usize, usize),
-    index: usize,
+    first: usize,
     out: &mut [f32],
 ) {
-    let first = index * width;
-    let here = width.min(depth - first);
+    let first = first * width;
     #[cfg(target_arch = "x86_64")]
     {
         type Transposed = unsafe fn(&[f32], usize, (usize, usize), usize, &mut [f32]);
@@ -184,10 +184,14 @@ pub(crate) fn transposed_panel(
     let half = |k: usize, n: usize| {
         if n < columns { word(k / 2, n).to_bits() >> (16 * (k % 2)) & 0xffff } else { 0 }
     };
-    match dtype {
-        Dtype::F32 => fill(out, width, here, |n, c| word(first + c, n)),
-        Dtype::Bf16 => {
-            fill(out, width, here, |op, c| f32::from_bits(half(first + c, 2 * op) | half(first + c, 2 * op + 1) << 16))
+    for (i, out) in out.chunks_exact_mut(columns.div_ceil(dtype.terms()) * width).enumerate() {
+        let first = first + i * width;
+        let here = width.min(depth - first);
+        match dtype {
+            Dtype::F32 => fill(out, width, here, |n, c| word(first + c, n)),
+            Dtype::Bf16 => fill(out, width, here, |op, c| {
+                f32::from_bits(half(first + c, 2 * op) | half(first + c, 2 * op + 1) << 16)
+            }),
         }
     }
 }
@@ -260,8 +264,8 @@ mod tests {
                 // The transpose of the transpose, packed from rows, is where we began.
                 let back_steps = columns.div_ceil(dtype.terms());
                 let mut back = vec![7.0; depth.div_ceil(width) * back_steps * width];
-                for (p, out) in back.chunks_exact_mut(back_steps * width).enumerate() {
-                    transposed_panel(dtype, &panels, steps * width, (depth, columns, width), p, out);
+                for (run, out) in back.chunks_mut(2 * back_steps * width).enumerate() {
+                    transposed_panels(dtype, &panels, steps * width, (depth, columns, width), 2 * run, out);
                 }
                 let mut expected = vec![7.0; back.len()];
                 for (p, out) in expected.chunks_exact_mut(back_steps * width).enumerate() {
