@@ -19,8 +19,9 @@ use super::{
     bases::Bases,
     encoder::Encoder,
     evaluate::statistics::{estimate, paired_difference},
-    exam::{Answering, Asked, Exam, Questions},
+    exam::{Answering, Asked, Exam, Questions, Syllabus},
     held_out::{HeldOut, Losses},
+    memory::{self, Knobs, Roles, Saving, part, shape},
     ppo::config::Gold,
     source::DataSource,
 };
@@ -74,6 +75,8 @@ pub struct LandscapeConfig {
     pub max_length: usize,
     /// Sampling temperature; 0 always takes the likeliest token.
     pub temperature: f32,
+    /// Answers generated at once; changes none of them, only memory and speed.
+    pub decode_slots: usize,
     /// Seed of the sampling: the same random numbers for every point.
     pub seed: u64,
     /// Number type of matrix products: `auto` (bfloat16 where this machine multiplies it faster), `f32` or `bf16`.
@@ -101,6 +104,7 @@ impl Default for LandscapeConfig {
             max_examples: None,
             max_length: 1024,
             temperature: 1.0,
+            decode_slots: 64,
             seed: 42,
             dtype: ComputeType::Auto,
             output_dir: PathBuf::new(),
@@ -132,6 +136,7 @@ impl LandscapeConfig {
             self.points().len()
         );
         ensure!(self.max_new_tokens > 0, "max_new_tokens is 0; it must be at least 1");
+        ensure!(self.decode_slots > 0, "decode_slots is 0; it must be at least 1");
         ensure!(self.max_length >= 2, "max_length is {}; it must be at least 2", self.max_length);
         let temperature = self.temperature;
         ensure!(temperature >= 0.0 && temperature.is_finite(), "temperature is {temperature}; it must be 0 or above");
@@ -230,10 +235,10 @@ struct Survey<'a> {
 impl<'a> Survey<'a> {
     fn open(config: &'a LandscapeConfig, context: &StageContext) -> anyhow::Result<Survey<'a>> {
         let LandscapeConfig { max_new_tokens, max_prompts, max_prompt_length, temperature, seed, gold, .. } = *config;
-        let answering = Answering { max_new_tokens, temperature, seed, gold };
-        let exam = Exam::open(&config.models[0], &config.reward_model_path, answering, &mut Bases::default())?;
+        let answering = Answering { max_new_tokens, temperature, seed, slots: config.decode_slots, gold };
+        let syllabus = Syllabus::open(&config.models[0], &config.reward_model_path, answering)?;
         let asked = Asked { name: "prompts", dataset: &config.prompts, max_prompts, max_prompt_length };
-        let questions = exam.questions(&asked, context)?;
+        let questions = syllabus.questions(&asked, context)?;
         let held_out = match &config.eval_dataset {
             None => None,
             Some(dataset) => {
@@ -245,6 +250,23 @@ impl<'a> Survey<'a> {
                 Some(held_out)
             }
         };
+        let questions = [questions];
+        let need = |knobs: &Knobs| {
+            let mut roles = Roles::new(knobs.dtype);
+            syllabus.add_reward_model(&mut roles);
+            // The models, and their mean.
+            roles.ingredients(&syllabus.spec, config.models.len() + 1);
+            roles.changing(&syllabus.spec);
+            let mut need = roles.need();
+            let passes = syllabus.add_passes(&questions, knobs, &mut need);
+            let losses = held_out.as_ref().map(|data| data.passes().beside(&passes)).unwrap_or_default();
+            need.add(part::ACTIVATIONS, shape::forward_pass(&syllabus.spec, losses.tokens()));
+            need
+        };
+        let savings = [Saving::Slots("decode_slots"), Saving::Dtype];
+        memory::check("landscape", &syllabus.knobs(), &savings, &need, context)?;
+        let [questions] = questions;
+        let exam = syllabus.load(&mut Bases::default())?;
         let blend = Blend::open(&config.models, exam.vocab_size)?;
         Ok(Survey { config, exam, questions, held_out, blend })
     }

@@ -3,7 +3,10 @@ use std::{fs, path::Path};
 use serde_json::json;
 
 use super::{super::fixture, *};
-use crate::{metrics, stage::Interrupted};
+use crate::{
+    metrics,
+    stage::{Interrupted, order::Batching},
+};
 
 const VOCAB: usize = 16;
 
