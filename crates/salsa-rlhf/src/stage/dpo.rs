@@ -151,8 +151,7 @@ pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> 
         roles.need()
     };
     let lengths = |pairs: &Vec<Pair>| pairs.iter().map(Pair::length).collect::<Vec<_>>();
-    let lengths =
-        Lengths { training: lengths(&data), evaluation: eval.as_ref().map(lengths).unwrap_or_default() };
+    let lengths = Lengths { training: lengths(&data), evaluation: eval.as_ref().map(lengths).unwrap_or_default() };
     let adapter = start.adapter(&config.lora)?;
     job.check_memory(&start.spec, adapter, &models, &Batching::Examples, &lengths, Saving::TRAINING, context)?;
     let mut bases = Bases::default();

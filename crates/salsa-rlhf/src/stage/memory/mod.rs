@@ -14,8 +14,8 @@ mod arrays;
 pub mod available;
 #[cfg(test)]
 pub mod fixture;
-mod roles;
 pub mod responses;
+mod roles;
 pub mod shape;
 #[cfg(test)]
 mod tests;
@@ -95,7 +95,14 @@ pub struct Knobs {
 impl Default for Knobs {
     /// Of a stage that trains nothing: one sequence after the other, in the number type of the work at hand.
     fn default() -> Knobs {
-        Knobs { adapter: None, recompute: Recompute::KeepActivations, pass: 1, eval_pass: 1, slots: 1, dtype: Dtype::current() }
+        Knobs {
+            adapter: None,
+            recompute: Recompute::KeepActivations,
+            pass: 1,
+            eval_pass: 1,
+            slots: 1,
+            dtype: Dtype::current(),
+        }
     }
 }
 

@@ -51,20 +51,24 @@ impl Job<'_> {
     ) -> anyhow::Result<()> {
         let need = |knobs: &Knobs| {
             let mut need = models(knobs);
-            let plan = self.plan_of(batching(knobs.pass), &lengths.training);
-            let tokens = |pass: &Vec<usize>| pass.iter().map(|&example| lengths.training[example] as u64).sum();
-            let training = Arrays::of(plan.steps().iter().flat_map(|step| &step.micro_batches).map(tokens));
-            let evaluation = lengths.evaluation.chunks(knobs.eval_pass.max(1));
-            let evaluation = Arrays::of(evaluation.map(|pass| pass.iter().sum::<usize>() as u64));
-            let beside = evaluation.beside(&training);
-            need.add(part::ACTIVATIONS, shape::training_pass(spec, knobs, training.tokens()));
-            need.add(part::ACTIVATIONS, shape::forward_pass(spec, beside.tokens()));
+            need.add(part::ACTIVATIONS, self.activations(spec, knobs, batching(knobs.pass), lengths));
             need
         };
         let arguments = self.arguments;
         let (pass, eval_pass) = (arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size);
         let knobs = Knobs { adapter, recompute: arguments.recompute(), pass, eval_pass, ..Knobs::default() };
         memory::check(self.title, &knobs, savings, &need, context)
+    }
+
+    /// What the passes of training and evaluation take.
+    pub(super) fn activations(&self, spec: &ModelSpec, knobs: &Knobs, batching: Batching, lengths: &Lengths) -> u64 {
+        let plan = self.plan_of(batching, &lengths.training);
+        let tokens = |pass: &Vec<usize>| pass.iter().map(|&example| lengths.training[example] as u64).sum();
+        let training = Arrays::of(plan.steps().iter().flat_map(|step| &step.micro_batches).map(tokens));
+        let evaluation = lengths.evaluation.chunks(knobs.eval_pass.max(1));
+        let evaluation = Arrays::of(evaluation.map(|pass| pass.iter().sum::<usize>() as u64));
+        let beside = evaluation.beside(&training).tokens();
+        shape::training_pass(spec, knobs, training.tokens()) + shape::forward_pass(spec, beside)
     }
 
     /// All steps over a data set.
@@ -76,7 +80,10 @@ impl Job<'_> {
         let plan = self.plan_of(self.batching, &lengths);
         if plan.steps().is_empty() {
             let (examples, steps, epochs) = (lengths.len(), self.arguments.max_steps, self.num_train_epochs);
-            bail!("{} has nothing to do: {examples} examples, max_steps {steps}, num_train_epochs {epochs}", self.title);
+            bail!(
+                "{} has nothing to do: {examples} examples, max_steps {steps}, num_train_epochs {epochs}",
+                self.title
+            );
         }
         Ok(plan)
     }
