@@ -25,10 +25,7 @@ static PLACE: LazyLock<Place> = LazyLock::new(|| {
     copy(&place.path("out/sft-a"), &place.path("corrupt"));
     damage(&place.path("corrupt/model.safetensors"), |bytes| bytes[8..12].copy_from_slice(b"oops"));
     copy(&place.path("out/sft-a"), &place.path("nan"));
-    damage(&place.path("nan/model.safetensors"), |bytes| {
-        let end = bytes.len();
-        bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
-    });
+    damage(&place.path("nan/model.safetensors"), last_number_is_nan);
     copy(&place.path("out/sft-a"), &place.path("cut"));
     let weights = place.bytes("cut/model.safetensors");
     place.write("cut/model.safetensors", &weights[..weights.len() / 2]);
@@ -43,15 +40,33 @@ static PLACE: LazyLock<Place> = LazyLock::new(|| {
     place.write("prompt.jsonl", "{\"prompt\": \"A dip with garlic, please.\"}\n");
     place.write("long.jsonl", format!("{{\"prompt\": \"{}\"}}\n", "garlic ".repeat(500)));
     place.write("text.jsonl", "{\"text\": \"A dip with garlic, please.\"}\n");
+    copy(&place.path("out/reward"), &place.path("nan-reward"));
+    damage(&place.path("nan-reward/model.safetensors"), last_number_is_nan);
+    place.write("answer.jsonl", "{\"prompt\": \"A dip, please.\", \"response\": \"No.\"}\n");
+    place.write("evaluate.yaml", EVALUATE);
     place.write("typo.yaml", "stages:\n  base: {kind: pretrain, dataset: empty.jsonl, learning_rte: 1.0}\n");
     place
 });
+
+/// An evaluation of a model whose weights are broken.
+const EVALUATE: &str = "
+arms: {sft_a: out/sft-a, sft_b: nan, soup: {models: [out/sft-a, nan]}}
+anchors: {sft_a: out/sft-a}
+reward_model_path: out/reward
+datasets: [{name: test, dataset: out/world/prompts_test.jsonl}]
+landscape: {models: [out/sft-a, nan], alphas: [0.5]}
+";
 
 fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
+}
+
+fn last_number_is_nan(bytes: &mut [u8]) {
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
 }
 
 fn damage(path: &Path, change: impl FnOnce(&mut [u8])) {
@@ -180,6 +195,30 @@ fn too_little_memory_is_refused_before_a_weight_is_read() {
         (
             "generate --model nan --input prompt.jsonl --output new.jsonl --dtype f32".to_owned(),
             ["generate needs", "generation", "dtype: bf16"],
+        ),
+        (
+            "evaluate --config evaluate.yaml --output_dir new".to_owned(),
+            ["evaluate needs", "generation", "decode_slots: 1"],
+        ),
+        (
+            "landscape --models [out/sft-a,nan] --reward_model out/reward --prompts out/world/prompts_test.jsonl \
+             --eval_dataset text.jsonl --output_dir new"
+                .to_owned(),
+            ["landscape needs", "ingredients", "decode_slots: 1"],
+        ),
+        (
+            "eval winrate --answers answer.jsonl --baseline answer.jsonl --reward_model nan-reward".to_owned(),
+            ["winrate needs", "activations", "SALSA_MEMORY=1GB"],
+        ),
+        ("chat --model nan --dtype f32".to_owned(), ["chat needs", "generation", "dtype: bf16"]),
+        (
+            "soup out/sft-a nan --method greedy --greedy.dataset text.jsonl --output new".to_owned(),
+            ["soup needs", "ingredients", "No key would lower it"],
+        ),
+        (
+            "soup out/sft-a nan --method greedy --greedy.dataset prompt.jsonl --greedy.reward_model out/reward --output new"
+                .to_owned(),
+            ["soup needs", "generation", "SALSA_MEMORY=1GB"],
         ),
         (
             "logprobs --model nan --input text.jsonl --output new.jsonl".to_owned(),

@@ -1,14 +1,27 @@
 //! `salsa chat --model DIR`
 use std::{
     io::{BufRead, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, ensure};
-use salsa_engine::{Dtype, Head, Prompt, Sampling};
+use salsa_engine::{Head, ModelSpec, Prompt, Sampling};
+use serde::Deserialize;
+use serde_json::json;
 
 use super::print;
-use crate::{chat::Message, config::Usage, data::Content, hub, stage::start::Frozen};
+use crate::{
+    chat::Message,
+    config::Usage,
+    data::Content,
+    hub,
+    stage::{
+        StageContext,
+        arguments::ComputeType,
+        memory::{Knobs, Need, Responses, Saving, part, shape},
+        start::{Found, Frozen},
+    },
+};
 
 /// A model and how to sample from it.
 #[derive(clap::Args)]
@@ -35,6 +48,9 @@ pub struct Arguments {
     /// Most tokens of an answer.
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
+    /// Number type of matrix products: auto (bfloat16 where this machine multiplies it faster), f32 or bf16.
+    #[arg(long, default_value = "auto", value_parser = dtype)]
+    dtype: ComputeType,
     /// The same seed and the same lines give the same answers.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -44,8 +60,7 @@ pub struct Arguments {
 pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     check(arguments)?;
     let dir = hub::resolve(&arguments.model.to_string_lossy(), hub::Kind::Model)?;
-    let open = || Frozen::open(&dir, Head::LanguageModel);
-    let Frozen { checkpoint, encoder, model } = Dtype::fastest().scope(open)?;
+    let Frozen { checkpoint, encoder, model } = arguments.dtype.resolve().scope(|| open(arguments, &dir))?;
     let encoder = encoder.with_context(|| format!("{} has no tokenizer.json", dir.display()))?;
     let opening: Vec<Message> = arguments.system.iter().map(|text| Message::new("system", text)).collect();
     let mut messages = opening.clone();
@@ -90,6 +105,22 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Reads the model, if there is memory for it and for a conversation of [`CONVERSATION`] tokens.
+fn open(arguments: &Arguments, dir: &Path) -> anyhow::Result<Frozen> {
+    let found = Found::open(dir, Head::LanguageModel)?;
+    let conversation = vec![0; CONVERSATION.min(found.spec().max_positions.saturating_sub(arguments.max_new_tokens))];
+    let responses = Responses::new([&conversation], arguments.max_new_tokens);
+    let generation = |spec: &ModelSpec, knobs: &Knobs, need: &mut Need| {
+        need.add(part::GENERATION, responses.generation(spec, knobs.dtype, knobs.slots));
+        need.add(part::ACTIVATIONS, shape::forward_pass(spec, responses.reading(knobs.slots).tokens()));
+    };
+    found.check_memory("chat", &Knobs::default(), &[Saving::Dtype], &generation, &StageContext::default())?;
+    found.load()
+}
+
+/// Tokens of a conversation for which there shall be memory; longer ones may need more.
+const CONVERSATION: usize = 2048;
+
 fn check(arguments: &Arguments) -> Result<(), Usage> {
     let Arguments { temperature, top_p, max_new_tokens, .. } = *arguments;
     if !(temperature >= 0.0 && temperature.is_finite()) {
@@ -102,6 +133,10 @@ fn check(arguments: &Arguments) -> Result<(), Usage> {
         return Err(Usage("--max-new-tokens is 0; it must be at least 1".to_owned()));
     }
     Ok(())
+}
+
+fn dtype(name: &str) -> Result<ComputeType, String> {
+    ComputeType::deserialize(json!(name)).map_err(|_| "say auto, f32 or bf16".to_owned())
 }
 
 /// A person sees a note and a prompt sign; a pipe does not.

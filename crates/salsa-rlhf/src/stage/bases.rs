@@ -59,7 +59,7 @@ impl Footing {
 }
 
 /// The bases that a run is going to hold, found without reading one: as [`Bases`] will share them.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct PlannedBases {
     known: Vec<Ground>,
 }

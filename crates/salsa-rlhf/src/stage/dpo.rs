@@ -19,7 +19,7 @@ use super::{
     source::DataSource,
     start::{self, Found, Frozen, Start},
     tally::Tally,
-    trainer::{self, Job, Laid, Loss, Objective},
+    trainer::{self, Job, Laid, Lengths, Loss, Objective},
 };
 
 /// What `salsa dpo` can be told, beside [`TrainingArguments`].
@@ -150,9 +150,10 @@ pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> 
         roles.trained(&start.checkpoint, Head::LanguageModel, knobs.adapter.as_ref());
         roles.need()
     };
-    let lengths = |pairs: &[Pair]| pairs.iter().map(Pair::length).collect::<Vec<_>>();
+    let lengths = |pairs: &Vec<Pair>| pairs.iter().map(Pair::length).collect::<Vec<_>>();
+    let lengths = Lengths { training: lengths(&data), evaluation: eval.as_ref().map(lengths).unwrap_or_default() };
     let adapter = start.adapter(&config.lora)?;
-    job.check_memory(&start.spec, adapter, &models, &Batching::Examples, lengths(&data), Saving::TRAINING, context)?;
+    job.check_memory(&start.spec, adapter, &models, &Batching::Examples, &lengths, Saving::TRAINING, context)?;
     let mut bases = Bases::default();
     let reference = &Frozen::load(reference, &mut bases)?.model;
     let mut model = start.load(&config.training, &config.lora, &mut bases)?;

@@ -14,7 +14,7 @@ use super::{
     StageContext,
     arguments::ComputeType,
     bases::Bases,
-    exam::{Answering, Answers, Asked, Exam, Questions},
+    exam::{Answering, Answers, Asked, Exam, Questions, Syllabus},
     landscape::blend::Blend,
     ppo::{config::Gold, rollout::split},
     reference::ModelSource,
@@ -26,6 +26,7 @@ use crate::{
     report::{Answer, Comparison, Contrast, LandscapePoint, Ordered, Report, Run, Sample, SplitSummary, Summary},
 };
 
+mod plan;
 pub(super) mod statistics;
 
 use statistics::{estimate, paired_difference, win_rate};
@@ -59,6 +60,8 @@ pub struct EvaluateConfig {
     pub max_prompt_length: usize,
     /// Sampling temperature; KLs are measured at it.
     pub temperature: f32,
+    /// Answers generated at once; changes none of them, only memory and speed.
+    pub decode_slots: usize,
     /// Seed of the sampling.
     pub seed: u64,
     /// Number type of matrix products: `auto` (bfloat16 where this machine multiplies it faster), `f32` or `bf16`.
@@ -110,6 +113,7 @@ impl Default for EvaluateConfig {
             max_new_tokens: 128,
             max_prompt_length: 1024,
             temperature: 1.0,
+            decode_slots: 64,
             seed: 42,
             dtype: ComputeType::Auto,
             samples: 8,
@@ -140,6 +144,7 @@ impl EvaluateConfig {
         }
         ensure!(self.temperature > 0.0, "temperature is {}; it must be above 0", self.temperature);
         ensure!(self.max_new_tokens > 0, "max_new_tokens is 0; it must be at least 1");
+        ensure!(self.decode_slots > 0, "decode_slots is 0; it must be at least 1");
         Ok(())
     }
 }
@@ -225,15 +230,17 @@ impl<'a> Bench<'a> {
         let baseline = &config.arms[&config.baseline];
         let first = baseline.paths().into_iter().next().context("the baseline names no model")?;
         let EvaluateConfig { max_new_tokens, temperature, seed, gold, .. } = *config;
-        let answering = Answering { max_new_tokens, temperature, seed, gold };
-        let mut bases = Bases::default();
-        let exam = Exam::open(first, &config.reward_model_path, answering, &mut bases)?;
+        let answering = Answering { max_new_tokens, temperature, seed, slots: config.decode_slots, gold };
+        let syllabus = Syllabus::open(first, &config.reward_model_path, answering)?;
         let questions = |set: &EvalSet| {
             let EvalSet { name, dataset, max_prompts } = set;
             let max_prompt_length = config.max_prompt_length;
-            exam.questions(&Asked { name, dataset, max_prompts: *max_prompts, max_prompt_length }, context)
+            syllabus.questions(&Asked { name, dataset, max_prompts: *max_prompts, max_prompt_length }, context)
         };
-        let sets = config.datasets.iter().map(questions).collect::<anyhow::Result<_>>()?;
+        let sets = config.datasets.iter().map(questions).collect::<anyhow::Result<Vec<_>>>()?;
+        plan::check_memory(config, &syllabus, &sets, context)?;
+        let mut bases = Bases::default();
+        let exam = syllabus.load(&mut bases)?;
         let mut bench = Bench { config, exam, anchors: Vec::new(), bases };
         for (name, source) in &config.anchors {
             let model = bench.model(source)?;

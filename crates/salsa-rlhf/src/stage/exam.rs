@@ -1,23 +1,37 @@
 //! The same questions to any model, with the same random numbers: answers and their scores.
 use std::path::Path;
 
-use salsa_engine::{Model, Prompt, Sampling};
+use salsa_engine::{Head, Model, ModelSpec, Prompt, Sampling};
 
 use super::{
     StageContext,
     bases::Bases,
     encoder::Encoder,
-    ppo::{RewardModel, ScoreScale, config::Gold, load_prompts, rollout::Rollouts},
+    memory::{Arrays, Knobs, Need, Responses, Roles, part, shape},
+    ppo::{
+        RewardModel, ScoreScale,
+        config::Gold,
+        load_prompts,
+        rollout::{self, Rollouts},
+    },
     source::DataSource,
 };
 use crate::checkpoint::Checkpoint;
+
+/// What every model is asked and scored with. The weights of the reward model are still to be read.
+pub(super) struct Syllabus {
+    encoder: Encoder,
+    reward_model: Checkpoint,
+    answering: Answering,
+    /// The shape of the models to be asked.
+    pub spec: ModelSpec,
+}
 
 /// What every model is asked and scored with.
 pub(super) struct Exam {
     encoder: Encoder,
     reward_model: RewardModel,
     answering: Answering,
-    positions: usize,
     /// Tokens that the models must have embeddings for.
     pub vocab_size: usize,
 }
@@ -31,6 +45,8 @@ pub(super) struct Answering {
     pub temperature: f32,
     /// Seed of the answers.
     pub seed: u64,
+    /// Answers generated at once; changes none of them.
+    pub slots: usize,
     /// A reward function besides the learned one.
     pub gold: Option<Gold>,
 }
@@ -60,17 +76,17 @@ pub(super) struct Answers {
     pub gold: Option<Vec<f64>>,
 }
 
-impl Exam {
-    /// Opens the reward model, and tokenizer and chat template of one of the models to be asked.
+impl Syllabus {
+    /// Opens the reward model, and tokenizer and chat template of one of the models to be asked. No weight is read.
     ///
     /// # Errors
     /// If they cannot be used or do not belong together.
-    pub fn open(model: &Path, reward_model: &Path, answering: Answering, bases: &mut Bases) -> anyhow::Result<Exam> {
+    pub fn open(model: &Path, reward_model: &Path, answering: Answering) -> anyhow::Result<Syllabus> {
         let checkpoint = Checkpoint::open(model)?;
         let encoder = Encoder::open(&checkpoint)?;
-        let reward_model = RewardModel::open(reward_model, &checkpoint, ScoreScale::Normalized, bases)?;
-        let positions = checkpoint.spec.max_positions.min(reward_model.max_positions());
-        Ok(Exam { encoder, reward_model, answering, positions, vocab_size: checkpoint.spec.vocab_size })
+        let reward_model = RewardModel::find(reward_model, &checkpoint)?;
+        let spec = checkpoint.spec.with_head(Head::LanguageModel);
+        Ok(Syllabus { encoder, reward_model, answering, spec })
     }
 
     /// Reads prompts and tokenises them, once for all models.
@@ -79,22 +95,61 @@ impl Exam {
     /// If the set cannot be read, or no prompt is short enough.
     pub fn questions(&self, asked: &Asked<'_>, context: &StageContext) -> anyhow::Result<Questions> {
         let (longest, new) = (asked.max_prompt_length, self.answering.max_new_tokens);
-        let mut prompts = load_prompts(asked.dataset, longest, new, &self.encoder, self.positions, context)?;
+        let positions = self.spec.max_positions.min(self.reward_model.spec.max_positions);
+        let mut prompts = load_prompts(asked.dataset, longest, new, &self.encoder, positions, context)?;
         prompts.truncate(asked.max_prompts.unwrap_or(usize::MAX));
         let (texts, tokens) = prompts.into_iter().map(|prompt| (prompt.text, prompt.tokens)).unzip();
         Ok(Questions { name: asked.name.to_owned(), texts, tokens })
     }
 
+    /// What decides about memory.
+    pub fn knobs(&self) -> Knobs {
+        Knobs { slots: self.answering.slots, ..Knobs::default() }
+    }
+
+    /// Adds the reward model.
+    pub fn add_reward_model(&self, roles: &mut Roles) {
+        roles.frozen(&self.reward_model, Head::Scalar);
+    }
+
+    /// Adds what it takes to answer all questions and to score the answers. Those of one model are as long as those of
+    /// another here, namely as long as they may. Returns the passes, whose arrays are there for others.
+    pub fn add_passes(&self, sets: &[Questions], knobs: &Knobs, need: &mut Need) -> Arrays {
+        let (mut generation, mut passes) = (0, Arrays::default());
+        for Questions { tokens, .. } in sets {
+            let responses = Responses::new(tokens, self.answering.max_new_tokens);
+            let slots = knobs.slots.min(tokens.len());
+            generation = generation.max(responses.generation(&self.spec, knobs.dtype, slots));
+            passes.extend(&responses.reading(slots));
+            passes.extend(&responses.scoring(tokens.len(), rollout::PASS as u64));
+        }
+        need.add(part::GENERATION, generation);
+        need.add(part::ACTIVATIONS, shape::forward_pass(&self.spec, passes.tokens()));
+        passes
+    }
+
+    /// Reads the reward model.
+    ///
+    /// # Errors
+    /// If a weight cannot be read or is not finite.
+    pub fn load(self, bases: &mut Bases) -> anyhow::Result<Exam> {
+        let Syllabus { encoder, reward_model, answering, spec } = self;
+        let reward_model = RewardModel::load(reward_model, ScoreScale::Normalized, bases)?;
+        Ok(Exam { encoder, reward_model, answering, vocab_size: spec.vocab_size })
+    }
+}
+
+impl Exam {
     /// One answer to each prompt. The random numbers are the same for every model.
     ///
     /// # Errors
     /// If the tokenizer cannot decode an answer.
     pub fn answer(&self, model: &Model, set: &Questions) -> anyhow::Result<Answers> {
-        let Answering { max_new_tokens, temperature, seed, gold } = self.answering;
+        let Answering { max_new_tokens, temperature, seed, slots, gold } = self.answering;
         let prompt = |(i, tokens): (usize, &Vec<u32>)| Prompt { tokens: tokens.clone(), id: i as u64, sample: 0 };
         let prompts: Vec<Prompt> = set.tokens.iter().enumerate().map(prompt).collect();
         let stop_tokens = self.encoder.ends().to_vec();
-        let sampling = Sampling { temperature, seed, max_new_tokens, stop_tokens, ..Sampling::default() };
+        let sampling = Sampling { temperature, seed, max_new_tokens, stop_tokens, slots, ..Sampling::default() };
         let responses = model.generate(&prompts, &sampling, &mut |_| ());
         let prompts: Vec<&[u32]> = set.tokens.iter().map(|tokens| &tokens[..]).collect();
         // Log-probs of the likeliest tokens are those of the model as it is.

@@ -10,7 +10,7 @@ use super::{
     StageContext,
     arguments::ComputeType,
     encoder::Encoder,
-    memory::{self, Knobs, Need, Saving, part, shape},
+    memory::{Knobs, Need, Responses, Saving, part, shape},
     rows::{self, Rows},
     start::{Found, Frozen},
 };
@@ -102,12 +102,12 @@ pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Valu
     })?;
 
     let responses = prompts.len() * config.num_return_sequences as usize;
+    let asked = Responses::new(&prompts, config.max_new_tokens);
     let generation = |spec: &ModelSpec, knobs: &Knobs, need: &mut Need| {
-        let longest = (prompts.iter().map(Vec::len).max().unwrap_or(0) + config.max_new_tokens) as u64;
-        let slots = knobs.slots.min(responses);
-        need.add(part::GENERATION, shape::generation(spec, knobs.dtype, slots as u64, longest));
-        // The prompts of all slots are read in one pass.
-        need.add(part::ACTIVATIONS, shape::forward_pass(spec, memory::longest(&prompts, slots.min(prompts.len()))));
+        need.add(part::GENERATION, asked.generation(spec, knobs.dtype, knobs.slots));
+        // Samples of one prompt read it once.
+        let reading = asked.reading(knobs.slots.min(prompts.len()));
+        need.add(part::ACTIVATIONS, shape::forward_pass(spec, reading.tokens()));
     };
     let knobs = Knobs { slots: config.batch_size.min(responses), ..Knobs::default() };
     found.check_memory("generate", &knobs, &[Saving::Slots("batch_size"), Saving::Dtype], &generation, stage)?;

@@ -1,4 +1,6 @@
 //! Loss on held-out examples: what SFT minimises, with an interval.
+use std::ops::Range;
+
 use anyhow::ensure;
 use salsa_engine::Model;
 use serde::{Deserialize, Serialize};
@@ -6,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     encoder::{Encoder, TruncationMode},
     evaluate::statistics::estimate,
+    memory::Arrays,
     next_token::{NextToken, Sequence},
     source::DataSource,
     trainer::Objective,
@@ -45,28 +48,42 @@ impl HeldOut {
         self.lesson.examples()
     }
 
+    /// The passes that it takes to look at all of them.
+    pub fn passes(&self) -> Arrays {
+        let tokens = |examples: Range<usize>| examples.map(|i| self.lesson.length(i) as u64).sum();
+        Arrays::of(self.batches().into_iter().map(tokens))
+    }
+
     /// What a model loses on each example.
     pub fn losses(&self, model: &Model) -> Losses {
         let counts: Vec<f64> = (0..self.len()).map(|i| self.lesson.weight(i)).collect();
         let mut sums = Vec::with_capacity(self.len());
-        let mut start = 0;
+        for examples in self.batches() {
+            let laid = self.lesson.lay(&examples.clone().collect::<Vec<_>>());
+            let logprobs = model.forward(&laid.batch, &laid.query).logprobs;
+            let mut rest = &logprobs[..];
+            for &count in &counts[examples] {
+                let (own, others) = rest.split_at(count as usize);
+                sums.push(-own.iter().map(|&logprob| f64::from(logprob)).sum::<f64>());
+                rest = others;
+            }
+        }
+        Losses { sums, counts }
+    }
+
+    /// The examples of each pass: as many as fit into [`PASS`] tokens.
+    fn batches(&self) -> Vec<Range<usize>> {
+        let (mut batches, mut start) = (Vec::new(), 0);
         while start < self.len() {
             let (mut end, mut rows) = (start, 0);
             while end < self.len() && (end == start || rows + self.lesson.length(end) <= PASS) {
                 rows += self.lesson.length(end);
                 end += 1;
             }
-            let laid = self.lesson.lay(&(start..end).collect::<Vec<_>>());
-            let logprobs = model.forward(&laid.batch, &laid.query).logprobs;
-            let mut rest = &logprobs[..];
-            for &count in &counts[start..end] {
-                let (own, others) = rest.split_at(count as usize);
-                sums.push(-own.iter().map(|&logprob| f64::from(logprob)).sum::<f64>());
-                rest = others;
-            }
+            batches.push(start..end);
             start = end;
         }
-        Losses { sums, counts }
+        batches
     }
 }
 

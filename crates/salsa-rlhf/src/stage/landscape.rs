@@ -9,34 +9,26 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use salsa_engine::Model;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Interrupted, StageContext,
-    arguments::ComputeType,
-    bases::Bases,
-    encoder::Encoder,
-    evaluate::statistics::{estimate, paired_difference},
-    exam::{Answering, Asked, Exam, Questions},
-    held_out::{HeldOut, Losses},
-    ppo::config::Gold,
+    Interrupted, StageContext, arguments::ComputeType, evaluate::statistics::estimate, ppo::config::Gold,
     source::DataSource,
 };
 use crate::{
     atomic,
-    checkpoint::Checkpoint,
     progress::Progress,
-    report::{Estimate, Landscape, Spot},
+    report::{Estimate, Spot},
 };
 
 pub(super) mod blend;
 mod grid;
+mod survey;
 #[cfg(test)]
 mod tests;
 
-use blend::Blend;
+use survey::{Measured, Survey};
 
 /// What `salsa landscape` can be told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,6 +66,8 @@ pub struct LandscapeConfig {
     pub max_length: usize,
     /// Sampling temperature; 0 always takes the likeliest token.
     pub temperature: f32,
+    /// Answers generated at once; changes none of them, only memory and speed.
+    pub decode_slots: usize,
     /// Seed of the sampling: the same random numbers for every point.
     pub seed: u64,
     /// Number type of matrix products: `auto` (bfloat16 where this machine multiplies it faster), `f32` or `bf16`.
@@ -101,6 +95,7 @@ impl Default for LandscapeConfig {
             max_examples: None,
             max_length: 1024,
             temperature: 1.0,
+            decode_slots: 64,
             seed: 42,
             dtype: ComputeType::Auto,
             output_dir: PathBuf::new(),
@@ -132,6 +127,7 @@ impl LandscapeConfig {
             self.points().len()
         );
         ensure!(self.max_new_tokens > 0, "max_new_tokens is 0; it must be at least 1");
+        ensure!(self.decode_slots > 0, "decode_slots is 0; it must be at least 1");
         ensure!(self.max_length >= 2, "max_length is {}; it must be at least 2", self.max_length);
         let temperature = self.temperature;
         ensure!(temperature >= 0.0 && temperature.is_finite(), "temperature is {temperature}; it must be 0 or above");
@@ -200,15 +196,6 @@ pub fn run(config: &LandscapeConfig, context: &StageContext) -> anyhow::Result<V
     }))
 }
 
-/// What one point gave, prompt by prompt: what is kept of an interrupted run.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Measured {
-    scores: Vec<f64>,
-    gold: Option<Vec<f64>>,
-    losses: Option<Losses>,
-    lengths: Vec<f64>,
-}
-
 /// A point that an earlier run finished.
 fn read(path: &Path) -> anyhow::Result<Option<Measured>> {
     if !path.exists() {
@@ -216,76 +203,6 @@ fn read(path: &Path) -> anyhow::Result<Option<Measured>> {
     }
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is damaged; remove it", path.display()))
-}
-
-/// Everything that all points share.
-struct Survey<'a> {
-    config: &'a LandscapeConfig,
-    exam: Exam,
-    questions: Questions,
-    held_out: Option<HeldOut>,
-    blend: Blend,
-}
-
-impl<'a> Survey<'a> {
-    fn open(config: &'a LandscapeConfig, context: &StageContext) -> anyhow::Result<Survey<'a>> {
-        let LandscapeConfig { max_new_tokens, max_prompts, max_prompt_length, temperature, seed, gold, .. } = *config;
-        let answering = Answering { max_new_tokens, temperature, seed, gold };
-        let exam = Exam::open(&config.models[0], &config.reward_model_path, answering, &mut Bases::default())?;
-        let asked = Asked { name: "prompts", dataset: &config.prompts, max_prompts, max_prompt_length };
-        let questions = exam.questions(&asked, context)?;
-        let held_out = match &config.eval_dataset {
-            None => None,
-            Some(dataset) => {
-                let checkpoint = Checkpoint::open(&config.models[0])?;
-                let longest = config.max_length.min(checkpoint.spec.max_positions);
-                let encoder = Encoder::open(&checkpoint)?;
-                let held_out = HeldOut::open(dataset, &encoder, longest, config.max_examples)?;
-                context.say(&format!("{dataset}: loss on {} examples", held_out.len()));
-                Some(held_out)
-            }
-        };
-        let blend = Blend::open(&config.models, exam.vocab_size)?;
-        Ok(Survey { config, exam, questions, held_out, blend })
-    }
-
-    fn measure(&mut self, weights: &[f64]) -> anyhow::Result<Measured> {
-        let model: &Model = self.blend.at(weights)?;
-        let answers = self.exam.answer(model, &self.questions)?;
-        let lengths = answers.rollouts.lengths().into_iter().map(|length| length as f64).collect();
-        let losses = self.held_out.as_ref().map(|data| data.losses(model));
-        Ok(Measured { scores: answers.scores, gold: answers.gold, losses, lengths })
-    }
-
-    /// The estimates of all points; differences are taken prompt by prompt against the first model.
-    fn landscape(&self, points: &[Vec<f64>], measured: &[Measured]) -> Landscape {
-        let is_first = |weights: &[f64]| weights[0] == 1.0 && weights[1..].iter().all(|w| *w == 0.0);
-        let first = points.iter().position(|weights| is_first(weights)).map(|i| &measured[i]);
-        let seed = self.config.seed;
-        let spot = |(weights, point): (&Vec<f64>, &Measured)| {
-            let others = first.filter(|_| !is_first(weights));
-            let loss_of = |first: &Measured| Some(point.losses.as_ref()?.difference(first.losses.as_ref()?));
-            let gold_of = |first: &Measured| Some(paired_difference(point.gold.as_ref()?, first.gold.as_ref()?, seed));
-            Spot {
-                weights: weights.clone(),
-                gold_reward: point.gold.as_deref().map(estimate),
-                gold_difference: others.and_then(gold_of),
-                proxy_score: estimate(&point.scores),
-                proxy_difference: others.map(|first| paired_difference(&point.scores, &first.scores, seed)),
-                loss: point.losses.as_ref().map(Losses::estimate),
-                loss_difference: others.and_then(loss_of),
-                length_mean: estimate(&point.lengths).mean,
-            }
-        };
-        let name = |path: &PathBuf| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Landscape {
-            models: self.config.models.iter().map(name).collect(),
-            prompts: self.questions.texts.len(),
-            temperature: f64::from(self.config.temperature),
-            seed,
-            points: points.iter().zip(measured).map(spot).collect(),
-        }
-    }
 }
 
 /// A point for a progress bar.

@@ -62,7 +62,7 @@ pub fn run(config: &LogprobsConfig, context: &StageContext) -> anyhow::Result<Va
     let found = Found::open(&config.model, Head::LanguageModel)?;
     let (rows, spec) = (Rows::read(&config.input)?, found.spec());
     let sequences = rows.try_map(|row| row.sequence(found.encoder.as_ref(), &spec))?;
-    found.check_memory_of_passes("logprobs", &sequences, config.max_tokens_per_batch, context)?;
+    found.check_memory_of_passes("logprobs", &[&sequences], config.max_tokens_per_batch, context)?;
     let model = found.load()?.model;
 
     let progress = Progress::new("logprobs", sequences.iter().map(|tokens| tokens.len() as u64).sum(), "tok");

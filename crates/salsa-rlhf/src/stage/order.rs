@@ -28,18 +28,6 @@ pub enum Batching {
     Tokens(usize),
 }
 
-impl Batching {
-    /// The most tokens that a pass can have; `lengths` are those of the examples, longest first.
-    pub fn most_tokens(self, lengths: &[usize]) -> usize {
-        match self {
-            Batching::Examples(count) => lengths.iter().take(count.max(1)).sum(),
-            Batching::Tokens(budget) => {
-                lengths.iter().sum::<usize>().min(budget.max(lengths.first().copied().unwrap_or(0)))
-            }
-        }
-    }
-}
-
 /// How long a run lasts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Duration {
@@ -136,25 +124,6 @@ mod tests {
 
     fn examples(plan: &Plan) -> Vec<usize> {
         plan.steps().iter().flat_map(|step| step.micro_batches.concat()).collect()
-    }
-
-    #[test]
-    fn no_pass_has_more_tokens_than_announced() {
-        let mut lengths = [9, 7, 6, 5, 4, 3, 3, 2, 2, 1, 1];
-        assert_eq!(Batching::Examples(3).most_tokens(&lengths), 22);
-        assert_eq!(Batching::Examples(99).most_tokens(&lengths), 43);
-        assert_eq!(Batching::Tokens(20).most_tokens(&lengths), 20);
-        assert_eq!(Batching::Tokens(5).most_tokens(&lengths), 9, "one example is longer than the budget");
-        assert_eq!(Batching::Tokens(99).most_tokens(&lengths), 43);
-        for batching in [Batching::Examples(3), Batching::Tokens(12), Batching::Tokens(5)] {
-            let most = batching.most_tokens(&lengths);
-            lengths.reverse();
-            let plan = Plan::new(&lengths, batching, 1, Duration::Epochs(3.0), 1);
-            lengths.reverse();
-            let reversed = |example: &usize| lengths[lengths.len() - 1 - example];
-            let passes = plan.steps().iter().flat_map(|step| &step.micro_batches);
-            assert!(passes.map(|pass| pass.iter().map(reversed).sum::<usize>()).max() <= Some(most));
-        }
     }
 
     #[test]

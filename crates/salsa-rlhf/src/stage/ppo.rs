@@ -267,23 +267,8 @@ impl RewardModel {
         rollouts.last_values_of(&self.model).into_iter().map(|score| (score - self.mean) / self.deviation).collect()
     }
 
-    /// Tokens of prompt and response that it can read.
-    pub(super) fn max_positions(&self) -> usize {
-        self.model.spec().max_positions
-    }
-
-    /// The frozen reward model.
-    pub(super) fn open(
-        path: &Path,
-        policy: &Checkpoint,
-        scale: ScoreScale,
-        bases: &mut Bases,
-    ) -> anyhow::Result<RewardModel> {
-        RewardModel::load(RewardModel::find(path, policy)?, scale, bases)
-    }
-
     /// Its checkpoint, held against the policy's. No weight is read.
-    fn find(path: &Path, policy: &Checkpoint) -> anyhow::Result<Checkpoint> {
+    pub(super) fn find(path: &Path, policy: &Checkpoint) -> anyhow::Result<Checkpoint> {
         ensure!(!path.as_os_str().is_empty(), "no reward model is given; say reward_model_path: DIR");
         let checkpoint = Checkpoint::open(path)?;
         ensure!(
@@ -310,7 +295,7 @@ impl RewardModel {
     }
 
     /// Reads its weights.
-    fn load(checkpoint: Checkpoint, scale: ScoreScale, bases: &mut Bases) -> anyhow::Result<RewardModel> {
+    pub(super) fn load(checkpoint: Checkpoint, scale: ScoreScale, bases: &mut Bases) -> anyhow::Result<RewardModel> {
         let path = checkpoint.dir().to_owned();
         let normalization = checkpoint.score_normalization().filter(|_| scale == ScoreScale::Normalized);
         let (mean, deviation) = normalization.unwrap_or((0.0, 1.0));

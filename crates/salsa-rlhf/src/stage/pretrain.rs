@@ -15,7 +15,7 @@ use super::{
     order::Batching,
     source::DataSource,
     start,
-    trainer::{self, Job, Objective},
+    trainer::{self, Job, Lengths, Objective},
 };
 use crate::{
     chat::{self, BUILTIN_SPECIAL_TOKENS, BUILTIN_TEMPLATE, ChatTemplate},
@@ -167,11 +167,13 @@ pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Va
         stop: &|_| context.interrupted(),
     };
     let models = |knobs: &Knobs| memory::one_model(&spec, knobs);
-    let savings = [Saving::Recompute, Saving::Pass("per_device_train_batch_size", 1), Saving::Dtype];
-    job.check_memory(&spec, None, &models, &Batching::Examples, trainer::lengths(&data), &savings, context)?;
+    let eval = eval.as_ref().map(|eval| eval as &dyn Objective);
+    // All of them but an adapter.
+    let savings = &Saving::TRAINING[1..];
+    job.check_memory(&spec, None, &models, &Batching::Examples, &Lengths::of(&data, eval), savings, context)?;
     let weights = spec.init(config.training.seed);
     let mut model = Trainable::new(spec, weights, Cpu::current(), config.training.recompute())?;
-    let outcome = trainer::train(&job, &mut model, &data, eval.as_ref().map(|eval| eval as &dyn Objective))?;
+    let outcome = trainer::train(&job, &mut model, &data, eval)?;
     start::write_trainer_state(&config.output_dir, &config.training, &outcome)?;
     vocabulary.tokenizer.save(&config.output_dir, &vocabulary.names, vocabulary.template.as_deref())?;
     let dtype = config.training.save_dtype.into();

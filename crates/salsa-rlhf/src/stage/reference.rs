@@ -59,6 +59,17 @@ impl ModelSource {
         }
     }
 
+    /// Its checkpoints, opened and held against each other. No weight is read.
+    ///
+    /// # Errors
+    /// If one is no language model, or ingredients differ in shape.
+    pub fn open(&self) -> anyhow::Result<Vec<Checkpoint>> {
+        match self {
+            ModelSource::Path(path) => Ok(vec![open_language_model(path)?]),
+            ModelSource::Soup(soup) => soup.open(),
+        }
+    }
+
     /// The model for use: read piece by piece, its base shared with others of the run. A soup of adapters of one base is
     /// an adapter.
     ///

@@ -19,7 +19,7 @@ use super::{
     source::DataSource,
     start::{self, Start},
     tally::Tally,
-    trainer::{self, Job, Laid, Loss, Objective},
+    trainer::{self, Job, Laid, Lengths, Loss, Objective},
 };
 
 /// What `salsa reward` can be told, beside [`TrainingArguments`].
@@ -113,20 +113,23 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
         fingerprint: start::fingerprint("reward", config)?,
         stop: &|_| context.interrupted(),
     };
+    // The mean of the scores is taken on what is evaluated, or else on the training pairs.
+    let held_out = eval.as_ref().unwrap_or(&data);
+    let mut lengths = Lengths::of(&data, Some(held_out));
+    lengths.evaluation.truncate(if eval.is_some() { usize::MAX } else { SCORED_PAIRS });
     let models = |knobs: &Knobs| memory::one_model(&start.spec, knobs);
     job.check_memory(
         &start.spec,
         start.adapter(&config.lora)?,
         &models,
         &Batching::Examples,
-        trainer::lengths(&data),
+        &lengths,
         Saving::TRAINING,
         context,
     )?;
     let mut model = start.load(&config.training, &config.lora, &mut Bases::default())?;
     let outcome = trainer::train(&job, &mut model, &data, eval.as_ref().map(|eval| eval as &dyn Objective))?;
 
-    let held_out = eval.as_ref().unwrap_or(&data);
     let (mean, std) = score_mean_and_std(&model, held_out, config.training.per_device_eval_batch_size);
     start::save(
         &config.output_dir,

@@ -168,12 +168,6 @@ pub fn batches(sequences: &[Vec<u32>], budget: usize) -> Vec<&[Vec<u32>]> {
     batches
 }
 
-/// The most tokens that a batch of such a budget has.
-pub fn largest_batch(sequences: &[Vec<u32>], budget: usize) -> usize {
-    let tokens = |batch: &[Vec<u32>]| batch.iter().map(Vec::len).sum();
-    batches(sequences, budget).into_iter().map(tokens).max().unwrap_or(0)
-}
-
 fn needed(encoder: Option<&Encoder>) -> anyhow::Result<&Encoder> {
     encoder.ok_or_else(|| anyhow!("the model directory has no tokenizer.json; give rows of {{\"tokens\": [...]}}"))
 }

@@ -65,7 +65,7 @@ pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value
     let found = Found::open(&config.model, Head::Scalar)?;
     let (rows, spec) = (Rows::read(&config.input)?, found.spec());
     let sequences = rows.try_map(|row| row.sequence(found.encoder.as_ref(), &spec))?;
-    found.check_memory_of_passes("score", &sequences, config.max_tokens_per_batch, context)?;
+    found.check_memory_of_passes("score", &[&sequences], config.max_tokens_per_batch, context)?;
     let Frozen { checkpoint, model, .. } = found.load()?;
     let scores = scores("score", &model, &sequences, config.max_tokens_per_batch);
 

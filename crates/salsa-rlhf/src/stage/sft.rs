@@ -17,7 +17,7 @@ use super::{
     order::Batching,
     source::DataSource,
     start::{self, Start},
-    trainer::{self, Job, Objective},
+    trainer::{self, Job, Lengths, Objective},
 };
 use crate::data::Example;
 
@@ -115,6 +115,7 @@ pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> 
         fingerprint: start::fingerprint("sft", config)?,
         stop: &|_| context.interrupted(),
     };
+    let held_out = eval.as_ref().map(|lesson| &lesson.objective as &dyn Objective);
     let models = |knobs: &Knobs| memory::one_model(&start.spec, knobs);
     let (adapter, batching) = (start.adapter(&config.lora)?, |count| config.batching(count));
     job.check_memory(
@@ -122,12 +123,11 @@ pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> 
         adapter,
         &models,
         &batching,
-        trainer::lengths(&data.objective),
+        &Lengths::of(&data.objective, held_out),
         Saving::TRAINING,
         context,
     )?;
     let mut model = start.load(&config.training, &config.lora, &mut Bases::default())?;
-    let held_out = eval.as_ref().map(|lesson| &lesson.objective as &dyn Objective);
     let outcome = trainer::train(&job, &mut model, &data.objective, held_out)?;
     start::save(&config.output_dir, &start.checkpoint, &model, &[], &config.training, &outcome)?;
     Ok(json!({

@@ -12,7 +12,7 @@ use super::{
     bases::Bases,
     encoder::Encoder,
     lora::LoraArguments,
-    memory::{self, Knobs, Need, Saving, part, shape},
+    memory::{self, Arrays, Knobs, Need, Saving, part, shape},
     rows,
     trainer::Outcome,
 };
@@ -172,20 +172,22 @@ impl Found {
         memory::check(stage, knobs, savings, &need, context)
     }
 
-    /// The same for forward passes over sequences, `budget` tokens at a time.
+    /// The same for forward passes over sets of sequences, `budget` tokens at a time.
     ///
     /// # Errors
     /// As [`memory::check`].
     pub fn check_memory_of_passes(
         &self,
         stage: &str,
-        sequences: &[Vec<u32>],
+        sets: &[&[Vec<u32>]],
         budget: usize,
         context: &StageContext,
     ) -> anyhow::Result<()> {
         let passes = |spec: &ModelSpec, knobs: &Knobs, need: &mut Need| {
-            let tokens = rows::largest_batch(sequences, knobs.pass);
-            need.add(part::ACTIVATIONS, shape::forward_pass(spec, tokens as u64));
+            let tokens = |batch: &[Vec<u32>]| batch.iter().map(Vec::len).sum::<usize>() as u64;
+            let batches = sets.iter().flat_map(|sequences| rows::batches(sequences, knobs.pass));
+            let passes = Arrays::of(batches.map(tokens));
+            need.add(part::ACTIVATIONS, shape::forward_pass(spec, passes.tokens()));
         };
         let knobs = Knobs { pass: budget, ..Knobs::default() };
         self.check_memory(stage, &knobs, &[Saving::Pass("max_tokens_per_batch", 1024), Saving::Dtype], &passes, context)

@@ -1,16 +1,12 @@
 //! The one loop of the supervised stages (`pretrain`, `sft`, `reward`, `dpo`): order → loss → gradient → AdamW → logs.
-use std::path::Path;
-
 use anyhow::{Context, bail};
-use salsa_engine::{Batch, LoraSpec, Model, ModelSpec, Output, OutputGradient, Query, Trainable};
+use salsa_engine::{Batch, Model, Output, OutputGradient, Query, Trainable};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    StageContext,
     arguments::TrainingArguments,
-    memory::{self, Knobs, Need, Saving, part, shape},
-    order::{Batching, Duration, Plan, Step},
+    order::Step,
     resume::{Checkpoints, Snapshot},
     tally::Tally,
 };
@@ -18,6 +14,12 @@ use crate::{
     metrics::{Metrics, MetricsWriter},
     progress::Progress,
 };
+
+mod job;
+#[cfg(test)]
+mod tests;
+
+pub use job::{Job, Lengths};
 
 /// What a supervised stage teaches: a data set and a loss on it.
 ///
@@ -56,26 +58,6 @@ pub struct Loss {
     pub tally: Tally,
 }
 
-/// How to train, apart from what.
-pub struct Job<'a> {
-    /// Name of the stage, for people.
-    pub title: &'a str,
-    /// Where metrics and checkpoints go.
-    pub output_dir: &'a Path,
-    /// The keys that all supervised stages share.
-    pub arguments: &'a TrainingArguments,
-    /// Highest learning rate.
-    pub learning_rate: f64,
-    /// How examples make a pass.
-    pub batching: Batching,
-    /// Passes over the data, used where `max_steps` is negative.
-    pub num_train_epochs: f64,
-    /// All that the result depends on: a checkpoint of a run with another one is refused.
-    pub fingerprint: Value,
-    /// Asked after every step with the number of steps done: whether to checkpoint and stop here.
-    pub stop: &'a dyn Fn(u64) -> bool,
-}
-
 /// What a finished training leaves to report.
 pub struct Outcome {
     /// Optimizer steps.
@@ -99,36 +81,6 @@ impl Outcome {
     }
 }
 
-impl Job<'_> {
-    /// Says what memory the job needs, and refuses it if that is too much: `models` is what the models need, `spec` the
-    /// one that is trained, `batching` how a number of examples makes a pass, `lengths` those of the examples in tokens.
-    ///
-    /// # Errors
-    /// As [`memory::check`].
-    pub fn check_memory(
-        &self,
-        spec: &ModelSpec,
-        adapter: Option<LoraSpec>,
-        models: &dyn Fn(&Knobs) -> Need,
-        batching: &dyn Fn(usize) -> Batching,
-        mut lengths: Vec<usize>,
-        savings: &[Saving],
-        context: &StageContext,
-    ) -> anyhow::Result<()> {
-        lengths.sort_unstable_by(|a, b| b.cmp(a));
-        let need = |knobs: &Knobs| {
-            let mut need = models(knobs);
-            let tokens = batching(knobs.pass).most_tokens(&lengths);
-            need.add(part::ACTIVATIONS, shape::training_pass(spec, knobs, tokens as u64));
-            need
-        };
-        let arguments = self.arguments;
-        let (pass, recompute) = (arguments.per_device_train_batch_size, arguments.recompute());
-        let knobs = Knobs { adapter, recompute, pass, ..Knobs::default() };
-        memory::check(self.title, &knobs, savings, &need, context)
-    }
-}
-
 /// Trains `model` until the job is done, from the newest checkpoint if there is one.
 ///
 /// # Errors
@@ -141,7 +93,7 @@ pub fn train(
     eval: Option<&dyn Objective>,
 ) -> anyhow::Result<Outcome> {
     let arguments = job.arguments;
-    let plan = plan(job, data)?;
+    let plan = job.plan(data)?;
     let total = plan.steps().len() as u64;
     let schedule = arguments.schedule();
     let checkpoints = Checkpoints::new(job.output_dir, job.fingerprint.clone());
@@ -181,11 +133,6 @@ pub fn train(
     progress.finish(&format!("{total} steps"));
     let epoch = plan.steps().last().map_or(0.0, |step| step.epoch);
     Ok(Outcome { steps: total, epoch, tokens: state.tokens, train: state.total, eval: state.eval })
-}
-
-/// The length of every example, in tokens.
-pub fn lengths(data: &dyn Objective) -> Vec<usize> {
-    (0..data.examples()).map(|example| data.length(example)).collect()
 }
 
 /// Mean numbers of a model over a data set.
@@ -255,20 +202,6 @@ impl State {
     }
 }
 
-fn plan(job: &Job<'_>, data: &dyn Objective) -> anyhow::Result<Plan> {
-    let lengths = lengths(data);
-    let arguments = job.arguments;
-    let duration = match u64::try_from(arguments.max_steps) {
-        Ok(steps) => Duration::Steps(steps),
-        Err(_) => Duration::Epochs(job.num_train_epochs),
-    };
-    let plan = Plan::new(&lengths, job.batching, arguments.gradient_accumulation_steps, duration, arguments.seed);
-    if plan.steps().is_empty() {
-        bail!("{} has nothing to do: {} examples, {duration:?}", job.title, lengths.len());
-    }
-    Ok(plan)
-}
-
 fn resume(job: &Job<'_>, checkpoints: &Checkpoints, model: &mut Trainable) -> anyhow::Result<State> {
     let Some(mut restored) = checkpoints.newest()? else { return Ok(State::default()) };
     restored.restore_model("model", model)?;
@@ -284,6 +217,3 @@ fn is_due(step: u64, every: u64, total: u64) -> bool {
 fn step_tokens(step: &Step, data: &dyn Objective) -> u64 {
     step.micro_batches.iter().flatten().map(|&example| data.length(example) as u64).sum()
 }
-
-#[cfg(test)]
-mod tests;

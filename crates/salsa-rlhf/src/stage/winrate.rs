@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 
 use super::{
     StageContext,
+    arguments::ComputeType,
     rows::{Row, Rows},
     score,
-    start::Frozen,
+    start::{Found, Frozen},
 };
 use crate::{data::Content, world};
 
@@ -33,6 +34,8 @@ pub struct WinrateConfig {
     pub resamples: usize,
     /// Seed of the bootstrap.
     pub seed: u64,
+    /// Least exact number type allowed.
+    pub dtype: ComputeType,
     /// Tokens per forward pass of the reward model; changes no number, only memory.
     pub max_tokens_per_batch: usize,
 }
@@ -47,6 +50,7 @@ impl Default for WinrateConfig {
             tie_margin: 0.0,
             resamples: Resampling::default().resamples,
             seed: 0,
+            dtype: ComputeType::Float32,
             max_tokens_per_batch: 8192,
         }
     }
@@ -60,6 +64,7 @@ impl WinrateConfig {
     pub fn validate(&self) -> anyhow::Result<()> {
         ensure!(self.tie_margin >= 0.0, "tie_margin is {}; it must be at least 0", self.tie_margin);
         ensure!(self.resamples > 0, "resamples is 0; it must be at least 1");
+        ensure!(self.max_tokens_per_batch > 0, "max_tokens_per_batch is 0; it must be at least 1");
         match (self.judge, &self.reward_model_path) {
             (Judge::Gold, Some(_)) => bail!("judge is gold, so reward_model_path has no use; leave one of them out"),
             (Judge::RewardModel, None) => bail!("judge is reward_model; say which: reward_model_path: DIR"),
@@ -83,12 +88,11 @@ pub enum Judge {
 ///
 /// # Errors
 /// If the files do not answer the same prompts, a line (which is named) cannot be used, or the reward model cannot.
-pub fn run(config: &WinrateConfig, _context: &StageContext) -> anyhow::Result<Value> {
+pub fn run(config: &WinrateConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let (ours, theirs) = (Rows::read(&config.answers)?, Rows::read(&config.baseline)?);
     let pairs = pairs(&ours, &theirs)?;
-    let judge = Bench::open(config)?;
-    let (our_scores, their_scores) = (judge.scores("answers", &ours)?, judge.scores("baseline", &theirs)?);
+    let (our_scores, their_scores) = scores(config, &ours, &theirs, context)?;
     let ours: Vec<f64> = pairs.iter().map(|&(ours, _)| our_scores[ours]).collect();
     let theirs: Vec<f64> = pairs.iter().map(|&(_, theirs)| their_scores[theirs]).collect();
     let how = Resampling { resamples: config.resamples, seed: config.seed, ..Resampling::default() };
@@ -173,30 +177,24 @@ fn key(row: &Row) -> anyhow::Result<String> {
     Ok(prompt.context("no \"prompt\" or \"messages\"")?.to_string())
 }
 
-/// A judge at work.
-enum Bench {
-    Gold,
-    RewardModel { judge: Box<Frozen>, max_tokens_per_batch: usize },
-}
-
-impl Bench {
-    fn open(config: &WinrateConfig) -> anyhow::Result<Bench> {
-        let Some(path) = &config.reward_model_path else { return Ok(Bench::Gold) };
-        let judge = Box::new(Frozen::open(path, Head::Scalar)?);
-        Ok(Bench::RewardModel { judge, max_tokens_per_batch: config.max_tokens_per_batch })
-    }
-
-    fn scores(&self, title: &str, rows: &Rows) -> anyhow::Result<Vec<f64>> {
-        match self {
-            Bench::Gold => rows.try_map(gold),
-            Bench::RewardModel { judge, max_tokens_per_batch } => {
-                let (model, encoder) = (&judge.model, judge.encoder.as_ref());
-                let sequences = rows.try_map(|row| row.answer(encoder, model.spec()))?;
-                let scores = score::scores(title, model, &sequences, *max_tokens_per_batch);
-                Ok(scores.into_iter().map(f64::from).collect())
-            }
-        }
-    }
+/// What the judge gives to each answer of both sides.
+fn scores(
+    config: &WinrateConfig,
+    ours: &Rows,
+    theirs: &Rows,
+    context: &StageContext,
+) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
+    let Some(path) = &config.reward_model_path else { return Ok((ours.try_map(gold)?, theirs.try_map(gold)?)) };
+    let (judge, budget) = (Found::open(path, Head::Scalar)?, config.max_tokens_per_batch);
+    let spec = judge.spec();
+    let sequences = |rows: &Rows| rows.try_map(|row| row.answer(judge.encoder.as_ref(), &spec));
+    let (ours, theirs) = (sequences(ours)?, sequences(theirs)?);
+    judge.check_memory_of_passes("winrate", &[&ours, &theirs], budget, context)?;
+    let Frozen { model, .. } = judge.load()?;
+    let scores = |title: &str, sequences: &[Vec<u32>]| {
+        score::scores(title, &model, sequences, budget).into_iter().map(f64::from).collect()
+    };
+    Ok((scores("answers", &ours), scores("baseline", &theirs)))
 }
 
 /// The toy world's reward of a row's response.

@@ -22,6 +22,8 @@ struct Stage {
     frozen: Vec<ModelSpec>,
     /// Numbers of frozen adapters.
     frozen_adapters: usize,
+    /// Of how many models the first frozen one is a changing mean, and these are there besides.
+    ingredients: usize,
     generates: bool,
 }
 
@@ -79,12 +81,13 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
         adapters,
         frozen,
         frozen_adapters: 0,
+        ingredients: 0,
         generates: false,
     };
     vec![
         Stage { generates: true, ..stage("generate", vec![], vec![], vec![model()]) },
         stage("logprobs", vec![], vec![], vec![model()]),
-        stage("score", vec![], vec![], vec![scalar()]),
+        stage("score, eval winrate", vec![], vec![], vec![scalar()]),
         stage("sft", vec![model()], vec![], vec![]),
         stage("reward", vec![scalar()], vec![], vec![]),
         stage("dpo (policy, reference)", vec![model()], vec![], vec![model()]),
@@ -96,6 +99,15 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
                 vec![],
                 vec![model(), scalar()],
             )
+        },
+        Stage {
+            generates: true,
+            ..stage("evaluate (an arm after the other, reward model)", vec![], vec![], vec![model(), scalar()])
+        },
+        Stage {
+            ingredients: 2,
+            generates: true,
+            ..stage("landscape (two models, their mean, reward model)", vec![], vec![], vec![model(), scalar()])
         },
         stage("sft with use_peft (rank 16)", vec![], vec![model()], vec![model()]),
         stage("reward with use_peft (rank 16)", vec![], vec![scalar()], vec![scalar()]),
@@ -118,6 +130,11 @@ impl Stage {
         self.adapters.iter().for_each(|spec| need.add(part::TRAINED, shape::trained_adapter(spec, &lora, dtype)));
         self.frozen.iter().for_each(|spec| need.add(part::FROZEN, shape::weights(spec, dtype)));
         need.add(part::FROZEN, self.frozen_adapters as u64 * shape::packed(dtype));
+        if self.ingredients > 0 {
+            let more = shape::changing(&self.frozen[0], dtype) - shape::weights(&self.frozen[0], dtype);
+            need.add(part::FROZEN, more);
+            need.add(part::INGREDIENTS, shape::flat(&self.frozen[0], self.ingredients + 1));
+        }
         let in_training: Vec<&ModelSpec> = self.trained.iter().chain(&self.adapters).collect();
         match in_training.as_slice() {
             [] => need.add(part::ACTIVATIONS, shape::forward_pass(&self.frozen[0], TOKENS)),
@@ -138,7 +155,9 @@ impl Stage {
         let lora = LoraSpec::default();
         let whole = |specs: &[ModelSpec]| specs.iter().map(ModelSpec::parameters).sum::<usize>();
         let adapters: usize = self.adapters.iter().map(|spec| lora.parameters(spec)).sum();
-        ((whole(&self.trained) + adapters) as u64, (whole(&self.frozen) + self.frozen_adapters) as u64)
+        let ingredients = self.ingredients * self.frozen.first().map_or(0, ModelSpec::parameters);
+        let frozen = whole(&self.frozen) + self.frozen_adapters + ingredients;
+        ((whole(&self.trained) + adapters) as u64, frozen as u64)
     }
 }
 
@@ -167,10 +186,11 @@ mod tests {
         let expected =
             [(0, language), (0, language), (0, scalar), (language, 0), (scalar, 0), (language, language), (both, both)];
         assert_eq!(found, expected);
+        assert_eq!(stages[8].parameters(), (0, 3 * language + scalar), "two, their mean, and the reward model");
         // Rank 16, 22 layers: q and o 2 * 4096, k and v 2 * (2048 + 256), three matrices of the feed-forward 2048 + 5632.
         let adapter = 22 * 16 * (2 * 4096 + 2 * 2304 + 3 * 7680);
-        assert_eq!(stages[7].parameters(), (adapter, language));
-        assert_eq!(stages[10].parameters(), (2 * adapter + 2048, language + 3 * adapter + 2048));
+        assert_eq!(stages[9].parameters(), (adapter, language));
+        assert_eq!(stages[12].parameters(), (2 * adapter + 2048, language + 3 * adapter + 2048));
     }
 
     #[test]

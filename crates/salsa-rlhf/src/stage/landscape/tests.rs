@@ -5,7 +5,8 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    checkpoint::{Companions, SaveOptions, save},
+    checkpoint::{Checkpoint, Companions, SaveOptions, save},
+    report::Landscape,
     stage::{Outcome, fixture, kinds, run_stage, soup},
 };
 use salsa_engine::Head;

@@ -10,15 +10,19 @@ use salsa_engine::{Dtype, LoraSpec, ModelSpec, Recompute};
 
 use super::StageContext;
 
+mod arrays;
 pub mod available;
 #[cfg(test)]
 pub mod fixture;
+pub mod responses;
 mod roles;
 pub mod shape;
 #[cfg(test)]
 mod tests;
 
+pub use arrays::Arrays;
 pub use available::Available;
+pub use responses::Responses;
 pub use roles::Roles;
 
 /// The parts of a stage's memory, in bytes.
@@ -61,6 +65,8 @@ impl fmt::Display for Need {
 pub mod part {
     /// Weights that nobody trains.
     pub const FROZEN: &str = "frozen weights";
+    /// Whole models in f32, from which others are made.
+    pub const INGREDIENTS: &str = "ingredients";
     /// Weights that are trained, with gradients and moments.
     pub const TRAINED: &str = "weights in training";
     /// What passes keep and work with.
@@ -78,6 +84,8 @@ pub struct Knobs {
     pub recompute: Recompute,
     /// Examples in a pass.
     pub pass: usize,
+    /// Examples in a pass of an evaluation.
+    pub eval_pass: usize,
     /// Sequences decoded at once.
     pub slots: usize,
     /// Number type of products.
@@ -87,7 +95,14 @@ pub struct Knobs {
 impl Default for Knobs {
     /// Of a stage that trains nothing: one sequence after the other, in the number type of the work at hand.
     fn default() -> Knobs {
-        Knobs { adapter: None, recompute: Recompute::KeepActivations, pass: 1, slots: 1, dtype: Dtype::current() }
+        Knobs {
+            adapter: None,
+            recompute: Recompute::KeepActivations,
+            pass: 1,
+            eval_pass: 1,
+            slots: 1,
+            dtype: Dtype::current(),
+        }
     }
 }
 
@@ -100,6 +115,8 @@ pub enum Saving {
     Recompute,
     /// A smaller number under this key, which counts the examples (or tokens) of a pass: 1, or less.
     Pass(&'static str, usize),
+    /// The same for the passes of an evaluation: 1.
+    Evaluation(&'static str),
     /// A smaller number under this key, which counts the sequences decoded at once.
     Slots(&'static str),
     /// `dtype: bf16`
@@ -108,8 +125,13 @@ pub enum Saving {
 
 impl Saving {
     /// What training stages can do.
-    pub const TRAINING: &[Saving] =
-        &[Saving::Adapter, Saving::Recompute, Saving::Pass("per_device_train_batch_size", 1), Saving::Dtype];
+    pub const TRAINING: &[Saving] = &[
+        Saving::Adapter,
+        Saving::Recompute,
+        Saving::Pass("per_device_train_batch_size", 1),
+        Saving::Evaluation("per_device_eval_batch_size"),
+        Saving::Dtype,
+    ];
 
     /// The knobs with it, and how it is written; none if it is so already.
     fn applied(self, knobs: &Knobs) -> Option<(Knobs, String)> {
@@ -126,6 +148,10 @@ impl Saving {
             Saving::Pass(key, least) => {
                 changed.pass = changed.pass.min(least);
                 format!("{key}: {}", changed.pass)
+            }
+            Saving::Evaluation(key) => {
+                changed.eval_pass = changed.eval_pass.min(1);
+                format!("{key}: {}", changed.eval_pass)
             }
             Saving::Slots(key) => {
                 changed.slots = changed.slots.min(1);
@@ -205,13 +231,6 @@ pub fn one_model(spec: &ModelSpec, knobs: &Knobs) -> Need {
         }
     }
     need
-}
-
-/// Tokens of the longest `count` sequences; where there are fewer, each comes several times.
-pub fn longest<'a>(sequences: impl IntoIterator<Item = &'a Vec<u32>>, count: usize) -> u64 {
-    let mut lengths: Vec<usize> = sequences.into_iter().map(Vec::len).collect();
-    lengths.sort_unstable_by(|a, b| b.cmp(a));
-    lengths.iter().cycle().take(if lengths.is_empty() { 0 } else { count }).sum::<usize>() as u64
 }
 
 /// `1.2 GiB`

@@ -8,6 +8,7 @@ use crate::{
 };
 
 /// Adds up what the models of a run need, in the order in which the run opens them.
+#[derive(Clone)]
 pub struct Roles {
     dtype: Dtype,
     bases: PlannedBases,
@@ -42,6 +43,40 @@ impl Roles {
         for adapter in ingredients.iter().filter_map(Checkpoint::adapter) {
             self.add_adapter(&first.spec, &adapter.lora);
         }
+    }
+
+    /// One model after the other, each gone before the next comes. The memory of one serves the next of the same shape.
+    pub fn in_turn<T>(&mut self, models: &[T], add: impl Fn(&mut Roles, &T), spec: impl Fn(&T) -> ModelSpec) {
+        let held = self.need.total();
+        let mut most: Vec<(ModelSpec, u64)> = Vec::new();
+        for model in models {
+            let mut with = self.clone();
+            add(&mut with, model);
+            let (bytes, spec) = (with.need.total() - held, spec(model));
+            match most.iter_mut().find(|(known, _)| *known == spec) {
+                Some((_, most)) => *most = bytes.max(*most),
+                None => most.push((spec, bytes)),
+            }
+        }
+        self.need.add(part::FROZEN, most.iter().map(|(_, bytes)| bytes).sum());
+    }
+
+    /// A model of any source: a checkpoint, or the weighted mean of several.
+    pub fn source(&mut self, models: &[Checkpoint]) {
+        match models {
+            [model] => self.frozen(model, Head::LanguageModel),
+            ingredients => self.soup(ingredients),
+        }
+    }
+
+    /// A model whose weights are replaced by others, again and again.
+    pub fn changing(&mut self, spec: &ModelSpec) {
+        self.need.add(part::FROZEN, shape::changing(spec, self.dtype));
+    }
+
+    /// Flat weights of so many models, from which others are made.
+    pub fn ingredients(&mut self, spec: &ModelSpec, models: usize) {
+        self.need.add(part::INGREDIENTS, shape::flat(spec, models));
     }
 
     /// A model that is trained: the adapter of that shape, or without one all weights.

@@ -29,9 +29,19 @@ pub fn weights(spec: &ModelSpec, dtype: Dtype) -> u64 {
     head + spec.tensors().iter().map(|view| tensor(&view.shape, &view.name)).sum::<u64>()
 }
 
+/// A model whose weights are replaced by others, again and again: the embedding is there twice while it is replaced.
+pub fn changing(spec: &ModelSpec, dtype: Dtype) -> u64 {
+    weights(spec, dtype) + F32 * (spec.vocab_size * spec.hidden_size) as u64
+}
+
 /// A model all of whose weights are trained.
 pub fn trained(spec: &ModelSpec, dtype: Dtype) -> u64 {
-    spec.parameters() as u64 * TRAINED + weights(spec, dtype)
+    spec.parameters() as u64 * TRAINED + changing(spec, dtype)
+}
+
+/// Flat weights of so many models, as they are combined.
+pub fn flat(spec: &ModelSpec, models: usize) -> u64 {
+    F32 * (models * spec.parameters()) as u64
 }
 
 /// An adapter for use.
@@ -67,13 +77,13 @@ pub fn kept_per_token(spec: &ModelSpec, recompute: Recompute) -> u64 {
         }
 }
 
-/// What exists at once while a pass goes through a layer, for one token: forward its activations, their norms and the
-/// product of gate and up; backward the gradients of all these too.
+/// What exists at once while a pass goes through a layer, for one token: forward its activations, their norms, the
+/// layer's output and the product of gate and up; backward the gradients of all these too.
 pub fn working_per_token(spec: &ModelSpec, backward: Backward) -> u64 {
-    let inner = F32 * (3 * spec.hidden_size + 2 * spec.intermediate_size) as u64;
+    let (hidden, intermediate) = (F32 * spec.hidden_size as u64, F32 * spec.intermediate_size as u64);
     match backward {
-        Backward::No => layer_per_token(spec) + inner / 2,
-        Backward::Yes => 2 * layer_per_token(spec) + inner,
+        Backward::No => layer_per_token(spec) + 3 * hidden + intermediate,
+        Backward::Yes => 2 * layer_per_token(spec) + 3 * hidden + 2 * intermediate,
     }
 }
 
@@ -107,9 +117,10 @@ pub fn cache_per_token(spec: &ModelSpec, dtype: Dtype) -> u64 {
     (2 * spec.layers * spec.kv_heads * spec.head_dim) as u64 * packed(dtype)
 }
 
-/// Generating `slots` sequences of up to `longest` tokens at once: keys and values, and the logits of a step.
+/// Generating `slots` sequences of up to `longest` tokens at once: keys and values, and the logits of a step. As sequences
+/// end, steps become smaller and get arrays of their own, each two thirds of those before: three times the largest.
 pub fn generation(spec: &ModelSpec, dtype: Dtype, slots: u64, longest: u64) -> u64 {
     /// Positions come in whole panels.
     const PANEL: u64 = 32;
-    slots * (longest.next_multiple_of(PANEL) * cache_per_token(spec, dtype) + F32 * spec.vocab_size as u64)
+    slots * (longest.next_multiple_of(PANEL) * cache_per_token(spec, dtype) + 3 * F32 * spec.vocab_size as u64)
 }

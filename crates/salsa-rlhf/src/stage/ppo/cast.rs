@@ -1,6 +1,6 @@
 //! The models of a PPO run before any is read, and the memory that they and the run will take.
 use anyhow::Context;
-use salsa_engine::{Dtype, Head, ModelSpec};
+use salsa_engine::{Head, ModelSpec};
 
 use super::{
     TextPrompt,
@@ -11,9 +11,9 @@ use crate::{
     checkpoint::Checkpoint,
     stage::{
         StageContext,
-        memory::{self, Knobs, Need, Roles, Saving, part, shape},
+        memory::{self, Knobs, Need, Responses, Roles, Saving, part, shape},
         reference::{ModelSource, ReferenceConfig, SoupSource},
-        start::{open_language_model, trained_adapter},
+        start::trained_adapter,
     },
 };
 
@@ -39,9 +39,9 @@ impl<'a> Cast<'a> {
                 once.push(source);
             }
         }
-        let open_frozen = |source: &ModelSource| open(source).with_context(|| format!("model {source}"));
+        let open_frozen = |source: &ModelSource| source.open().with_context(|| format!("model {source}"));
         Ok(Cast {
-            policy: open(&config.model_name_or_path).context("policy")?,
+            policy: config.model_name_or_path.open().context("policy")?,
             reward,
             frozen: once.iter().map(open_frozen).collect::<anyhow::Result<_>>()?,
         })
@@ -62,7 +62,7 @@ impl<'a> Cast<'a> {
             recompute: config.recompute(),
             pass: config.per_device_train_batch_size.min(config.batch_size),
             slots: config.decode_slots.min(config.batch_size),
-            dtype: Dtype::current(),
+            ..Knobs::default()
         };
         let savings = [Saving::TRAINING, &[Saving::Slots("decode_slots")]].concat();
         let need = |knobs: &Knobs| {
@@ -87,10 +87,7 @@ impl<'a> Cast<'a> {
             roles.trained(self.reward, Head::Scalar, lora);
         }
         for models in &self.frozen {
-            match models.as_slice() {
-                [model] => roles.frozen(model, Head::LanguageModel),
-                ingredients => roles.soup(ingredients),
-            }
+            roles.source(models);
         }
         if matches!(config.reference, ReferenceConfig::Ema { .. } | ReferenceConfig::Sync { .. }) {
             roles.moving(&policy.spec.with_head(Head::LanguageModel), lora);
@@ -98,27 +95,23 @@ impl<'a> Cast<'a> {
         roles
     }
 
-    /// Generation and passes. The free memory of the one serves the other, so the larger counts.
+    /// Generation and passes, responses being as long as they may.
     fn add_passes(&self, config: &PpoConfig, prompts: &[TextPrompt], knobs: &Knobs, need: &mut Need) {
         let spec: &ModelSpec = &self.policy[0].spec;
-        let (response, tokens) = (config.response_length as u64, || prompts.iter().map(|prompt| &prompt.tokens));
-        let longest = memory::longest(tokens(), 1) + response;
-        need.add(part::GENERATION, shape::generation(spec, knobs.dtype, knobs.slots as u64, longest));
-        let whole = |count: usize| memory::longest(tokens(), count) + count as u64 * response;
-        let scoring = shape::forward_pass(spec, whole(config.batch_size).min(rollout::PASS as u64).max(longest));
-        let reading = shape::forward_pass(spec, memory::longest(tokens(), knobs.slots));
-        let (pass, critic) = (whole(knobs.pass), config.critic == CriticKind::Separate);
+        let responses = Responses::new(prompts.iter().map(|prompt| &prompt.tokens), config.response_length);
+        need.add(part::GENERATION, responses.generation(spec, knobs.dtype, knobs.slots));
+        let episodes = (config.updates() as usize).saturating_mul(config.batch_size);
+        let learning = responses.learning(episodes.saturating_mul(config.num_ppo_epochs), knobs.pass);
+        let scoring = responses.scoring(config.batch_size, rollout::PASS as u64).beside(&learning);
+        let reading = responses.reading(knobs.slots).beside(&learning).beside(&scoring);
         // Policy and critic keep a pass at the same time, but work one after the other.
-        let kept = pass * shape::kept_per_token(&self.reward.spec, knobs.recompute);
-        let learning = shape::training_pass(spec, knobs, pass) + if critic { kept } else { 0 };
-        need.add(part::ACTIVATIONS, learning.max(scoring).max(reading));
-    }
-}
-
-fn open(source: &ModelSource) -> anyhow::Result<Vec<Checkpoint>> {
-    match source {
-        ModelSource::Path(path) => Ok(vec![open_language_model(path)?]),
-        ModelSource::Soup(soup) => soup.open(),
+        let critic = match config.critic {
+            CriticKind::Separate => shape::kept_per_token(&self.reward.spec, knobs.recompute),
+            CriticKind::Shared => 0,
+        };
+        need.add(part::ACTIVATIONS, shape::training_pass(spec, knobs, learning.tokens()));
+        need.add(part::ACTIVATIONS, learning.tokens() * critic);
+        need.add(part::ACTIVATIONS, shape::forward_pass(spec, scoring.tokens() + reading.tokens()));
     }
 }
 

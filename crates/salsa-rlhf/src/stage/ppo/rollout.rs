@@ -18,7 +18,7 @@ pub struct Rollouts {
 }
 
 /// Tokens of a forward pass over frozen models; changes speed and memory, never a number.
-pub(super) const PASS: usize = 8192;
+pub(in crate::stage) const PASS: usize = 8192;
 
 impl Rollouts {
     /// Joins prompts and responses.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
 use salsa_algo::soup::{Normalize, Weights, weighted_mean};
-use salsa_engine::{Cpu, Head, Model};
+use salsa_engine::{Cpu, Head, Model, ModelSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -19,8 +19,9 @@ use crate::{
         bases::Bases,
         encoder::Encoder,
         evaluate::statistics::estimate,
-        exam::{Answering, Asked, Exam, Questions},
+        exam::{Answering, Asked, Exam, Questions, Syllabus},
         held_out::HeldOut,
+        memory::{self, Knobs, Need, Roles, Saving, part, shape},
         source::DataSource,
     },
 };
@@ -42,6 +43,8 @@ pub struct GreedyConfig {
     pub max_new_tokens: usize,
     /// Sampling temperature of answers; 0 always takes the likeliest token.
     pub temperature: f32,
+    /// Answers generated at once; changes none of them, only memory and speed.
+    pub decode_slots: usize,
     /// Seed of the answers: the same random numbers for every model.
     pub seed: u64,
 }
@@ -55,6 +58,7 @@ impl Default for GreedyConfig {
             max_length: 1024,
             max_new_tokens: 128,
             temperature: 0.0,
+            decode_slots: 64,
             seed: 42,
         }
     }
@@ -70,6 +74,7 @@ impl GreedyConfig {
         ensure!(given, "greedy.dataset is missing: held-out examples (loss), or prompts (with greedy.reward_model)");
         ensure!(self.max_length >= 2, "greedy.max_length is {}; it must be at least 2", self.max_length);
         ensure!(self.max_new_tokens > 0, "greedy.max_new_tokens is 0; it must be at least 1");
+        ensure!(self.decode_slots > 0, "greedy.decode_slots is 0; it must be at least 1");
         let temperature = self.temperature;
         ensure!(
             temperature >= 0.0 && temperature.is_finite(),
@@ -179,19 +184,34 @@ impl Judge {
             let longest = greedy.max_length.min(model.spec.max_positions);
             let data = HeldOut::open(&greedy.dataset, &Encoder::open(model)?, longest, greedy.max_examples)?;
             context.say(&format!("{}: loss on {} examples", greedy.dataset, data.len()));
+            let need = |knobs: &Knobs| {
+                let mut need = with_soup(Roles::new(knobs.dtype), &model.spec);
+                need.add(part::ACTIVATIONS, shape::forward_pass(&model.spec, data.passes().tokens()));
+                need
+            };
+            memory::check(STAGE, &Knobs::default(), &[], &need, context)?;
             return Ok(Judge::Loss(data));
         };
-        let GreedyConfig { max_new_tokens, temperature, seed, .. } = *greedy;
-        let answering = Answering { max_new_tokens, temperature, seed, gold: None };
-        let exam = Exam::open(model.dir(), reward_model, answering, &mut Bases::default())?;
+        let GreedyConfig { max_new_tokens, temperature, seed, decode_slots: slots, .. } = *greedy;
+        let answering = Answering { max_new_tokens, temperature, seed, slots, gold: None };
+        let syllabus = Syllabus::open(model.dir(), reward_model, answering)?;
         let asked = Asked {
             name: "greedy",
             dataset: &greedy.dataset,
             max_prompts: greedy.max_examples,
             max_prompt_length: greedy.max_length,
         };
-        let questions = exam.questions(&asked, context)?;
-        Ok(Judge::Score(Box::new(exam), questions))
+        let questions = [syllabus.questions(&asked, context)?];
+        let need = |knobs: &Knobs| {
+            let mut roles = Roles::new(knobs.dtype);
+            syllabus.add_reward_model(&mut roles);
+            let mut need = with_soup(roles, &model.spec);
+            syllabus.add_passes(&questions, knobs, &mut need);
+            need
+        };
+        memory::check(STAGE, &syllabus.knobs(), &[Saving::Slots("greedy.decode_slots")], &need, context)?;
+        let [questions] = questions;
+        Ok(Judge::Score(Box::new(syllabus.load(&mut Bases::default())?), questions))
     }
 
     fn name(&self) -> &'static str {
@@ -214,6 +234,20 @@ impl Judge {
             Judge::Score(..) => measured.mean,
         }
     }
+}
+
+/// The name under which memory is refused.
+const STAGE: &str = "soup";
+
+/// What is needed with the mean of some ingredients of this shape, as it is computed and as a model.
+fn with_soup(mut roles: Roles, spec: &ModelSpec) -> Need {
+    let language = spec.with_head(Head::LanguageModel);
+    roles.ingredients(spec, 1);
+    if language != *spec {
+        roles.ingredients(&language, 1);
+    }
+    roles.changing(&language);
+    roles.need()
 }
 
 /// The model of the mean of these ingredients, rounded as the soup will be.

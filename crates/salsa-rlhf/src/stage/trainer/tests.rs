@@ -1,9 +1,17 @@
 use std::{fs, path::Path};
 
+use salsa_engine::Head;
 use serde_json::json;
 
 use super::{super::fixture, *};
-use crate::{metrics, stage::Interrupted};
+use crate::{
+    metrics,
+    stage::{
+        Interrupted,
+        memory::{Knobs, shape},
+        order::Batching,
+    },
+};
 
 const VOCAB: usize = 16;
 
@@ -33,7 +41,7 @@ fn job<'a>(dir: &'a Path, arguments: &'a TrainingArguments, stop: &'a dyn Fn(u64
 }
 
 fn run(dir: &Path, stop: &dyn Fn(u64) -> bool) -> anyhow::Result<(Outcome, Vec<u32>)> {
-    let mut model = fixture::trainable(VOCAB, salsa_engine::Head::LanguageModel);
+    let mut model = fixture::trainable(VOCAB, Head::LanguageModel);
     let (data, eval) = (fixture::counting(31), fixture::counting(5));
     let outcome = train(&job(dir, &arguments(), stop), &mut model, &data, Some(&eval))?;
     Ok((outcome, model.weights().iter().map(|weight| weight.to_bits()).collect()))
@@ -87,7 +95,7 @@ fn a_stopped_run_goes_on_to_the_same_bytes() {
 #[test]
 fn accumulation_weighs_tokens_not_passes() {
     let gradient = |micro_batches: Vec<Vec<usize>>| {
-        let mut model = fixture::trainable(VOCAB, salsa_engine::Head::LanguageModel);
+        let mut model = fixture::trainable(VOCAB, Head::LanguageModel);
         let (data, step) = (fixture::counting(8), Step { micro_batches, epoch: 1.0 });
         optimizer_step(&arguments(), &mut model, &data, &step, 0.0).unwrap()
     };
@@ -101,7 +109,7 @@ fn accumulation_weighs_tokens_not_passes() {
 
 #[test]
 fn packing_changes_no_log_probability() {
-    let model = fixture::trainable(VOCAB, salsa_engine::Head::LanguageModel);
+    let model = fixture::trainable(VOCAB, Head::LanguageModel);
     let data = fixture::counting(9);
     let logprobs = |examples: &[usize]| {
         let laid = data.lay(examples);
@@ -114,7 +122,7 @@ fn packing_changes_no_log_probability() {
 #[test]
 fn a_run_that_goes_astray_stops_and_names_the_step() {
     let dir = tempfile::tempdir().unwrap();
-    let mut model = fixture::trainable(VOCAB, salsa_engine::Head::LanguageModel);
+    let mut model = fixture::trainable(VOCAB, Head::LanguageModel);
     let (arguments, never) = (TrainingArguments { save_steps: 1, warmup_steps: 0, ..arguments() }, |_| false);
     let job = Job { learning_rate: 1e30, ..job(dir.path(), &arguments, &never) };
     let error = format!("{:#}", train(&job, &mut model, &fixture::counting(31), None).err().unwrap());
@@ -126,9 +134,26 @@ fn a_run_that_goes_astray_stops_and_names_the_step() {
 #[test]
 fn nothing_to_do_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
-    let mut model = fixture::trainable(VOCAB, salsa_engine::Head::LanguageModel);
+    let mut model = fixture::trainable(VOCAB, Head::LanguageModel);
     let (arguments, never) = (arguments(), |_| false);
     let job = Job { num_train_epochs: 0.0, ..job(dir.path(), &arguments, &never) };
     let error = train(&job, &mut model, &fixture::counting(3), None).err().unwrap().to_string();
     assert!(error.contains("nothing to do"), "{error}");
+}
+
+#[test]
+fn an_evaluation_takes_memory_beside_training_where_its_passes_are_larger() {
+    let dir = tempfile::tempdir().unwrap();
+    let (arguments, spec) = (TrainingArguments { max_steps: 2, ..arguments() }, fixture::spec(VOCAB, Head::Scalar));
+    let job = job(dir.path(), &arguments, &|_| false);
+    let need = |pass, eval_pass, evaluation: &[usize]| {
+        let knobs = Knobs { pass, eval_pass, ..Knobs::default() };
+        let lengths = Lengths { training: vec![16; 12], evaluation: evaluation.to_vec() };
+        job.activations(&spec, &knobs, Batching::Examples(pass), &lengths)
+    };
+    let training = |tokens| shape::training_pass(&spec, &Knobs::default(), tokens);
+    assert_eq!(need(2, 8, &[]), training(32));
+    assert_eq!(need(2, 2, &[16; 6]), training(32), "passes of one size");
+    assert_eq!(need(2, 4, &[16; 6]), training(32) + shape::forward_pass(&spec, 64), "64 and, for which 32 will do, 32");
+    assert_eq!(need(2, 1, &[16; 6]), training(32) + shape::forward_pass(&spec, 16), "32 are too large for 16");
 }
