@@ -70,6 +70,12 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Whether the embedding is stored in bfloat16 (of a PEFT directory: that of its base).
+    pub fn embedding_is_bf16(&self) -> bool {
+        let at = self.stored.names.iter().position(|name| name == "model.embed_tokens.weight");
+        at.is_some_and(|at| self.stored.tensors[at].dtype == Dtype::BF16)
+    }
+
     /// Opens a model directory: reads `config.json` and the headers of the safetensors files, and checks that every
     /// tensor of the model is there in its shape, and no tensor that would change what the model computes.
     ///

@@ -166,7 +166,7 @@ pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Va
         fingerprint: start::fingerprint("pretrain", config)?,
         stop: &|_| context.interrupted(),
     };
-    let models = |knobs: &Knobs| memory::one_model(&spec, knobs);
+    let models = |knobs: &Knobs| memory::one_model(&spec, false, knobs);
     let eval = eval.as_ref().map(|eval| eval as &dyn Objective);
     // All of them but an adapter.
     let savings = &Saving::TRAINING[1..];

@@ -117,7 +117,7 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
     let held_out = eval.as_ref().unwrap_or(&data);
     let mut lengths = Lengths::of(&data, Some(held_out));
     lengths.evaluation.truncate(if eval.is_some() { usize::MAX } else { SCORED_PAIRS });
-    let models = |knobs: &Knobs| memory::one_model(&start.spec, knobs);
+    let models = |knobs: &Knobs| memory::one_model(&start.spec, start.checkpoint.embedding_is_bf16(), knobs);
     job.check_memory(
         &start.spec,
         start.adapter(&config.lora)?,

@@ -116,7 +116,7 @@ pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> 
         stop: &|_| context.interrupted(),
     };
     let held_out = eval.as_ref().map(|lesson| &lesson.objective as &dyn Objective);
-    let models = |knobs: &Knobs| memory::one_model(&start.spec, knobs);
+    let models = |knobs: &Knobs| memory::one_model(&start.spec, start.checkpoint.embedding_is_bf16(), knobs);
     let (adapter, batching) = (start.adapter(&config.lora)?, |count| config.batching(count));
     job.check_memory(
         &start.spec,

@@ -163,7 +163,7 @@ impl Found {
         let spec = self.spec();
         let need = |knobs: &Knobs| {
             let mut need = Need::default();
-            need.add(part::FROZEN, shape::weights(&spec, knobs.dtype));
+            need.add(part::FROZEN, shape::stored(&spec, knobs.dtype, self.checkpoint.embedding_is_bf16()));
             let lora = self.checkpoint.adapter().map(|adapter| &adapter.lora);
             need.add(part::FROZEN, lora.map_or(0, |lora| shape::adapter(&spec, lora, knobs.dtype)));
             more(&spec, knobs, &mut need);

@@ -33,7 +33,7 @@ pub fn print(dir: &Path) -> anyhow::Result<()> {
         facts.push(("made by", format!("salsa {} {}", record.stage, record.version)));
     }
     let mut text: String = facts.iter().map(|(name, fact)| format!("{name:<14} {fact}\n")).collect();
-    text += &memory::table(spec);
+    text += &memory::table(spec, checkpoint.embedding_is_bf16());
     super::super::print(&text)
 }
 

@@ -27,8 +27,8 @@ struct Stage {
     generates: bool,
 }
 
-/// A table of all stages, with activations as a number per token of a pass.
-pub fn table(spec: &ModelSpec) -> String {
+/// A table of all stages, for weights that come from a file in bfloat16 or in another type, with activations as a number per token of a pass.
+pub fn table(spec: &ModelSpec, file_is_bf16: bool) -> String {
     let (slots, length) = GENERATED;
     let mut text = format!(
         "\nmemory (models, with passes of {TOKENS} tokens and {slots} sequences of {length} generated at once; {TRAINED} B per \
@@ -42,7 +42,7 @@ pub fn table(spec: &ModelSpec) -> String {
         "bf16"
     );
     for stage in stages(spec) {
-        let [f32, bf16] = [Dtype::F32, Dtype::Bf16].map(|dtype| stage.need(dtype).total());
+        let [f32, bf16] = [Dtype::F32, Dtype::Bf16].map(|dtype| stage.need(dtype, file_is_bf16).total());
         let (trained, frozen) = stage.parameters();
         text += &format!(
             "  {:<49} {:>10} {:>10} {:>10} {:>10}\n",
@@ -123,12 +123,12 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
 
 impl Stage {
     /// As the stage itself would plan.
-    fn need(&self, dtype: Dtype) -> Need {
+    fn need(&self, dtype: Dtype, file_is_bf16: bool) -> Need {
         let (lora, knobs) = (LoraSpec::default(), Knobs { dtype, ..Knobs::default() });
         let mut need = Need::default();
         self.trained.iter().for_each(|spec| need.add(part::TRAINED, shape::trained(spec, dtype)));
         self.adapters.iter().for_each(|spec| need.add(part::TRAINED, shape::trained_adapter(spec, &lora, dtype)));
-        self.frozen.iter().for_each(|spec| need.add(part::FROZEN, shape::weights(spec, dtype)));
+        self.frozen.iter().for_each(|spec| need.add(part::FROZEN, shape::stored(spec, dtype, file_is_bf16)));
         need.add(part::FROZEN, self.frozen_adapters as u64 * shape::packed(dtype));
         if self.ingredients > 0 {
             let more = shape::changing(&self.frozen[0], dtype) - shape::weights(&self.frozen[0], dtype);
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn the_table_has_what_stages_plan_with() {
-        let table = table(&tiny_llama());
+        let table = table(&tiny_llama(), true);
         let row = |stage: &str| table.lines().find(|line| line.trim_start().starts_with(stage)).unwrap().to_owned();
         // logprobs: 4 B * 1.1e9 = 4.1 GiB; 2 B and 2 B more for the embedding 2.2 GiB. A pass of 4096 tokens takes
         // 4 * (2 * 2048 + 2 * 36 * 64 + 2 * 5632) + 2 * (3 * 2048 + 2 * 5632) B each: 0.4 GiB; the program 0.06.

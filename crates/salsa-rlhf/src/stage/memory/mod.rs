@@ -221,12 +221,12 @@ fn advice(knobs: &Knobs, savings: &[Saving], need: &dyn Fn(&Knobs) -> Need, avai
 }
 
 /// What one model that is trained needs, apart from passes.
-pub fn one_model(spec: &ModelSpec, knobs: &Knobs) -> Need {
+pub fn one_model(spec: &ModelSpec, file_is_bf16: bool, knobs: &Knobs) -> Need {
     let mut need = Need::default();
     match &knobs.adapter {
         None => need.add(part::TRAINED, shape::trained(spec, knobs.dtype)),
         Some(lora) => {
-            need.add(part::FROZEN, shape::weights(spec, knobs.dtype));
+            need.add(part::FROZEN, shape::stored(spec, knobs.dtype, file_is_bf16));
             need.add(part::TRAINED, shape::trained_adapter(spec, lora, knobs.dtype));
         }
     }

@@ -24,7 +24,7 @@ impl Roles {
     /// A model for use.
     pub fn frozen(&mut self, checkpoint: &Checkpoint, head: Head) {
         let base = self.bases.frozen(checkpoint, head);
-        self.add_base(base);
+        self.add_base(base, checkpoint.embedding_is_bf16());
         if let Some(adapter) = checkpoint.adapter() {
             self.add_adapter(&checkpoint.spec.with_head(head), &adapter.lora);
         }
@@ -34,11 +34,11 @@ impl Roles {
     pub fn soup(&mut self, ingredients: &[Checkpoint]) {
         let Some(first) = ingredients.first() else { return };
         if !adapters::share_a_base(ingredients) {
-            self.add_base(Some(first.spec.with_head(Head::LanguageModel)));
+            self.add_base(Some(first.spec.with_head(Head::LanguageModel)), false);
             return;
         }
         let base = self.bases.adapted(first, first.spec.head);
-        self.add_base(base);
+        self.add_base(base, first.embedding_is_bf16());
         // Ranks add up.
         for adapter in ingredients.iter().filter_map(Checkpoint::adapter) {
             self.add_adapter(&first.spec, &adapter.lora);
@@ -86,7 +86,7 @@ impl Roles {
             None => shape::trained(&spec, self.dtype),
             Some(lora) => {
                 let base = self.bases.adapted(checkpoint, head);
-                self.add_base(base);
+                self.add_base(base, checkpoint.embedding_is_bf16());
                 shape::trained_adapter(&spec, lora, self.dtype)
             }
         };
@@ -107,8 +107,8 @@ impl Roles {
         self.need
     }
 
-    fn add_base(&mut self, base: Option<ModelSpec>) {
-        self.need.add(part::FROZEN, base.map_or(0, |spec| shape::weights(&spec, self.dtype)));
+    fn add_base(&mut self, base: Option<ModelSpec>, file_is_bf16: bool) {
+        self.need.add(part::FROZEN, base.map_or(0, |spec| shape::stored(&spec, self.dtype, file_is_bf16)));
     }
 
     fn add_adapter(&mut self, spec: &ModelSpec, lora: &LoraSpec) {

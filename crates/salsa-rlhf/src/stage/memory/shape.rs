@@ -17,16 +17,27 @@ pub fn packed(dtype: Dtype) -> u64 {
     }
 }
 
-/// A model for use: packed matrices, the embedding and all vectors in f32. A tied embedding is there in both forms.
+/// A model for use: packed matrices, the embedding and all vectors in f32. A tied embedding is a packed matrix too, and
+/// nothing else where that has the same numbers.
 pub fn weights(spec: &ModelSpec, dtype: Dtype) -> u64 {
     let table = (spec.vocab_size * spec.hidden_size) as u64;
-    let head = if spec.tied_embeddings && spec.head != Head::Scalar { table * packed(dtype) } else { 0 };
+    let head = if is_tied(spec) && dtype == Dtype::Bf16 { table * packed(dtype) } else { 0 };
     let tensor = |shape: &[usize], name: &str| {
         let is_matrix = shape.len() > 1 && name != "model.embed_tokens.weight" && name != "score.weight";
         let numbers = shape.iter().product::<usize>() as u64;
         numbers * if is_matrix { packed(dtype) } else { F32 }
     };
     head + spec.tensors().iter().map(|view| tensor(&view.shape, &view.name)).sum::<u64>()
+}
+
+/// The same of weights that come from a file. In bfloat16 they keep their numbers when they are packed.
+pub fn stored(spec: &ModelSpec, dtype: Dtype, file_is_bf16: bool) -> u64 {
+    let in_head = is_tied(spec) && dtype == Dtype::Bf16 && file_is_bf16;
+    weights(spec, dtype) - if in_head { F32 * (spec.vocab_size * spec.hidden_size) as u64 } else { 0 }
+}
+
+fn is_tied(spec: &ModelSpec) -> bool {
+    spec.tied_embeddings && spec.head != Head::Scalar
 }
 
 /// A model whose weights are replaced by others, again and again: the embedding is there twice while it is replaced.

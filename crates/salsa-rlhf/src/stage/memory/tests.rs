@@ -3,7 +3,7 @@ use super::{fixture::tiny_llama, *};
 use crate::stage::memory::shape::Backward;
 
 fn trained(knobs: &Knobs) -> Need {
-    let mut need = one_model(&tiny_llama(), knobs);
+    let mut need = one_model(&tiny_llama(), false, knobs);
     need.add(part::ACTIVATIONS, shape::training_pass(&tiny_llama(), knobs, 100 * knobs.pass as u64));
     need
 }
@@ -22,7 +22,12 @@ fn bytes_follow_from_the_shape() {
     // The embedding is there twice while it is replaced.
     assert_eq!(shape::trained(&spec, Dtype::F32), 20 * parameters + 4 * table);
     let tied = ModelSpec { tied_embeddings: true, ..spec.clone() };
-    assert_eq!(shape::weights(&tied, Dtype::F32), shape::weights(&spec, Dtype::F32), "the output matrix is a copy");
+    // Packed in f32, or in bf16 from bf16, the embedding is the output matrix; else it is there in both forms.
+    assert_eq!(shape::weights(&tied, Dtype::F32), 4 * (parameters - table));
+    assert_eq!(shape::weights(&tied, Dtype::Bf16), shape::weights(&spec, Dtype::Bf16));
+    assert_eq!(shape::stored(&tied, Dtype::Bf16, false), shape::weights(&spec, Dtype::Bf16));
+    assert_eq!(shape::stored(&tied, Dtype::Bf16, true), 2 * (parameters - table) + 2 * 45 * 2048);
+    assert_eq!(shape::stored(&spec, Dtype::Bf16, true), shape::weights(&spec, Dtype::Bf16));
     // Input and middle, queries, keys, values and attention, gate and up: of 22 layers, or their inputs alone.
     let layer = 4 * (2 * 2048 + 2 * 36 * 64 + 2 * 5632);
     assert_eq!(shape::kept_per_token(&spec, Recompute::KeepActivations), 22 * layer);
