@@ -57,7 +57,7 @@ pub use model::{
 };
 pub use pool::{threads, with_threads};
 pub use spec::{Activation, Head, ModelSpec, NormWeight, Rope, RopeScaling, TensorView};
-pub use weights::Weights;
+pub use weights::{Numbers, Room, Weights};
 
 /// A model on the CPU whose weights do not change.
 pub type Model = Transformer<backend::cpu::Cpu>;

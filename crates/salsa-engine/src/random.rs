@@ -4,6 +4,8 @@
 //! a resumed run needs no saved generator. The function is Philox4x32-10 (Salmon et al., "Parallel random numbers: as
 //! easy as 1, 2, 3", SC 2011).
 
+use crate::pool;
+
 /// One keyed stream of Philox4x32-10.
 #[derive(Clone, Copy, Debug)]
 pub struct Philox {
@@ -68,8 +70,7 @@ impl Random {
 
     /// A number in `[0, 1)` with 53 random bits.
     pub fn uniform(&mut self) -> f64 {
-        let bits = u64::from(self.u32()) << 32 | u64::from(self.u32());
-        (bits >> 11) as f64 / (1u64 << 53) as f64
+        unit(self.u32(), self.u32())
     }
 
     /// An index below `n`, each equally likely to within 2^-53.
@@ -84,8 +85,23 @@ impl Random {
 
     /// A standard normal number (Box and Muller).
     pub fn normal(&mut self) -> f64 {
-        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
-        radius * (std::f64::consts::TAU * self.uniform()).cos()
+        box_muller(self.uniform(), self.uniform())
+    }
+
+    /// Fills `out` with what [`Random::normal`] would give one after the other, times `deviation`; on all threads.
+    pub fn normals(&mut self, deviation: f64, out: &mut [f32]) {
+        if !self.drawn.is_multiple_of(4) {
+            return out.iter_mut().for_each(|x| *x = (deviation * self.normal()) as f32);
+        }
+        // A normal number takes four words: those of one counter.
+        let (philox, first) = (self.philox, self.drawn / 4);
+        self.drawn += 4 * out.len() as u64;
+        pool::each(out.chunks_mut(PART), |part, out| {
+            for (i, x) in out.iter_mut().enumerate() {
+                let [a, b, c, d] = philox.at(0, first + (part * PART + i) as u64);
+                *x = (deviation * box_muller(unit(a, b), unit(c, d))) as f32;
+            }
+        });
     }
 
     /// Brings the items into random order (Fisher and Yates).
@@ -94,6 +110,19 @@ impl Random {
             items.swap(i, self.below(i + 1));
         }
     }
+}
+
+/// Numbers drawn by one task.
+const PART: usize = 1 << 14;
+
+/// A number in `[0, 1)` from 64 bits, of which the 53 highest count.
+fn unit(high: u32, low: u32) -> f64 {
+    ((u64::from(high) << 32 | u64::from(low)) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// A standard normal number from two of `[0, 1)`.
+fn box_muller(radius: f64, angle: f64) -> f64 {
+    (-2.0 * (1.0 - radius).ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
 }
 
 #[cfg(test)]
@@ -135,5 +164,18 @@ mod tests {
         assert_ne!(items, (0..50).collect::<Vec<_>>());
         items.sort_unstable();
         assert_eq!(items, (0..50).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn many_normal_numbers_are_those_drawn_one_by_one() {
+        for words_before in [0, 1, 4] {
+            let mut one_by_one = Random::new(5, 6);
+            (0..words_before).for_each(|_| drop(one_by_one.u32()));
+            let mut at_once = one_by_one.clone();
+            let mut found = vec![0.0; PART + 3];
+            at_once.normals(0.5, &mut found);
+            assert!(found.iter().all(|&x| x == (0.5 * one_by_one.normal()) as f32));
+            assert_eq!(at_once.u32(), one_by_one.u32());
+        }
     }
 }

@@ -250,7 +250,7 @@ impl ModelSpec {
             }
             _ => 0.02,
         };
-        out.iter_mut().for_each(|w| *w = (deviation * random.normal()) as f32);
+        random.normals(deviation, out);
     }
 
     /// The weights of this model in the layout of `target`, which has the same trunk. Tensors that only `target` has

@@ -167,3 +167,51 @@ fn a_step_on_a_gradient_that_is_not_finite_changes_nothing() {
     assert!(matches!(model.adamw_step(&AdamW::default(), 0.1), Err(ModelError::NonFiniteGradient { .. })));
     assert_eq!((model.weights(), model.optimizer_state().step), (&before[..], 0));
 }
+
+/// Weights that are stored as bfloat16.
+struct Stored(Vec<[u8; 2]>);
+
+impl Weights for Stored {
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    fn read<'a>(&'a self, range: std::ops::Range<usize>, room: &'a mut Vec<f32>) -> Result<&'a [f32], ModelError> {
+        room.resize(range.len(), 0.0);
+        Numbers::Bf16(&self.0[range]).widen(room);
+        Ok(room)
+    }
+
+    fn read_stored<'a>(&'a self, range: std::ops::Range<usize>, _: &'a mut Room) -> Result<Numbers<'a>, ModelError> {
+        Ok(Numbers::Bf16(&self.0[range]))
+    }
+}
+
+#[test]
+fn weights_stored_as_bfloat16_make_the_same_model_as_the_same_numbers_in_f32() {
+    let high_bytes = |x: &f32| ((x.to_bits() >> 16) as u16).to_le_bytes();
+    for (choice, dtype) in (0..16).flat_map(|choice| [(choice, Dtype::F32), (choice, Dtype::Bf16)]) {
+        let spec = ModelSpec { embedding_scale: 1.5, ..spec_of(choice) };
+        let stored = Stored(spec.init(choice).iter().map(high_bytes).collect());
+        let mut wide = vec![0.0; stored.count()];
+        Numbers::Bf16(&stored.0).widen(&mut wide);
+        let text = tokens(&spec, 30, choice);
+        let asked = |model: &Model| logprobs(model, &[(&text, 1)], 1.0);
+        let mut model = Model::new(spec.clone(), &stored, Cpu { dtype }).unwrap();
+        assert_eq!(
+            asked(&model),
+            asked(&Model::new(spec.clone(), &wide, Cpu { dtype }).unwrap()),
+            "{choice} {dtype:?}"
+        );
+        // New weights that no bfloat16 number equals.
+        let other: Vec<f32> = wide.iter().map(|w| w * 1.001).collect();
+        model.set_weights(&other).unwrap();
+        let fresh = Model::new(spec.clone(), &other, Cpu { dtype }).unwrap();
+        assert_eq!(asked(&model), asked(&fresh), "{choice} {dtype:?}");
+        // A number that is not finite is named, in either type.
+        let last = stored.count() - 1;
+        let broken = Stored([&stored.0[..last], &[[0x80, 0x7f]]].concat());
+        let error = Model::new(spec.clone(), &broken, Cpu { dtype }).err().unwrap();
+        assert!(matches!(error, ModelError::NonFinite { value, .. } if value == f32::INFINITY), "{error}");
+    }
+}

@@ -7,6 +7,7 @@
 pub mod cpu;
 
 use crate::spec::{Activation, NormWeight};
+use crate::weights::Numbers;
 use std::ops::Range;
 
 /// How attention reads a row of fused projections: `heads` queries, `kv_heads` keys, `kv_heads` values, `head_dim` each.
@@ -109,21 +110,25 @@ pub trait Backend: Send + Sync + 'static {
     /// Room for numbers that [`Backend::store`] will bring: their values are any until then.
     fn room(&self, len: usize) -> Self::Buffer;
     /// Copies numbers into a buffer, from place `at` on.
-    fn store(&self, buffer: &mut Self::Buffer, at: usize, data: &[f32]);
+    fn store(&self, buffer: &mut Self::Buffer, at: usize, numbers: Numbers<'_>);
     /// Packs `[out, in]` weights, row-major.
     fn matrix(&self, weights: &[f32], out: usize, input: usize) -> Self::Matrix {
         let mut matrix = self.matrix_room(out, input);
-        self.refresh(&mut matrix, 0, weights);
+        self.refresh(&mut matrix, 0, weights.into());
         matrix
     }
     /// Room for weights that [`Backend::refresh`] will bring: their values are any until then.
     fn matrix_room(&self, out: usize, input: usize) -> Self::Matrix;
     /// Packs weights into the place of rows `first..`, as many as there are. Both ends are multiples of [`PACKED_ROWS`]
     /// or the matrix's own.
-    fn refresh(&self, matrix: &mut Self::Matrix, first: usize, weights: &[f32]);
+    fn refresh(&self, matrix: &mut Self::Matrix, first: usize, weights: Numbers<'_>);
+    /// Whether a packed matrix has these very numbers (subnormal ones apart), so that they can be had back from it.
+    fn keeps(&self, numbers: Numbers<'_>) -> bool;
 
     /// `out[t] = scale * table[tokens[t]]`, rows of `hidden`.
     fn embed(&self, table: &Self::Buffer, tokens: &[u32], hidden: usize, scale: f32) -> Self::Buffer;
+    /// The same from a table in the layout of multiplication: that of a head whose weights are the embedding.
+    fn embed_packed(&self, table: &Self::Matrix, tokens: &[u32], scale: f32) -> Self::Buffer;
     /// `d_table[tokens[t]] += scale * d_out[t]`.
     fn embed_backward(&self, d_out: &Self::Buffer, tokens: &[u32], hidden: usize, scale: f32, d_table: &mut [f32]);
 

@@ -50,9 +50,9 @@ impl<B: Backend> Adapter<B> {
     /// Takes over new weights of the same shape.
     pub fn refresh(&mut self, backend: &B, weights: &[f32]) {
         for factors in self.layers.iter_mut().flat_map(|layer| layer.0.iter_mut().flatten()) {
-            backend.refresh(&mut factors.a, 0, &weights[factors.a_place.clone()]);
+            backend.refresh(&mut factors.a, 0, weights[factors.a_place.clone()].into());
             for part in &mut factors.parts {
-                backend.refresh(&mut part.b, 0, &weights[part.b_place.clone()]);
+                backend.refresh(&mut part.b, 0, weights[part.b_place.clone()].into());
             }
         }
         if let Some(place) = &self.score_place {

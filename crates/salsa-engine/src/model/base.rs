@@ -5,8 +5,8 @@ use crate::error::ModelError;
 use crate::lora::Group;
 use crate::pool;
 use crate::spec::{Head, ModelSpec, TensorView};
-use crate::weights::Weights;
-use std::cell::RefCell;
+use crate::weights::{Numbers, Room, Weights};
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -66,19 +66,24 @@ impl<B: Backend> Base<B> {
 struct Source<'a, W: ?Sized> {
     spec: &'a ModelSpec,
     weights: &'a W,
-    room: RefCell<Vec<f32>>,
+    room: RefCell<Room>,
 }
 
 impl<W: Weights + ?Sized> Source<'_, W> {
     /// Calls `each` with the rows of a matrix, some at a time, and the number of the first.
-    fn rows(&self, range: &Range<usize>, width: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<(), ModelError> {
+    fn rows(
+        &self,
+        range: &Range<usize>,
+        width: usize,
+        each: &mut dyn FnMut(usize, Numbers<'_>),
+    ) -> Result<(), ModelError> {
         let room = &mut *self.room.borrow_mut();
         let step = PACKED_ROWS * (PIECE / (PACKED_ROWS * width)).max(1);
         for first in (0..range.len() / width).step_by(step) {
             let start = range.start + first * width;
-            let numbers = self.weights.read(start..range.end.min(start + step * width), room)?;
-            if let Some(at) = first_not_finite(numbers) {
-                return Err(not_finite(&self.spec.tensors(), start + at, numbers[at]));
+            let numbers = self.weights.read_stored(start..range.end.min(start + step * width), room)?;
+            if let Some((at, value)) = first_not_finite(numbers) {
+                return Err(not_finite(&self.spec.tensors(), start + at, value));
             }
             each(first, numbers);
         }
@@ -88,7 +93,8 @@ impl<W: Weights + ?Sized> Source<'_, W> {
 
 /// The weights in the form in which operations read them.
 pub(super) struct Parameters<B: Backend> {
-    pub(super) embedding: B::Buffer,
+    /// None where the packed head has the same numbers: then rows come from there.
+    pub(super) embedding: Option<B::Buffer>,
     pub(super) layers: Vec<LayerParameters<B>>,
     pub(super) norm: B::Buffer,
     pub(super) head: Option<B::Matrix>,
@@ -132,6 +138,11 @@ pub(super) struct LayerPlaces {
 }
 
 impl Places {
+    /// Whether the language-model head has the embedding's weights.
+    fn is_tied(&self) -> bool {
+        self.head.as_ref() == Some(&self.embedding)
+    }
+
     fn of(spec: &ModelSpec) -> Places {
         let all: BTreeMap<String, Range<usize>> = spec.tensors().into_iter().map(|t| (t.name, t.range)).collect();
         let layer = |layer: usize| {
@@ -176,9 +187,14 @@ impl<B: Backend> Parameters<B> {
             Ok::<_, ModelError>(buffer)
         };
         let vector_if = |range: &Option<Range<usize>>| range.as_ref().map(vector).transpose();
+        let kept = Cell::new(true);
         let matrix = |range: &Range<usize>, [out, input]: [usize; 2]| {
             let mut matrix = backend.matrix_room(out, input);
-            source.rows(range, input, &mut |first, numbers| backend.refresh(&mut matrix, first, numbers))?;
+            kept.set(true);
+            source.rows(range, input, &mut |first, numbers| {
+                kept.set(kept.get() && backend.keeps(numbers));
+                backend.refresh(&mut matrix, first, numbers);
+            })?;
             Ok::<_, ModelError>(matrix)
         };
         let layer = |p: &LayerPlaces| {
@@ -194,11 +210,13 @@ impl<B: Backend> Parameters<B> {
                 down: matrix(&p.down, Group::Down.shape(spec))?,
             })
         };
+        let head = places.head.as_ref().map(|range| matrix(range, [spec.vocab_size, spec.hidden_size])).transpose()?;
+        let in_head = places.is_tied() && kept.get();
         Ok(Parameters {
-            embedding: vector(&places.embedding)?,
+            embedding: (!in_head).then(|| vector(&places.embedding)).transpose()?,
             layers: places.layers.iter().map(layer).collect::<Result<_, ModelError>>()?,
             norm: vector(&places.norm)?,
-            head: places.head.as_ref().map(|range| matrix(range, [spec.vocab_size, spec.hidden_size])).transpose()?,
+            head,
             score: vector_if(&places.score)?,
         })
     }
@@ -212,11 +230,13 @@ impl<B: Backend> Parameters<B> {
                 copy(buffer, range);
             }
         };
-        copy(&mut self.embedding, &places.embedding);
+        if self.embedding.is_some() || !backend.keeps(part(&places.embedding).into()) {
+            self.embedding = Some(backend.upload(part(&places.embedding)));
+        }
         copy(&mut self.norm, &places.norm);
         copy_if(&mut self.score, &places.score);
         if let (Some(head), Some(range)) = (&mut self.head, &places.head) {
-            backend.refresh(head, 0, part(range));
+            backend.refresh(head, 0, part(range).into());
         }
         for (layer, p) in self.layers.iter_mut().zip(&places.layers) {
             copy(&mut layer.input_norm, &p.input_norm);
@@ -224,10 +244,10 @@ impl<B: Backend> Parameters<B> {
             copy_if(&mut layer.qkv_bias, &p.qkv_bias);
             copy_if(&mut layer.query_norm, &p.query_norm);
             copy_if(&mut layer.key_norm, &p.key_norm);
-            backend.refresh(&mut layer.qkv, 0, part(&p.qkv));
-            backend.refresh(&mut layer.output, 0, part(&p.output));
-            backend.refresh(&mut layer.gate_up, 0, part(&p.gate_up));
-            backend.refresh(&mut layer.down, 0, part(&p.down));
+            backend.refresh(&mut layer.qkv, 0, part(&p.qkv).into());
+            backend.refresh(&mut layer.output, 0, part(&p.output).into());
+            backend.refresh(&mut layer.gate_up, 0, part(&p.gate_up).into());
+            backend.refresh(&mut layer.down, 0, part(&p.down).into());
         }
     }
 }
@@ -271,7 +291,7 @@ pub(super) fn check(tensors: &[TensorView], weights: &[f32]) -> Result<(), Model
     if weights.len() != expected {
         return Err(ModelError::WeightCount { expected, found: weights.len() });
     }
-    first_not_finite(weights).map_or(Ok(()), |at| Err(not_finite(tensors, at, weights[at])))
+    first_not_finite(weights.into()).map_or(Ok(()), |(at, value)| Err(not_finite(tensors, at, value)))
 }
 
 fn check_count(spec: &ModelSpec, found: usize) -> Result<(), ModelError> {
@@ -285,12 +305,13 @@ const PIECE: usize = 1 << 22;
 /// Numbers looked at by one task.
 const BLOCK: usize = 1 << 18;
 
-fn first_not_finite(numbers: &[f32]) -> Option<usize> {
-    // Without an early exit the compiler looks at many numbers at once.
-    let sound = |block: &[f32]| block.iter().fold(true, |all, x| all & x.is_finite());
-    let block = |i: usize| sound(&numbers[i * BLOCK..numbers.len().min((i + 1) * BLOCK)]);
-    let all_sound = pool::map(numbers.len().div_ceil(BLOCK), block).into_iter().all(|sound| sound);
-    if all_sound { None } else { numbers.iter().position(|x| !x.is_finite()) }
+fn first_not_finite(numbers: Numbers<'_>) -> Option<(usize, f32)> {
+    let block = |i: usize| {
+        let first = i * BLOCK;
+        let found = numbers.part(first..numbers.len().min(first + BLOCK)).first_not_finite();
+        found.map(|(at, value)| (first + at, value))
+    };
+    pool::map(numbers.len().div_ceil(BLOCK), block).into_iter().flatten().next()
 }
 
 fn not_finite(tensors: &[TensorView], at: usize, value: f32) -> ModelError {

@@ -1,6 +1,7 @@
 //! The forward pass: block by block, keeping what the backward pass will read.
 
 use super::Transformer;
+use super::base::Parameters;
 use crate::backend::{Backend, LogprobQuery, RotaryTable};
 use crate::batch::{Batch, Output, Query};
 use crate::lora::Group;
@@ -74,8 +75,12 @@ impl<B: Backend> Transformer<B> {
     }
 
     pub(super) fn embed(&self, tokens: &[u32]) -> B::Buffer {
-        let base = &self.base;
-        base.backend.embed(&base.parameters.embedding, tokens, self.spec.hidden_size, self.spec.embedding_scale)
+        let (backend, scale) = (&self.base.backend, self.spec.embedding_scale);
+        match &self.base.parameters {
+            Parameters { embedding: Some(table), .. } => backend.embed(table, tokens, self.spec.hidden_size, scale),
+            Parameters { head: Some(head), .. } => backend.embed_packed(head, tokens, scale),
+            _ => unreachable!("a base has its embedding, or a head with the same numbers"),
+        }
     }
 
     pub(super) fn norm(&self, x: &B::Buffer, weight: &B::Buffer) -> (B::Buffer, Vec<f32>) {

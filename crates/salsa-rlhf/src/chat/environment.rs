@@ -151,6 +151,13 @@ impl Rendering {
                 spans.push(start..text.len());
             }
         }
+        // Marks are part of the text while the template is at work: one that counts or cuts characters sees them. A clock
+        // may tick between two renderings.
+        if !self.source.contains("strftime_now") && text != self.plain(messages, GenerationPrompt::Omit)? {
+            bail!(
+                "the chat template changes the text of a {{% generation %}} block after the block (cuts, counts or reverses it), so that the assistant's part cannot be told: write the block where the text goes out"
+            );
+        }
         Ok((text, spans))
     }
 }

@@ -157,6 +157,15 @@ fn content_that_looks_like_a_mark_is_left_alone() {
 }
 
 #[test]
+fn a_template_that_cuts_a_marked_text_is_refused() {
+    // Found by fuzzing: the marks were cut and counted with the text.
+    let source = "{% set x %}{% generation %}{{ messages[0].content }}{% endgeneration %}{% endset %}{{ x[::2] }}";
+    assert_eq!(template(source).render(&turns(&["abcde"]), GenerationPrompt::Omit).unwrap(), "ace");
+    let error = template(source).render_with_spans(&turns(&["abcde"])).unwrap_err().to_string();
+    assert!(error.contains("{% generation %}") && error.contains("cannot be told"), "{error}");
+}
+
+#[test]
 fn the_dialect_of_transformers() {
     let m = turns(&["a\"<é>", "b"]);
     let table = [

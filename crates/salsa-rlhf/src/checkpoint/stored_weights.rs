@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use anyhow::{Result, anyhow};
 use rayon::prelude::*;
-use salsa_engine::{Head, ModelError, ModelSpec, Weights};
+use salsa_engine::{Head, ModelError, ModelSpec, Numbers, Room, Weights};
 
-use super::{Checkpoint, RawTensors};
+use super::{Checkpoint, Dtype, RawTensors};
 
 /// Numbers converted by one task.
 const BLOCK: usize = 1 << 18;
@@ -49,21 +49,49 @@ impl Checkpoint {
     }
 }
 
+/// A tensor's part of a range.
+struct Part {
+    /// The tensor's number in the files, if they have it.
+    number: Option<usize>,
+    /// Where the part begins in the tensor.
+    start: usize,
+    /// Where it lies in the range.
+    place: Range<usize>,
+}
+
 impl StoredWeights<'_> {
-    fn fill(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
-        for (place, number) in &self.places {
+    fn parts(&self, range: Range<usize>) -> impl Iterator<Item = Part> {
+        self.places.iter().filter_map(move |(place, number)| {
             let (start, end) = (place.start.max(range.start), place.end.min(range.end));
-            if start >= end {
-                continue;
-            }
-            let out = &mut out[start - range.start..end - range.start];
+            (start < end).then(|| Part {
+                number: *number,
+                start: start - place.start,
+                place: start - range.start..end - range.start,
+            })
+        })
+    }
+
+    fn fill(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
+        for Part { number, start, place } in self.parts(range) {
+            let out = &mut out[place];
             let Some(number) = number else {
                 out.fill(0.0);
                 continue;
             };
             out.par_chunks_mut(BLOCK)
                 .enumerate()
-                .try_for_each(|(i, part)| self.raw.read_f32(*number, start - place.start + i * BLOCK, part))?;
+                .try_for_each(|(i, part)| self.raw.read_f32(number, start + i * BLOCK, part))?;
+        }
+        Ok(())
+    }
+
+    fn fill_bf16(&self, range: Range<usize>, out: &mut [[u8; 2]]) -> Result<()> {
+        for Part { number, start, place } in self.parts(range) {
+            let number = number.expect("the files have every tensor of the range");
+            out[place]
+                .par_chunks_mut(BLOCK)
+                .enumerate()
+                .try_for_each(|(i, part)| self.raw.read(number, start + i * BLOCK, part.as_flattened_mut()))?;
         }
         Ok(())
     }
@@ -78,5 +106,15 @@ impl Weights for StoredWeights<'_> {
         room.resize(range.len(), 0.0);
         self.fill(range, room).map_err(|error| ModelError::Source(format!("{error:#}")))?;
         Ok(room)
+    }
+
+    fn read_stored<'a>(&'a self, range: Range<usize>, room: &'a mut Room) -> Result<Numbers<'a>, ModelError> {
+        let is_bf16 = |part: Part| part.number.is_some_and(|number| self.raw.dtype(number) == Dtype::BF16);
+        if !self.parts(range.clone()).all(is_bf16) {
+            return self.read(range, &mut room.f32).map(Numbers::F32);
+        }
+        room.bf16.resize(range.len(), [0; 2]);
+        self.fill_bf16(range, &mut room.bf16).map_err(|error| ModelError::Source(format!("{error:#}")))?;
+        Ok(Numbers::Bf16(&room.bf16))
     }
 }

@@ -1,14 +1,17 @@
 //! What a stage was made from: paths and their SHA-256.
+mod known;
+
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{atomic, checkpoint::PeftAdapter};
+use crate::checkpoint::PeftAdapter;
 
 /// One input of a stage: a file, a data folder or a model directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,7 +35,7 @@ impl Input {
     /// If it does not exist or cannot be read.
     pub fn read(path: &Path) -> anyhow::Result<Input> {
         let kind = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let sha256 = if kind.is_dir() { directory(path)? } else { atomic::sha256_file(path)? };
+        let sha256 = if kind.is_dir() { directory(path)? } else { known::sha256(path)? };
         Ok(Input { path: path.to_owned(), sha256 })
     }
 }
@@ -44,11 +47,12 @@ fn directory(dir: &Path) -> anyhow::Result<String> {
         bail!("{} is an empty directory", dir.display());
     }
     names.sort();
+    let files = names.par_iter().map(|name| known::sha256(&dir.join(name))).collect::<anyhow::Result<Vec<_>>>()?;
     let mut digest = Sha256::new();
-    for name in names {
+    for (name, file) in names.iter().zip(files) {
         digest.update(name.as_bytes());
         digest.update([0]);
-        digest.update(atomic::sha256_file(&dir.join(&name))?);
+        digest.update(file);
     }
     if PeftAdapter::is_one(dir) {
         digest.update(directory(&PeftAdapter::base_of(dir)?)?);

@@ -12,11 +12,14 @@ use super::Dtype;
 use super::buffer::Buffer;
 use super::isa::isa;
 use super::kernel::{Ahead, HEIGHT, Kernel, STEPS, Store, WIDTH};
-use super::pack;
+use super::{pack, rows};
 use crate::pool;
+use crate::weights::Numbers;
 
 /// Below this many words of work (rows * columns * steps) the calling thread computes a product: waking others costs more.
 const SMALL: usize = 1 << 17;
+/// Rows of the source that are transposed at a time: with fewer, too little of what lies side by side is read at once.
+const TRANSPOSED: usize = 128;
 
 /// A read-only matrix anywhere in memory: element `(i, j)` is `data[i * row_stride + j * column_stride]`. One of the two
 /// strides is 1.
@@ -85,12 +88,47 @@ impl Packed {
     /// Packs `columns` columns from column `first` on, which starts a panel; they end a panel or the matrix.
     pub(crate) fn pack_columns(&mut self, first: usize, b: View<'_>, columns: usize) {
         let (dtype, width, depth) = (self.dtype, self.kernel().width, self.depth);
-        let end = first + columns;
-        assert!(first.is_multiple_of(width), "column {first} does not start a panel of {width}");
-        assert!(end.is_multiple_of(width) || end == self.columns, "column {end} does not end a panel of {width}");
-        self.each_panel(first / width..end.div_ceil(width), |p, panel| {
+        self.each_panel_of(first, columns, |p, panel| {
             pack::panel(dtype, b, depth, p * width - first, columns, width, panel);
         });
+    }
+
+    /// Packs rows of weights `[columns][depth]` as columns from column `first` on, as [`Packed::pack_columns`] does.
+    pub(crate) fn pack_weights(&mut self, first: usize, weights: Numbers<'_>) {
+        let (width, depth) = (self.kernel().width, self.depth);
+        let columns = weights.len() / depth;
+        match (weights, self.dtype) {
+            (Numbers::F32(weights), _) => self.pack_columns(first, View::rows(weights, depth).t(), columns),
+            (Numbers::Bf16(_), Dtype::F32) => {
+                let mut wide = Buffer::stale(weights.len());
+                rows::copy(&mut wide, weights);
+                self.pack_columns(first, View::rows(&wide, depth).t(), columns);
+            }
+            (Numbers::Bf16(weights), Dtype::Bf16) => {
+                self.each_panel_of(first, columns, |p, panel| {
+                    let rows = p * width - first..columns.min((p + 1) * width - first);
+                    pack::panel_of_bf16(&weights[rows.start * depth..rows.end * depth], depth, panel);
+                });
+            }
+        }
+    }
+
+    /// Writes one column.
+    pub(crate) fn column(&self, column: usize, out: &mut [f32]) {
+        let (width, stride) = (self.kernel().width, self.stride());
+        let words = &self.data[column / width * stride..][..stride];
+        let words = words[column % width..].iter().step_by(width);
+        match self.dtype {
+            Dtype::F32 => out.iter_mut().zip(words).for_each(|(out, &word)| *out = word),
+            Dtype::Bf16 => {
+                for (out, word) in out.chunks_mut(2).zip(words) {
+                    out[0] = f32::from_bits(word.to_bits() << 16);
+                    if let Some(second) = out.get_mut(1) {
+                        *second = f32::from_bits(word.to_bits() & 0xffff_0000);
+                    }
+                }
+            }
+        }
     }
 
     /// The transpose of `columns` columns of another packed matrix, from column `first` on, which starts a panel.
@@ -99,8 +137,9 @@ impl Packed {
         let (depth, width) = (other.depth, other.kernel().width);
         self.dtype = other.dtype;
         self.reshape(columns, depth);
-        self.each_panel(0..depth.div_ceil(width), |p, out| {
-            pack::transposed_panel(other.dtype, panels.data, panels.panel_stride, (depth, columns, width), p, out);
+        let run = TRANSPOSED / width;
+        self.each_run(0..depth.div_ceil(width), run, |p, out| {
+            pack::transposed_panels(other.dtype, panels.data, panels.panel_stride, (depth, columns, width), p, out);
         });
     }
 
@@ -113,17 +152,30 @@ impl Packed {
         }
     }
 
+    /// Has `panel(index, words)` write the panels of so many columns from column `first` on.
+    fn each_panel_of(&mut self, first: usize, columns: usize, panel: impl Fn(usize, &mut [f32]) + Sync) {
+        let (width, end) = (self.kernel().width, first + columns);
+        assert!(first.is_multiple_of(width), "column {first} does not start a panel of {width}");
+        assert!(end.is_multiple_of(width) || end == self.columns, "column {end} does not end a panel of {width}");
+        self.each_panel(first / width..end.div_ceil(width), panel);
+    }
+
     /// Has `panel(index, words)` write these panels.
     fn each_panel(&mut self, panels: Range<usize>, panel: impl Fn(usize, &mut [f32]) + Sync) {
+        self.each_run(panels, 1, panel);
+    }
+
+    /// Has `fill(first, words)` write these panels, as many as `run` at a time.
+    fn each_run(&mut self, panels: Range<usize>, run: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
         let stride = self.stride();
         if stride == 0 {
             return;
         }
         let words = &mut self.data[panels.start * stride..panels.end * stride];
         if words.len() < 1 << 15 {
-            words.chunks_mut(stride).enumerate().for_each(|(p, words)| panel(panels.start + p, words));
+            words.chunks_mut(run * stride).enumerate().for_each(|(i, words)| fill(panels.start + i * run, words));
         } else {
-            pool::each(words.chunks_mut(stride), |p, words| panel(panels.start + p, words));
+            pool::each(words.chunks_mut(run * stride), |i, words| fill(panels.start + i * run, words));
         }
     }
 
@@ -389,6 +441,24 @@ mod tests {
             }
             let bits = |packed: &Packed| packed.data.iter().map(|word| word.to_bits()).collect::<Vec<_>>();
             assert!(bits(&whole) == bits(&pieces), "{dtype:?} {depth} {columns}");
+        }
+    }
+
+    #[test]
+    fn columns_come_back_from_the_panels() {
+        for (dtype, depth, columns) in [(Dtype::F32, 5, 40), (Dtype::Bf16, 8, 70), (Dtype::Bf16, 9, 33)] {
+            // Integers up to 256 are bfloat16 numbers.
+            let weights: Vec<f32> = (0..depth * columns).map(|i| (i % 251) as f32 - 99.0).collect();
+            let stored: Vec<[u8; 2]> = weights.iter().map(|&x| (pack::bf16(x) as u16).to_le_bytes()).collect();
+            for numbers in [Numbers::F32(&weights), Numbers::Bf16(&stored)] {
+                let mut packed = Packed::room(dtype, depth, columns);
+                packed.pack_weights(0, numbers);
+                for (c, row) in weights.chunks(depth).enumerate() {
+                    let mut column = vec![0.0; depth];
+                    packed.column(c, &mut column);
+                    assert_eq!(column, row, "{dtype:?} {depth} {c}");
+                }
+            }
         }
     }
 }

@@ -21,6 +21,7 @@ pub use gemm::Packed;
 
 use super::{AdamWStep, AttentionShape, Backend, Columns, Decay, LogprobQuery, RotaryTable, TokenStats};
 use crate::spec::{Activation, NormWeight};
+use crate::weights::Numbers;
 use gemm::{View, gemm};
 use kernel::Store;
 use std::ops::Range;
@@ -71,21 +72,34 @@ impl Backend for Cpu {
         Buffer::stale(len)
     }
 
-    fn store(&self, buffer: &mut Buffer, at: usize, data: &[f32]) {
-        rows::copy(&mut buffer[at..at + data.len()], data);
+    fn store(&self, buffer: &mut Buffer, at: usize, numbers: Numbers<'_>) {
+        rows::copy(&mut buffer[at..at + numbers.len()], numbers);
     }
 
     fn matrix_room(&self, out: usize, input: usize) -> Packed {
         Packed::room(self.dtype, input, out)
     }
 
-    fn refresh(&self, matrix: &mut Packed, first: usize, weights: &[f32]) {
-        let input = matrix.depth();
-        matrix.pack_columns(first, View::rows(weights, input).t(), weights.len() / input);
+    fn refresh(&self, matrix: &mut Packed, first: usize, weights: Numbers<'_>) {
+        matrix.pack_weights(first, weights);
+    }
+
+    fn keeps(&self, numbers: Numbers<'_>) -> bool {
+        self.dtype == Dtype::F32 || matches!(numbers, Numbers::Bf16(_))
     }
 
     fn embed(&self, table: &Buffer, tokens: &[u32], hidden: usize, scale: f32) -> Buffer {
         rows::embed(table, tokens, hidden, scale)
+    }
+
+    fn embed_packed(&self, table: &Packed, tokens: &[u32], scale: f32) -> Buffer {
+        let hidden = table.depth();
+        let mut out = Buffer::stale(tokens.len() * hidden);
+        rows::each_row(&mut out, hidden, |t, row| {
+            table.column(tokens[t] as usize, row);
+            row.iter_mut().for_each(|x| *x *= scale);
+        });
+        out
     }
 
     fn embed_backward(&self, d_out: &Buffer, tokens: &[u32], hidden: usize, scale: f32, d_table: &mut [f32]) {

@@ -8,6 +8,7 @@ use super::math::{LANES, dot, dot3, exp, sigmoid, tanh};
 use crate::backend::{AttentionShape, RotaryTable};
 use crate::pool;
 use crate::spec::{Activation, NormWeight};
+use crate::weights::Numbers;
 
 /// Below this many numbers a row operation stays on the calling thread.
 const SMALL: usize = 1 << 14;
@@ -44,10 +45,9 @@ pub(super) fn sum_rows(rows: usize, total: &mut [f32], f: impl Fn(usize, &mut [f
     }
 }
 
-pub(super) fn copy(out: &mut [f32], data: &[f32]) {
-    assert_eq!(out.len(), data.len(), "numbers and their place differ in length");
+pub(super) fn copy(out: &mut [f32], numbers: Numbers<'_>) {
     let part = (out.len() / (8 * pool::threads())).max(SMALL);
-    pool::each(out.chunks_mut(part), |i, out| out.copy_from_slice(&data[i * part..][..out.len()]));
+    pool::each(out.chunks_mut(part), |i, out| numbers.part(i * part..i * part + out.len()).widen(out));
 }
 
 pub(super) fn embed(table: &[f32], tokens: &[u32], hidden: usize, scale: f32) -> Buffer {

@@ -96,6 +96,22 @@ pub(super) fn panel_bf16(b: View<'_>, depth: usize, here: usize, panel: &mut [f3
     });
 }
 
+/// As [`super::panel_of_bf16`], subnormal numbers as they are.
+#[target_feature(enable = "avx2")]
+pub(super) fn panel_of_bf16(rows: &[[u8; 2]], depth: usize, panel: &mut [f32]) {
+    by_columns(depth.div_ceil(2), rows.len() / depth, panel, |c, s| {
+        let row = &rows[c * depth + 2 * s..(c + 1) * depth];
+        if row.len() >= 16 {
+            // SAFETY: eight words of two numbers.
+            return unsafe { _mm256_loadu_ps(row.as_ptr().cast()) };
+        }
+        let mut part = [[0u8; 2]; 16];
+        part[..row.len()].copy_from_slice(row);
+        // SAFETY: as above.
+        unsafe { _mm256_loadu_ps(part.as_ptr().cast()) }
+    });
+}
+
 /// `words(c, s)` are words `s..s + 8` of column c.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -113,7 +129,7 @@ fn by_columns(steps: usize, here: usize, panel: &mut [f32], words: impl Fn(usize
     }
 }
 
-/// As [`super::transposed_panel`], from column `first` of the transpose on.
+/// As [`super::transposed_panels`], from column `first` of the transpose on.
 #[target_feature(enable = "avx2")]
 pub(super) fn transposed_f32(
     panels: &[f32],
@@ -122,14 +138,16 @@ pub(super) fn transposed_f32(
     first: usize,
     out: &mut [f32],
 ) {
+    let out_stride = columns * WIDTH;
     for n in (0..columns).step_by(8) {
-        for from in [first, first + 8] {
+        for c in (0..out.len() / columns).step_by(8) {
             let mut block = [_mm256_setzero_ps(); 8];
-            for (row, k) in block.iter_mut().zip(from..depth) {
+            for (row, k) in block.iter_mut().zip(first + c..depth) {
                 *row = load(panels, n / WIDTH * panel_stride + k * WIDTH + n % WIDTH, 8);
             }
+            let to = c / WIDTH * out_stride + c % WIDTH;
             for (row, n) in transpose(block).into_iter().zip(n..columns) {
-                store(out, n * WIDTH + from - first, row);
+                store(out, to + n * WIDTH, row);
             }
         }
     }
@@ -145,20 +163,22 @@ pub(super) fn transposed_bf16(
     out: &mut [f32],
 ) {
     let high = _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32 as i32));
+    let steps = columns.div_ceil(2);
     for n in (0..columns).step_by(8) {
-        for from in [first, first + 8] {
+        for c in (0..out.len() / steps).step_by(8) {
             // Eight terms of eight columns: four words, the halves apart.
             let mut block = [_mm256_setzero_ps(); 8];
-            for (rows, s) in block.as_chunks_mut::<2>().0.iter_mut().zip(from / 2..depth.div_ceil(2)) {
+            for (rows, s) in block.as_chunks_mut::<2>().0.iter_mut().zip((first + c) / 2..depth.div_ceil(2)) {
                 let words = load(panels, n / WIDTH * panel_stride + s * WIDTH + n % WIDTH, 8);
                 let low = _mm256_slli_epi32::<16>(_mm256_castps_si256(words));
                 *rows = [_mm256_castsi256_ps(low), _mm256_and_ps(words, high)];
             }
             let terms = transpose(block);
+            let to = c / WIDTH * steps * WIDTH + c % WIDTH;
             // Columns past the last are zero in the panels, so a word may end with one.
-            for (pair, step) in terms.as_chunks::<2>().0.iter().zip(n / 2..columns.div_ceil(2)) {
+            for (pair, step) in terms.as_chunks::<2>().0.iter().zip(n / 2..steps) {
                 let low = _mm256_srli_epi32::<16>(_mm256_castps_si256(pair[0]));
-                store(out, step * WIDTH + from - first, _mm256_or_ps(_mm256_castsi256_ps(low), pair[1]));
+                store(out, to + step * WIDTH, _mm256_or_ps(_mm256_castsi256_ps(low), pair[1]));
             }
         }
     }

@@ -187,6 +187,22 @@ pub(super) fn panel_bf16(b: View<'_>, depth: usize, here: usize, panel: &mut [f3
     panel_by_columns(depth.div_ceil(2), here, panel, word);
 }
 
+/// As [`super::panel_of_bf16`], subnormal numbers as they are.
+#[target_feature(enable = "avx512f")]
+pub(super) fn panel_of_bf16(rows: &[[u8; 2]], depth: usize, panel: &mut [f32]) {
+    panel_by_columns(depth.div_ceil(2), rows.len() / depth, panel, |c, s| {
+        let row = &rows[c * depth + 2 * s..(c + 1) * depth];
+        if row.len() >= 32 {
+            // SAFETY: sixteen words of two numbers.
+            return unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
+        }
+        let mut part = [[0u8; 2]; 32];
+        part[..row.len()].copy_from_slice(row);
+        // SAFETY: as above.
+        unsafe { _mm512_loadu_si512(part.as_ptr().cast()) }
+    });
+}
+
 /// Panels from a source whose columns are contiguous: `words(c, s)` are words `s..s + 16` of column c.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -274,16 +290,16 @@ pub(super) fn transposed_f32(
     out: &mut [f32],
 ) {
     for n in (0..columns).step_by(16) {
-        for half in 0..2 {
+        for c in (0..out.len() / columns).step_by(16) {
             let mut block = [_mm512_setzero_si512(); 16];
-            let from = first + 16 * half;
-            for (row, k) in block.iter_mut().zip(from..depth) {
+            for (row, k) in block.iter_mut().zip(first + c..depth) {
                 let at = n / 32 * panel_stride + k * 32 + n % 32;
                 *row = _mm512_castps_si512(load(panels, at, 16));
             }
             transpose(&mut block);
+            let to = c / 32 * columns * 32 + c % 32;
             for (row, n) in block.iter().zip(n..columns) {
-                store(out, n * 32 + 16 * half, *row);
+                store(out, to + n * 32, *row);
             }
         }
     }
@@ -297,19 +313,22 @@ pub(super) fn transposed_bf16(
     first: usize,
     out: &mut [f32],
 ) {
+    let steps = columns.div_ceil(2);
     for n in (0..columns).step_by(16) {
-        // Row s holds terms 2s and 2s + 1 of sixteen columns: eight words of each once the halves are apart.
-        let mut block = [_mm512_setzero_si512(); 16];
-        for (row, s) in block.iter_mut().zip(first / 2..depth.div_ceil(2)) {
-            let at = n / 32 * panel_stride + s * 32 + n % 32;
-            let words = _mm512_castps_si512(load(panels, at, 16));
-            *row = _mm512_permutexvar_epi16(HALVES.load(), words);
-        }
-        transpose(&mut block);
-        for (op, step) in (n / 2..columns.div_ceil(2)).take(8).enumerate() {
-            let (even, odd) = (block[op], block[8 + op]);
-            store(out, step * 32, _mm512_permutex2var_epi32(even, ZIP_LOW.load(), odd));
-            store(out, step * 32 + 16, _mm512_permutex2var_epi32(even, ZIP_HIGH.load(), odd));
+        for (i, out) in out.chunks_exact_mut(steps * 32).enumerate() {
+            // Row s holds terms 2s and 2s + 1 of sixteen columns: eight words of each once the halves are apart.
+            let mut block = [_mm512_setzero_si512(); 16];
+            for (row, s) in block.iter_mut().zip(first / 2 + 16 * i..depth.div_ceil(2)) {
+                let at = n / 32 * panel_stride + s * 32 + n % 32;
+                let words = _mm512_castps_si512(load(panels, at, 16));
+                *row = _mm512_permutexvar_epi16(HALVES.load(), words);
+            }
+            transpose(&mut block);
+            for (op, step) in (n / 2..steps).take(8).enumerate() {
+                let (even, odd) = (block[op], block[8 + op]);
+                store(out, step * 32, _mm512_permutex2var_epi32(even, ZIP_LOW.load(), odd));
+                store(out, step * 32 + 16, _mm512_permutex2var_epi32(even, ZIP_HIGH.load(), odd));
+            }
         }
     }
 }

@@ -82,6 +82,42 @@ pub(crate) fn panel(
     }
 }
 
+/// Writes `rows` of `depth` bfloat16 numbers each as columns of a panel, as [`panel`] packs the same numbers from f32.
+pub(crate) fn panel_of_bf16(rows: &[[u8; 2]], depth: usize, panel: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    match isa() {
+        // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
+        Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => unsafe { avx512::panel_of_bf16(rows, depth, panel) },
+        // SAFETY: as above.
+        Isa::Avx2 => unsafe { avx2::panel_of_bf16(rows, depth, panel) },
+        _ => panel_of_bf16_by_words(rows, depth, panel),
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    panel_of_bf16_by_words(rows, depth, panel);
+    flush(panel);
+}
+
+fn panel_of_bf16_by_words(rows: &[[u8; 2]], depth: usize, panel: &mut [f32]) {
+    let width = panel.len() / depth.div_ceil(2);
+    fill(panel, width, rows.len() / depth, |s, c| {
+        let row = &rows[c * depth..(c + 1) * depth];
+        let ([a, b], [c, d]) = (row[2 * s], row.get(2 * s + 1).copied().unwrap_or_default());
+        f32::from_bits(u32::from_le_bytes([a, b, c, d]))
+    });
+}
+
+multiversion! {
+    /// Words of bfloat16 numbers as [`bf16`] makes them: subnormal ones become zero.
+    fn flush(words: &mut [f32]) {
+        for word in words.iter_mut() {
+            let bits = word.to_bits();
+            let low = if bits & 0x7f80 == 0 { bits & 0x8000 } else { bits & 0xffff };
+            let high = if bits & 0x7f80_0000 == 0 { bits & 0x8000_0000 } else { bits & 0xffff_0000 };
+            *word = f32::from_bits(low | high);
+        }
+    }
+}
+
 /// The same from a source whose rows are contiguous.
 fn panel_by_rows(dtype: Dtype, b: View<'_>, depth: usize, here: usize, panel: &mut [f32], width: usize) {
     let row = |k: usize| &b.data[k * b.row_stride..][..here];
@@ -117,17 +153,17 @@ fn fill(panel: &mut [f32], width: usize, here: usize, word: impl Fn(usize, usize
 }
 
 /// From the panels of a matrix to those of its transpose: `panels` holds columns `0..columns` of `b[depth][columns]`, panels
-/// `panel_stride` apart; writes panel `index` of `b^T[columns][depth]`, `[words of columns][width]`.
-pub(crate) fn transposed_panel(
+/// `panel_stride` apart; fills `out` with panels `first..` of `b^T[columns][depth]`, `[words of columns][width]` each. Several
+/// at a time, so that every piece of memory that is read holds some of each.
+pub(crate) fn transposed_panels(
     dtype: Dtype,
     panels: &[f32],
     panel_stride: usize,
     (depth, columns, width): (usize, usize, usize),
-    index: usize,
+    first: usize,
     out: &mut [f32],
 ) {
-    let first = index * width;
-    let here = width.min(depth - first);
+    let first = first * width;
     #[cfg(target_arch = "x86_64")]
     {
         type Transposed = unsafe fn(&[f32], usize, (usize, usize), usize, &mut [f32]);
@@ -148,10 +184,14 @@ pub(crate) fn transposed_panel(
     let half = |k: usize, n: usize| {
         if n < columns { word(k / 2, n).to_bits() >> (16 * (k % 2)) & 0xffff } else { 0 }
     };
-    match dtype {
-        Dtype::F32 => fill(out, width, here, |n, c| word(first + c, n)),
-        Dtype::Bf16 => {
-            fill(out, width, here, |op, c| f32::from_bits(half(first + c, 2 * op) | half(first + c, 2 * op + 1) << 16))
+    for (i, out) in out.chunks_exact_mut(columns.div_ceil(dtype.terms()) * width).enumerate() {
+        let first = first + i * width;
+        let here = width.min(depth - first);
+        match dtype {
+            Dtype::F32 => fill(out, width, here, |n, c| word(first + c, n)),
+            Dtype::Bf16 => fill(out, width, here, |op, c| {
+                f32::from_bits(half(first + c, 2 * op) | half(first + c, 2 * op + 1) << 16)
+            }),
         }
     }
 }
@@ -171,6 +211,25 @@ mod tests {
         assert_eq!((bf16(1e-40), bf16(-1e-40)), (0, 0x8000));
         assert!(f32::from_bits(bf16(f32::NAN) << 16).is_nan());
         assert_eq!(f32::from_bits(bf16(f32::MAX) << 16), f32::INFINITY);
+    }
+
+    #[test]
+    fn stored_bfloat16_packs_as_the_same_numbers_in_f32() {
+        // Every exponent, subnormal numbers and both zeros among them; infinities too.
+        let number = |i: usize| ((i * 211 % 0x1_0000) as u16 & !0x7f).to_le_bytes();
+        for (depth, columns) in [(1, 1), (7, 5), (32, 32), (33, 16), (64, 20), (75, 31), (300, 32)] {
+            let width = Kernel::of(isa(), Dtype::Bf16).width;
+            let columns = columns.min(width);
+            let stored: Vec<[u8; 2]> =
+                (0..depth * columns).map(|i| if i % 9 == 0 { [i as u8, 0x80] } else { number(i) }).collect();
+            let mut wide = vec![0.0; stored.len()];
+            crate::weights::Numbers::Bf16(&stored).widen(&mut wide);
+            let mut panels = [vec![7.0; depth.div_ceil(2) * width], vec![9.0; depth.div_ceil(2) * width]];
+            panel_of_bf16(&stored, depth, &mut panels[0]);
+            panel(Dtype::Bf16, View::rows(&wide, depth).t(), depth, 0, columns, width, &mut panels[1]);
+            let [found, expected] = panels.map(|panel| panel.iter().map(|word| word.to_bits()).collect::<Vec<_>>());
+            assert_eq!(found, expected, "{depth} {columns}");
+        }
     }
 
     /// `b[depth][columns]`, each number its own place.
@@ -205,8 +264,8 @@ mod tests {
                 // The transpose of the transpose, packed from rows, is where we began.
                 let back_steps = columns.div_ceil(dtype.terms());
                 let mut back = vec![7.0; depth.div_ceil(width) * back_steps * width];
-                for (p, out) in back.chunks_exact_mut(back_steps * width).enumerate() {
-                    transposed_panel(dtype, &panels, steps * width, (depth, columns, width), p, out);
+                for (run, out) in back.chunks_mut(2 * back_steps * width).enumerate() {
+                    transposed_panels(dtype, &panels, steps * width, (depth, columns, width), 2 * run, out);
                 }
                 let mut expected = vec![7.0; back.len()];
                 for (p, out) in expected.chunks_exact_mut(back_steps * width).enumerate() {
