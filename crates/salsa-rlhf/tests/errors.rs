@@ -216,7 +216,7 @@ fn too_little_memory_is_refused_before_a_weight_is_read() {
             ["soup needs", "ingredients", "No key would lower it"],
         ),
         (
-            "soup out/sft-a nan --method greedy --greedy.dataset prompt.jsonl --greedy.reward_model out/reward --output new"
+            "soup out/sft-a nan --method greedy --greedy.dataset prompt.jsonl --greedy.reward_model_path out/reward --output new"
                 .to_owned(),
             ["soup needs", "generation", "SALSA_MEMORY=1GB"],
         ),

@@ -121,7 +121,7 @@ impl Syllabus {
             let slots = knobs.slots.min(tokens.len());
             generation = generation.max(responses.generation(&self.spec, knobs.dtype, slots));
             passes.extend(&responses.reading(slots));
-            passes.extend(&responses.scoring(tokens.len(), rollout::PASS as u64));
+            passes.extend(&responses.scoring(tokens.len(), tokens.len(), rollout::PASS as u64));
         }
         need.add(part::GENERATION, generation);
         need.add(part::ACTIVATIONS, shape::forward_pass(&self.spec, passes.tokens()));

@@ -25,33 +25,44 @@ impl Responses {
 
     /// The pass over the prompts of so many sequences, with which their generation begins.
     pub fn reading(&self, slots: usize) -> Arrays {
+        Arrays::of([self.longest_prompts(slots)])
+    }
+
+    /// The passes over prompts with their responses, `batch` at a time and `count` in all, as many together as fit into
+    /// `budget` tokens.
+    pub fn scoring(&self, count: usize, batch: usize, budget: u64) -> Arrays {
+        self.passes(count, |at, _, tokens| at.is_multiple_of(batch) || tokens > budget)
+    }
+
+    /// The passes over prompts with their responses, so many of them together, `count` in all. Which ones meet is a matter
+    /// of chance; the longest ones may.
+    pub fn learning(&self, count: usize, together: usize) -> Arrays {
+        let mut arrays = self.passes(count, |_, pass, _| pass == together);
+        arrays.pass(self.longest_prompts(together) + together as u64 * self.new_tokens);
+        arrays
+    }
+
+    /// `starts(sequence, sequences of the pass so far, tokens with this one)`: whether a new pass begins.
+    fn passes(&self, count: usize, starts: impl Fn(usize, usize, u64) -> bool) -> Arrays {
+        let (mut arrays, mut pass, mut tokens) = (Arrays::default(), 0, 0);
+        let count = if self.prompts.is_empty() { 0 } else { count };
+        for (at, prompt) in self.prompts.iter().cycle().take(count).enumerate() {
+            let next = prompt + self.new_tokens;
+            if pass > 0 && starts(at, pass, tokens + next) {
+                arrays.pass(tokens);
+                (pass, tokens) = (0, 0);
+            }
+            (pass, tokens) = (pass + 1, tokens + next);
+        }
+        arrays.pass(tokens);
+        arrays
+    }
+
+    /// Tokens of so many prompts, the longest ones; where there are fewer, each comes several times.
+    fn longest_prompts(&self, count: usize) -> u64 {
         let mut prompts = self.prompts.clone();
         prompts.sort_unstable_by(|a, b| b.cmp(a));
-        Arrays::of([prompts.iter().cycle().take(if prompts.is_empty() { 0 } else { slots }).sum()])
-    }
-
-    /// The passes over prompts with their responses, `count` of them, as many together as fit into `budget` tokens.
-    pub fn scoring(&self, count: usize, budget: u64) -> Arrays {
-        self.passes(count, |pass, used, next| pass > 0 && used + next > budget)
-    }
-
-    /// The passes over prompts with their responses, so many of them together, `count` in all.
-    pub fn learning(&self, count: usize, together: usize) -> Arrays {
-        self.passes(count, |pass, _, _| pass == together)
-    }
-
-    fn passes(&self, count: usize, full: impl Fn(usize, u64, u64) -> bool) -> Arrays {
-        let (mut arrays, mut pass, mut used) = (Arrays::default(), 0, 0);
-        for prompt in self.prompts.iter().cycle().take(if self.prompts.is_empty() { 0 } else { count }) {
-            let next = prompt + self.new_tokens;
-            if full(pass, used, next) {
-                arrays.pass(used);
-                (pass, used) = (0, 0);
-            }
-            (pass, used) = (pass + 1, used + next);
-        }
-        arrays.pass(used);
-        arrays
+        prompts.iter().cycle().take(if prompts.is_empty() { 0 } else { count }).sum()
     }
 
     fn longest(&self) -> u64 {
@@ -69,14 +80,17 @@ mod tests {
         let responses = Responses::new(&prompts, 10);
         assert_eq!(responses.longest(), 32);
         // The longest prompts; where there are fewer, each comes several times.
-        assert_eq!([0, 1, 2, 4].map(|slots| responses.reading(slots).tokens()), [0, 22, 36, 64]);
+        assert_eq!([0, 1, 2, 4].map(|slots| responses.reading(slots).rounded()), [0, 22, 36, 64]);
         // 16 + 32 + 22: all fit into 70, within 48 two and one, within 10 each is alone.
-        let scoring = |budget| responses.scoring(3, budget).tokens();
+        let scoring = |budget| responses.scoring(3, 3, budget).rounded();
         assert_eq!(scoring(70), 72, "70, in steps of 8");
         assert_eq!(scoring(48), 48 + 22);
         assert_eq!(scoring(10), 16 + 32, "22 takes what 32 left");
-        // Two together: 16 + 32; 22 + 16 and 32 alone, for which the first will do. One at a time: 16, 32.
-        assert_eq!([2, 1].map(|together| responses.learning(5, together).tokens()), [48, 16 + 32]);
-        assert_eq!(Responses::new(&[], 10).scoring(3, 70).tokens(), 0);
+        // Two at a time: 16 + 32; 22 + 16 and 32 alone, for which the first will do.
+        assert_eq!(responses.scoring(5, 2, 70).rounded(), 48);
+        // The same, and 32 + 22 might meet.
+        assert_eq!(responses.learning(5, 2).rounded(), 48 + 56);
+        assert_eq!(responses.learning(5, 1).rounded(), 16 + 32);
+        assert_eq!(Responses::new(&[], 10).scoring(3, 3, 70).rounded(), 0);
     }
 }

@@ -102,7 +102,7 @@ impl<'a> Cast<'a> {
         need.add(part::GENERATION, responses.generation(spec, knobs.dtype, knobs.slots));
         let episodes = (config.updates() as usize).saturating_mul(config.batch_size);
         let learning = responses.learning(episodes.saturating_mul(config.num_ppo_epochs), knobs.pass);
-        let scoring = responses.scoring(config.batch_size, rollout::PASS as u64).beside(&learning);
+        let scoring = responses.scoring(episodes, config.batch_size, rollout::PASS as u64).beside(&learning);
         let reading = responses.reading(knobs.slots).beside(&learning).beside(&scoring);
         // Policy and critic keep a pass at the same time, but work one after the other.
         let critic = match config.critic {

@@ -152,8 +152,9 @@ fn an_evaluation_takes_memory_beside_training_where_its_passes_are_larger() {
         job.activations(&spec, &knobs, Batching::Examples(pass), &lengths)
     };
     let training = |tokens| shape::training_pass(&spec, &Knobs::default(), tokens);
-    assert_eq!(need(2, 8, &[]), training(32));
-    assert_eq!(need(2, 2, &[16; 6]), training(32), "passes of one size");
-    assert_eq!(need(2, 4, &[16; 6]), training(32) + shape::forward_pass(&spec, 64), "64 and, for which 32 will do, 32");
-    assert_eq!(need(2, 1, &[16; 6]), training(32) + shape::forward_pass(&spec, 16), "32 are too large for 16");
+    // A sixteenth more than the tokens of the passes.
+    assert_eq!(need(2, 8, &[]), training(34));
+    assert_eq!(need(2, 2, &[16; 6]), training(34), "passes of one size");
+    assert_eq!(need(2, 4, &[16; 6]), training(34) + shape::forward_pass(&spec, 68), "64 and, for which 32 will do, 32");
+    assert_eq!(need(2, 1, &[16; 6]), training(34) + shape::forward_pass(&spec, 17), "32 are too large for 16");
 }
