@@ -18,7 +18,7 @@ use super::{ChatTemplate, GenerationPrompt, Message};
 /// turns, dropping past reasoning (Qwen3), where the turn is the longest end of `after` that stands in the whole.
 pub(super) fn by_prefixes(template: &ChatTemplate, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
     let whole = template.render(messages, GenerationPrompt::Omit)?;
-    let mut spans = Vec::new();
+    let mut spans: Vec<Range<usize>> = Vec::new();
     for (i, message) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
         let turn = || format!("cannot tell which part of the rendered conversation is message {}", i + 1);
         let before = template.render(&messages[..i], GenerationPrompt::Add).with_context(turn)?;
@@ -29,7 +29,9 @@ pub(super) fn by_prefixes(template: &ChatTemplate, messages: &[Message]) -> Resu
             let exact = [added, closed].into_iter().flatten().find(|added| rest.starts_with(added));
             exact.map(str::len).or_else(|| shortened(rest, added.unwrap_or(&after), &message.content))
         });
-        let Some(length) = length else {
+        // A template that does not write the turns one after the other can seem to begin one inside another.
+        let apart = spans.last().is_none_or(|last| last.end <= before.len());
+        let Some(length) = length.filter(|_| apart) else {
             bail!(
                 "{}: the chat template writes it differently once other messages follow. Put {{% generation %}} and {{% endgeneration %}} around the assistant's part in the template, or train on prompt and completion records, one for each turn",
                 turn()

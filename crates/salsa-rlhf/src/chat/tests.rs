@@ -166,6 +166,17 @@ fn a_template_that_cuts_a_marked_text_is_refused() {
 }
 
 #[test]
+fn turns_that_seem_to_lie_in_each_other_are_refused() {
+    // Found by fuzzing: a line for each character of what the last messages look like, so no turn follows another.
+    let source = "{% for m in messages[::-2] | join(', ') %}\n e%}\n{% endfor %}\n";
+    let said = " G\0\0\0\0\0\0\0\0\0\0\0\0et(G\0üloop\u{7}";
+    let talk: Vec<Message> =
+        ["system", "user", "assistant", "user", "assistant"].iter().map(|role| Message::new(*role, said)).collect();
+    let error = template(source).render_with_spans(&talk).unwrap_err().to_string();
+    assert!(error.contains("cannot tell which part of the rendered conversation is message 5"), "{error}");
+}
+
+#[test]
 fn the_dialect_of_transformers() {
     let m = turns(&["a\"<é>", "b"]);
     let table = [
