@@ -170,7 +170,9 @@ mod tests {
     fn many_normal_numbers_are_those_drawn_one_by_one() {
         for words_before in [0, 1, 4] {
             let mut one_by_one = Random::new(5, 6);
-            (0..words_before).for_each(|_| drop(one_by_one.u32()));
+            for _ in 0..words_before {
+                one_by_one.u32();
+            }
             let mut at_once = one_by_one.clone();
             let mut found = vec![0.0; PART + 3];
             at_once.normals(0.5, &mut found);
