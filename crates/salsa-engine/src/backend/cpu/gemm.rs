@@ -137,8 +137,10 @@ impl Packed {
         let (depth, width) = (other.depth, other.kernel().width);
         self.dtype = other.dtype;
         self.reshape(columns, depth);
-        let run = TRANSPOSED / width;
-        self.each_run(0..depth.div_ceil(width), run, |p, out| {
+        let count = depth.div_ceil(width);
+        // Every thread has work.
+        let run = (TRANSPOSED / width).min(count.div_ceil(pool::threads())).max(1);
+        self.each_run(0..count, run, |p, out| {
             pack::transposed_panels(other.dtype, panels.data, panels.panel_stride, (depth, columns, width), p, out);
         });
     }

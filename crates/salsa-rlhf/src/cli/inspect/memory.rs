@@ -27,7 +27,8 @@ struct Stage {
     generates: bool,
 }
 
-/// A table of all stages, for weights that come from a file in bfloat16 or in another type, with activations as a number per token of a pass.
+/// A table of all stages, for weights from a file in bfloat16 or in another type, with activations as a number per token of
+/// a pass.
 pub fn table(spec: &ModelSpec, file_is_bf16: bool) -> String {
     let (slots, length) = GENERATED;
     let mut text = format!(
@@ -131,7 +132,7 @@ impl Stage {
         self.frozen.iter().for_each(|spec| need.add(part::FROZEN, shape::stored(spec, dtype, file_is_bf16)));
         need.add(part::FROZEN, self.frozen_adapters as u64 * shape::packed(dtype));
         if self.ingredients > 0 {
-            let more = shape::changing(&self.frozen[0], dtype) - shape::weights(&self.frozen[0], dtype);
+            let more = shape::changing(&self.frozen[0], dtype) - shape::stored(&self.frozen[0], dtype, file_is_bf16);
             need.add(part::FROZEN, more);
             need.add(part::INGREDIENTS, shape::flat(&self.frozen[0], self.ingredients + 1));
         }
