@@ -137,23 +137,32 @@ impl Rendering {
         rendered
     }
 
-    /// The text and the byte ranges of `{% generation %}` blocks.
+    /// The text and the byte ranges of `{% generation %}` blocks; a block inside another belongs to the outer one.
     pub(super) fn marked(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
         let (open, close) = unused_marks(&self.source, messages)?;
         let rendered = self.render(messages, GenerationPrompt::Omit, Some((open, close)))?;
-        let (mut text, mut spans, mut start) = (String::with_capacity(rendered.len()), Vec::new(), 0);
+        let (mut text, mut spans) = (String::with_capacity(rendered.len()), Vec::new());
+        let (mut start, mut depth, mut paired) = (0, 0usize, true);
         for piece in rendered.split_inclusive([open, close]) {
-            let plain = piece.trim_end_matches([open, close]);
-            text.push_str(plain);
+            text.push_str(piece.trim_end_matches([open, close]));
             if piece.ends_with(open) {
-                start = text.len();
-            } else if piece.ends_with(close) && text.len() > start {
-                spans.push(start..text.len());
+                if depth == 0 {
+                    start = text.len();
+                }
+                depth += 1;
+            } else if piece.ends_with(close) {
+                paired &= depth > 0;
+                depth = depth.saturating_sub(1);
+                if depth == 0 && text.len() > start {
+                    spans.push(start..text.len());
+                }
             }
         }
+        paired &= depth == 0;
         // Marks are part of the text while the template is at work: one that counts or cuts characters sees them. A clock
         // may tick between two renderings.
-        if !self.source.contains("strftime_now") && text != self.plain(messages, GenerationPrompt::Omit)? {
+        let timeless = !self.source.contains("strftime_now");
+        if !paired || timeless && text != self.plain(messages, GenerationPrompt::Omit)? {
             bail!(
                 "the chat template changes the text of a {{% generation %}} block after the block (cuts, counts or reverses it), so that the assistant's part cannot be told: write the block where the text goes out"
             );

@@ -163,6 +163,21 @@ fn a_template_that_cuts_a_marked_text_is_refused() {
     assert_eq!(template(source).render(&turns(&["abcde"]), GenerationPrompt::Omit).unwrap(), "ace");
     let error = template(source).render_with_spans(&turns(&["abcde"])).unwrap_err().to_string();
     assert!(error.contains("{% generation %}") && error.contains("cannot be told"), "{error}");
+    // Reversed, the text is right and the marks stand the wrong way round.
+    let source = source.replace("[::2]", "[::-1]");
+    assert_eq!(template(&source).render(&turns(&["abcde"]), GenerationPrompt::Omit).unwrap(), "edcba");
+    let error = template(&source).render_with_spans(&turns(&["abcde"])).unwrap_err().to_string();
+    assert!(error.contains("cannot be told"), "{error}");
+}
+
+#[test]
+fn a_block_inside_another_belongs_to_the_outer_one() {
+    // Found by fuzzing: the inner end closed the outer block, and the outer end began where the inner one had.
+    let source = "<{% generation %}a{% generation %}{{ messages[0].content }}{% endgeneration %}b{% endgeneration %}>";
+    assert_eq!(parts(source, &turns(&["x"])), ["axb"]);
+    let source =
+        "<{% generation %}{% generation %}a{% endgeneration %}{% endgeneration %}>{% generation %}b{% endgeneration %}";
+    assert_eq!(parts(source, &turns(&["x"])), ["a", "b"]);
 }
 
 #[test]
