@@ -16,8 +16,8 @@ use super::{
     bases::Bases,
     exam::{Answering, Answers, Asked, Exam, Questions, Syllabus},
     landscape::blend::Blend,
+    model_source::ModelSource,
     ppo::{config::Gold, rollout::split},
-    reference::ModelSource,
     source::DataSource,
 };
 use crate::{

@@ -33,6 +33,7 @@ pub mod lock;
 pub mod logprobs;
 pub mod lora;
 pub mod memory;
+pub mod model_source;
 pub mod next_token;
 pub mod order;
 pub mod pairs;

@@ -19,9 +19,13 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 use super::Dtype;
 use super::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use vector::{avx2_bf16, avx2_f32, avx512_bf16, avx512_bf16_native, avx512_f32};
 
 /// Whether a tile replaces what is in memory or adds to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,189 +176,6 @@ kernel!(AVX2_F32, 16, Terms, avx2_f32, 1 2 3 4 5 6);
 kernel!(AVX2_BF16, 16, Terms, avx2_bf16, 1 2 3 4 5 6);
 kernel!(PORTABLE_F32, 16, Terms, portable_f32, 1 2 3 4);
 kernel!(PORTABLE_BF16, 16, Terms, portable_bf16, 1 2 3 4);
-
-/// A tile kernel on vectors of `$lanes` numbers, two to a row. A step of the sum is one or two multiplications: `$load(b)`
-/// takes a vector of the right factor from its words, `$left(a)` fills one with the item of the left factor that goes with
-/// it, `$offset` items behind the first of the step.
-///
-/// # Safety
-///
-/// The instruction set must be available; `a` must hold a left factor of R rows for `steps` words, `b` `steps` times two
-/// vectors, and `out` R rows of two vectors.
-#[cfg(target_arch = "x86_64")]
-macro_rules! vector_tile {
-    ($name:ident, $feature:literal, $lanes:literal, items: $items:literal,
-     [$(($offset:literal, $load:expr, $left:expr, $multiply:expr)),+], $zero:ident, $get:ident, $add:ident, $put:ident) => {
-        #[doc = "# Safety\n\nAs `vector_tile` says."]
-        #[target_feature(enable = $feature)]
-        unsafe fn $name<const R: usize, const BY_ROW: bool>(
-            steps: usize,
-            a: *const f32,
-            a_stride: usize,
-            b: *const f32,
-            ahead: Ahead,
-            out: *mut f32,
-            stride: usize,
-            store: Store,
-        ) {
-            use std::arch::x86_64::*;
-            // What is added to lies far away: it is asked for now and needed at the end.
-            for r in 0..R {
-                _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(r * stride).cast());
-                _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(r * stride + 2 * $lanes - 1).cast());
-            }
-            let mut sum = [[$zero(); 2]; R];
-            for s in 0..steps {
-                // SAFETY: the caller's promise on the lengths of `a` and `b`.
-                unsafe {
-                    _mm_prefetch::<_MM_HINT_T1>(ahead.from.wrapping_add(ahead.stride * s).cast());
-                    if $lanes == 16 {
-                        _mm_prefetch::<_MM_HINT_T1>(ahead.from.wrapping_add(ahead.stride * s + $lanes).cast());
-                    }
-                    let words = b.add(2 * $lanes * s);
-                    $(
-                        let right = [$load(words), $load(words.add($lanes))];
-                        for (r, sum) in sum.iter_mut().enumerate() {
-                            let left = $left(a.add(at::<BY_ROW>(r, $items * s + $offset, a_stride)));
-                            sum[0] = $multiply(left, right[0], sum[0]);
-                            sum[1] = $multiply(left, right[1], sum[1]);
-                        }
-                    )+
-                }
-            }
-            for (r, sum) in sum.iter().enumerate() {
-                // SAFETY: the caller's promise on `out`.
-                unsafe {
-                    for (half, &sum) in sum.iter().enumerate() {
-                        let at = out.add(r * stride + $lanes * half);
-                        $put(
-                            at,
-                            match store {
-                                Store::Replace => sum,
-                                Store::Add => $add($get(at), sum),
-                            },
-                        );
-                    }
-                }
-            }
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-vector_tile!(
-    avx512_f32,
-    "avx512f",
-    16,
-    items: 1,
-    [(0, |b| _mm512_loadu_ps(b), |a: *const f32| _mm512_set1_ps(*a), |a, b, sum| _mm512_fmadd_ps(a, b, sum))],
-    _mm512_setzero_ps,
-    _mm512_loadu_ps,
-    _mm512_add_ps,
-    _mm512_storeu_ps
-);
-
-#[cfg(target_arch = "x86_64")]
-vector_tile!(
-    avx512_bf16_native,
-    "avx512f,avx512bf16",
-    16,
-    items: 1,
-    [(
-        0,
-        |b: *const f32| bf16_pairs(_mm512_loadu_si512(b.cast())),
-        |a: *const f32| bf16_pairs(_mm512_set1_epi32(a.cast::<i32>().read())),
-        |a, b, sum| _mm512_dpbf16_ps(sum, a, b)
-    )],
-    _mm512_setzero_ps,
-    _mm512_loadu_ps,
-    _mm512_add_ps,
-    _mm512_storeu_ps
-);
-
-/// The same bits, as the type that the dot product takes.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn bf16_pairs(words: std::arch::x86_64::__m512i) -> std::arch::x86_64::__m512bh {
-    // SAFETY: both are 512 bits without invalid values.
-    unsafe { std::mem::transmute(words) }
-}
-
-/// The high halves of words are f32 numbers once the low ones are zero.
-#[cfg(target_arch = "x86_64")]
-const HIGH: i32 = 0xffff_0000_u32 as i32;
-
-#[cfg(target_arch = "x86_64")]
-vector_tile!(
-    avx512_bf16,
-    "avx512f",
-    16,
-    items: 2,
-    [
-        (
-            1,
-            |b: *const f32| _mm512_castsi512_ps(_mm512_and_si512(
-                _mm512_loadu_si512(b.cast()),
-                _mm512_set1_epi32(HIGH)
-            )),
-            |a: *const f32| _mm512_set1_ps(*a),
-            |a, b, sum| _mm512_fmadd_ps(a, b, sum)
-        ),
-        (
-            0,
-            |b: *const f32| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(b.cast()))),
-            |a: *const f32| _mm512_set1_ps(*a),
-            |a, b, sum| _mm512_fmadd_ps(a, b, sum)
-        )
-    ],
-    _mm512_setzero_ps,
-    _mm512_loadu_ps,
-    _mm512_add_ps,
-    _mm512_storeu_ps
-);
-
-#[cfg(target_arch = "x86_64")]
-vector_tile!(
-    avx2_f32,
-    "avx2,fma",
-    8,
-    items: 1,
-    [(0, |b| _mm256_loadu_ps(b), |a: *const f32| _mm256_set1_ps(*a), |a, b, sum| _mm256_fmadd_ps(a, b, sum))],
-    _mm256_setzero_ps,
-    _mm256_loadu_ps,
-    _mm256_add_ps,
-    _mm256_storeu_ps
-);
-
-#[cfg(target_arch = "x86_64")]
-vector_tile!(
-    avx2_bf16,
-    "avx2,fma",
-    8,
-    items: 2,
-    [
-        (
-            1,
-            |b: *const f32| _mm256_castsi256_ps(_mm256_and_si256(
-                _mm256_loadu_si256(b.cast()),
-                _mm256_set1_epi32(HIGH)
-            )),
-            |a: *const f32| _mm256_set1_ps(*a),
-            |a, b, sum| _mm256_fmadd_ps(a, b, sum)
-        ),
-        (
-            0,
-            |b: *const f32| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(b.cast()))),
-            |a: *const f32| _mm256_set1_ps(*a),
-            |a, b, sum| _mm256_fmadd_ps(a, b, sum)
-        )
-    ],
-    _mm256_setzero_ps,
-    _mm256_loadu_ps,
-    _mm256_add_ps,
-    _mm256_storeu_ps
-);
 
 /// # Safety
 ///

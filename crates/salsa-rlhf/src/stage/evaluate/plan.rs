@@ -9,7 +9,7 @@ use crate::{
         StageContext,
         exam::{Questions, Syllabus},
         memory::{self, Knobs, Roles, Saving},
-        reference::ModelSource,
+        model_source::ModelSource,
         start::open_language_model,
     },
 };

@@ -6,7 +6,7 @@ use salsa_algo::soup::{Normalize, Weights, weighted_mean};
 use salsa_engine::{Cpu, Model, ModelSpec};
 
 use crate::stage::{
-    reference::{ModelSource, first_difference},
+    model_source::{ModelSource, first_difference},
     soup::tokenizers,
 };
 

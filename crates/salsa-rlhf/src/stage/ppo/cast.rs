@@ -12,7 +12,8 @@ use crate::{
     stage::{
         StageContext,
         memory::{self, Knobs, Need, Responses, Roles, Saving, part, shape},
-        reference::{ModelSource, ReferenceConfig, SoupSource},
+        model_source::{ModelSource, SoupSource},
+        reference::ReferenceConfig,
         start::trained_adapter,
     },
 };

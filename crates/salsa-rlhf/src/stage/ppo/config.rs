@@ -16,8 +16,9 @@ use crate::{
     stage::{
         arguments::{ComputeType, Schedule, WeightType},
         lora::LoraArguments,
+        model_source::ModelSource,
         ppo::ScoreScale,
-        reference::{ModelSource, ReferenceConfig},
+        reference::ReferenceConfig,
         source::DataSource,
     },
 };

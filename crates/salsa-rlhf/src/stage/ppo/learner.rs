@@ -7,7 +7,7 @@ use super::config::{CriticKind, PpoConfig};
 use super::rollout::{Rollouts, split};
 use crate::{
     checkpoint::Checkpoint,
-    stage::{bases::Bases, reference::ModelSource, soup::adapters, start::open_language_model},
+    stage::{bases::Bases, model_source::ModelSource, soup::adapters, start::open_language_model},
 };
 
 /// Policy and critic.

@@ -8,8 +8,9 @@ use crate::stage::{
     arguments::TrainingArguments,
     fixture::{self, quiet},
     lora::LoraArguments,
+    model_source::{ModelSource, SoupSource},
     ppo::config::CriticKind,
-    reference::{ModelSource, ReferenceConfig, SoupSource},
+    reference::ReferenceConfig,
     reward::{self, RewardConfig},
     sft::{self, SftConfig},
 };

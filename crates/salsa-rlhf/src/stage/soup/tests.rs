@@ -14,10 +14,13 @@ use crate::{
     checkpoint::{Checkpoint, Companions, Dtype, Family, SaveOptions, SpecialTokens, save},
     stage::{
         Outcome, fixture, kinds,
-        reference::{ModelSource, SoupSource},
+        model_source::{ModelSource, SoupSource},
         run_stage,
     },
 };
+
+mod greedy;
+mod refused;
 
 /// A folder for the checkpoints of one test.
 struct Kitchen(tempfile::TempDir);
@@ -289,92 +292,6 @@ fn numbers_may_differ_from_tensor_to_tensor() {
 }
 
 #[test]
-fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
-    let (place, context) = (tempfile::tempdir().unwrap(), StageContext::quiet());
-    let base = fixture::base(place.path());
-    let checkpoint = Checkpoint::open(&base).unwrap();
-    let weights = checkpoint.read_weights().unwrap();
-    let companions = Companions::from_dir(&base).unwrap();
-    // A model, the same a little and much disturbed, and one disturbed the other way.
-    let disturbed = |name: &str, by: f32| {
-        let noise = |i: usize| (uniform(7, 0, i as u64) - 0.5) as f32 * by;
-        let weights: Vec<f32> = weights.iter().enumerate().map(|(i, w)| w + noise(i)).collect();
-        let dir = place.path().join(name);
-        save(&dir, &checkpoint.spec, &weights, &companions, &[], &SaveOptions::like(&checkpoint)).unwrap();
-        dir
-    };
-    let models = vec![disturbed("much", 2.0), disturbed("little", 0.3), disturbed("opposite", -0.3)];
-    let texts: Vec<Value> = fixture::SENTENCES.iter().map(|text| json!({"text": text})).collect();
-    fixture::write_lines(&place.path().join("held-out.jsonl"), &texts);
-    let greedy = |reward_model_path| {
-        let dataset = crate::stage::source::DataSource::Path(place.path().join("held-out.jsonl"));
-        GreedyConfig { dataset, reward_model_path, max_length: 48, max_new_tokens: 4, ..GreedyConfig::default() }
-    };
-    let config = SoupConfig {
-        models: models.clone(),
-        method: Method::Greedy,
-        greedy: Some(greedy(None)),
-        output_dir: place.path().join("soup"),
-        ..SoupConfig::default()
-    };
-    config.validate().unwrap();
-    let summary = write_new_directory(&config, &context).unwrap().summary;
-    let record = json_file(&config.output_dir.join("soup.json"));
-    let steps = record["greedy"]["steps"].as_array().unwrap();
-    let loss = |value: &Value| value["mean"].as_f64().unwrap();
-    let alone: Vec<f64> = record["greedy"]["alone"].as_array().unwrap().iter().map(loss).collect();
-    assert!(alone[0] > alone[1] && alone[0] > alone[2], "{alone:?}");
-    assert_eq!((record["method"].as_str(), record["greedy"]["measure"].as_str()), (Some("greedy"), Some("loss")));
-    // The two small disturbances cancel out; with the large one it gets worse.
-    assert_eq!(steps.iter().map(|step| step["kept"].as_bool().unwrap()).collect::<Vec<_>>(), [true, true, false]);
-    assert_eq!(steps[2]["ingredient"], 0);
-    assert!(loss(&steps[1]["soup"]) < alone[1].min(alone[2]) && loss(&steps[2]["soup"]) > loss(&steps[1]["soup"]));
-    let mut kept: Vec<u64> = summary["kept"].as_array().unwrap().iter().map(|i| i.as_u64().unwrap()).collect();
-    kept.sort_unstable();
-    assert_eq!(kept, [1, 2]);
-    let shares: Vec<f64> = (0..3).map(|i| record["ingredients"][i]["weight"].as_f64().unwrap()).collect();
-    assert_eq!(shares, [0.0, 0.5, 0.5]);
-    let plain = SoupConfig {
-        models: models[1..].to_vec(),
-        method: Method::Linear,
-        greedy: None,
-        output_dir: place.path().join("plain"),
-        ..config.clone()
-    };
-    write_new_directory(&plain, &context).unwrap();
-    assert!(read(&config.output_dir) == read(&plain.output_dir));
-
-    // By a reward model's score of answers: the same work, other numbers, as often as it is asked.
-    let spec = checkpoint.spec.with_head(Head::Scalar);
-    let reward = place.path().join("reward");
-    let head = checkpoint.spec.convert(&weights, &spec, 3);
-    save(&reward, &spec, &head, &companions, &[], &SaveOptions::like(&checkpoint)).unwrap();
-    let prompts: Vec<Value> = fixture::SENTENCES.iter().map(|text| json!({"prompt": text})).collect();
-    fixture::write_lines(&place.path().join("held-out.jsonl"), &prompts);
-    let once = |name: &str| {
-        let output_dir = place.path().join(name);
-        let config = SoupConfig { greedy: Some(greedy(Some(reward.clone()))), output_dir, ..config.clone() };
-        write_new_directory(&config, &context).unwrap();
-        json_file(&config.output_dir.join("soup.json"))["greedy"].clone()
-    };
-    let scored = once("scored");
-    assert_eq!(scored["measure"], "score");
-    let best = scored["steps"][0]["soup"]["mean"].as_f64().unwrap();
-    let singles: Vec<f64> = scored["alone"].as_array().unwrap().iter().map(loss).collect();
-    assert!(singles.iter().all(|score| *score <= best) && singles.contains(&best), "{scored}");
-    assert_eq!(once("again"), scored);
-
-    let refused = |change: fn(&mut SoupConfig)| {
-        let mut config = config.clone();
-        change(&mut config);
-        config.validate().unwrap_err().to_string()
-    };
-    assert!(refused(|c| c.greedy = None).contains("say greedy.dataset"));
-    assert!(refused(|c| c.weights = numbers(&[1.0; 3])).contains("does not use weights"));
-    assert!(refused(|c| c.method = Method::Linear).contains("does not use greedy"));
-}
-
-#[test]
 fn dare_is_the_same_each_time_and_differs_by_seed_and_tensor() {
     let (kitchen, spec) = (Kitchen::new(), small());
     let zeros = vec![0.0; spec.parameters()];
@@ -417,138 +334,6 @@ fn the_type_can_be_chosen_and_is_the_wider_of_two() {
     assert_eq!(dtype_of(kitchen.config(&[&b, &b])), Dtype::BF16);
     let half = SoupConfig { dtype: Some(WeightType::Float16), ..kitchen.config(&[&a, &b]) };
     assert_eq!(dtype_of(half), Dtype::F16);
-}
-
-#[test]
-fn what_does_not_fit_together_is_refused_by_name() {
-    let kitchen = Kitchen::new();
-    let a = kitchen.random("a", &small(), F32);
-    let refused = |other: &PathBuf| kitchen.refused(&kitchen.config(&[&a, other]));
-    let wide = kitchen.random("wide", &ModelSpec { intermediate_size: 32, ..small() }, F32);
-    assert!(refused(&wide).ends_with("cannot be mixed: intermediate_size is 24 and 32"), "{}", refused(&wide));
-    let words = kitchen.random("words", &fixture::spec(51, Head::LanguageModel), F32);
-    assert!(refused(&words).ends_with("cannot be mixed: vocab_size is 50 and 51"));
-    let reward = kitchen.random("reward", &fixture::spec(50, Head::Scalar), F32);
-    assert!(refused(&reward).ends_with("cannot be mixed: head is LanguageModel and Scalar"));
-    let longer = kitchen.random("longer", &ModelSpec { max_positions: 99, ..small() }, F32);
-    kitchen.soup(&kitchen.config(&[&a, &longer]));
-
-    let b = kitchen.random("b", &small(), F32);
-    let tokenizer = |dir: &Path, id: u32| {
-        let json = json!({"model": {"type": "BPE", "vocab": {"soup": id}, "merges": []}, "added_tokens": []});
-        fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
-    };
-    tokenizer(&a, 1);
-    tokenizer(&b, 2);
-    assert!(refused(&b).ends_with("tokenizer.json differs: the token \"soup\" is 1 and 2"), "{}", refused(&b));
-    let base = SoupConfig { base_model: Some(b), ..kitchen.config(&[&a]) };
-    assert!(kitchen.refused(&base).contains("tokenizer.json differs"));
-
-    fs::write(kitchen.path("wide/adapter_config.json"), "{}").unwrap();
-    assert!(refused(&wide).contains("adapter_config.json: peft_type is missing"), "{}", refused(&wide));
-    assert!(refused(&kitchen.path("nowhere")).contains("there is no model at"));
-}
-
-#[test]
-fn what_makes_no_sense_is_refused_by_name() {
-    let dirs = [PathBuf::from("a"), PathBuf::from("b")];
-    let two = || SoupConfig { models: dirs.to_vec(), ..SoupConfig::default() };
-    let refused = |config: SoupConfig| config.validate().unwrap_err().to_string();
-    assert!(refused(SoupConfig::default()).starts_with("models is empty"));
-    assert!(refused(SoupConfig { weights: numbers(&[1.0]), ..two() }).starts_with("1 weights for 2 models"));
-    assert!(refused(SoupConfig { weights: numbers(&[1.0, -1.0]), ..two() }).contains("sum to 0"));
-    assert!(refused(SoupConfig { weights: numbers(&[0.0, 0.0]), ..two() }).starts_with("all weights are 0"));
-    assert!(refused(SoupConfig { weights: numbers(&[1.0, f64::NAN]), ..two() }).contains("NaN"));
-    assert!(refused(SoupConfig { t: Setting::number(0.2), ..two() }).starts_with("method linear does not use t"));
-    assert!(
-        refused(SoupConfig { density: Setting::number(0.2), ..two() })
-            .starts_with("method linear does not use density")
-    );
-    assert!(refused(SoupConfig { max_shard_size: ByteSize(0), ..two() }).starts_with("max_shard_size is 0"));
-    for method in [Method::Ties, Method::DareLinear, Method::DareTies, Method::TaskArithmetic] {
-        assert!(refused(SoupConfig { method, ..two() }).contains("give it with base_model"), "{method:?}");
-        let config = SoupConfig { method, base_model: Some("c".into()), ..two() };
-        config.validate().unwrap();
-        if method != Method::TaskArithmetic {
-            assert!(refused(SoupConfig { density: Setting::number(1.5), ..config }).contains("density"), "{method:?}");
-        }
-    }
-    let slerp = |models: &[PathBuf], weights: &[f64]| SoupConfig {
-        method: Method::Slerp,
-        models: models.to_vec(),
-        weights: numbers(weights),
-        ..two()
-    };
-    slerp(&dirs, &[]).validate().unwrap();
-    assert!(refused(slerp(&dirs[..1], &[])).contains("exactly 2 models"));
-    assert!(refused(slerp(&dirs, &[0.5, 0.5])).contains("does not use weights"));
-}
-
-#[test]
-fn broken_ingredients_are_named_and_leave_nothing() {
-    for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
-        let (kitchen, spec) = (Kitchen::new(), small());
-        let style = Style { dtype, ..F32 };
-        let (a, b) = (kitchen.random("a", &spec, style), kitchen.random("bb", &spec, style));
-        // All bits set is NaN in each type; the file ends with the last tensor.
-        let path = b.join("model.safetensors");
-        let mut bytes = fs::read(&path).unwrap();
-        let end = bytes.len();
-        bytes[end - 4..].fill(0xff);
-        fs::write(&path, bytes).unwrap();
-        let config = kitchen.config(&[&a, &b]);
-        let error = kitchen.refused(&config);
-        let last = spec.tensors().pop().unwrap();
-        assert!(error.contains("bb/model.safetensors: number") && error.contains(&last.name), "{error}");
-        assert!(error.contains("NaN: the model is broken"), "{error}");
-        // Of weight 0, it is not even read.
-        assert_eq!(kitchen.soup(&SoupConfig { weights: numbers(&[1.0, 0.0]), ..config.clone() }), read(&a));
-
-        // As a stage: the directory stays, without anything that looks like a model.
-        fs::create_dir(&config.output_dir).unwrap();
-        run(&config, &StageContext::quiet()).unwrap_err();
-        assert_eq!(fs::read_dir(&config.output_dir).unwrap().count(), 0);
-    }
-}
-
-#[test]
-fn a_number_beyond_the_type_is_refused() {
-    let (kitchen, spec) = (Kitchen::new(), small());
-    let a = kitchen.put("a", &spec, &vec![60_000.0; spec.parameters()], F32);
-    let half = SoupConfig {
-        dtype: Some(WeightType::Float16),
-        weights: numbers(&[2.0]),
-        normalize: Some(false),
-        ..kitchen.config(&[&a])
-    };
-    let error = kitchen.refused(&half);
-    assert!(error.contains("is 120000 in the soup, which float16 cannot hold"), "{error}");
-    let huge = kitchen.put("huge", &spec, &vec![3e38; spec.parameters()], Style { dtype: Dtype::BF16, ..F32 });
-    let sum = SoupConfig { weights: numbers(&[1.0, 1.0]), normalize: Some(false), ..kitchen.config(&[&huge, &huge]) };
-    let error = kitchen.refused(&sum);
-    assert!(error.contains("is inf in the soup, which bfloat16 cannot hold"), "{error}");
-}
-
-#[test]
-fn an_interrupted_soup_leaves_nothing_and_can_be_made_again() {
-    let kitchen = Kitchen::new();
-    let a = kitchen.random("a", &small(), F32);
-    let (config, context) = (kitchen.config(&[&a]), StageContext::quiet());
-    context.interrupt();
-    assert!(write_new_directory(&config, &context).unwrap_err().to_string().starts_with("interrupted"));
-    assert!(!config.output_dir.exists() && !kitchen.path("soup.tmp").exists());
-
-    // What a killed process leaves behind.
-    fs::create_dir(kitchen.path("soup.tmp")).unwrap();
-    fs::write(kitchen.path("soup.tmp/model.safetensors.tmp"), "half").unwrap();
-    fs::create_dir(&config.output_dir).unwrap();
-    assert_eq!(kitchen.soup(&config), read(&a));
-    assert!(!kitchen.path("soup.tmp").exists());
-
-    fs::create_dir(&config.output_dir).unwrap();
-    fs::write(config.output_dir.join("precious"), "1").unwrap();
-    let error = write_new_directory(&config, &StageContext::quiet()).unwrap_err().to_string();
-    assert!(error.contains("is not empty") && config.output_dir.join("precious").exists(), "{error}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::{
     stage::{
         bases::Bases,
         fixture::{quiet, spec},
-        reference::{ModelSource, SoupSource},
+        model_source::{ModelSource, SoupSource},
         soup::{setting::Setting, write_new_directory},
     },
 };
