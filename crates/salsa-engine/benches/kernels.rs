@@ -58,6 +58,38 @@ fn linear(c: &mut Criterion) {
     }
 }
 
+/// A token of each of sixteen sequences: products with weights that stay in the cache and with as many as come from memory,
+/// and attention to a past of 160 tokens.
+fn decode(c: &mut Criterion) {
+    const ROWS: usize = 16;
+    let mut group = c.benchmark_group("decode");
+    for dtype in DTYPES {
+        let cpu = Cpu { dtype };
+        for (out, input, count) in [(1360, 256, 1), (256, 680, 1), (4096, 768, 1), (4096, 768, 24), (768, 2048, 24)] {
+            let x: Buffer = numbers(ROWS * input).into();
+            let weights: Vec<_> = (0..count).map(|_| cpu.matrix(&numbers(out * input), out, input)).collect();
+            group.throughput(Throughput::Elements((2 * ROWS * out * input * count) as u64));
+            group.bench_function(format!("{}/linear/{out}x{input}/{count}", dtype.name()), |b| {
+                b.iter(|| weights.iter().map(|weight| cpu.linear(&x, weight)).collect::<Vec<_>>())
+            });
+        }
+        for (heads, head_dim) in [(8, 32), (12, 64)] {
+            let shape = AttentionShape { heads, kv_heads: heads, head_dim, window: None };
+            let mut cache = cpu.cache(ROWS, 160, &shape);
+            let fused: Buffer = numbers(ROWS * shape.fused()).into();
+            for position in 0..160 {
+                let entries: Vec<_> = (0..ROWS).map(|row| (row, row, position)).collect();
+                cpu.cache_store(&mut cache, &fused, &entries);
+            }
+            let entries: Vec<_> = (0..ROWS).map(|row| (row, 159)).collect();
+            group.throughput(Throughput::Elements((4 * ROWS * 160 * shape.output()) as u64));
+            group.bench_function(format!("{}/attention/{heads}x{head_dim}", dtype.name()), |b| {
+                b.iter(|| cpu.cached_attention(&cache, &fused, &entries))
+            });
+        }
+    }
+}
+
 /// Causal attention over eight sequences of 256 tokens.
 fn attention(c: &mut Criterion) {
     let mut group = c.benchmark_group("attention");
@@ -146,6 +178,6 @@ fn model(c: &mut Criterion) {
 criterion_group! {
     name = kernels;
     config = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1));
-    targets = linear, attention, head, model
+    targets = linear, decode, attention, head, model
 }
 criterion_main!(kernels);

@@ -431,6 +431,33 @@ mod tests {
     }
 
     #[test]
+    fn a_row_alone_or_in_a_pair_has_the_bits_it_has_among_many() {
+        let mut random = Random::new(3, 1);
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            // Up to nine panels of sixteen columns, the last one whole or not, and sums that are cut.
+            for (columns, depth) in [(16, 5), (31, 64), (47, 300), (64, 33), (96, 600), (113, 40), (144, 1030)] {
+                let rows = 7;
+                let mut numbers = |count: usize| (0..count).map(|_| random.normal() as f32).collect::<Vec<f32>>();
+                let (a, b) = (numbers(rows * depth), numbers(depth * columns));
+                let packed = Packed::new(dtype, View::rows(&b, columns), depth, columns);
+                for store in [Store::Replace, Store::Add] {
+                    let product = |count: usize| {
+                        let mut out = vec![0.25; rows * columns];
+                        for (a, out) in a.chunks(count * depth).zip(out.chunks_mut(count * columns)) {
+                            let shape = (a.len() / depth, columns, depth);
+                            gemm_here(shape, View::rows(a, depth), packed.panels(), out, columns, store);
+                        }
+                        out
+                    };
+                    for count in [1, 2] {
+                        assert_eq!(product(count), product(rows), "{dtype:?} {columns} {depth} {store:?} {count}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_matrix_packed_in_pieces_is_that_packed_at_once() {
         let mut random = Random::new(2, 1);
         for (dtype, depth, columns) in [(Dtype::F32, 7, 600), (Dtype::Bf16, 40, 513), (Dtype::Bf16, 300, 256)] {
