@@ -3,10 +3,11 @@
 use super::attention::{Columns, normalize, score_stride, softmax_row};
 use super::gemm::{Panels, View, gemm_here};
 use super::isa::isa;
-use super::kernel::{Kernel, Store};
+use super::kernel::{Kernel, Store, prefetch};
 use super::{Buffer, Dtype, pack};
 use crate::backend::AttentionShape;
 use crate::pool;
+use std::ops::Range;
 
 /// One layer's keys and values, in the panels that tile products read; a word holds one f32 or two bfloat16
 /// numbers: keys `[slot][kv_head][position / width][word of head_dim][width]`, values
@@ -123,23 +124,42 @@ impl Cache {
         let mut out = Buffer::stale(entries.len() * shape.output());
         let target = Columns::new(&mut out, shape.output());
         let work: usize = entries.iter().map(|e| (e.1 + 1) * shape.output()).sum();
-        let one = |i: usize| self.attend(fused, i / shape.kv_heads, i % shape.kv_heads, entries, &target);
         let count = entries.len() * shape.kv_heads;
+        let place = |i: usize| (i / shape.kv_heads, i % shape.kv_heads);
+        let attend = |heads: Range<usize>| {
+            for i in heads.clone() {
+                let next = heads.contains(&(i + 1)).then(|| place(i + 1));
+                self.attend(fused, place(i), next, entries, &target);
+            }
+        };
         if work < 1 << 15 {
-            (0..count).for_each(one);
+            attend(0..count);
         } else {
             let run = count.div_ceil(4 * pool::threads());
-            pool::run(count.div_ceil(run), |task| (task * run..count.min((task + 1) * run)).for_each(one));
+            pool::run(count.div_ceil(run), |task| attend(task * run..count.min((task + 1) * run)));
         }
         out
     }
 
-    fn attend(&self, fused: &[f32], row: usize, kv_head: usize, entries: &[(usize, usize)], out: &Columns) {
+    /// Attention of one key head of a row. Keys and values of a long past lie far away: those of `next` are asked for
+    /// while these are worked on.
+    fn attend(
+        &self,
+        fused: &[f32],
+        (row, kv_head): (usize, usize),
+        next: Option<(usize, usize)>,
+        entries: &[(usize, usize)],
+        out: &Columns,
+    ) {
         let shape = &self.shape;
         let (dim, group) = (shape.head_dim, shape.group());
         let (slot, position) = entries[row];
         let seen = position + 1;
         let (keys, values) = self.starts(slot, kv_head);
+        let used = seen.div_ceil(self.dtype.terms()) * self.width;
+        for panel in self.values[values..values + self.head_values()].chunks(self.value_panel()) {
+            prefetch(&panel[..used]);
+        }
         let keys = Panels {
             data: &self.keys[keys..keys + self.head_keys()],
             panel_stride: self.key_words() * self.width,
@@ -154,6 +174,12 @@ impl Cache {
         let wide = score_stride(seen);
         let mut scores = Buffer::stale(group * wide);
         gemm_here((group, seen, dim), queries, keys, &mut scores, wide, Store::Replace);
+        if let Some((row, kv_head)) = next {
+            let (slot, position) = entries[row];
+            let (keys, _) = self.starts(slot, kv_head);
+            let used = (position + 1).div_ceil(self.width) * self.key_words() * self.width;
+            prefetch(&self.keys[keys..keys + used]);
+        }
         let mut result = Buffer::stale(group * dim);
         let mut sums = [0f32; 64];
         assert!(group <= sums.len(), "more than 64 query heads share a key head");
