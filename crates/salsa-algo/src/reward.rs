@@ -1,7 +1,7 @@
 //! From one score per response and one KL per token to one reward per slot.
 
 /// Where in a response its score is added.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScoreAt {
     /// On the last token (OpenRLHF, veRL, NeMo RL, TRL up to 0.11).
     LastToken,
@@ -10,7 +10,6 @@ pub enum ScoreAt {
     ///
     /// TRL pads a batch to its longest response; a response that fills that length takes the score on its last token
     /// even if that is EOS. To repeat this, treat that response as [`Ending::Cut`] in [`slots`].
-    #[default]
     AfterEos,
 }
 

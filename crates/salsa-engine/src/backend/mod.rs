@@ -45,7 +45,7 @@ pub struct Columns {
     pub of: usize,
 }
 
-/// The weights from which log-probs are computed, and what to ask of them.
+/// What is asked of the log-prob head: whose log-probs, at which temperature.
 #[derive(Clone, Copy)]
 pub struct LogprobQuery<'a> {
     /// The token asked for, one for each hidden row.

@@ -1,16 +1,11 @@
 //! PPO against a reference: with a soup as reference it is SALSA, with one SFT model plain PPO.
 //!
-//! `Run::step` is the algorithm. What it calls is below it in order, the arithmetic in `salsa_algo`.
+//! `Run::step` is the algorithm. What it calls is below it in order; rewards and advantages are made in [`advantages`], the
+//! optimizer steps in [`learner`], the arithmetic in `salsa_algo`.
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use salsa_algo::{
-    gae::gae,
-    kl::KlController,
-    ppo::explained_variance,
-    reward::{self, slots},
-    whiten::{Mean, drop_score_slots, whiten},
-};
+use salsa_algo::{kl::KlController, ppo::explained_variance};
 use salsa_engine::{Head, Model, ModelSpec, Prompt, Sampling, random::Random};
 use serde_json::{Value, json};
 
@@ -31,19 +26,20 @@ use crate::{
     progress::Progress,
 };
 
-mod cast;
+pub mod advantages;
 pub mod config;
 pub mod learner;
 pub mod measure;
-#[cfg(test)]
-mod one_base;
+mod plan;
 pub mod rollout;
+#[cfg(test)]
+mod tests;
 
-use cast::Cast;
 pub use config::PpoConfig;
 use learner::{Learned, Learner, Lesson, Rates};
 use measure::{Measured, Samples};
-use rollout::{Rollouts, split};
+use plan::Plan;
+use rollout::Rollouts;
 
 /// A PPO run between two updates.
 struct Run<'a> {
@@ -70,11 +66,11 @@ impl Run<'_> {
         let scores = self.reward_model.scores(&rollouts);
         let frozen_logprobs = self.frozen.logprobs(&rollouts);
         let kls = self.reference.kls(config.estimator(), &rollouts, &self.frozen, &frozen_logprobs);
-        let slots = self.slots(&rollouts);
+        let slots = advantages::slots(config, &rollouts);
         let old_values = rollouts.values_of(self.learner.critic(), &slots);
 
-        let rewards = self.rewards(&rollouts, &scores, &kls, &slots);
-        let (advantages, returns) = self.advantages(&rewards, &old_values, &slots, &rollouts);
+        let rewards = advantages::rewards(config, self.beta, &rollouts, &scores, &kls, &slots);
+        let (advantages, returns) = advantages::estimate(config, &rewards, &old_values, &slots, &rollouts);
 
         let lesson = Lesson {
             rollouts: &rollouts,
@@ -136,44 +132,6 @@ impl Run<'_> {
             chosen.extend_from_slice(&order[from as usize..to as usize]);
         }
         chosen
-    }
-
-    fn slots(&self, rollouts: &Rollouts) -> Vec<usize> {
-        let lengths = rollouts.lengths().into_iter().zip(&rollouts.endings);
-        lengths.map(|(tokens, &ending)| slots(self.config.score_at(), tokens, ending)).collect()
-    }
-
-    /// The reward of every slot: the KL penalty on each token, the score on the last slot.
-    fn rewards(&self, rollouts: &Rollouts, scores: &[f64], kls: &[f64], slots: &[usize]) -> Vec<f64> {
-        let rule = self.config.score_rule();
-        let kls = split(kls, &rollouts.lengths());
-        let mut rewards: Vec<f64> = Vec::new();
-        for (i, kl) in kls.into_iter().enumerate() {
-            rewards.extend(reward::rewards(self.beta, kl, rule.apply(scores[i], rollouts.endings[i]), slots[i]));
-        }
-        if self.config.whiten_rewards {
-            whiten(&mut rewards, Mean::Keep);
-        }
-        rewards
-    }
-
-    /// Whitened advantages of the tokens, and returns of the slots.
-    fn advantages(
-        &self,
-        rewards: &[f64],
-        values: &[f64],
-        slots: &[usize],
-        rollouts: &Rollouts,
-    ) -> (Vec<f64>, Vec<f64>) {
-        let (mut advantages, mut returns) = (Vec::new(), Vec::new());
-        for (rewards, values) in split(rewards, slots).into_iter().zip(split(values, slots)) {
-            let estimated = gae(rewards, values, self.config.gamma, self.config.lam);
-            advantages.extend(estimated.advantages);
-            returns.extend(estimated.returns);
-        }
-        let mut advantages = drop_score_slots(&advantages, slots, &rollouts.lengths());
-        whiten(&mut advantages, Mean::Remove);
-        (advantages, returns)
     }
 
     /// The epochs: minibatches in a new order each time, one optimizer step per minibatch.
@@ -378,7 +336,7 @@ impl<'a> Run<'a> {
             source.spec.max_positions.min(reward.spec.max_positions),
             context,
         )?;
-        Cast::open(config, &reward)?.check_memory(config, &prompts, context)?;
+        Plan::open(config, &reward)?.check_memory(config, &prompts, context)?;
         let mut bases = Bases::default();
         // A policy that is an adapter comes first: its base, which has a language-model head, serves all others.
         let base = config.lora.use_peft.then(|| open_language_model(first)).transpose()?;

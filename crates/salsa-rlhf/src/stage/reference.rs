@@ -98,6 +98,29 @@ impl ReferenceConfig {
     }
 }
 
+impl ReferenceConfig {
+    /// The frozen models that the reference is made of and their weights; none where it follows the policy. `start` is
+    /// where the policy starts.
+    ///
+    /// # Errors
+    /// If the weights do not go with the models.
+    pub fn frozen(&self, start: &ModelSource) -> anyhow::Result<Vec<(ModelSource, f64)>> {
+        let soup =
+            |models: &[PathBuf], weights: &[f64]| SoupSource { models: models.to_vec(), weights: weights.to_vec() };
+        Ok(match self {
+            ReferenceConfig::Sft { model } => {
+                vec![(model.clone().map_or_else(|| start.clone(), ModelSource::Path), 1.0)]
+            }
+            ReferenceConfig::Soup { models, weights } => vec![(ModelSource::Soup(soup(models, weights)), 1.0)],
+            ReferenceConfig::Multi { models, weights } | ReferenceConfig::Geometric { models, weights } => {
+                let weights = soup(models, weights).checked_weights()?;
+                models.iter().cloned().map(ModelSource::Path).zip(weights).collect()
+            }
+            ReferenceConfig::Ema { .. } | ReferenceConfig::Sync { .. } => Vec::new(),
+        })
+    }
+}
+
 /// Frozen language models, each loaded once however many uses it has.
 #[derive(Default)]
 pub struct FrozenModels {
@@ -189,26 +212,14 @@ impl Reference {
             let weights = language_weights(policy, spec);
             Ok(Reference::Moving { model: Box::new(with_weights(policy, spec, &weights)?), weights, follow })
         };
-        let mut several = |models: &[PathBuf], weights: &[f64]| -> anyhow::Result<Vec<(usize, f64)>> {
-            let soup = SoupSource { models: models.to_vec(), weights: weights.to_vec() };
-            let weights = soup.checked_weights()?;
-            models
-                .iter()
-                .zip(weights)
-                .map(|(path, w)| Ok((frozen.load(&ModelSource::Path(path.clone()), spec, bases)?, w)))
-                .collect()
-        };
+        let parts = config.frozen(start)?.into_iter();
+        let parts: Vec<(usize, f64)> = parts
+            .map(|(source, weight)| Ok((frozen.load(&source, spec, bases)?, weight)))
+            .collect::<anyhow::Result<_>>()?;
         Ok(match config {
-            ReferenceConfig::Multi { models, weights } => Reference::Multi(several(models, weights)?),
-            ReferenceConfig::Geometric { models, weights } => Reference::Geometric(several(models, weights)?),
-            ReferenceConfig::Sft { model } => {
-                let source = model.clone().map_or_else(|| start.clone(), ModelSource::Path);
-                Reference::Frozen(frozen.load(&source, spec, bases)?)
-            }
-            ReferenceConfig::Soup { models, weights } => {
-                let soup = SoupSource { models: models.clone(), weights: weights.clone() };
-                Reference::Frozen(frozen.load(&ModelSource::Soup(soup), spec, bases)?)
-            }
+            ReferenceConfig::Sft { .. } | ReferenceConfig::Soup { .. } => Reference::Frozen(parts[0].0),
+            ReferenceConfig::Multi { .. } => Reference::Multi(parts),
+            ReferenceConfig::Geometric { .. } => Reference::Geometric(parts),
             ReferenceConfig::Ema { decay } => moving(Follow::Ema { decay: *decay })?,
             ReferenceConfig::Sync { every, mixup } => moving(Follow::Sync { every: *every, mixup: *mixup })?,
         })

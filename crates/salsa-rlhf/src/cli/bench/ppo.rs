@@ -1,21 +1,16 @@
-//! `salsa bench ppo`: the PPO stage's own rollout, scoring and learner, on random models.
+//! `salsa bench ppo`: the PPO stage's own rollout, scoring, advantages and learner, on random models.
 use std::time::Instant;
 
 use anyhow::ensure;
-use salsa_algo::{
-    gae::gae,
-    kl::{KlEstimator, kls},
-    reward::rewards,
-    whiten::{Mean, whiten},
-};
+use salsa_algo::kl::kls;
 use salsa_engine::{Head, Model, ModelSpec, Prompt, Sampling};
 use serde_json::json;
 
 use super::{PpoWork, random_tokens};
 use crate::stage::ppo::{
-    PpoConfig,
+    PpoConfig, advantages,
     learner::{Learner, Lesson, Rates},
-    rollout::{Rollouts, split},
+    rollout::Rollouts,
 };
 
 /// The learning rate of both models.
@@ -91,20 +86,15 @@ impl Models {
         let rollouts = Rollouts::new(&views, responses, 1.0);
         let sampled = start.elapsed().as_secs_f64();
 
-        let slots = rollouts.lengths();
+        let slots = advantages::slots(&self.config, &rollouts);
         let scores = rollouts.last_values_of(&self.reward_model);
         let reference = rollouts.logprobs_of(&self.reference);
         let old_values = rollouts.values_of(self.learner.critic(), &slots);
         let scored = start.elapsed().as_secs_f64();
 
-        let kl = kls(KlEstimator::K1, &rollouts.logprobs, &reference);
-        let (mut advantages, mut returns) = (Vec::new(), Vec::new());
-        for (i, (kl, values)) in split(&kl, &slots).into_iter().zip(split(&old_values, &slots)).enumerate() {
-            let estimated = gae(&rewards(self.config.kl_coef, kl, scores[i], slots[i]), values, 1.0, self.config.lam);
-            advantages.extend(estimated.advantages);
-            returns.extend(estimated.returns);
-        }
-        whiten(&mut advantages, Mean::Remove);
+        let kls = kls(self.config.estimator(), &rollouts.logprobs, &reference);
+        let rewards = advantages::rewards(&self.config, self.config.kl_coef, &rollouts, &scores, &kls, &slots);
+        let (advantages, returns) = advantages::estimate(&self.config, &rewards, &old_values, &slots, &rollouts);
         let lesson = Lesson {
             rollouts: &rollouts,
             slots: &slots,

@@ -42,7 +42,7 @@ pub struct Rates {
     pub critic: f64,
 }
 
-/// Means over the minibatches of an update, each over its real tokens.
+/// What an optimizer step reports, every number over its real tokens; also the mean over the steps of an update.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Learned {
     /// Clipped policy loss.
@@ -252,14 +252,41 @@ fn advance(model: &mut Trainable, adamw: &AdamW, rate: f64) -> anyhow::Result<()
 impl Learned {
     /// Adds another minibatch's numbers.
     pub fn add(&mut self, other: &Learned) {
-        self.policy_loss += other.policy_loss;
-        self.value_loss += other.value_loss;
-        self.policy.add(&other.policy);
-        self.ratio_variance += other.ratio_variance;
-        self.value_clip_fraction += other.value_clip_fraction;
-        self.entropy += other.entropy;
-        self.policy_grad_norm += other.policy_grad_norm;
-        self.critic_grad_norm += other.critic_grad_norm;
+        self.each(other, |sum, x| *sum += x);
+    }
+
+    /// The mean of sums over `steps` minibatches.
+    pub fn mean(mut self, steps: usize) -> Learned {
+        let sums = self;
+        self.each(&sums, |mean, sum| *mean = sum / steps.max(1) as f64);
+        self
+    }
+
+    /// Calls `f` with every number and the one that belongs to it.
+    fn each(&mut self, other: &Learned, f: impl Fn(&mut f64, f64)) {
+        // Taken apart without `..`: a new number that is not treated here does not compile.
+        let Learned {
+            policy_loss,
+            value_loss,
+            policy: PolicyStats { clip_fraction, approx_kl, policy_kl, ratio_mean, ratio_spread },
+            ratio_variance,
+            value_clip_fraction,
+            entropy,
+            policy_grad_norm,
+            critic_grad_norm,
+        } = self;
+        f(policy_loss, other.policy_loss);
+        f(value_loss, other.value_loss);
+        f(clip_fraction, other.policy.clip_fraction);
+        f(approx_kl, other.policy.approx_kl);
+        f(policy_kl, other.policy.policy_kl);
+        f(ratio_mean, other.policy.ratio_mean);
+        f(ratio_spread, other.policy.ratio_spread);
+        f(ratio_variance, other.ratio_variance);
+        f(value_clip_fraction, other.value_clip_fraction);
+        f(entropy, other.entropy);
+        f(policy_grad_norm, other.policy_grad_norm);
+        f(critic_grad_norm, other.critic_grad_norm);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The models of a PPO run before any is read, and the memory that they and the run will take.
+//! The memory plan of a PPO run: its models before any is read, and what they and the run will take.
 use anyhow::Context;
 use salsa_engine::{Head, ModelSpec};
 
@@ -12,28 +12,28 @@ use crate::{
     stage::{
         StageContext,
         memory::{self, Knobs, Need, Responses, Roles, Saving, part, shape},
-        model_source::{ModelSource, SoupSource},
+        model_source::ModelSource,
         reference::ReferenceConfig,
         start::trained_adapter,
     },
 };
 
 /// The checkpoints of a run, opened.
-pub(super) struct Cast<'a> {
+pub(super) struct Plan<'a> {
     policy: Vec<Checkpoint>,
     reward: &'a Checkpoint,
     /// The frozen language models, each once: the ingredients of each.
     frozen: Vec<Vec<Checkpoint>>,
 }
 
-impl<'a> Cast<'a> {
+impl<'a> Plan<'a> {
     /// Opens what the configuration names, and holds soups' ingredients against each other.
     ///
     /// # Errors
     /// If one is incomplete or no language model, or ingredients do not fit together.
-    pub(super) fn open(config: &PpoConfig, reward: &'a Checkpoint) -> anyhow::Result<Cast<'a>> {
-        let mut sources = frozen_sources(&config.reference, &config.model_name_or_path);
-        sources.extend(config.anchors.values().cloned());
+    pub(super) fn open(config: &PpoConfig, reward: &'a Checkpoint) -> anyhow::Result<Plan<'a>> {
+        let reference = config.reference.frozen(&config.model_name_or_path).context("reference")?;
+        let sources = reference.into_iter().map(|(source, _)| source).chain(config.anchors.values().cloned());
         let mut once: Vec<ModelSource> = Vec::new();
         for source in sources {
             if !once.contains(&source) {
@@ -41,7 +41,7 @@ impl<'a> Cast<'a> {
             }
         }
         let open_frozen = |source: &ModelSource| source.open().with_context(|| format!("model {source}"));
-        Ok(Cast {
+        Ok(Plan {
             policy: config.model_name_or_path.open().context("policy")?,
             reward,
             frozen: once.iter().map(open_frozen).collect::<anyhow::Result<_>>()?,
@@ -113,19 +113,5 @@ impl<'a> Cast<'a> {
         need.add(part::ACTIVATIONS, shape::training_pass(spec, knobs, learning.tokens()));
         need.add(part::ACTIVATIONS, learning.tokens() * critic);
         need.add(part::ACTIVATIONS, shape::forward_pass(spec, scoring.tokens() + reading.tokens()));
-    }
-}
-
-/// The models of a reference that do not follow the policy.
-fn frozen_sources(reference: &ReferenceConfig, start: &ModelSource) -> Vec<ModelSource> {
-    match reference {
-        ReferenceConfig::Sft { model } => vec![model.clone().map_or_else(|| start.clone(), ModelSource::Path)],
-        ReferenceConfig::Soup { models, weights } => {
-            vec![ModelSource::Soup(SoupSource { models: models.clone(), weights: weights.clone() })]
-        }
-        ReferenceConfig::Multi { models, .. } | ReferenceConfig::Geometric { models, .. } => {
-            models.iter().cloned().map(ModelSource::Path).collect()
-        }
-        ReferenceConfig::Ema { .. } | ReferenceConfig::Sync { .. } => Vec::new(),
     }
 }
