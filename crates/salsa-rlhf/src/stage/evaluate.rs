@@ -136,6 +136,9 @@ impl EvaluateConfig {
         ensure!(!self.datasets.is_empty(), "datasets is empty; say datasets: [{{name: test, dataset: FILE}}]");
         let names: std::collections::BTreeSet<&String> = self.datasets.iter().map(|set| &set.name).collect();
         ensure!(names.len() == self.datasets.len(), "two of the datasets have the same name");
+        for EvalSet { name, max_prompts, .. } in &self.datasets {
+            ensure!(*max_prompts != Some(0), "datasets: max_prompts of {name:?} is 0; it must be at least 1");
+        }
         for (a, b) in &self.comparisons {
             ensure!(known(a) && known(b), "comparisons names [{a}, {b}], which are not both among the arms");
         }
