@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use salsa_engine::Model;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -23,7 +23,10 @@ use super::{
 use crate::{
     atomic, metrics,
     progress::Progress,
-    report::{Answer, Comparison, Contrast, LandscapePoint, Ordered, Report, Run, Sample, SplitSummary, Summary},
+    report::{
+        Answer, Comparison, Contrast, INTERVAL, LandscapePoint, Ordered, Report, Run, Sample, SplitSummary, Summary,
+        Versus,
+    },
 };
 
 mod plan;
@@ -44,7 +47,7 @@ pub struct EvaluateConfig {
     pub datasets: Vec<EvalSet>,
     /// The reward model that scores.
     pub reward_model_path: PathBuf,
-    /// Models to which each arm's KL is measured, by name: `sft_a` and `soup`.
+    /// Models to which each arm's KL is measured, by any names; `kl_NAME` in the results.
     pub anchors: BTreeMap<String, ModelSource>,
     /// Pairs of arms to compare on top, the first against the second, such as `[salsa, ppo]`.
     pub comparisons: Vec<(String, String)>,
@@ -142,6 +145,9 @@ impl EvaluateConfig {
         for (a, b) in &self.comparisons {
             ensure!(known(a) && known(b), "comparisons names [{a}, {b}], which are not both among the arms");
         }
+        for name in self.anchors.keys().filter(|name| name.ends_with(INTERVAL)) {
+            bail!("anchors names {name:?}, but names that end in {INTERVAL} are those of intervals; choose another");
+        }
         for arm in self.runs.keys() {
             ensure!(known(arm), "runs names {arm:?}, which is not among the arms");
         }
@@ -191,7 +197,7 @@ pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Va
         for (i, answers_of_set) in given.iter().enumerate() {
             let (own, base) = (answers_of_set.judged(), answers[config.baseline.as_str()][i].judged());
             let summary = &mut summaries.get_mut(arm).expect("every arm has been summarised")[i];
-            summary.win_rate_vs_sft_a = Some(win_rate(own, base));
+            summary.versus.win_rates.insert(&config.baseline, win_rate(own, base));
         }
     }
     let summary = Summary {
@@ -267,26 +273,19 @@ impl<'a> Bench<'a> {
     fn summarise(&self, answers: &Answers) -> SplitSummary {
         let rollouts = &answers.rollouts;
         let lengths = rollouts.lengths();
-        let kl_to = |name: &str| {
-            let (_, model) = self.anchors.iter().find(|(known, _)| *known == name)?;
-            let own = split(&rollouts.logprobs, &lengths);
+        let own = split(&rollouts.logprobs, &lengths);
+        let kl_to = |model: &Model| {
             let other = rollouts.logprobs_of(model);
-            let pairs = own.into_iter().zip(split(&other, &lengths));
-            Some(estimate(
-                &pairs.map(|(own, other)| own.iter().sum::<f64>() - other.iter().sum::<f64>()).collect::<Vec<_>>(),
-            ))
+            let pairs = own.iter().zip(split(&other, &lengths));
+            estimate(&pairs.map(|(own, other)| own.iter().sum::<f64>() - other.iter().sum::<f64>()).collect::<Vec<_>>())
         };
-        let (kl_sft_a, kl_soup) = (kl_to("sft_a"), kl_to("soup"));
+        let kls = self.anchors.iter().map(|(name, model)| (*name, kl_to(model))).collect();
         let length = estimate(&lengths.iter().map(|&length| length as f64).collect::<Vec<_>>());
         let empty = answers.texts.iter().filter(|text| text.is_empty()).count() as f64 / answers.texts.len() as f64;
         SplitSummary {
             gold_reward: answers.gold.as_deref().map(estimate),
             proxy_score: estimate(&answers.scores),
-            win_rate_vs_sft_a: None,
-            kl_sft_a: kl_sft_a.as_ref().map(|kl| kl.mean),
-            kl_sft_a_ci95: kl_sft_a.map(|kl| kl.ci95),
-            kl_soup: kl_soup.as_ref().map(|kl| kl.mean),
-            kl_soup_ci95: kl_soup.map(|kl| kl.ci95),
+            versus: Versus { kls, ..Versus::default() },
             length_mean: length.mean,
             length_ci95: Some(length.ci95),
             empty_rate: empty,
