@@ -32,6 +32,7 @@ use crate::{
 mod plan;
 pub(super) mod statistics;
 
+use plan::Plan;
 use statistics::{estimate, paired_difference, win_rate};
 
 /// What an evaluation can be told.
@@ -247,7 +248,9 @@ impl<'a> Bench<'a> {
             syllabus.questions(&Asked { name, dataset, max_prompts: *max_prompts, max_prompt_length }, context)
         };
         let sets = config.datasets.iter().map(questions).collect::<anyhow::Result<Vec<_>>>()?;
-        plan::check_memory(config, &syllabus, &sets, context)?;
+        let plan = Plan::open(config)?;
+        plan.check_fit(&syllabus, &sets)?;
+        plan.check_memory(&syllabus, &sets, context)?;
         let mut bases = Bases::default();
         let exam = syllabus.load(&mut bases)?;
         let mut bench = Bench { config, exam, anchors: Vec::new(), bases };
@@ -259,15 +262,7 @@ impl<'a> Bench<'a> {
     }
 
     fn model(&mut self, source: &ModelSource) -> anyhow::Result<Model> {
-        let model = source.load(&mut self.bases).with_context(|| format!("model {source}"))?;
-        let vocab_size = model.spec().vocab_size;
-        ensure!(
-            vocab_size == self.exam.vocab_size,
-            "{source} has a vocabulary of {vocab_size}, the baseline {:?} one of {}; only models with one tokenizer can be compared",
-            self.config.baseline,
-            self.exam.vocab_size
-        );
-        Ok(model)
+        source.load(&mut self.bases).with_context(|| format!("model {source}"))
     }
 
     fn summarise(&self, answers: &Answers) -> SplitSummary {
