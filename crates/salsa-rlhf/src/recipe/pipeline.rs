@@ -3,13 +3,13 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::report::{Resolved, label};
+use super::report::Resolved;
 use crate::{
     config::{
         names::plain,
         paths::{PathKind, visit_strings},
     },
-    report::{Flow, Ordered, Pipeline, Stage},
+    report::{Flow, Ordered, Pipeline, Stage, label},
 };
 
 /// Keys whose models are only looked at, which would cover the picture with arrows.

@@ -14,7 +14,7 @@ use crate::{
     atomic,
     config::names::plain,
     metrics,
-    report::{Arm, Ordered, Report, Run},
+    report::{Arm, Ordered, Report, Run, label},
     stage::{evaluate::EVALUATION, kinds, landscape::LANDSCAPE, record::Record},
 };
 
@@ -131,37 +131,7 @@ fn role(stage: &Value) -> String {
     }
 }
 
-/// `sft_a` → `SFT A`, `my_run` → `My run`.
-pub(super) fn label(key: &str) -> String {
-    let words = key.split('_').filter(|word| !word.is_empty()).enumerate().map(|(i, word)| match word {
-        "sft" | "ppo" | "dpo" | "kl" | "salsa" | "ema" => word.to_uppercase(),
-        _ if word.chars().count() == 1 => word.to_uppercase(),
-        _ if i == 0 => word.chars().take(1).flat_map(char::to_uppercase).chain(word.chars().skip(1)).collect(),
-        _ => word.to_owned(),
-    });
-    words.collect::<Vec<_>>().join(" ")
-}
-
 fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> anyhow::Result<T> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged; remove it and run again", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn labels_read_like_names() {
-        let cases = [
-            ("sft_a", "SFT A"),
-            ("salsa", "SALSA"),
-            ("reward", "Reward"),
-            ("ppo_high_kl", "PPO high KL"),
-            ("é__x", "É X"),
-        ];
-        for (key, expected) in cases {
-            assert_eq!(label(key), expected);
-        }
-    }
 }

@@ -1,7 +1,8 @@
 //! The columns of the evaluation table, shared by the terminal and the page.
 
+use super::labels::spoken;
 use super::number::{MISSING, number, percent};
-use super::{SplitSummary, Summary};
+use super::{Estimate, Ordered, SplitSummary, Summary};
 
 /// One value of the table and its 95 % interval, ready to print.
 pub(super) struct Cell {
@@ -11,9 +12,20 @@ pub(super) struct Cell {
 
 /// A heading and the way to its value.
 pub(super) struct Column {
-    pub(super) heading: &'static str,
+    pub(super) heading: String,
     pub(super) terminal: Terminal,
-    pub(super) cell: fn(&SplitSummary) -> Option<Cell>,
+    pick: Pick,
+    format: fn(f64) -> String,
+}
+
+/// Where a value is.
+enum Pick {
+    /// Among the numbers of an arm.
+    Own(fn(&SplitSummary) -> Option<Estimate>),
+    /// Among its win rates, over this model.
+    WinRate(String),
+    /// Among its KLs, to this model.
+    Kl(String),
 }
 
 /// What of a value a terminal has room for.
@@ -25,63 +37,73 @@ pub(super) enum Terminal {
 
 use Terminal::{ValueOnly, WithInterval};
 
-const COLUMNS: [Column; 7] = [
-    Column {
-        heading: "gold reward",
-        terminal: WithInterval,
-        cell: |s| s.gold_reward.map(|e| cell(e.mean, Some(e.ci95), number)),
-    },
-    Column {
-        heading: "proxy score",
-        terminal: WithInterval,
-        cell: |s| Some(cell(s.proxy_score.mean, Some(s.proxy_score.ci95), number)),
-    },
-    Column {
-        heading: "win rate vs SFT A",
-        terminal: WithInterval,
-        cell: |s| s.win_rate_vs_sft_a.map(|e| cell(e.mean, Some(e.ci95), percent)),
-    },
-    Column {
-        heading: "KL to SFT A",
-        terminal: ValueOnly,
-        cell: |s| s.kl_sft_a.map(|kl| cell(kl, s.kl_sft_a_ci95, number)),
-    },
-    Column {
-        heading: "KL to soup",
-        terminal: ValueOnly,
-        cell: |s| s.kl_soup.map(|kl| cell(kl, s.kl_soup_ci95, number)),
-    },
-    Column { heading: "length", terminal: ValueOnly, cell: |s| Some(cell(s.length_mean, s.length_ci95, number)) },
-    Column { heading: "empty", terminal: ValueOnly, cell: |s| Some(cell(s.empty_rate, s.empty_rate_ci95, percent)) },
-];
-
 /// The columns for which at least one arm has a value on some split.
-pub(super) fn columns(summary: &Summary) -> Vec<&'static Column> {
-    let measured =
-        |column: &&Column| summary.arms.iter().any(|(_, s)| s.iter().any(|(_, s)| (column.cell)(s).is_some()));
-    COLUMNS.iter().filter(measured).collect()
+pub(super) fn columns(summary: &Summary) -> Vec<Column> {
+    let numbers = || summary.arms.iter().flat_map(|(_, splits)| splits.iter().map(|(_, numbers)| numbers));
+    let mut columns = vec![
+        own("gold reward", WithInterval, number, |s| s.gold_reward),
+        own("proxy score", WithInterval, number, |s| Some(s.proxy_score)),
+    ];
+    columns.extend(names(numbers().map(|s| &s.versus.win_rates)).into_iter().map(|name| Column {
+        heading: format!("win rate vs {}", spoken(name)),
+        terminal: WithInterval,
+        pick: Pick::WinRate(name.to_owned()),
+        format: percent,
+    }));
+    columns.extend(names(numbers().map(|s| &s.versus.kls)).into_iter().map(|name| Column {
+        heading: format!("KL to {}", spoken(name)),
+        terminal: ValueOnly,
+        pick: Pick::Kl(name.to_owned()),
+        format: number,
+    }));
+    columns.push(own("length", ValueOnly, number, |s| Some(with(s.length_mean, s.length_ci95))));
+    columns.push(own("empty", ValueOnly, percent, |s| Some(with(s.empty_rate, s.empty_rate_ci95))));
+    columns.retain(|column| numbers().any(|numbers| column.pick(numbers).is_some()));
+    columns
+}
+
+fn own(
+    heading: &str,
+    terminal: Terminal,
+    format: fn(f64) -> String,
+    pick: fn(&SplitSummary) -> Option<Estimate>,
+) -> Column {
+    Column { heading: heading.to_owned(), terminal, pick: Pick::Own(pick), format }
+}
+
+/// The keys of all, in the order in which they come.
+fn names<'a, T: 'a>(all: impl Iterator<Item = &'a Ordered<T>>) -> Vec<&'a str> {
+    let mut seen = Vec::new();
+    for (key, _) in all.flat_map(|ordered| ordered.iter()) {
+        if !seen.contains(&key.as_str()) {
+            seen.push(key.as_str());
+        }
+    }
+    seen
+}
+
+fn with(mean: f64, ci95: Option<[f64; 2]>) -> Estimate {
+    Estimate { mean, ci95: ci95.unwrap_or([f64::NAN; 2]) }
+}
+
+impl Column {
+    fn pick(&self, numbers: &SplitSummary) -> Option<Estimate> {
+        match &self.pick {
+            Pick::Own(pick) => pick(numbers),
+            Pick::WinRate(name) => numbers.versus.win_rates.get(name).copied(),
+            Pick::Kl(name) => numbers.versus.kls.get(name).copied(),
+        }
+    }
+
+    /// The value of an arm; a dash where it has none.
+    pub(super) fn cell(&self, numbers: &SplitSummary) -> Cell {
+        let Some(value) = self.pick(numbers) else { return Cell { value: MISSING.to_owned(), interval: None } };
+        let interval = value.has_interval().then(|| value.ci95.map(self.format));
+        Cell { value: (self.format)(value.mean), interval }
+    }
 }
 
 /// The keys of all splits, in the order in which the arms name them.
 pub(super) fn splits(summary: &Summary) -> Vec<&str> {
-    summary.arms.iter().flat_map(|(_, splits)| splits.iter().map(|(key, _)| key.as_str())).fold(
-        Vec::new(),
-        |mut seen, key| {
-            if !seen.contains(&key) {
-                seen.push(key);
-            }
-            seen
-        },
-    )
-}
-
-impl Cell {
-    /// A value that was not measured.
-    pub(super) fn missing() -> Cell {
-        Cell { value: MISSING.to_owned(), interval: None }
-    }
-}
-
-fn cell(value: f64, ci95: Option<[f64; 2]>, format: fn(f64) -> String) -> Cell {
-    Cell { value: format(value), interval: ci95.map(|ends| ends.map(format)) }
+    names(summary.arms.iter().map(|(_, splits)| splits))
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Answer, Arm, Comparison, Contrast, Estimate, Landscape, LandscapePoint, Ordered, Pipeline, Point, Report, Run,
-    Sample, SplitSummary, Spot, Summary,
+    Sample, SplitSummary, Spot, Summary, Versus,
 };
 
 /// A report with every part filled.
@@ -52,11 +52,13 @@ fn summary() -> Summary {
         let split = |shift: f64, wide: f64| SplitSummary {
             gold_reward: Some(around(gold - shift, 0.014 * wide)),
             proxy_score: around(proxy - 3.0 * shift, 0.06 * wide),
-            win_rate_vs_sft_a: win.map(|w| around(w - shift / 2.0, 0.027 * wide)),
-            kl_sft_a: Some(kl_a),
-            kl_sft_a_ci95: Some([kl_a * 0.95, kl_a * 1.05]),
-            kl_soup: Some(kl_soup),
-            kl_soup_ci95: Some([kl_soup * 0.95, kl_soup * 1.05]),
+            versus: Versus {
+                win_rates: win.map(|w| ("sft_a", around(w - shift / 2.0, 0.027 * wide))).into_iter().collect(),
+                kls: [("sft_a", kl_a), ("soup", kl_soup)]
+                    .map(|(name, kl)| (name, around(kl, kl * 0.05)))
+                    .into_iter()
+                    .collect(),
+            },
             length_mean: length,
             length_ci95: Some([length - 0.8, length + 0.8]),
             empty_rate: 0.002,

@@ -135,8 +135,8 @@ fn trajectory(report: &Report, run: &Run, pick: Quantity) -> Series {
 /// The final model of an arm on the first split.
 fn end_point(report: &Report, key: &str, pick: fn(&SplitSummary) -> Option<Estimate>) -> Option<Series> {
     let (split, numbers) = report.summary.arms.get(key)?.first()?;
-    let (e, kl, name) = (pick(numbers)?, numbers.kl_sft_a?, report.label(key));
-    let hover = format!("{name} on {split}: {} at KL {}", estimate(&e, number), number(kl));
-    let dot = Dot { x: kl, y: e.mean, x_ci: numbers.kl_sft_a_ci95, y_ci: Some(e.ci95), hover };
+    let (e, kl, name) = (pick(numbers)?, numbers.versus.kls.get("sft_a")?, report.label(key));
+    let hover = format!("{name} on {split}: {} at KL {}", estimate(&e, number), number(kl.mean));
+    let dot = Dot { x: kl.mean, y: e.mean, x_ci: Some(kl.ci95), y_ci: Some(e.ci95), hover };
     Some(Series { name, look: report.look(key), kind: Kind::Scatter, dots: vec![dot] })
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Estimate;
 use super::html::{Look, escape};
-use super::number::{estimate, interval, number};
+use super::number::{ends, estimate, number};
 use super::page::{self, Section, Width};
 use super::plane::{Best, Plane};
 use super::xy::{Chart, Dot, Kind, Series};
@@ -225,7 +225,8 @@ impl Landscape {
             }
             for (_, pick) in &columns {
                 let cell = pick(spot).map_or("–".to_owned(), |e| {
-                    format!("{}<small>{}</small>", number(e.mean), interval(e.ci95, number))
+                    let interval = e.has_interval().then(|| format!("<small>{}</small>", ends(e.ci95.map(number))));
+                    number(e.mean) + &interval.unwrap_or_default()
                 });
                 let _ = write!(out, "<td>{cell}</td>");
             }

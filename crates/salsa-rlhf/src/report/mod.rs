@@ -7,6 +7,7 @@ mod forest;
 mod geometry;
 mod history;
 mod html;
+mod labels;
 mod landscape;
 mod number;
 mod page;
@@ -18,13 +19,16 @@ mod summary;
 mod table;
 #[cfg(test)]
 mod tests;
+mod versus;
 mod xy;
 
 pub(crate) use geometry::letter;
 pub use geometry::{GeometryPart, SoupGeometry};
+pub use labels::label;
 pub use landscape::{Landscape, Spot};
 pub use summary::{Comparison, Contrast, Estimate, LandscapePoint, Ordered, SplitSummary, Summary};
 pub use table::table;
+pub use versus::{INTERVAL, Versus};
 
 use std::path::Path;
 

@@ -25,20 +25,16 @@ pub(super) fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.1} %", share * 100.0) } else { MISSING.to_owned() }
 }
 
-/// `low to high` with one format for both.
-pub(super) fn interval([low, high]: [f64; 2], format: fn(f64) -> String) -> String {
-    if low.is_finite() && high.is_finite() { ends([format(low), format(high)]) } else { MISSING.to_owned() }
-}
-
 /// `low to high`, with the percent sign said once.
 pub(super) fn ends([low, high]: [String; 2]) -> String {
     let low = low.strip_suffix(" %").filter(|_| high.ends_with(" %")).unwrap_or(&low);
     format!("{low} to {high}")
 }
 
-/// `mean (low to high)`.
+/// `mean (low to high)`, or the mean alone where there is no interval.
 pub(super) fn estimate(estimate: &Estimate, format: fn(f64) -> String) -> String {
-    format!("{} ({})", format(estimate.mean), interval(estimate.ci95, format))
+    let mean = format(estimate.mean);
+    if estimate.has_interval() { format!("{mean} ({})", ends(estimate.ci95.map(format))) } else { mean }
 }
 
 /// With a fixed number of decimals, as on an axis.
@@ -98,7 +94,7 @@ mod tests {
         assert_eq!(percent(0.5719), "57.2 %");
         assert_eq!(percent(f64::NAN), "–");
         assert_eq!(estimate(&Estimate::new(0.5, 0.25, 1.0), number), "0.500 (0.250 to 1.00)");
-        assert_eq!(interval([f64::NAN, 1.0], number), "–");
+        assert_eq!(estimate(&Estimate::new(0.5, f64::NAN, f64::NAN), number), "0.500");
         assert_eq!(fixed(-0.001, 2), "0.00");
         assert_eq!(fixed(12000.0, 0), "12,000");
     }

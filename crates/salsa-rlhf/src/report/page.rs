@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::html::{Look, escape};
-use super::number::{estimate, number, percent};
+use super::labels::spoken;
+use super::number::{ends, estimate, number, percent};
 use super::{Contrast, Report, SplitSummary, history, sections};
 
 /// One section: a heading, an explanation beside the picture, the picture.
@@ -113,11 +114,11 @@ fn head(out: &mut String, report: &Report, sections: &[Section]) {
 fn glance(out: &mut String, report: &Report) {
     let arms = &report.summary.arms;
     let Some(split) = arms.iter().find_map(|(_, splits)| splits.first()).map(|(key, _)| key.as_str()) else { return };
-    let baseline = arms.get("sft_a").and_then(|splits| splits.get(split));
+    let baseline = report.summary.baseline().and_then(|name| Some((name, arms.get(name)?.get(split)?)));
     out.push_str("<div class=\"cards\">");
     for (key, splits) in arms.iter() {
         let Some(numbers) = splits.get(split) else { continue };
-        card(out, report, key, numbers, baseline.filter(|_| key != "sft_a"));
+        card(out, report, key, numbers, baseline.filter(|(name, _)| name != key));
     }
     out.push_str("</div>\n<div class=\"verdict\">");
     for (sentence, warning) in verdicts(report, split) {
@@ -127,23 +128,27 @@ fn glance(out: &mut String, report: &Report) {
     out.push_str("</div>\n");
 }
 
-fn card(out: &mut String, report: &Report, key: &str, numbers: &SplitSummary, baseline: Option<&SplitSummary>) {
+fn card(out: &mut String, report: &Report, key: &str, numbers: &SplitSummary, baseline: Option<(&str, &SplitSummary)>) {
     let (name, value) = headline(numbers);
+    let range = if value.has_interval() { ends(value.ci95.map(number)) } else { String::new() };
     let _ = write!(
         out,
-        "<div class=\"card {}\"><h3>{}</h3><p class=\"role\">{}</p><p class=\"big\">{}</p><p>{name}</p><p class=\"range\">{} to {}</p>",
+        "<div class=\"card {}\"><h3>{}</h3><p class=\"role\">{}</p><p class=\"big\">{}</p><p>{name}</p><p class=\"range\">{range}</p>",
         report.look(key).class(),
         escape(&report.label(key)),
         escape(&report.role(key)),
-        number(value.mean),
-        number(value.ci95[0]),
-        number(value.ci95[1])
+        number(value.mean)
     );
     match baseline {
-        Some(baseline) => {
+        Some((name, baseline)) => {
             let difference = value.mean - headline(baseline).1.mean;
             let sign = if difference >= 0.0 { "+" } else { "" };
-            let _ = write!(out, "<p class=\"delta\">{sign}{} vs SFT\u{a0}A</p></div>", number(difference));
+            let _ = write!(
+                out,
+                "<p class=\"delta\">{sign}{} vs {}</p></div>",
+                number(difference),
+                escape(&spoken(name)).replace(" ", "\u{a0}")
+            );
         }
         None => out.push_str("<p class=\"delta\">the starting point</p></div>"),
     }
@@ -163,18 +168,22 @@ pub(super) fn split_name(key: &str) -> String {
 fn verdicts(report: &Report, split: &str) -> Vec<(String, bool)> {
     let mut sentences = Vec::new();
     let on = |key: &str| report.summary.arms.get(key).and_then(|splits| splits.get(split));
+    let baseline = report.summary.baseline();
     for run in &report.runs {
-        let (Some(arm), Some(base)) = (on(&run.arm), on("sft_a")) else { continue };
-        let label = report.label(&run.arm);
+        let (Some(arm), Some(name)) = (on(&run.arm), baseline.filter(|name| *name != run.arm)) else { continue };
+        let Some(base) = on(name) else { continue };
+        let (label, against) = (report.label(&run.arm), report.label(name));
         let ((name, value), (_, start)) = (headline(arm), headline(base));
         let verdict = if value.is_above(start.ci95[1]) {
-            "above SFT A: the 95 % intervals do not overlap"
+            format!(", above {against}: the 95 % intervals do not overlap")
         } else if value.is_below(start.ci95[0]) {
-            "below SFT A: the 95 % intervals do not overlap"
+            format!(", below {against}: the 95 % intervals do not overlap")
+        } else if value.has_interval() && start.has_interval() {
+            format!(", not clearly different from {against}: the 95 % intervals overlap")
         } else {
-            "not clearly different from SFT A: the 95 % intervals overlap"
+            format!("; without an interval it cannot be told from {against}")
         };
-        sentences.push((format!("{label} ends with a {name} of {}, {verdict}.", estimate(&value, number)), false));
+        sentences.push((format!("{label} ends with a {name} of {}{verdict}.", estimate(&value, number)), false));
         if arm.empty_rate > 0.05 && arm.empty_rate > 2.0 * base.empty_rate {
             let share = percent(arm.empty_rate);
             sentences.push((
@@ -183,7 +192,7 @@ fn verdicts(report: &Report, split: &str) -> Vec<(String, bool)> {
             ));
         } else if arm.length_mean < 0.5 * base.length_mean {
             sentences.push((
-                format!("{label}'s responses are less than half as long as SFT A's: look at the samples before trusting its score."),
+                format!("{label}'s responses are less than half as long as {against}'s: look at the samples before trusting its score."),
                 true,
             ));
         }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::columns::{Cell, columns, splits};
 use super::forest::{Forest, Group};
 use super::html::{Fill, Look, escape, legend};
+use super::labels::spoken;
 use super::number::{ends, estimate, number, percent};
 use super::page::{Section, Width, headline, split_name};
 use super::xy::{Chart, Dot, Kind, Series};
@@ -38,7 +39,7 @@ pub(super) fn pipeline(report: &Report) -> Section {
 pub(super) fn evaluation(report: &Report) -> Section {
     let splits = splits(&report.summary);
     let fill = |split: &str| if splits.first() == Some(&split) { Fill::Solid } else { Fill::Hollow };
-    let forest = |title: &str, format: fn(f64) -> String, line, pick: fn(&SplitSummary) -> Option<Estimate>| {
+    let forest = |title: &str, format: fn(f64) -> String, line, pick: &dyn Fn(&SplitSummary) -> Option<Estimate>| {
         let group = |(key, by_split): &(String, super::Ordered<SplitSummary>)| {
             let row = |(split, s): &(String, SplitSummary)| Some((split_name(split), fill(split), pick(s)?));
             let rows: Vec<_> = by_split.iter().filter_map(row).collect();
@@ -52,13 +53,16 @@ pub(super) fn evaluation(report: &Report) -> Section {
         let entries: Vec<_> = splits.iter().map(|&s| (Look::of("sft_a", 0), fill(s), split_name(s))).collect();
         picture += &legend(&entries);
         picture += "<div class=\"charts\">";
-        picture += &forest("Gold reward", number, None, |s| s.gold_reward);
-        picture += &forest("Proxy score", number, None, |s| Some(s.proxy_score));
-        picture += &forest("Win rate against SFT A", percent, Some(0.5), |s| s.win_rate_vs_sft_a);
-        picture += &forest("KL to SFT A (nats per response)", number, None, |s| {
-            let kl = s.kl_sft_a?;
-            Some(Estimate { mean: kl, ci95: s.kl_sft_a_ci95.unwrap_or([f64::NAN; 2]) })
-        });
+        picture += &forest("Gold reward", number, None, &|s| s.gold_reward);
+        picture += &forest("Proxy score", number, None, &|s| Some(s.proxy_score));
+        if let Some(name) = report.summary.baseline() {
+            let title = format!("Win rate against {}", spoken(name));
+            picture += &forest(&title, percent, Some(0.5), &|s| s.versus.win_rates.get(name).copied());
+        }
+        if let Some(name) = report.summary.anchor() {
+            let title = format!("KL to {} (nats per response)", spoken(name));
+            picture += &forest(&title, number, None, &|s| s.versus.kls.get(name).copied());
+        }
         picture += "</div>";
         picture += &evaluation_table(report, &splits);
     }
@@ -72,7 +76,7 @@ pub(super) fn evaluation(report: &Report) -> Section {
             <p><strong>Gold reward</strong> is the true goal, where it is known. <strong>Proxy score</strong> is the reward \
             model’s opinion, which is all that training sees. A proxy that rises while gold does not means that the policy \
             exploits the reward model’s mistakes.</p>\
-            <p><strong>Win rate</strong> compares answers to the same prompt with SFT A’s, ties counting half; at the 50 % line \
+            <p><strong>Win rate</strong> compares answers to the same prompt with the baseline’s, ties counting half; at the 50 % line \
             neither is better. <strong>Empty</strong> and <strong>length</strong> expose a known trap: a short answer pays \
             little KL penalty, so a high penalty can teach silence.</p>"
             .to_owned(),
@@ -86,7 +90,7 @@ fn evaluation_table(report: &Report, splits: &[&str]) -> String {
         "<div class=\"scroll\" tabindex=\"0\"><table class=\"numbers\"><caption>Small: 95 % interval.</caption><thead><tr><th scope=\"col\">arm</th>",
     );
     for column in &columns {
-        let _ = write!(out, "<th scope=\"col\">{}</th>", column.heading.replace("SFT A", "SFT\u{a0}A"));
+        let _ = write!(out, "<th scope=\"col\">{}</th>", escape(&column.heading).replace("SFT A", "SFT\u{a0}A"));
     }
     out.push_str("</tr></thead>");
     for &split in splits {
@@ -105,7 +109,7 @@ fn evaluation_table(report: &Report, splits: &[&str]) -> String {
                 escape(&report.label(key))
             );
             for column in &columns {
-                let Cell { value, interval } = (column.cell)(numbers).unwrap_or(Cell::missing());
+                let Cell { value, interval } = column.cell(numbers);
                 let interval = interval.map_or(String::new(), |i| format!("<small>{}</small>", ends(i)));
                 let _ = write!(out, "<td>{value}{interval}</td>");
             }

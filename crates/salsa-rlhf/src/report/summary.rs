@@ -5,6 +5,8 @@ use std::ops::{Deref, DerefMut};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::versus::Versus;
+
 /// What `summary.json` holds. A non-finite number is written as `null` and read back as NaN; what was not measured has no key.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -46,32 +48,20 @@ pub struct SplitSummary {
     pub gold_reward: Option<Estimate>,
     /// Reward-model score.
     pub proxy_score: Estimate,
-    /// Win rate over SFT A on the same prompts, ties half, in [0, 1].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub win_rate_vs_sft_a: Option<Estimate>,
-    /// Mean KL per response to SFT A, nats.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kl_sft_a: Option<f64>,
-    /// 95 % interval of `kl_sft_a`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kl_sft_a_ci95: Option<[f64; 2]>,
-    /// Mean KL per response to the soup, nats.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kl_soup: Option<f64>,
-    /// 95 % interval of `kl_soup`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kl_soup_ci95: Option<[f64; 2]>,
+    /// What was measured against other models.
+    #[serde(flatten)]
+    pub versus: Versus,
     /// Mean response length, tokens.
     #[serde(deserialize_with = "null_as_nan")]
     pub length_mean: f64,
     /// 95 % interval of `length_mean`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "perhaps_nulls_as_nan", skip_serializing_if = "Option::is_none")]
     pub length_ci95: Option<[f64; 2]>,
     /// Share of empty responses, in [0, 1].
     #[serde(deserialize_with = "null_as_nan")]
     pub empty_rate: f64,
     /// 95 % interval of `empty_rate`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "perhaps_nulls_as_nan", skip_serializing_if = "Option::is_none")]
     pub empty_rate_ci95: Option<[f64; 2]>,
 }
 
@@ -124,10 +114,33 @@ impl Contrast {
     }
 }
 
+impl Summary {
+    /// The arm against which win rates are counted; none if none is.
+    pub fn baseline(&self) -> Option<&str> {
+        self.versus().find_map(|versus| versus.win_rates.first()).map(|(name, _)| name.as_str())
+    }
+
+    /// The model to which movement is measured: the baseline, or else the first one to which there is a KL.
+    pub fn anchor(&self) -> Option<&str> {
+        let measured = |name: &&str| self.versus().any(|versus| versus.kls.get(name).is_some());
+        let first = || self.versus().find_map(|versus| versus.kls.first()).map(|(name, _)| name.as_str());
+        self.baseline().filter(measured).or_else(first)
+    }
+
+    fn versus(&self) -> impl Iterator<Item = &Versus> {
+        self.arms.iter().flat_map(|(_, splits)| splits.iter().map(|(_, numbers)| &numbers.versus))
+    }
+}
+
 impl Estimate {
     /// An estimate from its three numbers.
     pub fn new(mean: f64, low: f64, high: f64) -> Estimate {
         Estimate { mean, ci95: [low, high] }
+    }
+
+    /// Whether there is an interval; one prompt gives none.
+    pub fn has_interval(&self) -> bool {
+        self.ci95.iter().all(|end| end.is_finite())
     }
 
     /// Whether the whole interval lies above `value`; never true of NaN.
@@ -228,6 +241,10 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Ordered<T> {
 
 fn null_as_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+fn perhaps_nulls_as_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<[f64; 2]>, D::Error> {
+    nulls_as_nan(deserializer).map(Some)
 }
 
 fn nulls_as_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[f64; 2], D::Error> {

@@ -15,13 +15,11 @@ pub fn table(summary: &Summary) -> String {
     let mut blocks = Vec::new();
     for split in splits(summary) {
         let mut rows = vec![vec![split.to_owned()]];
-        rows[0].extend(columns.iter().map(|column| column.heading.to_owned()));
+        rows[0].extend(columns.iter().map(|column| column.heading.clone()));
         for (arm, by_split) in summary.arms.iter() {
             let Some(numbers) = by_split.get(split) else { continue };
             let mut row = vec![arm.clone()];
-            row.extend(
-                columns.iter().map(|column| text((column.cell)(numbers).unwrap_or(Cell::missing()), column.terminal)),
-            );
+            row.extend(columns.iter().map(|column| text(column.cell(numbers), column.terminal)));
             rows.push(row);
         }
         blocks.push(rows);

@@ -128,8 +128,8 @@ fn gaps_are_gaps() {
         for (_, numbers) in &mut **splits {
             numbers.gold_reward = None;
             numbers.proxy_score = nothing;
-            numbers.win_rate_vs_sft_a = Some(nothing);
-            numbers.kl_sft_a = Some(f64::NAN);
+            numbers.versus.win_rates.insert("sft_a", nothing);
+            numbers.versus.kls.insert("sft_a", nothing);
             numbers.length_mean = f64::INFINITY;
         }
     }
@@ -143,7 +143,7 @@ fn gaps_are_gaps() {
     report.samples[1].answers.iter_mut().for_each(|answer| (answer.gold, answer.score) = (None, Some(f64::NAN)));
     let html = report.html();
     assert_balanced(&html);
-    assert!(html.contains("nothing was measured"));
+    assert!(html.contains("nothing was measured") && html.contains("without an interval it cannot be told from"));
     assert!(!html.contains("NaN") && !html.contains("inf\""));
     table(&report.summary);
 }
@@ -184,6 +184,22 @@ fn numbers_that_are_not_finite_are_null_in_json() {
     let back: Estimate = serde_json::from_str(&text).unwrap();
     assert!(back.mean.is_nan() && back.ci95[0].is_nan() && back.ci95[1] == 1.0);
     assert!(!back.is_above(0.0) && !back.is_below(0.0));
+}
+
+#[test]
+fn intervals_that_are_null_are_none() {
+    let text = r#"{"proxy_score":{"mean":0.5,"ci95":[null,null]},"win_rate_vs_ppo":{"mean":1.0,"ci95":[0.2,1.0]},
+        "kl_sft_a":2.0,"kl_sft_a_ci95":[null,null],"kl_base":1.5,"length_mean":7.0,"length_ci95":[null,null],
+        "empty_rate":0.0,"empty_rate_ci95":[null,null]}"#;
+    let numbers: SplitSummary = serde_json::from_str(text).unwrap();
+    let splits: Ordered<SplitSummary> = [("test", numbers)].into_iter().collect();
+    let summary = Summary { arms: [("ppo", splits)].into_iter().collect(), ..Summary::default() };
+    let table = table(&summary);
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines[0], "test  proxy score  win rate vs PPO        KL to SFT A  KL to base  length  empty");
+    assert_eq!(lines[1], "ppo   0.500        100.0 % [20.0, 100.0]  2.00         1.50        7.00    0.0 %");
+    let report = Report { summary, ..Report::default() };
+    assert!(!report.html().contains("– to –"));
 }
 
 #[test]

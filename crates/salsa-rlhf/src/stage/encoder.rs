@@ -163,8 +163,28 @@ impl Encoder {
     /// # Errors
     /// As [`Encoder::prompt`], and if the template does not continue its own prompt.
     pub fn prompt_and_response(&self, prompt: &Content, response: &Content) -> anyhow::Result<(Vec<u32>, usize)> {
-        let mut tokens = self.prompt(prompt)?;
+        let (mut tokens, mut response) = self.apart(prompt, response)?;
+        self.close(&mut response)?;
         let length = tokens.len();
+        tokens.extend(response);
+        Ok((tokens, length))
+    }
+
+    /// A prompt and a response that was cut off, so that no end token follows.
+    ///
+    /// # Errors
+    /// As [`Encoder::prompt_and_response`].
+    pub fn prompt_and_cut_response(&self, prompt: &Content, response: &Content) -> anyhow::Result<Vec<u32>> {
+        let (mut tokens, mut response) = self.apart(prompt, response)?;
+        if let Some(end) = self.end_of_turn(&response)? {
+            response.truncate(end - 1);
+        }
+        tokens.extend(response);
+        Ok(tokens)
+    }
+
+    /// The tokens of a prompt, and those of its response with whatever end they have.
+    fn apart(&self, prompt: &Content, response: &Content) -> anyhow::Result<(Vec<u32>, Vec<u32>)> {
         let (before, text) = match (prompt, response) {
             (Content::Text(before), Content::Text(text)) => (before.clone(), text.clone()),
             (Content::Messages(before), Content::Text(text)) => {
@@ -173,10 +193,7 @@ impl Encoder {
             (Content::Messages(before), Content::Messages(after)) => self.continuation(before, after)?,
             (Content::Text(_), Content::Messages(_)) => bail!("the prompt is text but the response is messages"),
         };
-        let mut response = self.tokenizer.encode_after(&before, &text)?;
-        self.close(&mut response)?;
-        tokens.extend(response);
-        Ok((tokens, length))
+        Ok((self.prompt(prompt)?, self.tokenizer.encode_after(&before, &text)?))
     }
 
     /// A conversation whose assistant turns are learned, each with its end token. What follows the last one is left out.
@@ -389,6 +406,17 @@ mod tests {
         let bare = Encoder::new(encoder.tokenizer, None, encoder.ends);
         let error = bare.prompt(&Content::Messages(dialogue())).unwrap_err().to_string();
         assert!(error.contains("has no chat template"), "{error}");
+    }
+
+    #[test]
+    fn a_response_that_was_cut_off_has_no_end() {
+        let encoder = encoder(UNMARKED);
+        let response = Content::Text(" sat".to_owned());
+        for prompt in [Content::Text("the cat".to_owned()), Content::Messages(dialogue()[..3].to_vec())] {
+            let (whole, _) = encoder.prompt_and_response(&prompt, &response).unwrap();
+            let cut = encoder.prompt_and_cut_response(&prompt, &response).unwrap();
+            assert_eq!([&cut[..], &encoder.ends()[..1]].concat(), whole);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use salsa_engine::Model;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -18,17 +18,24 @@ use super::{
     landscape::blend::Blend,
     model_source::ModelSource,
     ppo::{config::Gold, rollout::split},
+    rows,
     source::DataSource,
 };
 use crate::{
     atomic, metrics,
     progress::Progress,
-    report::{Answer, Comparison, Contrast, LandscapePoint, Ordered, Report, Run, Sample, SplitSummary, Summary},
+    report::{
+        Answer, Comparison, Contrast, INTERVAL, LandscapePoint, Ordered, Report, Run, Sample, SplitSummary, Summary,
+        Versus,
+    },
 };
 
 mod plan;
 pub(super) mod statistics;
+#[cfg(test)]
+mod tests;
 
+use plan::Plan;
 use statistics::{estimate, paired_difference, win_rate};
 
 /// What an evaluation can be told.
@@ -44,7 +51,7 @@ pub struct EvaluateConfig {
     pub datasets: Vec<EvalSet>,
     /// The reward model that scores.
     pub reward_model_path: PathBuf,
-    /// Models to which each arm's KL is measured, by name: `sft_a` and `soup`.
+    /// Models to which each arm's KL is measured, by any names; `kl_NAME` in the results.
     pub anchors: BTreeMap<String, ModelSource>,
     /// Pairs of arms to compare on top, the first against the second, such as `[salsa, ppo]`.
     pub comparisons: Vec<(String, String)>,
@@ -136,8 +143,14 @@ impl EvaluateConfig {
         ensure!(!self.datasets.is_empty(), "datasets is empty; say datasets: [{{name: test, dataset: FILE}}]");
         let names: std::collections::BTreeSet<&String> = self.datasets.iter().map(|set| &set.name).collect();
         ensure!(names.len() == self.datasets.len(), "two of the datasets have the same name");
+        for EvalSet { name, max_prompts, .. } in &self.datasets {
+            ensure!(*max_prompts != Some(0), "datasets: max_prompts of {name:?} is 0; it must be at least 1");
+        }
         for (a, b) in &self.comparisons {
             ensure!(known(a) && known(b), "comparisons names [{a}, {b}], which are not both among the arms");
+        }
+        for name in self.anchors.keys().filter(|name| name.ends_with(INTERVAL)) {
+            bail!("anchors names {name:?}, but names that end in {INTERVAL} are those of intervals; choose another");
         }
         for arm in self.runs.keys() {
             ensure!(known(arm), "runs names {arm:?}, which is not among the arms");
@@ -188,7 +201,7 @@ pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Va
         for (i, answers_of_set) in given.iter().enumerate() {
             let (own, base) = (answers_of_set.judged(), answers[config.baseline.as_str()][i].judged());
             let summary = &mut summaries.get_mut(arm).expect("every arm has been summarised")[i];
-            summary.win_rate_vs_sft_a = Some(win_rate(own, base));
+            summary.versus.win_rates.insert(&config.baseline, win_rate(own, base));
         }
     }
     let summary = Summary {
@@ -238,7 +251,9 @@ impl<'a> Bench<'a> {
             syllabus.questions(&Asked { name, dataset, max_prompts: *max_prompts, max_prompt_length }, context)
         };
         let sets = config.datasets.iter().map(questions).collect::<anyhow::Result<Vec<_>>>()?;
-        plan::check_memory(config, &syllabus, &sets, context)?;
+        let plan = Plan::open(config)?;
+        plan.check_fit(&syllabus, &sets)?;
+        plan.check_memory(&syllabus, &sets, context)?;
         let mut bases = Bases::default();
         let exam = syllabus.load(&mut bases)?;
         let mut bench = Bench { config, exam, anchors: Vec::new(), bases };
@@ -250,40 +265,25 @@ impl<'a> Bench<'a> {
     }
 
     fn model(&mut self, source: &ModelSource) -> anyhow::Result<Model> {
-        let model = source.load(&mut self.bases).with_context(|| format!("model {source}"))?;
-        let vocab_size = model.spec().vocab_size;
-        ensure!(
-            vocab_size == self.exam.vocab_size,
-            "{source} has a vocabulary of {vocab_size}, the baseline {:?} one of {}; only models with one tokenizer can be compared",
-            self.config.baseline,
-            self.exam.vocab_size
-        );
-        Ok(model)
+        source.load(&mut self.bases).with_context(|| format!("model {source}"))
     }
 
     fn summarise(&self, answers: &Answers) -> SplitSummary {
         let rollouts = &answers.rollouts;
         let lengths = rollouts.lengths();
-        let kl_to = |name: &str| {
-            let (_, model) = self.anchors.iter().find(|(known, _)| *known == name)?;
-            let own = split(&rollouts.logprobs, &lengths);
+        let own = split(&rollouts.logprobs, &lengths);
+        let kl_to = |model: &Model| {
             let other = rollouts.logprobs_of(model);
-            let pairs = own.into_iter().zip(split(&other, &lengths));
-            Some(estimate(
-                &pairs.map(|(own, other)| own.iter().sum::<f64>() - other.iter().sum::<f64>()).collect::<Vec<_>>(),
-            ))
+            let pairs = own.iter().zip(split(&other, &lengths));
+            estimate(&pairs.map(|(own, other)| own.iter().sum::<f64>() - other.iter().sum::<f64>()).collect::<Vec<_>>())
         };
-        let (kl_sft_a, kl_soup) = (kl_to("sft_a"), kl_to("soup"));
+        let kls = self.anchors.iter().map(|(name, model)| (*name, kl_to(model))).collect();
         let length = estimate(&lengths.iter().map(|&length| length as f64).collect::<Vec<_>>());
         let empty = answers.texts.iter().filter(|text| text.is_empty()).count() as f64 / answers.texts.len() as f64;
         SplitSummary {
             gold_reward: answers.gold.as_deref().map(estimate),
             proxy_score: estimate(&answers.scores),
-            win_rate_vs_sft_a: None,
-            kl_sft_a: kl_sft_a.as_ref().map(|kl| kl.mean),
-            kl_sft_a_ci95: kl_sft_a.map(|kl| kl.ci95),
-            kl_soup: kl_soup.as_ref().map(|kl| kl.mean),
-            kl_soup_ci95: kl_soup.map(|kl| kl.ci95),
+            versus: Versus { kls, ..Versus::default() },
             length_mean: length.mean,
             length_ci95: Some(length.ci95),
             empty_rate: empty,
@@ -363,26 +363,33 @@ fn training_runs(config: &EvaluateConfig) -> anyhow::Result<Vec<Run>> {
 fn samples(config: &EvaluateConfig, answers: &BTreeMap<&str, Vec<Answers>>, sets: &[Questions]) -> Vec<Sample> {
     let mut all = Vec::new();
     for (i, set) in sets.iter().enumerate() {
-        for at in 0..config.samples.min(set.texts.len()) {
+        for at in 0..config.samples.min(set.prompts.len()) {
             let answer = |arm: &str| {
                 let given = &answers[arm][i];
                 let gold = given.gold.as_ref().map(|gold| gold[at]);
                 Answer { arm: arm.to_owned(), text: given.texts[at].clone(), gold, score: Some(given.scores[at]) }
             };
             let answers = in_order(answers.keys().copied()).into_iter().map(answer).collect();
-            all.push(Sample { split: set.name.clone(), prompt: set.texts[at].clone(), answers });
+            all.push(Sample { split: set.name.clone(), prompt: set.prompts[at].last_words().to_owned(), answers });
         }
     }
     all
 }
 
+/// One line per prompt, as `salsa generate` writes it, so that the answers can be judged again.
 fn write_answers(dir: &Path, arm: &str, set: &Questions, answers: &Answers) -> anyhow::Result<()> {
     let mut text = String::new();
-    for (i, prompt) in set.texts.iter().enumerate() {
-        let mut line = json!({"prompt": prompt, "response": answers.texts[i], "score": answers.scores[i]});
+    for (i, prompt) in set.prompts.iter().enumerate() {
+        let mut line = json!({
+            "prompt": prompt,
+            "response": answers.texts[i],
+            "score": answers.scores[i],
+        });
         if let Some(gold) = &answers.gold {
             line["gold"] = gold[i].into();
         }
+        line[rows::FINISH_REASON] = rows::finish_reason(answers.rollouts.endings[i]).into();
+        line["tokens"] = json!(answers.rollouts.sequences[i]);
         text += &format!("{line}\n");
     }
     atomic::write(&dir.join(format!("answers-{arm}-{}.jsonl", set.name)), text.as_bytes())

@@ -14,6 +14,7 @@ use super::{
     pretrain::{self, PretrainConfig},
     source::DataSource,
 };
+use crate::checkpoint::{Checkpoint, Companions, SaveOptions, save};
 
 /// A model of a few thousand weights.
 pub fn spec(vocab_size: usize, head: Head) -> ModelSpec {
@@ -73,6 +74,16 @@ pub fn base(dir: &Path) -> PathBuf {
     };
     pretrain::run(&config, &quiet()).unwrap();
     output_dir
+}
+
+/// A reward model of this base, with a head of random weights, beside it.
+pub fn reward_model(base: &Path) -> PathBuf {
+    let (checkpoint, companions) = (Checkpoint::open(base).unwrap(), Companions::from_dir(base).unwrap());
+    let spec = checkpoint.spec.with_head(Head::Scalar);
+    let weights = checkpoint.spec.convert(&checkpoint.read_weights().unwrap(), &spec, 3);
+    let dir = base.with_file_name("reward");
+    save(&dir, &spec, &weights, &companions, &[], &SaveOptions::like(&checkpoint)).unwrap();
+    dir
 }
 
 /// A context that says nothing.

@@ -11,6 +11,7 @@ use super::{
     arguments::ComputeType,
     encoder::Encoder,
     memory::{Knobs, Need, Responses, Saving, part, shape},
+    ppo::rollout::ending,
     rows::{self, Rows},
     start::{Found, Frozen},
 };
@@ -157,10 +158,6 @@ fn answer(
         object.insert("response".to_owned(), json!(encoder.decode(&response.tokens)?));
     }
     object.insert("logprobs".to_owned(), json!(response.logprobs));
-    let reason = match response.finish {
-        Finish::Stop => "stop",
-        Finish::Length => "length",
-    };
-    object.insert("finish_reason".to_owned(), json!(reason));
+    object.insert(rows::FINISH_REASON.to_owned(), json!(rows::finish_reason(ending(response.finish))));
     Ok(object)
 }

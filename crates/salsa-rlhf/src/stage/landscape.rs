@@ -126,6 +126,8 @@ impl LandscapeConfig {
             "{} points are too many; at most {MOST_POINTS}",
             self.points().len()
         );
+        ensure!(self.max_prompts != Some(0), "max_prompts is 0; it must be at least 1");
+        ensure!(self.max_examples != Some(0), "max_examples is 0; it must be at least 1");
         ensure!(self.max_new_tokens > 0, "max_new_tokens is 0; it must be at least 1");
         ensure!(self.decode_slots > 0, "decode_slots is 0; it must be at least 1");
         ensure!(self.max_length >= 2, "max_length is {}; it must be at least 2", self.max_length);

@@ -5,6 +5,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail, ensure};
+use salsa_algo::reward::Ending;
 use salsa_engine::ModelSpec;
 use serde_json::{Map, Value};
 
@@ -59,17 +60,15 @@ impl Rows {
 }
 
 impl Row {
-    /// The whole sequence of a row: its `tokens`, its `prompt` with `response` (or `completion`), its `messages`, or its `text`.
+    /// The whole sequence of a row: its `tokens`, its `prompt` with `response` (or `completion`), its `messages`, or its `text`,
+    /// whichever comes first. A response is given its end token, unless its `finish_reason` is `length`.
     ///
     /// # Errors
     /// If the row has none of these, needs a tokenizer where there is none, or does not fit the model.
     pub fn sequence(&self, encoder: Option<&Encoder>, spec: &ModelSpec) -> anyhow::Result<Vec<u32>> {
         let tokens = match self.response() {
             _ if self.object.contains_key("tokens") => self.tokens()?,
-            Some(response) => {
-                let response = content(response).context("response")?;
-                needed(encoder)?.prompt_and_response(&self.prompt()?, &response)?.0
-            }
+            Some(response) => self.prompt_and_response(needed(encoder)?, response)?,
             None if self.object.contains_key("messages") => {
                 needed(encoder)?.conversation(&messages(&self.object["messages"])?)?.tokens
             }
@@ -82,20 +81,41 @@ impl Row {
         Ok(tokens)
     }
 
-    /// Prompt and response as this model's own tokenizer writes them, whatever tokens the row itself has; rows without text
-    /// are taken as [`Row::sequence`] takes them.
+    /// What a judge reads: [`Row::sequence`], but prompt and response as the judge's own tokenizer writes them where the
+    /// row's tokens are not that tokenizer's tokens of both.
     ///
     /// # Errors
     /// As [`Row::sequence`].
     pub fn answer(&self, encoder: Option<&Encoder>, spec: &ModelSpec) -> anyhow::Result<Vec<u32>> {
         match (encoder, self.response()) {
-            (Some(encoder), Some(response)) => {
-                let response = content(response).context("response")?;
-                let (tokens, _) = encoder.prompt_and_response(&self.prompt()?, &response)?;
+            (Some(encoder), Some(response)) if !self.has_tokens_of(encoder, response)? => {
+                let tokens = self.prompt_and_response(encoder, response)?;
                 fits(&tokens, spec)?;
                 Ok(tokens)
             }
             _ => self.sequence(encoder, spec),
+        }
+    }
+
+    /// Whether the row's tokens begin as this tokenizer writes the prompt, and the others read as the response.
+    fn has_tokens_of(&self, encoder: &Encoder, response: &Value) -> anyhow::Result<bool> {
+        if !self.object.contains_key("tokens") {
+            return Ok(false);
+        }
+        let (tokens, prompt) = (self.tokens()?, encoder.prompt(&self.prompt()?)?);
+        let Some(own) = tokens.strip_prefix(&prompt[..]) else { return Ok(false) };
+        Ok(match response {
+            Value::String(text) => encoder.decode(own)?.trim() == text.trim(),
+            _ => true,
+        })
+    }
+
+    /// Tokens of prompt and response, with an end token unless the response was cut off.
+    fn prompt_and_response(&self, encoder: &Encoder, response: &Value) -> anyhow::Result<Vec<u32>> {
+        let (prompt, response) = (self.prompt()?, content(response).context("response")?);
+        match self.object.get(FINISH_REASON) {
+            Some(reason) if reason == finish_reason(Ending::Cut) => encoder.prompt_and_cut_response(&prompt, &response),
+            _ => Ok(encoder.prompt_and_response(&prompt, &response)?.0),
         }
     }
 
@@ -134,6 +154,17 @@ impl Row {
             .iter()
             .map(|value| number(value).ok_or_else(|| anyhow!("\"tokens\" holds {value}, which is no token number")))
             .collect()
+    }
+}
+
+/// The column that says how a sampled response ended.
+pub const FINISH_REASON: &str = "finish_reason";
+
+/// What it says: `stop` at an end token, `length` where the response was cut off.
+pub fn finish_reason(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Eos => "stop",
+        Ending::Cut => "length",
     }
 }
 

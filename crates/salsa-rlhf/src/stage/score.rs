@@ -20,7 +20,7 @@ use crate::progress::Progress;
 pub struct ScoreConfig {
     /// Reward-model checkpoint.
     pub model: PathBuf,
-    /// JSON lines with `tokens`, `prompt` and `response`, or `messages`.
+    /// JSON lines with `tokens`, `prompt` and `response`, `messages`, or `text`.
     pub input: PathBuf,
     /// Where the same lines go with `score`.
     pub output: PathBuf,
@@ -55,8 +55,8 @@ impl ScoreConfig {
 
 /// Writes the score of every input line: the scalar at its last token, whichever token that is.
 ///
-/// Lines of `tokens` are scored as they are; a response given as text or messages gets its end token first. If the
-/// checkpoint knows the mean and standard deviation of its scores, `score_normalized` is written too.
+/// Lines of `tokens` are scored as they are; a response given as text or messages gets its end token first, unless its
+/// `finish_reason` is `length`. If the checkpoint knows the mean and standard deviation of its scores, `score_normalized` is written too.
 ///
 /// # Errors
 /// If the model cannot be used, or a line (which is named) cannot.

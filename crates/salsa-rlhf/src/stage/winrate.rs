@@ -20,7 +20,8 @@ use crate::{data::Content, world};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct WinrateConfig {
-    /// JSON lines with `prompt` (or `messages`) and `response`, as `salsa generate` writes them: the side that wins or loses.
+    /// JSON lines with `prompt` (or `messages`) and `response`, as `salsa generate` and `salsa evaluate` write them: the side
+    /// that wins or loses.
     pub answers: PathBuf,
     /// Answers to the same prompts: the side it is compared with.
     pub baseline: PathBuf,
@@ -214,7 +215,14 @@ fn gold(row: &Row) -> anyhow::Result<f64> {
 mod tests {
     use std::path::Path;
 
-    use super::{super::fixture, *};
+    use super::{
+        super::{
+            fixture,
+            generate::{self, GenerateConfig},
+            score::ScoreConfig,
+        },
+        *,
+    };
 
     fn rows(dir: &Path, name: &str, answers: &[(&str, &str)]) -> PathBuf {
         let path = dir.join(name);
@@ -248,6 +256,50 @@ mod tests {
         assert_eq!((&result["wins"], &result["ties"], &result["losses"]), (&json!(1), &json!(1), &json!(0)));
         assert_eq!(result["win_rate"]["mean"], 0.75);
         assert_eq!(result["score"]["mean"], 0.5);
+    }
+
+    #[test]
+    fn sampled_answers_are_scored_as_they_were_sampled() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = fixture::base(dir.path());
+        let reward = fixture::reward_model(&base);
+        let path = |name: &str| dir.path().join(name);
+        fixture::write_lines(&path("prompts"), &fixture::SENTENCES.map(|text| json!({"prompt": text})));
+        let sampled = GenerateConfig {
+            model: base,
+            input: path("prompts"),
+            output: path("sampled"),
+            max_new_tokens: 3,
+            ..GenerateConfig::default()
+        };
+        generate::run(&sampled, &fixture::quiet()).unwrap();
+        let mut rows = fixture::read_lines(&sampled.output);
+        assert!(rows.iter().any(|row| row["finish_reason"] == "length"), "{rows:?}");
+        let scored = |name: &str| {
+            let config =
+                ScoreConfig { model: reward.clone(), input: path(name), output: path("out"), ..ScoreConfig::default() };
+            score::run(&config, &fixture::quiet()).unwrap()["mean_score"].clone()
+        };
+        let judged = |name: &str| {
+            let config = WinrateConfig {
+                answers: path(name),
+                baseline: path(name),
+                reward_model_path: Some(reward.clone()),
+                resamples: 10,
+                ..WinrateConfig::default()
+            };
+            run(&config, &fixture::quiet()).unwrap()["score"]["mean"].clone()
+        };
+        assert_eq!(judged("sampled"), scored("sampled"));
+        // Text alone, and the tokens of another tokenizer, which are not this judge's.
+        rows.iter_mut().for_each(|row| row["tokens"] = json!([5, 5, 5]));
+        fixture::write_lines(&path("foreign"), &rows);
+        rows.iter_mut().for_each(|row| drop(row.as_object_mut().unwrap().remove("tokens")));
+        fixture::write_lines(&path("texts"), &rows);
+        assert_eq!((judged("texts"), judged("foreign")), (scored("texts"), scored("texts")));
+        rows.iter_mut().for_each(|row| row["finish_reason"] = json!("stop"));
+        fixture::write_lines(&path("ended"), &rows);
+        assert_ne!(judged("ended"), judged("texts"), "an end token more");
     }
 
     #[test]

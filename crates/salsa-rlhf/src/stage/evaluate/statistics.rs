@@ -3,9 +3,9 @@ use salsa_algo::stats::{Resampling, Tally, Verdict, Z95, bootstrap_difference, m
 
 use crate::report::Estimate;
 
-/// Mean of one number per prompt, with the normal interval.
+/// Mean of one number per prompt, with the normal interval. One prompt has a mean and no interval, which is then NaN.
 pub fn estimate(values: &[f64]) -> Estimate {
-    mean_interval(values, Z95).map_or(Estimate::new(f64::NAN, f64::NAN, f64::NAN), from_algo)
+    mean_interval(values, Z95).map_or(without_interval(values), from_algo)
 }
 
 /// Share of prompts on which `own` is larger than `base`, ties half, with the Wilson interval.
@@ -15,16 +15,25 @@ pub fn win_rate(own: &[f64], base: &[f64]) -> Estimate {
     Estimate::new(tally.win_rate().unwrap_or(f64::NAN), interval.low, interval.high)
 }
 
-/// Mean difference over the same prompts, with the interval of the paired bootstrap.
+/// Mean difference over the same prompts, with the interval of the paired bootstrap; NaN for one prompt, which drawn again
+/// and again is always itself.
 pub fn paired_difference(a: &[f64], b: &[f64], seed: u64) -> Estimate {
+    if let ([a], [b]) = (a, b) {
+        return without_interval(&[a - b]);
+    }
     let how = Resampling { seed, ..Resampling::default() };
-    bootstrap_difference(a, b, &how).map_or(Estimate::new(f64::NAN, f64::NAN, f64::NAN), from_algo)
+    bootstrap_difference(a, b, &how).map_or(without_interval(&[]), from_algo)
 }
 
 /// Wilson interval of a share of `n`.
 pub fn share(share: f64, n: usize) -> [f64; 2] {
     let interval = wilson(share * n as f64, n, Z95);
     [interval.low, interval.high]
+}
+
+/// The value of one prompt, NaN for none.
+fn without_interval(values: &[f64]) -> Estimate {
+    Estimate::new(values.first().copied().unwrap_or(f64::NAN), f64::NAN, f64::NAN)
 }
 
 fn from_algo(estimate: salsa_algo::stats::Estimate) -> Estimate {
@@ -40,6 +49,14 @@ mod tests {
         let rate = win_rate(&[1.0, 2.0, 3.0, 0.0], &[0.0, 2.0, 1.0, 5.0]);
         assert_eq!(rate.mean, 0.625);
         assert!(rate.ci95[0] < 0.625 && rate.ci95[1] > 0.625);
+    }
+
+    #[test]
+    fn one_prompt_has_a_mean_and_no_interval() {
+        for estimate in [estimate(&[1.5]), paired_difference(&[3.5], &[2.0], 1)] {
+            assert!(estimate.mean == 1.5 && estimate.ci95.iter().all(|end| end.is_nan()), "{estimate:?}");
+        }
+        assert!(estimate(&[]).mean.is_nan() && paired_difference(&[], &[], 1).mean.is_nan());
     }
 
     #[test]

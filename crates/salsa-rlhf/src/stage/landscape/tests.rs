@@ -9,7 +9,6 @@ use crate::{
     report::Landscape,
     stage::{Outcome, fixture, kinds, run_stage, soup},
 };
-use salsa_engine::Head;
 
 /// Three models and a reward model of one base.
 struct World(tempfile::TempDir);
@@ -27,9 +26,7 @@ impl World {
             let weights: Vec<f32> = weights.iter().enumerate().map(|(i, w)| w + noise(i)).collect();
             save(&world.path(name), &checkpoint.spec, &weights, &companions, &[], &options).unwrap();
         }
-        let spec = checkpoint.spec.with_head(Head::Scalar);
-        let reward = checkpoint.spec.convert(&weights, &spec, 3);
-        save(&world.path("reward"), &spec, &reward, &companions, &[], &options).unwrap();
+        fixture::reward_model(&base);
         let prompts: Vec<Value> = fixture::SENTENCES.iter().map(|text| json!({"prompt": text})).collect();
         fixture::write_lines(&world.path("prompts.jsonl"), &prompts);
         let texts: Vec<Value> = fixture::SENTENCES.iter().map(|text| json!({"text": text})).collect();
@@ -198,6 +195,8 @@ fn what_makes_no_sense_is_refused_by_name() {
     assert!(refused(|c| c.end = -1.0).contains("start is -0.5, which is not below end, -1"));
     assert!(refused(|c| c.steps = 1).contains("steps is 1"));
     assert!(refused(|c| c.margin = f64::NAN).contains("margin is NaN"));
+    assert!(refused(|c| c.max_prompts = Some(0)).contains("max_prompts is 0"));
+    assert!(refused(|c| c.max_examples = Some(0)).contains("max_examples is 0"));
     assert!(refused(|c| c.steps = 100_000).contains("are too many"));
     let mixed = LandscapeConfig { models: vec![world.path("a"), world.path("reward")], ..world.config(&["a", "b"]) };
     assert!(format!("{:#}", world.run(&mixed, &fixture::quiet()).unwrap_err()).contains("is a reward model"));

@@ -32,7 +32,7 @@ impl Rollouts {
         };
         for (prompt, response) in prompts.iter().zip(responses) {
             rollouts.sequences.push([prompt, &response.tokens[..]].concat());
-            rollouts.endings.push(if response.finish == Finish::Stop { Ending::Eos } else { Ending::Cut });
+            rollouts.endings.push(ending(response.finish));
             rollouts.logprobs.extend(response.logprobs.iter().map(|&logprob| f64::from(logprob)));
         }
         rollouts
@@ -110,6 +110,14 @@ impl Rollouts {
             collected.extend(pick(forward(&batch, &query)).into_iter().map(f64::from));
         }
         collected
+    }
+}
+
+/// How a response ended, in the words of the arithmetic.
+pub fn ending(finish: Finish) -> Ending {
+    match finish {
+        Finish::Stop => Ending::Eos,
+        Finish::Length => Ending::Cut,
     }
 }
 

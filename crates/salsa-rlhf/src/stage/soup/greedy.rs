@@ -72,6 +72,7 @@ impl GreedyConfig {
     pub(super) fn validate(&self) -> anyhow::Result<()> {
         let given = self.dataset.paths().iter().any(|path| !path.as_os_str().is_empty());
         ensure!(given, "greedy.dataset is missing: held-out examples (loss), or prompts (with greedy.reward_model)");
+        ensure!(self.max_examples != Some(0), "greedy.max_examples is 0; it must be at least 1");
         ensure!(self.max_length >= 2, "greedy.max_length is {}; it must be at least 2", self.max_length);
         ensure!(self.max_new_tokens > 0, "greedy.max_new_tokens is 0; it must be at least 1");
         ensure!(self.decode_slots > 0, "greedy.decode_slots is 0; it must be at least 1");

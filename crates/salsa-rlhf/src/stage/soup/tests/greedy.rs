@@ -58,10 +58,7 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
     assert!(read(&config.output_dir) == read(&plain.output_dir));
 
     // By a reward model's score of answers: the same work, other numbers, as often as it is asked.
-    let spec = checkpoint.spec.with_head(Head::Scalar);
-    let reward = place.path().join("reward");
-    let head = checkpoint.spec.convert(&weights, &spec, 3);
-    save(&reward, &spec, &head, &companions, &[], &SaveOptions::like(&checkpoint)).unwrap();
+    let reward = fixture::reward_model(&base);
     let prompts: Vec<Value> = fixture::SENTENCES.iter().map(|text| json!({"prompt": text})).collect();
     fixture::write_lines(&place.path().join("held-out.jsonl"), &prompts);
     let once = |name: &str| {
@@ -77,11 +74,17 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
     assert!(singles.iter().all(|score| *score <= best) && singles.contains(&best), "{scored}");
     assert_eq!(once("again"), scored);
 
+    // One prompt has a score too.
+    fixture::write_lines(&place.path().join("held-out.jsonl"), &prompts[..1]);
+    assert!(once("one")["alone"][0]["mean"].is_f64());
+
     let refused = |change: fn(&mut SoupConfig)| {
         let mut config = config.clone();
         change(&mut config);
         config.validate().unwrap_err().to_string()
     };
+    let none = refused(|c| c.greedy.as_mut().unwrap().max_examples = Some(0));
+    assert!(none.contains("greedy.max_examples is 0"), "{none}");
     assert!(refused(|c| c.greedy = None).contains("say greedy.dataset"));
     assert!(refused(|c| c.weights = numbers(&[1.0; 3])).contains("does not use weights"));
     assert!(refused(|c| c.method = Method::Linear).contains("does not use greedy"));
