@@ -268,7 +268,7 @@ impl RewardModel {
     }
 
     /// Its checkpoint, held against the policy's. No weight is read.
-    pub(super) fn find(path: &Path, policy: &Checkpoint) -> anyhow::Result<Checkpoint> {
+    pub(super) fn find(path: &Path, policy: &Checkpoint, context: &StageContext) -> anyhow::Result<Checkpoint> {
         ensure!(!path.as_os_str().is_empty(), "no reward model is given; say reward_model_path: DIR");
         let checkpoint = Checkpoint::open(path)?;
         ensure!(
@@ -291,6 +291,7 @@ impl RewardModel {
                 policy.dir().display()
             );
         }
+        start::say_where_scores_are_read(&checkpoint, context);
         Ok(checkpoint)
     }
 
@@ -369,7 +370,7 @@ impl<'a> Run<'a> {
         );
         let source = Checkpoint::open(first)?;
         let encoder = Encoder::open(&source)?;
-        let reward = RewardModel::find(&config.reward_model_path, &source)?;
+        let reward = RewardModel::find(&config.reward_model_path, &source, context)?;
         let prompts = load_prompts(
             &config.dataset,
             config.max_prompt_length,

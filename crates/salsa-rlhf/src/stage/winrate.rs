@@ -12,7 +12,7 @@ use super::{
     arguments::ComputeType,
     rows::{Row, Rows},
     score,
-    start::{Found, Frozen},
+    start::{self, Found, Frozen},
 };
 use crate::{data::Content, world};
 
@@ -186,6 +186,7 @@ fn scores(
 ) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
     let Some(path) = &config.reward_model_path else { return Ok((ours.try_map(gold)?, theirs.try_map(gold)?)) };
     let (judge, budget) = (Found::open(path, Head::Scalar)?, config.max_tokens_per_batch);
+    start::say_where_scores_are_read(&judge.checkpoint, context);
     let spec = judge.spec();
     let sequences = |rows: &Rows| rows.try_map(|row| row.answer(judge.encoder.as_ref(), &spec));
     let (ours, theirs) = (sequences(ours)?, sequences(theirs)?);
