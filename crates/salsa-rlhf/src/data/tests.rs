@@ -167,6 +167,10 @@ fn hh_transcripts() {
         one(prompt),
         Example::Preference(pair(vec![user("Hi")].into(), vec![assistant("yes")].into(), vec![assistant("no")].into()))
     );
+    for end in [" ", "\n", " \n\n"] {
+        let open = serde_json::json!({ "prompt": format!("\n\nHuman: Hi\n\nAssistant:{end}") });
+        assert_eq!(one(&open.to_string()), Example::Prompt(vec![user("Hi")].into()), "{end:?} is no turn");
+    }
     let strangers = r#"{"chosen":"\n\nHuman: a\n\nAssistant: x","rejected":"\n\nHuman: b\n\nAssistant: x"}"#;
     assert!(refusal("x.jsonl", strangers).contains("different prompts"));
 }
