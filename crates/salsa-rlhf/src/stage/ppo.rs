@@ -467,22 +467,20 @@ pub(super) fn load_prompts(
         format!("responses of {response_length} tokens leave no room for a prompt in a context of {positions}; make them shorter")
     })?;
     let longest = max_prompt_length.min(room);
-    let (mut prompts, mut left_out) = (Vec::new(), 0);
-    for example in dataset.load()?.examples {
-        let prompt = example.prompt().with_context(|| format!("{}: an example has no prompt", dataset))?;
-        let tokens = encoder.prompt(&prompt)?;
-        if tokens.is_empty() || tokens.len() > longest {
-            left_out += 1;
-            continue;
-        }
-        prompts.push(TextPrompt { text: last_words(&prompt), tokens });
-    }
+    let loaded = dataset.load()?;
+    let mut prompts = loaded.try_map(|example| {
+        let prompt = example.prompt().context("this record has no prompt")?;
+        Ok(TextPrompt { text: last_words(&prompt), tokens: encoder.prompt(&prompt)? })
+    })?;
+    prompts.retain(|prompt| (1..=longest).contains(&prompt.tokens.len()));
+    let left_out = loaded.examples.len() - prompts.len();
     ensure!(
         !prompts.is_empty(),
         "{}: all {left_out} prompts are longer than {longest} tokens (max_prompt_length is {max_prompt_length}, the context \
          {positions} less {response_length} for the response); shorten them, or allow longer prompts or shorter responses",
         dataset,
     );
+    loaded.say_if_untemplated(dataset, encoder, context);
     context.say(&format!("{}: {} prompts, {left_out} left out (over {longest} tokens)", dataset, prompts.len()));
     Ok(prompts)
 }

@@ -173,8 +173,10 @@ fn pairs(ours: &Rows, theirs: &Rows) -> anyhow::Result<Vec<(usize, usize)>> {
 
 /// What makes two rows answers to the same prompt.
 fn key(row: &Row) -> anyhow::Result<String> {
-    let prompt = row.object.get("prompt").or_else(|| row.object.get("messages"));
-    Ok(prompt.context("no \"prompt\" or \"messages\"")?.to_string())
+    Ok(match row.prompt()? {
+        Content::Text(text) => format!("{text:?}"),
+        Content::Messages(messages) => format!("{messages:?}"),
+    })
 }
 
 /// What the judge gives to each answer of both sides.
