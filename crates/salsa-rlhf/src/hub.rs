@@ -73,6 +73,18 @@ pub fn is_id(text: &str) -> bool {
     !folder && !path.exists() && Id::parse(text).is_some()
 }
 
+/// The model of this id and revision as the cache holds it; the network is not asked.
+pub fn cached_model(name: &str, revision: Option<&str>) -> Option<PathBuf> {
+    let id = Id::parse(&revision.map_or_else(|| name.to_owned(), |revision| format!("{name}@{revision}")))?;
+    let hub = Hub { network: Network::Offline, ..Hub::from_env().ok()? };
+    hub.fetch(&id, Kind::Model).ok()
+}
+
+/// The id of the model whose snapshot in the cache this folder is.
+pub fn id_of_snapshot(folder: &Path) -> Option<Id> {
+    Hub::from_env().ok()?.id_of_snapshot(folder)
+}
+
 /// A configuration with the snapshots' paths in place of ids.
 ///
 /// # Errors
@@ -148,6 +160,21 @@ impl Hub {
             token: token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()),
             network: if offline { Network::Offline } else { Network::Online },
         })
+    }
+
+    /// The id of the model whose snapshot this folder is: `org/name` where its commit is the one that the cache has for
+    /// `main`, else `org/name@COMMIT`. `None` for every other folder.
+    pub fn id_of_snapshot(&self, folder: &Path) -> Option<Id> {
+        let (folder, cache) = (folder.canonicalize().ok()?, self.cache.canonicalize().ok()?);
+        let mut parts = folder.strip_prefix(cache).ok()?.iter().map(|part| part.to_str());
+        let (repo, snapshots, commit) = (parts.next()??, parts.next()??, parts.next()??);
+        if snapshots != "snapshots" || parts.next().is_some() {
+            return None;
+        }
+        let (org, name) = repo.strip_prefix("models--")?.split_once("--")?;
+        let id = Id::parse(&format!("{org}/{name}"))?;
+        let main = Repo::new(&self.cache, &id, Kind::Model).commit_of(&id).ok();
+        if main.as_deref() == Some(commit) { Some(id) } else { Id::parse(&format!("{org}/{name}@{commit}")) }
     }
 
     /// The folder of a model or data set: from the cache where that is up to date, else downloaded.

@@ -64,7 +64,7 @@ fn data_are_shown_with_and_without_a_model() {
     let (code, message) = error(&place, "inspect chats.jsonl --example 3");
     assert!(code == 1 && message.contains("the data set has 3 examples, counted from 0"), "{message}");
     let (_, message) = error(&place, "inspect chats.jsonl --split test");
-    assert!(message.contains("is one file, which has no splits"), "{message}");
+    assert_eq!(message, "chats.jsonl (test) holds no examples");
 }
 
 #[test]
@@ -126,4 +126,72 @@ fn a_published_split_is_trained_on_by_its_name() {
     assert!(talk.contains("set (train_sft): 3 examples"), "{talk}");
     let shown = stdout(&place, "inspect set");
     assert!(shown.starts_with("splits         test_sft, train_sft\nsplit          train_sft\n"), "{shown}");
+}
+
+#[test]
+fn a_part_is_shown_as_stages_take_it() {
+    let place = Place::new();
+    let names: Vec<String> = (0..26).map(|i| char::from(b'a' + i).to_string()).collect();
+    place.write("prompts.jsonl", names.iter().map(|name| format!("{{\"prompt\":\"{name}\"}}\n")).collect::<String>());
+    let count = |split: &str| {
+        let shown = stdout(&place, &format!("inspect prompts.jsonl --split {split}"));
+        assert!(shown.starts_with(&format!("split          {split}\n")), "{shown}");
+        let line = shown.lines().find_map(|line| line.strip_prefix("examples       ")).unwrap();
+        line.parse::<usize>().unwrap()
+    };
+    let parts = ["train", "validation", "test"].map(count);
+    assert!(parts.iter().all(|&part| part > 0) && parts.iter().sum::<usize>() == 26, "{parts:?}");
+    assert_eq!((count("eval"), count("all")), (parts[1], 26));
+    let (_, message) = error(&place, "inspect prompts.jsonl --split sft");
+    assert!(message.contains("has no split \"sft\": by prompt it can be divided"), "{message}");
+}
+
+#[test]
+fn a_record_that_cannot_be_used_is_named() {
+    let place = place();
+    place.write("chats.jsonl", format!("{CHATS}{}\n", r#"{"messages":[{"role":"user","content":"hi"}]}"#));
+    let (_, message) = error(&place, "sft --model base --dataset chats.jsonl --output_dir out");
+    assert_eq!(message, "chats.jsonl, line 4: no message is the assistant's, so there is nothing to learn");
+    let (_, message) = error(&place, "reward --model base --dataset chats.jsonl --output_dir out");
+    assert_eq!(message, "chats.jsonl, line 1: this is messages; preferences (chosen and rejected) are needed");
+}
+
+/// What a response is generated for: the text of the tokens in front of it.
+#[test]
+fn every_layout_with_a_prompt_can_be_answered() {
+    let place = place();
+    let rows = [
+        r#"{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yes"}]}"#,
+        r#"{"messages":[{"role":"user","content":"hi"}]}"#,
+        r#"{"conversations":[{"from":"human","value":"hi"},{"from":"gpt","value":"yes"}]}"#,
+        r#"{"instruction":"hi","output":"yes"}"#,
+        r#"{"turns":["hi","so"]}"#,
+        r#"{"prompt":[{"role":"user","content":"hi"}]}"#,
+    ];
+    place.write("in.jsonl", rows.join("\n"));
+    place.salsa("generate --model base --input in.jsonl --output out.jsonl --max_new_tokens 2 --temperature 0");
+    let lines = String::from_utf8(place.bytes("out.jsonl")).unwrap();
+    let tokens = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["tokens"].clone();
+    let made: Vec<_> = lines.lines().map(tokens).collect();
+    assert_eq!(made.len(), rows.len());
+    for (row, tokens) in rows.iter().zip(&made) {
+        assert_eq!(tokens, &made[1], "{row}");
+    }
+    place.write("in.jsonl", r#"{"text":"hi"}"#);
+    let (_, message) = error(&place, "generate --model base --input in.jsonl --output out.jsonl");
+    assert_eq!(message, "in.jsonl: line 1: this record has no prompt");
+}
+
+#[test]
+fn texts_that_the_chat_template_is_not_applied_to_are_told() {
+    let place = place();
+    let told = |data: &str| {
+        place.write("pairs.jsonl", data);
+        let _ = fs::remove_dir_all(place.path("out"));
+        let output = place.salsa("dpo --model base --dataset pairs.jsonl --output_dir out --max_steps 1");
+        let talk = String::from_utf8(output.stderr).unwrap();
+        talk.matches("pairs.jsonl: plain text, the chat template is not applied\n").count()
+    };
+    assert_eq!(told(r#"{"prompt":"hi","chosen":" yes","rejected":" no"}"#), 1);
+    assert_eq!(told(r#"{"question":"hi","chosen":" yes","rejected":" no"}"#), 0);
 }

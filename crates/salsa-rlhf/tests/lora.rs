@@ -81,6 +81,38 @@ fn the_whole_method_with_adapters() {
 }
 
 #[test]
+fn an_adapter_of_a_model_of_the_hub_names_it_by_its_id() {
+    let place = Place::new();
+    place.write("texts.txt", "hi yes so no the quick brown fox ".repeat(40));
+    place.write("chats.jsonl", "{\"prompt\": \"hi\", \"completion\": \" yes\"}\n");
+    place.salsa(
+        "pretrain --dataset texts.txt --output_dir base --vocab_size 300 --hidden_size 32 --num_hidden_layers 1 \
+         --num_attention_heads 2 --max_position_embeddings 128 --max_length 64 --max_steps 2",
+    );
+    let (commit, other) = ("0123456789abcdef0123456789abcdef01234567", "f".repeat(40));
+    let repo = place.path("cache/models--org--tiny");
+    std::fs::create_dir_all(repo.join("snapshots")).unwrap();
+    std::fs::rename(place.path("base"), repo.join("snapshots").join(commit)).unwrap();
+    let salsa = |line: &str| {
+        let mut command = place.command(&line.split_whitespace().collect::<Vec<_>>());
+        place.done(command.env("HF_HUB_CACHE", place.path("cache")))
+    };
+    // An output folder of the model's name is not taken for the model.
+    for (main, output, revision) in [(commit, "tiny", Value::Null), (&other, "pinned", commit.into())] {
+        place.write("cache/models--org--tiny/refs/main", main);
+        let given = if revision.is_null() { "org/tiny".to_owned() } else { format!("org/tiny@{commit}") };
+        salsa(&format!(
+            "sft --model {given} --dataset chats.jsonl --output_dir {output} --use_peft true --max_steps 1"
+        ));
+        let config: Value = serde_json::from_slice(&place.bytes(format!("{output}/adapter_config.json"))).unwrap();
+        assert_eq!(config["base_model_name_or_path"], "org/tiny");
+        assert_eq!(config["revision"], revision);
+        salsa(&format!("logprobs --model {output} --input chats.jsonl --output {output}.jsonl"));
+        assert!(!numbers(&place, &format!("{output}.jsonl")).is_empty());
+    }
+}
+
+#[test]
 fn what_adapters_cannot_do_is_said_before_anything_starts() {
     let place = Place::new();
     let refused = |line: &str| {

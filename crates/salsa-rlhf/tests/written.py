@@ -4,8 +4,8 @@
     # RUN: what `salsa quickstart` or `salsa run` left; in an environment with transformers (5.23 was used), peft and torch
 
 Every directory below RUN with a config.json or an adapter_config.json is loaded by transformers (with PEFT if it is an adapter)
-from the files alone, and gives the log-probs of `salsa logprobs`, or the scores of `salsa score`, on the same random tokens, and
-its tokenizer the tokens of `salsa logprobs` for a text, less the end token. The tolerance, 1e-4, is float32 rounding of two programs that sum in
+from the files alone, and gives the log-probs of `salsa logprobs`, or the scores of `salsa score`, on the same random tokens
+(scores also with an end token behind them), and its tokenizer the tokens of `salsa logprobs` for a text, less the end token. The tolerance, 1e-4, is float32 rounding of two programs that sum in
 different orders, on log-probs of about 5.
 """
 import argparse
@@ -53,8 +53,11 @@ def load(path):
 def difference(salsa, path):
     model, scores = load(path)
     vocabulary = model.config.vocab_size
-    # Scores are read at the last token that is no padding, which has number 0 in what Salsa makes.
     sequences = [[random.randrange(3, vocabulary) for _ in range(length)] for length in (2, 9, 40)]
+    if scores:
+        # transformers reads a score at the last token that is no padding: the end token must not be taken for that.
+        ends = model.config.eos_token_id
+        sequences += [tokens + [end] for tokens in sequences for end in (ends if isinstance(ends, list) else [ends])]
     found = rows(salsa, "score" if scores else "logprobs", path, [{"tokens": tokens} for tokens in sequences])
     worst = 0.0
     with torch.no_grad():

@@ -144,6 +144,14 @@ impl Checkpoint {
         pair("score_mean", "score_std").or_else(|| pair("mean", "std")).filter(|(_, std)| *std > 0.0)
     }
 
+    /// Whether transformers, and so TRL, reads the score of this reward model at the token before the end: its end token is
+    /// its padding too, and they take the last token that is no padding. Models whose scores are normalised are not theirs.
+    pub fn is_scored_before_the_end(&self) -> bool {
+        let pad = ids(&self.config["pad_token_id"]).first().copied();
+        let theirs = self.adapter.is_none() && self.score_normalization().is_none();
+        self.spec.head == Head::Scalar && theirs && pad.is_some() && pad == self.tokens.eos.first().copied()
+    }
+
     /// Where tokenizer and companions are: the checkpoint's folder; for an adapter without a tokenizer that of its base.
     pub fn dir(&self) -> &Path {
         &self.dir

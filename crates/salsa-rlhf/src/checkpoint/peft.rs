@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use salsa_engine::{Head, LoraSpec, ModelSpec, Weights};
 use serde_json::{Value, json};
 
+use self::config::Parsed;
 pub use self::merge::merge;
 pub use self::save::{AdapterToSave, save_adapter};
 use self::tensors::Factors;
@@ -49,7 +50,7 @@ impl PeftAdapter {
     pub fn base_of(dir: &Path) -> Result<PathBuf> {
         let path = dir.join(CONFIG);
         let parsed = config::parse(&read_json(&path)?).with_context(|| format!("in {}", path.display()))?;
-        base_dir(dir, &parsed.base)
+        base_dir(dir, &parsed)
     }
 
     /// Opens a PEFT directory.
@@ -67,8 +68,8 @@ impl PeftAdapter {
                 dir.display()
             );
         }
+        let base_dir = base_dir(dir, &parsed)?;
         let lora = LoraSpec { targets: factors.targets(dir)?, ..parsed.lora };
-        let base_dir = base_dir(dir, &parsed.base)?;
         Ok(PeftAdapter { lora, head, base_dir, dir: dir.to_path_buf(), factors })
     }
 
@@ -103,16 +104,23 @@ impl PeftAdapter {
     }
 }
 
-/// The base model's folder: as it is written or, where there is none, seen from the adapter's folder, or of that name
-/// beside the adapter's folder (a run that was moved), or the model of this id on the hub.
-fn base_dir(dir: &Path, written: &str) -> Result<PathBuf> {
+/// The base model's folder: as it is written or, where there is none, seen from the adapter's folder, or the model of this
+/// id in the hub's cache, or of that name beside the adapter's folder (a run that was moved), or the model on the hub.
+fn base_dir(dir: &Path, parsed: &Parsed) -> Result<PathBuf> {
+    let (written, revision) = (&parsed.base, parsed.revision.as_deref());
     let path = Path::new(written);
-    let beside = path.file_name().and_then(|name| Some(dir.canonicalize().ok()?.parent()?.join(name)));
-    let mut places = [Some(path.to_path_buf()), Some(dir.join(path)), beside].into_iter().flatten();
-    match places.find(|place| place.is_dir()) {
+    let here = || [path.to_path_buf(), dir.join(path)].into_iter().find(|place| place.is_dir());
+    let beside = || {
+        Some(dir.canonicalize().ok()?.parent()?.join(path.file_name()?))
+            .filter(|place| place.is_dir() && !PeftAdapter::is_one(place))
+    };
+    match here().or_else(|| hub::cached_model(written, revision)).or_else(beside) {
         Some(place) => Ok(place),
-        None if hub::is_id(written) => hub::resolve(written, hub::Kind::Model)
-            .with_context(|| format!("the base model of the adapter {}", dir.display())),
+        None if hub::is_id(written) => {
+            let id = revision.map_or_else(|| written.clone(), |revision| format!("{written}@{revision}"));
+            hub::resolve(&id, hub::Kind::Model)
+                .with_context(|| format!("the base model of the adapter {}", dir.display()))
+        }
         None => bail!(
             "{}: its base model {written:?} is not there: put the model's folder there, or set base_model_name_or_path in {}",
             dir.display(),

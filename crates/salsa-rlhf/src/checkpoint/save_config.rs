@@ -86,10 +86,11 @@ fn eos(tokens: &SpecialTokens) -> Value {
     }
 }
 
-/// transformers refuses batches for a classifier without a padding token: the end-of-sequence token serves.
+/// transformers reads a score at the last token that is no padding. Sequences end with an end token, so that one must not
+/// count as padding: without a padding token the last one of all is read, and a batch is refused instead of read wrongly.
 fn pad(head: Head, tokens: &SpecialTokens) -> Option<u32> {
     match head {
-        Head::Scalar => tokens.pad.or(tokens.eos.first().copied()),
+        Head::Scalar => tokens.pad.filter(|pad| !tokens.eos.contains(pad)),
         _ => tokens.pad,
     }
 }

@@ -48,13 +48,13 @@ struct Shape {
     #[arg(long, default_value_t = 4096)]
     vocab: usize,
     /// Numbers per attention head; `hidden / head-dim` heads.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, visible_alias = "head_dim")]
     head_dim: usize,
     /// Width of the gated MLP. Default: `hidden * 8 / 3`, rounded down to a multiple of 8.
     #[arg(long)]
     intermediate: Option<usize>,
     /// Heads of keys and values. Default: as many as queries.
-    #[arg(long)]
+    #[arg(long, visible_alias = "kv_heads")]
     kv_heads: Option<usize>,
     /// In which numbers products are computed.
     #[arg(long, value_enum, default_value_t = Numbers::Auto)]
@@ -98,7 +98,7 @@ struct GenerateWork {
     #[arg(long, default_value_t = 32)]
     prompt: usize,
     /// Tokens sampled for each.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, visible_alias = "new_tokens")]
     new_tokens: usize,
 }
 

@@ -40,13 +40,13 @@ pub struct Arguments {
     #[arg(long, default_value_t = 0.7)]
     temperature: f32,
     /// Samples among the likeliest tokens that together have this probability; 1 switches it off.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, visible_alias = "top_p")]
     top_p: f32,
     /// Samples among this many likeliest tokens; 0 switches it off.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, visible_alias = "top_k")]
     top_k: usize,
     /// Most tokens of an answer.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, visible_alias = "max_new_tokens")]
     max_new_tokens: usize,
     /// Number type of matrix products: auto (bfloat16 where this machine multiplies it faster), f32 or bf16.
     #[arg(long, default_value = "auto", value_parser = dtype)]

@@ -26,7 +26,8 @@ pub struct Arguments {
     /// A chat template instead of the model's own: a Jinja file, or chatml.
     #[arg(long, value_name = "FILE|chatml", alias = "chat_template", requires = "model")]
     chat_template: Option<String>,
-    /// Which split of a folder.
+    /// Which split, as stages take it: one that the names in a folder tell, or else train, validation or test, which
+    /// are told by prompt; or all.
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
     /// Which example is shown, from 0.

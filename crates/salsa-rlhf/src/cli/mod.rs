@@ -188,6 +188,20 @@ mod tests {
         }
     }
 
+    /// As in the keys of stages, `-` and `_` are equal.
+    #[test]
+    fn flags_may_be_written_like_keys() {
+        fn check(command: &clap::Command) {
+            for argument in command.get_arguments() {
+                let Some(flag) = argument.get_long() else { continue };
+                let (key, others) = (flag.replace('-', "_"), argument.get_all_aliases().unwrap_or_default());
+                assert!(key == flag || others.contains(&&key[..]), "{}: --{key} is not --{flag}", command.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&command());
+    }
+
     #[test]
     fn every_stage_is_a_command() {
         let command = command();

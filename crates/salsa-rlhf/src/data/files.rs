@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserializer;
@@ -22,26 +23,27 @@ const MOST_EXPANSION: u64 = 300;
 /// So much may come out of any compressed file.
 const ALWAYS_ALLOWED: u64 = 16 << 20;
 
-/// Where a record stands, for messages.
-pub(super) struct Place<'a> {
-    path: &'a Path,
+/// Where a record stands, for messages: its file, and its line, or its number there from 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    path: Arc<Path>,
     number: usize,
     unit: &'static str,
 }
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, {} {}", self.path.display(), self.unit, self.number)
     }
 }
 
-impl<'a> Place<'a> {
-    pub(super) fn new(path: &'a Path, number: usize, unit: &'static str) -> Place<'a> {
-        Place { path, number, unit }
+impl Place {
+    pub(super) fn new(path: &Arc<Path>, number: usize, unit: &'static str) -> Place {
+        Place { path: path.clone(), number, unit }
     }
 }
 
-pub(super) type Visit<'a> = &'a mut dyn FnMut(&Place<'_>, Map<String, Value>) -> Result<()>;
+pub(super) type Visit<'a> = &'a mut dyn FnMut(&Place, Map<String, Value>) -> Result<()>;
 
 /// Calls `visit` with every record under `path`, in order, and returns the hash of what was read. An error of `visit`
 /// gets the place of its record.
@@ -87,6 +89,7 @@ fn read_file(path: &Path, visit: Visit<'_>) -> Result<String> {
         bail!("there is no data set at {}: give a {KNOWN} file or a folder of them", path.display());
     }
     let format = Format::of(path).ok_or_else(|| unknown_format(path))?;
+    let path = &Arc::from(path);
     let raw = fs::read(path).with_context(|| format!("cannot read the data set {}", path.display()))?;
     let sha256 = hex(&Sha256::digest(&raw));
     if format == Format::Parquet {
@@ -127,7 +130,7 @@ fn decompress(path: &Path, raw: Vec<u8>) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn read_lines(path: &Path, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
+fn read_lines(path: &Arc<Path>, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
     for (index, line) in bytes.split(|b| *b == b'\n').enumerate() {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
@@ -142,7 +145,7 @@ fn read_lines(path: &Path, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
     Ok(())
 }
 
-fn read_array(path: &Path, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
+fn read_array(path: &Arc<Path>, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
     let mut records = Records { path, visit, refused: None };
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let read = json.deserialize_seq(&mut records).and_then(|()| json.end());
@@ -154,7 +157,7 @@ fn read_array(path: &Path, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
 
 /// The elements of an array, each visited before the next is read.
 struct Records<'a, 'b> {
-    path: &'a Path,
+    path: &'a Arc<Path>,
     visit: Visit<'b>,
     /// What `visit` said, where it ended the reading.
     refused: Option<anyhow::Error>,
@@ -180,7 +183,7 @@ impl<'de> Visitor<'de> for &mut Records<'_, '_> {
     }
 }
 
-fn read_text(path: &Path, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
+fn read_text(path: &Arc<Path>, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
     let text = std::str::from_utf8(bytes).with_context(|| format!("{} is not UTF-8 text", path.display()))?;
     if text.is_empty() {
         return Ok(());
@@ -189,7 +192,7 @@ fn read_text(path: &Path, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
     visit(&Place::new(path, 1, "text"), record)
 }
 
-fn visit_value(place: &Place<'_>, value: Value, visit: Visit<'_>) -> Result<()> {
+fn visit_value(place: &Place, value: Value, visit: Visit<'_>) -> Result<()> {
     match value {
         Value::Object(record) => visit(place, record).map_err(|e| anyhow!("{place}: {e:#}")),
         other => bail!("{place}: expected an object with named columns, found {}", kind(&other)),

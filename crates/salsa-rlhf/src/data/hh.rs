@@ -31,9 +31,9 @@ pub(super) fn pair(chosen: &str, rejected: &str) -> Option<Pair> {
 }
 
 /// The turns of a transcript. Neighbouring turns of one speaker become one message, joined by an empty line; an open
-/// `"\n\nAssistant:"` at the end, which asks for a reply, is no turn.
+/// `"\n\nAssistant:"` at the end, which asks for a reply, is no turn, with white space behind it or without.
 pub(super) fn messages(transcript: &str) -> Vec<Message> {
-    let text = transcript.strip_suffix(ASSISTANT).unwrap_or(transcript);
+    let text = transcript.trim_end().strip_suffix(ASSISTANT).unwrap_or(transcript);
     let mut turns: Vec<Message> = Vec::new();
     let mut rest = text;
     while let Some((role, body)) = strip_marker(rest) {

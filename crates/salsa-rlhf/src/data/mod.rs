@@ -33,7 +33,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
+pub use self::files::Place;
 pub use self::split::{Split, bucket, split_by_prompt};
 use crate::chat::Message;
 
@@ -116,6 +118,8 @@ pub struct Dataset {
     pub dropped_identical: usize,
     /// For each example, its place from 0 to 99 in [`split_by_prompt`].
     pub buckets: Vec<u8>,
+    /// For each example, the record it was read from.
+    pub places: Vec<Place>,
 }
 
 /// Which part of a folder is read.
@@ -156,6 +160,7 @@ pub fn load_split(path: &Path, which: Which<'_>) -> Result<Dataset> {
         sha256: String::new(),
         dropped_identical: 0,
         buckets: Vec::new(),
+        places: Vec::new(),
     };
     let mut first: Option<(Shape, String)> = None;
     set.sha256 = files::for_each_record(path, which, &mut |place, record| {
@@ -178,6 +183,7 @@ pub fn load_split(path: &Path, which: Which<'_>) -> Result<Dataset> {
             return Ok(());
         }
         set.buckets.push(bucket(&row.key));
+        set.places.push(place.clone());
         set.examples.push(row.example);
         Ok(())
     })?;
@@ -195,6 +201,14 @@ pub fn load_split(path: &Path, which: Which<'_>) -> Result<Dataset> {
     Ok(set)
 }
 
+/// Reads one record by its columns, as [`load`] reads those of a file.
+///
+/// # Errors
+/// When it has columns of no known layout, or one holds something else than it should.
+pub fn example(record: Map<String, Value>) -> Result<Example> {
+    Ok(columns::read(record)?.example)
+}
+
 /// The splits that the names in a folder tell, sorted; none for a file, or where no name tells one.
 ///
 /// # Errors
@@ -206,6 +220,14 @@ pub fn splits(path: &Path) -> Result<Vec<String>> {
 /// Whether a file of this name, in a folder, would be read as data.
 pub fn is_data_file(name: &str) -> bool {
     folder::is_data_file(Path::new(name))
+}
+
+/// A conversation up to where the assistant is to speak: without the assistant's message at its end, if it has one.
+pub fn asked(messages: &[Message]) -> &[Message] {
+    match messages {
+        [before @ .., last] if last.role == "assistant" => before,
+        all => all,
+    }
 }
 
 impl Example {
@@ -220,14 +242,14 @@ impl Example {
         }
     }
 
-    /// The part of this record that a model can be asked to answer: its prompt, or a conversation up to its last
-    /// assistant turn. `None` for plain text and for a conversation that starts with the assistant.
+    /// The part of this record that a model can be asked to answer: its prompt, or a conversation without the assistant's
+    /// message at its end ([`asked`]). `None` for plain text and where nothing is left of a conversation.
     pub fn prompt(&self) -> Option<Content> {
         match self {
             Example::Text(_) => None,
             Example::Messages(messages) => {
-                let end = messages.iter().rposition(|m| m.role == "assistant").unwrap_or(messages.len());
-                (end > 0).then(|| Content::Messages(messages[..end].to_vec()))
+                let asked = asked(messages);
+                (!asked.is_empty()).then(|| Content::Messages(asked.to_vec()))
             }
             Example::PromptCompletion { prompt, .. } | Example::Prompt(prompt) => Some(prompt.clone()),
             Example::Preference(pair) => Some(pair.prompt.clone()),

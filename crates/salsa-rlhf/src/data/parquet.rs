@@ -6,7 +6,7 @@ mod thrift;
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 
 use anyhow::{Result, anyhow, bail, ensure};
 use bytes::Bytes;
@@ -24,7 +24,7 @@ const DEEPEST: usize = 32;
 
 /// Calls `visit` with every row, its columns as JSON: lists and structs nested, times and decimals as text, bytes that
 /// are no UTF-8 as null.
-pub(super) fn read(path: &Path, bytes: Vec<u8>, visit: Visit<'_>) -> Result<()> {
+pub(super) fn read(path: &Arc<Path>, bytes: Vec<u8>, visit: Visit<'_>) -> Result<()> {
     let damaged = |what: String| anyhow!("{} is no readable Parquet file: {what}; download it again", path.display());
     check_ends(&bytes).and_then(|()| thrift::check_footer(&bytes)).map_err(|e| damaged(e.to_string()))?;
     let bytes = Bytes::from(bytes);

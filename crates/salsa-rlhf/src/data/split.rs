@@ -29,6 +29,7 @@ pub fn split_by_prompt(set: &Dataset) -> Split {
         Dataset {
             examples: kept().map(|(i, _)| set.examples[i].clone()).collect(),
             buckets: kept().map(|(_, n)| *n).collect(),
+            places: kept().map(|(i, _)| set.places[i].clone()).collect(),
             layout: set.layout,
             recognised: set.recognised,
             path: set.path.clone(),

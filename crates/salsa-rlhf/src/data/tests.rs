@@ -167,8 +167,31 @@ fn hh_transcripts() {
         one(prompt),
         Example::Preference(pair(vec![user("Hi")].into(), vec![assistant("yes")].into(), vec![assistant("no")].into()))
     );
+    for end in [" ", "\n", " \n\n"] {
+        let open = serde_json::json!({ "prompt": format!("\n\nHuman: Hi\n\nAssistant:{end}") });
+        assert_eq!(one(&open.to_string()), Example::Prompt(vec![user("Hi")].into()), "{end:?} is no turn");
+    }
     let strangers = r#"{"chosen":"\n\nHuman: a\n\nAssistant: x","rejected":"\n\nHuman: b\n\nAssistant: x"}"#;
     assert!(refusal("x.jsonl", strangers).contains("different prompts"));
+}
+
+#[test]
+fn a_conversation_asks_for_its_last_answer_or_for_the_next() {
+    let asked = |turns: &[Message]| Example::Messages(turns.to_vec()).prompt();
+    let turns = [user("a"), assistant("b"), user("c"), assistant("d")];
+    assert_eq!(asked(&turns), Some(Content::Messages(turns[..3].to_vec())));
+    assert_eq!(asked(&turns[..3]), Some(Content::Messages(turns[..3].to_vec())), "nobody has answered c");
+    assert_eq!(asked(&turns[1..2]), None);
+}
+
+#[test]
+fn records_keep_their_places() {
+    let kept = "{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":\"b\"}";
+    let lines = format!("{}\n\n{kept}\n", kept.replace('b', "a"));
+    let lines = load_as("x.jsonl", &lines).unwrap();
+    assert!(lines.places[0].to_string().ends_with("x.jsonl, line 3"), "{}", lines.places[0]);
+    let array = load_as("x.json", &format!("[{kept},\n{kept}]")).unwrap();
+    assert!(array.places[1].to_string().ends_with("x.json, record 2"), "{}", array.places[1]);
 }
 
 #[test]
@@ -408,6 +431,9 @@ mod properties {
             let parts = [split.train, split.validation, split.test];
             prop_assert_eq!(parts.iter().map(|p| p.examples.len()).sum::<usize>(), prompts.len());
             for (part, range) in parts.iter().zip([0..80u8, 80..90, 90..100]) {
+                let lines = (1..).zip(&prompts).filter(|(_, p)| range.contains(&bucket(p))).map(|(n, _)| format!("line {n}"));
+                let places = part.places.iter().map(|p| p.to_string().rsplit_once(", ").unwrap().1.to_owned());
+                prop_assert!(places.eq(lines));
                 let expected: Vec<Example> =
                     prompts.iter().filter(|p| range.contains(&bucket(p))).map(|p| Example::Prompt(text(p))).collect();
                 prop_assert_eq!(&part.examples, &expected);

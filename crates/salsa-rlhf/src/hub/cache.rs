@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::id::is_commit;
 use super::{Id, Kind};
@@ -35,23 +35,28 @@ impl Repo {
     /// # Errors
     /// When it has nothing, or a model's files are not all there.
     pub(super) fn held(&self, id: &Id, kind: Kind) -> Result<PathBuf> {
-        let commit = if id.is_commit() {
-            id.revision().to_owned()
-        } else {
-            let path = self.folder.join("refs").join(id.revision());
-            let text = fs::read_to_string(&path).map_err(|_| anyhow!("the cache has no {id}"))?;
-            text.trim().to_owned()
-        };
-        if !is_commit(&commit) {
-            bail!("the cache names no commit for {id}");
-        }
-        let snapshot = self.snapshot(&commit);
+        let snapshot = self.snapshot(&self.commit_of(id)?);
         let folder = id.folder().map_or(snapshot.clone(), |inner| snapshot.join(inner));
         let whole = match kind {
             Kind::Model => is_whole_model(&folder),
             Kind::Dataset => folder.is_file() || crate::data::splits(&folder).is_ok(),
         };
         if whole { Ok(folder) } else { bail!("the cache has only a part of {id}") }
+    }
+
+    /// The commit that the cache has for the revision.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub(super) fn commit_of(&self, id: &Id) -> Result<String> {
+        if id.is_commit() {
+            return Ok(id.revision().to_owned());
+        }
+        let path = self.folder.join("refs").join(id.revision());
+        let text = fs::read_to_string(&path).map_err(|_| anyhow!("the cache has no {id}"))?;
+        let commit = text.trim();
+        ensure!(is_commit(commit), "the cache names no commit for {id}");
+        Ok(commit.to_owned())
     }
 
     /// Makes `snapshots/COMMIT/NAME` a link to the blob.

@@ -340,3 +340,27 @@ fn a_path_that_exists_wins_and_what_is_neither_is_told() {
     let error = resolve("/no/such/model", Kind::Model).unwrap_err().to_string();
     assert!(error.contains("there is no model at /no/such/model") && error.contains("org/name@revision"), "{error}");
 }
+
+#[test]
+fn a_snapshot_has_the_id_it_was_fetched_by() {
+    let cache = tempfile::tempdir().unwrap();
+    let hub = Hub { endpoint: String::new(), cache: cache.path().to_owned(), token: None, network: Network::Offline };
+    let repo = cache.path().join("models--org--my--model");
+    let snapshot = repo.join("snapshots").join(COMMIT);
+    fs::create_dir_all(snapshot.join("inner")).unwrap();
+    let id = |folder: &Path| hub.id_of_snapshot(folder).map(|id| id.to_string());
+    assert_eq!(id(&snapshot), Some(format!("org/my--model@{COMMIT}")), "main is not known");
+    fs::create_dir(repo.join("refs")).unwrap();
+    fs::write(repo.join("refs/main"), COMMIT).unwrap();
+    assert_eq!(id(&snapshot).as_deref(), Some("org/my--model"));
+    fs::write(repo.join("refs/main"), COMMIT.replace('0', "f")).unwrap();
+    assert_eq!(id(&snapshot), Some(format!("org/my--model@{COMMIT}")), "main is another");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let alike = elsewhere.path().join("models--org--name/snapshots").join(COMMIT);
+    fs::create_dir_all(&alike).unwrap();
+    let data = cache.path().join("datasets--org--name/snapshots").join(COMMIT);
+    fs::create_dir_all(&data).unwrap();
+    for other in [snapshot.join("inner"), repo, alike, data, cache.path().join("nowhere")] {
+        assert_eq!(id(&other), None, "{}", other.display());
+    }
+}

@@ -127,7 +127,7 @@ pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> 
         config.model_name_or_path.display()
     );
     let load = |source: &DataSource| -> anyhow::Result<Vec<Pair>> {
-        let pairs = Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode)?;
+        let pairs = Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode, context)?;
         context.say(&format!("{source}: {}", pairs.summary()));
         Ok(pairs.pairs)
     };

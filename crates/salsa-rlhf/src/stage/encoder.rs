@@ -95,6 +95,11 @@ impl Encoder {
         &self.ends
     }
 
+    /// Whether there is a chat template.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
     /// The token that begins sequences, if the tokenizer has one.
     pub fn bos(&self) -> Option<u32> {
         self.tokenizer.bos()
@@ -244,10 +249,15 @@ impl Encoder {
             .with_context(|| format!("the data holds messages but the model has no chat template; {}", chat::CHOICES))
     }
 
-    /// A text with whatever the tokenizer puts in front, but nothing behind.
+    /// A text with whatever the tokenizer puts in front, but nothing behind. Before an empty text that is the token that
+    /// begins sequences.
     fn opening(&self, text: &str) -> anyhow::Result<Vec<u32>> {
         let mut tokens = self.tokenizer.encode_with_special(text)?;
         let bare = self.tokenizer.encode(text)?;
+        if bare.is_empty() {
+            tokens.truncate(usize::from(tokens.first().copied() == self.bos()));
+            return Ok(tokens);
+        }
         while tokens.len() > bare.len() && tokens.last() != bare.last() {
             tokens.pop();
         }
@@ -393,6 +403,41 @@ mod tests {
         }
         let text = encoder.example(&Example::Text("yes".to_owned())).unwrap();
         assert_eq!(whole(&encoder, &text.tokens), "yes<|end|>");
+    }
+
+    /// As Llama's: `<|begin|>` in front of every text, and `<|end|>` behind it.
+    fn encoder_with_bos() -> Encoder {
+        let dir = tempfile::tempdir().unwrap();
+        let specials = ["<|begin|>", "<|end|>"];
+        let tokenizer = Tokenizer::train_bpe(["the cat sat".to_owned()].into_iter(), 262, &specials).unwrap();
+        let [bos, eos] = specials.map(|name| Some(name.to_owned()));
+        tokenizer.save(dir.path(), &SpecialTokenNames { bos, eos, pad: None }, None).unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let special = |name: &str| serde_json::json!({"SpecialToken": {"id": name, "type_id": 0}});
+        let text = serde_json::json!({"Sequence": {"id": "A", "type_id": 0}});
+        let known = |id: u32, name: &str| serde_json::json!({"id": name, "ids": [id], "tokens": [name]});
+        json["post_processor"] = serde_json::json!({
+            "type": "TemplateProcessing", "single": [special("<|begin|>"), text, special("<|end|>")], "pair": [text],
+            "special_tokens": {"<|begin|>": known(0, "<|begin|>"), "<|end|>": known(1, "<|end|>")},
+        });
+        std::fs::write(&path, json.to_string()).unwrap();
+        Encoder::new(Tokenizer::from_dir(dir.path()).unwrap(), None, vec![1])
+    }
+
+    #[test]
+    fn a_sequence_begins_once_whatever_its_prompt_is() {
+        let encoder = encoder_with_bos();
+        for (prompt, written) in [("", "<|begin|>"), ("the", "<|begin|>the"), ("<|begin|>the", "<|begin|>the")] {
+            let text = |text: &str| Content::Text(text.to_owned());
+            let (tokens, length) = encoder.prompt_and_response(&text(prompt), &text(" cat")).unwrap();
+            assert_eq!(whole(&encoder, &tokens[..length]), written, "{prompt:?}");
+            assert_eq!(whole(&encoder, &tokens), format!("{written} cat<|end|>"));
+            assert_eq!(encoder.prompt(&text(prompt)).unwrap(), tokens[..length]);
+        }
+        assert_eq!(whole(&encoder, &encoder.text("").unwrap()), "<|begin|><|end|>");
+        let without = self::encoder(BUILTIN_TEMPLATE);
+        assert!(without.prompt(&Content::Text(String::new())).unwrap().is_empty());
     }
 
     #[test]

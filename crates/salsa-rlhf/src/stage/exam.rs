@@ -81,10 +81,15 @@ impl Syllabus {
     ///
     /// # Errors
     /// If they cannot be used or do not belong together.
-    pub fn open(model: &Path, reward_model: &Path, answering: Answering) -> anyhow::Result<Syllabus> {
+    pub fn open(
+        model: &Path,
+        reward_model: &Path,
+        answering: Answering,
+        context: &StageContext,
+    ) -> anyhow::Result<Syllabus> {
         let checkpoint = Checkpoint::open(model)?;
         let encoder = Encoder::open(&checkpoint)?;
-        let reward_model = RewardModel::find(reward_model, &checkpoint)?;
+        let reward_model = RewardModel::find(reward_model, &checkpoint, context)?;
         let spec = checkpoint.spec.with_head(Head::LanguageModel);
         Ok(Syllabus { encoder, reward_model, answering, spec })
     }

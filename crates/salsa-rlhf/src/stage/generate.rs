@@ -23,7 +23,8 @@ use crate::progress::Progress;
 pub struct GenerateConfig {
     /// Language-model checkpoint.
     pub model: PathBuf,
-    /// JSON lines with `tokens`, `prompt` or `messages`.
+    /// JSON lines with `tokens`, `prompt`, `messages` (without the assistant's message at their end) or another layout that
+    /// has a prompt.
     pub input: PathBuf,
     /// Where the same lines go with `tokens` (prompt and response), `response`, `logprobs` and `finish_reason`.
     pub output: PathBuf,

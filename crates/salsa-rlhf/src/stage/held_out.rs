@@ -34,11 +34,11 @@ impl HeldOut {
         max_length: usize,
         max_examples: Option<usize>,
     ) -> anyhow::Result<HeldOut> {
-        let mut examples: Vec<Vec<Sequence>> = Vec::new();
-        for example in dataset.load()?.examples.iter().take(max_examples.unwrap_or(usize::MAX)) {
-            let sequence = encoder.example(example)?.truncated(max_length, TruncationMode::KeepStart);
-            examples.extend(sequence.map(|sequence| vec![sequence]));
-        }
+        let mut loaded = dataset.load()?;
+        loaded.examples.truncate(max_examples.unwrap_or(usize::MAX));
+        let sequences =
+            loaded.try_map(|example| Ok(encoder.example(example)?.truncated(max_length, TruncationMode::KeepStart)))?;
+        let examples: Vec<Vec<Sequence>> = sequences.into_iter().flatten().map(|sequence| vec![sequence]).collect();
         ensure!(!examples.is_empty(), "{dataset}: no example has a token to learn within {max_length} tokens");
         Ok(HeldOut { lesson: NextToken { examples } })
     }

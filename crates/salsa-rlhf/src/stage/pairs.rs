@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use anyhow::bail;
 
 use super::{
+    StageContext,
     encoder::{Encoder, TruncationMode},
     source::DataSource,
 };
@@ -59,33 +60,35 @@ impl Pairs {
         encoder: &Encoder,
         max_length: usize,
         mode: TruncationMode,
+        context: &StageContext,
     ) -> anyhow::Result<Pairs> {
         let loaded = source.load()?;
-        let mut found = Pairs { pairs: Vec::new(), identical: loaded.dropped_identical, too_long: 0 };
-        for example in &loaded.examples {
+        let pair = |example: &Example| -> anyhow::Result<Option<Pair>> {
             let Example::Preference(preference) = example else {
-                bail!("{source} holds {} records; preferences (chosen and rejected) are needed", example.layout());
+                bail!("this is {}; preferences (chosen and rejected) are needed", example.layout());
             };
             let side = |response: &Content| -> anyhow::Result<Option<Side>> {
                 let (tokens, prompt) = encoder.prompt_and_response(&preference.prompt, response)?;
                 Ok(Side { tokens, prompt }.truncated(max_length, mode))
             };
-            match (side(&preference.chosen)?, side(&preference.rejected)?) {
-                (Some(chosen), Some(rejected)) => {
-                    let margin = preference.margin.unwrap_or(0.0);
-                    let longer_wins = longer_wins(&preference.chosen, &preference.rejected);
-                    found.pairs.push(Pair { chosen, rejected, margin, longer_wins });
-                }
-                _ => found.too_long += 1,
-            }
-        }
-        if found.pairs.is_empty() {
-            let count = found.too_long;
+            let (chosen, rejected) = (side(&preference.chosen)?, side(&preference.rejected)?);
+            let longer_wins = longer_wins(&preference.chosen, &preference.rejected);
+            Ok(chosen.zip(rejected).map(|(chosen, rejected)| Pair {
+                chosen,
+                rejected,
+                margin: preference.margin.unwrap_or(0.0),
+                longer_wins,
+            }))
+        };
+        let pairs: Vec<Pair> = loaded.try_map(pair)?.into_iter().flatten().collect();
+        let count = loaded.examples.len();
+        if pairs.is_empty() {
             bail!(
                 "{source}: all {count} pairs are longer than max_length {max_length}; raise it or choose another truncation_mode"
             );
         }
-        Ok(found)
+        loaded.say_if_untemplated(source, encoder, context);
+        Ok(Pairs { identical: loaded.dropped_identical, too_long: count - pairs.len(), pairs })
     }
 
     /// One line for people.

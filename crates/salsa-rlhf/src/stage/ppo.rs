@@ -226,7 +226,7 @@ impl RewardModel {
     }
 
     /// Its checkpoint, held against the policy's. No weight is read.
-    pub(super) fn find(path: &Path, policy: &Checkpoint) -> anyhow::Result<Checkpoint> {
+    pub(super) fn find(path: &Path, policy: &Checkpoint, context: &StageContext) -> anyhow::Result<Checkpoint> {
         ensure!(!path.as_os_str().is_empty(), "no reward model is given; say reward_model_path: DIR");
         let checkpoint = Checkpoint::open(path)?;
         ensure!(
@@ -249,6 +249,7 @@ impl RewardModel {
                 policy.dir().display()
             );
         }
+        start::say_where_scores_are_read(&checkpoint, context);
         Ok(checkpoint)
     }
 
@@ -327,7 +328,7 @@ impl<'a> Run<'a> {
         );
         let source = Checkpoint::open(first)?;
         let encoder = Encoder::open(&source)?;
-        let reward = RewardModel::find(&config.reward_model_path, &source)?;
+        let reward = RewardModel::find(&config.reward_model_path, &source, context)?;
         let prompts = load_prompts(
             &config.dataset,
             config.max_prompt_length,
@@ -424,22 +425,21 @@ pub(super) fn load_prompts(
         format!("responses of {response_length} tokens leave no room for a prompt in a context of {positions}; make them shorter")
     })?;
     let longest = max_prompt_length.min(room);
-    let (mut prompts, mut left_out) = (Vec::new(), 0);
-    for example in dataset.load()?.examples {
-        let prompt = example.prompt().with_context(|| format!("{}: an example has no prompt", dataset))?;
+    let loaded = dataset.load()?;
+    let mut prompts = loaded.try_map(|example| {
+        let prompt = example.prompt().context("this record has no prompt")?;
         let tokens = encoder.prompt(&prompt)?;
-        if tokens.is_empty() || tokens.len() > longest {
-            left_out += 1;
-            continue;
-        }
-        prompts.push(TextPrompt { content: prompt, tokens });
-    }
+        Ok(TextPrompt { content: prompt, tokens })
+    })?;
+    prompts.retain(|prompt| (1..=longest).contains(&prompt.tokens.len()));
+    let left_out = loaded.examples.len() - prompts.len();
     ensure!(
         !prompts.is_empty(),
         "{}: all {left_out} prompts are longer than {longest} tokens (max_prompt_length is {max_prompt_length}, the context \
          {positions} less {response_length} for the response); shorten them, or allow longer prompts or shorter responses",
         dataset,
     );
+    loaded.say_if_untemplated(dataset, encoder, context);
     context.say(&format!("{}: {} prompts, {left_out} left out (over {longest} tokens)", dataset, prompts.len()));
     Ok(prompts)
 }

@@ -96,7 +96,7 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
     config.validate()?;
     let start = Start::open(&config.model_name_or_path, Head::Scalar, &config.training)?;
     let load = |source: &DataSource| -> anyhow::Result<PairRanking> {
-        let pairs = Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode)?;
+        let pairs = Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode, context)?;
         context.say(&format!("{source}: {}", pairs.summary()));
         Ok(PairRanking { pairs: pairs.pairs, centering: config.center_rewards_coefficient })
     };

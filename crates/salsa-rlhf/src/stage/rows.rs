@@ -10,7 +10,11 @@ use salsa_engine::ModelSpec;
 use serde_json::{Map, Value};
 
 use super::encoder::Encoder;
-use crate::{atomic, chat::Message, data::Content};
+use crate::{
+    atomic,
+    chat::Message,
+    data::{self, Content},
+};
 
 /// All rows of a file.
 pub struct Rows {
@@ -119,7 +123,7 @@ impl Row {
         }
     }
 
-    /// What a response shall be generated for: the row's `tokens`, `prompt` or `messages`.
+    /// What a response shall be generated for: the row's `tokens`, or its prompt.
     ///
     /// # Errors
     /// If the row has none of these, needs a tokenizer where there is none, or does not fit the model.
@@ -133,13 +137,16 @@ impl Row {
         Ok(tokens)
     }
 
-    /// The prompt, as text or messages.
+    /// The prompt, as text or messages: the column `prompt` as it is, or else what `ppo` and `evaluate` take of a record
+    /// with these columns ([`data::Example::prompt`]).
     ///
     /// # Errors
-    /// If the row has neither.
+    /// If the row has none.
     pub fn prompt(&self) -> anyhow::Result<Content> {
-        let found = self.object.get("prompt").or_else(|| self.object.get("messages"));
-        content(found.ok_or_else(|| anyhow!("no \"prompt\" or \"messages\""))?).context("prompt")
+        match self.object.get("prompt") {
+            Some(prompt) => content(prompt).context("prompt"),
+            None => data::example(self.object.clone())?.prompt().context("this record has no prompt"),
+        }
     }
 
     /// The response, under either of its names.

@@ -10,7 +10,7 @@ use super::{
     StageContext,
     arguments::ComputeType,
     rows::{self, Rows},
-    start::{Found, Frozen},
+    start::{self, Found, Frozen},
 };
 use crate::progress::Progress;
 
@@ -63,6 +63,7 @@ impl ScoreConfig {
 pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let found = Found::open(&config.model, Head::Scalar)?;
+    start::say_where_scores_are_read(&found.checkpoint, context);
     let (rows, spec) = (Rows::read(&config.input)?, found.spec());
     let sequences = rows.try_map(|row| row.sequence(found.encoder.as_ref(), &spec))?;
     found.check_memory_of_passes("score", &[&sequences], config.max_tokens_per_batch, context)?;

@@ -15,11 +15,10 @@ use super::{
     memory::{self, Knobs, Saving},
     next_token::{NextToken, Sequence},
     order::Batching,
-    source::DataSource,
+    source::{DataSource, Loaded},
     start::{self, Start},
     trainer::{self, Job, Lengths, Objective},
 };
-use crate::data::Example;
 
 /// What `salsa sft` can be told, beside [`TrainingArguments`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -97,7 +96,7 @@ pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> 
     config.validate()?;
     let start = Start::open(&config.model_name_or_path, Head::LanguageModel, &config.training)?;
     let load = |source: &DataSource| -> anyhow::Result<Lesson> {
-        let lesson = Lesson::new(&source.load()?.examples, &start.encoder, config)?;
+        let lesson = Lesson::new(&source.load()?, &start.encoder, config)?;
         context.say(&format!("{source}: {} examples, {} left out", lesson.objective.examples(), lesson.left_out));
         Ok(lesson)
     };
@@ -146,23 +145,23 @@ struct Lesson {
 }
 
 impl Lesson {
-    fn new(examples: &[Example], encoder: &Encoder, config: &SftConfig) -> anyhow::Result<Lesson> {
-        let mut kept = Vec::with_capacity(examples.len());
-        for example in examples {
+    fn new(loaded: &Loaded, encoder: &Encoder, config: &SftConfig) -> anyhow::Result<Lesson> {
+        let sequences = loaded.try_map(|example| {
             let mut sequence = encoder.example(example)?;
             if !config.completion_only_loss {
                 sequence = Sequence::whole(sequence.tokens);
             }
-            kept.extend(sequence.truncated(config.max_length, config.truncation_mode).map(|sequence| vec![sequence]));
-        }
+            Ok(sequence.truncated(config.max_length, config.truncation_mode))
+        })?;
+        let count = sequences.len();
+        let kept: Vec<Vec<Sequence>> = sequences.into_iter().flatten().map(|sequence| vec![sequence]).collect();
         if kept.is_empty() {
             bail!(
-                "none of the {} examples has anything to learn within max_length {}; raise it",
-                examples.len(),
+                "none of the {count} examples has anything to learn within max_length {}; raise it",
                 config.max_length
             );
         }
-        Ok(Lesson { left_out: examples.len() - kept.len(), objective: NextToken { examples: kept } })
+        Ok(Lesson { left_out: count - kept.len(), objective: NextToken { examples: kept } })
     }
 }
 

@@ -4,10 +4,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::data::{self, Dataset, Example, Which, split_by_prompt};
+use super::{StageContext, encoder::Encoder};
+use crate::data::{self, Content, Dataset, Example, Place, Which, split_by_prompt};
 
 /// Where examples come from: a path, one part of it, or several of these together.
 ///
@@ -54,7 +55,7 @@ pub enum Part {
     Test,
     /// Everything.
     All,
-    /// A split of another name, as published.
+    /// A split of another name, as published; `eval`, of a data set without splits, is the validation part.
     Named(String),
 }
 
@@ -62,7 +63,7 @@ impl From<String> for Part {
     fn from(name: String) -> Part {
         match name.as_str() {
             "train" => Part::Train,
-            "validation" | "eval" => Part::Validation,
+            "validation" => Part::Validation,
             "test" => Part::Test,
             "all" => Part::All,
             _ => Part::Named(name),
@@ -80,6 +81,8 @@ impl From<Part> for String {
 pub struct Loaded {
     /// Examples, in the order of the sources and of their files.
     pub examples: Vec<Example>,
+    /// The record of each.
+    places: Vec<Place>,
     /// Preference pairs left out because both answers are the same.
     pub dropped_identical: usize,
 }
@@ -96,7 +99,7 @@ impl DataSource {
     /// # Errors
     /// If the source is empty, or a file cannot be read or understood.
     pub fn load(&self) -> anyhow::Result<Loaded> {
-        let mut loaded = Loaded { examples: Vec::new(), dropped_identical: 0 };
+        let mut loaded = Loaded { examples: Vec::new(), places: Vec::new(), dropped_identical: 0 };
         self.load_into(&mut loaded)?;
         ensure!(!loaded.examples.is_empty(), "{self} holds no examples");
         Ok(loaded)
@@ -118,13 +121,36 @@ impl DataSource {
         };
         loaded.dropped_identical += set.dropped_identical;
         loaded.examples.extend(set.examples);
+        loaded.places.extend(set.places);
         Ok(())
+    }
+}
+
+impl Loaded {
+    /// Applies `f` to every example; an error gets the file and record in front.
+    ///
+    /// # Errors
+    /// The first error of `f`.
+    pub fn try_map<T>(&self, mut f: impl FnMut(&Example) -> anyhow::Result<T>) -> anyhow::Result<Vec<T>> {
+        let records = self.examples.iter().zip(&self.places);
+        records.map(|(example, place)| f(example).with_context(|| place.to_string())).collect()
+    }
+
+    /// Says so if prompts are plain text, which is taken as it is though the model has a chat template.
+    pub fn say_if_untemplated(&self, source: &DataSource, encoder: &Encoder, context: &StageContext) {
+        let plain = |example: &Example| matches!(example.prompt(), Some(Content::Text(_)));
+        if encoder.has_template() && self.examples.first().is_some_and(plain) {
+            context.say(&format!("{source}: plain text, the chat template is not applied"));
+        }
     }
 }
 
 impl Part {
     /// Reads this part of a file or folder.
-    fn load(&self, path: &Path) -> anyhow::Result<Dataset> {
+    ///
+    /// # Errors
+    /// If it has no such part, or cannot be read or understood.
+    pub fn load(&self, path: &Path) -> anyhow::Result<Dataset> {
         let name = self.to_string();
         let published = !data::splits(path)?.is_empty();
         match self {
@@ -133,6 +159,7 @@ impl Part {
             Part::Train => Ok(split_by_prompt(&data::load(path)?).train),
             Part::Validation => Ok(split_by_prompt(&data::load(path)?).validation),
             Part::Test => Ok(split_by_prompt(&data::load(path)?).test),
+            Part::Named(name) if name == "eval" => Part::Validation.load(path),
             Part::Named(name) => bail!(
                 "{} has no split {name:?}: by prompt it can be divided into train, validation and test (or all)",
                 path.display()
@@ -174,6 +201,49 @@ impl fmt::Display for DataSource {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The prompts of a part.
+    fn prompts(path: &Path, split: &str) -> anyhow::Result<Vec<String>> {
+        let part = DataPart { path: path.to_owned(), split: Part::from(split.to_owned()) };
+        let prompt = |example: &Example| match example {
+            Example::Prompt(Content::Text(text)) => Ok(text.clone()),
+            other => bail!("{other:?}"),
+        };
+        DataSource::Part(part).load()?.try_map(prompt)
+    }
+
+    #[test]
+    fn a_split_called_eval_is_the_published_one_or_the_validation_part() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let names: Vec<String> = (0..26).map(|i| char::from(b'a' + i).to_string()).collect();
+        let lines: String = names.iter().map(|name| format!("{{\"prompt\":\"{name}\"}}\n")).collect();
+        file("x.jsonl", &lines);
+        let alone = dir.path().join("x.jsonl");
+        let validation: Vec<String> = names.into_iter().filter(|name| (80..90).contains(&data::bucket(name))).collect();
+        assert!(!validation.is_empty());
+        assert_eq!(prompts(&alone, "eval").unwrap(), validation);
+        assert_eq!(prompts(&alone, "validation").unwrap(), validation);
+        std::fs::remove_file(alone).unwrap();
+        file("train-00000-of-00001.jsonl", "{\"prompt\":\"t\"}\n");
+        file("eval-00000-of-00001.jsonl", "{\"prompt\":\"e\"}\n");
+        assert_eq!(prompts(dir.path(), "eval").unwrap(), ["e"]);
+        let error = prompts(dir.path(), "validation").unwrap_err().to_string();
+        assert!(error.contains("has no split \"validation\": it has eval, train"), "{error}");
+    }
+
+    #[test]
+    fn an_error_names_the_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.jsonl");
+        std::fs::write(&path, "{\"prompt\":\"a\"}\n\n{\"prompt\":\"b\"}\n").unwrap();
+        let refuse = |example: &Example| match example {
+            Example::Prompt(Content::Text(text)) if text == "b" => bail!("no b"),
+            _ => Ok(()),
+        };
+        let error = DataSource::Path(path).load().unwrap().try_map(refuse).unwrap_err();
+        assert!(format!("{error:#}").ends_with("x.jsonl, line 3: no b"), "{error:#}");
+    }
 
     #[test]
     fn two_paths_are_two_sources_and_no_path_with_its_split() {

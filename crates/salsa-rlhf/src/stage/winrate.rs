@@ -12,7 +12,7 @@ use super::{
     arguments::ComputeType,
     rows::{Row, Rows},
     score,
-    start::{Found, Frozen},
+    start::{self, Found, Frozen},
 };
 use crate::{data::Content, world};
 
@@ -174,8 +174,10 @@ fn pairs(ours: &Rows, theirs: &Rows) -> anyhow::Result<Vec<(usize, usize)>> {
 
 /// What makes two rows answers to the same prompt.
 fn key(row: &Row) -> anyhow::Result<String> {
-    let prompt = row.object.get("prompt").or_else(|| row.object.get("messages"));
-    Ok(prompt.context("no \"prompt\" or \"messages\"")?.to_string())
+    Ok(match row.prompt()? {
+        Content::Text(text) => format!("{text:?}"),
+        Content::Messages(messages) => format!("{messages:?}"),
+    })
 }
 
 /// What the judge gives to each answer of both sides.
@@ -187,6 +189,7 @@ fn scores(
 ) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
     let Some(path) = &config.reward_model_path else { return Ok((ours.try_map(gold)?, theirs.try_map(gold)?)) };
     let (judge, budget) = (Found::open(path, Head::Scalar)?, config.max_tokens_per_batch);
+    start::say_where_scores_are_read(&judge.checkpoint, context);
     let spec = judge.spec();
     let sequences = |rows: &Rows| rows.try_map(|row| row.answer(judge.encoder.as_ref(), &spec));
     let (ours, theirs) = (sequences(ours)?, sequences(theirs)?);

@@ -6,10 +6,14 @@ use anyhow::{Result, anyhow, bail};
 use salsa_engine::{LoraSpec, Target};
 use serde_json::{Value, json};
 
+use crate::hub;
+
 /// What the file says. Which matrices have adapters is seen from the weights: `target_modules` may be a pattern.
 pub(super) struct Parsed {
     pub lora: LoraSpec,
     pub base: String,
+    /// Which revision of the base, if it is an id of the hub.
+    pub revision: Option<String>,
     pub classifier: bool,
 }
 
@@ -80,7 +84,8 @@ pub(super) fn parse(config: &Value) -> Result<Parsed> {
         targets: Default::default(),
     };
     let base = base.ok_or_else(|| anyhow!("base_model_name_or_path is missing: set it to the base model's folder"))?;
-    Ok(Parsed { lora, base: base.to_owned(), classifier })
+    let revision = config["revision"].as_str().filter(|revision| !["", "main"].contains(revision));
+    Ok(Parsed { lora, base: base.to_owned(), revision: revision.map(str::to_owned), classifier })
 }
 
 /// Whether an option is off: absent, null, false, empty.
@@ -93,14 +98,19 @@ fn says_no(value: &Value) -> bool {
     }
 }
 
-/// The file for an adapter; keys that every PEFT since 0.9 knows.
+/// The file for an adapter; keys that every PEFT since 0.9 knows. A base in the hub's cache is called by its id, as PEFT
+/// calls it: its path would mean nothing on another machine.
 pub(super) fn write(lora: &LoraSpec, base: &Path, classifier: bool) -> Value {
     let whole = lora.alpha.fract() == 0.0 && lora.alpha.abs() < 1e15;
     let alpha = if whole { json!(lora.alpha as i64) } else { json!(lora.alpha) };
+    let (name, revision) = match hub::id_of_snapshot(base) {
+        Some(id) => (id.name().to_owned(), Some(id.revision().to_owned()).filter(|revision| revision != "main")),
+        None => (base.to_string_lossy().into_owned(), None),
+    };
     json!({
         "alpha_pattern": {},
         "auto_mapping": null,
-        "base_model_name_or_path": base.to_string_lossy(),
+        "base_model_name_or_path": name,
         "bias": "none",
         "fan_in_fan_out": false,
         "inference_mode": true,
@@ -113,7 +123,7 @@ pub(super) fn write(lora: &LoraSpec, base: &Path, classifier: bool) -> Value {
         "peft_type": "LORA",
         "r": lora.rank,
         "rank_pattern": {},
-        "revision": null,
+        "revision": revision,
         "target_modules": lora.targets.iter().map(|target: &Target| target.name()).collect::<Vec<_>>(),
         "task_type": if classifier { "SEQ_CLS" } else { "CAUSAL_LM" },
         "use_dora": false,

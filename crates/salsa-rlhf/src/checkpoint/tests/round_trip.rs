@@ -137,12 +137,37 @@ fn a_reward_model_says_what_it_is() {
 }
 
 #[test]
-fn a_reward_model_without_padding_token_gets_the_end_token() {
+fn a_reward_model_never_pads_with_an_end_token() {
+    let written = |head, pad| {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = tiny(Family::Llama).with_head(head);
+        let options = SaveOptions { tokens: SpecialTokens { pad, ..tokens() }, ..options(Family::Llama, Dtype::F32) };
+        save(dir.path(), &spec, &weights(&spec), &Companions::none(), &[], &options).unwrap();
+        Checkpoint::open(dir.path()).unwrap().config["pad_token_id"].clone()
+    };
+    for (pad, expected) in [(None, Value::Null), (Some(2), Value::Null), (Some(3), Value::Null), (Some(0), json!(0))] {
+        assert_eq!(written(Head::Scalar, pad), expected, "{pad:?}");
+    }
+    assert_eq!(written(Head::LanguageModel, Some(2)), 2, "what a language model pads with changes nothing");
+}
+
+#[test]
+fn a_reward_model_of_others_that_pads_with_its_end_token_is_known() {
     let dir = tempfile::tempdir().unwrap();
-    let spec = tiny(Family::Llama).with_head(Head::Scalar);
-    let options = SaveOptions { tokens: SpecialTokens { pad: None, ..tokens() }, ..options(Family::Llama, Dtype::F32) };
-    save(dir.path(), &spec, &weights(&spec), &Companions::none(), &[], &options).unwrap();
-    assert_eq!(Checkpoint::open(dir.path()).unwrap().config["pad_token_id"], 2);
+    save_tiny(dir.path(), Family::Llama, Head::Scalar);
+    let early = || Checkpoint::open(dir.path()).unwrap().is_scored_before_the_end();
+    assert!(!early());
+    let edit = |key: &str, value: Value| edit_json(&dir.path().join("config.json"), |config| config[key] = value);
+    edit("pad_token_id", json!(3));
+    assert!(!early(), "sequences end with token 2");
+    edit("pad_token_id", json!(2));
+    assert!(early());
+    edit("mean", json!(0.0));
+    edit("std", json!(1.0));
+    assert!(!early(), "OpenRLHF goes by the attention mask");
+    save_tiny(dir.path(), Family::Llama, Head::LanguageModel);
+    edit("pad_token_id", json!(2));
+    assert!(!early(), "a language model has no scores");
 }
 
 #[test]

@@ -7,8 +7,8 @@ use salsa_algo::stats::quantiles;
 use super::Arguments;
 use crate::{
     chat::Message,
-    data::{self, Content, Dataset, Example, Which},
-    stage::encoder::Encoder,
+    data::{self, Content, Dataset, Example},
+    stage::{encoder::Encoder, source::Part},
 };
 
 /// The shares of examples whose lengths are shown.
@@ -17,17 +17,22 @@ const SHARES: [f64; 7] = [0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0];
 /// Prints one fact per line, then lengths, then an example.
 pub fn print(path: &Path, model: Option<&Path>, arguments: &Arguments) -> anyhow::Result<()> {
     let splits = data::splits(path)?;
-    let which = match arguments.split.as_deref() {
-        Some("all") => Which::All,
-        Some(name) => Which::Named(name),
+    let split = match &arguments.split {
         None if splits.len() > 1 => {
             // Splits are told first: without one there is nothing else to say.
             super::super::print(&format!("{:<14} {}\n", "splits", splits.join(", ")))?;
-            Which::Named(splits.iter().find(|split| split.starts_with("train")).unwrap_or(&splits[0]))
+            splits.iter().find(|split| split.starts_with("train")).or(splits.first())
         }
-        None => Which::TheOnly,
+        given => given.as_ref(),
     };
-    let set = data::load_split(path, which)?;
+    let set = match split {
+        Some(name) => {
+            let part = Part::from(name.clone()).load(path)?;
+            ensure!(!part.examples.is_empty(), "{} ({name}) holds no examples", path.display());
+            part
+        }
+        None => data::load(path)?,
+    };
     ensure!(
         arguments.example < set.examples.len(),
         "--example {} is not there: the data set has {} examples, counted from 0",
@@ -38,7 +43,7 @@ pub fn print(path: &Path, model: Option<&Path>, arguments: &Arguments) -> anyhow
         Some(model) => Some(Encoder::from_dir(model, arguments.chat_template.as_deref())?),
         None => None,
     };
-    let mut text = facts(&set, which);
+    let mut text = facts(&set, split);
     text += &lengths(&set, encoder.as_ref())?;
     text += &format!("\nexample {}\n", arguments.example);
     let ink = if std::io::stdout().is_terminal() { Ink::Colour } else { Ink::Brackets };
@@ -46,11 +51,8 @@ pub fn print(path: &Path, model: Option<&Path>, arguments: &Arguments) -> anyhow
     super::super::print(&text)
 }
 
-fn facts(set: &Dataset, which: Which<'_>) -> String {
-    let mut facts = Vec::new();
-    if let Which::Named(name) = which {
-        facts.push(("split", name.to_owned()));
-    }
+fn facts(set: &Dataset, split: Option<&String>) -> String {
+    let mut facts: Vec<_> = split.map(|name| ("split", name.clone())).into_iter().collect();
     facts.push(("layout", set.layout.to_string()));
     facts.push(("recognised", set.recognised.to_owned()));
     facts.push(("examples", set.examples.len().to_string()));

@@ -45,7 +45,7 @@ impl<'a> Survey<'a> {
     pub fn open(config: &'a LandscapeConfig, context: &StageContext) -> anyhow::Result<Survey<'a>> {
         let LandscapeConfig { max_new_tokens, max_prompts, max_prompt_length, temperature, seed, gold, .. } = *config;
         let answering = Answering { max_new_tokens, temperature, seed, slots: config.decode_slots, gold };
-        let syllabus = Syllabus::open(&config.models[0], &config.reward_model_path, answering)?;
+        let syllabus = Syllabus::open(&config.models[0], &config.reward_model_path, answering, context)?;
         let asked = Asked { name: "prompts", dataset: &config.prompts, max_prompts, max_prompt_length };
         let questions = syllabus.questions(&asked, context)?;
         let held_out = match &config.eval_dataset {

@@ -195,7 +195,7 @@ impl Judge {
         };
         let GreedyConfig { max_new_tokens, temperature, seed, decode_slots: slots, .. } = *greedy;
         let answering = Answering { max_new_tokens, temperature, seed, slots, gold: None };
-        let syllabus = Syllabus::open(model.dir(), reward_model, answering)?;
+        let syllabus = Syllabus::open(model.dir(), reward_model, answering, context)?;
         let asked = Asked {
             name: "greedy",
             dataset: &greedy.dataset,
