@@ -9,11 +9,11 @@ use super::{
     encoder::Encoder,
     memory::{Arrays, Knobs, Need, Responses, Roles, part, shape},
     ppo::{
-        RewardModel, ScoreScale,
         config::Gold,
-        load_prompts,
         rollout::{self, Rollouts},
     },
+    prompts,
+    reward_model::{RewardModel, ScoreScale},
     source::DataSource,
 };
 use crate::{checkpoint::Checkpoint, data::Content};
@@ -101,7 +101,7 @@ impl Syllabus {
     pub fn questions(&self, asked: &Asked<'_>, context: &StageContext) -> anyhow::Result<Questions> {
         let (longest, new) = (asked.max_prompt_length, self.answering.max_new_tokens);
         let positions = self.spec.max_positions.min(self.reward_model.spec.max_positions);
-        let mut prompts = load_prompts(asked.dataset, longest, new, &self.encoder, positions, context)?;
+        let mut prompts = prompts::load(asked.dataset, longest, new, &self.encoder, positions, context)?;
         prompts.truncate(asked.max_prompts.unwrap_or(usize::MAX));
         let (prompts, tokens) = prompts.into_iter().map(|prompt| (prompt.content, prompt.tokens)).unzip();
         Ok(Questions { name: asked.name.to_owned(), prompts, tokens })

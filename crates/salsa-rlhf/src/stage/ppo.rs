@@ -4,24 +4,23 @@
 //! optimizer steps in [`learner`], the arithmetic in `salsa_algo`.
 use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use salsa_algo::{kl::KlController, ppo::explained_variance};
-use salsa_engine::{Head, Model, ModelSpec, Prompt, Sampling, random::Random};
+use salsa_engine::{Head, ModelSpec, Prompt, Sampling, random::Random};
 use serde_json::{Value, json};
 
 use super::{
     Interrupted, StageContext,
     bases::Bases,
     encoder::Encoder,
+    prompts::{self, TextPrompt},
     reference::{FrozenModels, Reference},
     resume::{Checkpoints, Snapshot},
-    soup::tokenizers,
-    source::DataSource,
+    reward_model::RewardModel,
     start::{self, open_language_model},
 };
 use crate::{
     checkpoint::{Checkpoint, Companions},
-    data::Content,
     metrics::{self, Metrics, MetricsWriter, TrainerState, names},
     progress::Progress,
 };
@@ -193,78 +192,6 @@ impl Run<'_> {
     }
 }
 
-/// A prompt as it was given and as tokens.
-pub(super) struct TextPrompt {
-    /// Its text or messages.
-    pub content: Content,
-    /// The whole prompt, up to where the response begins.
-    pub tokens: Vec<u32>,
-}
-
-/// Whether scores are used as they come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScoreScale {
-    /// As the head gives them.
-    Raw,
-    /// Less the mean and over the deviation that the reward model was saved with, if it was.
-    Normalized,
-}
-
-/// A frozen reward model and the scale of its scores.
-pub(super) struct RewardModel {
-    model: Model,
-    mean: f64,
-    deviation: f64,
-    /// Where it came from; the critic starts there too.
-    checkpoint: Checkpoint,
-}
-
-impl RewardModel {
-    /// The score of each response, normalised if the run asks for it.
-    pub(super) fn scores(&self, rollouts: &Rollouts) -> Vec<f64> {
-        rollouts.last_values_of(&self.model).into_iter().map(|score| (score - self.mean) / self.deviation).collect()
-    }
-
-    /// Its checkpoint, held against the policy's. No weight is read.
-    pub(super) fn find(path: &Path, policy: &Checkpoint, context: &StageContext) -> anyhow::Result<Checkpoint> {
-        ensure!(!path.as_os_str().is_empty(), "no reward model is given; say reward_model_path: DIR");
-        let checkpoint = Checkpoint::open(path)?;
-        ensure!(
-            checkpoint.spec.head != Head::LanguageModel,
-            "{} is a language model without score.weight; a reward model is needed (salsa reward makes one)",
-            path.display()
-        );
-        ensure!(
-            checkpoint.spec.vocab_size == policy.spec.vocab_size,
-            "{} has a vocabulary of {}, the policy one of {}; train the reward model from a checkpoint with the policy's tokenizer",
-            path.display(),
-            checkpoint.spec.vocab_size,
-            policy.spec.vocab_size
-        );
-        if let Some(difference) = tokenizers::difference(checkpoint.dir(), policy.dir())? {
-            bail!(
-                "{} and {} have different tokenizers ({difference}); train the reward model from a checkpoint with the policy's \
-                 tokenizer",
-                path.display(),
-                policy.dir().display()
-            );
-        }
-        start::say_where_scores_are_read(&checkpoint, context);
-        Ok(checkpoint)
-    }
-
-    /// Reads its weights.
-    pub(super) fn load(checkpoint: Checkpoint, scale: ScoreScale, bases: &mut Bases) -> anyhow::Result<RewardModel> {
-        let path = checkpoint.dir().to_owned();
-        let normalization = checkpoint.score_normalization().filter(|_| scale == ScoreScale::Normalized);
-        let (mean, deviation) = normalization.unwrap_or((0.0, 1.0));
-        ensure!(deviation > 0.0, "{}: score_std is {deviation}; set normalize_scores: false", path.display());
-        let model =
-            bases.frozen(&checkpoint, Head::Scalar).with_context(|| format!("reward model {}", path.display()))?;
-        Ok(RewardModel { model, mean, deviation, checkpoint })
-    }
-}
-
 /// Random streams of prompts and minibatches ("PROMPT" and "MINI" in ASCII, then room for a counter).
 const PROMPT_STREAM: u64 = 0x5052_4f4d_5000_0000;
 const MINIBATCH_STREAM: u64 = 0x4d49_4e49_0000_0000;
@@ -329,7 +256,7 @@ impl<'a> Run<'a> {
         let source = Checkpoint::open(first)?;
         let encoder = Encoder::open(&source)?;
         let reward = RewardModel::find(&config.reward_model_path, &source, context)?;
-        let prompts = load_prompts(
+        let prompts = prompts::load(
             &config.dataset,
             config.max_prompt_length,
             config.response_length,
@@ -410,36 +337,4 @@ impl<'a> Run<'a> {
         let companions = Companions::from_dir(source.dir())?;
         start::save_model(dir, source, &self.learner.policy, &self.language_model, &companions, &[], &options)
     }
-}
-
-/// The prompts that fit a context of `positions` tokens together with a response, in the order of the data set.
-pub(super) fn load_prompts(
-    dataset: &DataSource,
-    max_prompt_length: usize,
-    response_length: usize,
-    encoder: &Encoder,
-    positions: usize,
-    context: &StageContext,
-) -> anyhow::Result<Vec<TextPrompt>> {
-    let room = positions.checked_sub(response_length).filter(|room| *room > 0).with_context(|| {
-        format!("responses of {response_length} tokens leave no room for a prompt in a context of {positions}; make them shorter")
-    })?;
-    let longest = max_prompt_length.min(room);
-    let loaded = dataset.load()?;
-    let mut prompts = loaded.try_map(|example| {
-        let prompt = example.prompt().context("this record has no prompt")?;
-        let tokens = encoder.prompt(&prompt)?;
-        Ok(TextPrompt { content: prompt, tokens })
-    })?;
-    prompts.retain(|prompt| (1..=longest).contains(&prompt.tokens.len()));
-    let left_out = loaded.examples.len() - prompts.len();
-    ensure!(
-        !prompts.is_empty(),
-        "{}: all {left_out} prompts are longer than {longest} tokens (max_prompt_length is {max_prompt_length}, the context \
-         {positions} less {response_length} for the response); shorten them, or allow longer prompts or shorter responses",
-        dataset,
-    );
-    loaded.say_if_untemplated(dataset, encoder, context);
-    context.say(&format!("{}: {} prompts, {left_out} left out (over {longest} tokens)", dataset, prompts.len()));
-    Ok(prompts)
 }

@@ -17,8 +17,8 @@ use crate::{
         arguments::{ComputeType, Schedule, WeightType},
         lora::LoraArguments,
         model_source::ModelSource,
-        ppo::ScoreScale,
         reference::ReferenceConfig,
+        reward_model::ScoreScale,
         source::DataSource,
     },
 };

@@ -3,7 +3,6 @@ use anyhow::Context;
 use salsa_engine::{Head, ModelSpec};
 
 use super::{
-    TextPrompt,
     config::{CriticKind, PpoConfig},
     rollout,
 };
@@ -13,6 +12,7 @@ use crate::{
         StageContext,
         memory::{self, Knobs, Need, Responses, Roles, Saving, part, shape},
         model_source::ModelSource,
+        prompts::TextPrompt,
         reference::ReferenceConfig,
         start::trained_adapter,
     },

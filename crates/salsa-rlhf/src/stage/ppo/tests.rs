@@ -13,6 +13,7 @@ use crate::stage::{
     reference::ReferenceConfig,
     reward::{self, RewardConfig},
     sft::{self, SftConfig},
+    source::DataSource,
 };
 
 fn adapter() -> LoraArguments {
