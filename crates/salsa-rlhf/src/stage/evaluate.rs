@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use salsa_engine::Model;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -149,8 +149,11 @@ impl EvaluateConfig {
         for (a, b) in &self.comparisons {
             ensure!(known(a) && known(b), "comparisons names [{a}, {b}], which are not both among the arms");
         }
-        for name in self.anchors.keys().filter(|name| name.ends_with(INTERVAL)) {
-            bail!("anchors names {name:?}, but names that end in {INTERVAL} are those of intervals; choose another");
+        for name in self.anchors.keys() {
+            ensure!(
+                !name.ends_with(INTERVAL),
+                "anchors names {name:?}; {INTERVAL} ends the keys of intervals, so choose another"
+            );
         }
         for arm in self.runs.keys() {
             ensure!(known(arm), "runs names {arm:?}, which is not among the arms");
