@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use serde::Serialize;
 use serde_json::Value;
 
 pub use self::choice::{CHATML, CHOICES, source_of};
@@ -18,7 +19,7 @@ use self::environment::Rendering;
 use crate::tokenizer::{SpecialTokenNames, Tokenizer};
 
 /// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, or another role the template knows.
     pub role: String,

@@ -32,12 +32,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use serde::Serialize;
 
 pub use self::split::{Split, bucket, split_by_prompt};
 use crate::chat::Message;
 
 /// A prompt or a completion: plain text, or messages that a chat template renders.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
 pub enum Content {
     /// Text taken as it is, no template.
     Text(String),
@@ -239,6 +241,14 @@ impl Content {
         match self {
             Content::Text(text) => text.is_empty(),
             Content::Messages(messages) => messages.is_empty(),
+        }
+    }
+
+    /// The text, or that of the last message.
+    pub fn last_words(&self) -> &str {
+        match self {
+            Content::Text(text) => text,
+            Content::Messages(messages) => messages.last().map_or("", |message| &message.content),
         }
     }
 }

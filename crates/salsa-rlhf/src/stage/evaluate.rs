@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use salsa_engine::Model;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ use super::{
     landscape::blend::Blend,
     model_source::ModelSource,
     ppo::{config::Gold, rollout::split},
+    rows,
     source::DataSource,
 };
 use crate::{
@@ -31,6 +32,8 @@ use crate::{
 
 mod plan;
 pub(super) mod statistics;
+#[cfg(test)]
+mod tests;
 
 use plan::Plan;
 use statistics::{estimate, paired_difference, win_rate};
@@ -146,8 +149,11 @@ impl EvaluateConfig {
         for (a, b) in &self.comparisons {
             ensure!(known(a) && known(b), "comparisons names [{a}, {b}], which are not both among the arms");
         }
-        for name in self.anchors.keys().filter(|name| name.ends_with(INTERVAL)) {
-            bail!("anchors names {name:?}, but names that end in {INTERVAL} are those of intervals; choose another");
+        for name in self.anchors.keys() {
+            ensure!(
+                !name.ends_with(INTERVAL),
+                "anchors names {name:?}; {INTERVAL} ends the keys of intervals, so choose another"
+            );
         }
         for arm in self.runs.keys() {
             ensure!(known(arm), "runs names {arm:?}, which is not among the arms");
@@ -360,26 +366,33 @@ fn training_runs(config: &EvaluateConfig) -> anyhow::Result<Vec<Run>> {
 fn samples(config: &EvaluateConfig, answers: &BTreeMap<&str, Vec<Answers>>, sets: &[Questions]) -> Vec<Sample> {
     let mut all = Vec::new();
     for (i, set) in sets.iter().enumerate() {
-        for at in 0..config.samples.min(set.texts.len()) {
+        for at in 0..config.samples.min(set.prompts.len()) {
             let answer = |arm: &str| {
                 let given = &answers[arm][i];
                 let gold = given.gold.as_ref().map(|gold| gold[at]);
                 Answer { arm: arm.to_owned(), text: given.texts[at].clone(), gold, score: Some(given.scores[at]) }
             };
             let answers = in_order(answers.keys().copied()).into_iter().map(answer).collect();
-            all.push(Sample { split: set.name.clone(), prompt: set.texts[at].clone(), answers });
+            all.push(Sample { split: set.name.clone(), prompt: set.prompts[at].last_words().to_owned(), answers });
         }
     }
     all
 }
 
+/// One line per prompt, as `salsa generate` writes it, so that the answers can be judged again.
 fn write_answers(dir: &Path, arm: &str, set: &Questions, answers: &Answers) -> anyhow::Result<()> {
     let mut text = String::new();
-    for (i, prompt) in set.texts.iter().enumerate() {
-        let mut line = json!({"prompt": prompt, "response": answers.texts[i], "score": answers.scores[i]});
+    for (i, prompt) in set.prompts.iter().enumerate() {
+        let mut line = json!({
+            "prompt": prompt,
+            "response": answers.texts[i],
+            "score": answers.scores[i],
+        });
         if let Some(gold) = &answers.gold {
             line["gold"] = gold[i].into();
         }
+        line[rows::FINISH_REASON] = rows::finish_reason(answers.rollouts.endings[i]).into();
+        line["tokens"] = json!(answers.rollouts.sequences[i]);
         text += &format!("{line}\n");
     }
     atomic::write(&dir.join(format!("answers-{arm}-{}.jsonl", set.name)), text.as_bytes())

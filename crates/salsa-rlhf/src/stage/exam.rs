@@ -16,7 +16,7 @@ use super::{
     },
     source::DataSource,
 };
-use crate::checkpoint::Checkpoint;
+use crate::{checkpoint::Checkpoint, data::Content};
 
 /// What every model is asked and scored with. The weights of the reward model are still to be read.
 pub(super) struct Syllabus {
@@ -51,10 +51,10 @@ pub(super) struct Answering {
     pub gold: Option<Gold>,
 }
 
-/// Prompts as text and tokens.
+/// Prompts as they were given and as tokens.
 pub(super) struct Questions {
     pub name: String,
-    pub texts: Vec<String>,
+    pub prompts: Vec<Content>,
     pub tokens: Vec<Vec<u32>>,
 }
 
@@ -98,8 +98,8 @@ impl Syllabus {
         let positions = self.spec.max_positions.min(self.reward_model.spec.max_positions);
         let mut prompts = load_prompts(asked.dataset, longest, new, &self.encoder, positions, context)?;
         prompts.truncate(asked.max_prompts.unwrap_or(usize::MAX));
-        let (texts, tokens) = prompts.into_iter().map(|prompt| (prompt.text, prompt.tokens)).unzip();
-        Ok(Questions { name: asked.name.to_owned(), texts, tokens })
+        let (prompts, tokens) = prompts.into_iter().map(|prompt| (prompt.content, prompt.tokens)).unzip();
+        Ok(Questions { name: asked.name.to_owned(), prompts, tokens })
     }
 
     /// What decides about memory.
@@ -157,7 +157,8 @@ impl Exam {
         let scores = self.reward_model.scores(&rollouts);
         let text = |i: usize| Ok(self.encoder.decode(rollouts.response(i))?.trim().to_owned());
         let texts = (0..rollouts.len()).map(text).collect::<anyhow::Result<Vec<String>>>()?;
-        let gold = gold.map(|gold| set.texts.iter().zip(&texts).map(|(p, r)| gold.reward(p, r)).collect());
+        let answered = || set.prompts.iter().zip(&texts);
+        let gold = gold.map(|gold| answered().map(|(prompt, text)| gold.reward(prompt.last_words(), text)).collect());
         Ok(Answers { rollouts, texts, scores, gold })
     }
 }

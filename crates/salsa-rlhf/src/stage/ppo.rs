@@ -220,7 +220,7 @@ impl Run<'_> {
         let mut gold_total = 0.0;
         let read = if self.config.gold.is_some() { chosen.len() } else { Samples::KEPT.min(chosen.len()) };
         for (i, &at) in chosen.iter().enumerate().take(read) {
-            let prompt = &self.prompts[at].text;
+            let prompt = self.prompts[at].content.last_words();
             let response = self.encoder.decode(rollouts.response(i))?;
             let gold = self.config.gold.map(|gold| gold.reward(prompt, response.trim()));
             gold_total += gold.unwrap_or(0.0);
@@ -235,10 +235,10 @@ impl Run<'_> {
     }
 }
 
-/// A prompt as text and as tokens.
+/// A prompt as it was given and as tokens.
 pub(super) struct TextPrompt {
-    /// What the user said last.
-    pub text: String,
+    /// Its text or messages.
+    pub content: Content,
     /// The whole prompt, up to where the response begins.
     pub tokens: Vec<u32>,
 }
@@ -474,7 +474,7 @@ pub(super) fn load_prompts(
             left_out += 1;
             continue;
         }
-        prompts.push(TextPrompt { text: last_words(&prompt), tokens });
+        prompts.push(TextPrompt { content: prompt, tokens });
     }
     ensure!(
         !prompts.is_empty(),
@@ -484,12 +484,4 @@ pub(super) fn load_prompts(
     );
     context.say(&format!("{}: {} prompts, {left_out} left out (over {longest} tokens)", dataset, prompts.len()));
     Ok(prompts)
-}
-
-/// What the user said last.
-pub fn last_words(prompt: &Content) -> String {
-    match prompt {
-        Content::Text(text) => text.clone(),
-        Content::Messages(messages) => messages.last().map(|message| message.content.clone()).unwrap_or_default(),
-    }
 }

@@ -115,7 +115,7 @@ impl<'a> Survey<'a> {
         let name = |path: &PathBuf| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         Landscape {
             models: self.config.models.iter().map(name).collect(),
-            prompts: self.questions.texts.len(),
+            prompts: self.questions.prompts.len(),
             temperature: f64::from(self.config.temperature),
             seed,
             points: points.iter().zip(measured).map(spot).collect(),
