@@ -223,7 +223,8 @@ pub fn open_language_model(path: &Path) -> anyhow::Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-/// All that the result of a stage depends on apart from the bytes of its inputs: its configuration without paths.
+/// All that the result of a stage depends on apart from its inputs: its configuration without paths, which
+/// [`super::run_stage`] compares by what they lead to.
 ///
 /// # Errors
 /// If the configuration has no JSON form.
