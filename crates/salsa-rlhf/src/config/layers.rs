@@ -117,11 +117,14 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
         (self.keys[&name].is_boolean() && text == "true").then_some(name)
     }
 
-    /// Dotted flags lie beside what is set already or, where that belongs to another variant, stand alone.
+    /// Dotted flags lie beside what is set already or, where that is no mapping or of another kind, stand alone.
     fn nested_readings(&self, flag: &Flag<'_>) -> anyhow::Result<Vec<Reading>> {
+        let set = &self.values[&flag.name];
         let given = nested(flag, Value::Null)?;
-        let beside = Reading { value: nested(flag, self.values[&flag.name].clone())?, given: given.clone() };
-        Ok(vec![beside, Reading::whole(given)])
+        let is_other_kind = given.get("kind").is_some_and(|kind| set.get("kind").is_some_and(|set| set != kind));
+        let beside = nested(flag, set.clone()).ok().filter(|_| !is_other_kind);
+        let beside = beside.map(|value| Reading { value, given: given.clone() });
+        Ok(beside.into_iter().chain([Reading::whole(given)]).collect())
     }
 
     /// Takes the first reading with which the whole is still a `T`.
@@ -156,12 +159,20 @@ fn readings(flag: &Flag<'_>) -> Vec<Reading> {
     all.into_iter().map(Reading::whole).collect()
 }
 
-/// `start`, with the values of `--name.rest value` put in.
+/// `start`, with the values of `--name.rest value` put in; a path with several values gets their list.
 fn nested(flag: &Flag<'_>, start: Value) -> anyhow::Result<Value> {
     let mut root = Map::from_iter([(flag.name.clone(), start)]);
+    let mut paths: Vec<(Option<&str>, Vec<Value>)> = Vec::new();
     for (rest, text) in &flag.values {
+        match paths.iter_mut().find(|(known, _)| known == rest) {
+            Some((_, values)) => values.push(typed(text)),
+            None => paths.push((*rest, vec![typed(text)])),
+        }
+    }
+    for (rest, mut values) in paths {
         let path = rest.map_or(flag.name.clone(), |rest| format!("{}.{rest}", flag.name));
-        set_path(&mut root, &path, typed(text))?;
+        let value = if values.len() == 1 { values.remove(0) } else { Value::Array(values) };
+        set_path(&mut root, &path, value)?;
     }
     Ok(root.remove(&flag.name).unwrap_or_default())
 }

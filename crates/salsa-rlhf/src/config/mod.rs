@@ -8,7 +8,7 @@
 use std::{fs, path::Path, path::PathBuf};
 
 use anyhow::{Context, anyhow, bail};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Serialize, Serializer, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use layers::Layers;
@@ -160,6 +160,14 @@ pub fn set_path(root: &mut Map<String, Value>, path: &str, value: Value) -> anyh
         Value::Object(below) => set_path(below, rest, value),
         other => bail!("{head} is {other}, not a mapping, so it has no key {rest:?}"),
     }
+}
+
+/// Writes a 32-bit number in its shortest form: 0.7, not the 64-bit number next to it.
+///
+/// # Errors
+/// As the serializer.
+pub fn shortest<S: Serializer>(number: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(number.to_string().parse().expect("a number's text is a number"))
 }
 
 #[cfg(test)]

@@ -29,20 +29,55 @@ pub const SYNONYMS: &[&[&str]] = &[
     &["chat_template", "chat_template_path"],
 ];
 
-/// TRL keys that have no counterpart, with what to do instead.
-const ABSENT: &[(&str, &str)] = &[
-    ("resume_from_checkpoint", "leave it out: the same command resumes by itself"),
-    ("report_to", "leave it out: metrics.jsonl and TensorBoard event files are always written"),
-    ("logging_dir", "leave it out: event files are written to the output directory"),
-    ("run_name", "leave it out: a run is known by its output directory"),
-    ("push_to_hub", "leave it out: upload the output directory, it has Hugging Face's layout"),
-    ("save_strategy", "leave it out: save_steps alone decides"),
-    ("eval_strategy", "leave it out: eval_steps alone decides"),
-    ("logging_strategy", "leave it out: logging_steps alone decides"),
-    ("lora_task_type", "leave it out: the stage decides it"),
-    ("lora_modules_to_save", "leave it out: a reward model's head is trained with the adapter, nothing else is"),
-    ("use_dora", "leave it out: plain LoRA and rsLoRA (use_rslora) are supported"),
-    ("trust_remote_code", "leave it out: no code of a model is ever run"),
+/// TRL keys that have no counterpart, the key that a stage must have for the answer to hold (empty: none), and what to do
+/// instead; the first that holds is given.
+const ABSENT: &[(&str, &str, &str)] = &[
+    ("resume_from_checkpoint", "", "leave it out: the same command resumes by itself"),
+    ("report_to", "", "leave it out: metrics.jsonl and TensorBoard event files are always written"),
+    ("logging_dir", "", "leave it out: event files are written to the output directory"),
+    ("run_name", "", "leave it out: a run is known by its output directory"),
+    ("push_to_hub", "", "leave it out: upload the output directory, it has Hugging Face's layout"),
+    ("max_steps", "total_episodes", "say total_episodes: responses in all, batch_size of them per update"),
+    (
+        "num_train_epochs",
+        "total_episodes",
+        "say total_episodes: responses in all; one per prompt is a pass over the data",
+    ),
+    (
+        "mini_batch_size",
+        "num_mini_batches",
+        "say num_mini_batches: optimizer steps per pass, each on its share of batch_size",
+    ),
+    (
+        "gradient_accumulation_steps",
+        "num_mini_batches",
+        "leave it out: batch_size says how many responses an update has, per_device_train_batch_size the micro-batch",
+    ),
+    ("local_rollout_forward_batch_size", "decode_slots", "say decode_slots: responses generated at once"),
+    ("stop_token", "", "leave it out: a response ends at the model's own end tokens (eos_token_id)"),
+    ("stop_token_id", "", "leave it out: a response ends at the model's own end tokens (eos_token_id)"),
+    ("warmup_ratio", "warmup_steps", "say warmup_steps: updates over which the learning rate rises"),
+    ("dataset_train_split", "dataset", "say dataset.split, beside dataset.path"),
+    ("dataset_test_split", "eval_dataset", "say eval_dataset.split, beside eval_dataset.path"),
+    ("dataset_num_proc", "", "leave it out: all cores are used"),
+    ("bf16", "dtype", "say dtype: bf16 (or auto, or f32)"),
+    ("fp16", "dtype", "say dtype: bf16 (or auto, or f32); products in 16-bit IEEE numbers are not supported"),
+    ("optim", "", "leave it out: the optimizer is AdamW"),
+    ("save_total_limit", "", "leave it out: the newest two checkpoints are kept, and none once the stage is done"),
+    (
+        "overwrite_output_dir",
+        "",
+        "leave it out: nothing that is done is overwritten; remove the directory to make it anew",
+    ),
+    ("save_strategy", "save_steps", "leave it out: save_steps alone decides"),
+    ("eval_strategy", "eval_steps", "leave it out: eval_steps alone decides"),
+    ("eval_strategy", "", "leave it out: this stage does not evaluate while it works"),
+    ("logging_strategy", "logging_steps", "leave it out: logging_steps alone decides"),
+    ("logging_strategy", "total_episodes", "leave it out: every update is logged"),
+    ("lora_task_type", "", "leave it out: the stage decides it"),
+    ("lora_modules_to_save", "", "leave it out: a reward model's head is trained with the adapter, nothing else is"),
+    ("use_dora", "", "leave it out: plain LoRA and rsLoRA (use_rslora) are supported"),
+    ("trust_remote_code", "", "leave it out: no code of a model is ever run"),
 ];
 
 /// The key of `keys` that `name` means.
@@ -58,7 +93,8 @@ pub fn resolve(name: &str, keys: &Map<String, Value>) -> Result<String, String> 
     if let Some(key) = synonym {
         return Ok(key.to_owned());
     }
-    if let Some((_, remedy)) = ABSENT.iter().find(|(absent, _)| *absent == name) {
+    let holds = |needed: &str| needed.is_empty() || keys.contains_key(needed);
+    if let Some((.., remedy)) = ABSENT.iter().find(|(absent, needed, _)| *absent == name && holds(needed)) {
         return Err((*remedy).to_owned());
     }
     let known = keys.keys().map(String::as_str);

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::*;
+use crate::stage::{kinds::find, ppo::PpoConfig, sft::SftConfig};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -203,4 +204,107 @@ fn a_scalar_given_twice_is_an_error() {
 fn a_missing_file_is_named() {
     let error = load::<Config>(Some(Path::new("/nowhere/c.yaml")), &[]).unwrap_err();
     assert!(format!("{error:#}").starts_with("cannot read /nowhere/c.yaml"), "{error:#}");
+}
+
+#[test]
+fn a_dotted_key_repeated_makes_a_list() {
+    let soup = [
+        ("reference.kind", "soup"),
+        ("reference.models", "a"),
+        ("reference.models", "b"),
+        ("reference.weights", "0.5"),
+        ("reference.weights", "0.5"),
+    ];
+    let reference = flags(&soup).unwrap().reference;
+    assert_eq!(reference, Reference::Soup { models: vec!["a".into(), "b".into()], weights: vec![0.5; 2] });
+    let message = flag_error(&[("sampling.temperature", "0.5"), ("sampling.temperature", "1")]);
+    assert_eq!(message, "--sampling: expected a number, got sequence");
+}
+
+fn of_stage<T: Serialize + DeserializeOwned + Default>(pairs: &[(&str, &str)]) -> Result<T, String> {
+    let pairs: Vec<_> = pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    load(None, &pairs).map_err(|error| format!("{error:#}"))
+}
+
+#[test]
+fn dotted_flags_stand_alone_where_the_default_is_a_string() {
+    let sft: SftConfig = of_stage(&[("dataset.path", "ds"), ("dataset.split", "train")]).unwrap();
+    assert_eq!(serde_json::to_value(sft.dataset).unwrap(), serde_json::json!({"path": "ds", "split": "train"}));
+    let ppo: PpoConfig = of_stage(&[("model.models", "[a, b]")]).unwrap();
+    assert_eq!(ppo.model_name_or_path.paths(), [Path::new("a"), Path::new("b")]);
+    let message = of_stage::<SftConfig>(&[("dataset", "a"), ("dataset.split", "train")]).unwrap_err();
+    assert!(message.starts_with("--dataset: "), "{message}");
+    let message = of_stage::<SftConfig>(&[("seed.x", "1")]).unwrap_err();
+    assert_eq!(message, "--seed: expected a whole number, 0 or more, got map");
+}
+
+#[test]
+fn a_mistake_in_the_reference_blames_what_was_written() {
+    let refused = |pairs: &[(&str, &str)]| of_stage::<PpoConfig>(pairs).unwrap_err();
+    let message = refused(&[("reference.kind", "soup"), ("reference.modls", "[a]")]);
+    let hint = "did you mean \"models\"?";
+    assert_eq!(message, format!("--reference: \"modls\" is not a key here (valid: models, weights); {hint}"));
+    let message = refused(&[("reference.kind", "ema"), ("reference.decay", "fast")]);
+    assert_eq!(message, "--reference: expected a number, got string \"fast\"");
+    let message = refused(&[("reference.kind", "soup")]);
+    assert_eq!(message, "--reference: the key \"models\" is missing");
+    let message = refused(&[("reference.modle", "a")]);
+    assert_eq!(message, "--reference: \"modle\" is not a key here (valid: model); did you mean \"model\"?");
+    assert_eq!(
+        refused(&[("reference", "soup")]),
+        "--reference: expected a mapping such as {kind: soup, models: [...]}, got string"
+    );
+}
+
+#[test]
+fn what_trl_users_type_is_answered_per_stage() {
+    fn answer<T: Serialize + DeserializeOwned + Default>(key: &str) -> String {
+        let message = of_stage::<T>(&[(key, "1")]).err().unwrap_or_else(|| panic!("{key} is known"));
+        message.strip_prefix(&format!("unknown option --{key}; ")).expect("the key is named").to_owned()
+    }
+    for (key, remedy) in [
+        ("max_steps", "total_episodes"),
+        ("num_train_epochs", "total_episodes"),
+        ("mini_batch_size", "num_mini_batches"),
+        ("dataset_num_proc", "leave it out"),
+        ("eval_strategy", "leave it out"),
+        ("logging_strategy", "leave it out"),
+        ("bf16", "dtype"),
+        ("fp16", "dtype"),
+        ("gradient_accumulation_steps", "per_device_train_batch_size"),
+        ("save_total_limit", "leave it out"),
+        ("overwrite_output_dir", "leave it out"),
+        ("optim", "AdamW"),
+        ("local_rollout_forward_batch_size", "decode_slots"),
+        ("stop_token", "leave it out"),
+        ("dataset_train_split", "dataset.split"),
+        ("warmup_ratio", "warmup_steps"),
+    ] {
+        let found = answer::<PpoConfig>(key);
+        assert!(found.contains(remedy), "{key}: {found}");
+        assert!(!found.contains("eval_steps") && !found.contains("logging_steps"), "{key}: {found}");
+    }
+    assert!(answer::<SftConfig>("eval_strategy").contains("eval_steps"));
+    assert!(answer::<SftConfig>("logging_strategy").contains("logging_steps"));
+}
+
+#[test]
+fn numbers_of_32_bits_are_shown_and_recorded_as_they_are_written() {
+    assert_eq!((find("ppo").unwrap().defaults)()["temperature"].to_string(), "0.7");
+    assert_eq!((find("pretrain").unwrap().defaults)()["rms_norm_eps"], 1e-5);
+    let ppo = (find("ppo").unwrap().load)(None, &[("temperature".into(), "0.9".into())]).unwrap();
+    assert_eq!(ppo.config["temperature"].to_string(), "0.9");
+}
+
+#[test]
+fn a_range_without_an_upper_end_names_none() {
+    let refused = |stage: &str, key: &str, value: &str| {
+        let planned = (find(stage).unwrap().load)(None, &[(key.into(), value.into())]);
+        planned.err().expect("the value is out of range").to_string()
+    };
+    for stage in ["sft", "ppo"] {
+        assert_eq!(refused(stage, "learning_rate", "-1"), "learning_rate is -1; it must be at least 0");
+        assert_eq!(refused(stage, "adam_epsilon", "0"), "adam_epsilon is 0; it must be above 0");
+    }
+    assert_eq!(refused("ppo", "gamma", "2"), "gamma is 2; it must be between 0 and 1");
 }

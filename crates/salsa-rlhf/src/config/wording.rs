@@ -55,6 +55,7 @@ fn kind(expected: &str) -> &str {
         "a string" | "path string" | "a borrowed string" => "a string",
         "a sequence" => "a list",
         "a map" => "a mapping (key: value)",
+        "internally tagged enum ReferenceConfig" => "a mapping such as {kind: soup, models: [...]}",
         other if other.starts_with("struct ") => "a mapping (key: value)",
         other => other,
     }

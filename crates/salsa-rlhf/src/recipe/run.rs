@@ -32,8 +32,8 @@ impl Recipe {
             context.say(&format!("[{}/{}] {} ({})", i + 1, self.steps.len(), step.name, step.kind.name));
             let config = step.planned.config.clone();
             let work = || (step.planned.work)(context);
-            let outcome = run_stage(step.kind.name, &step.dir, config, &step.planned.inputs, work)
-                .with_context(|| format!("stage {}", step.name))?;
+            let outcome =
+                run_stage(step.kind.name, &step.dir, config, work).with_context(|| format!("stage {}", step.name))?;
             context.say(&format!("{:width$}  {}", step.name, line(&outcome)));
             outcomes.push(outcome);
         }

@@ -1,5 +1,5 @@
 //! What every supervised stage can be told: the keys of Hugging Face's `TrainingArguments`, under their own names.
-use std::path::Path;
+use std::{ops::RangeInclusive, path::Path};
 
 use anyhow::{Context, ensure};
 use salsa_algo::schedule::{self, Decay, Warmup};
@@ -123,8 +123,7 @@ impl TrainingArguments {
             ("max_grad_norm", self.max_grad_norm, 0.0..=f64::MAX),
         ];
         for (key, value, range) in ranges {
-            let (low, high) = (range.start(), range.end());
-            ensure!(range.contains(&value), "{key} is {value}; it must be between {low} and {high}");
+            check_range(key, value, range)?;
         }
         Ok(())
     }
@@ -179,6 +178,21 @@ impl TrainingArguments {
     pub fn recompute(&self) -> Recompute {
         if self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
     }
+}
+
+/// Checks that the value of a key lies in a range.
+///
+/// # Errors
+/// If it does not; names the key.
+pub fn check_range(key: &str, value: f64, range: RangeInclusive<f64>) -> anyhow::Result<()> {
+    let (low, high) = (range.start(), range.end());
+    let wanted = match (*low == f64::MIN_POSITIVE, *high >= f64::MAX) {
+        (true, true) => "above 0".to_owned(),
+        (false, true) => format!("at least {low}"),
+        _ => format!("between {low} and {high}"),
+    };
+    ensure!(range.contains(&value), "{key} is {value}; it must be {wanted}");
+    Ok(())
 }
 
 /// Largest decay rate below 1.

@@ -46,7 +46,7 @@ pub struct DpoConfig {
     pub learning_rate: f64,
     /// Passes over the pairs, where `max_steps` is -1. TRL: 3.
     pub num_train_epochs: f64,
-    /// Longest prompt with response, in tokens. TRL: 1024.
+    /// Longest prompt with response, in tokens; the model's context at most. TRL: 1024.
     pub max_length: usize,
     /// What happens to longer ones. TRL: keep_start.
     pub truncation_mode: TruncationMode,
@@ -126,6 +126,9 @@ pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> 
         "policy {} has {vocab} tokens, the reference {reference_vocab}: they must share a tokenizer",
         config.model_name_or_path.display()
     );
+    let positions = start.spec.max_positions.min(reference.spec().max_positions);
+    let max_length = start::within_context(config.max_length, positions, context);
+    let config = &DpoConfig { max_length, ..config.clone() };
     let load = |source: &DataSource| -> anyhow::Result<Vec<Pair>> {
         let pairs = Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode, context)?;
         context.say(&format!("{source}: {}", pairs.summary()));

@@ -66,6 +66,7 @@ pub struct EvaluateConfig {
     /// Prompts longer than this are left out.
     pub max_prompt_length: usize,
     /// Sampling temperature; KLs are measured at it.
+    #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
     /// Answers generated at once; changes none of them, only memory and speed.
     pub decode_slots: usize,

@@ -31,8 +31,10 @@ pub struct GenerateConfig {
     /// Most tokens of a response, its end token included.
     pub max_new_tokens: usize,
     /// Divides the logits; 0 always takes the likeliest token.
+    #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
     /// Sample among the likeliest tokens that together have this probability; 1 switches it off.
+    #[serde(serialize_with = "crate::config::shortest")]
     pub top_p: f32,
     /// Sample among this many likeliest tokens; 0 switches it off.
     pub top_k: usize,

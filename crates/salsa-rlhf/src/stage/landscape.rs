@@ -65,6 +65,7 @@ pub struct LandscapeConfig {
     /// Examples for the loss are cut off behind so many tokens.
     pub max_length: usize,
     /// Sampling temperature; 0 always takes the likeliest token.
+    #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
     /// Answers generated at once; changes none of them, only memory and speed.
     pub decode_slots: usize,

@@ -1,7 +1,7 @@
 //! Training an adapter instead of all weights: the keys of TRL's `ModelConfig`.
 use std::collections::BTreeSet;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use salsa_engine::{LoraSpec, Target};
 use serde::{Deserialize, Serialize};
 
@@ -64,7 +64,23 @@ impl LoraArguments {
         );
         ensure!(self.lora_r > 0, "lora_r is 0; it must be at least 1");
         ensure!(self.lora_alpha.is_finite(), "lora_alpha is {}; give a number", self.lora_alpha);
-        self.spec().map(drop)
+        self.spec()?;
+        match self.shape().into_iter().zip(LoraArguments::default().shape()).find(|(given, plain)| given != plain) {
+            Some(((key, _), _)) if !self.use_peft => {
+                bail!("{key} needs use_peft: true; without it all weights are trained")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The keys that mean nothing where all weights are trained.
+    fn shape(&self) -> [(&'static str, String); 4] {
+        [
+            ("lora_r", self.lora_r.to_string()),
+            ("lora_alpha", self.lora_alpha.to_string()),
+            ("lora_target_modules", format!("{:?}", self.lora_target_modules)),
+            ("use_rslora", self.use_rslora.to_string()),
+        ]
     }
 
     /// The shape of a new adapter.

@@ -55,6 +55,7 @@ pub struct PretrainConfig {
     /// Base of the rotary positions.
     pub rope_theta: f64,
     /// Added to the mean square in every RMSNorm.
+    #[serde(serialize_with = "crate::config::shortest")]
     pub rms_norm_eps: f32,
     /// Use the embeddings as output layer, too.
     pub tie_word_embeddings: bool,

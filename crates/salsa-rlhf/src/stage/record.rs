@@ -1,11 +1,12 @@
 //! `stage.json`: what made a directory, so that the same work is not done twice and other work is not mistaken for it.
-use std::{fs, io, path::Path};
+use std::{collections::HashMap, fs, io, path::Path};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::inputs::Input;
+use crate::config::paths::visit_strings;
 
 /// What a stage was told, what it read and, once done, what came out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,67 +48,70 @@ impl Record {
 
     /// The first thing in which `now` differs from this record, in words.
     ///
-    /// The output directory and the version do not count, and an input counts by its bytes, not by its path: a run
-    /// directory may be moved.
+    /// The output directory and the version do not count, and an input counts by the place where it is named and by its
+    /// bytes, not by its path: a run directory may be moved, two inputs cannot change places.
     pub fn difference(&self, now: &Record) -> Option<String> {
         if self.stage != now.stage {
             return Some(format!("it was made by `{}`, not `{}`", self.stage, now.stage));
         }
-        let (then, now) = (Comparable::new(self), Comparable::new(now));
-        difference("", &then.config, &now.config).or_else(|| {
-            let changed = now.inputs.iter().find(|input| !then.inputs.iter().any(|old| old.sha256 == input.sha256))?;
-            Some(format!("{} has changed since", changed.path.display()))
-        })
-    }
-}
-
-/// A configuration in which the names of inputs give way to what they are.
-struct Comparable<'a> {
-    config: Value,
-    inputs: &'a [Input],
-}
-
-impl<'a> Comparable<'a> {
-    fn new(record: &'a Record) -> Comparable<'a> {
-        let mut config = record.config.clone();
-        if let Value::Object(config) = &mut config {
-            config.shift_remove("output_dir");
-            config.shift_remove("output");
-        }
-        name_by_order(&mut config, &record.inputs);
-        Comparable { config, inputs: &record.inputs }
-    }
-}
-
-/// Writes the position of an input in place of its path. The bytes are compared apart, to be able to say which changed.
-fn name_by_order(value: &mut Value, inputs: &[Input]) {
-    match value {
-        Value::String(text) => {
-            if let Some(position) = inputs.iter().position(|input| input.path == Path::new(text.as_str())) {
-                *value = Value::String(format!("input {position}"));
+        let keys = |record: &Record| {
+            let mut config = record.config.clone();
+            if let Value::Object(config) = &mut config {
+                config.shift_remove("output_dir");
+                config.shift_remove("output");
             }
-        }
-        Value::Array(items) => items.iter_mut().for_each(|item| name_by_order(item, inputs)),
-        Value::Object(fields) => fields.values_mut().for_each(|field| name_by_order(field, inputs)),
-        _ => {}
+            config
+        };
+        Digests { then: self.digests(), now: now.digests() }.difference("", &keys(self), &keys(now))
+    }
+
+    /// The digest of what is named at each place of the configuration.
+    fn digests(&self) -> HashMap<String, &str> {
+        let mut digests = HashMap::new();
+        visit_strings(&mut self.config.clone(), "", "", &mut |kind, place, text| {
+            let input = self.inputs.iter().find(|input| kind.is_some() && input.path == Path::new(text));
+            digests.extend(input.map(|input| (place.to_owned(), input.sha256.as_str())));
+            Ok(None)
+        })
+        .expect("this visit cannot fail");
+        digests
     }
 }
 
-fn difference(path: &str, then: &Value, now: &Value) -> Option<String> {
-    match (then, now) {
-        (Value::Object(then), Value::Object(now)) => {
-            let keys = now.keys().chain(then.keys().filter(|key| !now.contains_key(*key)));
-            keys.into_iter().find_map(|key| {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                match (then.get(key), now.get(key)) {
-                    (Some(then), Some(now)) => difference(&path, then, now),
-                    (Some(then), None) => Some(format!("{path} was {then} and is gone")),
-                    (None, now) => Some(format!("{path} was not set and is {} now", now.unwrap_or(&Value::Null))),
-                }
-            })
+/// What the inputs of two records were, place by place.
+struct Digests<'a> {
+    then: HashMap<String, &'a str>,
+    now: HashMap<String, &'a str>,
+}
+
+impl Digests<'_> {
+    fn difference(&self, place: &str, then: &Value, now: &Value) -> Option<String> {
+        match (then, now) {
+            (Value::Object(then), Value::Object(now)) => {
+                let keys = now.keys().chain(then.keys().filter(|key| !now.contains_key(*key)));
+                keys.into_iter().find_map(|key| {
+                    let place = if place.is_empty() { key.clone() } else { format!("{place}.{key}") };
+                    match (then.get(key), now.get(key)) {
+                        (Some(then), Some(now)) => self.difference(&place, then, now),
+                        (Some(then), None) => Some(format!("{place} was {then} and is gone")),
+                        (None, now) => Some(format!("{place} was not set and is {} now", now.unwrap_or(&Value::Null))),
+                    }
+                })
+            }
+            (Value::Array(then), Value::Array(now)) if then.len() == now.len() => {
+                let mut items = then.iter().zip(now).enumerate();
+                items.find_map(|(i, (then, now))| self.difference(&format!("{place}[{i}]"), then, now))
+            }
+            (Value::String(then), Value::String(now)) => match (self.then.get(place), self.now.get(place)) {
+                (Some(was), Some(is)) if was == is => None,
+                (Some(_), Some(_)) if then == now => Some(format!("{now} has changed since")),
+                (Some(_), Some(_)) => Some(format!("{place} was {then} and is {now} now")),
+                _ if then == now => None,
+                _ => Some(format!("{place} was {then:?} and is {now:?} now")),
+            },
+            _ if then == now => None,
+            _ => Some(format!("{place} was {then} and is {now} now")),
         }
-        _ if then == now => None,
-        _ => Some(format!("{path} was {then} and is {now} now")),
     }
 }
 
@@ -136,13 +140,47 @@ mod tests {
     }
 
     #[test]
-    fn inputs_count_by_their_bytes_and_their_place() {
+    fn inputs_count_by_their_bytes() {
         let then = record(json!({"model": "a", "output_dir": "x"}), &[("a", "11")]);
         assert_eq!(then.difference(&record(json!({"model": "b/a", "output_dir": "y"}), &[("b/a", "11")])), None);
         let told = then.difference(&record(json!({"model": "a"}), &[("a", "22")])).unwrap();
         assert_eq!(told, "a has changed since");
-        let two = record(json!({"a": "x", "b": "y"}), &[("x", "1"), ("y", "2")]);
-        let swapped = record(json!({"a": "y", "b": "x"}), &[("x", "1"), ("y", "2")]);
-        assert!(two.difference(&swapped).is_some());
+        let told = then.difference(&record(json!({"model": "b"}), &[("b", "22")])).unwrap();
+        assert_eq!(told, "model was a and is b now");
+    }
+
+    #[test]
+    fn inputs_count_by_their_place() {
+        let differs = |then: Value, now: Value| {
+            let inputs = [("x", "1"), ("y", "2"), ("moved/x", "1"), ("moved/y", "2")];
+            record(then, &inputs).difference(&record(now, &inputs))
+        };
+        for (then, now, told) in [
+            (
+                json!({"models": ["x", "y"], "weights": [0.9, 0.1]}),
+                json!({"models": ["y", "x"], "weights": [0.9, 0.1]}),
+                "models[0] was x and is y now",
+            ),
+            (
+                json!({"dataset": {"path": "x"}, "eval_dataset": "y"}),
+                json!({"dataset": {"path": "y"}, "eval_dataset": "x"}),
+                "dataset.path was x and is y now",
+            ),
+            (json!({"arms": {"a": "x", "b": "y"}}), json!({"arms": {"a": "y", "b": "x"}}), "arms.a was x and is y now"),
+            (json!({"models": ["x", "x"]}), json!({"models": ["x", "y"]}), "models[1] was x and is y now"),
+            // An input that was named elsewhere already.
+            (
+                json!({"model": "x", "reward_model_path": "y"}),
+                json!({"model": "x", "reward_model_path": "x"}),
+                "reward_model_path was y and is x now",
+            ),
+            (json!({"models": ["x"]}), json!({"models": ["x", "y"]}), "models was [\"x\"] and is [\"x\",\"y\"] now"),
+            // The name of an arm is no path, even where an input is called so.
+            (json!({"model": "x", "arm": "x"}), json!({"model": "x", "arm": "y"}), "arm was \"x\" and is \"y\" now"),
+        ] {
+            assert_eq!(differs(then, now).as_deref(), Some(told));
+        }
+        assert_eq!(differs(json!({"models": ["x", "y"]}), json!({"models": ["moved/x", "moved/y"]})), None);
+        assert_eq!(differs(json!({"models": ["x", "moved/x"]}), json!({"models": ["x", "x"]})), None);
     }
 }

@@ -38,7 +38,7 @@ pub struct RewardConfig {
     pub learning_rate: f64,
     /// Passes over the pairs, where `max_steps` is -1. TRL: 3.
     pub num_train_epochs: f64,
-    /// Longest prompt with response, in tokens. TRL: 1024.
+    /// Longest prompt with response, in tokens; the model's context at most. TRL: 1024.
     pub max_length: usize,
     /// What happens to longer ones. TRL: drop.
     pub truncation_mode: TruncationMode,
@@ -95,6 +95,9 @@ impl RewardConfig {
 pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let start = Start::open(&config.model_name_or_path, Head::Scalar, &config.training)?;
+    let positions = start.spec.max_positions;
+    let max_length = start::within_context(config.max_length, positions, context);
+    let config = &RewardConfig { max_length, ..config.clone() };
     let load = |source: &DataSource| -> anyhow::Result<PairRanking> {
         let pairs = Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode, context)?;
         context.say(&format!("{source}: {}", pairs.summary()));

@@ -6,17 +6,13 @@
 //! OUT/timings.json   seconds, of all the processes that worked on it; the highest resident size of the last one, in MiB
 //! OUT/.lock          held while a process works on it
 //! ```
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{fs, path::Path, time::Instant};
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::{inputs::Input, lock::Lock, memory::available, record::Record};
-use crate::atomic;
+use crate::{atomic, config::paths};
 
 /// How a stage came by its results.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,8 +42,8 @@ impl Outcome {
 
 /// Runs `work` unless `output_dir` already holds its result.
 ///
-/// `config` is every value the stage was given, `inputs` the files and directories it reads. `work` fills `output_dir`
-/// and returns its results, which go into `stage.json`. If `work` fails, its checkpoints stay and the next call resumes.
+/// `config` is every value the stage was given; the paths in it are what it reads. `work` fills `output_dir` and returns
+/// its results, which go into `stage.json`. If `work` fails, its checkpoints stay and the next call resumes.
 ///
 /// # Errors
 /// If the directory holds something else (the message says in what it differs), another process works on it, an input
@@ -56,10 +52,9 @@ pub fn run_stage(
     name: &str,
     output_dir: &Path,
     config: Value,
-    inputs: &[PathBuf],
     work: impl FnOnce() -> anyhow::Result<Value>,
 ) -> anyhow::Result<Outcome> {
-    let inputs = inputs.iter().map(|path| Input::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let inputs = paths::inputs(&config).iter().map(|path| Input::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
     let record = Record::new(name, config, inputs);
     if let Some(results) = finished(output_dir, &record)? {
         if [".lock", "running.json", "checkpoints"].iter().any(|name| output_dir.join(name).exists()) {
@@ -199,6 +194,8 @@ fn write(path: &Path, value: &Value) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
     use anyhow::anyhow;
 
@@ -210,6 +207,7 @@ mod tests {
         fn new() -> Place {
             let dir = tempfile::tempdir().unwrap();
             fs::write(dir.path().join("data"), "1").unwrap();
+            fs::write(dir.path().join("other"), "2").unwrap();
             Place { dir }
         }
 
@@ -217,8 +215,17 @@ mod tests {
             self.dir.path().join("a/out")
         }
 
+        fn path(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+
+        /// Two data sets under the seed.
+        fn reading(&self, dataset: &str, eval_dataset: &str) -> Value {
+            json!({"dataset": self.path(dataset), "eval_dataset": self.path(eval_dataset), "seed": 1})
+        }
+
         fn run(&self, config: Value, work: impl FnOnce() -> anyhow::Result<Value>) -> anyhow::Result<Outcome> {
-            run_stage("sft", &self.out(), config, &[self.dir.path().join("data")], work)
+            run_stage("sft", &self.out(), config, work)
         }
 
         fn error(&self, config: Value, work: impl FnOnce() -> anyhow::Result<Value>) -> String {
@@ -241,9 +248,29 @@ mod tests {
         assert_eq!(again, Outcome::Skipped { results: json!({"loss": 0.5}) });
         let refused = place.error(json!({"seed": 2}), never);
         assert!(refused.contains("a/out holds the result of another configuration: seed was 1 and is 2 now; remove"));
-        fs::write(place.dir.path().join("data"), "2").unwrap();
-        let refused = place.error(json!({"seed": 1}), never);
-        assert!(refused.contains("data has changed since"), "{refused}");
+    }
+
+    #[test]
+    fn inputs_count_by_their_place_and_bytes_whether_work_is_done_or_not() {
+        for stops in [false, true] {
+            let place = Place::new();
+            let work = || {
+                fs::create_dir_all(place.out().join("checkpoints/step-5"))?;
+                if stops { Err(anyhow!("interrupted")) } else { Ok(json!(7)) }
+            };
+            assert_eq!(place.run(place.reading("data", "other"), work).is_err(), stops);
+            let refused = place.error(place.reading("other", "data"), never);
+            let (data, other) = (place.path("data"), place.path("other"));
+            let swapped = format!("dataset was {} and is {} now", data.display(), other.display());
+            assert!(refused.contains(&swapped), "{refused}");
+
+            fs::rename(&data, place.path("moved")).unwrap();
+            fs::write(&data, "changed").unwrap();
+            let refused = place.error(place.reading("data", "other"), never);
+            assert!(refused.contains("data has changed since"), "{refused}");
+            let again = place.run(place.reading("moved", "other"), || Ok(json!(8))).unwrap();
+            assert_eq!(*again.results(), json!(if stops { 8 } else { 7 }));
+        }
     }
 
     #[test]
@@ -318,8 +345,7 @@ mod tests {
     #[test]
     fn a_missing_input_stops_before_anything_is_written() {
         let place = Place::new();
-        let missing = place.dir.path().join("no-such-model");
-        let error = run_stage("sft", &place.out(), json!({}), &[missing], never).unwrap_err();
+        let error = place.run(json!({"model": place.path("no-such-model")}), never).unwrap_err();
         assert!(format!("{error:#}").contains("no-such-model"), "{error:#}");
         assert!(!place.out().exists());
     }

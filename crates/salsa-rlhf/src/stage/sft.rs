@@ -36,7 +36,7 @@ pub struct SftConfig {
     pub learning_rate: f64,
     /// Passes over the data, where `max_steps` is -1. TRL: 3.
     pub num_train_epochs: f64,
-    /// Longest example, in tokens. TRL: 1024.
+    /// Longest example, in tokens; the model's context at most. TRL: 1024.
     pub max_length: usize,
     /// What happens to longer ones. TRL: keep_start.
     pub truncation_mode: TruncationMode,
@@ -95,6 +95,9 @@ impl SftConfig {
 pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let start = Start::open(&config.model_name_or_path, Head::LanguageModel, &config.training)?;
+    let positions = start.spec.max_positions;
+    let max_length = start::within_context(config.max_length, positions, context);
+    let config = &SftConfig { max_length, ..config.clone() };
     let load = |source: &DataSource| -> anyhow::Result<Lesson> {
         let lesson = Lesson::new(&source.load()?, &start.encoder, config)?;
         context.say(&format!("{source}: {} examples, {} left out", lesson.objective.examples(), lesson.left_out));

@@ -73,6 +73,15 @@ impl Start {
     }
 }
 
+/// The longest example for a model of this context, which cuts as `max_length` does; says so if that is less.
+pub fn within_context(max_length: usize, positions: usize, context: &StageContext) -> usize {
+    if max_length > positions {
+        context
+            .say(&format!("max_length is {max_length}, the model's context {positions}: that is the longest example"));
+    }
+    max_length.min(positions)
+}
+
 /// The adapter that training from a checkpoint trains, if `lora` asks for one.
 ///
 /// # Errors
@@ -234,7 +243,8 @@ pub fn say_where_scores_are_read(checkpoint: &Checkpoint, context: &StageContext
     }
 }
 
-/// All that the result of a stage depends on apart from the bytes of its inputs: its configuration without paths.
+/// All that the result of a stage depends on apart from its inputs: its configuration without paths, which
+/// [`super::run_stage`] compares by what they lead to.
 ///
 /// # Errors
 /// If the configuration has no JSON form.

@@ -306,3 +306,27 @@ fn models_of_the_wrong_kind_are_refused() {
     let config = SftConfig { model_name_or_path: base, dataset: DataSource::default(), ..config };
     assert!(sft::run(&config, &quiet()).unwrap_err().to_string().contains("no data set is given"));
 }
+
+#[test]
+fn no_example_is_longer_than_the_context() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixture::base(dir.path());
+    let long = "the cat ran to the dog ".repeat(60);
+    let chat = |answer: &str| json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]});
+    let config = sft_config(dir.path(), &base);
+    fixture::write_lines(&dir.path().join("sft.jsonl"), &[chat("yes"), chat(&long)]);
+    let learned = |max_length| {
+        let config = SftConfig { max_length, training: arguments(1), ..config.clone() };
+        sft::run(&config, &quiet()).unwrap()["learned_tokens_per_epoch"].as_u64().unwrap()
+    };
+    assert_eq!(learned(1024), learned(96), "the context is of 96 tokens");
+
+    let pair = |chosen: &str| json!({"prompt": "a", "chosen": chosen, "rejected": "no"});
+    let config = reward_config(dir.path(), &base);
+    fixture::write_lines(&dir.path().join("pairs.jsonl"), &[pair("yes"), pair(&long)]);
+    let pairs = |max_length| {
+        let config = RewardConfig { max_length, training: arguments(1), ..config.clone() };
+        reward::run(&config, &quiet()).unwrap()["eval_pairs"].as_u64().unwrap()
+    };
+    assert_eq!((pairs(96), pairs(1024)), (1, 1), "longer pairs are left out");
+}

@@ -60,7 +60,7 @@ impl World {
         let kind = kinds::find("landscape").unwrap();
         let planned = (kind.from_mapping)(given.as_object().unwrap(), &crate::config::Origin::CommandLine).unwrap();
         let work = || (planned.work)(context);
-        run_stage("landscape", &config.output_dir, planned.config.clone(), &planned.inputs, work)
+        run_stage("landscape", &config.output_dir, planned.config.clone(), work)
     }
 }
 

@@ -34,6 +34,20 @@ fn dropout_is_refused() {
     assert!(error.starts_with("lora_dropout is 0.05; only 0"), "{error}");
 }
 
+#[test]
+fn the_shape_of_an_adapter_that_nobody_trains_is_refused() {
+    let refused = |lora: LoraArguments| lora.validate().unwrap_err().to_string();
+    let plain = LoraArguments::default;
+    assert!(refused(LoraArguments { lora_r: 4, ..plain() }).starts_with("lora_r needs use_peft: true"));
+    assert!(refused(LoraArguments { lora_alpha: 8.0, ..plain() }).starts_with("lora_alpha needs use_peft: true"));
+    assert!(refused(LoraArguments { use_rslora: true, ..plain() }).starts_with("use_rslora needs use_peft: true"));
+    let modules = TargetModules::One("q_proj".to_owned());
+    let error = refused(LoraArguments { lora_target_modules: modules, ..plain() });
+    assert!(error.starts_with("lora_target_modules needs use_peft: true"), "{error}");
+    plain().validate().unwrap();
+    adapter().validate().unwrap();
+}
+
 fn adapter() -> LoraArguments {
     LoraArguments { use_peft: true, lora_r: 4, lora_alpha: 8.0, ..LoraArguments::default() }
 }

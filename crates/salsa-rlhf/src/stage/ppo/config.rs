@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     checkpoint::{Checkpoint, SaveOptions},
     stage::{
-        arguments::{ComputeType, Schedule, WeightType},
+        arguments::{ComputeType, Schedule, WeightType, check_range},
         lora::LoraArguments,
         model_source::ModelSource,
         reference::ReferenceConfig,
@@ -57,6 +57,7 @@ pub struct PpoConfig {
     pub max_prompt_length: usize,
     /// Sampling temperature; all log-probs use it too. Sampling is pure (no top-k, no top-p), so that KL estimates are
     /// unbiased. TRL: 0.7.
+    #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
     /// Sequences decoded at once; changes speed and memory, never the result.
     pub decode_slots: usize,
@@ -285,7 +286,7 @@ impl PpoConfig {
             ("adam_epsilon", self.adam_epsilon, f64::MIN_POSITIVE, f64::MAX),
         ];
         for (key, value, low, high) in ranges {
-            ensure!((low..=high).contains(&value), "{key} is {value}; it must be between {low} and {high}");
+            check_range(key, value, low..=high)?;
         }
         for (key, beta) in [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)] {
             ensure!((0.0..1.0).contains(&beta), "{key} is {beta}; it must be at least 0 and below 1");

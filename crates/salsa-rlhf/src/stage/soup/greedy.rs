@@ -33,7 +33,6 @@ pub struct GreedyConfig {
     /// Held-out examples for the loss, or prompts for the score.
     pub dataset: DataSource,
     /// The reward model that scores answers; none: the loss decides.
-    #[serde(alias = "reward_model")]
     pub reward_model_path: Option<PathBuf>,
     /// At most so many examples or prompts, from the start; none: all.
     pub max_examples: Option<usize>,
@@ -42,6 +41,7 @@ pub struct GreedyConfig {
     /// Most tokens of an answer.
     pub max_new_tokens: usize,
     /// Sampling temperature of answers; 0 always takes the likeliest token.
+    #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
     /// Answers generated at once; changes none of them, only memory and speed.
     pub decode_slots: usize,
@@ -71,7 +71,10 @@ impl GreedyConfig {
     /// If a value makes no sense.
     pub(super) fn validate(&self) -> anyhow::Result<()> {
         let given = self.dataset.paths().iter().any(|path| !path.as_os_str().is_empty());
-        ensure!(given, "greedy.dataset is missing: held-out examples (loss), or prompts (with greedy.reward_model)");
+        ensure!(
+            given,
+            "greedy.dataset is missing: held-out examples (loss), or prompts (with greedy.reward_model_path)"
+        );
         ensure!(self.max_examples != Some(0), "greedy.max_examples is 0; it must be at least 1");
         ensure!(self.max_length >= 2, "greedy.max_length is {}; it must be at least 2", self.max_length);
         ensure!(self.max_new_tokens > 0, "greedy.max_new_tokens is 0; it must be at least 1");

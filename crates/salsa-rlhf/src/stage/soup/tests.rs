@@ -452,7 +452,7 @@ fn as_a_stage_it_runs_once() {
     let context = StageContext::quiet();
     let once = || {
         let work = || (planned.work)(&context);
-        run_stage("soup", &kitchen.path("soup"), planned.config.clone(), &planned.inputs, work).unwrap()
+        run_stage("soup", &kitchen.path("soup"), planned.config.clone(), work).unwrap()
     };
     let Outcome::Done { results, .. } = once() else { panic!("not done") };
     assert_eq!(results["parameters"], small().parameters());

@@ -88,4 +88,6 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
     assert!(refused(|c| c.greedy = None).contains("say greedy.dataset"));
     assert!(refused(|c| c.weights = numbers(&[1.0; 3])).contains("does not use weights"));
     assert!(refused(|c| c.method = Method::Linear).contains("does not use greedy"));
+    let error = refused(|c| c.greedy = Some(GreedyConfig::default()));
+    assert!(error.contains("greedy.dataset") && error.contains("greedy.reward_model_path"), "{error}");
 }
