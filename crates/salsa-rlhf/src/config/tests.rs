@@ -252,7 +252,7 @@ fn a_mistake_in_the_reference_blames_what_was_written() {
     assert_eq!(message, "--reference: \"modle\" is not a key here (valid: model); did you mean \"model\"?");
     assert_eq!(
         refused(&[("reference", "soup")]),
-        "--reference: expected a mapping such as {kind: soup, models: [...]}, got string"
+        "--reference: expected a mapping such as {kind: soup, models: [...]}, got string \"soup\""
     );
 }
 
