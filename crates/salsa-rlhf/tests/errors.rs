@@ -15,7 +15,7 @@ use tiny::{Place, UP_TO_REWARD, assert_same};
 static PLACE: LazyLock<Place> = LazyLock::new(|| {
     let place = Place::with(UP_TO_REWARD);
     let shape =
-        "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --max_position_embeddings 64 --max_steps 1";
+        "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --max_position_embeddings 512 --max_steps 1";
     let texts = "pretrain --dataset out/world/pretrain.jsonl --max_length 64";
     place.salsa(&format!("{texts} --output_dir other-vocabulary --vocab_size 300 {shape}"));
     place.salsa(&format!("{texts} --output_dir other-shape --vocab_size 320 {shape}"));

@@ -84,7 +84,8 @@ impl Pairs {
         let count = loaded.examples.len();
         if pairs.is_empty() {
             bail!(
-                "{source}: all {count} pairs are longer than max_length {max_length}; raise it or choose another truncation_mode"
+                "{source}: all {count} pairs are longer than {max_length} tokens (max_length, or the model's context where that is \
+                 less); allow longer ones, or choose another truncation_mode"
             );
         }
         loaded.say_if_untemplated(source, encoder, context);
