@@ -86,6 +86,20 @@ pub fn reward_model(base: &Path) -> PathBuf {
     dir
 }
 
+/// Saves models beside a base: its shape as each `edit` changes it, and its weights moved a little, by each seed otherwise.
+pub fn variants(base: &Path, variants: &[(&str, u64, fn(&mut ModelSpec))]) {
+    let checkpoint = Checkpoint::open(base).unwrap();
+    let weights = checkpoint.read_weights().unwrap();
+    let (companions, options) = (Companions::from_dir(base).unwrap(), SaveOptions::like(&checkpoint));
+    for &(name, seed, edit) in variants {
+        let noise = |i: usize| (salsa_algo::random::uniform(seed, 9, i as u64) - 0.5) as f32 * 0.4;
+        let moved: Vec<f32> = weights.iter().enumerate().map(|(i, w)| w + noise(i)).collect();
+        let mut spec = checkpoint.spec.clone();
+        edit(&mut spec);
+        save(&base.with_file_name(name), &spec, &moved, &companions, &[], &options).unwrap();
+    }
+}
+
 /// A context that says nothing.
 pub fn quiet() -> StageContext {
     StageContext { talk: Talk::Quiet, ..StageContext::default() }

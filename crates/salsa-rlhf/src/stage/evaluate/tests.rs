@@ -5,7 +5,6 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    checkpoint::{Checkpoint, Companions, SaveOptions, save},
     report,
     stage::{
         fixture,
@@ -23,16 +22,7 @@ impl World {
     fn new() -> World {
         let world = World(tempfile::tempdir().unwrap());
         let base = fixture::base(world.0.path());
-        let checkpoint = Checkpoint::open(&base).unwrap();
-        let weights = checkpoint.read_weights().unwrap();
-        let companions = Companions::from_dir(&base).unwrap();
-        let options = SaveOptions::like(&checkpoint);
-        let noise = |i: usize| (salsa_algo::random::uniform(7, 9, i as u64) - 0.5) as f32 * 0.4;
-        let other: Vec<f32> = weights.iter().enumerate().map(|(i, w)| w + noise(i)).collect();
-        let short = salsa_engine::ModelSpec { max_positions: SHORT, ..checkpoint.spec.clone() };
-        for (name, spec) in [("other", &checkpoint.spec), ("short", &short)] {
-            save(&world.path(name), spec, &other, &companions, &[], &options).unwrap();
-        }
+        fixture::variants(&base, &[("other", 7, |_| ()), ("short", 7, |spec| spec.max_positions = SHORT)]);
         fixture::reward_model(&base);
         let prompts: Vec<Value> = fixture::SENTENCES.iter().map(|text| json!({"prompt": text})).collect();
         fixture::write_lines(&world.path("prompts.jsonl"), &prompts);

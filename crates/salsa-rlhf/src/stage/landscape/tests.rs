@@ -5,7 +5,6 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    checkpoint::{Checkpoint, Companions, SaveOptions, save},
     report::Landscape,
     stage::{Outcome, fixture, kinds, run_stage, soup},
 };
@@ -17,15 +16,7 @@ impl World {
     fn new() -> World {
         let world = World(tempfile::tempdir().unwrap());
         let base = fixture::base(world.0.path());
-        let checkpoint = Checkpoint::open(&base).unwrap();
-        let weights = checkpoint.read_weights().unwrap();
-        let companions = Companions::from_dir(&base).unwrap();
-        let options = SaveOptions::like(&checkpoint);
-        for (seed, name) in (0..).zip(["a", "b", "c"]) {
-            let noise = |i: usize| (salsa_algo::random::uniform(seed, 9, i as u64) - 0.5) as f32 * 0.4;
-            let weights: Vec<f32> = weights.iter().enumerate().map(|(i, w)| w + noise(i)).collect();
-            save(&world.path(name), &checkpoint.spec, &weights, &companions, &[], &options).unwrap();
-        }
+        fixture::variants(&base, &[("a", 0, |_| ()), ("b", 1, |_| ()), ("c", 2, |_| ())]);
         fixture::reward_model(&base);
         let prompts: Vec<Value> = fixture::SENTENCES.iter().map(|text| json!({"prompt": text})).collect();
         fixture::write_lines(&world.path("prompts.jsonl"), &prompts);
