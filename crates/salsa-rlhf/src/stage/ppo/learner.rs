@@ -43,7 +43,7 @@ pub struct Rates {
 }
 
 /// What an optimizer step reports, every number over its real tokens; also the mean over the steps of an update.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Learned {
     /// Clipped policy loss.
     pub policy_loss: f64,
@@ -296,4 +296,32 @@ fn widen(numbers: &[f32]) -> Vec<f64> {
 
 fn narrow(numbers: &[f64]) -> Vec<f32> {
     numbers.iter().map(|&x| x as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mean_over_steps_is_taken_number_by_number() {
+        let step = |x: f64| Learned {
+            policy_loss: x,
+            value_loss: 2.0 * x,
+            policy: PolicyStats {
+                clip_fraction: 3.0 * x,
+                approx_kl: 4.0 * x,
+                policy_kl: 5.0 * x,
+                ratio_mean: 6.0 * x,
+                ratio_spread: 7.0 * x,
+            },
+            ratio_variance: 8.0 * x,
+            value_clip_fraction: 9.0 * x,
+            entropy: 10.0 * x,
+            policy_grad_norm: 11.0 * x,
+            critic_grad_norm: 12.0 * x,
+        };
+        let mut sum = step(1.0);
+        sum.add(&step(3.0));
+        assert_eq!(sum.mean(2), step(2.0));
+    }
 }
