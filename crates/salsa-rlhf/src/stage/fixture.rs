@@ -86,8 +86,11 @@ pub fn reward_model(base: &Path) -> PathBuf {
     dir
 }
 
+/// A model beside a base: its name, the seed of what moves its weights, what changes its shape.
+pub type Variant<'a> = (&'a str, u64, fn(&mut ModelSpec));
+
 /// Saves models beside a base: its shape as each `edit` changes it, and its weights moved a little, by each seed otherwise.
-pub fn variants(base: &Path, variants: &[(&str, u64, fn(&mut ModelSpec))]) {
+pub fn variants(base: &Path, variants: &[Variant<'_>]) {
     let checkpoint = Checkpoint::open(base).unwrap();
     let weights = checkpoint.read_weights().unwrap();
     let (companions, options) = (Companions::from_dir(base).unwrap(), SaveOptions::like(&checkpoint));
