@@ -52,7 +52,7 @@ fn linear(c: &mut Criterion) {
             group.bench_function(name("forward"), |b| b.iter(|| cpu.linear(&x, &weight)));
             group.bench_function(name("input"), |b| b.iter(|| cpu.linear_backward_input(&d, &weight)));
             let mut d_weight = vec![0.0; out * input];
-            let mut gradient = || cpu.linear_backward_weight(&d, &x, out, input, &mut d_weight);
+            let mut gradient = || cpu.linear_backward_weight(&d, &x, out, input, (&mut d_weight).into());
             group.bench_function(name("weight"), |b| b.iter(&mut gradient));
         }
     }
@@ -106,7 +106,8 @@ fn attention(c: &mut Criterion) {
             let name = |what: &str| format!("{}/{what}/{heads}x{head_dim}", dtype.name());
             group.bench_function(name("forward"), |b| b.iter(|| cpu.attention(&fused, &cu_seqlens, &shape)));
             group.throughput(Throughput::Elements(5 * products));
-            let backward = || cpu.attention_backward(&d, &fused, &cu_seqlens, &shape);
+            let (out, softmax) = cpu.attention(&fused, &cu_seqlens, &shape);
+            let backward = || cpu.attention_backward(&d, (&out, &softmax), &fused, &cu_seqlens, &shape);
             group.bench_function(name("backward"), |b| b.iter(backward));
         }
     }
@@ -129,7 +130,8 @@ fn head(c: &mut Criterion) {
             let log_sums = cpu.token_stats(&[(&x, &weight, 1.0)], query).log_sums;
             let (d, mut d_weight) = (vec![1e-3; ROWS], vec![0.0; vocabulary * hidden]);
             group.throughput(Throughput::Elements(3 * products));
-            let mut backward = || cpu.token_stats_backward(&d, &x, &weight, query, &log_sums, Some(&mut d_weight));
+            let mut backward =
+                || cpu.token_stats_backward(&d, &x, &weight, query, &log_sums, Some((&mut d_weight).into()));
             group.bench_function(name("backward"), |b| b.iter(&mut backward));
         }
     }

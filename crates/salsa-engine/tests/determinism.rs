@@ -155,6 +155,20 @@ fn wrong_weights_are_refused_by_name() {
 }
 
 #[test]
+fn a_response_depends_on_every_part_of_its_place_in_the_random_numbers() {
+    let model = Model::new(tiny(), &tiny().init(4), Cpu::default()).unwrap();
+    let sampling = |seed| Sampling { seed, max_new_tokens: 24, ..Sampling::default() };
+    let response = |seed, id, sample| {
+        let prompt = Prompt { tokens: vec![1, 2], id, sample };
+        model.generate(&[prompt], &sampling(seed), &mut |_| ()).remove(0).tokens
+    };
+    let base = response(1, 1, 1);
+    assert_eq!(base, response(1, 1, 1));
+    assert!(base != response(2, 1, 1) && base != response(1, 2, 1) && base != response(1, 1, 2));
+    assert!(base.windows(2).any(|pair| pair[0] != pair[1]), "every position draws anew");
+}
+
+#[test]
 fn a_step_on_a_gradient_that_is_not_finite_changes_nothing() {
     let spec = tiny();
     let mut model = Trainable::new(spec.clone(), spec.init(1), Cpu::default(), Recompute::KeepActivations).unwrap();
@@ -165,7 +179,7 @@ fn a_step_on_a_gradient_that_is_not_finite_changes_nothing() {
     let (_, tape) = model.forward_train(&batch, &query);
     model.backward(tape, &OutputGradient { d_logprobs: &[f32::NAN], d_values: &[] });
     assert!(matches!(model.adamw_step(&AdamW::default(), 0.1), Err(ModelError::NonFiniteGradient { .. })));
-    assert_eq!((model.weights(), model.optimizer_state().step), (&before[..], 0));
+    assert_eq!((&model.weights()[..], model.optimizer_state().step), (&before[..], 0));
 }
 
 /// Weights that are stored as bfloat16.

@@ -48,7 +48,7 @@ fn rms_norm() {
         let (buffer, weight): (Buffer, Buffer) = (x.clone().into(), w.clone().into());
         let (_, inverse) = CPU.rms_norm(&buffer, &weight, kind, 1e-5);
         let (mut d_x, mut d_w) = (Buffer::zeros(T * H), vec![0.0; H]);
-        CPU.rms_norm_backward(&c.clone().into(), &buffer, &inverse, &weight, kind, &mut d_x, &mut d_w);
+        CPU.rms_norm_backward(&c.clone().into(), &buffer, &inverse, &weight, kind, &mut d_x, Some((&mut d_w).into()));
         assert_gradient("rms_norm d_x", &x, &d_x, |x| loss(x, &w));
         assert_gradient("rms_norm d_w", &w, &d_w, |w| loss(&x, w));
     }
@@ -62,7 +62,7 @@ fn linear() {
     let d_out: Buffer = c.clone().into();
     let d_x = CPU.linear_backward_input(&d_out, &CPU.matrix(&w, out, input));
     let mut d_w = vec![0.0; out * input];
-    CPU.linear_backward_weight(&d_out, &x.clone().into(), out, input, &mut d_w);
+    CPU.linear_backward_weight(&d_out, &x.clone().into(), out, input, (&mut d_w).into());
     assert_gradient("linear d_x", &x, &d_x, |x| loss(x, &w));
     assert_gradient("linear d_w", &w, &d_w, |w| loss(&x, w));
 }
@@ -71,7 +71,7 @@ fn linear() {
 fn bias_embedding_and_scalar_head() {
     let (b, c) = (normal(H, 1), normal(T * H, 2));
     let mut d_b = vec![0.0; H];
-    CPU.add_bias_backward(&c.clone().into(), &mut d_b);
+    CPU.add_bias_backward(&c.clone().into(), (&mut d_b).into());
     let zeros = vec![0.0; T * H];
     assert_gradient("bias", &b, &d_b, |b| {
         let mut x: Buffer = zeros.clone().into();
@@ -81,13 +81,13 @@ fn bias_embedding_and_scalar_head() {
 
     let (table, tokens) = (normal(5 * H, 3), [4, 0, 4, 2, 1, 4, 0]);
     let mut d_table = vec![0.0; 5 * H];
-    CPU.embed_backward(&c.clone().into(), &tokens, H, 1.5, &mut d_table);
+    CPU.embed_backward(&c.clone().into(), &tokens, H, 1.5, (&mut d_table).into());
     assert_gradient("embedding", &table, &d_table, |t| dot(&CPU.embed(&t.to_vec().into(), &tokens, H, 1.5), &c));
 
     let (x, w, c) = (normal(T * H, 4), normal(H, 5), normal(T, 6));
     let loss = |x: &[f32], w: &[f32]| dot(&CPU.scalar_head(&x.to_vec().into(), &w.to_vec().into()), &c);
     let mut d_w = vec![0.0; H];
-    let d_x = CPU.scalar_head_backward(&c, &x.clone().into(), &w.clone().into(), &mut d_w);
+    let d_x = CPU.scalar_head_backward(&c, &x.clone().into(), &w.clone().into(), Some((&mut d_w).into()));
     assert_gradient("scalar head d_x", &x, &d_x, |x| loss(x, &w));
     assert_gradient("scalar head d_w", &w, &d_w, |w| loss(&x, w));
 }
@@ -138,7 +138,7 @@ fn head_norms() {
         let inverse = CPU.head_norm(&mut x.clone().into(), &shape, heads.clone(), &w.clone().into(), 1e-5);
         let (mut d_x, mut d_w): (Buffer, _) = (c.clone().into(), vec![0.0; 6]);
         let (raw, weight): (Buffer, Buffer) = (x.clone().into(), w.clone().into());
-        CPU.head_norm_backward(&mut d_x, &raw, &inverse, &shape, heads.clone(), &weight, &mut d_w);
+        CPU.head_norm_backward(&mut d_x, &raw, &inverse, &shape, heads.clone(), &weight, Some((&mut d_w).into()));
         assert_gradient("head norm d_x", &x, &d_x, |x| loss(x, &w));
         assert_gradient("head norm d_w", &w, &d_w, |w| loss(&x, w));
     }
@@ -151,8 +151,10 @@ fn attention() {
         let shape = attention_shape(window);
         let rows = *cu_seqlens.last().unwrap();
         let (x, c) = (normal(rows * shape.fused(), 1), normal(rows * shape.output(), 2));
-        let d_x = CPU.attention_backward(&c.clone().into(), &x.clone().into(), &cu_seqlens, &shape);
-        assert_gradient("attention", &x, &d_x, |x| dot(&CPU.attention(&x.to_vec().into(), &cu_seqlens, &shape), &c));
+        let fused: Buffer = x.clone().into();
+        let (out, softmax) = CPU.attention(&fused, &cu_seqlens, &shape);
+        let d_x = CPU.attention_backward(&c.clone().into(), (&out, &softmax), &fused, &cu_seqlens, &shape);
+        assert_gradient("attention", &x, &d_x, |x| dot(&CPU.attention(&x.to_vec().into(), &cu_seqlens, &shape).0, &c));
     }
 }
 
@@ -170,7 +172,7 @@ fn token_logprobs() {
     let mut d_w = vec![0.0; vocabulary * H];
     let head = CPU.matrix(&w, vocabulary, H);
     let log_sums = stats(&x, &w).log_sums;
-    let d_x = CPU.token_stats_backward(&c, &x.clone().into(), &head, query, &log_sums, Some(&mut d_w));
+    let d_x = CPU.token_stats_backward(&c, &x.clone().into(), &head, query, &log_sums, Some((&mut d_w).into()));
     assert_gradient("log-probs d_x", &x, &d_x, |x| dot(&stats(x, &w).logprobs, &c));
     assert_gradient("log-probs d_w", &w, &d_w, |w| dot(&stats(&x, w).logprobs, &c));
 }

@@ -8,6 +8,7 @@ pub mod cpu;
 
 use crate::spec::{Activation, NormWeight};
 use crate::weights::Numbers;
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// How attention reads a row of fused projections: `heads` queries, `kv_heads` keys, `kv_heads` values, `head_dim` each.
@@ -86,6 +87,51 @@ pub struct AdamWStep {
     pub gradient_scale: f32,
 }
 
+/// Which tokens may be drawn from a distribution.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// Logits are divided by this; 0 takes the first of the most likely tokens.
+    pub temperature: f32,
+    /// Only this many most likely tokens; 0 for all.
+    pub top_k: usize,
+    /// Only the most likely tokens that together reach this probability; 1 for all.
+    pub top_p: f32,
+}
+
+/// A place in flat memory that an operation adds to.
+pub struct Part<'a, F> {
+    /// The memory.
+    pub flat: &'a mut F,
+    /// Which of its numbers.
+    pub range: Range<usize>,
+}
+
+impl<'a, F> Part<'a, F> {
+    /// Some numbers of `flat`.
+    pub fn new(flat: &'a mut F, range: Range<usize>) -> Part<'a, F> {
+        Part { flat, range }
+    }
+}
+
+impl<'a> From<&'a mut Vec<f32>> for Part<'a, Vec<f32>> {
+    fn from(flat: &'a mut Vec<f32>) -> Self {
+        let range = 0..flat.len();
+        Part { flat, range }
+    }
+}
+
+/// What an AdamW step changes: flat memory of equal layout, see [`Backend::adamw`].
+pub struct Moments<'a, F> {
+    /// Master weights.
+    pub weights: &'a mut F,
+    /// Their gradient.
+    pub gradients: &'a mut F,
+    /// First moments.
+    pub m: &'a mut F,
+    /// Second moments.
+    pub v: &'a mut F,
+}
+
 /// Rows of a matrix that are packed together: a multiple of the columns of any kernel's panel.
 pub const PACKED_ROWS: usize = 256;
 
@@ -102,6 +148,25 @@ pub trait Backend: Send + Sync + 'static {
     type Matrix: Send + Sync;
     /// Keys and values of the sequences being decoded, for one layer.
     type Cache: Send + Sync;
+    /// Flat f32 memory of what is trained: master weights, gradients, moments.
+    type Flat: Send + Sync;
+    /// Cosines and sines of rotary angles.
+    type Angles: Send + Sync;
+
+    /// Takes numbers over into flat memory.
+    fn flat(&self, numbers: Vec<f32>) -> Self::Flat;
+    /// Flat memory of `len` zeros.
+    fn flat_zeros(&self, len: usize) -> Self::Flat;
+    /// The numbers of flat memory.
+    fn numbers<'a>(&self, flat: &'a Self::Flat) -> Cow<'a, [f32]>;
+    /// Fills flat memory with zeros.
+    fn clear(&self, flat: &mut Self::Flat);
+    /// Some numbers of flat memory as an array.
+    fn copy(&self, flat: &Self::Flat, range: Range<usize>) -> Self::Buffer;
+    /// Packs a whole matrix from flat memory, see [`Backend::refresh`].
+    fn refresh_from(&self, matrix: &mut Self::Matrix, flat: &Self::Flat, range: Range<usize>);
+    /// The angles of `table`, where rotations want them.
+    fn angles(&self, table: RotaryTable) -> Self::Angles;
 
     /// Copies numbers to the device.
     fn upload(&self, data: &[f32]) -> Self::Buffer;
@@ -130,28 +195,42 @@ pub trait Backend: Send + Sync + 'static {
     /// The same from a table in the layout of multiplication: that of a head whose weights are the embedding.
     fn embed_packed(&self, table: &Self::Matrix, tokens: &[u32], scale: f32) -> Self::Buffer;
     /// `d_table[tokens[t]] += scale * d_out[t]`.
-    fn embed_backward(&self, d_out: &Self::Buffer, tokens: &[u32], hidden: usize, scale: f32, d_table: &mut [f32]);
+    fn embed_backward(
+        &self,
+        d_out: &Self::Buffer,
+        tokens: &[u32],
+        hidden: usize,
+        scale: f32,
+        d_table: Part<'_, Self::Flat>,
+    );
 
     /// ```text
     /// out[r] = x[r] * inverse[r] * w,   inverse[r] = 1 / sqrt(mean(x[r]^2) + eps),   w = weight or 1 + weight
     /// ```
     /// Returns `(out, inverse)`. Rows have `weight.len()` numbers.
-    fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Buffer, kind: NormWeight, eps: f32)
-    -> (Self::Buffer, Vec<f32>);
-    /// `d_x += ...`, `d_weight += ...`.
+    fn rms_norm(
+        &self,
+        x: &Self::Buffer,
+        weight: &Self::Buffer,
+        kind: NormWeight,
+        eps: f32,
+    ) -> (Self::Buffer, Self::Buffer);
+    /// `d_x += ...`, and `d_weight += ...` if it is trained.
     fn rms_norm_backward(
         &self,
         d_out: &Self::Buffer,
         x: &Self::Buffer,
-        inverse: &[f32],
+        inverse: &Self::Buffer,
         weight: &Self::Buffer,
         kind: NormWeight,
         d_x: &mut Self::Buffer,
-        d_weight: &mut [f32],
+        d_weight: Option<Part<'_, Self::Flat>>,
     );
 
     /// `out[T, out] = x[T, in] * W^T`.
     fn linear(&self, x: &Self::Buffer, weight: &Self::Matrix) -> Self::Buffer;
+    /// `out[T, out] = residual[T, out] + x[T, in] * W^T`.
+    fn linear_onto(&self, x: &Self::Buffer, weight: &Self::Matrix, residual: &Self::Buffer) -> Self::Buffer;
     /// `d_x[T, in] = d_out[T, out] * W`.
     fn linear_backward_input(&self, d_out: &Self::Buffer, weight: &Self::Matrix) -> Self::Buffer;
     /// `d_weight[out, in] += d_out^T * x`.
@@ -161,7 +240,7 @@ pub trait Backend: Send + Sync + 'static {
         x: &Self::Buffer,
         out: usize,
         input: usize,
-        d_weight: &mut [f32],
+        d_weight: Part<'_, Self::Flat>,
     );
 
     /// `y[:, to] += x[:, from] * W^T`: a product of some columns, added to some columns.
@@ -182,7 +261,7 @@ pub trait Backend: Send + Sync + 'static {
         from: Columns,
         x: &Self::Buffer,
         of: Columns,
-        d_weight: &mut [f32],
+        d_weight: Part<'_, Self::Flat>,
     );
     /// `x *= factor`.
     fn scale(&self, x: &mut Self::Buffer, factor: f32);
@@ -190,7 +269,7 @@ pub trait Backend: Send + Sync + 'static {
     /// `x[t] += bias`, row by row.
     fn add_bias(&self, x: &mut Self::Buffer, bias: &Self::Buffer);
     /// `d_bias += sum_t d_out[t]`.
-    fn add_bias_backward(&self, d_out: &Self::Buffer, d_bias: &mut [f32]);
+    fn add_bias_backward(&self, d_out: &Self::Buffer, d_bias: Part<'_, Self::Flat>);
 
     /// RMSNorm of each query (or key) head inside fused rows: heads `heads` of `head_dim` numbers, from `offset` on.
     /// Returns the inverse norms, `[T, heads]`.
@@ -201,18 +280,18 @@ pub trait Backend: Send + Sync + 'static {
         heads: Range<usize>,
         weight: &Self::Buffer,
         eps: f32,
-    ) -> Vec<f32>;
+    ) -> Self::Buffer;
     /// Turns the gradient with respect to the normed heads, in `d_fused`, into that with respect to the raw ones.
     /// `raw` holds the fused rows as they were before [`Backend::head_norm`].
     fn head_norm_backward(
         &self,
         d_fused: &mut Self::Buffer,
         raw: &Self::Buffer,
-        inverse: &[f32],
+        inverse: &Self::Buffer,
         shape: &AttentionShape,
         heads: Range<usize>,
         weight: &Self::Buffer,
-        d_weight: &mut [f32],
+        d_weight: Option<Part<'_, Self::Flat>>,
     );
 
     /// Rotates queries and keys by their positions (rotate-half form):
@@ -220,22 +299,30 @@ pub trait Backend: Send + Sync + 'static {
     /// ```text
     /// out[i] = x[i] cos - x[i + d/2] sin,   out[i + d/2] = x[i + d/2] cos + x[i] sin,   angle = position * frequency[i]
     /// ```
-    fn rotary(&self, fused: &mut Self::Buffer, positions: &[u32], table: &RotaryTable, shape: &AttentionShape);
+    fn rotary(&self, fused: &mut Self::Buffer, positions: &[u32], angles: &Self::Angles, shape: &AttentionShape);
     /// The inverse rotation, which is the transpose: gradients go through it.
     fn rotary_backward(
         &self,
         d_fused: &mut Self::Buffer,
         positions: &[u32],
-        table: &RotaryTable,
+        angles: &Self::Angles,
         shape: &AttentionShape,
     );
 
-    /// Causal grouped-query attention inside each sequence, `softmax(q k^T / sqrt(head_dim)) v`.
-    fn attention(&self, fused: &Self::Buffer, cu_seqlens: &[usize], shape: &AttentionShape) -> Self::Buffer;
-    /// The gradient with respect to the fused projections.
+    /// Causal grouped-query attention inside each sequence, `softmax(q k^T / sqrt(head_dim)) v`. Returns the output and
+    /// what the backward pass wants to know of the softmax beside it, which may be nothing.
+    fn attention(
+        &self,
+        fused: &Self::Buffer,
+        cu_seqlens: &[usize],
+        shape: &AttentionShape,
+    ) -> (Self::Buffer, Self::Buffer);
+    /// The gradient with respect to the fused projections, from that of the output and what [`Backend::attention`]
+    /// returned.
     fn attention_backward(
         &self,
         d_out: &Self::Buffer,
+        attended: (&Self::Buffer, &Self::Buffer),
         fused: &Self::Buffer,
         cu_seqlens: &[usize],
         shape: &AttentionShape,
@@ -252,8 +339,6 @@ pub trait Backend: Send + Sync + 'static {
         activation: Activation,
     ) -> Self::Buffer;
 
-    /// `x += y`.
-    fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer);
     /// The given rows of `x`.
     fn gather(&self, x: &Self::Buffer, width: usize, rows: &[u32]) -> Self::Buffer;
     /// `x[rows[i]] += y[i]`, in order.
@@ -275,25 +360,21 @@ pub trait Backend: Send + Sync + 'static {
         head: &Self::Matrix,
         query: LogprobQuery<'_>,
         log_sums: &[f32],
-        d_weight: Option<&mut [f32]>,
+        d_weight: Option<Part<'_, Self::Flat>>,
     ) -> Self::Buffer;
-    /// The logits of each hidden row divided by `temperature`, handed to `use_row(row, logits)`, in parallel.
-    fn logits(
-        &self,
-        hidden: &Self::Buffer,
-        head: &Self::Matrix,
-        temperature: f32,
-        use_row: &(dyn Fn(usize, &[f32]) + Sync),
-    );
+    /// Draws a token from each hidden row's distribution by inverting its cumulative sum at that row's uniform number.
+    /// Returns it with its log-prob under the full softmax (not the one cut by top-k or top-p; at temperature 1 when
+    /// greedy), which is what a training forward gives.
+    fn draw(&self, hidden: &Self::Buffer, head: &Self::Matrix, choice: &Choice, uniforms: &[f32]) -> Vec<(u32, f32)>;
     /// `values[t] = x[t] . w`.
     fn scalar_head(&self, x: &Self::Buffer, weight: &Self::Buffer) -> Vec<f32>;
-    /// Returns `d_x`; `d_weight += sum_t d_values[t] * x[t]`.
+    /// Returns `d_x`; `d_weight += sum_t d_values[t] * x[t]` if it is trained.
     fn scalar_head_backward(
         &self,
         d_values: &[f32],
         x: &Self::Buffer,
         weight: &Self::Buffer,
-        d_weight: &mut [f32],
+        d_weight: Option<Part<'_, Self::Flat>>,
     ) -> Self::Buffer;
 
     /// Room for `slots` sequences of at most `capacity` tokens.
@@ -306,17 +387,9 @@ pub trait Backend: Send + Sync + 'static {
     fn cached_attention(&self, cache: &Self::Cache, fused: &Self::Buffer, entries: &[(usize, usize)]) -> Self::Buffer;
 
     /// `sum g^2`, in f64 and in fixed blocks.
-    fn sum_of_squares(&self, gradients: &[f32]) -> f64;
-    /// One AdamW step on `weights`, with decay where `decay` says so. Leaves zeros in `gradients`.
-    fn adamw(
-        &self,
-        weights: &mut [f32],
-        gradients: &mut [f32],
-        m: &mut [f32],
-        v: &mut [f32],
-        decay: Decay,
-        step: &AdamWStep,
-    );
+    fn sum_of_squares(&self, gradients: &Self::Flat) -> f64;
+    /// One AdamW step on some of the weights, with decay where `decay` says so. Leaves zeros in their gradient.
+    fn adamw(&self, of: Moments<'_, Self::Flat>, range: Range<usize>, decay: Decay, step: &AdamWStep);
 }
 
 /// Whether a tensor is decayed (matrices are; norms and biases are not, as in transformers' Trainer).

@@ -1,7 +1,7 @@
 //! An adapter in the form in which operations read it: factors packed, those of one product side by side.
 
 use super::Transformer;
-use crate::backend::{Backend, Columns};
+use crate::backend::{self, Backend, Columns};
 use crate::lora::{Group, LoraSpec};
 use crate::spec::{ModelSpec, TensorView};
 use std::ops::Range;
@@ -48,15 +48,15 @@ impl<B: Backend> Adapter<B> {
     }
 
     /// Takes over new weights of the same shape.
-    pub fn refresh(&mut self, backend: &B, weights: &[f32]) {
+    pub fn refresh(&mut self, backend: &B, weights: &B::Flat) {
         for factors in self.layers.iter_mut().flat_map(|layer| layer.0.iter_mut().flatten()) {
-            backend.refresh(&mut factors.a, 0, weights[factors.a_place.clone()].into());
+            backend.refresh_from(&mut factors.a, weights, factors.a_place.clone());
             for part in &mut factors.parts {
-                backend.refresh(&mut part.b, 0, weights[part.b_place.clone()].into());
+                backend.refresh_from(&mut part.b, weights, part.b_place.clone());
             }
         }
         if let Some(place) = &self.score_place {
-            self.score = Some(backend.upload(&weights[place.clone()]));
+            self.score = Some(backend.copy(weights, place.clone()));
         }
     }
 
@@ -117,10 +117,13 @@ impl<B: Backend> Transformer<B> {
         self.adapter.as_ref().and_then(|adapter| adapter.layers[layer].get(group))
     }
 
-    /// `x W^T`, and what the adapter adds to it.
-    pub(super) fn product(&self, layer: usize, group: Group, x: &B::Buffer) -> B::Buffer {
-        let backend = &self.base.backend;
-        let mut y = backend.linear(x, self.base.parameters.layers[layer].matrix(group));
+    /// `x W^T`, what the adapter adds to it, and the residual if there is one.
+    pub(super) fn product(&self, layer: usize, group: Group, x: &B::Buffer, residual: Option<&B::Buffer>) -> B::Buffer {
+        let (backend, matrix) = (&self.base.backend, self.base.parameters.layers[layer].matrix(group));
+        let mut y = match residual {
+            Some(residual) => backend.linear_onto(x, matrix, residual),
+            None => backend.linear(x, matrix),
+        };
         if let Some(factors) = self.factors(layer, group) {
             let z = self.reduced(factors, x);
             for part in &factors.parts {
@@ -148,7 +151,7 @@ impl<B: Backend> Transformer<B> {
         factors: &Factors<B>,
         d_y: &B::Buffer,
         x: &B::Buffer,
-        gradients: &mut [f32],
+        gradients: &mut B::Flat,
     ) -> B::Buffer {
         let backend = &self.base.backend;
         let [inner, input] = factors.a_shape;
@@ -160,12 +163,12 @@ impl<B: Backend> Transformer<B> {
                 part.outer,
                 &z,
                 part.inner,
-                &mut gradients[part.b_place.clone()],
+                backend::Part::new(gradients, part.b_place.clone()),
             );
             backend.linear_columns_backward_input(d_y, part.outer, &part.b, &mut d_z, part.inner);
         }
         backend.scale(&mut d_z, self.scale());
-        backend.linear_backward_weight(&d_z, x, inner, input, &mut gradients[factors.a_place.clone()]);
+        backend.linear_backward_weight(&d_z, x, inner, input, backend::Part::new(gradients, factors.a_place.clone()));
         d_z
     }
 

@@ -2,46 +2,39 @@
 
 use super::Transformer;
 use super::forward::{Activations, LayerTape, Rotation, Tape};
-use crate::backend::Backend;
+use crate::backend::{Backend, Part};
 use crate::batch::{Batch, OutputGradient};
 use crate::lora::Group;
 use std::borrow::Cow;
 use std::ops::Range;
 
 /// What is trained, and where its gradient goes.
-pub(super) enum Sink<'a> {
+pub(super) enum Sink<'a, F> {
     /// All weights of the base: the gradient in the layout of the flat master weights.
-    All { gradients: &'a mut [f32] },
-    /// The adapter with its head; the base is frozen, and no gradient of its matrices is computed.
-    Adapter {
-        gradients: &'a mut [f32],
-        /// Where the gradients of frozen vectors go, which come with that of their input and are not read.
-        unread: Vec<f32>,
-    },
+    All { gradients: &'a mut F },
+    /// The adapter with its head; the base is frozen, and no gradient of its weights is computed.
+    Adapter { gradients: &'a mut F },
 }
 
-impl Sink<'_> {
-    /// Where the gradient of a vector of the base goes.
-    fn vector(&mut self, place: &Range<usize>) -> &mut [f32] {
+impl<F> Sink<'_, F> {
+    /// Where the gradient of a tensor of the base goes, if it is trained.
+    fn base(&mut self, place: &Range<usize>) -> Option<Part<'_, F>> {
         match self {
-            Sink::All { gradients } => &mut gradients[place.clone()],
-            Sink::Adapter { unread, .. } => {
-                unread.resize(unread.len().max(place.len()), 0.0);
-                &mut unread[..place.len()]
-            }
+            Sink::All { gradients } => Some(Part::new(gradients, place.clone())),
+            Sink::Adapter { .. } => None,
         }
     }
 }
 
 /// The batch of a backward pass.
-struct Pass<'a> {
+struct Pass<'a, B: Backend> {
     batch: &'a Batch,
-    rotation: &'a Rotation,
+    rotation: &'a Rotation<B>,
 }
 
 impl<B: Backend> Transformer<B> {
     /// Adds the gradient with respect to everything trained.
-    pub(super) fn backward_into(&self, tape: Tape<B>, d: &OutputGradient<'_>, sink: &mut Sink<'_>) {
+    pub(super) fn backward_into(&self, tape: Tape<B>, d: &OutputGradient<'_>, sink: &mut Sink<'_, B::Flat>) {
         let Tape { batch, rotation, layers, last, .. } = &tape;
         let (backend, places, pass) = (&self.base.backend, &self.base.places, Pass { batch, rotation });
         let d_hidden = self.heads_backward(&tape, d, sink);
@@ -53,7 +46,7 @@ impl<B: Backend> Transformer<B> {
             &self.base.parameters.norm,
             self.spec.norm,
             &mut d_x,
-            sink.vector(&places.norm),
+            sink.base(&places.norm),
         );
         for index in (0..layers.len()).rev() {
             d_x = match &layers[index] {
@@ -65,27 +58,21 @@ impl<B: Backend> Transformer<B> {
                 }
             };
         }
-        if let Sink::All { gradients } = sink {
+        if let Some(d_table) = sink.base(&places.embedding) {
             let (hidden, scale) = (self.spec.hidden_size, self.spec.embedding_scale);
-            backend.embed_backward(&d_x, batch.tokens(), hidden, scale, &mut gradients[places.embedding.clone()]);
+            backend.embed_backward(&d_x, batch.tokens(), hidden, scale, d_table);
         }
     }
 
     /// From the heads to the normed hidden states.
-    fn heads_backward(&self, tape: &Tape<B>, d: &OutputGradient<'_>, sink: &mut Sink<'_>) -> B::Buffer {
+    fn heads_backward(&self, tape: &Tape<B>, d: &OutputGradient<'_>, sink: &mut Sink<'_, B::Flat>) -> B::Buffer {
         let (backend, hidden, query) = (&self.base.backend, self.spec.hidden_size, &tape.query);
         let mut d_hidden = backend.zeros(tape.batch.rows() * hidden);
         if let Some(rows) = &tape.heads.logprob_hidden {
             assert_eq!(d.d_logprobs.len(), query.rows.len(), "one gradient for each log-prob");
             let head = self.head().expect("the forward pass read this head");
             let (log_sums, asked) = (&tape.heads.log_sums, query.logprob_query());
-            let d_weight = match sink {
-                Sink::All { gradients } => {
-                    let place = self.base.places.head.clone().expect("the forward pass read this head");
-                    Some(&mut gradients[place])
-                }
-                Sink::Adapter { .. } => None,
-            };
+            let d_weight = sink.base(self.base.places.head.as_ref().expect("the forward pass read this head"));
             let d_rows = backend.token_stats_backward(d.d_logprobs, rows, head, asked, log_sums, d_weight);
             backend.scatter_add(&mut d_hidden, hidden, &query.rows, &d_rows);
         }
@@ -94,8 +81,8 @@ impl<B: Backend> Transformer<B> {
             let score = self.score().expect("the forward pass read this head");
             let own = self.adapter.as_ref().and_then(|adapter| adapter.score_place.clone());
             let d_weight = match (sink, own) {
-                (Sink::Adapter { gradients, .. }, Some(place)) => &mut gradients[place],
-                (sink, _) => sink.vector(self.base.places.score.as_ref().expect("the forward pass read this head")),
+                (Sink::Adapter { gradients }, Some(place)) => Some(Part::new(*gradients, place)),
+                (sink, _) => sink.base(self.base.places.score.as_ref().expect("the forward pass read this head")),
             };
             let d_rows = backend.scalar_head_backward(d.d_values, rows, score, d_weight);
             backend.scatter_add(&mut d_hidden, hidden, &query.value_rows, &d_rows);
@@ -110,8 +97,8 @@ impl<B: Backend> Transformer<B> {
         index: usize,
         kept: &Activations<B>,
         mut d_x: B::Buffer,
-        pass: &Pass<'_>,
-        sink: &mut Sink<'_>,
+        pass: &Pass<'_, B>,
+        sink: &mut Sink<'_, B::Flat>,
     ) -> B::Buffer {
         let (backend, spec, shape) = (&self.base.backend, &self.spec, self.spec.attention_shape());
         let (layer, places) = (&self.base.parameters.layers[index], &self.base.places.layers[index]);
@@ -140,7 +127,7 @@ impl<B: Backend> Transformer<B> {
             &layer.post_norm,
             spec.norm,
             &mut d_x,
-            sink.vector(&places.post_norm),
+            sink.base(&places.post_norm),
         );
 
         // Attention: middle = input + output(attention(rotary(qkv(norm(input))))).
@@ -149,7 +136,13 @@ impl<B: Backend> Transformer<B> {
             return d_x;
         }
         let d_attended = self.input_backward(index, Group::Output, &d_x, d_z);
-        let mut d_fused = backend.attention_backward(&d_attended, &kept.fused, pass.batch.cu_seqlens(), &shape);
+        let mut d_fused = backend.attention_backward(
+            &d_attended,
+            (&kept.attended, &kept.softmax),
+            &kept.fused,
+            pass.batch.cu_seqlens(),
+            &shape,
+        );
         drop(d_attended);
         self.projections_backward(index, kept, &mut d_fused, pass.rotation, sink);
         let h = || Cow::Owned(self.norm(&kept.input, &layer.input_norm).0);
@@ -165,13 +158,13 @@ impl<B: Backend> Transformer<B> {
             &layer.input_norm,
             spec.norm,
             &mut d_x,
-            sink.vector(&places.input_norm),
+            sink.base(&places.input_norm),
         );
         d_x
     }
 
     /// The product of a block below which nothing is trained.
-    fn lowest(&self, index: usize, sink: &Sink<'_>) -> Option<Group> {
+    fn lowest(&self, index: usize, sink: &Sink<'_, B::Flat>) -> Option<Group> {
         let adapter = self.adapter.as_ref().filter(|_| index == 0 && matches!(sink, Sink::Adapter { .. }));
         adapter.and_then(|adapter| adapter.lowest())
     }
@@ -184,15 +177,15 @@ impl<B: Backend> Transformer<B> {
         group: Group,
         d_y: &B::Buffer,
         x: impl FnOnce() -> Cow<'x, B::Buffer>,
-        sink: &mut Sink<'_>,
+        sink: &mut Sink<'_, B::Flat>,
     ) -> Option<B::Buffer> {
         match sink {
             Sink::All { gradients } => {
                 let (place, [out, input]) = (self.base.places.layers[index].matrix(group), group.shape(&self.spec));
-                self.base.backend.linear_backward_weight(d_y, &x(), out, input, &mut gradients[place]);
+                self.base.backend.linear_backward_weight(d_y, &x(), out, input, Part::new(gradients, place));
                 None
             }
-            Sink::Adapter { gradients, .. } => {
+            Sink::Adapter { gradients } => {
                 self.factors(index, group).map(|factors| self.factors_backward(factors, d_y, &x(), gradients))
             }
         }
@@ -214,23 +207,23 @@ impl<B: Backend> Transformer<B> {
         index: usize,
         kept: &Activations<B>,
         d_fused: &mut B::Buffer,
-        rotation: &Rotation,
-        sink: &mut Sink<'_>,
+        rotation: &Rotation<B>,
+        sink: &mut Sink<'_, B::Flat>,
     ) {
         let (backend, shape) = (&self.base.backend, self.spec.attention_shape());
         let (layer, places) = (&self.base.parameters.layers[index], &self.base.places.layers[index]);
-        backend.rotary_backward(d_fused, &rotation.positions, &rotation.table, &shape);
+        backend.rotary_backward(d_fused, &rotation.positions, &rotation.angles, &shape);
         if let (Some(raw), Some(query), Some(key)) = (&kept.raw, &layer.query_norm, &layer.key_norm) {
             let (queries, keys) = (0..shape.heads, shape.heads..shape.heads + shape.kv_heads);
-            let mut step = |heads, inverse: &[f32], weight, place: &Option<Range<usize>>| {
-                let d_weight = sink.vector(place.as_ref().expect("a norm of heads has a place"));
+            let mut step = |heads, inverse: &B::Buffer, weight, place: &Option<Range<usize>>| {
+                let d_weight = sink.base(place.as_ref().expect("a norm of heads has a place"));
                 backend.head_norm_backward(d_fused, &raw.fused, inverse, &shape, heads, weight, d_weight);
             };
             step(queries, &raw.query_inverse, query, &places.query_norm);
             step(keys, &raw.key_inverse, key, &places.key_norm);
         }
-        if let (Some(place), Sink::All { gradients }) = (&places.qkv_bias, sink) {
-            backend.add_bias_backward(d_fused, &mut gradients[place.clone()]);
+        if let Some(d_bias) = places.qkv_bias.as_ref().and_then(|place| sink.base(place)) {
+            backend.add_bias_backward(d_fused, d_bias);
         }
     }
 }

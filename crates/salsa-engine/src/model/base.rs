@@ -18,7 +18,7 @@ pub struct Base<B: Backend> {
     pub(super) backend: B,
     pub(super) parameters: Parameters<B>,
     pub(super) places: Places,
-    rotary: Mutex<Arc<RotaryTable>>,
+    rotary: Mutex<Option<(usize, Arc<B::Angles>)>>,
 }
 
 impl<B: Backend> Base<B> {
@@ -43,22 +43,46 @@ impl<B: Backend> Base<B> {
     }
 
     /// Takes over new weights of the same shape.
-    pub(super) fn refresh(&mut self, weights: &[f32]) {
+    pub(super) fn refresh(&mut self, weights: &Fresh<'_, B>) {
         self.parameters.refresh(&self.places, &self.backend, weights);
     }
 
     /// Cosines and sines for at least `positions` positions.
-    pub(super) fn rotary_table(&self, positions: usize) -> Arc<RotaryTable> {
-        let half = self.spec.head_dim / 2;
-        let mut table = self.rotary.lock().expect("no code panics while it holds the table");
-        if table.cos.len() < positions * half {
-            let frequencies = self.spec.rope.frequencies(self.spec.head_dim);
-            let angles = (0..positions.next_power_of_two())
-                .flat_map(|position| frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency)));
-            let (sin, cos) = angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
-            *table = Arc::new(RotaryTable { half, cos, sin });
+    pub(super) fn angles(&self, positions: usize) -> Arc<B::Angles> {
+        let mut known = self.rotary.lock().expect("no code panics while it holds the table");
+        if let Some((_, angles)) = known.as_ref().filter(|(enough, _)| positions <= *enough) {
+            return angles.clone();
         }
-        table.clone()
+        let (half, enough) = (self.spec.head_dim / 2, positions.next_power_of_two());
+        let frequencies = self.spec.rope.frequencies(self.spec.head_dim);
+        let angles = (0..enough)
+            .flat_map(|position| frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency)));
+        let (sin, cos) = angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
+        let angles = Arc::new(self.backend.angles(RotaryTable { half, cos, sin }));
+        *known = Some((enough, angles.clone()));
+        angles
+    }
+}
+
+/// New weights for a model: on the host, or where they are trained.
+pub(super) enum Fresh<'a, B: Backend> {
+    Host(&'a [f32]),
+    Flat(&'a B::Flat),
+}
+
+impl<B: Backend> Fresh<'_, B> {
+    fn copy(&self, backend: &B, range: &Range<usize>) -> B::Buffer {
+        match self {
+            Fresh::Host(weights) => backend.upload(&weights[range.clone()]),
+            Fresh::Flat(weights) => backend.copy(weights, range.clone()),
+        }
+    }
+
+    fn refresh(&self, backend: &B, matrix: &mut B::Matrix, range: &Range<usize>) {
+        match self {
+            Fresh::Host(weights) => backend.refresh(matrix, 0, weights[range.clone()].into()),
+            Fresh::Flat(weights) => backend.refresh_from(matrix, weights, range.clone()),
+        }
     }
 }
 
@@ -222,21 +246,22 @@ impl<B: Backend> Parameters<B> {
     }
 
     /// Takes over new weights of the same shape.
-    pub(super) fn refresh(&mut self, places: &Places, backend: &B, weights: &[f32]) {
-        let part = |range: &Range<usize>| &weights[range.clone()];
-        let copy = |buffer: &mut B::Buffer, range: &Range<usize>| *buffer = backend.upload(part(range));
+    pub(super) fn refresh(&mut self, places: &Places, backend: &B, weights: &Fresh<'_, B>) {
+        let copy = |buffer: &mut B::Buffer, range: &Range<usize>| *buffer = weights.copy(backend, range);
+        let pack = |matrix: &mut B::Matrix, range: &Range<usize>| weights.refresh(backend, matrix, range);
         let copy_if = |buffer: &mut Option<B::Buffer>, range: &Option<Range<usize>>| {
             if let (Some(buffer), Some(range)) = (buffer, range) {
                 copy(buffer, range);
             }
         };
-        if self.embedding.is_some() || !backend.keeps(part(&places.embedding).into()) {
-            self.embedding = Some(backend.upload(part(&places.embedding)));
+        // New weights are f32: a head packed in a narrower type no longer has the embedding's numbers.
+        if self.embedding.is_some() || !backend.keeps(Numbers::F32(&[])) {
+            self.embedding = Some(weights.copy(backend, &places.embedding));
         }
         copy(&mut self.norm, &places.norm);
         copy_if(&mut self.score, &places.score);
         if let (Some(head), Some(range)) = (&mut self.head, &places.head) {
-            backend.refresh(head, 0, part(range).into());
+            pack(head, range);
         }
         for (layer, p) in self.layers.iter_mut().zip(&places.layers) {
             copy(&mut layer.input_norm, &p.input_norm);
@@ -244,10 +269,10 @@ impl<B: Backend> Parameters<B> {
             copy_if(&mut layer.qkv_bias, &p.qkv_bias);
             copy_if(&mut layer.query_norm, &p.query_norm);
             copy_if(&mut layer.key_norm, &p.key_norm);
-            backend.refresh(&mut layer.qkv, 0, part(&p.qkv).into());
-            backend.refresh(&mut layer.output, 0, part(&p.output).into());
-            backend.refresh(&mut layer.gate_up, 0, part(&p.gate_up).into());
-            backend.refresh(&mut layer.down, 0, part(&p.down).into());
+            pack(&mut layer.qkv, &p.qkv);
+            pack(&mut layer.output, &p.output);
+            pack(&mut layer.gate_up, &p.gate_up);
+            pack(&mut layer.down, &p.down);
         }
     }
 }

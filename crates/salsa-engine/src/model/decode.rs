@@ -1,11 +1,10 @@
 //! Generation: continuous batching over a cache of keys and values.
 
 use super::Transformer;
-use super::sampler::{Draw, draw};
-use crate::backend::Backend;
+use crate::backend::{Backend, Choice};
 use crate::batch::Batch;
+use crate::random::Philox;
 use std::collections::VecDeque;
-use std::sync::OnceLock;
 
 /// A prompt to be continued. `id` and `sample` name the random stream: a response depends on the weights, the prompt's
 /// tokens and `(seed, id, sample)` alone.
@@ -210,7 +209,7 @@ impl<B: Backend> Decoder<'_, B> {
         for (layer, cache) in self.caches.iter_mut().enumerate() {
             let attend = |fused: &B::Buffer| {
                 backend.cache_store(cache, fused, &stores);
-                backend.cached_attention(cache, fused, &entries)
+                (backend.cached_attention(cache, fused, &entries), backend.zeros(0))
             };
             x = model.block(layer, x, &rotation, attend).0;
         }
@@ -223,17 +222,14 @@ impl<B: Backend> Decoder<'_, B> {
         let (model, sampling, prompts) = (self.model, self.sampling, self.prompts);
         let (hidden, _) = model.norm(x, &model.base.parameters.norm);
         let head = model.head().expect("`generate` checked that there is one");
-        let temperature = if sampling.temperature == 0.0 { 1.0 } else { sampling.temperature };
-        let active = &self.active[first..];
-        let drawn: Vec<OnceLock<(u32, f32)>> = active.iter().map(|_| OnceLock::new()).collect();
-        model.base.backend.logits(&hidden, head, temperature, &|row, logits| {
-            let Active { prompt, response, .. } = &active[row];
+        let Sampling { temperature, top_k, top_p, .. } = *sampling;
+        let uniform = |Active { prompt, response, .. }: &Active| {
             let Prompt { id, sample, .. } = prompts[*prompt];
-            let at = Draw { prompt: id, sample, position: response.tokens.len() };
-            drawn[row].set(draw(logits, sampling, at)).expect("each row is drawn once");
-        });
-        for (active, drawn) in self.active[first..].iter_mut().zip(drawn) {
-            let (token, logprob) = drawn.into_inner().expect("every row was drawn");
+            Philox::new(sampling.seed, id).uniform_at(u64::from(sample), response.tokens.len() as u64)
+        };
+        let uniforms: Vec<f32> = self.active[first..].iter().map(uniform).collect();
+        let drawn = model.base.backend.draw(&hidden, head, &Choice { temperature, top_k, top_p }, &uniforms);
+        for (active, (token, logprob)) in self.active[first..].iter_mut().zip(drawn) {
             active.response.tokens.push(token);
             active.response.logprobs.push(logprob);
         }

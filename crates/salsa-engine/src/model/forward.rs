@@ -2,7 +2,7 @@
 
 use super::Transformer;
 use super::base::Parameters;
-use crate::backend::{Backend, LogprobQuery, RotaryTable};
+use crate::backend::{Backend, LogprobQuery};
 use crate::batch::{Batch, Output, Query};
 use crate::lora::Group;
 use crate::model::Recompute;
@@ -12,11 +12,11 @@ use std::sync::Arc;
 pub struct Tape<B: Backend> {
     pub(super) batch: Batch,
     pub(super) query: Query,
-    pub(super) rotation: Rotation,
+    pub(super) rotation: Rotation<B>,
     pub(super) layers: Vec<LayerTape<B>>,
     /// The residual stream before the last norm.
     pub(super) last: B::Buffer,
-    pub(super) inverse: Vec<f32>,
+    pub(super) inverse: B::Buffer,
     pub(super) heads: HeadsTape<B>,
 }
 
@@ -31,22 +31,24 @@ pub(super) enum LayerTape<B: Backend> {
 /// The inner values of a block. Norm outputs and gate products are cheap and computed again.
 pub(super) struct Activations<B: Backend> {
     pub input: B::Buffer,
-    pub input_inverse: Vec<f32>,
+    pub input_inverse: B::Buffer,
     /// Queries, keys and values before the norms of heads, where there are such.
     pub raw: Option<RawHeads<B>>,
     /// Rotated queries and keys, and values.
     pub fused: B::Buffer,
     pub attended: B::Buffer,
+    /// What attention returned beside its output.
+    pub softmax: B::Buffer,
     /// The residual stream between attention and MLP.
     pub middle: B::Buffer,
-    pub middle_inverse: Vec<f32>,
+    pub middle_inverse: B::Buffer,
     pub gate_up: B::Buffer,
 }
 
 pub(super) struct RawHeads<B: Backend> {
     pub fused: B::Buffer,
-    pub query_inverse: Vec<f32>,
-    pub key_inverse: Vec<f32>,
+    pub query_inverse: B::Buffer,
+    pub key_inverse: B::Buffer,
 }
 
 /// The rows that the heads read.
@@ -57,9 +59,9 @@ pub(super) struct HeadsTape<B: Backend> {
 }
 
 /// Positions of the rows and the angles that belong to them.
-pub(super) struct Rotation {
+pub(super) struct Rotation<B: Backend> {
     pub positions: Vec<u32>,
-    pub table: Arc<RotaryTable>,
+    pub angles: Arc<B::Angles>,
 }
 
 impl Query {
@@ -69,9 +71,9 @@ impl Query {
 }
 
 impl<B: Backend> Transformer<B> {
-    pub(super) fn rotation(&self, positions: Vec<u32>) -> Rotation {
+    pub(super) fn rotation(&self, positions: Vec<u32>) -> Rotation<B> {
         let longest = positions.iter().max().map_or(0, |&p| p as usize + 1);
-        Rotation { table: self.base.rotary_table(longest), positions }
+        Rotation { angles: self.base.angles(longest), positions }
     }
 
     pub(super) fn embed(&self, tokens: &[u32]) -> B::Buffer {
@@ -83,7 +85,7 @@ impl<B: Backend> Transformer<B> {
         }
     }
 
-    pub(super) fn norm(&self, x: &B::Buffer, weight: &B::Buffer) -> (B::Buffer, Vec<f32>) {
+    pub(super) fn norm(&self, x: &B::Buffer, weight: &B::Buffer) -> (B::Buffer, B::Buffer) {
         self.base.backend.rms_norm(x, weight, self.spec.norm, self.spec.rms_norm_eps)
     }
 
@@ -116,7 +118,7 @@ impl<B: Backend> Transformer<B> {
     }
 
     /// Attention inside each sequence of a batch.
-    pub(super) fn attention(&self, fused: &B::Buffer, batch: &Batch) -> B::Buffer {
+    pub(super) fn attention(&self, fused: &B::Buffer, batch: &Batch) -> (B::Buffer, B::Buffer) {
         self.base.backend.attention(fused, batch.cu_seqlens(), &self.spec.attention_shape())
     }
 
@@ -125,21 +127,19 @@ impl<B: Backend> Transformer<B> {
         &self,
         layer: usize,
         x: B::Buffer,
-        rotation: &Rotation,
-        attend: impl FnOnce(&B::Buffer) -> B::Buffer,
+        rotation: &Rotation<B>,
+        attend: impl FnOnce(&B::Buffer) -> (B::Buffer, B::Buffer),
     ) -> (B::Buffer, Activations<B>) {
         let (backend, parameters) = (&self.base.backend, &self.base.parameters.layers[layer]);
         let (h, input_inverse) = self.norm(&x, &parameters.input_norm);
         let (fused, raw) = self.projections(layer, &h, rotation);
-        let attended = attend(&fused);
-        let mut middle = self.product(layer, Group::Output, &attended);
-        backend.add(&mut middle, &x);
+        let (attended, softmax) = attend(&fused);
+        let middle = self.product(layer, Group::Output, &attended, Some(&x));
         let (h, middle_inverse) = self.norm(&middle, &parameters.post_norm);
-        let gate_up = self.product(layer, Group::GateUp, &h);
+        let gate_up = self.product(layer, Group::GateUp, &h, None);
         let act = backend.gated(&gate_up, self.spec.intermediate_size, self.spec.activation);
-        let mut out = self.product(layer, Group::Down, &act);
-        backend.add(&mut out, &middle);
-        (out, Activations { input: x, input_inverse, raw, fused, attended, middle, middle_inverse, gate_up })
+        let out = self.product(layer, Group::Down, &act, Some(&middle));
+        (out, Activations { input: x, input_inverse, raw, fused, attended, softmax, middle, middle_inverse, gate_up })
     }
 
     /// Rotated queries and keys, and values.
@@ -147,10 +147,10 @@ impl<B: Backend> Transformer<B> {
         &self,
         layer: usize,
         h: &B::Buffer,
-        rotation: &Rotation,
+        rotation: &Rotation<B>,
     ) -> (B::Buffer, Option<RawHeads<B>>) {
         let (backend, shape, eps) = (&self.base.backend, self.spec.attention_shape(), self.spec.rms_norm_eps);
-        let mut fused = self.product(layer, Group::Qkv, h);
+        let mut fused = self.product(layer, Group::Qkv, h, None);
         let layer = &self.base.parameters.layers[layer];
         if let Some(bias) = &layer.qkv_bias {
             backend.add_bias(&mut fused, bias);
@@ -163,7 +163,7 @@ impl<B: Backend> Transformer<B> {
             let key_inverse = backend.head_norm(&mut fused, &shape, keys, key, eps);
             raw = Some(RawHeads { fused: before, query_inverse, key_inverse });
         }
-        backend.rotary(&mut fused, &rotation.positions, &rotation.table, &shape);
+        backend.rotary(&mut fused, &rotation.positions, &rotation.angles, &shape);
         (fused, raw)
     }
 

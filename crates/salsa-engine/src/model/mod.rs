@@ -5,7 +5,6 @@ mod backward;
 mod base;
 mod decode;
 mod forward;
-mod sampler;
 mod trainable;
 
 pub use base::Base;
@@ -90,7 +89,7 @@ impl<B: Backend> Transformer<B> {
     pub fn set_weights(&mut self, weights: &[f32]) -> Result<(), ModelError> {
         base::check(&self.spec.tensors(), weights)?;
         assert!(self.adapter.is_none(), "the weights of a model with an adapter are those of its base");
-        Arc::get_mut(&mut self.base).expect("no other model stands on this base").refresh(weights);
+        Arc::get_mut(&mut self.base).expect("no other model stands on this base").refresh(&base::Fresh::Host(weights));
         Ok(())
     }
 

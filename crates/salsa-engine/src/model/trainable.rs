@@ -1,15 +1,15 @@
 //! A model in training: flat master weights, gradients and optimizer state beside it.
 
 use super::backward::Sink;
-use super::base::check;
+use super::base::{Fresh, check};
 use super::forward::Tape;
 use super::{Base, Transformer};
-use crate::backend::{AdamWStep, Backend, Decay};
+use crate::backend::{AdamWStep, Backend, Decay, Moments};
 use crate::batch::{Batch, Output, OutputGradient, Query};
 use crate::error::ModelError;
 use crate::lora::LoraSpec;
-use crate::memory;
 use crate::spec::{Head, ModelSpec, TensorView};
+use std::borrow::Cow;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -47,24 +47,24 @@ impl Default for AdamW {
 }
 
 /// AdamW's memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct OptimizerState<'a> {
     /// Steps taken.
     pub step: u64,
     /// First moments, in the order of the weights.
-    pub m: &'a [f32],
+    pub m: Cow<'a, [f32]>,
     /// Second moments.
-    pub v: &'a [f32],
+    pub v: Cow<'a, [f32]>,
 }
 
 /// A model in training: all its weights, or an adapter on a frozen base. It can do all that its [`Transformer`] can.
 pub struct TrainableTransformer<B: Backend> {
     model: Transformer<B>,
     trained: Trained,
-    weights: Vec<f32>,
-    gradients: Vec<f32>,
-    m: Vec<f32>,
-    v: Vec<f32>,
+    weights: B::Flat,
+    gradients: B::Flat,
+    m: B::Flat,
+    v: B::Flat,
     step: u64,
     recompute: Recompute,
 }
@@ -114,16 +114,16 @@ impl<B: Backend> TrainableTransformer<B> {
     }
 
     fn of(model: Transformer<B>, trained: Trained, weights: Vec<f32>, recompute: Recompute) -> Self {
-        let len = weights.len();
-        let zeros = || memory::zeros(len);
-        let weights = memory::settled(weights);
-        TrainableTransformer { gradients: zeros(), m: zeros(), v: zeros(), model, trained, weights, step: 0, recompute }
+        let (backend, len) = (&model.base.backend, weights.len());
+        let [gradients, m, v] = [(); 3].map(|()| backend.flat_zeros(len));
+        let weights = backend.flat(weights);
+        TrainableTransformer { gradients, m, v, model, trained, weights, step: 0, recompute }
     }
 
     /// The flat master weights of what is trained: laid out as [`ModelSpec::tensors`] says, or for an adapter as
     /// [`LoraSpec::tensors`].
-    pub fn weights(&self) -> &[f32] {
-        &self.weights
+    pub fn weights(&self) -> Cow<'_, [f32]> {
+        self.model.base.backend.numbers(&self.weights)
     }
 
     /// Names and places of what is trained.
@@ -151,19 +151,19 @@ impl<B: Backend> TrainableTransformer<B> {
     pub fn backward(&mut self, tape: Tape<B>, gradient: &OutputGradient<'_>) {
         let mut sink = match self.trained {
             Trained::All => Sink::All { gradients: &mut self.gradients },
-            Trained::Adapter => Sink::Adapter { gradients: &mut self.gradients, unread: Vec::new() },
+            Trained::Adapter => Sink::Adapter { gradients: &mut self.gradients },
         };
         self.model.backward_into(tape, gradient, &mut sink);
     }
 
     /// The accumulated gradient.
-    pub fn gradients(&self) -> &[f32] {
-        &self.gradients
+    pub fn gradients(&self) -> Cow<'_, [f32]> {
+        self.model.base.backend.numbers(&self.gradients)
     }
 
     /// Forgets the accumulated gradient.
     pub fn zero_gradients(&mut self) {
-        self.gradients.fill(0.0);
+        self.model.base.backend.clear(&mut self.gradients);
     }
 
     /// The Euclidean norm of the accumulated gradient.
@@ -197,14 +197,8 @@ impl<B: Backend> TrainableTransformer<B> {
         for tensor in self.tensors() {
             let range = tensor.range;
             let decay = if tensor.shape.len() > 1 { Decay::Yes } else { Decay::No };
-            self.model.base.backend.adamw(
-                &mut self.weights[range.clone()],
-                &mut self.gradients[range.clone()],
-                &mut self.m[range.clone()],
-                &mut self.v[range],
-                decay,
-                &step,
-            );
+            let TrainableTransformer { weights, gradients, m, v, .. } = self;
+            self.model.base.backend.adamw(Moments { weights, gradients, m, v }, range, decay, &step);
         }
         self.refresh();
         Ok(norm)
@@ -212,7 +206,8 @@ impl<B: Backend> TrainableTransformer<B> {
 
     /// AdamW's memory, for checkpoints.
     pub fn optimizer_state(&self) -> OptimizerState<'_> {
-        OptimizerState { step: self.step, m: &self.m, v: &self.v }
+        let numbers = |flat| self.model.base.backend.numbers(flat);
+        OptimizerState { step: self.step, m: numbers(&self.m), v: numbers(&self.v) }
     }
 
     /// Goes on from a checkpoint.
@@ -227,7 +222,8 @@ impl<B: Backend> TrainableTransformer<B> {
                 return Err(ModelError::WeightCount { expected: weights.len(), found: buffer.len() });
             }
         }
-        (self.weights, self.step, self.m, self.v) = (weights, step, m, v);
+        let flat = |numbers| self.model.base.backend.flat(numbers);
+        (self.weights, self.step, self.m, self.v) = (flat(weights), step, flat(m), flat(v));
         self.refresh();
         self.zero_gradients();
         Ok(())
@@ -238,7 +234,7 @@ impl<B: Backend> TrainableTransformer<B> {
         let Transformer { base, adapter, .. } = &mut self.model;
         match (self.trained, adapter) {
             (Trained::Adapter, Some(adapter)) => adapter.refresh(&base.backend, &self.weights),
-            _ => Arc::get_mut(base).expect("a trained base is never shared").refresh(&self.weights),
+            _ => Arc::get_mut(base).expect("a trained base is never shared").refresh(&Fresh::Flat(&self.weights)),
         }
     }
 }

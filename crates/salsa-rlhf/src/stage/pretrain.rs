@@ -182,7 +182,7 @@ pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Va
         max_shard_bytes: config.training.max_shard_size.0,
         ..SaveOptions::new(Family::for_spec(model.spec()), vocabulary.special_tokens(), dtype)
     };
-    checkpoint::save(&config.output_dir, model.spec(), model.weights(), &Companions::none(), &[], &options)?;
+    checkpoint::save(&config.output_dir, model.spec(), &model.weights(), &Companions::none(), &[], &options)?;
     Ok(json!({"training": outcome.to_json(), "windows": windows, "tokens": tokens, "parameters": parameters}))
 }
 

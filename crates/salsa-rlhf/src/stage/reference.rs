@@ -297,7 +297,7 @@ impl Reference {
 fn language_weights(policy: &Trainable, language_model: &ModelSpec) -> Vec<f32> {
     match policy.lora() {
         Some(lora) => policy.weights()[..lora.parameters(language_model)].to_vec(),
-        None => policy.spec().convert(policy.weights(), language_model, 0),
+        None => policy.spec().convert(&policy.weights(), language_model, 0),
     }
 }
 

@@ -3,6 +3,7 @@
 //! One directory holds `buffers.safetensors` (named f32 buffers: weights and optimizer moments of one or more models) and
 //! `state.json` (the step, the fingerprint of the run, and whatever else the stage must remember).
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
@@ -23,7 +24,7 @@ pub struct Snapshot<'a> {
     pub step: u64,
     /// What the stage must remember besides the models.
     pub state: Value,
-    buffers: Vec<(String, &'a [f32])>,
+    buffers: Vec<(String, Cow<'a, [f32]>)>,
     optimizer_steps: BTreeMap<String, u64>,
 }
 
@@ -34,8 +35,8 @@ impl<'a> Snapshot<'a> {
     }
 
     /// Adds a named buffer.
-    pub fn with_buffer(mut self, name: &str, values: &'a [f32]) -> Snapshot<'a> {
-        self.buffers.push((name.to_owned(), values));
+    pub fn with_buffer(mut self, name: &str, values: impl Into<Cow<'a, [f32]>>) -> Snapshot<'a> {
+        self.buffers.push((name.to_owned(), values.into()));
         self
     }
 
@@ -211,7 +212,7 @@ impl View for Buffer<'_> {
     fn shape(&self) -> &[usize] {
         &self.shape
     }
-    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+    fn data(&self) -> Cow<'_, [u8]> {
         self.values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into()
     }
     fn data_len(&self) -> usize {

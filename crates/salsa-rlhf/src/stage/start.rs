@@ -1,5 +1,5 @@
 //! How stages open and leave checkpoints.
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use anyhow::{Context, bail, ensure};
 use salsa_engine::{Cpu, Head, LoraSpec, Model, ModelSpec, Trainable};
@@ -291,9 +291,9 @@ pub fn save_model(
     options: &SaveOptions,
 ) -> anyhow::Result<()> {
     let Some(lora) = model.lora() else {
-        let converted = (spec != model.spec()).then(|| model.spec().convert(model.weights(), spec, 0));
-        let weights = converted.as_deref().unwrap_or(model.weights());
-        return checkpoint::save(output_dir, spec, weights, companions, extra_config, options);
+        let converted = (spec != model.spec()).then(|| model.spec().convert(&model.weights(), spec, 0));
+        let weights = converted.map_or_else(|| model.weights(), Cow::Owned);
+        return checkpoint::save(output_dir, spec, &weights, companions, extra_config, options);
     };
     let adapter = AdapterToSave {
         base: source.base_dir(),

@@ -13,18 +13,24 @@ mod low_rank;
 mod math;
 mod pack;
 mod rows;
+mod sampler;
 
 pub use buffer::Buffer;
 pub use cache::Cache;
 pub use dtype::Dtype;
 pub use gemm::Packed;
 
-use super::{AdamWStep, AttentionShape, Backend, Columns, Decay, LogprobQuery, RotaryTable, TokenStats};
+use super::{
+    AdamWStep, AttentionShape, Backend, Choice, Columns, Decay, LogprobQuery, Moments, Part, RotaryTable, TokenStats,
+};
+use crate::memory;
 use crate::spec::{Activation, NormWeight};
 use crate::weights::Numbers;
 use gemm::{View, gemm};
 use kernel::Store;
+use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// The processor, through a pool of threads. Results do not depend on how many there are.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,15 +54,46 @@ impl Cpu {
     }
 }
 
-/// The log-sum-exp of a row of logits, reduced as the log-prob head reduces it.
-pub(crate) fn log_sum(row: &[f32]) -> f32 {
-    head::log_sum(row)
+impl Part<'_, Vec<f32>> {
+    fn numbers(&mut self) -> &mut [f32] {
+        &mut self.flat[self.range.clone()]
+    }
 }
 
 impl Backend for Cpu {
     type Buffer = Buffer;
     type Matrix = Packed;
     type Cache = Cache;
+    type Flat = Vec<f32>;
+    type Angles = RotaryTable;
+
+    fn flat(&self, numbers: Vec<f32>) -> Vec<f32> {
+        memory::settled(numbers)
+    }
+
+    fn flat_zeros(&self, len: usize) -> Vec<f32> {
+        memory::zeros(len)
+    }
+
+    fn numbers<'a>(&self, flat: &'a Vec<f32>) -> Cow<'a, [f32]> {
+        Cow::Borrowed(flat)
+    }
+
+    fn clear(&self, flat: &mut Vec<f32>) {
+        flat.fill(0.0);
+    }
+
+    fn copy(&self, flat: &Vec<f32>, range: Range<usize>) -> Buffer {
+        self.upload(&flat[range])
+    }
+
+    fn refresh_from(&self, matrix: &mut Packed, flat: &Vec<f32>, range: Range<usize>) {
+        self.refresh(matrix, 0, flat[range].into());
+    }
+
+    fn angles(&self, table: RotaryTable) -> RotaryTable {
+        table
+    }
 
     fn upload(&self, data: &[f32]) -> Buffer {
         let mut buffer = Buffer::stale(data.len());
@@ -102,11 +139,18 @@ impl Backend for Cpu {
         out
     }
 
-    fn embed_backward(&self, d_out: &Buffer, tokens: &[u32], hidden: usize, scale: f32, d_table: &mut [f32]) {
-        rows::embed_backward(d_out, tokens, hidden, scale, d_table);
+    fn embed_backward(
+        &self,
+        d_out: &Buffer,
+        tokens: &[u32],
+        hidden: usize,
+        scale: f32,
+        mut d_table: Part<'_, Vec<f32>>,
+    ) {
+        rows::embed_backward(d_out, tokens, hidden, scale, d_table.numbers());
     }
 
-    fn rms_norm(&self, x: &Buffer, weight: &Buffer, kind: NormWeight, eps: f32) -> (Buffer, Vec<f32>) {
+    fn rms_norm(&self, x: &Buffer, weight: &Buffer, kind: NormWeight, eps: f32) -> (Buffer, Buffer) {
         rows::rms_norm(x, weight, kind, eps)
     }
 
@@ -114,13 +158,16 @@ impl Backend for Cpu {
         &self,
         d_out: &Buffer,
         x: &Buffer,
-        inverse: &[f32],
+        inverse: &Buffer,
         weight: &Buffer,
         kind: NormWeight,
         d_x: &mut Buffer,
-        d_weight: &mut [f32],
+        d_weight: Option<Part<'_, Vec<f32>>>,
     ) {
-        rows::rms_norm_backward(d_out, x, inverse, weight, kind, d_x, d_weight);
+        rows::rms_norm_backward(d_out, x, inverse, weight, kind, d_x);
+        if let Some(mut d_weight) = d_weight {
+            rows::rms_norm_backward_weight(d_out, x, inverse, d_weight.numbers());
+        }
     }
 
     fn linear(&self, x: &Buffer, weight: &Packed) -> Buffer {
@@ -128,6 +175,12 @@ impl Backend for Cpu {
         let rows = x.len() / input;
         let mut y = Buffer::stale(rows * out);
         gemm((rows, out, input), View::rows(x, input), weight.panels(), &mut y, out, Store::Replace);
+        y
+    }
+
+    fn linear_onto(&self, x: &Buffer, weight: &Packed, residual: &Buffer) -> Buffer {
+        let mut y = self.linear(x, weight);
+        rows::add(&mut y, residual);
         y
     }
 
@@ -141,10 +194,17 @@ impl Backend for Cpu {
         d_x
     }
 
-    fn linear_backward_weight(&self, d_out: &Buffer, x: &Buffer, out: usize, input: usize, d_weight: &mut [f32]) {
+    fn linear_backward_weight(
+        &self,
+        d_out: &Buffer,
+        x: &Buffer,
+        out: usize,
+        input: usize,
+        mut d_weight: Part<'_, Vec<f32>>,
+    ) {
         let rows = d_out.len() / out;
         let packed = Packed::new(self.dtype, View::rows(x, input), rows, input);
-        gemm((out, input, rows), View::rows(d_out, out).t(), packed.panels(), d_weight, input, Store::Add);
+        gemm((out, input, rows), View::rows(d_out, out).t(), packed.panels(), d_weight.numbers(), input, Store::Add);
     }
 
     fn linear_columns(&self, x: &Buffer, from: Columns, weight: &Packed, y: &mut Buffer, to: Columns) {
@@ -168,9 +228,9 @@ impl Backend for Cpu {
         from: Columns,
         x: &Buffer,
         of: Columns,
-        d_weight: &mut [f32],
+        mut d_weight: Part<'_, Vec<f32>>,
     ) {
-        low_rank::backward_weight(self.dtype, d_out, from, x, of, d_weight);
+        low_rank::backward_weight(self.dtype, d_out, from, x, of, d_weight.numbers());
     }
 
     fn scale(&self, x: &mut Buffer, factor: f32) {
@@ -181,8 +241,8 @@ impl Backend for Cpu {
         rows::add_bias(x, bias);
     }
 
-    fn add_bias_backward(&self, d_out: &Buffer, d_bias: &mut [f32]) {
-        rows::add_bias_backward(d_out, d_bias);
+    fn add_bias_backward(&self, d_out: &Buffer, mut d_bias: Part<'_, Vec<f32>>) {
+        rows::add_bias_backward(d_out, d_bias.numbers());
     }
 
     fn head_norm(
@@ -192,7 +252,7 @@ impl Backend for Cpu {
         heads: Range<usize>,
         weight: &Buffer,
         eps: f32,
-    ) -> Vec<f32> {
+    ) -> Buffer {
         rows::head_norm(fused, shape, heads, weight, eps)
     }
 
@@ -200,13 +260,16 @@ impl Backend for Cpu {
         &self,
         d_fused: &mut Buffer,
         raw: &Buffer,
-        inverse: &[f32],
+        inverse: &Buffer,
         shape: &AttentionShape,
         heads: Range<usize>,
         weight: &Buffer,
-        d_weight: &mut [f32],
+        d_weight: Option<Part<'_, Vec<f32>>>,
     ) {
-        rows::head_norm_backward(d_fused, raw, inverse, shape, heads, weight, d_weight);
+        if let Some(mut d_weight) = d_weight {
+            rows::head_norm_backward_weight(d_fused, raw, inverse, shape, heads.clone(), d_weight.numbers());
+        }
+        rows::head_norm_backward(d_fused, raw, inverse, shape, heads, weight);
     }
 
     fn rotary(&self, fused: &mut Buffer, positions: &[u32], table: &RotaryTable, shape: &AttentionShape) {
@@ -217,13 +280,14 @@ impl Backend for Cpu {
         rows::rotary(d_fused, positions, table, shape, -1.0);
     }
 
-    fn attention(&self, fused: &Buffer, cu_seqlens: &[usize], shape: &AttentionShape) -> Buffer {
-        attention::forward(self.dtype, fused, cu_seqlens, shape)
+    fn attention(&self, fused: &Buffer, cu_seqlens: &[usize], shape: &AttentionShape) -> (Buffer, Buffer) {
+        (attention::forward(self.dtype, fused, cu_seqlens, shape), Buffer::default())
     }
 
     fn attention_backward(
         &self,
         d_out: &Buffer,
+        _: (&Buffer, &Buffer),
         fused: &Buffer,
         cu_seqlens: &[usize],
         shape: &AttentionShape,
@@ -237,10 +301,6 @@ impl Backend for Cpu {
 
     fn gated_backward(&self, d_out: &Buffer, x: &Buffer, width: usize, activation: Activation) -> Buffer {
         rows::gated_backward(d_out, x, width, activation)
-    }
-
-    fn add(&self, x: &mut Buffer, y: &Buffer) {
-        rows::add(x, y);
     }
 
     fn gather(&self, x: &Buffer, width: usize, rows: &[u32]) -> Buffer {
@@ -275,24 +335,38 @@ impl Backend for Cpu {
         head: &Packed,
         query: LogprobQuery<'_>,
         log_sums: &[f32],
-        d_weight: Option<&mut [f32]>,
+        mut d_weight: Option<Part<'_, Vec<f32>>>,
     ) -> Buffer {
+        let d_weight = d_weight.as_mut().map(Part::numbers);
         head::token_stats_backward(d_logprobs, hidden, head, query, log_sums, d_weight)
     }
 
-    fn logits(&self, hidden: &Buffer, head: &Packed, temperature: f32, use_row: &(dyn Fn(usize, &[f32]) + Sync)) {
-        head::logits(hidden, head, temperature, use_row);
+    fn draw(&self, hidden: &Buffer, head: &Packed, choice: &Choice, uniforms: &[f32]) -> Vec<(u32, f32)> {
+        let drawn: Vec<OnceLock<(u32, f32)>> = uniforms.iter().map(|_| OnceLock::new()).collect();
+        let temperature = if choice.temperature == 0.0 { 1.0 } else { choice.temperature };
+        head::logits(hidden, head, temperature, &|row, logits| {
+            drawn[row].set(sampler::draw(logits, choice, uniforms[row])).expect("each row is drawn once");
+        });
+        drawn.into_iter().map(|drawn| drawn.into_inner().expect("every row was drawn")).collect()
     }
 
     fn scalar_head(&self, x: &Buffer, weight: &Buffer) -> Vec<f32> {
         x.chunks_exact(weight.len()).map(|row| math::dot(row, weight)).collect()
     }
 
-    fn scalar_head_backward(&self, d_values: &[f32], x: &Buffer, weight: &Buffer, d_weight: &mut [f32]) -> Buffer {
+    fn scalar_head_backward(
+        &self,
+        d_values: &[f32],
+        x: &Buffer,
+        weight: &Buffer,
+        d_weight: Option<Part<'_, Vec<f32>>>,
+    ) -> Buffer {
         let width = weight.len();
-        rows::sum_rows(d_values.len(), d_weight, |r, sum| {
-            sum.iter_mut().zip(&x[r * width..]).for_each(|(s, x)| *s += d_values[r] * x);
-        });
+        if let Some(mut d_weight) = d_weight {
+            rows::sum_rows(d_values.len(), d_weight.numbers(), |r, sum| {
+                sum.iter_mut().zip(&x[r * width..]).for_each(|(s, x)| *s += d_values[r] * x);
+            });
+        }
         let mut d_x = Buffer::stale(x.len());
         rows::each_row(&mut d_x, width, |r, d| d.iter_mut().zip(weight.iter()).for_each(|(d, w)| *d = d_values[r] * w));
         d_x
@@ -314,19 +388,12 @@ impl Backend for Cpu {
         cache.attention(fused, entries)
     }
 
-    fn sum_of_squares(&self, gradients: &[f32]) -> f64 {
+    fn sum_of_squares(&self, gradients: &Vec<f32>) -> f64 {
         adamw::sum_of_squares(gradients)
     }
 
-    fn adamw(
-        &self,
-        weights: &mut [f32],
-        gradients: &mut [f32],
-        m: &mut [f32],
-        v: &mut [f32],
-        decay: Decay,
-        step: &AdamWStep,
-    ) {
+    fn adamw(&self, of: Moments<'_, Vec<f32>>, range: Range<usize>, decay: Decay, step: &AdamWStep) {
+        let [weights, gradients, m, v] = [of.weights, of.gradients, of.m, of.v].map(|flat| &mut flat[range.clone()]);
         adamw::update(weights, gradients, m, v, decay, step);
     }
 }

@@ -87,10 +87,10 @@ fn offset(kind: NormWeight) -> f32 {
     }
 }
 
-pub(super) fn rms_norm(x: &[f32], weight: &[f32], kind: NormWeight, eps: f32) -> (Buffer, Vec<f32>) {
+pub(super) fn rms_norm(x: &[f32], weight: &[f32], kind: NormWeight, eps: f32) -> (Buffer, Buffer) {
     let width = weight.len();
     let mut out = Buffer::stale(x.len());
-    let mut inverse = vec![0f32; x.len() / width];
+    let mut inverse = Buffer::stale(x.len() / width);
     each_row(&mut inverse, 1, |r, inverse| inverse[0] = inverse_norm(&x[r * width..(r + 1) * width], eps));
     each_row(&mut out, width, |r, out| norm_row(&x[r * width..(r + 1) * width], weight, offset(kind), inverse[r], out));
     (out, inverse)
@@ -117,7 +117,6 @@ pub(super) fn rms_norm_backward(
     weight: &[f32],
     kind: NormWeight,
     d_x: &mut [f32],
-    d_weight: &mut [f32],
 ) {
     let width = weight.len();
     let row = |data: &'_ [f32], r: usize| -> Range<usize> {
@@ -127,8 +126,13 @@ pub(super) fn rms_norm_backward(
     each_row(d_x, width, |r, d_x| {
         norm_row_backward(&d_out[row(d_out, r)], &x[row(x, r)], weight, offset(kind), inverse[r], d_x);
     });
+}
+
+pub(super) fn rms_norm_backward_weight(d_out: &[f32], x: &[f32], inverse: &[f32], d_weight: &mut [f32]) {
+    let width = d_weight.len();
     sum_rows(inverse.len(), d_weight, |r, sum| {
-        norm_weight_gradient(&d_out[row(d_out, r)], &x[row(x, r)], inverse[r], sum)
+        let row = r * width..(r + 1) * width;
+        norm_weight_gradient(&d_out[row.clone()], &x[row], inverse[r], sum)
     });
 }
 
@@ -159,9 +163,9 @@ pub(super) fn head_norm(
     heads: Range<usize>,
     weight: &[f32],
     eps: f32,
-) -> Vec<f32> {
+) -> Buffer {
     let (stride, dim) = (shape.fused(), shape.head_dim);
-    let mut inverse = vec![0f32; fused.len() / stride * heads.len()];
+    let mut inverse = Buffer::stale(fused.len() / stride * heads.len());
     let source: &[f32] = fused;
     each_row(&mut inverse, heads.len(), |t, out| {
         for (out, head) in out.iter_mut().zip(heads.clone()) {
@@ -179,6 +183,23 @@ pub(super) fn head_norm(
     inverse
 }
 
+pub(super) fn head_norm_backward_weight(
+    d_fused: &[f32],
+    raw: &[f32],
+    inverse: &[f32],
+    shape: &AttentionShape,
+    heads: Range<usize>,
+    d_weight: &mut [f32],
+) {
+    let (stride, dim, count) = (shape.fused(), shape.head_dim, heads.len());
+    sum_rows(raw.len() / stride, d_weight, |t, sum| {
+        for (h, head) in heads.clone().enumerate() {
+            let at = t * stride + head * dim;
+            norm_weight_gradient(&d_fused[at..at + dim], &raw[at..at + dim], inverse[t * count + h], sum);
+        }
+    });
+}
+
 pub(super) fn head_norm_backward(
     d_fused: &mut [f32],
     raw: &[f32],
@@ -186,16 +207,8 @@ pub(super) fn head_norm_backward(
     shape: &AttentionShape,
     heads: Range<usize>,
     weight: &[f32],
-    d_weight: &mut [f32],
 ) {
     let (stride, dim, count) = (shape.fused(), shape.head_dim, heads.len());
-    let source: &[f32] = d_fused;
-    sum_rows(raw.len() / stride, d_weight, |t, sum| {
-        for (h, head) in heads.clone().enumerate() {
-            let at = t * stride + head * dim;
-            norm_weight_gradient(&source[at..at + dim], &raw[at..at + dim], inverse[t * count + h], sum);
-        }
-    });
     each_row(d_fused, stride, |t, row| {
         let mut d_raw = vec![0f32; dim];
         for (h, head) in heads.clone().enumerate() {

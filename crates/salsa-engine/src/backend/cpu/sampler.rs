@@ -1,31 +1,17 @@
 //! From a row of logits to a token.
 
-use super::decode::Sampling;
-use crate::backend::cpu::log_sum;
-use crate::random::Philox;
+use super::head::log_sum;
+use crate::backend::Choice;
 
-/// Where in which random stream a token is drawn.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Draw {
-    pub prompt: u64,
-    pub sample: u32,
-    /// Index of the new token in the response.
-    pub position: usize,
-}
-
-/// Draws a token from logits that are already divided by the temperature. Returns it with its log-prob under the full
-/// softmax (not the one cut by top-k or top-p), which is what a training forward gives.
-pub(super) fn draw(logits: &[f32], sampling: &Sampling, at: Draw) -> (u32, f32) {
+/// Draws a token from logits that are already divided by the temperature, see [`crate::backend::Backend::draw`].
+pub(super) fn draw(logits: &[f32], choice: &Choice, u: f32) -> (u32, f32) {
     let log_sum = log_sum(logits);
-    let token = if sampling.temperature == 0.0 {
+    let token = if choice.temperature == 0.0 {
         largest(logits)
+    } else if choice.top_k == 0 && choice.top_p >= 1.0 {
+        from_all(logits, log_sum, u)
     } else {
-        let u = Philox::new(sampling.seed, at.prompt).uniform_at(u64::from(at.sample), at.position as u64);
-        if sampling.top_k == 0 && sampling.top_p >= 1.0 {
-            from_all(logits, log_sum, u)
-        } else {
-            from_nucleus(logits, log_sum, sampling, u)
-        }
+        from_nucleus(logits, log_sum, choice, u)
     };
     (token as u32, logits[token] - log_sum)
 }
@@ -56,19 +42,19 @@ fn from_all(logits: &[f32], log_sum: f32, u: f32) -> usize {
 }
 
 /// Draws among the `top_k` most likely tokens whose probability, most likely first, first reaches `top_p`.
-fn from_nucleus(logits: &[f32], log_sum: f32, sampling: &Sampling, u: f32) -> usize {
+fn from_nucleus(logits: &[f32], log_sum: f32, choice: &Choice, u: f32) -> usize {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     let more_likely = |&a: &usize, &b: &usize| logits[b].total_cmp(&logits[a]).then(a.cmp(&b));
-    if sampling.top_k > 0 && sampling.top_k < order.len() {
-        order.select_nth_unstable_by(sampling.top_k - 1, more_likely);
-        order.truncate(sampling.top_k);
+    if choice.top_k > 0 && choice.top_k < order.len() {
+        order.select_nth_unstable_by(choice.top_k - 1, more_likely);
+        order.truncate(choice.top_k);
     }
     order.sort_unstable_by(more_likely);
     let weights: Vec<f64> = order.iter().map(|&i| f64::from((logits[i] - log_sum).exp())).collect();
     let all: f64 = weights.iter().sum();
     let mut kept = 0.0;
     let count = weights.iter().take_while(|&&w| {
-        let take = kept < f64::from(sampling.top_p) * all;
+        let take = kept < f64::from(choice.top_p) * all;
         kept += if take { w } else { 0.0 };
         take
     });
@@ -93,10 +79,10 @@ mod tests {
         [0.1f32, 0.2, 0.3, 0.4].iter().map(|p| p.ln() + 3.0).collect()
     }
 
-    fn frequencies(sampling: &Sampling) -> [f64; 4] {
+    fn frequencies(choice: &Choice) -> [f64; 4] {
         let mut count = [0f64; 4];
         for i in 0..20_000 {
-            let (token, _) = draw(&logits(), sampling, Draw { prompt: 1, sample: i, position: 3 });
+            let (token, _) = draw(&logits(), choice, (i as f32 + 0.5) / 20_000.0);
             count[token as usize] += 1.0 / 20_000.0;
         }
         count
@@ -108,30 +94,19 @@ mod tests {
 
     #[test]
     fn samples_follow_the_softmax_and_its_cuts() {
-        let sampling = Sampling { seed: 5, ..Sampling::default() };
-        near(frequencies(&sampling), [0.1, 0.2, 0.3, 0.4]);
-        near(frequencies(&Sampling { top_k: 2, ..sampling.clone() }), [0.0, 0.0, 3.0 / 7.0, 4.0 / 7.0]);
+        let all = Choice { temperature: 1.0, top_k: 0, top_p: 1.0 };
+        near(frequencies(&all), [0.1, 0.2, 0.3, 0.4]);
+        near(frequencies(&Choice { top_k: 2, ..all }), [0.0, 0.0, 3.0 / 7.0, 4.0 / 7.0]);
         // 0.4 + 0.3 reaches 0.6; 0.2 is not needed.
-        near(frequencies(&Sampling { top_p: 0.6, ..sampling.clone() }), [0.0, 0.0, 3.0 / 7.0, 4.0 / 7.0]);
-        near(frequencies(&Sampling { top_p: 0.71, ..sampling.clone() }), [0.0, 2.0 / 9.0, 3.0 / 9.0, 4.0 / 9.0]);
-        near(frequencies(&Sampling { temperature: 0.0, ..sampling }), [0.0, 0.0, 0.0, 1.0]);
+        near(frequencies(&Choice { top_p: 0.6, ..all }), [0.0, 0.0, 3.0 / 7.0, 4.0 / 7.0]);
+        near(frequencies(&Choice { top_p: 0.71, ..all }), [0.0, 2.0 / 9.0, 3.0 / 9.0, 4.0 / 9.0]);
+        near(frequencies(&Choice { temperature: 0.0, ..all }), [0.0, 0.0, 0.0, 1.0]);
     }
 
     #[test]
     fn the_logprob_is_that_of_the_full_softmax() {
-        let at = Draw { prompt: 0, sample: 0, position: 0 };
-        let (token, logprob) = draw(&logits(), &Sampling { top_k: 1, ..Sampling::default() }, at);
+        let (token, logprob) = draw(&logits(), &Choice { temperature: 1.0, top_k: 1, top_p: 1.0 }, 0.3);
         assert_eq!(token, 3);
         assert!((logprob - 0.4f32.ln()).abs() < 1e-6);
-    }
-
-    #[test]
-    fn a_draw_depends_on_every_part_of_its_place() {
-        let flat = vec![0f32; 1000];
-        let sampling = Sampling::default();
-        let token = |prompt, sample, position| draw(&flat, &sampling, Draw { prompt, sample, position }).0;
-        let base = token(1, 1, 1);
-        assert_eq!(base, token(1, 1, 1));
-        assert!(base != token(2, 1, 1) && base != token(1, 2, 1) && base != token(1, 1, 2));
     }
 }
