@@ -1,6 +1,7 @@
 //! A decoder-only transformer of the Llama family, as data.
 
 use crate::error::ModelError;
+use crate::pool;
 use crate::random::Random;
 use std::ops::Range;
 
@@ -223,9 +224,15 @@ impl ModelSpec {
     /// head `N(0, 1 / sqrt(hidden + 1))`. Each tensor has its own random stream, so shapes can change independently.
     pub fn init(&self, seed: u64) -> Vec<f32> {
         let mut weights = vec![0f32; self.parameters()];
-        for (index, tensor) in self.tensors().iter().enumerate() {
-            self.init_tensor(tensor, &mut weights[tensor.range.clone()], &mut Random::new(seed, index as u64));
+        let (tensors, mut rest, mut parts) = (self.tensors(), &mut weights[..], Vec::new());
+        for tensor in &tensors {
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(tensor.range.len());
+            parts.push((tensor, part));
+            rest = after;
         }
+        pool::each(parts, |index, (tensor, part)| {
+            self.init_tensor(tensor, part, &mut Random::new(seed, index as u64));
+        });
         weights
     }
 

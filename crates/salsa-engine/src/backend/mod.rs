@@ -1,12 +1,14 @@
 //! The operations of a transformer, forward and backward, behind one trait.
 //!
-//! A model is written once against [`Backend`]; a backend supplies memory and arithmetic. [`cpu::Cpu`] is the only one
-//! so far and the reference for others. Rows are tokens of sequences laid end to end; `x[T, H]` has T rows of H numbers.
+//! A model is written once against [`Backend`]; a backend supplies memory and arithmetic. [`cpu::Cpu`] is the oracle for
+//! [`cuda::Cuda`]. Rows are tokens of sequences laid end to end; `x[T, H]` has T rows of H numbers.
 //! Backward operations named `..._backward` take the gradient of the loss with respect to their forward's output.
 
 pub mod cpu;
+pub mod cuda;
 
-use crate::spec::{Activation, NormWeight};
+use crate::error::ModelError;
+use crate::spec::{Activation, ModelSpec, NormWeight};
 use crate::weights::Numbers;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -87,6 +89,17 @@ pub struct AdamWStep {
     pub gradient_scale: f32,
 }
 
+/// A factor of low rank that adds to some columns of a product: `y[:, outer] += z[:, inner] * W^T`.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank<'a, M> {
+    /// `[outer.count, inner.count]`.
+    pub weight: &'a M,
+    /// The columns that it reads.
+    pub inner: Columns,
+    /// The columns that it adds to.
+    pub outer: Columns,
+}
+
 /// Which tokens may be drawn from a distribution.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
@@ -152,6 +165,16 @@ pub trait Backend: Send + Sync + 'static {
     type Flat: Send + Sync;
     /// Cosines and sines of rotary angles.
     type Angles: Send + Sync;
+
+    /// Whether this backend can compute models of this shape.
+    ///
+    /// # Errors
+    ///
+    /// Says what it cannot take.
+    fn check(&self, spec: &ModelSpec) -> Result<(), ModelError> {
+        let _ = spec;
+        Ok(())
+    }
 
     /// Takes numbers over into flat memory.
     fn flat(&self, numbers: Vec<f32>) -> Self::Flat;
@@ -263,6 +286,36 @@ pub trait Backend: Send + Sync + 'static {
         of: Columns,
         d_weight: Part<'_, Self::Flat>,
     );
+    /// `x W^T`, what the factors make of `z`, and the residual if there is one.
+    fn linear_low_rank(
+        &self,
+        x: &Self::Buffer,
+        weight: &Self::Matrix,
+        z: &Self::Buffer,
+        factors: &[LowRank<'_, Self::Matrix>],
+        residual: Option<&Self::Buffer>,
+    ) -> Self::Buffer {
+        let mut y = match residual {
+            Some(residual) => self.linear_onto(x, weight, residual),
+            None => self.linear(x, weight),
+        };
+        for factor in factors {
+            self.linear_columns(z, factor.inner, factor.weight, &mut y, factor.outer);
+        }
+        y
+    }
+    /// `d_out W + d_z A`.
+    fn linear_low_rank_backward_input(
+        &self,
+        d_out: &Self::Buffer,
+        weight: &Self::Matrix,
+        d_z: &Self::Buffer,
+        a: LowRank<'_, Self::Matrix>,
+    ) -> Self::Buffer {
+        let mut d_x = self.linear_backward_input(d_out, weight);
+        self.linear_columns_backward_input(d_z, a.inner, a.weight, &mut d_x, a.outer);
+        d_x
+    }
     /// `x *= factor`.
     fn scale(&self, x: &mut Self::Buffer, factor: f32);
 

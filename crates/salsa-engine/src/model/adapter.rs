@@ -1,7 +1,7 @@
 //! An adapter in the form in which operations read it: factors packed, those of one product side by side.
 
 use super::Transformer;
-use crate::backend::{self, Backend, Columns};
+use crate::backend::{self, Backend, Columns, LowRank};
 use crate::lora::{Group, LoraSpec};
 use crate::spec::{ModelSpec, TensorView};
 use std::ops::Range;
@@ -73,7 +73,21 @@ impl<B: Backend> LayerAdapter<B> {
     }
 }
 
+impl<B: Backend> Part<B> {
+    /// The B as what adds to its columns of the product.
+    fn forth(&self) -> LowRank<'_, B::Matrix> {
+        LowRank { weight: &self.b, inner: self.inner, outer: self.outer }
+    }
+}
+
 impl<B: Backend> Factors<B> {
+    /// The A's as what takes the gradient of `x A^T` to that of `x`.
+    pub(super) fn back(&self) -> LowRank<'_, B::Matrix> {
+        let [inner, input] = self.a_shape;
+        let all = |count| Columns { first: 0, count, of: count };
+        LowRank { weight: &self.a, inner: all(inner), outer: all(input) }
+    }
+
     /// Takes the places of its tensors off the list of all.
     fn new(
         spec: &ModelSpec,
@@ -118,50 +132,48 @@ impl<B: Backend> Transformer<B> {
     }
 
     /// `x W^T`, what the adapter adds to it, and the residual if there is one.
-    pub(super) fn product(&self, layer: usize, group: Group, x: &B::Buffer, residual: Option<&B::Buffer>) -> B::Buffer {
+    /// Also returns what the adapter made of `x` on the way, for [`Transformer::factors_backward`].
+    pub(super) fn product(
+        &self,
+        layer: usize,
+        group: Group,
+        x: &B::Buffer,
+        residual: Option<&B::Buffer>,
+    ) -> (B::Buffer, Option<B::Buffer>) {
         let (backend, matrix) = (&self.base.backend, self.base.parameters.layers[layer].matrix(group));
-        let mut y = match residual {
-            Some(residual) => backend.linear_onto(x, matrix, residual),
-            None => backend.linear(x, matrix),
-        };
-        if let Some(factors) = self.factors(layer, group) {
-            let z = self.reduced(factors, x);
-            for part in &factors.parts {
-                backend.linear_columns(&z, part.inner, &part.b, &mut y, part.outer);
+        match (self.factors(layer, group), residual) {
+            (Some(factors), residual) => {
+                let mut z = backend.linear(x, &factors.a);
+                backend.scale(&mut z, self.scale());
+                let parts: Vec<_> = factors.parts.iter().map(Part::forth).collect();
+                (backend.linear_low_rank(x, matrix, &z, &parts, residual), Some(z))
             }
+            (None, Some(residual)) => (backend.linear_onto(x, matrix, residual), None),
+            (None, None) => (backend.linear(x, matrix), None),
         }
-        y
-    }
-
-    /// `scale * x A^T`.
-    fn reduced(&self, factors: &Factors<B>, x: &B::Buffer) -> B::Buffer {
-        let mut z = self.base.backend.linear(x, &factors.a);
-        self.base.backend.scale(&mut z, self.scale());
-        z
     }
 
     fn scale(&self) -> f32 {
         self.adapter.as_ref().map_or(0.0, |adapter| adapter.scale)
     }
 
-    /// Adds the gradients of the factors of a product with input `x` and gradient `d_y`. Returns the gradient with respect
-    /// to `x A^T`, from which [`Transformer::factors_backward_input`] goes on.
+    /// Adds the gradients of the factors of a product with input `x`, `z = scale * x A^T` and gradient `d_y`. Returns the
+    /// gradient with respect to `x A^T`.
     pub(super) fn factors_backward(
         &self,
         factors: &Factors<B>,
         d_y: &B::Buffer,
-        x: &B::Buffer,
+        (x, z): (&B::Buffer, &B::Buffer),
         gradients: &mut B::Flat,
     ) -> B::Buffer {
         let backend = &self.base.backend;
         let [inner, input] = factors.a_shape;
-        let z = self.reduced(factors, x);
-        let mut d_z = backend.zeros(backend.len(&z));
+        let mut d_z = backend.zeros(backend.len(z));
         for part in &factors.parts {
             backend.linear_columns_backward_weight(
                 d_y,
                 part.outer,
-                &z,
+                z,
                 part.inner,
                 backend::Part::new(gradients, part.b_place.clone()),
             );
@@ -170,12 +182,5 @@ impl<B: Backend> Transformer<B> {
         backend.scale(&mut d_z, self.scale());
         backend.linear_backward_weight(&d_z, x, inner, input, backend::Part::new(gradients, factors.a_place.clone()));
         d_z
-    }
-
-    /// Adds what reaches the input through the factors.
-    pub(super) fn factors_backward_input(&self, factors: &Factors<B>, d_z: &B::Buffer, d_x: &mut B::Buffer) {
-        let [inner, input] = factors.a_shape;
-        let all = |count| Columns { first: 0, count, of: count };
-        self.base.backend.linear_columns_backward_input(d_z, all(inner), &factors.a, d_x, all(input));
     }
 }

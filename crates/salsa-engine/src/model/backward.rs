@@ -106,7 +106,7 @@ impl<B: Backend> Transformer<B> {
 
         // MLP: out = middle + down(gated(gate_up(norm(middle)))).
         let act = || Cow::Owned(backend.gated(&kept.gate_up, spec.intermediate_size, spec.activation));
-        let d_z = self.weight_backward(index, Group::Down, &d_x, act, sink);
+        let d_z = self.weight_backward(index, Group::Down, &d_x, (act, kept), sink);
         if lowest == Some(Group::Down) {
             return d_x;
         }
@@ -114,7 +114,7 @@ impl<B: Backend> Transformer<B> {
         let d_gate_up = backend.gated_backward(&d_act, &kept.gate_up, spec.intermediate_size, spec.activation);
         drop(d_act);
         let h = || Cow::Owned(self.norm(&kept.middle, &layer.post_norm).0);
-        let d_z = self.weight_backward(index, Group::GateUp, &d_gate_up, h, sink);
+        let d_z = self.weight_backward(index, Group::GateUp, &d_gate_up, (h, kept), sink);
         if lowest == Some(Group::GateUp) {
             return d_x;
         }
@@ -131,7 +131,7 @@ impl<B: Backend> Transformer<B> {
         );
 
         // Attention: middle = input + output(attention(rotary(qkv(norm(input))))).
-        let d_z = self.weight_backward(index, Group::Output, &d_x, || Cow::Borrowed(&kept.attended), sink);
+        let d_z = self.weight_backward(index, Group::Output, &d_x, (|| Cow::Borrowed(&kept.attended), kept), sink);
         if lowest == Some(Group::Output) {
             return d_x;
         }
@@ -146,7 +146,7 @@ impl<B: Backend> Transformer<B> {
         drop(d_attended);
         self.projections_backward(index, kept, &mut d_fused, pass.rotation, sink);
         let h = || Cow::Owned(self.norm(&kept.input, &layer.input_norm).0);
-        let d_z = self.weight_backward(index, Group::Qkv, &d_fused, h, sink);
+        let d_z = self.weight_backward(index, Group::Qkv, &d_fused, (h, kept), sink);
         if lowest == Some(Group::Qkv) {
             return d_x;
         }
@@ -169,14 +169,14 @@ impl<B: Backend> Transformer<B> {
         adapter.and_then(|adapter| adapter.lowest())
     }
 
-    /// Adds the gradients of what is trained in a product, whose input `x` makes if it is needed. Returns what
+    /// Adds the gradients of what is trained in a product, whose input `x` makes if it is needed from what was `kept`. Returns what
     /// [`Transformer::input_backward`] needs of it.
     fn weight_backward<'x>(
         &self,
         index: usize,
         group: Group,
         d_y: &B::Buffer,
-        x: impl FnOnce() -> Cow<'x, B::Buffer>,
+        (x, kept): (impl FnOnce() -> Cow<'x, B::Buffer>, &Activations<B>),
         sink: &mut Sink<'_, B::Flat>,
     ) -> Option<B::Buffer> {
         match sink {
@@ -186,7 +186,8 @@ impl<B: Backend> Transformer<B> {
                 None
             }
             Sink::Adapter { gradients } => {
-                self.factors(index, group).map(|factors| self.factors_backward(factors, d_y, &x(), gradients))
+                let (factors, z) = self.factors(index, group).zip(kept.reduced[group as usize].as_ref())?;
+                Some(self.factors_backward(factors, d_y, (&x(), z), gradients))
             }
         }
     }
@@ -194,11 +195,12 @@ impl<B: Backend> Transformer<B> {
     /// The gradient with respect to the input of a product.
     fn input_backward(&self, index: usize, group: Group, d_y: &B::Buffer, d_z: Option<B::Buffer>) -> B::Buffer {
         let matrix = self.base.parameters.layers[index].matrix(group);
-        let mut d_x = self.base.backend.linear_backward_input(d_y, matrix);
-        if let (Some(factors), Some(d_z)) = (self.factors(index, group), d_z) {
-            self.factors_backward_input(factors, &d_z, &mut d_x);
+        match (self.factors(index, group), d_z) {
+            (Some(factors), Some(d_z)) => {
+                self.base.backend.linear_low_rank_backward_input(d_y, matrix, &d_z, factors.back())
+            }
+            _ => self.base.backend.linear_backward_input(d_y, matrix),
         }
-        d_x
     }
 
     /// Back through rotation, norms of heads and biases, in place.

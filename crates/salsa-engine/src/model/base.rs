@@ -30,6 +30,7 @@ impl<B: Backend> Base<B> {
     /// When the shape is impossible, the count is wrong, a weight is not finite, or the source cannot be read.
     pub fn new<W: Weights + ?Sized>(spec: ModelSpec, weights: &W, backend: B) -> Result<Base<B>, ModelError> {
         spec.validate()?;
+        backend.check(&spec)?;
         check_count(&spec, weights.count())?;
         let places = Places::of(&spec);
         let source = Source { spec: &spec, weights, room: RefCell::default() };

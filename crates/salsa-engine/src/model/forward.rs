@@ -43,6 +43,8 @@ pub(super) struct Activations<B: Backend> {
     pub middle: B::Buffer,
     pub middle_inverse: B::Buffer,
     pub gate_up: B::Buffer,
+    /// What the adapter made of the input of each product, in the order of [`Group::ALL`].
+    pub reduced: [Option<B::Buffer>; 4],
 }
 
 pub(super) struct RawHeads<B: Backend> {
@@ -132,25 +134,40 @@ impl<B: Backend> Transformer<B> {
     ) -> (B::Buffer, Activations<B>) {
         let (backend, parameters) = (&self.base.backend, &self.base.parameters.layers[layer]);
         let (h, input_inverse) = self.norm(&x, &parameters.input_norm);
-        let (fused, raw) = self.projections(layer, &h, rotation);
+        let (fused, z_qkv, raw) = self.projections(layer, &h, rotation);
         let (attended, softmax) = attend(&fused);
-        let middle = self.product(layer, Group::Output, &attended, Some(&x));
+        let (middle, z_output) = self.product(layer, Group::Output, &attended, Some(&x));
         let (h, middle_inverse) = self.norm(&middle, &parameters.post_norm);
-        let gate_up = self.product(layer, Group::GateUp, &h, None);
+        let (gate_up, z_gate_up) = self.product(layer, Group::GateUp, &h, None);
         let act = backend.gated(&gate_up, self.spec.intermediate_size, self.spec.activation);
-        let out = self.product(layer, Group::Down, &act, Some(&middle));
-        (out, Activations { input: x, input_inverse, raw, fused, attended, softmax, middle, middle_inverse, gate_up })
+        let (out, z_down) = self.product(layer, Group::Down, &act, Some(&middle));
+        let reduced = [z_qkv, z_output, z_gate_up, z_down];
+        (
+            out,
+            Activations {
+                input: x,
+                input_inverse,
+                raw,
+                fused,
+                attended,
+                softmax,
+                middle,
+                middle_inverse,
+                gate_up,
+                reduced,
+            },
+        )
     }
 
-    /// Rotated queries and keys, and values.
+    /// Rotated queries and keys, and values; what the adapter made of the input.
     pub(super) fn projections(
         &self,
         layer: usize,
         h: &B::Buffer,
         rotation: &Rotation<B>,
-    ) -> (B::Buffer, Option<RawHeads<B>>) {
+    ) -> (B::Buffer, Option<B::Buffer>, Option<RawHeads<B>>) {
         let (backend, shape, eps) = (&self.base.backend, self.spec.attention_shape(), self.spec.rms_norm_eps);
-        let mut fused = self.product(layer, Group::Qkv, h, None);
+        let (mut fused, reduced) = self.product(layer, Group::Qkv, h, None);
         let layer = &self.base.parameters.layers[layer];
         if let Some(bias) = &layer.qkv_bias {
             backend.add_bias(&mut fused, bias);
@@ -164,7 +181,7 @@ impl<B: Backend> Transformer<B> {
             raw = Some(RawHeads { fused: before, query_inverse, key_inverse });
         }
         backend.rotary(&mut fused, &rotation.positions, &rotation.angles, &shape);
-        (fused, raw)
+        (fused, reduced, raw)
     }
 
     /// What the query asks of the normed hidden states.

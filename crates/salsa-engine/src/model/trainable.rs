@@ -10,7 +10,7 @@ use crate::error::ModelError;
 use crate::lora::LoraSpec;
 use crate::spec::{Head, ModelSpec, TensorView};
 use std::borrow::Cow;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 /// What the forward pass keeps for the backward pass.
@@ -194,9 +194,7 @@ impl<B: Backend> TrainableTransformer<B> {
             bias_correction2: (1.0 - adamw.beta2.powi(power)) as f32,
             gradient_scale: scale as f32,
         };
-        for tensor in self.tensors() {
-            let range = tensor.range;
-            let decay = if tensor.shape.len() > 1 { Decay::Yes } else { Decay::No };
+        for (range, decay) in runs(self.tensors()) {
             let TrainableTransformer { weights, gradients, m, v, .. } = self;
             self.model.base.backend.adamw(Moments { weights, gradients, m, v }, range, decay, &step);
         }
@@ -237,4 +235,17 @@ impl<B: Backend> TrainableTransformer<B> {
             _ => Arc::get_mut(base).expect("a trained base is never shared").refresh(&Fresh::Flat(&self.weights)),
         }
     }
+}
+
+/// Weights side by side that decay alike: matrices do, norms and biases do not.
+fn runs(tensors: Vec<TensorView>) -> Vec<(Range<usize>, Decay)> {
+    let mut runs: Vec<(Range<usize>, Decay)> = Vec::new();
+    for TensorView { shape, range, .. } in tensors {
+        let decay = if shape.len() > 1 { Decay::Yes } else { Decay::No };
+        match runs.last_mut() {
+            Some((before, alike)) if *alike == decay && before.end == range.start => before.end = range.end,
+            _ => runs.push((range, decay)),
+        }
+    }
+    runs
 }

@@ -1,0 +1,515 @@
+//! A card: one context, one stream, and what is reached through them.
+
+use super::buffer::{Buffer, Kind, Words, spread};
+use super::error::{self, DeviceError, driver, fail, must};
+use super::gemm::Products;
+use super::kernels::Kernels;
+use super::library::{self, CardInfo};
+use super::memory::{Arena, Memory, MemoryUse};
+use super::profile::Profile;
+use super::staging::Staging;
+use crate::weights::Numbers;
+use cudarc::driver::sys;
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+thread_local! {
+    /// The card whose context is this thread's.
+    static BOUND: Cell<u64> = const { Cell::new(0) };
+}
+
+static OPENED: AtomicU64 = AtomicU64::new(0);
+
+/// One GPU: context, stream, memory, kernels, cuBLASLt. Everything is ordered on one stream, from whichever thread it
+/// comes.
+pub struct Card {
+    /// Which of the cards this process opened; no two have the same.
+    serial: u64,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    info: CardInfo,
+    arena: Mutex<Arena>,
+    staging: Mutex<Staging>,
+    kernels: Kernels,
+    pub(super) products: Mutex<Products>,
+    /// Whether every kernel is waited for, so that a failure names the one that failed.
+    waits: bool,
+    profile: Option<Profile>,
+}
+
+// SAFETY: the handles are the driver's, which may be used from any thread once the context is current there
+// ([`Card::bind`]); what the driver does not guard itself is behind mutexes.
+unsafe impl Send for Card {}
+// SAFETY: as above.
+unsafe impl Sync for Card {}
+
+/// How a kernel is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Launch {
+    /// Blocks in each direction.
+    pub blocks: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+/// A value that kernels take.
+pub(super) trait Argument {
+    /// Where it lies.
+    fn address(&self) -> *mut c_void {
+        std::ptr::from_ref(self).cast::<c_void>().cast_mut()
+    }
+}
+
+impl Argument for u64 {}
+impl Argument for i64 {}
+impl Argument for u32 {}
+impl Argument for i32 {}
+impl Argument for f32 {}
+
+/// The most arguments of a kernel.
+const ARGUMENTS: usize = 40;
+
+impl Card {
+    /// Opens a card: its primary context, which programs of one process share, and a stream of its own.
+    ///
+    /// # Errors
+    ///
+    /// When a library or the card is missing, or the driver refuses.
+    pub fn open(index: usize) -> Result<Arc<Card>, DeviceError> {
+        library::load()?;
+        let device = library::device(index)?;
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the pointer is one to a local; the driver is initialised.
+        driver("cuDevicePrimaryCtxRetain", unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })?;
+        let opened = Card::with_context(device, context);
+        if opened.is_err() {
+            // SAFETY: the context was retained above and nothing uses it.
+            let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(device) };
+            BOUND.set(0);
+        }
+        opened.map(Arc::new)
+    }
+
+    fn with_context(device: sys::CUdevice, context: sys::CUcontext) -> Result<Card, DeviceError> {
+        BOUND.set(0);
+        // SAFETY: the context is retained.
+        driver("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(context) })?;
+        let info = library::describe(device)?;
+        let mut stream = std::ptr::null_mut();
+        let flag = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: the pointer is one to a local.
+        driver("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flag) })?;
+        let products = Products::new(stream)?;
+        let kernels = Kernels::new(info.capability)?;
+        Ok(Card {
+            serial: 1 + OPENED.fetch_add(1, Ordering::Relaxed),
+            device,
+            context,
+            stream,
+            arena: Mutex::new(Arena::new(info.total)),
+            staging: Mutex::new(Staging::default()),
+            kernels,
+            products: Mutex::new(products),
+            profile: Profile::asked_for(),
+            waits: std::env::var("SALSA_CUDA_SYNC").is_ok_and(|value| value == "1"),
+            info,
+        })
+    }
+
+    /// What kind of card it is.
+    pub fn info(&self) -> &CardInfo {
+        &self.info
+    }
+
+    pub(super) fn multiprocessors(&self) -> usize {
+        self.info.multiprocessors
+    }
+
+    /// Makes the card's context this thread's.
+    pub(super) fn bind(&self) {
+        if BOUND.get() != self.serial {
+            // SAFETY: the context lives as long as the card.
+            must(driver("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) }));
+            BOUND.set(self.serial);
+        }
+    }
+
+    /// Waits until all that was asked of the card is done.
+    pub fn synchronize(&self) {
+        must(self.finish());
+    }
+
+    /// The same, with the failure as a result.
+    pub(super) fn finish(&self) -> Result<(), DeviceError> {
+        self.bind();
+        // SAFETY: the stream lives as long as the card.
+        driver("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream) })
+    }
+
+    /// Seconds that the card takes for what `work` asks of it.
+    pub fn time(&self, work: impl FnOnce()) -> f64 {
+        self.bind();
+        let events = [Event::new(true), Event::new(true)];
+        events[0].record(self.stream);
+        work();
+        events[1].record(self.stream);
+        events[1].wait();
+        f64::from(events[1].since(&events[0])) * 1e-3
+    }
+
+    pub(super) fn arena(&self) -> MutexGuard<'_, Arena> {
+        locked(&self.arena)
+    }
+
+    /// What the card's memory is used for.
+    pub fn memory(&self) -> MemoryUse {
+        self.arena().count()
+    }
+
+    /// The peak starts again at what is in use.
+    pub fn reset_peak(&self) {
+        self.arena().reset_peak();
+    }
+
+    /// Gives memory that is kept for arrays to come back to the driver.
+    pub fn trim(&self) {
+        self.synchronize();
+        self.arena().trim();
+    }
+
+    /// An array of any numbers.
+    pub(super) fn room(self: &Arc<Self>, len: usize, kind: Kind) -> Buffer {
+        Buffer::new(Memory::new(self, len * kind.bytes()), len, kind)
+    }
+
+    /// An array of zeros.
+    pub(super) fn zeros(self: &Arc<Self>, len: usize, kind: Kind) -> Buffer {
+        let mut buffer = self.room(len, kind);
+        let to = buffer.pointer_mut();
+        self.clear(to, len * kind.bytes());
+        buffer
+    }
+
+    /// Zeros in the bytes from an address on.
+    pub(super) fn clear(&self, to: u64, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        self.bind();
+        // SAFETY: the caller's array has so many bytes.
+        must(driver("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(to, 0, bytes, self.stream) }));
+    }
+
+    /// Copies bytes on the card; the places do not overlap.
+    pub(super) fn copy(&self, from: u64, to: u64, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        self.bind();
+        // SAFETY: the caller's arrays have so many bytes.
+        must(driver("cuMemcpyDtoDAsync", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) }));
+    }
+
+    /// Copies `rows` rows of `bytes` bytes that lie `from.1` and `to.1` bytes apart.
+    pub(super) fn copy_rows(&self, from: (u64, usize), to: (u64, usize), bytes: usize, rows: usize) {
+        if bytes == 0 || rows == 0 {
+            return;
+        }
+        self.bind();
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            srcHost: std::ptr::null(),
+            srcDevice: from.0,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: from.1,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: to.0,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: to.1,
+            WidthInBytes: bytes,
+            Height: rows,
+        };
+        // SAFETY: the caller's arrays have such rows.
+        must(driver("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream) }));
+    }
+
+    /// Zeros in `rows` rows of `bytes` bytes that lie `to.1` bytes apart.
+    pub(super) fn clear_rows(&self, to: (u64, usize), bytes: usize, rows: usize) {
+        if bytes == 0 || rows == 0 {
+            return;
+        }
+        self.bind();
+        // SAFETY: the caller's array has such rows.
+        let status = unsafe { sys::cuMemsetD2D8Async(to.0, to.1, 0, bytes, rows, self.stream) };
+        must(driver("cuMemsetD2D8Async", status));
+    }
+
+    /// Writes `len` numbers of one type as those of the other.
+    pub(super) fn convert(&self, from: u64, kind: Kind, to: u64, len: usize) {
+        if len == 0 {
+            return;
+        }
+        let kernel = match kind {
+            Kind::F32 => "narrow_f32",
+            Kind::Bf16 => "widen_bf16",
+        };
+        self.launch(kernel, spread(self, len), &[&to, &from, &(len as i64)]);
+    }
+
+    /// An array of these numbers. The copy runs on: `data` may be changed at once.
+    pub(super) fn upload_f32(self: &Arc<Self>, data: &[f32]) -> Buffer {
+        let mut buffer = self.room(data.len(), Kind::F32);
+        let to = buffer.pointer_mut();
+        self.upload(to, bytes_of(data));
+        buffer
+    }
+
+    /// Indices, as [`Card::upload_f32`].
+    pub(super) fn upload_words(self: &Arc<Self>, data: &[u32]) -> Words {
+        let memory = Memory::new(self, data.len() * 4);
+        self.upload(memory.address(), bytes_of(data));
+        Words::new(memory, data.len())
+    }
+
+    /// Copies bytes to the card. The copy runs on: `data` may be changed at once.
+    pub(super) fn upload(&self, to: u64, data: &[u8]) {
+        self.bind();
+        must(locked(&self.staging).upload(self.stream, to, data));
+    }
+
+    /// Writes numbers into an array of either type, from place `at` on.
+    pub(super) fn store(self: &Arc<Self>, buffer: &mut Buffer, at: usize, numbers: Numbers<'_>) {
+        assert!(at + numbers.len() <= buffer.len(), "{} numbers at {at} of {}", numbers.len(), buffer.len());
+        let kind = buffer.kind();
+        let to = buffer.pointer_mut() + (at * kind.bytes()) as u64;
+        let (data, from) = match numbers {
+            Numbers::F32(numbers) => (bytes_of(numbers), Kind::F32),
+            Numbers::Bf16(numbers) => (numbers.as_flattened(), Kind::Bf16),
+        };
+        if from == kind {
+            return self.upload(to, data);
+        }
+        // In pieces, so that the room for the numbers as they come stays small.
+        const PIECE: usize = 32 << 20;
+        let room = Memory::new(self, data.len().min(PIECE));
+        let mut to = to;
+        for piece in data.chunks(PIECE) {
+            let len = piece.len() / from.bytes();
+            self.upload(room.address(), piece);
+            self.convert(room.address(), from, to, len);
+            to += (len * kind.bytes()) as u64;
+        }
+    }
+
+    /// The numbers of an array, as f32. Waits for them.
+    pub(super) fn download(&self, buffer: &Buffer) -> Vec<f32> {
+        let mut numbers = vec![0.0; buffer.len()];
+        self.download_to(buffer, 0, &mut numbers);
+        numbers
+    }
+
+    /// As many numbers of an array as there is room for, from place `at` on, as f32. Waits for them.
+    pub(super) fn download_to(&self, buffer: &Buffer, at: usize, numbers: &mut [f32]) {
+        assert!(at + numbers.len() <= buffer.len(), "{} numbers at {at} of {}", numbers.len(), buffer.len());
+        let from = buffer.pointer() + (at * buffer.kind().bytes()) as u64;
+        match buffer.kind() {
+            Kind::F32 => self.fetch(from, bytes_of_mut(numbers)),
+            Kind::Bf16 => {
+                let mut words = vec![0_u16; numbers.len()];
+                self.fetch(from, bytes_of_mut(&mut words));
+                let wide = words.iter().map(|&word| f32::from_bits(u32::from(word) << 16));
+                numbers.iter_mut().zip(wide).for_each(|(to, wide)| *to = wide);
+            }
+        }
+    }
+
+    /// Words of an array of indices. Waits for them.
+    #[cfg(test)]
+    pub(super) fn download_words(&self, words: &Words) -> Vec<u32> {
+        let mut numbers = vec![0; words.len()];
+        self.fetch(words.pointer(), bytes_of_mut(&mut numbers));
+        numbers
+    }
+
+    /// Copies bytes from the card and waits for them.
+    pub(super) fn fetch(&self, from: u64, data: &mut [u8]) {
+        self.bind();
+        must(locked(&self.staging).download(self.stream, from, data));
+    }
+
+    /// Starts a kernel. `arguments` in the order of its parameters: `&u64` for pointers, `&i32`, `&u32`, `&i64`, `&f32`.
+    pub(super) fn launch(&self, kernel: &'static str, shape: Launch, arguments: &[&dyn Argument]) {
+        self.measured(|| kernel.into(), || self.start(None, kernel, shape, arguments));
+    }
+
+    /// Starts a kernel made for one size of attention heads; the name is without the size.
+    pub(super) fn launch_for(&self, head_dim: usize, kernel: &'static str, shape: Launch, arguments: &[&dyn Argument]) {
+        self.measured(|| format!("{kernel}_{head_dim}"), || self.start(Some(head_dim), kernel, shape, arguments));
+    }
+
+    /// Runs what `name` names and, when a profile is asked for, waits for it and counts its time.
+    pub(super) fn measured(&self, name: impl FnOnce() -> String, work: impl FnOnce()) {
+        let Some(profile) = &self.profile else { return work() };
+        self.synchronize();
+        let since = Instant::now();
+        work();
+        self.synchronize();
+        profile.count(name(), since);
+    }
+
+    pub(super) fn profile(&self) -> Vec<(String, u64, f64)> {
+        self.profile.as_ref().map_or_else(Vec::new, Profile::take)
+    }
+
+    fn start(&self, head_dim: Option<usize>, kernel: &'static str, shape: Launch, arguments: &[&dyn Argument]) {
+        if shape.blocks.contains(&0) {
+            return;
+        }
+        self.bind();
+        let function = must(self.kernels.function(kernel, head_dim, shape.shared));
+        assert!(arguments.len() <= ARGUMENTS, "kernel {kernel} has more than {ARGUMENTS} arguments");
+        let mut addresses = [std::ptr::null_mut(); ARGUMENTS];
+        arguments.iter().zip(&mut addresses).for_each(|(argument, address)| *address = argument.address());
+        let [x, y, z] = shape.blocks;
+        // SAFETY: the function is loaded in this context; the arguments are as its parameters, which is the caller's
+        // to see to, and are read before the call returns.
+        let status = unsafe {
+            sys::cuLaunchKernel(
+                function.0,
+                x,
+                y,
+                z,
+                shape.threads,
+                1,
+                1,
+                shape.shared,
+                self.stream,
+                addresses.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        let failed = |error: String| -> ! {
+            let kernel = match head_dim {
+                Some(size) => format!("{kernel} for heads of {size}"),
+                None => kernel.into(),
+            };
+            fail(DeviceError::Kernel { kernel, error: format!("{error}; started as {shape:?}") })
+        };
+        if status != sys::CUresult::CUDA_SUCCESS {
+            failed(error::describe(status));
+        }
+        if self.waits
+            && let Err(error) = self.finish()
+        {
+            failed(error.to_string());
+        }
+    }
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        // SAFETY: the context is alive; nothing but this card uses the stream, and no array is left.
+        unsafe {
+            let _ = sys::cuCtxSetCurrent(self.context);
+            let _ = sys::cuStreamSynchronize(self.stream);
+        }
+        self.arena().trim();
+        locked(&self.staging).close();
+        locked(&self.products).close();
+        self.kernels.close();
+        // SAFETY: as above; the context was retained when the card was opened.
+        unsafe {
+            let _ = sys::cuStreamDestroy_v2(self.stream);
+            let _ = sys::cuCtxSetCurrent(std::ptr::null_mut());
+            let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+        let _ = BOUND.try_with(|bound| bound.set(0));
+    }
+}
+
+impl std::fmt::Debug for Card {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Card({})", self.info.name)
+    }
+}
+
+/// A place in the stream's order of work.
+pub(super) struct Event(pub(super) sys::CUevent);
+
+impl Event {
+    /// An event of the current context; one that is not for timing is cheaper.
+    pub(super) fn new(timing: bool) -> Event {
+        let flag = if timing {
+            sys::CUevent_flags_enum::CU_EVENT_DEFAULT
+        } else {
+            sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING
+        };
+        let mut event = std::ptr::null_mut();
+        // SAFETY: the pointer is one to a local.
+        must(driver("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, flag as u32) }));
+        Event(event)
+    }
+
+    pub(super) fn record(&self, stream: sys::CUstream) {
+        // SAFETY: event and stream are alive and of the same context.
+        must(driver("cuEventRecord", unsafe { sys::cuEventRecord(self.0, stream) }));
+    }
+
+    pub(super) fn wait(&self) {
+        // SAFETY: the event is alive.
+        must(driver("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.0) }));
+    }
+
+    /// Milliseconds since an earlier event. Both are for timing and have come to pass.
+    pub(super) fn since(&self, earlier: &Event) -> f32 {
+        type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
+        let mut milliseconds = 0.0;
+        // SAFETY: the function has this type under this name in every driver; the bindings know only the newer
+        // name, which drivers before CUDA 12.8 lack. The events are alive.
+        let status = unsafe {
+            let elapsed = sys::culib().get::<Elapsed>(b"cuEventElapsedTime\0");
+            elapsed.map(|elapsed| elapsed(&mut milliseconds, earlier.0, self.0))
+        };
+        must(driver("cuEventElapsedTime", status.unwrap_or(sys::CUresult::CUDA_ERROR_NOT_FOUND)));
+        milliseconds
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: the event is this value's alone.
+        let _ = unsafe { sys::cuEventDestroy_v2(self.0) };
+    }
+}
+
+/// The lock, also after a panic: what it guards is consistent whenever a failure of the card panics.
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn bytes_of<T: Plain>(data: &[T]) -> &[u8] {
+    // SAFETY: `Plain` types have no padding, and every byte is valid as `u8`.
+    unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), std::mem::size_of_val(data)) }
+}
+
+fn bytes_of_mut<T: Plain>(data: &mut [T]) -> &mut [u8] {
+    // SAFETY: `Plain` types have no padding and are valid for all bytes.
+    unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), std::mem::size_of_val(data)) }
+}
+
+/// Numbers without padding that are valid for all bytes.
+trait Plain {}
+impl Plain for f32 {}
+impl Plain for u32 {}
+impl Plain for u16 {}

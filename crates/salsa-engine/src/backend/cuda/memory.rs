@@ -1,0 +1,199 @@
+//! Memory of the card, used again: a training step asks for the same sizes as the last one.
+//!
+//! All work is ordered on one stream, so that memory may be handed out again as soon as it is dropped: what still reads
+//! it runs before what will write it.
+
+use super::card::Card;
+use super::error::{self, DeviceError};
+use cudarc::driver::sys;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const GRANULE: usize = 512;
+const SMALL: usize = 1 << 20;
+const LARGE_GRANULE: usize = 2 << 20;
+
+/// What a card's memory is used for, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// By arrays.
+    pub in_use: usize,
+    /// The most that arrays took, since the card was opened or the count was reset.
+    pub peak: usize,
+    /// By arrays, and kept for arrays to come.
+    pub reserved: usize,
+    /// The card's.
+    pub total: usize,
+}
+
+/// The size that is reserved for `bytes`.
+pub(super) fn rounded(bytes: usize) -> usize {
+    if bytes <= SMALL { bytes.max(1).next_multiple_of(GRANULE) } else { bytes.next_multiple_of(LARGE_GRANULE) }
+}
+
+/// Free blocks by size.
+#[derive(Default)]
+pub(super) struct FreeBlocks {
+    by_size: BTreeMap<usize, Vec<u64>>,
+}
+
+impl FreeBlocks {
+    /// The smallest block of at least `bytes` and at most a quarter more: `(address, its size)`.
+    pub(super) fn take(&mut self, bytes: usize) -> Option<(u64, usize)> {
+        let (&size, blocks) = self.by_size.range_mut(bytes..=bytes + bytes / 4).next()?;
+        let address = blocks.pop().expect("sizes without blocks are removed");
+        if blocks.is_empty() {
+            self.by_size.remove(&size);
+        }
+        Some((address, size))
+    }
+
+    /// A block is free.
+    pub(super) fn put(&mut self, address: u64, bytes: usize) {
+        self.by_size.entry(bytes).or_default().push(address);
+    }
+
+    /// All blocks, which are forgotten: `(address, size)`.
+    pub(super) fn drain(&mut self) -> Vec<(u64, usize)> {
+        let blocks = std::mem::take(&mut self.by_size);
+        blocks.into_iter().flat_map(|(size, all)| all.into_iter().map(move |address| (address, size))).collect()
+    }
+}
+
+/// Free blocks of a card, and what is in use.
+#[derive(Default)]
+pub(super) struct Arena {
+    free: FreeBlocks,
+    count: MemoryUse,
+}
+
+impl Arena {
+    pub(super) fn new(total: usize) -> Arena {
+        Arena { free: FreeBlocks::default(), count: MemoryUse { total, ..MemoryUse::default() } }
+    }
+
+    pub(super) fn count(&self) -> MemoryUse {
+        self.count
+    }
+
+    pub(super) fn reset_peak(&mut self) {
+        self.count.peak = self.count.in_use;
+    }
+
+    /// At least `bytes`: `(address, size)`.
+    fn take(&mut self, card: &Card, bytes: usize) -> Result<(u64, usize), DeviceError> {
+        let size = rounded(bytes);
+        let block = match self.free.take(size) {
+            Some(block) => block,
+            None => {
+                let address = match allocate(size) {
+                    Err(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
+                        card.finish()?;
+                        self.trim();
+                        allocate(size)
+                    }
+                    result => result,
+                };
+                let address = match address {
+                    Ok(address) => address,
+                    Err(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
+                        let MemoryUse { in_use, total, .. } = self.count;
+                        return Err(DeviceError::OutOfMemory { asked: bytes, in_use, total });
+                    }
+                    Err(status) => return Err(error::driver("cuMemAlloc", status).expect_err("it failed")),
+                };
+                self.count.reserved += size;
+                (address, size)
+            }
+        };
+        self.count.in_use += block.1;
+        self.count.peak = self.count.peak.max(self.count.in_use);
+        Ok(block)
+    }
+
+    fn put(&mut self, address: u64, size: usize) {
+        self.count.in_use -= size;
+        self.free.put(address, size);
+    }
+
+    /// Gives free blocks back to the driver. The context is current and nothing that uses them is still to run.
+    pub(super) fn trim(&mut self) {
+        for (address, size) in self.free.drain() {
+            // SAFETY: the block came from `cuMemAlloc`, is free, and is forgotten here.
+            let _ = unsafe { sys::cuMemFree_v2(address) };
+            self.count.reserved -= size;
+        }
+    }
+}
+
+fn allocate(size: usize) -> Result<u64, sys::CUresult> {
+    let mut address = 0;
+    // SAFETY: the pointer is one to a local.
+    match unsafe { sys::cuMemAlloc_v2(&mut address, size) } {
+        sys::CUresult::CUDA_SUCCESS => Ok(address),
+        status => Err(status),
+    }
+}
+
+/// A block of the card's memory; it goes back to the free ones when dropped.
+pub(super) struct Memory {
+    card: Arc<Card>,
+    address: u64,
+    bytes: usize,
+}
+
+impl Memory {
+    /// At least `bytes` of any content.
+    pub(super) fn new(card: &Arc<Card>, bytes: usize) -> Memory {
+        card.bind();
+        let (address, bytes) = error::must(card.arena().take(card, bytes));
+        Memory { card: Arc::clone(card), address, bytes }
+    }
+
+    pub(super) fn card(&self) -> &Arc<Card> {
+        &self.card
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.card.arena().put(self.address, self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_rounded_to_granules() {
+        assert_eq!(rounded(0), 512);
+        assert_eq!(rounded(513), 1024);
+        assert_eq!(rounded(1 << 20), 1 << 20);
+        assert_eq!(rounded((1 << 20) + 1), 2 << 20);
+        assert_eq!(rounded((2 << 20) + 1), 4 << 20);
+    }
+
+    #[test]
+    fn the_best_fit_of_at_most_a_quarter_more_is_taken() {
+        let mut free = FreeBlocks::default();
+        for (address, size) in [(1, 4096), (2, 1024), (3, 1280), (4, 1024)] {
+            free.put(address, size);
+        }
+        assert_eq!(free.take(1536), None, "4096 is too much");
+        assert_eq!(free.take(1024), Some((4, 1024)));
+        assert_eq!(free.take(1024), Some((2, 1024)));
+        assert_eq!(free.take(1024), Some((3, 1280)));
+        assert_eq!(free.take(1024), None);
+        assert_eq!(free.drain(), [(1, 4096)]);
+        assert_eq!(free.take(4096), None);
+    }
+}

@@ -1,0 +1,50 @@
+//! Index arrays that were uploaded last: the layers of a pass ask for the same ones, one after the other.
+
+use super::attention::Tiles;
+use super::buffer::Words;
+use super::card::{Card, locked};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+/// As many are remembered: a pass has a few, and two models may take turns.
+const KEPT: usize = 16;
+
+/// What is on the card, known by what it was made from.
+#[derive(Default)]
+pub(super) struct Recent {
+    words: Mutex<VecDeque<(Vec<u32>, Arc<Words>)>>,
+    tiles: Mutex<VecDeque<(Vec<usize>, Arc<Tiles>)>>,
+}
+
+impl Recent {
+    /// The indices on the card.
+    pub(super) fn words(&self, card: &Arc<Card>, data: &[u32]) -> Arc<Words> {
+        known_or(&mut locked(&self.words), data, || card.upload_words(data))
+    }
+
+    /// The tiles of attention to sequences with these ends.
+    pub(super) fn tiles(&self, card: &Arc<Card>, cu_seqlens: &[usize]) -> Arc<Tiles> {
+        known_or(&mut locked(&self.tiles), cu_seqlens, || Tiles::new(card, cu_seqlens))
+    }
+}
+
+/// What was made from equal data, if it is one of the last; else it is made.
+fn known_or<T: Clone + PartialEq, V>(
+    known: &mut VecDeque<(Vec<T>, Arc<V>)>,
+    data: &[T],
+    make: impl FnOnce() -> V,
+) -> Arc<V> {
+    if let Some((_, value)) = known.iter().find(|(from, _)| from == data) {
+        return value.clone();
+    }
+    let value = Arc::new(make());
+    known.push_front((data.to_vec(), value.clone()));
+    known.truncate(KEPT);
+    value
+}
+
+impl std::fmt::Debug for Recent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Recent")
+    }
+}
