@@ -145,7 +145,8 @@ fn model(c: &mut Criterion) {
             let spec = spec(shape);
             let mut kept = None;
             let new = || {
-                Trainable::new(spec.clone(), spec.init(1), Cpu { dtype }, Recompute::KeepActivations).expect("valid")
+                Trainable::new(spec.clone(), spec.init(1), Cpu { dtype }.into(), Recompute::KeepActivations)
+                    .expect("valid")
             };
             let (mut batch, mut query) = (Batch::new(), Query::default());
             for i in 0..ROWS / 256 {

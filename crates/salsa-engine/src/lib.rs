@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use salsa_engine::*;
-//! let mut model = Trainable::new(tiny(), tiny().init(1), Cpu::default(), Recompute::KeepActivations)?;
+//! let mut model = Trainable::new(tiny(), tiny().init(1), Device::default(), Recompute::KeepActivations)?;
 //! let (mut batch, mut query) = (Batch::new(), Query::default());
 //! let rows = batch.push(&[1, 2, 3]);
 //! query.push_logprobs(rows, &[1, 2, 3], 1);              // log p(2 | 1), log p(3 | 1, 2)
@@ -48,6 +48,7 @@ pub mod spec;
 pub mod weights;
 
 pub use backend::cpu::{Cpu, Dtype};
+pub use backend::device::Device;
 pub use batch::{Batch, Output, OutputGradient, Query};
 pub use error::ModelError;
 pub use lora::{LoraSpec, Target};
@@ -59,10 +60,10 @@ pub use pool::{threads, with_threads};
 pub use spec::{Activation, Head, ModelSpec, NormWeight, Rope, RopeScaling, TensorView};
 pub use weights::{Numbers, Room, Weights};
 
-/// A model on the CPU whose weights do not change.
-pub type Model = Transformer<backend::cpu::Cpu>;
-/// A model on the CPU in training.
-pub type Trainable = TrainableTransformer<backend::cpu::Cpu>;
+/// A model whose weights do not change.
+pub type Model = Transformer<Device>;
+/// A model in training.
+pub type Trainable = TrainableTransformer<Device>;
 
 /// The instruction set of the kernels in use: `amx-bf16`, `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`. See [`check_isa`] for `SALSA_ISA`.
 pub fn isa() -> &'static str {

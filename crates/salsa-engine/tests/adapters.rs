@@ -47,9 +47,9 @@ fn strong_adapter(lora: &LoraSpec, spec: &ModelSpec) -> Vec<f32> {
 }
 
 /// The base of a model, whose own head is a language model's.
-fn base_of(spec: &ModelSpec) -> Arc<Base<Cpu>> {
+fn base_of(spec: &ModelSpec) -> Arc<Base<Device>> {
     let spec = spec.with_head(Head::LanguageModel);
-    Arc::new(Base::new(spec.clone(), &strong(&spec), Cpu::default()).unwrap())
+    Arc::new(Base::new(spec.clone(), &strong(&spec), Device::default()).unwrap())
 }
 
 fn lora(rank: usize, targets: &[Target]) -> LoraSpec {
@@ -72,7 +72,7 @@ fn batch_and_query(spec: &ModelSpec) -> (Batch, Query) {
 
 /// The gradient of `c . logprobs + d . values`.
 fn gradient(
-    base: &Arc<Base<Cpu>>,
+    base: &Arc<Base<Device>>,
     spec: &ModelSpec,
     lora: &LoraSpec,
     weights: &[f32],
@@ -176,7 +176,7 @@ fn an_adapter_is_the_same_model_as_the_merged_weights() {
         ] {
             let adapter = strong_adapter(&lora, &spec);
             let own = base.spec().convert(&strong(base.spec()), &spec, 0);
-            let dense = Model::new(spec.clone(), &merged(&spec, &own, &lora, &adapter), Cpu::default()).unwrap();
+            let dense = Model::new(spec.clone(), &merged(&spec, &own, &lora, &adapter), Device::default()).unwrap();
             let model = Model::on(base.clone(), spec.head, &lora, &adapter).unwrap();
             let (batch, query) = batch_and_query(&spec);
             let (a, b) = (model.forward(&batch, &query), dense.forward(&batch, &query));
@@ -194,7 +194,7 @@ fn without_effect_the_adapter_changes_no_bit() {
     for (name, spec) in kinds().into_iter().filter(|(_, spec)| spec.head == Head::LanguageModel) {
         let (base, lora) = (base_of(&spec), LoraSpec::default());
         let model = Model::on(base.clone(), spec.head, &lora, &lora.init(&spec, 1)).unwrap();
-        let plain = Model::new(spec.clone(), &strong(&spec), Cpu::default()).unwrap();
+        let plain = Model::new(spec.clone(), &strong(&spec), Device::default()).unwrap();
         let (batch, query) = batch_and_query(&spec);
         assert_eq!(model.forward(&batch, &query), plain.forward(&batch, &query), "{name}");
         assert_eq!(Model::bare(base).forward(&batch, &query), plain.forward(&batch, &query), "{name}");
@@ -260,7 +260,7 @@ fn roles_on_one_base_are_the_models_they_are_alone() {
     let weights = |spec: &ModelSpec, seed: u64| -> Vec<f32> {
         normal(lora.parameters(spec), 90 + seed).iter().map(|n| 0.3 * n).collect()
     };
-    let learn = |base: &dyn Fn() -> Arc<Base<Cpu>>| {
+    let learn = |base: &dyn Fn() -> Arc<Base<Device>>| {
         let mut models: Vec<Trainable> = roles
             .iter()
             .map(|(spec, seed)| {
@@ -298,7 +298,7 @@ fn what_cannot_be_is_refused() {
     let message = error(&lora, &weights);
     assert!(message.contains("model.layers.1.mlp.up_proj.lora_B.weight: element 1 is inf"), "{message}");
     let scalar = spec.with_head(Head::Scalar);
-    let headless = Arc::new(Base::new(scalar.clone(), &strong(&scalar), Cpu::default()).unwrap());
+    let headless = Arc::new(Base::new(scalar.clone(), &strong(&scalar), Device::default()).unwrap());
     let message = Model::on(headless, Head::LanguageModel, &lora, &lora.init(&spec, 1)).err().unwrap().to_string();
     assert!(message.contains("no language-model head"), "{message}");
 }

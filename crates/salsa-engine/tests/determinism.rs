@@ -29,7 +29,7 @@ fn spec_of(choice: u64) -> ModelSpec {
 fn model_of(spec: &ModelSpec, choice: u64, dtype: Dtype) -> Model {
     let mut random = Random::new(5, 5);
     let weights: Vec<f32> = spec.init(4).iter().map(|w| w + 0.2 * random.normal() as f32).collect();
-    let base = Arc::new(Base::new(spec.clone(), &weights, Cpu { dtype }).unwrap());
+    let base = Arc::new(Base::new(spec.clone(), &weights, Cpu { dtype }.into()).unwrap());
     if choice.is_multiple_of(2) {
         return Model::bare(base);
     }
@@ -96,7 +96,7 @@ fn threads_do_not_matter() {
     let run = |threads: usize, dtype: Dtype| {
         with_threads(threads, || {
             let mut model =
-                Trainable::new(spec.clone(), spec.init(1), Cpu { dtype }, Recompute::KeepActivations).unwrap();
+                Trainable::new(spec.clone(), spec.init(1), Cpu { dtype }.into(), Recompute::KeepActivations).unwrap();
             for step in 0..3 {
                 let (mut batch, mut query) = (Batch::new(), Query::default());
                 for sequence in 0..20 {
@@ -124,7 +124,7 @@ fn threads_do_not_matter() {
 #[test]
 fn the_geometric_mean_of_one_model_is_that_model() {
     let spec = spec_of(3);
-    let (a, b) = (model_of(&spec, 3, Dtype::F32), Model::new(spec.clone(), &spec.init(9), Cpu::default()).unwrap());
+    let (a, b) = (model_of(&spec, 3, Dtype::F32), Model::new(spec.clone(), &spec.init(9), Device::default()).unwrap());
     let tokens = tokens(&spec, 30, 1);
     let (mut batch, mut query) = (Batch::new(), Query::default());
     let rows = batch.push(&tokens);
@@ -148,15 +148,15 @@ fn wrong_weights_are_refused_by_name() {
     let mut weights = spec.init(1);
     let at = spec.tensors().iter().find(|t| t.name.ends_with("1.mlp.up_proj.weight")).unwrap().range.start + 2;
     weights[at] = f32::NAN;
-    let error = Model::new(spec.clone(), &weights, Cpu::default()).err().unwrap().to_string();
+    let error = Model::new(spec.clone(), &weights, Device::default()).err().unwrap().to_string();
     assert!(error.contains("model.layers.1.mlp.up_proj.weight: element 2 is NaN"), "{error}");
-    let error = Model::new(spec.clone(), &[0.0; 3][..], Cpu::default()).err().unwrap().to_string();
+    let error = Model::new(spec.clone(), &[0.0; 3][..], Device::default()).err().unwrap().to_string();
     assert!(error.contains("3 weights given"), "{error}");
 }
 
 #[test]
 fn a_response_depends_on_every_part_of_its_place_in_the_random_numbers() {
-    let model = Model::new(tiny(), &tiny().init(4), Cpu::default()).unwrap();
+    let model = Model::new(tiny(), &tiny().init(4), Device::default()).unwrap();
     let sampling = |seed| Sampling { seed, max_new_tokens: 24, ..Sampling::default() };
     let response = |seed, id, sample| {
         let prompt = Prompt { tokens: vec![1, 2], id, sample };
@@ -171,7 +171,7 @@ fn a_response_depends_on_every_part_of_its_place_in_the_random_numbers() {
 #[test]
 fn a_step_on_a_gradient_that_is_not_finite_changes_nothing() {
     let spec = tiny();
-    let mut model = Trainable::new(spec.clone(), spec.init(1), Cpu::default(), Recompute::KeepActivations).unwrap();
+    let mut model = Trainable::new(spec.clone(), spec.init(1), Device::default(), Recompute::KeepActivations).unwrap();
     let (mut batch, mut query) = (Batch::new(), Query::default());
     let rows = batch.push(&[1, 2]);
     query.push_logprobs(rows, &[1, 2], 1);
@@ -211,21 +211,21 @@ fn weights_stored_as_bfloat16_make_the_same_model_as_the_same_numbers_in_f32() {
         Numbers::Bf16(&stored.0).widen(&mut wide);
         let text = tokens(&spec, 30, choice);
         let asked = |model: &Model| logprobs(model, &[(&text, 1)], 1.0);
-        let mut model = Model::new(spec.clone(), &stored, Cpu { dtype }).unwrap();
+        let mut model = Model::new(spec.clone(), &stored, Cpu { dtype }.into()).unwrap();
         assert_eq!(
             asked(&model),
-            asked(&Model::new(spec.clone(), &wide, Cpu { dtype }).unwrap()),
+            asked(&Model::new(spec.clone(), &wide, Cpu { dtype }.into()).unwrap()),
             "{choice} {dtype:?}"
         );
         // New weights that no bfloat16 number equals.
         let other: Vec<f32> = wide.iter().map(|w| w * 1.001).collect();
         model.set_weights(&other).unwrap();
-        let fresh = Model::new(spec.clone(), &other, Cpu { dtype }).unwrap();
+        let fresh = Model::new(spec.clone(), &other, Cpu { dtype }.into()).unwrap();
         assert_eq!(asked(&model), asked(&fresh), "{choice} {dtype:?}");
         // A number that is not finite is named, in either type.
         let last = stored.count() - 1;
         let broken = Stored([&stored.0[..last], &[[0x80, 0x7f]]].concat());
-        let error = Model::new(spec.clone(), &broken, Cpu { dtype }).err().unwrap();
+        let error = Model::new(spec.clone(), &broken, Cpu { dtype }.into()).err().unwrap();
         assert!(matches!(error, ModelError::NonFinite { value, .. } if value == f32::INFINITY), "{error}");
     }
 }

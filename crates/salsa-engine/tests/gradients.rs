@@ -243,11 +243,11 @@ fn whole_models() {
         let (batch, query) = batch_and_query(&spec);
         let (c, d) = (normal(query.rows.len(), 5), normal(query.value_rows.len(), 6));
         let loss = |weights: &[f32]| {
-            let output = Model::new(spec.clone(), weights, Cpu::default()).unwrap().forward(&batch, &query);
+            let output = Model::new(spec.clone(), weights, Device::default()).unwrap().forward(&batch, &query);
             dot(&output.logprobs, &c) + dot(&output.values, &d)
         };
         let gradient = |recompute| {
-            let mut model = Trainable::new(spec.clone(), weights.clone(), Cpu::default(), recompute).unwrap();
+            let mut model = Trainable::new(spec.clone(), weights.clone(), Device::default(), recompute).unwrap();
             let (_, tape) = model.forward_train(&batch, &query);
             model.backward(tape, &OutputGradient { d_logprobs: &c, d_values: &d });
             model.gradients().to_vec()
@@ -275,7 +275,7 @@ fn gradients_accumulate() {
     let spec = tiny();
     let (batch, query) = batch_and_query(&spec);
     let c = normal(query.rows.len(), 5);
-    let mut model = Trainable::new(spec.clone(), strong(&spec), Cpu::default(), Recompute::KeepActivations).unwrap();
+    let mut model = Trainable::new(spec.clone(), strong(&spec), Device::default(), Recompute::KeepActivations).unwrap();
     let mut pass = || {
         let (_, tape) = model.forward_train(&batch, &query);
         model.backward(tape, &OutputGradient { d_logprobs: &c, d_values: &[] });
@@ -295,7 +295,8 @@ fn bf16_gradients_are_those_of_f32_within_its_rounding() {
         let (c, d) = (normal(query.rows.len(), 5), normal(query.value_rows.len(), 6));
         let pass = |dtype| {
             let mut model =
-                Trainable::new(spec.clone(), weights.clone(), Cpu { dtype }, Recompute::KeepActivations).unwrap();
+                Trainable::new(spec.clone(), weights.clone(), Cpu { dtype }.into(), Recompute::KeepActivations)
+                    .unwrap();
             let (output, tape) = model.forward_train(&batch, &query);
             model.backward(tape, &OutputGradient { d_logprobs: &c, d_values: &d });
             (output, model.gradients().to_vec())

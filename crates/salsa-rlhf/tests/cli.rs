@@ -39,7 +39,12 @@ impl Place {
 
 fn run(dir: &Path, line: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_salsa"));
-    command.current_dir(dir).args(line.split_whitespace()).env_remove("SALSA_ISA").env("HF_HUB_OFFLINE", "1");
+    command
+        .current_dir(dir)
+        .args(line.split_whitespace())
+        .env_remove("SALSA_ISA")
+        .env("SALSA_DEVICE", "cpu")
+        .env("HF_HUB_OFFLINE", "1");
     command.output().unwrap()
 }
 
@@ -225,4 +230,14 @@ fn an_instruction_set_that_does_not_exist_is_wrong_usage() {
     assert_eq!(output.status.code(), Some(2));
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.starts_with("error: ") && stderr.contains("mmx") && stderr.lines().count() == 1, "{stderr}");
+}
+
+#[test]
+fn a_device_that_does_not_exist_is_wrong_usage() {
+    let place = Place::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_salsa"));
+    let output = command.current_dir(place.0.path()).arg("doctor").env("SALSA_DEVICE", "gpu").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with("error: SALSA_DEVICE") && stderr.contains("cuda:N"), "{stderr}");
 }

@@ -1,11 +1,12 @@
 //! The operations of a transformer, forward and backward, behind one trait.
 //!
 //! A model is written once against [`Backend`]; a backend supplies memory and arithmetic. [`cpu::Cpu`] is the oracle for
-//! [`cuda::Cuda`]. Rows are tokens of sequences laid end to end; `x[T, H]` has T rows of H numbers.
+//! [`cuda::Cuda`]; [`device::Device`] is either, chosen when the program runs. Rows are tokens of sequences laid end to end; `x[T, H]` has T rows of H numbers.
 //! Backward operations named `..._backward` take the gradient of the loss with respect to their forward's output.
 
 pub mod cpu;
 pub mod cuda;
+pub mod device;
 
 use crate::error::ModelError;
 use crate::spec::{Activation, ModelSpec, NormWeight};

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rayon::prelude::*;
-use salsa_engine::TensorView;
+use salsa_engine::{ModelSpec, TensorView};
 
 use super::write::finish;
 use super::writer::{Durability, NewTensor, Writer};
@@ -14,6 +14,17 @@ use crate::tokenizer::Tokenizer;
 
 /// Numbers encoded at a time.
 const BLOCK: usize = 1 << 18;
+
+/// The shape that a `config.json`, or that of a directory, describes.
+///
+/// # Errors
+/// When it describes no supported shape.
+pub fn shape_of(config: &Path) -> Result<ModelSpec> {
+    let file = if config.is_dir() { config.join("config.json") } else { config.to_owned() };
+    let (_, spec) = shape::parse(&read_json(&file)?).with_context(|| format!("in {}", file.display()))?;
+    spec.validate().map_err(|error| anyhow!("{}: {error}", file.display()))?;
+    Ok(spec)
+}
 
 /// Writes a model directory of the shape that the `config.json` at `config` describes, with the weights that training
 /// from nothing would begin with, and with the tokenizer of `tokenizer` if one is given, whose special tokens it then has.

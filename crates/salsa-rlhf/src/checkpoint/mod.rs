@@ -30,7 +30,7 @@ pub use self::dtype::Dtype;
 pub(crate) use self::dtype::round_to_bf16;
 pub use self::family::Family;
 use self::files::Stored;
-pub use self::init::init;
+pub use self::init::{init, shape_of};
 pub use self::peft::{AdapterToSave, PeftAdapter, merge, save_adapter};
 pub use self::raw::RawTensors;
 pub use self::stored_weights::StoredWeights;

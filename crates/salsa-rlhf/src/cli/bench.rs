@@ -1,17 +1,25 @@
 //! `salsa bench`: seconds of a training step, a decoding step, a PPO update, on random weights.
-use std::time::Instant;
+use std::{path::PathBuf, time::Instant};
 
 use anyhow::ensure;
 use clap::{Subcommand, ValueEnum};
 use salsa_engine::{
-    Activation, AdamW, Batch, Cpu, Dtype, Head, Model, ModelSpec, NormWeight, OutputGradient, Prompt, Query, Recompute,
-    Rope, RopeScaling, Sampling, Trainable, random::Random,
+    Activation, AdamW, Batch, Cpu, Device, Head, ModelSpec, NormWeight, OutputGradient, Prompt, Query, Recompute, Rope,
+    RopeScaling, Sampling, Trainable, random::Random,
 };
 use serde_json::{Value, json};
 
 use super::print;
-use crate::stage::memory::available::peak_mib;
+use crate::{
+    checkpoint,
+    stage::{
+        arguments::ComputeType,
+        device::{self, Choice as DeviceChoice},
+        memory::available::peak_mib,
+    },
+};
 
+mod models;
 mod ppo;
 
 /// Which work to time.
@@ -59,6 +67,18 @@ struct Shape {
     /// In which numbers products are computed.
     #[arg(long, value_enum, default_value_t = Numbers::Auto)]
     dtype: Numbers,
+    /// Where to compute: auto (the GPU with the most free memory if one can be used, else the processor), cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// A checkpoint directory or config.json whose shape is taken in place of the options above.
+    #[arg(long, value_name = "DIR|FILE")]
+    config: Option<PathBuf>,
+    /// Train adapters of this rank on all linear projections in place of all weights.
+    #[arg(long, value_name = "RANK")]
+    lora: Option<usize>,
+    /// In training, recompute activations in the backward pass instead of keeping them.
+    #[arg(long, visible_alias = "gradient_checkpointing")]
+    gradient_checkpointing: bool,
     /// One JSON object on one line instead of a sentence.
     #[arg(long)]
     json: bool,
@@ -66,7 +86,7 @@ struct Shape {
 
 #[derive(ValueEnum, Clone, Copy)]
 enum Numbers {
-    /// bfloat16 where this machine multiplies it faster, else f32.
+    /// bfloat16 on a GPU and where the processor multiplies it faster, else f32.
     Auto,
     F32,
     Bf16,
@@ -125,15 +145,23 @@ struct PpoWork {
 
 /// Runs the work and prints its times.
 pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
-    match &arguments.work {
+    let shape = match &arguments.work {
+        Work::Sft(work) => &work.shape,
+        Work::Generate(work) => &work.shape,
+        Work::Ppo(work) => &work.shape,
+    };
+    shape.device()?.scope(|| match &arguments.work {
         Work::Sft(work) => sft(work),
         Work::Generate(work) => generate(work),
         Work::Ppo(work) => ppo::update(work),
-    }
+    })
 }
 
 impl Shape {
     fn spec(&self) -> anyhow::Result<ModelSpec> {
+        if let Some(config) = &self.config {
+            return checkpoint::shape_of(config);
+        }
         let (hidden, head_dim) = (self.hidden, self.head_dim);
         ensure!(head_dim > 0 && hidden % head_dim == 0, "--hidden {hidden} is not a multiple of --head-dim {head_dim}");
         let spec = ModelSpec {
@@ -160,13 +188,17 @@ impl Shape {
         Ok(spec)
     }
 
-    fn backend(&self) -> Cpu {
+    fn device(&self) -> anyhow::Result<Device> {
         let dtype = match self.dtype {
-            Numbers::Auto => Dtype::fastest(),
-            Numbers::F32 => Dtype::F32,
-            Numbers::Bf16 => Dtype::Bf16,
+            Numbers::Auto => ComputeType::Auto,
+            Numbers::F32 => ComputeType::Float32,
+            Numbers::Bf16 => ComputeType::BFloat16,
         };
-        Cpu { dtype }
+        Ok(self.device.open(dtype)?.device)
+    }
+
+    fn recompute(&self) -> Recompute {
+        if self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
     }
 
     /// Prints what was timed: `times` in seconds, `unit_tokens` tokens each.
@@ -174,15 +206,22 @@ impl Shape {
         let best = times.iter().copied().fold(f64::INFINITY, f64::min);
         let mut sorted = times.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let (rate, peak, backend) = (unit_tokens as f64 / best, peak_mib(), self.backend());
+        let (rate, peak, backend) = (unit_tokens as f64 / best, peak_mib(), Device::current());
+        let place = device::label(&backend);
+        let dtype = backend.dtype().name();
+        let isa = Cpu { dtype: backend.dtype() }.isa();
         let mut object = json!({
             "bench": bench, key: times, "best_s": best, "median_s": sorted[sorted.len() / 2], "tokens_per_s": rate,
-            "peak_rss_mib": peak, "dtype": backend.dtype.name(), "isa": backend.isa(),
+            "peak_rss_mib": peak, "peak_device_mib": device::peak_mib(&backend),
+            "dtype": dtype, "isa": isa, "device": place,
             "threads": salsa_engine::threads(), "parameters": self.spec()?.parameters(),
             "version": env!("CARGO_PKG_VERSION"),
         });
         if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
             object.extend(more);
+        }
+        for (what, count, seconds) in backend.cuda().map_or_else(Vec::new, |cuda| cuda.profile()) {
+            eprintln!("{:9.3} ms {count:7} times  {what}", seconds * 1e3);
         }
         if self.json {
             return print(&format!("{object}\n"));
@@ -191,8 +230,8 @@ impl Shape {
             "{bench}: best {best:.4} s, median {:.4} s, {rate:.0} tokens/s, peak {} MiB, {} on {} with {} threads\n",
             sorted[sorted.len() / 2],
             peak.map_or("?".to_owned(), |mib| format!("{mib:.0}")),
-            backend.dtype.name(),
-            backend.isa(),
+            dtype,
+            if backend.cuda().is_some() { &place } else { isa },
             salsa_engine::threads()
         ))
     }
@@ -206,7 +245,10 @@ fn random_tokens(count: usize, vocabulary: usize, stream: u64) -> Vec<u32> {
 fn sft(work: &SftWork) -> anyhow::Result<()> {
     ensure!(work.batch > 0 && work.seq > 1 && work.steps > 0, "--batch, --steps at least 1, --seq at least 2");
     let spec = work.shape.spec()?;
-    let mut model = Trainable::new(spec.clone(), spec.init(1), work.shape.backend(), Recompute::KeepActivations)?;
+    let mut model = match work.shape.lora {
+        None => Trainable::new(spec.clone(), models::weights(&spec, 1)?, Device::current(), work.shape.recompute())?,
+        Some(rank) => models::adapted(&models::base(&spec)?, spec.head, rank, work.shape.recompute())?,
+    };
     let (mut batch, mut query) = (Batch::new(), Query::default());
     for i in 0..work.batch {
         let tokens = random_tokens(work.seq, spec.vocab_size, i as u64);
@@ -231,7 +273,7 @@ fn sft(work: &SftWork) -> anyhow::Result<()> {
 fn generate(work: &GenerateWork) -> anyhow::Result<()> {
     ensure!(work.batch > 0 && work.prompt > 0 && work.new_tokens > 0, "--batch, --prompt, --new-tokens at least 1");
     let spec = work.shape.spec()?;
-    let model = Model::new(spec.clone(), &spec.init(1), work.shape.backend())?;
+    let model = models::frozen(&spec)?;
     let prompt =
         |i: usize| Prompt { tokens: random_tokens(work.prompt, spec.vocab_size, i as u64), id: i as u64, sample: 0 };
     let prompts: Vec<Prompt> = (0..work.batch).map(prompt).collect();

@@ -18,6 +18,7 @@ use crate::{
     stage::{
         StageContext,
         arguments::ComputeType,
+        device::Choice as DeviceChoice,
         memory::{Knobs, Need, Responses, Saving, part, shape},
         start::{Found, Frozen},
     },
@@ -51,6 +52,9 @@ pub struct Arguments {
     /// Number type of matrix products: auto (bfloat16 where this machine multiplies it faster), f32 or bf16.
     #[arg(long, default_value = "auto", value_parser = dtype)]
     dtype: ComputeType,
+    /// Where to compute: auto (the GPU with the most free memory if one can be used, else the processor), cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
     /// The same seed and the same lines give the same answers.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -60,7 +64,11 @@ pub struct Arguments {
 pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     check(arguments)?;
     let dir = hub::resolve(&arguments.model.to_string_lossy(), hub::Kind::Model)?;
-    let Frozen { checkpoint, encoder, model } = arguments.dtype.resolve().scope(|| open(arguments, &dir))?;
+    let Frozen { checkpoint, encoder, model } = {
+        let opened = arguments.device.open(arguments.dtype)?;
+        StageContext::default().say(&opened.line);
+        opened.device.scope(|| open(arguments, &dir))?
+    };
     let encoder = encoder.with_context(|| format!("{} has no tokenizer.json", dir.display()))?;
     let opening: Vec<Message> = arguments.system.iter().map(|text| Message::new("system", text)).collect();
     let mut messages = opening.clone();

@@ -4,7 +4,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use salsa_engine::Dtype;
+use salsa_engine::{
+    Dtype,
+    backend::cuda::{self, CardInfo},
+};
 
 use super::print;
 use crate::stage::memory::{self, Available, available::VARIABLE};
@@ -24,8 +27,8 @@ pub fn main(_: &Arguments) -> anyhow::Result<()> {
         ("kernels", kernels()),
         ("threads", threads()),
         ("memory", memory().unwrap_or_else(|| "unknown (no /proc/meminfo)".to_owned())),
-        ("gpu", "not used by this version".to_owned()),
     ];
+    facts.extend(gpus().into_iter().map(|fact| ("gpu", fact)));
     facts.extend(places().into_iter().map(|(name, path)| (name, writable(&path))));
     let lines: String = facts.iter().map(|(name, fact)| format!("{name:<14} {fact}\n")).collect();
     print(&lines)
@@ -38,6 +41,32 @@ fn kernels() -> String {
         Dtype::F32 => "f32, bf16 being no faster on this processor",
     };
     format!("{}{forced}; dtype auto is {numbers}", salsa_engine::isa())
+}
+
+/// One line for each GPU, or why there is none to use.
+fn gpus() -> Vec<String> {
+    match cuda::available() {
+        Err(error) => vec![format!("none can be used: {error}")],
+        Ok(cards) if cards.is_empty() => vec!["none".to_owned()],
+        Ok(cards) => cards.iter().map(card).collect(),
+    }
+}
+
+fn card(card: &CardInfo) -> String {
+    let size = |bytes: usize| memory::size(bytes as u64);
+    format!(
+        "cuda:{} {}, {}, {} free, compute capability {}.{}, {} multiprocessors, driver for CUDA {}.{}; libraries {}",
+        card.index,
+        card.name,
+        size(card.total),
+        size(card.free),
+        card.capability.0,
+        card.capability.1,
+        card.multiprocessors,
+        card.driver.0,
+        card.driver.1,
+        card.libraries.join(", ")
+    )
 }
 
 fn threads() -> String {

@@ -7,7 +7,11 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind}
 
 use crate::{
     config::{Usage, wording},
-    stage::{StageContext, kinds::KINDS},
+    stage::{
+        StageContext,
+        device::{self, Choice as DeviceChoice},
+        kinds::KINDS,
+    },
 };
 
 mod bench;
@@ -86,7 +90,8 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return not_parsed(&error),
     };
-    match dispatch(cli.command) {
+    device::silence_failures();
+    match device::caught(|| dispatch(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tell(&wording::for_people(&error));
@@ -96,6 +101,7 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(command: Command) -> anyhow::Result<()> {
+    DeviceChoice::forced()?;
     salsa_engine::check_isa().map_err(|message| Usage(format!("SALSA_ISA: {message}")))?;
     match command {
         Command::Quickstart(arguments) => quickstart::main(&arguments),

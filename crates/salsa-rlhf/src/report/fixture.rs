@@ -81,6 +81,7 @@ fn summary() -> Summary {
         version: "0.1.0".to_owned(),
         seed: 1,
         isa: "avx512".to_owned(),
+        device: "cpu".to_owned(),
         arms: arms.into_iter().map(splits).collect(),
         landscape: landscape
             .into_iter()

@@ -16,6 +16,9 @@ pub struct Summary {
     pub seed: u64,
     /// Instruction set the kernels ran on (`"avx512"`, …).
     pub isa: String,
+    /// Where models computed: `"cpu"`, or the name of the GPU; empty in summaries of versions that knew no other place.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub device: String,
     /// Arm key (`"sft_a"`, `"salsa"`, …), then split key (`"test"`, `"ood"`, …). The order is the order of presentation.
     pub arms: Ordered<Ordered<SplitSummary>>,
     /// Reward along the line SFT A – SFT B.

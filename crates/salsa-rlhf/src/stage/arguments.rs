@@ -6,7 +6,7 @@ use salsa_algo::schedule::{self, Decay, Warmup};
 use salsa_engine::{AdamW, Recompute};
 use serde::{Deserialize, Serialize};
 
-use super::{encoder::Encoder, soup::ByteSize};
+use super::{device::Choice as DeviceChoice, encoder::Encoder, soup::ByteSize};
 use crate::{
     chat,
     checkpoint::{Checkpoint, Companions, Dtype},
@@ -58,6 +58,9 @@ pub struct TrainingArguments {
     /// Number type of matrix products: `auto` (bfloat16 where this machine multiplies it faster), `f32` or `bf16`. TRL: the
     /// flag `bf16`.
     pub dtype: ComputeType,
+    /// Where it is computed: `auto` (the GPU with the most free memory if one can be used, else the processor), `cpu`, `cuda`
+    /// or `cuda:N`.
+    pub device: DeviceChoice,
     /// Number type of the saved weights; training itself always keeps f32 master weights. TRL: the model's own.
     pub save_dtype: WeightType,
     /// The most bytes of weights in one file, such as 5GB. transformers: 5GB.
@@ -88,6 +91,7 @@ impl Default for TrainingArguments {
             save_steps: 500,
             gradient_checkpointing: false,
             dtype: ComputeType::Auto,
+            device: DeviceChoice::Auto,
             save_dtype: WeightType::Float32,
             max_shard_size: ByteSize(5_000_000_000),
             chat_template: String::new(),

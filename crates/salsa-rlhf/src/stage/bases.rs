@@ -5,7 +5,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use salsa_engine::{Base, Cpu, Head, LoraSpec, Model, ModelSpec, Recompute, Trainable};
+use salsa_engine::{Base, Device, Head, LoraSpec, Model, ModelSpec, Recompute, Trainable};
 
 use super::{lora::LoraArguments, soup::adapters};
 use crate::checkpoint::Checkpoint;
@@ -14,8 +14,8 @@ use crate::checkpoint::Checkpoint;
 ///
 /// What is shared: the base of all adapters of one checkpoint, whatever their heads, with that checkpoint itself.
 pub struct Bases {
-    backend: Cpu,
-    known: Vec<(Ground, Weak<Base<Cpu>>)>,
+    backend: Device,
+    known: Vec<(Ground, Weak<Base<Device>>)>,
 }
 
 /// What a base is: whose files, and the head that they are read under.
@@ -89,7 +89,7 @@ impl PlannedBases {
 impl Default for Bases {
     /// None yet; those to come compute in the number type of the stage.
     fn default() -> Bases {
-        Bases { backend: Cpu::current(), known: Vec::new() }
+        Bases { backend: Device::current(), known: Vec::new() }
     }
 }
 
@@ -148,7 +148,7 @@ impl Bases {
     }
 
     /// The base on which a checkpoint stands, for a model with this head.
-    fn base(&mut self, checkpoint: &Checkpoint, head: Head, scalar: Scalar) -> anyhow::Result<Arc<Base<Cpu>>> {
+    fn base(&mut self, checkpoint: &Checkpoint, head: Head, scalar: Scalar) -> anyhow::Result<Arc<Base<Device>>> {
         let footing = Footing::of(checkpoint, head, scalar);
         self.known.retain(|(_, base)| base.strong_count() > 0);
         let mut fitting = self.known.iter().filter(|(ground, _)| footing.fits(ground));
@@ -157,7 +157,7 @@ impl Bases {
         }
         let ground = footing.ground();
         let stored = checkpoint.stored_weights(ground.head)?;
-        let base = Base::new(stored.spec.clone(), &stored, self.backend);
+        let base = Base::new(stored.spec.clone(), &stored, self.backend.clone());
         let base = Arc::new(base.with_context(|| format!("model {}", checkpoint.base_dir().display()))?);
         self.known.push((ground, Arc::downgrade(&base)));
         Ok(base)
@@ -175,7 +175,7 @@ enum Scalar {
 
 /// The mean of adapters, on their base.
 pub struct AdapterSoup {
-    base: Arc<Base<Cpu>>,
+    base: Arc<Base<Device>>,
     head: Head,
     lora: LoraSpec,
     weights: Vec<f32>,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use salsa_engine::Model;
+use salsa_engine::{Device, Model};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -14,6 +14,7 @@ use super::{
     StageContext,
     arguments::ComputeType,
     bases::Bases,
+    device::{self, Choice as DeviceChoice},
     exam::{Answering, Answers, Asked, Exam, Questions, Syllabus},
     landscape::blend::Blend,
     model_source::ModelSource,
@@ -74,6 +75,9 @@ pub struct EvaluateConfig {
     pub seed: u64,
     /// Number type of matrix products: `auto` (bfloat16 where this machine multiplies it faster), `f32` or `bf16`.
     pub dtype: ComputeType,
+    /// Where it is computed: `auto` (the GPU with the most free memory if one can be used, else the processor), `cpu`, `cuda`
+    /// or `cuda:N`.
+    pub device: DeviceChoice,
     /// Prompts shown side by side per set.
     pub samples: usize,
     /// Title of the report.
@@ -124,6 +128,7 @@ impl Default for EvaluateConfig {
             decode_slots: 64,
             seed: 42,
             dtype: ComputeType::Auto,
+            device: DeviceChoice::Auto,
             samples: 8,
             title: "SALSA evaluation".into(),
             description: String::new(),
@@ -212,6 +217,7 @@ pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Va
         version: env!("CARGO_PKG_VERSION").into(),
         seed: config.seed,
         isa: salsa_engine::isa().into(),
+        device: device::label(&Device::current()),
         arms: arms_in_order(&summaries, &sets),
         landscape: bench.landscape(&sets[0], &mut advance)?,
         comparisons: comparisons(config, &answers, &sets),

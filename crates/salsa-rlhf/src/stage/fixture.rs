@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use salsa_engine::{Activation, Cpu, Head, ModelSpec, NormWeight, Recompute, Rope, RopeScaling, Trainable};
+use salsa_engine::{Activation, Device, Head, ModelSpec, NormWeight, Recompute, Rope, RopeScaling, Trainable};
 use serde_json::{Value, json};
 
 use super::{
@@ -44,7 +44,7 @@ pub fn spec(vocab_size: usize, head: Head) -> ModelSpec {
 pub fn trainable(vocab_size: usize, head: Head) -> Trainable {
     let spec = spec(vocab_size, head);
     let weights = spec.init(1);
-    Trainable::new(spec, weights, Cpu::current(), Recompute::KeepActivations).unwrap()
+    Trainable::new(spec, weights, Device::current(), Recompute::KeepActivations).unwrap()
 }
 
 /// `count` sequences of rising tokens, of lengths 3 to 9: easy to learn.

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::{
     StageContext,
     arguments::ComputeType,
+    device::Choice as DeviceChoice,
     encoder::Encoder,
     memory::{Knobs, Need, Responses, Saving, part, shape},
     ppo::rollout::ending,
@@ -46,6 +47,9 @@ pub struct GenerateConfig {
     pub batch_size: usize,
     /// Least exact number type allowed.
     pub dtype: ComputeType,
+    /// Where it is computed: `auto` (the GPU with the most free memory if one can be used, else the processor), `cpu`, `cuda`
+    /// or `cuda:N`.
+    pub device: DeviceChoice,
 }
 
 impl Default for GenerateConfig {
@@ -62,6 +66,7 @@ impl Default for GenerateConfig {
             seed: 0,
             batch_size: 64,
             dtype: ComputeType::Auto,
+            device: DeviceChoice::Auto,
         }
     }
 }

@@ -4,7 +4,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{StageContext, arguments::ComputeType};
+use super::{
+    StageContext,
+    arguments::ComputeType,
+    device::{self, Choice as DeviceChoice},
+};
 use crate::{
     config::{self, Origin, paths},
     hub,
@@ -115,6 +119,16 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
     let computes = defaults::<C>().get("dtype").is_some_and(|dtype| ComputeType::deserialize(dtype).is_ok());
     let given = config.get("dtype").filter(|_| computes);
     let dtype = given.map_or(Ok(ComputeType::Float32), ComputeType::deserialize)?;
-    let work: Work = Box::new(move |context| dtype.resolve().scope(|| stage.run(context)));
+    let given = config.get("device").filter(|_| computes);
+    let device = given.map_or(Ok(DeviceChoice::Cpu), DeviceChoice::deserialize)?;
+    let work: Work = Box::new(move |context| {
+        device::caught(|| {
+            let opened = device.open(dtype)?;
+            if computes {
+                context.say(&opened.line);
+            }
+            opened.device.scope(|| stage.run(context))
+        })
+    });
     Ok(Planned { inputs: paths::inputs(&config), config, work })
 }

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Interrupted, StageContext, arguments::ComputeType, evaluate::statistics::estimate, ppo::config::Gold,
-    source::DataSource,
+    Interrupted, StageContext, arguments::ComputeType, device::Choice as DeviceChoice, evaluate::statistics::estimate,
+    ppo::config::Gold, source::DataSource,
 };
 use crate::{
     atomic,
@@ -73,6 +73,9 @@ pub struct LandscapeConfig {
     pub seed: u64,
     /// Number type of matrix products: `auto` (bfloat16 where this machine multiplies it faster), `f32` or `bf16`.
     pub dtype: ComputeType,
+    /// Where it is computed: `auto` (the GPU with the most free memory if one can be used, else the processor), `cpu`, `cuda`
+    /// or `cuda:N`.
+    pub device: DeviceChoice,
     /// Where `landscape.json` and `landscape.html` go.
     pub output_dir: PathBuf,
 }
@@ -99,6 +102,7 @@ impl Default for LandscapeConfig {
             decode_slots: 64,
             seed: 42,
             dtype: ComputeType::Auto,
+            device: DeviceChoice::Auto,
             output_dir: PathBuf::new(),
         }
     }

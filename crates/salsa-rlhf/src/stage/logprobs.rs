@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{
     StageContext,
     arguments::ComputeType,
+    device::Choice as DeviceChoice,
     rows::{self, Rows},
     start::Found,
 };
@@ -26,6 +27,9 @@ pub struct LogprobsConfig {
     pub output: PathBuf,
     /// Least exact number type allowed.
     pub dtype: ComputeType,
+    /// Where it is computed: `auto` (the GPU with the most free memory if one can be used, else the processor), `cpu`, `cuda`
+    /// or `cuda:N`.
+    pub device: DeviceChoice,
     /// Tokens per forward pass; changes no number, only memory.
     pub max_tokens_per_batch: usize,
 }
@@ -37,6 +41,7 @@ impl Default for LogprobsConfig {
             input: PathBuf::new(),
             output: PathBuf::new(),
             dtype: ComputeType::Float32,
+            device: DeviceChoice::Auto,
             max_tokens_per_batch: 8192,
         }
     }

@@ -16,6 +16,7 @@ use anyhow::Context;
 
 pub mod arguments;
 pub mod bases;
+pub mod device;
 pub mod dpo;
 pub mod encoder;
 pub mod evaluate;

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use salsa_algo::soup::{Normalize, Weights as Shares, weighted_mean};
-use salsa_engine::{Cpu, Head, Model, ModelError, ModelSpec, Weights};
+use salsa_engine::{Device, Head, Model, ModelError, ModelSpec, Weights};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -140,7 +140,7 @@ impl SoupSource {
             return bases.adapter_soup(&models, &weights)?.frozen();
         }
         let mean = self.mean(&models)?;
-        Ok(Model::new(mean.spec.clone(), &mean, Cpu::current())?)
+        Ok(Model::new(mean.spec.clone(), &mean, Device::current())?)
     }
 
     fn read(&self) -> anyhow::Result<(ModelSpec, Vec<f32>)> {

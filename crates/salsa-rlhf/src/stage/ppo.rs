@@ -61,7 +61,8 @@ impl Run<'_> {
     /// One update, counted from 0: sample, score, penalise, estimate advantages, learn.
     fn step(&mut self, update: u64) -> anyhow::Result<(Metrics, Samples)> {
         let config = self.config;
-        let (chosen, rollouts) = self.sample(update);
+        let (chosen, mut rollouts) = self.sample(update);
+        rollouts.settle_logprobs(&self.learner.policy);
         let scores = self.reward_model.scores(&rollouts);
         let frozen_logprobs = self.frozen.logprobs(&rollouts);
         let kls = self.reference.kls(config.estimator(), &rollouts, &self.frozen, &frozen_logprobs);

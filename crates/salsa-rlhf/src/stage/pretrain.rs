@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
-use salsa_engine::{Activation, Cpu, Head, ModelSpec, NormWeight, Rope, RopeScaling, Trainable};
+use salsa_engine::{Activation, Device, Head, ModelSpec, NormWeight, Rope, RopeScaling, Trainable};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -173,7 +173,7 @@ pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Va
     let savings = &Saving::TRAINING[1..];
     job.check_memory(&spec, None, &models, &Batching::Examples, &Lengths::of(&data, eval), savings, context)?;
     let weights = spec.init(config.training.seed);
-    let mut model = Trainable::new(spec, weights, Cpu::current(), config.training.recompute())?;
+    let mut model = Trainable::new(spec, weights, Device::current(), config.training.recompute())?;
     let outcome = trainer::train(&job, &mut model, &data, eval)?;
     start::write_trainer_state(&config.output_dir, &config.training, &outcome)?;
     vocabulary.tokenizer.save(&config.output_dir, &vocabulary.names, vocabulary.template.as_deref())?;

@@ -59,6 +59,10 @@ impl Record {
             if let Value::Object(config) = &mut config {
                 config.shift_remove("output_dir");
                 config.shift_remove("output");
+                // Records of versions that knew no other device lack the key.
+                if config.get("device").is_some_and(|device| device == "auto") {
+                    config.shift_remove("device");
+                }
             }
             config
         };

@@ -2,7 +2,7 @@
 use std::{borrow::Cow, path::Path};
 
 use anyhow::{Context, bail, ensure};
-use salsa_engine::{Cpu, Head, LoraSpec, Model, ModelSpec, Trainable};
+use salsa_engine::{Device, Head, LoraSpec, Model, ModelSpec, Trainable};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -68,7 +68,7 @@ impl Start {
             return bases.adapted(checkpoint, self.spec.head, lora, arguments.seed, arguments.recompute());
         }
         let weights = with_head(checkpoint, checkpoint.read_weights()?, &self.spec, arguments.seed);
-        Trainable::new(self.spec.clone(), weights, Cpu::current(), arguments.recompute())
+        Trainable::new(self.spec.clone(), weights, Device::current(), arguments.recompute())
             .with_context(|| format!("model {}", checkpoint.dir().display()))
     }
 }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::{
     StageContext,
     arguments::ComputeType,
+    device::Choice as DeviceChoice,
     rows::{Row, Rows},
     score,
     start::{self, Found, Frozen},
@@ -37,6 +38,9 @@ pub struct WinrateConfig {
     pub seed: u64,
     /// Least exact number type allowed.
     pub dtype: ComputeType,
+    /// Where it is computed: `auto` (the GPU with the most free memory if one can be used, else the processor), `cpu`, `cuda`
+    /// or `cuda:N`.
+    pub device: DeviceChoice,
     /// Tokens per forward pass of the reward model; changes no number, only memory.
     pub max_tokens_per_batch: usize,
 }
@@ -52,6 +56,7 @@ impl Default for WinrateConfig {
             resamples: Resampling::default().resamples,
             seed: 0,
             dtype: ComputeType::Float32,
+            device: DeviceChoice::Auto,
             max_tokens_per_batch: 8192,
         }
     }

@@ -124,7 +124,12 @@ impl Place {
     /// The program, about to run here.
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_salsa"));
-        command.current_dir(self.0.path()).args(words).env_remove("SALSA_ISA").env("HF_HUB_OFFLINE", "1");
+        command
+            .current_dir(self.0.path())
+            .args(words)
+            .env_remove("SALSA_ISA")
+            .env("SALSA_DEVICE", "cpu")
+            .env("HF_HUB_OFFLINE", "1");
         command
     }
 

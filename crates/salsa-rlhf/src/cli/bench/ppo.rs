@@ -3,10 +3,10 @@ use std::time::Instant;
 
 use anyhow::ensure;
 use salsa_algo::kl::kls;
-use salsa_engine::{Head, Model, ModelSpec, Prompt, Sampling};
+use salsa_engine::{Device, Head, Model, ModelSpec, Prompt, Sampling};
 use serde_json::json;
 
-use super::{PpoWork, random_tokens};
+use super::{PpoWork, models, random_tokens};
 use crate::stage::ppo::{
     PpoConfig, advantages,
     learner::{Learner, Lesson, Rates},
@@ -59,15 +59,34 @@ impl Models {
             temperature: 1.0,
             response_length: work.response,
             max_grad_norm: 0.0,
+            gradient_checkpointing: work.shape.gradient_checkpointing,
             ..PpoConfig::default()
         };
+        if let Some(rank) = work.shape.lora {
+            return Models::adapted(config, spec, rank);
+        }
         let scalar = spec.with_head(Head::Scalar);
-        let (policy, critic) = (spec.init(1), scalar.init(2));
-        let backend = work.shape.backend();
+        let (policy, critic) = (models::weights(spec, 1)?, models::weights(&scalar, 2)?);
+        let backend = Device::current();
         Ok(Models {
-            reference: Model::new(spec.clone(), &policy, backend)?,
-            reward_model: Model::new(scalar.clone(), &critic, backend)?,
+            reference: Model::new(spec.clone(), &policy, backend.clone())?,
+            reward_model: Model::new(scalar.clone(), &critic, backend.clone())?,
             learner: Learner::new(&config, (spec.clone(), policy), (scalar, critic), backend)?,
+            config,
+        })
+    }
+
+    /// The same as adapters on one base; the reference has the rank of a soup of two such adapters.
+    fn adapted(config: PpoConfig, spec: &ModelSpec, rank: usize) -> anyhow::Result<Models> {
+        let (base, recompute) = (models::base(spec)?, config.recompute());
+        let (lora, soup) = (models::adapter(rank), models::adapter(2 * rank));
+        let score = lora.init(&spec.with_head(Head::Scalar), 2);
+        let critic = models::adapted(&base, Head::Scalar, rank, recompute)?;
+        let policy = models::adapted(&base, Head::LanguageModel, rank, recompute)?;
+        Ok(Models {
+            reward_model: Model::on(base.clone(), Head::Scalar, &lora, &score)?,
+            reference: Model::on(base, Head::LanguageModel, &soup, &soup.init(spec, 3))?,
+            learner: Learner { policy, critic: Some(critic), adamw: config.adamw() },
             config,
         })
     }
@@ -83,8 +102,9 @@ impl Models {
         let sampling = Sampling { max_new_tokens: work.response, slots: work.batch, ..Sampling::default() };
         let responses = self.learner.policy.generate(&prompts, &sampling, &mut |_| ());
         let views: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt.tokens[..]).collect();
-        let rollouts = Rollouts::new(&views, responses, 1.0);
+        let mut rollouts = Rollouts::new(&views, responses, 1.0);
         let sampled = start.elapsed().as_secs_f64();
+        rollouts.settle_logprobs(&self.learner.policy);
 
         let slots = advantages::slots(&self.config, &rollouts);
         let scores = rollouts.last_values_of(&self.reward_model);

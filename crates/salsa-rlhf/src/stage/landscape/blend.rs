@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use salsa_algo::soup::{Normalize, Weights, weighted_mean};
-use salsa_engine::{Cpu, Model, ModelSpec};
+use salsa_engine::{Device, Model, ModelSpec};
 
 use crate::stage::{
     model_source::{ModelSource, first_difference},
@@ -55,7 +55,7 @@ impl Blend {
         weighted_mean(&ends, &Weights::new(weights, Normalize::Keep)?, &mut self.mixed);
         match &mut self.model {
             Some(model) => model.set_weights(&self.mixed)?,
-            None => self.model = Some(Model::new(self.spec.clone(), &self.mixed, Cpu::current())?),
+            None => self.model = Some(Model::new(self.spec.clone(), &self.mixed, Device::current())?),
         }
         Ok(self.model.as_ref().expect("made above"))
     }

@@ -2,10 +2,11 @@
 use std::{env, fs, path::Path};
 
 use anyhow::{Context, bail};
+use salsa_engine::Device;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::stage::soup::ByteSize;
+use crate::stage::{device, soup::ByteSize};
 
 /// The variable that states it instead.
 pub const VARIABLE: &str = "SALSA_MEMORY";
@@ -22,8 +23,8 @@ pub enum Available {
 }
 
 impl Available {
-    /// What [`VARIABLE`] says, or else what the machine has left: the system's estimate, and less where a control group
-    /// sets a limit.
+    /// What [`VARIABLE`] says, or else what the device at hand has left: a GPU of its own memory, the machine by the
+    /// system's estimate, and less where a control group sets a limit.
     ///
     /// # Errors
     /// If the variable holds no size.
@@ -34,6 +35,9 @@ impl Available {
                 bail!("{VARIABLE} is 0; give the bytes to plan with, such as 16GB");
             }
             return Ok(Available::Stated(size.0));
+        }
+        if Device::current().cuda().is_some() {
+            return Ok(device::free_on_card().map_or(Available::Unknown, Available::Free));
         }
         let free = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text));
         let group = cgroup_room(Path::new("/sys/fs/cgroup"), &read("/proc/self/cgroup"));

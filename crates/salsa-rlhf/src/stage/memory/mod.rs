@@ -6,7 +6,7 @@
 use std::fmt;
 
 use anyhow::bail;
-use salsa_engine::{Dtype, LoraSpec, ModelSpec, Recompute};
+use salsa_engine::{Device, Dtype, LoraSpec, ModelSpec, Recompute};
 
 use super::StageContext;
 
@@ -35,6 +35,14 @@ impl Need {
     /// What every process needs: the program, its threads, texts and tokens.
     const PROGRAM: u64 = 64 << 20;
 
+    /// What every run needs on a GPU: logits of a pass, and the workspace of products.
+    const CARD: u64 = (512 + 32) << 20;
+
+    /// What is needed whatever the models are.
+    fn always() -> u64 {
+        if Device::current().cuda().is_some() { Need::CARD } else { Need::PROGRAM }
+    }
+
     /// Adds to a part.
     pub fn add(&mut self, part: &'static str, bytes: u64) {
         match self.parts.iter_mut().find(|(known, _)| *known == part) {
@@ -50,7 +58,7 @@ impl Need {
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        Need::PROGRAM + self.parts.iter().map(|(_, bytes)| bytes).sum::<u64>()
+        Need::always() + self.parts.iter().map(|(_, bytes)| bytes).sum::<u64>()
     }
 }
 
@@ -101,7 +109,7 @@ impl Default for Knobs {
             pass: 1,
             eval_pass: 1,
             slots: 1,
-            dtype: Dtype::current(),
+            dtype: Device::current().dtype(),
         }
     }
 }
@@ -132,6 +140,14 @@ impl Saving {
         Saving::Evaluation("per_device_eval_batch_size"),
         Saving::Dtype,
     ];
+
+    /// What helps in one stage or another, as it is written there.
+    pub fn every() -> Vec<String> {
+        let most =
+            Knobs { pass: usize::MAX, eval_pass: usize::MAX, slots: usize::MAX, dtype: Dtype::F32, ..Knobs::default() };
+        let slots = Saving::Slots("decode_slots");
+        Saving::TRAINING.iter().chain([&slots]).filter_map(|saving| Some(saving.applied(&most)?.1)).collect()
+    }
 
     /// The knobs with it, and how it is written; none if it is so already.
     fn applied(self, knobs: &Knobs) -> Option<(Knobs, String)> {
@@ -179,13 +195,15 @@ pub fn check(
     context: &StageContext,
 ) -> anyhow::Result<()> {
     let (now, available) = (need(knobs), Available::now()?);
+    let device = Device::current();
+    let place = device.cuda().map_or_else(String::new, |cuda| format!(" on {}", cuda.name()));
     match available.bytes() {
-        None => context.say(&format!("memory: {now}; how much there is, this system does not say")),
-        Some(bytes) => context.say(&format!("memory: {now}, {} available", size(bytes))),
+        None => context.say(&format!("memory{place}: {now}; how much there is, this system does not say")),
+        Some(bytes) => context.say(&format!("memory{place}: {now}, {} available", size(bytes))),
     }
     let Some(bytes) = available.bytes().filter(|bytes| *bytes < now.total()) else { return Ok(()) };
     bail!(
-        "{stage} needs {now} of memory, and {} {}. {}. If you know better, say how much to plan with: {}={}GB",
+        "{stage} needs {now} of memory{place}, and {} {}. {}. If you know better, say how much to plan with: {}={}GB",
         size(bytes),
         if matches!(available, Available::Stated(_)) { "are stated" } else { "are available" },
         advice(knobs, savings, need, bytes),

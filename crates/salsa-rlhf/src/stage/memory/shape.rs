@@ -1,5 +1,5 @@
 //! Bytes of a model and of what is computed with it, from its shape alone.
-use salsa_engine::{Dtype, Head, LoraSpec, ModelSpec, Recompute};
+use salsa_engine::{Device, Dtype, Head, LoraSpec, ModelSpec, Recompute};
 
 use super::Knobs;
 
@@ -76,7 +76,18 @@ pub fn trained_adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype) -> u64 {
 pub fn layer_per_token(spec: &ModelSpec) -> u64 {
     let raw = if spec.qk_norm { spec.heads + 2 * spec.kv_heads } else { 0 };
     let attention = (2 * (spec.heads + spec.kv_heads) + raw) * spec.head_dim;
-    F32 * (2 * spec.hidden_size + attention + 2 * spec.intermediate_size) as u64
+    F32 * 2 * spec.hidden_size as u64 + fed() * (attention + 2 * spec.intermediate_size) as u64 + log_sums(spec)
+}
+
+/// Bytes of a number that feeds or leaves a product: on a GPU in the type of products, on the processor f32.
+fn fed() -> u64 {
+    let device = Device::current();
+    if device.cuda().is_some() { packed(device.dtype()) } else { F32 }
+}
+
+/// What attention on a GPU keeps for its backward pass, of one token: the log-sum of each head.
+fn log_sums(spec: &ModelSpec) -> u64 {
+    if Device::current().cuda().is_some() { F32 * spec.heads as u64 } else { 0 }
 }
 
 /// What a training pass keeps in all, for one token.

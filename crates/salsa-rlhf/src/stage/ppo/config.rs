@@ -15,6 +15,7 @@ use crate::{
     checkpoint::{Checkpoint, SaveOptions},
     stage::{
         arguments::{ComputeType, Schedule, WeightType, check_range},
+        device::Choice as DeviceChoice,
         lora::LoraArguments,
         model_source::ModelSource,
         reference::ReferenceConfig,
@@ -132,6 +133,9 @@ pub struct PpoConfig {
     /// Number type of matrix products, for all models: `auto` (bfloat16 where this machine multiplies it faster), `f32` or
     /// `bf16`.
     pub dtype: ComputeType,
+    /// Where it is computed: `auto` (the GPU with the most free memory if one can be used, else the processor), `cpu`, `cuda`
+    /// or `cuda:N`.
+    pub device: DeviceChoice,
     /// Number type of the saved weights.
     pub save_dtype: WeightType,
 }
@@ -238,6 +242,7 @@ impl Default for PpoConfig {
             num_sample_generations: 10,
             gold: None,
             dtype: ComputeType::Auto,
+            device: DeviceChoice::Auto,
             save_dtype: WeightType::Float32,
         }
     }

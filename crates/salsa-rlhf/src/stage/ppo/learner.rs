@@ -1,7 +1,7 @@
 //! The models that learn: policy and critic, and their optimizer steps.
 use anyhow::{Context, ensure};
 use salsa_algo::ppo::{self, Denominators, PolicyStats};
-use salsa_engine::{AdamW, Batch, Cpu, Head, Model, ModelSpec, Output, OutputGradient, Query, Trainable};
+use salsa_engine::{AdamW, Batch, Device, Head, Model, ModelSpec, Output, OutputGradient, Query, Trainable};
 
 use super::config::{CriticKind, PpoConfig};
 use super::rollout::{Rollouts, split};
@@ -16,7 +16,8 @@ pub struct Learner {
     pub policy: Trainable,
     /// The critic, if it is a model of its own.
     pub critic: Option<Trainable>,
-    adamw: AdamW,
+    /// The optimizer of both.
+    pub adamw: AdamW,
 }
 
 /// What the epochs learn from; per-token and per-slot numbers end to end.
@@ -74,7 +75,7 @@ impl Learner {
             let spec = reward_model.spec.with_head(Head::Scalar);
             let weights = reward_model.spec.convert(&reward_model.read_weights()?, &spec, 0);
             let policy = config.model_name_or_path.read().context("policy")?;
-            return Learner::new(config, policy, (spec, weights), Cpu::current());
+            return Learner::new(config, policy, (spec, weights), Device::current());
         }
         let (seed, recompute) = (config.seed, config.recompute());
         let (head, critic) = match config.critic {
@@ -97,12 +98,13 @@ impl Learner {
         config: &PpoConfig,
         (policy_spec, policy_weights): (ModelSpec, Vec<f32>),
         (critic_spec, critic_weights): (ModelSpec, Vec<f32>),
-        backend: Cpu,
+        backend: Device,
     ) -> anyhow::Result<Learner> {
         let recompute = config.recompute();
         let (policy, critic) = match config.critic {
             CriticKind::Separate => {
-                let critic = Trainable::new(critic_spec, critic_weights, backend, recompute).context("critic")?;
+                let critic =
+                    Trainable::new(critic_spec, critic_weights, backend.clone(), recompute).context("critic")?;
                 (Trainable::new(policy_spec, policy_weights, backend, recompute), Some(critic))
             }
             CriticKind::Shared => {

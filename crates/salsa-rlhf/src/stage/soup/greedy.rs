@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
 use salsa_algo::soup::{Normalize, Weights, weighted_mean};
-use salsa_engine::{Cpu, Head, Model, ModelSpec};
+use salsa_engine::{Device, Head, Model, ModelSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -267,7 +267,7 @@ fn load<'m>(
     let weights = if language == *spec { weights } else { spec.convert(&weights, &language, 0) };
     match model {
         Some(model) => model.set_weights(&weights)?,
-        None => *model = Some(Model::new(language, &weights, Cpu::current())?),
+        None => *model = Some(Model::new(language, &weights, Device::current())?),
     }
     Ok(model.as_ref().expect("made above"))
 }

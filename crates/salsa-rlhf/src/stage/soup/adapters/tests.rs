@@ -1,5 +1,5 @@
 //! The soup of adapters is the soup of the merged models.
-use salsa_engine::{Activation, Batch, Cpu, Model, NormWeight, Query, random::Random};
+use salsa_engine::{Activation, Batch, Device, Model, NormWeight, Query, random::Random};
 
 use super::*;
 use crate::{
@@ -87,7 +87,7 @@ fn dense(dir: &Path, spec: &ModelSpec, weights: &[f64]) -> Model {
     let merged: Vec<Vec<f32>> = merged.collect();
     let at = |i: usize| merged.iter().zip(weights).map(|(m, w)| w * f64::from(m[i])).sum::<f64>() as f32;
     let mean: Vec<f32> = (0..spec.parameters()).map(at).collect();
-    Model::new(spec.clone(), &mean, Cpu::current()).unwrap()
+    Model::new(spec.clone(), &mean, Device::current()).unwrap()
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f32 {
