@@ -27,7 +27,7 @@
 //! | [`weights`] | where weights are read from |
 //! | [`batch`] | packed sequences, queries, outputs |
 //! | [`model`] | forward, backward, decoding, optimizer step, written once against [`backend::Backend`] |
-//! | [`backend`] | the operations; [`backend::cpu`] does them on the processor |
+//! | [`backend`] | the operations; [`backend::cpu`] does them on the processor, [`backend::cuda`] on a GPU |
 //! | [`threads`] | threads for parallel regions of microseconds |
 //! | [`random`] | counter-based random numbers |
 //!

@@ -153,8 +153,9 @@ pub const PACKED_ROWS: usize = 256;
 ///
 /// # Contract
 ///
-/// The result for a row (or sequence) does not depend on the other rows, on threads, or on whether it was computed in a
-/// training pass or one token at a time. Reductions over rows (weight gradients) have a fixed order.
+/// The same work gives the same bits: every reduction has a fixed order. On the processor, moreover, the result for a row
+/// (or sequence) does not depend on the other rows, on threads, or on whether it was computed in a training pass or one
+/// token at a time; on a GPU the last bits may.
 pub trait Backend: Send + Sync + 'static {
     /// An array of f32.
     type Buffer: Send + Sync + Clone;
