@@ -109,14 +109,14 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const
     memcpy(emulate::exchange[base + lane], &mine, sizeof mine);
     emulate::warp_wait();
     auto half = [](unsigned word, unsigned k) { return __uint_as_float(k % 2 ? word & 0xffff0000u : word << 16); };
-    auto words = [&](unsigned l) { Words w; memcpy(&w, emulate::exchange[base + l], sizeof w); return w; };
+    auto word = [&](unsigned l, int i) { unsigned w; memcpy(&w, emulate::exchange[base + l] + 4 * i, 4); return w; };
     for (unsigned i = 0; i < 4; i++) {
         unsigned row = g + 8 * (i / 2), column = 2 * t + i % 2;
         double sum = 0;
         for (unsigned k = 0; k < 16; k++) {
             unsigned of = (row % 8) * 4 + (k % 8) / 2;
-            float x = half(words(of).w[row / 8 + 2 * (k / 8)], k);
-            float y = half(words(column * 4 + (k % 8) / 2).w[4 + k / 8], k);
+            float x = half(word(of, row / 8 + 2 * (k / 8)), k);
+            float y = half(word(column * 4 + (k % 8) / 2, 4 + k / 8), k);
             sum += (double)x * y;
         }
         d[i] += (float)sum;
