@@ -49,6 +49,13 @@ pub struct Columns {
     pub of: usize,
 }
 
+impl Columns {
+    /// All columns of a matrix with rows of `count` numbers.
+    pub fn all(count: usize) -> Columns {
+        Columns { first: 0, count, of: count }
+    }
+}
+
 /// What is asked of the log-prob head: whose log-probs, at which temperature.
 #[derive(Clone, Copy)]
 pub struct LogprobQuery<'a> {

@@ -84,8 +84,7 @@ impl<B: Backend> Factors<B> {
     /// The A's as what takes the gradient of `x A^T` to that of `x`.
     pub(super) fn back(&self) -> LowRank<'_, B::Matrix> {
         let [inner, input] = self.a_shape;
-        let all = |count| Columns { first: 0, count, of: count };
-        LowRank { weight: &self.a, inner: all(inner), outer: all(input) }
+        LowRank { weight: &self.a, inner: Columns::all(inner), outer: Columns::all(input) }
     }
 
     /// Takes the places of its tensors off the list of all.

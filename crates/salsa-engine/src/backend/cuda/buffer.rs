@@ -112,6 +112,14 @@ impl Buffer {
         let _ = self.rounded.set(copy);
     }
 
+    /// The numbers in the type of those that they are used with; a rounded copy is remembered.
+    pub(super) fn as_kind(&self, kind: Kind) -> Buffer {
+        match kind {
+            Kind::F32 => self.converted(Kind::F32),
+            Kind::Bf16 => self.rounded(),
+        }
+    }
+
     /// A copy in another type; a clone where the type is this one.
     pub(super) fn converted(&self, kind: Kind) -> Buffer {
         if self.kind == kind {

@@ -159,14 +159,6 @@ impl Cuda {
     }
 }
 
-/// An array in the type of others that it is used with.
-fn as_kind(x: &Buffer, kind: Kind) -> Buffer {
-    match kind {
-        Kind::F32 => x.converted(Kind::F32),
-        Kind::Bf16 => x.rounded(),
-    }
-}
-
 impl Backend for Cuda {
     type Buffer = Buffer;
     type Matrix = Matrix;
@@ -296,8 +288,7 @@ impl Backend for Cuda {
     }
 
     fn linear_backward_weight(&self, d_out: &Buffer, x: &Buffer, out: usize, input: usize, d_weight: Part<'_, Flat>) {
-        let all = |count| Columns { first: 0, count, of: count };
-        products::backward_weight(d_out, all(out), x, all(input), self.kind(), d_weight.place());
+        products::backward_weight(d_out, Columns::all(out), x, Columns::all(input), self.kind(), d_weight.place());
     }
 
     fn linear_columns(&self, x: &Buffer, from: Columns, weight: &Matrix, y: &mut Buffer, to: Columns) {
@@ -417,7 +408,7 @@ impl Backend for Cuda {
     }
 
     fn gated_backward(&self, d_out: &Buffer, x: &Buffer, width: usize, activation: Activation) -> Buffer {
-        rows::gated_backward(&self.card, &as_kind(d_out, x.kind()), x, width, activation)
+        rows::gated_backward(&self.card, &d_out.as_kind(x.kind()), x, width, activation)
     }
 
     fn gather(&self, x: &Buffer, width: usize, rows: &[u32]) -> Buffer {

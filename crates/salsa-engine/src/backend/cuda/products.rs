@@ -22,22 +22,9 @@ impl Matrix {
     }
 }
 
-/// An array as an operand of products of this kind.
-fn factor(x: &Buffer, kind: Kind) -> Buffer {
-    match kind {
-        Kind::F32 => x.converted(Kind::F32),
-        Kind::Bf16 => x.rounded(),
-    }
-}
-
 /// Some columns of an array.
 fn columns(pointer: u64, kind: Kind, columns: Columns) -> gemm::Matrix {
     gemm::Matrix::at(pointer, columns.first, kind, columns.of)
-}
-
-/// All columns of rows of `width`.
-fn all(width: usize) -> Columns {
-    Columns { first: 0, count: width, of: width }
 }
 
 /// `x W^T` in this type.
@@ -50,7 +37,7 @@ pub(super) fn linear(x: &Buffer, weight: &Matrix, kind: Kind) -> Buffer {
 
 /// `to = alpha * x[rows] W^T + beta * to`.
 pub(super) fn some_rows(x: &Buffer, rows: Range<usize>, weight: &Matrix, alpha: f32, beta: f32, to: &mut Buffer) {
-    let x = factor(x, weight.kind());
+    let x = x.as_kind(weight.kind());
     let (m, n, k) = (rows.len(), weight.out, weight.input);
     let a = gemm::Matrix::at(x.pointer(), rows.start * k, x.kind(), k);
     let kind = to.kind();
@@ -60,7 +47,7 @@ pub(super) fn some_rows(x: &Buffer, rows: Range<usize>, weight: &Matrix, alpha: 
 
 /// `d_x[rows] = d_out W`, where `d_out` has those rows alone.
 pub(super) fn some_rows_backward_input(d_out: &Buffer, weight: &Matrix, d_x: &mut Buffer, rows: Range<usize>) {
-    let d_out = factor(d_out, weight.kind());
+    let d_out = d_out.as_kind(weight.kind());
     let (m, n, k) = (rows.len(), weight.input, weight.out);
     let a = gemm::Matrix::at(d_out.pointer(), 0, d_out.kind(), k);
     let kind = d_x.kind();
@@ -76,7 +63,7 @@ pub(super) fn some_rows_backward_weight(
     weight: &Matrix,
     d_weight: u64,
 ) {
-    let (d_out, x) = (factor(d_out, weight.kind()), factor(x, weight.kind()));
+    let (d_out, x) = (d_out.as_kind(weight.kind()), x.as_kind(weight.kind()));
     let (m, n, k) = (weight.out, weight.input, rows.len());
     let a = gemm::Matrix::at(d_out.pointer(), 0, d_out.kind(), m).transposed();
     let b = gemm::Matrix::at(x.pointer(), rows.start * n, x.kind(), n);
@@ -86,7 +73,7 @@ pub(super) fn some_rows_backward_weight(
 
 /// `residual + x W^T`, f32.
 pub(super) fn linear_onto(x: &Buffer, weight: &Matrix, residual: &Buffer) -> Buffer {
-    let x = factor(x, weight.kind());
+    let x = x.as_kind(weight.kind());
     let mut y = x.card().room(residual.len(), Kind::F32);
     let residual = residual.converted(Kind::F32);
     let a = gemm::Matrix::at(x.pointer(), 0, x.kind(), weight.input);
@@ -101,8 +88,8 @@ pub(super) fn linear_onto(x: &Buffer, weight: &Matrix, residual: &Buffer) -> Buf
 pub(super) fn backward_input(d_out: &Buffer, weight: &Matrix) -> Buffer {
     let rows = d_out.len() / weight.out;
     let mut d_x = d_out.card().room(rows * weight.input, weight.kind());
-    let to = all(weight.input);
-    onto_columns(d_out, all(weight.out), weight.operand(), (weight.out, weight.input), &mut d_x, to, 0.0);
+    let to = Columns::all(weight.input);
+    onto_columns(d_out, Columns::all(weight.out), weight.operand(), (weight.out, weight.input), &mut d_x, to, 0.0);
     d_x
 }
 
@@ -120,7 +107,7 @@ pub(super) fn linear_low_rank(
     factors: &[LowRank<'_, Matrix>],
     residual: Option<&Buffer>,
 ) -> Buffer {
-    let (x, z) = (factor(x, weight.kind()), factor(z, weight.kind()));
+    let (x, z) = (x.as_kind(weight.kind()), z.as_kind(weight.kind()));
     let (rows, n, k) = (x.len() / weight.input, weight.out, weight.input);
     let kind = if residual.is_some() { Kind::F32 } else { weight.kind() };
     let covered: usize = factors.iter().map(|factor| factor.outer.count).sum();
@@ -153,7 +140,15 @@ pub(super) fn low_rank_backward_input(d_out: &Buffer, weight: &Matrix, d_z: &Buf
     let mut d_x = d_out.card().room(rows * weight.input, weight.kind());
     let sizes = |weight: &Matrix| (weight.out, weight.input);
     onto_columns(d_z, a.inner, a.weight.operand(), sizes(a.weight), &mut d_x, a.outer, 0.0);
-    onto_columns(d_out, all(weight.out), weight.operand(), sizes(weight), &mut d_x, all(weight.input), 1.0);
+    onto_columns(
+        d_out,
+        Columns::all(weight.out),
+        weight.operand(),
+        sizes(weight),
+        &mut d_x,
+        Columns::all(weight.input),
+        1.0,
+    );
     d_x
 }
 
@@ -172,7 +167,7 @@ fn onto_columns(
     to: Columns,
     beta: f32,
 ) {
-    let x = factor(x, b.kind);
+    let x = x.as_kind(b.kind);
     let (m, kind) = (x.len() / from.of, y.kind());
     let a = columns(x.pointer(), x.kind(), from);
     let d = columns(y.pointer_mut(), kind, to);
@@ -181,7 +176,7 @@ fn onto_columns(
 
 /// `d_weight[from.count, of.count] += d_out[:, from]^T x[:, of]` at an address of f32.
 pub(super) fn backward_weight(d_out: &Buffer, from: Columns, x: &Buffer, of: Columns, kind: Kind, d_weight: u64) {
-    let (d_out, x) = (factor(d_out, kind), factor(x, kind));
+    let (d_out, x) = (d_out.as_kind(kind), x.as_kind(kind));
     let a = columns(d_out.pointer(), kind, from).transposed();
     let b = columns(x.pointer(), kind, of);
     let d = gemm::Matrix::at(d_weight, 0, Kind::F32, of.count);
