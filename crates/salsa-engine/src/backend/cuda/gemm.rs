@@ -4,8 +4,9 @@
 //! `D^T = op(B)^T op(A)^T`: the operands change places and nothing is moved.
 
 use super::buffer::Kind;
-use super::card::{Card, Event, locked};
+use super::card::{Card, locked};
 use super::error::{DeviceError, driver, fail, must, product};
+use super::event::Event;
 use cudarc::cublaslt::sys as lt;
 use cudarc::driver::sys;
 use std::collections::HashMap;

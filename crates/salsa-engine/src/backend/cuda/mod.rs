@@ -20,6 +20,7 @@ mod buffer;
 mod cache;
 mod card;
 mod error;
+mod event;
 mod gemm;
 mod head;
 mod kernels;

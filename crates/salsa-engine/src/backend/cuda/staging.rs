@@ -3,8 +3,8 @@
 //! Segments of pinned memory are filled in turn. An event marks the last copy out of a segment; it is waited for before
 //! the segment is filled again, so that filling one overlaps with copying the others.
 
-use super::card::Event;
 use super::error::{DeviceError, driver};
+use super::event::Event;
 use cudarc::driver::sys;
 
 const SEGMENT: usize = 16 << 20;
