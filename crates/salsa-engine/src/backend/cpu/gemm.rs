@@ -21,6 +21,9 @@ const SMALL: usize = 1 << 17;
 /// Rows of the source that are transposed at a time: with fewer, too little of what lies side by side is read at once.
 const TRANSPOSED: usize = 128;
 
+/// Columns that are packed at a time from rows that are contiguous.
+const TOGETHER: usize = 128;
+
 /// A read-only matrix anywhere in memory: element `(i, j)` is `data[i * row_stride + j * column_stride]`. One of the two
 /// strides is 1.
 #[derive(Clone, Copy)]
@@ -88,8 +91,14 @@ impl Packed {
     /// Packs `columns` columns from column `first` on, which starts a panel; they end a panel or the matrix.
     pub(crate) fn pack_columns(&mut self, first: usize, b: View<'_>, columns: usize) {
         let (dtype, width, depth) = (self.dtype, self.kernel().width, self.depth);
-        self.each_panel_of(first, columns, |p, panel| {
-            pack::panel(dtype, b, depth, p * width - first, columns, width, panel);
+        // Several panels at a time, so that what lies side by side is read together, but work for every thread.
+        let run = if b.column_stride == 1 {
+            (TOGETHER / width).min(columns.div_ceil(width).div_ceil(pool::threads()))
+        } else {
+            1
+        };
+        self.each_panel_of(first, columns, run, |p, out| {
+            pack::panels(dtype, b, depth, p * width - first, columns, width, out);
         });
     }
 
@@ -105,7 +114,7 @@ impl Packed {
                 self.pack_columns(first, View::rows(&wide, depth).t(), columns);
             }
             (Numbers::Bf16(weights), Dtype::Bf16) => {
-                self.each_panel_of(first, columns, |p, panel| {
+                self.each_panel_of(first, columns, 1, |p, panel| {
                     let rows = p * width - first..columns.min((p + 1) * width - first);
                     pack::panel_of_bf16(&weights[rows.start * depth..rows.end * depth], depth, panel);
                 });
@@ -154,17 +163,12 @@ impl Packed {
         }
     }
 
-    /// Has `panel(index, words)` write the panels of so many columns from column `first` on.
-    fn each_panel_of(&mut self, first: usize, columns: usize, panel: impl Fn(usize, &mut [f32]) + Sync) {
+    /// Has `fill(index, words)` write the panels of so many columns from column `first` on, `run` panels at a time.
+    fn each_panel_of(&mut self, first: usize, columns: usize, run: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
         let (width, end) = (self.kernel().width, first + columns);
         assert!(first.is_multiple_of(width), "column {first} does not start a panel of {width}");
         assert!(end.is_multiple_of(width) || end == self.columns, "column {end} does not end a panel of {width}");
-        self.each_panel(first / width..end.div_ceil(width), panel);
-    }
-
-    /// Has `panel(index, words)` write these panels.
-    fn each_panel(&mut self, panels: Range<usize>, panel: impl Fn(usize, &mut [f32]) + Sync) {
-        self.each_run(panels, 1, panel);
+        self.each_run(first / width..end.div_ceil(width), run.max(1), fill);
     }
 
     /// Has `fill(first, words)` write these panels, as many as `run` at a time.

@@ -2,6 +2,13 @@
 
 use super::{Ahead, Store, at};
 
+/// Words of the sum between two looks at the loop's counters: beside the multiplications these should take no time.
+const UNROLL: usize = 8;
+/// Words between two requests of what is read next, where many tiles share the requests.
+const SPARE: usize = 4;
+/// Numbers of a line of memory.
+const LINE: usize = 16;
+
 /// A tile kernel on vectors of `$lanes` numbers, two to a row. A step of the sum is one or two multiplications: `$load(b)`
 /// takes a vector of the right factor from its words, `$left(a)` fills one with the item of the left factor that goes with
 /// it, `$offset` items behind the first of the step.
@@ -32,13 +39,9 @@ macro_rules! vector_tile {
                 _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(r * stride + 2 * $lanes - 1).cast());
             }
             let mut sum = [[$zero(); 2]; R];
-            for s in 0..steps {
+            let step = |s: usize, sum: &mut [[_; 2]; R]| {
                 // SAFETY: the caller's promise on the lengths of `a` and `b`.
                 unsafe {
-                    _mm_prefetch::<_MM_HINT_T1>(ahead.from.wrapping_add(ahead.stride * s).cast());
-                    if $lanes == 16 {
-                        _mm_prefetch::<_MM_HINT_T1>(ahead.from.wrapping_add(ahead.stride * s + $lanes).cast());
-                    }
                     let words = b.add(2 * $lanes * s);
                     $(
                         let right = [$load(words), $load(words.add($lanes))];
@@ -49,7 +52,26 @@ macro_rules! vector_tile {
                         }
                     )+
                 }
-            }
+            };
+            let mut run = |every: usize| {
+                let mut s = 0;
+                while s + UNROLL <= steps {
+                    for u in 0..UNROLL {
+                        if u % every == 0 {
+                            let next = ahead.from.wrapping_add(ahead.stride * (s + u));
+                            _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                            if every == 1 && 2 * $lanes > LINE {
+                                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(LINE).cast());
+                            }
+                        }
+                        step(s + u, &mut sum);
+                    }
+                    s += UNROLL;
+                }
+                (s..steps).for_each(|s| step(s, &mut sum));
+            };
+            // At least one request for every line of the share.
+            if ahead.stride > LINE / SPARE { run(1) } else { run(SPARE) }
             for (r, sum) in sum.iter().enumerate() {
                 // SAFETY: the caller's promise on `out`.
                 unsafe {

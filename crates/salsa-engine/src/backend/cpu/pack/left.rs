@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::Dtype;
 use super::super::gemm::View;
 use super::super::isa::multiversion;
-use super::super::kernel::{GROUP, Items, Left};
+use super::super::kernel::{GROUP, Items, Left, prefetch};
 use super::super::math::LANES;
 #[cfg(target_arch = "x86_64")]
 use super::{Isa, avx512, isa};
@@ -15,6 +15,11 @@ use super::{bf16, pair};
 const SAME_SETS: usize = 1024;
 /// A factor whose rows are columns in memory is copied when it meets more panels than these: each reads it once.
 const FEW_PANELS: usize = 8;
+/// The most rows of a block that is copied term by term, with room for whole lanes.
+const MOST_ROWS: usize = 96 + LANES;
+const HALF: usize = LANES / 2;
+/// How many columns before it is copied a column is asked for.
+const COLUMNS_AHEAD: usize = 16;
 
 /// Rows of a left factor as tiles read them.
 #[derive(Clone, Copy)]
@@ -68,12 +73,11 @@ pub(crate) fn block<'a>(
             let stride = items.next_multiple_of(LANES) + LANES;
             (stride, height * stride)
         }
-        // Whole lines of memory.
-        (Left::Columns, Items::Terms) => (rows, height),
-        // Tile by tile. What is written lane by lane may reach over the last item.
-        (Left::Columns, Items::Words | Items::Groups) => (height, items * height + LANES),
+        // Tile by tile, so that each takes as little of the first-level cache as it can. What is written lane by lane may
+        // reach over the last item.
+        (Left::Columns, _) => (height, items * height + LANES),
     };
-    let len = if layout == Left::Columns { items * rows } else { 0 }.max(rows.div_ceil(height) * tile_stride);
+    let len = rows.div_ceil(height) * tile_stride;
     room.resize(room.len().max(len), 0.0);
     let copy = &mut room[..len];
     match (layout, form) {
@@ -84,12 +88,7 @@ pub(crate) fn block<'a>(
                 to[depth..].fill(0.0);
             }
         }
-        (Left::Columns, Items::Terms) => {
-            for (k, to) in copy.chunks_exact_mut(rows).enumerate().take(depth) {
-                take(dtype, &a.data[k * a.column_stride..][..rows], to);
-            }
-            copy[depth * rows..items * rows].fill(0.0);
-        }
+        (Left::Columns, Items::Terms) => copy_columns(dtype, a, (rows, depth, items), (height, tile_stride), copy),
         (_, Items::Groups) => copy_groups(a, source, rows, depth, stride, copy),
         (_, Items::Words) => copy_words(a, layout, rows, depth, (height, stride, tile_stride), copy),
     }
@@ -101,6 +100,61 @@ fn lies_well(a: View<'_>, layout: Left, rows: usize, panels: usize) -> bool {
     match layout {
         Left::Rows => rows == 1 || !a.row_stride.is_multiple_of(SAME_SETS),
         Left::Columns => panels <= FEW_PANELS && !a.column_stride.is_multiple_of(SAME_SETS),
+    }
+}
+
+/// Terms by columns, tile by tile. What follows a column is far away: it is asked for some columns before.
+fn copy_columns(
+    dtype: Dtype,
+    a: View<'_>,
+    (rows, depth, items): (usize, usize, usize),
+    (height, tile_stride): (usize, usize),
+    copy: &mut [f32],
+) {
+    let mut rounded = [0.0; MOST_ROWS];
+    for k in 0..depth {
+        let column = &a.data[k * a.column_stride..];
+        if k + COLUMNS_AHEAD < depth {
+            prefetch(&column[COLUMNS_AHEAD * a.column_stride..][..rows]);
+        }
+        let column = match dtype {
+            Dtype::F32 => column,
+            Dtype::Bf16 => {
+                round(&column[..rows], &mut rounded);
+                &rounded
+            }
+        };
+        to_tiles(column, rows, height, tile_stride, &mut copy[k * height..]);
+    }
+    for tile in copy.chunks_mut(tile_stride) {
+        tile[depth * height..items * height].fill(0.0);
+    }
+}
+
+multiversion! {
+    /// An item of every row into its place in each tile. What is written beyond the tile's rows is written again.
+    fn to_tiles(column: &[f32], rows: usize, height: usize, tile_stride: usize, copy: &mut [f32]) {
+        if height <= HALF {
+            chunks_to_tiles::<HALF>(column, rows, height, tile_stride, copy);
+        } else {
+            chunks_to_tiles::<LANES>(column, rows, height, tile_stride, copy);
+        }
+    }
+}
+
+#[inline(always)]
+fn chunks_to_tiles<const CHUNK: usize>(
+    column: &[f32],
+    rows: usize,
+    height: usize,
+    tile_stride: usize,
+    copy: &mut [f32],
+) {
+    for (first, to) in (0..rows).step_by(height).zip(copy.chunks_mut(tile_stride)) {
+        match (column[first..].first_chunk::<CHUNK>(), to.first_chunk_mut::<CHUNK>()) {
+            (Some(from), Some(to)) => *to = *from,
+            _ => to.iter_mut().zip(&column[first..rows]).take(height).for_each(|(to, &from)| *to = from),
+        }
     }
 }
 

@@ -16,6 +16,10 @@ use super::gemm::View;
 use super::isa::multiversion;
 #[cfg(target_arch = "x86_64")]
 use super::isa::{Isa, isa};
+use super::kernel::{WIDTH, prefetch};
+
+/// How many rows before they are packed they are asked for.
+const ROWS_AHEAD: usize = 8;
 
 /// The nearest bfloat16, ties to even, as its 16 bits. Subnormal numbers become zero, as in the conversion instruction.
 #[inline(always)]
@@ -42,18 +46,33 @@ pub(crate) fn pair(low: f32, high: f32) -> f32 {
     f32::from_bits(bf16(low) | bf16(high) << 16)
 }
 
-/// Writes columns `first..first + width` of `b` into `panel`, `[steps][width]`; `depth` terms, the rest zero.
-pub(crate) fn panel(
+/// Writes columns of `b` from `first` on into the panels of `out`, `[panel][steps][width]`; `depth` terms, the rest zero.
+pub(crate) fn panels(
     dtype: Dtype,
     b: View<'_>,
     depth: usize,
     first: usize,
     columns: usize,
     width: usize,
-    panel: &mut [f32],
+    out: &mut [f32],
 ) {
-    let here = width.min(columns - first);
     let b = View { data: &b.data[first * b.column_stride..], ..b };
+    let left = columns - first;
+    #[cfg(target_arch = "x86_64")]
+    let vectors = matches!((isa(), dtype), (Isa::Amx | Isa::Avx512Bf16, _) | (Isa::Avx512, Dtype::F32));
+    #[cfg(not(target_arch = "x86_64"))]
+    let vectors = false;
+    if b.column_stride == 1 && !vectors {
+        return panels_by_rows(dtype, b, depth, left, width, out);
+    }
+    for (i, panel) in out.chunks_exact_mut(depth.div_ceil(dtype.terms()) * width).enumerate() {
+        let b = View { data: &b.data[i * width * b.column_stride..], ..b };
+        one_panel(dtype, b, depth, width.min(left - i * width), width, panel);
+    }
+}
+
+/// The same for a panel of `here` columns.
+fn one_panel(dtype: Dtype, b: View<'_>, depth: usize, here: usize, width: usize, panel: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     match (isa(), dtype) {
         // SAFETY: `isa` returns only what this machine has; the bounds are checked inside.
@@ -68,9 +87,6 @@ pub(crate) fn panel(
         (Isa::Avx2, Dtype::Bf16) if b.row_stride == 1 => return unsafe { avx2::panel_bf16(b, depth, here, panel) },
         _ => {}
     }
-    if b.column_stride == 1 {
-        return panel_by_rows(dtype, b, depth, here, panel, width);
-    }
     match dtype {
         Dtype::F32 => fill(panel, width, here, |s, c| b.data[s * b.row_stride + c * b.column_stride]),
         Dtype::Bf16 => {
@@ -82,7 +98,7 @@ pub(crate) fn panel(
     }
 }
 
-/// Writes `rows` of `depth` bfloat16 numbers each as columns of a panel, as [`panel`] packs the same numbers from f32.
+/// Writes `rows` of `depth` bfloat16 numbers each as columns of a panel, as [`panels`] packs the same numbers from f32.
 pub(crate) fn panel_of_bf16(rows: &[[u8; 2]], depth: usize, panel: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     match isa() {
@@ -118,17 +134,35 @@ multiversion! {
     }
 }
 
-/// The same from a source whose rows are contiguous.
-fn panel_by_rows(dtype: Dtype, b: View<'_>, depth: usize, here: usize, panel: &mut [f32], width: usize) {
-    let row = |k: usize| &b.data[k * b.row_stride..][..here];
-    for (s, words) in panel.chunks_exact_mut(width).enumerate() {
-        let (used, beyond) = words.split_at_mut(here);
-        match dtype {
-            Dtype::F32 => used.copy_from_slice(row(s)),
-            Dtype::Bf16 if 2 * s + 1 < depth => pairs(row(2 * s), row(2 * s + 1), used),
-            Dtype::Bf16 => pairs(row(2 * s), &[0.0; 32][..here], used),
+/// [`panels`] of a source whose rows are contiguous. The next ones are asked for, as they lie far from each other.
+fn panels_by_rows(dtype: Dtype, b: View<'_>, depth: usize, left: usize, width: usize, out: &mut [f32]) {
+    let stride = depth.div_ceil(dtype.terms()) * width;
+    let used = left.min(out.len() / stride * width);
+    let row = |k: usize| &b.data[k * b.row_stride..][..used];
+    for s in 0..stride / width {
+        let k = s * dtype.terms();
+        for k in k + ROWS_AHEAD..depth.min(k + ROWS_AHEAD + dtype.terms()) {
+            prefetch(row(k));
         }
-        beyond.fill(0.0);
+        let high = (dtype == Dtype::Bf16).then(|| if k + 1 < depth { row(k + 1) } else { &[] });
+        for (panel, first) in out.chunks_exact_mut(stride).zip((0..used).step_by(width)) {
+            let here = first..used.min(first + width);
+            let (words, beyond) = panel[s * width..][..width].split_at_mut(here.len());
+            match high {
+                None => copy(&row(k)[here], words),
+                Some([]) => pairs(&row(k)[here], &[0.0; WIDTH][..words.len()], words),
+                Some(high) => pairs(&row(k)[here.clone()], &high[here], words),
+            }
+            beyond.fill(0.0);
+        }
+    }
+}
+
+multiversion! {
+    fn copy(from: &[f32], to: &mut [f32]) {
+        let (from, to) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
+        to.0.iter_mut().zip(from.0).for_each(|(to, from)| *to = *from);
+        to.1.iter_mut().zip(from.1).for_each(|(to, from)| *to = *from);
     }
 }
 
@@ -226,7 +260,7 @@ mod tests {
             crate::weights::Numbers::Bf16(&stored).widen(&mut wide);
             let mut panels = [vec![7.0; depth.div_ceil(2) * width], vec![9.0; depth.div_ceil(2) * width]];
             panel_of_bf16(&stored, depth, &mut panels[0]);
-            panel(Dtype::Bf16, View::rows(&wide, depth).t(), depth, 0, columns, width, &mut panels[1]);
+            super::panels(Dtype::Bf16, View::rows(&wide, depth).t(), depth, 0, columns, width, &mut panels[1]);
             let [found, expected] = panels.map(|panel| panel.iter().map(|word| word.to_bits()).collect::<Vec<_>>());
             assert_eq!(found, expected, "{depth} {columns}");
         }
@@ -249,8 +283,8 @@ mod tests {
                 let count = columns.div_ceil(width);
                 let pack = |view: View<'_>| -> Vec<f32> {
                     let mut panels = vec![7.0; count * steps * width];
-                    for (p, out) in panels.chunks_exact_mut(steps * width).enumerate() {
-                        panel(dtype, view, depth, p * width, columns, width, out);
+                    for (run, out) in panels.chunks_mut(2 * steps * width).enumerate() {
+                        super::panels(dtype, view, depth, 2 * run * width, columns, width, out);
                     }
                     panels
                 };
@@ -269,7 +303,7 @@ mod tests {
                 }
                 let mut expected = vec![7.0; back.len()];
                 for (p, out) in expected.chunks_exact_mut(back_steps * width).enumerate() {
-                    panel(dtype, View::rows(&by_rows, columns).t(), columns, p * width, depth, width, out);
+                    super::panels(dtype, View::rows(&by_rows, columns).t(), columns, p * width, depth, width, out);
                 }
                 assert_eq!(bits(&back), bits(&expected), "{dtype:?} {depth} {columns}");
             }
