@@ -6,7 +6,7 @@
 
 use super::gemm::{Packed, View, gemm_here};
 use super::isa::multiversion;
-use super::kernel::Store;
+use super::kernel::{Store, prefetch};
 use super::math::{LANES, exp, fold, max};
 use super::{Buffer, Dtype};
 use crate::backend::AttentionShape;
@@ -91,11 +91,13 @@ pub(super) fn forward(dtype: Dtype, fused: &[f32], cu_seqlens: &[usize], shape: 
 fn forward_task(dtype: Dtype, fused: &[f32], task: Task, shape: &AttentionShape, out: &Columns) {
     let (stride, dim) = (shape.fused(), shape.head_dim);
     let rows = &fused[task.start * stride..(task.start + task.len) * stride];
+    ask_for(rows, stride, dim, &[shape.key_at(task.kv_head), shape.value_at(task.kv_head)]);
     let keys = Packed::new(dtype, View::rows(&rows[shape.key_at(task.kv_head)..], stride).t(), dim, task.len);
     let values = Packed::new(dtype, View::rows(&rows[shape.value_at(task.kv_head)..], stride), task.len, dim);
     let mut scores = Buffer::stale(BLOCK * score_stride(task.len));
     let mut block_out = Buffer::stale(BLOCK * dim);
     for head in task.kv_head * shape.group()..(task.kv_head + 1) * shape.group() {
+        ask_for(rows, stride, dim, &[shape.query_at(head)]);
         for first in (0..task.len).step_by(BLOCK) {
             let count = BLOCK.min(task.len - first);
             let seen = first + count;
@@ -123,6 +125,13 @@ fn forward_task(dtype: Dtype, fused: &[f32], task: Task, shape: &AttentionShape,
                 normalize(&block_out[r * dim..(r + 1) * dim], sums[r], out);
             }
         }
+    }
+}
+
+/// Asks for a head's part of every row, at these columns: they lie far from each other, and are all read soon.
+fn ask_for(rows: &[f32], stride: usize, dim: usize, columns: &[usize]) {
+    for row in rows.chunks(stride) {
+        columns.iter().for_each(|&at| prefetch(&row[at..at + dim]));
     }
 }
 
@@ -195,6 +204,7 @@ fn backward_task(dtype: Dtype, d_out: &[f32], fused: &[f32], task: Task, shape: 
     let rows = &fused[task.start * stride..(task.start + task.len) * stride];
     let key_rows = View::rows(&rows[shape.key_at(task.kv_head)..], stride);
     let value_rows = View::rows(&rows[shape.value_at(task.kv_head)..], stride);
+    ask_for(rows, stride, dim, &[shape.key_at(task.kv_head), shape.value_at(task.kv_head)]);
     let keys_t = Packed::new(dtype, key_rows.t(), dim, task.len);
     let values_t = Packed::new(dtype, value_rows.t(), dim, task.len);
     let keys = Packed::new(dtype, key_rows, task.len, dim);
@@ -205,6 +215,8 @@ fn backward_task(dtype: Dtype, d_out: &[f32], fused: &[f32], task: Task, shape: 
     let mut d_values = Buffer::zeros(task.len * dim);
     let (mut packed_query, mut packed_out) = (Packed::empty(dtype), Packed::empty(dtype));
     for head in task.kv_head * shape.group()..(task.kv_head + 1) * shape.group() {
+        ask_for(rows, stride, dim, &[shape.query_at(head)]);
+        ask_for(&d_out[task.start * width..(task.start + task.len) * width], width, dim, &[shape.query_at(head)]);
         for first in (0..task.len).step_by(BLOCK) {
             let count = BLOCK.min(task.len - first);
             let seen = first + count;
