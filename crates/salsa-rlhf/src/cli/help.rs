@@ -84,6 +84,7 @@ impl<'a> Page<'a> {
     /// The keys of the mappings that a key takes.
     fn below(&mut self, path: &str, forms: &[Form<'a>]) {
         let mut keys: Vec<(Key<'a>, Vec<&str>)> = Vec::new();
+        let mut as_before = None;
         for form in forms {
             let (form, path) = match self.item(form) {
                 Some(item) => (item, format!("{path}[]")),
@@ -94,7 +95,7 @@ impl<'a> Page<'a> {
                 self.told.iter().find(|(told, _)| form.name == Some(*told) && form.tag().is_none())
             {
                 if before.trim_end_matches("[]") != path.trim_end_matches("[]") {
-                    self.text += &wrapped(&format!("Its keys are those below {before}."), 6, 6);
+                    as_before = Some(before.clone());
                 }
                 continue;
             }
@@ -111,6 +112,9 @@ impl<'a> Page<'a> {
                     }
                 }
             }
+        }
+        if let Some(before) = as_before {
+            self.text += &wrapped(&format!("Its keys are those below {before}."), 6, 6);
         }
         for (mut key, kinds) in keys {
             if !kinds.is_empty() {
@@ -204,6 +208,10 @@ fn start(default: &Value, meaning: &str) -> String {
         _ if is_empty => "[default: empty]".to_owned(),
         Value::Null => "[default: none]".to_owned(),
         Value::String(text) => format!("[default: {text}]"),
+        Value::Number(number) if number.is_f64() => {
+            let number = format!("{:?}", number.as_f64().unwrap_or_default());
+            format!("[default: {}]", number.trim_end_matches(".0"))
+        }
         value => format!("[default: {value}]"),
     }
 }

@@ -52,7 +52,8 @@ pub fn main(name: &str, arguments: &Arguments) -> anyhow::Result<()> {
 /// An example, and every key with what it means.
 pub fn help(kind: &Kind) -> String {
     format!(
-        "Example:\n  {}\n\nKeys, as --KEY VALUE or as KEY: VALUE in the file of --config:\n{}",
+        "Example:\n  {}\n\nKeys, as --KEY VALUE or as KEY: VALUE in the file of --config. A dotted key is one of\n\
+         a mapping, and [required] says of it that the mapping cannot be without it.\n{}",
         example(kind),
         keys(kind)
     )

@@ -237,7 +237,7 @@ pub enum WeightType {
     /// 32-bit floating point.
     #[serde(rename = "float32", alias = "f32", alias = "fp32")]
     Float32,
-    /// bfloat16: 16 bits with the range of 32.
+    /// 16 bits with the range of 32-bit numbers.
     #[serde(rename = "bfloat16", alias = "bf16")]
     BFloat16,
     /// 16-bit IEEE floating point.

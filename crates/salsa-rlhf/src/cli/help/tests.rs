@@ -62,6 +62,8 @@ fn keys_of_mappings_are_dotted_and_told_once() {
         "  --dataset.split <train|validation|test|all|NAME> [required]\n",
         "  --model_name_or_path.models <list> [required]\n",
         "  --temperature <number> [default: 0.7]\n",
+        "  --learning_rate <number> [default: 3e-6] [also: lr]\n",
+        "  --kl_horizon <number> [default: 10000]\n",
         "  --score_clip <number> [default: none]\n",
     ] {
         assert_eq!(page.matches(line).count(), 1, "{line}{page}");
@@ -69,6 +71,8 @@ fn keys_of_mappings_are_dotted_and_told_once() {
     let page = keys(find("sft").unwrap());
     let eval = page.split("\n  --").find(|entry| entry.starts_with("eval_dataset ")).unwrap();
     assert!(eval.ends_with("\n      Its keys are those below dataset."), "{eval}");
+    let page = keys(find("soup").unwrap());
+    assert_eq!(page.matches("Its keys are those below density.").count(), 2, "of scale and of t: {page}");
     let page = keys(find("evaluate").unwrap());
     assert!(page.contains("\n  datasets[].name <text> "), "{page}");
 }

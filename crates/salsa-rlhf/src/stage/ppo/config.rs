@@ -75,7 +75,7 @@ pub struct PpoConfig {
     pub kl_estimator: KlKind,
     /// Wanted KL per response, in nats, above 0: beta adapts to it, as in TRL up to 0.11 (6). None: beta is fixed.
     pub kl_target: Option<f64>,
-    /// Responses after which an adaptive beta has moved by a fifth, above 0; used with `kl_target`. TRL up to 0.11:
+    /// Responses after which an adaptive beta has moved by a fifth at most, above 0; used with `kl_target`. TRL up to 0.11:
     /// 10,000.
     pub kl_horizon: f64,
     /// Where a response's score is added. TRL since 0.12: after_eos; nearly all others: last_token.

@@ -35,7 +35,7 @@ impl JsonSchema for ByteSize {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({"anyOf": [
             {"type": "integer", "minimum": 0, "title": "bytes"},
-            {"type": "string", "pattern": "^ *[0-9.]+ *([kKmMgGtT]?[bB])? *$", "title": "such as 5GB"}
+            {"type": "string", "pattern": "^ *[0-9.]+ *([kKmMgGtT]?[bB])? *$", "title": "5GB"}
         ]})
     }
 }
