@@ -63,7 +63,25 @@ fn help_and_version_are_data() {
     for line in ["sft --help", "sft --seed 1 --help", "help sft"] {
         let help = place.salsa(line);
         let text = stdout(&help);
-        assert!(text.contains("Example:\n  salsa sft") && text.contains("--learning_rate "), "{line}: {text}");
+        assert!(text.contains("Example:\n  salsa sft"), "{line}: {text}");
+        assert!(
+            text.contains("\n  --learning_rate <number> [default: 2e-5] [also: lr]\n      Highest"),
+            "{line}: {text}"
+        );
+    }
+}
+
+#[test]
+fn schemas_are_data() {
+    let place = Place::new();
+    for (line, title) in [
+        ("schema", "A recipe of salsa"),
+        ("schema recipe", "A recipe of salsa"),
+        ("schema ppo", "The keys of salsa ppo"),
+    ] {
+        let schema = place.salsa(line);
+        let schema: serde_json::Value = serde_json::from_str(stdout(&schema)).unwrap();
+        assert_eq!(schema["title"], title, "{line}");
     }
 }
 
@@ -79,6 +97,7 @@ fn wrong_usage_ends_with_2() {
         ("sft --learning-rate fast", "--learning-rate: expected a number, got string \"fast\""),
         ("sft --report_to wandb", "unknown option --report_to; leave it out: metrics.jsonl"),
         ("eval winrate --answer a", "unknown option --answer; did you mean \"answers\"?"),
+        ("schema pppo", "there is no stage \"pppo\"; did you mean \"ppo\"?"),
         ("sft stray", "\"stray\" belongs to no option"),
         ("sft --model m --dataset d", "say where the result goes: --output_dir PATH"),
         ("score --model m --input i", "say where the result goes: --output PATH"),

@@ -24,10 +24,7 @@ mod ppo;
 
 /// Which work to time.
 #[derive(clap::Args)]
-#[command(
-    after_help = "Example:\n  salsa bench sft --hidden 256 --layers 8 --vocab 4096 --head-dim 32 --batch 8 --seq 256 \
-                        --steps 8 --dtype bf16 --json"
-)]
+#[command(after_help = "Example:\n  salsa bench generate --config base/config.json --batch 64 --dtype bf16")]
 pub struct Arguments {
     #[command(subcommand)]
     work: Work,
@@ -36,10 +33,16 @@ pub struct Arguments {
 #[derive(Subcommand)]
 enum Work {
     /// Training steps: forward, mean cross-entropy, backward, AdamW.
+    #[command(
+        after_help = "Example:\n  salsa bench sft --hidden 256 --layers 8 --vocab 4096 --head-dim 32 --batch 8 --seq 256 \
+                            --steps 8 --dtype bf16 --json"
+    )]
     Sft(SftWork),
-    /// Sampling from the full softmax at temperature 1.
+    /// Sampling from the full softmax at temperature 1: decoding steps of a whole batch.
+    #[command(after_help = "Example:\n  salsa bench generate --hidden 256 --layers 8 --batch 64 --new-tokens 256")]
     Generate(GenerateWork),
     /// PPO updates with four separate models: sample, score, learn.
+    #[command(after_help = "Example:\n  salsa bench ppo --hidden 256 --layers 8 --batch 64 --response 128 --updates 2")]
     Ppo(PpoWork),
 }
 
@@ -49,10 +52,10 @@ struct Shape {
     /// Width of the residual stream.
     #[arg(long, default_value_t = 256)]
     hidden: usize,
-    /// Blocks.
+    /// Blocks of attention and MLP.
     #[arg(long, default_value_t = 8)]
     layers: usize,
-    /// Vocabulary.
+    /// Tokens in the vocabulary.
     #[arg(long, default_value_t = 4096)]
     vocab: usize,
     /// Numbers per attention head; `hidden / head-dim` heads.
@@ -88,7 +91,9 @@ struct Shape {
 enum Numbers {
     /// bfloat16 on a GPU and where the processor multiplies it faster, else f32.
     Auto,
+    /// 32-bit floating point.
     F32,
+    /// bfloat16 operands, sums in 32-bit floating point.
     Bf16,
 }
 

@@ -2,7 +2,6 @@
 use clap::Subcommand;
 
 use super::stage;
-use crate::stage::kinds;
 
 /// What to evaluate.
 #[derive(clap::Args)]
@@ -17,7 +16,6 @@ pub struct Arguments {
 #[derive(Subcommand)]
 enum What {
     /// How often one set of answers beats another, by a reward model or the toy world's gold reward.
-    #[command(after_help = winrate_help())]
     Winrate(stage::Arguments),
 }
 
@@ -26,8 +24,4 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     match &arguments.what {
         What::Winrate(arguments) => stage::main("winrate", arguments),
     }
-}
-
-fn winrate_help() -> String {
-    kinds::find("winrate").map(stage::help).unwrap_or_default()
 }

@@ -14,22 +14,22 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  salsa init gemma-2b.json --tokenizer my-model --output random-gemma --dtype bf16")]
 pub struct Arguments {
-    /// A config.json.
+    /// The shape: a config.json of Hugging Face.
     #[arg(value_name = "CONFIG")]
     config: PathBuf,
-    /// Where the model goes.
+    /// Directory of the model; must be empty or absent.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// Whose tokenizer and chat template it takes along.
+    /// Model directory whose tokenizer and chat template it takes along.
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
     /// Type of the weights: float32, bfloat16 or float16.
     #[arg(long, value_parser = dtype, default_value = "float32")]
     dtype: Dtype,
-    /// Another seed, other weights.
+    /// Seed of the weights: another seed, other weights.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Largest weight file: bytes, or such as 5GB.
+    /// Most bytes of weights in one file: a number, or such as 5GB.
     #[arg(long, value_name = "SIZE", default_value = "5GB", visible_alias = "max_shard_size")]
     max_shard_size: String,
 }

@@ -14,7 +14,7 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  salsa merge runs/lora/sft-a --output sft-a-merged --dtype bfloat16")]
 pub struct Arguments {
-    /// A PEFT directory.
+    /// The adapter: a PEFT directory.
     adapter: PathBuf,
     /// Where the whole model goes; must be empty or absent.
     #[arg(long, value_name = "DIR", visible_alias = "output_dir")]
@@ -22,7 +22,7 @@ pub struct Arguments {
     /// Number type of the model: float32, bfloat16 or float16; without it that of the base.
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     dtype: Option<Dtype>,
-    /// Largest weight file: bytes, or such as 5GB.
+    /// Most bytes of weights in one file: a number, or such as 5GB.
     #[arg(long, value_name = "SIZE", default_value = "5GB", visible_alias = "max_shard_size")]
     max_shard_size: String,
 }

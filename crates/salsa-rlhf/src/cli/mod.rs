@@ -10,6 +10,7 @@ use crate::{
     stage::{
         StageContext,
         device::{self, Choice as DeviceChoice},
+        kind::Kind,
         kinds::KINDS,
     },
 };
@@ -19,12 +20,14 @@ mod chat;
 mod doctor;
 mod eval;
 mod flags;
+mod help;
 mod init;
 mod inspect;
 mod merge;
 mod quickstart;
 mod report;
 mod run;
+mod schema;
 mod soup;
 mod stage;
 
@@ -72,6 +75,8 @@ enum Command {
     Generate(stage::Arguments),
     /// Write the data of the toy world.
     Kitchen(stage::Arguments),
+    /// The JSON schema of a recipe or of a stage, for editors.
+    Schema(schema::Arguments),
     /// Talk to a model in the terminal.
     Chat(chat::Arguments),
     /// A checkpoint of random weights, of any shape that a config.json describes.
@@ -86,7 +91,7 @@ enum Command {
 
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
-    let cli = match command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
+    let cli = match parsed() {
         Ok(cli) => cli,
         Err(error) => return not_parsed(&error),
     };
@@ -97,6 +102,15 @@ pub fn main() -> ExitCode {
             tell(&wording::for_people(&error));
             ExitCode::from(if error.chain().any(|cause| cause.is::<Usage>()) { 2 } else { 1 })
         }
+    }
+}
+
+/// The arguments of the process. What keys mean is put together only if somebody asks for help.
+fn parsed() -> Result<Cli, clap::Error> {
+    let parse = |command: clap::Command| Cli::from_arg_matches(&command.try_get_matches()?);
+    match parse(Cli::command()) {
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => parse(command()),
+        done => done,
     }
 }
 
@@ -121,6 +135,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Logprobs(arguments) => stage::main("logprobs", &arguments),
         Command::Score(arguments) => stage::main("score", &arguments),
         Command::Generate(arguments) => stage::main("generate", &arguments),
+        Command::Schema(arguments) => schema::main(&arguments),
         Command::Chat(arguments) => chat::main(&arguments),
         Command::Init(arguments) => init::main(&arguments),
         Command::Inspect(arguments) => inspect::main(&arguments),
@@ -131,10 +146,16 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
 
 /// The commands, each stage's help with the keys it takes.
 fn command() -> clap::Command {
-    let cli = Cli::command();
-    let commands: Vec<String> = cli.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-    let kinds = KINDS.iter().filter(|kind| commands.iter().any(|name| name == kind.name));
-    kinds.fold(cli, |cli, kind| cli.mut_subcommand(kind.name, |command| command.after_help(stage::help(kind))))
+    KINDS.iter().fold(Cli::command(), |cli, kind| match kind.name {
+        "winrate" => {
+            cli.mut_subcommand("eval", |eval| eval.mut_subcommand("winrate", |command| with_keys(command, kind)))
+        }
+        name => cli.mut_subcommand(name, |command| with_keys(command, kind)),
+    })
+}
+
+fn with_keys(command: clap::Command, kind: &Kind) -> clap::Command {
+    command.after_help(stage::help(kind))
 }
 
 /// Help and version go to stdout; a mistake becomes one line.
@@ -186,12 +207,37 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent_and_every_command_has_an_example() {
+        fn check(command: &clap::Command, name: &str) {
+            // That of `help`, made by the library, needs no example.
+            for mut sub in command.get_subcommands().filter(|sub| sub.get_name() != "help").cloned() {
+                let name = format!("{name} {}", sub.get_name());
+                let help = sub.render_long_help().to_string();
+                assert!(help.contains(&name) && help.contains("Example"), "{help}");
+                check(&sub, &name);
+            }
+        }
         let command = command();
         command.clone().debug_assert();
-        for mut sub in command.get_subcommands().cloned() {
-            let help = sub.render_long_help().to_string();
-            assert!(help.contains(&format!("salsa {}", sub.get_name())) && help.contains("Example"), "{help}");
+        check(&command, "salsa");
+    }
+
+    #[test]
+    fn every_option_and_every_choice_says_what_it_is() {
+        fn check(command: &clap::Command) {
+            let is_said = |text: Option<&clap::builder::StyledStr>| {
+                text.is_some_and(|text| text.to_string().split_whitespace().count() >= 2)
+            };
+            for argument in command.get_arguments() {
+                let name = format!("{} {}", command.get_name(), argument.get_id());
+                assert!(is_said(argument.get_help()), "{name}");
+                let choices = argument.get_possible_values();
+                for choice in choices.iter().filter(|choice| !["true", "false"].contains(&choice.get_name())) {
+                    assert!(is_said(choice.get_help()), "{name} {}", choice.get_name());
+                }
+            }
+            command.get_subcommands().for_each(check);
         }
+        check(&command());
     }
 
     /// As in the keys of stages, `-` and `_` are equal.

@@ -2,9 +2,8 @@
 use std::path::Path;
 
 use anyhow::Context;
-use serde_json::{Map, Value};
 
-use super::{flags::Flags, print};
+use super::{flags::Flags, help::keys, print};
 use crate::{
     config::Usage,
     stage::{
@@ -50,24 +49,14 @@ pub fn main(name: &str, arguments: &Arguments) -> anyhow::Result<()> {
     print(&format!("{results}\n"))
 }
 
-/// An example and every key with its default.
+/// An example, and every key with what it means.
 pub fn help(kind: &Kind) -> String {
-    format!("Example:\n  {}\n\n{}", example(kind), keys(&(kind.defaults)()))
-}
-
-/// A table of keys and defaults.
-fn keys(defaults: &Map<String, Value>) -> String {
-    let mut text = "Keys and defaults:\n".to_owned();
-    for (key, value) in defaults {
-        let value = match value {
-            Value::String(text) if text.is_empty() => String::new(),
-            Value::Null => "(none)".to_owned(),
-            value => value.to_string(),
-        };
-        text += format!("  --{key:<30} {value}").trim_end();
-        text += "\n";
-    }
-    text
+    format!(
+        "Example:\n  {}\n\nKeys, as --KEY VALUE or as KEY: VALUE in the file of --config. A dotted key is one of\n\
+         a mapping, and [required] says of it that the mapping cannot be without it.\n{}",
+        example(kind),
+        keys(kind)
+    )
 }
 
 fn example(kind: &Kind) -> String {

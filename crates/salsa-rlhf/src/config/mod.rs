@@ -16,6 +16,7 @@ use layers::Layers;
 mod layers;
 pub mod names;
 pub mod paths;
+pub mod schema;
 pub mod wording;
 
 /// A mistake in the command line itself: the program ends with exit code 2 instead of 1.

@@ -106,6 +106,17 @@ pub fn resolve(name: &str, keys: &Map<String, Value>) -> Result<String, String> 
     }
 }
 
+/// The other names by which `key` of `keys` is reached, TRL's first.
+pub fn others<'a>(key: &'a str, keys: &'a Map<String, Value>) -> impl Iterator<Item = &'static str> + 'a {
+    let mut names: Vec<&str> = Vec::new();
+    for name in synonyms(key) {
+        if !keys.contains_key(name) && !names.contains(&name) && resolve(name, keys).as_deref() == Ok(key) {
+            names.push(name);
+        }
+    }
+    names.into_iter()
+}
+
 /// Whether two names are the same setting.
 pub fn are_same(a: &str, b: &str) -> bool {
     let (a, b) = (plain(a), plain(b));

@@ -113,7 +113,14 @@ fn kind(key: &str, text: &str) -> Option<PathKind> {
     if key == "chat_template" {
         // A file, unless it is the name of a template that is built in.
         (text != "chatml").then_some(PathKind::Data)
-    } else if MODELS.contains(&key) || MODEL_MAPS.contains(&key) {
+    } else {
+        kind_of_key(key)
+    }
+}
+
+/// What the strings of this key lead to, whatever they are.
+pub fn kind_of_key(key: &str) -> Option<PathKind> {
+    if MODELS.contains(&key) || MODEL_MAPS.contains(&key) {
         Some(PathKind::Model)
     } else if DATA.contains(&key) {
         Some(PathKind::Data)

@@ -35,6 +35,7 @@ mod pipeline;
 pub mod report;
 pub mod resolve;
 pub mod run;
+pub mod schema;
 
 use resolve::{Names, Resolver, StageName};
 

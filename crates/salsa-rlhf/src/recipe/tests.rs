@@ -1,3 +1,4 @@
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -5,7 +6,7 @@ use super::*;
 use crate::stage::{Outcome, StageContext, kind::Stage};
 
 /// A stage that writes down what it was told.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct Note {
     model: String,
@@ -38,7 +39,7 @@ impl Stage for Note {
     }
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct Copy {
     input: PathBuf,

@@ -4,69 +4,73 @@ use std::{ops::RangeInclusive, path::Path};
 use anyhow::{Context, ensure};
 use salsa_algo::schedule::{self, Decay, Warmup};
 use salsa_engine::{AdamW, Recompute};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{device::Choice as DeviceChoice, encoder::Encoder, soup::ByteSize};
 use crate::{
     chat,
     checkpoint::{Checkpoint, Companions, Dtype},
+    config::schema::spellings,
 };
 
 /// The keys shared by `pretrain`, `sft`, `reward` and `dpo`; each stage's own struct contains them flat.
 ///
 /// "TRL" below is the default of TRL 1.10's `SFTConfig`, `RewardConfig` and `DPOConfig`, which agree on these.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TrainingArguments {
-    /// Sequences (or pairs) per forward and backward pass. TRL: 8.
+    /// Sequences (or pairs) per forward and backward pass, at least 1. TRL: 8.
+    #[schemars(extend("x-heading" = "Batches and steps"))]
     pub per_device_train_batch_size: usize,
-    /// Sequences (or pairs) per forward pass of the evaluation; changes no number, only memory. TRL: 8.
+    /// Sequences (or pairs) per forward pass of the evaluation, at least 1; changes no number, only memory. TRL: 8.
     pub per_device_eval_batch_size: usize,
-    /// Passes per optimizer step. The mean loss is taken over all tokens (or pairs) of the step, so one pass of 16 and
-    /// two passes of 8 are the same step. TRL: 1.
+    /// Passes per optimizer step, at least 1. The mean loss is taken over all tokens (or pairs) of the step, so one
+    /// pass of 16 and two passes of 8 are the same step. TRL: 1.
     pub gradient_accumulation_steps: usize,
-    /// Optimizer steps in all; -1 counts by `num_train_epochs` instead. TRL: -1.
+    /// Optimizer steps in all; -1: `num_train_epochs` tells instead. TRL: -1.
     pub max_steps: i64,
-    /// Shape of the learning rate after warm-up. TRL: linear.
+    /// Shape of the learning rate after the warm-up. TRL: linear.
+    #[schemars(extend("x-heading" = "Optimizer"))]
     pub lr_scheduler_type: Schedule,
-    /// Share of all steps over which the learning rate rises from 0, in [0, 1]; used where `warmup_steps` is 0. TRL: 0.
+    /// Share of all steps over which the learning rate rises from 0, from 0 to 1; used where `warmup_steps` is 0. TRL:
+    /// 0.
     pub warmup_ratio: f64,
-    /// Steps over which the learning rate rises from 0. TRL: 0.
+    /// Steps over which the learning rate rises from 0 to its highest; 0: `warmup_ratio` tells. TRL: 0.
     pub warmup_steps: u64,
-    /// AdamW's decoupled weight decay, per step and unit of learning rate. TRL: 0.
+    /// AdamW's decoupled weight decay, per step and unit of learning rate; 0: none. TRL: 0.
     pub weight_decay: f64,
-    /// AdamW's decay of the mean of gradients, beta1. TRL: 0.9.
+    /// AdamW's decay of the mean of gradients, beta1, from 0 to below 1. TRL: 0.9.
     pub adam_beta1: f64,
-    /// AdamW's decay of the mean of squared gradients, beta2. TRL: 0.999.
+    /// AdamW's decay of the mean of squared gradients, beta2, from 0 to below 1. TRL: 0.999.
     pub adam_beta2: f64,
-    /// AdamW's epsilon, added to the root of the mean of squared gradients. TRL: 1e-8.
+    /// AdamW's epsilon, added to the root of the mean of squared gradients; above 0. TRL: 1e-8.
     pub adam_epsilon: f64,
-    /// Largest Euclidean norm of the whole gradient; longer ones are scaled down to it. 0 switches clipping off. TRL: 1.
+    /// Largest Euclidean norm of the whole gradient; longer ones are scaled down to it. 0: no clipping. TRL: 1.
     pub max_grad_norm: f64,
     /// Seed of the data order and of newly made weights. TRL: 42.
+    #[schemars(extend("x-heading" = "Run and output"))]
     pub seed: u64,
-    /// Steps between two lines of `metrics.jsonl`. TRL: 10.
+    /// Steps between two lines of `metrics.jsonl`, at least 1. TRL: 10.
     pub logging_steps: u64,
-    /// Steps between two evaluations; 0 evaluates once, at the end. TRL: off unless `eval_strategy` is set.
+    /// Steps between two evaluations; 0: one, at the end. TRL: off unless `eval_strategy` is set.
     pub eval_steps: u64,
-    /// Steps between two resumable checkpoints; 0 saves none before the end (an interruption by Ctrl-C still does).
+    /// Steps between two resumable checkpoints. 0: none before the end (an interruption by Ctrl-C still saves one).
     /// TRL: 500.
     pub save_steps: u64,
     /// Recompute activations in the backward pass instead of keeping them: less memory, about a third more time, the same
     /// numbers. TRL: true.
     pub gradient_checkpointing: bool,
-    /// Number type of matrix products: `auto` (bfloat16 where this machine multiplies it faster), `f32` or `bf16`. TRL: the
-    /// flag `bf16`.
+    /// Number type of matrix products; sums, norms and softmax are 32-bit either way. TRL: the flag `bf16`.
     pub dtype: ComputeType,
-    /// Where it is computed: `auto` (the GPU with the most free memory if one can be used, else the processor), `cpu`, `cuda`
-    /// or `cuda:N`.
+    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
     /// Number type of the saved weights; training itself always keeps f32 master weights. TRL: the model's own.
     pub save_dtype: WeightType,
-    /// The most bytes of weights in one file, such as 5GB. transformers: 5GB.
+    /// Most bytes of weights in one file: a number, or such as 5GB (powers of ten). transformers: 5GB.
     pub max_shard_size: ByteSize,
-    /// A chat template in place of the model's own, which the trained model takes along: a Jinja file, or `chatml`. Empty:
-    /// the model's own. TRL: `chat_template_path`.
+    /// A chat template in place of the model's own, which the trained model takes along: a Jinja file, or `chatml`.
+    /// Empty: the model's own. TRL: `chat_template_path`.
     pub chat_template: String,
 }
 
@@ -203,8 +207,9 @@ pub fn check_range(key: &str, value: f64, range: RangeInclusive<f64>) -> anyhow:
 const MOST_BETA: f64 = 1.0 - f64::EPSILON / 2.0;
 
 /// Shape of the learning rate after warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(transform = spellings(&["constant_with_warmup"]))]
 pub enum Schedule {
     /// Stays at `learning_rate`.
     #[serde(alias = "constant_with_warmup")]
@@ -226,12 +231,13 @@ impl From<Schedule> for Decay {
 }
 
 /// Number type of weights in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = spellings(&["f32", "fp32", "bf16", "f16", "fp16"]))]
 pub enum WeightType {
     /// 32-bit floating point.
     #[serde(rename = "float32", alias = "f32", alias = "fp32")]
     Float32,
-    /// bfloat16.
+    /// 16 bits with the range of 32-bit numbers.
     #[serde(rename = "bfloat16", alias = "bf16")]
     BFloat16,
     /// 16-bit IEEE floating point.
@@ -261,7 +267,8 @@ impl ComputeType {
 }
 
 /// Number type of matrix products. Master weights, optimizer, norms and softmax are 32-bit either way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = spellings(&["float32", "bfloat16"]))]
 pub enum ComputeType {
     /// bfloat16 where this machine multiplies it faster, else 32-bit.
     #[default]

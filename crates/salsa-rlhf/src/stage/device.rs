@@ -1,5 +1,6 @@
 //! Where a stage computes: the key `device`, and the device it stands for on this machine.
 use std::{
+    borrow::Cow,
     cell::{Cell, RefCell},
     env, fmt,
     panic::{self, AssertUnwindSafe},
@@ -11,6 +12,7 @@ use salsa_engine::{
     Cpu, Device, Dtype,
     backend::cuda::{self, CardInfo, Cuda, DeviceError},
 };
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{arguments::ComputeType, memory};
@@ -67,6 +69,21 @@ impl Serialize for Choice {
 impl<'de> Deserialize<'de> for Choice {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Choice, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for Choice {
+    fn schema_name() -> Cow<'static, str> {
+        "Device".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"oneOf": [
+            {"const": "auto", "description": "The GPU with the most free memory if one can be used, else the processor."},
+            {"const": "cpu", "description": "The processor, even where there is a GPU."},
+            {"const": "cuda", "description": "The GPU with the most free memory."},
+            {"type": "string", "pattern": "^cuda:[0-9]+$", "title": "cuda:N"}
+        ]})
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use salsa_algo::preference::dpo;
 use salsa_engine::{Batch, Head, Model, Output, Query};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -23,28 +24,31 @@ use super::{
 };
 
 /// What `salsa dpo` can be told, beside [`TrainingArguments`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DpoConfig {
     /// Checkpoint to start from, usually an SFT model.
+    #[schemars(extend("x-heading" = "Models and data"))]
     pub model_name_or_path: PathBuf,
-    /// The frozen reference, a soup for instance; none: the starting checkpoint itself.
+    /// The frozen reference, a soup for instance. None: the starting checkpoint itself, as in TRL.
     pub ref_model_name_or_path: Option<PathBuf>,
-    /// Preference pairs.
+    /// Preference pairs: a chosen and a rejected response to the same prompt. TRL: `dataset_name`.
     pub dataset: DataSource,
-    /// Held-out pairs; none: no evaluation.
+    /// Held-out pairs for the evaluation. None: no evaluation.
     pub eval_dataset: Option<DataSource>,
-    /// Where the trained model goes.
+    /// Directory of the trained model, its metrics and its checkpoints.
     pub output_dir: PathBuf,
-    /// The loss. TRL: sigmoid.
+    /// The loss on `h`, the log-ratio of policy to reference of the chosen response less that of the rejected one. TRL:
+    /// sigmoid.
+    #[schemars(extend("x-heading" = "Training"))]
     pub loss_type: DpoLoss,
-    /// How dear it is to leave the reference: beta of the DPO paper, tau of the IPO paper. TRL: 0.1.
+    /// How dear it is to leave the reference, above 0: beta of the DPO paper, tau of the IPO paper. TRL: 0.1.
     pub beta: f64,
-    /// Share of labels believed to be wrong, in [0, 0.5); sigmoid only. TRL: 0.
+    /// Share of labels believed to be wrong, from 0 to below 0.5; used by `sigmoid` only. TRL: 0.
     pub label_smoothing: f64,
-    /// Highest learning rate. TRL: 1e-6.
+    /// Highest learning rate, at least 0. TRL: 1e-6.
     pub learning_rate: f64,
-    /// Passes over the pairs, where `max_steps` is -1. TRL: 3.
+    /// Passes over the pairs, where `max_steps` is -1; parts of one are possible. TRL: 3.
     pub num_train_epochs: f64,
     /// Longest prompt with response, in tokens; the model's context at most. TRL: 1024.
     pub max_length: usize,
@@ -80,7 +84,7 @@ impl Default for DpoConfig {
 }
 
 /// Which loss on the difference of implicit rewards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DpoLoss {
     /// DPO: `-log sigmoid(beta * h)`.

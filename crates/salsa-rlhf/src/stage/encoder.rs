@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::next_token::Sequence;
@@ -290,7 +291,7 @@ impl Encoder {
 }
 
 /// What happens to sequences longer than `max_length`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TruncationMode {
     /// Their end is cut off.

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use salsa_engine::{Device, Model};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -40,73 +41,75 @@ use plan::Plan;
 use statistics::{estimate, paired_difference, win_rate};
 
 /// What an evaluation can be told.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvaluateConfig {
-    /// The models to compare, by name. `sft_a`, `sft_b`, `soup`, `ppo` and `salsa` are known to the report by name, others
-    /// by their keys.
+    /// The models to compare, by names of your own. `sft_a`, `sft_b`, `soup`, `ppo` and `salsa` are known to the report
+    /// by name, others by their keys.
+    #[schemars(extend("x-heading" = "Models and data"))]
     pub arms: BTreeMap<String, ModelSource>,
-    /// The arm against which win rates are counted.
+    /// The arm against which win rates are counted, by its name.
     pub baseline: String,
-    /// The prompts, set by set.
+    /// The prompts, set by set, all of which every arm answers.
     pub datasets: Vec<EvalSet>,
-    /// The reward model that scores.
+    /// The reward model that scores every answer.
     pub reward_model_path: PathBuf,
-    /// Models to which each arm's KL is measured, by any names; `kl_NAME` in the results.
+    /// Models to which each arm's KL is measured, by names of your own; `kl_NAME` in the results. Empty: none.
     pub anchors: BTreeMap<String, ModelSource>,
-    /// Pairs of arms to compare on top, the first against the second, such as `[salsa, ppo]`.
+    /// Pairs of arms to compare on top, the first against the second, such as `[[salsa, ppo]]`. Empty: none.
     pub comparisons: Vec<(String, String)>,
-    /// Rewards on the line between two models, on the first set.
+    /// Rewards on the line between two models, on the first set. None: no such line.
     pub landscape: Option<Landscape>,
-    /// Training runs whose curves the report shows, by arm.
+    /// Training runs whose curves the report shows: the directory of a stage, by the name of its arm. Empty: none.
     pub runs: BTreeMap<String, PathBuf>,
-    /// A reward function besides the learned one; win rates are then counted by it.
+    /// A reward function besides the learned one; win rates are then counted by it. None: by the reward model.
     pub gold: Option<Gold>,
-    /// The longest answer, in tokens.
+    /// The longest answer, in tokens, at least 1.
+    #[schemars(extend("x-heading" = "Answers"))]
     pub max_new_tokens: usize,
-    /// Prompts longer than this are left out.
+    /// Prompts longer than this many tokens are left out.
     pub max_prompt_length: usize,
-    /// Sampling temperature; KLs are measured at it.
+    /// Sampling temperature, above 0; KLs are measured at it.
     #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
-    /// Answers generated at once; changes none of them, only memory and speed.
+    /// Answers generated at once, at least 1; changes none of them, only speed and memory.
     pub decode_slots: usize,
-    /// Seed of the sampling.
+    /// Seed of the sampling: the same random numbers for every arm.
     pub seed: u64,
-    /// Number type of matrix products: `auto` (bfloat16 where this machine multiplies it faster), `f32` or `bf16`.
+    /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
     pub dtype: ComputeType,
-    /// Where it is computed: `auto` (the GPU with the most free memory if one can be used, else the processor), `cpu`, `cuda`
-    /// or `cuda:N`.
+    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
-    /// Prompts shown side by side per set.
+    /// Prompts shown side by side in the report, per set; 0: none.
+    #[schemars(extend("x-heading" = "Report"))]
     pub samples: usize,
-    /// Title of the report.
+    /// Title of the report, and of the page.
     pub title: String,
-    /// What was run, in one or two sentences.
+    /// What was run, in one or two sentences, below the title. Empty: nothing.
     pub description: String,
-    /// Where the results go.
+    /// Directory of `evaluation.json` and the answers.
     pub output_dir: PathBuf,
 }
 
 /// One set of prompts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalSet {
-    /// Its name: `test`, `ood`.
+    /// Its name in the results, such as `test` or `ood`.
     pub name: String,
-    /// The prompts.
+    /// The prompts of this set.
     pub dataset: DataSource,
-    /// Only the first so many; none: all.
+    /// Only the first so many prompts, at least 1. None: all.
     pub max_prompts: Option<usize>,
 }
 
 /// A line through two models: `(1 - alpha) * from + alpha * to`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Landscape {
-    /// Ends of the line.
+    /// The two models at the ends of the line.
     pub models: (PathBuf, PathBuf),
-    /// Places on it; 0 and 1 are the ends.
+    /// Places on the line: 0 is the first model, 1 the second; others are blends of their weights.
     pub alphas: Vec<f64>,
 }
 

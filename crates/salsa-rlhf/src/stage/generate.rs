@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use anyhow::ensure;
 use salsa_engine::{Finish, Head, ModelSpec, Prompt, Response, Sampling};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -19,36 +20,37 @@ use super::{
 use crate::progress::Progress;
 
 /// What `salsa generate` can be told.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct GenerateConfig {
-    /// Language-model checkpoint.
+    /// Language-model checkpoint that answers.
+    #[schemars(extend("x-heading" = "Model and files"))]
     pub model: PathBuf,
     /// JSON lines with `tokens`, `prompt`, `messages` (without the assistant's message at their end) or another layout that
     /// has a prompt.
     pub input: PathBuf,
-    /// Where the same lines go with `tokens` (prompt and response), `response`, `logprobs` and `finish_reason`.
+    /// File of the same lines with `tokens` (prompt and response), `response`, `logprobs` and `finish_reason`.
     pub output: PathBuf,
-    /// Most tokens of a response, its end token included.
+    /// Most tokens of a response, its end token included; at least 1.
+    #[schemars(extend("x-heading" = "Sampling"))]
     pub max_new_tokens: usize,
-    /// Divides the logits; 0 always takes the likeliest token.
+    /// Divides the logits, 0 or above; 0 always takes the likeliest token.
     #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
-    /// Sample among the likeliest tokens that together have this probability; 1 switches it off.
+    /// Sample among the likeliest tokens that together have this probability, above 0; 1: among all.
     #[serde(serialize_with = "crate::config::shortest")]
     pub top_p: f32,
-    /// Sample among this many likeliest tokens; 0 switches it off.
+    /// Sample among this many likeliest tokens; 0: among all.
     pub top_k: usize,
-    /// Responses per prompt, written one after the other.
+    /// Responses per prompt, at least 1, written one after the other.
     pub num_return_sequences: u32,
-    /// A response depends on (seed, number of its prompt, number of the sample) only.
+    /// Seed of the sampling: a response depends on it, the number of its prompt and the number of the sample only.
     pub seed: u64,
-    /// Sequences decoded at once; changes no response, only memory and speed.
+    /// Sequences decoded at once, at least 1; changes no response, only memory and speed.
     pub batch_size: usize,
-    /// Least exact number type allowed.
+    /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
     pub dtype: ComputeType,
-    /// Where it is computed: `auto` (the GPU with the most free memory if one can be used, else the processor), `cpu`, `cuda`
-    /// or `cuda:N`.
+    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
 }
 

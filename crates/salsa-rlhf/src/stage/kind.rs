@@ -1,6 +1,7 @@
 //! The kinds of stages, for the command line and for recipes. A new stage is one line in the table [`super::kinds::KINDS`].
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// A stage's configuration, which knows how to check and run itself.
-pub trait Stage: Serialize + DeserializeOwned + Default + 'static {
+pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     /// Checks ranges and relations of the values.
     ///
     /// # Errors
@@ -37,6 +38,8 @@ pub struct Kind {
     pub product: Product,
     /// Every key with its default.
     pub defaults: fn() -> Map<String, Value>,
+    /// What its keys mean, as a JSON schema.
+    pub schema: fn() -> Value,
     /// A stage from a recipe.
     pub from_mapping: fn(&Map<String, Value>, &Origin) -> anyhow::Result<Planned>,
     /// A stage from a file and flags.
@@ -73,7 +76,14 @@ pub struct Planned {
 impl Kind {
     /// The kind whose configuration is `C`.
     pub const fn new<C: Stage>(name: &'static str, product: Product) -> Kind {
-        Kind { name, product, defaults: defaults::<C>, from_mapping: from_mapping::<C>, load: load::<C> }
+        Kind {
+            name,
+            product,
+            defaults: defaults::<C>,
+            schema: config::schema::of::<C>,
+            from_mapping: from_mapping::<C>,
+            load: load::<C>,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 use std::path::PathBuf;
 
 use anyhow::ensure;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -9,26 +10,27 @@ use super::StageContext;
 use crate::world::{self, Sizes};
 
 /// How much of the toy world is written.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KitchenConfig {
-    /// Texts for the base model.
+    /// Texts for the base model, at least 1.
+    #[schemars(extend("x-heading" = "What is written"))]
     pub pretrain: usize,
-    /// Demonstrations for fine-tuning.
+    /// Demonstrations for fine-tuning, at least 1.
     pub sft: usize,
-    /// Preference pairs for the reward model.
+    /// Preference pairs for the reward model, at least 1.
     pub preferences: usize,
-    /// Prompts for RL.
+    /// Prompts for RL, at least 1.
     pub prompts_train: usize,
-    /// Prompts for choosing hyper-parameters.
+    /// Prompts for choosing hyper-parameters, at least 1.
     pub prompts_validation: usize,
-    /// Prompts for the final test.
+    /// Prompts for the final test, at least 1.
     pub prompts_test: usize,
-    /// Prompts of families and wordings that no training saw.
+    /// Prompts of families and wordings that no training saw, at least 1.
     pub prompts_ood: usize,
-    /// Seed of all of it.
+    /// Seed of all of it: another seed, other texts.
     pub seed: u64,
-    /// Where the files go.
+    /// Directory of the files, one `.jsonl` each.
     pub output_dir: PathBuf,
 }
 

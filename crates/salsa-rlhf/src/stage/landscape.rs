@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -31,52 +32,56 @@ mod tests;
 use survey::{Measured, Survey};
 
 /// What `salsa landscape` can be told.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LandscapeConfig {
     /// Two checkpoints for a line, three for a plane; of one architecture and tokenizer.
+    #[schemars(extend("x-heading" = "Models and data"))]
     pub models: Vec<PathBuf>,
     /// The reward model that scores answers.
     pub reward_model_path: PathBuf,
     /// The prompts that every point answers.
     pub prompts: DataSource,
-    /// A reward function besides the learned one.
+    /// A reward function besides the learned one. None: none.
     pub gold: Option<Gold>,
-    /// Held-out examples on which every point's loss is taken; none: no loss.
+    /// Held-out examples on which every point's loss is taken. None: no loss.
     pub eval_dataset: Option<DataSource>,
     /// Where a line begins: 0 is the first model, 1 the second.
+    #[schemars(extend("x-heading" = "Points"))]
     pub start: f64,
-    /// Where it ends.
+    /// Where a line ends, on the same scale; above `start`.
     pub end: f64,
-    /// Points on a line, at equal distances, both ends among them. The models themselves are added if they are not.
+    /// Points on a line, at least 2, at equal distances, both ends among them. The models themselves are added if they
+    /// are not.
     pub steps: usize,
-    /// Of a plane: how many parts the way from one model to another is cut into.
+    /// Of a plane: how many parts the way from one model to another is cut into, at least 1.
     pub divisions: usize,
-    /// Of a plane: how far beyond the triangle of the models it goes, as a share of that way. No weight is below minus this.
+    /// Of a plane: how far beyond the triangle of the models it goes, as a share of that way, from 0 to 10. No weight
+    /// is below minus this.
     pub margin: f64,
-    /// Only the first so many prompts; none: all.
+    /// Only the first so many prompts, at least 1. None: all.
+    #[schemars(extend("x-heading" = "Answers and losses"))]
     pub max_prompts: Option<usize>,
     /// Prompts longer than this many tokens are left out.
     pub max_prompt_length: usize,
-    /// The longest answer, in tokens.
+    /// The longest answer, in tokens, at least 1.
     pub max_new_tokens: usize,
-    /// Only the first so many examples for the loss; none: all.
+    /// Only the first so many examples for the loss, at least 1. None: all.
     pub max_examples: Option<usize>,
-    /// Examples for the loss are cut off behind so many tokens.
+    /// Examples for the loss are cut off behind so many tokens, at least 2.
     pub max_length: usize,
     /// Sampling temperature; 0 always takes the likeliest token.
     #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
-    /// Answers generated at once; changes none of them, only memory and speed.
+    /// Answers generated at once, at least 1; changes none of them, only speed and memory.
     pub decode_slots: usize,
     /// Seed of the sampling: the same random numbers for every point.
     pub seed: u64,
-    /// Number type of matrix products: `auto` (bfloat16 where this machine multiplies it faster), `f32` or `bf16`.
+    /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
     pub dtype: ComputeType,
-    /// Where it is computed: `auto` (the GPU with the most free memory if one can be used, else the processor), `cpu`, `cuda`
-    /// or `cuda:N`.
+    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
-    /// Where `landscape.json` and `landscape.html` go.
+    /// Directory of `landscape.json` and `landscape.html`.
     pub output_dir: PathBuf,
 }
 

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use anyhow::ensure;
 use salsa_engine::{Batch, Head, Query};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -16,21 +17,22 @@ use super::{
 use crate::progress::Progress;
 
 /// What `salsa logprobs` can be told.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LogprobsConfig {
-    /// Language-model checkpoint.
+    /// Language-model checkpoint whose log-probabilities are wanted.
+    #[schemars(extend("x-heading" = "Model and files"))]
     pub model: PathBuf,
     /// JSON lines with `tokens`, `prompt` and `response`, `messages`, or `text`.
     pub input: PathBuf,
-    /// Where the same lines go with `tokens` and `logprobs`.
+    /// File of the same lines with `tokens` and `logprobs`.
     pub output: PathBuf,
-    /// Least exact number type allowed.
+    /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
+    #[schemars(extend("x-heading" = "Computation"))]
     pub dtype: ComputeType,
-    /// Where it is computed: `auto` (the GPU with the most free memory if one can be used, else the processor), `cpu`, `cuda`
-    /// or `cuda:N`.
+    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
-    /// Tokens per forward pass; changes no number, only memory.
+    /// Most tokens per forward pass, at least 1; changes no number, only memory.
     pub max_tokens_per_batch: usize,
 }
 

@@ -3,31 +3,33 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, bail, ensure};
 use salsa_engine::{LoraSpec, Target};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The keys shared by `sft`, `reward`, `dpo` and `ppo`. They describe a new adapter; from a PEFT directory training goes on
 /// with the adapter that is there, whatever these keys say of its shape.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LoraArguments {
-    /// Train a low-rank adapter on the frozen model, and save a PEFT directory. False trains all weights (those of a PEFT
-    /// directory merged into its base). TRL: false.
+    /// Train a low-rank adapter on the frozen model, and save a PEFT directory. False trains all weights (those of a
+    /// PEFT directory merged into its base). TRL: false.
+    #[schemars(extend("x-heading" = "LoRA"))]
     pub use_peft: bool,
-    /// Rank of the adapter. TRL: 16.
+    /// Rank of the adapter, at least 1. TRL: 16.
     pub lora_r: usize,
     /// The adapter is scaled by `lora_alpha / lora_r`. TRL: 32.
     pub lora_alpha: f64,
     /// Only 0 is possible: dropout would make the sampled log-probs and those of training differ. TRL: 0.05.
     pub lora_dropout: f64,
-    /// The matrices that get an adapter, in every block: `all-linear`, or a list of `q_proj`, `k_proj`, `v_proj`, `o_proj`,
-    /// `gate_proj`, `up_proj`, `down_proj`. TRL: none, which PEFT fills in by family.
+    /// The matrices that get an adapter, in every block: `all-linear`, or a list of `q_proj`, `k_proj`, `v_proj`,
+    /// `o_proj`, `gate_proj`, `up_proj`, `down_proj`. TRL: none, which PEFT fills in by family.
     pub lora_target_modules: TargetModules,
-    /// Scale by `lora_alpha / sqrt(lora_r)` instead. TRL: false.
+    /// Scale the adapter by `lora_alpha / sqrt(lora_r)` instead. TRL: false.
     pub use_rslora: bool,
 }
 
 /// One name or several.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum TargetModules {
     /// `all-linear`, or one matrix.

@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context, ensure};
 use salsa_algo::soup::{Normalize, Weights as Shares, weighted_mean};
 use salsa_engine::{Device, Head, Model, ModelError, ModelSpec, Weights};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -23,7 +24,7 @@ use crate::checkpoint::Checkpoint;
 /// model: runs/sft-a
 /// model: {models: [runs/sft-a, runs/sft-b], weights: [0.5, 0.5]}
 /// ```
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum ModelSource {
     /// A checkpoint directory.
@@ -33,12 +34,12 @@ pub enum ModelSource {
 }
 
 /// The weighted mean of checkpoints.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SoupSource {
-    /// The ingredients; at least one.
+    /// The ingredients of a soup made in memory, at least one.
     pub models: Vec<PathBuf>,
-    /// One number for each, summing to 1; empty: all the same. The paper's `alpha` is the second of two.
+    /// One number for each, with sum 1. Empty: all the same. The paper's `alpha` is the second of two.
     #[serde(default)]
     pub weights: Vec<f64>,
 }

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use salsa_engine::{Activation, Device, Head, ModelSpec, NormWeight, Rope, RopeScaling, Trainable};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -25,45 +26,49 @@ use crate::{
 };
 
 /// What `salsa pretrain` can be told, beside [`TrainingArguments`]. The model's keys have the names of Hugging Face's `LlamaConfig`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct PretrainConfig {
     /// Texts; records of other layouts are learned as a chat writes them, from the first token to the last.
+    #[schemars(extend("x-heading" = "Data"))]
     pub dataset: DataSource,
-    /// Held-out texts; none: no evaluation.
+    /// Held-out texts for the evaluation. None: no evaluation.
     pub eval_dataset: Option<DataSource>,
-    /// Where the model goes.
+    /// Directory of the model, its metrics and its checkpoints.
     pub output_dir: PathBuf,
-    /// Directory with a tokenizer to use; none: one is trained on the texts.
+    /// Directory with a tokenizer to use. None: one is trained on the texts.
+    #[schemars(extend("x-heading" = "Tokenizer and shape"))]
     pub tokenizer_name_or_path: Option<PathBuf>,
     /// Most tokens of a tokenizer trained here, special ones included.
     pub vocab_size: usize,
-    /// Width of the model.
+    /// Width of the model, the number of entries in each token's vector.
     pub hidden_size: usize,
-    /// Width inside the gated layers; 0: `hidden_size * 8 / 3`, rounded down to a multiple of 8.
+    /// Width inside the gated MLP. 0: `hidden_size * 8 / 3`, rounded down to a multiple of 8.
     pub intermediate_size: usize,
-    /// Layers.
+    /// Blocks of attention and MLP, one on top of the other.
     pub num_hidden_layers: usize,
-    /// Attention heads.
+    /// Attention heads of each block, at least 1.
     pub num_attention_heads: usize,
-    /// Heads of keys and values; 0: as many as `num_attention_heads`.
+    /// Heads of keys and values. 0: as many as `num_attention_heads`.
     pub num_key_value_heads: usize,
-    /// Width of a head; 0: `hidden_size / num_attention_heads`.
+    /// Width of an attention head. 0: `hidden_size / num_attention_heads`.
     pub head_dim: usize,
     /// Longest sequence the model will ever see, in tokens.
     pub max_position_embeddings: usize,
-    /// Base of the rotary positions.
+    /// Base theta of the rotary positions.
     pub rope_theta: f64,
     /// Added to the mean square in every RMSNorm.
     #[serde(serialize_with = "crate::config::shortest")]
     pub rms_norm_eps: f32,
-    /// Use the embeddings as output layer, too.
+    /// Use the embeddings as output layer, too, instead of a matrix of its own.
     pub tie_word_embeddings: bool,
-    /// Tokens per training window; pieces of several documents share one without seeing each other.
+    /// Tokens per training window, from 2 to `max_position_embeddings`; pieces of several documents share one without
+    /// seeing each other.
+    #[schemars(extend("x-heading" = "Training"))]
     pub max_length: usize,
-    /// Highest learning rate.
+    /// Highest learning rate, at least 0.
     pub learning_rate: f64,
-    /// Passes over the texts, where `max_steps` is -1.
+    /// Passes over the texts, where `max_steps` is -1; parts of one are possible.
     pub num_train_epochs: f64,
     /// The keys that all training stages share.
     #[serde(flatten)]

@@ -9,6 +9,7 @@ use salsa_algo::{
     soup::lerp_in_place,
 };
 use salsa_engine::{Device, Head, Model, ModelError, ModelSpec, Trainable, geometric_logprobs};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -19,48 +20,48 @@ use super::{
 };
 
 /// What the KL penalty of a PPO run is measured against.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ReferenceConfig {
     /// One frozen SFT model: plain PPO.
     Sft {
-        /// The model; none: where the policy starts.
+        /// The SFT model. None: where the policy starts.
         #[serde(default)]
         model: Option<PathBuf>,
     },
     /// The weighted mean of SFT models: SALSA.
     Soup {
-        /// The ingredients.
+        /// The models: ingredients of the soup, or references side by side.
         models: Vec<PathBuf>,
-        /// Their weights; empty: all the same (the paper's alpha = 0.5 for two).
+        /// One number for each model, with sum 1. Empty: all the same (the paper's alpha = 0.5 for two).
         #[serde(default)]
         weights: Vec<f64>,
     },
     /// A moving average of the policy (WARP, stage 1), from where the policy starts.
     Ema {
-        /// Share of the old reference kept at each update. WARP: 0.99.
+        /// Share of the old reference kept at each update, from 0 to 1. WARP: 0.99.
         decay: f64,
     },
     /// The policy, copied now and then (TR-DPO), from where the policy starts.
     Sync {
-        /// Updates between two copies. TRL: 512.
+        /// Updates between two copies, at least 1. TRL: 512.
         every: u64,
-        /// Share of the policy in the new reference; 1 replaces it. TRL: 0.6.
+        /// Share of the policy in the new reference, from 0 to 1; 1 replaces it. TRL: 0.6.
         mixup: f64,
     },
     /// Several models at once; the penalty is the weighted mean of their KLs (the paper's control MKL).
     Multi {
-        /// The references.
+        /// The models: ingredients of the soup, or references side by side.
         models: Vec<PathBuf>,
-        /// Their weights; empty: all the same.
+        /// One number for each model, with sum 1. Empty: all the same (the paper's alpha = 0.5 for two).
         #[serde(default)]
         weights: Vec<f64>,
     },
     /// The normalised geometric mean of several distributions: averages log-probs where a soup averages weights.
     Geometric {
-        /// The models.
+        /// The models: ingredients of the soup, or references side by side.
         models: Vec<PathBuf>,
-        /// Their weights; empty: all the same.
+        /// One number for each model, with sum 1. Empty: all the same (the paper's alpha = 0.5 for two).
         #[serde(default)]
         weights: Vec<f64>,
     },

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use salsa_algo::preference::bradley_terry::{self, Margins};
 use salsa_engine::{Batch, Head, Model, Output, Query};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -23,26 +24,28 @@ use super::{
 };
 
 /// What `salsa reward` can be told, beside [`TrainingArguments`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct RewardConfig {
     /// Checkpoint to start from, usually an SFT model; its language-model head is replaced by a new scalar head.
+    #[schemars(extend("x-heading" = "Model and data"))]
     pub model_name_or_path: PathBuf,
-    /// Preference pairs.
+    /// Preference pairs: a chosen and a rejected response to the same prompt. TRL: `dataset_name`.
     pub dataset: DataSource,
-    /// Held-out pairs for the reported accuracy; none: no evaluation.
+    /// Held-out pairs for the reported accuracy. None: no evaluation.
     pub eval_dataset: Option<DataSource>,
-    /// Where the reward model goes.
+    /// Directory of the reward model, its metrics and its checkpoints.
     pub output_dir: PathBuf,
-    /// Highest learning rate. TRL: 1e-4.
+    /// Highest learning rate, at least 0. TRL: 1e-4.
+    #[schemars(extend("x-heading" = "Training"))]
     pub learning_rate: f64,
-    /// Passes over the pairs, where `max_steps` is -1. TRL: 3.
+    /// Passes over the pairs, where `max_steps` is -1; parts of one are possible. TRL: 3.
     pub num_train_epochs: f64,
     /// Longest prompt with response, in tokens; the model's context at most. TRL: 1024.
     pub max_length: usize,
     /// What happens to longer ones. TRL: drop.
     pub truncation_mode: TruncationMode,
-    /// Weight of `(score_chosen + score_rejected)^2`, which keeps scores around 0; 0 switches it off, 0.01 is usual.
+    /// Weight of `(score_chosen + score_rejected)^2`, at least 0, which keeps scores around 0; 0: off, 0.01 is usual.
     /// TRL: off.
     pub center_rewards_coefficient: f64,
     /// The keys of adapters.

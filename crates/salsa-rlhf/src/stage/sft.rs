@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
 use salsa_engine::Head;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -21,24 +22,26 @@ use super::{
 };
 
 /// What `salsa sft` can be told, beside [`TrainingArguments`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SftConfig {
-    /// Checkpoint to start from.
+    /// Checkpoint to start from: a Hugging Face or PEFT directory.
+    #[schemars(extend("x-heading" = "Model and data"))]
     pub model_name_or_path: PathBuf,
-    /// Messages, prompts with completions, preferences (the chosen response is learned) or texts.
+    /// Messages, prompts with completions, preferences (the chosen response is learned) or texts. TRL: `dataset_name`.
     pub dataset: DataSource,
-    /// Held-out examples; none: no evaluation.
+    /// Held-out examples for the evaluation. None: no evaluation.
     pub eval_dataset: Option<DataSource>,
-    /// Where the trained model goes.
+    /// Directory of the trained model, its metrics and its checkpoints.
     pub output_dir: PathBuf,
-    /// Highest learning rate. TRL: 2e-5.
+    /// Highest learning rate, at least 0. TRL: 2e-5.
+    #[schemars(extend("x-heading" = "Training"))]
     pub learning_rate: f64,
-    /// Passes over the data, where `max_steps` is -1. TRL: 3.
+    /// Passes over the data, where `max_steps` is -1; parts of one are possible. TRL: 3.
     pub num_train_epochs: f64,
-    /// Longest example, in tokens; the model's context at most. TRL: 1024.
+    /// Longest example, in tokens, at least 2; the model's context at most. TRL: 1024.
     pub max_length: usize,
-    /// What happens to longer ones. TRL: keep_start.
+    /// What happens to longer examples. TRL: keep_start.
     pub truncation_mode: TruncationMode,
     /// Fill every pass with as many examples as fit into `per_device_train_batch_size * max_length` tokens, instead of a
     /// fixed number of examples. Examples never see each other either way, and nothing is ever padded. TRL: false.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -41,38 +42,44 @@ use provenance::Digests;
 use setting::Setting;
 
 /// What `salsa soup` can be told.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SoupConfig {
     /// The ingredients: checkpoints of one architecture, vocabulary and tokenizer.
+    #[schemars(extend("x-heading" = "Ingredients"))]
     pub models: Vec<PathBuf>,
-    /// One number for each ingredient; empty: all the same, with sum 1. The paper's `alpha` is the second of two.
-    /// Each may differ from tensor to tensor, as may the other numbers: [`Setting`].
+    /// One number for each ingredient. Empty: all the same, with sum 1. The paper's `alpha` is the second of two. Each
+    /// may differ from tensor to tensor: a list of numbers over the layers, or filters by name.
     pub weights: Vec<Setting>,
     /// How they are combined. The paper: linear.
+    #[schemars(extend("x-heading" = "Method"))]
     pub method: Method,
-    /// What the ingredients were fine-tuned from. Needed by `ties`, `dare_linear`, `dare_ties` and `task_arithmetic`; makes
-    /// `slerp` follow the arc between task vectors; otherwise only the report looks at it.
+    /// What the ingredients were fine-tuned from. Needed by `ties`, `dare_linear`, `dare_ties` and `task_arithmetic`;
+    /// makes `slerp` follow the arc between task vectors; otherwise only the report looks at it.
     pub base_model: Option<PathBuf>,
-    /// Share of the entries of a task vector that `ties` and the `dare` methods keep.
+    /// Share of the entries of a task vector that `ties` and the `dare` methods keep, above 0 and at most 1; may differ
+    /// from tensor to tensor.
     pub density: Setting,
-    /// The same, one for each ingredient, in place of `density`.
+    /// The same, one for each ingredient, in place of `density`. Empty: `density` is that of all.
     pub densities: Vec<Setting>,
-    /// Factor of the merged task vector (lambda in the papers), for the methods that have one.
+    /// Factor of the merged task vector, lambda in the papers, for the methods that need a base; may differ from tensor
+    /// to tensor.
     pub scale: Setting,
-    /// Place of a `slerp` between the first model (0) and the second (1).
+    /// Place of a `slerp` between the first model (0) and the second (1); may differ from tensor to tensor.
     pub t: Setting,
-    /// What `greedy` measures ingredients and soups by.
+    /// What `greedy` measures ingredients and soups by; that method cannot be without it. None: nothing is measured.
     pub greedy: Option<GreedyConfig>,
     /// Seed of what the `dare` methods drop.
     pub seed: u64,
     /// Whether weights are divided by their sum. None: as the method has it, which is yes for `linear` and `ties`.
     pub normalize: Option<bool>,
     /// Number type of the soup. None: that of the ingredients, tensor by tensor; where they differ, the wider one.
+    #[schemars(extend("x-heading" = "Output"))]
     pub dtype: Option<WeightType>,
-    /// Of adapters: rank of the soup, by the nearest adapter of that rank. None: the sum of the ingredients' ranks, exact.
+    /// Of adapters: rank of the soup, at least 1, by the nearest adapter of that rank. None: the sum of the
+    /// ingredients' ranks, exact.
     pub svd_rank: Option<usize>,
-    /// Largest weight file: bytes, or such as `5GB`.
+    /// Most bytes of weights in one file: a number, or such as 5GB (powers of ten).
     pub max_shard_size: ByteSize,
     /// Where tokenizer and chat template come from. None: the first ingredient that has a tokenizer.
     pub tokenizer_source: Option<PathBuf>,
@@ -80,7 +87,7 @@ pub struct SoupConfig {
     pub report: bool,
     /// Whether `soup.json` gets the BLAKE3 digest of every weight file, as `b3sum` prints it.
     pub digests: bool,
-    /// Where the soup goes.
+    /// Directory of the soup; must be empty or absent.
     pub output_dir: PathBuf,
 }
 

@@ -1,10 +1,12 @@
 //! Which examples a stage reads: files, parts of files, and mixtures.
 use std::{
+    borrow::Cow,
     fmt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail, ensure};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::{StageContext, encoder::Encoder};
@@ -20,7 +22,7 @@ use crate::data::{self, Content, Dataset, Example, Place, Which, split_by_prompt
 /// ```
 ///
 /// Where the names of a folder's files tell splits (`data/test-00000-of-00001.parquet`), `split` means those.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum DataSource {
     /// All examples of a file or folder.
@@ -33,12 +35,12 @@ pub enum DataSource {
 }
 
 /// One part of a file or folder.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataPart {
-    /// File or folder.
+    /// A file or folder of data, or an id of the hub.
     pub path: PathBuf,
-    /// Which part.
+    /// Which part of it: a published split or, where there is none, a part by the hash of the prompt.
     pub split: Part,
 }
 
@@ -74,6 +76,22 @@ impl From<String> for Part {
 impl From<Part> for String {
     fn from(part: Part) -> String {
         part.to_string()
+    }
+}
+
+impl JsonSchema for Part {
+    fn schema_name() -> Cow<'static, str> {
+        "Part".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [
+            {"const": "train", "description": "The published split of this name, or 80 % of the prompts."},
+            {"const": "validation", "description": "The published split of this name, or 10 % of the prompts."},
+            {"const": "test", "description": "The published split of this name, or the other 10 %."},
+            {"const": "all", "description": "Everything there is."},
+            {"type": "string", "title": "NAME"}
+        ]})
     }
 }
 

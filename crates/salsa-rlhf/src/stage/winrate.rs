@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use anyhow::{Context, bail, ensure};
 use salsa_algo::stats::{Estimate, Interval, Resampling, Tally, Verdict, Z95, bootstrap_difference, bootstrap_mean};
 use salsa_engine::Head;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -18,30 +19,32 @@ use super::{
 use crate::{data::Content, world};
 
 /// What `salsa eval winrate` can be told.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct WinrateConfig {
-    /// JSON lines with `prompt` (or `messages`) and `response`, as `salsa generate` and `salsa evaluate` write them: the side
-    /// that wins or loses.
+    /// JSON lines with `prompt` (or `messages`) and `response`, as `salsa generate` and `salsa evaluate` write them:
+    /// the side that wins or loses.
+    #[schemars(extend("x-heading" = "Answers"))]
     pub answers: PathBuf,
     /// Answers to the same prompts: the side it is compared with.
     pub baseline: PathBuf,
-    /// Who judges.
+    /// Who says which answer is better.
+    #[schemars(extend("x-heading" = "Judgement"))]
     pub judge: Judge,
-    /// The reward model, if it is the judge.
+    /// The reward model, if it is the judge. None: for judge `gold`, which has no model.
     pub reward_model_path: Option<PathBuf>,
-    /// Answers whose scores differ by no more than this tie; in units of score.
+    /// Answers whose scores differ by no more than this tie; in units of score, at least 0.
     pub tie_margin: f64,
-    /// Resamples of the bootstrap intervals.
+    /// Resamples of the bootstrap intervals, at least 1.
     pub resamples: usize,
-    /// Seed of the bootstrap.
+    /// Seed of the bootstrap intervals.
     pub seed: u64,
-    /// Least exact number type allowed.
+    /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
+    #[schemars(extend("x-heading" = "Computation"))]
     pub dtype: ComputeType,
-    /// Where it is computed: `auto` (the GPU with the most free memory if one can be used, else the processor), `cpu`, `cuda`
-    /// or `cuda:N`.
+    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
-    /// Tokens per forward pass of the reward model; changes no number, only memory.
+    /// Most tokens per forward pass of the reward model, at least 1; changes no number, only memory.
     pub max_tokens_per_batch: usize,
 }
 
@@ -80,7 +83,7 @@ impl WinrateConfig {
 }
 
 /// Who says which answer is better.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Judge {
     /// The score of a reward model.

@@ -9,6 +9,7 @@ use salsa_algo::{
     schedule::{self, Decay, Warmup},
 };
 use salsa_engine::{AdamW, Recompute};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -25,73 +26,80 @@ use crate::{
 };
 
 /// The keys of a PPO run. Names are TRL's where TRL has one; "TRL" is `PPOConfig` of TRL 1.12.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct PpoConfig {
-    /// Where the policy starts: an SFT model (SALSA and PPO), or a soup. TRL: `sft_model_path`.
+    /// Where the policy starts: an SFT model (SALSA and PPO), or a soup made in memory. TRL: `sft_model_path`.
+    #[schemars(extend("x-heading" = "Models and data"))]
     pub model_name_or_path: ModelSource,
-    /// The reward model; the separate critic starts from it too.
+    /// The reward model; a separate critic starts from it, too.
     pub reward_model_path: PathBuf,
-    /// What the KL penalty is measured against.
+    /// What the KL penalty is measured against. TRL: the model that the policy starts from.
     pub reference: ReferenceConfig,
-    /// Models to which the policy's KL is logged besides, by name: the same for all arms of an experiment, so that their
-    /// reward-KL curves can be compared.
+    /// Models to which the policy's KL is logged besides, by names of your own (`--anchors.NAME DIR`): the same for all
+    /// arms of an experiment, so that their reward-KL curves can be compared. Empty: none.
     pub anchors: BTreeMap<String, ModelSource>,
-    /// The prompts.
+    /// The prompts; of records with responses, the prompts alone. TRL: `dataset_name`.
     pub dataset: DataSource,
-    /// Where the trained policy goes.
+    /// Directory of the trained policy, its metrics and its checkpoints.
     pub output_dir: PathBuf,
 
-    /// Responses sampled in all. TRL: none; its examples 10,000 and more.
+    /// Responses sampled in all, at least 1; one per prompt is a pass over the data. TRL: none; its examples 10,000 and
+    /// more.
+    #[schemars(extend("x-heading" = "Batches and sampling"))]
     pub total_episodes: u64,
-    /// Responses per update. TRL: `per_device_train_batch_size * gradient_accumulation_steps`.
+    /// Responses per update, at least 1. TRL: `per_device_train_batch_size * gradient_accumulation_steps`.
     pub batch_size: usize,
-    /// Passes over the responses of an update. TRL: 4.
+    /// Passes over the responses of an update, at least 1. TRL: 4.
     pub num_ppo_epochs: usize,
-    /// Optimizer steps per pass; each sees `batch_size / num_mini_batches` responses. TRL: 1.
+    /// Optimizer steps per pass, from 1 to `batch_size`; each sees `batch_size / num_mini_batches` responses. TRL: 1.
     pub num_mini_batches: usize,
-    /// Responses per forward and backward pass; changes memory, not the step. TRL: 8.
+    /// Responses per forward and backward pass, at least 1; changes memory, not the step. TRL: 8.
     pub per_device_train_batch_size: usize,
-    /// The longest response, in tokens. TRL: 53.
+    /// The longest response, in tokens, its end token included; at least 1. TRL: 53.
     pub response_length: usize,
-    /// Prompts longer than this many tokens are left out; the model's context at most.
+    /// Prompts longer than this many tokens are left out; the model's context at most. TRL: none.
     pub max_prompt_length: usize,
-    /// Sampling temperature; all log-probs use it too. Sampling is pure (no top-k, no top-p), so that KL estimates are
-    /// unbiased. TRL: 0.7.
+    /// Sampling temperature, from 0.001 to 100; all log-probs use it, too. Sampling is pure (no top-k, no top-p), so
+    /// that KL estimates are unbiased. TRL: 0.7.
     #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
-    /// Sequences decoded at once; changes speed and memory, never the result.
+    /// Responses generated at once, at least 1; changes speed and memory, never the result. TRL:
+    /// `local_rollout_forward_batch_size`, 64.
     pub decode_slots: usize,
 
-    /// Coefficient of the KL penalty, beta. TRL: 0.05.
+    /// Coefficient beta of the KL penalty: each token's reward is `-beta * KL`; 0: no penalty. TRL: 0.05.
+    #[schemars(extend("x-heading" = "Reward and KL"))]
     pub kl_coef: f64,
     /// How the KL of a token is estimated. TRL: k1.
     pub kl_estimator: KlKind,
-    /// Wanted KL per response, in nats: beta adapts to it as in TRL up to 0.11 (6). None: beta is fixed.
+    /// Wanted KL per response, in nats, above 0: beta adapts to it, as in TRL up to 0.11 (6). None: beta is fixed.
     pub kl_target: Option<f64>,
-    /// Responses over which an adaptive beta moves. TRL up to 0.11: 10,000.
+    /// Responses after which an adaptive beta has moved by a fifth at most, above 0; used with `kl_target`. TRL up to 0.11:
+    /// 10,000.
     pub kl_horizon: f64,
     /// Where a response's score is added. TRL since 0.12: after_eos; nearly all others: last_token.
     pub score_position: ScorePosition,
     /// Subtract the mean and divide by the deviation that the reward model was saved with. TRL: not there.
     pub normalize_scores: bool,
-    /// Scores are clipped to this size. None: not clipped, as in TRL.
+    /// Scores are clipped to plus and minus this, above 0, after they are normalised. None: not clipped, as in TRL.
     pub score_clip: Option<f64>,
-    /// Subtracted from the score of a response without an end. TRL: none.
+    /// Subtracted from the score of a response that was cut off before its end token. TRL and none: nothing is.
     pub missing_eos_penalty: Option<f64>,
-    /// Divide rewards by their deviation. TRL: false.
+    /// Divide the rewards of an update by their deviation, their mean kept. TRL: false.
     pub whiten_rewards: bool,
-    /// Discount. TRL: 1.
+    /// Discount of later rewards, per token, from 0 to 1. TRL: 1.
+    #[schemars(extend("x-heading" = "PPO"))]
     pub gamma: f64,
-    /// Lambda of generalised advantage estimation. TRL: 0.95.
+    /// Lambda of generalised advantage estimation, from 0 (one step) to 1 (whole returns). TRL: 0.95.
     pub lam: f64,
-    /// How far the probability ratio may move. TRL: 0.2.
+    /// How far the probability ratio may move from 1 before its gradient stops, at least 0. TRL: 0.2.
     pub cliprange: f64,
-    /// How far a value may move. TRL: 0.2.
+    /// How far a value may move from the one before the update, in units of reward, at least 0. TRL: 0.2.
     pub cliprange_value: f64,
-    /// Weight of the value loss. TRL: 0.1.
+    /// Weight of the value loss, at least 0. TRL: 0.1.
     pub vf_coef: f64,
-    /// A critic of its own, or a value head on the policy's trunk. TRL since 0.12: separate; before: shared.
+    /// Where values come from. TRL since 0.12: separate; before: shared.
     pub critic: CriticKind,
 
     /// The keys of adapters: with `use_peft` policy and critic are adapters, and all models of the run that stand on the same
@@ -99,49 +107,52 @@ pub struct PpoConfig {
     #[serde(flatten)]
     pub lora: LoraArguments,
 
-    /// Highest learning rate. TRL: 3e-6.
+    /// Highest learning rate, at least 0. TRL: 3e-6.
+    #[schemars(extend("x-heading" = "Optimizer"))]
     pub learning_rate: f64,
-    /// The separate critic's; none: the policy's, as in TRL.
+    /// Highest learning rate of a separate critic, at least 0. None: the policy's, as in TRL.
     pub critic_learning_rate: Option<f64>,
-    /// Shape of the learning rate over the updates. TRL: linear.
+    /// Shape of the learning rate over the updates, after the warm-up. TRL: linear.
     pub lr_scheduler_type: Schedule,
-    /// Updates over which the learning rate rises from 0. TRL: 0.
+    /// Updates over which the learning rate rises from 0 to its highest. TRL: 0.
     pub warmup_steps: u64,
     /// Updates at the start in which only the critic learns. TRL: not there.
     pub critic_warmup: u64,
-    /// AdamW's decay. TRL: 0.
+    /// AdamW's decoupled weight decay, per step and unit of learning rate; 0: none. TRL: 0.
     pub weight_decay: f64,
-    /// AdamW's beta1. TRL: 0.9.
+    /// AdamW's decay of the mean of gradients, from 0 to below 1. TRL: 0.9.
     pub adam_beta1: f64,
-    /// AdamW's beta2. TRL: 0.999.
+    /// AdamW's decay of the mean of squared gradients, from 0 to below 1. TRL: 0.999.
     pub adam_beta2: f64,
-    /// AdamW's epsilon. TRL: 1e-8.
+    /// AdamW's epsilon, added to the root of the mean of squared gradients; above 0. TRL: 1e-8.
     pub adam_epsilon: f64,
-    /// Largest norm of the gradient; 0: no clipping, as TRL's PPOTrainer (which ignores the key).
+    /// Largest Euclidean norm of the whole gradient; longer ones are scaled down to it. 0: no clipping, as TRL's
+    /// PPOTrainer (which ignores the key).
     pub max_grad_norm: f64,
-    /// Recompute activations in the backward pass. TRL: true.
+    /// Recompute activations in the backward pass instead of keeping them: less memory, about a third more time, the
+    /// same numbers. TRL: true.
     pub gradient_checkpointing: bool,
 
-    /// Seed of prompts, sampling and minibatches. TRL: 42.
+    /// Seed of prompt order, sampling and minibatches. TRL: 42.
+    #[schemars(extend("x-heading" = "Run and output"))]
     pub seed: u64,
-    /// Updates between two resumable checkpoints; 0: none before the end.
+    /// Updates between two resumable checkpoints. 0: none before the end (an interruption by Ctrl-C still saves one).
+    /// TRL: 500.
     pub save_steps: u64,
-    /// How often sample responses are written to `samples.jsonl` over the run. TRL: 10.
+    /// How often sample responses are written to `samples.jsonl` over the run; 0: never. TRL: 10.
     pub num_sample_generations: u64,
-    /// A reward function to log beside the learned one, never trained on.
+    /// A reward function to log beside the learned one, never trained on. None: none.
     pub gold: Option<Gold>,
-    /// Number type of matrix products, for all models: `auto` (bfloat16 where this machine multiplies it faster), `f32` or
-    /// `bf16`.
+    /// Number type of matrix products; sums, norms and softmax are 32-bit either way. TRL: the flag `bf16`.
     pub dtype: ComputeType,
-    /// Where it is computed: `auto` (the GPU with the most free memory if one can be used, else the processor), `cpu`, `cuda`
-    /// or `cuda:N`.
+    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
-    /// Number type of the saved weights.
+    /// Number type of the saved weights; training itself always keeps f32 master weights. TRL: the model's own.
     pub save_dtype: WeightType,
 }
 
 /// Per-token estimators of the KL, in Schulman's names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum KlKind {
     /// `logp - ref`: unbiased, of either sign.
@@ -154,7 +165,7 @@ pub enum KlKind {
 }
 
 /// Where a response's score is added.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScorePosition {
     /// On the last token.
@@ -165,7 +176,7 @@ pub enum ScorePosition {
 }
 
 /// Where values come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CriticKind {
     /// A model of its own, started from the reward model.
@@ -176,7 +187,7 @@ pub enum CriticKind {
 }
 
 /// Reward functions that the program carries with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Gold {
     /// The gold reward of the toy world.

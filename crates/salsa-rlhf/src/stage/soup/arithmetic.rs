@@ -4,6 +4,7 @@ use salsa_algo::{
     random::bits,
     soup::{Consensus, Normalize, Origin, Sparsify, TaskMerge, Weights},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -13,7 +14,7 @@ use super::{
 };
 
 /// How ingredients are combined; mergekit's names, and `greedy`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
     /// The weighted mean: the soup of the paper.

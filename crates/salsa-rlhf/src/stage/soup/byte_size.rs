@@ -1,4 +1,7 @@
 //! Sizes of files, as people write them.
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 /// A number of bytes; read from a number or from text such as `500MB` or `5GB` (powers of ten).
@@ -21,6 +24,19 @@ impl<'de> Deserialize<'de> for ByteSize {
             Written::Bytes(bytes) => Ok(ByteSize(bytes)),
             Written::Text(text) => parse(&text).map(ByteSize).ok_or_else(|| wrong(&text)),
         }
+    }
+}
+
+impl JsonSchema for ByteSize {
+    fn schema_name() -> Cow<'static, str> {
+        "ByteSize".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [
+            {"type": "integer", "minimum": 0, "title": "bytes"},
+            {"type": "string", "pattern": "^ *[0-9.]+ *([kKmMgGtT]?[bB])? *$", "title": "5GB"}
+        ]})
     }
 }
 

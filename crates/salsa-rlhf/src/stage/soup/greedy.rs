@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail, ensure};
 use salsa_algo::soup::{Normalize, Weights, weighted_mean};
 use salsa_engine::{Device, Head, Model, ModelSpec};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -27,23 +28,23 @@ use crate::{
 };
 
 /// What the greedy soup is measured by: the loss on examples or, if a reward model is given, its score of answers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct GreedyConfig {
     /// Held-out examples for the loss, or prompts for the score.
     pub dataset: DataSource,
-    /// The reward model that scores answers; none: the loss decides.
+    /// The reward model that scores answers. None: the loss decides.
     pub reward_model_path: Option<PathBuf>,
-    /// At most so many examples or prompts, from the start; none: all.
+    /// At most so many examples or prompts, from the start. None: all.
     pub max_examples: Option<usize>,
-    /// Longer examples are cut off behind so many tokens, longer prompts are left out.
+    /// Longer examples are cut off behind so many tokens, at least 2; longer prompts are left out.
     pub max_length: usize,
-    /// Most tokens of an answer.
+    /// Most tokens of an answer, at least 1.
     pub max_new_tokens: usize,
     /// Sampling temperature of answers; 0 always takes the likeliest token.
     #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
-    /// Answers generated at once; changes none of them, only memory and speed.
+    /// Answers generated at once, at least 1; changes none of them, only speed and memory.
     pub decode_slots: usize,
     /// Seed of the answers: the same random numbers for every model.
     pub seed: u64,

@@ -1,5 +1,8 @@
 //! A number that may differ from tensor to tensor: mergekit's filters and gradients.
+use std::borrow::Cow;
+
 use anyhow::{Context, bail, ensure};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use serde_json::Value;
 
@@ -162,6 +165,32 @@ impl<'de> Deserialize<'de> for Setting {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Setting, D::Error> {
         let value = Value::deserialize(deserializer)?;
         Setting::read(&value).map_err(|error| D::Error::custom(format!("{error:#}")))
+    }
+}
+
+impl JsonSchema for Setting {
+    fn schema_name() -> Cow<'static, str> {
+        "Setting".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let number = json_schema!({"type": "number"});
+        let gradient = json_schema!({
+            "type": "array", "minItems": 1, "items": number,
+            "description": "Numbers at equal distances from the first layer to the last, with straight lines between them."
+        });
+        let filter = json_schema!({
+            "type": "object",
+            "properties": {
+                "filter": {
+                    "type": ["string", "null"], "description": "A part of the tensors' names; none or `*`: all tensors."
+                },
+                "value": {"anyOf": [number, gradient], "description": "The number for them, or a list over the layers."}
+            },
+            "required": ["value"],
+            "description": "The first filter that fits a tensor decides."
+        });
+        json_schema!({"anyOf": [number, gradient, filter, {"type": "array", "items": filter}]})
     }
 }
 

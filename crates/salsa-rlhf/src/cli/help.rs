@@ -1,0 +1,262 @@
+//! What `salsa STAGE --help` says of the keys of a stage, from their schema.
+use serde_json::Value;
+
+use crate::{
+    config::{
+        names,
+        paths::{self, PathKind},
+        schema::HEADING,
+    },
+    stage::kind::Kind,
+};
+
+/// Columns of a page; narrower than most terminals, where longer lines would be broken without their indentation.
+const WIDTH: usize = 80;
+
+/// The longest list of choices beside a key; the lines below it tell them one by one.
+const LONGEST: usize = 48;
+
+/// The key that tells which of several mappings one is.
+const TAG: &str = "kind";
+
+/// Every key of a stage: its name, type, default and other names, and what it means.
+pub fn keys(kind: &Kind) -> String {
+    let (schema, defaults) = ((kind.schema)(), (kind.defaults)());
+    let mut page = Page { text: String::new(), schema: &schema, told: Vec::new() };
+    for key in defaults.keys() {
+        let property = &schema["properties"][key];
+        if let Some(heading) = property[HEADING].as_str() {
+            page.text += &format!("\n{heading}:\n");
+        }
+        let others: Vec<&str> = names::others(key, &defaults).collect();
+        let note = if others.is_empty() { String::new() } else { format!("[also: {}]", others.join(", ")) };
+        page.key(&Key { path: key.clone(), schema: property, is_required: false, note });
+    }
+    page.text
+}
+
+/// The page so far.
+struct Page<'a> {
+    text: String,
+    schema: &'a Value,
+    /// Types of mappings whose keys were told, and below which key.
+    told: Vec<(&'a str, String)>,
+}
+
+/// A key or, dotted, one of a mapping that a key takes.
+struct Key<'a> {
+    path: String,
+    schema: &'a Value,
+    /// Whether its mapping cannot be without it.
+    is_required: bool,
+    note: String,
+}
+
+/// One way to write a value, and the name of its type if that has one.
+#[derive(Clone, Copy)]
+struct Form<'a> {
+    schema: &'a Value,
+    name: Option<&'a str>,
+}
+
+impl<'a> Page<'a> {
+    fn key(&mut self, key: &Key<'a>) {
+        let forms = self.forms(key.schema, None);
+        let is_tagged = forms.iter().any(|form| form.tag().is_some());
+        let (path, default) = match is_tagged {
+            true => (format!("{}.{TAG}", key.path), &key.schema["default"][TAG]),
+            false => (key.path.clone(), &key.schema["default"]),
+        };
+        let default = if key.is_required { REQUIRED.to_owned() } else { start(default, meaning(key.schema)) };
+        // What stands in a list has no flag of its own.
+        let dashes = if path.contains("[]") { "" } else { "--" };
+        let head = format!("{dashes}{path} <{}> {default} {}", values(&path, &forms), key.note);
+        self.text += &wrapped(&head, 2, 6);
+        self.text += &wrapped(first_paragraph(meaning(key.schema)), 6, 6);
+        for form in &forms {
+            if let Some(choice) = form.choice() {
+                self.text += &wrapped(&format!("{choice}: {}", first_paragraph(meaning(form.schema))), 8, 10);
+            }
+        }
+        self.below(&key.path, &forms);
+    }
+
+    /// The keys of the mappings that a key takes.
+    fn below(&mut self, path: &str, forms: &[Form<'a>]) {
+        let mut keys: Vec<(Key<'a>, Vec<&str>)> = Vec::new();
+        let mut as_before = None;
+        for form in forms {
+            let (form, path) = match self.item(form) {
+                Some(item) => (item, format!("{path}[]")),
+                None => (*form, path.to_owned()),
+            };
+            let Some(properties) = form.schema["properties"].as_object() else { continue };
+            if let Some((_, before)) =
+                self.told.iter().find(|(told, _)| form.name == Some(*told) && form.tag().is_none())
+            {
+                if before.trim_end_matches("[]") != path.trim_end_matches("[]") {
+                    as_before = Some(before.clone());
+                }
+                continue;
+            }
+            self.told.extend(form.name.map(|name| (name, path.clone())));
+            for (name, schema) in properties.iter().filter(|(name, _)| form.tag().is_none() || name.as_str() != TAG) {
+                let path = format!("{path}.{name}");
+                match keys.iter_mut().find(|(key, _)| key.path == path && key.schema == schema) {
+                    Some((_, kinds)) => kinds.extend(form.tag()),
+                    None => {
+                        let required = form.schema["required"].as_array();
+                        let is_required = required.is_some_and(|keys| keys.iter().any(|key| key == name));
+                        let key = Key { path, schema, is_required, note: String::new() };
+                        keys.push((key, form.tag().into_iter().collect()));
+                    }
+                }
+            }
+        }
+        if let Some(before) = as_before {
+            self.text += &wrapped(&format!("Its keys are those below {before}."), 6, 6);
+        }
+        for (mut key, kinds) in keys {
+            if !kinds.is_empty() {
+                key.note = format!("[{TAG}: {}]", kinds.join(", "));
+            }
+            self.key(&key);
+        }
+    }
+
+    /// The ways to write a value, types by name looked up.
+    fn forms(&self, schema: &'a Value, name: Option<&'a str>) -> Vec<Form<'a>> {
+        if let Some(name) = schema["$ref"].as_str().and_then(|path| path.strip_prefix("#/definitions/")) {
+            return self.forms(&self.schema["definitions"][name], Some(name));
+        }
+        match ["anyOf", "oneOf", "allOf"].iter().find_map(|keyword| schema[keyword].as_array()) {
+            Some(forms) => forms.iter().flat_map(|form| self.forms(form, name)).collect(),
+            None => vec![Form { schema, name }],
+        }
+    }
+
+    /// What a list holds, if that is one kind of mapping.
+    fn item(&self, form: &Form<'a>) -> Option<Form<'a>> {
+        let items = form.schema.get("items").filter(|items| items.is_object())?;
+        match self.forms(items, form.name)[..] {
+            [item] if item.schema["properties"].is_object() => Some(item),
+            _ => None,
+        }
+    }
+}
+
+impl<'a> Form<'a> {
+    /// Which of several mappings this is.
+    fn tag(&self) -> Option<&'a str> {
+        self.schema["properties"][TAG]["const"].as_str()
+    }
+
+    /// The one value that this is, or that tells that it is this mapping.
+    fn choice(&self) -> Option<&'a str> {
+        self.schema["const"].as_str().or_else(|| self.tag())
+    }
+
+    /// In a word, what is written. Other spellings of a choice go without saying.
+    fn word(&self, path: &str) -> Option<&'a str> {
+        let is = |kind: &str| match &self.schema["type"] {
+            Value::Array(kinds) => kinds.iter().any(|known| known == kind),
+            known => known == kind,
+        };
+        let last = path.rsplit('.').next().unwrap_or(path);
+        match self.choice().or_else(|| self.schema["title"].as_str()) {
+            Some(word) => Some(word),
+            None if self.schema.get("enum").is_some() => None,
+            None if is("string") => Some(match paths::kind_of_key(last) {
+                Some(PathKind::Model) => "model",
+                Some(PathKind::Data) => "data",
+                None => "text",
+            }),
+            None if is("integer") => Some("whole number"),
+            None if is("number") => Some("number"),
+            None if is("boolean") => Some("true|false"),
+            None if is("array") => Some("list"),
+            None if is("object") => Some("mapping"),
+            None => None,
+        }
+    }
+}
+
+/// What can be written behind a key.
+fn values(path: &str, forms: &[Form<'_>]) -> String {
+    let mut words: Vec<&str> = Vec::new();
+    for word in forms.iter().filter_map(|form| form.word(path)) {
+        if !words.contains(&word) {
+            words.push(word);
+        }
+    }
+    let all = words.join("|");
+    if all.len() > LONGEST { "choice".to_owned() } else { all }
+}
+
+const REQUIRED: &str = "[required]";
+
+/// What a key is if it is not given. Where nothing is a value of its own, the key's meaning says what an empty one means.
+fn start(default: &Value, meaning: &str) -> String {
+    let is_empty = match default {
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(keys) => keys.is_empty(),
+        _ => false,
+    };
+    match default {
+        _ if is_empty && !meaning.to_lowercase().contains("empty:") => REQUIRED.to_owned(),
+        _ if is_empty => "[default: empty]".to_owned(),
+        Value::Null => "[default: none]".to_owned(),
+        Value::String(text) => format!("[default: {text}]"),
+        Value::Number(number) if number.is_f64() => {
+            let number = format!("{:?}", number.as_f64().unwrap_or_default());
+            format!("[default: {}]", number.trim_end_matches(".0"))
+        }
+        value => format!("[default: {value}]"),
+    }
+}
+
+fn meaning(schema: &Value) -> &str {
+    schema["description"].as_str().unwrap_or_default()
+}
+
+fn first_paragraph(text: &str) -> &str {
+    text.split("\n\n").next().unwrap_or_default()
+}
+
+/// The words of a text in lines of a page; what is in brackets is not torn apart.
+fn wrapped(text: &str, first: usize, rest: usize) -> String {
+    let (mut lines, mut line, mut is_empty) = (String::new(), " ".repeat(first), true);
+    for word in words(text) {
+        if !is_empty && line.chars().count() + 1 + word.chars().count() > WIDTH {
+            lines += &format!("{line}\n");
+            (line, is_empty) = (" ".repeat(rest), true);
+        }
+        if !is_empty {
+            line.push(' ');
+        }
+        line += word;
+        is_empty = false;
+    }
+    if is_empty { lines } else { format!("{lines}{line}\n") }
+}
+
+/// The words of a text; one that begins with a bracket goes on to the bracket that closes it, if a line has room for it.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text.trim_start();
+    std::iter::from_fn(move || {
+        let closing = match rest.chars().next()? {
+            '[' => rest.find(']'),
+            '<' => rest.find('>'),
+            _ => None,
+        };
+        let from = closing.filter(|end| *end < WIDTH / 2).unwrap_or(0);
+        let end = rest[from..].find(char::is_whitespace).map_or(rest.len(), |end| from + end);
+        let word = &rest[..end];
+        rest = rest[end..].trim_start();
+        Some(word)
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,35 @@
+//! `salsa schema [STAGE|recipe]`
+use super::print;
+use crate::{
+    config::{Usage, names},
+    recipe,
+    stage::kinds::{self, KINDS},
+};
+
+/// What the schema is of.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  salsa schema > salsa.schema.json\n\n\
+    With the line\n  # yaml-language-server: $schema=salsa.schema.json\nat the top of a recipe, an editor that knows \
+    the YAML language server completes keys, shows what they mean, and marks those that do not exist.")]
+pub struct Arguments {
+    /// The name of a stage, for its --config file; or recipe, for a file of `salsa run`.
+    #[arg(value_name = "STAGE|recipe", default_value = "recipe")]
+    what: String,
+}
+
+/// Prints the schema.
+pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+    let schema = match (arguments.what.as_str(), kinds::find(&arguments.what)) {
+        ("recipe", _) => recipe::schema::of(KINDS),
+        (_, Some(kind)) => {
+            let mut schema = (kind.schema)();
+            schema["title"] = format!("The keys of salsa {}", kind.name).into();
+            schema
+        }
+        (other, None) => {
+            let known = ["recipe"].into_iter().chain(KINDS.iter().map(|kind| kind.name));
+            return Err(Usage(format!("there is no stage {other:?}; {}", names::hint(other, known))).into());
+        }
+    };
+    print(&format!("{schema:#}\n"))
+}

@@ -1,0 +1,71 @@
+//! The JSON schema of a configuration: its keys under all their names, their types and defaults, and what the doc comments
+//! of the fields say of them. `--help` and editors read it; nothing else does, so it is made when one of them asks.
+use schemars::{JsonSchema, Schema, generate::SchemaSettings, transform::RecursiveTransform};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::names;
+
+/// Where the heading of a group of keys stands: in the schema of the first of them.
+pub const HEADING: &str = "x-heading";
+
+/// The schema of a mapping with the configuration `T`: every key that [`super::load`] takes from a file, and no other.
+///
+/// Draft 7, which editors understand best.
+pub fn of<T: JsonSchema + Serialize + Default>() -> Value {
+    let settings = SchemaSettings::draft07().with_transform(RecursiveTransform(tidy));
+    let mut schema = settings.into_generator().into_root_schema_for::<T>().to_value();
+    let defaults = match serde_json::to_value(T::default()) {
+        Ok(Value::Object(defaults)) => defaults,
+        other => panic!("a configuration must serialise to a mapping, got {other:?}"),
+    };
+    let properties = schema["properties"].as_object_mut().expect("a configuration is a struct");
+    for (key, property) in properties.iter_mut() {
+        property["default"] = defaults[key].clone();
+    }
+    let others: Vec<(String, Value)> =
+        defaults.keys().flat_map(|key| others(key, &properties[key], &defaults)).collect();
+    properties.extend(others);
+    take_hyphens(&mut schema);
+    schema
+}
+
+/// `-` and `_` are equal in the keys of a stage; a key with `-` is known, though its value is not looked at.
+pub fn take_hyphens(schema: &mut Value) {
+    let keys = schema["properties"].as_object().expect("this is a schema of an object").keys();
+    let keys: Vec<String> = keys.filter(|key| key.contains('_')).map(|key| key.replace('_', "[-_]")).collect();
+    if !keys.is_empty() {
+        schema["patternProperties"] = json!({format!("^({})$", keys.join("|")): true});
+    }
+}
+
+/// The same setting under its other names.
+fn others(key: &str, property: &Value, keys: &Map<String, Value>) -> Vec<(String, Value)> {
+    let named = |name: &'static str| {
+        let mut property = property.clone();
+        let meaning = property["description"].as_str().unwrap_or_default();
+        property["description"] = format!("Another name of `{key}`. {meaning}").into();
+        (name.to_owned(), property)
+    };
+    names::others(key, keys).map(named).collect()
+}
+
+/// Adds other spellings to the choices of an enum: those of `serde(alias)`, which a schema does not see.
+pub fn spellings(others: &'static [&'static str]) -> impl FnMut(&mut Schema) {
+    move |schema| {
+        if let Some(Value::Array(choices)) = schema.get_mut("oneOf") {
+            choices.push(json!({"enum": others, "description": "Other spellings of the same."}));
+        }
+    }
+}
+
+/// Number formats of Rust are of no use to a reader, and a key that no struct has is a mistake.
+fn tidy(schema: &mut Schema) {
+    schema.remove("format");
+    if schema.get("properties").is_some() && schema.get("additionalProperties").is_none() {
+        schema.insert("additionalProperties".to_owned(), false.into());
+    }
+}
+
+#[cfg(test)]
+mod tests;
