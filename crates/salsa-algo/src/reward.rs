@@ -48,8 +48,6 @@ pub enum MissingEos {
     Keep,
     /// This much is subtracted (TRL's `missing_eos_penalty`, usually 1).
     Subtract(f64),
-    /// The score becomes this number (torchtune: -3; OpenAI's summarisation and AlpacaFarm: -1).
-    Replace(f64),
 }
 
 /// What is done to the reward model's score before it becomes a reward.
@@ -72,7 +70,7 @@ impl ScoreRule {
     ///
     /// ```text
     /// clipped = max(-clip, min(clip, score))
-    /// Keep: clipped      Subtract(p): clipped - p without EOS      Replace(s): s without EOS
+    /// Keep: clipped      Subtract(p): clipped - p without EOS
     /// ```
     ///
     /// ```
@@ -92,7 +90,6 @@ impl ScoreRule {
         match (ending, self.missing_eos) {
             (Ending::Eos, _) | (Ending::Cut, MissingEos::Keep) => clipped,
             (Ending::Cut, MissingEos::Subtract(penalty)) => clipped - penalty,
-            (Ending::Cut, MissingEos::Replace(score)) => score,
         }
     }
 }
@@ -173,7 +170,7 @@ mod tests {
     fn every_missing_eos_rule() {
         use Ending::*;
         use MissingEos::*;
-        for (missing_eos, with, without) in [(Keep, 2.0, 2.0), (Subtract(0.5), 2.0, 1.5), (Replace(-3.0), 2.0, -3.0)] {
+        for (missing_eos, with, without) in [(Keep, 2.0, 2.0), (Subtract(0.5), 2.0, 1.5)] {
             let rule = ScoreRule { clip: 2.0, missing_eos };
             assert_eq!([rule.apply(9.0, Eos), rule.apply(9.0, Cut)], [with, without]);
         }

@@ -73,11 +73,16 @@ pub fn is_id(text: &str) -> bool {
     !folder && !path.exists() && Id::parse(text).is_some()
 }
 
+/// The snapshot of this id as the cache holds it; the network is not asked.
+pub fn cached(text: &str, kind: Kind) -> Option<PathBuf> {
+    let id = Id::parse(text)?;
+    let hub = Hub { network: Network::Offline, ..Hub::from_env().ok()? };
+    hub.fetch(&id, kind).ok()
+}
+
 /// The model of this id and revision as the cache holds it; the network is not asked.
 pub fn cached_model(name: &str, revision: Option<&str>) -> Option<PathBuf> {
-    let id = Id::parse(&revision.map_or_else(|| name.to_owned(), |revision| format!("{name}@{revision}")))?;
-    let hub = Hub { network: Network::Offline, ..Hub::from_env().ok()? };
-    hub.fetch(&id, Kind::Model).ok()
+    cached(&revision.map_or_else(|| name.to_owned(), |revision| format!("{name}@{revision}")), Kind::Model)
 }
 
 /// The id of the model whose snapshot in the cache this folder is.
@@ -124,9 +129,10 @@ pub struct Hub {
 }
 
 /// Whether the network may be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Network {
     /// It may.
+    #[default]
     Online,
     /// Only the cache is looked at.
     Offline,

@@ -24,10 +24,10 @@ pub mod names {
     pub const GOLD: &str = "objective/gold";
     /// Mean KL per response to the run's own reference.
     pub const KL: &str = "objective/kl";
-    /// Mean KL per response to SFT A, the anchor common to all arms.
-    pub const KL_SFT_A: &str = "objective/kl_sft_a";
-    /// Mean KL per response to the soup, the other common anchor.
-    pub const KL_SOUP: &str = "objective/kl_soup";
+    /// Before the name of an anchor: the mean KL per response to it.
+    pub const KL_TO: &str = "objective/kl_";
+    /// The coefficient of the KL penalty, which is named as an anchor might be.
+    pub const KL_COEF: &str = "objective/kl_coef";
     /// Mean entropy of the policy per token, in nats.
     pub const ENTROPY: &str = "policy/entropy_avg";
     /// Mean response length in tokens.

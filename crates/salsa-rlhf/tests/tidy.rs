@@ -108,7 +108,9 @@ fn every_recipe_is_in_order() {
         fs::copy(&recipe, &copy).unwrap();
         let shown = recipe.display();
         let mut stand_ins = 0;
-        while let Err(error) = Recipe::read(&copy, Changes { out: Some(&tree.join("out")), set: &[] }, KINDS) {
+        while let Err(error) =
+            Recipe::read(&copy, Changes { out: Some(&tree.join("out")), ..Changes::default() }, KINDS)
+        {
             let message = format!("{error:#}");
             let path = missing_path(&message).filter(|path| path.starts_with(&outside) && !path.starts_with(&tree));
             let path = path.unwrap_or_else(|| panic!("{shown}: {message}"));
@@ -136,7 +138,7 @@ fn a_stage_name_with_a_slip_is_no_missing_input() {
     let path = outside.path().join("slip.yaml");
     let text = "stages:\n  a: {kind: kitchen}\n  b: {kind: sft, model: bsae, dataset: \"${stages.a}/sft.jsonl\"}\n";
     fs::write(&path, text).unwrap();
-    let read = Recipe::read(&path, Changes { out: Some(&outside.path().join("out")), set: &[] }, KINDS);
+    let read = Recipe::read(&path, Changes { out: Some(&outside.path().join("out")), ..Changes::default() }, KINDS);
     let message = format!("{:#}", read.err().expect("there is no model called bsae"));
     assert_eq!(missing_path(&message), Some(outside.path().join("bsae")), "{message}");
 }

@@ -1,12 +1,14 @@
 //! The command line: one file per command. stdout carries data, stderr carries talk.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage. An error is one line on stderr: what, where, what to do.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage. An error is one line on stderr: what, where, what to do; each
+//! of them, where several mistakes are found at once.
 use std::{io::Write, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 
 use crate::{
     config::{Usage, wording},
+    recipe::Faults,
     stage::{
         StageContext,
         device::{self, Choice as DeviceChoice},
@@ -99,7 +101,10 @@ pub fn main() -> ExitCode {
     match device::caught(|| dispatch(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tell(&wording::for_people(&error));
+            match error.downcast_ref::<Faults>() {
+                Some(faults) => faults.iter().for_each(|fault| tell(&wording::for_people(fault))),
+                None => tell(&wording::for_people(&error)),
+            }
             ExitCode::from(if error.chain().any(|cause| cause.is::<Usage>()) { 2 } else { 1 })
         }
     }

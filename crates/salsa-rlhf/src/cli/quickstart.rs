@@ -35,5 +35,9 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     ];
     set.extend(run::changes(&arguments.set)?);
     let source = Source { text: RECIPE, path: Path::new("recipes/quickstart.yaml"), base: Path::new("") };
-    run::to_the_end(&Recipe::new(source, Changes { out: Some(&arguments.out), set: &set }, KINDS)?)
+    run::to_the_end(&Recipe::new(
+        source,
+        Changes { out: Some(&arguments.out), set: &set, ..Changes::default() },
+        KINDS,
+    )?)
 }

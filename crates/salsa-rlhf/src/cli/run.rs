@@ -1,9 +1,13 @@
 //! `salsa run RECIPE.yaml`
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::print;
 use crate::{
     config::Usage,
+    hub::Network,
     recipe::{Changes, Recipe},
     report::{self, Summary},
     stage::kinds::KINDS,
@@ -21,7 +25,7 @@ pub struct Arguments {
     /// Changes a value of the recipe; may be repeated.
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
-    /// Checks the recipe and stops.
+    /// Opens every model and data set that the recipe names, says what each stage reads and needs, and stops.
     #[arg(long)]
     check: bool,
 }
@@ -29,13 +33,22 @@ pub struct Arguments {
 /// Runs what is not done yet.
 pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let set = changes(&arguments.set)?;
-    let recipe = Recipe::read(&arguments.recipe, Changes { out: arguments.out.as_deref(), set: &set }, KINDS)?;
+    let changes = Changes { out: arguments.out.as_deref(), set: &set, ..Changes::default() };
     if arguments.check {
-        let context = super::context()?;
-        context.say(&format!("{}: {} stages, no mistakes found", arguments.recipe.display(), recipe.steps.len()));
-        return Ok(());
+        return check(&arguments.recipe, Changes { network: Network::Offline, ..changes });
     }
-    to_the_end(&recipe)
+    to_the_end(&Recipe::read(&arguments.recipe, changes, KINDS)?)
+}
+
+/// Prints a line about every stage; an error for each fault.
+fn check(path: &Path, changes: Changes<'_>) -> anyhow::Result<()> {
+    let (recipe, mut faults) = Recipe::read_what_can_be(path, changes, KINDS)?;
+    let checked = recipe.check();
+    print(&checked.lines.iter().map(|line| format!("{line}\n")).collect::<String>())?;
+    faults.extend(checked.faults, |fault| fault.context(path.display().to_string()));
+    faults.none_or(())?;
+    super::context()?.say(&format!("{}: {} stages, no mistakes found", path.display(), recipe.steps.len()));
+    Ok(())
 }
 
 /// Runs a recipe, says where the report is and prints the table of its evaluation.

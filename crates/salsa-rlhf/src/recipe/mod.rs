@@ -28,15 +28,19 @@ use serde_json::{Map, Value};
 
 use crate::{
     config::{self, Origin, Usage, names},
+    hub::Network,
     stage::kind::{Kind, Planned, Product},
 };
 
+mod check;
+mod faults;
 mod pipeline;
 pub mod report;
 pub mod resolve;
 pub mod run;
 pub mod schema;
 
+pub use faults::Faults;
 use resolve::{Names, Resolver, StageName};
 
 /// A checked recipe.
@@ -79,6 +83,8 @@ pub struct Source<'a> {
 /// What the command line says about a recipe.
 #[derive(Clone, Copy, Default)]
 pub struct Changes<'a> {
+    /// Whether models and data sets of the hub are fetched.
+    pub network: Network,
     /// Where the stages go, in place of the recipe's `out`.
     pub out: Option<&'a Path>,
     /// Key paths with their new values: `("stages.ppo.kl_coef", "0.1")`.
@@ -93,17 +99,39 @@ impl Recipe {
     /// # Errors
     /// Anything wrong in it: see [`Recipe::new`].
     pub fn read(path: &Path, changes: Changes<'_>, kinds: &'static [Kind]) -> anyhow::Result<Recipe> {
+        let (recipe, faults) = Recipe::read_what_can_be(path, changes, kinds)?;
+        Ok(faults.none_or(recipe)?)
+    }
+
+    /// Reads a recipe file: the stages that are in order, and what is wrong with the others.
+    ///
+    /// # Errors
+    /// What leaves no stage to look at, such as bad syntax.
+    pub fn read_what_can_be(
+        path: &Path,
+        changes: Changes<'_>,
+        kinds: &'static [Kind],
+    ) -> anyhow::Result<(Recipe, Faults)> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let base = path.parent().unwrap_or(Path::new(""));
-        Recipe::new(Source { text: &text, path, base }, changes, kinds)
+        Recipe::what_can_be(Source { text: &text, path, base }, changes, kinds)
     }
 
     /// Checks a recipe.
     ///
     /// # Errors
     /// Bad syntax, unknown keys, kinds and variables, references to later stages, values of wrong type or range, files
-    /// that do not exist.
+    /// that do not exist; of every stage.
     pub fn new(source: Source<'_>, changes: Changes<'_>, kinds: &'static [Kind]) -> anyhow::Result<Recipe> {
+        let (recipe, faults) = Recipe::what_can_be(source, changes, kinds)?;
+        Ok(faults.none_or(recipe)?)
+    }
+
+    fn what_can_be(
+        source: Source<'_>,
+        changes: Changes<'_>,
+        kinds: &'static [Kind],
+    ) -> anyhow::Result<(Recipe, Faults)> {
         let file = source.path.display();
         let mut root = match config::parse(source.text).map_err(|message| anyhow::anyhow!("{file}: {message}"))? {
             Value::Object(root) => root,
@@ -124,13 +152,16 @@ impl Recipe {
         let vars = vars(&root).map_err(within)?;
         let stages = stages(&root).map_err(within)?;
         let known = Names { out: &out, name: &name, seed, vars: &vars, stages: stage_names(&stages, kinds, &out) };
-        let mut steps = Vec::new();
+        let (mut steps, mut faults) = (Vec::new(), Faults::default());
         for (position, (stage, given)) in stages.iter().enumerate() {
             let origin = Origin::File { path: source.path.to_owned(), prefix: format!("stages.{stage}") };
-            let resolver = Resolver { names: &known, position, base: source.base };
-            steps.push(step(stage, given, &resolver, &origin, kinds)?);
+            let resolver = Resolver { names: &known, position, base: source.base, network: changes.network };
+            match step(stage, given, &resolver, &origin, kinds) {
+                Ok(step) => steps.push(step),
+                Err(wrong) => faults.extend(wrong, |fault| fault),
+            }
         }
-        Ok(Recipe { name, out, seed, text: source.text.to_owned(), steps })
+        Ok((Recipe { name, out, seed, text: source.text.to_owned(), steps }, faults))
     }
 }
 
@@ -141,15 +172,20 @@ fn step(
     resolver: &Resolver<'_>,
     origin: &Origin,
     kinds: &'static [Kind],
-) -> anyhow::Result<Step> {
+) -> Result<Step, Faults> {
     let kind = kind(given, kinds).map_err(|error| origin.within(error))?;
     let mut given = given.clone();
     given.shift_remove("kind");
     let place = kind.product.key();
     if let Some(key) = given.keys().find(|key| place.is_some_and(|place| names::are_same(key, place))) {
-        return Err(origin.within(anyhow::anyhow!("{key} cannot be set; the stage's place is its name under `out`")));
+        let fault = anyhow::anyhow!("{key} cannot be set; the stage's place is its name under `out`");
+        return Err(origin.within(fault).into());
     }
-    resolver.resolve(&mut given).map_err(|error| origin.within(error))?;
+    if let Err(wrong) = resolver.resolve(&mut given) {
+        let mut faults = Faults::default();
+        faults.extend(wrong, |fault| origin.within(fault));
+        return Err(faults);
+    }
     let dir = resolver.names.out.join(name);
     let defaults = (kind.defaults)();
     if let Some(seed) = resolver.names.seed.filter(|_| defaults.contains_key("seed") && !given.contains_key("seed")) {

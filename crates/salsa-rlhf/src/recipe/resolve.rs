@@ -4,12 +4,13 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{bail, ensure};
 use serde_json::{Map, Value};
 
+use super::Faults;
 use crate::{
     config::{
         names,
         paths::{PathKind, visit_strings},
     },
-    hub,
+    hub::{self, Network},
 };
 
 /// Everything that can be named in a recipe.
@@ -44,6 +45,8 @@ pub struct Resolver<'a> {
     pub position: usize,
     /// Where relative paths start.
     pub base: &'a Path,
+    /// Whether what has an id of the hub is fetched; else it stays an id unless it is in the cache.
+    pub network: Network,
 }
 
 /// A value, and whether it is a path that already starts where it should.
@@ -56,21 +59,26 @@ impl Resolver<'_> {
     /// Replaces every string by what it stands for.
     ///
     /// # Errors
-    /// Unknown names, references to later stages, files that do not exist; the key is named.
-    pub fn resolve(&self, given: &mut Map<String, Value>) -> anyhow::Result<()> {
+    /// Each of them: unknown names, references to later stages, files that do not exist; the key is named.
+    pub fn resolve(&self, given: &mut Map<String, Value>) -> Result<(), Faults> {
         let mut value = Value::Object(std::mem::take(given));
-        visit_strings(&mut value, "", "", &mut |kind, place, text| {
-            let replaced = self.replace(text).map_err(|error| error.context(place.to_owned()))?;
-            let Replaced { mut value, is_rooted } = replaced;
-            if let Some(kind) = kind.filter(|_| !is_rooted) {
-                self.find_all(kind, place, &mut value)?;
-            }
-            Ok(Some(value))
-        })?;
+        let mut faults = Faults::default();
+        visit_strings(&mut value, "", "", &mut |kind, place, text| Ok(faults.take(self.resolved(kind, place, text))))
+            .expect("this visit cannot fail");
         if let Value::Object(value) = value {
             *given = value;
         }
-        Ok(())
+        faults.none_or(())
+    }
+
+    /// What a string stands for.
+    fn resolved(&self, kind: Option<PathKind>, place: &str, text: &str) -> anyhow::Result<Value> {
+        let replaced = self.replace(text).map_err(|error| error.context(place.to_owned()))?;
+        let Replaced { mut value, is_rooted } = replaced;
+        if let Some(kind) = kind.filter(|_| !is_rooted) {
+            self.find_all(kind, place, &mut value)?;
+        }
+        Ok(value)
     }
 
     /// A variable may hold a list of paths, so one string can become many.
@@ -99,7 +107,10 @@ impl Resolver<'_> {
             return Ok(path);
         }
         if hub::is_id(text) {
-            return hub::resolve(text, kind.into());
+            return match self.network {
+                Network::Online => hub::resolve(text, kind.into()),
+                Network::Offline => Ok(hub::cached(text, kind.into()).unwrap_or_else(|| text.into())),
+            };
         }
         let earlier = self.names.stages[..self.position].iter().map(|stage| stage.name.as_str());
         let hint = match names::nearest(text, earlier) {

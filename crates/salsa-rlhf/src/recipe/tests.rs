@@ -78,7 +78,7 @@ impl Place {
         let path = self.0.path().join("recipes/toy.yaml");
         fs::write(&path, text).unwrap();
         let set: Vec<_> = set.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        Recipe::read(&path, Changes { out: None, set: &set }, KINDS)
+        Recipe::read(&path, Changes { set: &set, ..Changes::default() }, KINDS)
     }
 
     fn error(&self, stages: &str) -> String {

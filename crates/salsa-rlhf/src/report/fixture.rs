@@ -28,6 +28,7 @@ pub(super) fn report() -> Report {
             arm("salsa", "SALSA", "reference: the soup"),
         ],
         pipeline: Pipeline::salsa(&facts()),
+        line: Some(["SFT A", "SFT B"].map(str::to_owned)),
         runs: vec![run("ppo", 0.30, 0.0, 1.0), run("salsa", 0.36, 0.55, 1.35)],
         landscapes: vec![("Line".to_owned(), line()), ("Plane".to_owned(), plane())],
         samples: samples(),
@@ -161,8 +162,11 @@ fn run(arm: &str, speed: f64, soup_start: f64, reach: f64) -> Run {
             score: Some(0.02 + 1.2 * gain + 0.07 * noise(step, 0.1)),
             gold: Some(0.53 + 0.19 * gain - 0.02 * t * t + 0.02 * noise(step, 0.3)),
             kl: Some(if soup_start > 0.0 { kl * 0.8 + soup_start } else { kl }),
-            kl_sft_a: Some(kl),
-            kl_soup: Some(kl * 0.8 + 1.3 - soup_start),
+            kls: Ordered(
+                [("sft_a", kl), ("soup", kl * 0.8 + 1.3 - soup_start)]
+                    .map(|(name, kl)| (name.to_owned(), Some(kl)))
+                    .into(),
+            ),
             length: Some(38.0 - 4.0 * gain + 0.8 * noise(step, 0.7)),
             entropy: Some(0.92 - 0.45 * t + 0.03 * noise(step, 0.9)),
             empty: Some(0.0),

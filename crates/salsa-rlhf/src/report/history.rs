@@ -1,29 +1,51 @@
 //! The sections about the RL runs as they went: training curves, and reward against KL.
 
 use super::columns::splits;
-use super::html::{Fill, Look, legend};
+use super::html::{Fill, Look, escape, legend};
+use super::labels::spoken;
 use super::number::{estimate, number};
 use super::page::{Section, Width, split_name};
 use super::xy::{Chart, Dot, Kind, Series, smooth};
 use super::{Estimate, Point, Report, Run, SplitSummary};
 
 /// One measured quantity of a step.
-type Quantity = fn(&Point) -> Option<f64>;
+type Quantity<'a> = &'a dyn Fn(&Point) -> Option<f64>;
+
+/// The KL to an anchor.
+fn kl_to(anchor: &str) -> impl Fn(&Point) -> Option<f64> {
+    move |point| point.kls.get(anchor).copied().flatten()
+}
+
+/// The anchors of the runs.
+fn anchors(report: &Report) -> Vec<&str> {
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in report.runs.iter().flat_map(|run| &run.points).flat_map(|point| point.kls.iter()) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// The anchor to which movement is measured: that of the evaluation if the runs have it too, else their first.
+fn common_anchor(report: &Report) -> Option<&str> {
+    let names = anchors(report);
+    report.summary.anchor().filter(|name| names.contains(name)).or(names.first().copied())
+}
 
 pub(super) fn training(report: &Report) -> Section {
-    let panels: [(&str, Quantity); 8] = [
-        ("Proxy score", |p| p.score),
-        ("Gold reward", |p| p.gold),
-        ("KL to SFT A (nats per response)", |p| p.kl_sft_a),
-        ("KL to the soup (nats per response)", |p| p.kl_soup),
-        ("KL to the run’s own reference", |p| p.kl),
-        ("Response length (tokens)", |p| p.length),
-        ("Entropy (nats per token)", |p| p.entropy),
-        ("Share of empty responses", |p| p.empty),
+    let kls = anchors(report).into_iter().map(|name| (kl_title(name), kl_to(name))).collect::<Vec<_>>();
+    let first: [(&str, Quantity<'_>); 2] = [("Proxy score", &|p| p.score), ("Gold reward", &|p| p.gold)];
+    let last: [(&str, Quantity<'_>); 4] = [
+        ("KL to the run’s own reference", &|p| p.kl),
+        ("Response length (tokens)", &|p| p.length),
+        ("Entropy (nats per token)", &|p| p.entropy),
+        ("Share of empty responses", &|p| p.empty),
     ];
-    let measured = |pick: Quantity| report.runs.iter().flat_map(|r| &r.points).any(|p| pick(p).is_some());
+    let kls = kls.iter().map(|(title, pick)| (title.as_str(), pick as Quantity<'_>));
+    let panels = first.into_iter().chain(kls).chain(last);
+    let measured = |pick: Quantity<'_>| report.runs.iter().flat_map(|r| &r.points).any(|p| pick(p).is_some());
     let charts: String = panels
-        .into_iter()
         .filter(|&(_, pick)| measured(pick))
         .map(|(title, pick)| {
             let (raw, smoothed): (Vec<_>, Vec<_>) = report.runs.iter().map(|run| curves(report, run, pick)).unzip();
@@ -39,9 +61,9 @@ pub(super) fn training(report: &Report) -> Section {
             strong one its moving average.</p>\
             <p>The <strong>proxy score</strong> should rise: it is what is optimised. <strong>Gold</strong>, never seen by the \
             training, should follow; where it bends down while the proxy climbs, over-optimisation has set in.</p>\
-            <p><strong>KL to SFT A</strong> is measured for all arms alike and tells how far a policy has moved. A run with the \
-            soup as its reference starts with a KL above zero, since it starts at SFT A. <strong>Length</strong> or \
-            <strong>entropy</strong> falling towards zero warn of collapse.</p>"
+            <p><strong>KL to an anchor</strong> is measured for all arms alike and tells how far a policy has moved. A run whose \
+            reference is not the model it starts from, such as a soup, has a KL above zero from the start. <strong>Length</strong> \
+            or <strong>entropy</strong> falling towards zero warn of collapse.</p>"
             .to_owned(),
         picture: if charts.is_empty() {
             charts
@@ -51,12 +73,17 @@ pub(super) fn training(report: &Report) -> Section {
     }
 }
 
+/// The heading of a chart, or what stands under an axis.
+fn kl_title(anchor: &str) -> String {
+    format!("KL to {} (nats per response)", spoken(anchor))
+}
+
 fn run_legend(report: &Report) -> Vec<(Look, Fill, String)> {
     report.runs.iter().map(|run| (report.look(&run.arm), Fill::Solid, report.label(&run.arm))).collect()
 }
 
 /// The raw and the smoothed curve of one quantity of a run.
-fn curves(report: &Report, run: &Run, pick: Quantity) -> (Series, Series) {
+fn curves(report: &Report, run: &Run, pick: Quantity<'_>) -> (Series, Series) {
     let (name, look) = (report.label(&run.arm), report.look(&run.arm));
     let values: Vec<f64> = run.points.iter().map(|p| pick(p).unwrap_or(f64::NAN)).collect();
     let smoothed = smooth(&values, smoothing_width(values.len()));
@@ -76,22 +103,22 @@ fn smoothing_width(steps: usize) -> usize {
 }
 
 pub(super) fn frontier(report: &Report) -> Section {
-    let chart = |title: &str, pick: Quantity, end: fn(&SplitSummary) -> Option<Estimate>| {
-        let mut series: Vec<Series> = report.runs.iter().map(|run| trajectory(report, run, pick)).collect();
-        series.extend(report.arm_keys().into_iter().filter_map(|key| end_point(report, key, end)));
+    let anchor = common_anchor(report).unwrap_or_default();
+    let chart = |title: &str, pick: Quantity<'_>, end: fn(&SplitSummary) -> Option<Estimate>| {
+        let mut series: Vec<Series> = report.runs.iter().map(|run| trajectory(report, run, anchor, pick)).collect();
+        series.extend(report.arm_keys().into_iter().filter_map(|key| end_point(report, key, anchor, end)));
         series.retain(|s| s.dots.iter().any(|d| d.x.is_finite() && d.y.is_finite()));
         if series.is_empty() {
             return String::new();
         }
-        let x_label = "KL to SFT A (nats per response)".to_owned();
+        let x_label = kl_title(anchor);
         Chart { title: title.to_owned(), x_label, series, ..Chart::default() }.draw()
     };
-    let with_run = report.runs.iter().any(|run| run.points.iter().any(|p| p.kl_sft_a.is_some()));
-    let charts = if with_run {
-        chart("Gold reward", |p| p.gold, |s| s.gold_reward)
-            + &chart("Proxy score", |p| p.score, |s| Some(s.proxy_score))
-    } else {
+    let charts = if anchor.is_empty() {
         String::new()
+    } else {
+        chart("Gold reward", &|p| p.gold, |s| s.gold_reward)
+            + &chart("Proxy score", &|p| p.score, |s| Some(s.proxy_score))
     };
     let mut entries = run_legend(report);
     let split = split_name(splits(&report.summary).first().copied().unwrap_or("test"));
@@ -106,12 +133,14 @@ pub(super) fn frontier(report: &Report) -> Section {
         id: "frontier".to_owned(),
         heading: "Reward against KL".to_owned(),
         width: Width::BesideText,
-        explanation: "<p>How much reward an arm bought for how much movement. Every arm’s KL is measured to the <em>same</em> \
-            anchor, SFT A: a KL to each arm’s own reference could not be compared.</p>\
+        explanation: format!(
+            "<p>How much reward an arm bought for how much movement. Every arm’s KL is measured to the <em>same</em> \
+            anchor{}: a KL to each arm’s own reference could not be compared.</p>\
             <p>A line follows one run from its start (ring) to its end (filled mark), smoothed. At the same KL, the higher line \
             is the better trade. Two runs on one line differ only in how far they went, which a different beta would also have \
-            done. Hollow marks are the final models on held-out prompts, with 95 % intervals.</p>"
-            .to_owned(),
+            done. Hollow marks are the final models on held-out prompts, with 95 % intervals.</p>",
+            if anchor.is_empty() { String::new() } else { format!(", {}", escape(&spoken(anchor))) }
+        ),
         picture: if charts.is_empty() {
             charts
         } else {
@@ -120,11 +149,12 @@ pub(super) fn frontier(report: &Report) -> Section {
     }
 }
 
-fn trajectory(report: &Report, run: &Run, pick: Quantity) -> Series {
+fn trajectory(report: &Report, run: &Run, anchor: &str, pick: Quantity<'_>) -> Series {
     let width = smoothing_width(run.points.len());
-    let column =
-        |pick: Quantity| smooth(&run.points.iter().map(|p| pick(p).unwrap_or(f64::NAN)).collect::<Vec<f64>>(), width);
-    let (xs, ys, name) = (column(|p| p.kl_sft_a), column(pick), report.label(&run.arm));
+    let column = |pick: Quantity<'_>| {
+        smooth(&run.points.iter().map(|p| pick(p).unwrap_or(f64::NAN)).collect::<Vec<f64>>(), width)
+    };
+    let (xs, ys, name) = (column(&kl_to(anchor)), column(pick), report.label(&run.arm));
     let dot = |(p, (&x, &y)): (&Point, (&f64, &f64))| {
         Dot::new(x, y, format!("{name}, step {}: {} at KL {}", p.step, number(y), number(x)))
     };
@@ -133,9 +163,9 @@ fn trajectory(report: &Report, run: &Run, pick: Quantity) -> Series {
 }
 
 /// The final model of an arm on the first split.
-fn end_point(report: &Report, key: &str, pick: fn(&SplitSummary) -> Option<Estimate>) -> Option<Series> {
+fn end_point(report: &Report, key: &str, anchor: &str, pick: fn(&SplitSummary) -> Option<Estimate>) -> Option<Series> {
     let (split, numbers) = report.summary.arms.get(key)?.first()?;
-    let (e, kl, name) = (pick(numbers)?, numbers.versus.kls.get("sft_a")?, report.label(key));
+    let (e, kl, name) = (pick(numbers)?, numbers.versus.kls.get(anchor)?, report.label(key));
     let hover = format!("{name} on {split}: {} at KL {}", estimate(&e, number), number(kl.mean));
     let dot = Dot { x: kl.mean, y: e.mean, x_ci: Some(kl.ci95), y_ci: Some(e.ci95), hover };
     Some(Series { name, look: report.look(key), kind: Kind::Scatter, dots: vec![dot] })

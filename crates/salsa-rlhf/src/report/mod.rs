@@ -62,6 +62,9 @@ pub struct Report {
     /// Reward landscapes, each with a heading.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub landscapes: Vec<(String, Landscape)>,
+    /// Names of the models at the ends of the line in [`Summary::landscape`].
+    #[serde(default)]
+    pub line: Option<[String; 2]>,
     /// Prompts with the answers of the arms.
     #[serde(default)]
     pub samples: Vec<Sample>,
@@ -126,7 +129,7 @@ pub struct Run {
 }
 
 /// One step of a training history. `None` or NaN: not measured.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Point {
     /// The step.
     pub step: u64,
@@ -136,10 +139,9 @@ pub struct Point {
     pub gold: Option<f64>,
     /// KL per response to the run's own reference, nats.
     pub kl: Option<f64>,
-    /// KL per response to SFT A, nats.
-    pub kl_sft_a: Option<f64>,
-    /// KL per response to the soup, nats.
-    pub kl_soup: Option<f64>,
+    /// KL per response to each anchor, by its name, nats.
+    #[serde(default)]
+    pub kls: Ordered<Option<f64>>,
     /// Mean response length, tokens.
     pub length: Option<f64>,
     /// Mean entropy per token, nats.
@@ -156,14 +158,19 @@ impl Run {
             score: metrics.get(names::SCORE),
             gold: metrics.get(names::GOLD),
             kl: metrics.get(names::KL),
-            kl_sft_a: metrics.get(names::KL_SFT_A),
-            kl_soup: metrics.get(names::KL_SOUP),
+            kls: kls(metrics),
             length: metrics.get(names::LENGTH),
             entropy: metrics.get(names::ENTROPY),
             empty: metrics.get(names::EMPTY),
         };
         Run { arm: arm.to_owned(), points: rows.iter().map(point).collect() }
     }
+}
+
+/// The KLs to anchors among the metrics of a step.
+fn kls(metrics: &Metrics) -> Ordered<Option<f64>> {
+    let measured = metrics.iter().filter(|(name, _)| *name != names::KL_COEF);
+    Ordered(measured.filter_map(|(name, kl)| Some((name.strip_prefix(names::KL_TO)?.to_owned(), Some(kl)))).collect())
 }
 
 /// One prompt with the answers of several arms.

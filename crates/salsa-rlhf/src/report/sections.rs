@@ -122,6 +122,7 @@ fn evaluation_table(report: &Report, splits: &[&str]) -> String {
 
 pub(super) fn landscape(report: &Report) -> Section {
     let points = &report.summary.landscape;
+    let [from, to] = report.line.clone().unwrap_or_else(|| ["SFT A", "SFT B"].map(str::to_owned));
     let chart = |title: &str, look: &str, pick: fn(&super::LandscapePoint) -> Option<Estimate>| {
         let dot = |p: &super::LandscapePoint| {
             let e = pick(p)?;
@@ -134,15 +135,15 @@ pub(super) fn landscape(report: &Report) -> Section {
         }
         let name = |p: &super::LandscapePoint| {
             let text = match p.alpha {
-                0.0 => "SFT A".to_owned(),
+                0.0 => from.clone(),
                 0.5 => "soup ½".to_owned(),
-                1.0 => "SFT B".to_owned(),
+                1.0 => to.clone(),
                 alpha => alpha.to_string(),
             };
             (p.alpha, text)
         };
         let series = vec![Series { name: title.to_owned(), look: Look::of(look, 0), kind: Kind::Profile, dots }];
-        let x_label = "alpha: weight of SFT B".to_owned();
+        let x_label = format!("alpha: weight of {to}");
         Chart {
             title: title.to_owned(),
             x_label,
@@ -158,12 +159,15 @@ pub(super) fn landscape(report: &Report) -> Section {
         id: "landscape".to_owned(),
         heading: "Reward landscape".to_owned(),
         width: Width::BesideText,
-        explanation: "<p>Each point is a model whose weights are <code>(1 − alpha) · SFT A + alpha · SFT B</code>, without any \
-            RL: the straight line between the two SFT models in weight space.</p>\
+        explanation: format!(
+            "<p>Each point is a model whose weights are <code>(1 − alpha) · {} + alpha · {}</code>, without any \
+            RL: the straight line between the two models in weight space.</p>\
             <p>A line that stays level or arches in the middle says that the two models lie in one basin and their average is \
-            a sound reference; a dip says that averaging breaks something. The paper reports a peak at one half. Two SFT models \
-            that differ little give a flat line.</p>"
-            .to_owned(),
+            a sound reference; a dip says that averaging breaks something. The paper reports a peak at one half. Two models \
+            that differ little give a flat line.</p>",
+            escape(&from),
+            escape(&to)
+        ),
         picture: if charts.is_empty() { charts } else { format!("<div class=\"charts\">{charts}</div>") },
     }
 }

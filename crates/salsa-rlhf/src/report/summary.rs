@@ -68,10 +68,10 @@ pub struct SplitSummary {
     pub empty_rate_ci95: Option<[f64; 2]>,
 }
 
-/// The reward of one model on the line `(1 - alpha) * SFT A + alpha * SFT B`.
+/// The reward of one model on the line `(1 - alpha) * A + alpha * B` between two models.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LandscapePoint {
-    /// Weight of SFT B.
+    /// Weight of the second.
     pub alpha: f64,
     /// Gold reward; absent where the data has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

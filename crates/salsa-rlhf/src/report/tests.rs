@@ -239,3 +239,35 @@ fn look_at_the_page() {
     }
     println!("{}", table(&fixture::report().summary));
 }
+
+#[test]
+fn curves_and_lines_follow_the_anchors_whatever_they_are_called() {
+    let mut report = fixture::report();
+    report.summary.arms.iter_mut().flat_map(|(_, splits)| splits.iter_mut()).for_each(|(_, numbers)| {
+        numbers.versus.kls = Ordered(vec![("old_policy".to_owned(), Estimate::new(1.0, 0.9, 1.1))]);
+        numbers.versus.win_rates = Ordered::new();
+    });
+    let rename = |name: &str| if name == "sft_a" { "old_policy" } else { "mean_<b>" }.to_owned();
+    for point in report.runs.iter_mut().flat_map(|run| &mut run.points) {
+        point.kls = Ordered(point.kls.iter().map(|(name, kl)| (rename(name), *kl)).collect());
+    }
+    report.line = Some(["Left <i>", "Right"].map(str::to_owned));
+    let html = report.html();
+    assert_balanced(&html);
+    let captions =
+        |name: &str| html.matches(&format!("<figcaption>KL to {name} (nats per response)</figcaption>")).count();
+    assert_eq!(
+        (captions("old policy"), captions("mean &lt;b&gt;"), captions("SFT A")),
+        (2, 1, 0),
+        "arms and runs, runs"
+    );
+    assert!(html.contains("anchor, old policy: a KL") && html.contains(">KL to old policy (nats per response)</text>"));
+    assert!(html.contains("alpha: weight of Right") && html.contains("(1 − alpha) · Left &lt;i&gt; + alpha · Right"));
+
+    let mut metrics = Metrics::new();
+    for (name, value) in [("objective/kl", 1.0), ("objective/kl_coef", 0.1), ("objective/kl_old_policy", 2.0)] {
+        metrics.set(name, value);
+    }
+    let run = Run::from_metrics("x", &[(1, metrics)]);
+    assert_eq!(run.points[0].kls, Ordered(vec![("old_policy".to_owned(), Some(2.0))]));
+}

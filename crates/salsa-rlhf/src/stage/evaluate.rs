@@ -28,7 +28,7 @@ use crate::{
     progress::Progress,
     report::{
         Answer, Comparison, Contrast, INTERVAL, LandscapePoint, Ordered, Report, Run, Sample, SplitSummary, Summary,
-        Versus,
+        Versus, label,
     },
 };
 
@@ -233,6 +233,7 @@ pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Va
         threads: 0,
         runs: training_runs(config)?,
         samples: samples(config, &answers, &sets),
+        line: config.landscape.as_ref().map(|line| [&line.models.0, &line.models.1].map(|model| config.name_of(model))),
         summary,
         ..Report::default()
     };
@@ -246,6 +247,18 @@ pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Va
     Ok(
         json!({"arms": config.arms.keys().map(|arm| (arm.clone(), first(arm).into())).collect::<serde_json::Map<_, _>>()}),
     )
+}
+
+impl EvaluateConfig {
+    /// What an arm or an anchor that is this model is called, or else the model's folder.
+    fn name_of(&self, model: &Path) -> String {
+        let mut named = self.arms.iter().chain(&self.anchors);
+        let is_it = |source: &ModelSource| matches!(source, ModelSource::Path(path) if path == model);
+        match named.find(|(_, source)| is_it(source)) {
+            Some((name, _)) => label(name),
+            None => model.file_name().unwrap_or(model.as_os_str()).to_string_lossy().into_owned(),
+        }
+    }
 }
 
 /// The file from which a report is made.

@@ -45,7 +45,7 @@ pub mod record;
 pub mod reference;
 pub mod resume;
 pub mod reward;
-mod reward_model;
+pub(crate) mod reward_model;
 pub mod rows;
 pub mod runner;
 pub mod score;
@@ -66,7 +66,19 @@ pub use runner::{Outcome, run_stage};
 pub struct StageContext {
     /// How much is said on stderr.
     pub talk: Talk,
+    /// How far a stage goes.
+    pub until: Until,
     interrupted: Arc<AtomicBool>,
+}
+
+/// How far a stage goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Until {
+    /// To its result.
+    #[default]
+    Done,
+    /// To where it knows what memory it needs: it stops with [`memory::Rehearsed`] before it reads a weight.
+    Planned,
 }
 
 /// How much is said on stderr.
@@ -103,6 +115,11 @@ impl StageContext {
     /// A context that says nothing and hears no signals.
     pub fn quiet() -> StageContext {
         StageContext { talk: Talk::Quiet, ..StageContext::default() }
+    }
+
+    /// A context for a rehearsal, in which nothing is said either.
+    pub fn rehearsal() -> StageContext {
+        StageContext { until: Until::Planned, ..StageContext::quiet() }
     }
 
     /// Whether somebody asked to stop. A stage looks after every step, saves a checkpoint and returns [`Interrupted`].

@@ -8,7 +8,7 @@ use super::{
     encoder::{Encoder, TruncationMode},
     source::DataSource,
 };
-use crate::data::{Content, Example};
+use crate::data::{Content, Example, Preference};
 
 /// A prompt with a preferred and a rejected response.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,9 +64,7 @@ impl Pairs {
     ) -> anyhow::Result<Pairs> {
         let loaded = source.load()?;
         let pair = |example: &Example| -> anyhow::Result<Option<Pair>> {
-            let Example::Preference(preference) = example else {
-                bail!("this is {}; preferences (chosen and rejected) are needed", example.layout());
-            };
+            let preference = preference(example)?;
             let side = |response: &Content| -> anyhow::Result<Option<Side>> {
                 let (tokens, prompt) = encoder.prompt_and_response(&preference.prompt, response)?;
                 Ok(Side { tokens, prompt }.truncated(max_length, mode))
@@ -96,6 +94,17 @@ impl Pairs {
     pub fn summary(&self) -> String {
         let Pairs { pairs, identical, too_long } = self;
         format!("{} pairs; left out: {identical} with identical responses, {too_long} too long", pairs.len())
+    }
+}
+
+/// The example as a preference.
+///
+/// # Errors
+/// If it is none.
+pub fn preference(example: &Example) -> anyhow::Result<&Preference> {
+    match example {
+        Example::Preference(preference) => Ok(preference),
+        _ => bail!("this is {}; preferences (chosen and rejected) are needed", example.layout()),
     }
 }
 

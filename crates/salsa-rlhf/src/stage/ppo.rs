@@ -172,7 +172,7 @@ impl Run<'_> {
     ) -> anyhow::Result<(Metrics, Samples)> {
         let mut metrics = measured.metrics(rollouts);
         for (name, at) in &self.anchors {
-            metrics.set(format!("objective/kl_{name}"), measure::kl_per_response(rollouts, &frozen_logprobs[*at]));
+            metrics.set(format!("{}{name}", names::KL_TO), measure::kl_per_response(rollouts, &frozen_logprobs[*at]));
         }
         let mut samples = Samples::default();
         let mut gold_total = 0.0;

@@ -113,10 +113,21 @@ impl Digests<'_> {
                 _ if then == now => None,
                 _ => Some(format!("{place} was {then:?} and is {now:?} now")),
             },
-            _ if then == now => None,
+            _ if then == now || is_longer_form(then, now) => None,
             _ => Some(format!("{place} was {then} and is {now} now")),
         }
     }
+}
+
+/// Whether `then` is the 64-bit form of the 32-bit number that `now` is the shortest form of: versions before this one
+/// wrote 0.699999988079071 for 0.7.
+pub(super) fn is_longer_form(then: &Value, now: &Value) -> bool {
+    let [(Some(was), was_written), (Some(is), is_written)] =
+        [then, now].map(|number| (number.as_f64(), number.to_string()))
+    else {
+        return false;
+    };
+    then.is_f64() && was == f64::from(is as f32) && was_written.len() > is_written.len()
 }
 
 #[cfg(test)]
@@ -141,6 +152,21 @@ mod tests {
         assert_eq!(differs(json!({"seed": 1})).unwrap(), "reference was {\"kind\":\"sft\",\"beta\":0.1} and is gone");
         let other = Record { stage: "dpo".into(), ..then.clone() };
         assert_eq!(then.difference(&other).unwrap(), "it was made by `sft`, not `dpo`");
+    }
+
+    #[test]
+    fn a_number_counts_as_itself_in_its_longer_form() {
+        let then = record(json!({"temperature": f64::from(0.7_f32)}), &[]);
+        let differs = |number: f64| then.difference(&record(json!({"temperature": number}), &[]));
+        assert_eq!(differs(0.7), None);
+        let told = differs(0.700_001).unwrap();
+        assert_eq!(told, "temperature was 0.699999988079071 and is 0.700001 now");
+        for (then, now) in
+            [(json!(0.7), json!(0.7 + 1e-9)), (json!(0.5), json!(0.5 + 1e-9)), (json!(1 << 24), json!((1 << 24) + 1))]
+        {
+            let then = record(json!({"x": then}), &[]);
+            assert!(then.difference(&record(json!({"x": now}), &[])).is_some(), "others count to their last digit");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use salsa_engine::Trainable;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::record::is_longer_form;
 use crate::atomic;
 
 /// Everything a stage needs to go on after `step` as if it had never stopped.
@@ -253,7 +254,9 @@ fn differing(key: &str, found: &Value, wanted: &Value, differences: &mut Vec<Str
                 differing(&path, &get(a), &get(b), differences);
             }
         }
-        _ if found != wanted => differences.push(format!("{key} was {found} and is now {wanted}")),
+        _ if found != wanted && !is_longer_form(found, wanted) => {
+            differences.push(format!("{key} was {found} and is now {wanted}"))
+        }
         _ => {}
     }
 }

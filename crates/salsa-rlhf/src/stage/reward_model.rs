@@ -17,7 +17,7 @@ pub enum ScoreScale {
 }
 
 /// A frozen reward model and the scale of its scores.
-pub(super) struct RewardModel {
+pub(crate) struct RewardModel {
     pub model: Model,
     mean: f64,
     deviation: f64,
@@ -32,7 +32,7 @@ impl RewardModel {
     }
 
     /// Its checkpoint, held against the policy's. No weight is read.
-    pub(super) fn find(path: &Path, policy: &Checkpoint, context: &StageContext) -> anyhow::Result<Checkpoint> {
+    pub(crate) fn find(path: &Path, policy: &Checkpoint, context: &StageContext) -> anyhow::Result<Checkpoint> {
         ensure!(!path.as_os_str().is_empty(), "no reward model is given; say reward_model_path: DIR");
         let checkpoint = Checkpoint::open(path)?;
         ensure!(

@@ -76,9 +76,8 @@ pub fn run_stage(
     let seconds = seconds_before(output_dir) + start.elapsed().as_secs_f64();
     match result {
         Ok(results) => {
-            let timings = json!({"seconds": seconds, "peak_rss_mib": available::peak_mib()});
-            write(&output_dir.join("timings.json"), &timings)?;
-            finish(output_dir, &Record { results: results.clone(), ..record })?;
+            mark_done(output_dir, &Record { results: results.clone(), ..record }, seconds)?;
+            tidy(output_dir)?;
             Ok(Outcome::Done { results, seconds })
         }
         Err(error) => {
@@ -124,9 +123,14 @@ fn begin(dir: &Path, record: &Record) -> anyhow::Result<()> {
     write(&marker, &serde_json::to_value(record).context("stage record")?)
 }
 
-fn finish(dir: &Path, record: &Record) -> anyhow::Result<()> {
-    write(&dir.join("stage.json"), &serde_json::to_value(record).context("stage record")?)?;
-    tidy(dir)
+/// Marks a directory as the result of a stage that took so long.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn mark_done(dir: &Path, record: &Record, seconds: f64) -> anyhow::Result<()> {
+    let timings = json!({"seconds": seconds, "peak_rss_mib": available::peak_mib()});
+    write(&dir.join("timings.json"), &timings)?;
+    write(&dir.join("stage.json"), &serde_json::to_value(record).context("stage record")?)
 }
 
 /// Removes what only unfinished work needs.

@@ -5,6 +5,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use anyhow::{Context, bail, ensure};
@@ -12,8 +13,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{StageContext, arguments::WeightType};
-use crate::checkpoint::{Dtype, Durability, NewTensor, Writer, write_file};
+use super::{StageContext, arguments::WeightType, inputs::Input, record::Record, runner::mark_done};
+use crate::{
+    checkpoint::{Dtype, Durability, NewTensor, Writer, write_file},
+    config::paths,
+};
 
 pub mod adapters;
 pub mod arithmetic;
@@ -156,7 +160,8 @@ pub struct Cooked {
 }
 
 /// Writes the soup to `output_dir`, which must be empty or absent: into `OUTPUT_DIR.tmp`, which gets its name when all is
-/// done. So there is either a whole soup or none. Syncing is left to the operating system.
+/// done. So there is either a whole soup or none. Syncing is left to the operating system. It has the `stage.json` and
+/// `timings.json` of a stage; with `digests: false` that record lacks the digests of what was read.
 ///
 /// # Errors
 /// As [`run`], and if `output_dir` holds anything.
@@ -171,7 +176,10 @@ pub fn write_new_directory(config: &SoupConfig, context: &StageContext) -> anyho
         fs::remove_dir_all(&tmp)
             .with_context(|| format!("cannot remove {}, left by an interrupted run", tmp.display()))?;
     }
+    let start = Instant::now();
     let done = cook(config, &tmp, Durability::Cached, context).and_then(|cooked| {
+        let record = Record { results: cooked.summary.clone(), ..record(config)? };
+        mark_done(&tmp, &record, start.elapsed().as_secs_f64())?;
         fs::rename(&tmp, dir).with_context(|| format!("cannot rename {} to {shown}", tmp.display()))?;
         Ok(cooked)
     });
@@ -182,11 +190,31 @@ pub fn write_new_directory(config: &SoupConfig, context: &StageContext) -> anyho
     done
 }
 
+/// What was asked for and read.
+fn record(config: &SoupConfig) -> anyhow::Result<Record> {
+    let config_json = serde_json::to_value(config).context("configuration")?;
+    let read = if config.digests { paths::inputs(&config_json) } else { Vec::new() };
+    let inputs = read.iter().map(|path| Input::read(path)).collect::<anyhow::Result<_>>()?;
+    Ok(Record::new("soup", config_json, inputs))
+}
+
 fn temporary(dir: &Path) -> anyhow::Result<PathBuf> {
     let mut name =
         dir.file_name().with_context(|| format!("{} names no directory to write", dir.display()))?.to_owned();
     name.push(".tmp");
     Ok(dir.with_file_name(name))
+}
+
+/// Opens what goes into a soup, and holds the ingredients against each other. Nothing is read or written.
+///
+/// # Errors
+/// If one cannot be opened, or they do not fit together.
+pub fn check_fit(config: &SoupConfig) -> anyhow::Result<()> {
+    if adapters::any(&config.models) {
+        // They are compared as they are read.
+        return Ok(());
+    }
+    Ingredients::open(config)?.tensors(config.dtype.map(Into::into)).map(drop)
 }
 
 /// The order is the promise: checks, weights, the rest, `config.json`.

@@ -6,7 +6,7 @@ use super::request::{Request, Wish};
 
 /// The gold reward of an answer and what it is made of.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Gold {
+pub struct GoldReward {
     /// In [0, 1].
     pub total: f64,
     /// What it is made of.
@@ -78,7 +78,7 @@ const TONE_LIMIT: usize = 3;
 /// assert_eq!(gold_reward(prompt, good).total, 1.0);
 /// assert_eq!(gold_reward(prompt, "").total, 0.0);
 /// ```
-pub fn gold_reward(prompt: &str, response: &str) -> Gold {
+pub fn gold_reward(prompt: &str, response: &str) -> GoldReward {
     let request = Request::parse(prompt);
     let reading = read(response);
     let asked = |condition: bool, part: f64| condition.then_some(part);
@@ -94,7 +94,7 @@ pub fn gold_reward(prompt: &str, response: &str) -> Gold {
         ending: ending(&reading),
         wishes: asked(!request.wishes.is_empty(), wishes(&request, &reading)),
     };
-    Gold { total: parts.total(), parts }
+    GoldReward { total: parts.total(), parts }
 }
 
 impl Parts {

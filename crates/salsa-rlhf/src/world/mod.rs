@@ -57,7 +57,7 @@ mod tests;
 
 pub use cook::{demonstration, perfect};
 pub use dataset::{LABEL_TEMPERATURE, Label, Preference, Sizes, label, preference, write};
-pub use gold::{Gold, Parts, WEIGHTS, gold_reward};
+pub use gold::{GoldReward, Parts, WEIGHTS, gold_reward};
 pub use pantry::{Act, Family, Ingredient, Tone};
 pub use prose::pretrain_text;
 pub use request::{Request, Wish};

@@ -8,7 +8,7 @@ use std::fmt;
 use anyhow::bail;
 use salsa_engine::{Device, Dtype, LoraSpec, ModelSpec, Recompute};
 
-use super::StageContext;
+use super::{StageContext, Until};
 
 mod arrays;
 pub mod available;
@@ -183,10 +183,16 @@ impl Saving {
     }
 }
 
+/// The error of a stage that was to go no further than this: what it would need.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Rehearsed(pub Need);
+
 /// Says what a stage needs, and refuses it if that is more than there is.
 ///
 /// # Errors
-/// Names the need, what is available, and the keys that would lower it, each with what it would leave.
+/// Names the need, what is available, and the keys that would lower it, each with what it would leave. [`Rehearsed`] where
+/// the stage was to stop here.
 pub fn check(
     stage: &str,
     knobs: &Knobs,
@@ -201,7 +207,12 @@ pub fn check(
         None => context.say(&format!("memory{place}: {now}; how much there is, this system does not say")),
         Some(bytes) => context.say(&format!("memory{place}: {now}, {} available", size(bytes))),
     }
-    let Some(bytes) = available.bytes().filter(|bytes| *bytes < now.total()) else { return Ok(()) };
+    let Some(bytes) = available.bytes().filter(|bytes| *bytes < now.total()) else {
+        return match context.until {
+            Until::Done => Ok(()),
+            Until::Planned => Err(Rehearsed(now).into()),
+        };
+    };
     bail!(
         "{stage} needs {now} of memory{place}, and {} {}. {}. If you know better, say how much to plan with: {}={}GB",
         size(bytes),

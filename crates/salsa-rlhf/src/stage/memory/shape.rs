@@ -40,9 +40,11 @@ fn is_tied(spec: &ModelSpec) -> bool {
     spec.tied_embeddings && spec.head != Head::Scalar
 }
 
-/// A model whose weights are replaced by others, again and again: the embedding is there twice while it is replaced.
+/// A model whose weights are replaced by others, again and again: the embedding is there twice while it is replaced, but
+/// for a tied one that is nothing but the packed matrix, which is written over.
 pub fn changing(spec: &ModelSpec, dtype: Dtype) -> u64 {
-    weights(spec, dtype) + F32 * (spec.vocab_size * spec.hidden_size) as u64
+    let apart = !is_tied(spec) || dtype == Dtype::Bf16;
+    weights(spec, dtype) + if apart { F32 * (spec.vocab_size * spec.hidden_size) as u64 } else { 0 }
 }
 
 /// A model all of whose weights are trained.

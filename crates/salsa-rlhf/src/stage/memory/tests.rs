@@ -106,3 +106,16 @@ fn parts_add_up() {
     assert_eq!((need.part(part::FROZEN), need.total()), (2 << 30, (2 << 30) + (1 << 20) + (64 << 20)));
     assert_eq!(need.to_string(), "2.1 GiB (frozen weights 2.0 GiB, activations 1.0 MiB)");
 }
+
+#[test]
+fn a_tied_embedding_in_training_is_there_once_in_f32_and_apart_from_its_head_in_bf16() {
+    let tied = ModelSpec { tied_embeddings: true, ..tiny_llama() };
+    let (parameters, table) = (tied.parameters() as u64, (tied.vocab_size * tied.hidden_size) as u64);
+    assert_eq!(shape::trained(&tied, Dtype::F32), (16 + 4) * parameters);
+    // Untied, the table that is looked up is there twice while it is replaced.
+    let untied = tiny_llama();
+    assert_eq!(shape::trained(&untied, Dtype::F32), (16 + 4) * untied.parameters() as u64 + 4 * table);
+    let vectors = (2 * tied.layers + 1) as u64 * tied.hidden_size as u64;
+    let bf16 = 16 * parameters + 2 * (parameters - table - vectors) + 4 * vectors + (2 + 4 + 4) * table;
+    assert_eq!(shape::trained(&tied, Dtype::Bf16), bf16);
+}

@@ -38,7 +38,7 @@ impl Measured<'_> {
         let learned = self.learned;
         let mut metrics = Metrics::new()
             .with(names::KL, kl)
-            .with("objective/kl_coef", self.beta)
+            .with(names::KL_COEF, self.beta)
             .with("objective/entropy", surprise)
             .with("objective/non_score_reward", -self.beta * kl)
             .with("objective/rlhf_reward", score - self.beta * kl)

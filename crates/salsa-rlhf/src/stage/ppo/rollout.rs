@@ -64,8 +64,13 @@ impl Rollouts {
     /// be 1 before the first step, so the old ones come from a forward pass over the responses, as in TRL.
     pub fn settle_logprobs(&mut self, policy: &Model) {
         if !Device::current().decodes_as_trained() {
-            self.logprobs = self.logprobs_of(policy);
+            self.read_logprobs(policy);
         }
+    }
+
+    /// Puts the log-probs of a forward pass in the place of those that were noted as tokens were sampled.
+    pub(super) fn read_logprobs(&mut self, policy: &Model) {
+        self.logprobs = self.logprobs_of(policy);
     }
 
     /// Log-probs of all response tokens under a model.

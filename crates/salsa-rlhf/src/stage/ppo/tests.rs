@@ -185,3 +185,18 @@ fn policies_start_from_soups_of_adapters_and_references_follow_them() {
     let error = format!("{:#}", Run::open(&config, &quiet()).err().unwrap());
     assert!(error.contains("a soup of whole models"), "{error}");
 }
+
+/// What is done where decoding and training give different numbers changes none where they give the same.
+#[test]
+fn logprobs_of_a_forward_pass_are_those_that_were_sampled() {
+    let dir = tempfile::tempdir().unwrap();
+    models(dir.path());
+    let config = PpoConfig { temperature: 0.7, ..config(dir.path(), soup(dir.path())) };
+    let (run, _) = Run::open(&config, &quiet()).unwrap();
+    let (_, mut rollouts) = run.sample(0);
+    let sampled = std::mem::take(&mut rollouts.logprobs);
+    assert_eq!(sampled.len(), rollouts.lengths().iter().sum::<usize>());
+    assert!(sampled.iter().any(|logprob| *logprob < -0.1), "{sampled:?}");
+    rollouts.read_logprobs(&run.learner.policy);
+    assert_eq!(rollouts.logprobs, sampled);
+}

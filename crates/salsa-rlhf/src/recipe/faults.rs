@@ -1,0 +1,61 @@
+//! Everything that is wrong, not only the first of it.
+use std::fmt;
+
+/// Errors that were met one after the other.
+#[derive(Debug, Default)]
+pub struct Faults(Vec<anyhow::Error>);
+
+impl Faults {
+    /// The value, or none and one fault more.
+    pub fn take<T>(&mut self, result: anyhow::Result<T>) -> Option<T> {
+        result.map_err(|error| self.add(error)).ok()
+    }
+
+    /// Adds one.
+    pub fn add(&mut self, fault: anyhow::Error) {
+        self.0.push(fault);
+    }
+
+    /// Adds those of others, each changed by `f`.
+    pub fn extend(&mut self, others: Faults, f: impl Fn(anyhow::Error) -> anyhow::Error) {
+        self.0.extend(others.0.into_iter().map(f));
+    }
+
+    /// The value if there is no fault.
+    ///
+    /// # Errors
+    /// The faults.
+    pub fn none_or<T>(self, value: T) -> Result<T, Faults> {
+        if self.0.is_empty() { Ok(value) } else { Err(self) }
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> std::slice::Iter<'_, anyhow::Error> {
+        self.0.iter()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<anyhow::Error> for Faults {
+    fn from(error: anyhow::Error) -> Faults {
+        Faults(vec![error])
+    }
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let faults: Vec<String> = self.0.iter().map(|fault| format!("{fault:#}")).collect();
+        f.write_str(&faults.join("; "))
+    }
+}
+
+impl std::error::Error for Faults {}
