@@ -110,6 +110,7 @@ impl Digests<'_> {
                 (Some(was), Some(is)) if was == is => None,
                 (Some(_), Some(_)) if then == now => Some(format!("{now} has changed since")),
                 (Some(_), Some(_)) => Some(format!("{place} was {then} and is {now} now")),
+                (None, Some(_)) if then == now => Some(format!("whether {now} has changed since is not recorded")),
                 _ if then == now => None,
                 _ => Some(format!("{place} was {then:?} and is {now:?} now")),
             },

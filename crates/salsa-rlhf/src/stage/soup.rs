@@ -13,11 +13,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{StageContext, arguments::WeightType, inputs::Input, record::Record, runner::mark_done};
-use crate::{
-    checkpoint::{Dtype, Durability, NewTensor, Writer, write_file},
-    config::paths,
-};
+use super::{StageContext, arguments::WeightType, record::Record, runner::mark_done};
+use crate::checkpoint::{Dtype, Durability, NewTensor, Writer, write_file};
 
 pub mod adapters;
 pub mod arithmetic;
@@ -161,7 +158,7 @@ pub struct Cooked {
 
 /// Writes the soup to `output_dir`, which must be empty or absent: into `OUTPUT_DIR.tmp`, which gets its name when all is
 /// done. So there is either a whole soup or none. Syncing is left to the operating system. It has the `stage.json` and
-/// `timings.json` of a stage; with `digests: false` that record lacks the digests of what was read.
+/// `timings.json` of a stage, but for the SHA-256 of what was read: that would be as much work as the soup.
 ///
 /// # Errors
 /// As [`run`], and if `output_dir` holds anything.
@@ -178,7 +175,8 @@ pub fn write_new_directory(config: &SoupConfig, context: &StageContext) -> anyho
     }
     let start = Instant::now();
     let done = cook(config, &tmp, Durability::Cached, context).and_then(|cooked| {
-        let record = Record { results: cooked.summary.clone(), ..record(config)? };
+        let config = serde_json::to_value(config).context("configuration")?;
+        let record = Record { results: cooked.summary.clone(), ..Record::new("soup", config, Vec::new()) };
         mark_done(&tmp, &record, start.elapsed().as_secs_f64())?;
         fs::rename(&tmp, dir).with_context(|| format!("cannot rename {} to {shown}", tmp.display()))?;
         Ok(cooked)
@@ -188,14 +186,6 @@ pub fn write_new_directory(config: &SoupConfig, context: &StageContext) -> anyho
         let _ = fs::remove_dir_all(&tmp);
     }
     done
-}
-
-/// What was asked for and read.
-fn record(config: &SoupConfig) -> anyhow::Result<Record> {
-    let config_json = serde_json::to_value(config).context("configuration")?;
-    let read = if config.digests { paths::inputs(&config_json) } else { Vec::new() };
-    let inputs = read.iter().map(|path| Input::read(path)).collect::<anyhow::Result<_>>()?;
-    Ok(Record::new("soup", config_json, inputs))
 }
 
 fn temporary(dir: &Path) -> anyhow::Result<PathBuf> {
