@@ -71,6 +71,7 @@ stages:
   long: {kind: generate, model: out/sft-a, input: long.jsonl}
   wrong: {kind: sft, model: out/sft-a, dataset: out/world/sft.jsonl, max_length: 0}
   hub: {kind: generate, model: nobody/nothing, input: prompt.jsonl}
+  after: {kind: sft, model: absent, dataset: out/world/sft.jsonl}
 ";
 
 fn copy(from: &Path, to: &Path) {
@@ -262,6 +263,7 @@ fn a_check_opens_everything_and_tells_every_fault() {
         "dataset out/world/sft.jsonl: 80 examples (messages); memory ",
         "later (dpo): model_name_or_path: what good will write; dataset out/world/preferences.jsonl: 1",
         "hub (generate): model nobody/nothing: not checked, an id of the hub",
+        "after (sft): model_name_or_path: what absent will write; dataset",
     ] {
         assert!(lines.contains(line), "{line:?} is not in: {lines}");
     }

@@ -149,12 +149,14 @@ impl Recipe {
     }
 
     /// Whether `path`, which `step` reads, can be opened.
-    fn presence(&self, step: &Step, path: &Path) -> Presence<'_> {
+    fn presence<'a>(&'a self, step: &Step, path: &Path) -> Presence<'a> {
         let earlier = self.steps.iter().take_while(|other| other.name != step.name);
-        match earlier.into_iter().find(|other| path.starts_with(&other.dir)) {
-            Some(writer) if !self.is_done(writer) => Presence::Later(&writer.name),
-            _ if !path.exists() && path.to_str().is_some_and(hub::is_id) => Presence::OnHub,
-            _ => Presence::Here,
+        let to_do = earlier.filter(|other| !self.is_done(other)).find(|other| path.starts_with(&other.dir));
+        let faulty = self.faulty.iter().find(|name| path.starts_with(self.out.join(name)) && !path.exists());
+        match to_do.map(|other| &other.name).or(faulty) {
+            Some(writer) => Presence::Later(writer),
+            None if !path.exists() && path.to_str().is_some_and(hub::is_id) => Presence::OnHub,
+            None => Presence::Here,
         }
     }
 }

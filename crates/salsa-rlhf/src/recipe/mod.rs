@@ -55,6 +55,8 @@ pub struct Recipe {
     pub text: String,
     /// Its stages in order.
     pub steps: Vec<Step>,
+    /// Names of stages in which something is wrong, so that they are none of the steps.
+    faulty: Vec<String>,
 }
 
 /// One stage of a recipe.
@@ -152,16 +154,19 @@ impl Recipe {
         let vars = vars(&root).map_err(within)?;
         let stages = stages(&root).map_err(within)?;
         let known = Names { out: &out, name: &name, seed, vars: &vars, stages: stage_names(&stages, kinds, &out) };
-        let (mut steps, mut faults) = (Vec::new(), Faults::default());
+        let (mut steps, mut faulty, mut faults) = (Vec::new(), Vec::new(), Faults::default());
         for (position, (stage, given)) in stages.iter().enumerate() {
             let origin = Origin::File { path: source.path.to_owned(), prefix: format!("stages.{stage}") };
             let resolver = Resolver { names: &known, position, base: source.base, network: changes.network };
             match step(stage, given, &resolver, &origin, kinds) {
                 Ok(step) => steps.push(step),
-                Err(wrong) => faults.extend(wrong, |fault| fault),
+                Err(wrong) => {
+                    faulty.push(stage.clone());
+                    faults.extend(wrong, |fault| fault);
+                }
             }
         }
-        Ok((Recipe { name, out, seed, text: source.text.to_owned(), steps }, faults))
+        Ok((Recipe { name, out, seed, text: source.text.to_owned(), steps, faulty }, faults))
     }
 }
 
