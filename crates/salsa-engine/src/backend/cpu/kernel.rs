@@ -45,6 +45,8 @@ pub(crate) enum Left {
 
 /// Words of a row that are taken at once. Part of the numerical contract: sums are cut at multiples of it.
 pub(crate) const STEPS: usize = 256;
+/// Rows of a block of the left factor, but for AMX. A multiple of the height of every other tile.
+pub(crate) const BLOCK: usize = 96;
 /// The most rows a tile has, on any instruction set.
 pub(crate) const HEIGHT: usize = 32;
 /// The most columns.
@@ -166,7 +168,7 @@ macro_rules! kernel {
         static $name: Kernel = Kernel {
             width: $width,
             left: Items::$items,
-            block: 96,
+            block: BLOCK,
             rows: &[$($tile::<$height, true>),*],
             columns: &[$($tile::<$height, false>),*],
         };

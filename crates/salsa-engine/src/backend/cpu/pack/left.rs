@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::Dtype;
 use super::super::gemm::View;
 use super::super::isa::multiversion;
-use super::super::kernel::{GROUP, Items, Left, prefetch};
+use super::super::kernel::{BLOCK, GROUP, Items, Left, prefetch};
 use super::super::math::LANES;
 #[cfg(target_arch = "x86_64")]
 use super::{Isa, avx512, isa};
@@ -15,8 +15,6 @@ use super::{bf16, pair};
 const SAME_SETS: usize = 1024;
 /// A factor whose rows are columns in memory is copied when it meets more panels than these: each reads it once.
 const FEW_PANELS: usize = 8;
-/// The most rows of a block that is copied term by term, with room for whole lanes.
-const MOST_ROWS: usize = 96 + LANES;
 const HALF: usize = LANES / 2;
 /// How many columns before it is copied a column is asked for.
 const COLUMNS_AHEAD: usize = 16;
@@ -111,7 +109,8 @@ fn copy_columns(
     (height, tile_stride): (usize, usize),
     copy: &mut [f32],
 ) {
-    let mut rounded = [0.0; MOST_ROWS];
+    // Whole lanes behind the last row, too.
+    let mut rounded = [0.0; BLOCK + LANES];
     for k in 0..depth {
         let column = &a.data[k * a.column_stride..];
         if k + COLUMNS_AHEAD < depth {

@@ -149,20 +149,12 @@ fn panels_by_rows(dtype: Dtype, b: View<'_>, depth: usize, left: usize, width: u
             let here = first..used.min(first + width);
             let (words, beyond) = panel[s * width..][..width].split_at_mut(here.len());
             match high {
-                None => copy(&row(k)[here], words),
+                None => words.copy_from_slice(&row(k)[here]),
                 Some([]) => pairs(&row(k)[here], &[0.0; WIDTH][..words.len()], words),
                 Some(high) => pairs(&row(k)[here.clone()], &high[here], words),
             }
             beyond.fill(0.0);
         }
-    }
-}
-
-multiversion! {
-    fn copy(from: &[f32], to: &mut [f32]) {
-        let (from, to) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
-        to.0.iter_mut().zip(from.0).for_each(|(to, from)| *to = *from);
-        to.1.iter_mut().zip(from.1).for_each(|(to, from)| *to = *from);
     }
 }
 
