@@ -2,7 +2,10 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage. An error is one line on stderr: what, where, what to do; each
 //! of them, where several mistakes are found at once.
-use std::{io::Write, process::ExitCode};
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 
@@ -199,6 +202,12 @@ fn print(text: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+/// Characters in a line of stdout: those of the terminal, without a limit where it is none.
+fn columns() -> usize {
+    let terminal = std::io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
+    terminal.map_or(usize::MAX, |(terminal_size::Width(columns), _)| usize::from(columns))
 }
 
 /// The surroundings of a command that works for a while.

@@ -59,7 +59,7 @@ pub(super) fn to_the_end(recipe: &Recipe) -> anyhow::Result<()> {
     let summary = recipe.out.join("summary.json");
     if summary.exists() {
         let summary: Summary = serde_json::from_slice(&fs::read(&summary)?)?;
-        print(&report::table(&summary))?;
+        print(&report::table(&summary, super::columns()))?;
     }
     Ok(())
 }

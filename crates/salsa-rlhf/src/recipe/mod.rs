@@ -33,6 +33,7 @@ use crate::{
 };
 
 mod check;
+mod facts;
 mod faults;
 mod pipeline;
 pub mod report;

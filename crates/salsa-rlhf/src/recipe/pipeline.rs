@@ -15,42 +15,82 @@ use crate::{
 /// Keys whose models are only looked at, which would cover the picture with arrows.
 const LOOKED_AT: &[&str] = &["anchors", "landscape", "runs", "tokenizer_name_or_path"];
 
+/// Key of the box of a model that no stage makes; no stage's key begins so.
+const OUTSIDE: &str = "outside ";
+
 /// The picture of a run; `facts` are the short lines in each box.
 pub(super) fn of(resolved: &Resolved, facts: &Ordered<Vec<String>>) -> Pipeline {
-    let keys: Vec<String> = resolved.stages.keys().map(|name| plain(name)).collect();
-    if ["base", "sft_a", "sft_b", "reward", "ppo", "salsa"].iter().all(|key| keys.iter().any(|known| known == key)) {
-        return Pipeline::salsa(facts);
-    }
     let flows = flows(resolved);
-    let is_shown = |key: &String| flows.iter().any(|flow| flow.from == *key || flow.to == *key);
-    let shown: Vec<&String> = keys.iter().filter(|key| is_shown(key)).collect();
+    let outside = flows.iter().map(|flow| &flow.from).filter(|from| from.starts_with(OUTSIDE)).cloned();
+    let keys = outside.chain(resolved.stages.keys().map(|name| plain(name)));
+    let mut shown: Vec<String> = Vec::new();
+    for key in keys.filter(|key| flows.iter().any(|flow| flow.from == *key || flow.to == *key)) {
+        if !shown.contains(&key) {
+            shown.push(key);
+        }
+    }
     let mut stages: Vec<Stage> = Vec::new();
     for (row, keys) in rows(&shown, &flows).into_iter().enumerate() {
         for (column, key) in columns(keys.len()).iter().zip(keys) {
             let facts = facts.get(&key).cloned().unwrap_or_default();
             let row = u8::try_from(row).unwrap_or(u8::MAX);
-            stages.push(Stage { title: label(&key), key, facts, row, column: *column });
+            stages.push(Stage { title: title(&key), key, facts, row, column: *column });
         }
     }
     Pipeline { stages, flows }
+}
+
+/// What a box is called: a stage by its name, a model from outside by its folder.
+fn title(key: &str) -> String {
+    match key.strip_prefix(OUTSIDE) {
+        Some(path) => Path::new(path).file_name().map_or(path.into(), |name| name.to_string_lossy().into_owned()),
+        None => label(key),
+    }
 }
 
 /// One arrow per pair of stages, with what flows on it.
 fn flows(resolved: &Resolved) -> Vec<Flow> {
     let mut flows: Vec<Flow> = Vec::new();
     for (to, stage) in &resolved.stages {
+        let soup = soup_stage(resolved, &stage["config"]["reference"]);
+        if let Some(soup) = soup {
+            add(&mut flows, &plain(soup), &plain(to), "reference");
+        }
         let mut config = stage["config"].clone();
         let mut visit = |kind: Option<PathKind>, place: &str, text: &str| {
-            let from = stage_of(resolved, text).filter(|from| *from != to && kind == Some(PathKind::Model));
             let root = place.split(['.', '[']).next().unwrap_or_default();
-            if let Some(from) = from.filter(|_| !LOOKED_AT.contains(&root)) {
-                add(&mut flows, &plain(from), &plain(to), what(stage, root));
+            let is_drawn = kind == Some(PathKind::Model)
+                && !text.is_empty()
+                && !LOOKED_AT.contains(&root)
+                && !(root == "reference" && soup.is_some());
+            let from = match stage_of(resolved, text) {
+                Some(from) if from == to => None,
+                Some(from) => Some(plain(from)),
+                None => (root == "model_name_or_path").then(|| format!("{OUTSIDE}{text}")),
+            };
+            if let Some(from) = from.filter(|_| is_drawn) {
+                add(&mut flows, &from, &plain(to), what(stage, root));
             }
             Ok(None)
         };
         visit_strings(&mut config, "", "", &mut visit).expect("this visit cannot fail");
     }
     flows
+}
+
+/// The stage that makes the soup which this reference is: a run may average the models itself, but it is the same model.
+fn soup_stage<'a>(resolved: &'a Resolved, reference: &Value) -> Option<&'a String> {
+    if reference["kind"] != "soup" {
+        return None;
+    }
+    let equal = |models: &Value| models.as_array().map_or(0, Vec::len);
+    let weights = |soup: &Value| match soup["weights"].as_array() {
+        Some(weights) if !weights.is_empty() => Value::Array(weights.clone()),
+        _ => vec![1.0 / equal(&soup["models"]) as f64; equal(&soup["models"])].into(),
+    };
+    let is_it = |soup: &Value| soup["models"] == reference["models"] && weights(soup) == weights(reference);
+    let mut soups = resolved.stages.iter().filter(|(_, stage)| stage["kind"] == "soup");
+    soups.find(|(_, stage)| is_it(&stage["config"])).map(|(name, _)| name)
 }
 
 /// The stage in whose directory a path lies.
@@ -77,19 +117,37 @@ fn add(flows: &mut Vec<Flow>, from: &str, to: &str, label: &str) {
     }
 }
 
-/// The stages by their distance from the start, at most three in a row.
-fn rows(keys: &[&String], flows: &[Flow]) -> Vec<Vec<String>> {
+/// The stages by their distance from the start, at most three in a row, each row in the order of what feeds it.
+fn rows(keys: &[String], flows: &[Flow]) -> Vec<Vec<String>> {
     let mut depths: Vec<usize> = Vec::new();
     for (i, key) in keys.iter().enumerate() {
         // Stages come after what they use, so the depths of those are known.
-        let feeds = flows.iter().filter(|flow| flow.to == **key);
-        let before = feeds.filter_map(|flow| keys[..i].iter().position(|from| **from == flow.from));
+        let feeds = flows.iter().filter(|flow| flow.to == *key);
+        let before = feeds.filter_map(|flow| keys[..i].iter().position(|from| *from == flow.from));
         depths.push(before.map(|from| depths[from] + 1).max().unwrap_or(0));
     }
     let deepest = depths.iter().max().map_or(0, |depth| depth + 1);
-    let level = |depth| keys.iter().zip(&depths).filter(move |(_, at)| **at == depth).map(|(key, _)| (*key).clone());
-    let levels = (0..deepest).map(|depth| level(depth).collect::<Vec<String>>());
-    levels.flat_map(|level| level.chunks(3).map(<[String]>::to_vec).collect::<Vec<_>>()).collect()
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let mut places: Ordered<f64> = Ordered::new();
+    for depth in 0..deepest {
+        let here = keys.iter().zip(&depths).filter(|(_, at)| **at == depth).map(|(key, _)| key);
+        let mut level: Vec<(f64, String)> = here.map(|key| (mean_place(key, flows, &places), key.clone())).collect();
+        level.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+        for row in level.chunks(3) {
+            for (column, (_, key)) in columns(row.len()).iter().zip(row) {
+                places.insert(key, f64::from(*column));
+            }
+            rows.push(row.iter().map(|(_, key)| key.clone()).collect());
+        }
+    }
+    rows
+}
+
+/// The mean column of what feeds a stage; the middle for a stage that nothing feeds.
+fn mean_place(key: &str, flows: &[Flow], places: &Ordered<f64>) -> f64 {
+    let feeds: Vec<f64> =
+        flows.iter().filter(|flow| flow.to == key).filter_map(|flow| places.get(&flow.from).copied()).collect();
+    if feeds.is_empty() { 1.0 } else { feeds.iter().sum::<f64>() / feeds.len() as f64 }
 }
 
 fn columns(count: usize) -> &'static [u8] {
@@ -123,9 +181,34 @@ mod tests {
         let picture = of(&resolved, &Ordered::new());
         let flows: Vec<String> =
             picture.flows.iter().map(|flow| format!("{} {} {}", flow.from, flow.to, flow.label)).collect();
-        assert_eq!(flows, ["sft_a ppo start and reference", "sft_b ppo reference"]);
+        let expected =
+            ["outside base sft_a ", "outside base sft_b ", "sft_a ppo start and reference", "sft_b ppo reference"];
+        assert_eq!(flows, expected);
         let places: Vec<(&str, u8, u8)> =
             picture.stages.iter().map(|stage| (stage.key.as_str(), stage.row, stage.column)).collect();
-        assert_eq!(places, [("sft_a", 0, 0), ("sft_b", 0, 2), ("ppo", 1, 1)]);
+        assert_eq!(places, [("outside base", 0, 1), ("sft_a", 1, 0), ("sft_b", 1, 2), ("ppo", 2, 1)]);
+        assert_eq!(picture.stages[0].title, "base");
+    }
+    #[test]
+    fn a_reference_that_a_soup_stage_makes_is_drawn_from_that_stage() {
+        let models = json!(["runs/x/sft-a", "runs/x/sft-b"]);
+        let of_weights = |of_stage: Value, of_reference: Value| {
+            let resolved: Resolved = serde_json::from_value(json!({
+                "name": "x", "out": "runs/x", "stages": {
+                    "sft-a": {"kind": "sft", "config": {}},
+                    "sft-b": {"kind": "sft", "config": {}},
+                    "soup": {"kind": "soup", "config": {"models": models, "weights": of_stage}},
+                    "salsa": {"kind": "ppo", "config": {
+                        "reference": {"kind": "soup", "models": models, "weights": of_reference}
+                    }},
+                }
+            }))
+            .unwrap();
+            let flows = flows(&resolved);
+            flows.iter().filter(|flow| flow.to == "salsa").map(|flow| flow.from.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(of_weights(json!([0.5, 0.5]), json!([0.5, 0.5])), ["soup"]);
+        assert_eq!(of_weights(json!([]), json!([0.5, 0.5])), ["soup"]);
+        assert_eq!(of_weights(json!([0.25, 0.75]), json!([0.5, 0.5])), ["sft_a", "sft_b"]);
     }
 }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{pipeline, run::collect};
+use super::{facts, pipeline};
 use crate::{
     atomic,
     config::names::plain,
@@ -50,12 +50,12 @@ pub fn write(out: &Path) -> anyhow::Result<PathBuf> {
 
 /// Everything but the evaluation.
 fn fill(report: &mut Report, out: &Path, resolved: &Resolved) -> anyhow::Result<()> {
-    let (mut facts, mut arms) = (Ordered::new(), Vec::new());
+    let (mut lines, mut arms) = (Ordered::new(), Vec::new());
     for (name, stage) in &resolved.stages {
         let dir = out.join(name);
         let key = plain(name);
         if let Some(record) = Record::read(&dir.join("stage.json"))? {
-            facts.insert(key.clone(), short_facts(&record.results));
+            lines.insert(key.clone(), facts::lines(stage, &record.results, seconds(&dir)));
         }
         if let Some(seconds) = seconds(&dir) {
             report.summary.seconds.insert(key.clone(), seconds);
@@ -81,26 +81,12 @@ fn fill(report: &mut Report, out: &Path, resolved: &Resolved) -> anyhow::Result<
     }
     report.recipe = resolved.name.clone();
     report.threads = salsa_engine::threads();
-    report.pipeline = pipeline::of(resolved, &facts);
+    report.pipeline = pipeline::of(resolved, &lines);
     if report.summary.version.is_empty() {
         report.summary.version = env!("CARGO_PKG_VERSION").to_owned();
         report.summary.isa = salsa_engine::isa().to_owned();
     }
     Ok(())
-}
-
-/// The first numbers of a stage's results, short enough for a box.
-fn short_facts(results: &Value) -> Vec<String> {
-    let mut numbers = Vec::new();
-    collect(results, "", &mut numbers);
-    let short = |(path, number): (String, String)| {
-        let name = path.rsplit('.').next().unwrap_or_default().replace('_', " ");
-        match name.as_str() {
-            "steps" | "tokens" | "examples" | "parameters" => format!("{number} {name}"),
-            _ => format!("{name} {number}"),
-        }
-    };
-    numbers.into_iter().map(short).take(3).collect()
 }
 
 fn seconds(dir: &Path) -> Option<f64> {

@@ -1,8 +1,8 @@
 //! A made-up run for tests of the page: plausible numbers, computed, with no meaning.
 
 use super::{
-    Answer, Arm, Comparison, Contrast, Estimate, Landscape, LandscapePoint, Ordered, Pipeline, Point, Report, Run,
-    Sample, SplitSummary, Spot, Summary, Versus,
+    Answer, Arm, Comparison, Contrast, Estimate, Flow, Landscape, LandscapePoint, Ordered, Pipeline, Point, Report,
+    Run, Sample, SplitSummary, Spot, Stage, Summary, Versus,
 };
 
 /// A report with every part filled.
@@ -27,7 +27,7 @@ pub(super) fn report() -> Report {
             arm("ppo", "PPO", "reference: SFT A"),
             arm("salsa", "SALSA", "reference: the soup"),
         ],
-        pipeline: Pipeline::salsa(&facts()),
+        pipeline: pipeline(),
         line: Some(["SFT A", "SFT B"].map(str::to_owned)),
         runs: vec![run("ppo", 0.30, 0.0, 1.0), run("salsa", 0.36, 0.55, 1.35)],
         landscapes: vec![("Line".to_owned(), line()), ("Plane".to_owned(), plane())],
@@ -75,6 +75,7 @@ fn summary() -> Summary {
         estimate: around(0.528, 0.031),
     };
     let gold = Comparison { metric: Contrast::GoldDifference, estimate: around(0.018, 0.012), ..win.clone() };
+    let elsewhere = Comparison { split: "ood".to_owned(), estimate: Estimate::new(-0.035, -0.056, -0.013), ..gold.clone() };
     let landscape =
         [(0.0, 0.531, 0.02), (0.25, 0.541, 0.08), (0.5, 0.548, 0.11), (0.75, 0.539, 0.06), (1.0, 0.524, -0.03)];
     let seconds = [("world", 1.4), ("base", 61.0), ("sft_a", 24.0), ("sft_b", 24.3), ("soup", 0.1), ("reward", 31.0)];
@@ -87,12 +88,14 @@ fn summary() -> Summary {
         landscape: landscape
             .into_iter()
             .map(|(alpha, gold, proxy)| LandscapePoint {
+                split: "test".to_owned(),
                 alpha,
                 gold_reward: Some(around(gold, 0.014)),
                 proxy_score: around(proxy, 0.06),
+                over_better_end: (0.0 < alpha && alpha < 1.0).then(|| around(gold - 0.531, 0.012)),
             })
             .collect(),
-        comparisons: vec![win, gold],
+        comparisons: vec![win, gold, elsewhere],
         seconds: seconds.into_iter().chain([("ppo", 58.0), ("salsa", 59.5), ("evaluation", 22.0)]).collect(),
     }
 }
@@ -135,6 +138,46 @@ fn spot(weights: Vec<f64>, gold: f64) -> Spot {
 
 fn around(mean: f64, half: f64) -> Estimate {
     Estimate::new(mean, mean - half, mean + half)
+}
+
+/// The pipeline of the method.
+pub(super) fn pipeline() -> Pipeline {
+    let facts = facts();
+    let stage = |key: &str, title: &str, row, column| Stage {
+        key: key.to_owned(),
+        title: title.to_owned(),
+        facts: facts.get(key).cloned().unwrap_or_default(),
+        row,
+        column,
+    };
+    let flow =
+        |from: &str, to: &str, label: &str| Flow { from: from.to_owned(), to: to.to_owned(), label: label.to_owned() };
+    Pipeline {
+        stages: vec![
+            stage("base", "Base model", 0, 1),
+            stage("sft_a", "SFT A", 1, 0),
+            stage("sft_b", "SFT B", 1, 2),
+            stage("reward", "Reward model", 2, 1),
+            stage("soup", "Soup", 2, 2),
+            stage("ppo", "PPO", 3, 0),
+            stage("salsa", "SALSA", 3, 2),
+            stage("eval", "Evaluation", 4, 1),
+        ],
+        flows: vec![
+            flow("base", "sft_a", ""),
+            flow("base", "sft_b", ""),
+            flow("sft_a", "reward", ""),
+            flow("sft_a", "soup", ""),
+            flow("sft_b", "soup", ""),
+            flow("sft_a", "ppo", "start and reference"),
+            flow("sft_a", "salsa", "start"),
+            flow("soup", "salsa", "reference"),
+            flow("reward", "ppo", "score"),
+            flow("reward", "salsa", "score"),
+            flow("ppo", "eval", ""),
+            flow("salsa", "eval", ""),
+        ],
+    }
 }
 
 fn facts() -> Ordered<Vec<String>> {

@@ -57,14 +57,20 @@ pub(super) fn training(report: &Report) -> Section {
         id: "training".to_owned(),
         heading: "Training curves".to_owned(),
         width: Width::BesideText,
-        explanation: "<p>What each RL run measured on its own samples as it went. The faint line is the raw value of a step, the \
+        explanation: format!(
+            "<p>What each RL run measured on its own samples as it went. The faint line is the raw value of a step, the \
             strong one its moving average.</p>\
-            <p>The <strong>proxy score</strong> should rise: it is what is optimised. <strong>Gold</strong>, never seen by the \
-            training, should follow; where it bends down while the proxy climbs, over-optimisation has set in.</p>\
+            <p>The <strong>proxy score</strong> should rise: it is what is optimised.{}</p>\
             <p><strong>KL to an anchor</strong> is measured for all arms alike and tells how far a policy has moved. A run whose \
             reference is not the model it starts from, such as a soup, has a KL above zero from the start. <strong>Length</strong> \
-            or <strong>entropy</strong> falling towards zero warn of collapse.</p>"
-            .to_owned(),
+            or <strong>entropy</strong> falling towards zero warn of collapse.</p>",
+            if measured(&|p| p.gold) {
+                " <strong>Gold</strong>, never seen by the training, should follow; where it bends down while the proxy \
+                climbs, over-optimisation has set in."
+            } else {
+                ""
+            }
+        ),
         picture: if charts.is_empty() {
             charts
         } else {
@@ -104,31 +110,31 @@ fn smoothing_width(steps: usize) -> usize {
 
 pub(super) fn frontier(report: &Report) -> Section {
     let anchor = common_anchor(report).unwrap_or_default();
-    let chart = |title: &str, pick: Quantity<'_>, end: fn(&SplitSummary) -> Option<Estimate>| {
+    let chart = |what: &str, split: &str, pick: Quantity<'_>, end: fn(&SplitSummary) -> Option<Estimate>| {
+        let title = if split.is_empty() { what.to_owned() } else { format!("{what}, {}", split_name(split)) };
         let mut series: Vec<Series> = report.runs.iter().map(|run| trajectory(report, run, anchor, pick)).collect();
-        series.extend(report.arm_keys().into_iter().filter_map(|key| end_point(report, key, anchor, end)));
+        series.extend(report.arm_keys().into_iter().filter_map(|key| end_point(report, key, split, anchor, end)));
         series.retain(|s| s.dots.iter().any(|d| d.x.is_finite() && d.y.is_finite()));
         if series.is_empty() {
             return String::new();
         }
         let x_label = kl_title(anchor);
-        Chart { title: title.to_owned(), x_label, series, ..Chart::default() }.draw()
+        Chart { title, x_label, series, ..Chart::default() }.draw()
     };
-    let charts = if anchor.is_empty() {
-        String::new()
-    } else {
-        chart("Gold reward", &|p| p.gold, |s| s.gold_reward)
-            + &chart("Proxy score", &|p| p.score, |s| Some(s.proxy_score))
-    };
+    let mut splits = splits(&report.summary);
+    if splits.is_empty() {
+        // Runs without an evaluation: their curves alone.
+        splits.push("");
+    }
+    let mut charts = String::new();
+    for split in splits.into_iter().filter(|_| !anchor.is_empty()) {
+        charts += &chart("Gold reward", split, &|p| p.gold, |s| s.gold_reward);
+        charts += &chart("Proxy score", split, &|p| p.score, |s| Some(s.proxy_score));
+    }
     let mut entries = run_legend(report);
-    let split = split_name(splits(&report.summary).first().copied().unwrap_or("test"));
-    entries.extend(
-        report
-            .summary
-            .arms
-            .iter()
-            .map(|(key, _)| (report.look(key), Fill::Hollow, format!("{}, {split}", report.label(key)))),
-    );
+    let arms = report.summary.arms.iter();
+    entries
+        .extend(arms.map(|(key, _)| (report.look(key), Fill::Hollow, format!("{}, final model", report.label(key)))));
     Section {
         id: "frontier".to_owned(),
         heading: "Reward against KL".to_owned(),
@@ -138,7 +144,8 @@ pub(super) fn frontier(report: &Report) -> Section {
             anchor{}: a KL to each arm’s own reference could not be compared.</p>\
             <p>A line follows one run from its start (ring) to its end (filled mark), smoothed. At the same KL, the higher line \
             is the better trade. Two runs on one line differ only in how far they went, which a different beta would also have \
-            done. Hollow marks are the final models on held-out prompts, with 95 % intervals.</p>",
+            done. Hollow marks are the final models on the held-out prompts that the heading names, with 95 % intervals; the \
+            lines are the runs on their training prompts, the same in every chart.</p>",
             if anchor.is_empty() { String::new() } else { format!(", {}", escape(&spoken(anchor))) }
         ),
         picture: if charts.is_empty() {
@@ -162,9 +169,15 @@ fn trajectory(report: &Report, run: &Run, anchor: &str, pick: Quantity<'_>) -> S
     Series { name: name.clone(), look: report.look(&run.arm), kind: Kind::Trajectory, dots }
 }
 
-/// The final model of an arm on the first split.
-fn end_point(report: &Report, key: &str, anchor: &str, pick: fn(&SplitSummary) -> Option<Estimate>) -> Option<Series> {
-    let (split, numbers) = report.summary.arms.get(key)?.first()?;
+/// The final model of an arm on a split.
+fn end_point(
+    report: &Report,
+    key: &str,
+    split: &str,
+    anchor: &str,
+    pick: fn(&SplitSummary) -> Option<Estimate>,
+) -> Option<Series> {
+    let numbers = report.summary.arms.get(key)?.get(split)?;
     let (e, kl, name) = (pick(numbers)?, numbers.versus.kls.get(anchor)?, report.label(key));
     let hover = format!("{name} on {split}: {} at KL {}", estimate(&e, number), number(kl.mean));
     let dot = Dot { x: kl.mean, y: e.mean, x_ci: Some(kl.ci95), y_ci: Some(e.ci95), hover };

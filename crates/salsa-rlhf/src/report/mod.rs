@@ -1,10 +1,12 @@
 //! What a run shows a person: `summary.json`, a table for the terminal, and `report.html`, one self-contained page.
 
 mod columns;
+mod comparisons;
 #[cfg(test)]
 mod fixture;
 mod forest;
 mod geometry;
+mod glance;
 mod history;
 mod html;
 mod labels;
@@ -13,6 +15,7 @@ mod number;
 mod page;
 mod pipeline;
 mod plane;
+mod profile;
 mod scale;
 mod sections;
 mod summary;

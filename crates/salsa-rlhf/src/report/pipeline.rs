@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::html::{Look, escape};
-use super::{Flow, Ordered, Pipeline, Stage};
+use super::{Flow, Pipeline, Stage};
 
 const BOX_WIDTH: f64 = 224.0;
 const COLUMN_GAP: f64 = 54.0;
@@ -11,53 +11,13 @@ const ROW_GAP: f64 = 58.0;
 const MARGIN: f64 = 8.0;
 /// The distance between two arrows that leave or enter the same side of a box.
 const PORT: f64 = 36.0;
+/// Width of a character of a label, and height of a label.
+const LABEL_CHARACTER: f64 = 6.3;
+const LABEL_HEIGHT: f64 = 15.0;
 /// A fact longer than this is squeezed into its box.
 const MOST_CHARACTERS: usize = 30;
 
 impl Pipeline {
-    /// The pipeline of the method, with the `facts` of each stage under its key: `base`, `sft_a`, `sft_b`, `reward`, `soup`,
-    /// `ppo`, `salsa`, `eval`. A stage without facts has only its title.
-    pub fn salsa(facts: &Ordered<Vec<String>>) -> Pipeline {
-        let stage = |key: &str, title: &str, row, column| Stage {
-            key: key.to_owned(),
-            title: title.to_owned(),
-            facts: facts.get(key).cloned().unwrap_or_default(),
-            row,
-            column,
-        };
-        let flow = |from: &str, to: &str, label: &str| Flow {
-            from: from.to_owned(),
-            to: to.to_owned(),
-            label: label.to_owned(),
-        };
-        Pipeline {
-            stages: vec![
-                stage("base", "Base model", 0, 1),
-                stage("sft_a", "SFT A", 1, 0),
-                stage("sft_b", "SFT B", 1, 2),
-                stage("reward", "Reward model", 2, 1),
-                stage("soup", "Soup", 2, 2),
-                stage("ppo", "PPO", 3, 0),
-                stage("salsa", "SALSA", 3, 2),
-                stage("eval", "Evaluation", 4, 1),
-            ],
-            flows: vec![
-                flow("base", "sft_a", ""),
-                flow("base", "sft_b", ""),
-                flow("sft_a", "reward", ""),
-                flow("sft_a", "soup", ""),
-                flow("sft_b", "soup", ""),
-                flow("sft_a", "ppo", "start and reference"),
-                flow("sft_a", "salsa", "start"),
-                flow("soup", "salsa", "reference"),
-                flow("reward", "ppo", "score"),
-                flow("reward", "salsa", "score"),
-                flow("ppo", "eval", ""),
-                flow("salsa", "eval", ""),
-            ],
-        }
-    }
-
     /// The picture as SVG; empty if there are no stages.
     pub(super) fn draw(&self) -> String {
         let layout = Layout::of(self);
@@ -70,14 +30,14 @@ impl Pipeline {
             layout.height,
             escape(&self.in_words())
         );
-        let mut labels = String::new();
+        let mut labels = Labels::around(self.stages.iter().map(|stage| layout.rect(stage)).collect());
         for flow in &self.flows {
             self.draw_flow(&mut out, &mut labels, flow, &layout);
         }
         for stage in &self.stages {
             layout.draw_stage(&mut out, stage);
         }
-        out + &labels + "</svg>"
+        out + &labels.svg + "</svg>"
     }
 
     fn in_words(&self) -> String {
@@ -87,12 +47,12 @@ impl Pipeline {
         format!("Pipeline: {}", arrows.join(", "))
     }
 
-    fn draw_flow(&self, out: &mut String, labels: &mut String, flow: &Flow, layout: &Layout) {
+    fn draw_flow(&self, out: &mut String, labels: &mut Labels, flow: &Flow, layout: &Layout) {
         let find = |key: &str| self.stages.iter().find(|stage| stage.key == key);
         let (Some(from), Some(to)) = (find(&flow.from), find(&flow.to)) else { return };
         let (x0, y0) = (layout.x(from) + self.port(from, flow, Side::Out), layout.bottom(from));
         let class = if flow.label.contains("reference") { "flow reference" } else { "flow" };
-        let (path, head, at, anchor) = if self.blocked(from, to) {
+        let (path, head, places) = if self.blocked(from, to) {
             let toward = if to.column >= from.column { 1.0 } else { -1.0 };
             let gutter = layout.x(from) + toward * (BOX_WIDTH + COLUMN_GAP) / 2.0;
             let side = layout.x(to) - toward * BOX_WIDTH / 2.0;
@@ -106,7 +66,8 @@ impl Pipeline {
                 side - toward * 5.0
             );
             let head = format!("M{} {}v9l{} -4.5Z", side - toward * 9.0, y - 4.5, toward * 9.0);
-            (path, head, (side - toward * 30.0, y - 12.0), "middle")
+            let down = |share: f64| (gutter, y0 + ROW_GAP + share * (y - y0 - ROW_GAP));
+            (path, head, [0.5, 0.7, 0.3, 0.9, 0.1].map(down).to_vec())
         } else {
             let (mut x0, mut x1, y1) = (x0, layout.x(to) + self.port(to, flow, Side::In), layout.top(to));
             let straight = from.column == to.column;
@@ -118,11 +79,8 @@ impl Pipeline {
             let bend = (ROW_GAP * 0.62).max((y1 - y0) * 0.4);
             let path = format!("M{x0} {y0}C{x0} {} {x1} {} {x1} {}", y0 + bend, y1 - bend, y1 - 5.0);
             let head = format!("M{} {}h9l-4.5 9Z", x1 - 4.5, y1 - 9.0);
-            if straight {
-                (path, head, (x0 + 9.0, (y0 + y1) / 2.0), "start")
-            } else {
-                (path, head, (bezier(0.74, x0, x0, x1, x1), bezier(0.74, y0, y0 + bend, y1 - bend, y1)), "middle")
-            }
+            let on = |t: f64| (bezier(t, x0, x0, x1, x1), bezier(t, y0, y0 + bend, y1 - bend, y1));
+            (path, head, [0.5, 0.62, 0.74, 0.4, 0.3, 0.84, 0.2].map(on).to_vec())
         };
         let colour = Look::of(&flow.from, 0).class();
         let _ = write!(
@@ -130,14 +88,7 @@ impl Pipeline {
             r#"<path class="{class} {colour}" d="{path}"/><path class="arrow{} {colour}" d="{head}"/>"#,
             &class[4..]
         );
-        if !flow.label.is_empty() {
-            let (x, y) = (at.0, at.1 + 4.0);
-            let _ = write!(
-                labels,
-                r#"<text class="flow-label" text-anchor="{anchor}" x="{x:.1}" y="{y:.1}">{}</text>"#,
-                escape(&flow.label)
-            );
-        }
+        labels.place(&flow.label, &places);
     }
 
     /// Whether a box lies in the way of an arrow that goes to another column over more than one row.
@@ -204,6 +155,11 @@ impl Layout {
         MARGIN + f64::from(stage.column) * (BOX_WIDTH + COLUMN_GAP) + BOX_WIDTH / 2.0
     }
 
+    fn rect(&self, stage: &Stage) -> Rect {
+        let x = self.x(stage);
+        Rect { left: x - BOX_WIDTH / 2.0, right: x + BOX_WIDTH / 2.0, top: self.top(stage), bottom: self.bottom(stage) }
+    }
+
     fn middle(&self, stage: &Stage) -> f64 {
         let row = usize::from(stage.row);
         self.tops[row] + self.heights[row] / 2.0
@@ -246,6 +202,56 @@ impl Layout {
     }
 }
 
+/// A rectangle of the picture.
+#[derive(Clone, Copy, Debug)]
+struct Rect {
+    left: f64,
+    right: f64,
+    top: f64,
+    bottom: f64,
+}
+
+impl Rect {
+    fn overlaps(&self, other: &Rect) -> bool {
+        self.left < other.right && other.left < self.right && self.top < other.bottom && other.top < self.bottom
+    }
+}
+
+/// The words on the arrows: each at the first place of its arrow where it covers neither a box nor another label.
+struct Labels {
+    svg: String,
+    taken: Vec<Rect>,
+}
+
+impl Labels {
+    fn around(taken: Vec<Rect>) -> Labels {
+        Labels { svg: String::new(), taken }
+    }
+
+    /// Writes `text` centred on one of the `places`; on the first of them if all are taken.
+    fn place(&mut self, text: &str, places: &[(f64, f64)]) {
+        if text.is_empty() {
+            return;
+        }
+        let half = text.chars().count() as f64 * LABEL_CHARACTER / 2.0 + 3.0;
+        let around = |&(x, y): &(f64, f64)| Rect {
+            left: x - half,
+            right: x + half,
+            top: y - LABEL_HEIGHT / 2.0,
+            bottom: y + LABEL_HEIGHT / 2.0,
+        };
+        let is_free = |place: &&(f64, f64)| !self.taken.iter().any(|taken| taken.overlaps(&around(place)));
+        let Some(place) = places.iter().find(is_free).or(places.first()) else { return };
+        self.taken.push(around(place));
+        let (x, y) = (place.0, place.1 + 4.0);
+        let _ = write!(
+            self.svg,
+            r#"<text class="flow-label" text-anchor="middle" x="{x:.1}" y="{y:.1}">{}</text>"#,
+            escape(text)
+        );
+    }
+}
+
 fn is_arm(key: &str) -> bool {
     !matches!(key, "base" | "reward" | "eval" | "evaluation")
 }
@@ -262,10 +268,11 @@ fn bezier(t: f64, a: f64, b: f64, c: f64, d: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::fixture;
 
     #[test]
     fn arrows_that_share_a_side_stand_apart_and_go_round_boxes() {
-        let pipeline = Pipeline::salsa(&Ordered::new());
+        let pipeline = fixture::pipeline();
         let stage = |key: &str| pipeline.stages.iter().find(|s| s.key == key).unwrap();
         assert!(pipeline.blocked(stage("sft_a"), stage("salsa")));
         assert!(!pipeline.blocked(stage("sft_a"), stage("ppo")));
@@ -278,10 +285,22 @@ mod tests {
         assert_eq!(ports, [-18.0, 18.0]);
     }
 
+    /// Several arrows with words into one box, as where two runs share a reward model.
+    #[test]
+    fn labels_cover_neither_boxes_nor_each_other() {
+        let mut labels = Labels::around(vec![Rect { left: 0.0, right: 100.0, top: 0.0, bottom: 40.0 }]);
+        let places = [(50.0, 30.0), (50.0, 60.0), (50.0, 80.0)];
+        labels.place("score", &places);
+        labels.place("score", &places);
+        labels.place("score", &places);
+        let ys: Vec<&str> = labels.svg.split(" y=\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+        assert_eq!(ys, ["64.0", "84.0", "34.0"], "the last one has nowhere to go");
+    }
+
     #[test]
     fn flows_to_nowhere_and_empty_pipelines_are_left_out() {
         assert_eq!(Pipeline::default().draw(), "");
-        let mut pipeline = Pipeline::salsa(&Ordered::new());
+        let mut pipeline = fixture::pipeline();
         let arrows = pipeline.draw().matches("class=\"arrow").count();
         pipeline.flows.push(Flow { from: "salsa".to_owned(), to: "nowhere".to_owned(), label: String::new() });
         assert_eq!(pipeline.draw().matches("class=\"arrow").count(), arrows);

@@ -6,9 +6,8 @@ use super::columns::{Cell, columns, splits};
 use super::forest::{Forest, Group};
 use super::html::{Fill, Look, escape, legend};
 use super::labels::spoken;
-use super::number::{ends, estimate, number, percent};
-use super::page::{Section, Width, headline, split_name};
-use super::xy::{Chart, Dot, Kind, Series};
+use super::number::{ends, number, percent};
+use super::page::{Section, Width, split_name};
 use super::{Estimate, Report, Sample, SplitSummary};
 use crate::progress::human_time;
 
@@ -70,18 +69,28 @@ pub(super) fn evaluation(report: &Report) -> Section {
         id: "evaluation".to_owned(),
         heading: "Evaluation".to_owned(),
         width: Width::BesideText,
-        explanation: "<p>Every arm answers the same held-out prompts. The mark is the mean, the bar its 95 % interval: two arms \
-            whose bars do not overlap differ by more than chance. Where bars overlap, only a comparison prompt by prompt can \
-            tell, as at the top of the page.</p>\
-            <p><strong>Gold reward</strong> is the true goal, where it is known. <strong>Proxy score</strong> is the reward \
-            model’s opinion, which is all that training sees. A proxy that rises while gold does not means that the policy \
-            exploits the reward model’s mistakes.</p>\
-            <p><strong>Win rate</strong> compares answers to the same prompt with the baseline’s, ties counting half; at the 50 % line \
-            neither is better. <strong>Empty</strong> and <strong>length</strong> expose a known trap: a short answer pays \
-            little KL penalty, so a high penalty can teach silence.</p>"
-            .to_owned(),
+        explanation: evaluation_in_words(report.summary.has_gold()),
         picture,
     }
+}
+
+fn evaluation_in_words(has_gold: bool) -> String {
+    let rewards = if has_gold {
+        "<p><strong>Gold reward</strong> is the true goal, known here because the data are made. <strong>Proxy score</strong> \
+        is the reward model’s opinion, which is all that training sees. A proxy that rises while gold does not means that the \
+        policy exploits the reward model’s mistakes.</p>"
+    } else {
+        "<p><strong>Proxy score</strong> is the reward model’s opinion, and the reward model is what training optimises: a \
+        higher score need not be a better answer. Read the samples, and have another reward model or a judge look at them.</p>"
+    };
+    format!(
+        "<p>Every arm answers the same held-out prompts. The mark is the mean, the bar its 95 % interval: two arms \
+        whose bars do not overlap differ by more than chance. Where bars overlap, only a comparison prompt by prompt can \
+        tell, as at the top of the page.</p>{rewards}\
+        <p><strong>Win rate</strong> compares answers to the same prompt with the baseline’s, ties counting half; at the \
+        50 % line neither is better. <strong>Empty</strong> and <strong>length</strong> expose a known trap: a short answer \
+        pays little KL penalty, so a high penalty can teach silence.</p>"
+    )
 }
 
 fn evaluation_table(report: &Report, splits: &[&str]) -> String {
@@ -120,65 +129,12 @@ fn evaluation_table(report: &Report, splits: &[&str]) -> String {
     out + "</table></div>"
 }
 
-pub(super) fn landscape(report: &Report) -> Section {
-    let points = &report.summary.landscape;
-    let [from, to] = report.line.clone().unwrap_or_else(|| ["SFT A", "SFT B"].map(str::to_owned));
-    let chart = |title: &str, look: &str, pick: fn(&super::LandscapePoint) -> Option<Estimate>| {
-        let dot = |p: &super::LandscapePoint| {
-            let e = pick(p)?;
-            let hover = format!("alpha {}: {}", number(p.alpha), estimate(&e, number));
-            Some(Dot { x: p.alpha, y: e.mean, x_ci: None, y_ci: Some(e.ci95), hover })
-        };
-        let dots: Vec<Dot> = points.iter().filter_map(dot).collect();
-        if dots.is_empty() {
-            return String::new();
-        }
-        let name = |p: &super::LandscapePoint| {
-            let text = match p.alpha {
-                0.0 => from.clone(),
-                0.5 => "soup ½".to_owned(),
-                1.0 => to.clone(),
-                alpha => alpha.to_string(),
-            };
-            (p.alpha, text)
-        };
-        let series = vec![Series { name: title.to_owned(), look: Look::of(look, 0), kind: Kind::Profile, dots }];
-        let x_label = format!("alpha: weight of {to}");
-        Chart {
-            title: title.to_owned(),
-            x_label,
-            x_names: points.iter().map(name).collect(),
-            series,
-            ..Chart::default()
-        }
-        .draw()
-    };
-    let charts =
-        chart("Gold reward", "soup", |p| p.gold_reward) + &chart("Proxy score", "soup", |p| Some(p.proxy_score));
-    Section {
-        id: "landscape".to_owned(),
-        heading: "Reward landscape".to_owned(),
-        width: Width::BesideText,
-        explanation: format!(
-            "<p>Each point is a model whose weights are <code>(1 − alpha) · {} + alpha · {}</code>, without any \
-            RL: the straight line between the two models in weight space.</p>\
-            <p>A line that stays level or arches in the middle says that the two models lie in one basin and their average is \
-            a sound reference; a dip says that averaging breaks something. The paper reports a peak at one half. Two models \
-            that differ little give a flat line.</p>",
-            escape(&from),
-            escape(&to)
-        ),
-        picture: if charts.is_empty() { charts } else { format!("<div class=\"charts\">{charts}</div>") },
-    }
-}
-
 pub(super) fn samples(report: &Report) -> Section {
     let mut picture: String = report.samples.iter().take(OPEN_SAMPLES).map(|s| sample(report, s)).collect();
     if let Some(rest) = report.samples.get(OPEN_SAMPLES..).filter(|rest| !rest.is_empty()) {
         let more: String = rest.iter().map(|s| sample(report, s)).collect();
         let _ = write!(picture, "<details><summary>More prompts ({})</summary>{more}</details>", rest.len());
     }
-    let gold = report.summary.arms.iter().flat_map(|(_, s)| s.iter()).any(|(_, s)| headline(s).0 == "gold reward");
     Section {
         id: "samples".to_owned(),
         heading: "Sample responses".to_owned(),
@@ -187,7 +143,7 @@ pub(super) fn samples(report: &Report) -> Section {
             "<p>The same prompts, answered by every arm. Numbers summarise; reading shows what was learned.</p>\
              <p>Under each answer: {}. Look for answers that score well and read badly, which is the reward model’s blind spot, \
              and for answers that grow alike.</p>",
-            if gold { "its gold reward and its proxy score" } else { "its proxy score" }
+            if report.summary.has_gold() { "its gold reward and its proxy score" } else { "its proxy score" }
         ),
         picture,
     }

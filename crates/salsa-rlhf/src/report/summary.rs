@@ -21,7 +21,7 @@ pub struct Summary {
     pub device: String,
     /// Arm key (`"sft_a"`, `"salsa"`, …), then split key (`"test"`, `"ood"`, …). The order is the order of presentation.
     pub arms: Ordered<Ordered<SplitSummary>>,
-    /// Reward along the line SFT A – SFT B.
+    /// Reward along the line SFT A – SFT B, split by split.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub landscape: Vec<LandscapePoint>,
     /// Direct comparisons of two arms on the same prompts.
@@ -71,6 +71,9 @@ pub struct SplitSummary {
 /// The reward of one model on the line `(1 - alpha) * A + alpha * B` between two models.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LandscapePoint {
+    /// Key of the split whose prompts were answered.
+    #[serde(default)]
+    pub split: String,
     /// Weight of the second.
     pub alpha: f64,
     /// Gold reward; absent where the data has none.
@@ -78,6 +81,10 @@ pub struct LandscapePoint {
     pub gold_reward: Option<Estimate>,
     /// Reward-model score.
     pub proxy_score: Estimate,
+    /// Of a point between the ends: gold reward (where there is none: proxy score) minus that of the better end, prompt by
+    /// prompt. The better end is chosen on the same prompts, which makes the difference smaller, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over_better_end: Option<Estimate>,
 }
 
 /// One arm against another on the same prompts, so that the difficulty of a prompt cancels out.
@@ -128,6 +135,11 @@ impl Summary {
         let measured = |name: &&str| self.versus().any(|versus| versus.kls.get(name).is_some());
         let first = || self.versus().find_map(|versus| versus.kls.first()).map(|(name, _)| name.as_str());
         self.baseline().filter(measured).or_else(first)
+    }
+
+    /// Whether the truth is known: a gold reward stands in some split of some arm.
+    pub fn has_gold(&self) -> bool {
+        self.arms.iter().flat_map(|(_, splits)| splits.iter()).any(|(_, numbers)| numbers.gold_reward.is_some())
     }
 
     fn versus(&self) -> impl Iterator<Item = &Versus> {

@@ -52,8 +52,65 @@ fn the_page_is_well_formed_self_contained_and_complete() {
         assert!(html.contains(number), "{number}");
     }
     assert!(html.contains("SALSA against PPO, win rate: 52.8 % (49.7 to 55.9 %); this run cannot tell them apart."));
-    assert!(html.contains("SALSA against PPO, difference of gold reward: 0.018 (0.006 to 0.030); SALSA is better."));
+    assert!(html.contains("SALSA against PPO, difference of gold reward: +0.018 (+0.006 to +0.030); SALSA is better."));
     assert_eq!(html, fixture::report().html());
+}
+
+/// A verdict on one split says nothing of another, so every split's stand in the page and in the terminal.
+#[test]
+fn verdicts_cover_every_split_and_not_the_first_alone() {
+    let mut report = fixture::report();
+    let worse = "SALSA against PPO, difference of gold reward: −0.035 (−0.056 to −0.013); PPO is better.";
+    let (before, after) = (report.html(), "<h3>On out of distribution</h3>");
+    let place = |html: &str, text: &str| html.find(text).unwrap_or_else(|| panic!("{text} is missing"));
+    assert!(place(&before, after) < place(&before, worse));
+    assert!(place(&before, "<h3>On test</h3>") < place(&before, after));
+    for card in before.split("<div class=\"card ").skip(1) {
+        assert!(card.contains("gold reward, test") && card.contains("gold reward, out of distribution"), "{card}");
+    }
+    for title in ["Gold reward, test", "Gold reward, out of distribution"] {
+        assert!(before.contains(&format!("<figcaption>{title}</figcaption>")), "frontier: {title}");
+    }
+    let text = table(&report.summary, usize::MAX);
+    let line = "ood   salsa vs ppo  gold reward  −0.035 [−0.056, −0.013]  ppo is better";
+    assert!(text.lines().any(|found| found == line), "{text}");
+
+    // Another order of the splits changes the order of what is said, and nothing else.
+    report.summary.arms.iter_mut().for_each(|(_, splits)| splits.reverse());
+    report.summary.comparisons.reverse();
+    let html = report.html();
+    assert!(place(&html, after) < place(&html, "<h3>On test</h3>"));
+    assert!(html.contains(worse));
+}
+
+#[test]
+fn the_terminal_table_fits_the_width_it_is_given() {
+    let summary = fixture::report().summary;
+    for width in [80, 73] {
+        let text = table(&summary, width);
+        let widest = text.lines().map(|line| line.chars().count()).max();
+        assert!(widest <= Some(width.max(73)), "{width}: {text}");
+        for value in ["0.702 [0.688, 0.716]", "78.7 % [76.0, 81.4]", "8.15", "33.5"] {
+            assert!(text.contains(value), "{value} is missing at width {width}: {text}");
+        }
+    }
+    assert!(table(&summary, 80).lines().filter(|line| line.starts_with("test ")).count() > 2);
+}
+
+#[test]
+fn gold_is_explained_only_where_there_is_some() {
+    let mut report = fixture::report();
+    report.summary.arms.iter_mut().flat_map(|(_, splits)| splits.iter_mut()).for_each(|(_, s)| s.gold_reward = None);
+    report.summary.landscape.iter_mut().for_each(|point| point.gold_reward = None);
+    report.runs.iter_mut().flat_map(|run| &mut run.points).for_each(|point| point.gold = None);
+    report.samples.clear();
+    report.landscapes.clear();
+    report.summary.comparisons.retain(|comparison| comparison.metric == Contrast::WinRate);
+    report.description.clear();
+    report.pipeline = Pipeline::default();
+    let html = report.html();
+    let text = html.split("</style>").nth(1).unwrap();
+    assert_eq!(text.find("old reward").or(text.find("Gold")), None, "{}", &text[text.find("old").unwrap_or(0)..][..80]);
 }
 
 #[test]
@@ -145,7 +202,7 @@ fn gaps_are_gaps() {
     assert_balanced(&html);
     assert!(html.contains("nothing was measured") && html.contains("without an interval it cannot be told from"));
     assert!(!html.contains("NaN") && !html.contains("inf\""));
-    table(&report.summary);
+    table(&report.summary, usize::MAX);
 }
 
 #[test]
@@ -156,7 +213,7 @@ fn warnings_come_when_answers_vanish() {
     test.empty_rate = 0.4;
     assert!(report.html().contains("SALSA answers nothing at all in 40.0 % of the cases"));
     report.summary.arms[3].1[0].1.length_mean = 12.0;
-    assert!(report.html().contains("PPO&#39;s responses are less than half as long"));
+    assert!(report.html().contains("PPO’s responses are less than half as long"));
 }
 
 #[test]
@@ -194,7 +251,7 @@ fn intervals_that_are_null_are_none() {
     let numbers: SplitSummary = serde_json::from_str(text).unwrap();
     let splits: Ordered<SplitSummary> = [("test", numbers)].into_iter().collect();
     let summary = Summary { arms: [("ppo", splits)].into_iter().collect(), ..Summary::default() };
-    let table = table(&summary);
+    let table = table(&summary, usize::MAX);
     let lines: Vec<&str> = table.lines().collect();
     assert_eq!(lines[0], "test  proxy score  win rate vs PPO        KL to SFT A  KL to base  length  empty");
     assert_eq!(lines[1], "ppo   0.500        100.0 % [20.0, 100.0]  2.00         1.50        7.00    0.0 %");
@@ -204,17 +261,17 @@ fn intervals_that_are_null_are_none() {
 
 #[test]
 fn the_terminal_table_is_aligned_and_true() {
-    let text = table(&fixture::report().summary);
+    let text = table(&fixture::report().summary, usize::MAX);
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[0].starts_with("test   gold reward"), "{text}");
     assert!(
-        lines[5].starts_with("salsa  0.702 [0.688, 0.716]  1.24 [1.18, 1.30]        78.7 % [76.0, 81.4]  8.15         7.02        33.5    0.2 %"),
+        lines[5].starts_with("salsa  0.702 [0.688, 0.716]  1.24 [1.18, 1.30]       78.7 % [76.0, 81.4]  8.15         7.02        33.5    0.2 %"),
         "{text}"
     );
     let at = |line: &str| line.chars().collect::<String>().find("0.").unwrap_or(0);
     assert!(lines[1..6].iter().all(|line| at(line) == 7), "{text}");
     assert!(lines.iter().all(|line| line.chars().count() <= 120), "{text}");
-    assert_eq!(table(&Summary::default()), "");
+    assert_eq!(table(&Summary::default(), usize::MAX), "");
 }
 
 #[test]
@@ -237,7 +294,7 @@ fn look_at_the_page() {
     for (name, landscape) in [("line.html", fixture::line()), ("plane.html", fixture::plane())] {
         std::fs::write(Path::new(&dir).join(name), landscape.html()).unwrap();
     }
-    println!("{}", table(&fixture::report().summary));
+    println!("{}", table(&fixture::report().summary, usize::MAX));
 }
 
 #[test]

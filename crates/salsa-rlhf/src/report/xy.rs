@@ -222,12 +222,12 @@ fn whiskers(out: &mut String, dot: &Dot, x: &Axis, y: &Axis, class: &str) {
     }
 }
 
-/// The centred moving average over `width` values (odd), shorter at the ends; a gap where the value itself is missing.
+/// The moving average over the `width` (odd) values around each one, of which the ends have only one side: the last value
+/// is the mean of the last `width / 2 + 1`, not a raw value. A gap where the value itself is missing.
 pub(super) fn smooth(values: &[f64], width: usize) -> Vec<f64> {
     let reach = width / 2;
     let mean_around = |i: usize| {
-        let reach = reach.min(i).min(values.len() - 1 - i);
-        let (sum, count) = values[i - reach..=i + reach]
+        let (sum, count) = values[i.saturating_sub(reach)..values.len().min(i + reach + 1)]
             .iter()
             .filter(|v| v.is_finite())
             .fold((0.0, 0), |(sum, count), v| (sum + v, count + 1));
@@ -241,8 +241,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn smoothing_is_a_centred_mean_that_keeps_gaps_and_ends() {
-        assert_eq!(smooth(&[1.0, 2.0, 6.0, 4.0], 3), [1.0, 3.0, 4.0, 4.0]);
+    fn smoothing_is_a_moving_mean_that_keeps_gaps_and_smooths_the_ends() {
+        assert_eq!(smooth(&[1.0, 2.0, 6.0, 4.0], 3), [1.5, 3.0, 4.0, 5.0]);
         assert_eq!(smooth(&[1.0, 2.0, 6.0], 1), [1.0, 2.0, 6.0]);
         let gap = smooth(&[1.0, 2.0, f64::NAN, 4.0, 5.0], 3);
         assert_eq!((gap[1], gap[3]), (1.5, 4.5));

@@ -33,11 +33,13 @@ use crate::{
 };
 
 mod plan;
+mod profile;
 pub(super) mod statistics;
 #[cfg(test)]
 mod tests;
 
 use plan::Plan;
+use profile::{Rewards, profile};
 use statistics::{estimate, paired_difference, win_rate};
 
 /// What an evaluation can be told.
@@ -58,7 +60,7 @@ pub struct EvaluateConfig {
     pub anchors: BTreeMap<String, ModelSource>,
     /// Pairs of arms to compare on top, the first against the second, such as `[[salsa, ppo]]`. Empty: none.
     pub comparisons: Vec<(String, String)>,
-    /// Rewards on the line between two models, on the first set. None: no such line.
+    /// Rewards on the line between two models, on every set. None: no such line.
     pub landscape: Option<Landscape>,
     /// Training runs whose curves the report shows: the directory of a stage, by the name of its arm. Empty: none.
     pub runs: BTreeMap<String, PathBuf>,
@@ -189,7 +191,8 @@ struct Bench<'a> {
 pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let (mut bench, sets) = Bench::open(config, context)?;
-    let steps = config.arms.len() * sets.len() + config.landscape.as_ref().map_or(0, |line| line.alphas.len());
+    let alphas = config.landscape.as_ref().map_or(0, |line| line.alphas.len());
+    let steps = (config.arms.len() + alphas) * sets.len();
     let progress = Progress::new("evaluate", steps as u64, "set");
     let mut done = 0;
     let mut advance = |what: &str| {
@@ -222,7 +225,7 @@ pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Va
         isa: salsa_engine::isa().into(),
         device: device::label(&Device::current()),
         arms: arms_in_order(&summaries, &sets),
-        landscape: bench.landscape(&sets[0], &mut advance)?,
+        landscape: bench.landscape(&sets, &answers, &mut advance)?,
         comparisons: comparisons(config, &answers, &sets),
         seconds: Ordered::new(),
     };
@@ -239,17 +242,28 @@ pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Va
     };
     let text = serde_json::to_string_pretty(&report).context("evaluation as JSON")? + "\n";
     atomic::write(&config.output_dir.join(EVALUATION), text.as_bytes())?;
-    let first = |arm: &str| {
-        summaries[arm]
-            .first()
-            .map(|set| json!({"score": set.proxy_score.mean, "gold": set.gold_reward.as_ref().map(|g| g.mean)}))
+    let of_set =
+        |set: &SplitSummary| json!({"score": set.proxy_score.mean, "gold": set.gold_reward.map(|gold| gold.mean)});
+    let of_arm = |arm: &str| -> serde_json::Map<_, _> {
+        sets.iter().zip(&summaries[arm]).map(|(set, summary)| (set.name.clone(), of_set(summary))).collect()
     };
-    Ok(
-        json!({"arms": config.arms.keys().map(|arm| (arm.clone(), first(arm).into())).collect::<serde_json::Map<_, _>>()}),
-    )
+    let arms: serde_json::Map<_, _> = config.arms.keys().map(|arm| (arm.clone(), of_arm(arm).into())).collect();
+    Ok(json!({"arms": arms}))
 }
 
 impl EvaluateConfig {
+    /// The arm that is the model at an end of the line: it answers the same prompts with the same random numbers, so its
+    /// answers are those of the end.
+    fn arm_at_end(&self, line: &Landscape, alpha: f64) -> Option<&str> {
+        let model = match alpha {
+            0.0 => &line.models.0,
+            1.0 => &line.models.1,
+            _ => return None,
+        };
+        let is_it = |source: &ModelSource| matches!(source, ModelSource::Path(path) if path == model);
+        self.arms.iter().find(|(_, source)| is_it(source)).map(|(arm, _)| arm.as_str())
+    }
+
     /// What an arm or an anchor that is this model is called, or else the model's folder.
     fn name_of(&self, model: &Path) -> String {
         let mut named = self.arms.iter().chain(&self.anchors);
@@ -317,22 +331,28 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Gold and proxy reward along the line.
-    fn landscape(&self, set: &Questions, advance: &mut dyn FnMut(&str)) -> anyhow::Result<Vec<LandscapePoint>> {
+    /// Gold and proxy reward along the line, set by set.
+    fn landscape(
+        &self,
+        sets: &[Questions],
+        of_arms: &BTreeMap<&str, Vec<Answers>>,
+        advance: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<Vec<LandscapePoint>> {
         let Some(line) = &self.config.landscape else { return Ok(Vec::new()) };
         let (from, to) = line.models.clone();
         let mut blend = Blend::open(&[from, to], self.exam.vocab_size).context("landscape")?;
-        let mut points = Vec::new();
+        let mut given: Vec<Vec<Rewards>> = sets.iter().map(|_| Vec::new()).collect();
         for &alpha in &line.alphas {
-            let answers = self.exam.answer(blend.at(&[1.0 - alpha, alpha])?, set)?;
-            points.push(LandscapePoint {
-                alpha,
-                gold_reward: answers.gold.as_deref().map(estimate),
-                proxy_score: estimate(&answers.scores),
-            });
-            advance(&format!("landscape alpha {alpha}"));
+            let arm = self.config.arm_at_end(line, alpha).map(|arm| &of_arms[arm]);
+            for (i, set) in sets.iter().enumerate() {
+                given[i].push(match arm {
+                    Some(answers) => Rewards::of(&answers[i]),
+                    None => Rewards::of(&self.exam.answer(blend.at(&[1.0 - alpha, alpha])?, set)?),
+                });
+                advance(&format!("landscape alpha {alpha} on {}", set.name));
+            }
         }
-        Ok(points)
+        Ok(sets.iter().zip(&given).flat_map(|(set, given)| profile(&set.name, &line.alphas, given)).collect())
     }
 }
 

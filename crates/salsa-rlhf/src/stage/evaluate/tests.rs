@@ -97,7 +97,7 @@ fn one_prompt_has_means_and_no_intervals() {
     let report = written(&config);
     let difference = report.summary.comparisons.iter().find(|c| c.metric == Contrast::ProxyDifference).unwrap();
     assert!(difference.estimate.mean.is_finite() && difference.estimate.ci95[0].is_nan());
-    let table = report::table(&report.summary);
+    let table = report::table(&report.summary, usize::MAX);
     let score = table.lines().nth(1).unwrap().split_whitespace().nth(2).unwrap();
     assert!(!table.contains('–') && !score.starts_with('['), "{table}");
     let html = report.html();
@@ -134,7 +134,7 @@ fn anchors_and_baseline_go_by_their_names() {
     assert_eq!(numbers["kl_my_run"], numbers["kl_sft_a"], "they are one model");
     assert_eq!(numbers["kl_soup"], 0.0, "the arm itself");
     let report = written(&config);
-    let table = report::table(&report.summary);
+    let table = report::table(&report.summary, usize::MAX);
     for heading in ["win rate vs start", "KL to my run", "KL to SFT A", "KL to soup"] {
         assert!(table.contains(heading), "{table}");
     }

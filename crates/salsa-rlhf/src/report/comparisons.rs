@@ -1,0 +1,71 @@
+//! Direct comparisons in words: what was compared, its estimate, and what the interval allows to say. Shared by the
+//! terminal and the page; each comparison of each split is shown, in the order of the evaluation.
+
+use super::number::{number, percent};
+use super::{Comparison, Contrast, Summary};
+
+impl Contrast {
+    /// What is compared, in words.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Contrast::WinRate => "win rate",
+            Contrast::GoldDifference => "difference of gold reward",
+            Contrast::ProxyDifference => "difference of proxy score",
+        }
+    }
+
+    /// The number that is compared, as the heading of a column.
+    fn column(self) -> &'static str {
+        match self {
+            Contrast::WinRate => "win rate",
+            Contrast::GoldDifference => "gold reward",
+            Contrast::ProxyDifference => "proxy score",
+        }
+    }
+
+    /// How its value is written.
+    pub(super) fn format(self) -> fn(f64) -> String {
+        match self {
+            Contrast::WinRate => percent,
+            Contrast::GoldDifference | Contrast::ProxyDifference => signed,
+        }
+    }
+}
+
+/// With its sign, as differences are written: `+0.018`, `−0.035`.
+fn signed(value: f64) -> String {
+    if value > 0.0 { format!("+{}", number(value)) } else { number(value) }
+}
+
+impl Comparison {
+    /// The arm that is better by the 95 % interval; none where it cannot be told.
+    pub(super) fn better(&self) -> Option<&str> {
+        let draw = self.metric.draw();
+        match self.estimate {
+            e if e.is_above(draw) => Some(&self.arm),
+            e if e.is_below(draw) => Some(&self.versus),
+            _ => None,
+        }
+    }
+}
+
+/// The comparisons as cells, one row each: split, arms, metric, value with its interval, verdict.
+pub(super) fn lines(summary: &Summary) -> Vec<Vec<String>> {
+    let line = |comparison: &Comparison| {
+        let [low, high] = comparison.estimate.ci95.map(comparison.metric.format());
+        let mean = comparison.metric.format()(comparison.estimate.mean);
+        let value = if comparison.estimate.has_interval() {
+            format!("{mean} [{}, {}]", low.trim_end_matches(" %"), high.trim_end_matches(" %"))
+        } else {
+            mean
+        };
+        vec![
+            comparison.split.clone(),
+            format!("{} vs {}", comparison.arm, comparison.versus),
+            comparison.metric.column().to_owned(),
+            value,
+            comparison.better().map_or("cannot tell".to_owned(), |arm| format!("{arm} is better")),
+        ]
+    };
+    summary.comparisons.iter().map(line).collect()
+}
