@@ -20,7 +20,8 @@ const OUTSIDE: &str = "outside ";
 
 /// The picture of a run; `facts` are the short lines in each box.
 pub(super) fn of(resolved: &Resolved, facts: &Ordered<Vec<String>>) -> Pipeline {
-    let flows = flows(resolved);
+    let mut flows = flows(resolved);
+    keep_last_models(resolved, &mut flows);
     let outside = flows.iter().map(|flow| &flow.from).filter(|from| from.starts_with(OUTSIDE)).cloned();
     let keys = outside.chain(resolved.stages.keys().map(|name| plain(name)));
     let mut shown: Vec<String> = Vec::new();
@@ -76,6 +77,20 @@ fn flows(resolved: &Resolved) -> Vec<Flow> {
         visit_strings(&mut config, "", "", &mut visit).expect("this visit cannot fail");
     }
     flows
+}
+
+/// An evaluation names its arms in its box; arrows to it come only from models that feed nothing else, if there are some.
+fn keep_last_models(resolved: &Resolved, flows: &mut Vec<Flow>) {
+    let evaluations = resolved.stages.iter().filter(|(_, stage)| stage["kind"] == "evaluate");
+    let evaluations: Vec<String> = evaluations.map(|(name, _)| plain(name)).collect();
+    let feeds: Vec<String> =
+        flows.iter().filter(|flow| !evaluations.contains(&flow.to)).map(|flow| flow.from.clone()).collect();
+    let is_last = |flow: &Flow| !feeds.contains(&flow.from);
+    for evaluation in evaluations {
+        if flows.iter().any(|flow| flow.to == evaluation && is_last(flow)) {
+            flows.retain(|flow| flow.to != evaluation || is_last(flow));
+        }
+    }
 }
 
 /// The stage that makes the soup which this reference is: a run may average the models itself, but it is the same model.

@@ -1,7 +1,7 @@
 //! Direct comparisons in words: what was compared, its estimate, and what the interval allows to say. Shared by the
 //! terminal and the page; each comparison of each split is shown, in the order of the evaluation.
 
-use super::number::{number, percent};
+use super::number::{percent, signed};
 use super::{Comparison, Contrast, Summary};
 
 impl Contrast {
@@ -30,11 +30,6 @@ impl Contrast {
             Contrast::GoldDifference | Contrast::ProxyDifference => signed,
         }
     }
-}
-
-/// With its sign, as differences are written: `+0.018`, `−0.035`.
-fn signed(value: f64) -> String {
-    if value > 0.0 { format!("+{}", number(value)) } else { number(value) }
 }
 
 impl Comparison {

@@ -75,7 +75,8 @@ fn summary() -> Summary {
         estimate: around(0.528, 0.031),
     };
     let gold = Comparison { metric: Contrast::GoldDifference, estimate: around(0.018, 0.012), ..win.clone() };
-    let elsewhere = Comparison { split: "ood".to_owned(), estimate: Estimate::new(-0.035, -0.056, -0.013), ..gold.clone() };
+    let elsewhere =
+        Comparison { split: "ood".to_owned(), estimate: Estimate::new(-0.035, -0.056, -0.013), ..gold.clone() };
     let landscape =
         [(0.0, 0.531, 0.02), (0.25, 0.541, 0.08), (0.5, 0.548, 0.11), (0.75, 0.539, 0.06), (1.0, 0.524, -0.03)];
     let seconds = [("world", 1.4), ("base", 61.0), ("sft_a", 24.0), ("sft_b", 24.3), ("soup", 0.1), ("reward", 31.0)];

@@ -5,8 +5,8 @@ use std::fmt::Write;
 
 use super::columns::splits;
 use super::html::escape;
-use super::labels::spoken;
-use super::number::{ends, estimate, number, percent};
+use super::labels::{label, spoken};
+use super::number::{ends, estimate, number, percent, signed};
 use super::page::{headline, split_name};
 use super::{Comparison, Ordered, Report, SplitSummary};
 
@@ -26,7 +26,7 @@ pub(super) fn draw(out: &mut String, report: &Report) {
         if sentences.is_empty() && report.summary.comparisons.iter().all(|c| c.split != split) {
             continue;
         }
-        let _ = write!(out, "<h3>On {}</h3>", escape(&split_name(split)));
+        let _ = write!(out, "<h3>{}</h3>", escape(&label(&split_name(split))));
         for (sentence, warning) in sentences {
             let class = if warning { " class=\"warning\"" } else { "" };
             let _ = write!(out, "<p{class}>{}</p>", escape(&sentence));
@@ -57,9 +57,8 @@ fn card(out: &mut String, report: &Report, key: &str, by_split: &Ordered<SplitSu
         let against = baseline.and_then(|name| Some((name, report.summary.arms.get(name)?.get(split)?)));
         if let Some((name, other)) = against {
             let difference = value.mean - headline(other).1.mean;
-            let sign = if difference > 0.0 { "+" } else { "" };
             let name = escape(&spoken(name)).replace(' ', "\u{a0}");
-            let _ = write!(out, "<p class=\"delta\">{sign}{} vs {name}</p>", number(difference));
+            let _ = write!(out, "<p class=\"delta\">{} vs {name}</p>", signed(difference));
         }
     }
     if baseline.is_none() && report.summary.baseline().is_some() {

@@ -20,6 +20,12 @@ pub(super) fn number(value: f64) -> String {
     }
 }
 
+/// A difference with its sign, three decimals below ten: `+0.018`, `−0.035`, `0.000`.
+pub(super) fn signed(value: f64) -> String {
+    let text = if value.abs() < 9.999_5 { fixed(value, 3) } else { number(value) };
+    if value > 0.0 && text != "0.000" && value.is_finite() { format!("+{text}") } else { text }
+}
+
 /// A share in [0, 1] as a percentage with one decimal: `57.2 %`.
 pub(super) fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.1} %", share * 100.0) } else { MISSING.to_owned() }
@@ -95,6 +101,8 @@ mod tests {
         assert_eq!(percent(f64::NAN), "–");
         assert_eq!(estimate(&Estimate::new(0.5, 0.25, 1.0), number), "0.500 (0.250 to 1.00)");
         assert_eq!(estimate(&Estimate::new(0.5, f64::NAN, f64::NAN), number), "0.500");
+        let differences = [0.018, -0.035, 1.37e-5, -1e-9, 12.5, f64::NAN, f64::INFINITY].map(signed);
+        assert_eq!(differences, ["+0.018", "−0.035", "0.000", "0.000", "+12.5", "–", "–"]);
         assert_eq!(fixed(-0.001, 2), "0.00");
         assert_eq!(fixed(12000.0, 0), "12,000");
     }

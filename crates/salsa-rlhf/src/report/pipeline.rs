@@ -53,19 +53,22 @@ impl Pipeline {
         let (x0, y0) = (layout.x(from) + self.port(from, flow, Side::Out), layout.bottom(from));
         let class = if flow.label.contains("reference") { "flow reference" } else { "flow" };
         let (path, head, places) = if self.blocked(from, to) {
-            let toward = if to.column >= from.column { 1.0 } else { -1.0 };
+            let same = to.column == from.column;
+            let toward = if to.column > from.column || (same && from.column < 2) { 1.0 } else { -1.0 };
+            // Around a box of its own column the arrow comes back from the gutter it went down.
+            let inward = if same { -toward } else { toward };
             let gutter = layout.x(from) + toward * (BOX_WIDTH + COLUMN_GAP) / 2.0;
-            let side = layout.x(to) - toward * BOX_WIDTH / 2.0;
+            let side = layout.x(to) - inward * BOX_WIDTH / 2.0;
             let y = layout.middle(to);
             let turn = y0 + ROW_GAP * 0.5;
             let path = format!(
                 "M{x0} {y0}C{x0} {turn} {gutter} {turn} {gutter} {}V{}Q{gutter} {y} {} {y}H{}",
                 y0 + ROW_GAP,
                 y - 16.0,
-                gutter + toward * 16.0,
-                side - toward * 5.0
+                gutter + inward * 16.0,
+                side - inward * 5.0
             );
-            let head = format!("M{} {}v9l{} -4.5Z", side - toward * 9.0, y - 4.5, toward * 9.0);
+            let head = format!("M{} {}v9l{} -4.5Z", side - inward * 9.0, y - 4.5, inward * 9.0);
             let down = |share: f64| (gutter, y0 + ROW_GAP + share * (y - y0 - ROW_GAP));
             (path, head, [0.5, 0.7, 0.3, 0.9, 0.1].map(down).to_vec())
         } else {
@@ -91,11 +94,10 @@ impl Pipeline {
         labels.place(&flow.label, &places);
     }
 
-    /// Whether a box lies in the way of an arrow that goes to another column over more than one row.
+    /// Whether a box lies in the way of an arrow that goes over more than one row.
     fn blocked(&self, from: &Stage, to: &Stage) -> bool {
         let (left, right) = (from.column.min(to.column), from.column.max(to.column));
-        left != right
-            && self.stages.iter().any(|s| s.row > from.row && s.row < to.row && (left..=right).contains(&s.column))
+        self.stages.iter().any(|s| s.row > from.row && s.row < to.row && (left..=right).contains(&s.column))
     }
 
     /// Where an arrow leaves or enters a box, from its centre: arrows that share a side stand apart, in the order of the
@@ -109,7 +111,12 @@ impl Pipeline {
                 let (from, to) = (find(&f.from)?, find(&f.to)?);
                 let (own, other) = if side == Side::Out { (from, to) } else { (to, from) };
                 let blocked = self.blocked(from, to);
-                let toward = if blocked && other.column > own.column { own.column } else { other.column };
+                // Halves of columns: an arrow that goes round stands on the side of its gutter.
+                let toward = match (blocked, other.column.cmp(&own.column)) {
+                    (true, std::cmp::Ordering::Greater) => 2 * own.column,
+                    (true, std::cmp::Ordering::Equal) if own.column < 2 => 2 * own.column + 1,
+                    _ => 2 * other.column,
+                };
                 let by_the_side = side == Side::In && blocked;
                 (own.key == stage.key && !by_the_side).then_some((toward, f))
             })

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::html::{Look, escape};
-use super::number::{estimate, number};
+use super::number::{estimate, number, signed};
 use super::page::{Section, Width, split_name};
 use super::xy::{Chart, Dot, Kind, Series};
 use super::{Estimate, LandscapePoint, Report};
@@ -95,7 +95,7 @@ fn best_between(points: &[&LandscapePoint]) -> Option<String> {
         over if over.is_below(0.0) => "the average is worse",
         _ => "this run cannot tell them apart",
     };
-    let value = estimate(&over, number);
+    let value = estimate(&over, signed);
     let alpha = number(point.alpha);
     Some(format!("the best point between the ends, alpha {alpha}, against the better end, {what}: {value}; {verdict}."))
 }

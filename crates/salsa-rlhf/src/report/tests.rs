@@ -61,10 +61,10 @@ fn the_page_is_well_formed_self_contained_and_complete() {
 fn verdicts_cover_every_split_and_not_the_first_alone() {
     let mut report = fixture::report();
     let worse = "SALSA against PPO, difference of gold reward: −0.035 (−0.056 to −0.013); PPO is better.";
-    let (before, after) = (report.html(), "<h3>On out of distribution</h3>");
+    let (before, after) = (report.html(), "<h3>Out of distribution</h3>");
     let place = |html: &str, text: &str| html.find(text).unwrap_or_else(|| panic!("{text} is missing"));
     assert!(place(&before, after) < place(&before, worse));
-    assert!(place(&before, "<h3>On test</h3>") < place(&before, after));
+    assert!(place(&before, "<h3>Test</h3>") < place(&before, after));
     for card in before.split("<div class=\"card ").skip(1) {
         assert!(card.contains("gold reward, test") && card.contains("gold reward, out of distribution"), "{card}");
     }
@@ -79,7 +79,7 @@ fn verdicts_cover_every_split_and_not_the_first_alone() {
     report.summary.arms.iter_mut().for_each(|(_, splits)| splits.reverse());
     report.summary.comparisons.reverse();
     let html = report.html();
-    assert!(place(&html, after) < place(&html, "<h3>On test</h3>"));
+    assert!(place(&html, after) < place(&html, "<h3>Test</h3>"));
     assert!(html.contains(worse));
 }
 
