@@ -53,8 +53,8 @@ pub use batch::{Batch, Output, OutputGradient, Query};
 pub use error::ModelError;
 pub use lora::{LoraSpec, Target};
 pub use model::{
-    AdamW, Base, Finish, OptimizerState, Prompt, Recompute, Response, Sampling, Tape, TrainableTransformer,
-    Transformer, geometric_logprobs,
+    AdamW, Base, Decoding, Event, Finish, OptimizerState, Prompt, Recompute, Response, Sampling, Tape, Ticket,
+    TrainableTransformer, Transformer, geometric_logprobs,
 };
 pub use pool::{threads, with_threads};
 pub use spec::{Activation, Head, ModelSpec, NormWeight, Rope, RopeScaling, TensorView};

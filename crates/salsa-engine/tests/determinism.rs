@@ -90,6 +90,51 @@ proptest! {
     }
 }
 
+/// Requests that come late, go early and are sampled otherwise leave the others' bits as they are.
+#[test]
+fn requests_that_come_and_go_leave_the_others_alone() {
+    let spec = spec_of(3);
+    let model = model_of(&spec, 3, Dtype::F32);
+    let settings = [(0.9, 0, 1.0), (0.0, 0, 1.0), (0.7, 5, 1.0), (1.2, 0, 0.8)];
+    let sampling = |i: usize| {
+        let (temperature, top_k, top_p) = settings[i % settings.len()];
+        Sampling { temperature, top_k, top_p, max_new_tokens: 6 + i, seed: i as u64, ..Sampling::default() }
+    };
+    let prompt = |i: usize| Prompt { tokens: tokens(&spec, 2 + 3 * i, i as u64), id: i as u64, sample: 0 };
+    let mut decoding = model.decoding(3, 64);
+    let mut tickets = Vec::new();
+    let mut found: Vec<(Vec<u32>, Vec<f32>)> = vec![Default::default(); 8];
+    let mut ends = vec![None; 8];
+    for round in 0.. {
+        if round % 2 == 0 && tickets.len() < 8 {
+            tickets.push(decoding.submit(prompt(tickets.len()), &sampling(tickets.len()).into()));
+        }
+        if round == 5 {
+            // One that is being continued, one that is queued or not, and one twice.
+            [1, 2, 1].iter().for_each(|&i| decoding.cancel(tickets[i]));
+        }
+        for event in decoding.step() {
+            let i = tickets.iter().position(|ticket| *ticket == event.ticket).unwrap();
+            assert!(ends[i].is_none() && !(round >= 5 && [1, 2].contains(&i)), "request {i} is over");
+            found[i].0.push(event.token);
+            found[i].1.push(event.logprob);
+            ends[i] = event.finish;
+        }
+        if tickets.len() == 8 && decoding.is_idle() {
+            break;
+        }
+        assert!(round < 200, "decoding does not end");
+    }
+    for i in (0..8).filter(|i| ![1, 2].contains(i)) {
+        let alone = &model.generate(&[prompt(i)], &sampling(i), &mut |_| ())[0];
+        assert_eq!((&found[i].0, &found[i].1, ends[i]), (&alone.tokens, &alone.logprobs, Some(alone.finish)), "{i}");
+    }
+    for i in [1, 2] {
+        let alone = &model.generate(&[prompt(i)], &sampling(i), &mut |_| ())[0];
+        assert!(ends[i].is_none() && alone.tokens.starts_with(&found[i].0), "{i}");
+    }
+}
+
 #[test]
 fn threads_do_not_matter() {
     let spec = ModelSpec { vocab_size: 1500, hidden_size: 64, intermediate_size: 90, head_dim: 16, ..tiny() };

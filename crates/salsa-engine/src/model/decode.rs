@@ -5,6 +5,7 @@ use crate::backend::{Backend, Choice};
 use crate::batch::Batch;
 use crate::random::Philox;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// A prompt to be continued. `id` and `sample` name the random stream: a response depends on the weights, the prompt's
 /// tokens and `(seed, id, sample)` alone.
@@ -71,24 +72,84 @@ pub enum Finish {
     Length,
 }
 
-/// A sequence being decoded.
-struct Active {
-    prompt: usize,
-    slot: usize,
-    response: Response,
+/// A request to [`Decoding`], by the order in which it was submitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(u64);
+
+/// One more token of a response.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Event {
+    /// Whose token it is.
+    pub ticket: Ticket,
+    /// The token.
+    pub token: u32,
+    /// Its log-prob, as in [`Response`].
+    pub logprob: f32,
+    /// Why the response ends here; none if it goes on.
+    pub finish: Option<Finish>,
 }
 
-/// The sequences being decoded, those waiting, and the memory they use.
-struct Decoder<'a, B: Backend> {
+/// A request that has no slot yet.
+struct Waiting {
+    ticket: Ticket,
+    prompt: Prompt,
+    sampling: Arc<Sampling>,
+}
+
+/// A sequence being decoded.
+struct Active {
+    request: Waiting,
+    slot: usize,
+    /// The token drawn last, and how many were drawn.
+    last: u32,
+    drawn: usize,
+}
+
+impl Active {
+    /// Place in the sequence of the token drawn last.
+    fn position(&self) -> usize {
+        self.request.prompt.tokens.len() + self.drawn - 1
+    }
+
+    fn choice(&self) -> Choice {
+        let Sampling { temperature, top_k, top_p, .. } = *self.request.sampling;
+        Choice { temperature, top_k, top_p }
+    }
+
+    /// The random number that draws the next token.
+    fn uniform(&self) -> f32 {
+        let Prompt { id, sample, .. } = self.request.prompt;
+        Philox::new(self.request.sampling.seed, id).uniform_at(u64::from(sample), self.drawn as u64)
+    }
+}
+
+/// Decoding step by step: requests come and go while others are being continued.
+///
+/// A response depends on the weights, its prompt and its sampling settings alone, whatever is decoded beside it: the
+/// tokens of [`Decoding::step`] are those of [`Transformer::generate`].
+///
+/// ```
+/// use salsa_engine::*;
+/// let model = Trainable::new(tiny(), tiny().init(1), Device::default(), Recompute::KeepActivations)?;
+/// let sampling = Sampling { max_new_tokens: 3, ..Sampling::default() };
+/// let prompt = Prompt { tokens: vec![1, 2], id: 0, sample: 0 };
+/// let mut decoding = model.decoding(4, 16);
+/// let ticket = decoding.submit(prompt.clone(), &sampling.clone().into());
+/// let mut tokens = Vec::new();
+/// while !decoding.is_idle() {
+///     tokens.extend(decoding.step().into_iter().filter(|event| event.ticket == ticket).map(|event| event.token));
+/// }
+/// assert_eq!(tokens, model.generate(&[prompt], &sampling, &mut |_| ())[0].tokens);
+/// # Ok::<(), ModelError>(())
+/// ```
+pub struct Decoding<'a, B: Backend> {
     model: &'a Transformer<B>,
-    prompts: &'a [Prompt],
-    sampling: &'a Sampling,
+    capacity: usize,
     caches: Vec<B::Cache>,
-    waiting: VecDeque<usize>,
+    waiting: VecDeque<Waiting>,
     free: Vec<usize>,
     active: Vec<Active>,
-    done: Vec<Option<Response>>,
-    finished: usize,
+    submitted: u64,
 }
 
 impl<B: Backend> Transformer<B> {
@@ -103,9 +164,10 @@ impl<B: Backend> Transformer<B> {
     pub fn generate(&self, prompts: &[Prompt], sampling: &Sampling, progress: &mut dyn FnMut(usize)) -> Vec<Response> {
         assert!(sampling.slots > 0, "decoding needs at least one slot");
         assert!(self.head().is_some(), "this model has no language-model head");
+        let mut responses: Vec<Response> = Vec::with_capacity(prompts.len());
+        responses.resize_with(prompts.len(), Response::empty);
         if prompts.is_empty() || sampling.max_new_tokens == 0 {
-            let empty = Response { tokens: Vec::new(), logprobs: Vec::new(), finish: Finish::Length };
-            return vec![empty; prompts.len()];
+            return responses;
         }
         let longest = prompts.iter().map(|p| p.tokens.len()).max().unwrap_or(0);
         assert!(
@@ -113,44 +175,108 @@ impl<B: Backend> Transformer<B> {
             "a prompt of {longest} tokens leaves no room in the context of {}",
             self.spec.max_positions
         );
-        let slots = sampling.slots.min(prompts.len());
-        let capacity = (longest + sampling.max_new_tokens).min(self.spec.max_positions);
+        let capacity = longest.saturating_add(sampling.max_new_tokens).min(self.spec.max_positions);
+        let mut decoding = self.decoding(sampling.slots.min(prompts.len()), capacity);
+        let sampling = Arc::new(sampling.clone());
+        for prompt in prompts {
+            decoding.submit(prompt.clone(), &sampling);
+        }
+        let mut finished = 0;
+        while !decoding.is_idle() {
+            for Event { ticket, token, logprob, finish } in decoding.step() {
+                let response = &mut responses[ticket.0 as usize];
+                response.tokens.push(token);
+                response.logprobs.push(logprob);
+                if let Some(finish) = finish {
+                    response.finish = finish;
+                    finished += 1;
+                }
+            }
+            progress(finished);
+        }
+        responses
+    }
+
+    /// Decoding of up to `slots` sequences at once, each of at most `capacity` tokens with its prompt (at most the model's
+    /// context).
+    ///
+    /// # Panics
+    ///
+    /// If the model has no language-model head, or `slots` is zero.
+    pub fn decoding(&self, slots: usize, capacity: usize) -> Decoding<'_, B> {
+        assert!(slots > 0, "decoding needs at least one slot");
+        assert!(self.head().is_some(), "this model has no language-model head");
+        let capacity = capacity.min(self.spec.max_positions);
         let cache = |_| self.base.backend.cache(slots, capacity, &self.spec.attention_shape());
-        let mut decoder = Decoder {
+        Decoding {
             model: self,
-            prompts,
-            sampling,
+            capacity,
             caches: (0..self.spec.layers).map(cache).collect(),
-            waiting: (0..prompts.len()).collect(),
+            waiting: VecDeque::new(),
             free: (0..slots).rev().collect(),
             active: Vec::with_capacity(slots),
-            done: vec![None; prompts.len()],
-            finished: 0,
-        };
-        while decoder.finished < prompts.len() {
-            decoder.admit();
-            decoder.step();
-            progress(decoder.finished);
+            submitted: 0,
         }
-        decoder.done.into_iter().map(|response| response.expect("the loop ends when all are done")).collect()
     }
 }
 
-impl<B: Backend> Decoder<'_, B> {
+impl Response {
+    fn empty() -> Response {
+        Response { tokens: Vec::new(), logprobs: Vec::new(), finish: Finish::Length }
+    }
+}
+
+impl<B: Backend> Decoding<'_, B> {
+    /// Queues a request; it begins as soon as a slot is free. `sampling.slots` is not looked at.
+    ///
+    /// # Panics
+    ///
+    /// If the prompt is empty or leaves no room within the capacity, or nothing is to be generated.
+    pub fn submit(&mut self, prompt: Prompt, sampling: &Arc<Sampling>) -> Ticket {
+        let length = prompt.tokens.len();
+        assert!(length > 0, "a prompt has at least one token");
+        assert!(length < self.capacity, "a prompt of {length} tokens leaves no room in {}", self.capacity);
+        assert!(sampling.max_new_tokens > 0, "a response has at least one token");
+        let ticket = Ticket(self.submitted);
+        self.submitted += 1;
+        self.waiting.push_back(Waiting { ticket, prompt, sampling: sampling.clone() });
+        ticket
+    }
+
+    /// Reads waiting prompts into free slots, and draws the next token of every sequence that has a slot. Sequences that
+    /// begin draw two tokens.
+    pub fn step(&mut self) -> Vec<Event> {
+        let mut events = Vec::with_capacity(self.active.len());
+        self.admit(&mut events);
+        self.advance(&mut events);
+        events
+    }
+
+    /// Forgets a request; its slot goes to the next one. One that is finished already is not there any more.
+    pub fn cancel(&mut self, ticket: Ticket) {
+        self.waiting.retain(|waiting| waiting.ticket != ticket);
+        if let Some(place) = self.active.iter().position(|active| active.request.ticket == ticket) {
+            let active = self.active.remove(place);
+            self.free.push(active.slot);
+        }
+    }
+
+    /// Whether no request waits or is being continued.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.active.is_empty()
+    }
+
     /// Reads waiting prompts into free slots and draws their first tokens.
-    fn admit(&mut self) {
-        let prompts = self.prompts;
+    fn admit(&mut self, events: &mut Vec<Event>) {
         let mut batch = Batch::new();
         // One entry for each distinct prompt: its rows, and the sequences that begin with it.
         let mut groups: Vec<(std::ops::Range<usize>, Vec<Active>)> = Vec::new();
-        while let (Some(&slot), Some(&prompt)) = (self.free.last(), self.waiting.front()) {
-            self.free.pop();
-            self.waiting.pop_front();
-            let response = Response { tokens: Vec::new(), logprobs: Vec::new(), finish: Finish::Length };
-            let active = Active { prompt, slot, response };
-            let tokens = &prompts[prompt].tokens;
+        while !self.free.is_empty() && !self.waiting.is_empty() {
+            let (Some(slot), Some(request)) = (self.free.pop(), self.waiting.pop_front()) else { break };
+            let active = Active { request, slot, last: 0, drawn: 0 };
+            let tokens = &active.request.prompt.tokens;
             match groups.last_mut() {
-                Some((_, group)) if prompts[group[0].prompt].tokens == *tokens => group.push(active),
+                Some((_, group)) if group[0].request.prompt.tokens == *tokens => group.push(active),
                 _ => groups.push((batch.push(tokens), vec![active])),
             }
         }
@@ -160,7 +286,7 @@ impl<B: Backend> Decoder<'_, B> {
         let x = self.prefill(&batch, &groups);
         let first = self.active.len();
         self.active.extend(groups.into_iter().flat_map(|(_, group)| group));
-        self.draw(&x, first);
+        self.draw(&x, first, events);
     }
 
     /// Runs the prompts through the model, filling the cache. Returns the residual stream of the prompt's last row for
@@ -193,18 +319,16 @@ impl<B: Backend> Decoder<'_, B> {
     }
 
     /// One more token for every active sequence.
-    fn step(&mut self) {
+    fn advance(&mut self, events: &mut Vec<Event>) {
         if self.active.is_empty() {
             return;
         }
         let model = self.model;
         let backend = &model.base.backend;
-        let position = |a: &Active| self.prompts[a.prompt].tokens.len() + a.response.tokens.len() - 1;
-        let entries: Vec<(usize, usize)> = self.active.iter().map(|a| (a.slot, position(a))).collect();
+        let entries: Vec<(usize, usize)> = self.active.iter().map(|a| (a.slot, a.position())).collect();
         let stores: Vec<_> = entries.iter().enumerate().map(|(row, &(slot, at))| (row, slot, at)).collect();
         let rotation = model.rotation(entries.iter().map(|e| e.1 as u32).collect());
-        let last = |a: &Active| *a.response.tokens.last().expect("an active sequence has drawn a token");
-        let tokens: Vec<u32> = self.active.iter().map(last).collect();
+        let tokens: Vec<u32> = self.active.iter().map(|active| active.last).collect();
         let mut x = model.embed(&tokens);
         for (layer, cache) in self.caches.iter_mut().enumerate() {
             let attend = |fused: &B::Buffer| {
@@ -213,47 +337,56 @@ impl<B: Backend> Decoder<'_, B> {
             };
             x = model.block(layer, x, &rotation, attend).0;
         }
-        self.draw(&x, 0);
+        self.draw(&x, 0, events);
     }
 
     /// Draws the next token of `self.active[first..]` from the residual stream of their last tokens, and retires those
     /// that are finished.
-    fn draw(&mut self, x: &B::Buffer, first: usize) {
-        let (model, sampling, prompts) = (self.model, self.sampling, self.prompts);
-        let (hidden, _) = model.norm(x, &model.base.parameters.norm);
-        let head = model.head().expect("`generate` checked that there is one");
-        let Sampling { temperature, top_k, top_p, .. } = *sampling;
-        let uniform = |Active { prompt, response, .. }: &Active| {
-            let Prompt { id, sample, .. } = prompts[*prompt];
-            Philox::new(sampling.seed, id).uniform_at(u64::from(sample), response.tokens.len() as u64)
-        };
-        let uniforms: Vec<f32> = self.active[first..].iter().map(uniform).collect();
-        let drawn = model.base.backend.draw(&hidden, head, &Choice { temperature, top_k, top_p }, &uniforms);
-        for (active, (token, logprob)) in self.active[first..].iter_mut().zip(drawn) {
-            active.response.tokens.push(token);
-            active.response.logprobs.push(logprob);
-        }
-        self.retire();
-    }
-
-    /// Moves finished sequences out and frees their slots.
-    fn retire(&mut self) {
-        let (sampling, prompts, context) = (self.sampling, self.prompts, self.model.spec.max_positions);
-        let mut kept = Vec::with_capacity(self.active.len());
-        for mut active in self.active.drain(..) {
-            let response = &mut active.response;
-            let stopped = response.tokens.last().is_some_and(|token| sampling.stop_tokens.contains(token));
-            let length = response.tokens.len();
-            let full = length == sampling.max_new_tokens || prompts[active.prompt].tokens.len() + length >= context;
-            if stopped || full {
-                response.finish = if stopped { Finish::Stop } else { Finish::Length };
-                self.done[active.prompt] = Some(active.response);
-                self.free.push(active.slot);
-                self.finished += 1;
-            } else {
-                kept.push(active);
+    fn draw(&mut self, x: &B::Buffer, first: usize, events: &mut Vec<Event>) {
+        let (hidden, _) = self.model.norm(x, &self.model.base.parameters.norm);
+        let drawn = self.choose(&hidden, &self.active[first..]);
+        let active = self.active.split_off(first);
+        for (mut active, (token, logprob)) in active.into_iter().zip(drawn) {
+            active.last = token;
+            active.drawn += 1;
+            let Waiting { ticket, prompt, sampling } = &active.request;
+            let stopped = sampling.stop_tokens.contains(&token);
+            let full = active.drawn == sampling.max_new_tokens || prompt.tokens.len() + active.drawn >= self.capacity;
+            let finish = match (stopped, full) {
+                (true, _) => Some(Finish::Stop),
+                (false, true) => Some(Finish::Length),
+                (false, false) => None,
+            };
+            events.push(Event { ticket: *ticket, token, logprob, finish });
+            match finish {
+                Some(_) => self.free.push(active.slot),
+                None => self.active.push(active),
             }
         }
-        self.active = kept;
+    }
+
+    /// A token for each sequence, in one pass over the head for all that are drawn in the same way.
+    fn choose(&self, hidden: &B::Buffer, active: &[Active]) -> Vec<(u32, f32)> {
+        let model = self.model;
+        let backend = &model.base.backend;
+        let head = model.head().expect("`decoding` checked that there is one");
+        let mut ways: Vec<(Choice, Vec<u32>)> = Vec::new();
+        for (row, active) in active.iter().enumerate() {
+            match ways.iter_mut().find(|(choice, _)| *choice == active.choice()) {
+                Some((_, rows)) => rows.push(row as u32),
+                None => ways.push((active.choice(), vec![row as u32])),
+            }
+        }
+        let uniforms = |rows: &[u32]| rows.iter().map(|&row| active[row as usize].uniform()).collect::<Vec<f32>>();
+        if let [(choice, rows)] = &ways[..] {
+            return backend.draw(hidden, head, choice, &uniforms(rows));
+        }
+        let mut all = vec![(0, 0.0); active.len()];
+        for (choice, rows) in &ways {
+            let hidden = backend.gather(hidden, model.spec.hidden_size, rows);
+            let drawn = backend.draw(&hidden, head, choice, &uniforms(rows));
+            rows.iter().zip(drawn).for_each(|(&row, drawn)| all[row as usize] = drawn);
+        }
+        all
     }
 }

@@ -8,7 +8,7 @@ mod forward;
 mod trainable;
 
 pub use base::Base;
-pub use decode::{Finish, Prompt, Response, Sampling};
+pub use decode::{Decoding, Event, Finish, Prompt, Response, Sampling, Ticket};
 pub use forward::Tape;
 pub use trainable::{AdamW, OptimizerState, Recompute, TrainableTransformer};
 

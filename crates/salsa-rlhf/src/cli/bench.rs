@@ -59,13 +59,13 @@ struct Shape {
     #[arg(long, default_value_t = 4096)]
     vocab: usize,
     /// Numbers per attention head; `hidden / head-dim` heads.
-    #[arg(long, default_value_t = 32, visible_alias = "head_dim")]
+    #[arg(long, default_value_t = 32)]
     head_dim: usize,
     /// Width of the gated MLP. Default: `hidden * 8 / 3`, rounded down to a multiple of 8.
     #[arg(long)]
     intermediate: Option<usize>,
     /// Heads of keys and values. Default: as many as queries.
-    #[arg(long, visible_alias = "kv_heads")]
+    #[arg(long)]
     kv_heads: Option<usize>,
     /// In which numbers products are computed.
     #[arg(long, value_enum, default_value_t = Numbers::Auto)]
@@ -80,7 +80,7 @@ struct Shape {
     #[arg(long, value_name = "RANK")]
     lora: Option<usize>,
     /// In training, recompute activations in the backward pass instead of keeping them.
-    #[arg(long, visible_alias = "gradient_checkpointing")]
+    #[arg(long, visible_alias = "gradient-checkpointing")]
     gradient_checkpointing: bool,
     /// One JSON object on one line instead of a sentence.
     #[arg(long)]
@@ -123,7 +123,7 @@ struct GenerateWork {
     #[arg(long, default_value_t = 32)]
     prompt: usize,
     /// Tokens sampled for each.
-    #[arg(long, default_value_t = 128, visible_alias = "new_tokens")]
+    #[arg(long, default_value_t = 128)]
     new_tokens: usize,
 }
 

@@ -30,7 +30,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Most bytes of weights in one file: a number, or such as 5GB.
-    #[arg(long, value_name = "SIZE", default_value = "5GB", visible_alias = "max_shard_size")]
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
     max_shard_size: String,
 }
 

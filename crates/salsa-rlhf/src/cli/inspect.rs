@@ -24,7 +24,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// A chat template instead of the model's own: a Jinja file, or chatml.
-    #[arg(long, value_name = "FILE|chatml", alias = "chat_template", requires = "model")]
+    #[arg(long, value_name = "FILE|chatml", requires = "model")]
     chat_template: Option<String>,
     /// Which split, as stages take it: one that the names in a folder tell, or else train, validation or test, which
     /// are told by prompt; or all.

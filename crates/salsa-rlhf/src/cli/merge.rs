@@ -17,13 +17,13 @@ pub struct Arguments {
     /// The adapter: a PEFT directory.
     adapter: PathBuf,
     /// Where the whole model goes; must be empty or absent.
-    #[arg(long, value_name = "DIR", visible_alias = "output_dir")]
+    #[arg(long, value_name = "DIR", visible_alias = "output-dir")]
     output: PathBuf,
     /// Number type of the model: float32, bfloat16 or float16; without it that of the base.
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     dtype: Option<Dtype>,
     /// Most bytes of weights in one file: a number, or such as 5GB.
-    #[arg(long, value_name = "SIZE", default_value = "5GB", visible_alias = "max_shard_size")]
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
     max_shard_size: String,
 }
 

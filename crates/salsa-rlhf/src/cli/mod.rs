@@ -116,10 +116,20 @@ pub fn main() -> ExitCode {
 /// The arguments of the process. What keys mean is put together only if somebody asks for help.
 fn parsed() -> Result<Cli, clap::Error> {
     let parse = |command: clap::Command| Cli::from_arg_matches(&command.try_get_matches()?);
-    match parse(Cli::command()) {
+    match parse(both_spellings(Cli::command())) {
         Err(error) if error.kind() == ErrorKind::DisplayHelp => parse(command()),
         done => done,
     }
+}
+
+/// `-` and `_` are equal in every option, as they are in the keys of stages.
+fn both_spellings(command: clap::Command) -> clap::Command {
+    let underscored = |arg: clap::Arg| {
+        let names: Vec<String> =
+            arg.get_long().into_iter().chain(arg.get_all_aliases().unwrap_or_default()).map(str::to_owned).collect();
+        names.iter().filter(|name| name.contains('-')).fold(arg, |arg, name| arg.alias(name.replace('-', "_")))
+    };
+    command.mut_args(underscored).mut_subcommands(both_spellings)
 }
 
 fn dispatch(command: Command) -> anyhow::Result<()> {

@@ -50,8 +50,10 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
     /// Lays the keys of a mapping over what is there.
     pub fn mapping(&mut self, given: &Map<String, Value>, origin: &Origin) -> anyhow::Result<()> {
         let mut seen: Vec<(String, &str)> = Vec::new();
-        for (key, value) in given {
-            let name = names::resolve(key, &self.keys).map_err(|hint| unknown(origin, key, &hint))?;
+        let resolved =
+            given.iter().map(|(key, _)| names::resolve(key, &self.keys).map_err(|hint| (key.as_str(), hint)));
+        let resolved = all_known(resolved, origin)?;
+        for (name, (key, value)) in resolved.into_iter().zip(given) {
             if let Some((_, first)) = seen.iter().find(|(earlier, _)| *earlier == name) {
                 let place = origin.key(key);
                 return Err(origin.error(format!("{place}: the same setting is already given as {first:?}; keep one")));
@@ -90,18 +92,20 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
 
     fn group<'a>(&self, overrides: &'a [(String, String)]) -> anyhow::Result<Vec<Flag<'a>>> {
         let mut flags: Vec<Flag<'a>> = Vec::new();
-        for (written, text) in overrides {
-            let (root, rest) = match written.split_once('.') {
-                Some((root, rest)) => (root, Some(rest)),
-                None => (written.as_str(), None),
-            };
-            let (name, text) = match names::resolve(root, &self.keys) {
-                Ok(name) => (name, text.as_str()),
-                Err(hint) => match self.negated(root, text) {
-                    Some(name) => (name, "false"),
-                    None => return Err(unknown(&Origin::CommandLine, root, &hint)),
-                },
-            };
+        let parts = |written: &'a str| match written.split_once('.') {
+            Some((root, rest)) => (root, Some(rest)),
+            None => (written, None),
+        };
+        let resolved = overrides.iter().map(|(written, text)| {
+            let (root, _) = parts(written);
+            match names::resolve(root, &self.keys) {
+                Ok(name) => Ok((name, text.as_str())),
+                Err(hint) => self.negated(root, text).map(|name| (name, "false")).ok_or((root, hint)),
+            }
+        });
+        let resolved = all_known(resolved, &Origin::CommandLine)?;
+        for ((name, text), (written, _)) in resolved.into_iter().zip(overrides) {
+            let (root, rest) = parts(written);
             match flags.iter_mut().find(|flag| flag.name == name) {
                 Some(flag) => flag.values.push((rest, text)),
                 None => flags.push(Flag { name, written: root, values: vec![(rest, text)] }),
@@ -200,6 +204,36 @@ fn lost(given: &Value, kept: &Value, path: &str) -> Option<(String, String)> {
         }
         _ => None,
     }
+}
+
+/// What all keys mean; one error that names every key that means nothing, each once.
+fn all_known<'a, N>(
+    resolved: impl Iterator<Item = Result<N, (&'a str, String)>>,
+    origin: &Origin,
+) -> anyhow::Result<Vec<N>> {
+    let (mut known, mut unknown): (Vec<N>, Vec<(&str, String)>) = (Vec::new(), Vec::new());
+    for key in resolved {
+        match key {
+            Ok(name) => known.push(name),
+            Err((key, _)) if unknown.iter().any(|(seen, _)| *seen == key) => {}
+            Err(key) => unknown.push(key),
+        }
+    }
+    match &unknown[..] {
+        [] => Ok(known),
+        [(key, hint)] => Err(self::unknown(origin, key, hint)),
+        all => Err(all_unknown(origin, all)),
+    }
+}
+
+/// Several unknown keys in one line, each with its hint.
+fn all_unknown(origin: &Origin, keys: &[(&str, String)]) -> anyhow::Error {
+    let (kind, dashes) = match origin {
+        Origin::File { .. } => ("keys", ""),
+        Origin::CommandLine => ("options", "--"),
+    };
+    let keys: Vec<String> = keys.iter().map(|(key, hint)| format!("{dashes}{key} ({hint})")).collect();
+    origin.within(origin.error(format!("{} unknown {kind}: {}", keys.len(), keys.join(", "))))
 }
 
 fn unknown(origin: &Origin, key: &str, hint: &str) -> anyhow::Error {

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use layers::Layers;
 
+mod foreign;
 mod layers;
 pub mod names;
 pub mod paths;

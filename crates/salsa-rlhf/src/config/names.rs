@@ -1,6 +1,11 @@
 //! Names of configuration keys: which are the same, which is meant, which nobody needs.
 use serde_json::{Map, Value};
 
+use super::foreign;
+
+/// The longest list of valid names that a message gives; a longer one is what `--help` is for.
+const MOST_NAMES: usize = 12;
+
 /// Names that people use for the same thing, TRL's first. Whichever of a group a stage has as its key, the others reach it.
 pub const SYNONYMS: &[&[&str]] = &[
     &["model_name_or_path", "model", "sft_model_path", "policy"],
@@ -29,57 +34,6 @@ pub const SYNONYMS: &[&[&str]] = &[
     &["chat_template", "chat_template_path"],
 ];
 
-/// TRL keys that have no counterpart, the key that a stage must have for the answer to hold (empty: none), and what to do
-/// instead; the first that holds is given.
-const ABSENT: &[(&str, &str, &str)] = &[
-    ("resume_from_checkpoint", "", "leave it out: the same command resumes by itself"),
-    ("report_to", "", "leave it out: metrics.jsonl and TensorBoard event files are always written"),
-    ("logging_dir", "", "leave it out: event files are written to the output directory"),
-    ("run_name", "", "leave it out: a run is known by its output directory"),
-    ("push_to_hub", "", "leave it out: upload the output directory, it has Hugging Face's layout"),
-    ("max_steps", "total_episodes", "say total_episodes: responses in all, batch_size of them per update"),
-    (
-        "num_train_epochs",
-        "total_episodes",
-        "say total_episodes: responses in all; one per prompt is a pass over the data",
-    ),
-    (
-        "mini_batch_size",
-        "num_mini_batches",
-        "say num_mini_batches: optimizer steps per pass, each on its share of batch_size",
-    ),
-    (
-        "gradient_accumulation_steps",
-        "num_mini_batches",
-        "leave it out: batch_size says how many responses an update has, per_device_train_batch_size the micro-batch",
-    ),
-    ("local_rollout_forward_batch_size", "decode_slots", "say decode_slots: responses generated at once"),
-    ("stop_token", "", "leave it out: a response ends at the model's own end tokens (eos_token_id)"),
-    ("stop_token_id", "", "leave it out: a response ends at the model's own end tokens (eos_token_id)"),
-    ("warmup_ratio", "warmup_steps", "say warmup_steps: updates over which the learning rate rises"),
-    ("dataset_train_split", "dataset", "say dataset.split, beside dataset.path"),
-    ("dataset_test_split", "eval_dataset", "say eval_dataset.split, beside eval_dataset.path"),
-    ("dataset_num_proc", "", "leave it out: all cores are used"),
-    ("bf16", "dtype", "say dtype: bf16 (or auto, or f32)"),
-    ("fp16", "dtype", "say dtype: bf16 (or auto, or f32); products in 16-bit IEEE numbers are not supported"),
-    ("optim", "", "leave it out: the optimizer is AdamW"),
-    ("save_total_limit", "", "leave it out: the newest two checkpoints are kept, and none once the stage is done"),
-    (
-        "overwrite_output_dir",
-        "",
-        "leave it out: nothing that is done is overwritten; remove the directory to make it anew",
-    ),
-    ("save_strategy", "save_steps", "leave it out: save_steps alone decides"),
-    ("eval_strategy", "eval_steps", "leave it out: eval_steps alone decides"),
-    ("eval_strategy", "", "leave it out: this stage does not evaluate while it works"),
-    ("logging_strategy", "logging_steps", "leave it out: logging_steps alone decides"),
-    ("logging_strategy", "total_episodes", "leave it out: every update is logged"),
-    ("lora_task_type", "", "leave it out: the stage decides it"),
-    ("lora_modules_to_save", "", "leave it out: a reward model's head is trained with the adapter, nothing else is"),
-    ("use_dora", "", "leave it out: plain LoRA and rsLoRA (use_rslora) are supported"),
-    ("trust_remote_code", "", "leave it out: no code of a model is ever run"),
-];
-
 /// The key of `keys` that `name` means.
 ///
 /// # Errors
@@ -93,9 +47,8 @@ pub fn resolve(name: &str, keys: &Map<String, Value>) -> Result<String, String> 
     if let Some(key) = synonym {
         return Ok(key.to_owned());
     }
-    let holds = |needed: &str| needed.is_empty() || keys.contains_key(needed);
-    if let Some((.., remedy)) = ABSENT.iter().find(|(absent, needed, _)| *absent == name && holds(needed)) {
-        return Err((*remedy).to_owned());
+    if let Some(remedy) = foreign::remedy(&name, |needed| keys.contains_key(needed)) {
+        return Err(remedy.to_owned());
     }
     let known = keys.keys().map(String::as_str);
     let reachable =
@@ -136,21 +89,30 @@ pub fn existing(mapping: &Map<String, Value>, key: &str) -> String {
     mapping.keys().find(|known| plain(known) == plain(key)).cloned().unwrap_or_else(|| key.to_owned())
 }
 
-/// What to say about a name that is not among `known`: the nearest one, else all of them.
+/// What to say about a name that is not among `known`: the nearest one, else all of them if they are few.
 pub fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
     match nearest(name, known.clone()) {
         Some(near) => format!("did you mean {near:?}?"),
         None => {
             let known: Vec<&str> = known.collect();
-            if known.is_empty() { "there is none here".to_owned() } else { format!("valid: {}", known.join(", ")) }
+            match known.len() {
+                0 => "there is none here".to_owned(),
+                n if n <= MOST_NAMES => format!("valid: {}", known.join(", ")),
+                n => format!("none of the {n} here is like it; --help lists them"),
+            }
         }
     }
 }
 
-/// The most similar of `known`, if it is similar at all.
+/// The most similar of `known`, if it can be a slip of the pen: one letter in four at most is another, or one is the
+/// beginning of the other.
 pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let likeness = |other: &str| strsim::normalized_damerau_levenshtein(&plain(name), &plain(other));
-    let scored = known.map(|other| (likeness(other), other)).filter(|(score, _)| *score >= 0.6);
+    let name = plain(name);
+    let likeness = |other: &str| strsim::normalized_damerau_levenshtein(&name, &plain(other));
+    let begins =
+        |other: &str| name.len() >= 4 && other.len() >= 4 && (other.starts_with(&name) || name.starts_with(other));
+    let scored = known.map(|other| (likeness(other), other));
+    let scored = scored.filter(|(score, other)| *score >= 0.75 || (*score >= 0.5 && begins(&plain(other))));
     // Of equals the first: the order of the struct, not of the comparison.
     scored
         .fold(None, |best: Option<(f64, &str)>, next| match best {

@@ -140,6 +140,11 @@ fn an_unknown_key_names_the_nearest() {
     assert_eq!(file_error("learning_rat: 1"), "learning_rat: unknown key; did you mean \"learning_rate\"?");
     assert_eq!(file_error("dataset_nam: 1"), "dataset_nam: unknown key; did you mean \"dataset_name\"?");
     assert!(file_error("zzz: 1").starts_with("zzz: unknown key; valid: model_name_or_path, dataset, learning_rate"));
+    let both = flag_error(&[("learning_rat", "1"), ("seed", "1"), ("report_to", "x"), ("report_to", "y")]);
+    let expected = "2 unknown options: --learning_rat (did you mean \"learning_rate\"?), --report_to (leave it out: ";
+    assert!(both.starts_with(expected), "{both}");
+    let both = file_error("learning_rat: 1\nseed: 1\nreport_to: wandb");
+    assert!(both.starts_with("2 unknown keys: learning_rat (did you mean"), "{both}");
     assert_eq!(flag_error(&[("learning_rat", "1")]), "unknown option --learning_rat; did you mean \"learning_rate\"?");
     assert!(file_error("report_to: wandb").contains("always written"));
 }
