@@ -5,22 +5,48 @@ use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::{Map, Value, json};
 
 use super::setting::Setting;
+use crate::chat::named;
 
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 11] = [
     "merge_method",
     "models",
     "slices",
+    "modules",
     "base_model",
     "parameters",
     "dtype",
     "out_dtype",
     "tokenizer_source",
     "tokenizer",
+    "chat_template",
 ];
-const METHODS: [&str; 6] = ["linear", "slerp", "ties", "dare_linear", "dare_ties", "task_arithmetic"];
-const NUMBERS: [&str; 4] = ["weight", "density", "t", "lambda"];
-const SWITCHES: [&str; 3] = ["normalize", "int8_mask", "rescale"];
-const OF_A_MODEL: [&str; 2] = ["weight", "density"];
+const METHODS: [&str; 10] = [
+    "linear",
+    "slerp",
+    "nuslerp",
+    "karcher",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "task_arithmetic",
+    "model_stock",
+    "passthrough",
+];
+/// Numbers that may differ from tensor to tensor.
+const NUMBERS: [&str; 5] = ["weight", "density", "t", "lambda", "scale"];
+const SWITCHES: [&str; 6] = ["normalize", "int8_mask", "rescale", "filter_wise", "nuslerp_flatten", "nuslerp_row_wise"];
+/// Numbers that are the same for all tensors, and have our name.
+const CONSTANTS: [&str; 2] = ["max_iter", "tol"];
+const OF_A_MODEL: [&str; 3] = ["weight", "density", "scale"];
+
+/// A file of mergekit's in our keys.
+#[derive(Debug)]
+pub struct Converted {
+    /// The configuration, in the keys of [`super::SoupConfig`].
+    pub soup: Map<String, Value>,
+    /// A line for each key that mergekit, and so this program, passes over.
+    pub passed_over: Vec<String>,
+}
 
 /// Whether a mapping is a mergekit configuration and not one of ours.
 pub fn is_one(mapping: &Map<String, Value>) -> bool {
@@ -33,19 +59,37 @@ pub fn is_one(mapping: &Map<String, Value>) -> bool {
 ///
 /// A model's own parameter goes before the slice's, that before the common one; where no filter of one fits, the next is
 /// asked. `dtype` asks only for the type of the result here, the arithmetic is in float32 in any case; `out_dtype` goes
-/// before it. `int8_mask` saves memory in mergekit and changes nothing.
+/// before it. `int8_mask` saves memory in mergekit and changes nothing. Keys on top that mergekit does not know are passed
+/// over, as it does, so that YAML anchors can stand there; each is told.
 ///
 /// # Errors
-/// What is not supported (several slices, other methods, other keys) is named.
-pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
-    if let Some(key) = given.keys().find(|key| !KEYS.contains(&key.as_str())) {
-        bail!("{key}: mergekit's {key} is not supported; supported are {}", KEYS.join(", "));
+/// What is not supported (several slices, other methods, other keys further down) is named.
+pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Converted> {
+    let unknown = given.keys().filter(|key| !KEYS.contains(&key.as_str()));
+    let passed_over = unknown.map(|key| passed_over(key)).collect();
+    Ok(Converted { soup: soup(given)?, passed_over })
+}
+
+fn passed_over(key: &str) -> String {
+    let parameters = [&NUMBERS[..], &SWITCHES, &CONSTANTS].concat();
+    if parameters.contains(&key) {
+        return format!("{key} has no effect on top, as in mergekit: it belongs under `parameters`");
     }
+    let near = KEYS.into_iter().find(|known| strsim::damerau_levenshtein(known, key) <= 2);
+    let hint = near.map(|known| format!("; if {known} is meant, correct it")).unwrap_or_default();
+    format!("{key} has no effect: mergekit knows no such key and passes over it, and so does salsa{hint}")
+}
+
+fn soup(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
+    ensure!(
+        !given.contains_key("modules"),
+        "modules: mergekit's modules is not supported; of a model with one module, write its models or slices on top"
+    );
     let method = text(given, "merge_method")?.ok_or_else(|| anyhow!("merge_method is missing"))?;
     if !METHODS.contains(&method.as_str()) {
         bail!("merge_method {method} is not supported; supported are {}", METHODS.join(", "));
     }
-    let mut shared = Parameters::read(given, "", &[&NUMBERS[..], &SWITCHES].concat())?;
+    let mut shared = Parameters::read(given, "", &common())?;
     let mut base = text(given, "base_model")?;
     let mut models = match (given.get("models"), given.get("slices")) {
         (Some(_), Some(_)) => bail!("models and slices are both given; mergekit takes one of them"),
@@ -65,6 +109,32 @@ pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>>
             soup.insert("t".to_owned(), json!(number("t").ok_or_else(|| anyhow!("parameters.t is missing"))?));
         }
         "linear" => weights(&models, &mut soup)?,
+        "karcher" => soup.extend(shared.constants.clone()),
+        "passthrough" => {
+            ensure!(models.len() == 1, "models: a passthrough takes 1 model, not {}", models.len());
+            if let Some(scale) = &models[0].scale {
+                soup.insert("scale".to_owned(), json!(scale));
+            }
+        }
+        "nuslerp" => {
+            if let Some(base) = &base {
+                models.retain(|model| model.path != *base);
+                soup.insert("base_model".to_owned(), json!(base));
+            }
+            ensure!(models.len() == 2, "models: a nuslerp takes 2 models besides its base, not {}", models.len());
+            weights(&models, &mut soup)?;
+            let flatten = shared.switch("nuslerp_flatten").unwrap_or(true);
+            soup.insert("nuslerp_flatten".to_owned(), json!(flatten));
+            // mergekit reads this one only without the other.
+            let row_wise = shared.switch("nuslerp_row_wise").filter(|_| !flatten).unwrap_or(false);
+            soup.insert("nuslerp_row_wise".to_owned(), json!(row_wise));
+        }
+        "model_stock" => {
+            let base = base.clone().ok_or_else(|| anyhow!("base_model is missing: {method} needs it"))?;
+            models.retain(|model| model.path != base);
+            soup.insert("base_model".to_owned(), json!(base));
+            soup.insert("filter_wise".to_owned(), json!(shared.switch("filter_wise").unwrap_or(false)));
+        }
         _ => {
             let base = base.clone().ok_or_else(|| anyhow!("base_model is missing: {method} needs it"))?;
             models.retain(|model| model.path != base);
@@ -79,12 +149,15 @@ pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>>
             }
         }
     }
-    if let Some(normalize) = shared.switch("normalize").filter(|_| method != "slerp") {
+    if let Some(normalize) = shared.switch("normalize").filter(|_| divides(&method)) {
         soup.insert("normalize".to_owned(), json!(normalize));
     }
     soup.insert("models".to_owned(), models.iter().map(|model| json!(model.path)).collect());
     if let Some(dtype) = text(given, "out_dtype")?.or(text(given, "dtype")?) {
         soup.insert("dtype".to_owned(), json!(dtype));
+    }
+    if let Some(template) = text(given, "chat_template")? {
+        soup.insert("chat_template".to_owned(), json!(chat_template(&template)?));
     }
     if let Some(source) = tokenizer(given, base.as_deref(), &models)? {
         soup.insert("tokenizer_source".to_owned(), json!(source));
@@ -92,11 +165,33 @@ pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>>
     Ok(soup)
 }
 
+/// Whether a method divides by the sum of weights, or may: of others mergekit does not look at `normalize`.
+fn divides(method: &str) -> bool {
+    matches!(method, "linear" | "ties" | "dare_linear" | "dare_ties" | "task_arithmetic")
+}
+
+/// The names of `parameters` that are not those of one model.
+fn common() -> Vec<&'static str> {
+    [&NUMBERS[..], &SWITCHES, &CONSTANTS].concat()
+}
+
+/// Names and Jinja texts are taken; of a name that it does not know mergekit says "Invalid chat template".
+fn chat_template(given: &str) -> anyhow::Result<&str> {
+    let known = given == "auto" || named::NAMES.contains(&given);
+    ensure!(
+        known || given.contains('{'),
+        "chat_template is {given:?}; supported are auto, {} and the text of a Jinja template",
+        named::NAMES.join(", ")
+    );
+    Ok(given)
+}
+
 /// One of `models`, or of a slice's `sources`.
 struct Model {
     path: String,
     weight: Option<Setting>,
     density: Option<Setting>,
+    scale: Option<Setting>,
 }
 
 /// A checked mapping `parameters`.
@@ -104,6 +199,7 @@ struct Model {
 struct Parameters {
     numbers: Vec<(String, Setting)>,
     switches: Vec<(String, bool)>,
+    constants: Vec<(String, Value)>,
 }
 
 impl Parameters {
@@ -120,6 +216,9 @@ impl Parameters {
             if SWITCHES.contains(&key.as_str()) {
                 let Value::Bool(switch) = value else { bail!("{place} is {value}; give true or false") };
                 parameters.switches.push((key.clone(), *switch));
+            } else if CONSTANTS.contains(&key.as_str()) {
+                ensure!(value.is_number(), "{place} is {value}; give one number for all tensors");
+                parameters.constants.push((key.clone(), value.clone()));
             } else {
                 parameters.numbers.push((key.clone(), Setting::read(value).context(place)?));
             }
@@ -153,7 +252,8 @@ impl Parameters {
         }
         // The first of a name is the one that is found.
         let switches = self.switches.into_iter().chain(next.switches).collect();
-        Parameters { numbers, switches }
+        let constants = next.constants.into_iter().chain(self.constants).collect();
+        Parameters { numbers, switches, constants }
     }
 }
 
@@ -170,7 +270,8 @@ fn models(owner: &Map<String, Value>, key: &str, place: &str, shared: &Parameter
         let path = path(entry.get("model").unwrap_or(&Value::Null))
             .ok_or_else(|| anyhow!("{place}model is missing, or no path"))?;
         let own = Parameters::read(entry, &place, &OF_A_MODEL)?;
-        Ok(Model { path, weight: own.number_or("weight", shared), density: own.number_or("density", shared) })
+        let number = |key: &str| own.number_or(key, shared);
+        Ok(Model { path, weight: number("weight"), density: number("density"), scale: number("scale") })
     };
     list.iter().enumerate().map(model).collect()
 }
@@ -185,18 +286,24 @@ fn slice(slices: &Value, shared: &mut Parameters, base: &mut Option<String>) -> 
     if let Some(key) = slice.keys().find(|key| !known.contains(&key.as_str())) {
         bail!("slices[0].{key}: not supported; supported are {}", known.join(", "));
     }
-    let own = Parameters::read(slice, "slices[0].", &[&NUMBERS[..], &SWITCHES].concat())?;
+    let own = Parameters::read(slice, "slices[0].", &common())?;
     *shared = own.over(std::mem::take(shared));
     *base = text(slice, "base_model")?.or(base.take());
     let models = models(slice, "sources", "slices[0].sources", shared)?;
     let sources = slice.get("sources").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     for (i, (source, model)) in sources.iter().zip(&models).enumerate() {
         let place = format!("slices[0].sources[{i}].layer_range");
-        let range: Option<Vec<u64>> =
-            source["layer_range"].as_array().map(|ends| ends.iter().filter_map(Value::as_u64).collect());
-        let Some([from, to]) = range.as_deref() else { bail!("{place} is missing, or not two numbers") };
+        let range: Option<Vec<i64>> =
+            source["layer_range"].as_array().and_then(|ends| ends.iter().map(Value::as_i64).collect());
+        let Some([from, to]) = range.as_deref() else { bail!("{place} is missing, or not two whole numbers") };
         // A model that cannot be read is refused with its own error when it is opened.
         let layers = layers(Path::new(&model.path)).unwrap_or(*to);
+        let all = if layers > 0 { format!(" (all layers are [0, {layers}])") } else { String::new() };
+        ensure!(
+            *from >= 0 && *to > *from,
+            "{place} is [{from}, {to}], which are no layers: it goes from the first one to behind the last one, and counts \
+             none from the end{all}"
+        );
         ensure!(
             *from == 0 && *to == layers,
             "{place} is [{from}, {to}] of {layers} layers; a slice of a part of the layers is not supported"
@@ -205,9 +312,9 @@ fn slice(slices: &Value, shared: &mut Parameters, base: &mut Option<String>) -> 
     Ok(models)
 }
 
-fn layers(model: &Path) -> Option<u64> {
+fn layers(model: &Path) -> Option<i64> {
     let config: Value = serde_json::from_slice(&fs::read(model.join("config.json")).ok()?).ok()?;
-    config["num_hidden_layers"].as_u64()
+    config["num_hidden_layers"].as_i64()
 }
 
 /// mergekit counts the base among the models, also where it is not named there.
@@ -220,9 +327,15 @@ fn add_base(method: &str, base: Option<&str>, shared: &Parameters, models: &mut 
                 weight.is_some(),
                 "base_model: in a linear merge it is one more model and has no weight; name it under models, or leave it out"
             );
-            models.push(Model { path: base.to_owned(), weight, density: None });
+            models.push(Model { path: base.to_owned(), weight, density: None, scale: None });
         }
-        "slerp" if models.len() == 1 => models.push(Model { path: base.to_owned(), weight: None, density: None }),
+        "karcher" => models.push(Model { path: base.to_owned(), weight: None, density: None, scale: None }),
+        "slerp" if models.len() == 1 => {
+            models.push(Model { path: base.to_owned(), weight: None, density: None, scale: None });
+        }
+        "passthrough" => {
+            bail!("base_model: a passthrough takes one model, which mergekit counts the base as too; leave it out")
+        }
         _ => {}
     }
     Ok(())
@@ -259,7 +372,8 @@ fn tokenizer(given: &Map<String, Value>, base: Option<&str>, models: &[Model]) -
         (None | Some(Value::Null), None | Some(Value::Null)) => return Ok(None),
         (Some(source), None | Some(Value::Null)) => ("tokenizer_source", source),
         (None | Some(Value::Null), Some(Value::Object(block))) => {
-            if let Some(key) = block.keys().find(|key| *key != "source") {
+            let is_empty = |value: &Value| value.is_null() || value.as_object().is_some_and(Map::is_empty);
+            if let Some((key, _)) = block.iter().find(|(key, value)| *key != "source" && !is_empty(value)) {
                 bail!("tokenizer.{key}: not supported; supported is source");
             }
             ("tokenizer.source", block.get("source").ok_or_else(|| anyhow!("tokenizer.source is missing"))?)
@@ -267,8 +381,11 @@ fn tokenizer(given: &Map<String, Value>, base: Option<&str>, models: &[Model]) -
         (None | Some(Value::Null), Some(_)) => bail!("tokenizer is no mapping; write tokenizer: {{source: base}}"),
         _ => bail!("tokenizer_source and tokenizer are both given; mergekit takes one of them"),
     };
-    let source = path(source).ok_or_else(|| anyhow!("{place} is {source}; give base or a path"))?;
-    ensure!(source != "union", "{place}: union is not supported; give base or the path of a model");
+    let source = path(source).ok_or_else(|| anyhow!("{place} is {source}; give base, union or a path"))?;
+    if source == "union" {
+        // All tokenizers must be the same, and of those the union is any.
+        return Ok(None);
+    }
     let first = models.first().map(|model| model.path.as_str());
     Ok(if source == "base" { base.or(first).map(str::to_owned) } else { Some(source) })
 }
@@ -280,10 +397,14 @@ fn text(given: &Map<String, Value>, key: &str) -> anyhow::Result<Option<String>>
     }
 }
 
-/// `dir`, or `{model: {path: dir}}` as mergekit also writes it.
+/// `dir`, `dir+adapter`, or `{model: {path: dir}, lora: {path: adapter}}` as mergekit also writes it.
 fn path(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
+        Value::Object(fields) if fields.len() == 2 => {
+            let (model, adapter) = (path(fields.get("model")?)?, fields.get("lora")?);
+            Some(if adapter.is_null() { model } else { format!("{model}+{}", path(adapter)?) })
+        }
         Value::Object(fields) if fields.len() == 1 => path(fields.get("model").or(fields.get("path"))?),
         _ => None,
     }
@@ -296,7 +417,7 @@ mod tests {
 
     fn read(yaml: &str) -> Result<Value, String> {
         let Value::Object(mapping) = config::parse(yaml).unwrap() else { panic!("{yaml}") };
-        convert(&mapping).map(Value::Object).map_err(|error| format!("{error:#}"))
+        convert(&mapping).map(|converted| Value::Object(converted.soup)).map_err(|error| format!("{error:#}"))
     }
 
     const TWO: &str = "models:\n- {model: a, parameters: {weight: 0.3}}\n- {model: b, parameters: {weight: 0.7}}\n";
