@@ -2,6 +2,7 @@
 
 mod choice;
 mod environment;
+pub mod named;
 mod spans;
 #[cfg(test)]
 mod tests;
@@ -14,7 +15,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use serde_json::Value;
 
-pub use self::choice::{CHATML, CHOICES, source_of};
+pub use self::choice::{CHATML, CHOICES, is_name_or_text, source_of};
 use self::environment::Rendering;
 use crate::tokenizer::{SpecialTokenNames, Tokenizer};
 

@@ -147,3 +147,44 @@ fn killed_at_any_moment_there_is_a_whole_soup_or_none() {
     }
     assert!(killed > 0 && finished > 0, "{killed} {finished}");
 }
+
+/// The mean of normalised reward models has scores of another scale, and nobody has measured it.
+#[test]
+fn reward_models_that_lose_their_normalisation_say_so() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    let spec = ModelSpec { head: Head::Scalar, ..spec(100) };
+    let options = SaveOptions::new(Family::Llama, SpecialTokens::default(), Dtype::F32);
+    for (seed, (name, mean)) in (1..).zip([("a", 0.5), ("b", 0.7)]) {
+        let scores = [("score_mean", mean.into()), ("score_std", 2.0.into())];
+        save(&dir.join(name), &spec, &spec.init(seed), &Companions::none(), &scores, &options).unwrap();
+    }
+    let stderr = |line: &str| {
+        let output = soup(dir, line);
+        assert!(output.status.success(), "{line}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let lost = "the soup of reward models has no score_mean and score_std";
+    assert!(stderr("a b --output mean").contains(lost));
+    assert!(!fs::read_to_string(dir.join("mean/config.json")).unwrap().contains("score_"));
+    // One and the same normalisation stays.
+    assert!(!stderr("a --output copy").contains(lost));
+    assert!(fs::read_to_string(dir.join("copy/config.json")).unwrap().contains("score_mean"));
+}
+
+#[test]
+fn keys_that_mergekit_passes_over_are_told() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    checkpoint(&dir.join("a"), 100, 1);
+    let yaml =
+        "half: &half {weight: 1}\nnormalize: true\nmodels: [{model: a, parameters: *half}]\nmerge_method: linear\n";
+    fs::write(dir.join("m.yml"), yaml).unwrap();
+    let output = soup(dir, "--config m.yml --output o");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    assert!(
+        stderr.contains("m.yml: half has no effect") && stderr.contains("normalize has no effect on top"),
+        "{stderr}"
+    );
+}

@@ -84,7 +84,16 @@ impl Gram {
         (self.product(i, i) + self.product(j, j) - 2.0 * self.product(i, j)).max(0.0).sqrt()
     }
 
-    fn product(&self, i: usize, j: usize) -> f64 {
+    /// Returns how many ingredients there are.
+    pub fn count(&self) -> usize {
+        self.ingredients
+    }
+
+    /// Returns the inner product of two task vectors.
+    ///
+    /// # Panics
+    /// If there is no such ingredient.
+    pub fn product(&self, i: usize, j: usize) -> f64 {
         assert!(i < self.ingredients && j < self.ingredients, "there are {} ingredients", self.ingredients);
         self.products[i * self.ingredients + j]
     }
@@ -118,6 +127,80 @@ impl PairProducts {
         let [aa, bb] = self.own.each_ref().map(|lanes| lanes.iter().sum());
         let ab = self.mixed.iter().sum();
         Gram { ingredients: 2, products: vec![aa, ab, ab, bb] }
+    }
+}
+
+/// The inner products of any number of vectors, or of their differences from a base, in pieces that are cut anywhere.
+///
+/// Number `j` of a vector goes to lane `j` modulo [`LANES`], so that sums do not depend on the cuts.
+#[derive(Clone, Debug)]
+pub(super) struct Products {
+    members: usize,
+    /// Of the pairs `i <= j`.
+    sums: Vec<Lanes>,
+    seen: usize,
+}
+
+impl Products {
+    /// Of this many vectors.
+    pub(super) fn new(members: usize) -> Products {
+        Products { members, sums: vec![Lanes::default(); members * (members + 1) / 2], seen: 0 }
+    }
+
+    /// Starts anew.
+    pub(super) fn clear(&mut self) {
+        self.sums.fill(Lanes::default());
+        self.seen = 0;
+    }
+
+    /// Adds the next piece.
+    pub(super) fn add(&mut self, base: Option<&[f32]>, members: &[&[f32]]) {
+        assert_eq!(members.len(), self.members, "one tensor per ingredient");
+        let len = members[0].len();
+        super::same_lengths(base.unwrap_or(members[0]), members);
+        let mut from = 0;
+        while from < len {
+            // Up to the next multiple of the lanes, then as far as the zeros reach.
+            let torn = self.seen % LANES;
+            let to = len.min(from + if torn == 0 { ZEROS.len() } else { LANES - torn });
+            let base = base.map_or(&ZEROS[..to - from], |base| &base[from..to]);
+            let mut sums = self.sums.iter_mut();
+            for i in 0..self.members {
+                for j in i..self.members {
+                    let sums = sums.next().expect("there is one for each pair");
+                    accumulate_from(torn, sums, base, &members[i][from..to], &members[j][from..to]);
+                }
+            }
+            self.seen += to - from;
+            from = to;
+        }
+    }
+
+    /// The products of all pieces.
+    pub(super) fn gram(&self) -> Gram {
+        let mut gram = Gram::new(self.members);
+        let mut sums = self.sums.iter();
+        for i in 0..self.members {
+            for j in i..self.members {
+                let sum = sums.next().expect("there is one for each pair").iter().sum();
+                gram.products[i * self.members + j] = sum;
+                gram.products[j * self.members + i] = sum;
+            }
+        }
+        gram
+    }
+}
+
+/// In place of a base.
+static ZEROS: [f32; 1024] = [0.0; 1024];
+
+/// As [`accumulate`], the first number going to lane `first`; where that is not the first lane, none goes beyond the last.
+fn accumulate_from(first: usize, lanes: &mut Lanes, base: &[f32], a: &[f32], b: &[f32]) {
+    if first == 0 {
+        return accumulate(lanes, base, a, b);
+    }
+    for (((lane, base), a), b) in lanes[first..].iter_mut().zip(base).zip(a).zip(b) {
+        *lane += (f64::from(*a) - f64::from(*base)) * (f64::from(*b) - f64::from(*base));
     }
 }
 

@@ -3,13 +3,16 @@
 //! Functions work on one tensor at a time, given as `f32` slices of equal length, and write into `out`. Those that look
 //! at one element at a time ([`weighted_mean`], [`lerp`]) may be called on pieces of a tensor in any order, in
 //! parallel, with the same result; those that look at the whole tensor (an angle, a magnitude threshold) say so, and have a
-//! twin that takes the tensor in pieces ([`SlerpStream`], [`TaskStream`]) and gives the same bits.
+//! twin that takes the tensor in pieces ([`SlerpStream`], [`TaskStream`], …) and gives the same bits.
 //! SALSA's reference is `lerp(sft_a, sft_b, alpha)`, or [`weighted_mean`] for more than two.
 //!
 //! | function | method | source |
 //! |---|---|---|
 //! | [`weighted_mean`], [`lerp`] | linear | Wortsman et al. 2022 (2203.05482) |
 //! | [`slerp`], [`slerp_from`] | along the arc | Shoemake 1985; Ramé et al. 2024 (2406.16768) |
+//! | [`NuSlerpStream`] | the same, row by row or column by column | mergekit's `nuslerp` |
+//! | [`karcher`] | the middle of several on a sphere | Karcher 1977; 2603.04972 |
+//! | [`model_stock`] | towards the mean, as far as angles say | Jang et al. 2024 (2403.19522) |
 //! | [`TaskMerge`] | task arithmetic, TIES, DARE | 2212.04089, 2306.01708, 2311.03099 |
 //! | [`concatenate`] | the mean of low-rank adapters | |
 //! | [`compress`] | the nearest adapter of a smaller rank | Eckart and Young 1936 |
@@ -17,20 +20,28 @@
 
 mod compress;
 mod gram;
+mod karcher;
 mod linear;
 mod low_rank;
+mod nuslerp;
 mod slerp;
 mod sparsify;
+mod stock;
 mod task;
+mod vectors;
 mod weights;
 
 pub use compress::{Compressed, compress};
 pub use gram::Gram;
+pub use karcher::{KarcherSearch, KarcherStream, karcher, karcher_factors};
 pub use linear::{add_product, divide, lerp, lerp_in_place, weighted_mean};
 pub use low_rank::{LowRank, concatenate};
+pub use nuslerp::{NuSlerpStream, nuslerp_place};
 pub use slerp::{Origin, SlerpStream, slerp, slerp_from};
 pub use sparsify::Sparsify;
+pub use stock::{StockStream, model_stock, stock_ratio};
 pub use task::{Consensus, TaskMerge, TaskStream};
+pub use vectors::Vectors;
 pub use weights::{Normalize, SoupError, Weights};
 
 /// Panics unless every tensor has the length of the output.

@@ -6,6 +6,9 @@ use super::{lerp, same_lengths};
 /// Above this |cosine| the arc is as good as straight, and dividing by its sine loses digits.
 const NEARLY_PARALLEL: f64 = 0.9995;
 
+/// A tensor that is not longer has no direction.
+const NO_DIRECTION: f64 = 1e-8;
+
 /// Computes a point on the arc between two tensors, seen from zero.
 ///
 /// ```text
@@ -13,7 +16,8 @@ const NEARLY_PARALLEL: f64 = 0.9995;
 /// out[j] = sin((1 - t) W) / sin W * a[j] + sin(t W) / sin W * b[j]
 /// ```
 ///
-/// Where `|cos W| > .9995`, or a tensor is zero, this is [`lerp`]. `t` 0 and 1 give `a` and `b` bit for bit. The angle is
+/// Where `|cos W| > .9995` this is [`lerp`]. A tensor of zeros (a length up to 1e-8) has no direction and counts as standing
+/// at a right angle, as in mergekit: what comes out is `sin((1 - t) pi/2) a` and not `(1 - t) a` if `b` is zero. `t` 0 and 1 give `a` and `b` bit for bit. The angle is
 /// that of the whole slices: hand in one whole tensor at a time, or use [`SlerpStream`]. Full weights of two fine-tunes are
 /// nearly parallel, so for them this is a lerp; [`slerp_from`] is the one that differs. Source: Shoemake 1985; mergekit's
 /// `slerp`.
@@ -39,8 +43,9 @@ pub fn slerp(a: &[f32], b: &[f32], t: f64, out: &mut [f32]) {
 /// out[j] = base[j] + (sin((1 - t) W) / sin W * da[j] + sin(t W) / sin W * db[j])
 /// ```
 ///
-/// The task vector keeps its length on the way, where a lerp's shrinks by `cos(W / 2)` at the middle. The fallback to
-/// [`lerp`], the exact ends and the whole-tensor angle are those of [`slerp`]. For more than two models, WARP iterates.
+/// The task vector keeps its length on the way, where a lerp's shrinks by `cos(W / 2)` at the middle. The straight
+/// line, the exact ends and the whole-tensor angle are those of [`slerp`]. A task vector of zeros (a tensor that one of the
+/// two did not train) has no direction: there this is [`lerp`], as a right angle would carry the other one too far. For more than two models, WARP iterates.
 /// Source: Ramé et al. 2024 (2406.16768), equation 3.
 ///
 /// ```
@@ -139,11 +144,23 @@ impl SlerpStream {
         }
     }
 
-    /// The weights of the two ends, or none where the arc is as good as straight or an end is the origin itself.
+    /// The weights of the two ends, or none where the arc is as good as straight.
     fn arc_weights(&self) -> Option<[f64; 2]> {
-        let cosine = self.products.gram().cosine(0, 1).filter(|c| c.abs() <= NEARLY_PARALLEL)?;
+        let cosine = self.cosine().filter(|c| c.abs() <= NEARLY_PARALLEL)?;
         let (t, angle) = (self.t, cosine.acos());
         Some([((1.0 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin()])
+    }
+
+    /// Of the angle; none between task vectors of which one is zero.
+    fn cosine(&self) -> Option<f64> {
+        let gram = self.products.gram();
+        match self.origin {
+            Origin::Base => gram.cosine(0, 1),
+            Origin::Zero => {
+                let length = |i| Some(gram.norm(i)).filter(|norm| *norm > NO_DIRECTION).unwrap_or(1.0);
+                Some((gram.product(0, 1) / (length(0) * length(1))).clamp(-1.0, 1.0))
+            }
+        }
     }
 }
 
@@ -212,17 +229,35 @@ mod tests {
     }
 
     #[test]
-    fn nearly_parallel_or_zero_falls_back_to_lerp() {
+    fn nearly_parallel_falls_back_to_lerp() {
         let a = tensor(6);
         let close: Vec<f32> = a.iter().zip(tensor(7)).map(|(a, n)| a + 0.01 * n).collect();
         let opposite: Vec<f32> = a.iter().map(|a| -a).collect();
         let zero = vec![0.0; 1000];
-        for (a, b) in [(&a, &close), (&a, &opposite), (&a, &a), (&zero, &a), (&a, &zero)] {
+        for (a, b) in [(&a, &close), (&a, &opposite), (&a, &a)] {
             let mut expected = vec![0.0; 1000];
             lerp(a, b, 0.3, &mut expected);
             assert_eq!(run(a, b, 0.3), expected);
             assert_eq!(run_from(&zero, a, b, 0.3), expected);
         }
+    }
+
+    #[test]
+    fn a_tensor_of_zeros_stands_at_a_right_angle_and_a_task_vector_of_zeros_is_passed_on_a_line() {
+        // sin(0.7 * 90 degrees) = 0.891007, sin(0.3 * 90 degrees) = 0.453990
+        let (a, zero, tiny) = ([1.0, -2.0], [0.0, 0.0], [1e-9, 0.0]);
+        for none in [&zero, &tiny] {
+            let (first, second) = (run(&a, none, 0.3), run(none, &a, 0.3));
+            for (j, x) in a.iter().enumerate() {
+                assert!(
+                    (first[j] - 0.891_007 * x).abs() < 1e-5 && (second[j] - 0.453_990 * x).abs() < 1e-5,
+                    "{first:?}"
+                );
+            }
+        }
+        assert_eq!(run(&zero, &zero, 0.3), zero);
+        assert_eq!((run(&a, &zero, 0.0), run(&a, &zero, 1.0)), (a.to_vec(), zero.to_vec()));
+        assert_eq!(run_from(&[1.0, 1.0], &[3.0, 5.0], &[1.0, 1.0], 0.5), [2.0, 3.0]);
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use super::named;
+
 /// ChatML, with the assistant's part marked. It opens with the beginning-of-sequence token where the tokenizer has one
 /// that is not also its end.
 pub const CHATML: &str = "{% if bos_token is defined and bos_token != eos_token %}{{ bos_token }}{% endif %}\
@@ -19,17 +21,22 @@ pub const CHATML: &str = "{% if bos_token is defined and bos_token != eos_token 
 pub const CHOICES: &str = "say which one it was or shall be trained with: --chat_template FILE (a Jinja file) or \
      --chat_template chatml where it is trained (pretrain, sft, reward, dpo); or put a chat_template.jinja beside its tokenizer";
 
-/// The Jinja source that `choice` names: `chatml` is [`CHATML`], anything else a file.
+/// Whether this is the name of a template that is built in, or a template itself, and so no file.
+pub fn is_name_or_text(choice: &str) -> bool {
+    choice == "auto" || named::source(choice).is_some() || choice.contains('{')
+}
+
+/// The Jinja source that `choice` names: one of [`named::NAMES`], anything else a file.
 ///
 /// # Errors
 /// When there is no such file, or it cannot be read.
 pub fn source_of(choice: &str) -> Result<String> {
-    if choice == "chatml" {
-        return Ok(CHATML.to_owned());
+    if let Some(source) = named::source(choice) {
+        return Ok(source.to_owned());
     }
     let path = Path::new(choice);
     if !path.is_file() {
-        bail!("there is no chat template {choice:?}: give a Jinja file, or chatml");
+        bail!("there is no chat template {choice:?}: give a Jinja file, or {}", named::NAMES.join(", "));
     }
     fs::read_to_string(path).with_context(|| format!("cannot read the chat template {choice}"))
 }

@@ -31,6 +31,7 @@ pub(crate) use self::dtype::round_to_bf16;
 pub use self::family::Family;
 use self::files::Stored;
 pub use self::init::{init, shape_of};
+pub(crate) use self::peft::Delta;
 pub use self::peft::{AdapterToSave, PeftAdapter, merge, save_adapter};
 pub use self::raw::RawTensors;
 pub use self::stored_weights::StoredWeights;

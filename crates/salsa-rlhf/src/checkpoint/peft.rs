@@ -13,6 +13,7 @@ use salsa_engine::{Head, LoraSpec, ModelSpec, Weights};
 use serde_json::{Value, json};
 
 use self::config::Parsed;
+pub(crate) use self::merge::Delta;
 pub use self::merge::merge;
 pub use self::save::{AdapterToSave, save_adapter};
 use self::tensors::Factors;
@@ -48,9 +49,7 @@ impl PeftAdapter {
     /// # Errors
     /// When the configuration cannot be used, or the folder is not there.
     pub fn base_of(dir: &Path) -> Result<PathBuf> {
-        let path = dir.join(CONFIG);
-        let parsed = config::parse(&read_json(&path)?).with_context(|| format!("in {}", path.display()))?;
-        base_dir(dir, &parsed)
+        base_dir(dir, &parsed(dir)?)
     }
 
     /// Opens a PEFT directory.
@@ -58,8 +57,12 @@ impl PeftAdapter {
     /// # Errors
     /// Names the file and what is missing, damaged, or not supported.
     pub(super) fn open(dir: &Path) -> Result<PeftAdapter> {
-        let path = dir.join(CONFIG);
-        let parsed = config::parse(&read_json(&path)?).with_context(|| format!("in {}", path.display()))?;
+        let parsed = parsed(dir)?;
+        let base_dir = base_dir(dir, &parsed)?;
+        PeftAdapter::with_base(dir, parsed, base_dir)
+    }
+
+    fn with_base(dir: &Path, parsed: Parsed, base_dir: PathBuf) -> Result<PeftAdapter> {
         let factors = Factors::open(dir)?;
         let head = if factors.has_score() { Head::Scalar } else { Head::LanguageModel };
         if parsed.classifier && !factors.has_score() {
@@ -68,7 +71,6 @@ impl PeftAdapter {
                 dir.display()
             );
         }
-        let base_dir = base_dir(dir, &parsed)?;
         let lora = LoraSpec { targets: factors.targets(dir)?, ..parsed.lora };
         Ok(PeftAdapter { lora, head, base_dir, dir: dir.to_path_buf(), factors })
     }
@@ -102,6 +104,11 @@ impl PeftAdapter {
         let pair = json["score_mean"].as_f64().zip(json["score_std"].as_f64()).filter(|(_, std)| *std > 0.0);
         pair.map(Some).with_context(|| format!("{} needs the numbers score_mean and score_std", path.display()))
     }
+}
+
+fn parsed(dir: &Path) -> Result<Parsed> {
+    let path = dir.join(CONFIG);
+    config::parse(&read_json(&path)?).with_context(|| format!("in {}", path.display()))
 }
 
 /// The base model's folder: as it is written or, where there is none, seen from the adapter's folder, or the model of this
@@ -140,8 +147,25 @@ impl Checkpoint {
             dir.display(),
             base_dir.display()
         );
-        let mut base =
+        let base =
             Checkpoint::open(base_dir).with_context(|| format!("the base model of the adapter {}", dir.display()))?;
+        base.adapted_by(adapter)
+    }
+
+    /// The model that an adapter makes of this one, whatever base its configuration names.
+    ///
+    /// # Errors
+    /// When this is an adapted model already, or the adapter cannot be read or does not fit.
+    pub fn with_adapter(self, dir: &Path) -> Result<Checkpoint> {
+        if let Some(adapter) = &self.adapter {
+            bail!("{} is an adapter itself: merge it into its own base first (salsa merge)", adapter.dir.display());
+        }
+        let adapter = PeftAdapter::with_base(dir, parsed(dir)?, self.dir.clone())?;
+        self.adapted_by(adapter)
+    }
+
+    fn adapted_by(self, adapter: PeftAdapter) -> Result<Checkpoint> {
+        let (dir, base_dir, mut base) = (adapter.dir.clone(), adapter.base_dir.clone(), self);
         if adapter.head == Head::LanguageModel && base.spec.head == Head::Scalar {
             bail!(
                 "{} is an adapter for a language model, but its base {} is a reward model",

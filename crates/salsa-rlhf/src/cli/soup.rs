@@ -8,7 +8,10 @@ use crate::{
     config::{self, Origin, Usage},
     hub,
     progress::human_time,
-    stage::soup::{SoupConfig, mergekit, write_new_directory},
+    stage::{
+        StageContext,
+        soup::{SoupConfig, mergekit, write_new_directory},
+    },
 };
 
 /// Models, a configuration file of ours or mergekit's, and flags.
@@ -30,12 +33,12 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
         return print(&command.render_help().to_string());
     }
     flags.pairs.splice(0..0, models.iter().map(|model| ("models".to_owned(), model.clone())));
-    let config = hub::localise(configuration(&flags)?)?;
+    let context = super::context()?;
+    let config = hub::localise(configuration(&flags, &context)?.with_adapters_apart()?)?;
     config.validate()?;
     if config.output_dir.as_os_str().is_empty() {
         return Err(Usage("say where the result goes: --output DIR".to_owned()).into());
     }
-    let context = super::context()?;
     let start = Instant::now();
     let cooked = write_new_directory(&config, &context)?;
     let shown = config.output_dir.display();
@@ -47,13 +50,14 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 /// Defaults, under the file, under the flags.
-fn configuration(flags: &Flags) -> anyhow::Result<SoupConfig> {
+fn configuration(flags: &Flags, context: &StageContext) -> anyhow::Result<SoupConfig> {
     let Some(file) = &flags.config else { return config::load(None, &flags.pairs) };
     let mapping = config::read_mapping(file)?;
     if !mergekit::is_one(&mapping) {
         return config::load(Some(file), &flags.pairs);
     }
     let origin = Origin::file(file);
-    let mapping = mergekit::convert(&mapping).map_err(|error| origin.within(error))?;
-    config::from_mapping_and_flags(&mapping, &origin, &flags.pairs)
+    let converted = mergekit::convert(&mapping).map_err(|error| origin.within(error))?;
+    converted.passed_over.iter().for_each(|line| context.say(&format!("{}: {line}", file.display())));
+    config::from_mapping_and_flags(&converted.soup, &origin, &flags.pairs)
 }

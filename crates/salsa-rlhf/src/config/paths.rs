@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::names::plain;
+use crate::chat;
 
 /// What a path leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,7 @@ const MODELS: &[&str] = &[
     "base",
     "base_model",
     "tokenizer_source",
+    "adapters",
 ];
 
 /// Keys whose mappings have names of the reader's choice, with model directories as values.
@@ -111,8 +113,8 @@ pub fn inputs(config: &Value) -> Vec<PathBuf> {
 
 fn kind(key: &str, text: &str) -> Option<PathKind> {
     if key == "chat_template" {
-        // A file, unless it is the name of a template that is built in.
-        (text != "chatml").then_some(PathKind::Data)
+        // A file, unless it is the name of a template that is built in, or a template.
+        (!chat::is_name_or_text(text)).then_some(PathKind::Data)
     } else {
         kind_of_key(key)
     }
@@ -146,7 +148,9 @@ mod tests {
         });
         let found: Vec<String> = inputs(&config).iter().map(|path| path.display().to_string()).collect();
         assert_eq!(found, ["m", "a.jsonl", "b.jsonl", "x", "y", "s", "p"]);
-        assert_eq!(inputs(&json!({"chat_template": "chatml"})), [] as [PathBuf; 0]);
+        for template in ["chatml", "llama3", "auto", "{{ messages }}"] {
+            assert_eq!(inputs(&json!({"chat_template": template})), [] as [PathBuf; 0]);
+        }
         assert_eq!(inputs(&json!({"chat_template": "mine.jinja"})), [PathBuf::from("mine.jinja")]);
         assert_eq!(inputs(&json!({"answers": "a", "baseline": "b"})), [PathBuf::from("a"), PathBuf::from("b")]);
     }

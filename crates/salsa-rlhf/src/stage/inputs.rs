@@ -22,8 +22,17 @@ pub struct Input {
     pub sha256: String,
 }
 
-/// What a stage writes beside a model without changing it.
-const BESIDE: &[&str] = &["metrics.jsonl", "trainer_state.json", "timings.json", "stage.json", "README.md"];
+/// What a stage writes beside a model without changing it. What a soup says of itself names its ingredients by their paths.
+const BESIDE: &[&str] = &[
+    "metrics.jsonl",
+    "trainer_state.json",
+    "timings.json",
+    "stage.json",
+    "README.md",
+    "soup.json",
+    "geometry.json",
+    "geometry.html",
+];
 
 impl Input {
     /// Reads and digests an input.

@@ -20,6 +20,7 @@ pub mod adapters;
 pub mod arithmetic;
 mod bf16;
 pub mod byte_size;
+mod chat_template;
 mod digest;
 pub mod geometry;
 pub mod greedy;
@@ -49,27 +50,42 @@ pub struct SoupConfig {
     /// The ingredients: checkpoints of one architecture, vocabulary and tokenizer.
     #[schemars(extend("x-heading" = "Ingredients"))]
     pub models: Vec<PathBuf>,
+    /// One for each model: a LoRA adapter (a PEFT directory) that is merged into it while it is read, or an empty text.
+    /// Empty: no adapters. On the command line and in mergekit's files `MODEL+ADAPTER` under `models` is the same.
+    pub adapters: Vec<PathBuf>,
     /// One number for each ingredient. Empty: all the same, with sum 1. The paper's `alpha` is the second of two. Each
     /// may differ from tensor to tensor: a list of numbers over the layers, or filters by name.
     pub weights: Vec<Setting>,
     /// How they are combined. The paper: linear.
     #[schemars(extend("x-heading" = "Method"))]
     pub method: Method,
-    /// What the ingredients were fine-tuned from. Needed by `ties`, `dare_linear`, `dare_ties` and `task_arithmetic`;
-    /// makes `slerp` follow the arc between task vectors; otherwise only the report looks at it.
+    /// What the ingredients were fine-tuned from. Needed by `ties`, `dare_linear`, `dare_ties`, `task_arithmetic` and
+    /// `model_stock`; makes `slerp` and `nuslerp` follow the arc between task vectors; otherwise only the report looks at
+    /// it.
     pub base_model: Option<PathBuf>,
     /// Share of the entries of a task vector that `ties` and the `dare` methods keep, above 0 and at most 1; may differ
     /// from tensor to tensor.
     pub density: Setting,
     /// The same, one for each ingredient, in place of `density`. Empty: `density` is that of all.
     pub densities: Vec<Setting>,
-    /// Factor of the merged task vector, lambda in the papers, for the methods that need a base; may differ from tensor
+    /// Factor of the merged task vector, lambda in the papers, or of the model of a `passthrough`; may differ from tensor
     /// to tensor.
     pub scale: Setting,
     /// Place of a `slerp` between the first model (0) and the second (1); may differ from tensor to tensor.
     pub t: Setting,
     /// What `greedy` measures ingredients and soups by; that method cannot be without it. None: nothing is measured.
     pub greedy: Option<GreedyConfig>,
+    /// Whether `model_stock` measures angles row by row in place of tensor by tensor.
+    pub filter_wise: bool,
+    /// Whether `nuslerp` takes a tensor as one vector; if not, each row or column is one.
+    pub nuslerp_flatten: bool,
+    /// Whether `nuslerp` without `nuslerp_flatten` takes columns in place of rows (mergekit's name for it).
+    pub nuslerp_row_wise: bool,
+    /// Most steps in the search for a `karcher` mean.
+    pub max_iter: usize,
+    /// A step of `karcher` shorter than this, in radians, is the last one; a tensor not longer than this counts as zero;
+    /// above 0.
+    pub tol: f64,
     /// Seed of what the `dare` methods drop.
     pub seed: u64,
     /// Whether weights are divided by their sum. None: as the method has it, which is yes for `linear` and `ties`.
@@ -84,6 +100,9 @@ pub struct SoupConfig {
     pub max_shard_size: ByteSize,
     /// Where tokenizer and chat template come from. None: the first ingredient that has a tokenizer.
     pub tokenizer_source: Option<PathBuf>,
+    /// The soup's chat template: `chatml`, `llama3`, `alpaca` or `mistral`, a Jinja file, a Jinja text, or `auto` for the
+    /// one that most of the models have. None: that of the tokenizer.
+    pub chat_template: Option<String>,
     /// Whether norms, angles and distances go to `geometry.json` and, as a picture, to `geometry.html`.
     pub report: bool,
     /// Whether `soup.json` gets the BLAKE3 digest of every weight file, as `b3sum` prints it.
@@ -96,6 +115,7 @@ impl Default for SoupConfig {
     fn default() -> SoupConfig {
         SoupConfig {
             models: Vec::new(),
+            adapters: Vec::new(),
             weights: Vec::new(),
             method: Method::Linear,
             base_model: None,
@@ -104,12 +124,18 @@ impl Default for SoupConfig {
             scale: Setting::number(1.0),
             t: Setting::number(0.5),
             greedy: None,
+            filter_wise: false,
+            nuslerp_flatten: true,
+            nuslerp_row_wise: false,
+            max_iter: 10,
+            tol: 1e-5,
             seed: 0,
             normalize: None,
             dtype: None,
             svd_rank: None,
             max_shard_size: ByteSize(5_000_000_000),
             tokenizer_source: None,
+            chat_template: None,
             report: false,
             digests: true,
             output_dir: PathBuf::new(),
@@ -118,12 +144,56 @@ impl Default for SoupConfig {
 }
 
 impl SoupConfig {
+    /// The same with `MODEL+ADAPTER` among the models written as a model and an adapter. What is there under such a name
+    /// as a whole stays.
+    ///
+    /// # Errors
+    /// If there is more than one adapter to a model, or adapters are given otherwise too; if the base has one.
+    pub fn with_adapters_apart(mut self) -> anyhow::Result<SoupConfig> {
+        let apart = |path: &Path| -> Option<(PathBuf, PathBuf)> {
+            let (model, adapter) = path.to_str()?.split_once('+').filter(|_| !path.exists())?;
+            Some((model.into(), adapter.into()))
+        };
+        if let Some((model, adapter)) = self.base_model.as_deref().and_then(apart) {
+            bail!(
+                "base_model: {}+{} is a model with an adapter; merge it first (salsa merge {} --output DIR) and name DIR",
+                model.display(),
+                adapter.display(),
+                adapter.display()
+            );
+        }
+        let found: Vec<Option<(PathBuf, PathBuf)>> = self.models.iter().map(|model| apart(model)).collect();
+        if found.iter().all(Option::is_none) {
+            return Ok(self);
+        }
+        ensure!(self.adapters.is_empty(), "adapters are given both as MODEL+ADAPTER and under adapters; take one way");
+        let (mut models, mut adapters) = (Vec::new(), Vec::new());
+        for (given, apart) in self.models.into_iter().zip(found) {
+            let (model, adapter) = apart.unwrap_or((given, PathBuf::new()));
+            let shown = adapter.display();
+            ensure!(
+                adapter.exists() || !shown.to_string().contains('+'),
+                "{}+{shown}: a model takes one adapter; merge the first one first (salsa merge)",
+                model.display()
+            );
+            models.push(model);
+            adapters.push(adapter);
+        }
+        (self.models, self.adapters) = (models, adapters);
+        Ok(self)
+    }
+
     /// Checks ranges and relations of the values.
     ///
     /// # Errors
     /// If a value makes no sense, or the method needs another one.
     pub fn validate(&self) -> anyhow::Result<()> {
         ensure!(!self.models.is_empty(), "models is empty; name the checkpoints to combine");
+        let (adapters, models) = (self.adapters.len(), self.models.len());
+        ensure!(
+            adapters == 0 || adapters == models,
+            "{adapters} adapters for {models} models; give one for each, an empty text for none"
+        );
         ensure!(self.svd_rank != Some(0), "svd_rank is 0; it must be at least 1");
         ensure!(self.max_shard_size.0 > 0, "max_shard_size is 0; give bytes, or such as 5GB");
         if self.method == Method::Greedy {
@@ -211,7 +281,7 @@ pub fn check_fit(config: &SoupConfig) -> anyhow::Result<()> {
 fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &StageContext) -> anyhow::Result<Cooked> {
     let arithmetic = Arithmetic::new(config)?;
     if adapters::any(&config.models) {
-        return adapters::cook(config, &arithmetic, dir);
+        return adapters::cook(config, &arithmetic, dir, context);
     }
     ensure!(
         config.svd_rank.is_none(),
@@ -221,6 +291,7 @@ fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &Stage
     let ingredients = Ingredients::open(config)?;
     let tensors = ingredients.tensors(config.dtype.map(Into::into))?;
     ingredients.check_tied_copies()?;
+    let companions = chat_template::put(config, ingredients.companions(config)?, ingredients.dirs())?;
     let (config, selection) = &chosen(config, &ingredients, &tensors, context)?;
     let arithmetic = Arithmetic::new(config)?;
 
@@ -230,7 +301,7 @@ fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &Stage
     let geometry = Merge::new(&ingredients, &arithmetic, &tensors, &digests, config.report)?.run(&writer, context)?;
     writer.finish()?;
 
-    for (name, bytes) in ingredients.companions(config)?.files() {
+    for (name, bytes) in companions.files() {
         write_file(&dir.join(name), bytes, durability)?;
     }
     let write = |name: &str, value: &Value| write_file(&dir.join(name), format!("{value:#}\n").as_bytes(), durability);
@@ -240,7 +311,9 @@ fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &Stage
     }
     let record = provenance::record(config, &arithmetic, &ingredients, &digests, &files, selection.as_ref())?;
     write("soup.json", &record)?;
-    write("config.json", &ingredients.config(main_dtype(&tensors)))?;
+    let model = ingredients.config(main_dtype(&tensors));
+    ingredients.say_lost_normalization(&model, context);
+    write("config.json", &model)?;
     let mut summary = json!({
         "ingredients": config.models.len(),
         "method": if selection.is_some() { Method::Greedy } else { config.method },

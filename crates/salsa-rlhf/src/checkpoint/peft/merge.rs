@@ -57,10 +57,17 @@ pub fn merge(checkpoint: &Checkpoint, dir: &Path, dtype: Option<Dtype>, max_shar
 }
 
 /// What an adapter adds to or puts in place of the tensors of its base.
-pub(in super::super) struct Delta {
+pub(crate) struct Delta {
     scale: f32,
     rank: usize,
     factors: BTreeMap<String, Vec<f32>>,
+}
+
+impl Checkpoint {
+    /// What the checkpoint's adapter adds to its base, if it has one.
+    pub(crate) fn delta(&self) -> Result<Option<Delta>> {
+        self.adapter.as_ref().map(|adapter| Delta::read(adapter, self)).transpose()
+    }
 }
 
 impl Delta {
@@ -79,12 +86,33 @@ impl Delta {
         let factor = |name: &str| self.factors.get(&tensor.name.replace(".weight", &format!(".{name}.weight")));
         let (Some(a), Some(b)) = (factor("lora_A"), factor("lora_B")) else { return };
         let input = tensor.shape[1];
-        numbers.par_chunks_mut(input).zip(b.par_chunks(self.rank)).for_each(|(row, b)| {
-            let mut sum = vec![0f32; input];
-            for (b, a) in b.iter().zip(a.chunks_exact(input)) {
-                sum.iter_mut().zip(a).for_each(|(sum, a)| *sum += b * a);
-            }
-            row.iter_mut().zip(sum).for_each(|(w, sum)| *w += self.scale * sum);
-        });
+        let rows = numbers.par_chunks_mut(input).zip(b.par_chunks(self.rank));
+        rows.for_each(|(row, b)| self.add_to_row(a, b, input, 0, row));
+    }
+
+    /// As [`Delta::add`] to numbers `start..` of the tensor, with the same bits, on this thread.
+    pub fn add_at(&self, tensor: &TensorView, start: usize, mut numbers: &mut [f32]) {
+        if let Some(head) = self.factors.get(&tensor.name) {
+            return numbers.copy_from_slice(&head[start..start + numbers.len()]);
+        }
+        let factor = |name: &str| self.factors.get(&tensor.name.replace(".weight", &format!(".{name}.weight")));
+        let (Some(a), Some(b)) = (factor("lora_A"), factor("lora_B")) else { return };
+        let (input, mut at) = (tensor.shape[1], start);
+        while !numbers.is_empty() {
+            let (row, column) = (at / input, at % input);
+            let (part, rest) = numbers.split_at_mut(numbers.len().min(input - column));
+            self.add_to_row(a, &b[row * self.rank..][..self.rank], input, column, part);
+            at += part.len();
+            numbers = rest;
+        }
+    }
+
+    /// `w += scale * b a` for the numbers of a row from `column` on.
+    fn add_to_row(&self, a: &[f32], b: &[f32], input: usize, column: usize, row: &mut [f32]) {
+        let mut sum = vec![0f32; row.len()];
+        for (b, a) in b.iter().zip(a.chunks_exact(input)) {
+            sum.iter_mut().zip(&a[column..]).for_each(|(sum, a)| *sum += b * a);
+        }
+        row.iter_mut().zip(sum).for_each(|(w, sum)| *w += self.scale * sum);
     }
 }

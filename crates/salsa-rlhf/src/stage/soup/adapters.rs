@@ -9,11 +9,14 @@ use serde_json::{Value, json};
 use super::{
     Cooked, SoupConfig,
     arithmetic::{Arithmetic, Method},
+    chat_template,
+    ingredients::LOST_NORMALIZATION,
     tokenizers,
 };
 use crate::{
     atomic,
     checkpoint::{AdapterToSave, Checkpoint, Companions, Dtype, PeftAdapter, save_adapter},
+    stage::StageContext,
 };
 
 #[cfg(test)]
@@ -25,7 +28,16 @@ pub(super) fn any(models: &[PathBuf]) -> bool {
 }
 
 /// Writes the soup of adapters as a PEFT directory with `soup.json`. Ingredients of weight 0 are left out.
-pub(super) fn cook(config: &SoupConfig, arithmetic: &Arithmetic, dir: &Path) -> anyhow::Result<Cooked> {
+pub(super) fn cook(
+    config: &SoupConfig,
+    arithmetic: &Arithmetic,
+    dir: &Path,
+    context: &StageContext,
+) -> anyhow::Result<Cooked> {
+    ensure!(
+        config.adapters.is_empty(),
+        "adapters are for whole models, which they are merged into; models names adapters already"
+    );
     ensure!(
         config.method == Method::Linear,
         "adapters can only be mixed with method linear, not {}: merge each into its base first (salsa merge)",
@@ -55,7 +67,11 @@ pub(super) fn cook(config: &SoupConfig, arithmetic: &Arithmetic, dir: &Path) -> 
         _ => (exact.clone(), factors, None),
     };
     let scores = same_scores(&kept);
+    if scores.is_empty() && kept.iter().any(|model| model.score_normalization().is_some()) {
+        context.say(LOST_NORMALIZATION);
+    }
     let companions = Companions::from_dir(config.tokenizer_source.as_deref().unwrap_or(kept[0].dir()))?;
+    let companions = chat_template::put(config, companions, kept.iter().map(Checkpoint::dir))?;
     let mut summary = json!({
         "ingredients": config.models.len(),
         "method": config.method,

@@ -2,35 +2,50 @@
 use anyhow::{Context, bail, ensure};
 use salsa_algo::{
     random::bits,
-    soup::{Consensus, Normalize, Origin, Sparsify, TaskMerge, Weights},
+    soup::{Consensus, KarcherSearch, Normalize, Origin, Sparsify, TaskMerge, Weights, nuslerp_place},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
     SoupConfig,
-    rule::{self, Rule, TensorRule},
+    rule::{self, AngleOf, Rule, TensorRule},
     setting::{Setting, place},
 };
 
-/// How ingredients are combined; mergekit's names, and `greedy`.
+/// How ingredients are combined; mergekit's names, and `greedy`. Below, `x` are ingredients, `d = x - base` task vectors,
+/// `w` weights; each formula is for one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// The weighted mean: the soup of the paper.
+    /// The weighted mean, the soup of the paper: `sum w x / sum w`. Takes weights, normalize.
     Linear,
-    /// The mean of those ingredients that do not make it worse, as measured.
+    /// The mean of those ingredients that do not make it worse, as measured. Takes greedy.
     Greedy,
-    /// A point on the arc between two models.
+    /// A point on the arc between two models: `(sin((1 - t) W) a + sin(t W) b) / sin W` with W their angle; with a base,
+    /// between task vectors. Takes t, base_model.
     Slerp,
-    /// Task vectors trimmed by magnitude, with an election of signs.
+    /// The same at `t = w2 / (w1 + w2)`, with an angle for each tensor, row or column. Takes weights, base_model,
+    /// nuslerp_flatten, nuslerp_row_wise.
+    Nuslerp,
+    /// The middle on a sphere: the direction with the least sum of squared angles, times the mean length. Takes max_iter,
+    /// tol.
+    Karcher,
+    /// Task vectors trimmed to the largest entries, signs elected: `base + scale sum w d / sum w` over those with the
+    /// elected sign. Takes weights, density or densities, scale, normalize.
     Ties,
-    /// Task vectors thinned at random, then summed.
+    /// Entries of task vectors dropped at random, the others divided by the density, then summed:
+    /// `base + scale sum w d`. Takes weights, density or densities, scale, seed, normalize.
     DareLinear,
-    /// Task vectors thinned at random, with an election of signs.
+    /// The same with the election of signs of ties.
     DareTies,
-    /// The weighted sum of task vectors.
+    /// The weighted sum of task vectors: `base + scale sum w d`. Takes weights, scale, normalize.
     TaskArithmetic,
+    /// Towards the mean as far as angles say: `r mean(x) + (1 - r) base`, `r = n c / (1 + (n - 1) c)`, with c the mean
+    /// cosine between task vectors. Takes filter_wise.
+    ModelStock,
+    /// One model as it is, times scale. Takes scale.
+    Passthrough,
 }
 
 impl Method {
@@ -44,12 +59,38 @@ impl Method {
             Method::DareLinear => "dare_linear",
             Method::DareTies => "dare_ties",
             Method::TaskArithmetic => "task_arithmetic",
+            Method::ModelStock => "model_stock",
+            Method::Nuslerp => "nuslerp",
+            Method::Karcher => "karcher",
+            Method::Passthrough => "passthrough",
         }
     }
 
     /// Whether it works on differences from a base model.
     pub fn needs_base(self) -> bool {
-        !matches!(self, Method::Linear | Method::Greedy | Method::Slerp)
+        self.merges_task_vectors() || self == Method::ModelStock
+    }
+
+    fn merges_task_vectors(self) -> bool {
+        self.is_sparse() || self == Method::TaskArithmetic
+    }
+
+    fn has_weights(self) -> bool {
+        self.merges_task_vectors() || matches!(self, Method::Linear | Method::Nuslerp)
+    }
+
+    fn has_scale(self) -> bool {
+        self.merges_task_vectors() || self == Method::Passthrough
+    }
+
+    /// How many models it takes, in words, if there is a rule.
+    fn count(self) -> Option<(std::ops::RangeInclusive<usize>, &'static str)> {
+        match self {
+            Method::Slerp | Method::Nuslerp => Some((2..=2, "exactly 2 models")),
+            Method::ModelStock => Some((2..=usize::MAX, "2 models or more, besides the base")),
+            Method::Passthrough => Some((1..=1, "exactly 1 model")),
+            _ => None,
+        }
     }
 
     fn is_sparse(self) -> bool {
@@ -61,7 +102,9 @@ impl Method {
 #[derive(Clone, Debug)]
 pub struct Arithmetic {
     method: Method,
-    /// One for each ingredient; of a slerp, none.
+    /// How many ingredients there are.
+    count: usize,
+    /// One for each ingredient; none where the method has no weights.
     weights: Vec<Setting>,
     /// One for each ingredient.
     densities: Vec<Setting>,
@@ -69,6 +112,8 @@ pub struct Arithmetic {
     t: Setting,
     normalize: Normalize,
     origin: Origin,
+    angles: AngleOf,
+    search: KarcherSearch,
     seed: u64,
 }
 
@@ -84,17 +129,22 @@ impl Arithmetic {
         if method.needs_base() && config.base_model.is_none() {
             bail!("method {name} works on differences from a base model; give it with base_model (--base DIR)");
         }
-        if method == Method::Slerp {
-            ensure!(count == 2, "method slerp takes exactly 2 models, not {count}");
+        if let Some((allowed, words)) = method.count() {
+            ensure!(allowed.contains(&count), "method {name} takes {words}, not {count}");
         }
+        let (max_iter, tol) = (config.max_iter, config.tol);
+        ensure!(tol > 0.0 && tol.is_finite(), "tol is {tol}; it must be above 0");
         let arithmetic = Arithmetic {
             method,
+            count,
             weights: given_weights(config)?,
             densities: given_densities(config)?,
             scale: config.scale.clone(),
             t: config.t.clone(),
             normalize: normalization(config),
             origin: if config.base_model.is_some() { Origin::Base } else { Origin::Zero },
+            angles: angles(config),
+            search: KarcherSearch { max_iter, tol },
             seed: config.seed,
         };
         arithmetic.check_numbers()?;
@@ -105,8 +155,11 @@ impl Arithmetic {
         Ok(arithmetic)
     }
 
-    /// The weights as used, if they are the same for all tensors.
+    /// The weights as used, if they are the same for all tensors and not a matter of angles.
     pub fn constant_weights(&self) -> Option<Vec<f64>> {
+        if matches!(self.method, Method::Karcher | Method::ModelStock) {
+            return None;
+        }
         let weights = self.is_constant().then(|| self.rule(0, "", 0.0).ok())??.weights;
         Some(weights)
     }
@@ -134,8 +187,26 @@ impl Arithmetic {
             let t = number(&self.t, "t")?;
             return Ok(TensorRule { weights: vec![1.0 - t, t], rule: Rule::Arc { t, origin: self.origin } });
         }
+        match self.method {
+            Method::Karcher => {
+                let weights = vec![1.0 / self.count as f64; self.count];
+                return Ok(TensorRule { weights, rule: Rule::Karcher(self.search) });
+            }
+            Method::ModelStock => {
+                let weights = vec![1.0 / self.count as f64; self.count];
+                return Ok(TensorRule { weights, rule: Rule::Stock(self.angles) });
+            }
+            // Where no filter fits, the tensor stays as it is, as in mergekit.
+            Method::Passthrough => return Ok(rule::scaled(self.scale.at(name, place).unwrap_or(1.0))?),
+            _ => {}
+        }
         let weights =
             self.weights.iter().map(|weight| number(weight, "a weight")).collect::<anyhow::Result<Vec<f64>>>()?;
+        if let (Method::Nuslerp, [first, second]) = (self.method, &weights[..]) {
+            let t = nuslerp_place([*first, *second]);
+            let rule = Rule::Arcs { t, origin: self.origin, angles: self.angles };
+            return Ok(TensorRule { weights: vec![1.0 - t, t], rule });
+        }
         if matches!(self.method, Method::Linear | Method::Greedy) {
             ensure!(weights.iter().any(|w| *w != 0.0), "all weights are 0; at least one must be something else");
             return Ok(rule::mean(&weights, self.normalize)?);
@@ -171,15 +242,19 @@ impl Arithmetic {
             ensure!(bad.is_none(), "{key} is {}; give a finite number", bad.unwrap_or(f64::NAN));
         }
         for density in &self.densities {
-            // Beside others, 0 leaves a model out of some tensors; alone, it would leave out all.
-            let least = if density.constant().is_some() { f64::MIN_POSITIVE } else { 0.0 };
-            let bad = density.numbers().into_iter().find(|d| !(least..=1.0).contains(d));
+            let bad = density.numbers().into_iter().find(|d| !(0.0..=1.0).contains(d));
             ensure!(
                 bad.is_none(),
-                "density {} is not a share of entries to keep; give a number above 0 and at most 1",
+                "density {} is not a share of entries to keep; give a number from 0 to 1",
                 bad.unwrap_or(f64::NAN)
             );
         }
+        // Of one model it leaves that one out; of all there is nothing to merge.
+        let keeps_nothing = self.densities.iter().all(|density| density.constant() == Some(0.0));
+        ensure!(
+            !keeps_nothing || !self.method.is_sparse(),
+            "density 0 keeps nothing of any model, so that the soup would be the base; give a number above 0"
+        );
         Ok(())
     }
 }
@@ -187,20 +262,40 @@ impl Arithmetic {
 /// A value that would be ignored is a misunderstanding.
 fn refuse_unused(config: &SoupConfig) -> anyhow::Result<()> {
     let (method, unset) = (config.method, SoupConfig::default());
+    let weights = match method {
+        Method::Slerp => "say where between the two with t",
+        Method::Greedy => "all that are kept weigh the same",
+        Method::Passthrough => "give scale",
+        _ => "angles decide",
+    };
+    let divides = method.merges_task_vectors() || method == Method::Linear;
+    let nuslerp = "it belongs to method nuslerp";
+    let karcher = "it belongs to method karcher";
     let unused = [
-        ("weights", method == Method::Slerp && !config.weights.is_empty(), "say where between the two with t"),
-        ("weights", method == Method::Greedy && !config.weights.is_empty(), "all that are kept weigh the same"),
-        ("normalize", method == Method::Slerp && config.normalize.is_some(), "leave it out"),
-        ("normalize", method == Method::Greedy && config.normalize.is_some(), "leave it out"),
+        ("weights", !method.has_weights() && !config.weights.is_empty(), weights),
+        ("normalize", !divides && config.normalize.is_some(), "leave it out"),
         ("t", method != Method::Slerp && config.t != unset.t, "give weights"),
         ("density", !method.is_sparse() && config.density != unset.density, "it belongs to ties and dare"),
         ("densities", !method.is_sparse() && !config.densities.is_empty(), "they belong to ties and dare"),
-        ("scale", !method.needs_base() && config.scale != unset.scale, "it belongs to methods with a base model"),
+        (
+            "scale",
+            !method.has_scale() && config.scale != unset.scale,
+            "it belongs to methods that sum task vectors, and to passthrough",
+        ),
         ("greedy", method != Method::Greedy && config.greedy.is_some(), "it belongs to method greedy"),
+        ("filter_wise", method != Method::ModelStock && config.filter_wise, "it belongs to method model_stock"),
+        ("nuslerp_flatten", method != Method::Nuslerp && !config.nuslerp_flatten, nuslerp),
+        ("nuslerp_row_wise", method != Method::Nuslerp && config.nuslerp_row_wise, nuslerp),
+        ("max_iter", method != Method::Karcher && config.max_iter != unset.max_iter, karcher),
+        ("tol", method != Method::Karcher && config.tol != unset.tol, karcher),
     ];
     for (key, is_unused, remedy) in unused {
         ensure!(!is_unused, "method {} does not use {key}; {remedy}", method.name());
     }
+    ensure!(
+        !(config.nuslerp_row_wise && config.nuslerp_flatten),
+        "nuslerp_row_wise has no effect while nuslerp_flatten is true; add nuslerp_flatten: false"
+    );
     let both = config.density != unset.density && !config.densities.is_empty();
     ensure!(!both, "density and densities are both given; give one for all models, or one for each");
     Ok(())
@@ -208,7 +303,7 @@ fn refuse_unused(config: &SoupConfig) -> anyhow::Result<()> {
 
 fn given_weights(config: &SoupConfig) -> anyhow::Result<Vec<Setting>> {
     let count = config.models.len();
-    if config.method == Method::Slerp {
+    if !config.method.has_weights() && config.method != Method::Greedy {
         return Ok(Vec::new());
     }
     if config.weights.is_empty() {
@@ -233,6 +328,16 @@ fn given_densities(config: &SoupConfig) -> anyhow::Result<Vec<Setting>> {
     let given = config.densities.len();
     ensure!(given == count, "{given} densities for {count} models; give one for each");
     Ok(config.densities.clone())
+}
+
+/// mergekit's `nuslerp` takes angles along the last dimension or, "row-wise", along the first: of rows or of columns, as
+/// matrices lie here.
+fn angles(config: &SoupConfig) -> AngleOf {
+    match (config.method, config.filter_wise, config.nuslerp_flatten, config.nuslerp_row_wise) {
+        (Method::ModelStock, true, ..) | (Method::Nuslerp, _, false, false) => AngleOf::Row,
+        (Method::Nuslerp, _, false, true) => AngleOf::Column,
+        _ => AngleOf::Tensor,
+    }
 }
 
 fn normalization(config: &SoupConfig) -> Normalize {

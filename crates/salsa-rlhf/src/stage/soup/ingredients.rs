@@ -1,24 +1,34 @@
 //! The models that go into a soup: opened, and refused if they do not fit together, before any weight is read.
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure};
 use salsa_engine::ModelSpec;
 use serde_json::{Value, json};
 
-use super::{SoupConfig, tokenizers};
-use crate::checkpoint::{Checkpoint, Companions, Dtype, NewTensor};
+use super::{SoupConfig, arithmetic::Method, tokenizers};
+use crate::{
+    checkpoint::{Checkpoint, Companions, Dtype, NewTensor},
+    stage::StageContext,
+};
 
 /// Checkpoints of one architecture.
 #[derive(Debug)]
 pub(super) struct Ingredients {
     pub models: Vec<Checkpoint>,
     pub base: Option<Checkpoint>,
+    /// The shape of the soup: that of the models, with an output layer of its own if one of them has one.
+    pub spec: ModelSpec,
 }
 
 impl Ingredients {
     /// Opens the ingredients and the base, and compares each with the first.
     pub fn open(config: &SoupConfig) -> anyhow::Result<Ingredients> {
-        let models = config.models.iter().map(|dir| open(dir)).collect::<anyhow::Result<Vec<_>>>()?;
+        let adapter = |i: usize| config.adapters.get(i).filter(|dir| !dir.as_os_str().is_empty());
+        let model = |(i, dir): (usize, &PathBuf)| match adapter(i) {
+            None => open(dir),
+            Some(adapter) => adapted(open(dir)?, adapter),
+        };
+        let models = config.models.iter().enumerate().map(model).collect::<anyhow::Result<Vec<_>>>()?;
         let base = config.base_model.as_deref().map(open).transpose()?;
         let (first, others) = models.split_first().expect("an empty list is refused by the configuration's check");
         for other in others.iter().chain(&base) {
@@ -30,14 +40,52 @@ impl Ingredients {
                 bail!("{names} cannot be mixed: tokenizer.json differs: {difference}");
             }
         }
-        Ok(Ingredients { models, base })
+        let tied_embeddings = models.iter().chain(&base).all(|model| model.spec.tied_embeddings);
+        let spec = ModelSpec { tied_embeddings, ..models[0].spec.clone() };
+        let twin = models.iter().find(|model| model.spec.tied_embeddings != tied_embeddings);
+        if let Some(twin) = twin.filter(|_| config.method == Method::Greedy) {
+            bail!(
+                "method greedy needs models that all tie their embeddings or all have an output layer; {} ties them: write it \
+                 with an output layer first (salsa soup MODEL UNTIED --weights 1 0)",
+                twin.dir().display()
+            );
+        }
+        Ok(Ingredients { models, base, spec })
+    }
+
+    /// Which tensor of a model is read for each of the soup's: with tied embeddings the output layer is the embedding.
+    pub fn places(&self, model: &Checkpoint) -> Vec<usize> {
+        let views = model.spec.tensors();
+        let find = |name: &str| views.iter().position(|view| view.name == name);
+        let place = |view: salsa_engine::TensorView| {
+            let tied = || find("model.embed_tokens.weight").filter(|_| view.name == "lm_head.weight");
+            find(&view.name).or_else(tied).expect("models differ in nothing but whether embeddings are tied")
+        };
+        self.spec.tensors().into_iter().map(place).collect()
+    }
+
+    /// Folders that may hold a tokenizer, those of the ingredients first.
+    pub fn dirs(&self) -> impl Iterator<Item = &Path> {
+        self.models.iter().chain(&self.base).map(Checkpoint::dir)
+    }
+
+    /// Of reward models each of which brings the normalisation of its scores, a soup has none: it would have to be measured.
+    pub fn say_lost_normalization(&self, config: &Value, context: &StageContext) {
+        let had = self.models.iter().any(|model| model.score_normalization().is_some());
+        if had && (config.get("score_mean").or(config.get("mean"))).is_none_or(Value::is_null) {
+            context.say(LOST_NORMALIZATION);
+        }
     }
 
     /// The tensors of the soup. `dtype` is their type, if one is asked for.
     pub fn tensors(&self, dtype: Option<Dtype>) -> anyhow::Result<Vec<NewTensor>> {
-        let stored = self.models.iter().map(Checkpoint::raw).collect::<anyhow::Result<Vec<_>>>()?;
-        let own = |tensor| stored.iter().map(|raw| raw.dtype(tensor)).reduce(wider).expect("at least one model");
-        let views = self.models[0].spec.tensors().into_iter().enumerate();
+        let stored = |model: &Checkpoint| -> anyhow::Result<Vec<Dtype>> {
+            let raw = model.raw()?;
+            Ok(self.places(model).into_iter().map(|place| raw.dtype(place)).collect())
+        };
+        let stored = self.models.iter().map(stored).collect::<anyhow::Result<Vec<_>>>()?;
+        let own = |tensor: usize| stored.iter().map(|dtypes| dtypes[tensor]).reduce(wider).expect("at least one model");
+        let views = self.spec.tensors().into_iter().enumerate();
         let tensor = |(i, view): (usize, salsa_engine::TensorView)| NewTensor {
             name: view.name,
             shape: view.shape,
@@ -47,7 +95,7 @@ impl Ingredients {
     }
 
     pub fn parameters(&self) -> usize {
-        self.models[0].spec.parameters()
+        self.spec.parameters()
     }
 
     /// A checkpoint may carry its tied embedding twice; the copies must agree.
@@ -76,16 +124,46 @@ impl Ingredients {
     pub fn config(&self, dtype: Dtype) -> Value {
         let mut config = self.models[0].config.clone();
         if let Value::Object(keys) = &mut config {
-            for key in ["score_mean", "score_std", "mean", "std"] {
-                if self.models.iter().any(|model| model.config.get(key) != self.models[0].config.get(key)) {
-                    keys.shift_remove(key);
+            let pairs = [["score_mean", "score_std"], ["mean", "std"]];
+            for pair in pairs {
+                let of = |model: &Checkpoint| pair.map(|key| model.config.get(key).cloned());
+                if self.models.iter().any(|model| of(model) != of(&self.models[0])) {
+                    pair.iter().for_each(|key| drop(keys.shift_remove(*key)));
                 }
+            }
+            if self.spec.tied_embeddings != self.models[0].spec.tied_embeddings {
+                keys.insert("tie_word_embeddings".to_owned(), json!(self.spec.tied_embeddings));
             }
             keys.insert("torch_dtype".to_owned(), json!(dtype.config_name()));
             keys.insert("dtype".to_owned(), json!(dtype.config_name()));
         }
         config
     }
+}
+
+/// What is said of a soup of reward models that had normalised scores.
+pub(super) const LOST_NORMALIZATION: &str = "the soup of reward models has no score_mean and score_std, although \
+     ingredients have: they would have to be measured anew, and the mean of theirs would be wrong. ppo takes its scores \
+     as they are, so kl_coef weighs otherwise; to normalise them, score held-out answers (salsa score) and put the mean \
+     and the standard deviation into its config.json as score_mean and score_std";
+
+/// The model that an adapter makes of a whole one.
+fn adapted(model: Checkpoint, adapter: &Path) -> anyhow::Result<Checkpoint> {
+    let (head, dir) = (model.spec.head, model.dir().to_owned());
+    ensure!(
+        adapter.join("adapter_config.json").is_file(),
+        "{}: there is no adapter_config.json: give a PEFT directory as the adapter of {}",
+        adapter.display(),
+        dir.display()
+    );
+    let adapted = model.with_adapter(adapter)?;
+    ensure!(
+        adapted.spec.head == head,
+        "{} makes a reward model of {}, which is a language model; merge it first (salsa merge)",
+        adapter.display(),
+        dir.display()
+    );
+    Ok(adapted)
 }
 
 fn open(dir: &Path) -> anyhow::Result<Checkpoint> {
@@ -123,7 +201,8 @@ fn difference(a: &Checkpoint, b: &Checkpoint) -> Option<String> {
             qkv_bias,
             qk_norm,
             sliding_window,
-            tied_embeddings,
+            // A soup of both has an output layer of its own.
+            tied_embeddings: _,
             head,
         } = &model.spec;
         [
@@ -136,7 +215,6 @@ fn difference(a: &Checkpoint, b: &Checkpoint) -> Option<String> {
             ("num_attention_heads", heads.to_string()),
             ("num_key_value_heads", kv_heads.to_string()),
             ("head_dim", head_dim.to_string()),
-            ("tie_word_embeddings", tied_embeddings.to_string()),
             ("rope", format!("{rope:?}")),
             ("rms_norm_eps", rms_norm_eps.to_string()),
             ("hidden_act", format!("{activation:?}")),

@@ -7,15 +7,16 @@ use std::{
     thread,
 };
 
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use salsa_algo::soup::{Gram, SlerpStream};
+use salsa_engine::TensorView;
 
 use super::{
     arithmetic::Arithmetic, bf16, digest::FileDigest, geometry::Geometry, ingredients::Ingredients,
     provenance::Digests, rule::TensorRule,
 };
 use crate::{
-    checkpoint::{Checkpoint, Dtype, NewTensor, RawTensors, Writer},
+    checkpoint::{Checkpoint, Delta, Dtype, NewTensor, RawTensors, Writer},
     progress::Progress,
     stage::StageContext,
 };
@@ -45,6 +46,11 @@ pub(super) struct Merge<'a> {
 struct Source<'a> {
     raw: RawTensors<'a>,
     digests: &'a [FileDigest],
+    /// Which of its tensors is read for each of the soup's.
+    places: Vec<usize>,
+    views: Vec<TensorView>,
+    /// What its adapter adds.
+    delta: Option<Delta>,
 }
 
 /// Some of a tensor's numbers.
@@ -82,11 +88,17 @@ impl<'a> Merge<'a> {
     ) -> anyhow::Result<Merge<'a>> {
         let mut files = digests.models.iter().map(Vec::as_slice);
         let mut source = |model: &'a Checkpoint| -> anyhow::Result<Source<'a>> {
-            Ok(Source { raw: model.raw()?, digests: files.next().unwrap_or_default() })
+            Ok(Source {
+                raw: model.raw()?,
+                digests: files.next().unwrap_or_default(),
+                places: ingredients.places(model),
+                views: model.spec.tensors(),
+                delta: model.delta()?,
+            })
         };
         let models = ingredients.models.iter().map(&mut source).collect::<anyhow::Result<_>>()?;
         let base = ingredients.base.as_ref().map(&mut source).transpose()?;
-        let layers = ingredients.models[0].spec.layers;
+        let layers = ingredients.spec.layers;
         let rules = arithmetic.rules(tensors.iter().map(|tensor| tensor.name.as_str()), layers)?;
         Ok(Merge { models, base, arithmetic, rules, tensors, ingredients, soup: &digests.soup, report })
     }
@@ -161,7 +173,7 @@ impl<'a> Merge<'a> {
         scratch: &mut Scratch,
         advance: &dyn Fn(Piece) -> anyhow::Result<()>,
     ) -> anyhow::Result<Option<Gram>> {
-        let (tensor, len) = (job.tensor(), job.len());
+        let tensor = job.tensor();
         if let Job::Piece(piece) = job
             && !self.report
             && self.mix_bf16(piece, writer, scratch)?
@@ -169,7 +181,7 @@ impl<'a> Merge<'a> {
             advance(piece)?;
             return Ok(None);
         }
-        let mut stream = self.rules[tensor].stream(len);
+        let mut stream = self.rules[tensor].stream(&self.tensors[tensor].shape);
         let pieces = job.pieces();
         // A tensor of one piece is read once.
         let mut held = false;
@@ -210,7 +222,7 @@ impl<'a> Merge<'a> {
         let Some(weights) = rule.mean() else { return Ok(false) };
         let reads = rule.reads();
         let all_bf16 = self.tensors[piece.tensor].dtype == Dtype::BF16
-            && reads.iter().all(|i| self.models[*i].raw.dtype(piece.tensor) == Dtype::BF16);
+            && reads.iter().all(|i| self.models[*i].is_plain_bf16(piece.tensor));
         if !all_bf16 || !bf16::is_exact(weights) {
             return Ok(false);
         }
@@ -287,14 +299,22 @@ impl<'a> Merge<'a> {
     fn read(&self, model: &Source<'_>, piece: Piece, stored: &mut Vec<u8>, out: &mut Vec<f32>) -> anyhow::Result<()> {
         model.read(piece, stored)?;
         out.resize(piece.len, 0.0);
-        let Err(at) = model.raw.dtype(piece.tensor).decode(stored, out) else { return Ok(()) };
-        bail!(
-            "{}: number {} of {} is {}: the model is broken, leave it out or take an earlier checkpoint",
-            model.raw.path(piece.tensor).display(),
-            piece.start + at,
-            self.tensors[piece.tensor].name,
-            out[at]
-        )
+        let place = model.places[piece.tensor];
+        let broken = |at: usize, value: f32| {
+            anyhow!(
+                "{}: number {} of {} is {value}: the model is broken, leave it out or take an earlier checkpoint",
+                model.raw.path(place).display(),
+                piece.start + at,
+                self.tensors[piece.tensor].name
+            )
+        };
+        model.raw.dtype(place).decode(stored, out).map_err(|at| broken(at, out[at]))?;
+        let Some(delta) = &model.delta else { return Ok(()) };
+        delta.add_at(&model.views[place], piece.start, out);
+        match out.iter().position(|number| !number.is_finite()) {
+            Some(at) => Err(broken(at, out[at]).context("with its adapter merged into it")),
+            None => Ok(()),
+        }
     }
 
     fn not_in_range(&self, tensor: usize, at: usize, value: f32) -> anyhow::Error {
@@ -306,9 +326,15 @@ impl<'a> Merge<'a> {
 }
 
 impl Source<'_> {
+    /// Whether the bytes of the soup's tensor are bfloat16 numbers to be taken as they are.
+    fn is_plain_bf16(&self, tensor: usize) -> bool {
+        self.delta.is_none() && self.raw.dtype(self.places[tensor]) == Dtype::BF16
+    }
+
     /// Reads a piece as it is stored; its digest takes note of it.
     fn read(&self, piece: Piece, bytes: &mut Vec<u8>) -> anyhow::Result<()> {
         let Piece { tensor, start, len } = piece;
+        let tensor = self.places[tensor];
         bytes.resize(len * self.raw.dtype(tensor).size(), 0);
         self.raw.read(tensor, start, bytes)?;
         let (file, offset) = self.raw.position(tensor, start);

@@ -5,22 +5,48 @@ use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::{Map, Value, json};
 
 use super::setting::Setting;
+use crate::chat::named;
 
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 11] = [
     "merge_method",
     "models",
     "slices",
+    "modules",
     "base_model",
     "parameters",
     "dtype",
     "out_dtype",
     "tokenizer_source",
     "tokenizer",
+    "chat_template",
 ];
-const METHODS: [&str; 6] = ["linear", "slerp", "ties", "dare_linear", "dare_ties", "task_arithmetic"];
-const NUMBERS: [&str; 4] = ["weight", "density", "t", "lambda"];
-const SWITCHES: [&str; 3] = ["normalize", "int8_mask", "rescale"];
-const OF_A_MODEL: [&str; 2] = ["weight", "density"];
+const METHODS: [&str; 10] = [
+    "linear",
+    "slerp",
+    "nuslerp",
+    "karcher",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "task_arithmetic",
+    "model_stock",
+    "passthrough",
+];
+/// Numbers that may differ from tensor to tensor.
+const NUMBERS: [&str; 5] = ["weight", "density", "t", "lambda", "scale"];
+const SWITCHES: [&str; 6] = ["normalize", "int8_mask", "rescale", "filter_wise", "nuslerp_flatten", "nuslerp_row_wise"];
+/// Numbers that are the same for all tensors, and have our name.
+const CONSTANTS: [&str; 2] = ["max_iter", "tol"];
+const OF_A_MODEL: [&str; 3] = ["weight", "density", "scale"];
+
+/// A file of mergekit's in our keys.
+#[derive(Debug)]
+pub struct Converted {
+    /// The configuration, in the keys of [`super::SoupConfig`].
+    pub soup: Map<String, Value>,
+    /// A line for each key that mergekit, and so this program, passes over.
+    pub passed_over: Vec<String>,
+}
 
 /// Whether a mapping is a mergekit configuration and not one of ours.
 pub fn is_one(mapping: &Map<String, Value>) -> bool {
@@ -33,19 +59,37 @@ pub fn is_one(mapping: &Map<String, Value>) -> bool {
 ///
 /// A model's own parameter goes before the slice's, that before the common one; where no filter of one fits, the next is
 /// asked. `dtype` asks only for the type of the result here, the arithmetic is in float32 in any case; `out_dtype` goes
-/// before it. `int8_mask` saves memory in mergekit and changes nothing.
+/// before it. `int8_mask` saves memory in mergekit and changes nothing. Keys on top that mergekit does not know are passed
+/// over, as it does, so that YAML anchors can stand there; each is told.
 ///
 /// # Errors
-/// What is not supported (several slices, other methods, other keys) is named.
-pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
-    if let Some(key) = given.keys().find(|key| !KEYS.contains(&key.as_str())) {
-        bail!("{key}: mergekit's {key} is not supported; supported are {}", KEYS.join(", "));
+/// What is not supported (several slices, other methods, other keys further down) is named.
+pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Converted> {
+    let unknown = given.keys().filter(|key| !KEYS.contains(&key.as_str()));
+    let passed_over = unknown.map(|key| passed_over(key)).collect();
+    Ok(Converted { soup: soup(given)?, passed_over })
+}
+
+fn passed_over(key: &str) -> String {
+    let parameters = [&NUMBERS[..], &SWITCHES, &CONSTANTS].concat();
+    if parameters.contains(&key) {
+        return format!("{key} has no effect on top, as in mergekit: it belongs under `parameters`");
     }
+    let near = KEYS.into_iter().find(|known| strsim::damerau_levenshtein(known, key) <= 2);
+    let hint = near.map(|known| format!("; if {known} is meant, correct it")).unwrap_or_default();
+    format!("{key} has no effect: mergekit knows no such key and passes over it, and so does salsa{hint}")
+}
+
+fn soup(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
+    ensure!(
+        !given.contains_key("modules"),
+        "modules: mergekit's modules is not supported; of a model with one module, write its models or slices on top"
+    );
     let method = text(given, "merge_method")?.ok_or_else(|| anyhow!("merge_method is missing"))?;
     if !METHODS.contains(&method.as_str()) {
         bail!("merge_method {method} is not supported; supported are {}", METHODS.join(", "));
     }
-    let mut shared = Parameters::read(given, "", &[&NUMBERS[..], &SWITCHES].concat())?;
+    let mut shared = Parameters::read(given, "", &common())?;
     let mut base = text(given, "base_model")?;
     let mut models = match (given.get("models"), given.get("slices")) {
         (Some(_), Some(_)) => bail!("models and slices are both given; mergekit takes one of them"),
@@ -65,6 +109,32 @@ pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>>
             soup.insert("t".to_owned(), json!(number("t").ok_or_else(|| anyhow!("parameters.t is missing"))?));
         }
         "linear" => weights(&models, &mut soup)?,
+        "karcher" => soup.extend(shared.constants.clone()),
+        "passthrough" => {
+            ensure!(models.len() == 1, "models: a passthrough takes 1 model, not {}", models.len());
+            if let Some(scale) = &models[0].scale {
+                soup.insert("scale".to_owned(), json!(scale));
+            }
+        }
+        "nuslerp" => {
+            if let Some(base) = &base {
+                models.retain(|model| model.path != *base);
+                soup.insert("base_model".to_owned(), json!(base));
+            }
+            ensure!(models.len() == 2, "models: a nuslerp takes 2 models besides its base, not {}", models.len());
+            weights(&models, &mut soup)?;
+            let flatten = shared.switch("nuslerp_flatten").unwrap_or(true);
+            soup.insert("nuslerp_flatten".to_owned(), json!(flatten));
+            // mergekit reads this one only without the other.
+            let row_wise = shared.switch("nuslerp_row_wise").filter(|_| !flatten).unwrap_or(false);
+            soup.insert("nuslerp_row_wise".to_owned(), json!(row_wise));
+        }
+        "model_stock" => {
+            let base = base.clone().ok_or_else(|| anyhow!("base_model is missing: {method} needs it"))?;
+            models.retain(|model| model.path != base);
+            soup.insert("base_model".to_owned(), json!(base));
+            soup.insert("filter_wise".to_owned(), json!(shared.switch("filter_wise").unwrap_or(false)));
+        }
         _ => {
             let base = base.clone().ok_or_else(|| anyhow!("base_model is missing: {method} needs it"))?;
             models.retain(|model| model.path != base);
@@ -79,12 +149,15 @@ pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>>
             }
         }
     }
-    if let Some(normalize) = shared.switch("normalize").filter(|_| method != "slerp") {
+    if let Some(normalize) = shared.switch("normalize").filter(|_| divides(&method)) {
         soup.insert("normalize".to_owned(), json!(normalize));
     }
     soup.insert("models".to_owned(), models.iter().map(|model| json!(model.path)).collect());
     if let Some(dtype) = text(given, "out_dtype")?.or(text(given, "dtype")?) {
         soup.insert("dtype".to_owned(), json!(dtype));
+    }
+    if let Some(template) = text(given, "chat_template")? {
+        soup.insert("chat_template".to_owned(), json!(chat_template(&template)?));
     }
     if let Some(source) = tokenizer(given, base.as_deref(), &models)? {
         soup.insert("tokenizer_source".to_owned(), json!(source));
@@ -92,11 +165,33 @@ pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>>
     Ok(soup)
 }
 
+/// Whether a method divides by the sum of weights, or may: of others mergekit does not look at `normalize`.
+fn divides(method: &str) -> bool {
+    matches!(method, "linear" | "ties" | "dare_linear" | "dare_ties" | "task_arithmetic")
+}
+
+/// The names of `parameters` that are not those of one model.
+fn common() -> Vec<&'static str> {
+    [&NUMBERS[..], &SWITCHES, &CONSTANTS].concat()
+}
+
+/// Names and Jinja texts are taken; of a name that it does not know mergekit says "Invalid chat template".
+fn chat_template(given: &str) -> anyhow::Result<&str> {
+    let known = given == "auto" || named::NAMES.contains(&given);
+    ensure!(
+        known || given.contains('{'),
+        "chat_template is {given:?}; supported are auto, {} and the text of a Jinja template",
+        named::NAMES.join(", ")
+    );
+    Ok(given)
+}
+
 /// One of `models`, or of a slice's `sources`.
 struct Model {
     path: String,
     weight: Option<Setting>,
     density: Option<Setting>,
+    scale: Option<Setting>,
 }
 
 /// A checked mapping `parameters`.
@@ -104,6 +199,7 @@ struct Model {
 struct Parameters {
     numbers: Vec<(String, Setting)>,
     switches: Vec<(String, bool)>,
+    constants: Vec<(String, Value)>,
 }
 
 impl Parameters {
@@ -120,6 +216,9 @@ impl Parameters {
             if SWITCHES.contains(&key.as_str()) {
                 let Value::Bool(switch) = value else { bail!("{place} is {value}; give true or false") };
                 parameters.switches.push((key.clone(), *switch));
+            } else if CONSTANTS.contains(&key.as_str()) {
+                ensure!(value.is_number(), "{place} is {value}; give one number for all tensors");
+                parameters.constants.push((key.clone(), value.clone()));
             } else {
                 parameters.numbers.push((key.clone(), Setting::read(value).context(place)?));
             }
@@ -153,7 +252,8 @@ impl Parameters {
         }
         // The first of a name is the one that is found.
         let switches = self.switches.into_iter().chain(next.switches).collect();
-        Parameters { numbers, switches }
+        let constants = next.constants.into_iter().chain(self.constants).collect();
+        Parameters { numbers, switches, constants }
     }
 }
 
@@ -170,7 +270,8 @@ fn models(owner: &Map<String, Value>, key: &str, place: &str, shared: &Parameter
         let path = path(entry.get("model").unwrap_or(&Value::Null))
             .ok_or_else(|| anyhow!("{place}model is missing, or no path"))?;
         let own = Parameters::read(entry, &place, &OF_A_MODEL)?;
-        Ok(Model { path, weight: own.number_or("weight", shared), density: own.number_or("density", shared) })
+        let number = |key: &str| own.number_or(key, shared);
+        Ok(Model { path, weight: number("weight"), density: number("density"), scale: number("scale") })
     };
     list.iter().enumerate().map(model).collect()
 }
@@ -185,18 +286,24 @@ fn slice(slices: &Value, shared: &mut Parameters, base: &mut Option<String>) -> 
     if let Some(key) = slice.keys().find(|key| !known.contains(&key.as_str())) {
         bail!("slices[0].{key}: not supported; supported are {}", known.join(", "));
     }
-    let own = Parameters::read(slice, "slices[0].", &[&NUMBERS[..], &SWITCHES].concat())?;
+    let own = Parameters::read(slice, "slices[0].", &common())?;
     *shared = own.over(std::mem::take(shared));
     *base = text(slice, "base_model")?.or(base.take());
     let models = models(slice, "sources", "slices[0].sources", shared)?;
     let sources = slice.get("sources").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     for (i, (source, model)) in sources.iter().zip(&models).enumerate() {
         let place = format!("slices[0].sources[{i}].layer_range");
-        let range: Option<Vec<u64>> =
-            source["layer_range"].as_array().map(|ends| ends.iter().filter_map(Value::as_u64).collect());
-        let Some([from, to]) = range.as_deref() else { bail!("{place} is missing, or not two numbers") };
+        let range: Option<Vec<i64>> =
+            source["layer_range"].as_array().and_then(|ends| ends.iter().map(Value::as_i64).collect());
+        let Some([from, to]) = range.as_deref() else { bail!("{place} is missing, or not two whole numbers") };
         // A model that cannot be read is refused with its own error when it is opened.
         let layers = layers(Path::new(&model.path)).unwrap_or(*to);
+        let all = if layers > 0 { format!(" (all layers are [0, {layers}])") } else { String::new() };
+        ensure!(
+            *from >= 0 && *to > *from,
+            "{place} is [{from}, {to}], which are no layers: it goes from the first one to behind the last one, and counts \
+             none from the end{all}"
+        );
         ensure!(
             *from == 0 && *to == layers,
             "{place} is [{from}, {to}] of {layers} layers; a slice of a part of the layers is not supported"
@@ -205,9 +312,9 @@ fn slice(slices: &Value, shared: &mut Parameters, base: &mut Option<String>) -> 
     Ok(models)
 }
 
-fn layers(model: &Path) -> Option<u64> {
+fn layers(model: &Path) -> Option<i64> {
     let config: Value = serde_json::from_slice(&fs::read(model.join("config.json")).ok()?).ok()?;
-    config["num_hidden_layers"].as_u64()
+    config["num_hidden_layers"].as_i64()
 }
 
 /// mergekit counts the base among the models, also where it is not named there.
@@ -220,9 +327,15 @@ fn add_base(method: &str, base: Option<&str>, shared: &Parameters, models: &mut 
                 weight.is_some(),
                 "base_model: in a linear merge it is one more model and has no weight; name it under models, or leave it out"
             );
-            models.push(Model { path: base.to_owned(), weight, density: None });
+            models.push(Model { path: base.to_owned(), weight, density: None, scale: None });
         }
-        "slerp" if models.len() == 1 => models.push(Model { path: base.to_owned(), weight: None, density: None }),
+        "karcher" => models.push(Model { path: base.to_owned(), weight: None, density: None, scale: None }),
+        "slerp" if models.len() == 1 => {
+            models.push(Model { path: base.to_owned(), weight: None, density: None, scale: None });
+        }
+        "passthrough" => {
+            bail!("base_model: a passthrough takes one model, which mergekit counts the base as too; leave it out")
+        }
         _ => {}
     }
     Ok(())
@@ -259,7 +372,8 @@ fn tokenizer(given: &Map<String, Value>, base: Option<&str>, models: &[Model]) -
         (None | Some(Value::Null), None | Some(Value::Null)) => return Ok(None),
         (Some(source), None | Some(Value::Null)) => ("tokenizer_source", source),
         (None | Some(Value::Null), Some(Value::Object(block))) => {
-            if let Some(key) = block.keys().find(|key| *key != "source") {
+            let is_empty = |value: &Value| value.is_null() || value.as_object().is_some_and(Map::is_empty);
+            if let Some((key, _)) = block.iter().find(|(key, value)| *key != "source" && !is_empty(value)) {
                 bail!("tokenizer.{key}: not supported; supported is source");
             }
             ("tokenizer.source", block.get("source").ok_or_else(|| anyhow!("tokenizer.source is missing"))?)
@@ -267,8 +381,11 @@ fn tokenizer(given: &Map<String, Value>, base: Option<&str>, models: &[Model]) -
         (None | Some(Value::Null), Some(_)) => bail!("tokenizer is no mapping; write tokenizer: {{source: base}}"),
         _ => bail!("tokenizer_source and tokenizer are both given; mergekit takes one of them"),
     };
-    let source = path(source).ok_or_else(|| anyhow!("{place} is {source}; give base or a path"))?;
-    ensure!(source != "union", "{place}: union is not supported; give base or the path of a model");
+    let source = path(source).ok_or_else(|| anyhow!("{place} is {source}; give base, union or a path"))?;
+    if source == "union" {
+        // All tokenizers must be the same, and of those the union is any.
+        return Ok(None);
+    }
     let first = models.first().map(|model| model.path.as_str());
     Ok(if source == "base" { base.or(first).map(str::to_owned) } else { Some(source) })
 }
@@ -280,157 +397,18 @@ fn text(given: &Map<String, Value>, key: &str) -> anyhow::Result<Option<String>>
     }
 }
 
-/// `dir`, or `{model: {path: dir}}` as mergekit also writes it.
+/// `dir`, `dir+adapter`, or `{model: {path: dir}, lora: {path: adapter}}` as mergekit also writes it.
 fn path(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
+        Value::Object(fields) if fields.len() == 2 => {
+            let (model, adapter) = (path(fields.get("model")?)?, fields.get("lora")?);
+            Some(if adapter.is_null() { model } else { format!("{model}+{}", path(adapter)?) })
+        }
         Value::Object(fields) if fields.len() == 1 => path(fields.get("model").or(fields.get("path"))?),
         _ => None,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config;
-
-    fn read(yaml: &str) -> Result<Value, String> {
-        let Value::Object(mapping) = config::parse(yaml).unwrap() else { panic!("{yaml}") };
-        convert(&mapping).map(Value::Object).map_err(|error| format!("{error:#}"))
-    }
-
-    const TWO: &str = "models:\n- {model: a, parameters: {weight: 0.3}}\n- {model: b, parameters: {weight: 0.7}}\n";
-
-    #[test]
-    fn a_linear_merge() {
-        let soup = read(&format!(
-            "{TWO}merge_method: linear\nparameters: {{normalize: false}}\ndtype: float32\nout_dtype: bfloat16\ntokenizer_source: base"
-        ));
-        let expected = json!({
-            "method": "linear", "weights": [0.3, 0.7], "normalize": false, "models": ["a", "b"], "dtype": "bfloat16",
-            "tokenizer_source": "a",
-        });
-        assert_eq!(soup.unwrap(), expected);
-        let source =
-            |yaml: &str| read(&format!("{TWO}merge_method: linear\n{yaml}")).unwrap()["tokenizer_source"].clone();
-        assert_eq!(source("tokenizer: {source: base}"), "a");
-        assert_eq!(source("tokenizer: {source: {model: {path: c}}}"), "c");
-    }
-
-    #[test]
-    fn a_slerp_begins_at_its_base() {
-        let soup = read("models: [{model: a}, {model: b}]\nmerge_method: slerp\nbase_model: b\nparameters: {t: 0.2}");
-        assert_eq!(soup.unwrap(), json!({"method": "slerp", "t": 0.2, "models": ["b", "a"]}));
-    }
-
-    #[test]
-    fn the_base_is_no_ingredient_of_a_task_merge() {
-        let soup = read(
-            "models:\n- model: base\n- {model: a, parameters: {weight: 1.0, density: 0.5}}\n- {model: b, parameters: {weight: 2}}\n\
-             merge_method: ties\nbase_model: {model: {path: base}}\nparameters: {density: 0.5, lambda: 0.8, int8_mask: true}",
-        );
-        let expected = json!({
-            "method": "ties", "weights": [1.0, 2.0], "density": 0.5, "base_model": "base", "scale": 0.8, "models": ["a", "b"],
-        });
-        assert_eq!(soup.unwrap(), expected);
-    }
-
-    #[test]
-    fn filters_gradients_and_densities_of_each_model() {
-        let soup = read(
-            "models:\n- {model: a, parameters: {weight: [{filter: mlp, value: [0, 1]}], density: 0.1}}\n\
-             - {model: b, parameters: {density: [0.2, 0.9]}}\nmerge_method: dare_ties\nbase_model: c\n\
-             parameters: {weight: [{filter: norm, value: 3}, {value: 0.5}], lambda: [1, 0.5]}",
-        );
-        let common = json!([{"filter": "norm", "value": 3.0}, {"value": 0.5}]);
-        let expected = json!({
-            "method": "dare_ties",
-            "weights": [[{"filter": "mlp", "value": [0.0, 1.0]}, {"filter": "norm", "value": 3.0}, {"value": 0.5}], common],
-            "densities": [0.1, [0.2, 0.9]],
-            "base_model": "c", "scale": [1.0, 0.5], "models": ["a", "b"],
-        });
-        assert_eq!(soup.unwrap(), expected);
-    }
-
-    /// The example of mergekit's README.
-    #[test]
-    fn one_slice_of_all_layers() {
-        let soup = read(
-            "slices:\n- sources: [{model: b, layer_range: [0, 32]}, {model: a, layer_range: [0, 32]}]\n\
-             merge_method: slerp\nbase_model: a\ndtype: bfloat16\nparameters:\n  t:\n  - {filter: self_attn, value: [0, 0.5, 0.3, 0.7, 1]}\n  \
-             - {filter: mlp, value: [1, 0.5, 0.7, 0.3, 0]}\n  - value: 0.5",
-        );
-        let t = json!([
-            {"filter": "self_attn", "value": [0.0, 0.5, 0.3, 0.7, 1.0]}, {"filter": "mlp", "value": [1.0, 0.5, 0.7, 0.3, 0.0]}, {"value": 0.5}
-        ]);
-        assert_eq!(soup.unwrap(), json!({"method": "slerp", "t": t, "models": ["a", "b"], "dtype": "bfloat16"}));
-        let own = read(
-            "slices: [{sources: [{model: a, layer_range: [0, 2]}], base_model: b, parameters: {t: [{filter: mlp, value: 1}]}}]\n\
-             merge_method: slerp\nbase_model: c\nparameters: {t: 0.5}",
-        );
-        let t = json!([{"filter": "mlp", "value": 1.0}, {"value": 0.5}]);
-        assert_eq!(own.unwrap(), json!({"method": "slerp", "t": t, "models": ["b", "a"]}));
-    }
-
-    #[test]
-    fn a_linear_merge_counts_its_base() {
-        let soup = read("models: [{model: a}]\nmerge_method: linear\nbase_model: b\nparameters: {weight: 1}").unwrap();
-        assert_eq!((&soup["models"], &soup["weights"]), (&json!(["a", "b"]), &json!([1.0, 1.0])));
-    }
-
-    #[test]
-    fn what_is_not_supported_is_named() {
-        let refused = |yaml: &str| read(yaml).unwrap_err();
-        let linear = format!("{TWO}merge_method: linear\n");
-        for (yaml, message) in [
-            (format!("{linear}slices: []"), "models and slices are both given"),
-            (
-                "merge_method: linear\nslices: [{sources: []}, {sources: []}]".to_owned(),
-                "slices: mergekit's slices is not supported but",
-            ),
-            (
-                "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [2, 4]}]}]".to_owned(),
-                "slices[0].sources[0].layer_range is [2, 4]",
-            ),
-            (
-                "merge_method: linear\nslices: [{sources: [], residual_weight: 1}]".to_owned(),
-                "slices[0].residual_weight: not supported",
-            ),
-            (format!("{linear}chat_template: auto"), "chat_template: mergekit's chat_template is not supported"),
-            (format!("{linear}tokenizer_source: union"), "tokenizer_source: union is not supported"),
-            (format!("{linear}tokenizer: {{source: union}}"), "tokenizer.source: union is not supported"),
-            (format!("{linear}tokenizer: {{source: base, tokens: {{}}}}"), "tokenizer.tokens: not supported"),
-            (format!("{linear}tokenizer: {{}}"), "tokenizer.source is missing"),
-            (format!("{linear}tokenizer: base"), "tokenizer is no mapping"),
-            (format!("{linear}tokenizer: {{source: base}}\ntokenizer_source: base"), "tokenizer_source and tokenizer"),
-            (format!("{linear}base_model: c"), "base_model: in a linear merge it is one more model"),
-            (format!("{linear}parameters: {{t: [0, x]}}"), "parameters.t: \"x\" is no number"),
-            (format!("{linear}parameters: {{gamma: 1}}"), "parameters.gamma: not supported"),
-            (format!("{linear}parameters: {{normalize: 1}}"), "parameters.normalize is 1; give true or false"),
-            (format!("{TWO}merge_method: della"), "merge_method della is not supported"),
-            (format!("{TWO}merge_method: ties"), "base_model is missing"),
-            (format!("{TWO}merge_method: slerp\nbase_model: c"), "base_model: in a slerp it must be one of the two"),
-            (
-                format!("{TWO}merge_method: dare_ties\nbase_model: c\nparameters: {{rescale: false}}"),
-                "parameters.rescale",
-            ),
-            (
-                "merge_method: linear\nmodels: [{model: a, parameters: {weight: [{filter: mlp, value: 1, layer: 2}]}}]"
-                    .to_owned(),
-                "models[0].parameters.weight: filter 1: a filter has no key \"layer\"",
-            ),
-            ("merge_method: linear\nmodels: [{model: a}]".to_owned(), "models[0].parameters.weight is missing (a)"),
-        ] {
-            let error = refused(&yaml);
-            assert!(error.starts_with(message), "{error}");
-        }
-    }
-
-    #[test]
-    fn ours_and_theirs_are_told_apart() {
-        let is_one =
-            |yaml: &str| matches!(config::parse(yaml).unwrap(), Value::Object(mapping) if super::is_one(&mapping));
-        assert!(is_one(TWO) && is_one("slices: []"));
-        assert!(!is_one("models: [a, b]\nmerge_method: linear"));
-    }
-}
+mod tests;

@@ -4,8 +4,17 @@ use std::path::Path;
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use super::{SoupConfig, arithmetic::Arithmetic, digest::FileDigest, greedy::Selection, ingredients::Ingredients};
-use crate::checkpoint::{Checkpoint, Writer};
+use super::{
+    SoupConfig,
+    arithmetic::{Arithmetic, Method},
+    digest::FileDigest,
+    greedy::Selection,
+    ingredients::Ingredients,
+};
+use crate::{
+    atomic,
+    checkpoint::{Checkpoint, Writer},
+};
 
 /// The digests of all weight files, in the making; empty where none are wanted.
 pub(super) struct Digests {
@@ -40,7 +49,16 @@ pub(super) fn record(
     let mut described = all(ingredients).enumerate().map(|(i, model)| {
         let digests = digests.models.get(i).map(Vec::as_slice).unwrap_or_default();
         let files = model.weight_files().enumerate().map(|(i, path)| file(path, length(path)?, digests.get(i)));
-        anyhow::Ok(json!({ "path": model.dir(), "files": files.collect::<anyhow::Result<Vec<Value>>>()? }))
+        let mut described =
+            json!({ "path": model.base_dir(), "files": files.collect::<anyhow::Result<Vec<Value>>>()? });
+        if let Some(adapter) = model.adapter() {
+            described["adapter"] = json!({ "path": adapter.dir() });
+            let weights = adapter.dir().join("adapter_model.safetensors");
+            if config.digests && weights.is_file() {
+                described["adapter"]["sha256"] = json!(atomic::sha256_file(&weights)?);
+            }
+        }
+        anyhow::Ok(described)
     });
     let mut list = described.by_ref().take(ingredients.models.len()).collect::<anyhow::Result<Vec<Value>>>()?;
     let weights = arithmetic.constant_weights();
@@ -68,6 +86,16 @@ pub(super) fn record(
         "base": base,
         "files": soup.collect::<anyhow::Result<Vec<Value>>>()?,
     });
+    let own: &[&str] = match config.method {
+        Method::ModelStock => &["filter_wise"],
+        Method::Nuslerp => &["nuslerp_flatten", "nuslerp_row_wise"],
+        Method::Karcher => &["max_iter", "tol"],
+        _ => &[],
+    };
+    own.iter().for_each(|key| record[*key] = setting(key));
+    if let Some(template) = &config.chat_template {
+        record["chat_template"] = json!(template);
+    }
     if !config.densities.is_empty() {
         record["density"] = setting("densities");
     }

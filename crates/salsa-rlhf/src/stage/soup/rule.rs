@@ -1,10 +1,13 @@
 //! What a soup's method is for one tensor, and the method at work on it.
-use salsa_algo::soup::{Normalize, Origin, SlerpStream, TaskMerge, TaskStream, Weights, weighted_mean};
+use salsa_algo::soup::{
+    KarcherSearch, KarcherStream, Normalize, NuSlerpStream, Origin, SlerpStream, StockStream, TaskMerge, TaskStream,
+    Vectors, Weights, weighted_mean,
+};
 
 /// The method for one tensor, its numbers settled.
 #[derive(Clone, Debug)]
 pub(super) struct TensorRule {
-    /// One weight for each ingredient, as used; of a slerp, `1 - t` and `t`.
+    /// One weight for each ingredient, as used; of an arc, `1 - t` and `t`. Where angles decide, they are not used.
     pub weights: Vec<f64>,
     /// The arithmetic.
     pub rule: Rule,
@@ -17,8 +20,33 @@ pub(super) enum Rule {
     Mean(Weights),
     /// A point on the arc between two tensors.
     Arc { t: f64, origin: Origin },
+    /// The same with an angle for each vector.
+    Arcs { t: f64, origin: Origin, angles: AngleOf },
+    /// Towards the mean as far as the angles of the task vectors say.
+    Stock(AngleOf),
+    /// The middle on a sphere.
+    Karcher(KarcherSearch),
     /// Task vectors, with one density for each.
     Task { merge: TaskMerge, densities: Vec<f64> },
+}
+
+/// Of what an angle is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AngleOf {
+    Tensor,
+    Row,
+    Column,
+}
+
+impl AngleOf {
+    /// In a tensor of this shape; one with a single dimension is a vector as a whole.
+    fn vectors(self, shape: &[usize]) -> Vectors {
+        match (self, shape) {
+            (AngleOf::Row, [_, width]) => Vectors::Rows(*width),
+            (AngleOf::Column, [_, count]) => Vectors::Columns(*count),
+            _ => Vectors::Whole,
+        }
+    }
 }
 
 impl TensorRule {
@@ -34,23 +62,36 @@ impl TensorRule {
     pub fn reads(&self) -> Vec<usize> {
         let all = 0..self.weights.len();
         match self.rule {
-            Rule::Mean(_) => all.filter(|i| self.weights[*i] != 0.0).collect(),
+            // All of no weight are read too: a sum that is zero must still not hide a broken model.
+            Rule::Mean(_) if self.weights.iter().any(|weight| *weight != 0.0) => {
+                all.filter(|i| self.weights[*i] != 0.0).collect()
+            }
             _ => all.collect(),
         }
     }
 
     /// Whether the base is read.
     pub fn reads_base(&self) -> bool {
-        matches!(self.rule, Rule::Arc { origin: Origin::Base, .. } | Rule::Task { .. })
+        match self.rule {
+            Rule::Arc { origin, .. } | Rule::Arcs { origin, .. } => origin == Origin::Base,
+            Rule::Stock(_) | Rule::Task { .. } => true,
+            Rule::Mean(_) | Rule::Karcher(_) => false,
+        }
     }
 
-    /// Starts on the tensor, which has this many numbers.
-    pub fn stream(&self, numbers: usize) -> Stream<'_> {
+    /// Starts on the tensor, which has this shape.
+    pub fn stream(&self, shape: &[usize]) -> Stream<'_> {
+        let models = self.weights.len();
         match &self.rule {
             Rule::Mean(weights) => Stream::Mean(weights),
             Rule::Arc { t, origin } => Stream::Arc(SlerpStream::new(*t, *origin), Looks::Wanted),
+            Rule::Arcs { t, origin, angles } => {
+                Stream::Arcs(NuSlerpStream::new(*t, *origin, angles.vectors(shape)), Looks::Wanted)
+            }
+            Rule::Stock(angles) => Stream::Stock(StockStream::new(angles.vectors(shape), models), Looks::Wanted),
+            Rule::Karcher(search) => Stream::Karcher(KarcherStream::new(models, *search), Looks::Wanted),
             Rule::Task { merge, densities } => {
-                let stream = merge.stream_with_densities(numbers, &self.weights, densities);
+                let stream = merge.stream_with_densities(shape.iter().product(), &self.weights, densities);
                 Stream::Task(stream.expect("densities were checked when the rule was made"))
             }
         }
@@ -65,10 +106,13 @@ impl TensorRule {
 pub(super) enum Stream<'a> {
     Mean(&'a Weights),
     Arc(SlerpStream, Looks),
+    Arcs(NuSlerpStream, Looks),
+    Stock(StockStream, Looks),
+    Karcher(KarcherStream, Looks),
     Task(TaskStream),
 }
 
-/// Whether an arc has seen its tensor.
+/// Whether angles of the tensor are known.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Looks {
     Wanted,
@@ -79,7 +123,9 @@ impl Stream<'_> {
     pub fn wants_a_look(&self) -> bool {
         match self {
             Stream::Mean(_) => false,
-            Stream::Arc(_, looks) => *looks == Looks::Wanted,
+            Stream::Arc(_, looks) | Stream::Arcs(_, looks) | Stream::Stock(_, looks) | Stream::Karcher(_, looks) => {
+                *looks == Looks::Wanted
+            }
             Stream::Task(stream) => stream.wants_a_look(),
         }
     }
@@ -88,6 +134,9 @@ impl Stream<'_> {
         match self {
             Stream::Mean(_) => {}
             Stream::Arc(stream, _) => stream.look(base, ingredients[0], ingredients[1]),
+            Stream::Arcs(stream, _) => stream.look(base, ingredients[0], ingredients[1]),
+            Stream::Stock(stream, _) => stream.look(base, ingredients),
+            Stream::Karcher(stream, _) => stream.look(ingredients),
             Stream::Task(stream) => stream.look(base, ingredients),
         }
     }
@@ -95,8 +144,16 @@ impl Stream<'_> {
     pub fn looked(&mut self) {
         match self {
             Stream::Mean(_) => {}
-            Stream::Arc(_, looks) => *looks = Looks::Taken,
+            Stream::Arc(..) => {}
+            Stream::Arcs(stream, _) => stream.looked(),
+            Stream::Stock(stream, _) => stream.looked(),
+            Stream::Karcher(stream, _) => stream.looked(),
             Stream::Task(stream) => stream.looked(),
+        }
+        if let Stream::Arc(_, looks) | Stream::Arcs(_, looks) | Stream::Stock(_, looks) | Stream::Karcher(_, looks) =
+            self
+        {
+            *looks = Looks::Taken;
         }
     }
 
@@ -104,6 +161,9 @@ impl Stream<'_> {
         match self {
             Stream::Mean(weights) => weighted_mean(ingredients, weights, out),
             Stream::Arc(stream, _) => stream.apply(base, ingredients[0], ingredients[1], out),
+            Stream::Arcs(stream, _) => stream.apply(base, ingredients[0], ingredients[1], out),
+            Stream::Stock(stream, _) => stream.apply(base, ingredients, out),
+            Stream::Karcher(stream, _) => stream.apply(ingredients, out),
             Stream::Task(stream) => stream.apply(base, ingredients, out),
         }
     }
@@ -118,4 +178,13 @@ pub(super) fn mean(given: &[f64], normalize: Normalize) -> Result<TensorRule, sa
     let weights = Weights::new(&kept, normalize)?;
     let sum: f64 = if normalize == Normalize::Divide { given.iter().sum() } else { 1.0 };
     Ok(TensorRule { weights: given.iter().map(|w| w / sum).collect(), rule: Rule::Mean(weights) })
+}
+
+/// The rule of one model multiplied by a number.
+///
+/// # Errors
+/// If the number is not finite.
+pub(super) fn scaled(scale: f64) -> Result<TensorRule, salsa_algo::soup::SoupError> {
+    let weights = Weights::new(&[scale], Normalize::Keep)?;
+    Ok(TensorRule { weights: vec![scale], rule: Rule::Mean(weights) })
 }

@@ -20,7 +20,9 @@ use crate::{
 };
 
 mod greedy;
+mod methods;
 mod refused;
+mod twins;
 
 /// A folder for the checkpoints of one test.
 struct Kitchen(tempfile::TempDir);
@@ -385,8 +387,8 @@ fn numbers_of_one_reward_model_are_not_passed_off_as_the_soups() {
     let config = kitchen.config(&dirs.each_ref());
     write_new_directory(&config, &StageContext::quiet()).unwrap();
     let soup = json_file(&config.output_dir.join("config.json"));
-    assert!(soup.get("score_mean").is_none());
-    assert_eq!(soup["score_std"], 2.0);
+    // Half of the pair would be wrong too.
+    assert!(soup.get("score_mean").is_none() && soup.get("score_std").is_none());
 }
 
 #[test]

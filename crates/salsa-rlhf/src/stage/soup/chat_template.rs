@@ -1,0 +1,47 @@
+//! The chat template of a soup, where another than the tokenizer's is asked for.
+use std::path::Path;
+
+use anyhow::Context;
+
+use super::SoupConfig;
+use crate::{
+    chat::{self, ChatTemplate},
+    checkpoint::Companions,
+    tokenizer::SpecialTokenNames,
+};
+
+/// The companions with the chat template that the configuration asks for, if it does. `models` are the folders of all
+/// models, in order.
+///
+/// # Errors
+/// If there is no such template, or it cannot be compiled.
+pub(super) fn put<'a>(
+    config: &SoupConfig,
+    companions: Companions,
+    models: impl Iterator<Item = &'a Path>,
+) -> anyhow::Result<Companions> {
+    let Some(choice) = &config.chat_template else { return Ok(companions) };
+    let source = match choice.as_str() {
+        "auto" => most_common(models)?,
+        text if text.contains('{') => Some(text.to_owned()),
+        name => Some(chat::source_of(name).context("chat_template")?),
+    };
+    let Some(source) = source else { return Ok(companions) };
+    ChatTemplate::new(&source, &SpecialTokenNames::default()).context("chat_template")?;
+    Ok(companions.with_chat_template(&source))
+}
+
+/// The template that most of the models have, of equals the one that comes first; none if none has one.
+fn most_common<'a>(models: impl Iterator<Item = &'a Path>) -> anyhow::Result<Option<String>> {
+    let mut counts: Vec<(String, usize)> = Vec::new();
+    for dir in models {
+        let Some(template) = ChatTemplate::from_dir(dir)? else { continue };
+        let source = template.source().trim();
+        match counts.iter_mut().find(|(known, _)| known == source) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((source.to_owned(), 1)),
+        }
+    }
+    let most = counts.iter().map(|(_, count)| *count).max();
+    Ok(counts.into_iter().find(|(_, count)| Some(*count) == most).map(|(source, _)| source))
+}
