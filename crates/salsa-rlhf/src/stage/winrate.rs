@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     StageContext,
-    arguments::ComputeType,
+    arguments::{ComputeType, check_count},
     device::Choice as DeviceChoice,
     rows::{Row, Rows},
     score,
@@ -72,8 +72,8 @@ impl WinrateConfig {
     /// If a value makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
         ensure!(self.tie_margin >= 0.0, "tie_margin is {}; it must be at least 0", self.tie_margin);
-        ensure!(self.resamples > 0, "resamples is 0; it must be at least 1");
-        ensure!(self.max_tokens_per_batch > 0, "max_tokens_per_batch is 0; it must be at least 1");
+        check_count("resamples", self.resamples as u64, MOST_RESAMPLES)?;
+        check_count("max_tokens_per_batch", self.max_tokens_per_batch as u64, u64::MAX)?;
         match (self.judge, &self.reward_model_path) {
             (Judge::Gold, Some(_)) => bail!("judge is gold, so reward_model_path has no use; leave one of them out"),
             (Judge::RewardModel, None) => bail!("judge is reward_model; say which: reward_model_path: DIR"),
@@ -91,6 +91,9 @@ pub enum Judge {
     /// The gold reward of the toy world, for its prompts.
     Gold,
 }
+
+/// Most resamples of the bootstrap.
+const MOST_RESAMPLES: u64 = 10_000_000;
 
 /// Compares the two files: wins, ties and losses, the win rate with ties counted half, and the difference of scores, with
 /// 95 % intervals (Wilson's and paired bootstrap).
