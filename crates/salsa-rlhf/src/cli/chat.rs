@@ -17,7 +17,7 @@ use crate::{
     hub,
     stage::{
         StageContext,
-        arguments::ComputeType,
+        arguments::{ComputeType, MOST_TOKENS, check_count},
         device::Choice as DeviceChoice,
         memory::{Knobs, Need, Responses, Saving, part, shape},
         start::{Found, Frozen},
@@ -137,10 +137,7 @@ fn check(arguments: &Arguments) -> Result<(), Usage> {
     if !(top_p > 0.0 && top_p <= 1.0) {
         return Err(Usage(format!("--top-p is {top_p}; it must be above 0 and at most 1")));
     }
-    if max_new_tokens == 0 {
-        return Err(Usage("--max-new-tokens is 0; it must be at least 1".to_owned()));
-    }
-    Ok(())
+    check_count("--max-new-tokens", max_new_tokens as u64, MOST_TOKENS).map_err(|error| Usage(error.to_string()))
 }
 
 fn dtype(name: &str) -> Result<ComputeType, String> {

@@ -196,6 +196,7 @@ impl TrainingArguments {
 pub fn check_range(key: &str, value: f64, range: RangeInclusive<f64>) -> anyhow::Result<()> {
     let (low, high) = (range.start(), range.end());
     let wanted = match (*low == f64::MIN_POSITIVE, *high >= f64::MAX) {
+        _ if !value.is_finite() => "a finite number".to_owned(),
         (true, true) => "above 0".to_owned(),
         (false, true) => format!("at least {low}"),
         _ => format!("between {low} and {high}"),

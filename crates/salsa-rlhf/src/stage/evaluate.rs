@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     StageContext,
-    arguments::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count},
+    arguments::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_range},
     bases::Bases,
     device::{self, Choice as DeviceChoice},
     exam::{Answering, Answers, Asked, Exam, Questions, Syllabus},
@@ -171,7 +171,7 @@ impl EvaluateConfig {
         for arm in self.runs.keys() {
             ensure!(known(arm), "runs names {arm:?}, which is not among the arms");
         }
-        ensure!(self.temperature > 0.0, "temperature is {}; it must be above 0", self.temperature);
+        check_range("temperature", self.temperature.into(), f64::MIN_POSITIVE..=f64::from(f32::MAX))?;
         check_count("max_new_tokens", self.max_new_tokens as u64, MOST_TOKENS)?;
         check_count("decode_slots", self.decode_slots as u64, MOST_SEQUENCES)?;
         self.check_names()

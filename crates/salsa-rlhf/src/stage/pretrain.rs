@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     StageContext,
-    arguments::{TrainingArguments, check_most},
+    arguments::{TrainingArguments, check_most, check_range},
     encoder::Encoder,
     memory::{self, Knobs, Saving},
     next_token::{NextToken, Sequence},
@@ -127,6 +127,8 @@ impl PretrainConfig {
         ] {
             check_most(key, value as u64, most)?;
         }
+        check_range("rope_theta", self.rope_theta, f64::MIN_POSITIVE..=f64::MAX)?;
+        check_range("rms_norm_eps", self.rms_norm_eps.into(), 0.0..=f64::from(f32::MAX))?;
         ensure!(self.num_attention_heads > 0, "num_attention_heads is 0; it must be at least 1");
         self.training.validate(self.learning_rate, self.num_train_epochs)
     }
