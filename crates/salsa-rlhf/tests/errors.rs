@@ -207,7 +207,6 @@ fn numbers_out_of_range_are_refused_by_their_keys() {
         (generate("--batch_size 18446744073709551615"), "batch_size"),
         (sft("--use_peft true --lora_r 9223372036854775808"), "lora_r"),
         (sft("--max_steps 9223372036854775807"), "max_steps"),
-        (sft("--num_train_epochs 1e9"), "num_train_epochs"),
         (sft("--per_device_train_batch_size 18446744073709551615"), "per_device_train_batch_size"),
         (sft("--per_device_eval_batch_size 18446744073709551615"), "per_device_eval_batch_size"),
         (sft("--gradient_accumulation_steps 18446744073709551615"), "gradient_accumulation_steps"),
@@ -225,6 +224,8 @@ fn numbers_out_of_range_are_refused_by_their_keys() {
     ] {
         assert_fails(1, &line, &[key, "at most"]);
     }
+    assert_fails(1, &sft("--num_train_epochs 1e9"), &["num_train_epochs", "between 0 and 1000000"]);
+    assert_fails(1, &sft("--learning_rate .inf"), &["learning_rate", "a finite number"]);
 }
 
 #[test]
