@@ -1,8 +1,10 @@
 //! Threads for short parallel regions.
 //!
 //! A decoding step is a hundred regions of some microseconds each; putting a thread to sleep between two of them and
-//! waking it again would cost more than the work. So workers spin for a moment before they sleep. A region is a number of
-//! tasks that threads take one by one; the thread that asks takes part and never waits for one that has not come yet.
+//! waking it again would cost more than the work. So who waits spins for a moment, then offers its core to others, and
+//! sleeps in the end: at once, if another process took the core, for then there is more to do than there are cores. A
+//! region is a number of tasks that threads take one by one; the thread that asks takes part and never waits for one that
+//! has not come yet.
 //! Results cannot depend on who computes what: tasks write disjoint parts and never add to each other's sums.
 
 use std::any::Any;
@@ -13,8 +15,12 @@ use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// How long a worker looks for the next region before it sleeps.
-const SPIN: Duration = Duration::from_micros(200);
+/// How long who waits keeps its core to itself.
+const SPIN: Duration = Duration::from_micros(20);
+/// How long who waits looks before it sleeps, the core being offered to others between two looks.
+const YIELD: Duration = Duration::from_micros(200);
+/// A core that comes back later than this was used by somebody else.
+const TAKEN: Duration = Duration::from_micros(50);
 
 thread_local! {
     /// How many threads regions started by this thread may use; 0: all.
@@ -23,16 +29,23 @@ thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Threads that parallel regions use: `RAYON_NUM_THREADS`, or the cores this process may use.
+/// Threads that parallel regions use: `RAYON_NUM_THREADS`, or the cores this process may use, which are the most.
 pub fn threads() -> usize {
     static DEFAULT: OnceLock<usize> = OnceLock::new();
     match LIMIT.get() {
-        0 => *DEFAULT.get_or_init(|| {
-            let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
-            asked.unwrap_or_else(|| thread::available_parallelism().map_or(1, |n| n.get()))
-        }),
+        0 => *DEFAULT.get_or_init(|| asked_threads().map_or(cores(), |asked| asked.min(cores()))),
         limit => limit,
     }
+}
+
+/// The number of threads that `RAYON_NUM_THREADS` asks for.
+pub fn asked_threads() -> Option<usize> {
+    std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0)
+}
+
+/// Cores that this process may use.
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 /// Runs `f` with this many threads in the parallel regions that it starts.
@@ -103,6 +116,9 @@ struct Pool {
     /// Number of the region, whether it is open, and how many workers are inside: see [`OPEN`].
     gate: AtomicU64,
     panicked: Mutex<Option<Box<dyn Any + Send>>>,
+    /// The leader, while it sleeps until the last worker has left.
+    sleeper: Mutex<Option<Thread>>,
+    sleeps: AtomicBool,
 }
 
 // SAFETY: `job` is written by the leader while the gate is closed and nobody is inside, and read inside only.
@@ -122,6 +138,8 @@ fn pool() -> &'static Pool {
         next: AtomicUsize::new(0),
         gate: AtomicU64::new(0),
         panicked: Mutex::new(None),
+        sleeper: Mutex::new(None),
+        sleeps: AtomicBool::new(false),
     })
 }
 
@@ -151,11 +169,32 @@ impl Pool {
         }
         let own = self.work(f, tasks);
         self.gate.fetch_sub(OPEN, SeqCst);
-        while !self.gate.load(SeqCst).is_multiple_of(OPEN) {
-            std::hint::spin_loop();
-        }
+        self.wait_until_left();
         let other = self.panicked.lock().expect("only stores happen under this lock").take();
         own.and(other.map_or(Ok(()), Err))
+    }
+
+    /// Returns when no worker is inside.
+    fn wait_until_left(&self) {
+        let left = || self.gate.load(SeqCst).is_multiple_of(OPEN);
+        if look(left) {
+            return;
+        }
+        *self.sleeper.lock().expect("only stores happen under this lock") = Some(thread::current());
+        self.sleeps.store(true, SeqCst);
+        while !left() {
+            thread::park();
+        }
+        self.sleeps.store(false, SeqCst);
+    }
+
+    /// A worker goes; the last one wakes a leader that sleeps.
+    fn leave(&self) {
+        let before = self.gate.fetch_sub(1, SeqCst);
+        if before % OPEN == 1 && self.sleeps.load(SeqCst) {
+            let sleeper = self.sleeper.lock().expect("only stores happen under this lock");
+            sleeper.iter().for_each(Thread::unpark);
+        }
     }
 
     /// Takes tasks until none is left.
@@ -202,7 +241,7 @@ impl Pool {
                     *self.panicked.lock().expect("only stores happen under this lock") = Some(payload);
                 }
             }
-            self.gate.fetch_sub(1, SeqCst);
+            self.leave();
         }
     }
 
@@ -216,25 +255,42 @@ impl Pool {
             }
             new
         };
-        let start = Instant::now();
-        loop {
-            for _ in 0..64 {
-                if fresh(served) {
-                    return;
-                }
-                std::hint::spin_loop();
-            }
-            if start.elapsed() > SPIN {
-                sleeps.store(true, SeqCst);
-                if fresh(served) {
-                    sleeps.store(false, SeqCst);
-                    return;
-                }
-                thread::park();
+        while !look(|| fresh(served)) {
+            sleeps.store(true, SeqCst);
+            if fresh(served) {
                 sleeps.store(false, SeqCst);
+                return;
             }
+            thread::park();
+            sleeps.store(false, SeqCst);
         }
     }
+}
+
+/// Looks whether something has come: keeps the core for a moment, then offers it to others. False: time to sleep.
+fn look(mut has_come: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    let mut now = start;
+    while now - start < SPIN {
+        for _ in 0..64 {
+            if has_come() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        now = Instant::now();
+    }
+    while now - start < YIELD {
+        thread::yield_now();
+        if has_come() {
+            return true;
+        }
+        let then = std::mem::replace(&mut now, Instant::now());
+        if now - then > TAKEN {
+            return false;
+        }
+    }
+    false
 }
 
 #[cfg(test)]

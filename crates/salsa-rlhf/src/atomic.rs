@@ -1,38 +1,216 @@
 //! Files and folders that are either whole or absent, whatever interrupts the program.
+//!
+//! A file is written under a name that nobody else uses, `NAME.PROCESS-COUNT.tmp`, opened so that nothing which is there
+//! already is followed or emptied, and renamed when it is whole. It is locked while it is written: what is not locked was
+//! left by a process that was killed, and goes when the same file is written again.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 
 /// Replaces the file `path` by `bytes`: a reader sees the old content or the new one, never a part.
 ///
 /// # Errors
-/// Names the path and the cause; the old content is then still there and no temporary file is left.
+/// As [`write_with()`].
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |out| Ok(out.write_all(bytes)?))
 }
 
 /// Replaces the file `path` by what `fill` writes, without holding it in memory.
 ///
-/// The bytes go to `PATH.tmp` in the same folder, which is synced to disk and then renamed. A `PATH.tmp` left by a
-/// killed process is overwritten.
+/// The bytes go to a temporary file in the same folder, which is synced to disk and then renamed. A symbolic link at
+/// `path` is replaced, not followed. A pipe or a character device (`/dev/stdout`, `/dev/null`, a FIFO) is written to as it
+/// is: what is written to it cannot be taken back.
 ///
 /// # Errors
-/// As [`write()`], and whatever `fill` returns.
+/// Names the path and the cause; the old content is then still there and no temporary file is left.
 pub fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let tmp = beside(path, ".tmp")?;
-    let written = fill_file(&tmp, fill).and_then(|()| rename(&tmp, path)).and_then(|()| sync_folder_of(path));
-    written.inspect_err(|_| drop(fs::remove_file(&tmp))).with_context(|| format!("cannot write {}", path.display()))
+    let written = match stream(path) {
+        Ok(Some(stream)) => fill_stream(stream, fill),
+        Ok(None) => write_file(path, fill),
+        Err(error) => Err(error),
+    };
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    make_folder_of(path)?;
+    remove_leftovers(path)?;
+    let (tmp, file) = temporary(path)?;
+    // The file stays open, and so locked, until it has its name.
+    let written = fill_file(&file, fill).and_then(|()| rename(&tmp, path)).and_then(|()| sync_folder_of(path));
+    written.inspect_err(|_| drop(fs::remove_file(&tmp)))
+}
+
+/// Opens a new file `path`. What is there is removed first; a symbolic link is not followed.
+///
+/// # Errors
+/// Names the path and the cause.
+pub fn create_new(path: &Path) -> Result<File> {
+    remove(path)?;
+    let made = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+    made.map_err(|e| explain(&e, &format!("cannot create {}", path.display())))
+}
+
+/// Opens the file `path` to go on writing in it, and makes it if it is absent. A symbolic link is refused.
+///
+/// # Errors
+/// Names the path and the cause.
+pub fn open_to_continue(path: &Path) -> Result<File> {
+    let refused = |e: io::Error| match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_symlink() => anyhow!("{} is a symbolic link; remove it", path.display()),
+        _ => explain(&e, &format!("cannot write {}", path.display())),
+    };
+    let mut options = OpenOptions::new();
+    let file = unfollowed(options.read(true).write(true).create(true)).open(path).map_err(refused)?;
+    let meta = file.metadata().with_context(|| format!("cannot write {}", path.display()))?;
+    anyhow::ensure!(meta.is_file(), "{} is not a file; remove it", path.display());
+    Ok(file)
+}
+
+/// Whether `path` still names this open file, rather than another one or none.
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        match (file.metadata(), fs::symlink_metadata(path)) {
+            (Ok(ours), Ok(theirs)) => (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()),
+            _ => false,
+        }
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        path.exists()
+    }
+}
+
+/// Something that is written to as it is, because a rename would put a file in its place.
+enum Stream {
+    Stdout,
+    Stderr,
+    Open(File),
+}
+
+/// The stream at `path`, if there is one; none where a file is to be.
+fn stream(path: &Path) -> Result<Option<Stream>> {
+    // These may be redirected to a file, in which others write, too: at the same place as the descriptor itself.
+    for (stream, names) in [
+        (Stream::Stdout, ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"]),
+        (Stream::Stderr, ["/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"]),
+    ] {
+        if names.iter().any(|name| path == Path::new(name)) {
+            return Ok(Some(stream));
+        }
+    }
+    let Ok(meta) = fs::metadata(path) else { return Ok(None) };
+    let is_descriptor = ["/dev/fd", "/proc"].iter().any(|folder| path.starts_with(folder));
+    if meta.is_dir() {
+        bail!("it is a folder; give the name of a file");
+    }
+    if meta.is_file() && !is_descriptor {
+        return Ok(None);
+    }
+    if !meta.is_file() && !is_pipe_or_character_device(&meta) {
+        bail!("it is neither a file, a pipe nor a character device; give the name of a file");
+    }
+    let opened = OpenOptions::new().append(meta.is_file()).write(true).open(path);
+    Ok(Some(Stream::Open(opened.map_err(|e| explain(&e, "cannot open it"))?)))
+}
+
+#[cfg(unix)]
+fn is_pipe_or_character_device(meta: &fs::Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    meta.file_type().is_fifo() || meta.file_type().is_char_device()
+}
+
+#[cfg(not(unix))]
+fn is_pipe_or_character_device(_: &fs::Metadata) -> bool {
+    true
+}
+
+fn fill_stream(stream: Stream, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let out: Box<dyn Write> = match stream {
+        Stream::Stdout => Box::new(io::stdout().lock()),
+        Stream::Stderr => Box::new(io::stderr().lock()),
+        Stream::Open(file) => Box::new(file),
+    };
+    let mut out = BufWriter::with_capacity(1 << 16, out);
+    fill(&mut out).map_err(name_full_disk)?;
+    out.flush().map_err(|e| explain(&e, "the last bytes could not be written"))
+}
+
+/// A new temporary file for `path`, locked, and its name.
+fn temporary(path: &Path) -> Result<(PathBuf, File)> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let tmp = beside(path, &format!(".{:x}-{count:x}.tmp", std::process::id()))?;
+        let file = match OpenOptions::new().write(true).create_new(true).open(&tmp) {
+            // Of another machine on the same disk, or of a process that had this number before.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            other => other.map_err(|e| explain(&e, &format!("cannot create {}", tmp.display())))?,
+        };
+        // Where a disk knows no locks, nobody takes the file for a leftover either.
+        let _ = file.try_lock();
+        // Between the two calls another writer of the same file may have taken it for a leftover.
+        if is_at(&file, &tmp) {
+            return Ok((tmp, file));
+        }
+    }
+}
+
+/// Removes what killed processes left of attempts to write `path`.
+fn remove_leftovers(path: &Path) -> Result<()> {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return Ok(()) };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
+        let Ok(entry) = entry else { continue };
+        if !is_temporary_of(&entry.file_name(), name) {
+            continue;
+        }
+        let (other, mut options) = (entry.path(), OpenOptions::new());
+        match fs::symlink_metadata(&other) {
+            Ok(meta) if meta.is_symlink() => remove(&other)?,
+            Ok(meta) if meta.is_file() => {
+                let Ok(file) = unfollowed(options.read(true)).open(&other) else { continue };
+                // Still locked while it is removed: its writer, if it has only just made it, makes another one.
+                if file.try_lock().is_ok() && is_at(&file, &other) {
+                    remove(&other)?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file of this name is a temporary one of the file `name`: `NAME.tmp`, or `NAME.PROCESS-COUNT.tmp`.
+pub(crate) fn is_temporary_of(file: &OsStr, name: &str) -> bool {
+    let is_hex = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let file = file.to_str().and_then(|file| file.strip_prefix(name)?.strip_prefix('.')?.strip_suffix("tmp"));
+    file.is_some_and(|middle| match middle.strip_suffix('.') {
+        Some(middle) => middle.split_once('-').is_some_and(|(process, count)| is_hex(process) && is_hex(count)),
+        None => middle.is_empty(),
+    })
+}
+
+/// Opens nothing through a symbolic link, and does not wait for the other end of a pipe.
+fn unfollowed(options: &mut OpenOptions) -> &mut OpenOptions {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options
 }
 
 /// Replaces the folder `path` by one that `fill` writes: it is handed `PATH.tmp`, empty, which becomes `path` when it
 /// returns.
 ///
-/// An existing `path` is moved aside to `PATH.old` and removed afterwards; if the program is killed between the two
+/// The caller holds a lock that keeps others from doing the same. An existing `path` is moved aside to `PATH.old` and removed afterwards; if the program is killed between the two
 /// renames, the next call puts it back first.
 ///
 /// # Errors
@@ -45,7 +223,8 @@ pub fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resul
         }
         remove(&tmp)?;
         remove(&old)?;
-        fs::create_dir_all(&tmp).map_err(|e| explain(&e, &format!("cannot create {}", tmp.display())))?;
+        make_folder_of(&tmp)?;
+        fs::create_dir(&tmp).map_err(|e| explain(&e, &format!("cannot create {}", tmp.display())))?;
         fill(&tmp)?;
         sync_tree(&tmp)?;
         if path.exists() {
@@ -84,14 +263,20 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn fill_file(tmp: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    if let Some(folder) = tmp.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).map_err(|e| explain(&e, &format!("cannot create {}", folder.display())))?;
+fn make_folder_of(path: &Path) -> Result<()> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => {
+            fs::create_dir_all(folder).map_err(|e| explain(&e, &format!("cannot create {}", folder.display())))
+        }
+        None => Ok(()),
     }
-    let file = File::create(tmp).map_err(|e| explain(&e, &format!("cannot create {}", tmp.display())))?;
+}
+
+fn fill_file(file: &File, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let mut out = BufWriter::with_capacity(1 << 20, file);
     fill(&mut out).map_err(name_full_disk)?;
-    let file = out.into_inner().map_err(|e| explain(e.error(), "the last bytes could not be written"))?;
+    out.flush().map_err(|e| explain(&e, "the last bytes could not be written"))?;
+    drop(out);
     file.sync_all().map_err(|e| explain(&e, "the file could not be synced to disk"))
 }
 
@@ -175,93 +360,4 @@ fn remedy(kind: io::ErrorKind) -> Option<&'static str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_replaced_and_no_temporary_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("deep/er/x.json");
-        write(&path, b"one").unwrap();
-        fs::write(dir.path().join("deep/er/x.json.tmp"), b"left by a killed process").unwrap();
-        write(&path, b"two").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"two");
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_failed_write_keeps_the_old_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x");
-        write(&path, b"old").unwrap();
-        let error = write_with(&path, |out| {
-            out.write_all(b"half")?;
-            Err(io::Error::from(io::ErrorKind::StorageFull).into())
-        })
-        .unwrap_err();
-        let text = format!("{error:#}");
-        assert!(text.contains("disk is full") && text.contains(&path.display().to_string()), "{text}");
-        assert_eq!(fs::read(&path).unwrap(), b"old");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_full_disk_is_named() {
-        let full = Path::new("/dev/full");
-        if !full.exists() {
-            println!("skipped: this system has no /dev/full");
-            return;
-        }
-        let mut out = BufWriter::new(File::create(full).unwrap());
-        out.write_all(b"x").unwrap();
-        let error = explain(out.into_inner().unwrap_err().error(), "writing");
-        assert!(error.to_string().contains("disk is full"), "{error}");
-    }
-
-    #[test]
-    fn a_rename_onto_a_folder_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("x")).unwrap();
-        fs::write(dir.path().join("x/y"), b"").unwrap();
-        let text = format!("{:#}", write(&dir.path().join("x"), b"1").unwrap_err());
-        assert!(text.contains("cannot write") && text.contains("cannot rename"), "{text}");
-    }
-
-    #[test]
-    fn a_folder_is_replaced_whole_or_not_at_all() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("run");
-        replace_dir(&path, |tmp| write(&tmp.join("a"), b"1")).unwrap();
-        fs::create_dir(dir.path().join("run.tmp")).unwrap();
-        fs::write(dir.path().join("run.tmp/stale"), b"").unwrap();
-        replace_dir(&path, |tmp| write(&tmp.join("b/c"), b"2")).unwrap();
-        assert_eq!(fs::read(path.join("b/c")).unwrap(), b"2");
-        assert!(!path.join("a").exists() && !path.join("stale").exists());
-        replace_dir(&path, |_| Err(anyhow!("no"))).unwrap_err();
-        assert!(path.join("b/c").exists());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_folder_moved_aside_by_a_killed_process_comes_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("run");
-        replace_dir(&path, |tmp| write(&tmp.join("a"), b"1")).unwrap();
-        fs::rename(&path, dir.path().join("run.old")).unwrap();
-        replace_dir(&path, |_| Err(anyhow!("no"))).unwrap_err();
-        assert!(path.join("a").exists());
-    }
-
-    #[test]
-    fn hashes_are_those_of_sha256sum() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x");
-        fs::write(&path, b"abc").unwrap();
-        assert_eq!(sha256_file(&path).unwrap(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-    }
-
-    #[test]
-    fn a_path_without_a_name_is_refused() {
-        assert!(write(Path::new("/"), b"").unwrap_err().to_string().contains("names no file"));
-    }
-}
+mod tests;

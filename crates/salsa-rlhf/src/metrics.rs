@@ -4,14 +4,14 @@
 //! holds no clock, so the same run writes the same bytes; the event file beside it does carry wall-clock times, because
 //! TensorBoard wants them. JSON has no NaN and no infinity: a non-finite value is written as `null` and read back as NaN.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
-use crate::tensorboard::EventWriter;
+use crate::{atomic, tensorboard::EventWriter};
 
 /// The name of the metrics file in a stage directory.
 pub const FILE_NAME: &str = "metrics.jsonl";
@@ -105,7 +105,7 @@ impl MetricsWriter {
     pub fn create(dir: &Path) -> Result<MetricsWriter> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create the directory {}", dir.display()))?;
         let path = dir.join(FILE_NAME);
-        let lines = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let lines = atomic::create_new(&path)?;
         Ok(MetricsWriter { path, lines, events: EventWriter::open(dir, 0)?, last_step: 0 })
     }
 
@@ -118,8 +118,7 @@ impl MetricsWriter {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create the directory {}", dir.display()))?;
         let path = dir.join(FILE_NAME);
         let context = || format!("cannot write {}", path.display());
-        let mut lines =
-            OpenOptions::new().write(true).create(true).truncate(false).open(&path).with_context(context)?;
+        let mut lines = atomic::open_to_continue(&path)?;
         let (_, kept) = parse(&path, Some(last_step))?;
         lines.set_len(kept.bytes as u64).with_context(context)?;
         lines.seek(SeekFrom::End(0)).with_context(context)?;
@@ -214,12 +213,7 @@ pub fn write_trainer_state(dir: &Path, state: &TrainerState) -> Result<()> {
         "trial_name": null,
         "trial_params": null,
     });
-    let path = dir.join("trainer_state.json");
-    let part = dir.join("trainer_state.json.part");
-    let text = format!("{value:#}\n");
-    std::fs::write(&part, text)
-        .and_then(|()| std::fs::rename(&part, &path))
-        .with_context(|| format!("cannot write {}", path.display()))
+    atomic::write(&dir.join("trainer_state.json"), format!("{value:#}\n").as_bytes())
 }
 
 /// How much of a metrics file is good.
@@ -356,6 +350,5 @@ mod tests {
         assert_eq!(value["global_step"], 2);
         assert_eq!(value["log_history"][0], json!({"loss": 0.5, "epoch": 0.1, "step": 1}));
         assert_eq!(value["log_history"][1], json!({"loss": null, "step": 2}));
-        assert!(!dir.path().join("trainer_state.json.part").exists());
     }
 }

@@ -192,6 +192,82 @@ fn one_line_names_the_thing_and_the_remedy() {
 }
 
 #[test]
+fn numbers_out_of_range_are_refused_by_their_keys() {
+    let sft = |keys: &str| format!("sft --model out/sft-a {SFT} {keys}");
+    let ppo = |keys: &str| format!("{PPO} --reward_model out/reward --dataset out/world/prompts_train.jsonl {keys}");
+    let generate = |keys: &str| format!("generate --model out/sft-a --input prompt.jsonl --output new {keys}");
+    let landscape = |models: &str, keys: &str| {
+        let inputs = "--reward_model out/reward --prompts prompt.jsonl --output_dir new";
+        format!("landscape --models {models} {inputs} {keys}")
+    };
+    let (line, plane) = ("[out/sft-a,out/sft-b]", "[out/sft-a,out/sft-b,out/base]");
+    for (line, key) in [
+        (generate("--max_new_tokens 18446744073709551615"), "max_new_tokens"),
+        (generate("--num_return_sequences 4000000000"), "num_return_sequences"),
+        (generate("--batch_size 18446744073709551615"), "batch_size"),
+        (sft("--use_peft true --lora_r 9223372036854775808"), "lora_r"),
+        (sft("--max_steps 9223372036854775807"), "max_steps"),
+        (sft("--per_device_train_batch_size 18446744073709551615"), "per_device_train_batch_size"),
+        (sft("--per_device_eval_batch_size 18446744073709551615"), "per_device_eval_batch_size"),
+        (sft("--gradient_accumulation_steps 18446744073709551615"), "gradient_accumulation_steps"),
+        (ppo("--batch_size 4294967296 --total_episodes 4294967296"), "batch_size"),
+        (ppo("--total_episodes 18446744073709551615"), "total_episodes"),
+        (ppo("--decode_slots 18446744073709551615"), "decode_slots"),
+        (ppo("--num_ppo_epochs 18446744073709551615"), "num_ppo_epochs"),
+        (ppo("").replace("_length 10", "_length 18446744073709551615"), "response_length"),
+        (landscape(line, "--steps 18446744073709551615"), "steps"),
+        (landscape(plane, "--divisions 18446744073709551615"), "divisions"),
+        (landscape(plane, "--divisions 9999 --margin 10"), "points"),
+        (landscape(line, "--max_new_tokens 18446744073709551615"), "max_new_tokens"),
+        ("pretrain --dataset text.jsonl --output_dir new --hidden_size 18446744073709551615".to_owned(), "hidden_size"),
+        ("kitchen --output_dir new --sft 18446744073709551615".to_owned(), "sft"),
+    ] {
+        assert_fails(1, &line, &[key, "at most"]);
+    }
+    assert_fails(1, &sft("--num_train_epochs 1e9"), &["num_train_epochs", "between 0 and 1000000"]);
+}
+
+#[test]
+fn numbers_that_are_not_finite_reach_no_checkpoint_of_any_training() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let place = tempfile::tempdir().unwrap();
+    let keys = "--learning_rate 1e38 --save_steps 1";
+    let pairs = "--dataset out/world/preferences.jsonl --per_device_train_batch_size 2";
+    let ppo = "--reward_model out/reward --dataset out/world/prompts_train.jsonl --response_length 8 --batch_size 4 \
+               --total_episodes 40 --critic_learning_rate 1e38 --num_ppo_epochs 1";
+    for (i, line) in [
+        "sft --model out/sft-a --dataset out/world/sft.jsonl --per_device_train_batch_size 2".to_owned(),
+        "sft --model out/sft-a --dataset out/world/sft.jsonl --use_peft true".to_owned(),
+        format!("reward --model out/sft-a {pairs}"),
+        format!("dpo --model out/sft-a {pairs}"),
+        format!("ppo --model out/sft-a {ppo}"),
+        "pretrain --dataset out/world/pretrain.jsonl --max_length 64 --vocab_size 320 --hidden_size 32 \
+         --num_hidden_layers 1 --num_attention_heads 2 --max_position_embeddings 512"
+            .to_owned(),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let out = place.path().join(i.to_string());
+        let line = format!("{line} {keys} --output_dir {}", out.display());
+        let output = PLACE.command(&line.split_whitespace().collect::<Vec<_>>()).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{line}: {error}");
+        let error = error.lines().last().unwrap();
+        assert!(error.contains("finite") || error.contains("NaN") || error.contains("inf"), "{error}");
+        assert!(error.contains("learning_rate"), "{error}");
+        let saved: Vec<_> = fs::read_dir(out.join("checkpoints")).into_iter().flatten().flatten().collect();
+        for step in &saved {
+            let bytes = fs::read(step.path().join("buffers.safetensors")).unwrap();
+            let buffers = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let numbers = buffers.iter().flat_map(|(_, buffer)| buffer.data().as_chunks::<4>().0.to_vec());
+            assert!(numbers.map(f32::from_le_bytes).all(f32::is_finite), "{line}");
+        }
+        assert_eq!(error.contains("no checkpoint has been saved"), saved.is_empty(), "{error}");
+    }
+}
+
+#[test]
 fn too_little_memory_is_refused_before_a_weight_is_read() {
     // Each of these models or runs has a weight that is no number, which reading would find first.
     let reward = "--reward_model out/reward --dataset out/world/prompts_train.jsonl";

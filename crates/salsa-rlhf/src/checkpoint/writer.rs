@@ -111,8 +111,9 @@ impl Writer {
             self.places.push(Place { shard: self.shards.len(), at });
             at += tensor.bytes();
         }
-        let made = File::create(&path).and_then(|mut file| file.write_all(&header).map(|()| file));
-        let file = made.map_err(|error| atomic::explain(&error, &format!("cannot create {}", path.display())))?;
+        let mut file = atomic::create_new(&path)?;
+        let written = file.write_all(&header);
+        written.map_err(|error| atomic::explain(&error, &format!("cannot write {}", path.display())))?;
         self.shards.push(Shard { name, file, tensors });
         Ok(())
     }
@@ -228,7 +229,8 @@ pub fn write_file(path: &Path, bytes: &[u8], durability: Durability) -> Result<(
     match durability {
         Durability::Synced => atomic::write(path, bytes),
         Durability::Cached => {
-            fs::write(path, bytes).map_err(|error| atomic::explain(&error, &format!("cannot write {}", path.display())))
+            let written = atomic::create_new(path)?.write_all(bytes);
+            written.map_err(|error| atomic::explain(&error, &format!("cannot write {}", path.display())))
         }
     }
 }

@@ -50,22 +50,22 @@ enum Work {
 #[derive(clap::Args, Clone)]
 struct Shape {
     /// Width of the residual stream.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, value_parser = count, default_value_t = 256)]
     hidden: usize,
     /// Blocks of attention and MLP.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, value_parser = count, default_value_t = 8)]
     layers: usize,
     /// Tokens in the vocabulary.
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, value_parser = count, default_value_t = 4096)]
     vocab: usize,
     /// Numbers per attention head; `hidden / head-dim` heads.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, value_parser = count, default_value_t = 32)]
     head_dim: usize,
     /// Width of the gated MLP. Default: `hidden * 8 / 3`, rounded down to a multiple of 8.
-    #[arg(long)]
+    #[arg(long, value_parser = count)]
     intermediate: Option<usize>,
     /// Heads of keys and values. Default: as many as queries.
-    #[arg(long)]
+    #[arg(long, value_parser = count)]
     kv_heads: Option<usize>,
     /// In which numbers products are computed.
     #[arg(long, value_enum, default_value_t = Numbers::Auto)]
@@ -77,7 +77,7 @@ struct Shape {
     #[arg(long, value_name = "DIR|FILE")]
     config: Option<PathBuf>,
     /// Train adapters of this rank on all linear projections in place of all weights.
-    #[arg(long, value_name = "RANK")]
+    #[arg(long, value_parser = count, value_name = "RANK")]
     lora: Option<usize>,
     /// In training, recompute activations in the backward pass instead of keeping them.
     #[arg(long, visible_alias = "gradient-checkpointing")]
@@ -102,13 +102,13 @@ struct SftWork {
     #[command(flatten)]
     shape: Shape,
     /// Sequences per step.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, value_parser = count, default_value_t = 8)]
     batch: usize,
     /// Tokens per sequence.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, value_parser = count, default_value_t = 256)]
     seq: usize,
     /// Timed steps, after two untimed ones.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, value_parser = count, default_value_t = 8)]
     steps: usize,
 }
 
@@ -117,13 +117,13 @@ struct GenerateWork {
     #[command(flatten)]
     shape: Shape,
     /// Sequences sampled together.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, value_parser = count, default_value_t = 16)]
     batch: usize,
     /// Tokens of each prompt.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, value_parser = count, default_value_t = 32)]
     prompt: usize,
     /// Tokens sampled for each.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, value_parser = count, default_value_t = 128)]
     new_tokens: usize,
 }
 
@@ -132,20 +132,29 @@ struct PpoWork {
     #[command(flatten)]
     shape: Shape,
     /// Responses per update.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, value_parser = count, default_value_t = 32)]
     batch: usize,
     /// Tokens of each prompt.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, value_parser = count, default_value_t = 32)]
     prompt: usize,
     /// Tokens of each response.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, value_parser = count, default_value_t = 64)]
     response: usize,
     /// Passes over the responses, each one optimizer step.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, value_parser = count, default_value_t = 4)]
     epochs: usize,
     /// Timed updates, after an untimed one.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, value_parser = count, default_value_t = 3)]
     updates: usize,
+}
+
+/// A number from 1 to a million: of more sequences, tokens or layers nothing would be measured in a lifetime.
+fn count(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1_000_000;
+    match text.parse() {
+        Ok(number @ 1..=MOST) => Ok(number),
+        _ => Err(format!("give a whole number from 1 to {MOST}")),
+    }
 }
 
 /// Runs the work and prints its times.

@@ -1,6 +1,8 @@
 //! `salsa doctor`
 use std::{
-    env, fs,
+    env,
+    fs::{self, File},
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -131,7 +133,8 @@ fn places() -> Vec<(&'static str, PathBuf)> {
 fn writable(dir: &Path) -> String {
     let shown = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     let probe = dir.join(format!(".salsa-doctor-{}", std::process::id()));
-    let result = fs::write(&probe, b"probe").and_then(|()| fs::remove_file(&probe));
+    let result =
+        File::create_new(&probe).and_then(|mut file| file.write_all(b"probe")).and_then(|()| fs::remove_file(&probe));
     match result {
         Ok(()) => format!("{} (writable)", shown.display()),
         Err(error) => format!("{} (NOT writable: {error})", shown.display()),

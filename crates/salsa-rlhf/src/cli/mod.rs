@@ -133,6 +133,7 @@ fn both_spellings(command: clap::Command) -> clap::Command {
 }
 
 fn dispatch(command: Command) -> anyhow::Result<()> {
+    cap_threads();
     DeviceChoice::forced()?;
     salsa_engine::check_isa().map_err(|message| Usage(format!("SALSA_ISA: {message}")))?;
     match command {
@@ -159,6 +160,18 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Inspect(arguments) => inspect::main(&arguments),
         Command::Bench(arguments) => bench::main(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
+    }
+}
+
+/// More threads than cores only wait for each other: the engine takes no more, and neither does the library that reads and
+/// writes files.
+fn cap_threads() {
+    let threads = salsa_engine::threads();
+    if let Some(asked) = salsa_engine::asked_threads().filter(|&asked| asked > threads) {
+        let note = format!("RAYON_NUM_THREADS is {asked}, but only {threads} cores are usable: {threads} threads");
+        // Nobody can be told if stderr is gone; and a pool that is there already is kept.
+        let _ = writeln!(std::io::stderr(), "{note}");
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
 }
 

@@ -6,6 +6,23 @@ use super::foreign;
 /// The longest list of valid names that a message gives; a longer one is what `--help` is for.
 const MOST_NAMES: usize = 12;
 
+/// Checks a name that a user gives and that becomes a part of a path: that of a stage, an arm, a set of prompts. `key` says
+/// where it is given.
+///
+/// # Errors
+/// If it holds anything but letters, digits, `-`, `_` and `.`, begins with a dot, is empty or longer than 64 bytes.
+pub fn check_component(key: &str, name: &str) -> anyhow::Result<()> {
+    let is_allowed = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let fault = match name {
+        "" => "is empty",
+        _ if name.starts_with('.') => "begins with a dot",
+        _ if name.len() > 64 => "is longer than 64 bytes",
+        _ if !name.chars().all(is_allowed) => "holds other characters than letters, digits, -, _ and .",
+        _ => return Ok(()),
+    };
+    anyhow::bail!("{key}: the name {name:?} {fault}; it becomes a part of a file name, so choose another")
+}
+
 /// Names that people use for the same thing, TRL's first. Whichever of a group a stage has as its key, the others reach it.
 pub const SYNONYMS: &[&[&str]] = &[
     &["model_name_or_path", "model", "sft_model_path", "policy"],

@@ -233,12 +233,8 @@ fn stages(root: &Map<String, Value>) -> anyhow::Result<Vec<(String, Map<String, 
         Some(Value::Object(stages)) if !stages.is_empty() => stages,
         _ => bail!("stages: expected at least one stage, as in `sft-a: {{kind: sft, model: …}}`"),
     };
-    let is_name = |name: &str| {
-        !name.starts_with('.') && !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "._-".contains(c))
-    };
     let stage = |(name, given): (&String, &Value)| match given {
-        _ if !is_name(name) => bail!("stages: {name:?} cannot name a directory; use letters, digits, - and _"),
-        Value::Object(given) => Ok((name.clone(), given.clone())),
+        Value::Object(given) => names::check_component("stages", name).map(|()| (name.clone(), given.clone())),
         other => bail!("stages.{name}: expected `kind: …` and the stage's keys, got {other}"),
     };
     stages.iter().map(stage).collect()
@@ -267,7 +263,7 @@ fn out(root: &Map<String, Value>, name: &str, base: &Path, wanted: Option<&Path>
         (Some(out), _) => Ok(out.to_owned()),
         (None, Some(Value::String(out))) if !out.is_empty() => Ok(resolve::join(base, out)),
         (None, Some(other)) => bail!("out: expected a directory, got {other}"),
-        (None, None) => Ok(Path::new("runs").join(name)),
+        (None, None) => names::check_component("name", name).map(|()| Path::new("runs").join(name)),
     }
 }
 

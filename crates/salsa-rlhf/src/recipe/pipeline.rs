@@ -63,7 +63,7 @@ fn flows(resolved: &Resolved) -> Vec<Flow> {
             let is_drawn = kind == Some(PathKind::Model)
                 && !text.is_empty()
                 && !LOOKED_AT.contains(&root)
-                && !(root == "reference" && soup.is_some());
+                && (root != "reference" || soup.is_none());
             let from = match stage_of(resolved, text) {
                 Some(from) if from == to => None,
                 Some(from) => Some(plain(from)),

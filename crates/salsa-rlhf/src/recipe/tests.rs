@@ -173,7 +173,11 @@ fn mistakes_are_told_before_any_work() {
             "stages.b: output_dir cannot be set; the stage's place is its name under `out`",
         ),
         ("  b: 3", "stages.b: expected `kind: …` and the stage's keys, got 3"),
-        ("  b/c: {kind: note}", "stages: \"b/c\" cannot name a directory; use letters, digits, - and _"),
+        (
+            "  b/c: {kind: note}",
+            "stages: the name \"b/c\" holds other characters than letters, digits, -, _ and .; it becomes a part of a file \
+             name, so choose another",
+        ),
     ] {
         assert_eq!(place.error(&format!("{first}{stages}")), expected);
     }

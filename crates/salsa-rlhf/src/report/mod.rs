@@ -38,7 +38,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::{Metrics, names};
+use crate::{
+    atomic,
+    metrics::{Metrics, names},
+};
 
 /// Everything `report.html` shows. Whatever is missing (empty list, `None`, NaN) is left out or shown as a gap.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -213,14 +216,7 @@ impl Report {
     pub fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create the directory {}", dir.display()))?;
         let summary = serde_json::to_string_pretty(&self.summary).context("cannot write the summary as JSON")?;
-        write_whole(&dir.join("summary.json"), &(summary + "\n"))?;
-        write_whole(&dir.join("report.html"), &self.html())
+        atomic::write(&dir.join("summary.json"), (summary + "\n").as_bytes())?;
+        atomic::write(&dir.join("report.html"), self.html().as_bytes())
     }
-}
-
-fn write_whole(path: &Path, text: &str) -> Result<()> {
-    let part = path.with_extension("part");
-    std::fs::write(&part, text)
-        .and_then(|()| std::fs::rename(&part, path))
-        .with_context(|| format!("cannot write {}; is the disk full?", path.display()))
 }

@@ -109,20 +109,21 @@ impl TrainingArguments {
     /// # Errors
     /// If a value makes no sense.
     pub fn validate(&self, learning_rate: f64, num_train_epochs: f64) -> anyhow::Result<()> {
-        let positive = [
-            ("per_device_train_batch_size", self.per_device_train_batch_size as u64),
-            ("per_device_eval_batch_size", self.per_device_eval_batch_size as u64),
-            ("gradient_accumulation_steps", self.gradient_accumulation_steps as u64),
-            ("logging_steps", self.logging_steps),
+        let counts = [
+            ("per_device_train_batch_size", self.per_device_train_batch_size as u64, MOST_SEQUENCES),
+            ("per_device_eval_batch_size", self.per_device_eval_batch_size as u64, MOST_SEQUENCES),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps as u64, MOST_SEQUENCES),
+            ("logging_steps", self.logging_steps, u64::MAX),
         ];
-        for (key, value) in positive {
-            ensure!(value > 0, "{key} is 0; it must be at least 1");
+        for (key, value, most) in counts {
+            check_count(key, value, most)?;
         }
         ensure!(self.max_steps >= -1, "max_steps is {}; give a number of steps, or -1 for none", self.max_steps);
+        check_most("max_steps", self.max_steps.max(0) as u64, MOST_STEPS)?;
         ensure!(self.max_shard_size.0 > 0, "max_shard_size is 0; give bytes, or such as 5GB");
         let ranges = [
             ("learning_rate", learning_rate, 0.0..=f64::MAX),
-            ("num_train_epochs", num_train_epochs, 0.0..=f64::MAX),
+            ("num_train_epochs", num_train_epochs, 0.0..=MOST_EPOCHS),
             ("warmup_ratio", self.warmup_ratio, 0.0..=1.0),
             ("adam_beta1", self.adam_beta1, 0.0..=MOST_BETA),
             ("adam_beta2", self.adam_beta2, 0.0..=MOST_BETA),
@@ -195,6 +196,7 @@ impl TrainingArguments {
 pub fn check_range(key: &str, value: f64, range: RangeInclusive<f64>) -> anyhow::Result<()> {
     let (low, high) = (range.start(), range.end());
     let wanted = match (*low == f64::MIN_POSITIVE, *high >= f64::MAX) {
+        _ if !value.is_finite() => "a finite number".to_owned(),
         (true, true) => "above 0".to_owned(),
         (false, true) => format!("at least {low}"),
         _ => format!("between {low} and {high}"),
@@ -202,6 +204,30 @@ pub fn check_range(key: &str, value: f64, range: RangeInclusive<f64>) -> anyhow:
     ensure!(range.contains(&value), "{key} is {value}; it must be {wanted}");
     Ok(())
 }
+
+/// Checks that a count is at least 1 and at most `most`; the error names the key.
+pub fn check_count(key: &str, value: u64, most: u64) -> anyhow::Result<()> {
+    ensure!(value > 0, "{key} is 0; it must be at least 1");
+    check_most(key, value, most)
+}
+
+/// Checks that a count is at most `most`; the error names the key.
+pub fn check_most(key: &str, value: u64, most: u64) -> anyhow::Result<()> {
+    ensure!(value <= most, "{key} is {value}; it must be at most {most}");
+    Ok(())
+}
+
+/// Most sequences that anything has at a time.
+pub const MOST_SEQUENCES: u64 = 1 << 20;
+
+/// Most tokens of a sequence.
+pub const MOST_TOKENS: u64 = 1 << 30;
+
+/// Most optimizer steps or responses of a run: a second each would be thirty thousand years.
+pub const MOST_STEPS: u64 = 1_000_000_000_000;
+
+/// Most passes over data.
+const MOST_EPOCHS: f64 = 1e6;
 
 /// Largest decay rate below 1.
 const MOST_BETA: f64 = 1.0 - f64::EPSILON / 2.0;

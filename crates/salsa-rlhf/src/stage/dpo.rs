@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     StageContext,
-    arguments::TrainingArguments,
+    arguments::{TrainingArguments, check_range},
     bases::Bases,
     encoder::TruncationMode,
     lora::LoraArguments,
@@ -100,7 +100,7 @@ impl DpoConfig {
     /// If a value makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
         let DpoConfig { beta, label_smoothing, .. } = self;
-        ensure!(*beta > 0.0, "beta is {beta}; it must be above 0");
+        check_range("beta", *beta, f64::MIN_POSITIVE..=f64::MAX)?;
         ensure!((0.0..0.5).contains(label_smoothing), "label_smoothing is {label_smoothing}; it must be in [0, 0.5)");
         self.lora.validate()?;
         self.training.validate(self.learning_rate, self.num_train_epochs)

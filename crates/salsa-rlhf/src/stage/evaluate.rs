@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use salsa_engine::{Device, Model};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     StageContext,
-    arguments::ComputeType,
+    arguments::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_range},
     bases::Bases,
     device::{self, Choice as DeviceChoice},
     exam::{Answering, Answers, Asked, Exam, Questions, Syllabus},
@@ -24,7 +24,9 @@ use super::{
     source::DataSource,
 };
 use crate::{
-    atomic, metrics,
+    atomic,
+    config::names,
+    metrics,
     progress::Progress,
     report::{
         Answer, Comparison, Contrast, INTERVAL, LandscapePoint, Ordered, Report, Run, Sample, SplitSummary, Summary,
@@ -169,9 +171,27 @@ impl EvaluateConfig {
         for arm in self.runs.keys() {
             ensure!(known(arm), "runs names {arm:?}, which is not among the arms");
         }
-        ensure!(self.temperature > 0.0, "temperature is {}; it must be above 0", self.temperature);
-        ensure!(self.max_new_tokens > 0, "max_new_tokens is 0; it must be at least 1");
-        ensure!(self.decode_slots > 0, "decode_slots is 0; it must be at least 1");
+        check_range("temperature", self.temperature.into(), f64::MIN_POSITIVE..=f64::from(f32::MAX))?;
+        check_count("max_new_tokens", self.max_new_tokens as u64, MOST_TOKENS)?;
+        check_count("decode_slots", self.decode_slots as u64, MOST_SEQUENCES)?;
+        self.check_names()
+    }
+
+    /// Names of arms and sets make file names, and no two files may have the same one.
+    fn check_names(&self) -> anyhow::Result<()> {
+        self.arms.keys().try_for_each(|name| names::check_component("arms", name))?;
+        self.anchors.keys().try_for_each(|name| names::check_component("anchors", name))?;
+        self.datasets.iter().try_for_each(|set| names::check_component("datasets", &set.name))?;
+        let mut files = BTreeMap::new();
+        for (arm, set) in self.arms.keys().flat_map(|arm| self.datasets.iter().map(move |set| (arm, &set.name))) {
+            if let Some((other, other_set)) = files.insert(answers_file(arm, set), (arm, set)) {
+                bail!(
+                    "the answers of arm {other:?} to {other_set:?} and of {arm:?} to {set:?} would have one name, {}; \
+                     rename one of them",
+                    answers_file(arm, set)
+                );
+            }
+        }
         Ok(())
     }
 }
@@ -438,5 +458,9 @@ fn write_answers(dir: &Path, arm: &str, set: &Questions, answers: &Answers) -> a
         line["tokens"] = json!(answers.rollouts.sequences[i]);
         text += &format!("{line}\n");
     }
-    atomic::write(&dir.join(format!("answers-{arm}-{}.jsonl", set.name)), text.as_bytes())
+    atomic::write(&dir.join(answers_file(arm, &set.name)), text.as_bytes())
+}
+
+fn answers_file(arm: &str, set: &str) -> String {
+    format!("answers-{arm}-{set}.jsonl")
 }

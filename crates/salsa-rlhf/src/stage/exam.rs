@@ -1,6 +1,7 @@
 //! The same questions to any model, with the same random numbers: answers and their scores.
 use std::path::Path;
 
+use anyhow::bail;
 use salsa_engine::{Head, Model, ModelSpec, Prompt, Sampling};
 
 use super::{
@@ -148,7 +149,7 @@ impl Exam {
     /// One answer to each prompt. The random numbers are the same for every model.
     ///
     /// # Errors
-    /// If the tokenizer cannot decode an answer.
+    /// If a score or a log-probability is not finite, or the tokenizer cannot decode an answer.
     pub fn answer(&self, model: &Model, set: &Questions) -> anyhow::Result<Answers> {
         let Answering { max_new_tokens, temperature, seed, slots, gold } = self.answering;
         let prompt = |(i, tokens): (usize, &Vec<u32>)| Prompt { tokens: tokens.clone(), id: i as u64, sample: 0 };
@@ -160,6 +161,12 @@ impl Exam {
         // Log-probs of the likeliest tokens are those of the model as it is.
         let rollouts = Rollouts::new(&prompts, responses, if temperature > 0.0 { temperature } else { 1.0 });
         let scores = self.reward_model.scores(&rollouts);
+        for (what, values) in [("score", &scores), ("log-probability", &rollouts.logprobs)] {
+            let bad = values.iter().find(|value| !value.is_finite());
+            if let Some(bad) = bad {
+                bail!("a {what} on the set {:?} is {bad}: the numbers of the model overflow", set.name);
+            }
+        }
         let text = |i: usize| Ok(self.encoder.decode(rollouts.response(i))?.trim().to_owned());
         let texts = (0..rollouts.len()).map(text).collect::<anyhow::Result<Vec<String>>>()?;
         let answered = || set.prompts.iter().zip(&texts);

@@ -1,7 +1,7 @@
 //! `salsa generate`: responses of a model to every prompt of a file.
 use std::path::PathBuf;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use salsa_engine::{Finish, Head, ModelSpec, Prompt, Response, Sampling};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     StageContext,
-    arguments::ComputeType,
+    arguments::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count},
     device::Choice as DeviceChoice,
     encoder::Encoder,
     memory::{Knobs, Need, Responses, Saving, part, shape},
@@ -79,9 +79,9 @@ impl GenerateConfig {
     /// # Errors
     /// If a value makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
-        ensure!(self.max_new_tokens > 0, "max_new_tokens is 0; it must be at least 1");
-        ensure!(self.batch_size > 0, "batch_size is 0; it must be at least 1");
-        ensure!(self.num_return_sequences > 0, "num_return_sequences is 0; it must be at least 1");
+        check_count("max_new_tokens", self.max_new_tokens as u64, MOST_TOKENS)?;
+        check_count("batch_size", self.batch_size as u64, MOST_SEQUENCES)?;
+        check_count("num_return_sequences", self.num_return_sequences.into(), MOST_SEQUENCES)?;
         ensure!(
             self.temperature >= 0.0 && self.temperature.is_finite(),
             "temperature is {}; it must be 0 or above",
@@ -116,6 +116,7 @@ pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Valu
     let asked = Responses::new(&prompts, config.max_new_tokens);
     let generation = |spec: &ModelSpec, knobs: &Knobs, need: &mut Need| {
         need.add(part::GENERATION, asked.generation(spec, knobs.dtype, knobs.slots));
+        need.add(part::GENERATION, asked.kept(config.num_return_sequences.into()));
         // Samples of one prompt read it once.
         let reading = asked.reading(knobs.slots.min(prompts.len()));
         need.add(part::ACTIVATIONS, shape::forward_pass(spec, reading.tokens()));
@@ -144,7 +145,10 @@ pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Valu
     let stopped = responses.iter().filter(|response| response.finish == Finish::Stop).count();
     let mut answers = Vec::with_capacity(asked.len());
     for (prompt, response) in asked.iter().zip(&responses) {
-        answers.push(answer(&rows.rows[prompt.id as usize].object, prompt, response, encoder.as_ref())?);
+        let row = &rows.rows[prompt.id as usize];
+        let place = || format!("{}: line {}", rows.name(), row.line);
+        rows::check_finite("log-probability", &response.logprobs).with_context(place)?;
+        answers.push(answer(&row.object, prompt, response, encoder.as_ref())?);
     }
     rows::write(&config.output, answers.into_iter())?;
     progress.finish(&format!("{tokens} tokens"));

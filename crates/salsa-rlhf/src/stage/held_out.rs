@@ -55,7 +55,10 @@ impl HeldOut {
     }
 
     /// What a model loses on each example.
-    pub fn losses(&self, model: &Model) -> Losses {
+    ///
+    /// # Errors
+    /// If one is not finite.
+    pub fn losses(&self, model: &Model) -> anyhow::Result<Losses> {
         let counts: Vec<f64> = (0..self.len()).map(|i| self.lesson.weight(i)).collect();
         let mut sums = Vec::with_capacity(self.len());
         for examples in self.batches() {
@@ -68,7 +71,9 @@ impl HeldOut {
                 rest = others;
             }
         }
-        Losses { sums, counts }
+        let bad = sums.iter().position(|sum| !sum.is_finite());
+        ensure!(bad.is_none(), "the loss on held-out example {} is not finite", bad.unwrap_or(0) + 1);
+        Ok(Losses { sums, counts })
     }
 
     /// The examples of each pass: as many as fit into [`PASS`] tokens.

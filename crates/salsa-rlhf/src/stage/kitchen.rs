@@ -1,12 +1,11 @@
 //! The data of the toy world, written as files: what every other stage of the quickstart reads.
 use std::path::PathBuf;
 
-use anyhow::ensure;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::StageContext;
+use super::{StageContext, arguments::check_count};
 use crate::world::{self, Sizes};
 
 /// How much of the toy world is written.
@@ -65,11 +64,14 @@ impl KitchenConfig {
             ("prompts_test", self.prompts_test),
             ("prompts_ood", self.prompts_ood),
         ] {
-            ensure!(size > 0, "{key} is 0; it must be at least 1");
+            check_count(key, size as u64, MOST_EXAMPLES)?;
         }
         Ok(())
     }
 }
+
+/// Most examples of a file.
+const MOST_EXAMPLES: u64 = 100_000_000;
 
 /// Writes `pretrain.jsonl`, `sft.jsonl`, `preferences.jsonl` and `prompts_*.jsonl`.
 ///

@@ -14,8 +14,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Interrupted, StageContext, arguments::ComputeType, device::Choice as DeviceChoice, evaluate::statistics::estimate,
-    ppo::config::Gold, source::DataSource,
+    Interrupted, StageContext,
+    arguments::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_most},
+    device::Choice as DeviceChoice,
+    evaluate::statistics::estimate,
+    ppo::config::Gold,
+    source::DataSource,
 };
 use crate::{
     atomic,
@@ -128,18 +132,19 @@ impl LandscapeConfig {
         ensure!(start.is_finite() && end.is_finite(), "start is {start} and end {end}; give finite numbers");
         ensure!(start < end, "start is {start}, which is not below end, {end}");
         ensure!(self.steps >= 2, "steps is {}; it must be at least 2", self.steps);
-        ensure!(self.divisions >= 1, "divisions is 0; it must be at least 1");
+        check_most("steps", self.steps as u64, MOST_POINTS as u64)?;
+        check_count("divisions", self.divisions as u64, MOST_POINTS as u64)?;
         let margin = self.margin;
         ensure!((0.0..=10.0).contains(&margin), "margin is {margin}; it must be between 0 and 10");
-        ensure!(
-            self.points().len() <= MOST_POINTS,
-            "{} points are too many; at most {MOST_POINTS}",
-            self.points().len()
-        );
+        let points = match count {
+            3 => grid::plane_points(self.divisions, margin),
+            _ => self.steps,
+        };
+        ensure!(points <= MOST_POINTS, "{points} points are too many; at most {MOST_POINTS}");
         ensure!(self.max_prompts != Some(0), "max_prompts is 0; it must be at least 1");
         ensure!(self.max_examples != Some(0), "max_examples is 0; it must be at least 1");
-        ensure!(self.max_new_tokens > 0, "max_new_tokens is 0; it must be at least 1");
-        ensure!(self.decode_slots > 0, "decode_slots is 0; it must be at least 1");
+        check_count("max_new_tokens", self.max_new_tokens as u64, MOST_TOKENS)?;
+        check_count("decode_slots", self.decode_slots as u64, MOST_SEQUENCES)?;
         ensure!(self.max_length >= 2, "max_length is {}; it must be at least 2", self.max_length);
         let temperature = self.temperature;
         ensure!(temperature >= 0.0 && temperature.is_finite(), "temperature is {temperature}; it must be 0 or above");
@@ -214,7 +219,13 @@ fn read(path: &Path) -> anyhow::Result<Option<Measured>> {
         return Ok(None);
     }
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is damaged; remove it", path.display()))
+    match serde_json::from_slice(&bytes) {
+        Ok(point) => Ok(Some(point)),
+        Err(error) => {
+            eprintln!("passing over the damaged point {}: {error}", path.display());
+            Ok(None)
+        }
+    }
 }
 
 /// A point for a progress bar.

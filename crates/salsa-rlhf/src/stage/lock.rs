@@ -6,6 +6,8 @@ use std::{
 
 use anyhow::{Context, bail};
 
+use crate::atomic;
+
 /// Holds `DIR/.lock`; dropping it lets the next process in. The operating system releases the lock of a killed process.
 #[derive(Debug)]
 pub struct Lock {
@@ -14,14 +16,14 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Locks an existing directory.
+    /// Locks an existing directory. What is called `.lock` there is neither followed, if it is a link, nor emptied.
     ///
     /// # Errors
-    /// If another process holds it, or the directory cannot be written.
+    /// If another process holds it, the directory cannot be written, or `.lock` is no file.
     pub fn take(dir: &Path) -> anyhow::Result<Lock> {
         let path = dir.join(".lock");
         loop {
-            let file = File::create(&path).with_context(|| format!("cannot write in {}", dir.display()))?;
+            let file = atomic::open_to_continue(&path).with_context(|| format!("cannot write in {}", dir.display()))?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => bail!(
@@ -33,7 +35,7 @@ impl Lock {
                 }
             }
             // The holder before us may have removed the file between our opening and locking it.
-            if is_same(&file, &path) {
+            if atomic::is_at(&file, &path) {
                 return Ok(Lock { path, file });
             }
         }
@@ -46,20 +48,6 @@ impl Drop for Lock {
         let _ = fs::remove_file(&self.path);
         let _ = self.file.unlock();
     }
-}
-
-#[cfg(unix)]
-fn is_same(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(ours), Ok(theirs)) => (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()),
-        _ => false,
-    }
-}
-
-#[cfg(not(unix))]
-fn is_same(_: &File, path: &Path) -> bool {
-    path.exists()
 }
 
 #[cfg(test)]
@@ -75,5 +63,17 @@ mod tests {
         drop(first);
         assert!(!dir.path().join(".lock").exists());
         Lock::take(dir.path()).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_refused_and_what_it_names_is_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = dir.path().join("other");
+        fs::write(&other, "precious").unwrap();
+        std::os::unix::fs::symlink("other", dir.path().join(".lock")).unwrap();
+        let refused = format!("{:#}", Lock::take(dir.path()).unwrap_err());
+        assert!(refused.contains(".lock is a symbolic link; remove it"), "{refused}");
+        assert_eq!(fs::read(other).unwrap(), b"precious");
     }
 }

@@ -1,7 +1,6 @@
 //! `salsa logprobs`: the log-probability a model gives to every token of given sequences.
 use std::path::PathBuf;
 
-use anyhow::ensure;
 use salsa_engine::{Batch, Head, Query};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     StageContext,
-    arguments::ComputeType,
+    arguments::{ComputeType, check_count},
     device::Choice as DeviceChoice,
     rows::{self, Rows},
     start::Found,
@@ -55,8 +54,7 @@ impl LogprobsConfig {
     /// # Errors
     /// If a value makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
-        ensure!(self.max_tokens_per_batch > 0, "max_tokens_per_batch is 0; it must be at least 1");
-        Ok(())
+        check_count("max_tokens_per_batch", self.max_tokens_per_batch as u64, u64::MAX)
     }
 }
 
@@ -90,6 +88,7 @@ pub fn run(config: &LogprobsConfig, context: &StageContext) -> anyhow::Result<Va
         done += batch.rows() as u64;
         progress.set(done);
     }
+    rows.check_finite("log-probability", logprobs.iter().map(Vec::as_slice))?;
     let total: f64 = logprobs.iter().flatten().map(|&logprob| f64::from(logprob)).sum();
     let count = logprobs.iter().map(Vec::len).sum::<usize>();
 

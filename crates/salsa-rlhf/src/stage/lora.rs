@@ -6,6 +6,8 @@ use salsa_engine::{LoraSpec, Target};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::arguments::check_count;
+
 /// The keys shared by `sft`, `reward`, `dpo` and `ppo`. They describe a new adapter; from a PEFT directory training goes on
 /// with the adapter that is there, whatever these keys say of its shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -53,6 +55,9 @@ impl Default for LoraArguments {
 
 const ALL: &str = "all-linear";
 
+/// Largest rank: no matrix is wider.
+const MOST_RANK: u64 = 1 << 16;
+
 impl LoraArguments {
     /// Checks ranges and names.
     ///
@@ -64,7 +69,7 @@ impl LoraArguments {
             "lora_dropout is {}; only 0 is supported: with dropout the log-probs of training would not be those of sampling",
             self.lora_dropout
         );
-        ensure!(self.lora_r > 0, "lora_r is 0; it must be at least 1");
+        check_count("lora_r", self.lora_r as u64, MOST_RANK)?;
         ensure!(self.lora_alpha.is_finite(), "lora_alpha is {}; give a number", self.lora_alpha);
         self.spec()?;
         match self.shape().into_iter().zip(LoraArguments::default().shape()).find(|(given, plain)| given != plain) {

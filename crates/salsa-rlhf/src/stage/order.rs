@@ -1,13 +1,18 @@
 //! Which examples make up each optimizer step: a pure function of seed, epoch and lengths.
 use salsa_engine::random::Random;
 
-/// Every optimizer step of a run, in order.
+/// Every optimizer step of a run, in order. No step is kept: each is made when it is asked for.
 ///
 /// The order of an epoch is a shuffle keyed by (seed, epoch). It depends on nothing that happened before, so a resumed
 /// run continues exactly where it stopped.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
-    steps: Vec<Step>,
+pub struct Plan<'a> {
+    lengths: &'a [usize],
+    batching: Batching,
+    accumulation: usize,
+    duration: Duration,
+    seed: u64,
+    steps: u64,
 }
 
 /// The examples of one optimizer step.
@@ -37,42 +42,157 @@ pub enum Duration {
     Steps(u64),
 }
 
-impl Plan {
-    /// Plans a run over examples of the given lengths (in tokens), `accumulation` passes to a step.
+impl<'a> Plan<'a> {
+    /// Plans a run over examples of the given lengths (in tokens), `accumulation` passes to a step. None if `stop`, asked
+    /// after each epoch that had to be looked at, says so.
     ///
     /// The last step of an epoch may be smaller than the others; no example is dropped. Without examples, or for zero
     /// steps, the plan is empty.
-    pub fn new(lengths: &[usize], batching: Batching, accumulation: usize, duration: Duration, seed: u64) -> Plan {
-        let mut steps = Vec::new();
-        let mut epoch = 0;
-        while !lengths.is_empty() {
-            let wanted = match duration {
-                Duration::Epochs(epochs) if epochs <= epoch as f64 => 0.0,
-                Duration::Epochs(epochs) => (epochs - epoch as f64).min(1.0),
-                Duration::Steps(total) if steps.len() as u64 >= total => 0.0,
-                Duration::Steps(_) => 1.0,
-            };
-            if wanted == 0.0 {
-                break;
-            }
-            let passes = passes_of_epoch(lengths, batching, seed, epoch);
-            let groups: Vec<&[Vec<usize>]> = passes.chunks(accumulation.max(1)).collect();
-            let kept = (wanted * groups.len() as f64).ceil() as usize;
-            for (i, group) in groups.iter().take(kept).enumerate() {
-                let epoch = epoch as f64 + (i + 1) as f64 / groups.len() as f64;
-                steps.push(Step { micro_batches: group.to_vec(), epoch });
-            }
-            epoch += 1;
+    pub fn new(
+        lengths: &'a [usize],
+        batching: Batching,
+        accumulation: usize,
+        duration: Duration,
+        seed: u64,
+        stop: &dyn Fn() -> bool,
+    ) -> Option<Plan<'a>> {
+        let mut plan = Plan { lengths, batching, accumulation: accumulation.max(1), duration, seed, steps: 0 };
+        if lengths.is_empty() {
+            return Some(plan);
         }
-        if let Duration::Steps(total) = duration {
-            steps.truncate(total as usize);
-        }
-        Plan { steps }
+        plan.steps = match (duration, batching) {
+            (Duration::Steps(steps), _) => steps,
+            // Every epoch has as many steps as any other.
+            (Duration::Epochs(epochs), Batching::Examples(_)) => {
+                let whole = epochs.max(0.0).floor();
+                let of_epoch = plan.steps_of_epoch(0);
+                (whole as u64).saturating_mul(of_epoch as u64) + plan.kept(whole as u64, of_epoch) as u64
+            }
+            (Duration::Epochs(_), Batching::Tokens(_)) => plan.counted(stop)?,
+        };
+        Some(plan)
     }
 
-    /// All steps.
-    pub fn steps(&self) -> &[Step] {
-        &self.steps
+    /// Steps in all.
+    pub fn len(&self) -> u64 {
+        self.steps
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.steps == 0
+    }
+
+    /// The steps from this one on, counted from 0.
+    pub fn from(&self, first: u64) -> Steps<'_> {
+        let mut steps = Steps { plan: self, epoch: 0, passes: Vec::new(), of_epoch: 0, next: 0, at: 0 };
+        if self.is_empty() {
+            return steps;
+        }
+        if let Batching::Examples(_) = self.batching {
+            // Straight to the epoch; a partial one is the last.
+            let of_epoch = self.steps_of_epoch(0) as u64;
+            steps.epoch = first / of_epoch;
+            steps.at = steps.epoch * of_epoch;
+        }
+        steps.begin();
+        while first - steps.at >= (steps.of_epoch - steps.next) as u64 && first < self.steps {
+            steps.at += steps.of_epoch as u64;
+            steps.epoch += 1;
+            steps.begin();
+        }
+        steps.next = (first - steps.at) as usize;
+        steps.at = first;
+        steps
+    }
+
+    /// Tokens of all steps, for a progress bar: exact where the run ends with an epoch, and else by the mean length.
+    pub fn tokens(&self) -> u64 {
+        let Some(per_step) = self.tokens_per_epoch().checked_div(self.steps_of_epoch(0) as u64) else { return 0 };
+        match self.duration {
+            Duration::Epochs(epochs) if epochs.fract() == 0.0 => self.tokens_per_epoch().saturating_mul(epochs as u64),
+            _ => self.steps.saturating_mul(per_step),
+        }
+    }
+
+    fn tokens_per_epoch(&self) -> u64 {
+        self.lengths.iter().map(|&length| length as u64).sum()
+    }
+
+    /// Steps of a whole epoch.
+    fn steps_of_epoch(&self, epoch: u64) -> usize {
+        let passes = match self.batching {
+            Batching::Examples(count) => self.lengths.len().div_ceil(count.max(1)),
+            Batching::Tokens(_) => passes_of_epoch(self.lengths, self.batching, self.seed, epoch).len(),
+        };
+        passes.div_ceil(self.accumulation)
+    }
+
+    /// How many of the steps of this epoch belong to the run, as far as its duration in epochs says.
+    fn kept(&self, epoch: u64, of_epoch: usize) -> usize {
+        match self.duration {
+            Duration::Steps(_) => of_epoch,
+            Duration::Epochs(epochs) if epochs <= epoch as f64 => 0,
+            Duration::Epochs(epochs) => ((epochs - epoch as f64).min(1.0) * of_epoch as f64).ceil() as usize,
+        }
+    }
+
+    /// The steps of all epochs, counted one by one: packing makes more passes of one order than of another.
+    fn counted(&self, stop: &dyn Fn() -> bool) -> Option<u64> {
+        let mut steps = 0;
+        for epoch in 0.. {
+            if self.kept(epoch, 1) == 0 {
+                break;
+            }
+            steps += self.kept(epoch, self.steps_of_epoch(epoch)) as u64;
+            if stop() {
+                return None;
+            }
+        }
+        Some(steps)
+    }
+}
+
+/// Steps of a plan, one after the other.
+pub struct Steps<'a> {
+    plan: &'a Plan<'a>,
+    epoch: u64,
+    /// The passes of this epoch.
+    passes: Vec<Vec<usize>>,
+    /// Steps of this epoch if it were whole.
+    of_epoch: usize,
+    /// The next step of this epoch.
+    next: usize,
+    /// The next step of the run.
+    at: u64,
+}
+
+impl Steps<'_> {
+    fn begin(&mut self) {
+        let Plan { lengths, batching, accumulation, seed, .. } = *self.plan;
+        self.passes = passes_of_epoch(lengths, batching, seed, self.epoch);
+        self.of_epoch = self.passes.len().div_ceil(accumulation);
+        self.next = 0;
+    }
+}
+
+impl Iterator for Steps<'_> {
+    type Item = Step;
+
+    fn next(&mut self) -> Option<Step> {
+        if self.at >= self.plan.steps {
+            return None;
+        }
+        if self.next == self.of_epoch {
+            self.epoch += 1;
+            self.begin();
+        }
+        let from = self.next * self.plan.accumulation;
+        let to = self.passes.len().min(from + self.plan.accumulation);
+        let micro_batches = self.passes[from..to].iter_mut().map(std::mem::take).collect();
+        self.next += 1;
+        self.at += 1;
+        Some(Step { micro_batches, epoch: self.epoch as f64 + self.next as f64 / self.of_epoch as f64 })
     }
 }
 
@@ -122,42 +242,106 @@ const ORDER_STREAM: u64 = 0x004f_5244_4552_0000;
 mod tests {
     use super::*;
 
-    fn examples(plan: &Plan) -> Vec<usize> {
-        plan.steps().iter().flat_map(|step| step.micro_batches.concat()).collect()
+    fn plan(lengths: &[usize], batching: Batching, accumulation: usize, duration: Duration, seed: u64) -> Plan<'_> {
+        Plan::new(lengths, batching, accumulation, duration, seed, &|| false).expect("nobody stops it")
+    }
+
+    fn steps(plan: &Plan<'_>) -> Vec<Step> {
+        plan.from(0).collect()
+    }
+
+    fn examples(plan: &Plan<'_>) -> Vec<usize> {
+        steps(plan).iter().flat_map(|step| step.micro_batches.concat()).collect()
+    }
+
+    /// The definition: every step of every epoch in a list.
+    fn listed(lengths: &[usize], batching: Batching, accumulation: usize, duration: Duration, seed: u64) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for epoch in 0u64.. {
+            let wanted = match duration {
+                Duration::Epochs(epochs) => (epochs - epoch as f64).clamp(0.0, 1.0),
+                Duration::Steps(total) => f64::from(u8::from((steps.len() as u64) < total)),
+            };
+            if wanted == 0.0 {
+                break;
+            }
+            let passes = passes_of_epoch(lengths, batching, seed, epoch);
+            let groups: Vec<&[Vec<usize>]> = passes.chunks(accumulation).collect();
+            let kept = (wanted * groups.len() as f64).ceil() as usize;
+            for (i, group) in groups.iter().take(kept).enumerate() {
+                let epoch = epoch as f64 + (i + 1) as f64 / groups.len() as f64;
+                steps.push(Step { micro_batches: group.to_vec(), epoch });
+            }
+        }
+        if let Duration::Steps(total) = duration {
+            steps.truncate(total as usize);
+        }
+        steps
+    }
+
+    #[test]
+    fn steps_that_are_made_when_they_are_asked_for_are_those_of_a_list() {
+        let lengths: Vec<usize> = (0..23).map(|i| 1 + i * 7 % 11).collect();
+        let durations = [0.0, 0.3, 1.0, 2.5, 3.0].map(Duration::Epochs);
+        for duration in durations.into_iter().chain([0, 1, 7, 40].map(Duration::Steps)) {
+            for batching in [Batching::Examples(4), Batching::Examples(100), Batching::Tokens(13)] {
+                for accumulation in [1, 3] {
+                    let expected = listed(&lengths, batching, accumulation, duration, 5);
+                    let plan = plan(&lengths, batching, accumulation, duration, 5);
+                    assert_eq!(plan.len(), expected.len() as u64, "{duration:?} {batching:?} {accumulation}");
+                    for first in 0..=expected.len() {
+                        let found: Vec<Step> = plan.from(first as u64).collect();
+                        assert_eq!(found, expected[first..], "{duration:?} {batching:?} {accumulation} from {first}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_without_an_end_starts_at_once() {
+        let lengths = [3; 10];
+        let far = plan(&lengths, Batching::Examples(2), 2, Duration::Steps(1_000_000_000_000), 1);
+        assert_eq!(far.from(999_999_999_998).count(), 2);
+        let many = plan(&lengths, Batching::Examples(2), 2, Duration::Epochs(1e9), 1);
+        assert_eq!((many.len(), many.tokens()), (3_000_000_000, 30_000_000_000));
+        assert_eq!(many.from(0).take(4).count(), 4);
+        let packed = Plan::new(&lengths, Batching::Tokens(8), 1, Duration::Epochs(1e9), 1, &|| true);
+        assert!(packed.is_none(), "counting heeds a request to stop");
     }
 
     #[test]
     fn an_epoch_visits_every_example_once() {
         for batching in [Batching::Examples(3), Batching::Tokens(7)] {
             let lengths = [1, 5, 2, 7, 3, 3, 1, 4, 6, 2, 9];
-            let plan = Plan::new(&lengths, batching, 2, Duration::Epochs(1.0), 1);
+            let plan = plan(&lengths, batching, 2, Duration::Epochs(1.0), 1);
             let mut seen = examples(&plan);
             seen.sort_unstable();
             assert_eq!(seen, (0..11).collect::<Vec<_>>(), "{batching:?}");
-            assert_eq!(plan.steps().last().expect("steps").epoch, 1.0);
+            assert_eq!(steps(&plan).last().expect("steps").epoch, 1.0);
         }
     }
 
     #[test]
     fn steps_per_epoch_round_up() {
         // 10 examples, 2 per pass, 2 passes per step: 3 steps, the last one of a single pass.
-        let plan = Plan::new(&[1; 10], Batching::Examples(2), 2, Duration::Epochs(2.0), 1);
-        let passes: Vec<usize> = plan.steps().iter().map(|step| step.micro_batches.len()).collect();
+        let two = plan(&[1; 10], Batching::Examples(2), 2, Duration::Epochs(2.0), 1);
+        let passes: Vec<usize> = steps(&two).iter().map(|step| step.micro_batches.len()).collect();
         assert_eq!(passes, [2, 2, 1, 2, 2, 1]);
-        assert_eq!(Plan::new(&[1; 10], Batching::Examples(2), 2, Duration::Epochs(1.5), 1).steps().len(), 5);
-        assert_eq!(Plan::new(&[1; 10], Batching::Examples(2), 2, Duration::Steps(4), 1).steps().len(), 4);
-        assert_eq!(Plan::new(&[1; 10], Batching::Examples(2), 2, Duration::Steps(0), 1).steps().len(), 0);
-        assert_eq!(Plan::new(&[], Batching::Examples(2), 2, Duration::Steps(4), 1).steps().len(), 0);
+        assert_eq!(plan(&[1; 10], Batching::Examples(2), 2, Duration::Epochs(1.5), 1).len(), 5);
+        assert_eq!(plan(&[1; 10], Batching::Examples(2), 2, Duration::Steps(4), 1).len(), 4);
+        assert_eq!(plan(&[1; 10], Batching::Examples(2), 2, Duration::Steps(0), 1).len(), 0);
+        assert_eq!(plan(&[], Batching::Examples(2), 2, Duration::Steps(4), 1).len(), 0);
     }
 
     #[test]
     fn a_longer_run_starts_like_a_shorter_one_and_seeds_differ() {
         let lengths = [3; 40];
-        let short = Plan::new(&lengths, Batching::Examples(4), 1, Duration::Epochs(1.0), 7);
-        let long = Plan::new(&lengths, Batching::Examples(4), 1, Duration::Epochs(3.0), 7);
-        assert_eq!(long.steps()[..10], short.steps()[..]);
+        let short = plan(&lengths, Batching::Examples(4), 1, Duration::Epochs(1.0), 7);
+        let long = plan(&lengths, Batching::Examples(4), 1, Duration::Epochs(3.0), 7);
+        assert_eq!(steps(&long)[..10], steps(&short)[..]);
         assert_ne!(examples(&long)[..40], examples(&long)[40..80], "epochs are shuffled differently");
-        let other = Plan::new(&lengths, Batching::Examples(4), 1, Duration::Epochs(1.0), 8);
+        let other = plan(&lengths, Batching::Examples(4), 1, Duration::Epochs(1.0), 8);
         assert_ne!(examples(&other), examples(&short), "seeds shuffle differently");
     }
 

@@ -214,8 +214,9 @@ pub fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> 
     progress.start_at(done);
     while done < total {
         let (mut metrics, samples) =
-            run.step(done).with_context(|| format!("update {} of {total}; the last checkpoint stays", done + 1))?;
-        measure::ensure_finite(&metrics).with_context(|| format!("update {} of {total}", done + 1))?;
+            run.step(done).with_context(|| format!("update {} of {total}; {}", done + 1, checkpoints.kept()))?;
+        let stopped_at = || format!("update {} of {total}; {}", done + 1, checkpoints.kept());
+        measure::ensure_finite(&metrics).with_context(stopped_at)?;
         done += 1;
         metrics.set("lr", run.rates(done - 1).policy);
         metrics.set("episode", (done * config.batch_size as u64) as f64);
@@ -235,6 +236,7 @@ pub fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> 
         }
     }
     progress.finish(&format!("{total} updates"));
+    run.learner.ensure_finite().with_context(|| checkpoints.kept())?;
     run.save(&source, dir, total)?;
     let last = metrics::read(dir)?.pop().map(|(_, metrics)| metrics).unwrap_or_default();
     Ok(json!({

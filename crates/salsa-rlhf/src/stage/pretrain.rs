@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     StageContext,
-    arguments::TrainingArguments,
+    arguments::{TrainingArguments, check_most, check_range},
     encoder::Encoder,
     memory::{self, Knobs, Saving},
     next_token::{NextToken, Sequence},
@@ -114,6 +114,21 @@ impl PretrainConfig {
             self.max_length,
             self.max_position_embeddings
         );
+        // So no product of these overflows; the memory plan knows what is too large for this machine.
+        for (key, value, most) in [
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("hidden_size", self.hidden_size, 1 << 20),
+            ("intermediate_size", self.intermediate_size, 1 << 22),
+            ("num_hidden_layers", self.num_hidden_layers, 1 << 14),
+            ("num_attention_heads", self.num_attention_heads, 1 << 14),
+            ("num_key_value_heads", self.num_key_value_heads, 1 << 14),
+            ("head_dim", self.head_dim, 1 << 14),
+            ("max_position_embeddings", self.max_position_embeddings, 1 << 30),
+        ] {
+            check_most(key, value as u64, most)?;
+        }
+        check_range("rope_theta", self.rope_theta, f64::MIN_POSITIVE..=f64::MAX)?;
+        check_range("rms_norm_eps", self.rms_norm_eps.into(), 0.0..=f64::from(f32::MAX))?;
         ensure!(self.num_attention_heads > 0, "num_attention_heads is 0; it must be at least 1");
         self.training.validate(self.learning_rate, self.num_train_epochs)
     }

@@ -1,7 +1,8 @@
 //! Resumable checkpoints: `OUT/checkpoints/step-N/`, written atomically, the newest valid one found again.
 //!
 //! One directory holds `buffers.safetensors` (named f32 buffers: weights and optimizer moments of one or more models) and
-//! `state.json` (the step, the fingerprint of the run, and whatever else the stage must remember).
+//! `state.json` (the step, the fingerprint of the run, whatever else the stage must remember, and a digest of all that). A
+//! checkpoint that does not match its digest is passed over; one with a number that is not finite is never written.
 use std::{
     borrow::Cow,
     collections::BTreeMap,
@@ -10,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use blake3::{Hash, Hasher};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, View};
 use salsa_engine::Trainable;
@@ -99,19 +101,22 @@ impl Checkpoints {
         Checkpoints { dir: output_dir.join("checkpoints"), fingerprint }
     }
 
-    /// Writes a snapshot atomically and removes all but the newest two.
+    /// Writes a snapshot atomically and removes all but the newest two, and those of later steps: they were damaged, or
+    /// the run would have begun with them.
     ///
     /// # Errors
-    /// If the disk refuses; the previous checkpoints are then still there.
+    /// If a number is not finite, or the disk refuses; the previous checkpoints are then still there.
     pub fn save(&self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
+        let digest = digest(snapshot).with_context(|| self.kept())?;
         fs::create_dir_all(&self.dir).with_context(|| format!("cannot create {}", self.dir.display()))?;
         let path = self.dir.join(format!("step-{}", snapshot.step));
-        let state = StateFile {
+        let contents = Contents {
             step: snapshot.step,
             fingerprint: self.fingerprint.clone(),
             optimizer_steps: snapshot.optimizer_steps.clone(),
             state: snapshot.state.clone(),
         };
+        let state = StateFile { blake3: contents.seal(&digest)?, buffers_blake3: digest.to_string(), contents };
         atomic::replace_dir(&path, |dir| {
             let tensors =
                 snapshot.buffers.iter().map(|(name, values)| (name.as_str(), Buffer { values, shape: [values.len()] }));
@@ -120,13 +125,14 @@ impl Checkpoints {
             Ok(())
         })
         .with_context(|| format!("cannot write checkpoint {}", path.display()))?;
-        for (_, old) in self.listed()?.into_iter().skip(KEPT) {
+        let (later, sound): (Vec<_>, Vec<_>) = self.listed()?.into_iter().partition(|(step, _)| *step > snapshot.step);
+        for (_, old) in later.into_iter().chain(sound.into_iter().skip(KEPT)) {
             fs::remove_dir_all(&old).with_context(|| format!("cannot remove old checkpoint {}", old.display()))?;
         }
         Ok(())
     }
 
-    /// The newest checkpoint that is whole, or none. Torn ones are passed over with a line on standard error.
+    /// The newest checkpoint that is whole, or none. Damaged ones are passed over with a line on standard error.
     ///
     /// # Errors
     /// If the newest whole checkpoint belongs to a run with another fingerprint.
@@ -137,10 +143,18 @@ impl Checkpoints {
                     self.check_fingerprint(&fingerprint, &dir)?;
                     return Ok(Some(restored));
                 }
-                Err(error) => eprintln!("ignoring torn checkpoint {}: {error:#}", dir.display()),
+                Err(error) => eprintln!("passing over the damaged checkpoint {}: {error:#}", dir.display()),
             }
         }
         Ok(None)
+    }
+
+    /// What a run that cannot go on leaves, for its error message.
+    pub fn kept(&self) -> String {
+        match self.listed().unwrap_or_default().first() {
+            Some((step, dir)) => format!("the newest checkpoint, {}, is of step {step}", dir.display()),
+            None => "no checkpoint has been saved".to_owned(),
+        }
     }
 
     /// Removes all checkpoints: the run is done.
@@ -187,18 +201,84 @@ impl Checkpoints {
     }
 }
 
+/// What to do about numbers that are no longer finite.
+pub const REMEDY: &str =
+    "a smaller learning_rate may help, with another output_dir, since a checkpoint goes on with its own settings only";
+
 /// How many checkpoints are kept: if the newest is torn by a failing disk, one more is there.
 const KEPT: usize = 2;
 const BUFFERS: &str = "buffers.safetensors";
 const STATE: &str = "state.json";
 
+/// `state.json`.
 #[derive(Serialize, Deserialize)]
 struct StateFile {
+    #[serde(flatten)]
+    contents: Contents,
+    /// BLAKE3 of the buffers: see [`add_buffer`].
+    buffers_blake3: String,
+    /// BLAKE3 of everything above.
+    blake3: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Contents {
     step: u64,
     fingerprint: Value,
     optimizer_steps: BTreeMap<String, u64>,
     state: Value,
 }
+
+impl Contents {
+    /// The digest of what `state.json` says and of the digest of the buffers.
+    fn seal(&self, buffers: &Hash) -> anyhow::Result<String> {
+        let mut hasher = Hasher::new();
+        hasher.update(&serde_json::to_vec(self)?).update(buffers.as_bytes());
+        Ok(hasher.finalize().to_string())
+    }
+}
+
+/// The digest of a snapshot's buffers.
+///
+/// # Errors
+/// Names the first buffer with a number that is not finite.
+fn digest(snapshot: &Snapshot<'_>) -> anyhow::Result<Hash> {
+    let mut hasher = Hasher::new();
+    let mut buffers: Vec<&(String, Cow<'_, [f32]>)> = snapshot.buffers.iter().collect();
+    buffers.sort_by(|(a, _), (b, _)| a.cmp(b));
+    for (name, values) in buffers {
+        if !add_buffer(&mut hasher, name, values) {
+            bail!(
+                "{name} holds a number that is not finite after step {}, so no checkpoint of it is written; {REMEDY}",
+                snapshot.step
+            );
+        }
+    }
+    Ok(hasher.finalize())
+}
+
+/// Adds a buffer to a digest: its name, its length and its numbers, little-endian. Returns whether all are finite.
+fn add_buffer(hasher: &mut Hasher, name: &str, values: &[f32]) -> bool {
+    hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
+    hasher.update(&(values.len() as u64).to_le_bytes());
+    let (mut bytes, mut finite) = (vec![0; 4 * CHUNK], true);
+    for values in values.chunks(CHUNK) {
+        let bytes = &mut bytes[..4 * values.len()];
+        to_bytes(values, bytes);
+        hasher.update(bytes);
+        finite &= values.iter().fold(true, |finite, value| finite & value.is_finite());
+    }
+    finite
+}
+
+fn to_bytes(values: &[f32], bytes: &mut [u8]) {
+    for (bytes, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+        *bytes = value.to_le_bytes();
+    }
+}
+
+/// Numbers that are hashed at a time: they stay in the cache between being looked at and being hashed.
+const CHUNK: usize = 16 << 10;
 
 /// A flat buffer as safetensors wants to see it.
 struct Buffer<'a> {
@@ -214,7 +294,9 @@ impl View for Buffer<'_> {
         &self.shape
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        self.values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into()
+        let mut bytes = vec![0; 4 * self.values.len()];
+        to_bytes(self.values, &mut bytes);
+        bytes.into()
     }
     fn data_len(&self) -> usize {
         self.values.len() * 4
@@ -224,14 +306,19 @@ impl View for Buffer<'_> {
 /// Reads one checkpoint directory whole.
 fn read(dir: &Path, step: u64) -> anyhow::Result<(Value, Restored)> {
     let state: StateFile = serde_json::from_slice(&fs::read(dir.join(STATE)).context(STATE)?).context(STATE)?;
-    if state.step != step {
-        bail!("{STATE} is of step {}", state.step);
+    let StateFile { contents, buffers_blake3, blake3 } = state;
+    if contents.step != step {
+        bail!("{STATE} is of step {}", contents.step);
     }
+    let expected = Hash::from_hex(&buffers_blake3).ok();
+    let Some(expected) = expected.filter(|buffers| contents.seal(buffers).is_ok_and(|seal| seal == blake3)) else {
+        bail!("{STATE} does not match its digest");
+    };
     let file = File::open(dir.join(BUFFERS)).context(BUFFERS)?;
     // SAFETY: the map is read here and dropped; a checkpoint directory is never written to after its rename.
     let map = unsafe { Mmap::map(&file) }.context(BUFFERS)?;
     let tensors = SafeTensors::deserialize(&map).context(BUFFERS)?; // checks that the file is as long as it says
-    let mut buffers = BTreeMap::new();
+    let mut buffers: BTreeMap<String, Vec<f32>> = BTreeMap::new();
     for (name, tensor) in tensors.iter() {
         let (values, rest) = tensor.data().as_chunks::<4>();
         if tensor.dtype() != Dtype::F32 || !rest.is_empty() {
@@ -239,8 +326,15 @@ fn read(dir: &Path, step: u64) -> anyhow::Result<(Value, Restored)> {
         }
         buffers.insert(name.to_owned(), values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect());
     }
-    let (dir, optimizer_steps) = (dir.to_owned(), state.optimizer_steps);
-    Ok((state.fingerprint, Restored { step, state: state.state, buffers, optimizer_steps, dir }))
+    let mut hasher = Hasher::new();
+    for (name, values) in &buffers {
+        add_buffer(&mut hasher, name, values);
+    }
+    if hasher.finalize() != expected {
+        bail!("{BUFFERS} does not match its digest");
+    }
+    let Contents { fingerprint, state, optimizer_steps, .. } = contents;
+    Ok((fingerprint, Restored { step, state, buffers, optimizer_steps, dir: dir.to_owned() }))
 }
 
 /// Lists the keys in which two values differ, with both values.
@@ -262,60 +356,4 @@ fn differing(key: &str, found: &Value, wanted: &Value, differences: &mut Vec<Str
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn checkpoints(dir: &Path) -> Checkpoints {
-        Checkpoints::new(dir, json!({"stage": "sft", "config": {"learning_rate": 0.001}}))
-    }
-
-    fn save(checkpoints: &Checkpoints, step: u64) {
-        let values = [step as f32, -0.0, f32::MIN_POSITIVE / 4.0];
-        checkpoints.save(&Snapshot::new(step, json!({"sum": 0.1 + 0.2})).with_buffer("x", &values)).unwrap();
-    }
-
-    #[test]
-    fn the_newest_comes_back_bit_for_bit() {
-        let dir = tempfile::tempdir().unwrap();
-        let checkpoints = checkpoints(dir.path());
-        assert!(checkpoints.newest().unwrap().is_none());
-        for step in [2, 9, 10] {
-            save(&checkpoints, step);
-        }
-        let mut restored = checkpoints.newest().unwrap().unwrap();
-        assert_eq!(restored.step, 10);
-        assert_eq!(restored.state["sum"].as_f64().unwrap().to_bits(), (0.1f64 + 0.2).to_bits());
-        let bits: Vec<u32> = restored.take_buffer("x").unwrap().into_iter().map(f32::to_bits).collect();
-        assert_eq!(bits, [10f32.to_bits(), 0x8000_0000, f32::MIN_POSITIVE.to_bits() / 4]);
-        assert!(restored.take_buffer("x").is_err());
-        let kept: Vec<u64> = checkpoints.listed().unwrap().into_iter().map(|(step, _)| step).collect();
-        assert_eq!(kept, [10, 9], "only the last two stay");
-        checkpoints.remove().unwrap();
-        assert!(checkpoints.newest().unwrap().is_none());
-    }
-
-    #[test]
-    fn torn_checkpoints_are_passed_over() {
-        let dir = tempfile::tempdir().unwrap();
-        let checkpoints = checkpoints(dir.path());
-        save(&checkpoints, 1);
-        save(&checkpoints, 2);
-        let buffers = dir.path().join("checkpoints/step-2/buffers.safetensors");
-        let bytes = fs::read(&buffers).unwrap();
-        fs::write(&buffers, &bytes[..bytes.len() - 1]).unwrap();
-        fs::create_dir(dir.path().join("checkpoints/step-7")).unwrap();
-        fs::create_dir(dir.path().join("checkpoints/step-8.tmp")).unwrap();
-        assert_eq!(checkpoints.newest().unwrap().unwrap().step, 1);
-    }
-
-    #[test]
-    fn another_configuration_is_refused_with_the_key() {
-        let dir = tempfile::tempdir().unwrap();
-        save(&checkpoints(dir.path()), 1);
-        let other = Checkpoints::new(dir.path(), json!({"stage": "sft", "config": {"learning_rate": 0.002}}));
-        let message = other.newest().err().unwrap().to_string();
-        assert!(message.contains("config.learning_rate was 0.001 and is now 0.002"), "{message}");
-    }
-}
+mod tests;

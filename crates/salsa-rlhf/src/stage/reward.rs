@@ -10,13 +10,14 @@ use serde_json::{Value, json};
 
 use super::{
     StageContext,
-    arguments::TrainingArguments,
+    arguments::{TrainingArguments, check_range},
     bases::Bases,
     encoder::TruncationMode,
     lora::LoraArguments,
     memory::{self, Knobs, Saving},
     order::Batching,
     pairs::{Pair, Pairs},
+    resume::REMEDY,
     source::DataSource,
     start::{self, Start},
     tally::Tally,
@@ -80,11 +81,7 @@ impl RewardConfig {
     /// # Errors
     /// If a value makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
-        ensure!(
-            self.center_rewards_coefficient >= 0.0,
-            "center_rewards_coefficient is {}; it must be at least 0",
-            self.center_rewards_coefficient
-        );
+        check_range("center_rewards_coefficient", self.center_rewards_coefficient, 0.0..=f64::MAX)?;
         self.lora.validate()?;
         self.training.validate(self.learning_rate, self.num_train_epochs)
     }
@@ -137,6 +134,7 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
     let outcome = trainer::train(&job, &mut model, &data, eval.as_ref().map(|eval| eval as &dyn Objective))?;
 
     let (mean, std) = score_mean_and_std(&model, held_out, config.training.per_device_eval_batch_size);
+    ensure!((mean + std).is_finite(), "the scores of the trained model are not finite; {REMEDY}");
     start::save(
         &config.output_dir,
         &start.checkpoint,

@@ -53,6 +53,18 @@ impl Rows {
         self.path.display()
     }
 
+    /// Makes sure that the results of every row are numbers.
+    ///
+    /// # Errors
+    /// As [`check_finite`], with file and line in front.
+    pub fn check_finite<'a>(&self, what: &str, results: impl Iterator<Item = &'a [f32]>) -> anyhow::Result<()> {
+        let place = |row: &Row| format!("{}: line {}", self.path.display(), row.line);
+        self.rows
+            .iter()
+            .zip(results)
+            .try_for_each(|(row, values)| check_finite(what, values).with_context(|| place(row)))
+    }
+
     /// Applies `f` to every row; an error gets the file and line in front.
     ///
     /// # Errors
@@ -172,6 +184,17 @@ pub fn finish_reason(ending: Ending) -> &'static str {
     match ending {
         Ending::Eos => "stop",
         Ending::Cut => "length",
+    }
+}
+
+/// Makes sure that results of a model are numbers, before they are written.
+///
+/// # Errors
+/// Names the result and the first value that is not finite.
+pub fn check_finite(what: &str, values: &[f32]) -> anyhow::Result<()> {
+    match values.iter().find(|value| !value.is_finite()) {
+        Some(value) => bail!("a {what} is {value}: the model's numbers overflow on this input; check its weights"),
+        None => Ok(()),
     }
 }
 

@@ -113,7 +113,7 @@ fn begin(dir: &Path, record: &Record) -> anyhow::Result<()> {
                 );
             }
         }
-        None if !only_contains(dir, &[".lock", "running.json.tmp"])? => bail!(
+        None if !only_contains(dir, &[".lock"])? => bail!(
             "{} is not empty and not a directory that salsa made (it has no stage.json); choose another output directory",
             dir.display()
         ),
@@ -158,9 +158,13 @@ fn has_checkpoints(dir: &Path) -> bool {
     fs::read_dir(dir.join("checkpoints")).is_ok_and(|mut entries| entries.next().is_some())
 }
 
+/// Whether there is nothing else in the directory than these and what a killed process left of a marker.
 fn only_contains(dir: &Path, names: &[&str]) -> anyhow::Result<bool> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
-    Ok(entries.filter_map(Result::ok).all(|entry| names.iter().any(|name| entry.file_name() == *name)))
+    Ok(entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.file_name())
+        .all(|found| names.iter().any(|name| found == *name) || atomic::is_temporary_of(&found, "running.json")))
 }
 
 /// Half-written files of a process that was killed.

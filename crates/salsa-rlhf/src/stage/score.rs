@@ -1,7 +1,6 @@
 //! `salsa score`: the score a reward model gives to every response.
 use std::path::PathBuf;
 
-use anyhow::ensure;
 use salsa_engine::{Batch, Head, Model, Query};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     StageContext,
-    arguments::ComputeType,
+    arguments::{ComputeType, check_count},
     device::Choice as DeviceChoice,
     rows::{self, Rows},
     start::{self, Found, Frozen},
@@ -55,8 +54,7 @@ impl ScoreConfig {
     /// # Errors
     /// If a value makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
-        ensure!(self.max_tokens_per_batch > 0, "max_tokens_per_batch is 0; it must be at least 1");
-        Ok(())
+        check_count("max_tokens_per_batch", self.max_tokens_per_batch as u64, u64::MAX)
     }
 }
 
@@ -77,6 +75,7 @@ pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value
     let Frozen { checkpoint, model, .. } = found.load()?;
     let scores = scores("score", &model, &sequences, config.max_tokens_per_batch);
 
+    rows.check_finite("score", scores.iter().map(std::slice::from_ref))?;
     let normalization = checkpoint.score_normalization();
     rows::write(
         &config.output,

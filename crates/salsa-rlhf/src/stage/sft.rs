@@ -87,7 +87,7 @@ impl SftConfig {
     }
 
     fn batching(&self, count: usize) -> Batching {
-        if self.packing { Batching::Tokens(count * self.max_length) } else { Batching::Examples(count) }
+        if self.packing { Batching::Tokens(count.saturating_mul(self.max_length)) } else { Batching::Examples(count) }
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{
     arguments::TrainingArguments,
     order::Step,
-    resume::{Checkpoints, Snapshot},
+    resume::{Checkpoints, REMEDY, Snapshot},
     tally::Tally,
 };
 use crate::{
@@ -93,8 +93,9 @@ pub fn train(
     eval: Option<&dyn Objective>,
 ) -> anyhow::Result<Outcome> {
     let arguments = job.arguments;
-    let plan = job.plan(data)?;
-    let total = plan.steps().len() as u64;
+    let lengths = job::lengths(data);
+    let plan = job.plan(&lengths)?;
+    let total = plan.len();
     let schedule = arguments.schedule();
     let checkpoints = Checkpoints::new(job.output_dir, job.fingerprint.clone());
     let mut state = resume(job, &checkpoints, model)?;
@@ -102,15 +103,17 @@ pub fn train(
         0 => MetricsWriter::create(job.output_dir)?,
         done => MetricsWriter::resume(job.output_dir, done)?,
     };
-    let progress = Progress::new(job.title, plan.steps().iter().map(|step| step_tokens(step, data)).sum(), "tok");
+    let progress = Progress::new(job.title, plan.tokens(), "tok");
     progress.start_at(state.tokens);
 
-    while state.step < total {
-        let step = &plan.steps()[state.step as usize];
+    let mut epoch = None;
+    for step in plan.from(state.step) {
+        epoch = Some(step.epoch);
         let learning_rate = job.learning_rate * schedule.factor(state.step as usize, total as usize);
-        let tally = optimizer_step(arguments, model, data, step, learning_rate)
-            .with_context(|| format!("{} stopped at step {} of {total}", job.title, state.step + 1))?;
-        state.advance(step, &tally, data);
+        let tally = optimizer_step(arguments, model, data, &step, learning_rate).with_context(|| {
+            format!("{} stopped at step {} of {total}; {}", job.title, state.step + 1, checkpoints.kept())
+        })?;
+        state.advance(&step, &tally, data);
 
         if is_due(state.step, arguments.logging_steps, total) {
             metrics.log(state.step, &state.log_line(learning_rate, step.epoch))?;
@@ -118,7 +121,11 @@ pub fn train(
         }
         if let Some(eval) = eval.filter(|_| is_due(state.step, arguments.eval_steps, total)) {
             state.eval = evaluate(model, eval, arguments.per_device_eval_batch_size);
-            metrics.log(state.step, &state.eval_line(step.epoch))?;
+            let line = state.eval_line(step.epoch);
+            if let Some((name, value)) = line.iter().find(|(_, value)| !value.is_finite()) {
+                bail!("{name} is {value} after step {} of {total}; {}; {REMEDY}", state.step, checkpoints.kept());
+            }
+            metrics.log(state.step, &line)?;
         }
         let stopped = state.step < total && (job.stop)(state.step);
         if stopped || (arguments.save_steps > 0 && state.step.is_multiple_of(arguments.save_steps)) {
@@ -131,7 +138,8 @@ pub fn train(
         progress.message(&format!("step {}/{total} loss {:.4}", state.step, tally.get("loss").unwrap_or(f64::NAN)));
     }
     progress.finish(&format!("{total} steps"));
-    let epoch = plan.steps().last().map_or(0.0, |step| step.epoch);
+    // A run that was stopped after its last step has nothing left to do.
+    let epoch = epoch.or_else(|| Some(plan.from(total - 1).next()?.epoch)).unwrap_or(0.0);
     Ok(Outcome { steps: total, epoch, tokens: state.tokens, train: state.total, eval: state.eval })
 }
 
@@ -166,9 +174,9 @@ fn optimizer_step(
         tally.absorb(&loss.tally);
     }
     if !tally.get("loss").is_some_and(f64::is_finite) {
-        bail!("the loss is not finite; the weights of the step before are kept. Try a smaller learning_rate");
+        bail!("the loss is not finite; {REMEDY}");
     }
-    let norm = model.adamw_step(&arguments.adamw(), learning_rate).context("try a smaller learning_rate")?;
+    let norm = model.adamw_step(&arguments.adamw(), learning_rate).context(REMEDY)?;
     tally.mean("grad_norm", norm, 1.0);
     Ok(tally)
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     StageContext,
-    arguments::ComputeType,
+    arguments::{ComputeType, check_count, check_range},
     device::Choice as DeviceChoice,
     rows::{Row, Rows},
     score,
@@ -71,9 +71,9 @@ impl WinrateConfig {
     /// # Errors
     /// If a value makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
-        ensure!(self.tie_margin >= 0.0, "tie_margin is {}; it must be at least 0", self.tie_margin);
-        ensure!(self.resamples > 0, "resamples is 0; it must be at least 1");
-        ensure!(self.max_tokens_per_batch > 0, "max_tokens_per_batch is 0; it must be at least 1");
+        check_range("tie_margin", self.tie_margin, 0.0..=f64::MAX)?;
+        check_count("resamples", self.resamples as u64, MOST_RESAMPLES)?;
+        check_count("max_tokens_per_batch", self.max_tokens_per_batch as u64, u64::MAX)?;
         match (self.judge, &self.reward_model_path) {
             (Judge::Gold, Some(_)) => bail!("judge is gold, so reward_model_path has no use; leave one of them out"),
             (Judge::RewardModel, None) => bail!("judge is reward_model; say which: reward_model_path: DIR"),
@@ -91,6 +91,9 @@ pub enum Judge {
     /// The gold reward of the toy world, for its prompts.
     Gold,
 }
+
+/// Most resamples of the bootstrap.
+const MOST_RESAMPLES: u64 = 10_000_000;
 
 /// Compares the two files: wins, ties and losses, the win rate with ties counted half, and the difference of scores, with
 /// 95 % intervals (Wilson's and paired bootstrap).
@@ -200,13 +203,15 @@ fn scores(
     start::say_where_scores_are_read(&judge.checkpoint, context);
     let spec = judge.spec();
     let sequences = |rows: &Rows| rows.try_map(|row| row.answer(judge.encoder.as_ref(), &spec));
-    let (ours, theirs) = (sequences(ours)?, sequences(theirs)?);
-    judge.check_memory_of_passes("winrate", &[&ours, &theirs], budget, context)?;
+    let (our_sequences, their_sequences) = (sequences(ours)?, sequences(theirs)?);
+    judge.check_memory_of_passes("winrate", &[&our_sequences, &their_sequences], budget, context)?;
     let Frozen { model, .. } = judge.load()?;
-    let scores = |title: &str, sequences: &[Vec<u32>]| {
-        score::scores(title, &model, sequences, budget).into_iter().map(f64::from).collect()
+    let scores = |title: &str, rows: &Rows, sequences: &[Vec<u32>]| -> anyhow::Result<Vec<f64>> {
+        let scores = score::scores(title, &model, sequences, budget);
+        rows.check_finite("score", scores.iter().map(std::slice::from_ref))?;
+        Ok(scores.into_iter().map(f64::from).collect())
     };
-    Ok((scores("answers", &ours), scores("baseline", &theirs)))
+    Ok((scores("answers", ours, &our_sequences)?, scores("baseline", theirs, &their_sequences)?))
 }
 
 /// The toy world's reward of a row's response.

@@ -1,7 +1,6 @@
 //! The world's data sets: preference pairs, their labels, and the files of a toy project.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
@@ -12,6 +11,7 @@ use super::cook::demonstration;
 use super::gold::gold_reward;
 use super::prose::pretrain_text;
 use super::split::{Split, distinct, prompts};
+use crate::atomic;
 
 /// The temperature of the Bradley-Terry labels: about one label in eight is wrong.
 pub const LABEL_TEMPERATURE: f64 = 0.075;
@@ -133,13 +133,6 @@ fn message(role: &str, content: &str) -> Value {
     json!({ "role": role, "content": content })
 }
 
-fn write_lines(path: &Path, lines: impl Iterator<Item = Value>) -> anyhow::Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut file = BufWriter::new(File::create(path)?);
-        for line in lines {
-            writeln!(file, "{line}")?;
-        }
-        file.flush()
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+fn write_lines(path: &Path, mut lines: impl Iterator<Item = Value>) -> anyhow::Result<()> {
+    atomic::write_with(path, |file| Ok(lines.try_for_each(|line| writeln!(file, "{line}"))?))
 }

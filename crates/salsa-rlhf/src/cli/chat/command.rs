@@ -2,6 +2,7 @@
 use salsa_engine::Sampling;
 
 use super::Arguments;
+use crate::stage::arguments::{MOST_TOKENS, check_count};
 
 /// What `/help` says.
 pub(super) const HELP: &str = "\
@@ -36,10 +37,7 @@ impl Settings {
         if !(top_p > 0.0 && top_p <= 1.0) {
             return Err(format!("--top-p is {top_p}; it must be above 0 and at most 1"));
         }
-        if max_new_tokens == 0 {
-            return Err("--max-new-tokens is 0; it must be at least 1".to_owned());
-        }
-        Ok(())
+        check_count("--max-new-tokens", max_new_tokens as u64, MOST_TOKENS).map_err(|error| error.to_string())
     }
 
     /// The settings with one of them changed.

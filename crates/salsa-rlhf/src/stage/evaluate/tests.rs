@@ -200,3 +200,25 @@ fn answers_can_be_judged_again() {
     let shown = &written(&config).samples[0];
     assert_eq!(shown.prompt, "the cat ran", "the page shows what was said last");
 }
+
+#[test]
+fn names_that_would_lead_elsewhere_or_meet_are_refused() {
+    let world = World::new();
+    let set = |name: &str| EvalSet { name: name.to_owned(), ..world.config().datasets[0].clone() };
+    let arms = |name: &str| EvaluateConfig {
+        arms: world.models(&[("sft_a", "base"), (name, "other")]),
+        datasets: vec![set("test"), set("b-test")],
+        ..world.config()
+    };
+    for name in ["../x", "a/b", "a\\b", "..", ".x", "", "a\0b", "a\nb", "a b", &"x".repeat(65)] {
+        let datasets = EvaluateConfig { datasets: vec![set(name)], ..world.config() };
+        let anchors = EvaluateConfig { anchors: world.models(&[(name, "base")]), ..world.config() };
+        for (key, config) in [("arms", arms(name)), ("datasets", datasets), ("anchors", anchors)] {
+            let refused = config.validate().unwrap_err().to_string();
+            assert!(refused.starts_with(&format!("{key}: the name {name:?} ")), "{refused}");
+        }
+    }
+    arms("sft_b.2-é").validate().unwrap();
+    let refused = arms("sft_a-b").validate().unwrap_err().to_string();
+    assert!(refused.contains("one name, answers-sft_a-b-test.jsonl"), "{refused}");
+}

@@ -14,11 +14,21 @@ pub(super) fn line(start: f64, end: f64, steps: usize) -> Vec<Vec<f64>> {
     places.into_iter().map(|t| vec![rounded(1.0 - t), t]).collect()
 }
 
+/// How many points [`plane`] has.
+pub(super) fn plane_points(divisions: usize, margin: f64) -> usize {
+    let edge = divisions + 3 * beyond(divisions, margin) as usize;
+    (edge + 1) * (edge + 2) / 2
+}
+
+/// Rows beyond the triangle. A margin that is a multiple up to rounding counts as one.
+fn beyond(divisions: usize, margin: f64) -> i64 {
+    (margin * divisions as f64 + 1e-9).floor() as i64
+}
+
 /// A triangular grid of weights that sum to 1: every multiple of `1 / divisions` that is not below `-margin`, row by row.
 pub(super) fn plane(divisions: usize, margin: f64) -> Vec<Vec<f64>> {
     let n = divisions as i64;
-    // A margin that is a multiple up to rounding counts as one.
-    let beyond = (margin * divisions as f64 + 1e-9).floor() as i64;
+    let beyond = beyond(divisions, margin);
     let weight = |k: i64| k as f64 / divisions as f64;
     let mut points = Vec::new();
     for c in -beyond..=n + 2 * beyond {
@@ -61,6 +71,9 @@ mod tests {
         assert_eq!(plane(4, 0.25).len(), 36);
         assert_eq!(plane(4, 0.3), plane(4, 0.25));
         assert_eq!(plane(10, 0.3).len(), 20 * 21 / 2);
+        for (divisions, margin) in [(1, 0.0), (4, 0.25), (10, 0.3), (3, 2.0)] {
+            assert_eq!(plane_points(divisions, margin), plane(divisions, margin).len());
+        }
         for point in plane(4, 0.5) {
             assert!((point.iter().sum::<f64>() - 1.0).abs() < 1e-12 && point.iter().all(|w| *w >= -0.5), "{point:?}");
         }

@@ -88,7 +88,7 @@ impl<'a> Survey<'a> {
         let model: &Model = self.blend.at(weights)?;
         let answers = self.exam.answer(model, &self.questions)?;
         let lengths = answers.rollouts.lengths().into_iter().map(|length| length as f64).collect();
-        let losses = self.held_out.as_ref().map(|data| data.losses(model));
+        let losses = self.held_out.as_ref().map(|data| data.losses(model)).transpose()?;
         Ok(Measured { scores: answers.scores, gold: answers.gold, losses, lengths })
     }
 

@@ -188,7 +188,7 @@ fn what_makes_no_sense_is_refused_by_name() {
     assert!(refused(|c| c.margin = f64::NAN).contains("margin is NaN"));
     assert!(refused(|c| c.max_prompts = Some(0)).contains("max_prompts is 0"));
     assert!(refused(|c| c.max_examples = Some(0)).contains("max_examples is 0"));
-    assert!(refused(|c| c.steps = 100_000).contains("are too many"));
+    assert!(refused(|c| c.steps = 100_000).contains("at most 10000"));
     let mixed = LandscapeConfig { models: vec![world.path("a"), world.path("reward")], ..world.config(&["a", "b"]) };
     assert!(format!("{:#}", world.run(&mixed, &fixture::quiet()).unwrap_err()).contains("is a reward model"));
 }

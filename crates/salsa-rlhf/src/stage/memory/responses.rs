@@ -23,6 +23,12 @@ impl Responses {
         shape::generation(spec, dtype, slots as u64, self.longest())
     }
 
+    /// So many responses to each prompt, finished and kept: their prompts, tokens and log-probabilities.
+    pub fn kept(&self, each: u64) -> u64 {
+        let tokens: u64 = self.prompts.iter().map(|prompt| 4 * prompt + 8 * self.new_tokens).sum();
+        tokens.saturating_add(128 * self.prompts.len() as u64).saturating_mul(each)
+    }
+
     /// The pass over the prompts of so many sequences, with which their generation begins.
     pub fn reading(&self, slots: usize) -> Arrays {
         Arrays::of([self.longest_prompts(slots)])
@@ -45,7 +51,8 @@ impl Responses {
     /// `starts(sequence, sequences of the pass so far, tokens with this one)`: whether a new pass begins.
     fn passes(&self, count: usize, starts: impl Fn(usize, usize, u64) -> bool) -> Arrays {
         let (mut arrays, mut pass, mut tokens) = (Arrays::default(), 0, 0);
-        let count = if self.prompts.is_empty() { 0 } else { count };
+        // The sizes of passes come again and again.
+        let count = if self.prompts.is_empty() { 0 } else { count.min(LOOKED_AT) };
         for (at, prompt) in self.prompts.iter().cycle().take(count).enumerate() {
             let next = prompt + self.new_tokens;
             if pass > 0 && starts(at, pass, tokens + next) {
@@ -62,13 +69,18 @@ impl Responses {
     fn longest_prompts(&self, count: usize) -> u64 {
         let mut prompts = self.prompts.clone();
         prompts.sort_unstable_by(|a, b| b.cmp(a));
-        prompts.iter().cycle().take(if prompts.is_empty() { 0 } else { count }).sum()
+        let all: u64 = prompts.iter().sum();
+        let Some(times) = count.checked_div(prompts.len()) else { return 0 };
+        all * times as u64 + prompts.iter().take(count % prompts.len()).sum::<u64>()
     }
 
     fn longest(&self) -> u64 {
         self.prompts.iter().max().copied().unwrap_or(0) + self.new_tokens
     }
 }
+
+/// Sequences whose passes are looked at; a larger number of them does not give larger passes.
+const LOOKED_AT: usize = 4_000_000;
 
 #[cfg(test)]
 mod tests {

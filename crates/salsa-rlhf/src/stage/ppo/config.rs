@@ -14,8 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     checkpoint::{Checkpoint, SaveOptions},
+    config::names,
     stage::{
-        arguments::{ComputeType, Schedule, WeightType, check_range},
+        arguments::{
+            ComputeType, MOST_SEQUENCES, MOST_STEPS, MOST_TOKENS, Schedule, WeightType, check_count, check_range,
+        },
         device::Choice as DeviceChoice,
         lora::LoraArguments,
         model_source::ModelSource,
@@ -259,25 +262,29 @@ impl Default for PpoConfig {
     }
 }
 
+/// Most passes over the responses of an update.
+const MOST_PASSES: u64 = 10_000;
+
 impl PpoConfig {
     /// Checks ranges and relations.
     ///
     /// # Errors
     /// If a value makes no sense; names the key.
     pub fn validate(&self) -> anyhow::Result<()> {
-        let at_least_one = [
-            ("total_episodes", self.total_episodes as usize),
-            ("batch_size", self.batch_size),
-            ("num_ppo_epochs", self.num_ppo_epochs),
-            ("num_mini_batches", self.num_mini_batches),
-            ("per_device_train_batch_size", self.per_device_train_batch_size),
-            ("response_length", self.response_length),
-            ("max_prompt_length", self.max_prompt_length),
-            ("decode_slots", self.decode_slots),
+        let counts = [
+            ("total_episodes", self.total_episodes, MOST_STEPS),
+            ("batch_size", self.batch_size as u64, MOST_SEQUENCES),
+            ("num_ppo_epochs", self.num_ppo_epochs as u64, MOST_PASSES),
+            ("num_mini_batches", self.num_mini_batches as u64, MOST_SEQUENCES),
+            ("per_device_train_batch_size", self.per_device_train_batch_size as u64, MOST_SEQUENCES),
+            ("response_length", self.response_length as u64, MOST_TOKENS),
+            ("max_prompt_length", self.max_prompt_length as u64, u64::MAX),
+            ("decode_slots", self.decode_slots as u64, MOST_SEQUENCES),
         ];
-        for (key, value) in at_least_one {
-            ensure!(value > 0, "{key} is 0; it must be at least 1");
+        for (key, value, most) in counts {
+            check_count(key, value, most)?;
         }
+        self.anchors.keys().try_for_each(|name| names::check_component("anchors", name))?;
         ensure!(
             self.num_mini_batches <= self.batch_size,
             "num_mini_batches {} is more than batch_size {}; every minibatch needs a response",
@@ -293,7 +300,8 @@ impl PpoConfig {
             ("gamma", self.gamma, 0.0, 1.0),
             ("lam", self.lam, 0.0, 1.0),
             ("cliprange", self.cliprange, 0.0, f64::MAX),
-            ("cliprange_value", self.cliprange_value, 0.0, f64::INFINITY),
+            ("cliprange_value", self.cliprange_value, 0.0, f64::MAX),
+            ("missing_eos_penalty", self.missing_eos_penalty.unwrap_or(0.0), f64::MIN, f64::MAX),
             ("vf_coef", self.vf_coef, 0.0, f64::MAX),
             ("learning_rate", self.learning_rate, 0.0, f64::MAX),
             ("critic_learning_rate", self.critic_learning_rate.unwrap_or(0.0), 0.0, f64::MAX),

@@ -7,7 +7,7 @@ use super::config::{CriticKind, PpoConfig};
 use super::rollout::{Rollouts, split};
 use crate::{
     checkpoint::Checkpoint,
-    stage::{bases::Bases, model_source::ModelSource, soup::adapters, start::open_language_model},
+    stage::{bases::Bases, model_source::ModelSource, resume::REMEDY, soup::adapters, start::open_language_model},
 };
 
 /// Policy and critic.
@@ -147,7 +147,7 @@ impl Learner {
         learned.critic_grad_norm = self.critic.as_ref().map_or(0.0, Trainable::gradient_norm);
         anyhow::ensure!(
             (learned.policy_grad_norm + learned.critic_grad_norm).is_finite(),
-            "the gradient is no longer finite (policy {}, critic {}); a lower learning_rate may help",
+            "the gradient is no longer finite (policy {}, critic {}); {REMEDY}",
             learned.policy_grad_norm,
             learned.critic_grad_norm
         );
@@ -156,6 +156,18 @@ impl Learner {
             advance(critic, &self.adamw, rates.critic)?;
         }
         Ok(learned)
+    }
+
+    /// Makes sure, before anything is saved, that both models are made of numbers.
+    ///
+    /// # Errors
+    /// Names the model.
+    pub fn ensure_finite(&self) -> anyhow::Result<()> {
+        for (name, model) in [("policy", Some(&self.policy)), ("critic", self.critic.as_ref())] {
+            let finite = model.is_none_or(|model| model.weights().iter().all(|weight| weight.is_finite()));
+            ensure!(finite, "a weight of the {name} is not finite; {REMEDY}");
+        }
+        Ok(())
     }
 
     /// Forward, loss and backward of some responses.

@@ -1,7 +1,7 @@
 //! What a PPO update reports: metrics under TRL's names, and samples of text.
 use std::{
-    fs::{self, OpenOptions},
-    io::Write,
+    fs,
+    io::{Seek, SeekFrom, Write},
     path::Path,
 };
 
@@ -11,7 +11,11 @@ use serde_json::{Value, json};
 
 use super::learner::Learned;
 use super::rollout::Rollouts;
-use crate::metrics::{Metrics, names};
+use crate::{
+    atomic,
+    metrics::{Metrics, names},
+    stage::resume::REMEDY,
+};
 
 /// The numbers of one update.
 pub struct Measured<'a> {
@@ -103,11 +107,7 @@ pub fn headline(metrics: &Metrics) -> String {
 /// Names the first metric that is not finite.
 pub fn ensure_finite(metrics: &Metrics) -> anyhow::Result<()> {
     for (name, value) in metrics.iter() {
-        ensure!(
-            value.is_finite(),
-            "{name} is {value}: the run diverged and was stopped, the last checkpoint stays; a lower learning_rate or a \
-             higher kl_coef may help"
-        );
+        ensure!(value.is_finite(), "{name} is {value}: the run diverged and was stopped; {REMEDY}");
     }
     Ok(())
 }
@@ -137,8 +137,8 @@ impl Samples {
     /// If the disk refuses.
     pub fn append(self, dir: &Path, update: u64) -> anyhow::Result<()> {
         let path = dir.join(SAMPLES);
-        let mut file = OpenOptions::new().create(true).append(true).open(&path);
-        let file = file.as_mut().map_err(|error| anyhow::anyhow!("cannot open {}: {error}", path.display()))?;
+        let mut file = atomic::open_to_continue(&path)?;
+        file.seek(SeekFrom::End(0)).with_context(|| format!("cannot write {}", path.display()))?;
         for sample in self.0 {
             let mut line = json!({"step": update});
             if let (Value::Object(line), Value::Object(sample)) = (&mut line, sample) {
@@ -165,7 +165,7 @@ pub fn truncate_samples(dir: &Path, done: u64) -> anyhow::Result<()> {
         step.is_some_and(|step| step <= done)
     };
     let kept: String = text.lines().filter(is_kept).flat_map(|line| [line, "\n"]).collect();
-    crate::atomic::write(&path, kept.as_bytes())
+    atomic::write(&path, kept.as_bytes())
 }
 #[cfg(test)]
 mod tests {

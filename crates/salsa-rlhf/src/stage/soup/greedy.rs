@@ -228,7 +228,7 @@ impl Judge {
 
     fn measure(&self, model: &Model) -> anyhow::Result<Estimate> {
         match self {
-            Judge::Loss(data) => Ok(data.losses(model).estimate()),
+            Judge::Loss(data) => Ok(data.losses(model)?.estimate()),
             Judge::Score(exam, questions) => Ok(estimate(&exam.answer(model, questions)?.scores)),
         }
     }

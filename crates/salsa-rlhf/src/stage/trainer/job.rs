@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::Objective;
 use crate::stage::{
-    StageContext,
+    Interrupted, StageContext,
     arguments::TrainingArguments,
     memory::{self, Arrays, Knobs, Need, Saving, part, shape},
     order::{Batching, Duration, Plan},
@@ -62,23 +62,34 @@ impl Job<'_> {
 
     /// What the passes of training and evaluation take.
     pub(super) fn activations(&self, spec: &ModelSpec, knobs: &Knobs, batching: Batching, lengths: &Lengths) -> u64 {
-        let plan = self.plan_of(batching, &lengths.training);
-        let tokens = |pass: &Vec<usize>| pass.iter().map(|&example| lengths.training[example] as u64).sum();
-        let training = Arrays::of(plan.steps().iter().flat_map(|step| &step.micro_batches).map(tokens));
+        // Of more steps than this the sizes of passes are known: none has more tokens than the longest examples.
+        const LOOKED_AT: u64 = 50_000;
+        let steps = match self.duration() {
+            Duration::Steps(steps) => Duration::Steps(steps.min(LOOKED_AT)),
+            Duration::Epochs(epochs) => Duration::Epochs(epochs.min(MOST_EPOCHS_LOOKED_AT)),
+        };
+        let Some(plan) = self.plan_of(batching, &lengths.training, steps) else { return 0 };
+        let tokens = |pass: Vec<usize>| pass.iter().map(|&example| lengths.training[example] as u64).sum();
+        let passes = plan.from(0).take(LOOKED_AT as usize).flat_map(|step| step.micro_batches);
+        let mut training = Arrays::of(passes.map(tokens));
+        if steps != self.duration() || plan.len() > LOOKED_AT {
+            training.pass(largest_pass(batching, &lengths.training));
+        }
         let evaluation = lengths.evaluation.chunks(knobs.eval_pass.max(1));
         let evaluation = Arrays::of(evaluation.map(|pass| pass.iter().sum::<usize>() as u64));
         let beside = evaluation.beside(&training).tokens();
         shape::training_pass(spec, knobs, training.tokens()) + shape::forward_pass(spec, beside)
     }
 
-    /// All steps over a data set.
+    /// All steps over examples of these lengths.
     ///
     /// # Errors
-    /// If there are none.
-    pub(super) fn plan(&self, data: &dyn Objective) -> anyhow::Result<Plan> {
-        let lengths = lengths(data);
-        let plan = self.plan_of(self.batching, &lengths);
-        if plan.steps().is_empty() {
+    /// If there are none, or somebody asked to stop.
+    pub(super) fn plan<'l>(&self, lengths: &'l [usize]) -> anyhow::Result<Plan<'l>> {
+        let Some(plan) = self.plan_of(self.batching, lengths, self.duration()) else {
+            bail!(Interrupted { step: 0, total: 0 });
+        };
+        if plan.is_empty() {
             let (examples, steps, epochs) = (lengths.len(), self.arguments.max_steps, self.num_train_epochs);
             bail!(
                 "{} has nothing to do: {examples} examples, max_steps {steps}, num_train_epochs {epochs}",
@@ -88,14 +99,30 @@ impl Job<'_> {
         Ok(plan)
     }
 
-    /// All steps over examples of these lengths.
-    fn plan_of(&self, batching: Batching, lengths: &[usize]) -> Plan {
-        let arguments = self.arguments;
-        let duration = match u64::try_from(arguments.max_steps) {
+    fn duration(&self) -> Duration {
+        match u64::try_from(self.arguments.max_steps) {
             Ok(steps) => Duration::Steps(steps),
             Err(_) => Duration::Epochs(self.num_train_epochs),
-        };
-        Plan::new(lengths, batching, arguments.gradient_accumulation_steps, duration, arguments.seed)
+        }
+    }
+
+    /// All steps over examples of these lengths; none if somebody asked to stop.
+    fn plan_of<'l>(&self, batching: Batching, lengths: &'l [usize], duration: Duration) -> Option<Plan<'l>> {
+        let TrainingArguments { gradient_accumulation_steps, seed, .. } = *self.arguments;
+        Plan::new(lengths, batching, gradient_accumulation_steps, duration, seed, &|| (self.stop)(0))
+    }
+}
+
+/// Epochs of which the memory plan looks at every pass; more give no other sizes worth the time.
+const MOST_EPOCHS_LOOKED_AT: f64 = 1000.0;
+
+/// Tokens that no pass exceeds.
+fn largest_pass(batching: Batching, lengths: &[usize]) -> u64 {
+    let mut lengths: Vec<u64> = lengths.iter().map(|&length| length as u64).collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    match batching {
+        Batching::Examples(count) => lengths.iter().take(count.max(1)).sum(),
+        Batching::Tokens(budget) => lengths.first().copied().unwrap_or(0).max(budget as u64),
     }
 }
 
@@ -115,6 +142,6 @@ impl Lengths {
 }
 
 /// The length of every example, in tokens.
-fn lengths(data: &dyn Objective) -> Vec<usize> {
+pub(super) fn lengths(data: &dyn Objective) -> Vec<usize> {
     (0..data.examples()).map(|example| data.length(example)).collect()
 }

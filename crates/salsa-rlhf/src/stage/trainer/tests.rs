@@ -127,7 +127,7 @@ fn a_run_that_goes_astray_stops_and_names_the_step() {
     let job = Job { learning_rate: 1e30, ..job(dir.path(), &arguments, &never) };
     let error = format!("{:#}", train(&job, &mut model, &fixture::counting(31), None).err().unwrap());
     assert!(error.starts_with("test stopped at step 2 of 16"), "{error}");
-    assert!(error.contains("smaller learning_rate"), "{error}");
+    assert!(error.contains("smaller learning_rate") && error.contains("step-1, is of step 1"), "{error}");
     assert!(dir.path().join("checkpoints/step-1/state.json").exists(), "the checkpoint before it stays");
 }
 
