@@ -7,7 +7,7 @@ use salsa_engine::{AdamW, Recompute};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{device::Choice as DeviceChoice, encoder::Encoder, soup::ByteSize};
+use super::{chat_arguments::ChatArguments, device::Choice as DeviceChoice, encoder::Encoder, soup::ByteSize};
 use crate::{
     chat,
     checkpoint::{Checkpoint, Companions, Dtype},
@@ -72,6 +72,9 @@ pub struct TrainingArguments {
     /// A chat template in place of the model's own, which the trained model takes along: a Jinja file, or `chatml`.
     /// Empty: the model's own. TRL: `chat_template_path`.
     pub chat_template: String,
+    /// How prompts become tokens.
+    #[serde(flatten)]
+    pub chat: ChatArguments,
 }
 
 impl Default for TrainingArguments {
@@ -99,6 +102,7 @@ impl Default for TrainingArguments {
             save_dtype: WeightType::Float32,
             max_shard_size: ByteSize(5_000_000_000),
             chat_template: String::new(),
+            chat: ChatArguments::default(),
         }
     }
 }
@@ -142,7 +146,7 @@ impl TrainingArguments {
     /// # Errors
     /// As [`Encoder::open`], and if the chat template is none.
     pub fn encoder(&self, checkpoint: &Checkpoint) -> anyhow::Result<Encoder> {
-        let encoder = Encoder::open(checkpoint)?;
+        let encoder = Encoder::open(checkpoint)?.with_chat(&self.chat);
         match self.chat_template.as_str() {
             "" => Ok(encoder),
             choice => {

@@ -4,15 +4,18 @@
 //! Prompt and response are tokenised apart and put end to end, because that is what happens when a response is sampled.
 //! "Apart" means: what [`Tokenizer::encode_after`] says, which for tokenizers that begin every text with a space (Llama 2)
 //! puts none into the middle.
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use anyhow::{Context, bail, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::next_token::Sequence;
+use super::{
+    chat_arguments::{ChatArguments, TextPrompts},
+    next_token::Sequence,
+};
 use crate::{
-    chat::{self, ChatTemplate, GenerationPrompt, Message},
+    chat::{self, ChatTemplate, Conversation, GenerationPrompt, Message},
     checkpoint::{Checkpoint, SpecialTokens},
     data::{Content, Example, Preference},
     tokenizer::Tokenizer,
@@ -23,6 +26,7 @@ pub struct Encoder {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     ends: Vec<u32>,
+    chat: ChatArguments,
 }
 
 impl Encoder {
@@ -88,7 +92,26 @@ impl Encoder {
 
     /// An encoder of these parts; the first of `ends` is appended where an end is missing.
     pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>, ends: Vec<u32>) -> Encoder {
-        Encoder { tokenizer, template, ends }
+        Encoder { tokenizer, template, ends, chat: ChatArguments::default() }
+    }
+
+    /// The same with other keys of the stage for prompts.
+    pub fn with_chat(self, chat: &ChatArguments) -> Encoder {
+        Encoder { chat: chat.clone(), ..self }
+    }
+
+    /// What to say of prompts that are text: how they are taken, and what changes it. None where there is no choice.
+    pub fn of_text_prompts(&self) -> Option<&'static str> {
+        match self.chat.text_prompts {
+            TextPrompts::Plain if self.has_template() => Some(
+                "prompts are plain text, which is taken as it is: the model's chat template is not applied \
+                 (text_prompts: chat makes each the user's message)",
+            ),
+            TextPrompts::Plain => None,
+            TextPrompts::Chat => {
+                Some("prompts are plain text: each is the user's message for the chat template (text_prompts: chat)")
+            }
+        }
     }
 
     /// Tokens at which a response ends.
@@ -110,8 +133,9 @@ impl Encoder {
     ///
     /// # Errors
     /// If there is no chat template, or it refuses the messages.
-    pub fn render(&self, messages: &[Message], prompt: GenerationPrompt) -> anyhow::Result<String> {
-        self.template()?.render(messages, prompt)
+    pub fn render(&self, conversation: &Conversation, prompt: GenerationPrompt) -> anyhow::Result<String> {
+        let arguments = conversation.arguments.over(&self.chat.chat_template_kwargs);
+        self.template()?.render_with(conversation, &arguments, prompt)
     }
 
     /// The tokens of a text that a chat template wrote: the template alone decides about special tokens.
@@ -148,17 +172,22 @@ impl Encoder {
         Ok(tokens)
     }
 
+    /// A text that was cut off, so that no end token follows.
+    ///
+    /// # Errors
+    /// If the text cannot be tokenised.
+    pub fn cut_text(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        self.opening(text)
+    }
+
     /// A prompt, up to where the response begins.
     ///
     /// # Errors
     /// If there are messages and no chat template, or the template refuses them.
     pub fn prompt(&self, prompt: &Content) -> anyhow::Result<Vec<u32>> {
-        match prompt {
+        match &*self.taken(prompt)? {
             Content::Text(text) => self.opening(text),
-            Content::Messages(messages) => {
-                let text = self.template()?.render(messages, GenerationPrompt::Add)?;
-                Ok(self.tokenizer.encode(&text)?)
-            }
+            Content::Messages(messages) => self.tokenizer.encode(&self.render(messages, GenerationPrompt::Add)?),
         }
     }
 
@@ -191,6 +220,7 @@ impl Encoder {
 
     /// The tokens of a prompt, and those of its response with whatever end they have.
     fn apart(&self, prompt: &Content, response: &Content) -> anyhow::Result<(Vec<u32>, Vec<u32>)> {
+        let prompt = &*self.taken(prompt)?;
         let (before, text) = match (prompt, response) {
             (Content::Text(before), Content::Text(text)) => (before.clone(), text.clone()),
             (Content::Messages(before), Content::Text(text)) => {
@@ -206,8 +236,9 @@ impl Encoder {
     ///
     /// # Errors
     /// As [`Encoder::prompt_and_response`], and if no message is the assistant's.
-    pub fn conversation(&self, messages: &[Message]) -> anyhow::Result<Sequence> {
-        let (text, turns) = self.template()?.render_with_spans(messages)?;
+    pub fn conversation(&self, conversation: &Conversation) -> anyhow::Result<Sequence> {
+        let arguments = conversation.arguments.over(&self.chat.chat_template_kwargs);
+        let (text, turns) = self.template()?.render_with_spans_and(conversation, &arguments)?;
         let last = turns.last().context("no message is the assistant's, so there is nothing to learn")?.end;
         let mut sequence = Sequence { tokens: Vec::new(), learned: Vec::new() };
         let (mut before, mut done) = ("", 0);
@@ -244,10 +275,25 @@ impl Encoder {
         }
     }
 
+    /// A prompt as `text_prompts` takes it.
+    fn taken<'a>(&self, prompt: &'a Content) -> anyhow::Result<Cow<'a, Content>> {
+        match (self.chat.text_prompts, prompt) {
+            (TextPrompts::Chat, Content::Text(text)) => {
+                ensure!(!text.is_empty(), "there is no prompt that could be the user's message (text_prompts: chat)");
+                Ok(Cow::Owned(prompt.clone().into_messages().into()))
+            }
+            _ => Ok(Cow::Borrowed(prompt)),
+        }
+    }
+
     fn template(&self) -> anyhow::Result<&ChatTemplate> {
-        self.template
-            .as_ref()
-            .with_context(|| format!("the data holds messages but the model has no chat template; {}", chat::CHOICES))
+        self.template.as_ref().with_context(|| {
+            let what = match self.chat.text_prompts {
+                TextPrompts::Plain => "the data holds messages",
+                TextPrompts::Chat => "the data holds messages, or text_prompts is chat,",
+            };
+            format!("{what} but the model has no chat template; {}", chat::CHOICES)
+        })
     }
 
     /// A text with whatever the tokenizer puts in front, but nothing behind. Before an empty text that is the token that
@@ -266,9 +312,11 @@ impl Encoder {
     }
 
     /// How the template writes `before`, and what it adds when `after` follows.
-    fn continuation(&self, before: &[Message], after: &[Message]) -> anyhow::Result<(String, String)> {
-        let opening = self.template()?.render(before, GenerationPrompt::Add)?;
-        let whole = self.template()?.render(&[before, after].concat(), GenerationPrompt::Omit)?;
+    fn continuation(&self, before: &Conversation, after: &[Message]) -> anyhow::Result<(String, String)> {
+        let opening = self.render(before, GenerationPrompt::Add)?;
+        let messages = [before, after].concat();
+        let whole = Conversation { messages, arguments: before.arguments.clone() };
+        let whole = self.render(&whole, GenerationPrompt::Omit)?;
         let added = rest(&whole, &opening)?.to_owned();
         Ok((opening, added))
     }
