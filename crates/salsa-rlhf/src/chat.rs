@@ -2,6 +2,9 @@
 
 mod choice;
 mod environment;
+mod json;
+mod nesting;
+mod python;
 mod spans;
 #[cfg(test)]
 mod tests;
