@@ -28,8 +28,6 @@ pub(super) fn tojson(
     value: &Value,
     ensure_ascii: Option<Value>,
     indent: Option<Value>,
-    separators: Option<Value>,
-    sort_keys: Option<Value>,
     options: Kwargs,
 ) -> Result<String, Error> {
     let option = |given: Option<Value>, name: &str| -> Result<Option<Value>, Error> {
@@ -44,7 +42,7 @@ pub(super) fn tojson(
             Some(Indent::Spaces(usize::try_from(width.max(0)).unwrap_or(usize::MAX)))
         }
     };
-    let (item, key) = match option(separators, "separators")? {
+    let (item, key) = match option(None, "separators")? {
         None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
         Some(pair) => {
             let pair: Vec<Value> = pair.try_iter()?.take(3).collect();
@@ -55,7 +53,7 @@ pub(super) fn tojson(
         }
     };
     let is_ascii = is_true(option(ensure_ascii, "ensure_ascii")?);
-    let is_sorted = is_true(option(sort_keys, "sort_keys")?);
+    let is_sorted = is_true(option(None, "sort_keys")?);
     options.assert_all_used()?;
     let mut writer = Writer { state, style: Style { indent, item, key, is_ascii, is_sorted }, out: String::new() };
     writer.write(value, 0)?;

@@ -130,12 +130,17 @@ fn text_method(state: &mut State, text: &str, name: &str, args: &[Value]) -> Res
                 "partition" => (text.split_once(separator), [text, "", ""]),
                 _ => (text.rsplit_once(separator), ["", "", text]),
             };
-            Value::from(split.map_or(none, |(before, after)| [before, separator, after]).to_vec())
+            let parts = match split {
+                Some((before, after)) => [before, separator, after],
+                None => none,
+            };
+            parts.into_iter().map(Value::from).collect()
         }
         "splitlines" => {
             let (keep,): (Option<bool>,) = from_args(args)?;
             charge(state, text.len() * 32)?;
-            Value::from(lines(text, if keep == Some(true) { Ends::Keep } else { Ends::Drop }))
+            let ends = if keep == Some(true) { Ends::Keep } else { Ends::Drop };
+            lines(text, ends).into_iter().map(Value::from).collect()
         }
         "ljust" | "rjust" | "center" | "zfill" => padded(state, text, name, args)?,
         "swapcase" => {
