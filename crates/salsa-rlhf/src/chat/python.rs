@@ -9,6 +9,9 @@ use minijinja::{Error, ErrorKind, Output, State, Value};
 const LINE_ENDS: [char; 10] =
     ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
 
+/// Deeper than anything that is written as text, and far from the end of the stack.
+const DEEPEST: usize = 100;
+
 pub(super) fn invalid(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, what.into())
 }
@@ -36,8 +39,30 @@ impl Write for Paid<'_, '_, '_> {
     }
 }
 
+/// Pays for every item before any is written: Rust's formatting goes through all of a list even after it was refused.
+fn charge_items(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
+    if depth > DEEPEST {
+        return Err(invalid("a value that is written as text is nested too deep"));
+    }
+    let is_map = value.kind() == ValueKind::Map;
+    if !is_map && !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
+        return Ok(());
+    }
+    // An iterator without a length is written as one word, and going through it would use it up.
+    let Some(length) = value.len() else { return Ok(()) };
+    state.consume_fuel(length as u64)?;
+    for item in value.try_iter()? {
+        match is_map {
+            true => charge_items(state, &value.get_item(&item)?, depth + 1)?,
+            false => charge_items(state, &item, depth + 1)?,
+        }
+    }
+    Ok(())
+}
+
 /// What a list or mapping is as text.
 fn text(state: &State, value: &Value) -> Result<String, Error> {
+    charge_items(state, value, 0)?;
     let mut paid = Paid { text: String::new(), state, out_of_fuel: None };
     match (write!(paid, "{value}"), paid.out_of_fuel) {
         (_, Some(error)) => Err(error),

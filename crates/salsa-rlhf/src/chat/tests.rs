@@ -332,6 +332,7 @@ fn large_values_are_refused_at_once() {
         "{{ ('{:>99999}' * 9999).format(1) }}",
         "{{ '%1000000000d' | format(1) }}",
         "{{ [0] * 100000000 }}",
+        "{{ {'a': [[0] * 100000000]} }}",
         "{{ ([0] * 100000000) | string }}",
         "{{ ''.join([''] * 100000000) }}",
         "{{ ([0] * 100000000).count(1) }}",
@@ -384,13 +385,22 @@ fn idioms_of_python() {
         ("{{ [1, {}] | tojson(indent=2) }}", "[\n  1,\n  {}\n]"),
         ("{{ [1] | tojson(indent='\t') }}", "[\n\t1\n]"),
         ("{{ [1] | tojson(indent=none) }}", "[1]"),
-        ("{{ 'banana'.index('n') }} {{ 'banana'.rindex('a') }} {{ 'banana'.find('n', 3) }} {{ 'a'.rfind('b') }}", "2 5 4 -1"),
+        (
+            "{{ 'banana'.index('n') }} {{ 'banana'.rindex('a') }} {{ 'banana'.find('n', 3) }} {{ 'a'.rfind('b') }}",
+            "2 5 4 -1",
+        ),
         ("{{ 'banana'.count('a', 2) }} {{ [1, 2, 1].index(2) }} {{ [1, 2, 1].count(1) }}", "2 1 2"),
         ("{{ 'banana'.removeprefix('ba') }} {{ 'banana'.removesuffix('na') }}", "nana bana"),
         ("{{ 'a=b=c'.partition('=')[2] }} {{ 'a=b=c'.rpartition('=')[0] }}", "b=c a=b"),
-        ("{{ 'ab'.ljust(4) }}|{{ 'ab'.rjust(4, '.') }}|{{ 'ab'.center(5, '*') }}|{{ '-7'.zfill(4) }}", "ab  |..ab|**ab*|-007"),
+        (
+            "{{ 'ab'.ljust(4) }}|{{ 'ab'.rjust(4, '.') }}|{{ 'ab'.center(5, '*') }}|{{ '-7'.zfill(4) }}",
+            "ab  |..ab|**ab*|-007",
+        ),
         ("{{ 'a\\u2028b\\r\\nc'.splitlines() | length }} {{ 'aB'.swapcase() }} {{ '12'.isdecimal() }}", "3 Ab True"),
-        ("{{ 'abc'[::-1] }} {{ [1, 2, 3][::-1][0] }} {{ '{:>4}'.format(7) }} {{ 'ab'.startswith(('x', 'a')) }}", "cba 3    7 True"),
+        (
+            "{{ 'abc'[::-1] }} {{ [1, 2, 3][::-1][0] }} {{ '{:>4}'.format(7) }} {{ 'ab'.startswith(('x', 'a')) }}",
+            "cba 3    7 True",
+        ),
     ] {
         assert_eq!(render(source, &turns(&["a"])), expected, "{source}");
     }

@@ -76,7 +76,7 @@ impl Resolver<'_> {
         visit_strings(&mut value, "", "", &mut |kind, place, text| {
             Ok(faults.take(self.resolved(kind, place, text, &budget)))
         })
-            .expect("this visit cannot fail");
+        .expect("this visit cannot fail");
         if let Value::Object(value) = value {
             *given = value;
         }
@@ -84,13 +84,7 @@ impl Resolver<'_> {
     }
 
     /// What a string stands for.
-    fn resolved(
-        &self,
-        kind: Option<PathKind>,
-        place: &str,
-        text: &str,
-        budget: &Budget,
-    ) -> anyhow::Result<Value> {
+    fn resolved(&self, kind: Option<PathKind>, place: &str, text: &str, budget: &Budget) -> anyhow::Result<Value> {
         let replaced = self.replace(text, budget).map_err(|error| error.context(place.to_owned()))?;
         let Replaced { mut value, is_rooted } = replaced;
         if let Some(kind) = kind.filter(|_| !is_rooted) {
