@@ -2,7 +2,10 @@
 
 mod choice;
 mod environment;
+mod json;
 pub mod named;
+mod nesting;
+mod python;
 mod spans;
 #[cfg(test)]
 mod tests;
