@@ -156,10 +156,10 @@ fn temporary(path: &Path) -> Result<(PathBuf, File)> {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
             other => other.map_err(|e| explain(&e, &format!("cannot create {}", tmp.display())))?,
         };
-        // Where a disk knows no locks, nobody takes the file for a leftover either.
-        let _ = file.try_lock();
-        // Between the two calls another writer of the same file may have taken it for a leftover.
-        if is_at(&file, &tmp) {
+        // Between the two calls another writer of the same file may have taken it for a leftover: then that one holds the
+        // lock, or has removed the file. Where a disk knows no locks, nobody takes the file for a leftover either.
+        let is_taken = matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock));
+        if !is_taken && is_at(&file, &tmp) {
             return Ok((tmp, file));
         }
     }

@@ -3,7 +3,10 @@
 mod choice;
 mod conversation;
 mod environment;
+mod json;
 pub mod named;
+mod nesting;
+mod python;
 mod spans;
 #[cfg(test)]
 mod tests;

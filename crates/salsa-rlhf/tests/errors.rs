@@ -273,7 +273,7 @@ fn too_little_memory_is_refused_before_a_weight_is_read() {
     let reward = "--reward_model out/reward --dataset out/world/prompts_train.jsonl";
     for (line, words) in [
         (format!("sft --model nan {SFT}"), ["sft needs", "weights in training", "use_peft: true"]),
-        (format!("sft --model nan {SFT} --use_peft true"), ["sft needs", "frozen weights", "dtype: bf16"]),
+        (format!("sft --model nan {SFT} --use_peft true --dtype f32"), ["sft needs", "frozen weights", "dtype: bf16"]),
         (
             "reward --model nan --dataset out/world/preferences.jsonl --output_dir new".to_owned(),
             ["reward needs", "activations", "per_device_train_batch_size: 1"],

@@ -6,10 +6,10 @@ use std::ops::Range;
 
 use anyhow::{Context, Result, anyhow, bail};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, ValueKind};
+use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
-use super::{GenerationPrompt, Message, TemplateArguments};
+use super::{GenerationPrompt, Message, TemplateArguments, json, nesting, python};
 use crate::tokenizer::SpecialTokenNames;
 
 const NAME: &str = "chat_template";
@@ -27,9 +27,6 @@ const MUCH_FUEL: u64 = 1_000_000;
 
 /// Room for values nested as deep as [`MUCH_FUEL`] lasts; the system gives what is used.
 const LARGE_STACK: usize = 1 << 30;
-
-/// Deeper than anything that is written as JSON, and far from the end of the stack.
-const DEEPEST_JSON: usize = 100;
 
 thread_local! {
     /// What encloses `{% generation %}` blocks of the rendering under way on this thread.
@@ -58,16 +55,26 @@ impl Rendering {
         let (runnable, marks_generation) = generation_as_call(source);
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.expect("the default delimiters are valid"));
+        let syntax = syntax.expect("the default delimiters are valid");
+        nesting::check(&runnable, &syntax)?;
+        environment.set_syntax(syntax);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python::method);
+        environment.set_formatter(python::write_value);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_function("__generation", generation);
-        environment.add_filter("tojson", tojson);
-        environment
-            .add_template_owned(NAME, runnable)
-            .map_err(|e| anyhow!("the chat template is not valid: {}", describe(&e)))?;
+        environment.add_filter("tojson", json::tojson);
+        environment.add_filter("string", python::string);
+        environment.add_filter("center", python::center);
+        // The parser calls itself for every level of nesting, of which `nesting` leaves some thousands.
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(LARGE_STACK);
+            let thread = thread.spawn_scoped(scope, || environment.add_template_owned(NAME, runnable));
+            let thread = thread.context("cannot start a thread to compile a chat template")?;
+            anyhow::Ok(thread.join().map_err(|_| anyhow!("the chat template cannot be compiled"))?)
+        })?
+        .map_err(|e| anyhow!("the chat template is not valid: {}", describe(&e)))?;
         let tokens = [("bos_token", &tokens.bos), ("eos_token", &tokens.eos), ("pad_token", &tokens.pad)];
         let tokens = tokens.into_iter().filter_map(|(name, token)| Some((name, token.clone()?))).collect();
         let with = |fuel| {
@@ -262,73 +269,10 @@ fn strftime_now(format: String) -> Result<String, Error> {
     jiff::fmt::strtime::format(&format, &time.to_zoned(jiff::tz::TimeZone::UTC)).map_err(|e| failed(e.to_string()))
 }
 
-/// Python's `json.dumps(x, ensure_ascii=False, indent=indent)`, which is what transformers puts in place of Jinja's
-/// HTML-safe filter.
-fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let _: Option<bool> = options.get("ensure_ascii")?;
-    options.assert_all_used()?;
-    let mut out = String::new();
-    write_json(value, indent, 0, &mut out)?;
-    Ok(out)
-}
-
-fn write_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Result<(), Error> {
-    if depth > DEEPEST_JSON {
-        return Err(Error::new(ErrorKind::InvalidOperation, "tojson: the value is nested too deep"));
-    }
-    let quote = |text: &str| serde_json::Value::from(text).to_string();
-    let line = |out: &mut String, depth: usize| {
-        if let Some(width) = indent {
-            out.push('\n');
-            out.push_str(&" ".repeat(width * depth));
-        }
-    };
-    let comma = if indent.is_some() { "," } else { ", " };
-    match value.kind() {
-        ValueKind::Undefined | ValueKind::None => out.push_str("null"),
-        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-        ValueKind::Number => out.push_str(&value.to_string()),
-        ValueKind::String => out.push_str(&quote(value.as_str().unwrap_or_default())),
-        ValueKind::Map => {
-            out.push('{');
-            let mut empty = true;
-            for (index, key) in value.try_iter()?.enumerate() {
-                out.push_str(if index > 0 { comma } else { "" });
-                line(out, depth + 1);
-                out.push_str(&quote(&key.to_string()));
-                out.push_str(": ");
-                write_json(&value.get_item(&key)?, indent, depth + 1, out)?;
-                empty = false;
-            }
-            if !empty {
-                line(out, depth);
-            }
-            out.push('}');
-        }
-        ValueKind::Seq | ValueKind::Iterable => {
-            out.push('[');
-            let mut empty = true;
-            for (index, item) in value.try_iter()?.enumerate() {
-                out.push_str(if index > 0 { comma } else { "" });
-                line(out, depth + 1);
-                write_json(&item, indent, depth + 1, out)?;
-                empty = false;
-            }
-            if !empty {
-                line(out, depth);
-            }
-            out.push(']');
-        }
-        other => return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: cannot write {other}"))),
-    }
-    Ok(())
-}
-
 /// What a template error says, with the line.
 fn describe(error: &Error) -> String {
     if error.kind() == ErrorKind::OutOfFuel {
-        return "it does not come to an end, or the conversation has many thousands of messages".to_owned();
+        return "it does more work than a rendering may: it does not come to an end, makes values that are too large, or the conversation has many thousands of messages".to_owned();
     }
     let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_string);
     match error.line() {

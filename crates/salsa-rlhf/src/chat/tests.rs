@@ -315,3 +315,93 @@ mod properties {
         }
     }
 }
+
+/// Widths, indents and repetitions are paid for before they are made.
+#[test]
+fn large_values_are_refused_at_once() {
+    for source in [
+        "{{ messages | tojson(indent=9223372036854775807) }}",
+        "{{ messages | tojson(indent=18446744073709551615) }}",
+        "{{ messages | tojson(indent=1000000000) }}",
+        "{{ messages | tojson(separators=('x' * 50000000, ':')) }}",
+        "{{ '{:>18446744073709551615}'.format(1) }}",
+        "{{ '{:>9223372036854775807}'.format(1) }}",
+        "{{ '{:>1000000000}'.format(1) }}",
+        "{{ '{:.9223372036854775807f}'.format(1.5) }}",
+        "{{ '{:{}}'.format(1, 1000000000) }}",
+        "{{ ('{:>99999}' * 9999).format(1) }}",
+        "{{ '%1000000000d' | format(1) }}",
+        "{{ [0] * 100000000 }}",
+        "{{ {'a': [[0] * 100000000]} }}",
+        "{{ ([0] * 100000000) | string }}",
+        "{{ ''.join([''] * 100000000) }}",
+        "{{ ([0] * 100000000).count(1) }}",
+        "{{ ([0] * 100000000) | join }}",
+        "{{ ([0] * 100000000) | tojson }}",
+        "{{ 'a'.ljust(1000000000) }}",
+        "{{ 'a'.center(9223372036854775807) }}",
+        "{{ 'a' | center(1000000000) }}",
+        "{{ 'a' | indent(1000000000, true) }}",
+        "{{ 'a' * 99999999 }}",
+    ] {
+        let begun = std::time::Instant::now();
+        let error = template(source).render(&turns(&["a"]), GenerationPrompt::Omit).expect_err(source).to_string();
+        assert!(error.contains("refuses this conversation"), "{source}: {error}");
+        assert!(begun.elapsed().as_secs() < 10, "{source}: {:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn long_chains_do_not_end_the_program() {
+    let elifs = "{% elif a %}".repeat(20_000);
+    for source in [
+        format!("{{{{ 1{} }}}}", "+1".repeat(20_000)),
+        format!("{{{{ a{} }}}}", ".a".repeat(60_000)),
+        format!("{{{{ a{} }}}}", "|e".repeat(60_000)),
+        format!("{{{{ a{} }}}}", "~'}}'".repeat(20_000)),
+        format!("{{% raw %}}{{{{ ' {{% endraw %}}{{{{ 1{} }}}}", "+1".repeat(20_000)),
+        format!("{{# ' #}}{{{{ 1{} }}}}", "+1".repeat(20_000)),
+        format!("{{% if a %}}{elifs}{{% endif %}}"),
+        format!("{{{{ {} }}}}", "(".repeat(60_000)),
+        format!("{{{{ {}a }}}}", "not ".repeat(60_000)),
+        "{% if a %}".repeat(20_000),
+    ] {
+        let error = ChatTemplate::new(&source, &names()).unwrap_err().to_string();
+        assert!(error.contains("the chat template is not valid"), "{error}");
+    }
+    // As deep as is read.
+    let sum = format!("{{{{ 1{} }}}}", "+1".repeat(1_990));
+    assert_eq!(render(&sum, &turns(&["a"])), "1991");
+    let choice = format!("{{% if a %}}{}b{{% else %}}c{{% endif %}}", "{% elif a %}".repeat(499));
+    assert_eq!(render(&choice, &turns(&["a"])), "c");
+}
+
+/// What Python prints for each.
+#[test]
+fn idioms_of_python() {
+    for (source, expected) in [
+        ("{{ {'b': 1, 'a': 'é🌮'} | tojson(sort_keys=true, separators=(',', ':')) }}", r#"{"a":"é🌮","b":1}"#),
+        ("{{ 'é🌮' | tojson(ensure_ascii=true) }}", r#""\u00e9\ud83c\udf2e""#),
+        ("{{ [1, {}] | tojson(indent=2) }}", "[\n  1,\n  {}\n]"),
+        ("{{ [1] | tojson(indent='\t') }}", "[\n\t1\n]"),
+        ("{{ [1] | tojson(indent=none) }}", "[1]"),
+        (
+            "{{ 'banana'.index('n') }} {{ 'banana'.rindex('a') }} {{ 'banana'.find('n', 3) }} {{ 'a'.rfind('b') }}",
+            "2 5 4 -1",
+        ),
+        ("{{ 'banana'.count('a', 2) }} {{ [1, 2, 1].index(2) }} {{ [1, 2, 1].count(1) }}", "2 1 2"),
+        ("{{ 'banana'.removeprefix('ba') }} {{ 'banana'.removesuffix('na') }}", "nana bana"),
+        ("{{ 'a=b=c'.partition('=')[2] }} {{ 'a=b=c'.rpartition('=')[0] }}", "b=c a=b"),
+        (
+            "{{ 'ab'.ljust(4) }}|{{ 'ab'.rjust(4, '.') }}|{{ 'ab'.center(5, '*') }}|{{ '-7'.zfill(4) }}",
+            "ab  |..ab|**ab*|-007",
+        ),
+        ("{{ 'a\\u2028b\\r\\nc'.splitlines() | length }} {{ 'aB'.swapcase() }} {{ '12'.isdecimal() }}", "3 Ab True"),
+        (
+            "{{ 'abc'[::-1] }} {{ [1, 2, 3][::-1][0] }} {{ '{:>4}'.format(7) }} {{ 'ab'.startswith(('x', 'a')) }}",
+            "cba 3    7 True",
+        ),
+    ] {
+        assert_eq!(render(source, &turns(&["a"])), expected, "{source}");
+    }
+}

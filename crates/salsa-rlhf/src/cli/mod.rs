@@ -116,10 +116,15 @@ pub fn main() -> ExitCode {
 /// The arguments of the process. What keys mean is put together only if somebody asks for help.
 fn parsed() -> Result<Cli, clap::Error> {
     let parse = |command: clap::Command| Cli::from_arg_matches(&command.try_get_matches()?);
-    match parse(both_spellings(Cli::command())) {
+    match parse(cli()) {
         Err(error) if error.kind() == ErrorKind::DisplayHelp => parse(command()),
         done => done,
     }
+}
+
+/// The commands and options.
+fn cli() -> clap::Command {
+    both_spellings(Cli::command())
 }
 
 /// `-` and `_` are equal in every option, as they are in the keys of stages.
@@ -177,7 +182,7 @@ fn cap_threads() {
 
 /// The commands, each stage's help with the keys it takes.
 fn command() -> clap::Command {
-    KINDS.iter().fold(Cli::command(), |cli, kind| match kind.name {
+    KINDS.iter().fold(cli(), |cli, kind| match kind.name {
         "winrate" => {
             cli.mut_subcommand("eval", |eval| eval.mut_subcommand("winrate", |command| with_keys(command, kind)))
         }

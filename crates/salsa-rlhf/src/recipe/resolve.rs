@@ -1,4 +1,5 @@
 //! What the strings of a recipe stand for: variables, stages, paths.
+use std::cell::Cell;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{bail, ensure};
@@ -12,6 +13,15 @@ use crate::{
     },
     hub::{self, Network},
 };
+
+/// Bytes that the variables of a recipe, or those of one stage, may be filled in with.
+const MOST_COPIED: usize = 8 << 20;
+
+/// What a value takes beside its text, in bytes.
+const VALUE: usize = 64;
+
+/// Far from the end of the stack of whatever walks through a value.
+const DEEPEST_VALUE: usize = 100;
 
 /// Everything that can be named in a recipe.
 pub struct Names<'a> {
@@ -62,9 +72,11 @@ impl Resolver<'_> {
     /// Each of them: unknown names, references to later stages, files that do not exist; the key is named.
     pub fn resolve(&self, given: &mut Map<String, Value>) -> Result<(), Faults> {
         let mut value = Value::Object(std::mem::take(given));
-        let mut faults = Faults::default();
-        visit_strings(&mut value, "", "", &mut |kind, place, text| Ok(faults.take(self.resolved(kind, place, text))))
-            .expect("this visit cannot fail");
+        let (mut faults, budget) = (Faults::default(), Budget::default());
+        visit_strings(&mut value, "", "", &mut |kind, place, text| {
+            Ok(faults.take(self.resolved(kind, place, text, &budget)))
+        })
+        .expect("this visit cannot fail");
         if let Value::Object(value) = value {
             *given = value;
         }
@@ -72,8 +84,8 @@ impl Resolver<'_> {
     }
 
     /// What a string stands for.
-    fn resolved(&self, kind: Option<PathKind>, place: &str, text: &str) -> anyhow::Result<Value> {
-        let replaced = self.replace(text).map_err(|error| error.context(place.to_owned()))?;
+    fn resolved(&self, kind: Option<PathKind>, place: &str, text: &str, budget: &Budget) -> anyhow::Result<Value> {
+        let replaced = self.replace(text, budget).map_err(|error| error.context(place.to_owned()))?;
         let Replaced { mut value, is_rooted } = replaced;
         if let Some(kind) = kind.filter(|_| !is_rooted) {
             self.find_all(kind, place, &mut value)?;
@@ -133,10 +145,10 @@ impl Resolver<'_> {
         Ok(Some(&self.names.stages[position]))
     }
 
-    fn replace(&self, text: &str) -> anyhow::Result<Replaced> {
+    fn replace(&self, text: &str, budget: &Budget) -> anyhow::Result<Replaced> {
         let mut is_rooted = false;
         let value = substitute(text, &mut |name| match name.split_once('.') {
-            Some(("vars", name)) => variable(self.names.vars, name),
+            Some(("vars", name)) => variable(self.names.vars, name, budget),
             Some(("stages", name)) => {
                 is_rooted = true;
                 let known = self.names.stages[..self.position].iter().map(|stage| stage.name.as_str());
@@ -162,12 +174,12 @@ impl Resolver<'_> {
 /// # Errors
 /// If one uses a name that is no earlier variable.
 pub fn vars(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
-    let mut done = Map::new();
+    let (mut done, budget) = (Map::new(), Budget::default());
     for (name, value) in given {
         let mut value = value.clone();
         visit_strings(&mut value, "", &format!("vars.{name}"), &mut |_, place, text| {
             let replaced = substitute(text, &mut |name| match name.split_once('.') {
-                Some(("vars", name)) => variable(&done, name),
+                Some(("vars", name)) => variable(&done, name, &budget),
                 _ => bail!("${{{name}}} is not known here; a variable may use the variables above it"),
             });
             replaced.map(Some).map_err(|error| error.context(place.to_owned()))
@@ -177,9 +189,48 @@ pub fn vars(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
     Ok(done)
 }
 
-fn variable(vars: &Map<String, Value>, name: &str) -> anyhow::Result<Value> {
+/// What may still be copied out of variables: one that uses another twice, and is used twice itself, doubles with every
+/// line of the recipe.
+struct Budget {
+    left: Cell<usize>,
+}
+
+impl Default for Budget {
+    fn default() -> Budget {
+        Budget { left: Cell::new(MOST_COPIED) }
+    }
+}
+
+impl Budget {
+    /// Pays for a copy of `value` before it is made.
+    fn charge(&self, value: &Value, depth: usize) -> anyhow::Result<()> {
+        ensure!(depth < DEEPEST_VALUE, "variables are nested more than {DEEPEST_VALUE} deep; write them flatter");
+        let size = match value {
+            Value::String(text) => text.len() + VALUE,
+            Value::Object(fields) => fields.keys().map(String::len).sum::<usize>() + VALUE,
+            _ => VALUE,
+        };
+        let Some(left) = self.left.get().checked_sub(size) else {
+            bail!(
+                "the variables become more than {} MiB of values once they are filled in; use fewer of them",
+                MOST_COPIED >> 20
+            );
+        };
+        self.left.set(left);
+        match value {
+            Value::Array(items) => items.iter().try_for_each(|item| self.charge(item, depth + 1)),
+            Value::Object(fields) => fields.values().try_for_each(|field| self.charge(field, depth + 1)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn variable(vars: &Map<String, Value>, name: &str, budget: &Budget) -> anyhow::Result<Value> {
     match vars.get(name) {
-        Some(value) => Ok(value.clone()),
+        Some(value) => {
+            budget.charge(value, 0)?;
+            Ok(value.clone())
+        }
         None => bail!("there is no variable {name:?}; {}", names::hint(name, vars.keys().map(String::as_str))),
     }
 }

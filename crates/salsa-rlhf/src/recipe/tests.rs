@@ -232,3 +232,20 @@ fn a_finished_run_may_be_moved() {
     assert!(matches!(outcomes[0], Outcome::Skipped { .. }));
     assert!(matches!(outcomes[3], Outcome::Skipped { .. }));
 }
+
+#[test]
+fn variables_that_multiply_or_nest_without_end_are_refused() {
+    let chain = |count: usize, first: Value, next: &dyn Fn(String) -> Value| {
+        let later = (1..count).map(|i| (format!("v{i}"), next(format!("${{vars.v{}}}", i - 1))));
+        Map::from_iter([("v0".to_owned(), first)].into_iter().chain(later))
+    };
+    let text = chain(30, json!("xxxxxxxxxx"), &|name| json!(name.repeat(10)));
+    let list = chain(40, json!(["x"]), &|name| json!([name, name]));
+    let deep = chain(100_000, json!(["x"]), &|name| json!([name]));
+    for (vars, said) in [(text, "MiB of values"), (list, "MiB of values"), (deep, "nested more than 100 deep")] {
+        let error = format!("{:#}", resolve::vars(&vars).unwrap_err());
+        assert!(error.contains(said), "{error}");
+    }
+    let few = chain(5, json!("x"), &|name| json!(name.repeat(3)));
+    assert_eq!(resolve::vars(&few).unwrap()["v4"], json!("x".repeat(81)));
+}

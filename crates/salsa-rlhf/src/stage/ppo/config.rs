@@ -58,7 +58,7 @@ pub struct PpoConfig {
     pub num_ppo_epochs: usize,
     /// Optimizer steps per pass, from 1 to `batch_size`; each sees `batch_size / num_mini_batches` responses. TRL: 1.
     pub num_mini_batches: usize,
-    /// Responses per forward and backward pass, at least 1; changes memory, not the step. TRL: 8.
+    /// Responses per forward and backward pass, at least 1; changes memory and the rounding of sums. TRL: 8.
     pub per_device_train_batch_size: usize,
     /// The longest response, in tokens, its end token included; at least 1. TRL: 53.
     pub response_length: usize,

@@ -1,0 +1,162 @@
+//! `tojson` of transformers: Python's `json.dumps`, in place of Jinja's filter, which is made for HTML.
+
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Error, State, Value};
+
+use super::python::{charge, invalid};
+
+/// Deeper than anything that is written as JSON, and far from the end of the stack.
+const DEEPEST: usize = 100;
+
+struct Style {
+    /// What a level is moved in by; with it, every item has a line.
+    indent: Option<Indent>,
+    item: String,
+    key: String,
+    is_ascii: bool,
+    is_sorted: bool,
+}
+
+enum Indent {
+    Spaces(usize),
+    Text(String),
+}
+
+/// `json.dumps(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`
+pub(super) fn tojson(
+    state: &State,
+    value: &Value,
+    ensure_ascii: Option<Value>,
+    indent: Option<Value>,
+    options: Kwargs,
+) -> Result<String, Error> {
+    let option = |given: Option<Value>, name: &str| -> Result<Option<Value>, Error> {
+        Ok(given.or(options.get::<Option<Value>>(name)?).filter(|value| !value.is_none() && !value.is_undefined()))
+    };
+    let is_true = |value: Option<Value>| value.is_some_and(|value| value.is_true());
+    let indent = match option(indent, "indent")? {
+        None => None,
+        Some(text) if text.as_str().is_some() => Some(Indent::Text(text.to_string())),
+        Some(width) => {
+            let width = i128::try_from(width).map_err(|_| invalid("tojson: indent is neither a number nor text"))?;
+            Some(Indent::Spaces(usize::try_from(width.max(0)).unwrap_or(usize::MAX)))
+        }
+    };
+    let (item, key) = match option(None, "separators")? {
+        None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
+        Some(pair) => {
+            let pair: Vec<Value> = pair.try_iter()?.take(3).collect();
+            match pair.iter().map(Value::as_str).collect::<Vec<_>>()[..] {
+                [Some(item), Some(key)] => (item.to_owned(), key.to_owned()),
+                _ => return Err(invalid("tojson: separators are two texts")),
+            }
+        }
+    };
+    let is_ascii = is_true(option(ensure_ascii, "ensure_ascii")?);
+    let is_sorted = is_true(option(None, "sort_keys")?);
+    options.assert_all_used()?;
+    let mut writer = Writer { state, style: Style { indent, item, key, is_ascii, is_sorted }, out: String::new() };
+    writer.write(value, 0)?;
+    Ok(writer.out)
+}
+
+struct Writer<'a, 'template, 'env> {
+    state: &'a State<'template, 'env>,
+    style: Style,
+    out: String,
+}
+
+impl Writer<'_, '_, '_> {
+    fn write(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        if depth > DEEPEST {
+            return Err(invalid("tojson: the value is nested too deep"));
+        }
+        self.state.consume_fuel(1)?;
+        match value.kind() {
+            ValueKind::Undefined | ValueKind::None => self.out.push_str("null"),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => self.out.push_str(&value.to_string()),
+            ValueKind::String => self.quote(value.as_str().unwrap_or_default())?,
+            ValueKind::Map => self.mapping(value, depth)?,
+            ValueKind::Seq | ValueKind::Iterable => self.list(value, depth)?,
+            other => return Err(invalid(format!("tojson: cannot write {other}"))),
+        }
+        Ok(())
+    }
+
+    fn mapping(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        let name = |key: &Value| match key.kind() {
+            ValueKind::None => "null".to_owned(),
+            ValueKind::Bool => key.is_true().to_string(),
+            _ => key.to_string(),
+        };
+        let mut keys: Vec<(String, Value)> = value.try_iter()?.map(|key| (name(&key), key)).collect();
+        if self.style.is_sorted {
+            keys.sort_by(|a, b| a.0.cmp(&b.0));
+        }
+        self.out.push('{');
+        for (index, (name, key)) in keys.iter().enumerate() {
+            self.begin(index, depth)?;
+            self.quote(name)?;
+            self.out.push_str(&self.style.key);
+            self.write(&value.get_item(key)?, depth + 1)?;
+        }
+        self.end(keys.len(), depth)?;
+        self.out.push('}');
+        Ok(())
+    }
+
+    fn list(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        let mut count = 0;
+        self.out.push('[');
+        for item in value.try_iter()? {
+            self.begin(count, depth)?;
+            self.write(&item, depth + 1)?;
+            count += 1;
+        }
+        self.end(count, depth)?;
+        self.out.push(']');
+        Ok(())
+    }
+
+    fn begin(&mut self, index: usize, depth: usize) -> Result<(), Error> {
+        if index > 0 {
+            charge(self.state, self.style.item.len())?;
+            self.out.push_str(&self.style.item);
+        }
+        self.line(depth + 1)
+    }
+
+    fn end(&mut self, count: usize, depth: usize) -> Result<(), Error> {
+        if count > 0 { self.line(depth) } else { Ok(()) }
+    }
+
+    fn line(&mut self, depth: usize) -> Result<(), Error> {
+        let (width, text) = match &self.style.indent {
+            None => return Ok(()),
+            Some(Indent::Spaces(width)) => (*width, " "),
+            Some(Indent::Text(text)) => (1, text.as_str()),
+        };
+        let count = width.saturating_mul(depth);
+        charge(self.state, count.saturating_mul(text.len()))?;
+        self.out.push('\n');
+        self.out.push_str(&text.repeat(count));
+        Ok(())
+    }
+
+    fn quote(&mut self, text: &str) -> Result<(), Error> {
+        charge(self.state, text.len())?;
+        let quoted = serde_json::Value::from(text).to_string();
+        if !self.style.is_ascii {
+            self.out.push_str(&quoted);
+            return Ok(());
+        }
+        for c in quoted.chars() {
+            match c {
+                ' '..='~' => self.out.push(c),
+                _ => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| self.out.push_str(&format!("\\u{unit:04x}"))),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,48 @@
+//! How deep a template is nested, told before it is parsed: the parser and the compiler call themselves once for every
+//! link of a chain like `1+1+1`, `a.b.c` or `{% elif %}`, until the stack ends.
+
+use anyhow::{Result, bail, ensure};
+use minijinja::machinery::{Token, tokenize};
+use minijinja::syntax::SyntaxConfig;
+
+/// Far more than published templates have, of which the longest is some 20 KB.
+const LONGEST_SOURCE: usize = 1 << 20;
+
+/// Names and operators of one tag.
+const LONGEST_TAG: usize = 2_000;
+
+/// Of one template.
+const MOST_ELIFS: usize = 500;
+
+/// Refuses what could overflow the stack of [`super::environment`]'s thread.
+pub(super) fn check(source: &str, syntax: &SyntaxConfig) -> Result<()> {
+    ensure!(
+        source.len() <= LONGEST_SOURCE,
+        "the chat template is not valid: it has {} bytes, at most {LONGEST_SOURCE} are read",
+        source.len()
+    );
+    let (mut in_tag, mut elifs, mut begins) = (0, 0, false);
+    // What cannot be tokenised is reported by the parser, which stops at the same place.
+    for (token, span) in tokenize(source, false, syntax.clone()).map_while(|token| token.ok()) {
+        elifs += usize::from(begins && matches!(token, Token::Ident("elif")));
+        begins = matches!(token, Token::BlockStart);
+        match token {
+            Token::VariableStart | Token::BlockStart => in_tag = 0,
+            Token::Str(_) | Token::String(_) | Token::Int(_) | Token::Float(_) | Token::Comma | Token::Colon => {}
+            _ => in_tag += 1,
+        }
+        if in_tag > LONGEST_TAG {
+            bail!(
+                "the chat template is not valid: a tag has more than {LONGEST_TAG} names and operators (template line {}); split it with {{% set %}}",
+                span.start_line
+            );
+        }
+        if elifs > MOST_ELIFS {
+            bail!(
+                "the chat template is not valid: it has more than {MOST_ELIFS} {{% elif %}} (template line {})",
+                span.start_line
+            );
+        }
+    }
+    Ok(())
+}
