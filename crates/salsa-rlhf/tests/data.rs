@@ -152,6 +152,7 @@ fn a_record_that_cannot_be_used_is_named() {
     place.write("chats.jsonl", format!("{CHATS}{}\n", r#"{"messages":[{"role":"user","content":"hi"}]}"#));
     let (_, message) = error(&place, "sft --model base --dataset chats.jsonl --output_dir out");
     assert_eq!(message, "chats.jsonl, line 4: no message is the assistant's, so there is nothing to learn");
+    assert_eq!(error(&place, "inspect chats.jsonl --model base").1, message);
     let (_, message) = error(&place, "reward --model base --dataset chats.jsonl --output_dir out");
     assert_eq!(message, "chats.jsonl, line 1: this is messages; preferences (chosen and rejected) are needed");
 }
@@ -256,11 +257,11 @@ fn template_arguments_are_keys_and_columns() {
         "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role + (mark or ':') + m.content + '<|end|>' }}{% endfor %}\
          {% if add_generation_prompt %}{{ 'assistant' + (mark or ':') }}{% endif %}",
     );
-    let arguments = "--chat_template_kwargs.mark !";
-    let shown = stdout(&place, "inspect chats.jsonl --model base --example 1 --chat-template-kwargs {\"mark\":\"!\"}");
-    assert!(shown.contains("user!hi<|end|>assistant!⟦no<|end|>⟧"), "{shown}");
+    let arguments = "--chat_template_kwargs.mark =";
+    let shown = stdout(&place, "inspect chats.jsonl --model base --example 1 --chat-template-kwargs {\"mark\":\"=\"}");
+    assert!(shown.contains("user=hi<|end|>assistant=⟦no<|end|>⟧"), "{shown}");
     place.write("in.jsonl", r#"{"messages":[{"role":"user","content":"hi"}]}"#);
-    place.write("own.jsonl", r#"{"messages":[{"role":"user","content":"hi"}],"chat_template_kwargs":{"mark":"!"}}"#);
+    place.write("own.jsonl", r#"{"messages":[{"role":"user","content":"hi"}],"chat_template_kwargs":{"mark":"="}}"#);
     let tokens = |input: &str, more: &str| {
         place.salsa(&format!(
             "generate --model base --input {input} --output out.jsonl --max_new_tokens 2 --temperature 0 {more}"

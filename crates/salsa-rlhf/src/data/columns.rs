@@ -39,6 +39,9 @@ const EXPECTED: &str = "text | messages | conversations | prompt, completion | p
 /// Columns of answers to an instruction, question, query or input.
 const ANSWERS: [&str; 4] = ["completion", "response", "output", "answer"];
 
+/// Columns of the two answers of a preference.
+const PAIR: [&str; 2] = ["chosen", "rejected"];
+
 /// Columns of conversations.
 const CONVERSATIONS: [&str; 2] = ["messages", "conversations"];
 
@@ -77,7 +80,10 @@ fn layout(columns: &Columns) -> Result<Row> {
     // An answer beside a prompt is what a reward function compares with.
     let completion = answer.filter(|name| has("prompt") && *name != "answer");
     let asked = columns.first(&["instruction", "question", "query", "input"]).filter(|_| !has("prompt"));
-    if columns.has_all(&["chosen", "rejected"]) {
+    if let (Some(there), Some(missing)) = (columns.first(&PAIR), PAIR.into_iter().find(|name| !has(name))) {
+        bail!("column {there} is there but {missing} is missing or null: a preference needs both");
+    }
+    if columns.has_all(&PAIR) {
         preference::read(columns)
     } else if let Some(column) = columns.first(&CONVERSATIONS) {
         conversation(columns, column)

@@ -75,7 +75,9 @@ fn message(item: &Value) -> Result<Message> {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(parts)) => text_parts(parts)?,
         Some(other) => bail!("its content is {}, expected text", kind(other)),
-        None if fields.contains_key("tool_calls") => bail!("tool calls are not supported: leave this record out"),
+        None if ["content", "value"].iter().any(|name| fields.contains_key(*name)) => {
+            bail!("its content is null, expected text: leave this record out")
+        }
         None => bail!("has no content (a text in \"content\" or \"value\")"),
     };
     Ok(Message::new(role_name(role), text))

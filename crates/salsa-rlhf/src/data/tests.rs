@@ -291,7 +291,13 @@ fn refusals_name_the_place_and_the_remedy() {
         ("x.jsonl", "{\"chosen\":[],\"rejected\":[]}", &["column chosen: the list of messages is empty"]),
         ("x.jsonl", "{\"messages\":[{\"role\":\"user\"}]}", &["message 1", "has no content"]),
         ("x.jsonl", "{\"messages\":[{\"content\":\"a\"}]}", &["message 1", "has no role"]),
-        ("x.jsonl", "{\"messages\":[{\"role\":\"a\",\"content\":null,\"tool_calls\":[]}]}", &["tool calls"]),
+        ("x.jsonl", "{\"messages\":[{\"role\":\"a\",\"content\":null,\"tool_calls\":null}]}", &["content is null"]),
+        ("x.jsonl", "{\"messages\":[{\"role\":\"a\",\"content\":null,\"tool_calls\":[{}]}]}", &["tool calls"]),
+        (
+            "x.jsonl",
+            "{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":null}",
+            &["column chosen is there but rejected is missing or null"],
+        ),
         ("x.jsonl", "{\"messages\":[{\"role\":\"a\",\"content\":[{\"type\":\"image\"}]}]}", &["only text can be read"]),
         ("x.jsonl", "{\"messages\":\"a\"}", &["expected a list of messages, found a string"]),
         (
