@@ -16,6 +16,7 @@ use layers::Layers;
 mod layers;
 pub mod names;
 pub mod paths;
+mod places;
 pub mod schema;
 pub mod wording;
 

@@ -3,15 +3,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::*;
+use crate::config::paths::{DataPath, ModelPath};
 use crate::stage::{Outcome, StageContext, kind::Stage};
 
 /// A stage that writes down what it was told.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct Note {
-    model: String,
-    models: Vec<String>,
-    dataset: PathBuf,
+    model: ModelPath,
+    models: Vec<ModelPath>,
+    dataset: DataPath,
     note: String,
     times: u64,
     seed: u64,
@@ -42,7 +43,7 @@ impl Stage for Note {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct Copy {
-    input: PathBuf,
+    input: DataPath,
     output: PathBuf,
 }
 
@@ -173,6 +174,14 @@ fn mistakes_are_told_before_any_work() {
             "stages.b: output_dir cannot be set; the stage's place is its name under `out`",
         ),
         ("  b: 3", "stages.b: expected `kind: …` and the stage's keys, got 3"),
+        (
+            "  report.html: {kind: note}",
+            "stages: \"report.html\" is a file that the run itself writes; choose another name",
+        ),
+        (
+            "  Recipe.yaml.tmp: {kind: note}",
+            "stages: \"Recipe.yaml.tmp\" is a file that the run itself writes; choose another name",
+        ),
         ("  b/c: {kind: note}", "stages: \"b/c\" cannot name a directory; use letters, digits, - and _"),
     ] {
         assert_eq!(place.error(&format!("{first}{stages}")), expected);

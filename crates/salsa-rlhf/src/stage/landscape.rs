@@ -17,6 +17,7 @@ use super::{
     Interrupted, StageContext, arguments::ComputeType, device::Choice as DeviceChoice, evaluate::statistics::estimate,
     ppo::config::Gold, source::DataSource,
 };
+use crate::config::paths::{ModelPath, NoEffect};
 use crate::{
     atomic,
     progress::Progress,
@@ -37,9 +38,9 @@ use survey::{Measured, Survey};
 pub struct LandscapeConfig {
     /// Two checkpoints for a line, three for a plane; of one architecture and tokenizer.
     #[schemars(extend("x-heading" = "Models and data"))]
-    pub models: Vec<PathBuf>,
+    pub models: Vec<ModelPath>,
     /// The reward model that scores answers.
-    pub reward_model_path: PathBuf,
+    pub reward_model_path: ModelPath,
     /// The prompts that every point answers.
     pub prompts: DataSource,
     /// A reward function besides the learned one. None: none.
@@ -74,7 +75,7 @@ pub struct LandscapeConfig {
     #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
     /// Answers generated at once, at least 1; changes none of them, only speed and memory.
-    pub decode_slots: usize,
+    pub decode_slots: NoEffect<usize>,
     /// Seed of the sampling: the same random numbers for every point.
     pub seed: u64,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
@@ -89,7 +90,7 @@ impl Default for LandscapeConfig {
     fn default() -> LandscapeConfig {
         LandscapeConfig {
             models: Vec::new(),
-            reward_model_path: PathBuf::new(),
+            reward_model_path: ModelPath::new(),
             prompts: DataSource::default(),
             gold: None,
             eval_dataset: None,
@@ -104,7 +105,7 @@ impl Default for LandscapeConfig {
             max_examples: None,
             max_length: 1024,
             temperature: 1.0,
-            decode_slots: 64,
+            decode_slots: NoEffect(64),
             seed: 42,
             dtype: ComputeType::Auto,
             device: DeviceChoice::Auto,
@@ -139,7 +140,7 @@ impl LandscapeConfig {
         ensure!(self.max_prompts != Some(0), "max_prompts is 0; it must be at least 1");
         ensure!(self.max_examples != Some(0), "max_examples is 0; it must be at least 1");
         ensure!(self.max_new_tokens > 0, "max_new_tokens is 0; it must be at least 1");
-        ensure!(self.decode_slots > 0, "decode_slots is 0; it must be at least 1");
+        ensure!(*self.decode_slots > 0, "decode_slots is 0; it must be at least 1");
         ensure!(self.max_length >= 2, "max_length is {}; it must be at least 2", self.max_length);
         let temperature = self.temperature;
         ensure!(temperature >= 0.0 && temperature.is_finite(), "temperature is {temperature}; it must be 0 or above");

@@ -112,7 +112,7 @@ pub fn train(
             .with_context(|| format!("{} stopped at step {} of {total}", job.title, state.step + 1))?;
         state.advance(step, &tally, data);
 
-        if is_due(state.step, arguments.logging_steps, total) {
+        if is_due(state.step, *arguments.logging_steps, total) {
             metrics.log(state.step, &state.log_line(learning_rate, step.epoch))?;
             state.window = Tally::new();
         }
@@ -121,7 +121,7 @@ pub fn train(
             metrics.log(state.step, &state.eval_line(step.epoch))?;
         }
         let stopped = state.step < total && (job.stop)(state.step);
-        if stopped || (arguments.save_steps > 0 && state.step.is_multiple_of(arguments.save_steps)) {
+        if stopped || (*arguments.save_steps > 0 && state.step.is_multiple_of(*arguments.save_steps)) {
             checkpoints.save(&Snapshot::new(state.step, serde_json::to_value(&state)?).with_model("model", model))?;
         }
         if stopped {
