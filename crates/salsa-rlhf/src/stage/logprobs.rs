@@ -14,6 +14,7 @@ use super::{
     rows::{self, Rows},
     start::Found,
 };
+use crate::config::paths::{DataPath, ModelPath};
 use crate::progress::Progress;
 
 /// What `salsa logprobs` can be told.
@@ -22,9 +23,9 @@ use crate::progress::Progress;
 pub struct LogprobsConfig {
     /// Language-model checkpoint whose log-probabilities are wanted.
     #[schemars(extend("x-heading" = "Model and files"))]
-    pub model: PathBuf,
+    pub model: ModelPath,
     /// JSON lines with `tokens`, `prompt` and `response`, `messages`, or `text`.
-    pub input: PathBuf,
+    pub input: DataPath,
     /// File of the same lines with `tokens` and `logprobs`.
     pub output: PathBuf,
     /// How prompts become tokens.
@@ -42,8 +43,8 @@ pub struct LogprobsConfig {
 impl Default for LogprobsConfig {
     fn default() -> LogprobsConfig {
         LogprobsConfig {
-            model: PathBuf::new(),
-            input: PathBuf::new(),
+            model: ModelPath::new(),
+            input: DataPath::new(),
             output: PathBuf::new(),
             chat: ChatArguments::default(),
             dtype: ComputeType::Float32,
