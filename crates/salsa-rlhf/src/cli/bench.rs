@@ -13,9 +13,9 @@ use super::print;
 use crate::{
     checkpoint,
     stage::{
-        arguments::ComputeType,
         device::{self, Choice as DeviceChoice},
         memory::available::peak_mib,
+        supervised::arguments::ComputeType,
     },
 };
 

@@ -13,11 +13,11 @@ use crate::{
     hub,
     stage::{
         StageContext,
-        arguments::ComputeType,
-        chat_arguments::ChatArguments,
         device::Choice as DeviceChoice,
         memory::{Knobs, Need, Responses, Saving, part, shape},
-        start::{Found, Frozen},
+        models::start::{Found, Frozen},
+        supervised::arguments::ComputeType,
+        text::chat_arguments::ChatArguments,
     },
 };
 

@@ -13,9 +13,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{StageContext, arguments::WeightType, record::Record, runner::mark_done};
-use crate::checkpoint::{Dtype, Durability, NewTensor, Writer, write_file};
-use crate::config::paths::{ModelPath, Places, TemplateChoice};
+use super::{
+    StageContext,
+    lifecycle::{record::Record, runner::mark_done},
+    supervised::arguments::WeightType,
+};
+use crate::{
+    checkpoint::{Dtype, Durability, NewTensor, Writer, write_file},
+    config::paths::{ModelPath, Places, TemplateChoice},
+};
 
 pub mod adapters;
 pub mod arithmetic;

@@ -12,7 +12,7 @@ use super::input::{Input, Read};
 use crate::{
     chat::Message,
     data::Content,
-    stage::{encoder::Encoder, start::Frozen},
+    stage::{models::start::Frozen, text::encoder::Encoder},
 };
 
 /// A model, and what was said to it and by it.

@@ -4,7 +4,7 @@ use salsa_engine::{Dtype, Head, LoraSpec, ModelSpec};
 use super::{Need, part, shape};
 use crate::{
     checkpoint::Checkpoint,
-    stage::{bases::PlannedBases, soup::adapters},
+    stage::{models::bases::PlannedBases, soup::adapters},
 };
 
 /// Adds up what the models of a run need, in the order in which the run opens them.

@@ -1,0 +1,8 @@
+//! From checkpoints to models in memory: opening, shared bases, adapters, soups made in memory, reward models.
+//!
+//! May import `memory`, `lifecycle`, `text` and what stands directly in `stage`; knows no algorithm.
+pub mod bases;
+pub mod lora;
+pub mod model_source;
+pub(crate) mod reward_model;
+pub mod start;
