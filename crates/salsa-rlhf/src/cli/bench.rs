@@ -14,8 +14,8 @@ use crate::{
     checkpoint,
     stage::{
         device::{self, Choice as DeviceChoice},
+        keys::ComputeType,
         memory::available::peak_mib,
-        supervised::arguments::ComputeType,
     },
 };
 

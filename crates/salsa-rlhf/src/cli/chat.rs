@@ -14,9 +14,9 @@ use crate::{
     stage::{
         StageContext,
         device::Choice as DeviceChoice,
+        keys::ComputeType,
         memory::{Knobs, Need, Responses, Saving, part, shape},
-        models::start::{Found, Frozen},
-        supervised::arguments::ComputeType,
+        models::frozen::{Found, Frozen},
         text::chat_arguments::ChatArguments,
     },
 };

@@ -11,10 +11,10 @@ use super::{
     StageContext, Talk,
     supervised::{
         arguments::TrainingArguments,
-        next_token::{NextToken, Sequence},
+        next_token::NextToken,
         pretrain::{self, PretrainConfig},
     },
-    text::source::DataSource,
+    text::{sequence::Sequence, source::DataSource},
 };
 use crate::checkpoint::{Checkpoint, Companions, SaveOptions, save};
 

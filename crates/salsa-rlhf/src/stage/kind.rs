@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::{
     StageContext,
     device::{self, Choice as DeviceChoice},
-    supervised::arguments::ComputeType,
+    keys::ComputeType,
 };
 use crate::{
     config::{

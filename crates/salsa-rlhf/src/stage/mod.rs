@@ -19,6 +19,8 @@ pub mod device;
 pub mod eval;
 #[cfg(test)]
 mod fixture;
+pub mod gold;
+pub mod keys;
 pub mod kind;
 pub mod kinds;
 pub mod kitchen;
@@ -27,6 +29,7 @@ pub mod lines;
 pub mod memory;
 pub mod models;
 pub mod rl;
+pub mod rollout;
 pub mod soup;
 pub mod supervised;
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::{
     checkpoint::Checkpoint,
     stage::{
         StageContext,
-        models::{reward_model::RewardModel, start::Found},
+        models::{frozen::Found, reward_model::RewardModel},
         text::{chat_arguments::ChatArguments, encoder::Encoder},
     },
     tokenizer::Tokenizer,

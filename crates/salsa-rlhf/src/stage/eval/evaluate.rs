@@ -30,22 +30,22 @@ use crate::{
     stage::{
         StageContext,
         device::{self, Choice as DeviceChoice},
+        eval::statistics::{self, estimate, paired_difference, win_rate},
+        gold::Gold,
+        keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_range},
         models::{bases::Bases, model_source::ModelSource},
-        rl::ppo::{config::Gold, rollout::split},
-        supervised::arguments::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_range},
+        rollout::split,
         text::{chat_arguments::ChatArguments, rows, source::DataSource},
     },
 };
 
 mod plan;
 mod profile;
-pub(in crate::stage) mod statistics;
 #[cfg(test)]
 mod tests;
 
 use plan::Plan;
 use profile::{Rewards, profile};
-use statistics::{estimate, paired_difference, win_rate};
 
 /// What an evaluation can be told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

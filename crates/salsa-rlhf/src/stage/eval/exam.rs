@@ -9,15 +9,14 @@ use crate::{
     data::Content,
     stage::{
         StageContext,
-        memory::{Arrays, Knobs, Need, Responses, Roles, part, shape},
+        gold::Gold,
+        memory::{Arrays, Knobs, Need, Responses, part, shape},
         models::{
             bases::Bases,
             reward_model::{RewardModel, ScoreScale},
+            roles::Roles,
         },
-        rl::ppo::{
-            config::Gold,
-            rollout::{self, Rollouts},
-        },
+        rollout::{self, Rollouts},
         text::{chat_arguments::ChatArguments, encoder::Encoder, prompts, source::DataSource},
     },
 };

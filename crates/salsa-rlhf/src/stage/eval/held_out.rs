@@ -5,18 +5,16 @@ use anyhow::ensure;
 use salsa_engine::Model;
 use serde::{Deserialize, Serialize};
 
-use super::evaluate::statistics::estimate;
+use super::statistics::estimate;
 use crate::{
     report::Estimate,
     stage::{
         StageContext,
         memory::Arrays,
-        supervised::{
-            next_token::{NextToken, Sequence},
-            trainer::Objective,
-        },
+        supervised::{next_token::NextToken, trainer::Objective},
         text::{
             encoder::{Encoder, TruncationMode},
+            sequence::Sequence,
             source::DataSource,
         },
     },

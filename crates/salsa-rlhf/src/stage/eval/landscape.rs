@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::evaluate::statistics::estimate;
+use super::statistics::estimate;
 use crate::{
     atomic,
     config::paths::{ModelPath, NoEffect},
@@ -22,8 +22,8 @@ use crate::{
     stage::{
         Interrupted, StageContext,
         device::Choice as DeviceChoice,
-        rl::ppo::config::Gold,
-        supervised::arguments::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_most},
+        gold::Gold,
+        keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_most},
         text::{chat_arguments::ChatArguments, source::DataSource},
     },
 };

@@ -5,4 +5,5 @@ pub mod evaluate;
 pub(in crate::stage) mod exam;
 pub(in crate::stage) mod held_out;
 pub mod landscape;
+pub(in crate::stage) mod statistics;
 pub mod winrate;

@@ -13,10 +13,10 @@ use crate::{
     stage::{
         StageContext,
         device::Choice as DeviceChoice,
+        keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count},
         memory::{Knobs, Need, Responses, Saving, part, shape},
-        models::start::{Found, Frozen},
-        rl::ppo::rollout::ending,
-        supervised::arguments::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count},
+        models::frozen::{Found, Frozen},
+        rollout::ending,
         text::{
             chat_arguments::ChatArguments,
             encoder::Encoder,

@@ -12,8 +12,8 @@ use crate::{
     stage::{
         StageContext,
         device::Choice as DeviceChoice,
-        models::start::Found,
-        supervised::arguments::{ComputeType, check_count},
+        keys::{ComputeType, check_count},
+        models::frozen::Found,
         text::{
             chat_arguments::ChatArguments,
             rows::{self, Rows},

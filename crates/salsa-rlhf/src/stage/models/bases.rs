@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use salsa_engine::{Base, Device, Head, LoraSpec, Model, ModelSpec, Recompute, Trainable};
 
 use super::lora::LoraArguments;
-use crate::{checkpoint::Checkpoint, stage::soup::adapters};
+use crate::{checkpoint::Checkpoint, stage::models::adapters};
 
 /// The frozen bases in use, by folder. A base goes when the last model on it does.
 ///

@@ -6,7 +6,7 @@ use salsa_engine::{LoraSpec, Target};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::stage::supervised::arguments::check_count;
+use crate::stage::keys::check_count;
 
 /// The keys shared by `sft`, `reward`, `dpo` and `ppo`. They describe a new adapter; from a PEFT directory training goes on
 /// with the adapter that is there, whatever these keys say of its shape.

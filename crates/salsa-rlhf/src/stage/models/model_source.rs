@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     bases::Bases,
-    start::{language_model_weights, open_language_model},
+    frozen::{language_model_weights, open_language_model},
 };
-use crate::{checkpoint::Checkpoint, config::paths::ModelPath, stage::soup::adapters};
+use crate::{checkpoint::Checkpoint, config::paths::ModelPath, stage::models::adapters};
 
 /// A language model: a checkpoint, or the weighted mean of several, made in memory.
 ///

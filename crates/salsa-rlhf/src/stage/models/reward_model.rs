@@ -4,10 +4,14 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use salsa_engine::{Head, Model};
 
-use super::{bases::Bases, start};
+use super::bases::Bases;
 use crate::{
     checkpoint::Checkpoint,
-    stage::{StageContext, rl::ppo::rollout::Rollouts, soup::tokenizers},
+    stage::{
+        StageContext,
+        models::{frozen::say_where_scores_are_read, tokenizers},
+        rollout::Rollouts,
+    },
 };
 
 /// Whether scores are used as they come.
@@ -58,7 +62,7 @@ impl RewardModel {
                 policy.dir().display()
             );
         }
-        start::say_where_scores_are_read(&checkpoint, context);
+        say_where_scores_are_read(&checkpoint, context);
         Ok(checkpoint)
     }
 

@@ -16,12 +16,12 @@ use crate::{
     progress::Progress,
     stage::{
         Interrupted, StageContext,
-        lifecycle::resume::{Checkpoints, Snapshot},
-        models::{
-            bases::Bases,
-            reward_model::RewardModel,
-            start::{self, open_language_model},
+        lifecycle::{
+            fingerprint::fingerprint,
+            resume::{Checkpoints, Snapshot},
         },
+        models::{bases::Bases, frozen::open_language_model, reward_model::RewardModel, save::save_model},
+        rollout::Rollouts,
         text::{
             encoder::Encoder,
             prompts::{self, TextPrompt},
@@ -34,7 +34,6 @@ pub mod config;
 pub mod learner;
 pub mod measure;
 mod plan;
-pub mod rollout;
 #[cfg(test)]
 mod tests;
 
@@ -42,7 +41,6 @@ pub use config::PpoConfig;
 use learner::{Learned, Learner, Lesson, Rates};
 use measure::{Measured, Samples};
 use plan::Plan;
-use rollout::Rollouts;
 
 /// A PPO run between two updates.
 struct Run<'a> {
@@ -210,7 +208,7 @@ pub fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> 
     config.validate()?;
     let (mut run, source) = Run::open(config, context)?;
     let (dir, total) = (&config.output_dir, config.updates());
-    let checkpoints = Checkpoints::new(dir, start::fingerprint("ppo", config)?);
+    let checkpoints = Checkpoints::new(dir, fingerprint("ppo", config)?);
     let mut done = run.resume(&checkpoints)?;
     let mut writer = if done == 0 { MetricsWriter::create(dir)? } else { MetricsWriter::resume(dir, done)? };
     measure::truncate_samples(dir, done)?;
@@ -338,10 +336,10 @@ impl<'a> Run<'a> {
             let origin = &self.reward_model.checkpoint;
             let options = self.config.save_options(origin);
             let companions = Companions::from_dir(origin.dir())?;
-            start::save_model(&dir.join("critic"), origin, critic, critic.spec(), &companions, &[], &options)?;
+            save_model(&dir.join("critic"), origin, critic, critic.spec(), &companions, &[], &options)?;
         }
         let options = self.config.save_options(source);
         let companions = Companions::from_dir(source.dir())?;
-        start::save_model(dir, source, &self.learner.policy, &self.language_model, &companions, &[], &options)
+        save_model(dir, source, &self.learner.policy, &self.language_model, &companions, &[], &options)
     }
 }

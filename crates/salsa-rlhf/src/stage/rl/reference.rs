@@ -9,6 +9,7 @@ use crate::{
             bases::Bases,
             model_source::{ModelSource, SoupSource},
         },
+        rollout::Rollouts,
     },
 };
 
@@ -20,8 +21,6 @@ use salsa_algo::{
 use salsa_engine::{Device, Head, Model, ModelError, ModelSpec, Trainable, geometric_logprobs};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use super::ppo::rollout::Rollouts;
 
 /// What the KL penalty of a PPO run is measured against.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

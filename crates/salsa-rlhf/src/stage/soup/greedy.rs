@@ -18,12 +18,12 @@ use crate::{
     stage::{
         StageContext,
         eval::{
-            evaluate::statistics::estimate,
             exam::{Answering, Asked, Exam, Questions, Syllabus},
             held_out::HeldOut,
+            statistics::estimate,
         },
-        memory::{self, Knobs, Need, Roles, Saving, part, shape},
-        models::bases::Bases,
+        memory::{self, Knobs, Need, Saving, part, shape},
+        models::{bases::Bases, roles::Roles},
         text::{chat_arguments::ChatArguments, encoder::Encoder, source::DataSource},
     },
 };

@@ -3,12 +3,16 @@ use crate::{
     config::paths::ModelPath,
     stage::{
         StageContext,
-        memory::{Knobs, Roles, Saving},
+        keys::check_range,
+        lifecycle::fingerprint::fingerprint,
+        memory::{Knobs, Saving},
         models::{
             bases::Bases,
+            frozen::{Found, Frozen},
             lora::LoraArguments,
-            start::{self, Found, Frozen, Start},
+            roles::Roles,
         },
+        supervised::model::{Start, save, within_context},
         text::{
             encoder::TruncationMode,
             pairs::{Pair, Pairs, Side},
@@ -26,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    arguments::{TrainingArguments, check_range},
+    arguments::TrainingArguments,
     order::Batching,
     tally::Tally,
     trainer::{self, Job, Laid, Lengths, Loss, Objective},
@@ -140,7 +144,7 @@ pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> 
         config.model_name_or_path.display()
     );
     let positions = start.spec.max_positions.min(reference.spec().max_positions);
-    let max_length = start::within_context(config.max_length, positions, context);
+    let max_length = within_context(config.max_length, positions, context);
     let config = &DpoConfig { max_length, ..config.clone() };
     let load = |source: &DataSource| -> anyhow::Result<Vec<Pair>> {
         let pairs = Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode, context)?;
@@ -157,7 +161,7 @@ pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> 
         learning_rate: config.learning_rate,
         batching: Batching::Examples(config.training.per_device_train_batch_size),
         num_train_epochs: config.num_train_epochs,
-        fingerprint: start::fingerprint("dpo", config)?,
+        fingerprint: fingerprint("dpo", config)?,
         stop: &|_| context.interrupted(),
     };
     let models = |knobs: &Knobs| {
@@ -176,7 +180,7 @@ pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> 
     let against = |pairs| DirectPreference { pairs, reference, objective: config.objective() };
     let (data, eval) = (against(data), eval.map(against));
     let outcome = trainer::train(&job, &mut model, &data, eval.as_ref().map(|eval| eval as &dyn Objective))?;
-    start::save(&config.output_dir, &start.checkpoint, &model, &[], &config.training, &outcome)?;
+    save(&config.output_dir, &start.checkpoint, &model, &[], &config.training, &outcome)?;
     Ok(json!({"training": outcome.to_json()}))
 }
 

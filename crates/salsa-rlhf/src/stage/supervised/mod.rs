@@ -3,6 +3,7 @@
 //! May import `models`, `text`, `memory`, `lifecycle` and what stands directly in `stage`.
 pub mod arguments;
 pub mod dpo;
+pub mod model;
 pub mod next_token;
 pub mod order;
 pub mod pretrain;

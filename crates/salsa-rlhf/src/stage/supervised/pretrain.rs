@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    arguments::{TrainingArguments, check_most, check_range},
-    next_token::{NextToken, Sequence},
+    arguments::TrainingArguments,
+    next_token::NextToken,
     order::Batching,
     trainer::{self, Job, Lengths, Objective},
 };
@@ -20,9 +20,11 @@ use crate::{
     data::{Content, Example},
     stage::{
         StageContext,
+        keys::{check_most, check_range},
+        lifecycle::fingerprint::fingerprint,
         memory::{self, Knobs, Saving},
-        models::start,
-        text::{encoder::Encoder, source::DataSource},
+        supervised::model::write_trainer_state,
+        text::{encoder::Encoder, sequence::Sequence, source::DataSource},
     },
     tokenizer::{SpecialTokenNames, Tokenizer},
 };
@@ -191,7 +193,7 @@ pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Va
         learning_rate: config.learning_rate,
         batching: Batching::Examples(config.training.per_device_train_batch_size),
         num_train_epochs: config.num_train_epochs,
-        fingerprint: start::fingerprint("pretrain", config)?,
+        fingerprint: fingerprint("pretrain", config)?,
         stop: &|_| context.interrupted(),
     };
     let models = |knobs: &Knobs| memory::one_model(&spec, false, knobs);
@@ -202,7 +204,7 @@ pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Va
     let weights = spec.init(config.training.seed);
     let mut model = Trainable::new(spec, weights, Device::current(), config.training.recompute())?;
     let outcome = trainer::train(&job, &mut model, &data, eval)?;
-    start::write_trainer_state(&config.output_dir, &config.training, &outcome)?;
+    write_trainer_state(&config.output_dir, &config.training, &outcome)?;
     vocabulary.tokenizer.save(&config.output_dir, &vocabulary.names, vocabulary.template.as_deref())?;
     let dtype = config.training.save_dtype.into();
     let options = SaveOptions {

@@ -3,13 +3,11 @@ use crate::{
     config::paths::ModelPath,
     stage::{
         StageContext,
-        lifecycle::resume::REMEDY,
+        keys::check_range,
+        lifecycle::{fingerprint::fingerprint, resume::REMEDY},
         memory::{self, Knobs, Saving},
-        models::{
-            bases::Bases,
-            lora::LoraArguments,
-            start::{self, Start},
-        },
+        models::{bases::Bases, lora::LoraArguments},
+        supervised::model::{Start, save, within_context},
         text::{
             encoder::TruncationMode,
             pairs::{Pair, Pairs},
@@ -27,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    arguments::{TrainingArguments, check_range},
+    arguments::TrainingArguments,
     order::Batching,
     tally::Tally,
     trainer::{self, Job, Laid, Lengths, Loss, Objective},
@@ -105,7 +103,7 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
     config.validate()?;
     let start = Start::open(&config.model_name_or_path, Head::Scalar, &config.training)?;
     let positions = start.spec.max_positions;
-    let max_length = start::within_context(config.max_length, positions, context);
+    let max_length = within_context(config.max_length, positions, context);
     let config = &RewardConfig { max_length, ..config.clone() };
     let load = |source: &DataSource| -> anyhow::Result<PairRanking> {
         let pairs = Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode, context)?;
@@ -122,7 +120,7 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
         learning_rate: config.learning_rate,
         batching: Batching::Examples(config.training.per_device_train_batch_size),
         num_train_epochs: config.num_train_epochs,
-        fingerprint: start::fingerprint("reward", config)?,
+        fingerprint: fingerprint("reward", config)?,
         stop: &|_| context.interrupted(),
     };
     // The mean of the scores is taken on what is evaluated, or else on the training pairs.
@@ -144,7 +142,7 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
 
     let (mean, std) = score_mean_and_std(&model, held_out, config.training.per_device_eval_batch_size);
     ensure!((mean + std).is_finite(), "the scores of the trained model are not finite; {REMEDY}");
-    start::save(
+    save(
         &config.output_dir,
         &start.checkpoint,
         &model,

@@ -3,14 +3,13 @@ use crate::{
     config::paths::ModelPath,
     stage::{
         StageContext,
+        lifecycle::fingerprint::fingerprint,
         memory::{self, Knobs, Saving},
-        models::{
-            bases::Bases,
-            lora::LoraArguments,
-            start::{self, Start},
-        },
+        models::{bases::Bases, lora::LoraArguments},
+        supervised::model::{Start, save, within_context},
         text::{
             encoder::{Encoder, TruncationMode},
+            sequence::Sequence,
             source::{DataSource, Loaded},
         },
     },
@@ -25,7 +24,7 @@ use serde_json::{Value, json};
 
 use super::{
     arguments::TrainingArguments,
-    next_token::{NextToken, Sequence},
+    next_token::NextToken,
     order::Batching,
     trainer::{self, Job, Lengths, Objective},
 };
@@ -108,7 +107,7 @@ pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> 
     config.validate()?;
     let start = Start::open(&config.model_name_or_path, Head::LanguageModel, &config.training)?;
     let positions = start.spec.max_positions;
-    let max_length = start::within_context(config.max_length, positions, context);
+    let max_length = within_context(config.max_length, positions, context);
     let config = &SftConfig { max_length, ..config.clone() };
     let load = |source: &DataSource| -> anyhow::Result<Lesson> {
         let loaded = source.load()?;
@@ -128,7 +127,7 @@ pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> 
         learning_rate: config.learning_rate,
         batching: config.batching(config.training.per_device_train_batch_size),
         num_train_epochs: config.num_train_epochs,
-        fingerprint: start::fingerprint("sft", config)?,
+        fingerprint: fingerprint("sft", config)?,
         stop: &|_| context.interrupted(),
     };
     let held_out = eval.as_ref().map(|lesson| &lesson.objective as &dyn Objective);
@@ -145,7 +144,7 @@ pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> 
     )?;
     let mut model = start.load(&config.training, &config.lora, &mut Bases::default())?;
     let outcome = trainer::train(&job, &mut model, &data.objective, held_out)?;
-    start::save(&config.output_dir, &start.checkpoint, &model, &[], &config.training, &outcome)?;
+    save(&config.output_dir, &start.checkpoint, &model, &[], &config.training, &outcome)?;
     Ok(json!({
         "training": outcome.to_json(),
         "examples": data.objective.examples(),

@@ -15,7 +15,7 @@ use crate::{
     chat::{self, ChatTemplate, Conversation, GenerationPrompt, Message},
     checkpoint::{Checkpoint, SpecialTokens},
     data::{Content, Example, Preference},
-    stage::supervised::next_token::Sequence,
+    stage::text::sequence::Sequence,
     tokenizer::Tokenizer,
 };
 

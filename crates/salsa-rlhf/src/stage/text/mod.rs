@@ -6,4 +6,5 @@ pub mod encoder;
 pub mod pairs;
 pub(in crate::stage) mod prompts;
 pub mod rows;
+pub mod sequence;
 pub mod source;

@@ -8,8 +8,8 @@ use crate::{
     stage::{
         StageContext,
         eval::exam::{Questions, Syllabus},
-        memory::{self, Knobs, Roles, Saving},
-        models::{model_source::ModelSource, start::open_language_model},
+        memory::{self, Knobs, Saving},
+        models::{frozen::open_language_model, model_source::ModelSource, roles::Roles},
     },
 };
 

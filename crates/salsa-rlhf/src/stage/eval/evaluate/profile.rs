@@ -1,9 +1,7 @@
 //! Rewards along the line between two models: one point for each alpha, and what lies between the ends against the better
 //! of them.
-use super::{
-    Answers, LandscapePoint,
-    statistics::{estimate, paired_difference},
-};
+use super::{Answers, LandscapePoint};
+use crate::stage::eval::statistics::{estimate, paired_difference};
 
 /// Seed of the bootstrap of differences; a constant, so that a landscape is a function of the answers alone.
 const SEED: u64 = 1;

@@ -6,9 +6,9 @@ use salsa_engine::{Device, Model, ModelSpec};
 
 use crate::{
     config::paths::ModelPath,
-    stage::{
-        models::model_source::{ModelSource, first_difference},
-        soup::tokenizers,
+    stage::models::{
+        model_source::{ModelSource, first_difference},
+        tokenizers,
     },
 };
 

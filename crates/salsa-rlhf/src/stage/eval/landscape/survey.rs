@@ -6,12 +6,12 @@ use crate::{
     stage::{
         StageContext,
         eval::{
-            evaluate::statistics::{estimate, paired_difference},
             exam::{Answering, Asked, Exam, Questions, Syllabus},
             held_out::{HeldOut, Losses},
+            statistics::{estimate, paired_difference},
         },
-        memory::{self, Knobs, Roles, Saving, part, shape},
-        models::bases::Bases,
+        memory::{self, Knobs, Saving, part, shape},
+        models::{bases::Bases, roles::Roles},
         text::encoder::Encoder,
     },
 };

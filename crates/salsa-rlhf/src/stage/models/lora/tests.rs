@@ -8,7 +8,7 @@ use crate::{
     checkpoint::Checkpoint,
     stage::{
         fixture::{self, quiet},
-        models::start::Frozen,
+        models::frozen::Frozen,
         supervised::{
             arguments::TrainingArguments,
             dpo::{self, DpoConfig},

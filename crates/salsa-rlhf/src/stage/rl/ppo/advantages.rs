@@ -5,10 +5,8 @@ use salsa_algo::{
     whiten::{Mean, drop_score_slots, whiten},
 };
 
-use super::{
-    PpoConfig,
-    rollout::{Rollouts, split},
-};
+use super::PpoConfig;
+use crate::stage::rollout::{Rollouts, split};
 
 /// The slots of each response: its tokens, and one more where the score goes after EOS.
 pub fn slots(config: &PpoConfig, rollouts: &Rollouts) -> Vec<usize> {

@@ -20,11 +20,10 @@ use crate::{
     },
     stage::{
         device::Choice as DeviceChoice,
+        gold::Gold,
+        keys::{ComputeType, MOST_SEQUENCES, MOST_STEPS, MOST_TOKENS, Schedule, WeightType, check_count, check_range},
         models::{lora::LoraArguments, model_source::ModelSource, reward_model::ScoreScale},
         rl::reference::ReferenceConfig,
-        supervised::arguments::{
-            ComputeType, MOST_SEQUENCES, MOST_STEPS, MOST_TOKENS, Schedule, WeightType, check_count, check_range,
-        },
         text::{chat_arguments::ChatArguments, source::DataSource},
     },
 };
@@ -192,23 +191,6 @@ pub enum CriticKind {
     Separate,
     /// A second head on the policy's trunk, started at random.
     Shared,
-}
-
-/// Reward functions that the program carries with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Gold {
-    /// The gold reward of the toy world.
-    Kitchen,
-}
-
-impl Gold {
-    /// The reward of a response, in [0, 1].
-    pub fn reward(self, prompt: &str, response: &str) -> f64 {
-        match self {
-            Gold::Kitchen => crate::world::gold_reward(prompt, response).total,
-        }
-    }
 }
 
 impl Default for PpoConfig {

@@ -4,13 +4,12 @@ use salsa_algo::ppo::{self, Denominators, PolicyStats};
 use salsa_engine::{AdamW, Batch, Device, Head, Model, ModelSpec, Output, OutputGradient, Query, Trainable};
 
 use super::config::{CriticKind, PpoConfig};
-use super::rollout::{Rollouts, split};
 use crate::{
     checkpoint::Checkpoint,
     stage::{
         lifecycle::resume::REMEDY,
-        models::{bases::Bases, model_source::ModelSource, start::open_language_model},
-        soup::adapters,
+        models::{adapters, bases::Bases, frozen::open_language_model, model_source::ModelSource},
+        rollout::{Rollouts, split},
     },
 };
 

@@ -10,11 +10,10 @@ use salsa_algo::reward::Ending;
 use serde_json::{Value, json};
 
 use super::learner::Learned;
-use super::rollout::Rollouts;
 use crate::{
     atomic,
     metrics::{Metrics, names},
-    stage::lifecycle::resume::REMEDY,
+    stage::{lifecycle::resume::REMEDY, rollout::Rollouts},
 };
 
 /// The numbers of one update.

@@ -2,17 +2,15 @@
 use anyhow::Context;
 use salsa_engine::{Head, ModelSpec};
 
-use super::{
-    config::{CriticKind, PpoConfig},
-    rollout,
-};
+use super::config::{CriticKind, PpoConfig};
 use crate::{
     checkpoint::Checkpoint,
     stage::{
         StageContext,
-        memory::{self, Knobs, Need, Responses, Roles, Saving, part, shape},
-        models::{model_source::ModelSource, start::trained_adapter},
+        memory::{self, Knobs, Need, Responses, Saving, part, shape},
+        models::{frozen::trained_adapter, model_source::ModelSource, roles::Roles},
         rl::reference::ReferenceConfig,
+        rollout,
         text::prompts::TextPrompt,
     },
 };

@@ -1,5 +1,5 @@
 //! The soup of adapters is the soup of the merged models.
-use salsa_engine::{Activation, Batch, Device, Model, NormWeight, Query, random::Random};
+use salsa_engine::{Activation, Batch, Device, Model, NormWeight, Query, Target, random::Random};
 
 use super::*;
 use crate::{

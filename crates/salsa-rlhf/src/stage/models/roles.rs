@@ -1,10 +1,12 @@
 //! The models of a run together: bases that several stand on are counted once.
 use salsa_engine::{Dtype, Head, LoraSpec, ModelSpec};
 
-use super::{Need, part, shape};
 use crate::{
     checkpoint::Checkpoint,
-    stage::{models::bases::PlannedBases, soup::adapters},
+    stage::{
+        memory::{Need, part, shape},
+        models::{adapters, bases::PlannedBases},
+    },
 };
 
 /// Adds up what the models of a run need, in the order in which the run opens them.

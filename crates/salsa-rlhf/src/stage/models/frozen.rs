@@ -1,84 +1,18 @@
-//! How stages open and leave checkpoints.
-use std::{borrow::Cow, path::Path};
+//! Checkpoints opened for use, with what they need of memory.
+use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
-use salsa_engine::{Device, Head, LoraSpec, Model, ModelSpec, Trainable};
-use serde::Serialize;
-use serde_json::{Value, json};
+use anyhow::{bail, ensure};
+use salsa_engine::{Head, LoraSpec, Model, ModelSpec};
 
 use super::{bases::Bases, lora::LoraArguments};
 use crate::{
-    checkpoint::{self, AdapterToSave, Checkpoint, Companions, SaveOptions, save_adapter},
-    config::paths::{Places, below},
-    metrics::{self, TrainerState},
+    checkpoint::Checkpoint,
     stage::{
         StageContext,
-        lifecycle::resume::Fingerprint,
         memory::{self, Arrays, Knobs, Need, Saving, part, shape},
-        supervised::{arguments::TrainingArguments, trainer::Outcome},
         text::{chat_arguments::ChatArguments, encoder::Encoder, rows},
     },
 };
-
-/// A checkpoint opened for training; its weights are still to be read.
-pub struct Start {
-    /// Where it came from.
-    pub checkpoint: Checkpoint,
-    /// Its way from text to tokens.
-    pub encoder: Encoder,
-    /// The model's shape with the head that the stage needs.
-    pub spec: ModelSpec,
-}
-
-impl Start {
-    /// Opens a checkpoint for training under the given head. No weight is read.
-    ///
-    /// # Errors
-    /// If the checkpoint is incomplete, or a reward model where a language model is needed.
-    pub fn open(path: &Path, head: Head, arguments: &TrainingArguments) -> anyhow::Result<Start> {
-        let checkpoint = open(path)?;
-        let encoder = arguments.encoder(&checkpoint)?;
-        refuse_missing_language_head(&checkpoint, head)?;
-        Ok(Start { spec: checkpoint.spec.with_head(head), checkpoint, encoder })
-    }
-
-    /// The adapter that is going to be trained: that of the checkpoint, or a new one; none if all weights are.
-    ///
-    /// # Errors
-    /// If a key of the adapter makes no sense.
-    pub fn adapter(&self, lora: &LoraArguments) -> anyhow::Result<Option<LoraSpec>> {
-        trained_adapter(&self.checkpoint, lora)
-    }
-
-    /// Reads the model: all its weights, or an adapter. A head that it lacks is made new from `arguments.seed`, except a
-    /// language-model head.
-    ///
-    /// # Errors
-    /// If a weight cannot be read or is not finite.
-    pub fn load(
-        &self,
-        arguments: &TrainingArguments,
-        lora: &LoraArguments,
-        bases: &mut Bases,
-    ) -> anyhow::Result<Trainable> {
-        let checkpoint = &self.checkpoint;
-        if lora.use_peft {
-            return bases.adapted(checkpoint, self.spec.head, lora, arguments.seed, arguments.recompute());
-        }
-        let weights = with_head(checkpoint, checkpoint.read_weights()?, &self.spec, arguments.seed);
-        Trainable::new(self.spec.clone(), weights, Device::current(), arguments.recompute())
-            .with_context(|| format!("model {}", checkpoint.dir().display()))
-    }
-}
-
-/// The longest example for a model of this context, which cuts as `max_length` does; says so if that is less.
-pub fn within_context(max_length: usize, positions: usize, context: &StageContext) -> usize {
-    if max_length > positions {
-        context
-            .say(&format!("max_length is {max_length}, the model's context {positions}: that is the longest example"));
-    }
-    max_length.min(positions)
-}
 
 /// The adapter that training from a checkpoint trains, if `lora` asks for one.
 ///
@@ -246,99 +180,12 @@ pub fn say_where_scores_are_read(checkpoint: &Checkpoint, context: &StageContext
     }
 }
 
-/// All that the result of a stage depends on apart from its inputs: its configuration without paths, which
-/// [`super::run_stage`] compares by what they lead to.
-///
-/// # Errors
-/// If the configuration has no JSON form.
-pub fn fingerprint(stage: &str, config: &impl Serialize) -> anyhow::Result<Fingerprint> {
-    let places = Places::of(config)?;
-    let mut config = serde_json::to_value(config).context("configuration")?;
-    places.visit(&mut config, &mut |_, _, _| Ok(Some(Value::Null)))?;
-    if let Value::Object(keys) = &mut config {
-        keys.shift_remove("output_dir");
-    }
-    let no_effect = places.no_effect.iter().map(|place| below("config", place)).collect();
-    Ok(Fingerprint { value: json!({"stage": stage, "config": config}), no_effect })
-}
-
-/// Saves a trained model, or a trained adapter as a PEFT directory, with the tokenizer it came with, and
-/// `trainer_state.json`.
-///
-/// # Errors
-/// If the disk refuses.
-pub fn save(
-    output_dir: &Path,
-    source: &Checkpoint,
-    model: &Trainable,
-    extra_config: &[(&str, Value)],
-    arguments: &TrainingArguments,
-    outcome: &Outcome,
-) -> anyhow::Result<()> {
-    write_trainer_state(output_dir, arguments, outcome)?;
-    let companions = arguments.companions(source.dir())?;
-    let (dtype, max_shard_bytes) = (arguments.save_dtype.into(), arguments.max_shard_size.0);
-    let options = SaveOptions { dtype, max_shard_bytes, ..SaveOptions::like(source) };
-    save_model(output_dir, source, model, model.spec(), &companions, extra_config, &options)
-}
-
-/// Saves what was trained of a model under the heads of `spec`, which may lack a head that the model has.
-///
-/// # Errors
-/// If the disk refuses.
-pub fn save_model(
-    output_dir: &Path,
-    source: &Checkpoint,
-    model: &Trainable,
-    spec: &ModelSpec,
-    companions: &Companions,
-    extra_config: &[(&str, Value)],
-    options: &SaveOptions,
-) -> anyhow::Result<()> {
-    let Some(lora) = model.lora() else {
-        let converted = (spec != model.spec()).then(|| model.spec().convert(&model.weights(), spec, 0));
-        let weights = converted.map_or_else(|| model.weights(), Cow::Owned);
-        return checkpoint::save(output_dir, spec, &weights, companions, extra_config, options);
-    };
-    let adapter = AdapterToSave {
-        base: source.base_dir(),
-        spec,
-        lora,
-        // The head is last: a model without one has the same factors.
-        weights: &model.weights()[..lora.parameters(spec)],
-        dtype: options.dtype,
-        companions,
-        scores: extra_config,
-    };
-    save_adapter(output_dir, &adapter)
-}
-
-/// Writes `trainer_state.json`.
-///
-/// # Errors
-/// If the disk refuses.
-pub fn write_trainer_state(output_dir: &Path, arguments: &TrainingArguments, outcome: &Outcome) -> anyhow::Result<()> {
-    let state = TrainerState {
-        global_step: outcome.steps,
-        max_steps: outcome.steps,
-        epoch: outcome.epoch,
-        num_train_epochs: outcome.epoch.ceil() as u64,
-        train_batch_size: (arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps) as u64,
-    };
-    metrics::write_trainer_state(output_dir, &state)
-}
-
-fn open(path: &Path) -> anyhow::Result<Checkpoint> {
+pub(in crate::stage) fn open(path: &Path) -> anyhow::Result<Checkpoint> {
     ensure!(!path.as_os_str().is_empty(), "no model is given; say model_name_or_path: DIR (or --model DIR)");
     Checkpoint::open(path)
 }
 
-/// The checkpoint's weights for a model with the head of `spec`; what it lacks is made from `seed`.
-fn with_head(checkpoint: &Checkpoint, weights: Vec<f32>, spec: &ModelSpec, seed: u64) -> Vec<f32> {
-    if *spec == checkpoint.spec { weights } else { checkpoint.spec.convert(&weights, spec, seed) }
-}
-
-fn refuse_missing_language_head(checkpoint: &Checkpoint, head: Head) -> anyhow::Result<()> {
+pub(in crate::stage) fn refuse_missing_language_head(checkpoint: &Checkpoint, head: Head) -> anyhow::Result<()> {
     let has_none = checkpoint.spec.head == Head::Scalar && head != Head::Scalar;
     ensure!(!has_none, "{} is a reward model; a language model is needed here", checkpoint.dir().display());
     Ok(())
