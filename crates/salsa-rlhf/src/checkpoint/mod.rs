@@ -158,21 +158,13 @@ impl Checkpoint {
         &self.dir
     }
 
-    /// The tokenizer of the directory, which may have fewer tokens than the embedding has rows, not more.
+    /// The tokenizer of the directory, for this model ([`Tokenizer::for_embeddings`]).
     ///
     /// # Errors
     /// When there is none, or it has ids that the model has no embedding for.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let tokenizer = Tokenizer::from_dir(&self.dir)?;
-        if tokenizer.vocab_size() > self.spec.vocab_size {
-            bail!(
-                "{}: the tokenizer has ids up to {} but the model has embeddings for {} tokens: they do not belong together",
-                self.dir.display(),
-                tokenizer.vocab_size() - 1,
-                self.spec.vocab_size
-            );
-        }
-        Ok(tokenizer)
+        tokenizer.for_embeddings(self.spec.vocab_size).with_context(|| self.dir.display().to_string())
     }
 }
 
@@ -212,7 +204,9 @@ impl SpecialTokens {
         {
             let tokenizer = Tokenizer::from_dir(dir)?;
             tokens.bos = tokens.bos.or(tokenizer.bos());
-            tokens.pad = tokens.pad.or(tokenizer.pad());
+            // A padding token that no embedding is left for must not come into a config.
+            let rows = config["vocab_size"].as_u64().unwrap_or(u64::MAX);
+            tokens.pad = tokens.pad.or(tokenizer.pad().filter(|pad| u64::from(*pad) < rows));
             if tokens.eos.is_empty() {
                 tokens.eos = tokenizer.eos().into_iter().collect();
             }

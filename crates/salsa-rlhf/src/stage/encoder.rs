@@ -38,14 +38,7 @@ impl Encoder {
         if !checkpoint.dir().join("tokenizer.json").exists() {
             return Ok(None);
         }
-        let tokenizer = Tokenizer::from_dir(checkpoint.dir())?;
-        let template = ChatTemplate::from_dir(checkpoint.dir())?;
-        let (vocab, tokens) = (checkpoint.spec.vocab_size, tokenizer.vocab_size());
-        ensure!(
-            tokens <= vocab,
-            "{}: the tokenizer has {tokens} tokens, the model only {vocab}; they do not belong together",
-            checkpoint.dir().display()
-        );
+        let (tokenizer, template) = (checkpoint.tokenizer()?, ChatTemplate::from_dir(checkpoint.dir())?);
         let mut ends = checkpoint.tokens.eos.clone();
         if ends.is_empty() {
             ends.extend(tokenizer.eos());

@@ -4,11 +4,14 @@ use std::{fs, path::Path};
 use anyhow::Context;
 use serde_json::{Map, Value};
 
-/// The first difference between the `tokenizer.json` of two directories; none if one of them has none.
+use crate::tokenizer::Tokenizer;
+
+/// The first difference between the tokenizers of two directories; none if one of them has no `tokenizer.json`.
 ///
 /// Compared is what decides about ids. How the file is laid out does not count, nor how batches are padded and cut off,
 /// which trainers write into it.
 pub(in crate::stage) fn difference(a: &Path, b: &Path) -> anyhow::Result<Option<String>> {
+    let dirs = [a, b];
     let (a, b) = (a.join("tokenizer.json"), b.join("tokenizer.json"));
     if !a.is_file() || !b.is_file() {
         return Ok(None);
@@ -16,12 +19,23 @@ pub(in crate::stage) fn difference(a: &Path, b: &Path) -> anyhow::Result<Option<
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let (bytes_a, bytes_b) = (read(&a)?, read(&b)?);
     if bytes_a == bytes_b {
-        return Ok(None);
+        return declared(dirs);
     }
     let parse = |path: &Path, bytes: &[u8]| {
         serde_json::from_slice::<Value>(bytes).with_context(|| format!("{} is no valid JSON", path.display()))
     };
-    Ok(compare(&parse(&a, &bytes_a)?, &parse(&b, &bytes_b)?))
+    match compare(&parse(&a, &bytes_a)?, &parse(&b, &bytes_b)?) {
+        None => declared(dirs),
+        difference => Ok(difference),
+    }
+}
+
+/// The first token that the files beside `tokenizer.json` declare in one directory and not, or otherwise, in the other.
+fn declared([a, b]: [&Path; 2]) -> anyhow::Result<Option<String>> {
+    let (a, b) = (Tokenizer::declared_beside(a)?, Tokenizer::declared_beside(b)?);
+    let id = a.keys().chain(b.keys()).find(|id| a.get(id) != b.get(id));
+    let token = id.and_then(|id| a.get(id).or_else(|| b.get(id)));
+    Ok(token.map(|token| format!("the token {:?} of tokenizer_config.json is not the same", token.content)))
 }
 
 fn compare(a: &Value, b: &Value) -> Option<String> {
