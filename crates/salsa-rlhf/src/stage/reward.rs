@@ -96,6 +96,9 @@ impl RewardConfig {
 pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let start = Start::open(&config.model_name_or_path, Head::Scalar, &config.training)?;
+    if config.lora.use_peft {
+        start::say_where_peft_reads_scores(&start.checkpoint, context);
+    }
     let positions = start.spec.max_positions;
     let max_length = start::within_context(config.max_length, positions, context);
     let config = &RewardConfig { max_length, ..config.clone() };

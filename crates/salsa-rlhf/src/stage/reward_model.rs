@@ -4,7 +4,7 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use salsa_engine::{Head, Model};
 
-use super::{StageContext, bases::Bases, ppo::rollout::Rollouts, soup::tokenizers, start};
+use super::{StageContext, bases::Bases, encoder::Encoder, ppo::rollout::Rollouts, soup::tokenizers, start};
 use crate::checkpoint::Checkpoint;
 
 /// Whether scores are used as they come.
@@ -55,7 +55,7 @@ impl RewardModel {
                 policy.dir().display()
             );
         }
-        start::say_where_scores_are_read(&checkpoint, context);
+        start::say_where_scores_are_read(&checkpoint, Encoder::open_if_any(&checkpoint)?.as_ref(), context);
         Ok(checkpoint)
     }
 

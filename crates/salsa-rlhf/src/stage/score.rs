@@ -74,7 +74,7 @@ impl ScoreConfig {
 pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let found = Found::open(&config.model, Head::Scalar)?.with_chat(&config.chat);
-    start::say_where_scores_are_read(&found.checkpoint, context);
+    start::say_where_scores_are_read(&found.checkpoint, found.encoder.as_ref(), context);
     let (rows, spec) = (Rows::read(&config.input)?, found.spec());
     rows.say_how_read(found.encoder.as_ref(), context);
     let sequences = rows.try_map(|row| row.sequence(found.encoder.as_ref(), &spec))?;

@@ -206,7 +206,7 @@ fn scores(
 ) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
     let Some(path) = &config.reward_model_path else { return Ok((ours.try_map(gold)?, theirs.try_map(gold)?)) };
     let (judge, budget) = (Found::open(path, Head::Scalar)?.with_chat(&config.chat), config.max_tokens_per_batch);
-    start::say_where_scores_are_read(&judge.checkpoint, context);
+    start::say_where_scores_are_read(&judge.checkpoint, judge.encoder.as_ref(), context);
     let spec = judge.spec();
     [ours, theirs].into_iter().for_each(|rows| rows.say_how_read(judge.encoder.as_ref(), context));
     let sequences = |rows: &Rows| rows.try_map(|row| row.answer(judge.encoder.as_ref(), &spec));

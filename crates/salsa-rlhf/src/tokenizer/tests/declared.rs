@@ -65,15 +65,19 @@ fn every_way_to_declare_a_token_makes_it_one_token() {
 
 #[test]
 fn a_word_of_the_vocabulary_that_is_named_special_is_one_token() {
-    let plain = opened(&[]).unwrap();
-    let word = plain.inner.get_vocab(false).into_iter().filter(|(word, _)| word.is_ascii());
-    let (word, id) = word.max_by_key(|(word, id)| (word.len(), *id)).unwrap();
-    let text = format!("a{word}b");
-    assert!(!plain.encode(&text).unwrap().contains(&id), "{word} is found without being named");
-    let named = opened(&[(CONFIG, json!({ "eos_token": word }))]).unwrap();
-    assert!(named.encode(&text).unwrap().contains(&id));
-    assert_eq!((named.eos(), named.vocab_size()), (Some(id), 300));
-    assert_eq!(named.decode(&[id]).unwrap(), "", "it is special");
+    // It is in the vocabulary of the model, but no merges lead to it and it is no added token.
+    let dir = directory(&[]);
+    let path = dir.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    tokenizer["model"]["vocab"]["<|im_end|>"] = json!(300);
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    let plain = Tokenizer::from_dir(dir.path()).unwrap();
+    assert!(plain.encode("fox<|im_end|>").unwrap().len() > 3);
+    fs::write(dir.path().join(CONFIG), json!({ "eos_token": "<|im_end|>" }).to_string()).unwrap();
+    let named = Tokenizer::from_dir(dir.path()).unwrap();
+    assert_eq!(named.encode("fox<|im_end|>").unwrap(), [&plain.encode("fox").unwrap()[..], &[300]].concat());
+    assert_eq!((named.eos(), named.vocab_size()), (Some(300), 301));
+    assert_eq!(named.decode(&[300]).unwrap(), "", "it is special");
 }
 
 #[test]
