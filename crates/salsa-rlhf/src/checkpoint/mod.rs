@@ -91,8 +91,8 @@ impl Checkpoint {
     /// and `v_head.…` of a language model (the critic of a PPO that is over). With tied embeddings `lm_head.weight` is a
     /// copy; that it is one is checked when the weights are read. Names may carry what torch.compile, FSDP and DDP add.
     ///
-    /// A language model that has a `score.weight` besides is [`Head::LanguageModelWithValue`]; with a `score.weight` and no
-    /// language-model head it is a reward model, whatever class the config names.
+    /// A language model that has a `score.weight` besides is a [`salsa_engine::Head::LanguageModelWithValue`]; with a
+    /// `score.weight` and no language-model head it is a reward model, whatever class the config names.
     ///
     /// # Errors
     /// Anything that is missing, damaged or not supported, named with its file, tensor or key, and what to do.

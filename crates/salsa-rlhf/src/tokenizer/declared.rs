@@ -153,12 +153,21 @@ impl Declarations {
         values.into_iter().map(|(key, value)| special(value, key)).collect()
     }
 
-    /// The lists of further special tokens.
+    /// The list of further special tokens: that of `tokenizer_config.json` and, where it counts, that of
+    /// `special_tokens_map.json`, under the newer name; under the older name where there is none of the newer.
     fn extra(&self) -> Result<Vec<AddedToken>> {
-        let files: &[&Value] = if self.has_decoder() { &[&self.config] } else { &[&self.config, &self.map] };
-        let lists = files.iter().flat_map(|file| EXTRA.map(|key| (key, &file[key])));
-        let items = lists.flat_map(|(key, list)| list.as_array().into_iter().flatten().map(move |item| (key, item)));
-        items.map(|(key, item)| special(item, key)).collect()
+        let list = |file: &Value, key: &'static str| {
+            let items = file[key].as_array().map(Vec::as_slice).unwrap_or_default();
+            items.iter().map(|item| special(item, key)).collect::<Result<Vec<_>>>()
+        };
+        let map = if self.has_decoder() { &Value::Null } else { &self.map };
+        let [newer, older] = EXTRA;
+        let mut tokens = list(&self.config, newer)?;
+        if tokens.is_empty() {
+            tokens = list(&self.config, older)?;
+        }
+        tokens.extend(list(map, newer)?);
+        if tokens.is_empty() { list(map, older) } else { Ok(tokens) }
     }
 }
 

@@ -101,6 +101,26 @@ fn the_other_files_say_nothing_beside_an_added_tokens_decoder() {
     assert_eq!((tokenizer.vocab_size(), tokenizer.token_to_id("<think>")), (301, None));
 }
 
+/// Ids that transformers 5.23 gives.
+#[test]
+fn ids_follow_the_order_in_which_transformers_adds_tokens() {
+    let config = |keys: Value| (CONFIG, keys);
+    let ids = |files: &[(&str, Value)]| {
+        let tokenizer = opened(files).unwrap();
+        ["[PAD]", "[UNK]", "[MASK]", "<a>", "<b>"].map(|token| tokenizer.token_to_id(token))
+    };
+    let extra = json!({ "additional_special_tokens": ["<b>", "<a>"], "pad_token": "[PAD]" });
+    assert_eq!(ids(&[config(extra)]), [Some(300), None, None, Some(302), Some(301)]);
+    let named = json!({ "mask_token": "[MASK]", "unk_token": "[UNK]", "pad_token": "[PAD]", "x_token": "<a>" });
+    assert_eq!(ids(&[config(named)]), [Some(301), Some(300), Some(302), Some(303), None]);
+    // Of two lists under the older name that of tokenizer_config.json counts.
+    let list = |token: &str| json!({ "additional_special_tokens": [token] });
+    assert_eq!(ids(&[config(list("<a>")), (MAP, list("<b>"))]), [None, None, None, Some(300), None]);
+    assert_eq!(ids(&[config(json!({ "additional_special_tokens": [] })), (MAP, list("<b>"))])[4], Some(300));
+    let newer = json!({ "extra_special_tokens": ["<b>"] });
+    assert_eq!(ids(&[config(list("<a>")), (MAP, newer)])[3..], [Some(300), Some(301)]);
+}
+
 #[test]
 fn declarations_that_contradict_tokenizer_json_are_refused() {
     let decoder = |id: &str, content: &str| (CONFIG, json!({ "added_tokens_decoder": { id: special(content) } }));
