@@ -154,7 +154,7 @@ impl Declarations {
     }
 
     /// The list of further special tokens: that of `tokenizer_config.json` and, where it counts, that of
-    /// `special_tokens_map.json`, under the newer name; under the older name where there is none of the newer.
+    /// `special_tokens_map.json`, under the newer name; under the older name where nothing has the newer.
     fn extra(&self) -> Result<Vec<AddedToken>> {
         let list = |file: &Value, key: &'static str| {
             let items = file[key].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -167,7 +167,8 @@ impl Declarations {
             tokens = list(&self.config, older)?;
         }
         tokens.extend(list(map, newer)?);
-        if tokens.is_empty() { list(map, older) } else { Ok(tokens) }
+        let is_silent = tokens.is_empty() && EXTRA.iter().all(|key| self.config[*key].is_null());
+        if is_silent { list(map, older) } else { Ok(tokens) }
     }
 }
 

@@ -116,7 +116,12 @@ fn ids_follow_the_order_in_which_transformers_adds_tokens() {
     // Of two lists under the older name that of tokenizer_config.json counts.
     let list = |token: &str| json!({ "additional_special_tokens": [token] });
     assert_eq!(ids(&[config(list("<a>")), (MAP, list("<b>"))]), [None, None, None, Some(300), None]);
-    assert_eq!(ids(&[config(json!({ "additional_special_tokens": [] })), (MAP, list("<b>"))])[4], Some(300));
+    assert_eq!(
+        ids(&[config(json!({ "additional_special_tokens": [] })), (MAP, list("<b>"))])[4],
+        None,
+        "an empty list is one"
+    );
+    assert_eq!(ids(&[config(json!({})), (MAP, list("<b>"))])[4], Some(300));
     let newer = json!({ "extra_special_tokens": ["<b>"] });
     assert_eq!(ids(&[config(list("<a>")), (MAP, newer)])[3..], [Some(300), Some(301)]);
 }
