@@ -49,6 +49,9 @@ impl SpecialTokenNames {
     }
 }
 
+/// No vocabulary is near this size; tokens that are added get the next ids, which must not overflow.
+const MOST_IDS: usize = 1 << 31;
+
 /// What to do where the files of a tokenizer contradict each other.
 const BELONG: &str = "they do not belong together; take the tokenizer files that the model was trained with";
 
@@ -344,6 +347,7 @@ impl Tokenizer {
         inner.with_padding(None);
         let largest = inner.get_vocab(true).into_values().max();
         let vocab_size = largest.ok_or_else(|| anyhow!("the tokenizer has no tokens"))? as usize + 1;
+        ensure!(vocab_size <= MOST_IDS, "the tokenizer has the id {}: the file is damaged", vocab_size - 1);
         let names = SpecialTokenNames::default();
         Ok(Tokenizer { inner, names, vocab_size, own_size: vocab_size, embeddings: None })
     }

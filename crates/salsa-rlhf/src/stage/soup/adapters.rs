@@ -17,7 +17,7 @@ use crate::config::paths::ModelPath;
 use crate::{
     atomic,
     checkpoint::{AdapterToSave, Checkpoint, Companions, Dtype, PeftAdapter, save_adapter},
-    stage::StageContext,
+    stage::{StageContext, start},
 };
 
 #[cfg(test)]
@@ -68,6 +68,9 @@ pub(super) fn cook(
         _ => (exact.clone(), factors, None),
     };
     let scores = same_scores(&kept);
+    if kept[0].spec.head == Head::Scalar {
+        start::say_where_peft_reads_scores(&kept[0], context);
+    }
     if scores.is_empty() && kept.iter().any(|model| model.score_normalization().is_some()) {
         context.say(LOST_NORMALIZATION);
     }

@@ -158,6 +158,17 @@ fn declarations_that_contradict_tokenizer_json_are_refused() {
 }
 
 #[test]
+fn ids_beyond_any_vocabulary_are_refused() {
+    let dir = directory(&[(CONFIG, json!({ "eos_token": "a", "pad_token": "[PAD]" }))]);
+    let path = dir.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    tokenizer["model"]["vocab"]["a"] = json!(u32::MAX);
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    let error = format!("{:#}", Tokenizer::from_dir(dir.path()).unwrap_err());
+    assert!(error.contains("tokenizer.json") && error.contains("the id 4294967295"), "{error}");
+}
+
+#[test]
 fn a_token_without_an_embedding_is_refused_where_a_text_has_it() {
     let files = [(CONFIG, json!({ "eos_token": "</s>", "pad_token": "[PAD]" }))];
     // transformers gives padding the next free id; most models have rows to spare.
