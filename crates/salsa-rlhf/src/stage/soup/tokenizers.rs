@@ -35,7 +35,7 @@ fn declared([a, b]: [&Path; 2]) -> anyhow::Result<Option<String>> {
     let (a, b) = (Tokenizer::declared_beside(a)?, Tokenizer::declared_beside(b)?);
     let id = a.keys().chain(b.keys()).find(|id| a.get(id) != b.get(id));
     let token = id.and_then(|id| a.get(id).or_else(|| b.get(id)));
-    Ok(token.map(|token| format!("the token {:?} of tokenizer_config.json is not the same", token.content)))
+    Ok(token.map(|token| format!("the token {:?} beside tokenizer.json is not the same", token.content)))
 }
 
 fn compare(a: &Value, b: &Value) -> Option<String> {
@@ -107,6 +107,29 @@ mod tests {
         other["model"]["merges"] = json!(["a b"]);
         other["model"].as_object_mut().unwrap().shift_remove("dropout");
         assert_eq!(compare(&tokenizer(), &other), None);
+    }
+
+    #[test]
+    fn tokens_that_only_other_files_declare_count() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let texts = ["the cat sat".to_owned()].into_iter();
+        let tokenizer = Tokenizer::train_bpe(texts, 262, &["</s>"]).unwrap();
+        for dir in [&a, &b] {
+            tokenizer.save(dir.path(), &Default::default(), None).unwrap();
+        }
+        let of_both = || difference(a.path(), b.path()).unwrap();
+        let first = u32::try_from(tokenizer.vocab_size()).unwrap();
+        let add = |dir: &tempfile::TempDir, tokens: [&str; 2]| {
+            let ids = json!({ tokens[0]: first, tokens[1]: first + 1 });
+            fs::write(dir.path().join("added_tokens.json"), ids.to_string()).unwrap();
+        };
+        assert_eq!(of_both(), None);
+        add(&a, ["<x>", "<y>"]);
+        assert_eq!(of_both().unwrap(), "the token \"<x>\" beside tokenizer.json is not the same");
+        add(&b, ["<x>", "<y>"]);
+        assert_eq!(of_both(), None);
+        add(&b, ["<x>", "<z>"]);
+        assert!(of_both().unwrap().contains("\"<y>\""));
     }
 
     #[test]
