@@ -213,7 +213,7 @@ fn options_that_are_not_supported_are_named() {
         ("task_type", json!("SEQ_2_SEQ_LM"), "task_type \"SEQ_2_SEQ_LM\""),
         ("r", json!(0), "r is 0"),
         ("r", json!(1u64 << 63), "r is 9223372036854775808"),
-        ("lora_alpha", json!(1e300), "lora_alpha is 1e300"),
+        ("lora_alpha", json!(1e300), "lora_alpha is 1e+300"),
         ("r", json!(3), "[2, 12], but"),
         ("lora_alpha", json!("x"), "lora_alpha is \"x\""),
         ("base_model_name_or_path", json!(null), "base_model_name_or_path is missing"),

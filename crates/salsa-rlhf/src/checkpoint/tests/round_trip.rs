@@ -127,7 +127,7 @@ fn a_reward_model_says_what_it_is() {
     }
     assert!(!dir.path().join("generation_config.json").exists());
     edit_json(&dir.path().join("config.json"), |config| {
-        config["score_mean"] = Value::Null;
+        (config["score_mean"], config["score_std"]) = (Value::Null, Value::Null);
         config["mean"] = json!(1.0);
         config["std"] = json!(3.0);
     });
@@ -248,14 +248,16 @@ fn what_is_no_id_of_a_token_is_refused() {
         ("pad_token_id", json!(1u64 << 32), "pad_token_id is 4294967296"),
         ("bos_token_id", json!(u64::MAX), "bos_token_id is 18446744073709551615"),
         ("bos_token_id", json!({}), "bos_token_id is {}"),
-        ("eos_token_id", json!(11), "the end token 11 (eos_token_id) is none of the model's 11 tokens"),
     ] {
         for file in ["config.json", "generation_config.json"] {
             save_tiny(dir.path(), Family::Llama, Head::LanguageModel);
             edit_json(&dir.path().join(file), |config| config[key] = value.clone());
-            assert_has(&refusal(dir.path()), &[part]);
+            assert_has(&refusal(dir.path()), &[file, part]);
         }
     }
+    save_tiny(dir.path(), Family::Llama, Head::LanguageModel);
+    edit_json(&dir.path().join("generation_config.json"), |config| config["eos_token_id"] = json!([2, 11]));
+    assert_has(&refusal(dir.path()), &["the end token 11 (eos_token_id) is none of the model's 11 tokens"]);
 }
 
 #[test]
