@@ -16,7 +16,10 @@ use crate::{
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_count, check_range},
         lines::score,
-        models::frozen::{Found, Frozen, say_where_scores_are_read},
+        models::{
+            frozen::{Found, Frozen},
+            score_token::say_where_scores_are_read,
+        },
         text::{
             chat_arguments::ChatArguments,
             rows::{Row, Rows},
@@ -211,7 +214,7 @@ fn scores(
 ) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
     let Some(path) = &config.reward_model_path else { return Ok((ours.try_map(gold)?, theirs.try_map(gold)?)) };
     let (judge, budget) = (Found::open(path, Head::Scalar)?.with_chat(&config.chat), config.max_tokens_per_batch);
-    say_where_scores_are_read(&judge.checkpoint, context);
+    say_where_scores_are_read(&judge.checkpoint, judge.encoder.as_ref(), context);
     let spec = judge.spec();
     [ours, theirs].into_iter().for_each(|rows| rows.say_how_read(judge.encoder.as_ref(), context));
     let sequences = |rows: &Rows| rows.try_map(|row| row.answer(judge.encoder.as_ref(), &spec));

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::{inputs::Input, lock::Lock, record::Record};
-use crate::{atomic, config::paths::Places, stage::memory::available};
+use crate::{atomic, checkpoint, config::paths::Places, stage::memory::available};
 
 /// How a stage came by its results.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,7 +91,16 @@ pub fn run_stage(
 fn finished(dir: &Path, record: &Record) -> anyhow::Result<Option<Value>> {
     let Some(done) = Record::read(&dir.join("stage.json"))? else { return Ok(None) };
     match done.difference(record) {
-        None => Ok(Some(done.results)),
+        None => {
+            if let Some(file) = checkpoint::missing_file(dir)? {
+                bail!(
+                    "{} is marked as done (stage.json), but {} is gone; remove the directory to make it anew",
+                    dir.display(),
+                    file.display()
+                );
+            }
+            Ok(Some(done.results))
+        }
         Some(difference) => bail!(
             "{} holds the result of another configuration: {difference}; remove the directory to make it anew, or choose \
              another output directory",
@@ -259,6 +268,22 @@ mod tests {
         assert_eq!(again, Outcome::Skipped { results: json!({"loss": 0.5}) });
         let refused = place.error(json!({"seed": 2}), never);
         assert!(refused.contains("a/out holds the result of another configuration: seed was 1 and is 2 now; remove"));
+    }
+
+    #[test]
+    fn a_finished_model_without_its_weights_is_reported() {
+        let place = Place::new();
+        let work = || {
+            fs::write(place.out().join("config.json"), "{}")?;
+            fs::write(place.out().join("model.safetensors"), "")?;
+            Ok(json!(7))
+        };
+        place.run(json!({"seed": 1}), work).unwrap();
+        place.run(json!({"seed": 1}), never).unwrap();
+        fs::remove_file(place.out().join("model.safetensors")).unwrap();
+        let refused = place.error(json!({"seed": 1}), never);
+        assert!(refused.contains("a/out is marked as done (stage.json), but"), "{refused}");
+        assert!(refused.contains("model.safetensors is gone; remove the directory"), "{refused}");
     }
 
     #[test]

@@ -13,7 +13,10 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_count},
-        models::frozen::{Found, Frozen, say_where_scores_are_read},
+        models::{
+            frozen::{Found, Frozen},
+            score_token::say_where_scores_are_read,
+        },
         text::{
             chat_arguments::ChatArguments,
             rows::{self, Rows},
@@ -78,7 +81,7 @@ impl ScoreConfig {
 pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let found = Found::open(&config.model, Head::Scalar)?.with_chat(&config.chat);
-    say_where_scores_are_read(&found.checkpoint, context);
+    say_where_scores_are_read(&found.checkpoint, found.encoder.as_ref(), context);
     let (rows, spec) = (Rows::read(&config.input)?, found.spec());
     rows.say_how_read(found.encoder.as_ref(), context);
     let sequences = rows.try_map(|row| row.sequence(found.encoder.as_ref(), &spec))?;

@@ -169,17 +169,6 @@ pub fn open_language_model(path: &Path) -> anyhow::Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-/// Says so if whoever trained a reward model read its scores elsewhere than they are read here.
-pub fn say_where_scores_are_read(checkpoint: &Checkpoint, context: &StageContext) {
-    if checkpoint.is_scored_before_the_end() {
-        context.say(&format!(
-            "{}: its pad_token_id is its end token, so transformers and TRL trained it to be read at the token before the \
-             end; it is read at the end token here, and its scores may mean less",
-            checkpoint.dir().display()
-        ));
-    }
-}
-
 pub(in crate::stage) fn open(path: &Path) -> anyhow::Result<Checkpoint> {
     ensure!(!path.as_os_str().is_empty(), "no model is given; say model_name_or_path: DIR (or --model DIR)");
     Checkpoint::open(path)

@@ -9,8 +9,9 @@ use crate::{
     checkpoint::Checkpoint,
     stage::{
         StageContext,
-        models::{frozen::say_where_scores_are_read, tokenizers},
+        models::{score_token::say_where_scores_are_read, tokenizers},
         rollout::Rollouts,
+        text::encoder::Encoder,
     },
 };
 
@@ -62,7 +63,7 @@ impl RewardModel {
                 policy.dir().display()
             );
         }
-        say_where_scores_are_read(&checkpoint, context);
+        say_where_scores_are_read(&checkpoint, Encoder::open_if_any(&checkpoint)?.as_ref(), context);
         Ok(checkpoint)
     }
 

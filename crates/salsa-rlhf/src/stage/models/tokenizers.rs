@@ -4,11 +4,14 @@ use std::{fs, path::Path};
 use anyhow::Context;
 use serde_json::{Map, Value};
 
-/// The first difference between the `tokenizer.json` of two directories; none if one of them has none.
+use crate::tokenizer::Tokenizer;
+
+/// The first difference between the tokenizers of two directories; none if one of them has no `tokenizer.json`.
 ///
 /// Compared is what decides about ids. How the file is laid out does not count, nor how batches are padded and cut off,
 /// which trainers write into it.
 pub(in crate::stage) fn difference(a: &Path, b: &Path) -> anyhow::Result<Option<String>> {
+    let dirs = [a, b];
     let (a, b) = (a.join("tokenizer.json"), b.join("tokenizer.json"));
     if !a.is_file() || !b.is_file() {
         return Ok(None);
@@ -16,12 +19,23 @@ pub(in crate::stage) fn difference(a: &Path, b: &Path) -> anyhow::Result<Option<
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let (bytes_a, bytes_b) = (read(&a)?, read(&b)?);
     if bytes_a == bytes_b {
-        return Ok(None);
+        return declared(dirs);
     }
     let parse = |path: &Path, bytes: &[u8]| {
         serde_json::from_slice::<Value>(bytes).with_context(|| format!("{} is no valid JSON", path.display()))
     };
-    Ok(compare(&parse(&a, &bytes_a)?, &parse(&b, &bytes_b)?))
+    match compare(&parse(&a, &bytes_a)?, &parse(&b, &bytes_b)?) {
+        None => declared(dirs),
+        difference => Ok(difference),
+    }
+}
+
+/// The first token that the files beside `tokenizer.json` declare in one directory and not, or otherwise, in the other.
+fn declared([a, b]: [&Path; 2]) -> anyhow::Result<Option<String>> {
+    let (a, b) = (Tokenizer::declared_beside(a)?, Tokenizer::declared_beside(b)?);
+    let id = a.keys().chain(b.keys()).find(|id| a.get(id) != b.get(id));
+    let token = id.and_then(|id| a.get(id).or_else(|| b.get(id)));
+    Ok(token.map(|token| format!("the token {:?} beside tokenizer.json is not the same", token.content)))
 }
 
 fn compare(a: &Value, b: &Value) -> Option<String> {
@@ -93,6 +107,29 @@ mod tests {
         other["model"]["merges"] = json!(["a b"]);
         other["model"].as_object_mut().unwrap().shift_remove("dropout");
         assert_eq!(compare(&tokenizer(), &other), None);
+    }
+
+    #[test]
+    fn tokens_that_only_other_files_declare_count() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let texts = ["the cat sat".to_owned()].into_iter();
+        let tokenizer = Tokenizer::train_bpe(texts, 262, &["</s>"]).unwrap();
+        for dir in [&a, &b] {
+            tokenizer.save(dir.path(), &Default::default(), None).unwrap();
+        }
+        let of_both = || difference(a.path(), b.path()).unwrap();
+        let first = u32::try_from(tokenizer.vocab_size()).unwrap();
+        let add = |dir: &tempfile::TempDir, tokens: [&str; 2]| {
+            let ids = json!({ tokens[0]: first, tokens[1]: first + 1 });
+            fs::write(dir.path().join("added_tokens.json"), ids.to_string()).unwrap();
+        };
+        assert_eq!(of_both(), None);
+        add(&a, ["<x>", "<y>"]);
+        assert_eq!(of_both().unwrap(), "the token \"<x>\" beside tokenizer.json is not the same");
+        add(&b, ["<x>", "<y>"]);
+        assert_eq!(of_both(), None);
+        add(&b, ["<x>", "<z>"]);
+        assert!(of_both().unwrap().contains("\"<y>\""));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::{
         keys::check_range,
         lifecycle::{fingerprint::fingerprint, resume::REMEDY},
         memory::{self, Knobs, Saving},
-        models::{bases::Bases, lora::LoraArguments},
+        models::{bases::Bases, lora::LoraArguments, score_token::say_where_peft_reads_scores},
         supervised::model::{Start, save, within_context},
         text::{
             encoder::TruncationMode,
@@ -102,6 +102,9 @@ impl RewardConfig {
 pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let start = Start::open(&config.model_name_or_path, Head::Scalar, &config.training)?;
+    if config.lora.use_peft {
+        say_where_peft_reads_scores(&start.checkpoint, context);
+    }
     let positions = start.spec.max_positions;
     let max_length = within_context(config.max_length, positions, context);
     let config = &RewardConfig { max_length, ..config.clone() };

@@ -19,6 +19,9 @@ use crate::{
     tokenizer::Tokenizer,
 };
 
+/// What the assistant says where the form of a conversation is looked at.
+const SAMPLE_RESPONSE: &str = "A response.";
+
 /// A checkpoint's tokenizer, chat template and end tokens.
 pub struct Encoder {
     tokenizer: Tokenizer,
@@ -36,14 +39,7 @@ impl Encoder {
         if !checkpoint.dir().join("tokenizer.json").exists() {
             return Ok(None);
         }
-        let tokenizer = Tokenizer::from_dir(checkpoint.dir())?;
-        let template = ChatTemplate::from_dir(checkpoint.dir())?;
-        let (vocab, tokens) = (checkpoint.spec.vocab_size, tokenizer.vocab_size());
-        ensure!(
-            tokens <= vocab,
-            "{}: the tokenizer has {tokens} tokens, the model only {vocab}; they do not belong together",
-            checkpoint.dir().display()
-        );
+        let (tokenizer, template) = (checkpoint.tokenizer()?, ChatTemplate::from_dir(checkpoint.dir())?);
         let mut ends = checkpoint.tokens.eos.clone();
         if ends.is_empty() {
             ends.extend(tokenizer.eos());
@@ -110,6 +106,27 @@ impl Encoder {
                 Some("prompts are plain text: each is the user's message for the chat template (text_prompts: chat)")
             }
         }
+    }
+
+    /// What the chat template writes behind the end token of the last response, if anything: the line feed of ChatML.
+    pub fn behind_the_end(&self) -> Option<String> {
+        let tokens = self.tokens_of_two_turns()?;
+        let end = tokens.iter().rposition(|token| self.ends.contains(token))?;
+        let behind = self.tokenizer.decode_with_special(&tokens[end + 1..]).ok()?;
+        (!behind.is_empty() && !behind.contains(SAMPLE_RESPONSE)).then_some(behind)
+    }
+
+    /// Whether the chat template begins each turn, not only a conversation, with the token that begins sequences.
+    pub fn begins_turns_with_bos(&self) -> bool {
+        let tokens = self.tokens_of_two_turns().unwrap_or_default();
+        self.bos().is_some_and(|bos| tokens.iter().filter(|token| **token == bos).count() > 1)
+    }
+
+    /// A question and a response as the chat template writes them; none where there is no template, or it refuses them.
+    fn tokens_of_two_turns(&self) -> Option<Vec<u32>> {
+        let messages = vec![Message::new("user", "A question."), Message::new("assistant", SAMPLE_RESPONSE)];
+        let text = self.render(&messages.into(), GenerationPrompt::Omit).ok()?;
+        self.tokenizer.encode(&text).ok()
     }
 
     /// Tokens at which a response ends.

@@ -77,6 +77,39 @@ fn completions_end_once() {
     assert_eq!(whole(&encoder, &text.tokens), "yes<|end|>");
 }
 
+#[test]
+fn a_token_that_begins_sequences_may_begin_turns() {
+    let begins = |template: &str, bos: &str| {
+        let mut encoder = encoder(template);
+        let dir = tempfile::tempdir().unwrap();
+        let names = SpecialTokenNames { bos: Some(bos.to_owned()), eos: Some("<|end|>".to_owned()), pad: None };
+        encoder.tokenizer.save(dir.path(), &names, None).unwrap();
+        encoder.tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+        encoder.begins_turns_with_bos()
+    };
+    let chatml = "{% for message in messages %}<|user|>{{ message['content'] }}<|end|>{% endfor %}";
+    assert!(begins(chatml, "<|user|>"));
+    assert!(!begins(chatml, "<|system|>") && !begins(&format!("<|system|>{chatml}"), "<|system|>"));
+    assert!(!encoder(chatml).begins_turns_with_bos(), "the tokenizer has no such token");
+}
+
+#[test]
+fn what_a_template_writes_behind_the_last_end_token_is_known() {
+    let written = |template: &str| encoder(template).behind_the_end();
+    assert_eq!(written(UNMARKED), Some("\n".to_owned()));
+    let message = "{{ '<|' + message['role'] + '|>' + message['content'] }}";
+    let each = |end: &str| format!("{{% for message in messages %}}{message}{end}{{% endfor %}}");
+    assert_eq!(written(&each("<|end|>")), None);
+    assert_eq!(written(&each("<|end|>\n\n")), Some("\n\n".to_owned()));
+    assert_eq!(
+        written(&each("{% if message['role'] == 'user' %}<|end|>{% endif %}")),
+        None,
+        "it has no end of its own"
+    );
+    assert_eq!(written("{{ raise_exception('no') }}"), None);
+    assert_eq!(Encoder { template: None, ..encoder(UNMARKED) }.behind_the_end(), None);
+}
+
 /// As Llama's: `<|begin|>` in front of every text, and `<|end|>` behind it.
 fn encoder_with_bos() -> Encoder {
     let dir = tempfile::tempdir().unwrap();
