@@ -1,6 +1,5 @@
 //! Text to tokens and back: Hugging Face `tokenizer.json` files, and byte-level BPE training.
 
-use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
@@ -13,7 +12,7 @@ use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{AddedToken, Encoding};
 
-use crate::atomic;
+use crate::{atomic, input};
 
 /// The spelling of the special tokens, as `tokenizer_config.json` has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,7 +37,7 @@ impl SpecialTokenNames {
             if !path.exists() {
                 continue;
             }
-            let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let bytes = input::read(&path)?;
             let config: Value =
                 serde_json::from_slice(&bytes).with_context(|| format!("{} is no valid JSON", path.display()))?;
             let name = |key: &str| {
@@ -92,7 +91,7 @@ impl Tokenizer {
     /// # Errors
     /// When the file cannot be read or is no tokenizer; names it.
     pub fn from_file(path: &Path) -> Result<Tokenizer> {
-        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = input::read(path)?;
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| anyhow!("{} is no valid tokenizer.json: {e}", path.display()))?;
         Tokenizer::wrap(inner).with_context(|| format!("in {}", path.display()))

@@ -1,7 +1,6 @@
 //! Which file holds which tensor: headers read and checked before any weight.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +13,7 @@ use serde_json::Value;
 use super::dtype::Dtype;
 use super::family::Family;
 use super::read_json;
+use crate::input;
 
 /// Where a tensor is and what the header says about it.
 #[derive(Clone, Debug)]
@@ -120,11 +120,8 @@ fn no_weights(dir: &Path, family: Family, head: Head) -> anyhow::Error {
 
 /// Maps a file into memory.
 pub(super) fn map(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let file = input::open(path)?;
     let meta = file.metadata().with_context(|| format!("cannot read {}", path.display()))?;
-    if !meta.is_file() {
-        bail!("{} is not a file", path.display());
-    }
     if meta.len() == 0 {
         bail!("{} is empty: download it again", path.display());
     }

@@ -1,6 +1,5 @@
 //! `salsa run RECIPE.yaml`
 use std::{
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -8,6 +7,7 @@ use super::print;
 use crate::{
     config::Usage,
     hub::Network,
+    input,
     recipe::{Changes, Recipe},
     report::{self, Summary},
     stage::kinds::KINDS,
@@ -58,7 +58,7 @@ pub(super) fn to_the_end(recipe: &Recipe) -> anyhow::Result<()> {
     context.say(&format!("done: {}", recipe.out.join("report.html").display()));
     let summary = recipe.out.join("summary.json");
     if summary.exists() {
-        let summary: Summary = serde_json::from_slice(&fs::read(&summary)?)?;
+        let summary: Summary = serde_json::from_slice(&input::read(&summary)?)?;
         print(&report::table(&summary, super::columns()))?;
     }
     Ok(())

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::Which;
 use super::files::{Format, KNOWN};
+use crate::input;
 
 /// Folders inside folders inside folders; data sets have two or three.
 const DEEPEST: usize = 8;
@@ -79,10 +80,13 @@ fn names(files: &[DataFile]) -> Vec<String> {
 }
 
 fn list(folder: &Path) -> Result<Vec<DataFile>> {
-    let mut found = Vec::new();
-    walk(folder, "", 0, &mut found)?;
-    found.sort_by(|a, b| a.name.cmp(&b.name));
-    if found.is_empty() {
+    let files = input::files_below(folder, DEEPEST, &|name| !name.starts_with('.'))?;
+    let mut files: Vec<_> = files.into_iter().filter(|(_, path)| is_data_file(path)).collect();
+    // Beside other data a table is a list of what there is, or figures about it.
+    if files.iter().any(|(_, path)| !is_table(path)) {
+        files.retain(|(_, path)| !is_table(path));
+    }
+    if files.is_empty() {
         if has_arrow(folder) {
             bail!(
                 "{} holds .arrow files, which save_to_disk wrote. Convert it: python -c \"from datasets import load_from_disk; load_from_disk('{0}').to_parquet('data.parquet')\"",
@@ -91,26 +95,11 @@ fn list(folder: &Path) -> Result<Vec<DataFile>> {
         }
         bail!("{} has no data files: expected {KNOWN} files in it", folder.display());
     }
-    Ok(found)
+    Ok(files.into_iter().map(|(name, path)| DataFile { split: split_of(&name), path, name }).collect())
 }
 
-fn walk(folder: &Path, prefix: &str, depth: usize, found: &mut Vec<DataFile>) -> Result<()> {
-    for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
-        let path = entry.with_context(|| format!("cannot list {}", folder.display()))?.path();
-        let base = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if base.starts_with('.') {
-            continue;
-        }
-        let name = format!("{prefix}{base}");
-        if path.is_dir() {
-            if depth < DEEPEST {
-                walk(&path, &format!("{name}/"), depth + 1, found)?;
-            }
-        } else if path.is_file() && is_data_file(&path) {
-            found.push(DataFile { split: split_of(&name), path, name });
-        }
-    }
-    Ok(())
+fn is_table(path: &Path) -> bool {
+    matches!(Format::of(path), Some(Format::Csv | Format::Tsv))
 }
 
 /// Whether a file of this name is data.

@@ -17,9 +17,12 @@
 //! `test.jsonl.gz`, `validation/0000.parquet`.
 
 mod columns;
+mod csv;
 mod files;
 mod folder;
 mod hh;
+mod json;
+mod limits;
 mod parquet;
 mod rated;
 mod split;
@@ -35,8 +38,9 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-pub use self::files::Place;
+pub use self::files::{Place, for_each_row};
 pub use self::split::{Split, bucket, split_by_prompt};
+use self::limits::Room;
 use crate::chat::Message;
 
 /// A prompt or a completion: plain text, or messages that a chat template renders.
@@ -162,17 +166,22 @@ pub fn load_split(path: &Path, which: Which<'_>) -> Result<Dataset> {
         buckets: Vec::new(),
         places: Vec::new(),
     };
-    let mut first: Option<(Shape, String)> = None;
+    let mut first: Option<(Shape, String, Vec<String>)> = None;
+    let mut room = Room::now();
     set.sha256 = files::for_each_record(path, which, &mut |place, record| {
+        let nulls = nulls(&record);
         let row = columns::read(record)?;
+        room.take(limits::bytes_of(&row.example), path)?;
         let shape = Shape::of(&row.example);
         match &first {
             None => {
-                first = Some((shape, place.to_string()));
+                first = Some((shape, place.to_string(), nulls));
                 set.recognised = row.recognised;
             }
-            Some((expected, at)) if *expected != shape => bail!(
-                "this record is {shape}, but the first one ({at}) is {expected}. One data set has one layout: split it into two files"
+            Some((expected, at, then)) if *expected != shape => bail!(
+                "this record is {shape}{}, but the first one ({at}) is {expected}{}. One data set has one layout: split it into two files",
+                without(&nulls),
+                without(then)
             ),
             Some(_) => {}
         }
@@ -187,7 +196,7 @@ pub fn load_split(path: &Path, which: Which<'_>) -> Result<Dataset> {
         set.examples.push(row.example);
         Ok(())
     })?;
-    let Some((shape, _)) = first else {
+    let Some((shape, ..)) = first else {
         bail!("{} holds no records: a data set needs at least one", path.display());
     };
     if set.examples.is_empty() {
@@ -199,6 +208,15 @@ pub fn load_split(path: &Path, which: Which<'_>) -> Result<Dataset> {
     }
     set.layout = shape.layout;
     Ok(set)
+}
+
+/// The columns of a record that hold null, which count as absent.
+fn nulls(record: &Map<String, Value>) -> Vec<String> {
+    record.iter().filter(|(_, value)| value.is_null()).map(|(name, _)| name.clone()).collect()
+}
+
+fn without(nulls: &[String]) -> String {
+    if nulls.is_empty() { String::new() } else { format!(" (null: {})", nulls.join(", ")) }
 }
 
 /// Reads one record by its columns, as [`load`] reads those of a file.

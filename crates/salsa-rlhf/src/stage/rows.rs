@@ -1,8 +1,5 @@
 //! The JSON lines that `generate`, `score`, `logprobs` and `eval winrate` read: one object per line, output in input order.
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use salsa_algo::reward::Ending;
@@ -37,13 +34,11 @@ impl Rows {
     /// # Errors
     /// If the file cannot be read, holds no row, or a line is not a JSON object (the line is named).
     pub fn read(path: &Path) -> anyhow::Result<Rows> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut rows = Vec::new();
-        for (index, line) in text.split('\n').enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let object = serde_json::from_str(line)
-                .with_context(|| format!("{}: line {} is no JSON object", path.display(), index + 1))?;
-            rows.push(Row { line: index + 1, object });
-        }
+        data::for_each_row(path, &mut |place, object| {
+            rows.push(Row { line: place.number(), object });
+            Ok(())
+        })?;
         ensure!(!rows.is_empty(), "{} holds no rows; at least one is needed", path.display());
         Ok(Rows { path: path.to_owned(), rows })
     }

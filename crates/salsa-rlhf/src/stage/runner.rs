@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::{inputs::Input, lock::Lock, memory::available, record::Record};
-use crate::{atomic, config::paths};
+use crate::{atomic, config::paths, input};
 
 /// How a stage came by its results.
 #[derive(Clone, Debug, PartialEq)]
@@ -180,7 +180,7 @@ fn remove_leftovers(dir: &Path) -> anyhow::Result<()> {
 }
 
 fn seconds_before(dir: &Path) -> f64 {
-    let text = fs::read(dir.join("timings.json")).unwrap_or_default();
+    let text = input::read(&dir.join("timings.json")).unwrap_or_default();
     serde_json::from_slice::<Value>(&text).ok().and_then(|timings| timings["seconds"].as_f64()).unwrap_or(0.0)
 }
 

@@ -1,7 +1,7 @@
 //! What a data set is: its layout, lengths, duplicates, and one example as a model learns it.
 use std::{collections::HashMap, fmt::Write, hash::Hash, io::IsTerminal, path::Path};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use salsa_algo::stats::quantiles;
 
 use super::Arguments;
@@ -82,8 +82,9 @@ fn repeated<T: Hash + Eq>(items: &[T]) -> usize {
 fn lengths(set: &Dataset, encoder: Option<&Encoder>) -> anyhow::Result<String> {
     let mut parts: Vec<(&'static str, Vec<f64>)> = Vec::new();
     let mut checks = Specials::default();
-    for example in &set.examples {
-        for (index, (name, length)) in measured(example, encoder, &mut checks)?.into_iter().enumerate() {
+    for (example, place) in set.examples.iter().zip(&set.places) {
+        let measured = measured(example, encoder, &mut checks).with_context(|| place.to_string())?;
+        for (index, (name, length)) in measured.into_iter().enumerate() {
             if parts.len() <= index {
                 parts.push((name, Vec::new()));
             }

@@ -1,8 +1,10 @@
 //! Whether two tokenizers turn the same text into the same numbers.
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::Context;
 use serde_json::{Map, Value};
+
+use crate::input;
 
 /// The first difference between the `tokenizer.json` of two directories; none if one of them has none.
 ///
@@ -10,11 +12,10 @@ use serde_json::{Map, Value};
 /// which trainers write into it.
 pub(in crate::stage) fn difference(a: &Path, b: &Path) -> anyhow::Result<Option<String>> {
     let (a, b) = (a.join("tokenizer.json"), b.join("tokenizer.json"));
-    if !a.is_file() || !b.is_file() {
+    if !a.exists() || !b.exists() {
         return Ok(None);
     }
-    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let (bytes_a, bytes_b) = (read(&a)?, read(&b)?);
+    let (bytes_a, bytes_b) = (input::read(&a)?, input::read(&b)?);
     if bytes_a == bytes_b {
         return Ok(None);
     }
