@@ -33,7 +33,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use self::cache::Repo;
 use self::client::{Client, Failure};
 pub use self::id::Id;
-use crate::config::paths::{PathKind, visit_strings};
+use crate::config::paths::{PathKind, Places};
 use crate::input;
 
 /// What an id is the id of.
@@ -98,8 +98,10 @@ pub fn id_of_snapshot(folder: &Path) -> Option<Id> {
 pub fn localise<C: Serialize + DeserializeOwned>(config: C) -> Result<C> {
     let mut value = serde_json::to_value(&config)?;
     let mut found = false;
-    visit_strings(&mut value, "", "", &mut |kind, place, text| {
-        let Some(kind) = kind.filter(|_| is_id(text)) else { return Ok(None) };
+    Places::of(&config)?.visit(&mut value, &mut |kind, place, text| {
+        if !is_id(text) {
+            return Ok(None);
+        }
         found = true;
         let path = resolve(text, kind.into()).with_context(|| place.to_owned())?;
         Ok(Some(path.to_string_lossy().into_owned().into()))

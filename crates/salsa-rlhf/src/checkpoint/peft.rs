@@ -47,7 +47,7 @@ impl PeftAdapter {
     /// The folder of a PEFT directory's base model.
     ///
     /// # Errors
-    /// When the configuration cannot be used, or the folder is not there.
+    /// When the configuration cannot be used, or the folder is not there or is an adapter itself.
     pub fn base_of(dir: &Path) -> Result<PathBuf> {
         base_dir(dir, &parsed(dir)?)
     }
@@ -113,7 +113,20 @@ fn parsed(dir: &Path) -> Result<Parsed> {
 
 /// The base model's folder: as it is written or, where there is none, seen from the adapter's folder, or the model of this
 /// id in the hub's cache, or of that name beside the adapter's folder (a run that was moved), or the model on the hub.
+///
+/// A base that is an adapter itself is refused here, so that nobody who follows bases can go in a circle.
 fn base_dir(dir: &Path, parsed: &Parsed) -> Result<PathBuf> {
+    let base = find_base(dir, parsed)?;
+    ensure!(
+        !PeftAdapter::is_one(&base),
+        "{}: its base {} is an adapter itself: merge that into its own base first (salsa merge)",
+        dir.display(),
+        base.display()
+    );
+    Ok(base)
+}
+
+fn find_base(dir: &Path, parsed: &Parsed) -> Result<PathBuf> {
     let (written, revision) = (&parsed.base, parsed.revision.as_deref());
     let path = Path::new(written);
     let here = || [path.to_path_buf(), dir.join(path)].into_iter().find(|place| place.is_dir());
@@ -141,12 +154,6 @@ impl Checkpoint {
     pub(super) fn open_adapted(dir: &Path) -> Result<Checkpoint> {
         let adapter = PeftAdapter::open(dir)?;
         let base_dir = &adapter.base_dir;
-        ensure!(
-            !PeftAdapter::is_one(base_dir),
-            "{}: its base {} is an adapter itself: merge that into its own base first (salsa merge)",
-            dir.display(),
-            base_dir.display()
-        );
         let base =
             Checkpoint::open(base_dir).with_context(|| format!("the base model of the adapter {}", dir.display()))?;
         base.adapted_by(adapter)

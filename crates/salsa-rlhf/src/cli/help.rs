@@ -2,11 +2,7 @@
 use serde_json::Value;
 
 use crate::{
-    config::{
-        names,
-        paths::{self, PathKind},
-        schema::HEADING,
-    },
+    config::{names, paths, schema::HEADING},
     stage::kind::Kind,
 };
 
@@ -70,7 +66,7 @@ impl<'a> Page<'a> {
         let default = if key.is_required { REQUIRED.to_owned() } else { start(default, meaning(key.schema)) };
         // What stands in a list has no flag of its own.
         let dashes = if path.contains("[]") { "" } else { "--" };
-        let head = format!("{dashes}{path} <{}> {default} {}", values(&path, &forms), key.note);
+        let head = format!("{dashes}{path} <{}> {default} {}", values(&forms), key.note);
         self.text += &wrapped(&head, 2, 6);
         self.text += &wrapped(first_paragraph(meaning(key.schema)), 6, 6);
         for form in &forms {
@@ -157,20 +153,15 @@ impl<'a> Form<'a> {
     }
 
     /// In a word, what is written. Other spellings of a choice go without saying.
-    fn word(&self, path: &str) -> Option<&'a str> {
+    fn word(&self) -> Option<&'a str> {
         let is = |kind: &str| match &self.schema["type"] {
             Value::Array(kinds) => kinds.iter().any(|known| known == kind),
             known => known == kind,
         };
-        let last = path.rsplit('.').next().unwrap_or(path);
         match self.choice().or_else(|| self.schema["title"].as_str()) {
             Some(word) => Some(word),
             None if self.schema.get("enum").is_some() => None,
-            None if is("string") => Some(match paths::kind_of_key(last) {
-                Some(PathKind::Model) => "model",
-                Some(PathKind::Data) => "data",
-                None => "text",
-            }),
+            None if is("string") => Some(self.schema[paths::INPUT].as_str().unwrap_or("text")),
             None if is("integer") => Some("whole number"),
             None if is("number") => Some("number"),
             None if is("boolean") => Some("true|false"),
@@ -182,9 +173,9 @@ impl<'a> Form<'a> {
 }
 
 /// What can be written behind a key.
-fn values(path: &str, forms: &[Form<'_>]) -> String {
+fn values(forms: &[Form<'_>]) -> String {
     let mut words: Vec<&str> = Vec::new();
-    for word in forms.iter().filter_map(|form| form.word(path)) {
+    for word in forms.iter().filter_map(|form| form.word()) {
         if !words.contains(&word) {
             words.push(word);
         }

@@ -12,12 +12,13 @@ const RECIPE: &str = include_str!("../../../../recipes/quickstart.yaml");
 
 /// Where to, and how large.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  salsa quickstart\n  salsa quickstart --out runs/second --seed 2\n\n\
+#[command(after_help = "Examples:\n  salsa quickstart\n  salsa quickstart --seed 2\n\n\
     The recipe it runs is recipes/quickstart.yaml; copy it to change it, and run it with `salsa run`.")]
 pub struct Arguments {
-    /// Where the models, summary.json and report.html go.
-    #[arg(long, value_name = "DIR", default_value = "runs/quickstart")]
-    out: PathBuf,
+    /// Where the models, summary.json and report.html go [default: runs/quickstart, of another seed
+    /// runs/quickstart-seedN].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// Seed of everything: another seed is another experiment.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -34,10 +35,26 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
         ("vars.seed_b".to_owned(), (10 * arguments.seed + 2).to_string()),
     ];
     set.extend(run::changes(&arguments.set)?);
+    let out = arguments.out.clone().unwrap_or_else(|| default_out(arguments.seed));
     let source = Source { text: RECIPE, path: Path::new("recipes/quickstart.yaml"), base: Path::new("") };
-    run::to_the_end(&Recipe::new(
-        source,
-        Changes { out: Some(&arguments.out), set: &set, ..Changes::default() },
-        KINDS,
-    )?)
+    run::to_the_end(&Recipe::new(source, Changes { out: Some(&out), set: &set, ..Changes::default() }, KINDS)?)
+}
+
+/// A seed is an experiment, so each has its directory.
+fn default_out(seed: u64) -> PathBuf {
+    match seed {
+        1 => "runs/quickstart".into(),
+        other => format!("runs/quickstart-seed{other}").into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_seed_has_its_own_directory() {
+        assert_eq!(default_out(1), Path::new("runs/quickstart"));
+        assert_eq!(default_out(2), Path::new("runs/quickstart-seed2"));
+    }
 }

@@ -37,7 +37,8 @@ pub fn main(name: &str, arguments: &Arguments) -> anyhow::Result<()> {
         (Product::Directory, Some((_, place))) => {
             let context = super::context()?;
             let work = || (planned.work)(&context);
-            let outcome = run_stage(kind.name, Path::new(&place), planned.config.clone(), work)?;
+            let outcome =
+                run_stage(kind.name, Path::new(&place), (planned.config.clone(), planned.places.clone()), work)?;
             if let Outcome::Skipped { .. } = outcome {
                 context.say(&format!("{place} is done already, nothing to do"));
             }

@@ -19,6 +19,7 @@ mod foreign;
 mod layers;
 pub mod names;
 pub mod paths;
+mod places;
 pub mod schema;
 pub mod wording;
 

@@ -1,9 +1,20 @@
-//! Which values of a configuration are paths that the stage reads.
-use std::path::PathBuf;
+//! What a configuration's fields are to a stage: input paths, values that change no result, everything else.
+//!
+//! A field says it by its type, so no list of key names has to be kept in step with the structs: [`ModelPath`] and
+//! [`DataPath`] are inputs, [`NoEffect`] holds a value on which no result depends. [`Places::of`] finds them all by
+//! serialising the configuration, which reaches every field that a record has.
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    ops::Deref,
+    path::{Path, PathBuf},
+};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-use super::names::plain;
+use super::places;
 use crate::chat;
 
 /// What a path leads to.
@@ -15,80 +26,205 @@ pub enum PathKind {
     Data,
 }
 
-/// Keys whose strings are model directories, alone or in lists.
-const MODELS: &[&str] = &[
-    "model_name_or_path",
-    "tokenizer_name_or_path",
-    "model",
-    "models",
-    "sft_model_path",
-    "policy",
-    "reward_model_path",
-    "reward_model",
-    "value_model",
-    "critic_model",
-    "ref_model",
-    "ref_model_name_or_path",
-    "ingredients",
-    "base",
-    "base_model",
-    "tokenizer_source",
-    "adapters",
-];
+/// Where the schema of an input says what it leads to: `model` or `data`.
+pub const INPUT: &str = "x-input";
 
-/// Keys whose mappings have names of the reader's choice, with model directories as values.
-const MODEL_MAPS: &[&str] = &["anchors", "arms", "runs"];
+pub(super) const MODEL: &str = "ModelPath";
+pub(super) const DATA: &str = "DataPath";
+pub(super) const NO_EFFECT: &str = "NoEffect";
 
-/// Keys whose strings are data files or folders, alone or in lists.
-const DATA: &[&str] = &[
-    "dataset_name",
-    "dataset",
-    "datasets",
-    "train_dataset",
-    "eval_dataset",
-    "eval_dataset_name",
-    "path",
-    "prompts",
-    "eval_prompts",
-    "input",
-    "inputs",
-    "answers",
-    "preferences",
-    "questions",
-];
+macro_rules! input_path {
+    ($(#[$meta:meta])* $name:ident, $word:literal) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub struct $name(PathBuf);
 
-/// What is called with the kind of a string (if its key holds paths), its place and itself; may give another value for it.
-pub type Visit<'a> = dyn FnMut(Option<PathKind>, &str, &str) -> anyhow::Result<Option<Value>> + 'a;
+        impl $name {
+            /// No path: the key was not given.
+            pub fn new() -> $name {
+                $name::default()
+            }
+        }
 
-/// Calls `visit` with every non-empty string: its kind, if its key holds paths, its place (`anchors.sft_a`), and itself.
-/// `visit` may put another value in its place, which is not visited.
+        impl<T: Into<PathBuf>> From<T> for $name {
+            fn from(path: T) -> $name {
+                $name(path.into())
+            }
+        }
+
+        impl Deref for $name {
+            type Target = Path;
+
+            fn deref(&self) -> &Path {
+                &self.0
+            }
+        }
+
+        impl AsRef<Path> for $name {
+            fn as_ref(&self) -> &Path {
+                &self.0
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({"type": "string", INPUT: $word})
+            }
+        }
+    };
+}
+
+input_path! {
+    /// A model directory that a stage reads.
+    ModelPath, "model"
+}
+
+input_path! {
+    /// A data file or folder that a stage reads.
+    DataPath, "data"
+}
+
+/// A chat template: the name of a built-in one, or a file, which is an input.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub struct TemplateChoice(String);
+
+impl Serialize for TemplateChoice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_str() {
+            text if text.is_empty() || chat::is_name_or_text(text) => serializer.serialize_str(text),
+            file => serializer.serialize_newtype_struct(DATA, file),
+        }
+    }
+}
+
+impl<T: Into<String>> From<T> for TemplateChoice {
+    fn from(choice: T) -> TemplateChoice {
+        TemplateChoice(choice.into())
+    }
+}
+
+impl Deref for TemplateChoice {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A value on which no result depends, such as how often a checkpoint is written: a change of it leaves a stage done,
+/// and a begun one is resumed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoEffect<T>(pub T);
+
+impl<T> Deref for NoEffect<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> From<T> for NoEffect<T> {
+    fn from(value: T) -> NoEffect<T> {
+        NoEffect(value)
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for NoEffect<T> {
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}
+
+/// Which values of a configuration are inputs, and which change no result; by their place, such as `arms.ppo.models[0]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Places {
+    /// The inputs.
+    pub inputs: BTreeMap<String, PathKind>,
+    /// What changes no result.
+    pub no_effect: BTreeSet<String>,
+}
+
+/// What is called with an input: its kind, its place and itself; may give another value for it.
+pub type Visit<'a> = dyn FnMut(PathKind, &str, &str) -> anyhow::Result<Option<Value>> + 'a;
+
+impl Places {
+    /// Those of a configuration.
+    ///
+    /// # Errors
+    /// If it cannot be serialised.
+    pub fn of(config: &impl Serialize) -> anyhow::Result<Places> {
+        Ok(places::of(config)?)
+    }
+
+    /// Calls `visit` with every input, in the order of the keys, and puts what it gives in the input's place.
+    ///
+    /// # Errors
+    /// The first error of `visit`.
+    pub fn visit(&self, config: &mut Value, visit: &mut Visit<'_>) -> anyhow::Result<()> {
+        visit_strings(config, "", &mut |place, text| match self.inputs.get(place) {
+            Some(kind) => visit(*kind, place, text),
+            None => Ok(None),
+        })
+    }
+
+    /// Every path that a stage with this configuration reads, once each, in the order of the keys.
+    pub fn paths(&self, config: &Value) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> = Vec::new();
+        let mut copy = config.clone();
+        self.visit(&mut copy, &mut |_, _, text| {
+            let path = PathBuf::from(text);
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
+            Ok(None)
+        })
+        .expect("this visit cannot fail");
+        paths
+    }
+}
+
+/// Calls `visit` with every non-empty string: its place (`anchors.sft_a`), and itself. `visit` may put another value in
+/// its place, which is not visited.
 ///
 /// # Errors
 /// The first error of `visit`.
-pub fn visit_strings(value: &mut Value, key: &str, place: &str, visit: &mut Visit<'_>) -> anyhow::Result<()> {
+pub fn visit_strings(
+    value: &mut Value,
+    place: &str,
+    visit: &mut dyn FnMut(&str, &str) -> anyhow::Result<Option<Value>>,
+) -> anyhow::Result<()> {
     match value {
         Value::String(text) if !text.is_empty() => {
-            if let Some(new) = visit(kind(key, text), place, text)? {
+            if let Some(new) = visit(place, text)? {
                 *value = new;
             }
         }
         Value::Array(items) => {
             for (i, item) in items.iter_mut().enumerate() {
-                visit_strings(item, key, &format!("{place}[{i}]"), visit)?;
+                visit_strings(item, &format!("{place}[{i}]"), visit)?;
             }
         }
         Value::Object(fields) => {
-            let is_map = MODEL_MAPS.contains(&key);
-            // `baseline` is a file beside `answers`, but the name of an arm beside `arms`.
-            let has_answers = fields.contains_key("answers");
             for (name, field) in fields.iter_mut() {
-                let inner = match name.as_str() {
-                    _ if is_map && field.is_string() => key.to_owned(),
-                    "baseline" if has_answers => "answers".to_owned(),
-                    _ => plain(name),
-                };
-                let place = if place.is_empty() { name.clone() } else { format!("{place}.{name}") };
-                visit_strings(field, &inner, &place, visit)?;
+                visit_strings(field, &below(place, name), visit)?;
             }
         }
         _ => {}
@@ -96,39 +232,9 @@ pub fn visit_strings(value: &mut Value, key: &str, place: &str, visit: &mut Visi
     Ok(())
 }
 
-/// Every path that a stage with this configuration reads, once each, in the order of the keys.
-pub fn inputs(config: &Value) -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> = Vec::new();
-    let mut copy = config.clone();
-    visit_strings(&mut copy, "", "", &mut |kind, _, text| {
-        let path = PathBuf::from(text);
-        if kind.is_some() && !paths.contains(&path) {
-            paths.push(path);
-        }
-        Ok(None)
-    })
-    .expect("this visit cannot fail");
-    paths
-}
-
-fn kind(key: &str, text: &str) -> Option<PathKind> {
-    if key == "chat_template" {
-        // A file, unless it is the name of a template that is built in, or a template.
-        (!chat::is_name_or_text(text)).then_some(PathKind::Data)
-    } else {
-        kind_of_key(key)
-    }
-}
-
-/// What the strings of this key lead to, whatever they are.
-pub fn kind_of_key(key: &str) -> Option<PathKind> {
-    if MODELS.contains(&key) || MODEL_MAPS.contains(&key) {
-        Some(PathKind::Model)
-    } else if DATA.contains(&key) {
-        Some(PathKind::Data)
-    } else {
-        None
-    }
+/// The place of a key in the mapping at `place`.
+pub fn below(place: &str, key: &str) -> String {
+    if place.is_empty() { key.to_owned() } else { format!("{place}.{key}") }
 }
 
 #[cfg(test)]
@@ -136,22 +242,65 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    #[derive(Serialize)]
+    #[serde(tag = "kind", rename_all = "snake_case")]
+    enum Reference {
+        Soup { models: Vec<ModelPath> },
+    }
+
+    #[derive(Serialize)]
+    #[serde(untagged)]
+    enum Source {
+        Path(DataPath),
+        Part { path: DataPath, split: String },
+        Several(Vec<Source>),
+    }
+
+    #[derive(Serialize)]
+    struct Common {
+        save_steps: NoEffect<u64>,
+        chat_template: TemplateChoice,
+    }
+
+    #[derive(Serialize)]
+    struct Config {
+        judge: ModelPath,
+        absent: Option<DataPath>,
+        pair: (ModelPath, ModelPath),
+        dataset: Source,
+        reference: Reference,
+        arms: BTreeMap<String, ModelPath>,
+        baseline: String,
+        #[serde(flatten)]
+        common: Common,
+    }
+
     #[test]
-    fn inputs_are_found_wherever_they_are_nested() {
-        let config = json!({
-            "model_name_or_path": "m", "output_dir": "out", "eval_dataset": null, "learning_rate": 1.0,
-            "dataset": [{"path": "a.jsonl", "split": "train"}, "b.jsonl"],
-            "reference": {"kind": "soup", "models": ["x", "y"], "weights": [0.5, 0.5]},
-            "anchors": {"sft_a": "x", "soup": "s"},
-            "arms": {"ppo": {"model": "p", "label": "PPO"}, "base": "m"},
-            "prompts": "", "baseline": "base"
-        });
-        let found: Vec<String> = inputs(&config).iter().map(|path| path.display().to_string()).collect();
-        assert_eq!(found, ["m", "a.jsonl", "b.jsonl", "x", "y", "s", "p"]);
+    fn inputs_are_found_by_their_types_wherever_they_are_nested() {
+        let part = Source::Part { path: "a".into(), split: "train".into() };
+        let config = Config {
+            judge: "j".into(),
+            absent: None,
+            pair: ("x".into(), ModelPath::new()),
+            dataset: Source::Several(vec![part, Source::Path("b".into())]),
+            reference: Reference::Soup { models: vec!["x".into(), "y".into()] },
+            arms: [("ppo".to_owned(), "p".into())].into(),
+            baseline: "ppo".into(),
+            common: Common { save_steps: 5.into(), chat_template: "mine.jinja".into() },
+        };
+        let places = Places::of(&config).unwrap();
+        let value = serde_json::to_value(&config).unwrap();
+        let found: Vec<String> = places.paths(&value).iter().map(|path| path.display().to_string()).collect();
+        assert_eq!(found, ["j", "x", "a", "b", "y", "p", "mine.jinja"]);
+        assert_eq!(places.no_effect, ["save_steps".to_owned()].into());
+        let mut data: Vec<&str> = Vec::new();
+        data.extend(places.inputs.iter().filter(|(_, kind)| **kind == PathKind::Data).map(|(place, _)| place.as_str()));
+        assert_eq!(data, ["chat_template", "dataset[0].path", "dataset[1]"]);
+        assert_eq!(value["judge"], json!("j"), "a record shows plain values");
+        assert_eq!(value["save_steps"], json!(5));
         for template in ["chatml", "llama3", "auto", "{{ messages }}"] {
-            assert_eq!(inputs(&json!({"chat_template": template})), [] as [PathBuf; 0]);
+            let built_in = Common { save_steps: 5.into(), chat_template: template.into() };
+            assert!(Places::of(&built_in).unwrap().inputs.is_empty(), "{template}");
         }
-        assert_eq!(inputs(&json!({"chat_template": "mine.jinja"})), [PathBuf::from("mine.jinja")]);
-        assert_eq!(inputs(&json!({"answers": "a", "baseline": "b"})), [PathBuf::from("a"), PathBuf::from("b")]);
     }
 }

@@ -33,7 +33,12 @@ pub(super) struct Room {
 impl Room {
     /// What the machine has left, or without end where it does not say.
     pub fn now() -> Room {
-        Room { free: Available::of_machine().bytes().unwrap_or(u64::MAX), held: 0 }
+        Room::of(Available::of_machine().bytes().unwrap_or(u64::MAX))
+    }
+
+    /// So many bytes.
+    pub fn of(free: u64) -> Room {
+        Room { free, held: 0 }
     }
 
     /// How many bytes there are.

@@ -12,12 +12,9 @@ use serde_json::Value;
 
 use super::{Faults, Recipe, Step};
 use crate::{
-    config::{
-        names::plain,
-        paths::{PathKind, visit_strings},
-    },
+    config::{names::plain, paths::PathKind},
     hub,
-    stage::{StageContext, memory::Rehearsed, soup, soup::SoupConfig},
+    stage::{StageContext, kind::Planned, memory::Rehearsed, soup, soup::SoupConfig},
 };
 
 mod data;
@@ -96,7 +93,7 @@ impl<'a> Look<'a> {
     /// Opens the models, each once.
     fn models(&mut self) -> Models {
         let mut models = Models::new(self.kind(), self.config());
-        for (place, path) in paths(self.config(), PathKind::Model) {
+        for (place, path) in paths(&self.step.planned, PathKind::Model) {
             if models.knows(&path) || !self.is_here(&place, &path) {
                 continue;
             }
@@ -161,16 +158,18 @@ impl Recipe {
     }
 }
 
-/// The paths of one kind in a configuration, each with its place.
-fn paths(config: &Value, wanted: PathKind) -> Vec<(String, std::path::PathBuf)> {
+/// The paths of one kind that a stage reads, each with its place.
+fn paths(planned: &Planned, wanted: PathKind) -> Vec<(String, std::path::PathBuf)> {
     let mut found = Vec::new();
-    visit_strings(&mut config.clone(), "", "", &mut |kind, place, text| {
-        if kind == Some(wanted) {
-            found.push((place.to_owned(), text.into()));
-        }
-        Ok(None)
-    })
-    .expect("this visit cannot fail");
+    planned
+        .places
+        .visit(&mut planned.config.clone(), &mut |kind, place, text| {
+            if kind == wanted {
+                found.push((place.to_owned(), text.into()));
+            }
+            Ok(None)
+        })
+        .expect("this visit cannot fail");
     found
 }
 

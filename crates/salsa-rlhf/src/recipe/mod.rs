@@ -26,7 +26,7 @@ use anyhow::bail;
 use serde_json::{Map, Value};
 
 use crate::{
-    config::{self, Origin, Usage, names},
+    config::{self, Origin, Usage, names, paths::PathKind},
     hub::Network,
     input,
     stage::kind::{Kind, Planned, Product},
@@ -94,6 +94,9 @@ pub struct Changes<'a> {
     pub set: &'a [(String, String)],
 }
 
+/// What a run itself writes beside the directories of its stages.
+const RUN_FILES: &[&str] = &["recipe.yaml", "resolved.json", "summary.json", "report.html"];
+
 const KEYS: &[&str] = &["name", "out", "seed", "vars", "stages"];
 
 impl Recipe {
@@ -158,7 +161,7 @@ impl Recipe {
         let (mut steps, mut faulty, mut faults) = (Vec::new(), Vec::new(), Faults::default());
         for (position, (stage, given)) in stages.iter().enumerate() {
             let origin = Origin::File { path: source.path.to_owned(), prefix: format!("stages.{stage}") };
-            let resolver = Resolver { names: &known, position, base: source.base, network: changes.network };
+            let resolver = Resolver::new(&known, position, source.base, changes.network);
             match step(stage, given, &resolver, &origin, kinds) {
                 Ok(step) => steps.push(step),
                 Err(wrong) => {
@@ -187,7 +190,7 @@ fn step(
         let fault = anyhow::anyhow!("{key} cannot be set; the stage's place is its name under `out`");
         return Err(origin.within(fault).into());
     }
-    if let Err(wrong) = resolver.resolve(&mut given) {
+    if let Err(wrong) = resolver.variables(&mut given) {
         let mut faults = Faults::default();
         faults.extend(wrong, |fault| origin.within(fault));
         return Err(faults);
@@ -201,8 +204,22 @@ fn step(
         let product = kind.product.path(&dir).to_string_lossy().into_owned();
         given.insert(place.to_owned(), product.into());
     }
-    let planned = (kind.from_mapping)(&given, origin)?;
+    let mut faults = Faults::default();
+    let mut find = |kind: PathKind, place: &str, text: &str| {
+        let found = resolver.input(kind, text).map_err(|error| origin.within(error.context(as_given(place, &given))));
+        Ok(faults.take(found))
+    };
+    let planned = (kind.from_mapping)(&given, origin, &mut find);
+    // A value that makes no sense because an input was not found is not a fault besides.
+    let planned = faults.none_or(planned)??;
     Ok(Step { name: name.to_owned(), kind, dir, planned })
+}
+
+/// A place under the name of its key that the recipe uses.
+fn as_given(place: &str, given: &Map<String, Value>) -> String {
+    let (root, rest) = place.split_at(place.find(['.', '[']).unwrap_or(place.len()));
+    let key = given.keys().find(|key| names::are_same(key, root)).map_or(root, String::as_str);
+    format!("{key}{rest}")
 }
 
 fn kind(given: &Map<String, Value>, kinds: &'static [Kind]) -> anyhow::Result<&'static Kind> {
@@ -233,7 +250,13 @@ fn stages(root: &Map<String, Value>) -> anyhow::Result<Vec<(String, Map<String, 
         Some(Value::Object(stages)) if !stages.is_empty() => stages,
         _ => bail!("stages: expected at least one stage, as in `sft-a: {{kind: sft, model: …}}`"),
     };
+    // Some file systems do not tell upper and lower case apart, and a file is written as NAME.tmp first.
+    let is_run_file = |name: &str| {
+        let name = name.to_lowercase();
+        RUN_FILES.contains(&name.strip_suffix(".tmp").unwrap_or(&name))
+    };
     let stage = |(name, given): (&String, &Value)| match given {
+        _ if is_run_file(name) => bail!("stages: {name:?} is a file that the run itself writes; choose another name"),
         Value::Object(given) => names::check_component("stages", name).map(|()| (name.clone(), given.clone())),
         other => bail!("stages.{name}: expected `kind: …` and the stage's keys, got {other}"),
     };

@@ -5,11 +5,9 @@ use serde_json::Value;
 
 use super::report::Resolved;
 use crate::{
-    config::{
-        names::plain,
-        paths::{PathKind, visit_strings},
-    },
+    config::{names::plain, paths::PathKind},
     report::{Flow, Ordered, Pipeline, Stage, label},
+    stage::kinds,
 };
 
 /// Keys whose models are only looked at, which would cover the picture with arrows.
@@ -58,9 +56,12 @@ fn flows(resolved: &Resolved) -> Vec<Flow> {
             add(&mut flows, &plain(soup), &plain(to), "reference");
         }
         let mut config = stage["config"].clone();
-        let mut visit = |kind: Option<PathKind>, place: &str, text: &str| {
+        // A configuration that another version wrote may not be one of this kind; its box stands alone then.
+        let kind = stage["kind"].as_str().and_then(kinds::find);
+        let places = kind.and_then(|kind| (kind.places)(&config)).unwrap_or_default();
+        let mut visit = |kind: PathKind, place: &str, text: &str| {
             let root = place.split(['.', '[']).next().unwrap_or_default();
-            let is_drawn = kind == Some(PathKind::Model)
+            let is_drawn = kind == PathKind::Model
                 && !text.is_empty()
                 && !LOOKED_AT.contains(&root)
                 && (root != "reference" || soup.is_none());
@@ -74,7 +75,7 @@ fn flows(resolved: &Resolved) -> Vec<Flow> {
             }
             Ok(None)
         };
-        visit_strings(&mut config, "", "", &mut visit).expect("this visit cannot fail");
+        places.visit(&mut config, &mut visit).expect("this visit cannot fail");
     }
     flows
 }

@@ -34,10 +34,18 @@ pub(super) struct Resolved {
 pub fn write(out: &Path) -> anyhow::Result<PathBuf> {
     let resolved: Resolved = read(&out.join("resolved.json"))
         .with_context(|| format!("{} is not a directory that `salsa run` filled", out.display()))?;
-    let evaluation = resolved.stages.keys().map(|name| out.join(name).join(EVALUATION)).rfind(|path| path.exists());
+    let place = |name: &str| out.join(name).join(EVALUATION);
+    let evaluated = resolved.stages.iter().rfind(|(name, _)| place(name).exists());
+    let evaluation = evaluated.map(|(name, _)| place(name));
     let mut report: Report = evaluation.as_deref().map(read).transpose()?.unwrap_or_default();
     if let (None, Some(seed)) = (&evaluation, resolved.seed) {
         report.summary.seed = seed;
+    }
+    if let Some((_, stage)) = evaluated {
+        // No result depends on them, so they are those of the recipe now, not those of the evaluation then.
+        for (key, text) in [("title", &mut report.title), ("description", &mut report.description)] {
+            stage["config"][key].as_str().into_iter().for_each(|now| now.clone_into(text));
+        }
     }
     fill(&mut report, out, &resolved)?;
     let page = out.join("report.html");

@@ -1,6 +1,9 @@
 //! What the strings of a recipe stand for: variables, stages, paths.
-use std::cell::Cell;
-use std::path::{Component, Path, PathBuf};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashSet,
+    path::{Component, Path, PathBuf},
+};
 
 use anyhow::{bail, ensure};
 use serde_json::{Map, Value};
@@ -57,53 +60,42 @@ pub struct Resolver<'a> {
     pub base: &'a Path,
     /// Whether what has an id of the hub is fetched; else it stays an id unless it is in the cache.
     pub network: Network,
+    /// Texts that came of `${stages.x}` or `${out}`: as paths they start where they should already.
+    rooted: RefCell<HashSet<String>>,
 }
 
-/// A value, and whether it is a path that already starts where it should.
-struct Replaced {
-    value: Value,
-    is_rooted: bool,
-}
+impl<'a> Resolver<'a> {
+    /// The resolver of the stage at this position.
+    pub fn new(names: &'a Names<'a>, position: usize, base: &'a Path, network: Network) -> Resolver<'a> {
+        Resolver { names, position, base, network, rooted: RefCell::default() }
+    }
 
-impl Resolver<'_> {
-    /// Replaces every string by what it stands for.
+    /// Replaces every `${name}` by what it stands for.
     ///
     /// # Errors
-    /// Each of them: unknown names, references to later stages, files that do not exist; the key is named.
-    pub fn resolve(&self, given: &mut Map<String, Value>) -> Result<(), Faults> {
+    /// Each of them: unknown names, references to later stages; the key is named.
+    pub fn variables(&self, given: &mut Map<String, Value>) -> Result<(), Faults> {
         let mut value = Value::Object(std::mem::take(given));
         let (mut faults, budget) = (Faults::default(), Budget::default());
-        visit_strings(&mut value, "", "", &mut |kind, place, text| {
-            Ok(faults.take(self.resolved(kind, place, text, &budget)))
-        })
-        .expect("this visit cannot fail");
+        let mut visit = |place: &str, text: &str| {
+            Ok(faults.take(self.replace(text, &budget).map_err(|error| error.context(place.to_owned()))))
+        };
+        visit_strings(&mut value, "", &mut visit).expect("this visit cannot fail");
         if let Value::Object(value) = value {
             *given = value;
         }
         faults.none_or(())
     }
 
-    /// What a string stands for.
-    fn resolved(&self, kind: Option<PathKind>, place: &str, text: &str, budget: &Budget) -> anyhow::Result<Value> {
-        let replaced = self.replace(text, budget).map_err(|error| error.context(place.to_owned()))?;
-        let Replaced { mut value, is_rooted } = replaced;
-        if let Some(kind) = kind.filter(|_| !is_rooted) {
-            self.find_all(kind, place, &mut value)?;
+    /// The path that an input means.
+    ///
+    /// # Errors
+    /// If it is a later stage, or nothing that exists.
+    pub fn input(&self, kind: PathKind, text: &str) -> anyhow::Result<Value> {
+        if self.rooted.borrow().contains(text) {
+            return Ok(text.into());
         }
-        Ok(value)
-    }
-
-    /// A variable may hold a list of paths, so one string can become many.
-    fn find_all(&self, kind: PathKind, place: &str, value: &mut Value) -> anyhow::Result<()> {
-        match value {
-            Value::String(text) if !text.is_empty() => {
-                let path = self.find(kind, text).map_err(|error| error.context(place.to_owned()))?;
-                *text = path.to_string_lossy().into_owned();
-                Ok(())
-            }
-            Value::Array(items) => items.iter_mut().try_for_each(|item| self.find_all(kind, place, item)),
-            _ => Ok(()),
-        }
+        Ok(self.find(kind, text)?.to_string_lossy().into_owned().into())
     }
 
     /// The path that `text` means: an earlier stage's product, or something that exists.
@@ -145,7 +137,7 @@ impl Resolver<'_> {
         Ok(Some(&self.names.stages[position]))
     }
 
-    fn replace(&self, text: &str, budget: &Budget) -> anyhow::Result<Replaced> {
+    fn replace(&self, text: &str, budget: &Budget) -> anyhow::Result<Value> {
         let mut is_rooted = false;
         let value = substitute(text, &mut |name| match name.split_once('.') {
             Some(("vars", name)) => variable(self.names.vars, name, budget),
@@ -165,7 +157,10 @@ impl Resolver<'_> {
             None if name == "seed" && self.names.seed.is_some() => Ok(self.names.seed.into()),
             _ => bail!("${{{name}}} is unknown; there are vars.NAME, stages.NAME, out, name, seed"),
         })?;
-        Ok(Replaced { value, is_rooted })
+        if let Some(text) = value.as_str().filter(|_| is_rooted) {
+            self.rooted.borrow_mut().insert(text.to_owned());
+        }
+        Ok(value)
     }
 }
 
@@ -177,7 +172,7 @@ pub fn vars(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
     let (mut done, budget) = (Map::new(), Budget::default());
     for (name, value) in given {
         let mut value = value.clone();
-        visit_strings(&mut value, "", &format!("vars.{name}"), &mut |_, place, text| {
+        visit_strings(&mut value, &format!("vars.{name}"), &mut |place, text| {
             let replaced = substitute(text, &mut |name| match name.split_once('.') {
                 Some(("vars", name)) => variable(&done, name, &budget),
                 _ => bail!("${{{name}}} is not known here; a variable may use the variables above it"),

@@ -30,7 +30,7 @@ impl Recipe {
                 bail!("interrupted before stage {}; the same command goes on from there", step.name);
             }
             context.say(&format!("[{}/{}] {} ({})", i + 1, self.steps.len(), step.name, step.kind.name));
-            let config = step.planned.config.clone();
+            let config = (step.planned.config.clone(), step.planned.places.clone());
             let work = || (step.planned.work)(context);
             let outcome =
                 run_stage(step.kind.name, &step.dir, config, work).with_context(|| format!("stage {}", step.name))?;

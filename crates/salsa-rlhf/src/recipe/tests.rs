@@ -3,15 +3,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::*;
+use crate::config::paths::{DataPath, ModelPath};
 use crate::stage::{Outcome, StageContext, kind::Stage};
 
 /// A stage that writes down what it was told.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct Note {
-    model: String,
-    models: Vec<String>,
-    dataset: PathBuf,
+    model: ModelPath,
+    models: Vec<ModelPath>,
+    dataset: DataPath,
     note: String,
     times: u64,
     seed: u64,
@@ -42,7 +43,7 @@ impl Stage for Note {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct Copy {
-    input: PathBuf,
+    input: DataPath,
     output: PathBuf,
 }
 
@@ -177,6 +178,14 @@ fn mistakes_are_told_before_any_work() {
             "  b/c: {kind: note}",
             "stages: the name \"b/c\" holds other characters than letters, digits, -, _ and .; it becomes a part of a file \
              name, so choose another",
+        ),
+        (
+            "  report.html: {kind: note}",
+            "stages: \"report.html\" is a file that the run itself writes; choose another name",
+        ),
+        (
+            "  Recipe.yaml.tmp: {kind: note}",
+            "stages: \"Recipe.yaml.tmp\" is a file that the run itself writes; choose another name",
         ),
     ] {
         assert_eq!(place.error(&format!("{first}{stages}")), expected);

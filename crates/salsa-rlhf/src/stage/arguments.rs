@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{device::Choice as DeviceChoice, encoder::Encoder, soup::ByteSize};
+use crate::config::paths::{NoEffect, TemplateChoice};
 use crate::{
     chat,
     checkpoint::{Checkpoint, Companions, Dtype},
@@ -52,12 +53,12 @@ pub struct TrainingArguments {
     #[schemars(extend("x-heading" = "Run and output"))]
     pub seed: u64,
     /// Steps between two lines of `metrics.jsonl`, at least 1. TRL: 10.
-    pub logging_steps: u64,
+    pub logging_steps: NoEffect<u64>,
     /// Steps between two evaluations; 0: one, at the end. TRL: off unless `eval_strategy` is set.
     pub eval_steps: u64,
     /// Steps between two resumable checkpoints. 0: none before the end (an interruption by Ctrl-C still saves one).
     /// TRL: 500.
-    pub save_steps: u64,
+    pub save_steps: NoEffect<u64>,
     /// Recompute activations in the backward pass instead of keeping them: less memory, about a third more time, the same
     /// numbers. TRL: true.
     pub gradient_checkpointing: bool,
@@ -71,7 +72,7 @@ pub struct TrainingArguments {
     pub max_shard_size: ByteSize,
     /// A chat template in place of the model's own, which the trained model takes along: a Jinja file, or `chatml`.
     /// Empty: the model's own. TRL: `chat_template_path`.
-    pub chat_template: String,
+    pub chat_template: TemplateChoice,
 }
 
 impl Default for TrainingArguments {
@@ -90,15 +91,15 @@ impl Default for TrainingArguments {
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
             seed: 42,
-            logging_steps: 10,
+            logging_steps: NoEffect(10),
             eval_steps: 0,
-            save_steps: 500,
+            save_steps: NoEffect(500),
             gradient_checkpointing: false,
             dtype: ComputeType::Auto,
             device: DeviceChoice::Auto,
             save_dtype: WeightType::Float32,
             max_shard_size: ByteSize(5_000_000_000),
-            chat_template: String::new(),
+            chat_template: TemplateChoice::default(),
         }
     }
 }
@@ -113,7 +114,7 @@ impl TrainingArguments {
             ("per_device_train_batch_size", self.per_device_train_batch_size as u64, MOST_SEQUENCES),
             ("per_device_eval_batch_size", self.per_device_eval_batch_size as u64, MOST_SEQUENCES),
             ("gradient_accumulation_steps", self.gradient_accumulation_steps as u64, MOST_SEQUENCES),
-            ("logging_steps", self.logging_steps, u64::MAX),
+            ("logging_steps", *self.logging_steps, u64::MAX),
         ];
         for (key, value, most) in counts {
             check_count(key, value, most)?;
@@ -143,7 +144,7 @@ impl TrainingArguments {
     /// As [`Encoder::open`], and if the chat template is none.
     pub fn encoder(&self, checkpoint: &Checkpoint) -> anyhow::Result<Encoder> {
         let encoder = Encoder::open(checkpoint)?;
-        match self.chat_template.as_str() {
+        match &*self.chat_template {
             "" => Ok(encoder),
             choice => {
                 encoder.with_template(&chat::source_of(choice)?).with_context(|| format!("chat_template {choice}"))
@@ -157,7 +158,7 @@ impl TrainingArguments {
     /// If a file cannot be read.
     pub fn companions(&self, dir: &Path) -> anyhow::Result<Companions> {
         let companions = Companions::from_dir(dir)?;
-        match self.chat_template.as_str() {
+        match &*self.chat_template {
             "" => Ok(companions),
             choice => Ok(companions.with_chat_template(&chat::source_of(choice)?)),
         }

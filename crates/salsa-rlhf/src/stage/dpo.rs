@@ -1,4 +1,5 @@
 //! Direct preference optimisation: preferences without reward model and without sampling, against a frozen reference.
+use crate::config::paths::ModelPath;
 use std::path::PathBuf;
 
 use anyhow::ensure;
@@ -29,9 +30,9 @@ use super::{
 pub struct DpoConfig {
     /// Checkpoint to start from, usually an SFT model.
     #[schemars(extend("x-heading" = "Models and data"))]
-    pub model_name_or_path: PathBuf,
+    pub model_name_or_path: ModelPath,
     /// The frozen reference, a soup for instance. None: the starting checkpoint itself, as in TRL.
-    pub ref_model_name_or_path: Option<PathBuf>,
+    pub ref_model_name_or_path: Option<ModelPath>,
     /// Preference pairs: a chosen and a rejected response to the same prompt. TRL: `dataset_name`.
     pub dataset: DataSource,
     /// Held-out pairs for the evaluation. None: no evaluation.
@@ -65,7 +66,7 @@ pub struct DpoConfig {
 impl Default for DpoConfig {
     fn default() -> DpoConfig {
         DpoConfig {
-            model_name_or_path: PathBuf::new(),
+            model_name_or_path: ModelPath::new(),
             ref_model_name_or_path: None,
             dataset: DataSource::default(),
             eval_dataset: None,

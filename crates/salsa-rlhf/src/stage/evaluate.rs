@@ -23,6 +23,7 @@ use super::{
     rows,
     source::DataSource,
 };
+use crate::config::paths::{ModelPath, NoEffect};
 use crate::{
     atomic,
     config::names,
@@ -57,7 +58,7 @@ pub struct EvaluateConfig {
     /// The prompts, set by set, all of which every arm answers.
     pub datasets: Vec<EvalSet>,
     /// The reward model that scores every answer.
-    pub reward_model_path: PathBuf,
+    pub reward_model_path: ModelPath,
     /// Models to which each arm's KL is measured, by names of your own; `kl_NAME` in the results. Empty: none.
     pub anchors: BTreeMap<String, ModelSource>,
     /// Pairs of arms to compare on top, the first against the second, such as `[[salsa, ppo]]`. Empty: none.
@@ -65,7 +66,7 @@ pub struct EvaluateConfig {
     /// Rewards on the line between two models, on every set. None: no such line.
     pub landscape: Option<Landscape>,
     /// Training runs whose curves the report shows: the directory of a stage, by the name of its arm. Empty: none.
-    pub runs: BTreeMap<String, PathBuf>,
+    pub runs: BTreeMap<String, ModelPath>,
     /// A reward function besides the learned one; win rates are then counted by it. None: by the reward model.
     pub gold: Option<Gold>,
     /// The longest answer, in tokens, at least 1.
@@ -77,7 +78,7 @@ pub struct EvaluateConfig {
     #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
     /// Answers generated at once, at least 1; changes none of them, only speed and memory.
-    pub decode_slots: usize,
+    pub decode_slots: NoEffect<usize>,
     /// Seed of the sampling: the same random numbers for every arm.
     pub seed: u64,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
@@ -88,9 +89,9 @@ pub struct EvaluateConfig {
     #[schemars(extend("x-heading" = "Report"))]
     pub samples: usize,
     /// Title of the report, and of the page.
-    pub title: String,
+    pub title: NoEffect<String>,
     /// What was run, in one or two sentences, below the title. Empty: nothing.
-    pub description: String,
+    pub description: NoEffect<String>,
     /// Directory of `evaluation.json` and the answers.
     pub output_dir: PathBuf,
 }
@@ -112,7 +113,7 @@ pub struct EvalSet {
 #[serde(deny_unknown_fields)]
 pub struct Landscape {
     /// The two models at the ends of the line.
-    pub models: (PathBuf, PathBuf),
+    pub models: (ModelPath, ModelPath),
     /// Places on the line: 0 is the first model, 1 the second; others are blends of their weights.
     pub alphas: Vec<f64>,
 }
@@ -123,7 +124,7 @@ impl Default for EvaluateConfig {
             arms: BTreeMap::new(),
             baseline: "sft_a".into(),
             datasets: Vec::new(),
-            reward_model_path: PathBuf::new(),
+            reward_model_path: ModelPath::new(),
             anchors: BTreeMap::new(),
             comparisons: Vec::new(),
             landscape: None,
@@ -132,13 +133,13 @@ impl Default for EvaluateConfig {
             max_new_tokens: 128,
             max_prompt_length: 1024,
             temperature: 1.0,
-            decode_slots: 64,
+            decode_slots: NoEffect(64),
             seed: 42,
             dtype: ComputeType::Auto,
             device: DeviceChoice::Auto,
             samples: 8,
-            title: "SALSA evaluation".into(),
-            description: String::new(),
+            title: NoEffect("SALSA evaluation".into()),
+            description: NoEffect::default(),
             output_dir: PathBuf::new(),
         }
     }
@@ -173,7 +174,7 @@ impl EvaluateConfig {
         }
         check_range("temperature", self.temperature.into(), f64::MIN_POSITIVE..=f64::from(f32::MAX))?;
         check_count("max_new_tokens", self.max_new_tokens as u64, MOST_TOKENS)?;
-        check_count("decode_slots", self.decode_slots as u64, MOST_SEQUENCES)?;
+        check_count("decode_slots", *self.decode_slots as u64, MOST_SEQUENCES)?;
         self.check_names()
     }
 
@@ -251,8 +252,8 @@ pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Va
     };
     progress.finish(&format!("{} arms", config.arms.len()));
     let report = Report {
-        title: config.title.clone(),
-        description: config.description.clone(),
+        title: config.title.to_string(),
+        description: config.description.to_string(),
         threads: 0,
         runs: training_runs(config)?,
         samples: samples(config, &answers, &sets),
@@ -287,7 +288,7 @@ impl EvaluateConfig {
     /// What an arm or an anchor that is this model is called, or else the model's folder.
     fn name_of(&self, model: &Path) -> String {
         let mut named = self.arms.iter().chain(&self.anchors);
-        let is_it = |source: &ModelSource| matches!(source, ModelSource::Path(path) if path == model);
+        let is_it = |source: &ModelSource| matches!(source, ModelSource::Path(path) if path.as_ref() == model);
         match named.find(|(_, source)| is_it(source)) {
             Some((name, _)) => label(name),
             None => model.file_name().unwrap_or(model.as_os_str()).to_string_lossy().into_owned(),
@@ -303,7 +304,7 @@ impl<'a> Bench<'a> {
         let baseline = &config.arms[&config.baseline];
         let first = baseline.paths().into_iter().next().context("the baseline names no model")?;
         let EvaluateConfig { max_new_tokens, temperature, seed, gold, .. } = *config;
-        let answering = Answering { max_new_tokens, temperature, seed, slots: config.decode_slots, gold };
+        let answering = Answering { max_new_tokens, temperature, seed, slots: *config.decode_slots, gold };
         let syllabus = Syllabus::open(first, &config.reward_model_path, answering, context)?;
         let questions = |set: &EvalSet| {
             let EvalSet { name, dataset, max_prompts } = set;

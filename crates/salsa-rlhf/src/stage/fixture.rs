@@ -60,7 +60,7 @@ pub fn base(dir: &Path) -> PathBuf {
     write_lines(&texts, &lines);
     let output_dir = dir.join("base");
     let config = PretrainConfig {
-        dataset: DataSource::Path(texts),
+        dataset: DataSource::Path(texts.into()),
         output_dir: output_dir.clone(),
         vocab_size: 300,
         hidden_size: 16,
@@ -127,7 +127,7 @@ pub fn preferences(path: &Path) -> DataSource {
         json!({"prompt": prompt, "chosen": answer("yes"), "rejected": answer("no, never")})
     };
     write_lines(path, &(0..24).map(pair).collect::<Vec<_>>());
-    DataSource::Path(path.to_owned())
+    DataSource::Path(path.to_owned().into())
 }
 
 /// What the tiny models read.

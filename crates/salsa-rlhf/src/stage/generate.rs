@@ -17,6 +17,7 @@ use super::{
     rows::{self, Rows},
     start::{Found, Frozen},
 };
+use crate::config::paths::{DataPath, ModelPath};
 use crate::progress::Progress;
 
 /// What `salsa generate` can be told.
@@ -25,10 +26,10 @@ use crate::progress::Progress;
 pub struct GenerateConfig {
     /// Language-model checkpoint that answers.
     #[schemars(extend("x-heading" = "Model and files"))]
-    pub model: PathBuf,
+    pub model: ModelPath,
     /// JSON lines with `tokens`, `prompt`, `messages` (without the assistant's message at their end) or another layout that
     /// has a prompt.
-    pub input: PathBuf,
+    pub input: DataPath,
     /// File of the same lines with `tokens` (prompt and response), `response`, `logprobs` and `finish_reason`.
     pub output: PathBuf,
     /// Most tokens of a response, its end token included; at least 1.
@@ -57,8 +58,8 @@ pub struct GenerateConfig {
 impl Default for GenerateConfig {
     fn default() -> GenerateConfig {
         GenerateConfig {
-            model: PathBuf::new(),
-            input: PathBuf::new(),
+            model: ModelPath::new(),
+            input: DataPath::new(),
             output: PathBuf::new(),
             max_new_tokens: 128,
             temperature: 1.0,

@@ -124,6 +124,23 @@ mod tests {
     }
 
     #[test]
+    fn adapters_that_name_themselves_or_each_other_as_base_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, base) in [("own", "own"), ("first", "second"), ("second", "first")] {
+            let (adapter, base) = (dir.path().join(name), dir.path().join(base));
+            fs::create_dir(&adapter).unwrap();
+            let config = serde_json::json!({
+                "peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": base,
+            });
+            fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
+        }
+        for name in ["own", "first", "second"] {
+            let error = format!("{:#}", Input::read(&dir.path().join(name)).unwrap_err());
+            assert!(error.contains("is an adapter itself: merge that into its own base first"), "{error}");
+        }
+    }
+
+    #[test]
     fn what_is_missing_is_named() {
         let error = format!("{:#}", Input::read(Path::new("/nowhere/x")).unwrap_err());
         assert!(error.starts_with("cannot read /nowhere/x"), "{error}");

@@ -11,7 +11,10 @@ use super::{
     device::{self, Choice as DeviceChoice},
 };
 use crate::{
-    config::{self, Origin, paths},
+    config::{
+        self, Origin,
+        paths::{Places, Visit},
+    },
     hub,
 };
 
@@ -41,7 +44,9 @@ pub struct Kind {
     /// What its keys mean, as a JSON schema.
     pub schema: fn() -> Value,
     /// A stage from a recipe.
-    pub from_mapping: fn(&Map<String, Value>, &Origin) -> anyhow::Result<Planned>,
+    pub from_mapping: FromMapping,
+    /// The inputs among the values of a configuration that was written down; none where it is not one of this kind.
+    pub places: fn(&Value) -> Option<Places>,
     /// A stage from a file and flags.
     pub load: Load,
 }
@@ -60,6 +65,9 @@ pub enum Product {
 /// Makes a stage from a configuration file and `--key value` flags.
 pub type Load = fn(Option<&Path>, &[(String, String)]) -> anyhow::Result<Planned>;
 
+/// Makes a stage from the keys of a recipe; another value may be put in the place of each input before it is checked.
+pub type FromMapping = fn(&Map<String, Value>, &Origin, &mut Visit<'_>) -> anyhow::Result<Planned>;
+
 /// The work of a stage.
 pub type Work = Box<dyn Fn(&StageContext) -> anyhow::Result<Value>>;
 
@@ -67,6 +75,8 @@ pub type Work = Box<dyn Fn(&StageContext) -> anyhow::Result<Value>>;
 pub struct Planned {
     /// Every value.
     pub config: Value,
+    /// Which of them are inputs.
+    pub places: Places,
     /// What it reads.
     pub inputs: Vec<PathBuf>,
     /// The work itself.
@@ -82,6 +92,7 @@ impl Kind {
             defaults: defaults::<C>,
             schema: config::schema::of::<C>,
             from_mapping: from_mapping::<C>,
+            places: places::<C>,
             load: load::<C>,
         }
     }
@@ -113,8 +124,19 @@ fn defaults<C: Stage>() -> Map<String, Value> {
     }
 }
 
-fn from_mapping<C: Stage>(given: &Map<String, Value>, origin: &Origin) -> anyhow::Result<Planned> {
-    plan(config::from_mapping::<C>(given, origin)?).map_err(|error| origin.within(error))
+fn from_mapping<C: Stage>(
+    given: &Map<String, Value>,
+    origin: &Origin,
+    visit: &mut Visit<'_>,
+) -> anyhow::Result<Planned> {
+    let stage = config::from_mapping::<C>(given, origin)?;
+    let mut config = serde_json::to_value(&stage)?;
+    Places::of(&stage)?.visit(&mut config, visit)?;
+    plan::<C>(serde_json::from_value(config)?).map_err(|error| origin.within(error))
+}
+
+fn places<C: Stage>(config: &Value) -> Option<Places> {
+    Places::of(&C::deserialize(config).ok()?).ok()
 }
 
 fn load<C: Stage>(file: Option<&Path>, overrides: &[(String, String)]) -> anyhow::Result<Planned> {
@@ -123,7 +145,7 @@ fn load<C: Stage>(file: Option<&Path>, overrides: &[(String, String)]) -> anyhow
 
 fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
     stage.check()?;
-    let config = serde_json::to_value(&stage)?;
+    let (config, places) = (serde_json::to_value(&stage)?, Places::of(&stage)?);
     // A stage with a key `dtype` of this type computes in it (that of a soup is the type of what it writes); others in
     // 32-bit.
     let computes = defaults::<C>().get("dtype").is_some_and(|dtype| ComputeType::deserialize(dtype).is_ok());
@@ -140,5 +162,5 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
             opened.device.scope(|| stage.run(context))
         })
     });
-    Ok(Planned { inputs: paths::inputs(&config), config, work })
+    Ok(Planned { inputs: places.paths(&config), config, places, work })
 }

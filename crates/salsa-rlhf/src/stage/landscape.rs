@@ -21,6 +21,7 @@ use super::{
     ppo::config::Gold,
     source::DataSource,
 };
+use crate::config::paths::{ModelPath, NoEffect};
 use crate::{
     atomic, input,
     progress::Progress,
@@ -41,9 +42,9 @@ use survey::{Measured, Survey};
 pub struct LandscapeConfig {
     /// Two checkpoints for a line, three for a plane; of one architecture and tokenizer.
     #[schemars(extend("x-heading" = "Models and data"))]
-    pub models: Vec<PathBuf>,
+    pub models: Vec<ModelPath>,
     /// The reward model that scores answers.
-    pub reward_model_path: PathBuf,
+    pub reward_model_path: ModelPath,
     /// The prompts that every point answers.
     pub prompts: DataSource,
     /// A reward function besides the learned one. None: none.
@@ -78,7 +79,7 @@ pub struct LandscapeConfig {
     #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
     /// Answers generated at once, at least 1; changes none of them, only speed and memory.
-    pub decode_slots: usize,
+    pub decode_slots: NoEffect<usize>,
     /// Seed of the sampling: the same random numbers for every point.
     pub seed: u64,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
@@ -93,7 +94,7 @@ impl Default for LandscapeConfig {
     fn default() -> LandscapeConfig {
         LandscapeConfig {
             models: Vec::new(),
-            reward_model_path: PathBuf::new(),
+            reward_model_path: ModelPath::new(),
             prompts: DataSource::default(),
             gold: None,
             eval_dataset: None,
@@ -108,7 +109,7 @@ impl Default for LandscapeConfig {
             max_examples: None,
             max_length: 1024,
             temperature: 1.0,
-            decode_slots: 64,
+            decode_slots: NoEffect(64),
             seed: 42,
             dtype: ComputeType::Auto,
             device: DeviceChoice::Auto,
@@ -144,7 +145,7 @@ impl LandscapeConfig {
         ensure!(self.max_prompts != Some(0), "max_prompts is 0; it must be at least 1");
         ensure!(self.max_examples != Some(0), "max_examples is 0; it must be at least 1");
         check_count("max_new_tokens", self.max_new_tokens as u64, MOST_TOKENS)?;
-        check_count("decode_slots", self.decode_slots as u64, MOST_SEQUENCES)?;
+        check_count("decode_slots", *self.decode_slots as u64, MOST_SEQUENCES)?;
         ensure!(self.max_length >= 2, "max_length is {}; it must be at least 2", self.max_length);
         let temperature = self.temperature;
         ensure!(temperature >= 0.0 && temperature.is_finite(), "temperature is {temperature}; it must be 0 or above");

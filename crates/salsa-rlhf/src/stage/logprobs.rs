@@ -13,6 +13,7 @@ use super::{
     rows::{self, Rows},
     start::Found,
 };
+use crate::config::paths::{DataPath, ModelPath};
 use crate::progress::Progress;
 
 /// What `salsa logprobs` can be told.
@@ -21,9 +22,9 @@ use crate::progress::Progress;
 pub struct LogprobsConfig {
     /// Language-model checkpoint whose log-probabilities are wanted.
     #[schemars(extend("x-heading" = "Model and files"))]
-    pub model: PathBuf,
+    pub model: ModelPath,
     /// JSON lines with `tokens`, `prompt` and `response`, `messages`, or `text`.
-    pub input: PathBuf,
+    pub input: DataPath,
     /// File of the same lines with `tokens` and `logprobs`.
     pub output: PathBuf,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
@@ -38,8 +39,8 @@ pub struct LogprobsConfig {
 impl Default for LogprobsConfig {
     fn default() -> LogprobsConfig {
         LogprobsConfig {
-            model: PathBuf::new(),
-            input: PathBuf::new(),
+            model: ModelPath::new(),
+            input: DataPath::new(),
             output: PathBuf::new(),
             dtype: ComputeType::Float32,
             device: DeviceChoice::Auto,

@@ -1,9 +1,5 @@
 //! Where a language model comes from: one checkpoint, or the mean of several, made in memory.
-use std::{
-    fmt,
-    ops::Range,
-    path::{Path, PathBuf},
-};
+use std::{fmt, ops::Range, path::Path};
 
 use anyhow::{Context, ensure};
 use salsa_algo::soup::{Normalize, Weights as Shares, weighted_mean};
@@ -17,6 +13,7 @@ use super::{
     start::{language_model_weights, open_language_model},
 };
 use crate::checkpoint::Checkpoint;
+use crate::config::paths::ModelPath;
 
 /// A language model: a checkpoint, or the weighted mean of several, made in memory.
 ///
@@ -28,7 +25,7 @@ use crate::checkpoint::Checkpoint;
 #[serde(untagged)]
 pub enum ModelSource {
     /// A checkpoint directory.
-    Path(PathBuf),
+    Path(ModelPath),
     /// A soup of checkpoint directories.
     Soup(SoupSource),
 }
@@ -38,7 +35,7 @@ pub enum ModelSource {
 #[serde(deny_unknown_fields)]
 pub struct SoupSource {
     /// The ingredients of a soup made in memory, at least one.
-    pub models: Vec<PathBuf>,
+    pub models: Vec<ModelPath>,
     /// One number for each, with sum 1. Empty: all the same. The paper's `alpha` is the second of two.
     #[serde(default)]
     pub weights: Vec<f64>,
@@ -49,7 +46,7 @@ impl ModelSource {
     pub fn paths(&self) -> Vec<&Path> {
         match self {
             ModelSource::Path(path) => vec![path],
-            ModelSource::Soup(soup) => soup.models.iter().map(PathBuf::as_path).collect(),
+            ModelSource::Soup(soup) => soup.models.iter().map(AsRef::as_ref).collect(),
         }
     }
 

@@ -171,7 +171,7 @@ mod tests {
             println!("skipped: {} is not there", data.display());
             return;
         }
-        let examples = DataSource::Path(data).load().unwrap().examples;
+        let examples = DataSource::Path(data.into()).load().unwrap().examples;
         let wins = |example: &Example| match example {
             Example::Preference(pair) => longer_wins(&pair.chosen, &pair.rejected),
             other => panic!("{other:?}"),

@@ -111,7 +111,7 @@ impl Run<'_> {
             seed: config.seed,
             max_new_tokens: config.response_length,
             stop_tokens: self.encoder.ends().to_vec(),
-            slots: config.decode_slots,
+            slots: *config.decode_slots,
             ..Sampling::default()
         };
         let responses = self.learner.policy.generate(&prompts, &sampling, &mut |_| ());
@@ -228,7 +228,7 @@ pub fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> 
         progress.message(&measure::headline(&metrics));
         progress.set(done);
         let stopped = done < total && context.interrupted();
-        if stopped || (config.save_steps > 0 && done.is_multiple_of(config.save_steps) && done < total) {
+        if stopped || (*config.save_steps > 0 && done.is_multiple_of(*config.save_steps) && done < total) {
             checkpoints.save(&run.snapshot(done))?;
         }
         if stopped {

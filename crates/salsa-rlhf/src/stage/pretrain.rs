@@ -18,6 +18,7 @@ use super::{
     start,
     trainer::{self, Job, Lengths, Objective},
 };
+use crate::config::paths::ModelPath;
 use crate::{
     chat::{self, BUILTIN_SPECIAL_TOKENS, BUILTIN_TEMPLATE, ChatTemplate},
     checkpoint::{self, Companions, Family, SaveOptions, SpecialTokens},
@@ -38,7 +39,7 @@ pub struct PretrainConfig {
     pub output_dir: PathBuf,
     /// Directory with a tokenizer to use. None: one is trained on the texts.
     #[schemars(extend("x-heading" = "Tokenizer and shape"))]
-    pub tokenizer_name_or_path: Option<PathBuf>,
+    pub tokenizer_name_or_path: Option<ModelPath>,
     /// Most tokens of a tokenizer trained here, special ones included.
     pub vocab_size: usize,
     /// Width of the model, the number of entries in each token's vector.
@@ -217,7 +218,7 @@ impl Vocabulary {
     /// The tokenizer that the configuration names, or one trained on the texts, for the built-in chat template.
     fn open(config: &PretrainConfig, examples: &[Example]) -> anyhow::Result<Vocabulary> {
         let vocabulary = Vocabulary::with_own_template(config, examples)?;
-        match config.training.chat_template.as_str() {
+        match &*config.training.chat_template {
             "" => Ok(vocabulary),
             choice => Ok(Vocabulary { template: Some(chat::source_of(choice)?), ..vocabulary }),
         }

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::inputs::Input;
-use crate::{config::paths::visit_strings, input};
+use crate::{
+    config::paths::{Places, below, visit_strings},
+    input,
+};
 
 /// What a stage was told, what it read and, once done, what came out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,13 +24,16 @@ pub struct Record {
     pub inputs: Vec<Input>,
     /// What it reports; null while it is not done.
     pub results: Value,
+    /// What the values of the configuration are; a record that was read back has none.
+    #[serde(skip)]
+    pub places: Places,
 }
 
 impl Record {
     /// A record of work to do.
-    pub fn new(stage: &str, config: Value, inputs: Vec<Input>) -> Record {
+    pub fn new(stage: &str, config: Value, places: Places, inputs: Vec<Input>) -> Record {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Record { stage: stage.to_owned(), version, config, inputs, results: Value::Null }
+        Record { stage: stage.to_owned(), version, config, inputs, results: Value::Null, places }
     }
 
     /// The record at `path`, if there is one.
@@ -44,7 +50,7 @@ impl Record {
 
     /// The first thing in which `now` differs from this record, in words.
     ///
-    /// The output directory and the version do not count, and an input counts by the place where it is named and by its
+    /// The output directory, the version and values of no effect do not count, and an input counts by the place where it is named and by its
     /// bytes, not by its path: a run directory may be moved, two inputs cannot change places.
     pub fn difference(&self, now: &Record) -> Option<String> {
         if self.stage != now.stage {
@@ -62,14 +68,16 @@ impl Record {
             }
             config
         };
-        Digests { then: self.digests(), now: now.digests() }.difference("", &keys(self), &keys(now))
+        let (then, places) = (self.digests(&now.places), &now.places);
+        Comparison { then, now: now.digests(places), places }.difference("", &keys(self), &keys(now))
     }
 
-    /// The digest of what is named at each place of the configuration.
-    fn digests(&self) -> HashMap<String, &str> {
+    /// The digest of what is named at each of these places of the configuration.
+    fn digests(&self, places: &Places) -> HashMap<String, &str> {
         let mut digests = HashMap::new();
-        visit_strings(&mut self.config.clone(), "", "", &mut |kind, place, text| {
-            let input = self.inputs.iter().find(|input| kind.is_some() && input.path == Path::new(text));
+        visit_strings(&mut self.config.clone(), "", &mut |place, text| {
+            let is_input = places.inputs.contains_key(place);
+            let input = self.inputs.iter().find(|input| is_input && input.path == Path::new(text));
             digests.extend(input.map(|input| (place.to_owned(), input.sha256.as_str())));
             Ok(None)
         })
@@ -78,19 +86,23 @@ impl Record {
     }
 }
 
-/// What the inputs of two records were, place by place.
-struct Digests<'a> {
+/// What the inputs of two records were, place by place of the later one.
+struct Comparison<'a> {
     then: HashMap<String, &'a str>,
     now: HashMap<String, &'a str>,
+    places: &'a Places,
 }
 
-impl Digests<'_> {
+impl Comparison<'_> {
     fn difference(&self, place: &str, then: &Value, now: &Value) -> Option<String> {
         match (then, now) {
             (Value::Object(then), Value::Object(now)) => {
                 let keys = now.keys().chain(then.keys().filter(|key| !now.contains_key(*key)));
                 keys.into_iter().find_map(|key| {
-                    let place = if place.is_empty() { key.clone() } else { format!("{place}.{key}") };
+                    let place = below(place, key);
+                    if self.places.no_effect.contains(&place) {
+                        return None;
+                    }
                     match (then.get(key), now.get(key)) {
                         (Some(then), Some(now)) => self.difference(&place, then, now),
                         (Some(then), None) => Some(format!("{place} was {then} and is gone")),
@@ -130,11 +142,22 @@ pub(super) fn is_longer_form(then: &Value, now: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::paths::PathKind;
     use serde_json::json;
 
     fn record(config: Value, inputs: &[(&str, &str)]) -> Record {
         let inputs = inputs.iter().map(|(path, sha256)| Input { path: path.into(), sha256: sha256.to_string() });
-        Record::new("sft", config, inputs.collect())
+        let mut places = Places::default();
+        visit_strings(&mut config.clone(), "", &mut |place, _| {
+            let root = place.split(['.', '[']).next().unwrap();
+            if ["model", "models", "dataset", "eval_dataset", "arms", "reward_model_path"].contains(&root) {
+                places.inputs.insert(place.to_owned(), PathKind::Data);
+            }
+            Ok(None)
+        })
+        .unwrap();
+        places.no_effect.insert("training.save_steps".to_owned());
+        Record::new("sft", config, places, inputs.collect())
     }
 
     #[test]
@@ -164,6 +187,15 @@ mod tests {
             let then = record(json!({"x": then}), &[]);
             assert!(then.difference(&record(json!({"x": now}), &[])).is_some(), "others count to their last digit");
         }
+    }
+
+    #[test]
+    fn what_changes_no_result_does_not_count() {
+        let then = record(json!({"training": {"save_steps": 1, "seed": 1}}), &[]);
+        let differs = |training: Value| then.difference(&record(json!({"training": training}), &[]));
+        assert_eq!(differs(json!({"save_steps": 2, "seed": 1})), None);
+        assert_eq!(differs(json!({"seed": 1})), None, "a record of a version that had the key");
+        assert_eq!(differs(json!({"save_steps": 2, "seed": 2})).unwrap(), "training.seed was 1 and is 2 now");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the KL penalty is measured against, and the other frozen models that a PPO run looks at.
 //!
 //! SALSA is one line here: [`ReferenceConfig::Soup`]. Setting the weight of the second ingredient to 0 makes plain PPO.
-use std::path::PathBuf;
+use crate::config::paths::ModelPath;
 
 use anyhow::{Context, bail, ensure};
 use salsa_algo::{
@@ -27,12 +27,12 @@ pub enum ReferenceConfig {
     Sft {
         /// The SFT model. None: where the policy starts.
         #[serde(default)]
-        model: Option<PathBuf>,
+        model: Option<ModelPath>,
     },
     /// The weighted mean of SFT models: SALSA.
     Soup {
         /// The models: ingredients of the soup, or references side by side.
-        models: Vec<PathBuf>,
+        models: Vec<ModelPath>,
         /// One number for each model, with sum 1. Empty: all the same (the paper's alpha = 0.5 for two).
         #[serde(default)]
         weights: Vec<f64>,
@@ -52,7 +52,7 @@ pub enum ReferenceConfig {
     /// Several models at once; the penalty is the weighted mean of their KLs (the paper's control MKL).
     Multi {
         /// The models: ingredients of the soup, or references side by side.
-        models: Vec<PathBuf>,
+        models: Vec<ModelPath>,
         /// One number for each model, with sum 1. Empty: all the same (the paper's alpha = 0.5 for two).
         #[serde(default)]
         weights: Vec<f64>,
@@ -60,7 +60,7 @@ pub enum ReferenceConfig {
     /// The normalised geometric mean of several distributions: averages log-probs where a soup averages weights.
     Geometric {
         /// The models: ingredients of the soup, or references side by side.
-        models: Vec<PathBuf>,
+        models: Vec<ModelPath>,
         /// One number for each model, with sum 1. Empty: all the same (the paper's alpha = 0.5 for two).
         #[serde(default)]
         weights: Vec<f64>,
@@ -107,7 +107,7 @@ impl ReferenceConfig {
     /// If the weights do not go with the models.
     pub fn frozen(&self, start: &ModelSource) -> anyhow::Result<Vec<(ModelSource, f64)>> {
         let soup =
-            |models: &[PathBuf], weights: &[f64]| SoupSource { models: models.to_vec(), weights: weights.to_vec() };
+            |models: &[ModelPath], weights: &[f64]| SoupSource { models: models.to_vec(), weights: weights.to_vec() };
         Ok(match self {
             ReferenceConfig::Sft { model } => {
                 vec![(model.clone().map_or_else(|| start.clone(), ModelSource::Path), 1.0)]

@@ -5,7 +5,7 @@
 //! checkpoint that does not match its digest is passed over; one with a number that is not finite is never written.
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::record::is_longer_form;
-use crate::{atomic, input};
+use crate::{atomic, config::paths::below, input};
 
 /// Everything a stage needs to go on after `step` as if it had never stopped.
 pub struct Snapshot<'a> {
@@ -92,13 +92,28 @@ impl Restored {
 /// The resumable checkpoints of one output directory.
 pub struct Checkpoints {
     dir: PathBuf,
-    fingerprint: Value,
+    fingerprint: Fingerprint,
+}
+
+/// All that the result of a run depends on.
+#[derive(Clone, Debug)]
+pub struct Fingerprint {
+    /// What is written down.
+    pub value: Value,
+    /// The places in it of values that change no result.
+    pub no_effect: BTreeSet<String>,
+}
+
+impl From<Value> for Fingerprint {
+    fn from(value: Value) -> Fingerprint {
+        Fingerprint { value, no_effect: BTreeSet::new() }
+    }
 }
 
 impl Checkpoints {
     /// Checkpoints under `output_dir` of a run described by `fingerprint`: all that its result depends on.
-    pub fn new(output_dir: &Path, fingerprint: Value) -> Checkpoints {
-        Checkpoints { dir: output_dir.join("checkpoints"), fingerprint }
+    pub fn new(output_dir: &Path, fingerprint: impl Into<Fingerprint>) -> Checkpoints {
+        Checkpoints { dir: output_dir.join("checkpoints"), fingerprint: fingerprint.into() }
     }
 
     /// Writes a snapshot atomically and removes all but the newest two, and those of later steps: they were damaged, or
@@ -112,7 +127,7 @@ impl Checkpoints {
         let path = self.dir.join(format!("step-{}", snapshot.step));
         let contents = Contents {
             step: snapshot.step,
-            fingerprint: self.fingerprint.clone(),
+            fingerprint: self.fingerprint.value.clone(),
             optimizer_steps: snapshot.optimizer_steps.clone(),
             state: snapshot.state.clone(),
         };
@@ -187,7 +202,7 @@ impl Checkpoints {
 
     fn check_fingerprint(&self, found: &Value, dir: &Path) -> anyhow::Result<()> {
         let mut differences = Vec::new();
-        differing("", found, &self.fingerprint, &mut differences);
+        self.fingerprint.differing("", found, &self.fingerprint.value, &mut differences);
         if differences.is_empty() {
             return Ok(());
         }
@@ -337,21 +352,26 @@ fn read(dir: &Path, step: u64) -> anyhow::Result<(Value, Restored)> {
     Ok((fingerprint, Restored { step, state, buffers, optimizer_steps, dir: dir.to_owned() }))
 }
 
-/// Lists the keys in which two values differ, with both values.
-fn differing(key: &str, found: &Value, wanted: &Value, differences: &mut Vec<String>) {
-    match (found, wanted) {
-        (Value::Object(a), Value::Object(b)) => {
-            let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-            for name in keys {
-                let path = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
-                let get = |map: &serde_json::Map<String, Value>| map.get(name).cloned().unwrap_or_default();
-                differing(&path, &get(a), &get(b), differences);
+impl Fingerprint {
+    /// Lists the keys in which two values differ, with both values.
+    fn differing(&self, key: &str, found: &Value, wanted: &Value, differences: &mut Vec<String>) {
+        match (found, wanted) {
+            (Value::Object(a), Value::Object(b)) => {
+                let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+                for name in keys {
+                    let path = below(key, name);
+                    if self.no_effect.contains(&path) {
+                        continue;
+                    }
+                    let get = |map: &serde_json::Map<String, Value>| map.get(name).cloned().unwrap_or_default();
+                    self.differing(&path, &get(a), &get(b), differences);
+                }
             }
+            _ if found != wanted && !is_longer_form(found, wanted) => {
+                differences.push(format!("{key} was {found} and is now {wanted}"))
+            }
+            _ => {}
         }
-        _ if found != wanted && !is_longer_form(found, wanted) => {
-            differences.push(format!("{key} was {found} and is now {wanted}"))
-        }
-        _ => {}
     }
 }
 

@@ -1,4 +1,5 @@
 //! The reward model: a language model whose head is one scalar, taught which of two responses people prefer.
+use crate::config::paths::ModelPath;
 use std::path::PathBuf;
 
 use anyhow::ensure;
@@ -30,7 +31,7 @@ use super::{
 pub struct RewardConfig {
     /// Checkpoint to start from, usually an SFT model; its language-model head is replaced by a new scalar head.
     #[schemars(extend("x-heading" = "Model and data"))]
-    pub model_name_or_path: PathBuf,
+    pub model_name_or_path: ModelPath,
     /// Preference pairs: a chosen and a rejected response to the same prompt. TRL: `dataset_name`.
     pub dataset: DataSource,
     /// Held-out pairs for the reported accuracy. None: no evaluation.
@@ -60,7 +61,7 @@ pub struct RewardConfig {
 impl Default for RewardConfig {
     fn default() -> RewardConfig {
         RewardConfig {
-            model_name_or_path: PathBuf::new(),
+            model_name_or_path: ModelPath::new(),
             dataset: DataSource::default(),
             eval_dataset: None,
             output_dir: PathBuf::new(),

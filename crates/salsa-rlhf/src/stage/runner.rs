@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::{inputs::Input, lock::Lock, memory::available, record::Record};
-use crate::{atomic, config::paths, input};
+use crate::{atomic, config::paths::Places, input};
 
 /// How a stage came by its results.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,7 +42,7 @@ impl Outcome {
 
 /// Runs `work` unless `output_dir` already holds its result.
 ///
-/// `config` is every value the stage was given; the paths in it are what it reads. `work` fills `output_dir` and returns
+/// `config` is every value the stage was given, with the places of its inputs. `work` fills `output_dir` and returns
 /// its results, which go into `stage.json`. If `work` fails, its checkpoints stay and the next call resumes.
 ///
 /// # Errors
@@ -51,11 +51,11 @@ impl Outcome {
 pub fn run_stage(
     name: &str,
     output_dir: &Path,
-    config: Value,
+    (config, places): (Value, Places),
     work: impl FnOnce() -> anyhow::Result<Value>,
 ) -> anyhow::Result<Outcome> {
-    let inputs = paths::inputs(&config).iter().map(|path| Input::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
-    let record = Record::new(name, config, inputs);
+    let inputs = places.paths(&config).iter().map(|path| Input::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let record = Record::new(name, config, places, inputs);
     if let Some(results) = finished(output_dir, &record)? {
         if [".lock", "running.json", "checkpoints"].iter().any(|name| output_dir.join(name).exists()) {
             // A process was killed between its last result and its tidying up.
@@ -205,6 +205,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::config::paths::PathKind;
     use anyhow::anyhow;
 
     struct Place {
@@ -233,7 +234,9 @@ mod tests {
         }
 
         fn run(&self, config: Value, work: impl FnOnce() -> anyhow::Result<Value>) -> anyhow::Result<Outcome> {
-            run_stage("sft", &self.out(), config, work)
+            let inputs = ["dataset", "eval_dataset", "model"].map(|key| (key.to_owned(), PathKind::Data));
+            let places = Places { inputs: inputs.into(), no_effect: ["save_steps".to_owned()].into() };
+            run_stage("sft", &self.out(), (config, places), work)
         }
 
         fn error(&self, config: Value, work: impl FnOnce() -> anyhow::Result<Value>) -> String {

@@ -1,4 +1,5 @@
 //! Supervised fine-tuning: learning to give the responses of a data set.
+use crate::config::paths::ModelPath;
 use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
@@ -27,7 +28,7 @@ use super::{
 pub struct SftConfig {
     /// Checkpoint to start from: a Hugging Face or PEFT directory.
     #[schemars(extend("x-heading" = "Model and data"))]
-    pub model_name_or_path: PathBuf,
+    pub model_name_or_path: ModelPath,
     /// Messages, prompts with completions, preferences (the chosen response is learned) or texts. TRL: `dataset_name`.
     pub dataset: DataSource,
     /// Held-out examples for the evaluation. None: no evaluation.
@@ -59,7 +60,7 @@ pub struct SftConfig {
 impl Default for SftConfig {
     fn default() -> SftConfig {
         SftConfig {
-            model_name_or_path: PathBuf::new(),
+            model_name_or_path: ModelPath::new(),
             dataset: DataSource::default(),
             eval_dataset: None,
             output_dir: PathBuf::new(),

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::{StageContext, arguments::WeightType, record::Record, runner::mark_done};
 use crate::checkpoint::{Dtype, Durability, NewTensor, Writer, write_file};
+use crate::config::paths::{ModelPath, Places, TemplateChoice};
 
 pub mod adapters;
 pub mod arithmetic;
@@ -49,10 +50,10 @@ use setting::Setting;
 pub struct SoupConfig {
     /// The ingredients: checkpoints of one architecture, vocabulary and tokenizer.
     #[schemars(extend("x-heading" = "Ingredients"))]
-    pub models: Vec<PathBuf>,
+    pub models: Vec<ModelPath>,
     /// One for each model: a LoRA adapter (a PEFT directory) that is merged into it while it is read, or an empty text.
     /// Empty: no adapters. On the command line and in mergekit's files `MODEL+ADAPTER` under `models` is the same.
-    pub adapters: Vec<PathBuf>,
+    pub adapters: Vec<ModelPath>,
     /// One number for each ingredient. Empty: all the same, with sum 1. The paper's `alpha` is the second of two. Each
     /// may differ from tensor to tensor: a list of numbers over the layers, or filters by name.
     pub weights: Vec<Setting>,
@@ -62,7 +63,7 @@ pub struct SoupConfig {
     /// What the ingredients were fine-tuned from. Needed by `ties`, `dare_linear`, `dare_ties`, `task_arithmetic` and
     /// `model_stock`; makes `slerp` and `nuslerp` follow the arc between task vectors; otherwise only the report looks at
     /// it.
-    pub base_model: Option<PathBuf>,
+    pub base_model: Option<ModelPath>,
     /// Share of the entries of a task vector that `ties` and the `dare` methods keep, above 0 and at most 1; may differ
     /// from tensor to tensor.
     pub density: Setting,
@@ -99,10 +100,10 @@ pub struct SoupConfig {
     /// Most bytes of weights in one file: a number, or such as 5GB (powers of ten).
     pub max_shard_size: ByteSize,
     /// Where tokenizer and chat template come from. None: the first ingredient that has a tokenizer.
-    pub tokenizer_source: Option<PathBuf>,
+    pub tokenizer_source: Option<ModelPath>,
     /// The soup's chat template: `chatml`, `llama3`, `alpaca` or `mistral`, a Jinja file, a Jinja text, or `auto` for the
     /// one that most of the models have. None: that of the tokenizer.
-    pub chat_template: Option<String>,
+    pub chat_template: Option<TemplateChoice>,
     /// Whether norms, angles and distances go to `geometry.json` and, as a picture, to `geometry.html`.
     pub report: bool,
     /// Whether `soup.json` gets the BLAKE3 digest of every weight file, as `b3sum` prints it.
@@ -169,15 +170,15 @@ impl SoupConfig {
         ensure!(self.adapters.is_empty(), "adapters are given both as MODEL+ADAPTER and under adapters; take one way");
         let (mut models, mut adapters) = (Vec::new(), Vec::new());
         for (given, apart) in self.models.into_iter().zip(found) {
-            let (model, adapter) = apart.unwrap_or((given, PathBuf::new()));
+            let (model, adapter) = apart.unwrap_or_else(|| (given.to_path_buf(), PathBuf::new()));
             let shown = adapter.display();
             ensure!(
                 adapter.exists() || !shown.to_string().contains('+'),
                 "{}+{shown}: a model takes one adapter; merge the first one first (salsa merge)",
                 model.display()
             );
-            models.push(model);
-            adapters.push(adapter);
+            models.push(ModelPath::from(model));
+            adapters.push(ModelPath::from(adapter));
         }
         (self.models, self.adapters) = (models, adapters);
         Ok(self)
@@ -245,8 +246,9 @@ pub fn write_new_directory(config: &SoupConfig, context: &StageContext) -> anyho
     }
     let start = Instant::now();
     let done = cook(config, &tmp, Durability::Cached, context).and_then(|cooked| {
-        let config = serde_json::to_value(config).context("configuration")?;
-        let record = Record { results: cooked.summary.clone(), ..Record::new("soup", config, Vec::new()) };
+        let value = serde_json::to_value(config).context("configuration")?;
+        let record =
+            Record { results: cooked.summary.clone(), ..Record::new("soup", value, Places::of(config)?, Vec::new()) };
         mark_done(&tmp, &record, start.elapsed().as_secs_f64())?;
         fs::rename(&tmp, dir).with_context(|| format!("cannot rename {} to {shown}", tmp.display()))?;
         Ok(cooked)

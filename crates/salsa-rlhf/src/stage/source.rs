@@ -1,15 +1,12 @@
 //! Which examples a stage reads: files, parts of files, and mixtures.
-use std::{
-    borrow::Cow,
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{borrow::Cow, fmt, path::Path};
 
 use anyhow::{Context, bail, ensure};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::{StageContext, encoder::Encoder};
+use crate::config::paths::DataPath;
 use crate::data::{self, Content, Dataset, Example, Place, Which, split_by_prompt};
 
 /// Where examples come from: a path, one part of it, or several of these together.
@@ -26,7 +23,7 @@ use crate::data::{self, Content, Dataset, Example, Place, Which, split_by_prompt
 #[serde(untagged)]
 pub enum DataSource {
     /// All examples of a file or folder.
-    Path(PathBuf),
+    Path(DataPath),
     /// Several sources, one after the other.
     Mixture(Vec<DataSource>),
     // Behind the list: a mapping may be given as a list of its values, and two paths are a list.
@@ -39,7 +36,7 @@ pub enum DataSource {
 #[serde(deny_unknown_fields)]
 pub struct DataPart {
     /// A file or folder of data, or an id of the hub.
-    pub path: PathBuf,
+    pub path: DataPath,
     /// Which part of it: a published split or, where there is none, a part by the hash of the prompt.
     pub split: Part,
 }
@@ -107,7 +104,7 @@ pub struct Loaded {
 
 impl Default for DataSource {
     fn default() -> DataSource {
-        DataSource::Path(PathBuf::new())
+        DataSource::Path(DataPath::new())
     }
 }
 
@@ -222,7 +219,7 @@ mod tests {
 
     /// The prompts of a part.
     fn prompts(path: &Path, split: &str) -> anyhow::Result<Vec<String>> {
-        let part = DataPart { path: path.to_owned(), split: Part::from(split.to_owned()) };
+        let part = DataPart { path: path.to_owned().into(), split: Part::from(split.to_owned()) };
         let prompt = |example: &Example| match example {
             Example::Prompt(Content::Text(text)) => Ok(text.clone()),
             other => bail!("{other:?}"),
@@ -259,7 +256,7 @@ mod tests {
             Example::Prompt(Content::Text(text)) if text == "b" => bail!("no b"),
             _ => Ok(()),
         };
-        let error = DataSource::Path(path).load().unwrap().try_map(refuse).unwrap_err();
+        let error = DataSource::Path(path.into()).load().unwrap().try_map(refuse).unwrap_err();
         assert!(format!("{error:#}").ends_with("x.jsonl, line 3: no b"), "{error:#}");
     }
 
@@ -268,7 +265,7 @@ mod tests {
         let source: DataSource = serde_json::from_str(r#"["a.jsonl", {"path": "b.jsonl", "split": "train"}]"#).unwrap();
         let DataSource::Mixture(sources) = source else { panic!("a list is a mixture") };
         assert_eq!(sources[0], DataSource::Path("a.jsonl".into()));
-        assert!(matches!(&sources[1], DataSource::Part(part) if part.path == Path::new("b.jsonl")));
+        assert!(matches!(&sources[1], DataSource::Part(part) if part.path == Path::new("b.jsonl").into()));
         let two: DataSource = serde_json::from_str(r#"["a.jsonl", "b.jsonl"]"#).unwrap();
         assert_eq!(
             two,

@@ -13,12 +13,13 @@ use super::{
     encoder::Encoder,
     lora::LoraArguments,
     memory::{self, Arrays, Knobs, Need, Saving, part, shape},
+    resume::Fingerprint,
     rows,
     trainer::Outcome,
 };
 use crate::{
     checkpoint::{self, AdapterToSave, Checkpoint, Companions, SaveOptions, save_adapter},
-    config::paths::visit_strings,
+    config::paths::{Places, below},
     metrics::{self, TrainerState},
 };
 
@@ -248,13 +249,15 @@ pub fn say_where_scores_are_read(checkpoint: &Checkpoint, context: &StageContext
 ///
 /// # Errors
 /// If the configuration has no JSON form.
-pub fn fingerprint(stage: &str, config: &impl Serialize) -> anyhow::Result<Value> {
+pub fn fingerprint(stage: &str, config: &impl Serialize) -> anyhow::Result<Fingerprint> {
+    let places = Places::of(config)?;
     let mut config = serde_json::to_value(config).context("configuration")?;
-    visit_strings(&mut config, "", "", &mut |kind, _, _| Ok(kind.map(|_| Value::Null)))?;
+    places.visit(&mut config, &mut |_, _, _| Ok(Some(Value::Null)))?;
     if let Value::Object(keys) = &mut config {
         keys.shift_remove("output_dir");
     }
-    Ok(json!({"stage": stage, "config": config}))
+    let no_effect = places.no_effect.iter().map(|place| below("config", place)).collect();
+    Ok(Fingerprint { value: json!({"stage": stage, "config": config}), no_effect })
 }
 
 /// Saves a trained model, or a trained adapter as a PEFT directory, with the tokenizer it came with, and

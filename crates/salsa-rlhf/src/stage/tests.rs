@@ -20,7 +20,13 @@ use super::{
 use crate::checkpoint::Checkpoint;
 
 fn arguments(max_steps: i64) -> TrainingArguments {
-    TrainingArguments { max_steps, eval_steps: 3, logging_steps: 2, save_steps: 3, ..TrainingArguments::default() }
+    TrainingArguments {
+        max_steps,
+        eval_steps: 3,
+        logging_steps: 2.into(),
+        save_steps: 3.into(),
+        ..TrainingArguments::default()
+    }
 }
 
 fn sft_config(dir: &Path, base: &Path) -> SftConfig {
@@ -31,9 +37,9 @@ fn sft_config(dir: &Path, base: &Path) -> SftConfig {
     };
     fixture::write_lines(&data, &(0..20).map(example).collect::<Vec<_>>());
     SftConfig {
-        model_name_or_path: base.to_owned(),
-        dataset: DataSource::Path(data.clone()),
-        eval_dataset: Some(DataSource::Path(data)),
+        model_name_or_path: base.to_owned().into(),
+        dataset: DataSource::Path(data.clone().into()),
+        eval_dataset: Some(DataSource::Path(data.into())),
         output_dir: dir.join("sft"),
         learning_rate: 0.01,
         max_length: 64,
@@ -45,7 +51,7 @@ fn sft_config(dir: &Path, base: &Path) -> SftConfig {
 fn reward_config(dir: &Path, base: &Path) -> RewardConfig {
     let data = fixture::preferences(&dir.join("pairs.jsonl"));
     RewardConfig {
-        model_name_or_path: base.to_owned(),
+        model_name_or_path: base.to_owned().into(),
         dataset: data.clone(),
         eval_dataset: Some(data),
         output_dir: dir.join("reward"),
@@ -60,7 +66,7 @@ fn reward_config(dir: &Path, base: &Path) -> RewardConfig {
 fn dpo_config(dir: &Path, base: &Path, loss_type: DpoLoss) -> DpoConfig {
     let data = fixture::preferences(&dir.join("pairs.jsonl"));
     DpoConfig {
-        model_name_or_path: base.to_owned(),
+        model_name_or_path: base.to_owned().into(),
         dataset: data.clone(),
         eval_dataset: Some(data),
         output_dir: dir.join("dpo"),
@@ -112,8 +118,8 @@ fn pretraining_learns_and_resumes() {
 
     resumes_bytewise(|output_dir, context| {
         let config = PretrainConfig {
-            dataset: DataSource::Path(dir.path().join("texts.jsonl")),
-            tokenizer_name_or_path: Some(base.clone()),
+            dataset: DataSource::Path(dir.path().join("texts.jsonl").into()),
+            tokenizer_name_or_path: Some(base.clone().into()),
             output_dir: output_dir.to_owned(),
             hidden_size: 16,
             num_hidden_layers: 1,
@@ -145,8 +151,8 @@ fn fine_tuning_learns_the_answer_and_resumes() {
     let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
     fixture::write_lines(&input, &[json!({"messages": [{"role": "user", "content": "the cat sat"}], "id": 7})]);
     let config = GenerateConfig {
-        model: config.output_dir,
-        input,
+        model: config.output_dir.into(),
+        input: input.into(),
         output: output.clone(),
         temperature: 0.0,
         max_new_tokens: 8,
@@ -179,7 +185,12 @@ fn the_reward_model_learns_the_preference_and_resumes() {
         .flat_map(|pair| ["chosen", "rejected"].map(|side| json!({"prompt": pair["prompt"], "response": pair[side]})))
         .collect();
     fixture::write_lines(&input, &rows);
-    let config = ScoreConfig { model: config.output_dir, input, output: output.clone(), ..ScoreConfig::default() };
+    let config = ScoreConfig {
+        model: config.output_dir.into(),
+        input: input.into(),
+        output: output.clone(),
+        ..ScoreConfig::default()
+    };
     score::run(&config, &quiet()).unwrap();
     let scores: Vec<f64> = fixture::read_lines(&output).iter().map(|row| row["score"].as_f64().unwrap()).collect();
     let mean = scores.iter().sum::<f64>() / scores.len() as f64;
@@ -217,8 +228,8 @@ fn log_probabilities_while_sampling_are_those_of_the_forward_pass() {
     let prompts = ["the cat", "a", "one day it rained and the dog ran home"];
     fixture::write_lines(&input, &prompts.map(|prompt| json!({"prompt": prompt})));
     let config = GenerateConfig {
-        model: base.clone(),
-        input,
+        model: base.clone().into(),
+        input: input.into(),
         output: output.clone(),
         max_new_tokens: 12,
         num_return_sequences: 2,
@@ -236,7 +247,8 @@ fn log_probabilities_while_sampling_are_those_of_the_forward_pass() {
     fixture::write_lines(&config.input, &rows);
     for max_tokens_per_batch in [1, 8192] {
         let (model, input, output) = (base.clone(), config.input.clone(), again.clone());
-        let config = LogprobsConfig { model, input, output, max_tokens_per_batch, ..LogprobsConfig::default() };
+        let config =
+            LogprobsConfig { model: model.into(), input, output, max_tokens_per_batch, ..LogprobsConfig::default() };
         logprobs::run(&config, &quiet()).unwrap();
         for (sampled, scored) in sampled.iter().zip(fixture::read_lines(&again)) {
             let (own, all) = (sampled["logprobs"].as_array().unwrap(), scored["logprobs"].as_array().unwrap());
@@ -252,7 +264,8 @@ fn rows_of_tokens_need_no_tokenizer() {
     let base = fixture::base(dir.path());
     fs::remove_file(base.join("tokenizer.json")).unwrap();
     let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
-    let config = LogprobsConfig { model: base, input, output: output.clone(), ..LogprobsConfig::default() };
+    let config =
+        LogprobsConfig { model: base.into(), input: input.into(), output: output.clone(), ..LogprobsConfig::default() };
     fixture::write_lines(&config.input, &[json!({"tokens": [5]}), json!({"tokens": [1, 2, 3]})]);
     logprobs::run(&config, &quiet()).unwrap();
     let rows = fixture::read_lines(&output);
@@ -280,7 +293,13 @@ fn prompts_that_leave_no_room_are_named() {
     let base = fixture::base(dir.path());
     let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
     fixture::write_lines(&input, &[json!({"tokens": [5]}), json!({"tokens": vec![1; 90]})]);
-    let config = GenerateConfig { model: base, input, output, max_new_tokens: 7, ..GenerateConfig::default() };
+    let config = GenerateConfig {
+        model: base.into(),
+        input: input.into(),
+        output,
+        max_new_tokens: 7,
+        ..GenerateConfig::default()
+    };
     let error = format!("{:#}", generate::run(&config, &quiet()).unwrap_err());
     assert!(
         error.contains("line 2: prompt of 90 tokens and max_new_tokens 7 exceed the model's context of 96"),
@@ -294,16 +313,21 @@ fn models_of_the_wrong_kind_are_refused() {
     let base = fixture::base(dir.path());
     let input = dir.path().join("in.jsonl");
     fixture::write_lines(&input, &[json!({"tokens": [5]})]);
-    let config = ScoreConfig { model: base.clone(), input, output: dir.path().join("out"), ..ScoreConfig::default() };
+    let config = ScoreConfig {
+        model: base.clone().into(),
+        input: input.into(),
+        output: dir.path().join("out"),
+        ..ScoreConfig::default()
+    };
     let error = score::run(&config, &quiet()).unwrap_err().to_string();
     assert!(error.contains("is a language model without score.weight"), "{error}");
 
     let config = RewardConfig { training: arguments(1), ..reward_config(dir.path(), &base) };
     reward::run(&config, &quiet()).unwrap();
-    let config = SftConfig { model_name_or_path: config.output_dir, ..sft_config(dir.path(), &base) };
+    let config = SftConfig { model_name_or_path: config.output_dir.into(), ..sft_config(dir.path(), &base) };
     let error = sft::run(&config, &quiet()).unwrap_err().to_string();
     assert!(error.contains("is a reward model; a language model is needed"), "{error}");
-    let config = SftConfig { model_name_or_path: base, dataset: DataSource::default(), ..config };
+    let config = SftConfig { model_name_or_path: base.into(), dataset: DataSource::default(), ..config };
     assert!(sft::run(&config, &quiet()).unwrap_err().to_string().contains("no data set is given"));
 }
 

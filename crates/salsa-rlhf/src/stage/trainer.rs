@@ -115,7 +115,7 @@ pub fn train(
         })?;
         state.advance(&step, &tally, data);
 
-        if is_due(state.step, arguments.logging_steps, total) {
+        if is_due(state.step, *arguments.logging_steps, total) {
             metrics.log(state.step, &state.log_line(learning_rate, step.epoch))?;
             state.window = Tally::new();
         }
@@ -128,7 +128,7 @@ pub fn train(
             metrics.log(state.step, &line)?;
         }
         let stopped = state.step < total && (job.stop)(state.step);
-        if stopped || (arguments.save_steps > 0 && state.step.is_multiple_of(arguments.save_steps)) {
+        if stopped || (*arguments.save_steps > 0 && state.step.is_multiple_of(*arguments.save_steps)) {
             checkpoints.save(&Snapshot::new(state.step, serde_json::to_value(&state)?).with_model("model", model))?;
         }
         if stopped {

@@ -1,5 +1,5 @@
 //! `salsa eval winrate`: how often one set of answers beats another, by a reward model or the gold reward of the toy world.
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, bail, ensure};
 use salsa_algo::stats::{Estimate, Interval, Resampling, Tally, Verdict, Z95, bootstrap_difference, bootstrap_mean};
@@ -16,6 +16,7 @@ use super::{
     score,
     start::{self, Found, Frozen},
 };
+use crate::config::paths::{DataPath, ModelPath};
 use crate::{data::Content, world};
 
 /// What `salsa eval winrate` can be told.
@@ -25,14 +26,14 @@ pub struct WinrateConfig {
     /// JSON lines with `prompt` (or `messages`) and `response`, as `salsa generate` and `salsa evaluate` write them:
     /// the side that wins or loses.
     #[schemars(extend("x-heading" = "Answers"))]
-    pub answers: PathBuf,
+    pub answers: DataPath,
     /// Answers to the same prompts: the side it is compared with.
-    pub baseline: PathBuf,
+    pub baseline: DataPath,
     /// Who says which answer is better.
     #[schemars(extend("x-heading" = "Judgement"))]
     pub judge: Judge,
     /// The reward model, if it is the judge. None: for judge `gold`, which has no model.
-    pub reward_model_path: Option<PathBuf>,
+    pub reward_model_path: Option<ModelPath>,
     /// Answers whose scores differ by no more than this tie; in units of score, at least 0.
     pub tie_margin: f64,
     /// Resamples of the bootstrap intervals, at least 1.
@@ -51,8 +52,8 @@ pub struct WinrateConfig {
 impl Default for WinrateConfig {
     fn default() -> WinrateConfig {
         WinrateConfig {
-            answers: PathBuf::new(),
-            baseline: PathBuf::new(),
+            answers: DataPath::new(),
+            baseline: DataPath::new(),
             judge: Judge::RewardModel,
             reward_model_path: None,
             tie_margin: 0.0,
@@ -240,7 +241,7 @@ mod tests {
         *,
     };
 
-    fn rows(dir: &Path, name: &str, answers: &[(&str, &str)]) -> PathBuf {
+    fn rows(dir: &Path, name: &str, answers: &[(&str, &str)]) -> std::path::PathBuf {
         let path = dir.join(name);
         let line = |(prompt, response): &(&str, &str)| json!({"prompt": prompt, "response": response});
         fixture::write_lines(&path, &answers.iter().map(line).collect::<Vec<_>>());
@@ -266,8 +267,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let answers = rows(dir.path(), "a", &[(PEAS, GOOD), ("A soup, please.", "")]);
         let baseline = rows(dir.path(), "b", &[("A soup, please.", ""), (PEAS, "")]);
-        let config =
-            WinrateConfig { answers, baseline, judge: Judge::Gold, resamples: 100, ..WinrateConfig::default() };
+        let config = WinrateConfig {
+            answers: answers.into(),
+            baseline: baseline.into(),
+            judge: Judge::Gold,
+            resamples: 100,
+            ..WinrateConfig::default()
+        };
         let result = run(&config, &fixture::quiet()).unwrap();
         assert_eq!((&result["wins"], &result["ties"], &result["losses"]), (&json!(1), &json!(1), &json!(0)));
         assert_eq!(result["win_rate"]["mean"], 0.75);
@@ -282,8 +288,8 @@ mod tests {
         let path = |name: &str| dir.path().join(name);
         fixture::write_lines(&path("prompts"), &fixture::SENTENCES.map(|text| json!({"prompt": text})));
         let sampled = GenerateConfig {
-            model: base,
-            input: path("prompts"),
+            model: base.into(),
+            input: path("prompts").into(),
             output: path("sampled"),
             max_new_tokens: 3,
             ..GenerateConfig::default()
@@ -292,15 +298,19 @@ mod tests {
         let mut rows = fixture::read_lines(&sampled.output);
         assert!(rows.iter().any(|row| row["finish_reason"] == "length"), "{rows:?}");
         let scored = |name: &str| {
-            let config =
-                ScoreConfig { model: reward.clone(), input: path(name), output: path("out"), ..ScoreConfig::default() };
+            let config = ScoreConfig {
+                model: reward.clone().into(),
+                input: path(name).into(),
+                output: path("out"),
+                ..ScoreConfig::default()
+            };
             score::run(&config, &fixture::quiet()).unwrap()["mean_score"].clone()
         };
         let judged = |name: &str| {
             let config = WinrateConfig {
-                answers: path(name),
-                baseline: path(name),
-                reward_model_path: Some(reward.clone()),
+                answers: path(name).into(),
+                baseline: path(name).into(),
+                reward_model_path: Some(reward.clone().into()),
                 resamples: 10,
                 ..WinrateConfig::default()
             };
@@ -328,8 +338,12 @@ mod tests {
             (vec![("x", ""), ("x", "")], "answers a prompt twice"),
         ] {
             let baseline = rows(dir.path(), "b", &other);
-            let config =
-                WinrateConfig { answers: answers.clone(), baseline, judge: Judge::Gold, ..WinrateConfig::default() };
+            let config = WinrateConfig {
+                answers: answers.clone().into(),
+                baseline: baseline.into(),
+                judge: Judge::Gold,
+                ..WinrateConfig::default()
+            };
             let error = format!("{:#}", run(&config, &fixture::quiet()).unwrap_err());
             assert!(error.contains(complaint), "{error}");
         }

@@ -15,7 +15,9 @@ fn faults(value: &Value, schema: &Value, root: &Value, place: &str) -> Vec<Strin
     let mut found = Vec::new();
     for (keyword, said) in keywords {
         found.extend(match keyword.as_str() {
-            "$schema" | "title" | "description" | "default" | "definitions" | "x-heading" | "then" => Vec::new(),
+            "$schema" | "title" | "description" | "default" | "definitions" | "x-heading" | "x-input" | "then" => {
+                Vec::new()
+            }
             // Read with `properties`.
             "patternProperties" | "additionalProperties" => Vec::new(),
             "propertyNames" => Vec::new(),

@@ -34,7 +34,7 @@ impl World {
     }
 
     fn models(&self, names: &[(&str, &str)]) -> BTreeMap<String, ModelSource> {
-        names.iter().map(|(name, dir)| ((*name).to_owned(), ModelSource::Path(self.path(dir)))).collect()
+        names.iter().map(|(name, dir)| ((*name).to_owned(), ModelSource::Path(self.path(dir).into()))).collect()
     }
 
     fn config(&self) -> EvaluateConfig {
@@ -42,10 +42,10 @@ impl World {
             arms: self.models(&[("sft_a", "base"), ("salsa", "other")]),
             datasets: vec![EvalSet {
                 name: "test".to_owned(),
-                dataset: DataSource::Path(self.path("prompts.jsonl")),
+                dataset: DataSource::Path(self.path("prompts.jsonl").into()),
                 max_prompts: None,
             }],
-            reward_model_path: self.path("reward"),
+            reward_model_path: self.path("reward").into(),
             anchors: self.models(&[("sft_a", "base")]),
             max_new_tokens: 5,
             output_dir: self.path("out"),
@@ -147,14 +147,14 @@ fn anchors_and_baseline_go_by_their_names() {
 fn a_model_with_too_short_a_context_is_refused_before_any_work() {
     let world = World::new();
     let good = EvaluateConfig { max_new_tokens: SHORT, ..world.config() };
-    let short = ModelSource::Path(world.path("short"));
+    let short = ModelSource::Path(world.path("short").into());
     let arm = {
         let mut config = good.clone();
         config.arms.insert("ppo".to_owned(), short.clone());
         config
     };
     let anchor = EvaluateConfig { anchors: [("soup".to_owned(), short)].into(), ..good.clone() };
-    let line = Landscape { models: (world.path("short"), world.path("short")), alphas: vec![0.5] };
+    let line = Landscape { models: (world.path("short").into(), world.path("short").into()), alphas: vec![0.5] };
     for config in [arm, anchor, EvaluateConfig { landscape: Some(line), ..good }] {
         let error = format!("{:#}", run(&config, &fixture::quiet()).unwrap_err());
         for word in ["short", "max_new_tokens 24", "context of 24", "lower max_new_tokens"] {
@@ -183,8 +183,8 @@ fn answers_can_be_judged_again() {
     }
     assert!(rows.iter().any(|row| row["finish_reason"] == "length"), "{rows:?}");
     let judged = WinrateConfig {
-        answers: answers("salsa"),
-        baseline: answers("sft_a"),
+        answers: answers("salsa").into(),
+        baseline: answers("sft_a").into(),
         reward_model_path: Some(config.reward_model_path.clone()),
         resamples: 10,
         ..WinrateConfig::default()

@@ -1,10 +1,10 @@
 //! One model that goes from point to point between checkpoints.
-use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use salsa_algo::soup::{Normalize, Weights, weighted_mean};
 use salsa_engine::{Device, Model, ModelSpec};
 
+use crate::config::paths::ModelPath;
 use crate::stage::{
     model_source::{ModelSource, first_difference},
     soup::tokenizers,
@@ -23,7 +23,7 @@ impl Blend {
     ///
     /// # Errors
     /// If one cannot be used as a language model, or they do not fit together.
-    pub fn open(paths: &[PathBuf], vocab_size: usize) -> anyhow::Result<Blend> {
+    pub fn open(paths: &[ModelPath], vocab_size: usize) -> anyhow::Result<Blend> {
         let mut read = Vec::new();
         for path in paths {
             let (spec, weights) = ModelSource::Path(path.clone()).read()?;

@@ -1,5 +1,5 @@
 //! What all points of a landscape share, and what is measured at one.
-use std::path::PathBuf;
+use crate::config::paths::ModelPath;
 
 use salsa_engine::Model;
 use serde::{Deserialize, Serialize};
@@ -44,7 +44,7 @@ impl<'a> Survey<'a> {
     /// If a model or a set cannot be used, or memory is short.
     pub fn open(config: &'a LandscapeConfig, context: &StageContext) -> anyhow::Result<Survey<'a>> {
         let LandscapeConfig { max_new_tokens, max_prompts, max_prompt_length, temperature, seed, gold, .. } = *config;
-        let answering = Answering { max_new_tokens, temperature, seed, slots: config.decode_slots, gold };
+        let answering = Answering { max_new_tokens, temperature, seed, slots: *config.decode_slots, gold };
         let syllabus = Syllabus::open(&config.models[0], &config.reward_model_path, answering, context)?;
         let asked = Asked { name: "prompts", dataset: &config.prompts, max_prompts, max_prompt_length };
         let questions = syllabus.questions(&asked, context)?;
@@ -112,7 +112,7 @@ impl<'a> Survey<'a> {
                 length_mean: estimate(&point.lengths).mean,
             }
         };
-        let name = |path: &PathBuf| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        let name = |path: &ModelPath| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         Landscape {
             models: self.config.models.iter().map(name).collect(),
             prompts: self.questions.prompts.len(),

@@ -4,6 +4,7 @@ use std::fs;
 use serde_json::json;
 
 use super::*;
+use crate::config::paths::ModelPath;
 use crate::{
     report::Landscape,
     stage::{Outcome, fixture, kinds, run_stage, soup},
@@ -31,10 +32,10 @@ impl World {
 
     fn config(&self, models: &[&str]) -> LandscapeConfig {
         LandscapeConfig {
-            models: models.iter().map(|name| self.path(name)).collect(),
-            reward_model_path: self.path("reward"),
-            prompts: DataSource::Path(self.path("prompts.jsonl")),
-            eval_dataset: Some(DataSource::Path(self.path("texts.jsonl"))),
+            models: models.iter().map(|name| self.path(name).into()).collect(),
+            reward_model_path: self.path("reward").into(),
+            prompts: DataSource::Path(self.path("prompts.jsonl").into()),
+            eval_dataset: Some(DataSource::Path(self.path("texts.jsonl").into())),
             gold: Some(Gold::Kitchen),
             steps: 5,
             divisions: 1,
@@ -49,9 +50,13 @@ impl World {
     fn run(&self, config: &LandscapeConfig, context: &StageContext) -> anyhow::Result<Outcome> {
         let given = serde_json::to_value(config).unwrap();
         let kind = kinds::find("landscape").unwrap();
-        let planned = (kind.from_mapping)(given.as_object().unwrap(), &crate::config::Origin::CommandLine).unwrap();
+        let planned =
+            (kind.from_mapping)(given.as_object().unwrap(), &crate::config::Origin::CommandLine, &mut |_, _, _| {
+                Ok(None)
+            })
+            .unwrap();
         let work = || (planned.work)(context);
-        run_stage("landscape", &config.output_dir, planned.config.clone(), work)
+        run_stage("landscape", &config.output_dir, (planned.config.clone(), planned.places.clone()), work)
     }
 }
 
@@ -81,7 +86,7 @@ fn a_point_of_the_line_is_the_soup_of_its_weights() {
     };
     soup::write_new_directory(&soup, &fixture::quiet()).unwrap();
     let alone = LandscapeConfig {
-        models: vec![world.path("soup"), world.path("a")],
+        models: vec![world.path("soup").into(), world.path("a").into()],
         steps: 2,
         start: 0.0,
         end: 1.0,
@@ -112,7 +117,7 @@ fn a_plane_holds_its_three_lines() {
     let plane = written(&config);
     assert_eq!(plane.points.len(), 15);
     let line = LandscapeConfig {
-        models: vec![world.path("a"), world.path("c")],
+        models: vec![world.path("a").into(), world.path("c").into()],
         start: -1.0,
         end: 2.0,
         steps: 4,
@@ -161,7 +166,9 @@ fn an_interrupted_run_keeps_its_points_and_goes_on() {
     }
     let given = serde_json::to_value(&config).unwrap();
     let kind = kinds::find("landscape").unwrap();
-    let planned = (kind.from_mapping)(given.as_object().unwrap(), &crate::config::Origin::CommandLine).unwrap();
+    let planned =
+        (kind.from_mapping)(given.as_object().unwrap(), &crate::config::Origin::CommandLine, &mut |_, _, _| Ok(None))
+            .unwrap();
     (planned.work)(&fixture::quiet()).unwrap();
     let (resumed, whole) = (written(&config), written(&LandscapeConfig { output_dir: world.path("whole"), ..config }));
     for i in [0, 3] {
@@ -181,7 +188,7 @@ fn what_makes_no_sense_is_refused_by_name() {
         config.validate().unwrap_err().to_string()
     };
     assert!(refused(|c| c.models.truncate(1)).starts_with("models names 1 checkpoints"));
-    assert!(refused(|c| c.reward_model_path = PathBuf::new()).contains("reward_model: DIR"));
+    assert!(refused(|c| c.reward_model_path = ModelPath::new()).contains("reward_model: DIR"));
     assert!(refused(|c| c.prompts = DataSource::default()).contains("prompts: FILE"));
     assert!(refused(|c| c.end = -1.0).contains("start is -0.5, which is not below end, -1"));
     assert!(refused(|c| c.steps = 1).contains("steps is 1"));
@@ -189,6 +196,9 @@ fn what_makes_no_sense_is_refused_by_name() {
     assert!(refused(|c| c.max_prompts = Some(0)).contains("max_prompts is 0"));
     assert!(refused(|c| c.max_examples = Some(0)).contains("max_examples is 0"));
     assert!(refused(|c| c.steps = 100_000).contains("at most 10000"));
-    let mixed = LandscapeConfig { models: vec![world.path("a"), world.path("reward")], ..world.config(&["a", "b"]) };
+    let mixed = LandscapeConfig {
+        models: vec![world.path("a").into(), world.path("reward").into()],
+        ..world.config(&["a", "b"])
+    };
     assert!(format!("{:#}", world.run(&mixed, &fixture::quiet()).unwrap_err()).contains("is a reward model"));
 }

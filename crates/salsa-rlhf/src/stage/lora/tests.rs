@@ -53,7 +53,13 @@ fn adapter() -> LoraArguments {
 }
 
 fn arguments(max_steps: i64) -> TrainingArguments {
-    TrainingArguments { max_steps, eval_steps: 3, logging_steps: 2, save_steps: 3, ..TrainingArguments::default() }
+    TrainingArguments {
+        max_steps,
+        eval_steps: 3,
+        logging_steps: 2.into(),
+        save_steps: 3.into(),
+        ..TrainingArguments::default()
+    }
 }
 
 /// Every file of a folder.
@@ -73,9 +79,9 @@ fn place() -> (tempfile::TempDir, SftConfig) {
     };
     fixture::write_lines(&data, &(0..20).map(example).collect::<Vec<_>>());
     let config = SftConfig {
-        model_name_or_path: base,
-        dataset: DataSource::Path(data.clone()),
-        eval_dataset: Some(DataSource::Path(data)),
+        model_name_or_path: base.into(),
+        dataset: DataSource::Path(data.clone().into()),
+        eval_dataset: Some(DataSource::Path(data.into())),
         output_dir: dir.path().join("sft"),
         learning_rate: 0.02,
         max_length: 64,
@@ -98,7 +104,7 @@ fn logprobs(dir: &Path) -> Vec<f32> {
 #[test]
 fn fine_tuning_an_adapter_learns_resumes_and_leaves_the_base_alone() {
     let (_dir, config) = place();
-    let before = files(&config.model_name_or_path);
+    let before = files(&&*config.model_name_or_path);
     resumes_bytewise(|output_dir, context| {
         sft::run(&SftConfig { output_dir: output_dir.to_owned(), ..config.clone() }, context)
     });
@@ -119,7 +125,7 @@ fn fine_tuning_an_adapter_learns_resumes_and_leaves_the_base_alone() {
     // Training goes on with the adapter that is there, whatever rank a new one would have.
     let more = LoraArguments { lora_r: 2, ..adapter() };
     let again = SftConfig {
-        model_name_or_path: config.output_dir.clone(),
+        model_name_or_path: config.output_dir.clone().into(),
         output_dir: config.output_dir.with_file_name("more"),
         lora: more,
         learning_rate: 0.0,
@@ -146,7 +152,9 @@ fn a_reward_adapter_learns_resumes_and_keeps_its_scale() {
     let (dir, config) = place();
     sft::run(&config, &quiet()).unwrap();
     let data = fixture::preferences(&dir.path().join("pairs.jsonl"));
-    for (name, start) in [("of-base", &config.model_name_or_path), ("of-adapter", &config.output_dir)] {
+    for (name, start) in
+        [("of-base", config.model_name_or_path.clone()), ("of-adapter", config.output_dir.clone().into())]
+    {
         let reward = RewardConfig {
             model_name_or_path: start.clone(),
             dataset: data.clone(),
@@ -165,7 +173,7 @@ fn a_reward_adapter_learns_resumes_and_keeps_its_scale() {
         let (mean, std) = opened.score_normalization().unwrap();
         assert_eq!(Some(mean), results["score_mean"].as_f64());
         assert_eq!(Some(std), results["score_std"].as_f64());
-        assert_eq!(opened.base_dir(), config.model_name_or_path);
+        assert_eq!(opened.base_dir(), &*config.model_name_or_path);
         if name == "of-adapter" {
             resumes_bytewise(|output_dir, context| {
                 reward::run(&RewardConfig { output_dir: output_dir.to_owned(), ..reward.clone() }, context)
@@ -186,7 +194,7 @@ fn dpo_of_an_adapter_starts_at_its_reference_and_resumes() {
         learning_rate: 0.01,
         max_length: 96,
         lora: adapter(),
-        training: TrainingArguments { logging_steps: 1, ..arguments(8) },
+        training: TrainingArguments { logging_steps: 1.into(), ..arguments(8) },
         ..DpoConfig::default()
     };
     dpo::run(&config, &quiet()).unwrap();

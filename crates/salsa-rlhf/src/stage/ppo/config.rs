@@ -12,6 +12,7 @@ use salsa_engine::{AdamW, Recompute};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::config::paths::{ModelPath, NoEffect};
 use crate::{
     checkpoint::{Checkpoint, SaveOptions},
     config::names,
@@ -36,7 +37,7 @@ pub struct PpoConfig {
     #[schemars(extend("x-heading" = "Models and data"))]
     pub model_name_or_path: ModelSource,
     /// The reward model; a separate critic starts from it, too.
-    pub reward_model_path: PathBuf,
+    pub reward_model_path: ModelPath,
     /// What the KL penalty is measured against. TRL: the model that the policy starts from.
     pub reference: ReferenceConfig,
     /// Models to which the policy's KL is logged besides, by names of your own (`--anchors.NAME DIR`): the same for all
@@ -69,7 +70,7 @@ pub struct PpoConfig {
     pub temperature: f32,
     /// Responses generated at once, at least 1; changes speed and memory, never the result. TRL:
     /// `local_rollout_forward_batch_size`, 64.
-    pub decode_slots: usize,
+    pub decode_slots: NoEffect<usize>,
 
     /// Coefficient beta of the KL penalty: each token's reward is `-beta * KL`; 0: no penalty. TRL: 0.05.
     #[schemars(extend("x-heading" = "Reward and KL"))]
@@ -141,7 +142,7 @@ pub struct PpoConfig {
     pub seed: u64,
     /// Updates between two resumable checkpoints. 0: none before the end (an interruption by Ctrl-C still saves one).
     /// TRL: 500.
-    pub save_steps: u64,
+    pub save_steps: NoEffect<u64>,
     /// How often sample responses are written to `samples.jsonl` over the run; 0: never. TRL: 10.
     pub num_sample_generations: u64,
     /// A reward function to log beside the learned one, never trained on. None: none.
@@ -209,8 +210,8 @@ impl Gold {
 impl Default for PpoConfig {
     fn default() -> PpoConfig {
         PpoConfig {
-            model_name_or_path: ModelSource::Path(PathBuf::new()),
-            reward_model_path: PathBuf::new(),
+            model_name_or_path: ModelSource::Path(ModelPath::new()),
+            reward_model_path: ModelPath::new(),
             reference: ReferenceConfig::default(),
             anchors: BTreeMap::new(),
             dataset: DataSource::default(),
@@ -223,7 +224,7 @@ impl Default for PpoConfig {
             response_length: 53,
             max_prompt_length: 1024,
             temperature: 0.7,
-            decode_slots: 64,
+            decode_slots: NoEffect(64),
             kl_coef: 0.05,
             kl_estimator: KlKind::K1,
             kl_target: None,
@@ -252,7 +253,7 @@ impl Default for PpoConfig {
             max_grad_norm: 1.0,
             gradient_checkpointing: false,
             seed: 42,
-            save_steps: 0,
+            save_steps: NoEffect(0),
             num_sample_generations: 10,
             gold: None,
             dtype: ComputeType::Auto,
@@ -279,7 +280,7 @@ impl PpoConfig {
             ("per_device_train_batch_size", self.per_device_train_batch_size as u64, MOST_SEQUENCES),
             ("response_length", self.response_length as u64, MOST_TOKENS),
             ("max_prompt_length", self.max_prompt_length as u64, u64::MAX),
-            ("decode_slots", self.decode_slots as u64, MOST_SEQUENCES),
+            ("decode_slots", *self.decode_slots as u64, MOST_SEQUENCES),
         ];
         for (key, value, most) in counts {
             check_count(key, value, most)?;

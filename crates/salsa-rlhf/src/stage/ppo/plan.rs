@@ -62,7 +62,7 @@ impl<'a> Plan<'a> {
             adapter: trained_adapter(&self.policy[0], &config.lora)?,
             recompute: config.recompute(),
             pass: config.per_device_train_batch_size.min(config.batch_size),
-            slots: config.decode_slots.min(config.batch_size),
+            slots: (*config.decode_slots).min(config.batch_size),
             ..Knobs::default()
         };
         let savings = [Saving::TRAINING, &[Saving::Slots("decode_slots")]].concat();

@@ -31,8 +31,8 @@ fn models(dir: &Path) {
     fixture::write_lines(&data, &(0..20).map(example).collect::<Vec<_>>());
     for (name, seed) in [("sft-a", 1), ("sft-b", 2)] {
         let config = SftConfig {
-            model_name_or_path: base.clone(),
-            dataset: DataSource::Path(data.clone()),
+            model_name_or_path: base.clone().into(),
+            dataset: DataSource::Path(data.clone().into()),
             output_dir: dir.join(name),
             learning_rate: 0.02,
             max_length: 64,
@@ -43,7 +43,7 @@ fn models(dir: &Path) {
         sft::run(&config, &quiet()).unwrap();
     }
     let config = RewardConfig {
-        model_name_or_path: dir.join("sft-a"),
+        model_name_or_path: dir.join("sft-a").into(),
         dataset: fixture::preferences(&dir.join("pairs.jsonl")),
         output_dir: dir.join("reward"),
         learning_rate: 0.02,
@@ -57,10 +57,10 @@ fn models(dir: &Path) {
 
 fn config(dir: &Path, reference: ReferenceConfig) -> PpoConfig {
     PpoConfig {
-        model_name_or_path: ModelSource::Path(dir.join("sft-a")),
-        reward_model_path: dir.join("reward"),
+        model_name_or_path: ModelSource::Path(dir.join("sft-a").into()),
+        reward_model_path: dir.join("reward").into(),
         reference,
-        dataset: DataSource::Path(dir.join("sft.jsonl")),
+        dataset: DataSource::Path(dir.join("sft.jsonl").into()),
         output_dir: dir.join("ppo"),
         total_episodes: 16,
         batch_size: 8,
@@ -75,7 +75,7 @@ fn config(dir: &Path, reference: ReferenceConfig) -> PpoConfig {
 }
 
 fn soup(dir: &Path) -> ReferenceConfig {
-    ReferenceConfig::Soup { models: vec![dir.join("sft-a"), dir.join("sft-b")], weights: Vec::new() }
+    ReferenceConfig::Soup { models: vec![dir.join("sft-a").into(), dir.join("sft-b").into()], weights: Vec::new() }
 }
 
 /// Makes an adapter stand on a copy of its base.
@@ -104,8 +104,8 @@ fn all_roles_share_one_base() {
     let dir = tempfile::tempdir().unwrap();
     models(dir.path());
     let mut config = config(dir.path(), soup(dir.path()));
-    config.anchors.insert("sft_b".to_owned(), ModelSource::Path(dir.path().join("sft-b")));
-    config.anchors.insert("base".to_owned(), ModelSource::Path(dir.path().join("base")));
+    config.anchors.insert("sft_b".to_owned(), ModelSource::Path(dir.path().join("sft-b").into()));
+    config.anchors.insert("base".to_owned(), ModelSource::Path(dir.path().join("base").into()));
     let (run, _) = Run::open(&config, &quiet()).unwrap();
     let policy: &Model = &run.learner.policy;
     assert!(policy.shares_base(run.learner.critic.as_ref().unwrap()), "the critic");
@@ -124,7 +124,7 @@ fn a_step_on_a_shared_base_is_that_on_separate_models_to_the_bit() {
     models(dir.path());
     for critic in [CriticKind::Separate, CriticKind::Shared] {
         let reference = ReferenceConfig::Multi {
-            models: vec![dir.path().join("sft-a"), dir.path().join("sft-b")],
+            models: vec![dir.path().join("sft-a").into(), dir.path().join("sft-b").into()],
             weights: Vec::new(),
         };
         let config = PpoConfig { critic, ..config(dir.path(), reference) };
@@ -171,7 +171,8 @@ fn policies_start_from_soups_of_adapters_and_references_follow_them() {
     let dir = tempfile::tempdir().unwrap();
     models(dir.path());
     let models = vec![dir.path().join("sft-a"), dir.path().join("sft-b")];
-    let start = ModelSource::Soup(SoupSource { models: models.clone(), weights: vec![0.25, 0.75] });
+    let start =
+        ModelSource::Soup(SoupSource { models: models.iter().map(Into::into).collect(), weights: vec![0.25, 0.75] });
     for reference in [ReferenceConfig::Ema { decay: 0.5 }, ReferenceConfig::Sync { every: 1, mixup: 1.0 }] {
         let config = PpoConfig { model_name_or_path: start.clone(), ..config(dir.path(), reference.clone()) };
         let (_, _, metrics) = learned(&config);
@@ -179,8 +180,10 @@ fn policies_start_from_soups_of_adapters_and_references_follow_them() {
         let kl = metrics[1].get("objective/kl").unwrap();
         assert!((kl == 0.0) == matches!(reference, ReferenceConfig::Sync { .. }), "{reference:?}: {kl}");
     }
-    let whole =
-        ModelSource::Soup(SoupSource { models: vec![dir.path().join("base"), models[0].clone()], weights: Vec::new() });
+    let whole = ModelSource::Soup(SoupSource {
+        models: vec![dir.path().join("base").into(), models[0].clone().into()],
+        weights: Vec::new(),
+    });
     let config = PpoConfig { model_name_or_path: whole, ..config(dir.path(), soup(dir.path())) };
     let error = format!("{:#}", Run::open(&config, &quiet()).err().unwrap());
     assert!(error.contains("a soup of whole models"), "{error}");

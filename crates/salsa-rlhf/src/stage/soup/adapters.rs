@@ -1,5 +1,5 @@
 //! Soups of adapters of one base: the mean of low-rank adapters is a low-rank adapter.
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use salsa_algo::soup::{LowRank, Normalize, Weights, compress, concatenate, weighted_mean};
@@ -13,6 +13,7 @@ use super::{
     ingredients::LOST_NORMALIZATION,
     tokenizers,
 };
+use crate::config::paths::ModelPath;
 use crate::{
     atomic,
     checkpoint::{AdapterToSave, Checkpoint, Companions, Dtype, PeftAdapter, save_adapter},
@@ -23,7 +24,7 @@ use crate::{
 mod tests;
 
 /// Whether one of the folders is a PEFT directory.
-pub(super) fn any(models: &[PathBuf]) -> bool {
+pub(super) fn any(models: &[ModelPath]) -> bool {
     models.iter().any(|dir| PeftAdapter::is_one(dir))
 }
 
@@ -103,7 +104,7 @@ pub(super) fn cook(
 
 /// What the soup was made of.
 fn record(config: &SoupConfig, weights: &[f64], summary: &Value) -> anyhow::Result<Value> {
-    let ingredient = |(dir, weight): (&PathBuf, &f64)| -> anyhow::Result<Value> {
+    let ingredient = |(dir, weight): (&ModelPath, &f64)| -> anyhow::Result<Value> {
         let path = dir.join("adapter_model.safetensors");
         let mut ingredient = json!({ "path": dir, "weight": weight });
         if config.digests && path.is_file() {

@@ -21,7 +21,7 @@ pub(super) fn put<'a>(
     models: impl Iterator<Item = &'a Path>,
 ) -> anyhow::Result<Companions> {
     let Some(choice) = &config.chat_template else { return Ok(companions) };
-    let source = match choice.as_str() {
+    let source = match &**choice {
         "auto" => most_common(models)?,
         text if text.contains('{') => Some(text.to_owned()),
         name => Some(chat::source_of(name).context("chat_template")?),

@@ -1,7 +1,6 @@
 //! The greedy soup: ingredients from the best to the worst, each kept only if the mean does not get worse with it.
 //!
 //! Source: Wortsman et al. 2022 (2203.05482), recipe 1.
-use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
 use salsa_algo::soup::{Normalize, Weights, weighted_mean};
@@ -11,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{SoupConfig, ingredients::Ingredients};
+use crate::config::paths::{ModelPath, NoEffect};
 use crate::{
     checkpoint::NewTensor,
     progress::Progress,
@@ -34,7 +34,7 @@ pub struct GreedyConfig {
     /// Held-out examples for the loss, or prompts for the score.
     pub dataset: DataSource,
     /// The reward model that scores answers. None: the loss decides.
-    pub reward_model_path: Option<PathBuf>,
+    pub reward_model_path: Option<ModelPath>,
     /// At most so many examples or prompts, from the start. None: all.
     pub max_examples: Option<usize>,
     /// Longer examples are cut off behind so many tokens, at least 2; longer prompts are left out.
@@ -45,7 +45,7 @@ pub struct GreedyConfig {
     #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
     /// Answers generated at once, at least 1; changes none of them, only speed and memory.
-    pub decode_slots: usize,
+    pub decode_slots: NoEffect<usize>,
     /// Seed of the answers: the same random numbers for every model.
     pub seed: u64,
 }
@@ -59,7 +59,7 @@ impl Default for GreedyConfig {
             max_length: 1024,
             max_new_tokens: 128,
             temperature: 0.0,
-            decode_slots: 64,
+            decode_slots: NoEffect(64),
             seed: 42,
         }
     }
@@ -79,7 +79,7 @@ impl GreedyConfig {
         ensure!(self.max_examples != Some(0), "greedy.max_examples is 0; it must be at least 1");
         ensure!(self.max_length >= 2, "greedy.max_length is {}; it must be at least 2", self.max_length);
         ensure!(self.max_new_tokens > 0, "greedy.max_new_tokens is 0; it must be at least 1");
-        ensure!(self.decode_slots > 0, "greedy.decode_slots is 0; it must be at least 1");
+        ensure!(*self.decode_slots > 0, "greedy.decode_slots is 0; it must be at least 1");
         let temperature = self.temperature;
         ensure!(
             temperature >= 0.0 && temperature.is_finite(),
@@ -197,7 +197,7 @@ impl Judge {
             memory::check(STAGE, &Knobs::default(), &[], &need, context)?;
             return Ok(Judge::Loss(data));
         };
-        let GreedyConfig { max_new_tokens, temperature, seed, decode_slots: slots, .. } = *greedy;
+        let GreedyConfig { max_new_tokens, temperature, seed, decode_slots: NoEffect(slots), .. } = *greedy;
         let answering = Answering { max_new_tokens, temperature, seed, slots, gold: None };
         let syllabus = Syllabus::open(model.dir(), reward_model, answering, context)?;
         let asked = Asked {

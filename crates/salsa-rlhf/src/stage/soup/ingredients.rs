@@ -1,11 +1,12 @@
 //! The models that go into a soup: opened, and refused if they do not fit together, before any weight is read.
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{bail, ensure};
 use salsa_engine::ModelSpec;
 use serde_json::{Value, json};
 
 use super::{SoupConfig, arithmetic::Method, tokenizers};
+use crate::config::paths::ModelPath;
 use crate::{
     checkpoint::{Checkpoint, Companions, Dtype, NewTensor},
     stage::StageContext,
@@ -24,7 +25,7 @@ impl Ingredients {
     /// Opens the ingredients and the base, and compares each with the first.
     pub fn open(config: &SoupConfig) -> anyhow::Result<Ingredients> {
         let adapter = |i: usize| config.adapters.get(i).filter(|dir| !dir.as_os_str().is_empty());
-        let model = |(i, dir): (usize, &PathBuf)| match adapter(i) {
+        let model = |(i, dir): (usize, &ModelPath)| match adapter(i) {
             None => open(dir),
             Some(adapter) => adapted(open(dir)?, adapter),
         };

@@ -59,7 +59,7 @@ impl Kitchen {
     }
 
     fn config(&self, models: &[&PathBuf]) -> SoupConfig {
-        let models = models.iter().map(|path| (*path).clone()).collect();
+        let models = models.iter().map(|path| (*path).into()).collect();
         SoupConfig { models, output_dir: self.path("soup"), ..SoupConfig::default() }
     }
 
@@ -155,7 +155,7 @@ fn a_soup_in_memory_is_the_one_on_the_disk() {
     let kitchen = Kitchen::new();
     let dirs = ["a", "bb", "ccc"].map(|name| kitchen.random(name, &small(), F32));
     for weights in [vec![], vec![0.2, 0.5, 0.3], vec![1.5, -0.4, -0.1], vec![0.0, 1.0, 0.0]] {
-        let source = SoupSource { models: dirs.to_vec(), weights: weights.clone() };
+        let source = SoupSource { models: dirs.iter().map(Into::into).collect(), weights: weights.clone() };
         let (_, in_memory) = ModelSource::Soup(source).read().unwrap();
         let config = SoupConfig { weights: numbers(&weights), ..kitchen.config(&dirs.each_ref()) };
         assert!(kitchen.soup(&config) == in_memory, "{weights:?}");
@@ -204,7 +204,7 @@ fn the_other_methods_work_on_whole_tensors() {
     let (kitchen, spec) = (Kitchen::new(), big());
     let [base, a, b] = ["base", "a", "bb"].map(|name| kitchen.random(name, &spec, F32));
     let [w0, wa, wb] = [&base, &a, &b].map(|dir| read(dir));
-    let config = |method| SoupConfig { method, base_model: Some(base.clone()), ..kitchen.config(&[&a, &b]) };
+    let config = |method| SoupConfig { method, base_model: Some(base.clone().into()), ..kitchen.config(&[&a, &b]) };
     let by_tensor = |apply: &Apply<'_>| -> Vec<f32> {
         let mut out = vec![0.0; w0.len()];
         for view in spec.tensors() {
@@ -267,7 +267,7 @@ fn numbers_may_differ_from_tensor_to_tensor() {
 
     let ties = SoupConfig {
         method: Method::Ties,
-        base_model: Some(base.clone()),
+        base_model: Some(base.clone().into()),
         weights: vec![Setting::number(1.0), setting(json!([0.5, 2.0]))],
         densities: vec![Setting::number(0.3), t],
         scale: setting(json!([{"filter": "norm", "value": 0.5}])),
@@ -307,7 +307,7 @@ fn dare_is_the_same_each_time_and_differs_by_seed_and_tensor() {
             seed,
             density: Setting::number(0.5),
             weights: numbers(&[1.0]),
-            base_model: Some(base.clone()),
+            base_model: Some(base.clone().into()),
             ..kitchen.config(&[&ones])
         };
         let soup = kitchen.soup(&config(1));
@@ -346,7 +346,8 @@ fn soup_json_tells_what_it_was_made_of_and_companions_come_along() {
     let (a, b) = (kitchen.random("a", &spec, F32), kitchen.random("bb", &spec, Style { shard: 5000, ..F32 }));
     fs::write(b.join("tokenizer.json"), "{}").unwrap();
     fs::write(b.join("chat_template.jinja"), "{{ messages }}").unwrap();
-    let config = SoupConfig { weights: numbers(&[1.0, 3.0]), base_model: Some(a.clone()), ..kitchen.config(&[&a, &b]) };
+    let config =
+        SoupConfig { weights: numbers(&[1.0, 3.0]), base_model: Some(a.clone().into()), ..kitchen.config(&[&a, &b]) };
     write_new_directory(&config, &StageContext::quiet()).unwrap();
     let record = json_file(&config.output_dir.join("soup.json"));
     assert_eq!((&record["method"], &record["ingredients"][1]["weight"]), (&json!("linear"), &json!(0.75)));
@@ -397,7 +398,7 @@ fn the_report_measures_what_was_written() {
     let [base, a, b] = ["base", "a", "bb"].map(|name| kitchen.random(name, &spec, F32));
     let config = SoupConfig {
         weights: numbers(&[0.25, 0.75]),
-        base_model: Some(base.clone()),
+        base_model: Some(base.clone().into()),
         report: true,
         dtype: Some(WeightType::BFloat16),
         ..kitchen.config(&[&a, &b])
@@ -451,12 +452,14 @@ fn as_a_stage_it_runs_once() {
     let (a, b) = (kitchen.random("a", &small(), F32), kitchen.random("bb", &small(), F32));
     let given = json!({"models": [a, b], "weights": [0.5, 0.5], "output_dir": kitchen.path("soup")});
     let kind = kinds::find("soup").unwrap();
-    let planned = (kind.from_mapping)(given.as_object().unwrap(), &crate::config::Origin::CommandLine).unwrap();
+    let planned =
+        (kind.from_mapping)(given.as_object().unwrap(), &crate::config::Origin::CommandLine, &mut |_, _, _| Ok(None))
+            .unwrap();
     assert_eq!(planned.inputs, [a, b]);
     let context = StageContext::quiet();
     let once = || {
         let work = || (planned.work)(&context);
-        run_stage("soup", &kitchen.path("soup"), planned.config.clone(), work).unwrap()
+        run_stage("soup", &kitchen.path("soup"), (planned.config.clone(), planned.places.clone()), work).unwrap()
     };
     let Outcome::Done { results, .. } = once() else { panic!("not done") };
     assert_eq!(results["parameters"], small().parameters());

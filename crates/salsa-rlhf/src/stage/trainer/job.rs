@@ -3,7 +3,6 @@ use std::path::Path;
 
 use anyhow::bail;
 use salsa_engine::{LoraSpec, ModelSpec};
-use serde_json::Value;
 
 use super::Objective;
 use crate::stage::{
@@ -11,6 +10,7 @@ use crate::stage::{
     arguments::TrainingArguments,
     memory::{self, Arrays, Knobs, Need, Saving, part, shape},
     order::{Batching, Duration, Plan},
+    resume::Fingerprint,
 };
 
 /// How to train, apart from what.
@@ -28,7 +28,7 @@ pub struct Job<'a> {
     /// Passes over the data, used where `max_steps` is negative.
     pub num_train_epochs: f64,
     /// All that the result depends on: a checkpoint of a run with another one is refused.
-    pub fingerprint: Value,
+    pub fingerprint: Fingerprint,
     /// Asked after every step with the number of steps done: whether to checkpoint and stop here.
     pub stop: &'a dyn Fn(u64) -> bool,
 }

@@ -20,9 +20,9 @@ fn arguments() -> TrainingArguments {
         per_device_train_batch_size: 4,
         gradient_accumulation_steps: 2,
         warmup_steps: 2,
-        logging_steps: 3,
+        logging_steps: 3.into(),
         eval_steps: 4,
-        save_steps: 5,
+        save_steps: 5.into(),
         ..TrainingArguments::default()
     }
 }
@@ -35,7 +35,7 @@ fn job<'a>(dir: &'a Path, arguments: &'a TrainingArguments, stop: &'a dyn Fn(u64
         learning_rate: 0.02,
         batching: Batching::Examples(arguments.per_device_train_batch_size),
         num_train_epochs: 4.0,
-        fingerprint: json!({"stage": "test"}),
+        fingerprint: json!({"stage": "test"}).into(),
         stop,
     }
 }
@@ -123,7 +123,7 @@ fn packing_changes_no_log_probability() {
 fn a_run_that_goes_astray_stops_and_names_the_step() {
     let dir = tempfile::tempdir().unwrap();
     let mut model = fixture::trainable(VOCAB, Head::LanguageModel);
-    let (arguments, never) = (TrainingArguments { save_steps: 1, warmup_steps: 0, ..arguments() }, |_| false);
+    let (arguments, never) = (TrainingArguments { save_steps: 1.into(), warmup_steps: 0, ..arguments() }, |_| false);
     let job = Job { learning_rate: 1e30, ..job(dir.path(), &arguments, &never) };
     let error = format!("{:#}", train(&job, &mut model, &fixture::counting(31), None).err().unwrap());
     assert!(error.starts_with("test stopped at step 2 of 16"), "{error}");

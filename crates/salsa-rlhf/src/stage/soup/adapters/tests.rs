@@ -2,6 +2,7 @@
 use salsa_engine::{Activation, Batch, Device, Model, NormWeight, Query, random::Random};
 
 use super::*;
+use crate::config::paths::ModelPath;
 use crate::{
     checkpoint::{Family, SaveOptions, SpecialTokens, save},
     stage::{
@@ -69,7 +70,7 @@ fn outputs(model: &Model) -> Vec<f32> {
 
 fn config(dir: &Path, count: usize, weights: &[f64]) -> SoupConfig {
     SoupConfig {
-        models: (0..count).map(|i| dir.join(i.to_string())).collect(),
+        models: (0..count).map(|i| dir.join(i.to_string()).into()).collect(),
         weights: weights.iter().copied().map(Setting::number).collect(),
         output_dir: dir.join("soup"),
         ..SoupConfig::default()
@@ -162,7 +163,7 @@ fn what_cannot_be_mixed_is_named() {
     let (dir, _) = place(Head::LanguageModel, Family::Llama, &[shape.clone(), shape.clone()], 1);
     let (other, _) = place(Head::Scalar, Family::Llama, &[shape], 2);
     let refused = |config: SoupConfig| format!("{:#}", write_new_directory(&config, &quiet()).unwrap_err());
-    let models = |models: &[&Path]| models.iter().map(|path| path.to_path_buf()).collect::<Vec<_>>();
+    let models = |models: &[&Path]| models.iter().map(|path| ModelPath::from(*path)).collect::<Vec<_>>();
     let (zero, foreign) = (dir.path().join("0"), other.path().join("0"));
     let plain = config(dir.path(), 2, &[]);
     let error = refused(SoupConfig { models: models(&[&zero, &foreign]), ..plain.clone() });

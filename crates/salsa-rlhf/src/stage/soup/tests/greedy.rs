@@ -20,11 +20,11 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
     let texts: Vec<Value> = fixture::SENTENCES.iter().map(|text| json!({"text": text})).collect();
     fixture::write_lines(&place.path().join("held-out.jsonl"), &texts);
     let greedy = |reward_model_path| {
-        let dataset = crate::stage::source::DataSource::Path(place.path().join("held-out.jsonl"));
+        let dataset = crate::stage::source::DataSource::Path(place.path().join("held-out.jsonl").into());
         GreedyConfig { dataset, reward_model_path, max_length: 48, max_new_tokens: 4, ..GreedyConfig::default() }
     };
     let config = SoupConfig {
-        models: models.clone(),
+        models: models.iter().map(Into::into).collect(),
         method: Method::Greedy,
         greedy: Some(greedy(None)),
         output_dir: place.path().join("soup"),
@@ -48,7 +48,7 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
     let shares: Vec<f64> = (0..3).map(|i| record["ingredients"][i]["weight"].as_f64().unwrap()).collect();
     assert_eq!(shares, [0.0, 0.5, 0.5]);
     let plain = SoupConfig {
-        models: models[1..].to_vec(),
+        models: models[1..].iter().map(Into::into).collect(),
         method: Method::Linear,
         greedy: None,
         output_dir: place.path().join("plain"),
@@ -63,7 +63,7 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
     fixture::write_lines(&place.path().join("held-out.jsonl"), &prompts);
     let once = |name: &str| {
         let output_dir = place.path().join(name);
-        let config = SoupConfig { greedy: Some(greedy(Some(reward.clone()))), output_dir, ..config.clone() };
+        let config = SoupConfig { greedy: Some(greedy(Some(reward.clone().into()))), output_dir, ..config.clone() };
         write_new_directory(&config, &context).unwrap();
         json_file(&config.output_dir.join("soup.json"))["greedy"].clone()
     };

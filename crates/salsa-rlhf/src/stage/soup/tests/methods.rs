@@ -25,7 +25,7 @@ fn angles_are_those_of_whole_tensors_rows_and_columns() {
         out
     };
     let config = |method| SoupConfig { method, ..kitchen.config(&[&a, &b]) };
-    let with_base = |config: SoupConfig| SoupConfig { base_model: Some(base.clone()), ..config };
+    let with_base = |config: SoupConfig| SoupConfig { base_model: Some(base.clone().into()), ..config };
 
     for filter_wise in [false, true] {
         let stock = SoupConfig { filter_wise, ..with_base(config(Method::ModelStock)) };
@@ -93,7 +93,7 @@ fn a_task_vector_of_zeros_counts_less_and_density_zero_leaves_a_model_out() {
     let [base, a, b] = ["base", "a", "bb"].map(|name| kitchen.random(name, &spec, F32));
     let ties = |densities: &[f64], models: &[&PathBuf]| SoupConfig {
         method: Method::Ties,
-        base_model: Some(base.clone()),
+        base_model: Some(base.clone().into()),
         densities: numbers(densities),
         ..kitchen.config(models)
     };

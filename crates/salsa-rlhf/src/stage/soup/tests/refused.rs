@@ -23,7 +23,7 @@ fn what_does_not_fit_together_is_refused_by_name() {
     tokenizer(&a, 1);
     tokenizer(&b, 2);
     assert!(refused(&b).ends_with("tokenizer.json differs: the token \"soup\" is 1 and 2"), "{}", refused(&b));
-    let base = SoupConfig { base_model: Some(b), ..kitchen.config(&[&a]) };
+    let base = SoupConfig { base_model: Some(b.into()), ..kitchen.config(&[&a]) };
     assert!(kitchen.refused(&base).contains("tokenizer.json differs"));
 
     fs::write(kitchen.path("wide/adapter_config.json"), "{}").unwrap();
@@ -34,7 +34,7 @@ fn what_does_not_fit_together_is_refused_by_name() {
 #[test]
 fn what_makes_no_sense_is_refused_by_name() {
     let dirs = [PathBuf::from("a"), PathBuf::from("b")];
-    let two = || SoupConfig { models: dirs.to_vec(), ..SoupConfig::default() };
+    let two = || SoupConfig { models: dirs.iter().map(Into::into).collect(), ..SoupConfig::default() };
     let refused = |config: SoupConfig| config.validate().unwrap_err().to_string();
     assert!(refused(SoupConfig::default()).starts_with("models is empty"));
     assert!(refused(SoupConfig { weights: numbers(&[1.0]), ..two() }).starts_with("1 weights for 2 models"));
@@ -57,7 +57,7 @@ fn what_makes_no_sense_is_refused_by_name() {
     }
     let slerp = |models: &[PathBuf], weights: &[f64]| SoupConfig {
         method: Method::Slerp,
-        models: models.to_vec(),
+        models: models.iter().map(Into::into).collect(),
         weights: numbers(weights),
         ..two()
     };

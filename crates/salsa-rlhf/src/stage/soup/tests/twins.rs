@@ -1,4 +1,5 @@
 //! Ingredients that are not all stored alike: tied and untied, with adapters, with templates, in a run that was moved.
+use crate::config::paths::ModelPath;
 use salsa_engine::LoraSpec;
 
 use super::*;
@@ -68,12 +69,12 @@ fn an_adapter_is_merged_into_its_model_while_it_is_read() {
     let lora = adapter(&kitchen, &base, &spec);
     let merged = read(&lora);
     assert!(merged != read(&base));
-    let named = |model: &Path| PathBuf::from(format!("{}+{}", model.display(), lora.display()));
-    let config = SoupConfig { models: vec![named(&base), other.clone()], ..kitchen.config(&[]) };
+    let named = |model: &Path| ModelPath::from(format!("{}+{}", model.display(), lora.display()));
+    let config = SoupConfig { models: vec![named(&base), other.clone().into()], ..kitchen.config(&[]) };
     let config = config.with_adapters_apart().unwrap();
     assert_eq!(
         (&config.models, &config.adapters),
-        (&vec![base.clone(), other.clone()], &vec![lora.clone(), "".into()])
+        (&vec![base.clone().into(), other.clone().into()], &vec![lora.clone().into(), "".into()])
     );
     let expected: Vec<f32> = merged.iter().zip(read(&other)).map(|(x, y)| (x + y) / 2.0).collect();
     assert!(kitchen.soup(&config) == expected);
@@ -99,19 +100,19 @@ fn an_adapter_that_cannot_be_merged_is_refused_by_name() {
     let [base, other] = ["base", "other"].map(|name| kitchen.random(name, &spec, F32));
     let lora = adapter(&kitchen, &base, &spec);
     let apart = |models: &[&str]| {
-        let models = models.iter().map(PathBuf::from).collect();
+        let models = models.iter().map(|&model| model.into()).collect();
         SoupConfig { models, ..SoupConfig::default() }.with_adapters_apart().map_err(|error| format!("{error:#}"))
     };
     assert!(apart(&["a+b+c"]).unwrap_err().contains("a model takes one adapter"));
-    assert_eq!(apart(&["a", "b"]).unwrap().adapters, [] as [PathBuf; 0]);
+    assert_eq!(apart(&["a", "b"]).unwrap().adapters, [] as [ModelPath; 0]);
     let with_base = SoupConfig { base_model: Some("x+y".into()), ..SoupConfig::default() };
     assert!(with_base.with_adapters_apart().unwrap_err().to_string().contains("salsa merge y --output DIR"));
     // A folder that has such a name is a model.
     let plus = kitchen.random("plus+minus", &spec, F32);
-    assert_eq!(kitchen.config(&[&plus]).with_adapters_apart().unwrap().models, std::slice::from_ref(&plus));
+    assert_eq!(kitchen.config(&[&plus]).with_adapters_apart().unwrap().models, [ModelPath::from(plus.clone())]);
 
     let config = |adapters: &[&Path]| SoupConfig {
-        adapters: adapters.iter().map(|path| path.to_path_buf()).collect(),
+        adapters: adapters.iter().map(|&path| path.into()).collect(),
         ..kitchen.config(&[&base, &other])
     };
     let count = config(&[&lora]).validate().unwrap_err().to_string();
@@ -119,7 +120,8 @@ fn an_adapter_that_cannot_be_merged_is_refused_by_name() {
     let error = kitchen.refused(&config(&[&other, Path::new("")]));
     assert!(error.contains("other: there is no adapter_config.json: give a PEFT directory"), "{error}");
     let narrow = kitchen.random("narrow", &ModelSpec { intermediate_size: 32, ..spec }, F32);
-    let error = kitchen.refused(&SoupConfig { models: vec![narrow], adapters: vec![lora], ..config(&[]) });
+    let error =
+        kitchen.refused(&SoupConfig { models: vec![narrow.into()], adapters: vec![lora.into()], ..config(&[]) });
     assert!(error.contains("does not fit its base model"), "{error}");
 }
 
@@ -128,7 +130,7 @@ fn the_chat_template_is_the_one_that_was_asked_for() {
     let (kitchen, spec) = (Kitchen::new(), small());
     let dirs = ["a", "bb", "ccc"].map(|name| kitchen.random(name, &spec, F32));
     let template = |choice: &str| -> Option<String> {
-        let config = SoupConfig { chat_template: Some(choice.to_owned()), ..kitchen.config(&dirs.each_ref()) };
+        let config = SoupConfig { chat_template: Some(choice.into()), ..kitchen.config(&dirs.each_ref()) };
         write_new_directory(&config, &StageContext::quiet()).unwrap();
         let found = fs::read_to_string(config.output_dir.join("chat_template.jinja")).ok();
         fs::remove_dir_all(&config.output_dir).unwrap();
@@ -145,7 +147,7 @@ fn the_chat_template_is_the_one_that_was_asked_for() {
     fs::write(kitchen.path("t.jinja"), "{{ 3 }}").unwrap();
     assert_eq!(template(kitchen.path("t.jinja").to_str().unwrap()).unwrap(), "{{ 3 }}");
     for (choice, message) in [("{% if %}", "chat_template: "), ("exaone", "there is no chat template \"exaone\"")] {
-        let config = SoupConfig { chat_template: Some(choice.to_owned()), ..kitchen.config(&[&dirs[0]]) };
+        let config = SoupConfig { chat_template: Some(choice.into()), ..kitchen.config(&[&dirs[0]]) };
         assert!(kitchen.refused(&config).contains(message), "{choice}");
     }
 }
@@ -164,7 +166,7 @@ fn a_soup_made_anew_in_a_run_that_was_moved_is_the_same_input() {
         });
         let config = SoupConfig {
             output_dir: run.join("soup"),
-            base_model: Some(moved[0].clone()),
+            base_model: Some(moved[0].clone().into()),
             report: true,
             ..kitchen.config(&moved.each_ref())
         };
