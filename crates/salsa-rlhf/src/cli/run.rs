@@ -1,7 +1,5 @@
 //! `salsa run RECIPE.yaml`
-use std::{
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use super::print;
 use crate::{

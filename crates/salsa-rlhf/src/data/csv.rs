@@ -30,7 +30,6 @@ pub(super) fn read(path: &Arc<Path>, separator: u8, stream: Stream<'_>, visit: V
         if !more.map_err(|e| refusal(path, &reader, e))? {
             return Ok(());
         }
-        // Blank lines before a row are passed over.
         let line = row.position().map_or(line, csv::Position::line);
         let place = Place::new(path, usize::try_from(line)?, "line");
         let cells = names.iter().zip(&row).map(|(name, cell)| Ok((name.to_owned(), value(name, cell)?)));

@@ -110,7 +110,9 @@ fn visit_value(place: &Place, value: Value, visit: Visit<'_>) -> Result<()> {
     match value {
         Value::Object(record) => visit(place, record).map_err(|e| anyhow!("{place}: {e:#}")),
         Value::Array(_) if place.number() == 1 => {
-            bail!("{place}: expected an object with named columns, found a list; a file that is one list is named .json")
+            bail!(
+                "{place}: expected an object with named columns, found a list; a file that is one list is named .json"
+            )
         }
         other => bail!("{place}: expected an object with named columns, found {}", kind(&other)),
     }
@@ -118,7 +120,7 @@ fn visit_value(place: &Place, value: Value, visit: Visit<'_>) -> Result<()> {
 
 /// Why `text` is no JSON, where the parser stopped at the byte `at`.
 fn cause(text: &[u8], at: usize, error: &serde_json::Error) -> String {
-    let column = at + 1;
+    let column = error.column();
     if let Some(name) = number_of_python(text, at) {
         return format!(
             "{name} at column {column} is no JSON number (Python's json.dumps writes it all the same): write null"
@@ -140,7 +142,9 @@ fn cause(text: &[u8], at: usize, error: &serde_json::Error) -> String {
     }
     let start = text.trim_ascii_start();
     let hint = match () {
-        () if start.starts_with(b"{'") => " (Python's way of writing; json.dumps writes JSON)",
+        () if text.get(at.saturating_sub(1)..=at).is_some_and(|near| near.contains(&b'\'')) => {
+            " (Python's way of writing; json.dumps writes JSON)"
+        }
         () if error.is_eof() && start.starts_with(b"[") => " (a file that is one list is named .json)",
         () if error.is_eof() => " (a JSON lines file has one whole object on each line)",
         () => "",
@@ -151,7 +155,7 @@ fn cause(text: &[u8], at: usize, error: &serde_json::Error) -> String {
 /// `NaN` or `Infinity` about this byte.
 fn number_of_python(text: &[u8], at: usize) -> Option<&'static str> {
     let starts = |name: &str, from: usize| text.get(from..).is_some_and(|rest| rest.starts_with(name.as_bytes()));
-    let from = at.saturating_sub(1)..=at + 1;
+    let from = at.saturating_sub(2)..=at + 1;
     ["-Infinity", "Infinity", "NaN"].into_iter().find(|name| from.clone().any(|from| starts(name, from)))
 }
 

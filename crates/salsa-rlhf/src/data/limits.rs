@@ -84,7 +84,9 @@ pub(super) fn bytes_of_value(value: &Value) -> u64 {
     let inside = match value {
         Value::String(text) => text.len() as u64,
         Value::Array(list) => list.iter().map(bytes_of_value).sum(),
-        Value::Object(map) => map.iter().map(|(key, value)| key.len() as u64 + 2 * PER_VALUE + bytes_of_value(value)).sum(),
+        Value::Object(map) => {
+            map.iter().map(|(key, value)| key.len() as u64 + 2 * PER_VALUE + bytes_of_value(value)).sum()
+        }
         _ => 0,
     };
     inside + PER_VALUE

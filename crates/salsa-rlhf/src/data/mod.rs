@@ -39,8 +39,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 pub use self::files::{Place, for_each_row};
-pub use self::split::{Split, bucket, split_by_prompt};
 use self::limits::Room;
+pub use self::split::{Split, bucket, split_by_prompt};
 use crate::chat::Message;
 
 /// A prompt or a completion: plain text, or messages that a chat template renders.

@@ -18,9 +18,7 @@
 //! name of an earlier stage means what that stage leaves. `${vars.x}`, `${stages.x}`, `${out}`, `${name}` and `${seed}`
 //! are replaced in any value (`$${` is a plain `${`). Relative paths start at the recipe's directory. The whole recipe is
 //! checked, the existence of files included, before any work starts.
-use std::{
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use serde_json::{Map, Value};

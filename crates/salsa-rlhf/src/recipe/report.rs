@@ -1,8 +1,6 @@
 //! The report of a recipe's run, from what the run left: `resolved.json`, each stage's `stage.json`, `timings.json` and
 //! `metrics.jsonl`, and the evaluation.
-use std::{
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::Deserialize;
@@ -12,8 +10,7 @@ use super::{facts, pipeline};
 use crate::{
     atomic,
     config::names::plain,
-    input,
-    metrics,
+    input, metrics,
     report::{Arm, Ordered, Report, Run, label},
     stage::{evaluate::EVALUATION, kinds, landscape::LANDSCAPE, record::Record},
 };

@@ -50,6 +50,7 @@ pub mod rows;
 pub mod runner;
 pub mod score;
 pub mod sft;
+pub mod slice;
 pub mod soup;
 pub mod source;
 pub mod start;

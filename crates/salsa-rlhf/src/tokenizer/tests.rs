@@ -1,5 +1,7 @@
 //! Training, saving, loading, offsets, and the real tokenizers where they are.
 
+use std::fs;
+
 use super::*;
 
 fn corpus(repeat: usize) -> impl Iterator<Item = String> + Send {

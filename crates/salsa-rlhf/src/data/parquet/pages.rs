@@ -160,9 +160,10 @@ fn delta_is_sound(bytes: &[u8], encoding: Encoding, values: usize) -> bool {
     }
     // Shared beginnings come first, then as many endings.
     let most = MOST_SHARED.0.max(bytes.len().saturating_mul(MOST_SHARED.1)) as u64;
-    bytes.get(beginnings.end..).and_then(|rest| lengths(rest, values)).is_some_and(|endings| {
-        endings.count == beginnings.count && beginnings.sum.saturating_add(endings.sum) <= most
-    })
+    bytes
+        .get(beginnings.end..)
+        .and_then(|rest| lengths(rest, values))
+        .is_some_and(|endings| endings.count == beginnings.count && beginnings.sum.saturating_add(endings.sum) <= most)
 }
 
 /// A list of lengths.

@@ -141,7 +141,9 @@ mod tests {
 
     #[test]
     fn a_limit_of_addresses_counts_less_those_in_use() {
-        let limits = |limit: &str| format!("Limit   Soft Limit  Hard Limit  Units\nMax address space   {limit}   unlimited   bytes\n");
+        let limits = |limit: &str| {
+            format!("Limit   Soft Limit  Hard Limit  Units\nMax address space   {limit}   unlimited   bytes\n")
+        };
         let status = "Name:\tsalsa\nVmPeak:\t  99 kB\nVmSize:\t    1000 kB\n";
         assert_eq!(addresses_left(status, &limits("5000000")), Some(5_000_000 - 1_024_000));
         assert_eq!(addresses_left(status, &limits("5000")), Some(0));

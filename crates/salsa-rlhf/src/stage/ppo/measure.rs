@@ -168,6 +168,8 @@ pub fn truncate_samples(dir: &Path, done: u64) -> anyhow::Result<()> {
 }
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use salsa_engine::{Finish, Response};
 
     use super::*;
