@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 /// Most bytes of a file that is read whole: tokenizers, the largest of them, have some 40 MB.
 const MOST_BYTES: u64 = 1 << 30;
@@ -22,7 +22,7 @@ const MOST_ENTRIES: usize = 1_000_000;
 /// # Errors
 /// Names the path, and what is there if it is no regular file.
 pub fn open(path: &Path) -> Result<File> {
-    open_if_any(path)?.ok_or_else(|| anyhow!("cannot read {}: there is no such file", path.display()))
+    opened(path)?.with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// [`open`], or none if nothing is there.
@@ -30,17 +30,26 @@ pub fn open(path: &Path) -> Result<File> {
 /// # Errors
 /// As [`open`].
 pub fn open_if_any(path: &Path) -> Result<Option<File>> {
-    let refused = || format!("cannot read {}", path.display());
+    match opened(path)? {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        file => file.map(Some).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// The file, or what the system says; an error if what is there is no regular file.
+fn opened(path: &Path) -> Result<io::Result<File>> {
     // Some devices act when they are opened, so the kind is asked first; and again of what was opened.
     match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        meta => check_kind(path, &meta.with_context(refused)?)?,
+        Ok(meta) => check_kind(path, &meta)?,
+        Err(error) => return Ok(Err(error)),
     }
     let mut options = OpenOptions::new();
     let options = if is_descriptor(path) { options.read(true) } else { not_waiting(options.read(true)) };
-    let file = options.open(path).with_context(refused)?;
-    check_kind(path, &file.metadata().with_context(refused)?)?;
-    Ok(Some(file))
+    let file = options.open(path);
+    if let Ok(file) = &file {
+        check_kind(path, &file.metadata()?)?;
+    }
+    Ok(file)
 }
 
 /// The bytes of a regular file, of at most a gibibyte.

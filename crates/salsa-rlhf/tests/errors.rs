@@ -145,11 +145,13 @@ fn what_is_no_regular_file_is_refused_wherever_a_file_is_read() {
     refused("sft --model model --dataset zero.jsonl --output_dir o", "zero.jsonl");
     refused("sft --config zero.yaml", "zero.yaml");
     refused("run zero.yaml", "zero.yaml");
-    refused("soup zero.yaml --output_dir o", "zero.yaml");
+    refused("soup --config zero.yaml", "zero.yaml");
     refused("generate --model model --input zero.jsonl --output out.jsonl", "zero.jsonl");
-    refused("score --reward_model model --input zero.jsonl --output out.jsonl", "zero.jsonl");
+    let reward = PLACE.path("out/reward");
+    let reward = reward.display();
+    refused(&format!("score --model {reward} --input zero.jsonl --output out.jsonl"), "zero.jsonl");
     refused("logprobs --model model --input zero.jsonl --output out.jsonl", "zero.jsonl");
-    refused("eval winrate --reward_model model --answers zero.jsonl --baseline zero.jsonl", "zero.jsonl");
+    refused(&format!("eval winrate --reward_model {reward} --answers zero.jsonl --baseline zero.jsonl"), "zero.jsonl");
     refused("inspect zero.jsonl", "zero.jsonl");
     let text = PLACE.path("text.jsonl");
     refused(

@@ -231,7 +231,7 @@ fn ids(value: &Value) -> Vec<u32> {
 
 fn read_config(dir: &Path) -> Result<Value> {
     let path = dir.join("config.json");
-    if path.is_file() {
+    if path.exists() {
         return read_json(&path);
     }
     let shown = dir.display();

@@ -75,7 +75,7 @@ enum What {
 
 impl What {
     fn of(path: &Path) -> anyhow::Result<What> {
-        if path.is_file() {
+        if path.exists() && !path.is_dir() {
             return Ok(What::Dataset);
         }
         let has = |name: &str| path.join(name).exists();
