@@ -80,14 +80,12 @@ impl What {
         }
         let has = |name: &str| path.join(name).exists();
         if path.is_dir() && !has("config.json") && !has("adapter_config.json") && !has("model.safetensors") {
-            if crate::data::splits(path).is_ok() {
-                return Ok(What::Dataset);
-            }
+            let no_data = match crate::data::splits(path) {
+                Ok(_) => return Ok(What::Dataset),
+                Err(error) => error,
+            };
             if !has("tokenizer.json") && !has("model.safetensors.index.json") {
-                bail!(
-                    "{} holds neither a model (config.json) nor data (.jsonl, .json, .parquet, .txt files)",
-                    path.display()
-                );
+                bail!("{} holds no model (config.json), and {no_data}", path.display());
             }
         }
         Ok(What::Checkpoint)
@@ -103,7 +101,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str| std::fs::write(dir.path().join(name), "{}").unwrap();
         let error = What::of(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("neither a model (config.json) nor data"), "{error}");
+        assert!(error.contains("holds no model (config.json), and"), "{error}");
         write("data.jsonl");
         assert_eq!(What::of(dir.path()).unwrap(), What::Dataset);
         assert_eq!(What::of(&dir.path().join("data.jsonl")).unwrap(), What::Dataset);

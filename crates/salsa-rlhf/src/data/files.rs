@@ -135,7 +135,16 @@ fn read_file(path: &Path, visit: Visit<'_>) -> Result<String> {
 }
 
 fn unknown_format(path: &Path) -> anyhow::Error {
-    anyhow!("{} is no data set by its name: expected {KNOWN}", path.display())
+    let (shown, ending) = (path.display(), path.extension().unwrap_or_default().to_string_lossy().to_lowercase());
+    match ending.as_str() {
+        "arrow" => anyhow!(
+            "{shown} is an Arrow file. Convert it: python -c \"from datasets import Dataset; Dataset.from_file('{shown}').to_parquet('data.parquet')\""
+        ),
+        "zst" | "xz" | "bz2" | "zip" | "tar" => {
+            anyhow!("{shown} is compressed in a way that is not read; unpack it (gzip is read)")
+        }
+        _ => anyhow!("{shown} is no data set by its name: expected {KNOWN}"),
+    }
 }
 
 /// How a file is compressed.

@@ -80,18 +80,15 @@ fn names(files: &[DataFile]) -> Vec<String> {
 }
 
 fn list(folder: &Path) -> Result<Vec<DataFile>> {
-    let files = input::files_below(folder, DEEPEST, &|name| !name.starts_with('.'))?;
-    let mut files: Vec<_> = files.into_iter().filter(|(_, path)| is_data_file(path)).collect();
+    let all = input::files_below(folder, DEEPEST, &|name| !name.starts_with('.'))?;
+    let mut files: Vec<_> = all.iter().filter(|(_, path)| is_data_file(path)).cloned().collect();
     // Beside other data a table is a list of what there is, or figures about it.
     if files.iter().any(|(_, path)| !is_table(path)) {
         files.retain(|(_, path)| !is_table(path));
     }
     if files.is_empty() {
-        if has_arrow(folder) {
-            bail!(
-                "{} holds .arrow files, which save_to_disk wrote. Convert it: python -c \"from datasets import load_from_disk; load_from_disk('{0}').to_parquet('data.parquet')\"",
-                folder.display()
-            );
+        if let Some(remedy) = arrow_remedy(folder, &all) {
+            bail!("{} holds .arrow files, which save_to_disk wrote. Convert it: {remedy}", folder.display());
         }
         bail!("{} has no data files: expected {KNOWN} files in it", folder.display());
     }
@@ -108,14 +105,15 @@ pub(super) fn is_data_file(path: &Path) -> bool {
     !base.starts_with('.') && !NO_DATA.contains(&base.as_ref()) && Format::of(path).is_some()
 }
 
-fn has_arrow(folder: &Path) -> bool {
-    let holds = |folder: &Path| {
-        fs::read_dir(folder).is_ok_and(|mut entries| {
-            entries.any(|entry| entry.is_ok_and(|entry| entry.path().extension().is_some_and(|e| e == "arrow")))
-        })
+/// How to convert what `save_to_disk` wrote, if that is what the folder holds: one data set, or one for each split.
+fn arrow_remedy(folder: &Path, files: &[(String, PathBuf)]) -> Option<String> {
+    files.iter().find(|(name, _)| name.ends_with(".arrow"))?;
+    let shown = folder.display();
+    let convert = match folder.join("dataset_dict.json").exists() {
+        true => format!("[part.to_parquet(name + '.parquet') for name, part in load_from_disk('{shown}').items()]"),
+        false => format!("load_from_disk('{shown}').to_parquet('data.parquet')"),
     };
-    let inside = |name: &str| folder.join(name);
-    holds(folder) || holds(&inside("train")) || holds(&inside("test"))
+    Some(format!("python -c \"from datasets import load_from_disk; {convert}\""))
 }
 
 /// The data sets of a folder: what the folders of its files are called, apart from `data` and names of splits.

@@ -307,6 +307,7 @@ fn refusals_name_the_place_and_the_remedy() {
         ("x.jsonl", "{\"prompt\":\"p\",\"completion\":\"a\",\"label\":true}", &["unpaired preferences"]),
         ("x.jsonl", "{\"turns\":[]}", &["column turns"]),
         ("x.parquet", "PAR1", &["x.parquet is no readable Parquet file", "only 4 bytes"]),
+        ("x.jsonl.zst", "a", &["compressed in a way that is not read; unpack it"]),
         ("x.xlsx", "a,b", &["no data set by its name", ".jsonl, .json, .csv"]),
     ];
     for (name, text, parts) in table {

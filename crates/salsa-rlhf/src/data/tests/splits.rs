@@ -95,7 +95,13 @@ fn what_save_to_disk_wrote_is_refused_with_the_remedy() {
     std::fs::write(dir.path().join("train/data-00000-of-00001.arrow"), "x").unwrap();
     std::fs::write(dir.path().join("dataset_dict.json"), "{}").unwrap();
     let error = load(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("load_from_disk") && error.contains("to_parquet"), "{error}");
+    let splits = "[part.to_parquet(name + '.parquet') for name, part in load_from_disk('";
+    assert!(error.contains("save_to_disk wrote. Convert it: python -c") && error.contains(splits), "{error}");
+    std::fs::remove_file(dir.path().join("dataset_dict.json")).unwrap();
+    let error = load(&dir.path().join("train")).unwrap_err().to_string();
+    assert!(error.contains("train').to_parquet('data.parquet')\""), "{error}");
+    let error = load(&dir.path().join("train/data-00000-of-00001.arrow")).unwrap_err().to_string();
+    assert!(error.contains("Dataset.from_file('"), "{error}");
 }
 
 #[test]
