@@ -104,7 +104,7 @@ fn requests_that_come_and_go_leave_the_others_alone() {
     let mut decoding = model.decoding(3, 64);
     let mut tickets = Vec::new();
     let mut found: Vec<(Vec<u32>, Vec<f32>)> = vec![Default::default(); 8];
-    let mut ends = vec![None; 8];
+    let mut ends = [None; 8];
     for round in 0.. {
         if round % 2 == 0 && tickets.len() < 8 {
             tickets.push(decoding.submit(prompt(tickets.len()), &sampling(tickets.len()).into()));

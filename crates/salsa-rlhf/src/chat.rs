@@ -1,6 +1,7 @@
 //! Conversations to text and tokens, through the model's own chat template.
 
 mod choice;
+mod conversation;
 mod environment;
 mod json;
 pub mod named;
@@ -18,6 +19,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use self::choice::{CHATML, CHOICES, is_name_or_text, source_of};
+pub use self::conversation::{Conversation, TemplateArguments};
 use self::environment::Rendering;
 use crate::input;
 use crate::tokenizer::{SpecialTokenNames, Tokenizer};
@@ -100,7 +102,20 @@ impl ChatTemplate {
     /// # Errors
     /// When the template refuses the conversation (many want user and assistant in turn); says what it says.
     pub fn render(&self, messages: &[Message], prompt: GenerationPrompt) -> Result<String> {
-        self.rendering.plain(messages, prompt)
+        self.render_with(messages, &TemplateArguments::default(), prompt)
+    }
+
+    /// The same with these arguments of the template.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_with(
+        &self,
+        messages: &[Message],
+        arguments: &TemplateArguments,
+        prompt: GenerationPrompt,
+    ) -> Result<String> {
+        self.rendering.plain(messages, arguments, prompt)
     }
 
     /// A conversation as text, and the bytes of it that are assistant turns: what the template puts in
@@ -111,10 +126,22 @@ impl ChatTemplate {
     /// As [`ChatTemplate::render`]; and for a template without `{% generation %}` whose rendering of a turn depends on
     /// later ones in a way that hides where the turn is.
     pub fn render_with_spans(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
+        self.render_with_spans_and(messages, &TemplateArguments::default())
+    }
+
+    /// The same with these arguments of the template.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render_with_spans`].
+    pub fn render_with_spans_and(
+        &self,
+        messages: &[Message],
+        arguments: &TemplateArguments,
+    ) -> Result<(String, Vec<Range<usize>>)> {
         if self.rendering.marks_generation() {
-            self.rendering.marked(messages)
+            self.rendering.marked(messages, arguments)
         } else {
-            spans::by_prefixes(self, messages)
+            spans::by_prefixes(self, messages, arguments)
         }
     }
 }

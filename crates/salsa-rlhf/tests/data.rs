@@ -152,6 +152,7 @@ fn a_record_that_cannot_be_used_is_named() {
     place.write("chats.jsonl", format!("{CHATS}{}\n", r#"{"messages":[{"role":"user","content":"hi"}]}"#));
     let (_, message) = error(&place, "sft --model base --dataset chats.jsonl --output_dir out");
     assert_eq!(message, "chats.jsonl, line 4: no message is the assistant's, so there is nothing to learn");
+    assert_eq!(error(&place, "inspect chats.jsonl --model base").1, message);
     let (_, message) = error(&place, "reward --model base --dataset chats.jsonl --output_dir out");
     assert_eq!(message, "chats.jsonl, line 1: this is messages; preferences (chosen and rejected) are needed");
 }
@@ -182,16 +183,95 @@ fn every_layout_with_a_prompt_can_be_answered() {
     assert_eq!(message, "in.jsonl: line 1: this record has no prompt");
 }
 
+/// Every stage takes a prompt of text in one way and says which, and one key changes it.
 #[test]
-fn texts_that_the_chat_template_is_not_applied_to_are_told() {
+fn how_prompts_of_text_are_taken_is_told_by_every_stage() {
     let place = place();
-    let told = |data: &str| {
-        place.write("pairs.jsonl", data);
+    let pair = r#"{"prompt":"hi","chosen":" yes","rejected":" no"}"#;
+    place.write("pairs.jsonl", format!("{pair}\n{pair}"));
+    place.write("asked.jsonl", r#"{"prompt":"hi","response":" yes"}"#);
+    place.write("question.jsonl", r#"{"question":"hi","chosen":" yes","rejected":" no"}"#);
+    let stages = [
+        "sft --model base --dataset pairs.jsonl --output_dir out --max_steps 1",
+        "dpo --model base --dataset pairs.jsonl --eval_dataset pairs.jsonl --output_dir out --max_steps 1",
+        "generate --model base --input asked.jsonl --output out.jsonl --max_new_tokens 2",
+        "logprobs --model base --input asked.jsonl --output out.jsonl",
+        "inspect pairs.jsonl --model base",
+    ];
+    let told = |line: &str| {
         let _ = fs::remove_dir_all(place.path("out"));
-        let output = place.salsa("dpo --model base --dataset pairs.jsonl --output_dir out --max_steps 1");
-        let talk = String::from_utf8(output.stderr).unwrap();
-        talk.matches("pairs.jsonl: plain text, the chat template is not applied\n").count()
+        let talk = String::from_utf8(place.salsa(line).stderr).unwrap();
+        let lines: Vec<String> = talk.lines().filter(|line| line.contains("plain text")).map(str::to_owned).collect();
+        lines
     };
-    assert_eq!(told(r#"{"prompt":"hi","chosen":" yes","rejected":" no"}"#), 1);
-    assert_eq!(told(r#"{"question":"hi","chosen":" yes","rejected":" no"}"#), 0);
+    for line in stages {
+        let (plain, chat) = (told(line), told(&format!("{line} --text-prompts chat")));
+        assert!(matches!(&plain[..], [one] if one.contains("the model's chat template is not applied")), "{plain:?}");
+        assert!(matches!(&chat[..], [one] if one.contains("each is the user's message")), "{chat:?}");
+    }
+    let messages = stages[1].replace("pairs.jsonl", "question.jsonl");
+    assert_eq!(told(&messages), [] as [&str; 0]);
+    // A prompt of text as the user's message is asked as one of messages.
+    let tokens = |input: &str, more: &str| {
+        place.write("in.jsonl", input);
+        place.salsa(&format!(
+            "generate --model base --input in.jsonl --output out.jsonl --max_new_tokens 2 --temperature 0 {more}"
+        ));
+        let lines = String::from_utf8(place.bytes("out.jsonl")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&lines).unwrap()["tokens"].clone()
+    };
+    let asked = tokens(r#"{"prompt":[{"role":"user","content":"hi"}]}"#, "");
+    assert_eq!(tokens(r#"{"prompt":"hi"}"#, "--text_prompts chat"), asked);
+    assert_ne!(tokens(r#"{"prompt":"hi"}"#, ""), asked);
+}
+
+/// Columns that are not read are named by `inspect`, by stages (once, however often a set is read) and of rows.
+#[test]
+fn columns_that_are_not_read_are_named() {
+    let place = place();
+    let pair = r#"{"question":"hi","chosen":"yes","rejected":"no","rationale":"it is short and it is right"}"#;
+    place.write("pairs.jsonl", format!("{pair}\n{pair}"));
+    let row = r#"{"prompt":"hi","response":"yes","system":"s","rationale":"it is short and it is right"}"#;
+    place.write("rows.jsonl", row);
+    let told = |line: &str| {
+        let talk = String::from_utf8(place.salsa(line).stderr).unwrap();
+        talk.matches("columns that are not read: rationale (").count()
+    };
+    assert_eq!(told("inspect pairs.jsonl"), 1);
+    assert_eq!(
+        told("dpo --model base --dataset pairs.jsonl --eval_dataset pairs.jsonl --output_dir out --max_steps 1"),
+        1
+    );
+    assert_eq!(told("logprobs --model base --input rows.jsonl --output out.jsonl"), 1);
+    place.write("bare.jsonl", r#"{"chosen":"yes","rejected":"no"}"#);
+    let talk = String::from_utf8(place.salsa("inspect bare.jsonl").stderr).unwrap();
+    assert!(talk.contains("bare.jsonl: no pair has a prompt"), "{talk}");
+}
+
+/// Arguments of the template for a run, and those of a record, in what is shown and in what is computed.
+#[test]
+fn template_arguments_are_keys_and_columns() {
+    let place = place();
+    place.write(
+        "base/chat_template.jinja",
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role + (mark or ':') + m.content + '<|end|>' }}{% endfor %}\
+         {% if add_generation_prompt %}{{ 'assistant' + (mark or ':') }}{% endif %}",
+    );
+    let arguments = "--chat_template_kwargs.mark =";
+    let shown = stdout(&place, "inspect chats.jsonl --model base --example 1 --chat-template-kwargs {\"mark\":\"=\"}");
+    assert!(shown.contains("user=hi<|end|>assistant=⟦no<|end|>⟧"), "{shown}");
+    place.write("in.jsonl", r#"{"messages":[{"role":"user","content":"hi"}]}"#);
+    place.write("own.jsonl", r#"{"messages":[{"role":"user","content":"hi"}],"chat_template_kwargs":{"mark":"="}}"#);
+    let tokens = |input: &str, more: &str| {
+        place.salsa(&format!(
+            "generate --model base --input {input} --output out.jsonl --max_new_tokens 2 --temperature 0 {more}"
+        ));
+        let lines = String::from_utf8(place.bytes("out.jsonl")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&lines).unwrap()["tokens"].clone()
+    };
+    assert_eq!(tokens("in.jsonl", arguments), tokens("own.jsonl", ""));
+    assert_ne!(tokens("in.jsonl", arguments), tokens("in.jsonl", ""));
+    let (code, message) =
+        error(&place, "generate --model base --input in.jsonl --output o --chat_template_kwargs.tools 1");
+    assert!(code == 2 && message.contains("tools is no argument of a chat template"), "{code} {message}");
 }

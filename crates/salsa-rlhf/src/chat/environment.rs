@@ -6,10 +6,10 @@ use std::ops::Range;
 
 use anyhow::{Context, Result, anyhow, bail};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, ErrorKind, State, Value, context};
+use minijinja::value::{Kwargs, Serde};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
 
-use super::{GenerationPrompt, Message, json, nesting, python};
+use super::{GenerationPrompt, Message, TemplateArguments, json, nesting, python};
 use crate::tokenizer::SpecialTokenNames;
 
 const NAME: &str = "chat_template";
@@ -100,15 +100,37 @@ impl Rendering {
         self.marks_generation
     }
 
-    pub(super) fn plain(&self, messages: &[Message], prompt: GenerationPrompt) -> Result<String> {
-        self.render(messages, prompt, None)
+    pub(super) fn plain(
+        &self,
+        messages: &[Message],
+        arguments: &TemplateArguments,
+        prompt: GenerationPrompt,
+    ) -> Result<String> {
+        self.render(&self.context(messages, arguments, prompt), None)
+    }
+
+    /// What the template can name. Arguments win over the special tokens, as in transformers.
+    fn context(&self, messages: &[Message], arguments: &TemplateArguments, prompt: GenerationPrompt) -> Value {
+        let list: Vec<Value> = messages
+            .iter()
+            .map(|m| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]))
+            .collect();
+        let given = [
+            ("messages", Value::from(list)),
+            ("add_generation_prompt", Value::from(prompt == GenerationPrompt::Add)),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+        ];
+        let tokens = self.tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str())));
+        let arguments = arguments.iter().map(|(name, value)| (name, Value::from(Serde(value))));
+        Value::from_pairs(given.into_iter().chain(tokens).chain(arguments))
     }
 
     /// Renders with these characters around `{% generation %}` blocks.
-    fn render(&self, messages: &[Message], prompt: GenerationPrompt, marks: Option<(char, char)>) -> Result<String> {
-        let rendered = match self.render_in(&self.short, messages, prompt, marks) {
+    fn render(&self, context: &Value, marks: Option<(char, char)>) -> Result<String> {
+        let rendered = match self.render_in(&self.short, context, marks) {
             Err(error) if error.kind() == ErrorKind::OutOfFuel => std::thread::scope(|scope| {
-                let long = || self.render_in(&self.long, messages, prompt, marks);
+                let long = || self.render_in(&self.long, context, marks);
                 let thread = std::thread::Builder::new().stack_size(LARGE_STACK).spawn_scoped(scope, long);
                 let thread = thread.context("cannot start a thread to render a long conversation")?;
                 let done = thread.join().map_err(|_| anyhow!("the chat template cannot be rendered"))?;
@@ -122,22 +144,9 @@ impl Rendering {
     fn render_in(
         &self,
         environment: &Environment<'static>,
-        messages: &[Message],
-        prompt: GenerationPrompt,
+        context: &Value,
         marks: Option<(char, char)>,
     ) -> Result<String, Error> {
-        let list: Vec<Value> = messages
-            .iter()
-            .map(|m| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]))
-            .collect();
-        let tokens = Value::from_pairs(self.tokens.iter().cloned());
-        let context = context! {
-            messages => list,
-            add_generation_prompt => prompt == GenerationPrompt::Add,
-            tools => (),
-            documents => (),
-            ..tokens
-        };
         MARKS.set(marks);
         let rendered = environment.get_template(NAME).and_then(|template| template.render(context));
         MARKS.set(None);
@@ -145,9 +154,14 @@ impl Rendering {
     }
 
     /// The text and the byte ranges of `{% generation %}` blocks; a block inside another belongs to the outer one.
-    pub(super) fn marked(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
-        let (open, close) = unused_marks(&self.source, messages)?;
-        let rendered = self.render(messages, GenerationPrompt::Omit, Some((open, close)))?;
+    pub(super) fn marked(
+        &self,
+        messages: &[Message],
+        arguments: &TemplateArguments,
+    ) -> Result<(String, Vec<Range<usize>>)> {
+        let context = self.context(messages, arguments, GenerationPrompt::Omit);
+        let (open, close) = unused_marks(&self.source, messages, arguments)?;
+        let rendered = self.render(&context, Some((open, close)))?;
         let (mut text, mut spans) = (String::with_capacity(rendered.len()), Vec::new());
         let (mut start, mut depth, mut paired) = (0, 0usize, true);
         for piece in rendered.split_inclusive([open, close]) {
@@ -169,7 +183,7 @@ impl Rendering {
         // Marks are part of the text while the template is at work: one that counts or cuts characters sees them. A clock
         // may tick between two renderings.
         let timeless = !self.source.contains("strftime_now");
-        if !paired || timeless && text != self.plain(messages, GenerationPrompt::Omit)? {
+        if !paired || timeless && text != self.render(&context, None)? {
             bail!(
                 "the chat template changes the text of a {{% generation %}} block after the block (cuts, counts or reverses it), so that the assistant's part cannot be told: write the block where the text goes out"
             );
@@ -210,12 +224,14 @@ fn generation_as_call(source: &str) -> (String, bool) {
 }
 
 /// Two characters that Unicode keeps for internal use and that neither the template nor the conversation contains.
-fn unused_marks(source: &str, messages: &[Message]) -> Result<(char, char)> {
+fn unused_marks(source: &str, messages: &[Message], arguments: &TemplateArguments) -> Result<(char, char)> {
+    let arguments: String = arguments.iter().map(|(_, value)| value.to_string()).collect();
     // A template may also write a character by its number.
     let numbered = source.to_lowercase();
     let used = |c: char| {
         numbered.contains(&format!("{:x}", u32::from(c)))
             || source.contains(c)
+            || arguments.contains(c)
             || messages.iter().any(|m| m.content.contains(c) || m.role.contains(c))
     };
     let mut free = ('\u{FDD0}'..='\u{FDEF}').filter(|c| !used(*c));

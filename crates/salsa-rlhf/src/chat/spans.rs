@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use anyhow::{Context, Result, bail};
 
-use super::{ChatTemplate, GenerationPrompt, Message};
+use super::{ChatTemplate, GenerationPrompt, Message, TemplateArguments};
 
 /// Renders the conversation up to each assistant turn, with the generation prompt: what follows that in the rendering
 /// of the whole is the turn.
@@ -16,13 +16,18 @@ use super::{ChatTemplate, GenerationPrompt, Message};
 /// This needs `before` to begin the whole, and `after` to begin it too. Two kinds of templates break the second: those
 /// that end every rendering with the end-of-sequence token (Phi-3), which is then taken off; and those that shorten earlier
 /// turns, dropping past reasoning (Qwen3), where the turn is the longest end of `after` that stands in the whole.
-pub(super) fn by_prefixes(template: &ChatTemplate, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
-    let whole = template.render(messages, GenerationPrompt::Omit)?;
+pub(super) fn by_prefixes(
+    template: &ChatTemplate,
+    messages: &[Message],
+    arguments: &TemplateArguments,
+) -> Result<(String, Vec<Range<usize>>)> {
+    let render = |messages: &[Message], prompt| template.render_with(messages, arguments, prompt);
+    let whole = render(messages, GenerationPrompt::Omit)?;
     let mut spans: Vec<Range<usize>> = Vec::new();
     for (i, message) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
         let turn = || format!("cannot tell which part of the rendered conversation is message {}", i + 1);
-        let before = template.render(&messages[..i], GenerationPrompt::Add).with_context(turn)?;
-        let after = template.render(&messages[..=i], GenerationPrompt::Omit).with_context(turn)?;
+        let before = render(&messages[..i], GenerationPrompt::Add).with_context(turn)?;
+        let after = render(&messages[..=i], GenerationPrompt::Omit).with_context(turn)?;
         let length = whole.strip_prefix(before.as_str()).and_then(|rest| {
             let added = after.strip_prefix(before.as_str());
             let closed = added.and_then(|added| added.strip_suffix(template.eos()?));

@@ -8,11 +8,13 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
-    config::Usage,
+    chat::TemplateArguments,
+    config::{self, Usage},
     hub,
     stage::{
         StageContext,
         arguments::ComputeType,
+        chat_arguments::ChatArguments,
         device::Choice as DeviceChoice,
         memory::{Knobs, Need, Responses, Saving, part, shape},
         start::{Found, Frozen},
@@ -40,6 +42,9 @@ pub struct Arguments {
     /// Says who the model is, where its chat template has a place for it.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
+    /// Arguments of the chat template, as `{enable_thinking: false}`.
+    #[arg(long, value_name = "YAML", default_value = "{}", alias = "chat_template_kwargs", value_parser = template_arguments)]
+    chat_template_kwargs: TemplateArguments,
     /// Divides the logits; 0 always takes the likeliest token.
     #[arg(long, default_value_t = 0.7)]
     temperature: f32,
@@ -78,7 +83,9 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// Reads the model, if there is memory for it and for a conversation of [`CONVERSATION`] tokens.
 fn open(arguments: &Arguments, dir: &Path) -> anyhow::Result<Frozen> {
-    let found = Found::open(dir, Head::LanguageModel)?;
+    let chat =
+        ChatArguments { chat_template_kwargs: arguments.chat_template_kwargs.clone(), ..ChatArguments::default() };
+    let found = Found::open(dir, Head::LanguageModel)?.with_chat(&chat);
     let conversation = vec![0; CONVERSATION.min(found.spec().max_positions.saturating_sub(arguments.max_new_tokens))];
     let responses = Responses::new([&conversation], arguments.max_new_tokens);
     let generation = |spec: &ModelSpec, knobs: &Knobs, need: &mut Need| {
@@ -91,6 +98,12 @@ fn open(arguments: &Arguments, dir: &Path) -> anyhow::Result<Frozen> {
 
 /// Tokens of a conversation for which there shall be memory; longer ones may need more.
 const CONVERSATION: usize = 2048;
+
+/// Arguments of a chat template in YAML or JSON.
+pub(super) fn template_arguments(text: &str) -> Result<TemplateArguments, String> {
+    let value = config::parse(text).map_err(|error| format!("{error:#}"))?;
+    TemplateArguments::deserialize(value).map_err(|error| error.to_string())
+}
 
 fn dtype(name: &str) -> Result<ComputeType, String> {
     ComputeType::deserialize(json!(name)).map_err(|_| "say auto, f32 or bf16".to_owned())

@@ -2,8 +2,18 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
+use serde::Deserialize;
+use serde_json::json;
 
-use crate::{config::Usage, hub};
+use crate::{
+    chat::TemplateArguments,
+    config::Usage,
+    hub,
+    stage::{
+        chat_arguments::{ChatArguments, TextPrompts},
+        encoder::Encoder,
+    },
+};
 
 mod checkpoint;
 mod dataset;
@@ -26,6 +36,12 @@ pub struct Arguments {
     /// A chat template instead of the model's own: a Jinja file, or chatml.
     #[arg(long, value_name = "FILE|chatml", requires = "model")]
     chat_template: Option<String>,
+    /// Arguments of the chat template, as stages take them: `{enable_thinking: false}`.
+    #[arg(long, value_name = "YAML", requires = "model", value_parser = super::chat::template_arguments)]
+    chat_template_kwargs: Option<TemplateArguments>,
+    /// What a prompt of text is taken for, as stages take it: plain or chat.
+    #[arg(long, value_name = "plain|chat", requires = "model", value_parser = text_prompts)]
+    text_prompts: Option<TextPrompts>,
     /// Which split, as stages take it: one that the names in a folder tell, or else train, validation or test, which
     /// are told by prompt; or all.
     #[arg(long, value_name = "NAME")]
@@ -46,7 +62,7 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let model = arguments.model.as_ref().map(|model| hub::resolve(&model.to_string_lossy(), hub::Kind::Model));
     let model = model.transpose()?;
     if let (Some(file), Some(model)) = (&arguments.render, &model) {
-        return render::print(file, model, arguments.chat_template.as_deref(), arguments.json);
+        return render::print(file, &arguments.encoder(model)?, arguments.json);
     }
     let Some(path) = &arguments.path else { return Err(Usage("say what to inspect: a PATH".to_owned()).into()) };
     let path = local(path)?;
@@ -54,6 +70,21 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
         What::Checkpoint => checkpoint::print(&path),
         What::Dataset => dataset::print(&path, model.as_deref(), arguments),
     }
+}
+
+impl Arguments {
+    /// What shows data: tokenizer and template of the model.
+    fn encoder(&self, model: &Path) -> anyhow::Result<Encoder> {
+        let chat = ChatArguments {
+            chat_template_kwargs: self.chat_template_kwargs.clone().unwrap_or_default(),
+            text_prompts: self.text_prompts.unwrap_or_default(),
+        };
+        Ok(Encoder::from_dir(model, self.chat_template.as_deref())?.with_chat(&chat))
+    }
+}
+
+fn text_prompts(name: &str) -> Result<TextPrompts, String> {
+    TextPrompts::deserialize(json!(name)).map_err(|_| "say plain or chat".to_owned())
 }
 
 /// A path as it is; an id as the model of that name or, if it begins with `datasets/`, the data set.

@@ -121,15 +121,17 @@ pub fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Str
     }
 }
 
-/// The most similar of `known`, if it can be a slip of the pen: one letter in four at most is another, or one is the
-/// beginning of the other.
+/// The most similar of `known`, if it can be a slip of the pen: one letter in four at most is another, or one
+/// letter in all, or one is the beginning of the other.
 pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let name = plain(name);
     let likeness = |other: &str| strsim::normalized_damerau_levenshtein(&name, &plain(other));
     let begins =
         |other: &str| name.len() >= 4 && other.len() >= 4 && (other.starts_with(&name) || name.starts_with(other));
     let scored = known.map(|other| (likeness(other), other));
-    let scored = scored.filter(|(score, other)| *score >= 0.75 || (*score >= 0.5 && begins(&plain(other))));
+    let is_one_slip = |other: &str| name.len() >= 3 && strsim::damerau_levenshtein(&name, &plain(other)) <= 1;
+    let scored = scored
+        .filter(|(score, other)| *score >= 0.75 || is_one_slip(other) || (*score >= 0.5 && begins(&plain(other))));
     // Of equals the first: the order of the struct, not of the comparison.
     scored
         .fold(None, |best: Option<(f64, &str)>, next| match best {

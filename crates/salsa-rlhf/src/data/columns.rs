@@ -1,10 +1,13 @@
 //! One JSON record to one [`Example`], by the columns it has.
 
 use anyhow::{Result, anyhow, bail, ensure};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::beside::{Beside, Question, question};
 use super::files::kind;
-use super::{Content, Example, Preference, hh, rated, tldr};
+use super::meaning::{Columns, Meaning, Record};
+use super::message::{content, first_user, messages};
+use super::{Content, Example, hh, preference, rated, tldr};
 use crate::chat::Message;
 
 /// A record read.
@@ -14,82 +17,134 @@ pub(super) struct Row {
     pub key: String,
     /// Whose layout it has.
     pub recognised: &'static str,
+    /// Whether its text became messages because of a column beside it.
+    pub is_lifted: bool,
+    /// Whether the answer is a wanted one, where the record says.
+    pub label: Option<bool>,
+    /// Columns that look like content and were not read.
+    pub unread: Vec<String>,
 }
 
-const EXPECTED: &str = "text | messages | conversations | prompt, completion | prompt, label | prompt, chosen, rejected | \
-     chosen, rejected | instruction, (input), output | question, answer | instruction, completions | \
-     info, summaries, choice | subreddit, title, post, summary | data | prompt | turns";
-
-/// A record: columns that are `null` are not in it.
-pub(super) type Record = Map<String, Value>;
-
-/// Reads one record; columns that are `null` count as absent.
-pub(super) fn read(mut record: Record) -> Result<Row> {
-    record.retain(|_, value| !value.is_null());
-    let has = |name: &str| record.contains_key(name);
-    let all = |names: &[&str]| names.iter().all(|name| has(name));
-    let answer = ["completion", "response", "output"].into_iter().find(|name| has(name));
-    if all(&["chosen", "rejected"]) {
-        preference(&record)
-    } else if has("messages") || has("conversations") {
-        conversation(&record)
-    } else if has("prompt") && record.get("label").is_some_and(|label| !label.is_string()) {
-        bail!(
-            "columns prompt and label are unpaired preferences, which no stage takes: pair them into prompt, chosen and rejected"
-        )
-    } else if let Some(answer) = answer.filter(|_| has("prompt")) {
-        prompt_completion(&record, answer, "TRL: prompt, completion")
-    } else if all(&["prompt", "label"]) {
-        prompt_completion(&record, "label", "TL;DR: prompt, label")
-    } else if let Some(answer) = answer.filter(|_| has("instruction")) {
-        let by =
-            if has("context") { "Dolly: instruction, context, response" } else { "Alpaca: instruction, input, output" };
-        let (key, asked) = asked(&record, "instruction")?;
-        Ok(turn(key, asked, text(&record, answer)?, by))
-    } else if let Some(answer) = ["answer", "response"].into_iter().find(|name| has("question") && has(name)) {
-        let (key, asked) = asked(&record, "question")?;
-        Ok(turn(key, asked, text(&record, answer)?, "question, answer"))
-    } else if all(&["info", "summaries", "choice"]) {
-        tldr::comparison(&record)
-    } else if all(&["subreddit", "title", "post", "summary"]) {
-        tldr::summary(&record)
-    } else if let Some(answers) = rated::ANSWERS.iter().find(|name| has(name) && (has("instruction") || has("prompt")))
-    {
-        rated::read(&record, answers)
-    } else if has("text") {
-        let text = text(&record, "text")?.to_string();
-        Ok(Row { key: hh::trim(&text).to_string(), example: Example::Text(text), recognised: "text" })
-    } else if has("turns") {
-        first_turn(&record["turns"])
-    } else if has("prompt") {
-        let prompt = prompt_of(&record["prompt"], "prompt")?;
-        let key = key_of(&record["prompt"], &prompt);
-        Ok(Row { key, example: Example::Prompt(prompt), recognised: "TRL: prompt" })
-    } else if record.get("data").is_some_and(Value::is_array) {
-        alternating(&record["data"])
-    } else {
-        Err(unknown(&record))
+impl Row {
+    pub fn new(key: String, example: Example, recognised: &'static str) -> Row {
+        Row { example, key, recognised, is_lifted: false, label: None, unread: Vec::new() }
     }
 }
 
-fn unknown(record: &Record) -> anyhow::Error {
-    let mut found: Vec<&str> = record.keys().map(String::as_str).collect();
-    found.sort_unstable();
+const EXPECTED: &str = "text | messages | conversations | prompt, completion | prompt, completion, label | prompt, label | \
+     prompt, chosen, rejected | chosen, rejected | instruction, (input), output | question, answer | query, response | \
+     input, output | instruction, completions | info, summaries, choice | subreddit, title, post, summary | data | \
+     prompt | turns";
+
+/// Columns of answers to an instruction, question, query or input.
+const ANSWERS: [&str; 4] = ["completion", "response", "output", "answer"];
+
+/// Columns of the two answers of a preference.
+const PAIR: [&str; 2] = ["chosen", "rejected"];
+
+/// Columns of conversations.
+const CONVERSATIONS: [&str; 2] = ["messages", "conversations"];
+
+/// Reads one record; columns that are `null` count as absent.
+pub(super) fn read(record: Record) -> Result<Row> {
+    let columns = Columns::new(record);
+    let mut row = layout(&columns)?;
+    if !matches!(row.example, Example::Text(_)) {
+        let is_lifted = Beside::of(&columns)?.put_to(&mut row.example, &columns);
+        row.is_lifted |= is_lifted;
+    }
+    row.label = label(&columns, &row.example)?;
+    row.unread = columns.unread(|| row.example.texts());
+    Ok(row)
+}
+
+/// The prompt of a record that has a column `prompt`: text stays text, transcripts included, where nothing is beside it.
+pub(super) fn prompt(record: Record) -> Result<Content> {
+    let columns = Columns::new(record);
+    let given = content(columns.need("prompt")?, "prompt")?;
+    let asked = match given {
+        Content::Text(text) if hh::is_transcript(&text) => Content::Text(text),
+        _ => question(&columns, "prompt")?.prompt,
+    };
+    let mut example = Example::Prompt(asked);
+    Beside::of(&columns)?.put_to(&mut example, &columns);
+    match example {
+        Example::Prompt(prompt) => Ok(prompt),
+        other => bail!("this is {}, not a prompt", other.layout()),
+    }
+}
+
+fn layout(columns: &Columns) -> Result<Row> {
+    let has = |name: &str| columns.has(name);
+    let answer = columns.first(&ANSWERS);
+    // An answer beside a prompt is what a reward function compares with.
+    let completion = answer.filter(|name| has("prompt") && *name != "answer");
+    let asked = columns.first(&["instruction", "question", "query", "input"]).filter(|_| !has("prompt"));
+    if let (Some(there), Some(missing)) = (columns.first(&PAIR), PAIR.into_iter().find(|name| !has(name))) {
+        bail!("column {there} is there but {missing} is missing or null: a preference needs both");
+    }
+    if columns.has_all(&PAIR) {
+        preference::read(columns)
+    } else if let Some(column) = columns.first(&CONVERSATIONS) {
+        conversation(columns, column)
+    } else if let Some(answer) = completion {
+        prompt_completion(columns, answer, "TRL: prompt, completion")
+    } else if has("prompt") && columns.peek("label").is_some_and(|label| !label.is_string()) {
+        bail!("columns prompt and label: a label needs the answer that it is about, in completion")
+    } else if columns.has_all(&["prompt", "label"]) {
+        prompt_completion(columns, "label", "TL;DR: prompt, label")
+    } else if let (Some(asked), Some(answer)) = (asked, answer) {
+        let Question { key, prompt, .. } = question(columns, asked)?;
+        let completion = vec![Message::new("assistant", columns.text(answer)?)].into();
+        let example = Example::PromptCompletion { prompt: prompt.into_messages().into(), completion };
+        Ok(Row::new(key, example, asked_layout(columns, asked)))
+    } else if columns.has_all(&["info", "summaries", "choice"]) {
+        tldr::comparison(columns)
+    } else if columns.has_all(&["subreddit", "title", "post", "summary"]) {
+        tldr::summary(columns)
+    } else if let Some(answers) =
+        columns.first(&rated::ANSWERS).filter(|_| columns.first(&["instruction", "prompt"]).is_some())
+    {
+        rated::read(columns, answers)
+    } else if has("text") {
+        let text = columns.text("text")?.to_string();
+        Ok(Row::new(hh::trim(&text).to_string(), Example::Text(text), "text"))
+    } else if has("turns") {
+        first_turn(columns.need("turns")?)
+    } else if has("prompt") {
+        let Question { key, prompt, is_lifted } = question(columns, "prompt")?;
+        Ok(Row { is_lifted, ..Row::new(key, Example::Prompt(prompt), "TRL: prompt") })
+    } else if columns.peek("data").is_some_and(Value::is_array) {
+        alternating(columns.need("data")?)
+    } else {
+        Err(unknown(columns))
+    }
+}
+
+fn asked_layout(columns: &Columns, asked: &str) -> &'static str {
+    match asked {
+        "instruction" if columns.has("context") => "Dolly: instruction, context, response",
+        "instruction" => "Alpaca: instruction, input, output",
+        "question" => "question, answer",
+        "query" => "query, response",
+        _ => "input, output",
+    }
+}
+
+fn unknown(columns: &Columns) -> anyhow::Error {
+    let found = columns.names();
     let found = if found.is_empty() { "none".to_string() } else { found.join(", ") };
     anyhow!("columns of no known layout: {found}. Expected one of: {EXPECTED}")
 }
 
-fn conversation(record: &Record) -> Result<Row> {
-    let (column, recognised) = match (record.contains_key("messages"), record.contains_key("prompt_id")) {
-        (true, true) => ("messages", "UltraChat-200k: messages"),
-        (true, false) => ("messages", "TRL: messages"),
-        (false, _) => ("conversations", "ShareGPT: conversations"),
+fn conversation(columns: &Columns, column: &'static str) -> Result<Row> {
+    let recognised = match (column, columns.has("prompt_id")) {
+        ("messages", true) => "UltraChat-200k: messages",
+        ("messages", false) => "TRL: messages",
+        _ => "ShareGPT: conversations",
     };
-    let mut messages = messages(&record[column], column)?;
-    if messages[0].role != "system" && column == "conversations" {
-        messages.splice(0..0, system(record)?);
-    }
-    Ok(Row { key: first_user(&messages), example: Example::Messages(messages), recognised })
+    let messages = messages(columns.need(column)?, column)?;
+    Ok(Row::new(first_user(&messages), Example::Messages(messages.into()), recognised))
 }
 
 /// UltraChat's first form: texts of user and assistant in turn.
@@ -102,68 +157,19 @@ fn alternating(list: &Value) -> Result<Row> {
         Ok(Message::new(role(i), text))
     };
     let messages: Vec<Message> = texts.iter().enumerate().map(said).collect::<Result<_>>()?;
-    Ok(Row { key: first_user(&messages), example: Example::Messages(messages), recognised: "UltraChat: data" })
+    Ok(Row::new(first_user(&messages), Example::Messages(messages.into()), "UltraChat: data"))
 }
 
-fn prompt_completion(record: &Record, answer: &str, recognised: &'static str) -> Result<Row> {
-    let prompt = prompt_of(&record["prompt"], "prompt")?;
-    let key = key_of(&record["prompt"], &prompt);
-    let (prompt, completion) = match (prompt, content(&record[answer], answer)?) {
+fn prompt_completion(columns: &Columns, answer: &'static str, recognised: &'static str) -> Result<Row> {
+    let Question { key, prompt, is_lifted } = question(columns, "prompt")?;
+    let (prompt, completion) = match (prompt, content(columns.need(answer)?, answer)?) {
         (Content::Messages(prompt), Content::Text(said)) => {
             (prompt.into(), vec![Message::new("assistant", said)].into())
         }
         (Content::Text(asked), Content::Messages(said)) => (vec![Message::new("user", asked)].into(), said.into()),
         same => same,
     };
-    Ok(Row { example: Example::PromptCompletion { prompt, completion }, key, recognised })
-}
-
-/// What was asked, and its answer.
-fn turn(key: String, asked: Vec<Message>, said: &str, recognised: &'static str) -> Row {
-    let completion = vec![Message::new("assistant", said)].into();
-    Row { example: Example::PromptCompletion { prompt: asked.into(), completion }, key, recognised }
-}
-
-/// The split key and the messages of an instruction or question: system message, earlier turns, and itself with its
-/// optional input.
-fn asked(record: &Record, column: &str) -> Result<(String, Vec<Message>)> {
-    let instruction = text(record, column)?;
-    let input = ["input", "context"].into_iter().find(|name| record.contains_key(*name));
-    let input = input.filter(|_| column == "instruction").map_or(Ok(""), |name| text(record, name))?;
-    let (head, tail) = (hh::trim(instruction), hh::trim(input));
-    let (key, user) = match tail {
-        "" => (head.to_string(), instruction.to_string()),
-        _ => (format!("{head}\n{tail}"), format!("{instruction}\n\n{input}")),
-    };
-    let mut messages: Vec<Message> = system(record)?.into_iter().collect();
-    if column == "instruction" {
-        messages.extend(history(record)?);
-    }
-    messages.push(Message::new("user", user));
-    Ok((key, messages))
-}
-
-fn system(record: &Record) -> Result<Option<Message>> {
-    let Some(column) = ["system", "system_prompt"].into_iter().find(|name| record.contains_key(*name)) else {
-        return Ok(None);
-    };
-    let said = text(record, column)?;
-    Ok((!hh::trim(said).is_empty()).then(|| Message::new("system", said)))
-}
-
-/// Earlier turns: a list of pairs of question and answer.
-fn history(record: &Record) -> Result<Vec<Message>> {
-    let Some(value) = record.get("history") else { return Ok(Vec::new()) };
-    let pair = |item: &Value| match item.as_array().map(Vec::as_slice) {
-        Some([Value::String(asked), Value::String(said)]) => {
-            Ok([Message::new("user", asked), Message::new("assistant", said)])
-        }
-        _ => bail!("column history: expected pairs of texts, found {}", kind(item)),
-    };
-    match value {
-        Value::Array(pairs) => Ok(pairs.iter().map(pair).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect()),
-        other => bail!("column history: expected a list of pairs of texts, found {}", kind(other)),
-    }
+    Ok(Row { is_lifted, ..Row::new(key, Example::PromptCompletion { prompt, completion }, recognised) })
 }
 
 fn first_turn(turns: &Value) -> Result<Row> {
@@ -171,249 +177,27 @@ fn first_turn(turns: &Value) -> Result<Row> {
     let asked = first.and_then(|turn| turn.as_str().or_else(|| turn.get("content")?.as_str()));
     let asked = asked.ok_or_else(|| anyhow!("column turns: expected a list of texts with at least one"))?;
     let prompt = vec![Message::new("user", asked)].into();
-    let key = hh::trim(asked).to_string();
-    Ok(Row { example: Example::Prompt(prompt), key, recognised: "MT-Bench: turns" })
+    Ok(Row::new(hh::trim(asked).to_string(), Example::Prompt(prompt), "MT-Bench: turns"))
 }
 
-fn preference(record: &Record) -> Result<Row> {
-    let (chosen, rejected) = (content(&record["chosen"], "chosen")?, content(&record["rejected"], "rejected")?);
-    let given = given_prompt(record)?;
-    let recognised = preference_layout(record, &chosen);
-    let key = match (&given, &chosen) {
-        (Some((key, _)), _) => Some(key.clone()),
-        (None, Content::Text(text)) if hh::is_transcript(text) => Some(hh::opening(text).to_string()),
-        _ => None,
-    };
-    let (prompt, chosen, rejected) = match (chosen, rejected) {
-        (Content::Text(chosen), Content::Text(rejected)) => texts(given.map(|(_, p)| p), chosen, rejected)?,
-        (Content::Messages(chosen), Content::Messages(rejected)) => {
-            conversations(given.map(|(_, p)| p), chosen, rejected)?
-        }
-        _ => bail!("chosen and rejected must both be text or both be lists of messages"),
-    };
-    let key = key.unwrap_or_else(|| match &prompt {
-        Content::Messages(messages) => first_user(messages),
-        Content::Text(text) => hh::trim(text).to_string(),
-    });
-    let pair = Preference {
-        prompt,
-        chosen,
-        rejected,
-        margin: number(record, "margin")?,
-        score_chosen: number(record, "score_chosen")?,
-        score_rejected: number(record, "score_rejected")?,
-    };
-    Ok(Row { example: Example::Preference(pair), key, recognised })
-}
-
-fn preference_layout(record: &Record, chosen: &Content) -> &'static str {
-    let has = |name: &str| record.contains_key(name);
-    match chosen {
-        Content::Text(text) if hh::is_transcript(text) => "HH-RLHF: chosen, rejected as transcripts",
-        Content::Messages(_) if has("score_chosen") && has("prompt") => {
-            "UltraFeedback, binarized: prompt, chosen, rejected, score_chosen, score_rejected"
-        }
-        _ if has("prompt") => "TRL: prompt, chosen, rejected",
-        _ if has("instruction") => "instruction, chosen, rejected",
-        _ if has("question") => "question, chosen, rejected",
-        _ => "TRL: chosen, rejected",
+/// Whether the answer of an unpaired preference is wanted: TRL's `label`, LLaMA-Factory's `kto_tag`. Numbers mean that
+/// beside `prompt` and `completion` only; elsewhere they are classes.
+fn label(columns: &Columns, example: &Example) -> Result<Option<bool>> {
+    let is_answer = matches!(example, Example::PromptCompletion { .. } | Example::Messages(_));
+    let Some(column) = columns.first(&["kto_tag", "label"]).filter(|_| is_answer) else { return Ok(None) };
+    let is_kto = columns.has_all(&["prompt", "completion"]);
+    match columns.peek(column) {
+        Some(Value::Bool(label)) => Ok(Some(*label)),
+        Some(Value::Number(number)) if is_kto || column == "kto_tag" => match number.as_f64() {
+            Some(0.0) => Ok(Some(false)),
+            Some(1.0) => Ok(Some(true)),
+            _ => bail!("column {column} is {number}: expected true or false, or 1 or 0"),
+        },
+        _ => Ok(None),
     }
 }
 
-/// The prompt column of a preference record and its split key, if it has one.
-fn given_prompt(record: &Record) -> Result<Option<(String, Content)>> {
-    if let Some(value) = record.get("prompt") {
-        let prompt = prompt_of(value, "prompt")?;
-        return Ok(Some((key_of(value, &prompt), prompt)));
-    }
-    for column in ["instruction", "question"] {
-        if record.contains_key(column) {
-            let (key, asked) = asked(record, column)?;
-            return Ok(Some((key, asked.into())));
-        }
-    }
-    Ok(None)
-}
-
-type Triple = (Content, Content, Content);
-
-fn texts(given: Option<Content>, chosen: String, rejected: String) -> Result<Triple> {
-    let transcripts = hh::is_transcript(&chosen) && hh::is_transcript(&rejected);
-    match given {
-        _ if transcripts => {
-            let pair = hh::pair(&chosen, &rejected).ok_or_else(|| {
-                anyhow!("chosen and rejected share no \"\\n\\nAssistant:\" in their common beginning: they answer different prompts")
-            })?;
-            Ok((pair.prompt.into(), pair.chosen.into(), pair.rejected.into()))
-        }
-        None => {
-            let prompt = shared_text(&chosen, &rejected).to_string();
-            let rest = |text: &str| Content::Text(text[prompt.len()..].to_string());
-            Ok((Content::Text(prompt.clone()), rest(&chosen), rest(&rejected)))
-        }
-        Some(Content::Text(prompt)) => Ok((Content::Text(prompt), Content::Text(chosen), Content::Text(rejected))),
-        Some(prompt) => {
-            let said = |text: &str| vec![Message::new("assistant", hh::trim(text))].into();
-            Ok((prompt, said(&chosen), said(&rejected)))
-        }
-    }
-}
-
-fn conversations(given: Option<Content>, chosen: Vec<Message>, rejected: Vec<Message>) -> Result<Triple> {
-    let replies_only = |messages: &[Message]| messages.first().is_some_and(|m| m.role == "assistant");
-    match given {
-        Some(Content::Text(asked)) if replies_only(&chosen) && replies_only(&rejected) => {
-            Ok((vec![Message::new("user", asked)].into(), chosen.into(), rejected.into()))
-        }
-        Some(Content::Messages(prompt)) if !(chosen.starts_with(&prompt) && rejected.starts_with(&prompt)) => {
-            check_replies(&chosen, &rejected)?;
-            Ok((prompt.into(), chosen.into(), rejected.into()))
-        }
-        _ => {
-            let most = chosen.len().min(rejected.len()) - 1;
-            let shared = chosen.iter().zip(&rejected).take(most).take_while(|(a, b)| a == b).count();
-            let (said, other) = (chosen[shared..].to_vec(), rejected[shared..].to_vec());
-            check_replies(&said, &other)?;
-            Ok((chosen[..shared].to_vec().into(), said.into(), other.into()))
-        }
-    }
-}
-
-fn check_replies(chosen: &[Message], rejected: &[Message]) -> Result<()> {
-    for (column, replies) in [("chosen", chosen), ("rejected", rejected)] {
-        if let Some(first) = replies.first().filter(|m| m.role != "assistant") {
-            bail!(
-                "column {column}: the first message after the prompt is of role {:?}, expected \"assistant\": both answers must continue the same conversation",
-                first.role
-            );
-        }
-    }
-    Ok(())
-}
-
-/// The common beginning of two texts up to, not including, its last white space, so that no word is cut.
-fn shared_text<'a>(a: &'a str, b: &str) -> &'a str {
-    let common = hh::common_prefix(a, b);
-    &common[..common.rfind(char::is_whitespace).unwrap_or(0)]
-}
-
-/// A prompt: text, messages, or an HH-RLHF transcript, which becomes messages.
-pub(super) fn prompt_of(value: &Value, column: &str) -> Result<Content> {
-    Ok(match content(value, column)? {
-        Content::Text(text) if hh::is_transcript(&text) => hh::messages(&text).into(),
-        other => other,
-    })
-}
-
-/// A prompt as messages; text is what the user says.
-pub(super) fn messages_of(prompt: Content) -> Vec<Message> {
-    match prompt {
-        Content::Messages(messages) => messages,
-        Content::Text(text) => vec![Message::new("user", text)],
-    }
-}
-
-pub(super) fn key_of(value: &Value, prompt: &Content) -> String {
-    match (value.as_str(), prompt) {
-        (Some(text), Content::Messages(_)) => hh::opening(text).to_string(),
-        (_, Content::Messages(messages)) => first_user(messages),
-        (_, Content::Text(text)) => hh::trim(text).to_string(),
-    }
-}
-
-fn first_user(messages: &[Message]) -> String {
-    let first = messages.iter().find(|m| m.role == "user").or(messages.first());
-    first.map_or_else(String::new, |m| hh::trim(&m.content).to_string())
-}
-
-fn content(value: &Value, column: &str) -> Result<Content> {
-    match value {
-        Value::String(text) => Ok(Content::Text(text.clone())),
-        Value::Array(_) | Value::Object(_) => messages(value, column).map(Content::Messages),
-        other => bail!("column {column}: expected text or a list of messages, found {}", kind(other)),
-    }
-}
-
-fn messages(value: &Value, column: &str) -> Result<Vec<Message>> {
-    let rows;
-    let items = match value {
-        Value::Array(items) => items,
-        Value::Object(columns) => {
-            rows = transposed(columns)
-                .ok_or_else(|| anyhow!("column {column}: expected a list of messages, found an object"))?;
-            &rows
-        }
-        other => bail!("column {column}: expected a list of messages, found {}", kind(other)),
-    };
-    if items.is_empty() {
-        bail!("column {column}: the list of messages is empty");
-    }
-    let read = |(index, item)| message(item).map_err(|e| anyhow!("column {column}, message {}: {e}", index + 1));
-    items.iter().enumerate().map(read).collect()
-}
-
-/// A list of objects that is stored as an object of lists, as the `datasets` library may do.
-fn transposed(columns: &Record) -> Option<Vec<Value>> {
-    let lists: Vec<(&String, &Vec<Value>)> =
-        columns.iter().map(|(name, list)| Some((name, list.as_array()?))).collect::<Option<_>>()?;
-    let length = lists.first()?.1.len();
-    if lists.iter().any(|(_, list)| list.len() != length) {
-        return None;
-    }
-    let row = |i: usize| lists.iter().map(|(name, list)| ((*name).clone(), list[i].clone())).collect();
-    Some((0..length).map(row).collect())
-}
-
-fn message(item: &Value) -> Result<Message> {
-    let Value::Object(fields) = item else {
-        bail!("expected an object with role and content, found {}", kind(item));
-    };
-    let role = ["role", "from"].iter().find_map(|name| fields.get(*name)?.as_str());
-    let role = role.ok_or_else(|| anyhow!("has no role (a text in \"role\" or \"from\")"))?;
-    let said = ["content", "value"].iter().find_map(|name| fields.get(*name).filter(|v| !v.is_null()));
-    let text = match said {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Array(parts)) => text_parts(parts)?,
-        Some(other) => bail!("its content is {}, expected text", kind(other)),
-        None if fields.contains_key("tool_calls") => bail!("tool calls are not supported: leave this record out"),
-        None => bail!("has no content (a text in \"content\" or \"value\")"),
-    };
-    Ok(Message::new(role_name(role), text))
-}
-
-/// The roles of ShareGPT's files, in the words of chat templates.
-fn role_name(role: &str) -> &str {
-    match role {
-        "human" => "user",
-        "gpt" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
-        other => other,
-    }
-}
-
-fn text_parts(parts: &[Value]) -> Result<String> {
-    let text = |part: &Value| match part.get("type").and_then(Value::as_str) {
-        Some("text") => part.get("text").and_then(Value::as_str).map(str::to_string),
-        _ => None,
-    };
-    parts
-        .iter()
-        .map(|part| text(part).ok_or_else(|| anyhow!("only text can be read, and its content has other parts")))
-        .collect()
-}
-
-pub(super) fn text<'a>(record: &'a Record, column: &str) -> Result<&'a str> {
-    let value = record.get(column).ok_or_else(|| anyhow!("column {column} is missing"))?;
-    value.as_str().ok_or_else(|| anyhow!("column {column}: expected text, found {}", kind(value)))
-}
-
-fn number(record: &Record, column: &str) -> Result<Option<f64>> {
-    let Some(value) = record.get(column) else { return Ok(None) };
-    let number = value.as_f64().filter(|x| x.is_finite());
-    number.map(Some).ok_or_else(|| anyhow!("column {column}: expected a number, found {}", kind(value)))
-}
-
-impl From<Vec<Message>> for Content {
-    fn from(messages: Vec<Message>) -> Content {
-        Content::Messages(messages)
-    }
+/// The column of a preference record that holds its prompt.
+pub(super) fn question_column(columns: &Columns) -> Option<&'static str> {
+    columns.of(Meaning::Question).next()
 }

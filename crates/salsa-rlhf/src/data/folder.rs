@@ -1,7 +1,6 @@
 //! Folders of data files: which files there are, and which split each belongs to.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use serde_json::Value;
 
 use super::{Content, Example};
-use crate::chat::Message;
+use crate::chat::Conversation;
 use crate::stage::memory::Available;
 
 /// Most bytes of one record: a line of JSON, a row of Parquet.
@@ -64,7 +64,10 @@ impl Room {
 /// What an example takes in memory, about.
 pub(super) fn bytes_of(example: &Example) -> u64 {
     let text = |text: &String| text.len() as u64 + PER_VALUE;
-    let messages = |list: &[Message]| list.iter().map(|m| text(&m.role) + text(&m.content)).sum::<u64>();
+    let messages = |talk: &Conversation| {
+        let arguments = talk.arguments.columns().iter().map(|(_, value)| bytes_of_value(value)).sum::<u64>();
+        talk.iter().map(|turn| text(&turn.role) + text(&turn.content)).sum::<u64>() + arguments
+    };
     let content = |content: &Content| match content {
         Content::Text(one) => text(one),
         Content::Messages(list) => messages(list),

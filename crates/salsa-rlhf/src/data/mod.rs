@@ -4,18 +4,20 @@
 //! |---|---|
 //! | text | `text`; a `.txt` file is one text |
 //! | messages | `messages` (`role`, `content`); ShareGPT's `conversations` (`from`, `value`); UltraChat's `data` (a list of texts, user and assistant in turn) |
-//! | prompt and completion | `prompt` + `completion`, `response` or `label` (TL;DR); `instruction` (+ `input` or `context`) + `output` or `response` (Alpaca, Dolly); `question` + `answer` or `response`; `subreddit`, `title`, `post`, `summary` (TL;DR) |
-//! | preference | `chosen` + `rejected`, with `prompt`, with `instruction` or `question`, or with the prompt as their shared beginning; HH-RLHF transcripts; optional `margin`, `score_chosen`, `score_rejected` |
+//! | prompt and completion | `prompt` + `completion`, `response`, `output` or `label` (TL;DR); `instruction`, `question`, `query` or `input` + `output`, `response`, `answer` or `completion`; `subreddit`, `title`, `post`, `summary` (TL;DR) |
+//! | preference | `chosen` + `rejected`, texts, messages or one message each, with a question or with the prompt as their shared beginning; HH-RLHF transcripts; optional `margin`, `score_chosen`, `score_rejected` |
 //! | preference, from ratings | `instruction` or `prompt` + `completions` (UltraFeedback, raw): the best rated answer against one of the lower rated; `info`, `summaries`, `choice` (TL;DR comparisons) |
+//! | preference, from labels | an answer with a `label` (`true` or `false`, KTO): a wanted and an unwanted answer to one prompt are a pair |
 //! | prompt | `prompt`; `turns` (MT-Bench: the first turn) |
 //!
-//! A `system` or `system_prompt` column beside `instruction`, `question` or `conversations` becomes the system message,
-//! `history` (pairs of texts) beside `instruction` the earlier turns. Other columns are ignored, and a column whose value
-//! is `null` counts as absent.
+//! What stands beside the answers means the same in every layout: `meaning.rs` has the table. A column whose value is `null`
+//! counts as absent. Columns that look like content and are not read are named in [`Dataset::notes`].
 //!
 //! In a folder, names of files and folders tell splits as they do on the Hugging Face hub: `data/train-00000-of-00002.parquet`,
 //! `test.jsonl.gz`, `validation/0000.parquet`.
 
+mod assembly;
+mod beside;
 mod columns;
 mod csv;
 mod files;
@@ -23,10 +25,14 @@ mod folder;
 mod hh;
 mod json;
 mod limits;
+mod meaning;
+mod message;
 mod parquet;
+mod preference;
 mod rated;
 mod split;
 mod tldr;
+mod unpaired;
 
 #[cfg(test)]
 mod tests;
@@ -34,14 +40,16 @@ mod tests;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use self::assembly::Assembly;
+pub use self::assembly::unread_columns;
 pub use self::files::{Place, for_each_row};
 use self::limits::Room;
 pub use self::split::{Split, bucket, split_by_prompt};
-use crate::chat::Message;
+use crate::chat::{Conversation, Message};
 
 /// A prompt or a completion: plain text, or messages that a chat template renders.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -50,7 +58,7 @@ pub enum Content {
     /// Text taken as it is, no template.
     Text(String),
     /// Messages, for the model's chat template.
-    Messages(Vec<Message>),
+    Messages(Conversation),
 }
 
 /// Two answers to one prompt, the first preferred.
@@ -76,7 +84,7 @@ pub enum Example {
     /// Text to model from the first token to the last.
     Text(String),
     /// A conversation, of which every assistant turn is to be learned.
-    Messages(Vec<Message>),
+    Messages(Conversation),
     /// A prompt and what is to be said to it; both text or both messages.
     PromptCompletion {
         /// What comes before.
@@ -120,6 +128,8 @@ pub struct Dataset {
     pub sha256: String,
     /// Preference pairs that were left out because both answers are the same, or rated the same.
     pub dropped_identical: usize,
+    /// What a person should know of how it was read: columns that were not, and what was made of others.
+    pub notes: Vec<String>,
     /// For each example, its place from 0 to 99 in [`split_by_prompt`].
     pub buckets: Vec<u8>,
     /// For each example, the record it was read from.
@@ -156,67 +166,19 @@ pub fn load(path: &Path) -> Result<Dataset> {
 /// and what was expected. Also when a folder has several splits and [`Which::TheOnly`] is asked for, or has not the one
 /// that is, and when it holds several data sets.
 pub fn load_split(path: &Path, which: Which<'_>) -> Result<Dataset> {
-    let mut set = Dataset {
-        examples: Vec::new(),
-        layout: Layout::Text,
-        recognised: "",
-        path: path.to_path_buf(),
-        sha256: String::new(),
-        dropped_identical: 0,
-        buckets: Vec::new(),
-        places: Vec::new(),
-    };
-    let mut first: Option<(Shape, String, Vec<String>)> = None;
-    let mut room = Room::now();
-    set.sha256 = files::for_each_record(path, which, &mut |place, record| {
+    let (mut assembly, mut room) = (Assembly::new(path), Room::now());
+    let sha256 = files::for_each_record(path, which, &mut |place, record| {
         let nulls = nulls(&record);
         let row = columns::read(record)?;
         room.take(limits::bytes_of(&row.example), path)?;
-        let shape = Shape::of(&row.example);
-        match &first {
-            None => {
-                first = Some((shape, place.to_string(), nulls));
-                set.recognised = row.recognised;
-            }
-            Some((expected, at, then)) if *expected != shape => bail!(
-                "this record is {shape}{}, but the first one ({at}) is {expected}{}. One data set has one layout: split it into two files",
-                without(&nulls),
-                without(then)
-            ),
-            Some(_) => {}
-        }
-        if let Example::Preference(pair) = &row.example
-            && pair.chosen == pair.rejected
-        {
-            set.dropped_identical += 1;
-            return Ok(());
-        }
-        set.buckets.push(bucket(&row.key));
-        set.places.push(place.clone());
-        set.examples.push(row.example);
-        Ok(())
+        assembly.add(row, nulls, place)
     })?;
-    let Some((shape, ..)) = first else {
-        bail!("{} holds no records: a data set needs at least one", path.display());
-    };
-    if set.examples.is_empty() {
-        bail!(
-            "{}: all {} preference pairs have identical or equally rated answers, so none says which is better",
-            path.display(),
-            set.dropped_identical
-        );
-    }
-    set.layout = shape.layout;
-    Ok(set)
+    assembly.finish(sha256)
 }
 
 /// The columns of a record that hold null, which count as absent.
 fn nulls(record: &Map<String, Value>) -> Vec<String> {
     record.iter().filter(|(_, value)| value.is_null()).map(|(name, _)| name.clone()).collect()
-}
-
-fn without(nulls: &[String]) -> String {
-    if nulls.is_empty() { String::new() } else { format!(" (null: {})", nulls.join(", ")) }
 }
 
 /// Reads one record by its columns, as [`load`] reads those of a file.
@@ -225,6 +187,28 @@ fn without(nulls: &[String]) -> String {
 /// When it has columns of no known layout, or one holds something else than it should.
 pub fn example(record: Map<String, Value>) -> Result<Example> {
     Ok(columns::read(record)?.example)
+}
+
+/// The prompt of a record with a column `prompt`, with what stands beside it. Text stays text, transcripts included, where
+/// nothing is beside it.
+///
+/// # Errors
+/// When there is no such column, or one holds something else than it should.
+pub fn prompt(record: Map<String, Value>) -> Result<Content> {
+    columns::prompt(record)
+}
+
+/// Text, or messages as files have them.
+///
+/// # Errors
+/// When it is neither; names the column.
+pub fn content(value: &Value, column: &str) -> Result<Content> {
+    message::content(value, column)
+}
+
+/// Columns of a record that look like content and that neither [`example`] nor [`prompt`] reads, sorted.
+pub fn unread(record: Map<String, Value>) -> Vec<String> {
+    columns::read(record).map(|row| row.unread).unwrap_or_default()
 }
 
 /// The splits that the names in a folder tell, sorted; none for a file, or where no name tells one.
@@ -266,16 +250,96 @@ impl Example {
         match self {
             Example::Text(_) => None,
             Example::Messages(messages) => {
-                let asked = asked(messages);
-                (!asked.is_empty()).then(|| Content::Messages(asked.to_vec()))
+                let asked = Conversation { messages: asked(messages).to_vec(), arguments: messages.arguments.clone() };
+                (!asked.is_empty()).then_some(Content::Messages(asked))
             }
             Example::PromptCompletion { prompt, .. } | Example::Prompt(prompt) => Some(prompt.clone()),
             Example::Preference(pair) => Some(pair.prompt.clone()),
         }
     }
+
+    /// Makes messages of text: the prompt is what the user says, an answer the assistant's. Plain text to model from its
+    /// start stays. Returns whether there was text.
+    fn lift(&mut self) -> bool {
+        match self {
+            Example::Text(_) | Example::Messages(_) => false,
+            Example::Prompt(prompt) => prompt.lift_prompt(),
+            Example::PromptCompletion { prompt, completion } => {
+                completion.lift_answer();
+                prompt.lift_prompt()
+            }
+            Example::Preference(pair) => {
+                pair.chosen.lift_answer();
+                pair.rejected.lift_answer();
+                pair.prompt.lift_prompt()
+            }
+        }
+    }
+
+    /// All that it says.
+    fn texts(&self) -> Vec<String> {
+        match self {
+            Example::Text(text) => vec![text.clone()],
+            Example::Messages(messages) => messages.iter().map(|message| message.content.clone()).collect(),
+            Example::Prompt(prompt) => prompt.texts(),
+            Example::PromptCompletion { prompt, completion } => [prompt.texts(), completion.texts()].concat(),
+            Example::Preference(Preference { prompt, chosen, rejected, .. }) => {
+                [prompt, chosen, rejected].into_iter().flat_map(Content::texts).collect()
+            }
+        }
+    }
+}
+
+impl From<Vec<Message>> for Content {
+    fn from(messages: Vec<Message>) -> Content {
+        Content::Messages(messages.into())
+    }
+}
+
+impl From<Conversation> for Content {
+    fn from(conversation: Conversation) -> Content {
+        Content::Messages(conversation)
+    }
 }
 
 impl Content {
+    /// A prompt as messages: text is what the user says, and none at all where it is empty.
+    pub fn into_messages(self) -> Conversation {
+        match self {
+            Content::Messages(conversation) => conversation,
+            Content::Text(text) if text.is_empty() => Conversation::default(),
+            Content::Text(text) => vec![Message::new("user", text)].into(),
+        }
+    }
+
+    /// The columns that stand beside it in a record: the arguments of its chat template.
+    pub fn columns(&self) -> Map<String, Value> {
+        match self {
+            Content::Text(_) => Map::new(),
+            Content::Messages(conversation) => conversation.arguments.columns(),
+        }
+    }
+
+    /// [`Content::into_messages`] in place; returns whether it was text.
+    fn lift_prompt(&mut self) -> bool {
+        let is_text = matches!(self, Content::Text(_));
+        *self = Content::Messages(std::mem::replace(self, Content::Text(String::new())).into_messages());
+        is_text
+    }
+
+    fn lift_answer(&mut self) {
+        if let Content::Text(text) = self {
+            *self = preference::reply(text);
+        }
+    }
+
+    fn texts(&self) -> Vec<String> {
+        match self {
+            Content::Text(text) => vec![text.clone()],
+            Content::Messages(messages) => messages.iter().map(|message| message.content.clone()).collect(),
+        }
+    }
+
     /// Whether there is nothing in it: empty text or no messages.
     pub fn is_empty(&self) -> bool {
         match self {
@@ -310,6 +374,7 @@ impl fmt::Display for Layout {
 struct Shape {
     layout: Layout,
     messages: bool,
+    is_labelled: bool,
 }
 
 impl Shape {
@@ -322,7 +387,12 @@ impl Shape {
             }
             Example::Preference(pair) => matches!(pair.prompt, Content::Messages(_)),
         };
-        Shape { layout: example.layout(), messages }
+        Shape { layout: example.layout(), messages, is_labelled: false }
+    }
+
+    /// Whether they differ in text and messages at most.
+    fn agrees(&self, other: &Shape) -> bool {
+        Shape { messages: other.messages, ..*self } == *other
     }
 }
 
@@ -333,6 +403,7 @@ impl fmt::Display for Shape {
             (_, true) => " as messages",
             (_, false) => " as text",
         };
-        write!(f, "{}{contents}", self.layout)
+        let label = if self.is_labelled { " with a label" } else { "" };
+        write!(f, "{}{contents}{label}", self.layout)
     }
 }

@@ -3,8 +3,10 @@
 use anyhow::{Result, anyhow, bail, ensure};
 use serde_json::Value;
 
-use super::columns::{Record, Row, key_of, messages_of, prompt_of};
+use super::beside::{Question, question};
+use super::columns::Row;
 use super::files::kind;
+use super::meaning::Columns;
 use super::{Content, Example, Preference, split};
 use crate::chat::Message;
 
@@ -19,25 +21,24 @@ const RATINGS: [&str; 3] = ["ratings", "scores", "rating"];
 /// The best rated answer is the chosen one (of equals the first). The rejected one is any of those rated lower, as in
 /// Zephyr's data; which one is decided by a hash of the prompt. Where none is rated lower, both are the same answer, so
 /// that the record counts as one that says nothing.
-pub(super) fn read(record: &Record, column: &str) -> Result<Row> {
-    let asked = if record.contains_key("instruction") { "instruction" } else { "prompt" };
-    let prompt = prompt_of(&record[asked], asked)?;
-    let key = key_of(&record[asked], &prompt);
-    let answers = answers(record, column)?;
+pub(super) fn read(columns: &Columns, column: &'static str) -> Result<Row> {
+    let asked = if columns.has("instruction") { "instruction" } else { "prompt" };
+    let Question { key, prompt, .. } = question(columns, asked)?;
+    let answers = answers(columns, column)?;
     let best = answers.iter().rev().max_by(|a, b| a.rating.total_cmp(&b.rating));
     let best = best.ok_or_else(|| anyhow!("column {column}: the list of answers is empty"))?;
     let lower: Vec<&Answer> = answers.iter().filter(|answer| answer.rating < best.rating).collect();
     let other = if lower.is_empty() { best } else { lower[(split::hash(&key) % lower.len() as u64) as usize] };
-    let said = |answer: &Answer| Content::Messages(vec![Message::new("assistant", answer.text.as_str())]);
+    let said = |answer: &Answer| Content::from(vec![Message::new("assistant", answer.text.as_str())]);
     let pair = Preference {
-        prompt: Content::Messages(messages_of(prompt)),
+        prompt: prompt.into_messages().into(),
         chosen: said(best),
         rejected: said(other),
         margin: None,
         score_chosen: Some(best.rating),
         score_rejected: Some(other.rating),
     };
-    Ok(Row { example: Example::Preference(pair), key, recognised: "UltraFeedback, raw: instruction, completions" })
+    Ok(Row::new(key, Example::Preference(pair), "UltraFeedback, raw: instruction, completions"))
 }
 
 struct Answer {
@@ -45,10 +46,10 @@ struct Answer {
     rating: f64,
 }
 
-fn answers(record: &Record, column: &str) -> Result<Vec<Answer>> {
-    let list = record[column].as_array();
-    let list = list.ok_or_else(|| anyhow!("column {column}: expected a list, found {}", kind(&record[column])))?;
-    let ratings = RATINGS.iter().find_map(|name| record.get(*name)?.as_array());
+fn answers(columns: &Columns, column: &'static str) -> Result<Vec<Answer>> {
+    let list = columns.need(column)?;
+    let list = list.as_array().ok_or_else(|| anyhow!("column {column}: expected a list, found {}", kind(list)))?;
+    let ratings = RATINGS.iter().find_map(|name| columns.get(name)?.as_array());
     if let Some(ratings) = ratings {
         ensure!(
             ratings.len() == list.len(),

@@ -35,6 +35,7 @@ pub fn split_by_prompt(set: &Dataset) -> Split {
             path: set.path.clone(),
             sha256: set.sha256.clone(),
             dropped_identical: 0,
+            notes: set.notes.clone(),
         }
     };
     Split { train: part(0, 80), validation: part(80, 90), test: part(90, 100) }

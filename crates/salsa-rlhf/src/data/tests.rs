@@ -4,11 +4,13 @@ use std::io::Write;
 
 use super::*;
 
+mod beside;
 mod causes;
 mod layouts;
 mod parquet;
 mod splits;
 mod too_large;
+mod whole;
 
 fn user(text: &str) -> Message {
     Message::new("user", text)
@@ -72,11 +74,11 @@ fn plain_layouts() {
 fn conversations() {
     let turns = vec![Message::new("system", "s"), user("u"), assistant("a")];
     let json = r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":[{"type":"text","text":"u"}]},{"role":"assistant","content":"a"}]}"#;
-    assert_eq!(one(json), Example::Messages(turns.clone()));
+    assert_eq!(one(json), Example::Messages(turns.clone().into()));
     let json =
         r#"{"conversations":[{"from":"system","value":"s"},{"from":"human","value":"u"},{"from":"gpt","value":"a"}]}"#;
-    assert_eq!(one(json), Example::Messages(turns.clone()));
-    assert_eq!(one(json).prompt(), Some(Content::Messages(turns[..2].to_vec())));
+    assert_eq!(one(json), Example::Messages(turns.clone().into()));
+    assert_eq!(one(json).prompt(), Some(Content::Messages(turns[..2].to_vec().into())));
     assert_eq!(
         one(r#"{"prompt":[{"role":"user","content":"u"}],"completion":"a"}"#),
         Example::PromptCompletion { prompt: vec![user("u")].into(), completion: vec![assistant("a")].into() }
@@ -179,10 +181,10 @@ fn hh_transcripts() {
 
 #[test]
 fn a_conversation_asks_for_its_last_answer_or_for_the_next() {
-    let asked = |turns: &[Message]| Example::Messages(turns.to_vec()).prompt();
+    let asked = |turns: &[Message]| Example::Messages(turns.to_vec().into()).prompt();
     let turns = [user("a"), assistant("b"), user("c"), assistant("d")];
-    assert_eq!(asked(&turns), Some(Content::Messages(turns[..3].to_vec())));
-    assert_eq!(asked(&turns[..3]), Some(Content::Messages(turns[..3].to_vec())), "nobody has answered c");
+    assert_eq!(asked(&turns), Some(Content::Messages(turns[..3].to_vec().into())));
+    assert_eq!(asked(&turns[..3]), Some(Content::Messages(turns[..3].to_vec().into())), "nobody has answered c");
     assert_eq!(asked(&turns[1..2]), None);
 }
 
@@ -291,7 +293,13 @@ fn refusals_name_the_place_and_the_remedy() {
         ("x.jsonl", "{\"chosen\":[],\"rejected\":[]}", &["column chosen: the list of messages is empty"]),
         ("x.jsonl", "{\"messages\":[{\"role\":\"user\"}]}", &["message 1", "has no content"]),
         ("x.jsonl", "{\"messages\":[{\"content\":\"a\"}]}", &["message 1", "has no role"]),
-        ("x.jsonl", "{\"messages\":[{\"role\":\"a\",\"content\":null,\"tool_calls\":[]}]}", &["tool calls"]),
+        ("x.jsonl", "{\"messages\":[{\"role\":\"a\",\"content\":null,\"tool_calls\":null}]}", &["content is null"]),
+        ("x.jsonl", "{\"messages\":[{\"role\":\"a\",\"content\":null,\"tool_calls\":[{}]}]}", &["tool calls"]),
+        (
+            "x.jsonl",
+            "{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":null}",
+            &["column chosen is there but rejected is missing or null"],
+        ),
         ("x.jsonl", "{\"messages\":[{\"role\":\"a\",\"content\":[{\"type\":\"image\"}]}]}", &["only text can be read"]),
         ("x.jsonl", "{\"messages\":\"a\"}", &["expected a list of messages, found a string"]),
         (
@@ -304,7 +312,17 @@ fn refusals_name_the_place_and_the_remedy() {
             "{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":\"b\",\"margin\":\"x\"}",
             &["column margin: expected a number"],
         ),
-        ("x.jsonl", "{\"prompt\":\"p\",\"completion\":\"a\",\"label\":true}", &["unpaired preferences"]),
+        (
+            "x.jsonl",
+            "{\"prompt\":\"p\",\"completion\":\"a\",\"label\":true}",
+            &["unpaired preferences", "no prompt has both a wanted and an unwanted answer"],
+        ),
+        ("x.jsonl", "{\"prompt\":\"p\",\"label\":true}", &["a label needs the answer that it is about"]),
+        (
+            "x.jsonl",
+            "{\"prompt\":\"p\",\"completion\":\"a\",\"label\":2}",
+            &["column label is 2: expected true or false"],
+        ),
         ("x.jsonl", "{\"turns\":[]}", &["column turns"]),
         ("x.parquet", "PAR1", &["x.parquet is no readable Parquet file", "only 4 bytes"]),
         ("x.jsonl.zst", "a", &["compressed in a way that is not read; unpack it"]),
@@ -411,7 +429,7 @@ mod properties {
             let transcript = |reply: &str| format!("{shared}\n\nAssistant: {reply}");
             let json = serde_json::json!({ "chosen": transcript(&a), "rejected": transcript(&b) });
             let Example::Preference(found) = one(&json.to_string()) else { panic!("no preference") };
-            prop_assert_eq!(found.prompt, Content::Messages(expected));
+            prop_assert_eq!(found.prompt, Content::Messages(expected.into()));
             prop_assert_eq!(found.chosen, vec![assistant(&a)].into());
             prop_assert_eq!(found.rejected, vec![assistant(&b)].into());
         }

@@ -7,7 +7,7 @@ use salsa_engine::{AdamW, Recompute};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{device::Choice as DeviceChoice, encoder::Encoder, soup::ByteSize};
+use super::{chat_arguments::ChatArguments, device::Choice as DeviceChoice, encoder::Encoder, soup::ByteSize};
 use crate::config::paths::{NoEffect, TemplateChoice};
 use crate::{
     chat,
@@ -73,6 +73,9 @@ pub struct TrainingArguments {
     /// A chat template in place of the model's own, which the trained model takes along: a Jinja file, or `chatml`.
     /// Empty: the model's own. TRL: `chat_template_path`.
     pub chat_template: TemplateChoice,
+    /// How prompts become tokens.
+    #[serde(flatten)]
+    pub chat: ChatArguments,
 }
 
 impl Default for TrainingArguments {
@@ -100,6 +103,7 @@ impl Default for TrainingArguments {
             save_dtype: WeightType::Float32,
             max_shard_size: ByteSize(5_000_000_000),
             chat_template: TemplateChoice::default(),
+            chat: ChatArguments::default(),
         }
     }
 }
@@ -143,7 +147,7 @@ impl TrainingArguments {
     /// # Errors
     /// As [`Encoder::open`], and if the chat template is none.
     pub fn encoder(&self, checkpoint: &Checkpoint) -> anyhow::Result<Encoder> {
-        let encoder = Encoder::open(checkpoint)?;
+        let encoder = Encoder::open(checkpoint)?.with_chat(&self.chat);
         match &*self.chat_template {
             "" => Ok(encoder),
             choice => {

@@ -4,15 +4,18 @@
 //! Prompt and response are tokenised apart and put end to end, because that is what happens when a response is sampled.
 //! "Apart" means: what [`Tokenizer::encode_after`] says, which for tokenizers that begin every text with a space (Llama 2)
 //! puts none into the middle.
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use anyhow::{Context, bail, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::next_token::Sequence;
+use super::{
+    chat_arguments::{ChatArguments, TextPrompts},
+    next_token::Sequence,
+};
 use crate::{
-    chat::{self, ChatTemplate, GenerationPrompt, Message},
+    chat::{self, ChatTemplate, Conversation, GenerationPrompt, Message},
     checkpoint::{Checkpoint, SpecialTokens},
     data::{Content, Example, Preference},
     tokenizer::Tokenizer,
@@ -23,6 +26,7 @@ pub struct Encoder {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     ends: Vec<u32>,
+    chat: ChatArguments,
 }
 
 impl Encoder {
@@ -88,7 +92,26 @@ impl Encoder {
 
     /// An encoder of these parts; the first of `ends` is appended where an end is missing.
     pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>, ends: Vec<u32>) -> Encoder {
-        Encoder { tokenizer, template, ends }
+        Encoder { tokenizer, template, ends, chat: ChatArguments::default() }
+    }
+
+    /// The same with other keys of the stage for prompts.
+    pub fn with_chat(self, chat: &ChatArguments) -> Encoder {
+        Encoder { chat: chat.clone(), ..self }
+    }
+
+    /// What to say of prompts that are text: how they are taken, and what changes it. None where there is no choice.
+    pub fn of_text_prompts(&self) -> Option<&'static str> {
+        match self.chat.text_prompts {
+            TextPrompts::Plain if self.has_template() => Some(
+                "prompts are plain text, which is taken as it is: the model's chat template is not applied \
+                 (text_prompts: chat makes each the user's message)",
+            ),
+            TextPrompts::Plain => None,
+            TextPrompts::Chat => {
+                Some("prompts are plain text: each is the user's message for the chat template (text_prompts: chat)")
+            }
+        }
     }
 
     /// Tokens at which a response ends.
@@ -110,8 +133,9 @@ impl Encoder {
     ///
     /// # Errors
     /// If there is no chat template, or it refuses the messages.
-    pub fn render(&self, messages: &[Message], prompt: GenerationPrompt) -> anyhow::Result<String> {
-        self.template()?.render(messages, prompt)
+    pub fn render(&self, conversation: &Conversation, prompt: GenerationPrompt) -> anyhow::Result<String> {
+        let arguments = conversation.arguments.over(&self.chat.chat_template_kwargs);
+        self.template()?.render_with(conversation, &arguments, prompt)
     }
 
     /// The tokens of a text that a chat template wrote: the template alone decides about special tokens.
@@ -148,17 +172,22 @@ impl Encoder {
         Ok(tokens)
     }
 
+    /// A text that was cut off, so that no end token follows.
+    ///
+    /// # Errors
+    /// If the text cannot be tokenised.
+    pub fn cut_text(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        self.opening(text)
+    }
+
     /// A prompt, up to where the response begins.
     ///
     /// # Errors
     /// If there are messages and no chat template, or the template refuses them.
     pub fn prompt(&self, prompt: &Content) -> anyhow::Result<Vec<u32>> {
-        match prompt {
+        match &*self.taken(prompt)? {
             Content::Text(text) => self.opening(text),
-            Content::Messages(messages) => {
-                let text = self.template()?.render(messages, GenerationPrompt::Add)?;
-                Ok(self.tokenizer.encode(&text)?)
-            }
+            Content::Messages(messages) => self.tokenizer.encode(&self.render(messages, GenerationPrompt::Add)?),
         }
     }
 
@@ -191,6 +220,7 @@ impl Encoder {
 
     /// The tokens of a prompt, and those of its response with whatever end they have.
     fn apart(&self, prompt: &Content, response: &Content) -> anyhow::Result<(Vec<u32>, Vec<u32>)> {
+        let prompt = &*self.taken(prompt)?;
         let (before, text) = match (prompt, response) {
             (Content::Text(before), Content::Text(text)) => (before.clone(), text.clone()),
             (Content::Messages(before), Content::Text(text)) => {
@@ -206,8 +236,9 @@ impl Encoder {
     ///
     /// # Errors
     /// As [`Encoder::prompt_and_response`], and if no message is the assistant's.
-    pub fn conversation(&self, messages: &[Message]) -> anyhow::Result<Sequence> {
-        let (text, turns) = self.template()?.render_with_spans(messages)?;
+    pub fn conversation(&self, conversation: &Conversation) -> anyhow::Result<Sequence> {
+        let arguments = conversation.arguments.over(&self.chat.chat_template_kwargs);
+        let (text, turns) = self.template()?.render_with_spans_and(conversation, &arguments)?;
         let last = turns.last().context("no message is the assistant's, so there is nothing to learn")?.end;
         let mut sequence = Sequence { tokens: Vec::new(), learned: Vec::new() };
         let (mut before, mut done) = ("", 0);
@@ -244,10 +275,25 @@ impl Encoder {
         }
     }
 
+    /// A prompt as `text_prompts` takes it.
+    fn taken<'a>(&self, prompt: &'a Content) -> anyhow::Result<Cow<'a, Content>> {
+        match (self.chat.text_prompts, prompt) {
+            (TextPrompts::Chat, Content::Text(text)) => {
+                ensure!(!text.is_empty(), "there is no prompt that could be the user's message (text_prompts: chat)");
+                Ok(Cow::Owned(prompt.clone().into_messages().into()))
+            }
+            _ => Ok(Cow::Borrowed(prompt)),
+        }
+    }
+
     fn template(&self) -> anyhow::Result<&ChatTemplate> {
-        self.template
-            .as_ref()
-            .with_context(|| format!("the data holds messages but the model has no chat template; {}", chat::CHOICES))
+        self.template.as_ref().with_context(|| {
+            let what = match self.chat.text_prompts {
+                TextPrompts::Plain => "the data holds messages",
+                TextPrompts::Chat => "the data holds messages, or text_prompts is chat,",
+            };
+            format!("{what} but the model has no chat template; {}", chat::CHOICES)
+        })
     }
 
     /// A text with whatever the tokenizer puts in front, but nothing behind. Before an empty text that is the token that
@@ -266,9 +312,11 @@ impl Encoder {
     }
 
     /// How the template writes `before`, and what it adds when `after` follows.
-    fn continuation(&self, before: &[Message], after: &[Message]) -> anyhow::Result<(String, String)> {
-        let opening = self.template()?.render(before, GenerationPrompt::Add)?;
-        let whole = self.template()?.render(&[before, after].concat(), GenerationPrompt::Omit)?;
+    fn continuation(&self, before: &Conversation, after: &[Message]) -> anyhow::Result<(String, String)> {
+        let opening = self.render(before, GenerationPrompt::Add)?;
+        let messages = [before, after].concat();
+        let whole = Conversation { messages, arguments: before.arguments.clone() };
+        let whole = self.render(&whole, GenerationPrompt::Omit)?;
         let added = rest(&whole, &opening)?.to_owned();
         Ok((opening, added))
     }
@@ -327,150 +375,4 @@ fn rest<'a>(whole: &'a str, start: &str) -> anyhow::Result<&'a str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        chat::{BUILTIN_SPECIAL_TOKENS, BUILTIN_TEMPLATE},
-        tokenizer::SpecialTokenNames,
-    };
-
-    fn encoder(template: &str) -> Encoder {
-        let texts = ["the cat sat on the mat", "yes and no"].map(str::to_owned);
-        let tokenizer = Tokenizer::train_bpe(texts.into_iter(), 280, &BUILTIN_SPECIAL_TOKENS).unwrap();
-        let names = SpecialTokenNames { bos: None, eos: Some("<|end|>".to_owned()), pad: None };
-        let end = tokenizer.token_to_id("<|end|>").unwrap();
-        Encoder::new(tokenizer, Some(ChatTemplate::new(template, &names).unwrap()), vec![end])
-    }
-
-    fn learned(encoder: &Encoder, sequence: &Sequence) -> Vec<String> {
-        let text = |range: &std::ops::Range<usize>| {
-            encoder.tokenizer.decode_with_special(&sequence.tokens[range.clone()]).unwrap()
-        };
-        sequence.learned.iter().map(text).collect()
-    }
-
-    fn whole(encoder: &Encoder, tokens: &[u32]) -> String {
-        encoder.tokenizer.decode_with_special(tokens).unwrap()
-    }
-
-    fn dialogue() -> Vec<Message> {
-        [("user", "the cat?"), ("assistant", "yes"), ("user", "no"), ("assistant", " sat")]
-            .map(|(role, content)| Message::new(role, content))
-            .to_vec()
-    }
-
-    /// As the built-in template, but without marks around what the assistant says.
-    const UNMARKED: &str = "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>\n' }}\
-                            {% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
-
-    #[test]
-    fn every_assistant_turn_is_learned_with_its_end_and_nothing_else() {
-        for template in [BUILTIN_TEMPLATE, UNMARKED] {
-            let encoder = encoder(template);
-            let sequence = encoder.conversation(&dialogue()).unwrap();
-            assert_eq!(learned(&encoder, &sequence), ["yes<|end|>", " sat<|end|>"]);
-            assert_eq!(sequence.tokens.last(), encoder.ends().first(), "nothing follows the last turn");
-        }
-        let encoder = encoder(UNMARKED);
-        assert_eq!(
-            whole(&encoder, &encoder.conversation(&dialogue()).unwrap().tokens),
-            "<|user|>the cat?<|end|>\n<|assistant|>yes<|end|>\n<|user|>no<|end|>\n<|assistant|> sat<|end|>"
-        );
-    }
-
-    #[test]
-    fn a_turn_is_tokenised_as_it_is_generated() {
-        let encoder = encoder(BUILTIN_TEMPLATE);
-        let messages = dialogue();
-        let (prompt, last) = (Content::Messages(messages[..3].to_vec()), Content::Messages(messages[3..].to_vec()));
-        let (tokens, length) = encoder.prompt_and_response(&prompt, &last).unwrap();
-        assert_eq!(tokens[..length], encoder.prompt(&prompt).unwrap());
-        assert_eq!(tokens, encoder.conversation(&messages).unwrap().tokens);
-        let as_text = encoder.prompt_and_response(&prompt, &Content::Text(" sat".to_owned())).unwrap();
-        assert_eq!(as_text, (tokens, length), "a text after messages is the assistant's message");
-    }
-
-    #[test]
-    fn completions_end_once() {
-        let encoder = encoder(BUILTIN_TEMPLATE);
-        for completion in [" sat", " sat<|end|>", " sat<|end|>\n"] {
-            let example = Example::PromptCompletion {
-                prompt: Content::Text("the cat".to_owned()),
-                completion: Content::Text(completion.to_owned()),
-            };
-            let sequence = encoder.example(&example).unwrap();
-            assert_eq!(learned(&encoder, &sequence), [" sat<|end|>"]);
-            assert_eq!(whole(&encoder, &sequence.tokens), "the cat sat<|end|>");
-        }
-        let text = encoder.example(&Example::Text("yes".to_owned())).unwrap();
-        assert_eq!(whole(&encoder, &text.tokens), "yes<|end|>");
-    }
-
-    /// As Llama's: `<|begin|>` in front of every text, and `<|end|>` behind it.
-    fn encoder_with_bos() -> Encoder {
-        let dir = tempfile::tempdir().unwrap();
-        let specials = ["<|begin|>", "<|end|>"];
-        let tokenizer = Tokenizer::train_bpe(["the cat sat".to_owned()].into_iter(), 262, &specials).unwrap();
-        let [bos, eos] = specials.map(|name| Some(name.to_owned()));
-        tokenizer.save(dir.path(), &SpecialTokenNames { bos, eos, pad: None }, None).unwrap();
-        let path = dir.path().join("tokenizer.json");
-        let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        let special = |name: &str| serde_json::json!({"SpecialToken": {"id": name, "type_id": 0}});
-        let text = serde_json::json!({"Sequence": {"id": "A", "type_id": 0}});
-        let known = |id: u32, name: &str| serde_json::json!({"id": name, "ids": [id], "tokens": [name]});
-        json["post_processor"] = serde_json::json!({
-            "type": "TemplateProcessing", "single": [special("<|begin|>"), text, special("<|end|>")], "pair": [text],
-            "special_tokens": {"<|begin|>": known(0, "<|begin|>"), "<|end|>": known(1, "<|end|>")},
-        });
-        std::fs::write(&path, json.to_string()).unwrap();
-        Encoder::new(Tokenizer::from_dir(dir.path()).unwrap(), None, vec![1])
-    }
-
-    #[test]
-    fn a_sequence_begins_once_whatever_its_prompt_is() {
-        let encoder = encoder_with_bos();
-        for (prompt, written) in [("", "<|begin|>"), ("the", "<|begin|>the"), ("<|begin|>the", "<|begin|>the")] {
-            let text = |text: &str| Content::Text(text.to_owned());
-            let (tokens, length) = encoder.prompt_and_response(&text(prompt), &text(" cat")).unwrap();
-            assert_eq!(whole(&encoder, &tokens[..length]), written, "{prompt:?}");
-            assert_eq!(whole(&encoder, &tokens), format!("{written} cat<|end|>"));
-            assert_eq!(encoder.prompt(&text(prompt)).unwrap(), tokens[..length]);
-        }
-        assert_eq!(whole(&encoder, &encoder.text("").unwrap()), "<|begin|><|end|>");
-        let without = self::encoder(BUILTIN_TEMPLATE);
-        assert!(without.prompt(&Content::Text(String::new())).unwrap().is_empty());
-    }
-
-    #[test]
-    fn what_cannot_be_learned_is_said() {
-        let encoder = encoder(BUILTIN_TEMPLATE);
-        let prompt = Content::Text("the cat".to_owned());
-        let error = encoder.example(&Example::Prompt(prompt)).unwrap_err().to_string();
-        assert!(error.contains("prompts without responses"), "{error}");
-        let error = encoder.conversation(&dialogue()[..1]).unwrap_err().to_string();
-        assert!(error.contains("no message is the assistant's"), "{error}");
-        let bare = Encoder::new(encoder.tokenizer, None, encoder.ends);
-        let error = bare.prompt(&Content::Messages(dialogue())).unwrap_err().to_string();
-        assert!(error.contains("has no chat template"), "{error}");
-    }
-
-    #[test]
-    fn a_response_that_was_cut_off_has_no_end() {
-        let encoder = encoder(UNMARKED);
-        let response = Content::Text(" sat".to_owned());
-        for prompt in [Content::Text("the cat".to_owned()), Content::Messages(dialogue()[..3].to_vec())] {
-            let (whole, _) = encoder.prompt_and_response(&prompt, &response).unwrap();
-            let cut = encoder.prompt_and_cut_response(&prompt, &response).unwrap();
-            assert_eq!([&cut[..], &encoder.ends()[..1]].concat(), whole);
-        }
-    }
-
-    #[test]
-    fn truncation_modes() {
-        let tokens = vec![1, 2, 3];
-        assert_eq!(TruncationMode::KeepStart.apply(tokens.clone(), 2), Some((vec![1, 2], 0)));
-        assert_eq!(TruncationMode::KeepEnd.apply(tokens.clone(), 2), Some((vec![2, 3], 1)));
-        assert_eq!(TruncationMode::Drop.apply(tokens.clone(), 2), None);
-        assert_eq!(TruncationMode::Drop.apply(tokens.clone(), 3), Some((tokens, 0)));
-    }
-}
+mod tests;

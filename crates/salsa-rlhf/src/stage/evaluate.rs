@@ -15,6 +15,7 @@ use super::{
     StageContext,
     arguments::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_range},
     bases::Bases,
+    chat_arguments::ChatArguments,
     device::{self, Choice as DeviceChoice},
     exam::{Answering, Answers, Asked, Exam, Questions, Syllabus},
     landscape::blend::Blend,
@@ -47,7 +48,7 @@ use statistics::{estimate, paired_difference, win_rate};
 
 /// What an evaluation can be told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct EvaluateConfig {
     /// The models to compare, by names of your own. `sft_a`, `sft_b`, `soup`, `ppo` and `salsa` are known to the report
     /// by name, others by their keys.
@@ -74,6 +75,9 @@ pub struct EvaluateConfig {
     pub max_new_tokens: usize,
     /// Prompts longer than this many tokens are left out.
     pub max_prompt_length: usize,
+    /// How prompts become tokens.
+    #[serde(flatten)]
+    pub chat: ChatArguments,
     /// Sampling temperature, above 0; KLs are measured at it.
     #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
@@ -132,6 +136,7 @@ impl Default for EvaluateConfig {
             gold: None,
             max_new_tokens: 128,
             max_prompt_length: 1024,
+            chat: ChatArguments::default(),
             temperature: 1.0,
             decode_slots: NoEffect(64),
             seed: 42,
@@ -305,7 +310,7 @@ impl<'a> Bench<'a> {
         let first = baseline.paths().into_iter().next().context("the baseline names no model")?;
         let EvaluateConfig { max_new_tokens, temperature, seed, gold, .. } = *config;
         let answering = Answering { max_new_tokens, temperature, seed, slots: *config.decode_slots, gold };
-        let syllabus = Syllabus::open(first, &config.reward_model_path, answering, context)?;
+        let syllabus = Syllabus::open(first, &config.reward_model_path, answering, &config.chat, context)?;
         let questions = |set: &EvalSet| {
             let EvalSet { name, dataset, max_prompts } = set;
             let max_prompt_length = config.max_prompt_length;
@@ -452,6 +457,9 @@ fn write_answers(dir: &Path, arm: &str, set: &Questions, answers: &Answers) -> a
             "response": answers.texts[i],
             "score": answers.scores[i],
         });
+        for (column, value) in prompt.columns() {
+            line[column] = value;
+        }
         if let Some(gold) = &answers.gold {
             line["gold"] = gold[i].into();
         }

@@ -7,6 +7,7 @@ use salsa_engine::{Head, Model, ModelSpec, Prompt, Sampling};
 use super::{
     StageContext,
     bases::Bases,
+    chat_arguments::ChatArguments,
     encoder::Encoder,
     memory::{Arrays, Knobs, Need, Responses, Roles, part, shape},
     ppo::{
@@ -86,10 +87,11 @@ impl Syllabus {
         model: &Path,
         reward_model: &Path,
         answering: Answering,
+        chat: &ChatArguments,
         context: &StageContext,
     ) -> anyhow::Result<Syllabus> {
         let checkpoint = Checkpoint::open(model)?;
-        let encoder = Encoder::open(&checkpoint)?;
+        let encoder = Encoder::open(&checkpoint)?.with_chat(chat);
         let reward_model = RewardModel::find(reward_model, &checkpoint, context)?;
         let spec = checkpoint.spec.with_head(Head::LanguageModel);
         Ok(Syllabus { encoder, reward_model, answering, spec })

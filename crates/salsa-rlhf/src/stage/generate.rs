@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::{
     StageContext,
     arguments::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count},
+    chat_arguments::ChatArguments,
     device::Choice as DeviceChoice,
     encoder::Encoder,
     memory::{Knobs, Need, Responses, Saving, part, shape},
@@ -32,6 +33,9 @@ pub struct GenerateConfig {
     pub input: DataPath,
     /// File of the same lines with `tokens` (prompt and response), `response`, `logprobs` and `finish_reason`.
     pub output: PathBuf,
+    /// How prompts become tokens.
+    #[serde(flatten)]
+    pub chat: ChatArguments,
     /// Most tokens of a response, its end token included; at least 1.
     #[schemars(extend("x-heading" = "Sampling"))]
     pub max_new_tokens: usize,
@@ -61,6 +65,7 @@ impl Default for GenerateConfig {
             model: ModelPath::new(),
             input: DataPath::new(),
             output: PathBuf::new(),
+            chat: ChatArguments::default(),
             max_new_tokens: 128,
             temperature: 1.0,
             top_p: 1.0,
@@ -99,8 +104,9 @@ impl GenerateConfig {
 /// If the model cannot be used, or a line (which is named) cannot, as when prompt and response would exceed the context.
 pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
-    let found = Found::open(&config.model, Head::LanguageModel)?;
+    let found = Found::open(&config.model, Head::LanguageModel)?.with_chat(&config.chat);
     let (rows, spec) = (Rows::read(&config.input)?, found.spec());
+    rows.say_how_read(found.encoder.as_ref(), stage);
     let context = spec.max_positions;
     let prompts = rows.try_map(|row| {
         let tokens = row.prompt_tokens(found.encoder.as_ref(), &spec)?;

@@ -6,6 +6,7 @@ use salsa_engine::Model;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    StageContext,
     encoder::{Encoder, TruncationMode},
     evaluate::statistics::estimate,
     memory::Arrays,
@@ -33,8 +34,10 @@ impl HeldOut {
         encoder: &Encoder,
         max_length: usize,
         max_examples: Option<usize>,
+        context: &StageContext,
     ) -> anyhow::Result<HeldOut> {
         let mut loaded = dataset.load()?;
+        loaded.say_how_read(dataset, encoder, context);
         loaded.examples.truncate(max_examples.unwrap_or(usize::MAX));
         let sequences =
             loaded.try_map(|example| Ok(encoder.example(example)?.truncated(max_length, TruncationMode::KeepStart)))?;

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::{
     Interrupted, StageContext,
     arguments::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_most},
+    chat_arguments::ChatArguments,
     device::Choice as DeviceChoice,
     evaluate::statistics::estimate,
     ppo::config::Gold,
@@ -71,6 +72,9 @@ pub struct LandscapeConfig {
     pub max_prompt_length: usize,
     /// The longest answer, in tokens, at least 1.
     pub max_new_tokens: usize,
+    /// How prompts become tokens.
+    #[serde(flatten)]
+    pub chat: ChatArguments,
     /// Only the first so many examples for the loss, at least 1. None: all.
     pub max_examples: Option<usize>,
     /// Examples for the loss are cut off behind so many tokens, at least 2.
@@ -106,6 +110,7 @@ impl Default for LandscapeConfig {
             max_prompts: None,
             max_prompt_length: 1024,
             max_new_tokens: 128,
+            chat: ChatArguments::default(),
             max_examples: None,
             max_length: 1024,
             temperature: 1.0,

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{
     StageContext,
     arguments::{ComputeType, check_count},
+    chat_arguments::ChatArguments,
     device::Choice as DeviceChoice,
     rows::{self, Rows},
     start::Found,
@@ -27,6 +28,9 @@ pub struct LogprobsConfig {
     pub input: DataPath,
     /// File of the same lines with `tokens` and `logprobs`.
     pub output: PathBuf,
+    /// How prompts become tokens.
+    #[serde(flatten)]
+    pub chat: ChatArguments,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
     #[schemars(extend("x-heading" = "Computation"))]
     pub dtype: ComputeType,
@@ -42,6 +46,7 @@ impl Default for LogprobsConfig {
             model: ModelPath::new(),
             input: DataPath::new(),
             output: PathBuf::new(),
+            chat: ChatArguments::default(),
             dtype: ComputeType::Float32,
             device: DeviceChoice::Auto,
             max_tokens_per_batch: 8192,
@@ -65,8 +70,9 @@ impl LogprobsConfig {
 /// If the model cannot be used, or a line (which is named) cannot.
 pub fn run(config: &LogprobsConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
-    let found = Found::open(&config.model, Head::LanguageModel)?;
+    let found = Found::open(&config.model, Head::LanguageModel)?.with_chat(&config.chat);
     let (rows, spec) = (Rows::read(&config.input)?, found.spec());
+    rows.say_how_read(found.encoder.as_ref(), context);
     let sequences = rows.try_map(|row| row.sequence(found.encoder.as_ref(), &spec))?;
     found.check_memory_of_passes("logprobs", &[&sequences], config.max_tokens_per_batch, context)?;
     let model = found.load()?.model;

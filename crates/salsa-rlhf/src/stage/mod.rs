@@ -4,10 +4,11 @@
 //! back its results as JSON. [`runner::run_stage`] wraps it: skip what is done, refuse what has changed, one process per
 //! directory, `stage.json` written last.
 use std::{
+    collections::BTreeSet,
     io::Write,
     process,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -16,6 +17,7 @@ use anyhow::Context;
 
 pub mod arguments;
 pub mod bases;
+pub mod chat_arguments;
 pub mod device;
 pub mod dpo;
 pub mod encoder;
@@ -70,6 +72,7 @@ pub struct StageContext {
     /// How far a stage goes.
     pub until: Until,
     interrupted: Arc<AtomicBool>,
+    said: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// How far a stage goes.
@@ -131,6 +134,14 @@ impl StageContext {
     /// Asks to stop, as Ctrl-C would.
     pub fn interrupt(&self) {
         self.interrupted.store(true, Ordering::SeqCst);
+    }
+
+    /// One line on stderr, the first time that it is said: a stage may read a data set several times.
+    pub fn say_once(&self, line: &str) {
+        let is_new = self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(line.to_owned());
+        if is_new {
+            self.say(line);
+        }
     }
 
     /// One line on stderr.

@@ -86,7 +86,7 @@ impl Pairs {
                  less); allow longer ones, or choose another truncation_mode"
             );
         }
-        loaded.say_if_untemplated(source, encoder, context);
+        loaded.say_how_read(source, encoder, context);
         Ok(Pairs { identical: loaded.dropped_identical, too_long: count - pairs.len(), pairs })
     }
 

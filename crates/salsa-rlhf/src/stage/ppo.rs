@@ -257,7 +257,7 @@ impl<'a> Run<'a> {
             "no model is given; say model_name_or_path: DIR (or --sft_model_path DIR)"
         );
         let source = Checkpoint::open(first)?;
-        let encoder = Encoder::open(&source)?;
+        let encoder = Encoder::open(&source)?.with_chat(&config.chat);
         let reward = RewardModel::find(&config.reward_model_path, &source, context)?;
         let prompts = prompts::load(
             &config.dataset,

@@ -166,14 +166,19 @@ impl PretrainConfig {
 /// If the texts cannot be used, the keys describe no model, or training stops.
 pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
-    let examples = config.dataset.load()?.examples;
-    let vocabulary = Vocabulary::open(config, &examples)?;
-    let encoder = vocabulary.encoder()?;
+    let loaded = config.dataset.load()?;
+    let vocabulary = Vocabulary::open(config, &loaded.examples)?;
+    let encoder = vocabulary.encoder()?.with_chat(&config.training.chat);
+    loaded.say_how_read(&config.dataset, &encoder, context);
     let spec = config.spec(vocabulary.tokenizer.vocab_size());
     spec.validate().context("the keys of the model")?;
 
-    let data = documents(&examples, &encoder, config)?;
-    let held_out = |source: &DataSource| documents(&source.load()?.examples, &encoder, config);
+    let data = documents(&loaded.examples, &encoder, config)?;
+    let held_out = |source: &DataSource| {
+        let loaded = source.load()?;
+        loaded.say_how_read(source, &encoder, context);
+        documents(&loaded.examples, &encoder, config)
+    };
     let eval = config.eval_dataset.as_ref().map(held_out).transpose()?;
     let (windows, tokens, parameters) = (data.examples(), data.learned_count(), spec.parameters());
     context.say(&format!("{}: {tokens} tokens in {windows} windows; {parameters} parameters", config.dataset));

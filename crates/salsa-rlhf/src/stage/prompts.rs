@@ -39,7 +39,7 @@ pub(super) fn load(
          {positions} less {response_length} for the response); shorten them, or allow longer prompts or shorter responses",
         dataset,
     );
-    loaded.say_if_untemplated(dataset, encoder, context);
+    loaded.say_how_read(dataset, encoder, context);
     context.say(&format!("{}: {} prompts, {left_out} left out (over {longest} tokens)", dataset, prompts.len()));
     Ok(prompts)
 }

@@ -1,16 +1,19 @@
 //! The JSON lines that `generate`, `score`, `logprobs` and `eval winrate` read: one object per line, output in input order.
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use salsa_algo::reward::Ending;
 use salsa_engine::ModelSpec;
 use serde_json::{Map, Value};
 
-use super::encoder::Encoder;
+use super::{StageContext, encoder::Encoder};
 use crate::{
     atomic,
-    chat::Message,
-    data::{self, Content},
+    chat::Conversation,
+    data::{self, Content, Example},
 };
 
 /// All rows of a file.
@@ -70,9 +73,27 @@ impl Rows {
     }
 }
 
+impl Rows {
+    /// Says which columns are not read, and how prompts of text are taken.
+    pub fn say_how_read(&self, encoder: Option<&Encoder>, context: &StageContext) {
+        let texts = || self.rows.iter().filter(|row| !row.object.contains_key("tokens"));
+        let mut unread: BTreeMap<String, usize> = BTreeMap::new();
+        for column in texts().flat_map(|row| data::unread(row.object.clone())) {
+            *unread.entry(column).or_default() += 1;
+        }
+        if !unread.is_empty() {
+            context.say_once(&format!("{}: {}", self.name(), data::unread_columns(&unread, self.rows.len())));
+        }
+        let is_text = |row: &Row| matches!(row.prompt(), Ok(Content::Text(_)));
+        if let Some(note) = encoder.and_then(Encoder::of_text_prompts).filter(|_| texts().any(is_text)) {
+            context.say_once(&format!("{}: {note}", self.name()));
+        }
+    }
+}
+
 impl Row {
     /// The whole sequence of a row: its `tokens`, its `prompt` with `response` (or `completion`), its `messages`, or its `text`,
-    /// whichever comes first. A response is given its end token, unless its `finish_reason` is `length`.
+    /// whichever comes first. A response and a text are given their end token, unless their `finish_reason` is `length`.
     ///
     /// # Errors
     /// If the row has none of these, needs a tokenizer where there is none, or does not fit the model.
@@ -81,9 +102,10 @@ impl Row {
             _ if self.object.contains_key("tokens") => self.tokens()?,
             Some(response) => self.prompt_and_response(needed(encoder)?, response)?,
             None if self.object.contains_key("messages") => {
-                needed(encoder)?.conversation(&messages(&self.object["messages"])?)?.tokens
+                needed(encoder)?.conversation(&self.conversation()?)?.tokens
             }
             None => match self.object.get("text") {
+                Some(Value::String(text)) if self.is_cut() => needed(encoder)?.cut_text(text)?,
                 Some(Value::String(text)) => needed(encoder)?.text(text)?,
                 _ => bail!("no \"tokens\", \"prompt\" with \"response\", \"messages\" or \"text\""),
             },
@@ -123,10 +145,24 @@ impl Row {
 
     /// Tokens of prompt and response, with an end token unless the response was cut off.
     fn prompt_and_response(&self, encoder: &Encoder, response: &Value) -> anyhow::Result<Vec<u32>> {
-        let (prompt, response) = (self.prompt()?, content(response).context("response")?);
-        match self.object.get(FINISH_REASON) {
-            Some(reason) if reason == finish_reason(Ending::Cut) => encoder.prompt_and_cut_response(&prompt, &response),
-            _ => Ok(encoder.prompt_and_response(&prompt, &response)?.0),
+        let (prompt, response) = (self.prompt()?, data::content(response, "response")?);
+        match self.is_cut() {
+            true => encoder.prompt_and_cut_response(&prompt, &response),
+            false => Ok(encoder.prompt_and_response(&prompt, &response)?.0),
+        }
+    }
+
+    fn is_cut(&self) -> bool {
+        self.object.get(FINISH_REASON).is_some_and(|reason| reason == finish_reason(Ending::Cut))
+    }
+
+    /// The row's `messages` with what stands beside them.
+    fn conversation(&self) -> anyhow::Result<Conversation> {
+        let mut object = self.object.clone();
+        object.retain(|name, _| name != "chosen" && name != "rejected");
+        match data::example(object)? {
+            Example::Messages(conversation) => Ok(conversation),
+            other => bail!("this is {}, not messages", other.layout()),
         }
     }
 
@@ -144,14 +180,14 @@ impl Row {
         Ok(tokens)
     }
 
-    /// The prompt, as text or messages: the column `prompt` as it is, or else what `ppo` and `evaluate` take of a record
+    /// The prompt, as text or messages: the column `prompt` ([`data::prompt`]), or else what `ppo` and `evaluate` take of a record
     /// with these columns ([`data::Example::prompt`]).
     ///
     /// # Errors
     /// If the row has none.
     pub fn prompt(&self) -> anyhow::Result<Content> {
         match self.object.get("prompt") {
-            Some(prompt) => content(prompt).context("prompt"),
+            Some(_) => data::prompt(self.object.clone()),
             None => data::example(self.object.clone())?.prompt().context("this record has no prompt"),
         }
     }
@@ -236,21 +272,4 @@ fn fits(tokens: &[u32], spec: &ModelSpec) -> anyhow::Result<()> {
         Some(token) => bail!("token {token} is not in the model's vocabulary of {vocab}"),
         None => Ok(()),
     }
-}
-
-fn content(value: &Value) -> anyhow::Result<Content> {
-    match value {
-        Value::String(text) => Ok(Content::Text(text.clone())),
-        Value::Array(_) => Ok(Content::Messages(messages(value)?)),
-        other => bail!("neither text nor a list of messages, but {other}"),
-    }
-}
-
-fn messages(value: &Value) -> anyhow::Result<Vec<Message>> {
-    let list = value.as_array().ok_or_else(|| anyhow!("messages are not a list"))?;
-    let text = |message: &Value, key: &str| -> anyhow::Result<String> {
-        let found = message.get(key).and_then(Value::as_str);
-        Ok(found.ok_or_else(|| anyhow!("a message has no text {key:?}"))?.to_owned())
-    };
-    list.iter().map(|message| Ok(Message::new(text(message, "role")?, text(message, "content")?))).collect()
 }

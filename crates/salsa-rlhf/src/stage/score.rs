@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{
     StageContext,
     arguments::{ComputeType, check_count},
+    chat_arguments::ChatArguments,
     device::Choice as DeviceChoice,
     rows::{self, Rows},
     start::{self, Found, Frozen},
@@ -27,6 +28,9 @@ pub struct ScoreConfig {
     pub input: DataPath,
     /// File of the same lines with `score` and, where the model knows how, `score_normalized`.
     pub output: PathBuf,
+    /// How prompts become tokens.
+    #[serde(flatten)]
+    pub chat: ChatArguments,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
     #[schemars(extend("x-heading" = "Computation"))]
     pub dtype: ComputeType,
@@ -42,6 +46,7 @@ impl Default for ScoreConfig {
             model: ModelPath::new(),
             input: DataPath::new(),
             output: PathBuf::new(),
+            chat: ChatArguments::default(),
             dtype: ComputeType::Float32,
             device: DeviceChoice::Auto,
             max_tokens_per_batch: 8192,
@@ -68,9 +73,10 @@ impl ScoreConfig {
 /// If the model cannot be used, or a line (which is named) cannot.
 pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
-    let found = Found::open(&config.model, Head::Scalar)?;
+    let found = Found::open(&config.model, Head::Scalar)?.with_chat(&config.chat);
     start::say_where_scores_are_read(&found.checkpoint, context);
     let (rows, spec) = (Rows::read(&config.input)?, found.spec());
+    rows.say_how_read(found.encoder.as_ref(), context);
     let sequences = rows.try_map(|row| row.sequence(found.encoder.as_ref(), &spec))?;
     found.check_memory_of_passes("score", &[&sequences], config.max_tokens_per_batch, context)?;
     let Frozen { checkpoint, model, .. } = found.load()?;

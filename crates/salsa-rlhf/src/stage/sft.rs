@@ -103,7 +103,9 @@ pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> 
     let max_length = start::within_context(config.max_length, positions, context);
     let config = &SftConfig { max_length, ..config.clone() };
     let load = |source: &DataSource| -> anyhow::Result<Lesson> {
-        let lesson = Lesson::new(&source.load()?, &start.encoder, config)?;
+        let loaded = source.load()?;
+        loaded.say_how_read(source, &start.encoder, context);
+        let lesson = Lesson::new(&loaded, &start.encoder, config)?;
         context.say(&format!("{source}: {} examples, {} left out", lesson.objective.examples(), lesson.left_out));
         Ok(lesson)
     };

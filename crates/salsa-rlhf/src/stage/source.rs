@@ -112,6 +112,7 @@ impl JsonSchema for Part {
 }
 
 /// The examples of a source.
+#[derive(Default)]
 pub struct Loaded {
     /// Examples, in the order of the sources and of their files.
     pub examples: Vec<Example>,
@@ -119,6 +120,8 @@ pub struct Loaded {
     places: Vec<Place>,
     /// Preference pairs left out because both answers are the same.
     pub dropped_identical: usize,
+    /// What to say of how they were read, each with its file or folder in front.
+    pub notes: Vec<String>,
 }
 
 impl Default for DataSource {
@@ -133,7 +136,7 @@ impl DataSource {
     /// # Errors
     /// If the source is empty, or a file cannot be read or understood.
     pub fn load(&self) -> anyhow::Result<Loaded> {
-        let mut loaded = Loaded { examples: Vec::new(), places: Vec::new(), dropped_identical: 0 };
+        let mut loaded = Loaded::default();
         self.load_into(&mut loaded)?;
         ensure!(!loaded.examples.is_empty(), "{self} holds no examples");
         Ok(loaded)
@@ -154,6 +157,7 @@ impl DataSource {
             DataSource::Mixture(sources) => return sources.iter().try_for_each(|source| source.load_into(loaded)),
         };
         loaded.dropped_identical += set.dropped_identical;
+        loaded.notes.extend(set.notes.iter().map(|note| format!("{}: {note}", set.path.display())));
         loaded.examples.extend(set.examples);
         loaded.places.extend(set.places);
         Ok(())
@@ -170,11 +174,15 @@ impl Loaded {
         records.map(|(example, place)| f(example).with_context(|| place.to_string())).collect()
     }
 
-    /// Says so if prompts are plain text, which is taken as it is though the model has a chat template.
-    pub fn say_if_untemplated(&self, source: &DataSource, encoder: &Encoder, context: &StageContext) {
-        let plain = |example: &Example| matches!(example.prompt(), Some(Content::Text(_)));
-        if encoder.has_template() && self.examples.first().is_some_and(plain) {
-            context.say(&format!("{source}: plain text, the chat template is not applied"));
+    /// Says what a person should know of how the examples were read, and how prompts of text are taken.
+    pub fn say_how_read(&self, source: &DataSource, encoder: &Encoder, context: &StageContext) {
+        self.notes.iter().for_each(|note| context.say_once(note));
+        let is_text = |example: &Example| match example.prompt() {
+            Some(Content::Text(text)) => !text.is_empty(),
+            _ => false,
+        };
+        if let Some(note) = encoder.of_text_prompts().filter(|_| self.examples.iter().any(is_text)) {
+            context.say_once(&format!("{source}: {note}"));
         }
     }
 }

@@ -10,6 +10,7 @@ use super::{
     StageContext,
     arguments::TrainingArguments,
     bases::Bases,
+    chat_arguments::ChatArguments,
     encoder::Encoder,
     lora::LoraArguments,
     memory::{self, Arrays, Knobs, Need, Saving, part, shape},
@@ -151,6 +152,11 @@ impl Found {
             );
         }
         Ok(Found { checkpoint, encoder, head })
+    }
+
+    /// The same with the stage's keys for prompts.
+    pub fn with_chat(self, chat: &ChatArguments) -> Found {
+        Found { encoder: self.encoder.map(|encoder| encoder.with_chat(chat)), ..self }
     }
 
     /// The model's shape.

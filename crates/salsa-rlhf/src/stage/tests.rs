@@ -287,6 +287,33 @@ fn rows_of_tokens_need_no_tokenizer() {
     }
 }
 
+/// As TRL's SFT and reward trainers, which append the end token to text that has none.
+#[test]
+fn texts_end_with_an_end_token_unless_they_were_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixture::base(dir.path());
+    let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
+    let rows = [
+        json!({"text": "the cat"}),
+        json!({"text": "the cat<|end|>"}),
+        json!({"text": "the cat", "finish_reason": "length"}),
+    ];
+    fixture::write_lines(&input, &rows);
+    let config = LogprobsConfig {
+        model: base.clone().into(),
+        input: input.into(),
+        output: output.clone(),
+        ..LogprobsConfig::default()
+    };
+    logprobs::run(&config, &quiet()).unwrap();
+    let tokens: Vec<Vec<u64>> =
+        fixture::read_lines(&output).iter().map(|row| serde_json::from_value(row["tokens"].clone()).unwrap()).collect();
+    let end = u64::from(crate::checkpoint::Checkpoint::open(&base).unwrap().tokens.eos[0]);
+    assert_eq!(tokens[0], tokens[1], "an end that is there is not doubled");
+    assert_eq!(tokens[0], [&tokens[2][..], &[end]].concat());
+    assert_ne!(tokens[2].last(), Some(&end));
+}
+
 #[test]
 fn prompts_that_leave_no_room_are_named() {
     let dir = tempfile::tempdir().unwrap();

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::{
     StageContext,
     arguments::{ComputeType, check_count, check_range},
+    chat_arguments::ChatArguments,
     device::Choice as DeviceChoice,
     rows::{Row, Rows},
     score,
@@ -40,6 +41,9 @@ pub struct WinrateConfig {
     pub resamples: usize,
     /// Seed of the bootstrap intervals.
     pub seed: u64,
+    /// How prompts become tokens.
+    #[serde(flatten)]
+    pub chat: ChatArguments,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
     #[schemars(extend("x-heading" = "Computation"))]
     pub dtype: ComputeType,
@@ -59,6 +63,7 @@ impl Default for WinrateConfig {
             tie_margin: 0.0,
             resamples: Resampling::default().resamples,
             seed: 0,
+            chat: ChatArguments::default(),
             dtype: ComputeType::Float32,
             device: DeviceChoice::Auto,
             max_tokens_per_batch: 8192,
@@ -200,9 +205,10 @@ fn scores(
     context: &StageContext,
 ) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
     let Some(path) = &config.reward_model_path else { return Ok((ours.try_map(gold)?, theirs.try_map(gold)?)) };
-    let (judge, budget) = (Found::open(path, Head::Scalar)?, config.max_tokens_per_batch);
+    let (judge, budget) = (Found::open(path, Head::Scalar)?.with_chat(&config.chat), config.max_tokens_per_batch);
     start::say_where_scores_are_read(&judge.checkpoint, context);
     let spec = judge.spec();
+    [ours, theirs].into_iter().for_each(|rows| rows.say_how_read(judge.encoder.as_ref(), context));
     let sequences = |rows: &Rows| rows.try_map(|row| row.answer(judge.encoder.as_ref(), &spec));
     let (our_sequences, their_sequences) = (sequences(ours)?, sequences(theirs)?);
     judge.check_memory_of_passes("winrate", &[&our_sequences, &their_sequences], budget, context)?;
@@ -220,7 +226,7 @@ fn gold(row: &Row) -> anyhow::Result<f64> {
     let prompt = match row.prompt()? {
         Content::Text(text) => text,
         Content::Messages(messages) => {
-            let asked = messages.into_iter().rfind(|message| message.role == "user");
+            let asked = messages.messages.into_iter().rfind(|message| message.role == "user");
             asked.context("no message is the user's")?.content
         }
     };

@@ -76,7 +76,7 @@ impl Talk<'_> {
     fn say(&mut self, text: &str, stop: &AtomicBool, input: &Input) -> anyhow::Result<()> {
         let mut messages = self.messages.clone();
         messages.push(Message::new("user", text));
-        let tokens = self.encoder.prompt(&Content::Messages(messages.clone()))?;
+        let tokens = self.encoder.prompt(&Content::from(messages.clone()))?;
         let context = self.frozen.model.spec().max_positions;
         let room = context.saturating_sub(tokens.len());
         if room == 0 {

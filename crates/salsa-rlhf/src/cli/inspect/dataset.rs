@@ -8,7 +8,7 @@ use super::Arguments;
 use crate::{
     chat::Message,
     data::{self, Content, Dataset, Example},
-    stage::{encoder::Encoder, source::Part},
+    stage::{StageContext, encoder::Encoder, source::Part},
 };
 
 /// The shares of examples whose lengths are shown.
@@ -40,15 +40,27 @@ pub fn print(path: &Path, model: Option<&Path>, arguments: &Arguments) -> anyhow
         set.examples.len()
     );
     let encoder = match model {
-        Some(model) => Some(Encoder::from_dir(model, arguments.chat_template.as_deref())?),
+        Some(model) => Some(arguments.encoder(model)?),
         None => None,
     };
+    say_how_read(&set, encoder.as_ref());
     let mut text = facts(&set, split);
     text += &lengths(&set, encoder.as_ref())?;
     text += &format!("\nexample {}\n", arguments.example);
     let ink = if std::io::stdout().is_terminal() { Ink::Colour } else { Ink::Brackets };
     text += &shown(&set.examples[arguments.example], encoder.as_ref(), ink)?;
     super::super::print(&text)
+}
+
+/// What stages say on stderr of this data set.
+fn say_how_read(set: &Dataset, encoder: Option<&Encoder>) {
+    let context = StageContext::default();
+    let name = set.path.display();
+    set.notes.iter().for_each(|note| context.say(&format!("{name}: {note}")));
+    let is_text = |example: &Example| matches!(example.prompt(), Some(Content::Text(text)) if !text.is_empty());
+    if let Some(note) = encoder.and_then(Encoder::of_text_prompts).filter(|_| set.examples.iter().any(is_text)) {
+        context.say(&format!("{name}: {note}"));
+    }
 }
 
 fn facts(set: &Dataset, split: Option<&String>) -> String {

@@ -1,23 +1,23 @@
 //! Conversations as the model sees them, to compare with other programs.
 use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
-use serde_json::{Value, json};
+use anyhow::{Context, bail};
+use serde_json::{Map, Value, json};
 
 use crate::{
-    chat::{GenerationPrompt, Message},
+    chat::{Conversation, GenerationPrompt, TemplateArguments},
+    data::{self, Content},
     stage::{encoder::Encoder, rows::Rows},
 };
 
 /// Renders and tokenises every line: its text, its tokens and, of a whole conversation, the `sequence` that a stage would
 /// make of it, which of that is `learned`, or why it cannot be.
-pub fn print(file: &Path, model: &Path, template: Option<&str>, as_json: bool) -> anyhow::Result<()> {
-    let encoder = Encoder::from_dir(model, template)?;
+pub fn print(file: &Path, encoder: &Encoder, as_json: bool) -> anyhow::Result<()> {
     let rows = Rows::read(file)?;
     for row in &rows.rows {
         let place = || format!("{}: line {}", rows.name(), row.line);
         let (messages, prompt) = read(&row.object).with_context(place)?;
-        let shown = match render(&encoder, &messages, prompt) {
+        let shown = match render(encoder, &messages, prompt) {
             Ok(shown) => shown,
             Err(error) if as_json => json!({"error": format!("{error:#}")}),
             Err(error) => return Err(error.context(place())),
@@ -33,26 +33,24 @@ pub fn print(file: &Path, model: &Path, template: Option<&str>, as_json: bool) -
     Ok(())
 }
 
-/// A line's messages, and whether they are to be answered.
-fn read(object: &serde_json::Map<String, Value>) -> anyhow::Result<(Vec<Message>, GenerationPrompt)> {
-    let list = object.get("messages").and_then(Value::as_array).context("no list \"messages\"")?;
-    let text = |message: &Value, key: &str| {
-        message[key].as_str().map(str::to_owned).with_context(|| format!("a message has no text {key:?}"))
+/// A line's messages with the arguments of its template, and whether they are to be answered.
+fn read(object: &Map<String, Value>) -> anyhow::Result<(Conversation, GenerationPrompt)> {
+    let list = object.get("messages").filter(|list| list.is_array()).context("no list \"messages\"")?;
+    let Content::Messages(mut conversation) = data::content(list, "messages")? else {
+        bail!("\"messages\" is text");
     };
-    let messages: Vec<Message> = list
-        .iter()
-        .map(|message| Ok(Message::new(text(message, "role")?, text(message, "content")?)))
-        .collect::<anyhow::Result<_>>()?;
-    ensure!(!messages.is_empty(), "the list of messages is empty");
+    let column = |name| object.get(name);
+    conversation.arguments =
+        TemplateArguments::of_record(column(TemplateArguments::COLUMN), column(TemplateArguments::TOOLS))?;
     let prompt = match object.get("add_generation_prompt") {
         None | Some(Value::Bool(false)) => GenerationPrompt::Omit,
         Some(Value::Bool(true)) => GenerationPrompt::Add,
         Some(other) => bail!("add_generation_prompt is {other}: expected true or false"),
     };
-    Ok((messages, prompt))
+    Ok((conversation, prompt))
 }
 
-fn render(encoder: &Encoder, messages: &[Message], prompt: GenerationPrompt) -> anyhow::Result<Value> {
+fn render(encoder: &Encoder, messages: &Conversation, prompt: GenerationPrompt) -> anyhow::Result<Value> {
     let text = encoder.render(messages, prompt)?;
     let mut shown = json!({"text": text, "tokens": encoder.tokens_of_rendered(&text)?});
     if prompt == GenerationPrompt::Omit && messages.iter().any(|message| message.role == "assistant") {

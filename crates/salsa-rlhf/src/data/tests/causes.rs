@@ -56,9 +56,10 @@ fn a_file_of_another_encoding_is_told_with_the_remedy() {
 
 #[test]
 fn a_null_that_changes_the_layout_is_named() {
+    let whole = r#"{"prompt":"p","completion":"a"}"#;
+    let first = refusal("x.jsonl", &format!("{}\n{whole}", r#"{"prompt":"p","completion":null}"#));
+    assert!(first.contains("line 2") && first.contains("line 1) is prompt as text (null: completion)"), "{first}");
     let pair = r#"{"prompt":"p","chosen":"a","rejected":"b"}"#;
-    let first = refusal("x.jsonl", &format!("{}\n{pair}", r#"{"prompt":"p","chosen":"a","rejected":null}"#));
-    assert!(first.contains("line 2") && first.contains("line 1) is prompt as text (null: rejected)"), "{first}");
     let later = refusal("x.jsonl", &format!("{pair}\n{}", r#"{"prompt":"p","chosen":null,"rejected":null}"#));
     assert!(later.contains("this record is prompt as text (null: chosen, rejected), but"), "{later}");
 }
@@ -67,7 +68,7 @@ fn a_null_that_changes_the_layout_is_named() {
 fn tables_are_records() {
     let pairs = "prompt,chosen,rejected,margin\n\"a, b\",\"say \"\"hi\"\"\n\",12,0.5\nq,,1,\n";
     let error = refusal("x.csv", pairs);
-    assert!(error.contains("x.csv, line 4: ") && error.contains("(null: chosen, margin)"), "{error}");
+    assert!(error.contains("x.csv, line 4: ") && error.contains("chosen is missing or null"), "{error}");
     let kept = pairs.replace("q,,1,", "q,2,1,");
     let set = load_as("x.csv", &kept).unwrap();
     let first = Preference { margin: Some(0.5), ..pair(text("a, b"), text("say \"hi\"\n"), text("12")) };
@@ -75,7 +76,7 @@ fn tables_are_records() {
     assert_eq!(set.examples, [first, second].map(Example::Preference));
     assert!(set.places[1].to_string().ends_with("x.csv, line 4"), "{}", set.places[1]);
     let chats = "\u{feff}messages\tid\n\"[{\"\"role\"\":\"\"user\"\",\"\"content\"\":\"\"u\"\"}]\"\t1\n";
-    assert_eq!(load_as("x.tsv", chats).unwrap().examples, [Example::Messages(vec![user("u")])]);
+    assert_eq!(load_as("x.tsv", chats).unwrap().examples, [Example::Messages(vec![user("u")].into())]);
     for (table, part) in [
         ("prompt,chosen\na\n", "line 2: 1 columns, but the first line names 2"),
         ("prompt;chosen\na;b\n", "line 1: the columns are divided by semicolons"),

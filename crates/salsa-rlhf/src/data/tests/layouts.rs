@@ -19,10 +19,13 @@ fn system(text: &str) -> Message {
 #[test]
 fn ultrachat() {
     let json = r#"{"prompt":"u","prompt_id":"0f","messages":[{"content":"u","role":"user"},{"content":"a","role":"assistant"}]}"#;
-    assert_eq!(recognised(json), (Example::Messages(vec![user("u"), assistant("a")]), "UltraChat-200k: messages"));
+    assert_eq!(
+        recognised(json),
+        (Example::Messages(vec![user("u"), assistant("a")].into()), "UltraChat-200k: messages")
+    );
     let first = r#"{"id":"0","data":["u","a","v","b"]}"#;
     let turns = vec![user("u"), assistant("a"), user("v"), assistant("b")];
-    assert_eq!(recognised(first), (Example::Messages(turns), "UltraChat: data"));
+    assert_eq!(recognised(first), (Example::Messages(turns.into()), "UltraChat: data"));
     assert!(refusal("x.jsonl", r#"{"data":["u",1]}"#).contains("column data: expected texts, found a number"));
     assert!(refusal("x.jsonl", r#"{"data":[]}"#).contains("the list of texts is empty"));
 }
@@ -159,7 +162,7 @@ fn sharegpt() {
     let columns = r#"{"from":["human","gpt"],"value":["u","a"]}"#;
     for conversation in [list, columns] {
         let json = format!(r#"{{"id":"1","system":"s","conversations":{conversation}}}"#);
-        assert_eq!(recognised(&json), (Example::Messages(turns.clone()), "ShareGPT: conversations"));
+        assert_eq!(recognised(&json), (Example::Messages(turns.clone().into()), "ShareGPT: conversations"));
     }
     let uneven = r#"{"conversations":{"from":["human"],"value":[]}}"#;
     assert!(refusal("x.jsonl", uneven).contains("expected a list of messages, found an object"));

@@ -126,7 +126,8 @@ fn look_at(source: &DataSource, made: Use, reader: Option<&Reader>) -> anyhow::R
     loaded.examples.truncate(1);
     let encoder = reader.and_then(|reader| reader.encoder.as_ref());
     let layout = loaded.try_map(|example| see(example, made, encoder).map(|()| example.layout()))?;
-    Ok(format!("{count} examples ({})", layout[0]))
+    let notes: String = loaded.notes.iter().map(|note| format!("\n  {note}")).collect();
+    Ok(format!("{count} examples ({}){notes}", layout[0]))
 }
 
 fn see(example: &Example, made: Use, encoder: Option<&Encoder>) -> anyhow::Result<()> {

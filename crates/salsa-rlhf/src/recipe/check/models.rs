@@ -3,13 +3,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use salsa_engine::{Head, ModelSpec};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Faults, root};
 use crate::{
     chat,
     checkpoint::Checkpoint,
-    stage::{StageContext, encoder::Encoder, reward_model::RewardModel, start::Found},
+    stage::{StageContext, chat_arguments::ChatArguments, encoder::Encoder, reward_model::RewardModel, start::Found},
     tokenizer::Tokenizer,
 };
 
@@ -20,6 +21,7 @@ pub(super) struct Models {
     reader: Option<PathBuf>,
     /// In place of the reader's own template, if it is not empty.
     template: String,
+    chat: ChatArguments,
     known: Vec<PathBuf>,
     read: Option<Reader>,
 }
@@ -42,7 +44,10 @@ impl Models {
             "winrate" => first(&config["reward_model_path"]),
             _ => first(&config["model_name_or_path"]),
         };
-        Models { kind, reader, template: text("chat_template").to_owned(), known: Vec::new(), read: None }
+        // The stage's own reading says what is wrong with them.
+        let chat = ChatArguments::deserialize(if kind == "soup" { &config["greedy"] } else { config });
+        let chat = chat.unwrap_or_default();
+        Models { kind, reader, template: text("chat_template").to_owned(), chat, known: Vec::new(), read: None }
     }
 
     /// Whether it has been opened before.
@@ -94,9 +99,9 @@ impl Models {
     /// The way of the reader from text to tokens.
     fn encoder(&self, checkpoint: &Checkpoint) -> anyhow::Result<Option<Encoder>> {
         if ["soup", "generate", "score", "logprobs", "winrate"].contains(&self.kind) {
-            return Encoder::open_if_any(checkpoint);
+            return Ok(Encoder::open_if_any(checkpoint)?.map(|encoder| encoder.with_chat(&self.chat)));
         }
-        let encoder = Encoder::open(checkpoint)?;
+        let encoder = Encoder::open(checkpoint)?.with_chat(&self.chat);
         Ok(Some(match self.template.as_str() {
             "" => encoder,
             choice => {

@@ -45,7 +45,7 @@ impl<'a> Survey<'a> {
     pub fn open(config: &'a LandscapeConfig, context: &StageContext) -> anyhow::Result<Survey<'a>> {
         let LandscapeConfig { max_new_tokens, max_prompts, max_prompt_length, temperature, seed, gold, .. } = *config;
         let answering = Answering { max_new_tokens, temperature, seed, slots: *config.decode_slots, gold };
-        let syllabus = Syllabus::open(&config.models[0], &config.reward_model_path, answering, context)?;
+        let syllabus = Syllabus::open(&config.models[0], &config.reward_model_path, answering, &config.chat, context)?;
         let asked = Asked { name: "prompts", dataset: &config.prompts, max_prompts, max_prompt_length };
         let questions = syllabus.questions(&asked, context)?;
         let held_out = match &config.eval_dataset {
@@ -53,8 +53,8 @@ impl<'a> Survey<'a> {
             Some(dataset) => {
                 let checkpoint = Checkpoint::open(&config.models[0])?;
                 let longest = config.max_length.min(checkpoint.spec.max_positions);
-                let encoder = Encoder::open(&checkpoint)?;
-                let held_out = HeldOut::open(dataset, &encoder, longest, config.max_examples)?;
+                let encoder = Encoder::open(&checkpoint)?.with_chat(&config.chat);
+                let held_out = HeldOut::open(dataset, &encoder, longest, config.max_examples, context)?;
                 context.say(&format!("{dataset}: loss on {} examples", held_out.len()));
                 Some(held_out)
             }

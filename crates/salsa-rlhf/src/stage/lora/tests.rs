@@ -104,7 +104,7 @@ fn logprobs(dir: &Path) -> Vec<f32> {
 #[test]
 fn fine_tuning_an_adapter_learns_resumes_and_leaves_the_base_alone() {
     let (_dir, config) = place();
-    let before = files(&&*config.model_name_or_path);
+    let before = files(&config.model_name_or_path);
     resumes_bytewise(|output_dir, context| {
         sft::run(&SftConfig { output_dir: output_dir.to_owned(), ..config.clone() }, context)
     });

@@ -20,6 +20,7 @@ use crate::{
         arguments::{
             ComputeType, MOST_SEQUENCES, MOST_STEPS, MOST_TOKENS, Schedule, WeightType, check_count, check_range,
         },
+        chat_arguments::ChatArguments,
         device::Choice as DeviceChoice,
         lora::LoraArguments,
         model_source::ModelSource,
@@ -105,6 +106,10 @@ pub struct PpoConfig {
     pub vf_coef: f64,
     /// Where values come from. TRL since 0.12: separate; before: shared.
     pub critic: CriticKind,
+
+    /// How prompts become tokens.
+    #[serde(flatten)]
+    pub chat: ChatArguments,
 
     /// The keys of adapters: with `use_peft` policy and critic are adapters, and all models of the run that stand on the same
     /// base share it.
@@ -240,6 +245,7 @@ impl Default for PpoConfig {
             cliprange_value: 0.2,
             vf_coef: 0.1,
             critic: CriticKind::Separate,
+            chat: ChatArguments::default(),
             lora: LoraArguments::default(),
             learning_rate: 3e-6,
             critic_learning_rate: None,

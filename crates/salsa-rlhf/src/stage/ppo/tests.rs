@@ -170,7 +170,7 @@ fn a_run_is_saved_as_adapters_and_resumed_from_adapters() {
 fn policies_start_from_soups_of_adapters_and_references_follow_them() {
     let dir = tempfile::tempdir().unwrap();
     models(dir.path());
-    let models = vec![dir.path().join("sft-a"), dir.path().join("sft-b")];
+    let models = [dir.path().join("sft-a"), dir.path().join("sft-b")];
     let start =
         ModelSource::Soup(SoupSource { models: models.iter().map(Into::into).collect(), weights: vec![0.25, 0.75] });
     for reference in [ReferenceConfig::Ema { decay: 0.5 }, ReferenceConfig::Sync { every: 1, mixup: 1.0 }] {

@@ -18,6 +18,7 @@ use crate::{
     stage::{
         StageContext,
         bases::Bases,
+        chat_arguments::ChatArguments,
         encoder::Encoder,
         evaluate::statistics::estimate,
         exam::{Answering, Asked, Exam, Questions, Syllabus},
@@ -29,7 +30,7 @@ use crate::{
 
 /// What the greedy soup is measured by: the loss on examples or, if a reward model is given, its score of answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct GreedyConfig {
     /// Held-out examples for the loss, or prompts for the score.
     pub dataset: DataSource,
@@ -39,6 +40,9 @@ pub struct GreedyConfig {
     pub max_examples: Option<usize>,
     /// Longer examples are cut off behind so many tokens, at least 2; longer prompts are left out.
     pub max_length: usize,
+    /// How prompts become tokens.
+    #[serde(flatten)]
+    pub chat: ChatArguments,
     /// Most tokens of an answer, at least 1.
     pub max_new_tokens: usize,
     /// Sampling temperature of answers; 0 always takes the likeliest token.
@@ -57,6 +61,7 @@ impl Default for GreedyConfig {
             reward_model_path: None,
             max_examples: None,
             max_length: 1024,
+            chat: ChatArguments::default(),
             max_new_tokens: 128,
             temperature: 0.0,
             decode_slots: NoEffect(64),
@@ -187,7 +192,8 @@ impl Judge {
         }
         let Some(reward_model) = &greedy.reward_model_path else {
             let longest = greedy.max_length.min(model.spec.max_positions);
-            let data = HeldOut::open(&greedy.dataset, &Encoder::open(model)?, longest, greedy.max_examples)?;
+            let encoder = Encoder::open(model)?.with_chat(&greedy.chat);
+            let data = HeldOut::open(&greedy.dataset, &encoder, longest, greedy.max_examples, context)?;
             context.say(&format!("{}: loss on {} examples", greedy.dataset, data.len()));
             let need = |knobs: &Knobs| {
                 let mut need = with_soup(Roles::new(knobs.dtype), &model.spec);
@@ -199,7 +205,7 @@ impl Judge {
         };
         let GreedyConfig { max_new_tokens, temperature, seed, decode_slots: NoEffect(slots), .. } = *greedy;
         let answering = Answering { max_new_tokens, temperature, seed, slots, gold: None };
-        let syllabus = Syllabus::open(model.dir(), reward_model, answering, context)?;
+        let syllabus = Syllabus::open(model.dir(), reward_model, answering, &greedy.chat, context)?;
         let asked = Asked {
             name: "greedy",
             dataset: &greedy.dataset,

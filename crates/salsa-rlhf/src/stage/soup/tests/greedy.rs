@@ -16,7 +16,7 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
         save(&dir, &checkpoint.spec, &weights, &companions, &[], &SaveOptions::like(&checkpoint)).unwrap();
         dir
     };
-    let models = vec![disturbed("much", 2.0), disturbed("little", 0.3), disturbed("opposite", -0.3)];
+    let models = [disturbed("much", 2.0), disturbed("little", 0.3), disturbed("opposite", -0.3)];
     let texts: Vec<Value> = fixture::SENTENCES.iter().map(|text| json!({"text": text})).collect();
     fixture::write_lines(&place.path().join("held-out.jsonl"), &texts);
     let greedy = |reward_model_path| {

@@ -1,0 +1,97 @@
+//! Answers with labels, as KTO takes them, to pairs.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use super::{Content, Example, Place, Preference, asked};
+use crate::chat::{Conversation, Message};
+
+/// One answer.
+struct Answer {
+    said: Content,
+    place: Place,
+}
+
+/// The answers to one prompt.
+struct Answers {
+    prompt: Content,
+    key: String,
+    wanted: Vec<Answer>,
+    unwanted: Vec<Answer>,
+}
+
+/// Answers by prompt, in the order in which the prompts come.
+#[derive(Default)]
+pub(super) struct Unpaired {
+    prompts: Vec<Answers>,
+    places: HashMap<String, usize>,
+    records: usize,
+}
+
+impl Unpaired {
+    pub fn is_empty(&self) -> bool {
+        self.records == 0
+    }
+
+    /// Takes in a prompt with its answer, or a conversation that ends with one.
+    pub fn add(&mut self, example: Example, label: bool, key: String, place: &Place) {
+        self.records += 1;
+        let (prompt, said) = match example {
+            Example::PromptCompletion { prompt, completion } => (prompt, completion),
+            Example::Messages(Conversation { messages, arguments }) => {
+                let before = asked(&messages).len();
+                let said: Vec<Message> = messages[before..].to_vec();
+                (Conversation { messages: messages[..before].to_vec(), arguments }.into(), said.into())
+            }
+            _ => return,
+        };
+        if said.is_empty() {
+            return;
+        }
+        let index = *self.places.entry(format!("{prompt:?}")).or_insert(self.prompts.len());
+        if index == self.prompts.len() {
+            self.prompts.push(Answers { prompt, key, wanted: Vec::new(), unwanted: Vec::new() });
+        }
+        let answers = &mut self.prompts[index];
+        let list = if label { &mut answers.wanted } else { &mut answers.unwanted };
+        list.push(Answer { said, place: place.clone() });
+    }
+
+    /// The first wanted answer to a prompt with the first unwanted one, the second with the second, and so on; and what to
+    /// say of it.
+    ///
+    /// # Errors
+    /// If no prompt has both.
+    pub fn paired(self, path: &Path) -> Result<(Vec<(Preference, String, Place)>, String)> {
+        let mut pairs = Vec::new();
+        for Answers { prompt, key, wanted, unwanted } in self.prompts {
+            for (wanted, unwanted) in wanted.into_iter().zip(unwanted) {
+                let pair = Preference {
+                    prompt: prompt.clone(),
+                    chosen: wanted.said,
+                    rejected: unwanted.said,
+                    margin: None,
+                    score_chosen: None,
+                    score_rejected: None,
+                };
+                pairs.push((pair, key.clone(), wanted.place));
+            }
+        }
+        let (all, count) = (self.records, pairs.len());
+        if pairs.is_empty() {
+            bail!(
+                "{}: {all} answers have labels (unpaired preferences, as KTO takes them), but no prompt has both a wanted and an \
+                 unwanted answer, and no stage learns of single ones. For sft keep the records whose label is true, and leave the \
+                 column out",
+                path.display()
+            );
+        }
+        let left = all - 2 * count;
+        let note = format!(
+            "{all} answers with labels make {count} pairs of one prompt; {left} have no counterpart and are left out"
+        );
+        Ok((pairs, note))
+    }
+}
