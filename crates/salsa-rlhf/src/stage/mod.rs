@@ -39,6 +39,7 @@ pub mod memory;
 pub mod model_source;
 pub mod next_token;
 pub mod order;
+pub mod overlong;
 pub mod pairs;
 pub mod ppo;
 pub mod pretrain;

@@ -11,6 +11,7 @@ use super::{
     arguments::{ComputeType, check_count},
     chat_arguments::ChatArguments,
     device::Choice as DeviceChoice,
+    overlong::Overlong,
     rows::{self, Rows},
     start::{self, Found, Frozen},
 };
@@ -31,6 +32,8 @@ pub struct ScoreConfig {
     /// How prompts become tokens.
     #[serde(flatten)]
     pub chat: ChatArguments,
+    /// What happens to a row that is longer than the model's context.
+    pub on_overlong: Overlong,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
     #[schemars(extend("x-heading" = "Computation"))]
     pub dtype: ComputeType,
@@ -46,6 +49,7 @@ impl Default for ScoreConfig {
             model: ModelPath::new(),
             input: DataPath::new(),
             output: PathBuf::new(),
+            on_overlong: Overlong::Drop,
             chat: ChatArguments::default(),
             dtype: ComputeType::Float32,
             device: DeviceChoice::Auto,
@@ -75,9 +79,10 @@ pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value
     config.validate()?;
     let found = Found::open(&config.model, Head::Scalar)?.with_chat(&config.chat);
     start::say_where_scores_are_read(&found.checkpoint, context);
-    let (rows, spec) = (Rows::read(&config.input)?, found.spec());
+    let (mut rows, spec) = (Rows::read(&config.input)?, found.spec());
     rows.say_how_read(found.encoder.as_ref(), context);
-    let sequences = rows.try_map(|row| row.sequence(found.encoder.as_ref(), &spec))?;
+    let (sequences, left_out) =
+        config.on_overlong.retain(&mut rows, context, |row| row.sequence(found.encoder.as_ref(), &spec))?;
     found.check_memory_of_passes("score", &[&sequences], config.max_tokens_per_batch, context)?;
     let Frozen { checkpoint, model, .. } = found.load()?;
     let scores = scores("score", &model, &sequences, config.max_tokens_per_batch);
@@ -96,7 +101,7 @@ pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value
         }),
     )?;
     let mean = scores.iter().map(|&score| f64::from(score)).sum::<f64>() / scores.len() as f64;
-    Ok(json!({"rows": scores.len(), "mean_score": mean}))
+    Ok(json!({"rows": scores.len(), "left_out": left_out, "mean_score": mean}))
 }
 
 /// Scores of whole sequences, in order, with a progress bar of the given title.

@@ -14,6 +14,7 @@ use crate::{
     data::Example,
     stage::{
         encoder::Encoder,
+        overlong::is_too_long,
         pairs::preference,
         rows::{Row, Rows},
         source::{DataPart, DataSource},
@@ -159,10 +160,14 @@ fn look_at_rows(path: &Path, made: RowUse, reader: Option<&Reader>) -> anyhow::R
     rows.rows.truncate(1);
     if let Some(Reader { encoder, spec, .. }) = reader {
         let encoder = encoder.as_ref();
-        rows.try_map(|row: &Row| match made {
-            RowUse::Prompt => row.prompt_tokens(encoder, spec),
-            RowUse::Sequence => row.sequence(encoder, spec),
-            RowUse::Answer => row.answer(encoder, spec),
+        rows.try_map(|row: &Row| {
+            let read = match made {
+                RowUse::Prompt => row.prompt_tokens(encoder, spec),
+                RowUse::Sequence => row.sequence(encoder, spec),
+                RowUse::Answer => row.answer(encoder, spec),
+            };
+            // The stage decides about a row that is too long when it knows all of them.
+            read.map(drop).or_else(|error| if is_too_long(&error) { Ok(()) } else { Err(error) })
         })?;
     }
     Ok(format!("{count} rows"))
