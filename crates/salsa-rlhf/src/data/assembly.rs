@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use super::columns::Row;
-use super::unpaired::Unpaired;
+use super::unpaired::{Paired, Unpaired};
 use super::{Content, Dataset, Example, Layout, Place, Preference, Shape, bucket};
 
 /// A data set under way.
@@ -121,7 +121,7 @@ impl Assembly {
             return Ok(());
         }
         let (pairs, note) = std::mem::take(&mut self.unpaired).paired(&self.set.path)?;
-        for (pair, key, place) in pairs {
+        for Paired { pair, key, place } in pairs {
             self.keep(Example::Preference(pair), &key, &place);
         }
         self.set.layout = Layout::Preference;

@@ -14,6 +14,13 @@ struct Answer {
     place: Place,
 }
 
+/// A pair with what decides its place in a split, and where its wanted answer is.
+pub(super) struct Paired {
+    pub pair: Preference,
+    pub key: String,
+    pub place: Place,
+}
+
 /// The answers to one prompt.
 struct Answers {
     prompt: Content,
@@ -64,7 +71,7 @@ impl Unpaired {
     ///
     /// # Errors
     /// If no prompt has both.
-    pub fn paired(self, path: &Path) -> Result<(Vec<(Preference, String, Place)>, String)> {
+    pub fn paired(self, path: &Path) -> Result<(Vec<Paired>, String)> {
         let mut pairs = Vec::new();
         for Answers { prompt, key, wanted, unwanted } in self.prompts {
             for (wanted, unwanted) in wanted.into_iter().zip(unwanted) {
@@ -76,7 +83,7 @@ impl Unpaired {
                     score_chosen: None,
                     score_rejected: None,
                 };
-                pairs.push((pair, key.clone(), wanted.place));
+                pairs.push(Paired { pair, key: key.clone(), place: wanted.place });
             }
         }
         let (all, count) = (self.records, pairs.len());

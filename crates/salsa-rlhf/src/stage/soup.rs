@@ -64,8 +64,8 @@ pub struct SoupConfig {
     /// `model_stock`; makes `slerp` and `nuslerp` follow the arc between task vectors; otherwise only the report looks at
     /// it.
     pub base_model: Option<ModelPath>,
-    /// Share of the entries of a task vector that `ties` and the `dare` methods keep, above 0 and at most 1; may differ
-    /// from tensor to tensor.
+    /// Share of the entries of a task vector that `ties` and the `dare` methods keep, between 0 and 1; 0 leaves a model
+    /// out, and not all may be 0. May differ from tensor to tensor.
     pub density: Setting,
     /// The same, one for each ingredient, in place of `density`. Empty: `density` is that of all.
     pub densities: Vec<Setting>,

@@ -139,7 +139,7 @@ fn text_becomes_messages_in_all_records_if_it_does_in_one() {
 #[test]
 fn what_is_not_read_is_named_if_it_says_something() {
     let record = json!({"prompt": "q", "completion": "an answer", "id": "0f3", "source": "open orca", "score": 3});
-    assert_eq!(notes(&[record.clone()]), [] as [&str; 0]);
+    assert_eq!(notes(std::slice::from_ref(&record)), [] as [&str; 0]);
     let more = with(&record, json!({"rationale": "because one and one make two", "answer": "2"}));
     assert_eq!(
         notes(&[record.clone(), more]),
@@ -150,7 +150,7 @@ fn what_is_not_read_is_named_if_it_says_something() {
     assert_eq!(notes(&[alpaca]), [] as [&str; 0]);
     let own = json!({"system": "other", "messages": [
         {"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]});
-    assert_eq!(notes(&[own.clone()]), ["columns that are not read: system (1 of 1 records)"]);
+    assert_eq!(notes(std::slice::from_ref(&own)), ["columns that are not read: system (1 of 1 records)"]);
     assert_eq!(prompt(&own), vec![system(), user("q")].into(), "the conversation's own system message stays");
     let odd = json!({"prompt": "q", "completion": "a", "\u{1b}[31m": "five words of no use"});
     assert_eq!(notes(&[odd]), ["columns that are not read: \\u{1b}[31m (1 of 1 records)"]);
