@@ -1,4 +1,4 @@
-//! How much may come out of data files: every size that a file states is held against its bytes or a limit here.
+//! How much may come out of data files: every size that a file states is checked against its bytes or a limit here.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -146,7 +146,7 @@ impl<R: Read> Read for PerRecord<R> {
 
 /// A record is longer than it may be.
 #[derive(Debug, thiserror::Error)]
-#[error("it is longer than {} MiB, which no record is", LONGEST_RECORD >> 20)]
+#[error("it is longer than {} MiB, the most that a record may have: split or remove it", LONGEST_RECORD >> 20)]
 pub(super) struct TooLong;
 
 /// A stream that may not yield more than so many bytes.
@@ -172,5 +172,5 @@ impl<R: Read> Read for Unpacked<R> {
 
 /// A file unpacks to more than it may.
 #[derive(Debug, thiserror::Error)]
-#[error("it unpacks to more than {MOST_EXPANSION} times its size: that is no data set. If it is, unpack it yourself")]
+#[error("it unpacks to more than {MOST_EXPANSION} times its size, as no text does; if it is data, unpack it first")]
 pub(super) struct TooMuch;

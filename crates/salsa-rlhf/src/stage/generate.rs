@@ -117,7 +117,9 @@ pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Valu
         let (length, new) = (tokens.len(), config.max_new_tokens);
         ensure!(
             length + new <= context,
-            TooLong(format!("prompt of {length} tokens and max_new_tokens {new} exceed the model's context of {context}"))
+            TooLong(format!(
+                "prompt of {length} tokens and max_new_tokens {new} exceed the model's context of {context}"
+            ))
         );
         Ok(tokens)
     })?;

@@ -1,7 +1,7 @@
 //! Rows that do not fit the model: left out and counted, unless the run shall end.
 use std::fmt;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +57,9 @@ impl Overlong {
                     first.get_or_insert_with(|| (row.line, error.to_string()));
                     mapped.push(None);
                 }
+                Err(error) if is_too_long(&error) => {
+                    bail!("{}: {error}; shorten it, or leave such rows out (on_overlong: drop)", rows.place(row))
+                }
                 other => mapped.push(Some(other.with_context(|| rows.place(row))?)),
             }
         }
@@ -88,3 +91,6 @@ impl Overlong {
         Ok((values, left_out))
     }
 }
+
+#[cfg(test)]
+mod tests;
