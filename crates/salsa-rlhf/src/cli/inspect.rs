@@ -43,8 +43,8 @@ pub struct Arguments {
     #[arg(long, value_name = "plain|chat", requires = "model", value_parser = text_prompts)]
     text_prompts: Option<TextPrompts>,
     /// Which split, as stages take it: one that the names in a folder tell, or else train, validation or test, which
-    /// are told by prompt; or all.
-    #[arg(long, value_name = "NAME")]
+    /// are told by prompt; or all; or a slice of one, such as train[:500].
+    #[arg(long, value_name = "NAME|NAME[FROM:TO]")]
     split: Option<String>,
     /// Which example is shown, from 0.
     #[arg(long, value_name = "N", default_value_t = 0)]

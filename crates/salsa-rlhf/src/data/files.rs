@@ -64,7 +64,7 @@ pub(super) fn for_each_record(path: &Path, which: Which<'_>, visit: Visit<'_>) -
 ///
 /// # Errors
 /// If the file cannot be read, or a line is not a JSON object; names the line.
-pub fn for_each_row(path: &Path, visit: &mut dyn FnMut(&Place, Map<String, Value>) -> Result<()>) -> Result<()> {
+pub fn for_each_row(path: &Path, visit: Visit<'_>) -> Result<()> {
     let mut source = Source::open(path, Packing::None)?;
     let path = source.path.clone();
     let mut room = Room::now();

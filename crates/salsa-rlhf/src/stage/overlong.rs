@@ -34,8 +34,29 @@ impl fmt::Display for TooLong {
 impl std::error::Error for TooLong {}
 
 /// Whether an error says that a row is too long.
-pub fn is_too_long(error: &anyhow::Error) -> bool {
+fn is_too_long(error: &anyhow::Error) -> bool {
     error.downcast_ref::<TooLong>().is_some()
+}
+
+/// Looks for the first row that `f` does not find too long, in place of all of them.
+///
+/// # Errors
+/// The first error of `f` that says something else; if every row is too long.
+pub fn check_one_fits<T>(rows: &Rows, f: impl Fn(&Row) -> anyhow::Result<T>) -> anyhow::Result<()> {
+    let mut first = None;
+    for row in &rows.rows {
+        match f(row) {
+            Err(error) if is_too_long(&error) => {
+                first.get_or_insert_with(|| (row, error.to_string()));
+            }
+            other => return other.map(drop).with_context(|| rows.place(row)),
+        }
+    }
+    first.map_or(Ok(()), |(row, why)| bail!(none_fits(rows, row, &why)))
+}
+
+fn none_fits(rows: &Rows, first: &Row, why: &str) -> String {
+    format!("{}: {why}; none of the {} rows fits", rows.place(first), rows.rows.len())
 }
 
 impl Overlong {
@@ -49,12 +70,12 @@ impl Overlong {
         context: &StageContext,
         f: impl Fn(&Row) -> anyhow::Result<T>,
     ) -> anyhow::Result<Vec<Option<T>>> {
-        let mut first: Option<(usize, String)> = None;
+        let mut first: Option<(&Row, String)> = None;
         let mut mapped = Vec::with_capacity(rows.rows.len());
         for row in &rows.rows {
             match f(row) {
                 Err(error) if self == Overlong::Drop && is_too_long(&error) => {
-                    first.get_or_insert_with(|| (row.line, error.to_string()));
+                    first.get_or_insert_with(|| (row, error.to_string()));
                     mapped.push(None);
                 }
                 Err(error) if is_too_long(&error) => {
@@ -63,11 +84,11 @@ impl Overlong {
                 other => mapped.push(Some(other.with_context(|| rows.place(row))?)),
             }
         }
-        let Some((line, why)) = first else { return Ok(mapped) };
-        let left_out = mapped.iter().filter(|row| row.is_none()).count();
-        let said = format!("{}: {left_out} of {} rows are too long (line {line}: {why})", rows.name(), mapped.len());
-        ensure!(left_out < mapped.len(), "{said}; none is left");
-        context.say(&format!("{said}; left out"));
+        let Some((row, why)) = first else { return Ok(mapped) };
+        let (left_out, count) = (mapped.iter().filter(|row| row.is_none()).count(), mapped.len());
+        ensure!(left_out < count, "{}", none_fits(rows, row, &why));
+        let (name, line) = (rows.name(), row.line);
+        context.say(&format!("{name}: {left_out} of {count} rows left out as too long (line {line}: {why})"));
         Ok(mapped)
     }
 

@@ -56,10 +56,8 @@ fn a_row_that_is_too_long_is_left_out_and_counted_or_ends_the_run() {
     }
     fixture::write_lines(&input, &[json!({"tokens": vec![1; 97]})]);
     let error = format!("{:#}", logprobs(Overlong::Drop).unwrap_err());
-    assert!(
-        error.contains("1 of 1 rows are too long (line 1: 97 tokens") && error.ends_with("none is left"),
-        "{error}"
-    );
+    let place = "in.jsonl: line 1: 97 tokens do not fit the model's context of 96";
+    assert!(error.contains(place) && error.ends_with("none of the 1 rows fits"), "{error}");
 }
 
 #[test]
