@@ -29,6 +29,9 @@ pub(crate) fn normal_quantile(probability: f64) -> f64 {
     if probability > 0.5 {
         return -normal_quantile(1.0 - probability);
     }
+    if probability == 0.5 {
+        return 0.0;
+    }
     if probability <= 0.0 {
         return f64::NEG_INFINITY;
     }
