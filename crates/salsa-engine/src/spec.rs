@@ -108,10 +108,10 @@ pub enum Head {
 }
 
 impl Head {
-    pub(crate) fn has_language_model(self) -> bool {
+    pub fn has_language_model(self) -> bool {
         self != Head::Scalar
     }
-    pub(crate) fn has_scalar(self) -> bool {
+    pub fn has_scalar(self) -> bool {
         self != Head::LanguageModel
     }
 }

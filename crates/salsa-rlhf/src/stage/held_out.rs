@@ -9,7 +9,6 @@ use super::{
     StageContext,
     encoder::{Encoder, TruncationMode},
     evaluate::statistics::estimate,
-    memory::Arrays,
     next_token::{NextToken, Sequence},
     source::DataSource,
     trainer::Objective,
@@ -51,10 +50,11 @@ impl HeldOut {
         self.lesson.examples()
     }
 
-    /// The passes that it takes to look at all of them.
-    pub fn passes(&self) -> Arrays {
-        let tokens = |examples: Range<usize>| examples.map(|i| self.lesson.length(i) as u64).sum();
-        Arrays::of(self.batches().into_iter().map(tokens))
+    /// The lengths of the sequences of the largest pass that it takes to look at all of them.
+    pub fn largest_pass(&self) -> Vec<u64> {
+        let lengths = |examples: Range<usize>| examples.map(|i| self.lesson.length(i) as u64).collect::<Vec<_>>();
+        let passes = self.batches().into_iter().map(lengths);
+        passes.max_by_key(|pass| pass.iter().sum::<u64>()).unwrap_or_default()
     }
 
     /// What a model loses on each example.

@@ -15,7 +15,7 @@ use crate::{
         evaluate::statistics::{estimate, paired_difference},
         exam::{Answering, Asked, Exam, Questions, Syllabus},
         held_out::{HeldOut, Losses},
-        memory::{self, Knobs, Roles, Saving, part, shape},
+        memory::{self, Knobs, Passed, Passes, Roles, Saving, part},
     },
 };
 
@@ -66,10 +66,13 @@ impl<'a> Survey<'a> {
             // The models, and their mean.
             roles.ingredients(&syllabus.spec, config.models.len() + 1);
             roles.changing(&syllabus.spec);
-            let mut need = roles.need();
-            let passes = syllabus.add_passes(&questions, knobs, &mut need);
-            let losses = held_out.as_ref().map(|data| data.passes().beside(&passes)).unwrap_or_default();
-            need.add(part::ACTIVATIONS, shape::forward_pass(&syllabus.spec, losses.tokens()));
+            let (mut need, passes) = (roles.need(), Passes::new(knobs.dtype));
+            let model = Passed::new(&syllabus.spec, None);
+            syllabus.add_passes(&questions, model, knobs, &passes);
+            if let Some(data) = &held_out {
+                passes.forward(model, &data.largest_pass());
+            }
+            need.add(part::GENERATION, passes.bytes());
             need
         };
         let savings = [Saving::Slots("decode_slots"), Saving::Dtype];

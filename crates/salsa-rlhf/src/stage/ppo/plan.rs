@@ -10,7 +10,7 @@ use crate::{
     checkpoint::Checkpoint,
     stage::{
         StageContext,
-        memory::{self, Knobs, Need, Responses, Roles, Saving, part, shape},
+        memory::{self, Knobs, Need, Order, Passed, Passes, Responses, Roles, Saving, part},
         model_source::ModelSource,
         prompts::TextPrompt,
         reference::ReferenceConfig,
@@ -96,22 +96,28 @@ impl<'a> Plan<'a> {
         roles
     }
 
-    /// Generation and passes, responses being as long as they may.
+    /// The largest passes of an update, in their order, responses being as long as they may.
     fn add_passes(&self, config: &PpoConfig, prompts: &[TextPrompt], knobs: &Knobs, need: &mut Need) {
-        let spec: &ModelSpec = &self.policy[0].spec;
-        let responses = Responses::new(prompts.iter().map(|prompt| &prompt.tokens), config.response_length);
-        need.add(part::GENERATION, responses.generation(spec, knobs.dtype, knobs.slots));
-        let episodes = (config.updates() as usize).saturating_mul(config.batch_size);
-        let learning = responses.learning(episodes.saturating_mul(config.num_ppo_epochs), knobs.pass);
-        let scoring = responses.scoring(episodes, config.batch_size, rollout::PASS as u64).beside(&learning);
-        let reading = responses.reading(knobs.slots).beside(&learning).beside(&scoring);
-        // Policy and critic keep a pass at the same time, but work one after the other.
-        let critic = match config.critic {
-            CriticKind::Separate => shape::kept_per_token(&self.reward.spec, knobs.recompute),
-            CriticKind::Shared => 0,
-        };
-        need.add(part::ACTIVATIONS, shape::training_pass(spec, knobs, learning.tokens()));
-        need.add(part::ACTIVATIONS, learning.tokens() * critic);
-        need.add(part::ACTIVATIONS, shape::forward_pass(spec, scoring.tokens() + reading.tokens()));
+        let lora = knobs.adapter.as_ref();
+        let prompts = prompts.iter().map(|prompt| &prompt.tokens);
+        let responses = Responses::new(prompts, config.response_length, Order::Shuffled);
+        let (policy, reward) = (self.policy_spec(config), self.reward.spec.with_head(Head::Scalar));
+        let (policy, passes) = (Passed::new(&policy, lora), Passes::new(knobs.dtype));
+        responses.add_generation(policy, knobs.slots, knobs.slots, &passes);
+        let scoring = responses.scoring(config.batch_size, rollout::PASS as u64);
+        passes.forward(Passed::new(&reward, self.reward.adapter().map(|adapter| &adapter.lora)), &scoring);
+        passes.forward(policy, &scoring);
+        let critic = Passed::new(&reward, lora);
+        let critic = (config.critic == CriticKind::Separate).then_some(critic);
+        critic.iter().for_each(|critic| passes.forward(*critic, &scoring));
+        passes.train_together(policy, critic, knobs, &responses.learning(knobs.pass));
+        need.add(part::GENERATION, passes.bytes());
+    }
+
+    fn policy_spec(&self, config: &PpoConfig) -> ModelSpec {
+        self.policy[0].spec.with_head(match config.critic {
+            CriticKind::Separate => Head::LanguageModel,
+            CriticKind::Shared => Head::LanguageModelWithValue,
+        })
     }
 }
