@@ -108,9 +108,11 @@ pub enum Head {
 }
 
 impl Head {
+    /// Whether it gives log-probs.
     pub fn has_language_model(self) -> bool {
         self != Head::Scalar
     }
+    /// Whether it gives one number per row.
     pub fn has_scalar(self) -> bool {
         self != Head::LanguageModel
     }

@@ -290,14 +290,7 @@ impl Backend for Planned {
         self.sum_rows(d_out.len / d_bias.range.len(), d_bias.range.len());
     }
 
-    fn head_norm(
-        &self,
-        fused: &mut Buffer,
-        shape: &AttentionShape,
-        heads: Range<usize>,
-        _: &Buffer,
-        _: f32,
-    ) -> Buffer {
+    fn head_norm(&self, fused: &mut Buffer, shape: &AttentionShape, heads: Range<usize>, _: &Buffer, _: f32) -> Buffer {
         self.buffer(fused.len / shape.fused() * heads.len())
     }
 

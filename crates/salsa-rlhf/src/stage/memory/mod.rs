@@ -41,12 +41,16 @@ impl Need {
     /// Adds what is there already, whatever the models are: `resident` bytes of this process, or what every run needs on
     /// a GPU.
     fn with_program(mut self, resident: u64) -> Need {
-        let bytes = if Device::current().cuda().is_some() { Need::CARD } else { resident + Need::scratch() };
+        let on_gpu = Device::current().cuda().is_some();
+        let bytes = if on_gpu { Need::CARD } else { resident + Need::scratch() + self.total() / Need::PAGES };
         self.add(part::PROGRAM, bytes);
         self
     }
 
-    /// What the threads of the engine need for themselves, and the allocator keeps of small arrays.
+    /// One byte of so many is backed by memory without being asked for: weights and pages end in different places.
+    const PAGES: u64 = 32;
+
+    /// What the threads of the engine need for themselves.
     fn scratch() -> u64 {
         (2 << 20) * salsa_engine::threads() as u64
     }

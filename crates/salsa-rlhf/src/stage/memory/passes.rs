@@ -130,7 +130,8 @@ impl Passes {
         if self.on_gpu(|| generated() + shape::forward_pass(spec, prompts.iter().sum())) {
             return;
         }
-        let (model, longest) = (Transformer::planned(spec, model.lora, &self.cpu), longest.min(spec.max_positions as u64));
+        let (model, longest) =
+            (Transformer::planned(spec, model.lora, &self.cpu), longest.min(spec.max_positions as u64));
         let mut decoding = model.decoding(slots.max(1), longest as usize);
         let sampling = Arc::new(Sampling { max_new_tokens: 2, ..Sampling::default() });
         for (id, &length) in prompts.iter().enumerate().filter(|(_, length)| **length > 0 && **length < longest) {
