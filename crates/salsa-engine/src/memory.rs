@@ -10,7 +10,7 @@ pub(crate) use free::{FreeArrays, Taken};
 use memmap2::MmapMut;
 
 /// Arrays of fewer bytes are left as they are.
-pub(crate) const LARGE: usize = 1 << 20;
+const LARGE: usize = 1 << 20;
 
 /// `len` zeros; on Linux the system is asked to back a large array with huge pages.
 pub(crate) fn zeros(len: usize) -> Vec<f32> {

@@ -7,7 +7,7 @@ use super::cpu::{self, Cache, Dtype, Packed};
 use super::{
     AdamWStep, AttentionShape, Backend, Choice, Columns, Decay, LogprobQuery, Moments, Part, RotaryTable, TokenStats,
 };
-use crate::memory::{FreeArrays, LARGE, Taken};
+use crate::memory::{FreeArrays, Taken};
 use crate::pool;
 use crate::spec::{Activation, NormWeight};
 use crate::weights::Numbers;
@@ -26,9 +26,8 @@ pub struct Planned {
 /// What is held.
 #[derive(Debug)]
 struct Account {
-    /// For each free array the most of its numbers that were ever written: the system backs no others with memory.
-    arrays: FreeArrays<usize>,
-    /// Bytes backed by memory, and the most there were.
+    arrays: FreeArrays<()>,
+    /// Bytes of all arrays, free ones too, and the most there were.
     resident: usize,
     peak: usize,
 }
@@ -38,14 +37,6 @@ impl Account {
         self.resident += bytes;
         self.peak = self.peak.max(self.resident);
     }
-}
-
-/// Bytes that the system backs with memory where `written` numbers of an array of `capacity` were written.
-fn backed(written: usize, capacity: usize) -> usize {
-    /// Large arrays are backed by whole pages of this size.
-    const HUGE_PAGE: usize = 2 << 20;
-    let [written, capacity] = [written, capacity].map(|numbers| numbers * size_of::<f32>());
-    if capacity < LARGE { written } else { written.next_multiple_of(HUGE_PAGE).min(capacity) }
 }
 
 /// An array of no numbers.
@@ -62,8 +53,8 @@ enum Held {
     Nothing,
     /// The allocator's memory.
     Own,
-    /// The pool's: its capacity, and the most numbers of it that were ever written.
-    Pooled { capacity: usize, written: usize },
+    /// The pool's, of that capacity. All of it counts: large pages reach from one array into the next.
+    Pooled(usize),
 }
 
 impl Drop for Buffer {
@@ -72,7 +63,7 @@ impl Drop for Buffer {
         match self.held {
             Held::Nothing => {}
             Held::Own => account.resident -= self.len * size_of::<f32>(),
-            Held::Pooled { capacity, written } => account.arrays.put(capacity, written),
+            Held::Pooled(capacity) => account.arrays.put(capacity, ()),
         }
     }
 }
@@ -90,24 +81,22 @@ fn locked(account: &Mutex<Account>) -> MutexGuard<'_, Account> {
     account.lock().expect("no code panics while it holds the account")
 }
 
-/// An array of `len` numbers, all of which will be written.
+/// An array of `len` numbers.
 fn take(account: &Arc<Mutex<Account>>, len: usize) -> Buffer {
     let mut book = locked(account);
     let held = if len < cpu::POOLED {
         book.grow(len * size_of::<f32>());
         Held::Own
     } else {
-        let (capacity, before) = match book.arrays.take(len) {
-            Taken::Free(capacity, written) => (capacity, written),
+        match book.arrays.take(len) {
+            Taken::Free(capacity, ()) => Held::Pooled(capacity),
             Taken::New(capacity, gone) => {
-                let gone: usize = gone.into_iter().map(|(capacity, written)| backed(written, capacity)).sum();
-                book.resident -= gone;
-                (capacity, 0)
+                let gone: usize = gone.into_iter().map(|(capacity, ())| capacity).sum();
+                book.resident -= gone * size_of::<f32>();
+                book.grow(capacity * size_of::<f32>());
+                Held::Pooled(capacity)
             }
-        };
-        let written = before.max(len);
-        book.grow(backed(written, capacity) - backed(before, capacity));
-        Held::Pooled { capacity, written }
+        }
     };
     drop(book);
     Buffer { len, held, account: account.clone() }

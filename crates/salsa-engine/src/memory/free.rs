@@ -38,9 +38,13 @@ impl<T> FreeArrays<T> {
         FreeArrays { by_capacity: BTreeMap::new(), free: 0, in_use: 0, most: 0, clock: 0 }
     }
 
-    /// An array of at least `len` numbers.
+    /// An array of at least `len` numbers, for a while.
     pub(crate) fn take(&mut self, len: usize) -> Taken<T> {
-        let capacity = size_class(len);
+        self.take_capacity(size_class(len))
+    }
+
+    /// An array of at least this capacity; a new one has no more.
+    pub(crate) fn take_capacity(&mut self, capacity: usize) -> Taken<T> {
         let grows = self.in_use + self.free + capacity > self.most;
         let found = self.smallest(capacity, NEAR).or_else(|| self.smallest(capacity, FAR).filter(|_| grows));
         if let Some(found) = found {

@@ -38,6 +38,19 @@ impl Buffer {
             return Buffer::from(vec![0.0; len]);
         }
         let taken = POOL.lock().expect("no code panics while it holds the pool").take(len);
+        Buffer::of(taken, len)
+    }
+
+    /// The same for numbers that stay: the array is no larger than they are.
+    pub fn lasting(len: usize) -> Buffer {
+        if len < POOLED {
+            return Buffer::from(vec![0.0; len]);
+        }
+        let taken = POOL.lock().expect("no code panics while it holds the pool").take_capacity(len);
+        Buffer::of(taken, len)
+    }
+
+    fn of(taken: Taken<Array>, len: usize) -> Buffer {
         let array = match taken {
             Taken::Free(_, array) => array,
             Taken::New(capacity, gone) => {

@@ -77,9 +77,8 @@ impl Packed {
 
     /// Room for a matrix `[depth][columns]`; what it holds is anything until all its columns are packed.
     pub(crate) fn room(dtype: Dtype, depth: usize, columns: usize) -> Packed {
-        let mut packed = Packed::empty(dtype);
-        packed.reshape(depth, columns);
-        packed
+        let data = Buffer::lasting(Packed::words(dtype, depth, columns));
+        Packed { data, dtype, depth, columns }
     }
 
     /// Packs anew, reusing the memory.

@@ -100,7 +100,7 @@ impl Backend for Cpu {
     }
 
     fn upload(&self, data: &[f32]) -> Buffer {
-        let mut buffer = Buffer::stale(data.len());
+        let mut buffer = Buffer::lasting(data.len());
         buffer.copy_from_slice(data);
         buffer
     }
@@ -110,7 +110,7 @@ impl Backend for Cpu {
     }
 
     fn room(&self, len: usize) -> Buffer {
-        Buffer::stale(len)
+        Buffer::lasting(len)
     }
 
     fn store(&self, buffer: &mut Buffer, at: usize, numbers: Numbers<'_>) {

@@ -32,11 +32,15 @@ impl Responses {
 
     /// Adds their generation, with so many sequences at once; `distinct` of them begin with a prompt of their own.
     pub fn add_generation(&self, model: Passed<'_>, slots: usize, distinct: usize, passes: &Passes) {
-        let longest = self.prompts.iter().max().copied().unwrap_or(0) + self.new_tokens;
-        let reading = self.most_at_once(distinct);
         // Those that share a prompt are drawn for as well.
+        let reading = self.reading(distinct);
         let steps = vec![1; slots.saturating_sub(reading.len())];
-        passes.generate(model, &[reading, steps].concat(), slots, longest);
+        passes.generate(model, &[reading, steps].concat(), slots, self.longest());
+    }
+
+    /// Tokens of the longest prompt with its response.
+    pub fn longest(&self) -> u64 {
+        self.prompts.iter().max().copied().unwrap_or(0) + self.new_tokens
     }
 
     /// So many responses to each prompt, finished and kept: their prompts, tokens and log-probabilities.
@@ -55,11 +59,11 @@ impl Responses {
 
     /// The prompts with their responses of the largest pass over so many of them together.
     pub fn learning(&self, together: usize) -> Vec<u64> {
-        self.most_at_once(together).iter().map(|prompt| prompt + self.new_tokens).collect()
+        self.reading(together).iter().map(|prompt| prompt + self.new_tokens).collect()
     }
 
     /// The prompts of `count` neighbours that have the most tokens together.
-    fn most_at_once(&self, count: usize) -> Vec<u64> {
+    pub fn reading(&self, count: usize) -> Vec<u64> {
         let prompts: Vec<u64> = self.repeated(count).collect();
         let windows = prompts.windows(count.clamp(1, prompts.len().max(1)));
         windows.max_by_key(|prompts| prompts.iter().sum::<u64>()).map(<[u64]>::to_vec).unwrap_or_default()
@@ -102,8 +106,8 @@ mod tests {
     #[test]
     fn passes_in_the_given_order_are_those_of_the_run() {
         let given = responses(Order::Given);
-        assert_eq!(given.most_at_once(2), [22, 12], "neighbours");
-        assert_eq!(given.most_at_once(9), [6, 22, 12]);
+        assert_eq!(given.reading(2), [22, 12], "neighbours");
+        assert_eq!(given.reading(9), [6, 22, 12]);
         // 16 + 32 + 22: all fit into 70, within 48 two and one, within 10 each is alone.
         assert_eq!(given.scoring(3, 70), [16, 32, 22]);
         assert_eq!(given.scoring(3, 48), [16, 32]);
