@@ -40,18 +40,25 @@ impl<T> FreeArrays<T> {
 
     /// An array of at least `len` numbers, for a while.
     pub(crate) fn take(&mut self, len: usize) -> Taken<T> {
-        self.take_capacity(size_class(len))
-    }
-
-    /// An array of at least this capacity; a new one has no more.
-    pub(crate) fn take_capacity(&mut self, capacity: usize) -> Taken<T> {
+        let capacity = size_class(len);
         let grows = self.in_use + self.free + capacity > self.most;
         let found = self.smallest(capacity, NEAR).or_else(|| self.smallest(capacity, FAR).filter(|_| grows));
-        if let Some(found) = found {
-            let array = self.remove_newest(found);
-            self.take_into_use(found);
-            return Taken::Free(found, array);
-        }
+        self.reuse(found).unwrap_or_else(|| self.make(capacity))
+    }
+
+    /// An array of exactly `len` numbers, for long: in a larger one the rest would be lost.
+    pub(crate) fn take_exact(&mut self, len: usize) -> Taken<T> {
+        let found = self.by_capacity.contains_key(&len).then_some(len);
+        self.reuse(found).unwrap_or_else(|| self.make(len))
+    }
+
+    fn reuse(&mut self, found: Option<usize>) -> Option<Taken<T>> {
+        let array = self.remove_newest(found?);
+        self.take_into_use(found?);
+        Some(Taken::Free(found?, array))
+    }
+
+    fn make(&mut self, capacity: usize) -> Taken<T> {
         let mut gone = Vec::new();
         while self.in_use + self.free + capacity > self.most
             && let Some(oldest) = self.remove_oldest()
@@ -159,6 +166,15 @@ mod tests {
         assert_eq!(pass(&mut free, &[(200, "c"), (100, "d")]), (vec![], vec![]));
         assert_eq!(pass(&mut free, &[(50, "e"), (60, "f")]), (vec![], vec![]), "up to four times as large");
         assert_eq!(pass(&mut free, &[(100, "g"), (200, "h")]), (vec![], vec![]));
+    }
+
+    #[test]
+    fn what_stays_has_an_array_of_its_size() {
+        let mut free = FreeArrays::new();
+        pass(&mut free, &[(100, "a")]);
+        assert_eq!(free.take_exact(101), Taken::New(101, vec![(104, "a")]));
+        free.put(101, "b");
+        assert_eq!(free.take_exact(101), Taken::Free(101, "b"));
     }
 
     #[test]

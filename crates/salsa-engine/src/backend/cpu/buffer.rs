@@ -46,7 +46,7 @@ impl Buffer {
         if len < POOLED {
             return Buffer::from(vec![0.0; len]);
         }
-        let taken = POOL.lock().expect("no code panics while it holds the pool").take_capacity(len);
+        let taken = POOL.lock().expect("no code panics while it holds the pool").take_exact(len);
         Buffer::of(taken, len)
     }
 
