@@ -169,7 +169,7 @@ fn the_largest_pass_is_the_one_with_the_most_tokens() {
     let most = passes.map(|pass| pass.iter().map(|&at| lengths[at] as u64).sum::<u64>()).max();
     let largest = job.largest_pass(Batching::Examples(4), &lengths);
     assert_eq!((largest.len(), Some(largest.iter().sum())), (4, most));
-    let arguments = TrainingArguments { max_steps: 1_000_000, ..arguments };
+    let arguments = TrainingArguments { max_steps: 1_000_000, ..arguments.clone() };
     let job = Job { arguments: &arguments, ..job };
     assert_eq!(job.largest_pass(Batching::Examples(4), &lengths), [9, 8, 7, 1], "of very many steps some has these");
 }
