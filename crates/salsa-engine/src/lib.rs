@@ -27,7 +27,7 @@
 //! | [`weights`] | where weights are read from |
 //! | [`batch`] | packed sequences, queries, outputs |
 //! | [`model`] | forward, backward, decoding, optimizer step, written once against [`backend::Backend`] |
-//! | [`backend`] | the operations; [`backend::cpu`] does them on the processor, [`backend::cuda`] on a GPU |
+//! | [`backend`] | the operations; [`backend::cpu`] does them on the CPU, [`backend::cuda`] on a GPU; [`backend::planned`] takes memory alone |
 //! | [`threads`] | threads for parallel regions of microseconds |
 //! | [`random`] | counter-based random numbers |
 //!
@@ -49,6 +49,7 @@ pub mod weights;
 
 pub use backend::cpu::{Cpu, Dtype};
 pub use backend::device::Device;
+pub use backend::planned::Planned;
 pub use batch::{Batch, Output, OutputGradient, Query};
 pub use error::ModelError;
 pub use lora::{LoraSpec, Target};

@@ -1,7 +1,13 @@
-//! Large arrays on large pages.
+//! Large arrays on large pages, and arrays that are used again.
 //!
 //! A product walks over matrices of megabytes in strides; with pages of 4 KiB the processor spends a good part of its
 //! time on looking up addresses, and the system on handing out pages.
+
+mod free;
+
+pub(crate) use free::{FreeArrays, Taken};
+
+use memmap2::MmapMut;
 
 /// Arrays of fewer bytes are left as they are.
 const LARGE: usize = 1 << 20;
@@ -23,6 +29,59 @@ pub(crate) fn settled(data: Vec<f32>) -> Vec<f32> {
     let mut copy = zeros(data.len());
     copy.copy_from_slice(&data);
     copy
+}
+
+/// An array whose memory goes back to the system when it is dropped. A large one has pages of its own: the allocator
+/// would keep some of them, and where a freed one ends up would decide how much memory a process has.
+#[derive(Debug)]
+pub(crate) enum Array {
+    Heap(Vec<f32>),
+    Pages(MmapMut),
+}
+
+impl Array {
+    /// `len` zeros.
+    pub(crate) fn zeros(len: usize) -> Array {
+        let bytes = len * size_of::<f32>();
+        if bytes < LARGE {
+            return Array::Heap(vec![0.0; len]);
+        }
+        match MmapMut::map_anon(bytes) {
+            Ok(pages) => {
+                // A refusal is no error: the array then stays on small pages.
+                #[cfg(target_os = "linux")]
+                let _ = pages.advise(memmap2::Advice::HugePage);
+                Array::Pages(pages)
+            }
+            // The allocator says what went wrong.
+            Err(_) => Array::Heap(vec![0.0; len]),
+        }
+    }
+
+    /// How many numbers there are.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Array::Heap(data) => data.len(),
+            Array::Pages(pages) => pages.len() / size_of::<f32>(),
+        }
+    }
+
+    pub(crate) fn numbers(&self) -> &[f32] {
+        match self {
+            Array::Heap(data) => data,
+            // SAFETY: pages are aligned to more than an f32, hold `len` of them, and every bit pattern is one.
+            Array::Pages(pages) => unsafe { std::slice::from_raw_parts(pages.as_ptr().cast(), self.len()) },
+        }
+    }
+
+    pub(crate) fn numbers_mut(&mut self) -> &mut [f32] {
+        let len = self.len();
+        match self {
+            Array::Heap(data) => data,
+            // SAFETY: as above, and the borrow of the array is unique.
+            Array::Pages(pages) => unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast(), len) },
+        }
+    }
 }
 
 #[cfg(target_os = "linux")]

@@ -108,10 +108,12 @@ pub enum Head {
 }
 
 impl Head {
-    pub(crate) fn has_language_model(self) -> bool {
+    /// Whether it gives log-probs.
+    pub fn has_language_model(self) -> bool {
         self != Head::Scalar
     }
-    pub(crate) fn has_scalar(self) -> bool {
+    /// Whether it gives one number per row.
+    pub fn has_scalar(self) -> bool {
         self != Head::LanguageModel
     }
 }

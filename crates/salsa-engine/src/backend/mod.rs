@@ -7,6 +7,7 @@
 pub mod cpu;
 pub mod cuda;
 pub mod device;
+pub mod planned;
 
 use crate::error::ModelError;
 use crate::spec::{Activation, ModelSpec, NormWeight};

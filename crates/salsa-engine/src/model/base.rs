@@ -1,5 +1,6 @@
 //! The weights of a model in the form in which operations read them. Frozen, they can be shared by many models.
 
+use crate::backend::planned::Planned;
 use crate::backend::{AttentionShape, Backend, PACKED_ROWS, RotaryTable};
 use crate::error::ModelError;
 use crate::lora::Group;
@@ -65,6 +66,15 @@ impl<B: Backend> Base<B> {
     }
 }
 
+impl Base<Planned> {
+    /// A base of this shape on which models run without numbers.
+    pub(super) fn planned(spec: ModelSpec, backend: Planned) -> Base<Planned> {
+        let places = Places::of(&spec);
+        let parameters = Parameters::new(&spec, &places, &backend, &Unread).expect("nothing is read");
+        Base { spec, backend, parameters, places, rotary: Mutex::default() }
+    }
+}
+
 /// New weights for a model: on the host, or where they are trained.
 pub(super) enum Fresh<'a, B: Backend> {
     Host(&'a [f32]),
@@ -87,6 +97,26 @@ impl<B: Backend> Fresh<'_, B> {
     }
 }
 
+/// Where weights come from as a base is made.
+trait Rows {
+    /// Calls `each` with the rows of a matrix, some at a time, and the number of the first.
+    fn rows(
+        &self,
+        range: &Range<usize>,
+        width: usize,
+        each: &mut dyn FnMut(usize, Numbers<'_>),
+    ) -> Result<(), ModelError>;
+}
+
+/// No weights: a base is made for its shape alone.
+struct Unread;
+
+impl Rows for Unread {
+    fn rows(&self, _: &Range<usize>, _: usize, _: &mut dyn FnMut(usize, Numbers<'_>)) -> Result<(), ModelError> {
+        Ok(())
+    }
+}
+
 /// Weights that are checked as they are read.
 struct Source<'a, W: ?Sized> {
     spec: &'a ModelSpec,
@@ -94,8 +124,7 @@ struct Source<'a, W: ?Sized> {
     room: RefCell<Room>,
 }
 
-impl<W: Weights + ?Sized> Source<'_, W> {
-    /// Calls `each` with the rows of a matrix, some at a time, and the number of the first.
+impl<W: Weights + ?Sized> Rows for Source<'_, W> {
     fn rows(
         &self,
         range: &Range<usize>,
@@ -200,12 +229,7 @@ impl Places {
 
 impl<B: Backend> Parameters<B> {
     /// Reads the weights, matrix by matrix.
-    fn new<W: Weights + ?Sized>(
-        spec: &ModelSpec,
-        places: &Places,
-        backend: &B,
-        source: &Source<'_, W>,
-    ) -> Result<Parameters<B>, ModelError> {
+    fn new(spec: &ModelSpec, places: &Places, backend: &B, source: &dyn Rows) -> Result<Parameters<B>, ModelError> {
         let vector = |range: &Range<usize>| {
             let mut buffer = backend.room(range.len());
             source.rows(range, 1, &mut |at, numbers| backend.store(&mut buffer, at, numbers))?;
@@ -257,6 +281,8 @@ impl<B: Backend> Parameters<B> {
         };
         // New weights are f32: a head packed in a narrower type no longer has the embedding's numbers.
         if self.embedding.is_some() || !backend.keeps(Numbers::F32(&[])) {
+            // The old one goes first: its memory serves the new one.
+            self.embedding = None;
             self.embedding = Some(weights.copy(backend, &places.embedding));
         }
         copy(&mut self.norm, &places.norm);

@@ -13,6 +13,7 @@ pub use forward::Tape;
 pub use trainable::{AdamW, OptimizerState, Recompute, TrainableTransformer};
 
 use crate::backend::Backend;
+use crate::backend::planned::Planned;
 use crate::batch::{Batch, Output, Query};
 use crate::error::ModelError;
 use crate::lora::LoraSpec;
@@ -27,6 +28,15 @@ pub struct Transformer<B: Backend> {
     /// The base's shape under this model's head.
     spec: ModelSpec,
     adapter: Option<Adapter<B>>,
+}
+
+impl Transformer<Planned> {
+    /// A model of this shape, with an adapter if `lora` is one, that takes memory without having numbers.
+    pub fn planned(spec: &ModelSpec, lora: Option<&LoraSpec>, backend: &Planned) -> Self {
+        let base = Arc::new(Base::planned(spec.clone(), backend.clone()));
+        let adapter = |lora: &LoraSpec| Adapter::new(spec, lora, backend, &vec![0.0; lora.parameters(spec)]);
+        Transformer { spec: spec.clone(), base, adapter: lora.map(adapter) }
+    }
 }
 
 impl<B: Backend> Transformer<B> {

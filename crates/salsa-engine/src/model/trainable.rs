@@ -4,6 +4,7 @@ use super::backward::Sink;
 use super::base::{Fresh, check};
 use super::forward::Tape;
 use super::{Base, Transformer};
+use crate::backend::planned::Planned;
 use crate::backend::{AdamWStep, Backend, Decay, Moments};
 use crate::batch::{Batch, Output, OutputGradient, Query};
 use crate::error::ModelError;
@@ -82,6 +83,14 @@ impl<B: Backend> Deref for TrainableTransformer<B> {
     type Target = Transformer<B>;
     fn deref(&self) -> &Transformer<B> {
         &self.model
+    }
+}
+
+impl TrainableTransformer<Planned> {
+    /// A model in training that takes memory without having numbers: its adapter of that shape, or all its weights.
+    pub fn planned(spec: &ModelSpec, lora: Option<&LoraSpec>, backend: &Planned, recompute: Recompute) -> Self {
+        let trained = if lora.is_some() { Trained::Adapter } else { Trained::All };
+        Self::of(Transformer::planned(spec, lora, backend), trained, Vec::new(), recompute)
     }
 }
 

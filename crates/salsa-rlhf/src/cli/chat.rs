@@ -3,7 +3,7 @@
 //! The conversation is in [`talk`], the lines that are commands in [`command`].
 use std::path::{Path, PathBuf};
 
-use salsa_engine::{Head, ModelSpec};
+use salsa_engine::Head;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -15,7 +15,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        memory::{Knobs, Need, Responses, Saving, part, shape},
+        memory::{Knobs, Need, Order, Passed, Passes, Responses, Saving, part},
         models::frozen::{Found, Frozen},
         text::chat_arguments::ChatArguments,
     },
@@ -87,10 +87,11 @@ fn open(arguments: &Arguments, dir: &Path) -> anyhow::Result<Frozen> {
         ChatArguments { chat_template_kwargs: arguments.chat_template_kwargs.clone(), ..ChatArguments::default() };
     let found = Found::open(dir, Head::LanguageModel)?.with_chat(&chat);
     let conversation = vec![0; CONVERSATION.min(found.spec().max_positions.saturating_sub(arguments.max_new_tokens))];
-    let responses = Responses::new([&conversation], arguments.max_new_tokens);
-    let generation = |spec: &ModelSpec, knobs: &Knobs, need: &mut Need| {
-        need.add(part::GENERATION, responses.generation(spec, knobs.dtype, knobs.slots));
-        need.add(part::ACTIVATIONS, shape::forward_pass(spec, responses.reading(knobs.slots).tokens()));
+    let responses = Responses::new([&conversation], arguments.max_new_tokens, Order::Given);
+    let generation = |model: Passed<'_>, knobs: &Knobs, need: &mut Need| {
+        let passes = Passes::new(knobs.dtype);
+        responses.add_generation(model, knobs.slots, 1, &passes);
+        need.add(part::GENERATION, passes.bytes());
     };
     found.check_memory("chat", &Knobs::default(), &[Saving::Dtype], &generation, &StageContext::default())?;
     found.load()

@@ -80,6 +80,21 @@ impl Columns {
     }
 }
 
+/// Words of the arrays that [`forward`] takes for one key head of a sequence.
+pub(crate) fn scratch(dtype: Dtype, len: usize, shape: &AttentionShape) -> Vec<usize> {
+    let dim = shape.head_dim;
+    let (keys, values) = (Packed::words(dtype, dim, len), Packed::words(dtype, len, dim));
+    vec![keys, values, BLOCK * score_stride(len), BLOCK * dim]
+}
+
+/// The same of [`backward`].
+pub(crate) fn backward_scratch(dtype: Dtype, len: usize, shape: &AttentionShape) -> Vec<usize> {
+    let (dim, scores) = (shape.head_dim, BLOCK * score_stride(len));
+    let (transposed, keys) = (Packed::words(dtype, dim, len), Packed::words(dtype, len, dim));
+    let block = Packed::words(dtype, BLOCK.min(len), dim);
+    vec![transposed, transposed, keys, scores, scores, BLOCK * dim, len * dim, len * dim, block, block]
+}
+
 pub(super) fn forward(dtype: Dtype, fused: &[f32], cu_seqlens: &[usize], shape: &AttentionShape) -> Buffer {
     let rows = fused.len() / shape.fused();
     let mut out = Buffer::stale(rows * shape.output());

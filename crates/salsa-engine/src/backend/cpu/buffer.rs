@@ -1,36 +1,76 @@
 //! Arrays of f32 that are used again: a training step asks for the same sizes as the last one.
 
-use crate::memory;
-use std::collections::BTreeMap;
+use crate::memory::{Array, FreeArrays, Taken};
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
 /// An array of f32. Its memory goes back to a pool when it is dropped, so that steps do not pay the operating system
 /// for fresh pages.
 #[derive(Debug, Default)]
-pub struct Buffer(Vec<f32>);
+pub struct Buffer {
+    memory: Memory,
+    len: usize,
+}
 
-/// Free arrays by capacity.
-static POOL: Mutex<BTreeMap<usize, Vec<Vec<f32>>>> = Mutex::new(BTreeMap::new());
+#[derive(Debug)]
+enum Memory {
+    /// The allocator's.
+    Own(Vec<f32>),
+    /// The pool's; there may be more numbers than the buffer has.
+    Pooled(Array),
+}
+
+impl Default for Memory {
+    fn default() -> Memory {
+        Memory::Own(Vec::new())
+    }
+}
+
+static POOL: Mutex<FreeArrays<Array>> = Mutex::new(FreeArrays::new());
 
 /// Arrays below this many numbers are left to the ordinary allocator.
-const POOLED: usize = 1 << 14;
+pub(crate) const POOLED: usize = 1 << 14;
 
 impl Buffer {
     /// `len` numbers of any value: every operation that takes one overwrites all of it.
     pub fn stale(len: usize) -> Buffer {
         if len < POOLED {
-            return Buffer(vec![0.0; len]);
+            return Buffer::from(vec![0.0; len]);
         }
-        let capacity = size_class(len);
-        let mut pool = POOL.lock().expect("no code panics while it holds the pool");
-        // An array of up to half as much again will do: batches differ in size from step to step.
-        let mut fitting = pool.range_mut(capacity..=capacity + capacity / 2);
-        let found = fitting.find_map(|(_, free)| free.pop());
-        drop(pool);
-        let mut data = found.unwrap_or_else(|| memory::zeros(capacity));
-        data.resize(len, 0.0);
-        Buffer(data)
+        let taken = POOL.lock().expect("no code panics while it holds the pool").take(len);
+        Buffer::of(taken, len)
+    }
+
+    /// The same for numbers that stay: the array is no larger than they are.
+    pub fn lasting(len: usize) -> Buffer {
+        if len < POOLED {
+            return Buffer::from(vec![0.0; len]);
+        }
+        let taken = POOL.lock().expect("no code panics while it holds the pool").take_exact(len);
+        Buffer::of(taken, len)
+    }
+
+    fn of(taken: Taken<Array>, len: usize) -> Buffer {
+        let array = match taken {
+            Taken::Free(_, array) => array,
+            Taken::New(capacity, gone) => {
+                drop(gone);
+                Array::zeros(capacity)
+            }
+        };
+        Buffer { memory: Memory::Pooled(array), len }
+    }
+
+    /// Bytes of all large buffers of the process, and the most that there were at the same time.
+    pub fn in_use() -> [usize; 2] {
+        let pool = POOL.lock().expect("no code panics while it holds the pool");
+        pool.in_use().map(|numbers| numbers * size_of::<f32>())
+    }
+
+    /// Gives pooled memory back to the operating system; what most was in use counts anew.
+    pub fn trim_pool() {
+        let free = POOL.lock().expect("no code panics while it holds the pool").trim();
+        drop(free);
     }
 
     /// `len` zeros.
@@ -39,22 +79,11 @@ impl Buffer {
         buffer.fill(0.0);
         buffer
     }
-
-    /// Gives the pooled memory back to the operating system.
-    pub fn trim_pool() {
-        POOL.lock().expect("no code panics while it holds the pool").clear();
-    }
-}
-
-/// Eight sizes to each power of two: at most an eighth is wasted, and nearly equal sizes share memory.
-fn size_class(len: usize) -> usize {
-    let step = (len.next_power_of_two() / 16).max(1);
-    len.div_ceil(step) * step
 }
 
 impl From<Vec<f32>> for Buffer {
     fn from(data: Vec<f32>) -> Buffer {
-        Buffer(data)
+        Buffer { len: data.len(), memory: Memory::Own(data) }
     }
 }
 
@@ -68,12 +97,10 @@ impl Clone for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let capacity = self.0.capacity();
-        if capacity < POOLED || size_class(capacity) != capacity {
-            return;
-        }
-        if let Ok(mut pool) = POOL.lock() {
-            pool.entry(capacity).or_default().push(std::mem::take(&mut self.0));
+        if let Memory::Pooled(array) = std::mem::take(&mut self.memory)
+            && let Ok(mut pool) = POOL.lock()
+        {
+            pool.put(array.len(), array);
         }
     }
 }
@@ -81,13 +108,19 @@ impl Drop for Buffer {
 impl Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.0
+        match &self.memory {
+            Memory::Own(data) => data,
+            Memory::Pooled(array) => &array.numbers()[..self.len],
+        }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.0
+        match &mut self.memory {
+            Memory::Own(data) => data,
+            Memory::Pooled(array) => &mut array.numbers_mut()[..self.len],
+        }
     }
 }
 
@@ -96,19 +129,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn size_classes_waste_at_most_an_eighth_and_are_stable() {
-        for len in [POOLED, 20_000, 65_537, 1_000_003] {
-            let class = size_class(len);
-            assert!(class >= len && (class - len) * 8 <= len, "{len} -> {class}");
-            assert_eq!(size_class(class), class);
-        }
-    }
-
-    #[test]
     fn zeros_are_zero_after_reuse() {
         let mut first = Buffer::stale(POOLED * 3);
         first.fill(7.0);
         drop(first);
         assert!(Buffer::zeros(POOLED * 3).iter().all(|&x| x == 0.0));
+    }
+
+    #[test]
+    fn a_buffer_has_the_numbers_asked_for_in_a_larger_array() {
+        for len in [3, POOLED, POOLED + 1, (1 << 20) + 1] {
+            let mut buffer = Buffer::stale(len);
+            assert_eq!(buffer.len(), len);
+            buffer.fill(2.0);
+            let copy = buffer.clone();
+            drop(buffer);
+            assert!(copy.len() == len && copy.iter().all(|&x| x == 2.0));
+        }
     }
 }

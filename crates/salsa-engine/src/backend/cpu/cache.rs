@@ -24,13 +24,20 @@ pub struct Cache {
 
 impl Cache {
     pub(super) fn new(dtype: Dtype, slots: usize, capacity: usize, shape: &AttentionShape) -> Cache {
+        let [keys, values] = Cache::numbers(dtype, slots, capacity, shape).map(Buffer::zeros);
+        Cache { keys, values, ..Cache::empty(dtype, capacity, shape) }
+    }
+
+    /// Words of the keys and of the values of so many slots.
+    pub(crate) fn numbers(dtype: Dtype, slots: usize, capacity: usize, shape: &AttentionShape) -> [usize; 2] {
+        let cache = Cache::empty(dtype, capacity, shape);
+        [cache.head_keys(), cache.head_values()].map(|head| slots * shape.kv_heads * head)
+    }
+
+    fn empty(dtype: Dtype, capacity: usize, shape: &AttentionShape) -> Cache {
         let width = Kernel::of(isa(), dtype).width;
-        let capacity = capacity.next_multiple_of(width);
         let (keys, values) = (Buffer::default(), Buffer::default());
-        let mut cache = Cache { keys, values, dtype, capacity, shape: *shape, width };
-        cache.keys = Buffer::zeros(slots * shape.kv_heads * cache.head_keys());
-        cache.values = Buffer::zeros(slots * shape.kv_heads * cache.head_values());
-        cache
+        Cache { keys, values, dtype, capacity: capacity.next_multiple_of(width), shape: *shape, width }
     }
 
     /// Words of a key.

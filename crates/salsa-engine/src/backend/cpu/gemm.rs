@@ -77,9 +77,8 @@ impl Packed {
 
     /// Room for a matrix `[depth][columns]`; what it holds is anything until all its columns are packed.
     pub(crate) fn room(dtype: Dtype, depth: usize, columns: usize) -> Packed {
-        let mut packed = Packed::empty(dtype);
-        packed.reshape(depth, columns);
-        packed
+        let data = Buffer::lasting(Packed::words(dtype, depth, columns));
+        Packed { data, dtype, depth, columns }
     }
 
     /// Packs anew, reusing the memory.
@@ -157,7 +156,7 @@ impl Packed {
     /// Makes room for `[depth][columns]`.
     fn reshape(&mut self, depth: usize, columns: usize) {
         (self.depth, self.columns) = (depth, columns);
-        let len = columns.div_ceil(self.kernel().width) * self.stride();
+        let len = Packed::words(self.dtype, depth, columns);
         if self.data.len() != len {
             self.data = Buffer::stale(len);
         }
@@ -183,6 +182,11 @@ impl Packed {
         } else {
             pool::each(words.chunks_mut(run * stride), |i, words| fill(panels.start + i * run, words));
         }
+    }
+
+    /// Words of a packed matrix `[depth][columns]`.
+    pub(crate) fn words(dtype: Dtype, depth: usize, columns: usize) -> usize {
+        depth.div_ceil(dtype.terms()) * columns.next_multiple_of(Kernel::of(isa(), dtype).width)
     }
 
     fn kernel(&self) -> &'static Kernel {

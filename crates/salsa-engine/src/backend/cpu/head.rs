@@ -93,6 +93,16 @@ pub(super) fn log_sum(row: &[f32]) -> f32 {
     row.chunks(VOCABULARY).fold(Softmax::EMPTY, Softmax::merge).log_sum()
 }
 
+/// The tasks of [`token_stats`] over so many rows, and the logits that each computes at a time.
+pub(crate) fn token_stats_tasks(rows: usize) -> (usize, usize) {
+    (rows.div_ceil(ROWS), ROWS.min(rows) * VOCABULARY)
+}
+
+/// Rows and vocabulary entries that [`token_stats_backward`] works on at a time.
+pub(crate) fn token_stats_backward_block(rows: usize) -> [usize; 2] {
+    [BACKWARD_ROWS.min(rows), VOCABULARY]
+}
+
 pub(super) fn token_stats(heads: &[(&Buffer, &Packed, f32)], query: LogprobQuery<'_>) -> TokenStats {
     let rows = query.targets.len();
     let vocabulary = heads[0].1.columns();

@@ -15,10 +15,14 @@ mod pack;
 mod rows;
 mod sampler;
 
+pub(crate) use attention::{backward_scratch as attention_backward_scratch, scratch as attention_scratch};
 pub use buffer::Buffer;
+pub(crate) use buffer::POOLED;
 pub use cache::Cache;
 pub use dtype::Dtype;
 pub use gemm::Packed;
+pub(crate) use head::{token_stats_backward_block, token_stats_tasks};
+pub(crate) use rows::ROW_BLOCK;
 
 use super::{
     AdamWStep, AttentionShape, Backend, Choice, Columns, Decay, LogprobQuery, Moments, Part, RotaryTable, TokenStats,
@@ -96,7 +100,7 @@ impl Backend for Cpu {
     }
 
     fn upload(&self, data: &[f32]) -> Buffer {
-        let mut buffer = Buffer::stale(data.len());
+        let mut buffer = Buffer::lasting(data.len());
         buffer.copy_from_slice(data);
         buffer
     }
@@ -106,7 +110,7 @@ impl Backend for Cpu {
     }
 
     fn room(&self, len: usize) -> Buffer {
-        Buffer::stale(len)
+        Buffer::lasting(len)
     }
 
     fn store(&self, buffer: &mut Buffer, at: usize, numbers: Numbers<'_>) {

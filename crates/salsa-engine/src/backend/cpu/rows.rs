@@ -13,7 +13,7 @@ use crate::weights::Numbers;
 /// Below this many numbers a row operation stays on the calling thread.
 const SMALL: usize = 1 << 14;
 /// Reductions over rows are made of partial sums over this many rows each, added in order.
-const ROW_BLOCK: usize = 64;
+pub(crate) const ROW_BLOCK: usize = 64;
 
 /// Runs `f(row index, row of out)` over all rows, in parallel when it pays.
 pub(super) fn each_row(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {

@@ -127,12 +127,13 @@ impl Stage {
     fn need(&self, dtype: Dtype, file_is_bf16: bool) -> Need {
         let (lora, knobs) = (LoraSpec::default(), Knobs { dtype, ..Knobs::default() });
         let mut need = Need::default();
+        need.add(part::PROGRAM, Need::PROGRAM);
         self.trained.iter().for_each(|spec| need.add(part::TRAINED, shape::trained(spec, dtype)));
         self.adapters.iter().for_each(|spec| need.add(part::TRAINED, shape::trained_adapter(spec, &lora, dtype)));
         self.frozen.iter().for_each(|spec| need.add(part::FROZEN, shape::stored(spec, dtype, file_is_bf16)));
         need.add(part::FROZEN, self.frozen_adapters as u64 * shape::packed(dtype));
         if self.ingredients > 0 {
-            let more = shape::changing(&self.frozen[0], dtype) - shape::stored(&self.frozen[0], dtype, file_is_bf16);
+            let more = shape::weights(&self.frozen[0], dtype) - shape::stored(&self.frozen[0], dtype, file_is_bf16);
             need.add(part::FROZEN, more);
             need.add(part::INGREDIENTS, shape::flat(&self.frozen[0], self.ingredients + 1));
         }

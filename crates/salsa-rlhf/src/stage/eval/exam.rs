@@ -10,7 +10,7 @@ use crate::{
     stage::{
         StageContext,
         gold::Gold,
-        memory::{Arrays, Knobs, Need, Responses, part, shape},
+        memory::{Knobs, Order, Passed, Passes, Responses},
         models::{
             bases::Bases,
             reward_model::{RewardModel, ScoreScale},
@@ -129,20 +129,23 @@ impl Syllabus {
         roles.frozen(&self.reward_model, Head::Scalar);
     }
 
-    /// Adds what it takes to answer all questions and to score the answers. Those of one model are as long as those of
-    /// another here, namely as long as they may. Returns the passes, whose arrays are there for others.
-    pub fn add_passes(&self, sets: &[Questions], knobs: &Knobs, need: &mut Need) -> Arrays {
-        let (mut generation, mut passes) = (0, Arrays::default());
+    /// Adds what it takes to answer all questions with a model and to score the answers. Answers count as long as they may
+    /// become.
+    pub fn add_passes(&self, sets: &[Questions], model: Passed<'_>, knobs: &Knobs, passes: &Passes) {
+        let reward = self.reward_model.spec.with_head(Head::Scalar);
+        let reward = Passed::new(&reward, self.reward_model.adapter().map(|adapter| &adapter.lora));
         for Questions { tokens, .. } in sets {
-            let responses = Responses::new(tokens, self.answering.max_new_tokens);
+            let responses = Responses::new(tokens, self.answering.max_new_tokens, Order::Given);
             let slots = knobs.slots.min(tokens.len());
-            generation = generation.max(responses.generation(&self.spec, knobs.dtype, slots));
-            passes.extend(&responses.reading(slots));
-            passes.extend(&responses.scoring(tokens.len(), tokens.len(), rollout::PASS as u64));
+            responses.add_generation(model, slots, slots, passes);
+            passes.forward(reward, &self.scoring_pass(tokens));
         }
-        need.add(part::GENERATION, generation);
-        need.add(part::ACTIVATIONS, shape::forward_pass(&self.spec, passes.tokens()));
-        passes
+    }
+
+    /// The lengths of the largest pass over questions with their answers.
+    pub fn scoring_pass(&self, tokens: &[Vec<u32>]) -> Vec<u64> {
+        let responses = Responses::new(tokens, self.answering.max_new_tokens, Order::Given);
+        responses.scoring(tokens.len(), rollout::PASS as u64)
     }
 
     /// Reads the reward model.

@@ -10,7 +10,6 @@ use crate::{
     report::Estimate,
     stage::{
         StageContext,
-        memory::Arrays,
         supervised::{next_token::NextToken, trainer::Objective},
         text::{
             encoder::{Encoder, TruncationMode},
@@ -55,10 +54,11 @@ impl HeldOut {
         self.lesson.examples()
     }
 
-    /// The passes that it takes to look at all of them.
-    pub fn passes(&self) -> Arrays {
-        let tokens = |examples: Range<usize>| examples.map(|i| self.lesson.length(i) as u64).sum();
-        Arrays::of(self.batches().into_iter().map(tokens))
+    /// The lengths of the sequences of the largest pass that it takes to look at all of them.
+    pub fn largest_pass(&self) -> Vec<u64> {
+        let lengths = |examples: Range<usize>| examples.map(|i| self.lesson.length(i) as u64).collect::<Vec<_>>();
+        let passes = self.batches().into_iter().map(lengths);
+        passes.max_by_key(|pass| pass.iter().sum::<u64>()).unwrap_or_default()
     }
 
     /// What a model loses on each example.

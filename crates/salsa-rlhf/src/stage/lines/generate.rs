@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
-use salsa_engine::{Finish, Head, ModelSpec, Prompt, Response, Sampling};
+use salsa_engine::{Finish, Head, Prompt, Response, Sampling};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -15,7 +15,7 @@ use crate::{
         device::Choice as DeviceChoice,
         keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count},
         kind::{Product, Stage},
-        memory::{Knobs, Need, Responses, Saving, part, shape},
+        memory::{Knobs, Need, Order, Passed, Passes, Responses, Saving, part},
         models::frozen::{Found, Frozen},
         reads::{Reads, RowUse},
         rollout::ending,
@@ -158,13 +158,13 @@ pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Valu
     })?;
 
     let responses = prompts.len() * config.num_return_sequences as usize;
-    let asked = Responses::new(&prompts, config.max_new_tokens);
-    let generation = |spec: &ModelSpec, knobs: &Knobs, need: &mut Need| {
-        need.add(part::GENERATION, asked.generation(spec, knobs.dtype, knobs.slots));
-        need.add(part::GENERATION, asked.kept(config.num_return_sequences.into()));
-        // Samples of one prompt read it once.
-        let reading = asked.reading(knobs.slots.min(prompts.len()));
-        need.add(part::ACTIVATIONS, shape::forward_pass(spec, reading.tokens()));
+    let asked = Responses::new(&prompts, config.max_new_tokens, Order::Given);
+    let generation = |model: Passed<'_>, knobs: &Knobs, need: &mut Need| {
+        let passes = Passes::new(knobs.dtype);
+        // Samples of one prompt read it once; those of two prompts more than whole ones may begin together.
+        let distinct = (knobs.slots / config.num_return_sequences as usize + 2).min(knobs.slots).min(prompts.len());
+        asked.add_generation(model, knobs.slots, distinct, &passes);
+        need.add(part::GENERATION, passes.bytes() + asked.kept(config.num_return_sequences.into()));
     };
     let knobs = Knobs { slots: config.batch_size.min(responses), ..Knobs::default() };
     found.check_memory("generate", &knobs, &[Saving::Slots("batch_size"), Saving::Dtype], &generation, stage)?;

@@ -63,6 +63,14 @@ impl Available {
         }
     }
 
+    /// With the bytes that this process uses already: what it may have in all.
+    pub fn and_used(self, resident: u64) -> Available {
+        match self {
+            Available::Free(bytes) if Device::current().cuda().is_none() => Available::Free(bytes + resident),
+            other => other,
+        }
+    }
+
     /// The bytes, if they are known.
     pub fn bytes(self) -> Option<u64> {
         match self {
@@ -74,9 +82,18 @@ impl Available {
 
 /// The highest resident size of this process so far, in MiB, if the system says.
 pub fn peak_mib() -> Option<f64> {
+    status_kib("VmHWM:").map(|kib| kib as f64 / 1024.0)
+}
+
+/// The resident size of this process, in bytes, if the system says.
+pub fn resident_bytes() -> Option<u64> {
+    status_kib("VmRSS:").map(|kib| kib * 1024)
+}
+
+fn status_kib(name: &str) -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 fn read(path: impl AsRef<Path>) -> String {

@@ -10,18 +10,18 @@ use salsa_engine::{Device, Dtype, LoraSpec, ModelSpec, Recompute};
 
 use super::{StageContext, Until};
 
-mod arrays;
 pub mod available;
 #[cfg(test)]
 pub mod fixture;
+pub mod passes;
 pub mod responses;
 pub mod shape;
 #[cfg(test)]
 mod tests;
 
-pub use arrays::Arrays;
 pub use available::Available;
-pub use responses::Responses;
+pub use passes::{Passed, Passes};
+pub use responses::{Order, Responses};
 
 /// The parts of a stage's memory, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,15 +30,27 @@ pub struct Need {
 }
 
 impl Need {
-    /// What every process needs: the program, its threads, texts and tokens.
-    const PROGRAM: u64 = 64 << 20;
-
     /// What every run needs on a GPU: logits of a pass, and the workspace of products.
     const CARD: u64 = (512 + 32) << 20;
 
-    /// What is needed whatever the models are.
-    fn always() -> u64 {
-        if Device::current().cuda().is_some() { Need::CARD } else { Need::PROGRAM }
+    /// What every process needs: the program, its threads, texts and tokens; where they are not there yet.
+    pub const PROGRAM: u64 = 64 << 20;
+
+    /// Adds what is there already, whatever the models are: `resident` bytes of this process, or what every run needs on
+    /// a GPU.
+    fn with_program(mut self, resident: u64) -> Need {
+        let on_gpu = Device::current().cuda().is_some();
+        let bytes = if on_gpu { Need::CARD } else { resident + Need::scratch() + self.total() / Need::PAGES };
+        self.add(part::PROGRAM, bytes);
+        self
+    }
+
+    /// One byte of so many is backed by memory without being asked for: weights and pages end in different places.
+    const PAGES: u64 = 32;
+
+    /// What the threads of the engine need for themselves.
+    fn scratch() -> u64 {
+        (2 << 20) * salsa_engine::threads() as u64
     }
 
     /// Adds to a part.
@@ -56,7 +68,7 @@ impl Need {
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        Need::always() + self.parts.iter().map(|(_, bytes)| bytes).sum::<u64>()
+        self.parts.iter().map(|(_, bytes)| bytes).sum::<u64>()
     }
 }
 
@@ -69,6 +81,8 @@ impl fmt::Display for Need {
 
 /// The parts, by name.
 pub mod part {
+    /// What the process has before it opens a model.
+    pub const PROGRAM: &str = "program";
     /// Weights that nobody trains.
     pub const FROZEN: &str = "frozen weights";
     /// Whole models in f32, from which others are made.
@@ -77,8 +91,8 @@ pub mod part {
     pub const TRAINED: &str = "weights in training";
     /// What passes keep and work with.
     pub const ACTIVATIONS: &str = "activations";
-    /// Keys, values and logits of generation.
-    pub const GENERATION: &str = "generation";
+    /// Keys, values and logits of generation, and what passes keep and work with before and after it.
+    pub const GENERATION: &str = "generation and activations";
 }
 
 /// The keys of a stage that decide how much memory it needs.
@@ -198,7 +212,9 @@ pub fn check(
     need: &dyn Fn(&Knobs) -> Need,
     context: &StageContext,
 ) -> anyhow::Result<()> {
-    let (now, available) = (need(knobs), Available::now()?);
+    let resident = available::resident_bytes().unwrap_or(Need::PROGRAM);
+    let need = &|knobs: &Knobs| need(knobs).with_program(resident);
+    let (now, available) = (need(knobs), Available::now()?.and_used(resident));
     let device = Device::current();
     let place = device.cuda().map_or_else(String::new, |cuda| format!(" on {}", cuda.name()));
     match available.bytes() {

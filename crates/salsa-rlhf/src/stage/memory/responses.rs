@@ -1,26 +1,46 @@
-//! Responses to prompts: what generating them takes, and what models take that read them afterwards.
-use salsa_engine::{Dtype, ModelSpec};
+//! Responses to prompts: the passes that generating them takes, and those of models that read them afterwards.
 
-use super::{Arrays, shape};
+use super::passes::{Passed, Passes};
 
 /// Prompts, and the most tokens of a response to each.
 #[derive(Clone, Debug)]
 pub struct Responses {
-    /// Tokens of the prompts, in their order.
+    /// Tokens of the prompts.
     prompts: Vec<u64>,
     new_tokens: u64,
+    order: Order,
+}
+
+/// In which order prompts are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// As they are.
+    Given,
+    /// Any: which prompts meet is a matter of chance, and the longest ones may. Each can come several times.
+    Shuffled,
 }
 
 impl Responses {
     /// One to each prompt.
-    pub fn new<'a>(prompts: impl IntoIterator<Item = &'a Vec<u32>>, new_tokens: usize) -> Responses {
-        let prompts = prompts.into_iter().map(|tokens| tokens.len() as u64).collect();
-        Responses { prompts, new_tokens: new_tokens as u64 }
+    pub fn new<'a>(prompts: impl IntoIterator<Item = &'a Vec<u32>>, new_tokens: usize, order: Order) -> Responses {
+        let mut prompts: Vec<u64> = prompts.into_iter().map(|tokens| tokens.len() as u64).collect();
+        if order == Order::Shuffled {
+            prompts.sort_unstable_by(|a, b| b.cmp(a));
+        }
+        Responses { prompts, new_tokens: new_tokens as u64, order }
     }
 
-    /// The sequences that are generated at once.
-    pub fn generation(&self, spec: &ModelSpec, dtype: Dtype, slots: usize) -> u64 {
-        shape::generation(spec, dtype, slots as u64, self.longest())
+    /// Adds their generation, with so many sequences at once; `distinct` of them begin with a prompt of their own.
+    pub fn add_generation(&self, model: Passed<'_>, slots: usize, distinct: usize, passes: &Passes) {
+        // Those that share a prompt are drawn for as well.
+        let reading = self.reading(distinct);
+        let steps = vec![1; slots.saturating_sub(reading.len())];
+        passes.generate(model, &[reading, steps].concat(), slots, self.longest());
+    }
+
+    /// Tokens of the longest prompt with its response.
+    pub fn longest(&self) -> u64 {
+        self.prompts.iter().max().copied().unwrap_or(0) + self.new_tokens
     }
 
     /// So many responses to each prompt, finished and kept: their prompts, tokens and log-probabilities.
@@ -29,80 +49,79 @@ impl Responses {
         tokens.saturating_add(128 * self.prompts.len() as u64).saturating_mul(each)
     }
 
-    /// The pass over the prompts of so many sequences, with which their generation begins.
-    pub fn reading(&self, slots: usize) -> Arrays {
-        Arrays::of([self.longest_prompts(slots)])
-    }
-
-    /// The passes over prompts with their responses, `batch` at a time and `count` in all, as many together as fit into
+    /// The prompts with their responses of the largest forward pass, `batch` at a time, as many together as fit into
     /// `budget` tokens.
-    pub fn scoring(&self, count: usize, batch: usize, budget: u64) -> Arrays {
-        self.passes(count, |at, _, tokens| at.is_multiple_of(batch) || tokens > budget)
+    pub fn scoring(&self, batch: usize, budget: u64) -> Vec<u64> {
+        let whole: Vec<u64> = self.repeated(batch).map(|prompt| prompt + self.new_tokens).collect();
+        let passes = whole.chunks(batch.max(1)).flat_map(|batch| within(batch, budget));
+        passes.max_by_key(|pass| pass.iter().sum::<u64>()).map(<[u64]>::to_vec).unwrap_or_default()
     }
 
-    /// The passes over prompts with their responses, so many of them together, `count` in all. Which ones meet is a matter
-    /// of chance; the longest ones may.
-    pub fn learning(&self, count: usize, together: usize) -> Arrays {
-        let mut arrays = self.passes(count, |_, pass, _| pass == together);
-        arrays.pass(self.longest_prompts(together) + together as u64 * self.new_tokens);
-        arrays
+    /// The prompts with their responses of the largest pass over so many of them together.
+    pub fn learning(&self, together: usize) -> Vec<u64> {
+        self.reading(together).iter().map(|prompt| prompt + self.new_tokens).collect()
     }
 
-    /// `starts(sequence, sequences of the pass so far, tokens with this one)`: whether a new pass begins.
-    fn passes(&self, count: usize, starts: impl Fn(usize, usize, u64) -> bool) -> Arrays {
-        let (mut arrays, mut pass, mut tokens) = (Arrays::default(), 0, 0);
-        // The sizes of passes come again and again.
-        let count = if self.prompts.is_empty() { 0 } else { count.min(LOOKED_AT) };
-        for (at, prompt) in self.prompts.iter().cycle().take(count).enumerate() {
-            let next = prompt + self.new_tokens;
-            if pass > 0 && starts(at, pass, tokens + next) {
-                arrays.pass(tokens);
-                (pass, tokens) = (0, 0);
-            }
-            (pass, tokens) = (pass + 1, tokens + next);
-        }
-        arrays.pass(tokens);
-        arrays
+    /// The prompts of `count` neighbours that have the most tokens together.
+    pub fn reading(&self, count: usize) -> Vec<u64> {
+        let prompts: Vec<u64> = self.repeated(count).collect();
+        let windows = prompts.windows(count.clamp(1, prompts.len().max(1)));
+        windows.max_by_key(|prompts| prompts.iter().sum::<u64>()).map(<[u64]>::to_vec).unwrap_or_default()
     }
 
-    /// Tokens of so many prompts, the longest ones; where there are fewer, each comes several times.
-    fn longest_prompts(&self, count: usize) -> u64 {
-        let mut prompts = self.prompts.clone();
-        prompts.sort_unstable_by(|a, b| b.cmp(a));
-        let all: u64 = prompts.iter().sum();
-        let Some(times) = count.checked_div(prompts.len()) else { return 0 };
-        all * times as u64 + prompts.iter().take(count % prompts.len()).sum::<u64>()
-    }
-
-    fn longest(&self) -> u64 {
-        self.prompts.iter().max().copied().unwrap_or(0) + self.new_tokens
+    /// All prompts in the order that matters. Where each can come several times, the first `count` of them.
+    fn repeated(&self, count: usize) -> impl Iterator<Item = u64> {
+        let most = match self.order {
+            Order::Given => self.prompts.len(),
+            Order::Shuffled if self.prompts.is_empty() => 0,
+            Order::Shuffled => count,
+        };
+        let times = most.div_ceil(self.prompts.len().max(1));
+        self.prompts.iter().flat_map(move |&prompt| std::iter::repeat_n(prompt, times)).take(most)
     }
 }
 
-/// Sequences whose passes are looked at; a larger number of them does not give larger passes.
-const LOOKED_AT: usize = 4_000_000;
+/// Neighbours that fit into `budget` tokens together; a longer one is alone.
+fn within(lengths: &[u64], budget: u64) -> Vec<&[u64]> {
+    let (mut parts, mut start, mut tokens) = (Vec::new(), 0, 0);
+    for (at, length) in lengths.iter().enumerate() {
+        if at > start && tokens + length > budget {
+            parts.push(&lengths[start..at]);
+            (start, tokens) = (at, 0);
+        }
+        tokens += length;
+    }
+    parts.push(&lengths[start..]);
+    parts
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn responses(order: Order) -> Responses {
+        Responses::new(&[vec![0; 6], vec![0; 22], vec![0; 12]], 10, order)
+    }
+
     #[test]
-    fn passes_are_those_of_the_run() {
-        let prompts = [vec![0; 6], vec![0; 22], vec![0; 12]];
-        let responses = Responses::new(&prompts, 10);
-        assert_eq!(responses.longest(), 32);
-        // The longest prompts; where there are fewer, each comes several times.
-        assert_eq!([0, 1, 2, 4].map(|slots| responses.reading(slots).rounded()), [0, 22, 36, 64]);
+    fn passes_in_the_given_order_are_those_of_the_run() {
+        let given = responses(Order::Given);
+        assert_eq!(given.reading(2), [22, 12], "neighbours");
+        assert_eq!(given.reading(9), [6, 22, 12]);
         // 16 + 32 + 22: all fit into 70, within 48 two and one, within 10 each is alone.
-        let scoring = |budget| responses.scoring(3, 3, budget).rounded();
-        assert_eq!(scoring(70), 72, "70, in steps of 8");
-        assert_eq!(scoring(48), 48 + 22);
-        assert_eq!(scoring(10), 16 + 32, "22 takes what 32 left");
-        // Two at a time: 16 + 32; 22 + 16 and 32 alone, for which the first will do.
-        assert_eq!(responses.scoring(5, 2, 70).rounded(), 48);
-        // The same, and 32 + 22 might meet.
-        assert_eq!(responses.learning(5, 2).rounded(), 48 + 56);
-        assert_eq!(responses.learning(5, 1).rounded(), 16 + 32);
-        assert_eq!(Responses::new(&[], 10).scoring(3, 3, 70).rounded(), 0);
+        assert_eq!(given.scoring(3, 70), [16, 32, 22]);
+        assert_eq!(given.scoring(3, 48), [16, 32]);
+        assert_eq!(given.scoring(3, 10), [32]);
+        assert_eq!(given.scoring(2, 70), [16, 32], "two at a time");
+        assert!(Responses::new(&[], 10, Order::Given).scoring(3, 70).is_empty());
+    }
+
+    #[test]
+    fn the_longest_of_shuffled_prompts_may_meet_and_each_can_come_several_times() {
+        let shuffled = responses(Order::Shuffled);
+        assert_eq!(shuffled.learning(2), [32, 22]);
+        assert_eq!(shuffled.learning(4), [32, 32, 22, 22], "the third comes once at least");
+        assert_eq!(shuffled.scoring(3, 60), [32, 22]);
+        assert!(Responses::new(&[], 10, Order::Shuffled).learning(3).is_empty());
     }
 }

@@ -40,16 +40,9 @@ fn is_tied(spec: &ModelSpec) -> bool {
     spec.tied_embeddings && spec.head != Head::Scalar
 }
 
-/// A model whose weights are replaced by others, again and again: the embedding is there twice while it is replaced, but
-/// for a tied one that is nothing but the packed matrix, which is written over.
-pub fn changing(spec: &ModelSpec, dtype: Dtype) -> u64 {
-    let apart = !is_tied(spec) || dtype == Dtype::Bf16;
-    weights(spec, dtype) + if apart { F32 * (spec.vocab_size * spec.hidden_size) as u64 } else { 0 }
-}
-
 /// A model all of whose weights are trained.
 pub fn trained(spec: &ModelSpec, dtype: Dtype) -> u64 {
-    spec.parameters() as u64 * TRAINED + changing(spec, dtype)
+    spec.parameters() as u64 * TRAINED + weights(spec, dtype)
 }
 
 /// Flat weights of so many models, as they are combined.

@@ -9,7 +9,7 @@ use crate::{
     checkpoint::Checkpoint,
     stage::{
         StageContext,
-        memory::{self, Arrays, Knobs, Need, Saving, part, shape},
+        memory::{self, Knobs, Need, Passed, Passes, Saving, part, shape},
         text::{chat_arguments::ChatArguments, encoder::Encoder, rows},
     },
 };
@@ -94,6 +94,11 @@ impl Found {
         self.checkpoint.spec.with_head(self.head)
     }
 
+    /// The shape of its adapter, if it is one.
+    pub fn lora(&self) -> Option<&LoraSpec> {
+        self.checkpoint.adapter().map(|adapter| &adapter.lora)
+    }
+
     /// Says what memory the model needs, and what `more` adds; refuses if that is too much.
     ///
     /// # Errors
@@ -103,16 +108,16 @@ impl Found {
         stage: &str,
         knobs: &Knobs,
         savings: &[Saving],
-        more: &dyn Fn(&ModelSpec, &Knobs, &mut Need),
+        more: &dyn Fn(Passed<'_>, &Knobs, &mut Need),
         context: &StageContext,
     ) -> anyhow::Result<()> {
         let spec = self.spec();
         let need = |knobs: &Knobs| {
             let mut need = Need::default();
             need.add(part::FROZEN, shape::stored(&spec, knobs.dtype, self.checkpoint.embedding_is_bf16()));
-            let lora = self.checkpoint.adapter().map(|adapter| &adapter.lora);
+            let lora = self.lora();
             need.add(part::FROZEN, lora.map_or(0, |lora| shape::adapter(&spec, lora, knobs.dtype)));
-            more(&spec, knobs, &mut need);
+            more(Passed::new(&spec, lora), knobs, &mut need);
             need
         };
         memory::check(stage, knobs, savings, &need, context)
@@ -129,11 +134,13 @@ impl Found {
         budget: usize,
         context: &StageContext,
     ) -> anyhow::Result<()> {
-        let passes = |spec: &ModelSpec, knobs: &Knobs, need: &mut Need| {
-            let tokens = |batch: &[Vec<u32>]| batch.iter().map(Vec::len).sum::<usize>() as u64;
+        let passes = |model: Passed<'_>, knobs: &Knobs, need: &mut Need| {
             let batches = sets.iter().flat_map(|sequences| rows::batches(sequences, knobs.pass));
-            let passes = Arrays::of(batches.map(tokens));
-            need.add(part::ACTIVATIONS, shape::forward_pass(spec, passes.tokens()));
+            let lengths = |batch: &[Vec<u32>]| batch.iter().map(|tokens| tokens.len() as u64).collect::<Vec<_>>();
+            let largest = batches.map(lengths).max_by_key(|lengths| lengths.iter().sum::<u64>());
+            let passes = Passes::new(knobs.dtype);
+            passes.forward(model, &largest.unwrap_or_default());
+            need.add(part::ACTIVATIONS, passes.bytes());
         };
         let knobs = Knobs { pass: budget, ..Knobs::default() };
         self.check_memory(stage, &knobs, &[Saving::Pass("max_tokens_per_batch", 1024), Saving::Dtype], &passes, context)

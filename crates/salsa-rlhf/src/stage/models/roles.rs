@@ -47,20 +47,15 @@ impl Roles {
         }
     }
 
-    /// One model after the other, each gone before the next comes. The memory of one serves the next of the same shape.
-    pub fn in_turn<T>(&mut self, models: &[T], add: impl Fn(&mut Roles, &T), spec: impl Fn(&T) -> ModelSpec) {
+    /// One model after the other, each gone before the next comes: the largest one counts.
+    pub fn in_turn<T>(&mut self, models: &[T], add: impl Fn(&mut Roles, &T)) {
         let held = self.need.total();
-        let mut most: Vec<(ModelSpec, u64)> = Vec::new();
-        for model in models {
+        let more = |model: &T| {
             let mut with = self.clone();
             add(&mut with, model);
-            let (bytes, spec) = (with.need.total() - held, spec(model));
-            match most.iter_mut().find(|(known, _)| *known == spec) {
-                Some((_, most)) => *most = bytes.max(*most),
-                None => most.push((spec, bytes)),
-            }
-        }
-        self.need.add(part::FROZEN, most.iter().map(|(_, bytes)| bytes).sum());
+            with.need.total() - held
+        };
+        self.need.add(part::FROZEN, models.iter().map(more).max().unwrap_or(0));
     }
 
     /// A model of any source: a checkpoint, or the weighted mean of several.
@@ -73,7 +68,7 @@ impl Roles {
 
     /// A model whose weights are replaced by others, again and again.
     pub fn changing(&mut self, spec: &ModelSpec) {
-        self.need.add(part::FROZEN, shape::changing(spec, self.dtype));
+        self.need.add(part::FROZEN, shape::weights(spec, self.dtype));
     }
 
     /// Flat weights of so many models, from which others are made.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use salsa_algo::{kl::KlController, ppo::explained_variance};
-use salsa_engine::{Head, ModelSpec, Prompt, Sampling, random::Random};
+use salsa_engine::{Head, ModelSpec, Prompt, Sampling};
 use serde_json::{Value, json};
 
 use super::reference::{FrozenModels, Reference};
@@ -37,6 +37,7 @@ pub mod advantages;
 pub mod config;
 pub mod learner;
 pub mod measure;
+mod order;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -106,7 +107,8 @@ impl Run<'_> {
     fn sample(&self, update: u64) -> (Vec<usize>, Rollouts) {
         let config = self.config;
         let first = update * config.batch_size as u64;
-        let chosen = self.visit(first..first + config.batch_size as u64);
+        let responses = first..first + config.batch_size as u64;
+        let chosen = order::visit(self.prompts.len(), config.seed, responses);
         // The stream of a response is its number in the run: a prompt met again is answered anew.
         let prompt = |(i, &at): (usize, &usize)| Prompt {
             tokens: self.prompts[at].tokens.clone(),
@@ -128,20 +130,6 @@ impl Run<'_> {
         (chosen, rollouts)
     }
 
-    /// The prompts of these responses of the run: every pass visits each prompt once, in an order of its own.
-    fn visit(&self, responses: std::ops::Range<u64>) -> Vec<usize> {
-        let count = self.prompts.len() as u64;
-        let mut chosen = Vec::new();
-        for pass in responses.start / count..=(responses.end - 1) / count {
-            let mut order: Vec<usize> = (0..self.prompts.len()).collect();
-            Random::new(self.config.seed, PROMPT_STREAM + pass).shuffle(&mut order);
-            let from = responses.start.max(pass * count) - pass * count;
-            let to = responses.end.min((pass + 1) * count) - pass * count;
-            chosen.extend_from_slice(&order[from as usize..to as usize]);
-        }
-        chosen
-    }
-
     /// The epochs: minibatches in a new order each time, one optimizer step per minibatch.
     fn learn(&mut self, lesson: &Lesson<'_>, update: u64) -> anyhow::Result<Learned> {
         let config = self.config;
@@ -149,14 +137,9 @@ impl Run<'_> {
         let mut learned = Learned::default();
         let mut steps = 0;
         for epoch in 0..config.num_ppo_epochs as u64 {
-            let mut order: Vec<usize> = (0..lesson.rollouts.len()).collect();
-            Random::new(config.seed, MINIBATCH_STREAM + update * config.num_ppo_epochs as u64 + epoch)
-                .shuffle(&mut order);
-            for part in 0..config.num_mini_batches {
-                let bound = |part: usize| part * order.len() / config.num_mini_batches;
-                let chosen = &order[bound(part)..bound(part + 1)];
+            for chosen in order::minibatches(config, lesson.rollouts.len(), update, epoch) {
                 let pass = config.per_device_train_batch_size;
-                learned.add(&self.learner.step(lesson, chosen, pass, &config.loss_settings(), rates)?);
+                learned.add(&self.learner.step(lesson, &chosen, pass, &config.loss_settings(), rates)?);
                 steps += 1;
             }
         }
@@ -200,10 +183,6 @@ impl Run<'_> {
         Ok((metrics, samples))
     }
 }
-
-/// Random streams of prompts and minibatches ("PROMPT" and "MINI" in ASCII, then room for a counter).
-const PROMPT_STREAM: u64 = 0x5052_4f4d_5000_0000;
-const MINIBATCH_STREAM: u64 = 0x4d49_4e49_0000_0000;
 
 impl Stage for PpoConfig {
     const NAME: &'static str = "ppo";

@@ -22,7 +22,7 @@ use crate::{
             held_out::HeldOut,
             statistics::estimate,
         },
-        memory::{self, Knobs, Need, Saving, part, shape},
+        memory::{self, Knobs, Need, Passed, Passes, Saving, part},
         models::{bases::Bases, roles::Roles},
         text::{chat_arguments::ChatArguments, encoder::Encoder, source::DataSource},
     },
@@ -197,7 +197,9 @@ impl Judge {
             context.say(&format!("{}: loss on {} examples", greedy.dataset, data.len()));
             let need = |knobs: &Knobs| {
                 let mut need = with_soup(Roles::new(knobs.dtype), &model.spec);
-                need.add(part::ACTIVATIONS, shape::forward_pass(&model.spec, data.passes().tokens()));
+                let passes = Passes::new(knobs.dtype);
+                passes.forward(Passed::new(&model.spec, None), &data.largest_pass());
+                need.add(part::ACTIVATIONS, passes.bytes());
                 need
             };
             memory::check(STAGE, &Knobs::default(), &[], &need, context)?;
@@ -216,8 +218,9 @@ impl Judge {
         let need = |knobs: &Knobs| {
             let mut roles = Roles::new(knobs.dtype);
             syllabus.add_reward_model(&mut roles);
-            let mut need = with_soup(roles, &model.spec);
-            syllabus.add_passes(&questions, knobs, &mut need);
+            let (mut need, passes) = (with_soup(roles, &model.spec), Passes::new(knobs.dtype));
+            syllabus.add_passes(&questions, Passed::new(&syllabus.spec, None), knobs, &passes);
+            need.add(part::GENERATION, passes.bytes());
             need
         };
         memory::check(STAGE, &syllabus.knobs(), &[Saving::Slots("greedy.decode_slots")], &need, context)?;

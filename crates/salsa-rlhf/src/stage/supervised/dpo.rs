@@ -22,7 +22,7 @@ use crate::{
         keys::{ComputeType, check_range},
         kind::{Product, Stage},
         lifecycle::fingerprint::fingerprint,
-        memory::{Knobs, Saving},
+        memory::{Knobs, Passed, Saving},
         models::{
             bases::Bases,
             frozen::{Found, Frozen},
@@ -208,7 +208,17 @@ pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> 
     let lengths = |pairs: &Vec<Pair>| pairs.iter().map(Pair::length).collect::<Vec<_>>();
     let lengths = Lengths { training: lengths(&data), evaluation: eval.as_ref().map(lengths).unwrap_or_default() };
     let adapter = start.adapter(&config.lora)?;
-    job.check_memory(&start.spec, adapter, &models, &Batching::Examples, &lengths, Saving::TRAINING, context)?;
+    let asked = reference.spec();
+    job.check_memory(
+        &start.spec,
+        adapter,
+        Some(Passed::new(&asked, reference.lora())),
+        &models,
+        &Batching::Examples,
+        &lengths,
+        Saving::TRAINING,
+        context,
+    )?;
     let mut bases = Bases::default();
     let reference = &Frozen::load(reference, &mut bases)?.model;
     let mut model = start.load(&config.training, &config.lora, &mut bases)?;

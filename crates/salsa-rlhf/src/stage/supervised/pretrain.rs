@@ -234,7 +234,7 @@ pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Va
     let eval = eval.as_ref().map(|eval| eval as &dyn Objective);
     // All of them but an adapter.
     let savings = &Saving::TRAINING[1..];
-    job.check_memory(&spec, None, &models, &Batching::Examples, &Lengths::of(&data, eval), savings, context)?;
+    job.check_memory(&spec, None, None, &models, &Batching::Examples, &Lengths::of(&data, eval), savings, context)?;
     let weights = spec.init(config.training.seed);
     let mut model = Trainable::new(spec, weights, Device::current(), config.training.recompute())?;
     let outcome = trainer::train(&job, &mut model, &data, eval)?;

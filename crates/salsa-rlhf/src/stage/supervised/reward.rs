@@ -171,6 +171,7 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
     job.check_memory(
         &start.spec,
         start.adapter(&config.lora)?,
+        None,
         &models,
         &Batching::Examples,
         &lengths,

@@ -174,6 +174,7 @@ pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> 
     job.check_memory(
         &start.spec,
         adapter,
+        None,
         &models,
         &batching,
         &Lengths::of(&data.objective, held_out),

@@ -1,6 +1,6 @@
 //! What is known of an evaluation before a weight is read: whether its models fit the questions, and the memory it takes.
 use anyhow::{Context, ensure};
-use salsa_engine::{Head, ModelSpec};
+use salsa_engine::{Head, LoraSpec, ModelSpec};
 
 use super::{EvaluateConfig, Landscape};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     stage::{
         StageContext,
         eval::exam::{Questions, Syllabus},
-        memory::{self, Knobs, Saving},
+        memory::{self, Knobs, Passed, Passes, Saving, part},
         models::{frozen::open_language_model, model_source::ModelSource, roles::Roles},
     },
 };
@@ -77,13 +77,23 @@ impl Plan<'_> {
             let mut roles = Roles::new(knobs.dtype);
             syllabus.add_reward_model(&mut roles);
             self.anchors.iter().for_each(|models| roles.source(models));
-            roles.in_turn(&turns, |roles, turn| turn.add(roles), Turn::spec);
+            roles.in_turn(&turns, |roles, turn| turn.add(roles));
             if let Some(spec) = &line {
                 // Both ends, and their mean.
                 roles.ingredients(spec, 3);
             }
-            let mut need = roles.need();
-            syllabus.add_passes(sets, knobs, &mut need);
+            let (mut need, passes) = (roles.need(), Passes::new(knobs.dtype));
+            for turn in &turns {
+                syllabus.add_passes(sets, Passed::new(&turn.spec(), turn.lora()), knobs, &passes);
+            }
+            for model in self.anchors.iter().flatten() {
+                let lora = model.adapter().map(|adapter| &adapter.lora);
+                let spec = model.spec.with_head(Head::LanguageModel);
+                for set in sets {
+                    passes.forward(Passed::new(&spec, lora), &syllabus.scoring_pass(&set.tokens));
+                }
+            }
+            need.add(part::GENERATION, passes.bytes());
             need
         };
         memory::check("evaluate", &syllabus.knobs(), &[Saving::Slots("decode_slots"), Saving::Dtype], &need, context)
@@ -103,6 +113,14 @@ impl Turn<'_> {
         match self {
             Turn::Arm(models) => roles.source(models),
             Turn::Line(spec) => roles.changing(spec),
+        }
+    }
+
+    /// The shape of its adapter, if it is one; of a soup that of an ingredient.
+    fn lora(&self) -> Option<&LoraSpec> {
+        match self {
+            Turn::Arm(models) => models[0].adapter().map(|adapter| &adapter.lora),
+            Turn::Line(_) => None,
         }
     }
 

@@ -14,7 +14,7 @@ use crate::{
             held_out::{HeldOut, Losses},
             statistics::{estimate, paired_difference},
         },
-        memory::{self, Knobs, Saving, part, shape},
+        memory::{self, Knobs, Passed, Passes, Saving, part},
         models::{bases::Bases, roles::Roles},
         text::encoder::Encoder,
     },
@@ -67,10 +67,13 @@ impl<'a> Survey<'a> {
             // The models, and their mean.
             roles.ingredients(&syllabus.spec, config.models.len() + 1);
             roles.changing(&syllabus.spec);
-            let mut need = roles.need();
-            let passes = syllabus.add_passes(&questions, knobs, &mut need);
-            let losses = held_out.as_ref().map(|data| data.passes().beside(&passes)).unwrap_or_default();
-            need.add(part::ACTIVATIONS, shape::forward_pass(&syllabus.spec, losses.tokens()));
+            let (mut need, passes) = (roles.need(), Passes::new(knobs.dtype));
+            let model = Passed::new(&syllabus.spec, None);
+            syllabus.add_passes(&questions, model, knobs, &passes);
+            if let Some(data) = &held_out {
+                passes.forward(model, &data.largest_pass());
+            }
+            need.add(part::GENERATION, passes.bytes());
             need
         };
         let savings = [Saving::Slots("decode_slots"), Saving::Dtype];

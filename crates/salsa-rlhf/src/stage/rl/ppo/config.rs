@@ -206,7 +206,7 @@ impl Default for PpoConfig {
             batch_size: 64,
             num_ppo_epochs: 4,
             num_mini_batches: 1,
-            per_device_train_batch_size: 64,
+            per_device_train_batch_size: 8,
             response_length: 53,
             max_prompt_length: 1024,
             temperature: 0.7,

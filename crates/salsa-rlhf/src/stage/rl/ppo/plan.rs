@@ -2,12 +2,15 @@
 use anyhow::Context;
 use salsa_engine::{Head, ModelSpec};
 
-use super::config::{CriticKind, PpoConfig};
+use super::{
+    config::{CriticKind, PpoConfig},
+    order,
+};
 use crate::{
     checkpoint::Checkpoint,
     stage::{
         StageContext,
-        memory::{self, Knobs, Need, Responses, Saving, part, shape},
+        memory::{self, Knobs, Need, Order, Passed, Passes, Responses, Saving, part},
         models::{frozen::trained_adapter, model_source::ModelSource, roles::Roles},
         rl::reference::ReferenceConfig,
         rollout,
@@ -93,22 +96,82 @@ impl<'a> Plan<'a> {
         roles
     }
 
-    /// Generation and passes, responses being as long as they may.
+    /// The largest passes of the run, in the order of an update, responses being as long as they may.
     fn add_passes(&self, config: &PpoConfig, prompts: &[TextPrompt], knobs: &Knobs, need: &mut Need) {
-        let spec: &ModelSpec = &self.policy[0].spec;
-        let responses = Responses::new(prompts.iter().map(|prompt| &prompt.tokens), config.response_length);
-        need.add(part::GENERATION, responses.generation(spec, knobs.dtype, knobs.slots));
-        let episodes = (config.updates() as usize).saturating_mul(config.batch_size);
-        let learning = responses.learning(episodes.saturating_mul(config.num_ppo_epochs), knobs.pass);
-        let scoring = responses.scoring(episodes, config.batch_size, rollout::PASS as u64).beside(&learning);
-        let reading = responses.reading(knobs.slots).beside(&learning).beside(&scoring);
-        // Policy and critic keep a pass at the same time, but work one after the other.
-        let critic = match config.critic {
-            CriticKind::Separate => shape::kept_per_token(&self.reward.spec, knobs.recompute),
-            CriticKind::Shared => 0,
-        };
-        need.add(part::ACTIVATIONS, shape::training_pass(spec, knobs, learning.tokens()));
-        need.add(part::ACTIVATIONS, learning.tokens() * critic);
-        need.add(part::ACTIVATIONS, shape::forward_pass(spec, scoring.tokens() + reading.tokens()));
+        let lora = knobs.adapter.as_ref();
+        let (policy, reward) = (self.policy_spec(config), self.reward.spec.with_head(Head::Scalar));
+        let (policy, passes) = (Passed::new(&policy, lora), Passes::new(knobs.dtype));
+        let Largest { reading, longest, scoring, learning } = Largest::of(config, prompts, knobs);
+        passes.generate(policy, &reading, knobs.slots, longest);
+        passes.forward(Passed::new(&reward, self.reward.adapter().map(|adapter| &adapter.lora)), &scoring);
+        passes.forward(policy, &scoring);
+        let critic = Passed::new(&reward, lora);
+        let critic = (config.critic == CriticKind::Separate).then_some(critic);
+        critic.iter().for_each(|critic| passes.forward(*critic, &scoring));
+        passes.train_together(policy, critic, knobs, &learning);
+        need.add(part::GENERATION, passes.bytes());
+    }
+
+    fn policy_spec(&self, config: &PpoConfig) -> ModelSpec {
+        self.policy[0].spec.with_head(match config.critic {
+            CriticKind::Separate => Head::LanguageModel,
+            CriticKind::Shared => Head::LanguageModelWithValue,
+        })
+    }
+}
+
+/// The lengths of the sequences of the largest passes, by their tokens.
+#[derive(Default)]
+struct Largest {
+    /// Prompts that are read together.
+    reading: Vec<u64>,
+    /// The longest prompt with its response.
+    longest: u64,
+    /// Prompts with responses that frozen models read together.
+    scoring: Vec<u64>,
+    /// Those that are learned from together.
+    learning: Vec<u64>,
+}
+
+impl Largest {
+    /// Those of the run: which prompts meet follows from the seed.
+    fn of(config: &PpoConfig, prompts: &[TextPrompt], knobs: &Knobs) -> Largest {
+        // Of longer runs no pass has more tokens than the longest prompts.
+        const LOOKED_AT: u64 = 10_000_000;
+        let (updates, batch, new) = (config.updates(), config.batch_size as u64, config.response_length);
+        let work = batch.saturating_mul(config.num_ppo_epochs as u64).saturating_add(prompts.len() as u64);
+        if prompts.is_empty() || updates.saturating_mul(work) > LOOKED_AT {
+            let all = prompts.iter().map(|prompt| &prompt.tokens);
+            let any = Responses::new(all, new, Order::Shuffled);
+            return Largest {
+                reading: any.reading(knobs.slots),
+                longest: any.longest(),
+                scoring: any.scoring(config.batch_size, rollout::PASS as u64),
+                learning: any.learning(knobs.pass),
+            };
+        }
+        let mut largest = Largest::default();
+        for update in 0..updates {
+            let chosen = order::visit(prompts.len(), config.seed, update * batch..(update + 1) * batch);
+            let responses = Responses::new(chosen.iter().map(|&at| &prompts[at].tokens), new, Order::Given);
+            keep(&mut largest.reading, responses.reading(knobs.slots));
+            largest.longest = largest.longest.max(responses.longest());
+            keep(&mut largest.scoring, responses.scoring(config.batch_size, rollout::PASS as u64));
+            let length = |&response: &usize| (prompts[chosen[response]].tokens.len() + new) as u64;
+            for epoch in 0..config.num_ppo_epochs as u64 {
+                for part in order::minibatches(config, chosen.len(), update, epoch) {
+                    let passes = part.chunks(knobs.pass.max(1));
+                    passes.for_each(|pass| keep(&mut largest.learning, pass.iter().map(length).collect()));
+                }
+            }
+        }
+        largest
+    }
+}
+
+/// Keeps what has more tokens.
+fn keep(largest: &mut Vec<u64>, lengths: Vec<u64>) {
+    if lengths.iter().sum::<u64>() > largest.iter().sum() {
+        *largest = lengths;
     }
 }

@@ -8,7 +8,7 @@ use super::Objective;
 use crate::stage::{
     Interrupted, StageContext,
     lifecycle::resume::Fingerprint,
-    memory::{self, Arrays, Knobs, Need, Saving, part, shape},
+    memory::{self, Knobs, Need, Passed, Passes, Saving, part},
     supervised::{
         arguments::TrainingArguments,
         order::{Batching, Duration, Plan},
@@ -37,7 +37,8 @@ pub struct Job<'a> {
 
 impl Job<'_> {
     /// Says what memory the job needs, and refuses it if that is too much: `models` is what the models need, `spec` the
-    /// one that is trained, `batching` how a number of examples makes a pass.
+    /// one that is trained, `reference` one that the loss asks in every pass, `batching` how a number of examples makes a
+    /// pass.
     ///
     /// # Errors
     /// As [`memory::check`].
@@ -45,6 +46,7 @@ impl Job<'_> {
         &self,
         spec: &ModelSpec,
         adapter: Option<LoraSpec>,
+        reference: Option<Passed<'_>>,
         models: &dyn Fn(&Knobs) -> Need,
         batching: &dyn Fn(usize) -> Batching,
         lengths: &Lengths,
@@ -53,7 +55,10 @@ impl Job<'_> {
     ) -> anyhow::Result<()> {
         let need = |knobs: &Knobs| {
             let mut need = models(knobs);
-            need.add(part::ACTIVATIONS, self.activations(spec, knobs, batching(knobs.pass), lengths));
+            let passes = Passes::new(knobs.dtype);
+            let model = Passed::new(spec, knobs.adapter.as_ref());
+            self.add_passes(model, reference, knobs, batching(knobs.pass), lengths, &passes);
+            need.add(part::ACTIVATIONS, passes.bytes());
             need
         };
         let arguments = self.arguments;
@@ -62,25 +67,42 @@ impl Job<'_> {
         memory::check(self.title, &knobs, savings, &need, context)
     }
 
-    /// What the passes of training and evaluation take.
-    pub(super) fn activations(&self, spec: &ModelSpec, knobs: &Knobs, batching: Batching, lengths: &Lengths) -> u64 {
-        // Of more steps than this the sizes of passes are known: none has more tokens than the longest examples.
+    /// Adds the largest passes of training and evaluation.
+    pub(super) fn add_passes(
+        &self,
+        model: Passed<'_>,
+        reference: Option<Passed<'_>>,
+        knobs: &Knobs,
+        batching: Batching,
+        lengths: &Lengths,
+        passes: &Passes,
+    ) {
+        passes.train(model, reference, knobs, &self.largest_pass(batching, &lengths.training));
+        let evaluation = lengths.evaluation.chunks(knobs.eval_pass.max(1));
+        if let Some(largest) = evaluation.max_by_key(|pass| pass.iter().sum::<usize>()) {
+            let largest: Vec<u64> = largest.iter().map(|&length| length as u64).collect();
+            for model in [Some(model), reference].into_iter().flatten() {
+                passes.forward(model, &largest);
+            }
+        }
+    }
+
+    /// The lengths of the examples of the pass with the most tokens.
+    pub(super) fn largest_pass(&self, batching: Batching, lengths: &[usize]) -> Vec<u64> {
+        // Of more steps than this no pass has more tokens than the longest examples.
         const LOOKED_AT: u64 = 50_000;
         let steps = match self.duration() {
             Duration::Steps(steps) => Duration::Steps(steps.min(LOOKED_AT)),
             Duration::Epochs(epochs) => Duration::Epochs(epochs.min(MOST_EPOCHS_LOOKED_AT)),
         };
-        let Some(plan) = self.plan_of(batching, &lengths.training, steps) else { return 0 };
-        let tokens = |pass: Vec<usize>| pass.iter().map(|&example| lengths.training[example] as u64).sum();
-        let passes = plan.from(0).take(LOOKED_AT as usize).flat_map(|step| step.micro_batches);
-        let mut training = Arrays::of(passes.map(tokens));
+        let Some(plan) = self.plan_of(batching, lengths, steps) else { return Vec::new() };
         if steps != self.duration() || plan.len() > LOOKED_AT {
-            training.pass(largest_pass(batching, &lengths.training));
+            return longest_pass(batching, lengths);
         }
-        let evaluation = lengths.evaluation.chunks(knobs.eval_pass.max(1));
-        let evaluation = Arrays::of(evaluation.map(|pass| pass.iter().sum::<usize>() as u64));
-        let beside = evaluation.beside(&training).tokens();
-        shape::training_pass(spec, knobs, training.tokens()) + shape::forward_pass(spec, beside)
+        let passes = plan.from(0).flat_map(|step| step.micro_batches);
+        let tokens = |pass: &Vec<usize>| pass.iter().map(|&example| lengths[example]).sum::<usize>();
+        let largest = passes.max_by_key(tokens).unwrap_or_default();
+        largest.into_iter().map(|example| lengths[example] as u64).collect()
     }
 
     /// All steps over examples of these lengths.
@@ -118,13 +140,13 @@ impl Job<'_> {
 /// Epochs of which the memory plan looks at every pass; more give no other sizes worth the time.
 const MOST_EPOCHS_LOOKED_AT: f64 = 1000.0;
 
-/// Tokens that no pass exceeds.
-fn largest_pass(batching: Batching, lengths: &[usize]) -> u64 {
+/// A pass that no other exceeds.
+fn longest_pass(batching: Batching, lengths: &[usize]) -> Vec<u64> {
     let mut lengths: Vec<u64> = lengths.iter().map(|&length| length as u64).collect();
     lengths.sort_unstable_by(|a, b| b.cmp(a));
     match batching {
-        Batching::Examples(count) => lengths.iter().take(count.max(1)).sum(),
-        Batching::Tokens(budget) => lengths.first().copied().unwrap_or(0).max(budget as u64),
+        Batching::Examples(count) => lengths.into_iter().take(count.max(1)).collect(),
+        Batching::Tokens(budget) => vec![lengths.first().copied().unwrap_or(0).max(budget as u64)],
     }
 }
 

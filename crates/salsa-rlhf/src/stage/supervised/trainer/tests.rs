@@ -8,7 +8,7 @@ use crate::{
     metrics,
     stage::{
         Interrupted, fixture,
-        memory::{Knobs, shape},
+        memory::{Knobs, Passed, Passes},
         supervised::order::Batching,
     },
 };
@@ -142,19 +142,34 @@ fn nothing_to_do_is_an_error() {
 }
 
 #[test]
-fn an_evaluation_takes_memory_beside_training_where_its_passes_are_larger() {
+fn an_evaluation_counts_where_its_passes_are_larger() {
     let dir = tempfile::tempdir().unwrap();
     let (arguments, spec) = (TrainingArguments { max_steps: 2, ..arguments() }, fixture::spec(VOCAB, Head::Scalar));
     let job = job(dir.path(), &arguments, &|_| false);
     let need = |pass, eval_pass, evaluation: &[usize]| {
         let knobs = Knobs { pass, eval_pass, ..Knobs::default() };
         let lengths = Lengths { training: vec![16; 12], evaluation: evaluation.to_vec() };
-        job.activations(&spec, &knobs, Batching::Examples(pass), &lengths)
+        let passes = Passes::new(knobs.dtype);
+        job.add_passes(Passed::new(&spec, None), None, &knobs, Batching::Examples(pass), &lengths, &passes);
+        passes.bytes()
     };
-    let training = |tokens| shape::training_pass(&spec, &Knobs::default(), tokens);
-    // A sixteenth more than the tokens of the passes.
-    assert_eq!(need(2, 8, &[]), training(34));
-    assert_eq!(need(2, 2, &[16; 6]), training(34), "passes of one size");
-    assert_eq!(need(2, 4, &[16; 6]), training(34) + shape::forward_pass(&spec, 68), "64 and, for which 32 will do, 32");
-    assert_eq!(need(2, 1, &[16; 6]), training(34) + shape::forward_pass(&spec, 17), "32 are too large for 16");
+    assert_eq!(need(2, 8, &[]), need(2, 2, &[16; 6]), "a training pass keeps more than a forward pass needs");
+    assert!(need(2, 6, &[16; 600]) > need(2, 8, &[]), "a larger forward pass counts");
+    assert!(need(4, 2, &[]) > need(2, 2, &[]), "and a larger training pass");
+}
+
+#[test]
+fn the_largest_pass_is_the_one_with_the_most_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = TrainingArguments { max_steps: 2, gradient_accumulation_steps: 1, ..arguments() };
+    let job = job(dir.path(), &arguments, &|_| false);
+    let lengths = [9, 1, 1, 1, 8, 1, 1, 7];
+    let plan = job.plan(&lengths).unwrap();
+    let passes = plan.from(0).flat_map(|step| step.micro_batches);
+    let most = passes.map(|pass| pass.iter().map(|&at| lengths[at] as u64).sum::<u64>()).max();
+    let largest = job.largest_pass(Batching::Examples(4), &lengths);
+    assert_eq!((largest.len(), Some(largest.iter().sum())), (4, most));
+    let arguments = TrainingArguments { max_steps: 1_000_000, ..arguments.clone() };
+    let job = Job { arguments: &arguments, ..job };
+    assert_eq!(job.largest_pass(Batching::Examples(4), &lengths), [9, 8, 7, 1], "of very many steps some has these");
 }

@@ -1,0 +1,83 @@
+//! What a model takes on the planning backend against what it takes on the CPU. Alone in its process: it counts all arrays.
+
+use salsa_engine::backend::cpu::Buffer;
+use salsa_engine::*;
+use std::sync::Arc;
+
+fn spec() -> ModelSpec {
+    ModelSpec {
+        vocab_size: 3000,
+        hidden_size: 192,
+        intermediate_size: 500,
+        layers: 3,
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 32,
+        max_positions: 1024,
+        qkv_bias: true,
+        qk_norm: true,
+        head: Head::LanguageModelWithValue,
+        ..tiny()
+    }
+}
+
+/// Sequences of these lengths, with all that can be asked about them.
+fn asked(lengths: &[usize]) -> (Batch, Query) {
+    let (mut batch, mut query) = (Batch::new(), Query::default());
+    for (index, &length) in lengths.iter().enumerate() {
+        let tokens = vec![index as u32; length];
+        let rows = batch.push(&tokens);
+        query.value_rows.extend(rows.clone().map(|row| row as u32));
+        query.push_logprobs(rows, &tokens, 1);
+    }
+    (batch, query)
+}
+
+/// A forward pass, a training pass and generation.
+fn work<B: backend::Backend>(model: &mut TrainableTransformer<B>, lengths: &[usize]) {
+    let (batch, query) = asked(lengths);
+    model.forward(&batch, &query);
+    let (output, tape) = model.forward_train(&batch, &query);
+    model.backward(tape, &OutputGradient { d_logprobs: &output.logprobs, d_values: &output.values });
+    let prompts: Vec<Prompt> = (0..20).map(|id| Prompt { tokens: vec![id as u32; 40], id, sample: 0 }).collect();
+    model.generate(&prompts, &Sampling { max_new_tokens: 9, slots: 16, ..Sampling::default() }, &mut |_| ());
+}
+
+fn held(dtype: Dtype, lora: Option<&LoraSpec>, recompute: Recompute, passes: &[&[usize]]) -> (usize, usize) {
+    let (spec, cpu) = (spec(), Cpu { dtype });
+    let mut model = match lora {
+        None => TrainableTransformer::new(spec.clone(), spec.init(1), cpu, recompute),
+        Some(lora) => {
+            let base = Arc::new(Base::new(spec.clone(), &spec.init(1)[..], cpu).unwrap());
+            TrainableTransformer::on(base, spec.head, lora, lora.init(&spec, 1), recompute)
+        }
+    }
+    .unwrap();
+    Buffer::trim_pool();
+    let [weights, _] = Buffer::in_use();
+    passes.iter().for_each(|lengths| work(&mut model, lengths));
+    let [after, most] = Buffer::in_use();
+    assert_eq!(after, weights, "everything that passes took is free again");
+    let planned = Planned::new(dtype);
+    let mut model = TrainableTransformer::<Planned>::planned(&spec, lora, &planned, recompute);
+    passes.iter().for_each(|lengths| work(&mut model, lengths));
+    (most - weights, planned.most_in_use())
+}
+
+#[test]
+fn the_plan_is_what_the_cpu_takes() {
+    let lora = LoraSpec { rank: 8, ..LoraSpec::default() };
+    let (one, two): (&[usize], &[usize]) = (&[300, 200, 90], &[70, 60, 110, 30]);
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        for lora in [None, Some(&lora)] {
+            for recompute in [Recompute::KeepActivations, Recompute::PerLayer] {
+                let case = format!("{dtype:?}, adapter {}, {recompute:?}", lora.is_some());
+                let (taken, planned) = held(dtype, lora, recompute, &[one]);
+                assert!(planned >= taken, "{case}: {planned} bytes planned, {taken} taken");
+                assert!(planned as f64 <= 1.02 * taken as f64, "{case}: {planned} bytes planned, {taken} taken");
+                let (mixed, _) = held(dtype, lora, recompute, &[two, one, two, one]);
+                assert!(mixed <= planned, "{case}: passes of several sizes take {mixed}, the largest {planned}");
+            }
+        }
+    }
+}

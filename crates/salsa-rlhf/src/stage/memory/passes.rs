@@ -1,0 +1,154 @@
+//! What passes and generation take: on the CPU found by running them without numbers, on a GPU from the models' shapes.
+use std::{cell::Cell, sync::Arc};
+
+use salsa_engine::{
+    Batch, Device, Dtype, Head, LoraSpec, ModelSpec, OutputGradient, Planned, Prompt, Query, Recompute, Sampling,
+    TrainableTransformer, Transformer,
+};
+
+use super::{Knobs, shape};
+
+/// The passes of a run, one after the other. They use one another's memory.
+pub struct Passes {
+    dtype: Dtype,
+    cpu: Planned,
+    /// Bytes of the largest one on a GPU; none on the CPU.
+    gpu: Option<Cell<u64>>,
+}
+
+/// A model that passes go through.
+#[derive(Clone, Copy)]
+pub struct Passed<'a> {
+    spec: &'a ModelSpec,
+    lora: Option<&'a LoraSpec>,
+}
+
+impl<'a> Passed<'a> {
+    /// A model of this shape, with an adapter if `lora` is one.
+    pub fn new(spec: &'a ModelSpec, lora: Option<&'a LoraSpec>) -> Passed<'a> {
+        Passed { spec, lora }
+    }
+
+    /// What is asked of it about sequences of these lengths: all log-probs and, at its scalar head, the last value of
+    /// each.
+    fn asked(self, lengths: &[u64]) -> (Batch, Query) {
+        let (mut batch, mut query) = (Batch::new(), Query::default());
+        for (index, &length) in lengths.iter().enumerate().filter(|(_, length)| **length > 0) {
+            let tokens = tokens(index, length, self.spec);
+            let rows = batch.push(&tokens);
+            if self.spec.head.has_scalar() {
+                query.value_rows.push(rows.end as u32 - 1);
+            }
+            if self.spec.head.has_language_model() {
+                query.push_logprobs(rows, &tokens, 1);
+            }
+        }
+        (batch, query)
+    }
+
+    /// The same with the values at all places.
+    fn asked_for_values(self, lengths: &[u64]) -> (Batch, Query) {
+        let (batch, mut query) = self.asked(lengths);
+        if self.spec.head.has_scalar() {
+            query.value_rows = (0..batch.rows() as u32).collect();
+        }
+        (batch, query)
+    }
+}
+
+/// So many tokens; neighbouring sequences differ.
+fn tokens(index: usize, length: u64, spec: &ModelSpec) -> Vec<u32> {
+    vec![(index % spec.vocab_size.min(2)) as u32; length as usize]
+}
+
+impl Passes {
+    /// None yet.
+    pub fn new(dtype: Dtype) -> Passes {
+        let gpu = Device::current().cuda().map(|_| Cell::new(0));
+        Passes { dtype, cpu: Planned::new(dtype), gpu }
+    }
+
+    /// Bytes that the largest of them takes.
+    pub fn bytes(&self) -> u64 {
+        self.gpu.as_ref().map_or_else(|| self.cpu.peak(), Cell::get)
+    }
+
+    /// A forward pass over sequences of these lengths.
+    pub fn forward(&self, model: Passed<'_>, lengths: &[u64]) {
+        if self.on_gpu(|| shape::forward_pass(model.spec, lengths.iter().sum())) {
+            return;
+        }
+        let (batch, query) = model.asked_for_values(lengths);
+        if batch.rows() > 0 {
+            Transformer::planned(model.spec, model.lora, &self.cpu).forward(&batch, &query);
+        }
+    }
+
+    /// A training pass over sequences of these lengths; `reference` is a model that the loss asks about them.
+    pub fn train(&self, model: Passed<'_>, reference: Option<Passed<'_>>, knobs: &Knobs, lengths: &[u64]) {
+        let tokens = lengths.iter().sum();
+        let beside = || reference.map_or(0, |model| shape::forward_pass(model.spec, tokens));
+        if self.on_gpu(|| shape::training_pass(model.spec, knobs, tokens) + beside()) {
+            return;
+        }
+        let (batch, query) = model.asked(lengths);
+        if batch.rows() == 0 {
+            return;
+        }
+        let mut trained = self.trained(model, knobs.recompute);
+        let (output, tape) = trained.forward_train(&batch, &query);
+        if let Some(reference) = reference {
+            Transformer::planned(reference.spec, reference.lora, &self.cpu).forward(&batch, &query);
+        }
+        trained.backward(tape, &OutputGradient { d_logprobs: &output.logprobs, d_values: &output.values });
+    }
+
+    /// A training pass of a policy and of its critic, if that is a model of its own: both keep theirs at the same time.
+    pub fn train_together(&self, policy: Passed<'_>, critic: Option<Passed<'_>>, knobs: &Knobs, lengths: &[u64]) {
+        let tokens: u64 = lengths.iter().sum();
+        let kept = || critic.map_or(0, |critic| tokens * shape::kept_per_token(critic.spec, knobs.recompute));
+        if self.on_gpu(|| shape::training_pass(policy.spec, knobs, tokens) + kept()) || tokens == 0 {
+            return;
+        }
+        let trained = |model: Passed<'_>| {
+            let (batch, query) = model.asked_for_values(lengths);
+            let trained = self.trained(model, knobs.recompute);
+            let (output, tape) = trained.forward_train(&batch, &query);
+            (trained, output, tape)
+        };
+        let all: Vec<_> = [Some(policy), critic].into_iter().flatten().map(trained).collect();
+        for (mut model, output, tape) in all {
+            model.backward(tape, &OutputGradient { d_logprobs: &output.logprobs, d_values: &output.values });
+        }
+    }
+
+    /// Generation for prompts of these lengths, all of which begin at once and can become `longest` tokens with their
+    /// response, in that many slots.
+    pub fn generate(&self, model: Passed<'_>, prompts: &[u64], slots: usize, longest: u64) {
+        let spec = &model.spec.with_head(Head::LanguageModel);
+        let generated = || shape::generation(spec, self.dtype, slots as u64, longest);
+        if self.on_gpu(|| generated() + shape::forward_pass(spec, prompts.iter().sum())) {
+            return;
+        }
+        let (model, longest) =
+            (Transformer::planned(spec, model.lora, &self.cpu), longest.min(spec.max_positions as u64));
+        let mut decoding = model.decoding(slots.max(1), longest as usize);
+        let sampling = Arc::new(Sampling { max_new_tokens: 2, ..Sampling::default() });
+        for (id, &length) in prompts.iter().enumerate().filter(|(_, length)| **length > 0 && **length < longest) {
+            decoding.submit(Prompt { tokens: tokens(id, length, spec), id: id as u64, sample: 0 }, &sampling);
+        }
+        decoding.step();
+    }
+
+    fn trained(&self, model: Passed<'_>, recompute: Recompute) -> TrainableTransformer<Planned> {
+        TrainableTransformer::planned(model.spec, model.lora, &self.cpu, recompute)
+    }
+
+    /// On a GPU, notes what a pass takes.
+    fn on_gpu(&self, bytes: impl FnOnce() -> u64) -> bool {
+        if let Some(most) = &self.gpu {
+            most.set(most.get().max(bytes()));
+        }
+        self.gpu.is_some()
+    }
+}
