@@ -8,7 +8,10 @@ use super::Arguments;
 use crate::{
     chat::Message,
     data::{self, Content, Dataset, Example},
-    stage::{StageContext, encoder::Encoder, source::Part},
+    stage::{
+        StageContext,
+        text::{encoder::Encoder, source::Part},
+    },
 };
 
 /// The shares of examples whose lengths are shown.

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     chat,
     data::Example,
-    stage::{
+    stage::text::{
         encoder::Encoder,
         pairs::preference,
         rows::{Row, Rows},
