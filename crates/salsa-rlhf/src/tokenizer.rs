@@ -3,7 +3,6 @@
 mod declared;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
@@ -17,7 +16,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{AddedToken, Encoding};
 
 use self::declared::{Declarations, Declared};
-use crate::atomic;
+use crate::{atomic, input};
 
 /// The spelling of the special tokens, as `tokenizer_config.json` has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -174,7 +173,7 @@ impl Tokenizer {
     /// # Errors
     /// When the file cannot be read or is no tokenizer; names it.
     pub fn from_file(path: &Path) -> Result<Tokenizer> {
-        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = input::read(path)?;
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| anyhow!("{} is no valid tokenizer.json: {e}", path.display()))?;
         Tokenizer::wrap(inner).with_context(|| format!("in {}", path.display()))

@@ -1,7 +1,6 @@
 //! Which file holds which tensor: headers read and checked before any weight.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +14,7 @@ use super::dtype::Dtype;
 use super::family::Family;
 use super::names::{self, Named};
 use super::{config, read_json};
+use crate::input;
 
 pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
@@ -138,11 +138,8 @@ fn no_weights(dir: &Path, family: Family, head: Head) -> anyhow::Error {
 
 /// Maps a file into memory.
 pub(super) fn map(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let file = input::open(path)?;
     let meta = file.metadata().with_context(|| format!("cannot read {}", path.display()))?;
-    if !meta.is_file() {
-        bail!("{} is not a file", path.display());
-    }
     if meta.len() == 0 {
         bail!("{} is empty: download it again", path.display());
     }

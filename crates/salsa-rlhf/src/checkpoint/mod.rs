@@ -22,7 +22,6 @@ mod tests;
 mod write;
 mod writer;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -42,7 +41,7 @@ pub use self::raw::RawTensors;
 pub use self::stored_weights::StoredWeights;
 pub use self::write::{SaveOptions, save};
 pub use self::writer::{Durability, NewTensor, Writer, write_file};
-use crate::tokenizer::Tokenizer;
+use crate::{input, tokenizer::Tokenizer};
 
 /// The ids of the special tokens, from `generation_config.json`, `config.json` and `tokenizer_config.json`, the first
 /// that has one.
@@ -235,7 +234,7 @@ fn ids(config: &Value, key: &str) -> Result<Vec<u32>> {
 
 fn read_config(dir: &Path) -> Result<Value> {
     let path = dir.join("config.json");
-    if path.is_file() {
+    if path.exists() {
         return read_json(&path);
     }
     let shown = dir.display();
@@ -249,6 +248,6 @@ fn read_config(dir: &Path) -> Result<Value> {
 }
 
 fn read_json(path: &Path) -> Result<Value> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = input::read(path)?;
     serde_json::from_slice(&bytes).with_context(|| format!("{} is no valid JSON", path.display()))
 }

@@ -41,7 +41,7 @@ pub struct PeftAdapter {
 impl PeftAdapter {
     /// Whether a folder is one.
     pub fn is_one(dir: &Path) -> bool {
-        dir.join(CONFIG).is_file()
+        dir.join(CONFIG).exists()
     }
 
     /// The folder of a PEFT directory's base model.
@@ -97,7 +97,7 @@ impl PeftAdapter {
 
     pub(super) fn score_normalization(&self) -> Result<Option<(f64, f64)>> {
         let path = self.dir.join(SCORES);
-        if !path.is_file() {
+        if !path.exists() {
             return Ok(None);
         }
         let json = read_json(&path)?;

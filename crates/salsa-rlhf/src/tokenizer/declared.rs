@@ -9,9 +9,10 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+
 use std::path::Path;
 
+use crate::input;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 use tokenizers::AddedToken;
@@ -51,7 +52,7 @@ impl Declarations {
             if !path.exists() {
                 return Ok(Value::Null);
             }
-            let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let bytes = input::read(&path)?;
             let value: Value =
                 serde_json::from_slice(&bytes).with_context(|| format!("{} is no valid JSON", path.display()))?;
             ensure!(value.is_object(), "{} is no JSON object", path.display());

@@ -2,6 +2,8 @@
 
 mod declared;
 
+use std::fs;
+
 use serde_json::Value;
 
 use super::*;

@@ -31,7 +31,7 @@ impl Factors {
     /// Reads the header and refuses tensors that are no factors of matrices of blocks.
     pub fn open(dir: &Path) -> Result<Factors> {
         let path = dir.join(WEIGHTS);
-        if !path.is_file() {
+        if !path.exists() {
             let shown = dir.display();
             if dir.join("adapter_model.bin").is_file() {
                 bail!(

@@ -43,7 +43,7 @@ fn damaged_files() {
     }
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
-    assert_has(&refusal(dir.path()), &[MODEL, "is not a file"]);
+    assert_has(&refusal(dir.path()), &[MODEL, "is not a regular file"]);
 }
 
 #[test]

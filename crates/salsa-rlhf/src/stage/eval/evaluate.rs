@@ -275,7 +275,8 @@ pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Va
         sets.iter().zip(&summaries[arm]).map(|(set, summary)| (set.name.clone(), of_set(summary))).collect()
     };
     let arms: serde_json::Map<_, _> = config.arms.keys().map(|arm| (arm.clone(), of_arm(arm).into())).collect();
-    Ok(json!({"arms": arms}))
+    let left_out: serde_json::Map<_, _> = sets.iter().map(|set| (set.name.clone(), set.left_out.into())).collect();
+    Ok(json!({"arms": arms, "left_out": left_out}))
 }
 
 impl EvaluateConfig {

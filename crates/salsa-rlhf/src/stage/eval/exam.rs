@@ -17,7 +17,12 @@ use crate::{
             roles::Roles,
         },
         rollout::{self, Rollouts},
-        text::{chat_arguments::ChatArguments, encoder::Encoder, prompts, source::DataSource},
+        text::{
+            chat_arguments::ChatArguments,
+            encoder::Encoder,
+            prompts::{self, Prompts},
+            source::DataSource,
+        },
     },
 };
 
@@ -59,6 +64,8 @@ pub(in crate::stage) struct Questions {
     pub name: String,
     pub prompts: Vec<Content>,
     pub tokens: Vec<Vec<u32>>,
+    /// How many prompts of the set are too long.
+    pub left_out: usize,
 }
 
 /// Which prompts are asked.
@@ -105,10 +112,11 @@ impl Syllabus {
     pub fn questions(&self, asked: &Asked<'_>, context: &StageContext) -> anyhow::Result<Questions> {
         let (longest, new) = (asked.max_prompt_length, self.answering.max_new_tokens);
         let positions = self.spec.max_positions.min(self.reward_model.spec.max_positions);
-        let mut prompts = prompts::load(asked.dataset, longest, new, &self.encoder, positions, context)?;
+        let Prompts { mut prompts, left_out } =
+            prompts::load(asked.dataset, longest, new, &self.encoder, positions, context)?;
         prompts.truncate(asked.max_prompts.unwrap_or(usize::MAX));
         let (prompts, tokens) = prompts.into_iter().map(|prompt| (prompt.content, prompt.tokens)).unzip();
-        Ok(Questions { name: asked.name.to_owned(), prompts, tokens })
+        Ok(Questions { name: asked.name.to_owned(), prompts, tokens, left_out })
     }
 
     /// What decides about memory.

@@ -17,6 +17,7 @@ use super::statistics::estimate;
 use crate::{
     atomic,
     config::paths::{ModelPath, NoEffect},
+    input,
     progress::Progress,
     report::{Estimate, Spot},
     stage::{
@@ -220,10 +221,7 @@ pub fn run(config: &LandscapeConfig, context: &StageContext) -> anyhow::Result<V
 
 /// A point that an earlier run finished.
 fn read(path: &Path) -> anyhow::Result<Option<Measured>> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let Some(bytes) = input::read_if_any(path)? else { return Ok(None) };
     match serde_json::from_slice(&bytes) {
         Ok(point) => Ok(Some(point)),
         Err(error) => {

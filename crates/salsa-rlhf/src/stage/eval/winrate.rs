@@ -18,11 +18,12 @@ use crate::{
         lines::score,
         models::{
             frozen::{Found, Frozen},
-            scored_at::say_where_scores_are_read,
+            score_token::say_where_scores_are_read,
         },
         text::{
             chat_arguments::ChatArguments,
-            rows::{Row, Rows},
+            overlong::Overlong,
+            rows::{self, Row, Rows},
         },
     },
     world,
@@ -49,6 +50,9 @@ pub struct WinrateConfig {
     pub resamples: usize,
     /// Seed of the bootstrap intervals.
     pub seed: u64,
+    /// What happens to an answer that is longer than the reward model's context; the one to the same prompt is left out
+    /// with it.
+    pub on_overlong: Overlong,
     /// How prompts become tokens.
     #[serde(flatten)]
     pub chat: ChatArguments,
@@ -66,6 +70,7 @@ impl Default for WinrateConfig {
         WinrateConfig {
             answers: DataPath::new(),
             baseline: DataPath::new(),
+            on_overlong: Overlong::Drop,
             judge: Judge::RewardModel,
             reward_model_path: None,
             tie_margin: 0.0,
@@ -119,10 +124,13 @@ pub fn run(config: &WinrateConfig, context: &StageContext) -> anyhow::Result<Val
     let (ours, theirs) = (Rows::read(&config.answers)?, Rows::read(&config.baseline)?);
     let pairs = pairs(&ours, &theirs)?;
     let (our_scores, their_scores) = scores(config, &ours, &theirs, context)?;
-    let ours: Vec<f64> = pairs.iter().map(|&(ours, _)| our_scores[ours]).collect();
-    let theirs: Vec<f64> = pairs.iter().map(|&(_, theirs)| their_scores[theirs]).collect();
+    let scored = pairs.iter().filter_map(|&(ours, theirs)| our_scores[ours].zip(their_scores[theirs]));
+    let (ours, theirs): (Vec<f64>, Vec<f64>) = scored.unzip();
+    ensure!(!ours.is_empty(), "of every pair one answer is too long for the reward model; none is left");
     let how = Resampling { resamples: config.resamples, seed: config.seed, ..Resampling::default() };
-    Ok(comparison(&ours, &theirs, config.tie_margin, &how))
+    let mut results = comparison(&ours, &theirs, config.tie_margin, &how);
+    results["left_out"] = json!(pairs.len() - ours.len());
+    Ok(results)
 }
 
 /// The statistics of two lists of scores for the same prompts, as JSON.
@@ -205,29 +213,43 @@ fn key(row: &Row) -> anyhow::Result<String> {
     })
 }
 
-/// What the judge gives to each answer of both sides.
+/// What the judge gives to each answer of both sides; none where one is left out.
 fn scores(
     config: &WinrateConfig,
     ours: &Rows,
     theirs: &Rows,
     context: &StageContext,
-) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
-    let Some(path) = &config.reward_model_path else { return Ok((ours.try_map(gold)?, theirs.try_map(gold)?)) };
+) -> anyhow::Result<(Scores, Scores)> {
+    let Some(path) = &config.reward_model_path else {
+        let gold = |row: &Row| gold(row).map(Some);
+        return Ok((ours.try_map(gold)?, theirs.try_map(gold)?));
+    };
     let (judge, budget) = (Found::open(path, Head::Scalar)?.with_chat(&config.chat), config.max_tokens_per_batch);
     say_where_scores_are_read(&judge.checkpoint, judge.encoder.as_ref(), context);
     let spec = judge.spec();
     [ours, theirs].into_iter().for_each(|rows| rows.say_how_read(judge.encoder.as_ref(), context));
-    let sequences = |rows: &Rows| rows.try_map(|row| row.answer(judge.encoder.as_ref(), &spec));
-    let (our_sequences, their_sequences) = (sequences(ours)?, sequences(theirs)?);
+    let sequences = |rows: &Rows| -> anyhow::Result<(Vec<bool>, Vec<Vec<u32>>)> {
+        let read = config.on_overlong.map(rows, context, |row| row.answer(judge.encoder.as_ref(), &spec))?;
+        Ok((read.iter().map(Option::is_some).collect(), read.into_iter().flatten().collect()))
+    };
+    let ((our_rows, our_sequences), (their_rows, their_sequences)) = (sequences(ours)?, sequences(theirs)?);
     judge.check_memory_of_passes("winrate", &[&our_sequences, &their_sequences], budget, context)?;
     let Frozen { model, .. } = judge.load()?;
-    let scores = |title: &str, rows: &Rows, sequences: &[Vec<u32>]| -> anyhow::Result<Vec<f64>> {
-        let scores = score::scores(title, &model, sequences, budget);
-        rows.check_finite("score", scores.iter().map(std::slice::from_ref))?;
-        Ok(scores.into_iter().map(f64::from).collect())
+    let scores = |title: &str, rows: &Rows, kept: &[bool], sequences: &[Vec<u32>]| -> anyhow::Result<Scores> {
+        let mut scores = score::scores(title, &model, sequences, budget).into_iter();
+        let of_row = |(row, kept): (&Row, &bool)| -> anyhow::Result<Option<f64>> {
+            let Some(score) = kept.then(|| scores.next()).flatten() else { return Ok(None) };
+            rows::check_finite("score", &[score]).with_context(|| rows.place(row))?;
+            Ok(Some(f64::from(score)))
+        };
+        rows.rows.iter().zip(kept).map(of_row).collect()
     };
-    Ok((scores("answers", ours, &our_sequences)?, scores("baseline", theirs, &their_sequences)?))
+    let ours = scores("answers", ours, &our_rows, &our_sequences)?;
+    Ok((ours, scores("baseline", theirs, &their_rows, &their_sequences)?))
 }
+
+/// A score for each row that is not left out.
+type Scores = Vec<Option<f64>>;
 
 /// The toy world's reward of a row's response.
 fn gold(row: &Row) -> anyhow::Result<f64> {

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::PeftAdapter;
+use crate::{checkpoint::PeftAdapter, input};
 
 /// One input of a stage: a file, a data folder or a model directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,15 +50,15 @@ impl Input {
 }
 
 fn directory(dir: &Path) -> anyhow::Result<String> {
-    let mut names = Vec::new();
-    list(dir, "", &mut names)?;
-    if names.is_empty() {
+    let found = input::files_below(dir, usize::MAX, &|name| {
+        !(name.starts_with('.') || name.starts_with("events.out.tfevents") || BESIDE.contains(&name))
+    })?;
+    if found.is_empty() {
         bail!("{} is an empty directory", dir.display());
     }
-    names.sort();
-    let files = names.par_iter().map(|name| known::sha256(&dir.join(name))).collect::<anyhow::Result<Vec<_>>>()?;
+    let files = found.par_iter().map(|(_, path)| known::sha256(path)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut digest = Sha256::new();
-    for (name, file) in names.iter().zip(files) {
+    for ((name, _), file) in found.iter().zip(files) {
         digest.update(name.as_bytes());
         digest.update([0]);
         digest.update(file);
@@ -67,23 +67,6 @@ fn directory(dir: &Path) -> anyhow::Result<String> {
         digest.update(directory(&PeftAdapter::base_of(dir)?)?);
     }
     Ok(hex(&digest.finalize()))
-}
-
-fn list(dir: &Path, prefix: &str, names: &mut Vec<String>) -> anyhow::Result<()> {
-    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
-        let entry = entry.with_context(|| format!("cannot list {}", dir.display()))?;
-        let file_name = entry.file_name();
-        let name = file_name.to_string_lossy();
-        if name.starts_with('.') || name.starts_with("events.out.tfevents") || BESIDE.contains(&name.as_ref()) {
-            continue;
-        }
-        if fs::metadata(entry.path()).is_ok_and(|kind| kind.is_dir()) {
-            list(&entry.path(), &format!("{prefix}{name}/"), names)?;
-        } else {
-            names.push(format!("{prefix}{name}"));
-        }
-    }
-    Ok(())
 }
 
 fn hex(bytes: &[u8]) -> String {

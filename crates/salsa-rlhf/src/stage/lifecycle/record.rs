@@ -1,12 +1,15 @@
 //! `stage.json`: what made a directory, so that the same work is not done twice and other work is not mistaken for it.
-use std::{collections::HashMap, fs, io, path::Path};
+use std::{collections::HashMap, path::Path};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::inputs::Input;
-use crate::config::paths::{Places, below, visit_strings};
+use crate::{
+    config::paths::{Places, below, visit_strings},
+    input,
+};
 
 /// What a stage was told, what it read and, once done, what came out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,11 +41,7 @@ impl Record {
     /// # Errors
     /// If it cannot be read or is not a record.
     pub fn read(path: &Path) -> anyhow::Result<Option<Record>> {
-        let text = match fs::read(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-        };
+        let Some(text) = input::read_if_any(path)? else { return Ok(None) };
         match serde_json::from_slice(&text) {
             Ok(record) => Ok(Some(record)),
             Err(error) => bail!("{} is not a stage record ({error}); remove its directory", path.display()),

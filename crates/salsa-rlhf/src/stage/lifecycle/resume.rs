@@ -6,7 +6,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::record::is_longer_form;
-use crate::{atomic, config::paths::below};
+use crate::{atomic, config::paths::below, input};
 
 /// Everything a stage needs to go on after `step` as if it had never stopped.
 pub struct Snapshot<'a> {
@@ -320,7 +320,7 @@ impl View for Buffer<'_> {
 
 /// Reads one checkpoint directory whole.
 fn read(dir: &Path, step: u64) -> anyhow::Result<(Value, Restored)> {
-    let state: StateFile = serde_json::from_slice(&fs::read(dir.join(STATE)).context(STATE)?).context(STATE)?;
+    let state: StateFile = serde_json::from_slice(&input::read(&dir.join(STATE))?).context(STATE)?;
     let StateFile { contents, buffers_blake3, blake3 } = state;
     if contents.step != step {
         bail!("{STATE} is of step {}", contents.step);
@@ -329,7 +329,7 @@ fn read(dir: &Path, step: u64) -> anyhow::Result<(Value, Restored)> {
     let Some(expected) = expected.filter(|buffers| contents.seal(buffers).is_ok_and(|seal| seal == blake3)) else {
         bail!("{STATE} does not match its digest");
     };
-    let file = File::open(dir.join(BUFFERS)).context(BUFFERS)?;
+    let file = input::open(&dir.join(BUFFERS))?;
     // SAFETY: the map is read here and dropped; a checkpoint directory is never written to after its rename.
     let map = unsafe { Mmap::map(&file) }.context(BUFFERS)?;
     let tensors = SafeTensors::deserialize(&map).context(BUFFERS)?; // checks that the file is as long as it says

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::{inputs::Input, lock::Lock, record::Record};
-use crate::{atomic, checkpoint, config::paths::Places, stage::memory::available};
+use crate::{atomic, checkpoint, config::paths::Places, input, stage::memory::available};
 
 /// How a stage came by its results.
 #[derive(Clone, Debug, PartialEq)]
@@ -189,7 +189,7 @@ fn remove_leftovers(dir: &Path) -> anyhow::Result<()> {
 }
 
 fn seconds_before(dir: &Path) -> f64 {
-    let text = fs::read(dir.join("timings.json")).unwrap_or_default();
+    let text = input::read(&dir.join("timings.json")).unwrap_or_default();
     serde_json::from_slice::<Value>(&text).ok().and_then(|timings| timings["seconds"].as_f64()).unwrap_or(0.0)
 }
 

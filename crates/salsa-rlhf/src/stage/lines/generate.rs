@@ -20,6 +20,7 @@ use crate::{
         text::{
             chat_arguments::ChatArguments,
             encoder::Encoder,
+            overlong::{Overlong, TooLong},
             rows::{self, Rows},
         },
     },
@@ -37,6 +38,8 @@ pub struct GenerateConfig {
     pub input: DataPath,
     /// File of the same lines with `tokens` (prompt and response), `response`, `logprobs` and `finish_reason`.
     pub output: PathBuf,
+    /// What happens to a prompt that does not fit the model's context with `max_new_tokens` behind it.
+    pub on_overlong: Overlong,
     /// How prompts become tokens.
     #[serde(flatten)]
     pub chat: ChatArguments,
@@ -69,6 +72,7 @@ impl Default for GenerateConfig {
             model: ModelPath::new(),
             input: DataPath::new(),
             output: PathBuf::new(),
+            on_overlong: Overlong::Drop,
             chat: ChatArguments::default(),
             max_new_tokens: 128,
             temperature: 1.0,
@@ -109,16 +113,17 @@ impl GenerateConfig {
 pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let found = Found::open(&config.model, Head::LanguageModel)?.with_chat(&config.chat);
-    let (rows, spec) = (Rows::read(&config.input)?, found.spec());
+    let (mut rows, spec) = (Rows::read(&config.input)?, found.spec());
     rows.say_how_read(found.encoder.as_ref(), stage);
     let context = spec.max_positions;
-    let prompts = rows.try_map(|row| {
+    let (prompts, left_out) = config.on_overlong.retain(&mut rows, stage, |row| {
         let tokens = row.prompt_tokens(found.encoder.as_ref(), &spec)?;
         let (length, new) = (tokens.len(), config.max_new_tokens);
         ensure!(
             length + new <= context,
-            "prompt of {length} tokens and max_new_tokens {new} exceed the model's context of {context}; lower \
-             max_new_tokens or shorten the prompt"
+            TooLong(format!(
+                "prompt of {length} tokens and max_new_tokens {new} exceed the model's context of {context}"
+            ))
         );
         Ok(tokens)
     })?;
@@ -136,9 +141,9 @@ pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Valu
     found.check_memory("generate", &knobs, &[Saving::Slots("batch_size"), Saving::Dtype], &generation, stage)?;
     let Frozen { checkpoint, encoder, model } = found.load()?;
 
-    let asked: Vec<Prompt> = (prompts.iter().enumerate())
-        .flat_map(|(id, tokens)| (0..config.num_return_sequences).map(move |sample| (id, tokens, sample)))
-        .map(|(id, tokens, sample)| Prompt { tokens: tokens.clone(), id: id as u64, sample })
+    let asked: Vec<Prompt> = (rows.rows.iter().zip(&prompts))
+        .flat_map(|(row, tokens)| (0..config.num_return_sequences).map(move |sample| (row, tokens, sample)))
+        .map(|(row, tokens, sample)| Prompt { tokens: tokens.clone(), id: row.index as u64, sample })
         .collect();
     let sampling = Sampling {
         temperature: config.temperature,
@@ -155,16 +160,17 @@ pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Valu
     let tokens: usize = responses.iter().map(|response| response.tokens.len()).sum();
     let stopped = responses.iter().filter(|response| response.finish == Finish::Stop).count();
     let mut answers = Vec::with_capacity(asked.len());
-    for (prompt, response) in asked.iter().zip(&responses) {
-        let row = &rows.rows[prompt.id as usize];
-        let place = || format!("{}: line {}", rows.name(), row.line);
-        rows::check_finite("log-probability", &response.logprobs).with_context(place)?;
+    let samples = config.num_return_sequences as usize;
+    let of_rows = rows.rows.iter().flat_map(|row| std::iter::repeat_n(row, samples));
+    for (row, (prompt, response)) in of_rows.zip(asked.iter().zip(&responses)) {
+        rows::check_finite("log-probability", &response.logprobs).with_context(|| rows.place(row))?;
         answers.push(answer(&row.object, prompt, response, encoder.as_ref())?);
     }
     rows::write(&config.output, answers.into_iter())?;
     progress.finish(&format!("{tokens} tokens"));
     Ok(json!({
         "responses": responses.len(),
+        "left_out": left_out,
         "mean_length": tokens as f64 / responses.len() as f64,
         "finished_share": stopped as f64 / responses.len() as f64,
     }))

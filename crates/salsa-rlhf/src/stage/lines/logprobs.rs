@@ -16,6 +16,7 @@ use crate::{
         models::frozen::Found,
         text::{
             chat_arguments::ChatArguments,
+            overlong::Overlong,
             rows::{self, Rows},
         },
     },
@@ -35,6 +36,8 @@ pub struct LogprobsConfig {
     /// How prompts become tokens.
     #[serde(flatten)]
     pub chat: ChatArguments,
+    /// What happens to a row that is longer than the model's context.
+    pub on_overlong: Overlong,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
     #[schemars(extend("x-heading" = "Computation"))]
     pub dtype: ComputeType,
@@ -50,6 +53,7 @@ impl Default for LogprobsConfig {
             model: ModelPath::new(),
             input: DataPath::new(),
             output: PathBuf::new(),
+            on_overlong: Overlong::Drop,
             chat: ChatArguments::default(),
             dtype: ComputeType::Float32,
             device: DeviceChoice::Auto,
@@ -75,9 +79,10 @@ impl LogprobsConfig {
 pub fn run(config: &LogprobsConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let found = Found::open(&config.model, Head::LanguageModel)?.with_chat(&config.chat);
-    let (rows, spec) = (Rows::read(&config.input)?, found.spec());
+    let (mut rows, spec) = (Rows::read(&config.input)?, found.spec());
     rows.say_how_read(found.encoder.as_ref(), context);
-    let sequences = rows.try_map(|row| row.sequence(found.encoder.as_ref(), &spec))?;
+    let (sequences, left_out) =
+        config.on_overlong.retain(&mut rows, context, |row| row.sequence(found.encoder.as_ref(), &spec))?;
     found.check_memory_of_passes("logprobs", &[&sequences], config.max_tokens_per_batch, context)?;
     let model = found.load()?.model;
 
@@ -114,5 +119,6 @@ pub fn run(config: &LogprobsConfig, context: &StageContext) -> anyhow::Result<Va
         }),
     )?;
     progress.finish("");
-    Ok(json!({"rows": sequences.len(), "tokens": count, "mean_logprob": (count > 0).then(|| total / count as f64)}))
+    let mean = (count > 0).then(|| total / count as f64);
+    Ok(json!({"rows": sequences.len(), "left_out": left_out, "tokens": count, "mean_logprob": mean}))
 }

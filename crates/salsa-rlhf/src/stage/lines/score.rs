@@ -15,10 +15,11 @@ use crate::{
         keys::{ComputeType, check_count},
         models::{
             frozen::{Found, Frozen},
-            scored_at::say_where_scores_are_read,
+            score_token::say_where_scores_are_read,
         },
         text::{
             chat_arguments::ChatArguments,
+            overlong::Overlong,
             rows::{self, Rows},
         },
     },
@@ -38,6 +39,8 @@ pub struct ScoreConfig {
     /// How prompts become tokens.
     #[serde(flatten)]
     pub chat: ChatArguments,
+    /// What happens to a row that is longer than the model's context.
+    pub on_overlong: Overlong,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
     #[schemars(extend("x-heading" = "Computation"))]
     pub dtype: ComputeType,
@@ -53,6 +56,7 @@ impl Default for ScoreConfig {
             model: ModelPath::new(),
             input: DataPath::new(),
             output: PathBuf::new(),
+            on_overlong: Overlong::Drop,
             chat: ChatArguments::default(),
             dtype: ComputeType::Float32,
             device: DeviceChoice::Auto,
@@ -82,9 +86,10 @@ pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value
     config.validate()?;
     let found = Found::open(&config.model, Head::Scalar)?.with_chat(&config.chat);
     say_where_scores_are_read(&found.checkpoint, found.encoder.as_ref(), context);
-    let (rows, spec) = (Rows::read(&config.input)?, found.spec());
+    let (mut rows, spec) = (Rows::read(&config.input)?, found.spec());
     rows.say_how_read(found.encoder.as_ref(), context);
-    let sequences = rows.try_map(|row| row.sequence(found.encoder.as_ref(), &spec))?;
+    let (sequences, left_out) =
+        config.on_overlong.retain(&mut rows, context, |row| row.sequence(found.encoder.as_ref(), &spec))?;
     found.check_memory_of_passes("score", &[&sequences], config.max_tokens_per_batch, context)?;
     let Frozen { checkpoint, model, .. } = found.load()?;
     let scores = scores("score", &model, &sequences, config.max_tokens_per_batch);
@@ -103,7 +108,7 @@ pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value
         }),
     )?;
     let mean = scores.iter().map(|&score| f64::from(score)).sum::<f64>() / scores.len() as f64;
-    Ok(json!({"rows": scores.len(), "mean_score": mean}))
+    Ok(json!({"rows": scores.len(), "left_out": left_out, "mean_score": mean}))
 }
 
 /// Scores of whole sequences, in order, with a progress bar of the given title.

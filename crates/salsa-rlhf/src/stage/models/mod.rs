@@ -9,5 +9,5 @@ pub mod model_source;
 pub(crate) mod reward_model;
 pub mod roles;
 pub mod save;
-pub mod scored_at;
+pub mod score_token;
 pub(in crate::stage) mod tokenizers;

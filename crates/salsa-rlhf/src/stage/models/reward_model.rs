@@ -9,7 +9,7 @@ use crate::{
     checkpoint::Checkpoint,
     stage::{
         StageContext,
-        models::{scored_at::say_where_scores_are_read, tokenizers},
+        models::{score_token::say_where_scores_are_read, tokenizers},
         rollout::Rollouts,
         text::encoder::Encoder,
     },

@@ -1,10 +1,10 @@
 //! Whether two tokenizers turn the same text into the same numbers.
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::Context;
 use serde_json::{Map, Value};
 
-use crate::tokenizer::Tokenizer;
+use crate::{input, tokenizer::Tokenizer};
 
 /// The first difference between the tokenizers of two directories; none if one of them has no `tokenizer.json`.
 ///
@@ -13,11 +13,10 @@ use crate::tokenizer::Tokenizer;
 pub(in crate::stage) fn difference(a: &Path, b: &Path) -> anyhow::Result<Option<String>> {
     let dirs = [a, b];
     let (a, b) = (a.join("tokenizer.json"), b.join("tokenizer.json"));
-    if !a.is_file() || !b.is_file() {
+    if !a.exists() || !b.exists() {
         return Ok(None);
     }
-    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let (bytes_a, bytes_b) = (read(&a)?, read(&b)?);
+    let (bytes_a, bytes_b) = (input::read(&a)?, input::read(&b)?);
     if bytes_a == bytes_b {
         return declared(dirs);
     }
@@ -90,6 +89,8 @@ fn merges(a: &Value, b: &Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use serde_json::json;
 

@@ -24,7 +24,7 @@ use crate::{
         rollout::Rollouts,
         text::{
             encoder::Encoder,
-            prompts::{self, TextPrompt},
+            prompts::{self, Prompts, TextPrompt},
         },
     },
 };
@@ -47,6 +47,8 @@ struct Run<'a> {
     config: &'a PpoConfig,
     encoder: Encoder,
     prompts: Vec<TextPrompt>,
+    /// How many prompts are too long.
+    left_out: usize,
     learner: Learner,
     /// The policy's shape without a value head.
     language_model: ModelSpec,
@@ -245,6 +247,7 @@ pub fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> 
         "updates": total,
         "episodes": total * config.batch_size as u64,
         "prompts": run.prompts.len(),
+        "left_out": run.left_out,
         "last": last.iter().map(|(name, value)| (name.to_owned(), value.into())).collect::<serde_json::Map<_, _>>(),
     }))
 }
@@ -261,7 +264,7 @@ impl<'a> Run<'a> {
         let source = Checkpoint::open(first)?;
         let encoder = Encoder::open(&source)?.with_chat(&config.chat);
         let reward = RewardModel::find(&config.reward_model_path, &source, context)?;
-        let prompts = prompts::load(
+        let Prompts { prompts, left_out } = prompts::load(
             &config.dataset,
             config.max_prompt_length,
             config.response_length,
@@ -287,6 +290,7 @@ impl<'a> Run<'a> {
             config,
             encoder,
             prompts,
+            left_out,
             learner,
             language_model: policy_spec,
             reward_model,

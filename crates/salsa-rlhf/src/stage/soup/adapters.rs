@@ -18,7 +18,7 @@ use crate::{
     config::paths::ModelPath,
     stage::{
         StageContext,
-        models::{adapters::mean, scored_at, tokenizers},
+        models::{adapters::mean, score_token::say_where_peft_reads_scores, tokenizers},
     },
 };
 
@@ -71,7 +71,7 @@ pub(super) fn cook(
     };
     let scores = same_scores(&kept);
     if kept[0].spec.head == Head::Scalar {
-        scored_at::say_where_peft_reads_scores(&kept[0], context);
+        say_where_peft_reads_scores(&kept[0], context);
     }
     if scores.is_empty() && kept.iter().any(|model| model.score_normalization().is_some()) {
         context.say(LOST_NORMALIZATION);

@@ -146,13 +146,15 @@ pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> 
     let positions = start.spec.max_positions.min(reference.spec().max_positions);
     let max_length = within_context(config.max_length, positions, context);
     let config = &DpoConfig { max_length, ..config.clone() };
-    let load = |source: &DataSource| -> anyhow::Result<Vec<Pair>> {
+    let load = |source: &DataSource| -> anyhow::Result<Pairs> {
         let pairs = Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode, context)?;
         context.say(&format!("{source}: {}", pairs.summary()));
-        Ok(pairs.pairs)
+        Ok(pairs)
     };
     let data = load(&config.dataset)?;
     let eval = config.eval_dataset.as_ref().map(load).transpose()?;
+    let left_out = data.too_long;
+    let (data, eval) = (data.pairs, eval.map(|eval| eval.pairs));
 
     let job = Job {
         title: "dpo",
@@ -181,7 +183,7 @@ pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> 
     let (data, eval) = (against(data), eval.map(against));
     let outcome = trainer::train(&job, &mut model, &data, eval.as_ref().map(|eval| eval as &dyn Objective))?;
     save(&config.output_dir, &start.checkpoint, &model, &[], &config.training, &outcome)?;
-    Ok(json!({"training": outcome.to_json()}))
+    Ok(json!({"training": outcome.to_json(), "left_out": left_out}))
 }
 
 /// The DPO objective: the model shall raise the preferred response more over the reference than the rejected one.

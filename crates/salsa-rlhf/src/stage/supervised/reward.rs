@@ -6,7 +6,7 @@ use crate::{
         keys::check_range,
         lifecycle::{fingerprint::fingerprint, resume::REMEDY},
         memory::{self, Knobs, Saving},
-        models::{bases::Bases, lora::LoraArguments, scored_at::say_where_peft_reads_scores},
+        models::{bases::Bases, lora::LoraArguments, score_token::say_where_peft_reads_scores},
         supervised::model::{Start, save, within_context},
         text::{
             encoder::TruncationMode,
@@ -108,13 +108,16 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
     let positions = start.spec.max_positions;
     let max_length = within_context(config.max_length, positions, context);
     let config = &RewardConfig { max_length, ..config.clone() };
-    let load = |source: &DataSource| -> anyhow::Result<PairRanking> {
+    let load = |source: &DataSource| -> anyhow::Result<Pairs> {
         let pairs = Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode, context)?;
         context.say(&format!("{source}: {}", pairs.summary()));
-        Ok(PairRanking { pairs: pairs.pairs, centering: config.center_rewards_coefficient })
+        Ok(pairs)
     };
     let data = load(&config.dataset)?;
     let eval = config.eval_dataset.as_ref().map(load).transpose()?;
+    let left_out = data.too_long;
+    let ranking = |pairs: Pairs| PairRanking { pairs: pairs.pairs, centering: config.center_rewards_coefficient };
+    let (data, eval) = (ranking(data), eval.map(ranking));
 
     let job = Job {
         title: "reward",
@@ -156,6 +159,7 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
     Ok(json!({
         "eval_accuracy": outcome.eval.get("accuracy"),
         "eval_longer_wins_accuracy": eval.as_ref().map(PairRanking::longer_wins_accuracy),
+        "left_out": left_out,
         "eval_pairs": eval.as_ref().map(|eval| eval.pairs.len()),
         "training": outcome.to_json(),
         "score_mean": mean,

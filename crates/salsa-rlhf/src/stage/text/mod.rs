@@ -3,8 +3,10 @@
 //! May import what stands directly in `stage`; knows no model weights and no algorithm.
 pub mod chat_arguments;
 pub mod encoder;
+pub mod overlong;
 pub mod pairs;
 pub(in crate::stage) mod prompts;
 pub mod rows;
 pub mod sequence;
+pub mod slice;
 pub mod source;

@@ -12,6 +12,12 @@ pub(in crate::stage) struct TextPrompt {
     pub tokens: Vec<u32>,
 }
 
+/// The prompts of a data set, and how many do not fit.
+pub(in crate::stage) struct Prompts {
+    pub prompts: Vec<TextPrompt>,
+    pub left_out: usize,
+}
+
 /// The prompts that fit a context of `positions` tokens together with a response, in the order of the data set.
 pub(in crate::stage) fn load(
     dataset: &DataSource,
@@ -20,7 +26,7 @@ pub(in crate::stage) fn load(
     encoder: &Encoder,
     positions: usize,
     context: &StageContext,
-) -> anyhow::Result<Vec<TextPrompt>> {
+) -> anyhow::Result<Prompts> {
     let room = positions.checked_sub(response_length).filter(|room| *room > 0).with_context(|| {
         format!("responses of {response_length} tokens leave no room for a prompt in a context of {positions}; make them shorter")
     })?;
@@ -41,5 +47,5 @@ pub(in crate::stage) fn load(
     );
     loaded.say_how_read(dataset, encoder, context);
     context.say(&format!("{}: {} prompts, {left_out} left out (over {longest} tokens)", dataset, prompts.len()));
-    Ok(prompts)
+    Ok(Prompts { prompts, left_out })
 }

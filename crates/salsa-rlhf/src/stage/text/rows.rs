@@ -1,7 +1,6 @@
 //! The JSON lines that `generate`, `score`, `logprobs` and `eval winrate` read: one object per line, output in input order.
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -10,7 +9,7 @@ use salsa_algo::reward::Ending;
 use salsa_engine::ModelSpec;
 use serde_json::{Map, Value};
 
-use super::encoder::Encoder;
+use super::{encoder::Encoder, overlong::TooLong};
 use crate::{
     atomic,
     chat::Conversation,
@@ -29,6 +28,8 @@ pub struct Rows {
 pub struct Row {
     /// Its number in the file, from 1.
     pub line: usize,
+    /// Its number among the rows of the file, from 0, whichever of them are left out.
+    pub index: usize,
     /// What it says.
     pub object: Map<String, Value>,
 }
@@ -39,13 +40,11 @@ impl Rows {
     /// # Errors
     /// If the file cannot be read, holds no row, or a line is not a JSON object (the line is named).
     pub fn read(path: &Path) -> anyhow::Result<Rows> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut rows = Vec::new();
-        for (index, line) in text.split('\n').enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let object = serde_json::from_str(line)
-                .with_context(|| format!("{}: line {} is no JSON object", path.display(), index + 1))?;
-            rows.push(Row { line: index + 1, object });
-        }
+        data::for_each_row(path, &mut |place, object| {
+            rows.push(Row { line: place.number(), index: rows.len(), object });
+            Ok(())
+        })?;
         ensure!(!rows.is_empty(), "{} holds no rows; at least one is needed", path.display());
         Ok(Rows { path: path.to_owned(), rows })
     }
@@ -60,11 +59,15 @@ impl Rows {
     /// # Errors
     /// As [`check_finite`], with file and line in front.
     pub fn check_finite<'a>(&self, what: &str, results: impl Iterator<Item = &'a [f32]>) -> anyhow::Result<()> {
-        let place = |row: &Row| format!("{}: line {}", self.path.display(), row.line);
         self.rows
             .iter()
             .zip(results)
-            .try_for_each(|(row, values)| check_finite(what, values).with_context(|| place(row)))
+            .try_for_each(|(row, values)| check_finite(what, values).with_context(|| self.place(row)))
+    }
+
+    /// Where a row stands.
+    pub fn place(&self, row: &Row) -> String {
+        format!("{}: line {}", self.path.display(), row.line)
     }
 
     /// Applies `f` to every row; an error gets the file and line in front.
@@ -72,8 +75,7 @@ impl Rows {
     /// # Errors
     /// The first error of `f`.
     pub fn try_map<T>(&self, f: impl Fn(&Row) -> anyhow::Result<T>) -> anyhow::Result<Vec<T>> {
-        let place = |row: &Row| format!("{}: line {}", self.path.display(), row.line);
-        self.rows.iter().map(|row| f(row).with_context(|| place(row))).collect()
+        self.rows.iter().map(|row| f(row).with_context(|| self.place(row))).collect()
     }
 }
 
@@ -271,7 +273,7 @@ fn needed(encoder: Option<&Encoder>) -> anyhow::Result<&Encoder> {
 fn fits(tokens: &[u32], spec: &ModelSpec) -> anyhow::Result<()> {
     ensure!(!tokens.is_empty(), "there is no token");
     let (length, context, vocab) = (tokens.len(), spec.max_positions, spec.vocab_size);
-    ensure!(length <= context, "{length} tokens do not fit the model's context of {context}; shorten this row");
+    ensure!(length <= context, TooLong(format!("{length} tokens do not fit the model's context of {context}")));
     match tokens.iter().find(|&&token| token as usize >= vocab) {
         Some(token) => bail!("token {token} is not in the model's vocabulary of {vocab}"),
         None => Ok(()),

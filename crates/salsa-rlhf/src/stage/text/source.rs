@@ -1,11 +1,12 @@
 //! Which examples a stage reads: files, parts of files, and mixtures.
-use std::{borrow::Cow, fmt, path::Path};
+use std::{borrow::Cow, fmt, num::NonZeroUsize, path::Path};
 
 use anyhow::{Context, bail, ensure};
+use salsa_engine::random::Random;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::encoder::Encoder;
+use super::{encoder::Encoder, slice::Slice};
 use crate::{
     config::paths::DataPath,
     data::{self, Content, Dataset, Example, Place, Which, split_by_prompt},
@@ -18,7 +19,8 @@ use crate::{
 /// dataset: pairs.jsonl
 /// dataset: {path: pairs.jsonl, split: train}
 /// dataset: [{path: a.jsonl, split: train}, b.jsonl]
-/// dataset: {path: ultrachat_200k, split: train_sft}
+/// dataset: {path: ultrachat_200k, split: "train_sft[:500]"}
+/// dataset: {path: pairs.jsonl, max_samples: 500, seed: 1}
 /// ```
 ///
 /// Where the names of a folder's files tell splits (`data/test-00000-of-00001.parquet`), `split` means those.
@@ -40,8 +42,16 @@ pub enum DataSource {
 pub struct DataPart {
     /// A file or folder of data, or an id of the hub.
     pub path: DataPath,
-    /// Which part of it: a published split or, where there is none, a part by the hash of the prompt.
-    pub split: Part,
+    /// Which part of it: a published split or, where there is none, a part by the hash of the prompt; `train[:500]`,
+    /// `train[10%:20%]` and `train[-100:]` are slices of one. None: everything, of what has one split at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<Part>,
+    /// Most examples: the first ones or, with `seed`, any of them, in the order of the file. None: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_samples: Option<NonZeroUsize>,
+    /// Draws the `max_samples` examples. None: the first ones are taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
 }
 
 /// Part of a data set: a split that it was published with or, of one without, part of the deterministic split by prompt,
@@ -59,7 +69,12 @@ pub enum Part {
     All,
     /// A split of another name, as published; `eval`, of a data set without splits, is the validation part.
     Named(String),
+    /// A slice of one of these.
+    Slice(Box<Part>, Slice),
 }
+
+/// Random stream of the examples that `max_samples` takes ("SAMPLE" in ASCII).
+const SAMPLE_STREAM: u64 = 0x53_41_4D_50_4C_45;
 
 impl From<String> for Part {
     fn from(name: String) -> Part {
@@ -68,7 +83,10 @@ impl From<String> for Part {
             "validation" => Part::Validation,
             "test" => Part::Test,
             "all" => Part::All,
-            _ => Part::Named(name),
+            text => match Slice::parse(text) {
+                Some((name, slice)) => Part::Slice(Box::new(Part::from(name.to_owned())), slice),
+                None => Part::Named(name),
+            },
         }
     }
 }
@@ -90,7 +108,8 @@ impl JsonSchema for Part {
             {"const": "validation", "description": "The published split of this name, or 10 % of the prompts."},
             {"const": "test", "description": "The published split of this name, or the other 10 %."},
             {"const": "all", "description": "Everything there is."},
-            {"type": "string", "title": "NAME"}
+            {"type": "string", "title": "NAME"},
+            {"type": "string", "title": "NAME[FROM:TO]"}
         ]})
     }
 }
@@ -137,7 +156,7 @@ impl DataSource {
     fn load_into(&self, loaded: &mut Loaded) -> anyhow::Result<()> {
         let set = match self {
             DataSource::Path(path) => data::load(given(path)?)?,
-            DataSource::Part(DataPart { path, split }) => split.load(given(path)?)?,
+            DataSource::Part(part) => part.load()?,
             DataSource::Mixture(sources) => return sources.iter().try_for_each(|source| source.load_into(loaded)),
         };
         loaded.dropped_identical += set.dropped_identical;
@@ -171,6 +190,30 @@ impl Loaded {
     }
 }
 
+impl DataPart {
+    fn load(&self) -> anyhow::Result<Dataset> {
+        let path = given(&self.path)?;
+        let mut set = match &self.split {
+            None => data::load(path)?,
+            Some(split) => split.load(path)?,
+        };
+        let count = set.examples.len();
+        match (self.max_samples, self.seed) {
+            (None, None) => {}
+            (None, Some(_)) => bail!("{self}: seed says which examples max_samples takes; give max_samples too"),
+            (Some(most), None) => set.keep(|index| index < most.get()),
+            (Some(most), Some(seed)) => {
+                let mut order: Vec<usize> = (0..count).collect();
+                Random::new(seed, SAMPLE_STREAM).shuffle(&mut order);
+                let mut taken = vec![false; count];
+                order.iter().take(most.get()).for_each(|index| taken[*index] = true);
+                set.keep(|index| taken[index]);
+            }
+        }
+        Ok(set)
+    }
+}
+
 impl Part {
     /// Reads this part of a file or folder.
     ///
@@ -181,6 +224,15 @@ impl Part {
         let published = !data::splits(path)?.is_empty();
         match self {
             Part::All => data::load_split(path, Which::All),
+            Part::Slice(part, slice) => {
+                let mut set = part.load(path)?;
+                let range = slice.range(set.examples.len());
+                set.keep(|index| range.contains(&index));
+                Ok(set)
+            }
+            Part::Named(name) if name.contains(['[', ']']) => {
+                bail!("{name:?} is no slice of a split: write train[:500], train[10%:20%] or train[-100:]")
+            }
             _ if published => data::load_split(path, Which::Named(&name)),
             Part::Train => Ok(split_by_prompt(&data::load(path)?).train),
             Part::Validation => Ok(split_by_prompt(&data::load(path)?).validation),
@@ -207,7 +259,20 @@ impl fmt::Display for Part {
             Part::Test => "test",
             Part::All => "all",
             Part::Named(name) => name,
+            Part::Slice(part, slice) => return write!(f, "{part}{slice}"),
         })
+    }
+}
+
+impl fmt::Display for DataPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let said = [
+            self.split.as_ref().map(Part::to_string),
+            self.max_samples.map(|most| format!("{} {most}", if self.seed.is_some() { "any" } else { "first" })),
+        ];
+        let said: Vec<String> = said.into_iter().flatten().collect();
+        let said = if said.is_empty() { String::new() } else { format!(" ({})", said.join(", ")) };
+        write!(f, "{}{said}", self.path.display())
     }
 }
 
@@ -215,7 +280,7 @@ impl fmt::Display for DataSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DataSource::Path(path) => write!(f, "{}", path.display()),
-            DataSource::Part(DataPart { path, split }) => write!(f, "{} ({split})", path.display()),
+            DataSource::Part(part) => write!(f, "{part}"),
             DataSource::Mixture(sources) => {
                 let names: Vec<String> = sources.iter().map(DataSource::to_string).collect();
                 f.write_str(&names.join(" + "))
@@ -230,7 +295,12 @@ mod tests {
 
     /// The prompts of a part.
     fn prompts(path: &Path, split: &str) -> anyhow::Result<Vec<String>> {
-        let part = DataPart { path: path.to_owned().into(), split: Part::from(split.to_owned()) };
+        let part = DataPart {
+            path: path.to_owned().into(),
+            split: Some(Part::from(split.to_owned())),
+            max_samples: None,
+            seed: None,
+        };
         let prompt = |example: &Example| match example {
             Example::Prompt(Content::Text(text)) => Ok(text.clone()),
             other => bail!("{other:?}"),
@@ -256,6 +326,52 @@ mod tests {
         assert_eq!(prompts(dir.path(), "eval").unwrap(), ["e"]);
         let error = prompts(dir.path(), "validation").unwrap_err().to_string();
         assert!(error.contains("has no split \"validation\": it has eval, train"), "{error}");
+    }
+
+    /// The prompts of a source as it is written.
+    fn sampled(source: &str) -> anyhow::Result<Vec<String>> {
+        let source: DataSource = serde_json::from_str(source)?;
+        assert_eq!(serde_json::from_value::<DataSource>(serde_json::to_value(&source)?)?, source);
+        source.load()?.try_map(|example| match example {
+            Example::Prompt(Content::Text(text)) => Ok(text.clone()),
+            other => bail!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn a_slice_and_a_sample_keep_the_order_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.jsonl");
+        let names: Vec<String> = (0..40).map(|i| format!("p{i:02}")).collect();
+        let lines: String = names.iter().map(|name| format!("{{\"prompt\":\"{name}\"}}\n")).collect();
+        std::fs::write(&path, lines).unwrap();
+        let sampled = |keys: &str| sampled(&format!("{{\"path\":{path:?}{keys}}}"));
+        assert_eq!(sampled("").unwrap(), names);
+        assert_eq!(sampled(r#", "split": "all[3:6]""#).unwrap(), names[3..6]);
+        assert_eq!(sampled(r#", "split": "all[-25%:]", "max_samples": 2"#).unwrap(), names[30..32]);
+        let train = sampled(r#", "split": "train""#).unwrap();
+        assert_eq!(sampled(r#", "split": "train[-5:]""#).unwrap(), train[train.len() - 5..]);
+        let one = sampled(r#", "max_samples": 10, "seed": 1"#).unwrap();
+        let two = sampled(r#", "max_samples": 10, "seed": 2"#).unwrap();
+        for drawn in [&one, &two] {
+            assert!(drawn.len() == 10 && drawn.is_sorted() && *drawn != names[..10], "{drawn:?}");
+        }
+        assert_ne!(one, two);
+        assert_eq!(sampled(r#", "max_samples": 100, "seed": 1"#).unwrap(), names);
+        for (keys, part) in [
+            (r#", "seed": 1"#, "give max_samples too"),
+            (r#", "split": "train[5]""#, "is no slice of a split: write train[:500]"),
+            (r#", "split": "all[50:]""#, "holds no examples"),
+        ] {
+            let error = sampled(keys).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        let source: DataSource = serde_json::from_str(r#"{"path":"x","split":"train[:10%]","max_samples":3}"#).unwrap();
+        assert_eq!(source.to_string(), "x (train[:10%], first 3)");
+        assert_eq!(serde_json::to_value(&source).unwrap()["split"], "train[:10%]");
+        let bare: DataSource = serde_json::from_str(r#"{"path":"x","split":"train"}"#).unwrap();
+        let kept = serde_json::json!({"path": "x", "split": "train"});
+        assert_eq!(serde_json::to_value(&bare).unwrap(), kept, "records of versions that had no other keys agree");
     }
 
     #[test]

@@ -112,6 +112,6 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let error = format!("{:#}", sha256(Path::new("/nowhere/x")).unwrap_err());
-        assert!(error.starts_with("cannot open /nowhere/x"), "{error}");
+        assert!(error.starts_with("cannot read /nowhere/x"), "{error}");
     }
 }

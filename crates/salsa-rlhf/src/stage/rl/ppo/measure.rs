@@ -1,6 +1,6 @@
 //! What a PPO update reports: metrics under TRL's names, and samples of text.
 use std::{
-    fs,
+    io::Read,
     io::{Seek, SeekFrom, Write},
     path::Path,
 };
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::learner::Learned;
 use crate::{
-    atomic,
+    atomic, input,
     metrics::{Metrics, names},
     stage::{lifecycle::resume::REMEDY, rollout::Rollouts},
 };
@@ -155,10 +155,9 @@ impl Samples {
 /// If the disk refuses.
 pub fn truncate_samples(dir: &Path, done: u64) -> anyhow::Result<()> {
     let path = dir.join(SAMPLES);
-    if !path.exists() {
-        return Ok(());
-    }
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let Some(mut file) = input::open_if_any(&path)? else { return Ok(()) };
+    let mut text = String::new();
+    file.read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
     let is_kept = |line: &&str| {
         let step = serde_json::from_str::<Value>(line).ok().and_then(|line| line["step"].as_u64());
         step.is_some_and(|step| step <= done)
@@ -168,6 +167,8 @@ pub fn truncate_samples(dir: &Path, done: u64) -> anyhow::Result<()> {
 }
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use salsa_engine::{Finish, Response};
 
     use super::*;

@@ -1,4 +1,4 @@
-//! At which token scores are read, here and by whoever trained or loads the same reward model.
+//! At which token a reward model's scores are read here and elsewhere, and what is said where these differ.
 use crate::{
     checkpoint::Checkpoint,
     stage::{StageContext, text::encoder::Encoder},
