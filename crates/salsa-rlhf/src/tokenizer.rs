@@ -15,7 +15,7 @@ use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{AddedToken, Encoding};
 
-use self::declared::{CONFIG, Declarations, Declared};
+use self::declared::{Declarations, Declared};
 use crate::{atomic, input};
 
 /// The spelling of the special tokens, as `tokenizer_config.json` has them.
@@ -95,7 +95,7 @@ impl Tokenizer {
         // padding, do no harm.
         for name in [&self.names.bos, &self.names.eos].into_iter().flatten() {
             if self.token_to_id(name).is_none() && !declarations.lists(name)? {
-                bail!("{CONFIG} names the special token {name:?}, which tokenizer.json does not have");
+                bail!("its files name the special token {name:?}, which tokenizer.json does not have");
             }
         }
         let declared = declarations.tokens(&self.added_tokens())?;

@@ -54,6 +54,10 @@ static PLACE: LazyLock<Place> = LazyLock::new(|| {
         json["pad_token_id"] = json["eos_token_id"].clone();
         place.write(&config, json.to_string());
     }
+    copy(&place.path("out/sft-a"), &place.path("padded-base"));
+    let mut json: Value = serde_json::from_slice(&place.bytes("padded-base/config.json")).unwrap();
+    json["pad_token_id"] = json["eos_token_id"].clone();
+    place.write("padded-base/config.json", json.to_string());
     fs::remove_file(place.path("padded-reward/chat_template.jinja")).unwrap();
     place.write("padded-reward/tokenizer_config.json", "{}");
     place.write("answer.jsonl", "{\"prompt\": \"A dip, please.\", \"response\": \"No.\"}\n");
@@ -302,6 +306,14 @@ fn a_reward_model_of_others_is_not_read_where_its_trainer_did_without_a_word() {
     );
     let ppo = said(&ppo, "");
     assert_eq!(ppo.matches(behind).count(), 1, "{ppo}");
+    // PEFT goes by the config of the base.
+    let reward = |base: &str| {
+        let data = "--dataset out/world/preferences.jsonl --max_steps 1 --per_device_train_batch_size 2";
+        said(&format!("reward --model {base} {data} --use_peft true"), "")
+    };
+    let peft = "PEFT and transformers go by it when they load a reward adapter of this base";
+    assert!(reward("padded-base").contains(peft), "{}", reward("padded-base"));
+    assert!(!reward("out/sft-a").contains(peft));
 }
 
 #[test]

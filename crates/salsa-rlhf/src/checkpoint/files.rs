@@ -217,8 +217,8 @@ impl Files {
     pub(super) fn with_found_head(&mut self, spec: ModelSpec, named: Named, config: &Value) -> Result<ModelSpec> {
         let score = names::of_score(config).into_iter().find(|name| self.has(name));
         let Some(score) = score else { return Ok(spec) };
-        let headless = !self.has("lm_head.weight") && !(spec.tied_embeddings && named == Named::LanguageModel);
-        let is_reward_model = named == Named::Reward || headless;
+        let is_tied = spec.tied_embeddings && named == Named::LanguageModel;
+        let is_reward_model = named == Named::Reward || !(is_tied || self.has("lm_head.weight"));
         if score != "score.weight" {
             if !is_reward_model {
                 return Ok(spec);

@@ -19,7 +19,7 @@ use tokenizers::AddedToken;
 
 use crate::input;
 
-pub(super) const CONFIG: &str = "tokenizer_config.json";
+const CONFIG: &str = "tokenizer_config.json";
 const MAP: &str = "special_tokens_map.json";
 const ADDED: &str = "added_tokens.json";
 

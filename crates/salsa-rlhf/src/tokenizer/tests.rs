@@ -107,7 +107,7 @@ fn refusals() {
     trained().save(dir.path(), &SpecialTokenNames::default(), None).unwrap();
     std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token":"</s>"}"#).unwrap();
     let error = format!("{:#}", Tokenizer::from_dir(dir.path()).unwrap_err());
-    assert!(error.contains("names the special token \"</s>\", which tokenizer.json does not have"), "{error}");
+    assert!(error.contains("name the special token \"</s>\", which tokenizer.json does not have"), "{error}");
 }
 
 /// A tokenizer whose post-processor puts `<s>` first, as Llama's does.

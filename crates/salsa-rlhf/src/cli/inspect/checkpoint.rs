@@ -71,7 +71,7 @@ fn vocabulary(checkpoint: &Checkpoint) -> anyhow::Result<String> {
         return Ok(format!("{rows} embeddings, no tokenizer.json"));
     }
     let tokens = Tokenizer::from_dir(checkpoint.dir())?.vocab_size();
-    Ok(format!("{rows} embeddings, {tokens} tokens in tokenizer.json"))
+    Ok(format!("{rows} embeddings, {tokens} tokens"))
 }
 
 fn context(spec: &ModelSpec) -> String {
