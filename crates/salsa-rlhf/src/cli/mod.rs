@@ -35,6 +35,7 @@ mod run;
 mod schema;
 mod soup;
 mod stage;
+mod study;
 
 /// RLHF in one program, with a model soup as the KL reference.
 #[derive(Parser)]
@@ -50,6 +51,8 @@ enum Command {
     Quickstart(quickstart::Arguments),
     /// Run all stages of a recipe; those already done are skipped.
     Run(run::Arguments),
+    /// Run a recipe for many seeds, settings and arms, and say what they show together.
+    Study(study::Arguments),
     /// Train a tokenizer and a small base model on texts.
     Pretrain(stage::Arguments),
     /// Supervised fine-tuning: learn to give the responses of a data set.
@@ -144,6 +147,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Quickstart(arguments) => quickstart::main(&arguments),
         Command::Run(arguments) => run::main(&arguments),
+        Command::Study(arguments) => study::main(&arguments),
         Command::Pretrain(arguments) => stage::main("pretrain", &arguments),
         Command::Sft(arguments) => stage::main("sft", &arguments),
         Command::Soup(arguments) => soup::main(&arguments),
