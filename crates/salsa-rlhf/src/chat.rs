@@ -11,7 +11,6 @@ mod spans;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
@@ -22,6 +21,7 @@ use serde_json::Value;
 pub use self::choice::{CHATML, CHOICES, is_name_or_text, source_of};
 pub use self::conversation::{Conversation, TemplateArguments};
 use self::environment::Rendering;
+use crate::input;
 use crate::tokenizer::{SpecialTokenNames, Tokenizer};
 
 /// One turn of a conversation.
@@ -173,7 +173,7 @@ pub fn encode_prompt(tokenizer: &Tokenizer, template: &ChatTemplate, messages: &
 fn find_source(dir: &Path) -> Result<Option<(&'static str, String)>> {
     let jinja = dir.join("chat_template.jinja");
     if jinja.exists() {
-        let source = fs::read_to_string(&jinja).with_context(|| format!("cannot read {}", jinja.display()))?;
+        let source = input::read_to_string(&jinja)?;
         return Ok(Some(("chat_template.jinja", source)));
     }
     for file in ["tokenizer_config.json", "chat_template.json"] {
@@ -181,7 +181,7 @@ fn find_source(dir: &Path) -> Result<Option<(&'static str, String)>> {
         if !path.exists() {
             continue;
         }
-        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = input::read(&path)?;
         let config: Value =
             serde_json::from_slice(&bytes).with_context(|| format!("{} is no valid JSON", path.display()))?;
         if let Some(source) = pick(&config["chat_template"]).with_context(|| format!("in {}", path.display()))? {

@@ -34,6 +34,7 @@ use self::cache::Repo;
 use self::client::{Client, Failure};
 pub use self::id::Id;
 use crate::config::paths::{PathKind, Places};
+use crate::input;
 
 /// What an id is the id of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,7 +159,7 @@ impl Hub {
         let token_file = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
         let token = set("HF_TOKEN")
             .or_else(|| set("HUGGING_FACE_HUB_TOKEN"))
-            .or_else(|| std::fs::read_to_string(token_file).ok());
+            .or_else(|| input::read_to_string(&token_file).ok());
         let offline =
             ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().filter_map(set).any(|value| is_true(&value));
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());

@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod hub;
+pub mod input;
 pub mod metrics;
 pub mod progress;
 pub mod recipe;

@@ -5,13 +5,13 @@
 //! TensorBoard wants them. JSON has no NaN and no infinity: a non-finite value is written as `null` and read back as NaN.
 
 use std::fs::File;
-use std::io::{ErrorKind, Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
-use crate::{atomic, tensorboard::EventWriter};
+use crate::{atomic, input, tensorboard::EventWriter};
 
 /// The name of the metrics file in a stage directory.
 pub const FILE_NAME: &str = "metrics.jsonl";
@@ -224,9 +224,8 @@ struct Kept {
 
 /// The lines of `path` up to `last_step`. Bytes after the last newline count only if they are a whole line.
 fn parse(path: &Path, last_step: Option<u64>) -> Result<(Vec<(u64, Metrics)>, Kept)> {
-    let bytes = match std::fs::read(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => bail!("{}: no such file; has the stage run?", path.display()),
-        other => other.with_context(|| format!("cannot read {}", path.display()))?,
+    let Some(bytes) = input::read_if_any(path)? else {
+        bail!("{}: no such file; has the stage run?", path.display());
     };
     let mut rows = Vec::new();
     let mut kept = Kept { bytes: 0, needs_newline: false };

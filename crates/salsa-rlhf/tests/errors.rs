@@ -2,7 +2,9 @@
 use std::{
     fs,
     path::Path,
+    process::Stdio,
     sync::{LazyLock, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -42,6 +44,18 @@ static PLACE: LazyLock<Place> = LazyLock::new(|| {
     place.write("text.jsonl", "{\"text\": \"A dip with garlic, please.\"}\n");
     copy(&place.path("out/reward"), &place.path("nan-reward"));
     damage(&place.path("nan-reward/model.safetensors"), last_number_is_nan);
+    for name in ["foreign-reward", "padded-reward"] {
+        copy(&place.path("out/reward"), &place.path(name));
+        let config = format!("{name}/config.json");
+        let mut json: Value = serde_json::from_slice(&place.bytes(&config)).unwrap();
+        for key in ["score_mean", "score_std"] {
+            json.as_object_mut().unwrap().remove(key).unwrap();
+        }
+        json["pad_token_id"] = json["eos_token_id"].clone();
+        place.write(&config, json.to_string());
+    }
+    fs::remove_file(place.path("padded-reward/chat_template.jinja")).unwrap();
+    place.write("padded-reward/tokenizer_config.json", "{}");
     place.write("answer.jsonl", "{\"prompt\": \"A dip, please.\", \"response\": \"No.\"}\n");
     place.write("evaluate.yaml", EVALUATE);
     place.write("faults.yaml", FAULTS);
@@ -90,6 +104,78 @@ fn damage(path: &Path, change: impl FnOnce(&mut [u8])) {
     let mut bytes = fs::read(path).unwrap();
     change(&mut bytes);
     fs::write(path, bytes).unwrap();
+}
+
+/// The program, which must end by itself, in a folder of its own. Its exit code and what it said last.
+#[cfg(unix)]
+fn ends(line: &str, dir: &Path) -> (i32, String) {
+    let mut command = PLACE.command(&line.split_whitespace().collect::<Vec<_>>());
+    let mut child = command.current_dir(dir).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed() > Duration::from_secs(60) {
+            child.kill().unwrap();
+            panic!("{line}: it does not end");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    (output.status.code().unwrap(), stderr.lines().last().unwrap_or_default().to_owned())
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_no_regular_file_is_refused_wherever_a_file_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = at("model");
+    let original = PLACE.path("out/sft-a");
+    copy(&original, &model);
+    let refused = |line: &str, name: &str| {
+        let (code, said) = ends(line, dir.path());
+        assert_eq!(code, 1, "{line}: {said}");
+        assert!(said.contains(&format!("{name} is not a regular file but ")), "{line}: {said}");
+    };
+    let files = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"];
+    for name in files.into_iter().chain(["tokenizer_config.json", "chat_template.jinja"]) {
+        let file = model.join(name);
+        let _ = fs::remove_file(&file);
+        assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+        refused("inspect model", name);
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
+        refused("inspect model", name);
+        fs::remove_file(&file).unwrap();
+        if original.join(name).exists() {
+            fs::copy(original.join(name), &file).unwrap();
+        }
+    }
+    for name in ["zero.jsonl", "zero.yaml", "zero.jinja"] {
+        std::os::unix::fs::symlink("/dev/zero", at(name)).unwrap();
+    }
+    refused("sft --model model --dataset zero.jsonl --output_dir o", "zero.jsonl");
+    refused("sft --config zero.yaml", "zero.yaml");
+    refused("run zero.yaml", "zero.yaml");
+    refused("soup --config zero.yaml", "zero.yaml");
+    refused("generate --model model --input zero.jsonl --output out.jsonl", "zero.jsonl");
+    let reward = PLACE.path("out/reward");
+    let reward = reward.display();
+    refused(&format!("score --model {reward} --input zero.jsonl --output out.jsonl"), "zero.jsonl");
+    refused("logprobs --model model --input zero.jsonl --output out.jsonl", "zero.jsonl");
+    refused(&format!("eval winrate --reward_model {reward} --answers zero.jsonl --baseline zero.jsonl"), "zero.jsonl");
+    refused("inspect zero.jsonl", "zero.jsonl");
+    let text = PLACE.path("text.jsonl");
+    refused(
+        &format!("sft --model model --dataset {} --chat_template zero.jinja --output_dir o", text.display()),
+        "zero.jinja",
+    );
+    for link in ["a", "b", "c"] {
+        std::os::unix::fs::symlink(".", model.join(link)).unwrap();
+    }
+    let (code, said) =
+        ends(&format!("sft --model model --dataset {} --output_dir o --max_steps 1", text.display()), dir.path());
+    assert_eq!(code, 0, "{said}");
 }
 
 /// The tests of this file run beside each other and look at the same place: one command at a time.
@@ -189,6 +275,33 @@ fn one_line_names_the_thing_and_the_remedy() {
     ] {
         assert_fails(1, &line, words);
     }
+}
+
+#[test]
+fn a_reward_model_of_others_is_not_read_where_its_trainer_did_without_a_word() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let said = |line: &str, file: &str| {
+        let out = tempfile::tempdir().unwrap();
+        let output = format!(
+            "{} {}",
+            if file.is_empty() { "--output_dir" } else { "--output" },
+            out.path().join(file).display()
+        );
+        String::from_utf8(PLACE.salsa(&format!("{line} {output}")).stderr).unwrap()
+    };
+    let score = |model: &str| said(&format!("score --model {model} --input answer.jsonl"), "scores.jsonl");
+    let behind = "foreign-reward: its chat template writes \"\\n\" behind the end token";
+    assert!(score("foreign-reward").contains(behind), "{}", score("foreign-reward"));
+    let padded = "is an end token, so transformers and TRL trained it to be read at the token before";
+    assert!(score("padded-reward").contains(padded), "{}", score("padded-reward"));
+    let ours = score("out/reward");
+    assert!(!ours.contains("read at") && !ours.contains("behind the end"), "{ours}");
+    let ppo = format!(
+        "ppo --model out/sft-a --dataset out/world/prompts_train.jsonl --response_length 4 --batch_size 4 \
+         --total_episodes 4 --reward_model foreign-reward"
+    );
+    let ppo = said(&ppo, "");
+    assert_eq!(ppo.matches(behind).count(), 1, "{ppo}");
 }
 
 #[test]

@@ -94,6 +94,32 @@ fn every_line_of_code_is_finished() {
     }
 }
 
+/// A named pipe or a device in the place of a file is refused only by what opens it through `input`.
+#[test]
+fn every_file_is_opened_for_reading_in_one_place() {
+    const READS: &[&str] = &["File::open(", "fs::read(", "fs::read_to_string("];
+    // What the system says of itself; and a folder that is synced, not read.
+    const OTHERS: &[&str] = &["src/input.rs", "src/stage/memory/available.rs", "src/stage/fixture.rs"];
+    const LINES: &[&str] = &["\"/proc/", "match File::open(path) {"];
+    let of_tests = |path: &str| path.contains("/tests/") || path.ends_with("/tests.rs");
+    let sources = files(&root().join("crates/salsa-rlhf/src"), ".rs");
+    let mut found = Vec::new();
+    for path in sources {
+        let (shown, text) = (path.to_string_lossy().into_owned(), fs::read_to_string(&path).unwrap());
+        if of_tests(&shown) || OTHERS.iter().any(|other| shown.ends_with(other)) {
+            continue;
+        }
+        let code = text.split("\nmod tests {").next().unwrap_or_default();
+        for (number, line) in code.lines().enumerate() {
+            let reads = READS.iter().any(|call| line.contains(call));
+            if reads && !LINES.iter().any(|other| line.contains(other)) && !line.contains("input::read") {
+                found.push(format!("{shown}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "use the functions of `input`:\n{}", found.join("\n"));
+}
+
 /// Every recipe is read as `salsa run --check` reads it. The data of a recipe lie outside the tree and may be absent: the
 /// recipe is read from a copy of the tree's shape, in which empty files stand in for what lies outside it. What is missing
 /// inside the tree is a mistake.

@@ -1,11 +1,11 @@
 //! A chat template named by the user, in place of the model's own.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
 use super::named;
+use crate::input;
 
 /// ChatML, with the assistant's part marked. It opens with the beginning-of-sequence token where the tokenizer has one
 /// that is not also its end.
@@ -35,8 +35,8 @@ pub fn source_of(choice: &str) -> Result<String> {
         return Ok(source.to_owned());
     }
     let path = Path::new(choice);
-    if !path.is_file() {
+    if !path.exists() {
         bail!("there is no chat template {choice:?}: give a Jinja file, or {}", named::NAMES.join(", "));
     }
-    fs::read_to_string(path).with_context(|| format!("cannot read the chat template {choice}"))
+    input::read_to_string(path).with_context(|| format!("cannot read the chat template {choice}"))
 }

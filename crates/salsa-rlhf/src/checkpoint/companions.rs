@@ -1,11 +1,10 @@
 //! The files of a checkpoint that are not weights: tokenizer, chat template, generation settings.
 
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::atomic;
+use crate::{atomic, input};
 
 const NAMES: [&str; 10] = [
     "tokenizer.json",
@@ -40,8 +39,8 @@ impl Companions {
         let mut files = Vec::new();
         for name in NAMES {
             let path = dir.join(name);
-            if path.is_file() {
-                files.push((name, fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?));
+            if let Some(bytes) = input::read_if_any(&path)? {
+                files.push((name, bytes));
             }
         }
         Ok(Companions { files })

@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 
 use super::files::Placed;
 use super::{Checkpoint, Dtype, positioned};
+use crate::input;
 
 /// Numbers read at a time where they are converted.
 const BLOCK: usize = 1 << 16;
@@ -27,8 +28,7 @@ impl Checkpoint {
     /// # Errors
     /// When one cannot be opened; names it.
     pub fn raw(&self) -> Result<RawTensors<'_>> {
-        let open = |path| File::open(path).with_context(|| format!("cannot open {}", Path::display(path)));
-        let files = self.stored.paths.iter().map(|path| open(path)).collect::<Result<_>>()?;
+        let files = self.stored.paths.iter().map(|path| input::open(path)).collect::<Result<_>>()?;
         Ok(RawTensors { checkpoint: self, files })
     }
 

@@ -9,7 +9,7 @@ use crate::{
     chat::TemplateArguments,
     config::Usage,
     hub,
-    stage::{
+    stage::text::{
         chat_arguments::{ChatArguments, TextPrompts},
         encoder::Encoder,
     },
@@ -43,8 +43,8 @@ pub struct Arguments {
     #[arg(long, value_name = "plain|chat", requires = "model", value_parser = text_prompts)]
     text_prompts: Option<TextPrompts>,
     /// Which split, as stages take it: one that the names in a folder tell, or else train, validation or test, which
-    /// are told by prompt; or all.
-    #[arg(long, value_name = "NAME")]
+    /// are told by prompt; or all; or a slice of one, such as train[:500].
+    #[arg(long, value_name = "NAME|NAME[FROM:TO]")]
     split: Option<String>,
     /// Which example is shown, from 0.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -106,19 +106,17 @@ enum What {
 
 impl What {
     fn of(path: &Path) -> anyhow::Result<What> {
-        if path.is_file() {
+        if path.exists() && !path.is_dir() {
             return Ok(What::Dataset);
         }
         let has = |name: &str| path.join(name).exists();
         if path.is_dir() && !has("config.json") && !has("adapter_config.json") && !has("model.safetensors") {
-            if crate::data::splits(path).is_ok() {
-                return Ok(What::Dataset);
-            }
+            let no_data = match crate::data::splits(path) {
+                Ok(_) => return Ok(What::Dataset),
+                Err(error) => error,
+            };
             if !has("tokenizer.json") && !has("model.safetensors.index.json") {
-                bail!(
-                    "{} holds neither a model (config.json) nor data (.jsonl, .json, .parquet, .txt files)",
-                    path.display()
-                );
+                bail!("{} holds no model (config.json), and {no_data}", path.display());
             }
         }
         Ok(What::Checkpoint)
@@ -134,7 +132,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str| std::fs::write(dir.path().join(name), "{}").unwrap();
         let error = What::of(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("neither a model (config.json) nor data"), "{error}");
+        assert!(error.contains("holds no model (config.json), and"), "{error}");
         write("data.jsonl");
         assert_eq!(What::of(dir.path()).unwrap(), What::Dataset);
         assert_eq!(What::of(&dir.path().join("data.jsonl")).unwrap(), What::Dataset);

@@ -1,13 +1,11 @@
 //! `salsa run RECIPE.yaml`
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use super::print;
 use crate::{
     config::Usage,
     hub::Network,
+    input,
     recipe::{Changes, Recipe},
     report::{self, Summary},
     stage::kinds::KINDS,
@@ -58,7 +56,7 @@ pub(super) fn to_the_end(recipe: &Recipe) -> anyhow::Result<()> {
     context.say(&format!("done: {}", recipe.out.join("report.html").display()));
     let summary = recipe.out.join("summary.json");
     if summary.exists() {
-        let summary: Summary = serde_json::from_slice(&fs::read(&summary)?)?;
+        let summary: Summary = serde_json::from_slice(&input::read(&summary)?)?;
         print(&report::table(&summary, super::columns()))?;
     }
     Ok(())

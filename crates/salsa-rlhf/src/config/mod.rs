@@ -5,13 +5,15 @@
 //! where TRL has one, `-` and `_` are equal, and the other common names of [`names`] are accepted. A key that does not
 //! exist is an error that names the nearest one that does; a value of the wrong type is an error that names the key.
 //! What values mean together is checked by each stage's `validate`.
-use std::{fs, path::Path, path::PathBuf};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use serde::{Serialize, Serializer, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use layers::Layers;
+
+use crate::input;
 
 mod foreign;
 mod layers;
@@ -125,7 +127,7 @@ where
 /// # Errors
 /// A missing or unreadable file, a syntax error (with its line), anything but a mapping.
 pub fn read_mapping(path: &Path) -> anyhow::Result<Map<String, Value>> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = input::read_to_string(path)?;
     match parse(&text).map_err(|message| anyhow!("{}: {message}", path.display()))? {
         Value::Object(mapping) => Ok(mapping),
         Value::Null => Ok(Map::new()),

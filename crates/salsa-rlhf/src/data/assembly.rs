@@ -12,8 +12,8 @@ use super::{Content, Dataset, Example, Layout, Place, Preference, Shape, bucket}
 /// A data set under way.
 pub(super) struct Assembly {
     set: Dataset,
-    /// What the records are, and where the first one is that says so.
-    shape: Option<(Shape, String)>,
+    /// What the records are, where the first one is that says so, and which of its columns are null.
+    shape: Option<(Shape, String, Vec<String>)>,
     records: usize,
     /// Records whose text became messages, which the others must then become too.
     lifted: usize,
@@ -38,12 +38,12 @@ impl Assembly {
         Assembly { set, shape: None, records: 0, lifted: 0, unread, unpaired }
     }
 
-    /// Takes in a record.
+    /// Takes in a record, of which these columns are null.
     ///
     /// # Errors
     /// If it is something else than the first one.
-    pub fn add(&mut self, row: Row, place: &Place) -> Result<()> {
-        self.check_shape(&row, place)?;
+    pub fn add(&mut self, row: Row, nulls: Vec<String>, place: &Place) -> Result<()> {
+        self.check_shape(&row, nulls, place)?;
         if self.records == 0 {
             self.set.recognised = row.recognised;
         }
@@ -71,18 +71,20 @@ impl Assembly {
         self.set.examples.push(example);
     }
 
-    fn check_shape(&mut self, row: &Row, place: &Place) -> Result<()> {
+    fn check_shape(&mut self, row: &Row, nulls: Vec<String>, place: &Place) -> Result<()> {
         let shape = Shape { is_labelled: row.label.is_some(), ..Shape::of(&row.example) };
         match &mut self.shape {
-            None => self.shape = Some((shape, place.to_string())),
+            None => self.shape = Some((shape, place.to_string(), nulls)),
             // Text beside which something stands has become messages; what stands beside no other record has not.
-            Some((expected, _)) if expected.agrees(&shape) && (row.is_lifted || self.lifted == self.records) => {
+            Some((expected, ..)) if expected.agrees(&shape) && (row.is_lifted || self.lifted == self.records) => {
                 if !row.is_lifted {
                     expected.messages = shape.messages;
                 }
             }
-            Some((expected, at)) if *expected != shape => bail!(
-                "this record is {shape}, but the first one ({at}) is {expected}. One data set has one layout: split it into two files"
+            Some((expected, at, then)) if *expected != shape => bail!(
+                "this record is {shape}{}, but the first one ({at}) is {expected}{}. One data set has one layout: split it into two files",
+                named(&nulls),
+                named(then)
             ),
             Some(_) => {}
         }
@@ -95,7 +97,7 @@ impl Assembly {
     /// If no record is left, or answers with labels cannot be paired.
     pub fn finish(mut self, sha256: String) -> Result<Dataset> {
         self.set.sha256 = sha256;
-        let Some((shape, _)) = self.shape.take() else {
+        let Some((shape, ..)) = self.shape.take() else {
             bail!("{} holds no records: a data set needs at least one", self.set.path.display());
         };
         self.set.layout = shape.layout;
@@ -171,6 +173,12 @@ impl Assembly {
             self.set.notes.push(unread_columns(&self.unread, self.records));
         }
     }
+}
+
+/// A null often is why one record has another layout.
+fn named(nulls: &[String]) -> String {
+    let names: Vec<String> = nulls.iter().map(|name| printable(name)).collect();
+    if names.is_empty() { String::new() } else { format!(" (null: {})", names.join(", ")) }
 }
 
 /// What to say of columns that look like content and were not read, each in so many of `records`.

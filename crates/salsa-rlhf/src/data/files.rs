@@ -1,27 +1,21 @@
-//! Records out of files: JSON lines, JSON arrays, plain text, compressed or not, Parquet, one file or a folder of them.
+//! Records out of files: one file or a folder of them, compressed or not.
 
 use std::fmt;
-use std::fs;
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
-use serde::Deserializer;
-use serde::de::{SeqAccess, Visitor};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::{Which, folder, parquet};
+use super::limits::{Room, TooLong, TooMuch, Unpacked, bytes_of_value};
+use super::{Which, csv, folder, json, parquet};
 use crate::atomic::hex;
+use crate::input;
 
-pub(super) const KNOWN: &str = ".jsonl, .json, .jsonl.gz, .json.gz, .parquet or .txt";
-
-/// Text shrinks to a tenth or, repeating itself, to a hundredth; this much more than that is an attack.
-const MOST_EXPANSION: u64 = 300;
-
-/// So much may come out of any compressed file.
-const ALWAYS_ALLOWED: u64 = 16 << 20;
+pub(super) const KNOWN: &str = ".jsonl, .json, .csv, .tsv or .txt (also .gz), or .parquet";
 
 /// Where a record stands, for messages: its file, and its line, or its number there from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +34,11 @@ impl fmt::Display for Place {
 impl Place {
     pub(super) fn new(path: &Arc<Path>, number: usize, unit: &'static str) -> Place {
         Place { path: path.clone(), number, unit }
+    }
+
+    /// The line or number.
+    pub fn number(&self) -> usize {
+        self.number
     }
 }
 
@@ -61,11 +60,27 @@ pub(super) fn for_each_record(path: &Path, which: Which<'_>, visit: Visit<'_>) -
     Ok(hex(&names.finalize()))
 }
 
+/// Calls `visit` with every row of a file of JSON lines, whatever its name. An error of `visit` gets the place in front.
+///
+/// # Errors
+/// If the file cannot be read, or a line is not a JSON object; names the line.
+pub fn for_each_row(path: &Path, visit: Visit<'_>) -> Result<()> {
+    let mut source = Source::open(path, Packing::None)?;
+    let path = source.path.clone();
+    let mut room = Room::now();
+    json::read_lines(&path, 1, source.stream()?, &mut |place, object| {
+        room.take(object.values().map(bytes_of_value).sum(), &path)?;
+        visit(place, object)
+    })
+}
+
 /// What a data file is, by its name.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Format {
     Lines,
     Json,
+    Csv,
+    Tsv,
     Text,
     Parquet,
 }
@@ -77,6 +92,8 @@ impl Format {
         match plain.rsplit_once('.')?.1 {
             "jsonl" | "ndjson" => Some(Format::Lines),
             "json" => Some(Format::Json),
+            "csv" => Some(Format::Csv),
+            "tsv" => Some(Format::Tsv),
             "txt" => Some(Format::Text),
             "parquet" if plain == name => Some(Format::Parquet),
             _ => None,
@@ -89,114 +106,175 @@ fn read_file(path: &Path, visit: Visit<'_>) -> Result<String> {
         bail!("there is no data set at {}: give a {KNOWN} file or a folder of them", path.display());
     }
     let format = Format::of(path).ok_or_else(|| unknown_format(path))?;
-    let path = &Arc::from(path);
-    let raw = fs::read(path).with_context(|| format!("cannot read the data set {}", path.display()))?;
-    let sha256 = hex(&Sha256::digest(&raw));
+    let packing =
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz")) { Packing::Gzip } else { Packing::None };
+    let mut source = Source::open(path, packing)?;
+    let path = source.path.clone();
     if format == Format::Parquet {
-        parquet::read(path, raw, visit)?;
-        return Ok(sha256);
+        Room::now().take(source.bytes, &path)?;
+        let mut raw = Vec::new();
+        source.file.read_to_end(&mut raw).map_err(|e| unread(&path, Packing::None, e))?;
+        parquet::read(&path, raw, visit)?;
+        return source.digest();
     }
-    let bytes = decompress(path, raw)?;
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    let array = format == Format::Json && bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[');
+    let mut stream = source.stream()?;
     match format {
-        Format::Text => read_text(path, bytes, visit)?,
-        _ if array => read_array(path, bytes, visit)?,
-        _ => read_lines(path, bytes, visit)?,
+        Format::Text => read_text(&path, stream, visit)?,
+        Format::Csv => csv::read(&path, b',', stream, visit)?,
+        Format::Tsv => csv::read(&path, b'\t', stream, visit)?,
+        _ => {
+            let (first, line) = first_byte(&mut stream).map_err(|e| unread(&path, packing, e))?;
+            if format == Format::Json && first == Some(b'[') {
+                json::read_array(&path, stream, visit)?;
+            } else {
+                json::read_lines(&path, line, stream, visit)?;
+            }
+        }
     }
-    Ok(sha256)
+    source.digest()
 }
 
 fn unknown_format(path: &Path) -> anyhow::Error {
-    anyhow!("{} is no data set by its name: expected {KNOWN}", path.display())
-}
-
-fn decompress(path: &Path, raw: Vec<u8>) -> Result<Vec<u8>> {
-    if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz")) {
-        return Ok(raw);
-    }
-    let mut bytes = Vec::new();
-    let most = ALWAYS_ALLOWED.max(raw.len() as u64 * MOST_EXPANSION);
-    flate2::read::MultiGzDecoder::new(&raw[..])
-        .take(most + 1)
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("{} is no complete gzip file: download or compress it again", path.display()))?;
-    if bytes.len() as u64 > most {
-        bail!(
-            "{} unpacks to more than {MOST_EXPANSION} times its size: that is no data set. If it is, unpack it yourself",
-            path.display()
-        );
-    }
-    Ok(bytes)
-}
-
-fn read_lines(path: &Arc<Path>, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
-    for (index, line) in bytes.split(|b| *b == b'\n').enumerate() {
-        if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
+    let (shown, ending) = (path.display(), path.extension().unwrap_or_default().to_string_lossy().to_lowercase());
+    match ending.as_str() {
+        "arrow" => anyhow!(
+            "{shown} is an Arrow file. Convert it: python -c \"from datasets import Dataset; Dataset.from_file('{shown}').to_parquet('data.parquet')\""
+        ),
+        "zst" | "xz" | "bz2" | "zip" | "tar" => {
+            anyhow!("{shown} is compressed in a way that is not read; unpack it (gzip is read)")
         }
-        let place = Place::new(path, index + 1, "line");
-        let value = serde_json::from_slice(line).map_err(|e| {
-            let hint = if e.is_eof() { " (a JSON lines file has one whole object on each line)" } else { "" };
-            anyhow!("{place}: no valid JSON at column {}: {}{hint}", e.column(), strip_position(&e))
-        })?;
-        visit_value(&place, value, visit)?;
-    }
-    Ok(())
-}
-
-fn read_array(path: &Arc<Path>, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
-    let mut records = Records { path, visit, refused: None };
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let read = json.deserialize_seq(&mut records).and_then(|()| json.end());
-    match records.refused {
-        Some(refused) => Err(refused),
-        None => read.with_context(|| format!("{} is no valid JSON array", path.display())),
+        _ => anyhow!("{shown} is no data set by its name: expected {KNOWN}"),
     }
 }
 
-/// The elements of an array, each visited before the next is read.
-struct Records<'a, 'b> {
-    path: &'a Arc<Path>,
-    visit: Visit<'b>,
-    /// What `visit` said, where it ended the reading.
-    refused: Option<anyhow::Error>,
+/// How a file is compressed.
+#[derive(Clone, Copy, PartialEq)]
+enum Packing {
+    None,
+    Gzip,
 }
 
-impl<'de> Visitor<'de> for &mut Records<'_, '_> {
-    type Value = ();
+/// A file that is digested while it is read.
+struct Source {
+    path: Arc<Path>,
+    packing: Packing,
+    bytes: u64,
+    file: Digested,
+}
 
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of records")
+struct Digested {
+    file: File,
+    digest: Sha256,
+}
+
+impl Read for Digested {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(into)?;
+        self.digest.update(&into[..count]);
+        Ok(count)
+    }
+}
+
+impl Source {
+    fn open(path: &Path, packing: Packing) -> Result<Source> {
+        let file = input::open(path)?;
+        let meta = file.metadata().with_context(|| format!("cannot read the data set {}", path.display()))?;
+        Ok(Source { path: Arc::from(path), packing, bytes: meta.len(), file: Digested { file, digest: Sha256::new() } })
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        let mut number = 0;
-        while let Some(value) = list.next_element()? {
-            number += 1;
-            if let Err(error) = visit_value(&Place::new(self.path, number, "record"), value, self.visit) {
-                self.refused = Some(error);
-                return Err(serde::de::Error::custom("refused"));
-            }
+    /// The unpacked bytes, without a byte order mark; refused if they are not of UTF-8's kind.
+    fn stream(&mut self) -> Result<Stream<'_>> {
+        let file = BufReader::with_capacity(1 << 16, &mut self.file);
+        let inner: Box<dyn Read> = match self.packing {
+            Packing::None => Box::new(file),
+            Packing::Gzip => Box::new(Unpacked::new(flate2::bufread::MultiGzDecoder::new(file), self.bytes)),
+        };
+        let mut stream = BufReader::with_capacity(1 << 16, inner);
+        let mut head = Vec::new();
+        stream.by_ref().take(4).read_to_end(&mut head).map_err(|e| unread(&self.path, self.packing, e))?;
+        input::check_not_utf16(&self.path, &head)?;
+        if head.starts_with(b"\xef\xbb\xbf") {
+            head.drain(..3);
         }
-        Ok(())
+        Ok(Stream { reader: io::Cursor::new(head).chain(stream), packing: self.packing })
+    }
+
+    /// The SHA-256 of the whole file.
+    fn digest(mut self) -> Result<String> {
+        io::copy(&mut self.file, &mut io::sink()).map_err(|e| unread(&self.path, Packing::None, e))?;
+        Ok(hex(&self.file.digest.finalize()))
     }
 }
 
-fn read_text(path: &Arc<Path>, bytes: &[u8], visit: Visit<'_>) -> Result<()> {
-    let text = std::str::from_utf8(bytes).with_context(|| format!("{} is not UTF-8 text", path.display()))?;
+/// The unpacked bytes of a file.
+pub(super) struct Stream<'a> {
+    reader: io::Chain<io::Cursor<Vec<u8>>, BufReader<Box<dyn Read + 'a>>>,
+    packing: Packing,
+}
+
+impl Stream<'_> {
+    /// What went wrong in reading.
+    pub(super) fn unread(&self, path: &Path, error: io::Error) -> anyhow::Error {
+        unread(path, self.packing, error)
+    }
+}
+
+impl Read for Stream<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(into)
+    }
+}
+
+impl BufRead for Stream<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.reader.fill_buf()
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.reader.consume(amount);
+    }
+}
+
+fn unread(path: &Path, packing: Packing, error: io::Error) -> anyhow::Error {
+    let shown = path.display();
+    let is_limit = error.get_ref().is_some_and(|inner| inner.is::<TooMuch>() || inner.is::<TooLong>());
+    match packing {
+        _ if is_limit => anyhow!("{shown}: {error}"),
+        Packing::None => anyhow!("cannot read the data set {shown}: {error}"),
+        Packing::Gzip => anyhow!("{shown} is no complete gzip file: download or compress it again ({error})"),
+    }
+}
+
+/// The first byte that is no white space, which is left in the stream, and its line.
+fn first_byte(stream: &mut Stream<'_>) -> io::Result<(Option<u8>, usize)> {
+    let mut line = 1;
+    loop {
+        let bytes = stream.fill_buf()?;
+        if bytes.is_empty() {
+            return Ok((None, line));
+        }
+        let blank = bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+        let (first, length) = (bytes.get(blank).copied(), blank);
+        line += bytes[..blank].iter().filter(|byte| **byte == b'\n').count();
+        stream.consume(length);
+        if first.is_some() {
+            return Ok((first, line));
+        }
+    }
+}
+
+fn read_text(path: &Arc<Path>, mut stream: Stream<'_>, visit: Visit<'_>) -> Result<()> {
+    let (mut bytes, mut room) = (Vec::new(), Room::now());
+    stream.by_ref().take(room.free()).read_to_end(&mut bytes).map_err(|e| stream.unread(path, e))?;
+    // The bytes, and soon the text and its tokens.
+    room.take(2 * bytes.len() as u64, path)?;
+    input::check_utf8(path, &bytes)?;
+    ensure!(!bytes.contains(&0), "{} holds a zero byte: it is no text", path.display());
+    let text = String::from_utf8(bytes).expect("it was checked");
     if text.is_empty() {
         return Ok(());
     }
-    let record = Map::from_iter([("text".to_string(), Value::from(text))]);
-    visit(&Place::new(path, 1, "text"), record)
-}
-
-fn visit_value(place: &Place, value: Value, visit: Visit<'_>) -> Result<()> {
-    match value {
-        Value::Object(record) => visit(place, record).map_err(|e| anyhow!("{place}: {e:#}")),
-        other => bail!("{place}: expected an object with named columns, found {}", kind(&other)),
-    }
+    visit(&Place::new(path, 1, "text"), Map::from_iter([("text".to_string(), Value::from(text))]))
 }
 
 /// What a JSON value is, in words.
@@ -209,9 +287,4 @@ pub(super) fn kind(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }
-}
-
-fn strip_position(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    text.rsplit_once(" at line ").map_or(text.clone(), |(message, _)| message.to_string())
 }

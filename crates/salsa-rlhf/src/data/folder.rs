@@ -1,13 +1,13 @@
 //! Folders of data files: which files there are, and which split each belongs to.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::Which;
 use super::files::{Format, KNOWN};
+use crate::input;
 
 /// Folders inside folders inside folders; data sets have two or three.
 const DEEPEST: usize = 8;
@@ -79,38 +79,23 @@ fn names(files: &[DataFile]) -> Vec<String> {
 }
 
 fn list(folder: &Path) -> Result<Vec<DataFile>> {
-    let mut found = Vec::new();
-    walk(folder, "", 0, &mut found)?;
-    found.sort_by(|a, b| a.name.cmp(&b.name));
-    if found.is_empty() {
-        if has_arrow(folder) {
-            bail!(
-                "{} holds .arrow files, which save_to_disk wrote. Convert it: python -c \"from datasets import load_from_disk; load_from_disk('{0}').to_parquet('data.parquet')\"",
-                folder.display()
-            );
+    let all = input::files_below(folder, DEEPEST, &|name| !name.starts_with('.'))?;
+    let mut files: Vec<_> = all.iter().filter(|(_, path)| is_data_file(path)).cloned().collect();
+    // Beside other data a table is a list of what there is, or figures about it.
+    if files.iter().any(|(_, path)| !is_table(path)) {
+        files.retain(|(_, path)| !is_table(path));
+    }
+    if files.is_empty() {
+        if let Some(remedy) = arrow_remedy(folder, &all) {
+            bail!("{} holds .arrow files, which save_to_disk wrote. Convert it: {remedy}", folder.display());
         }
         bail!("{} has no data files: expected {KNOWN} files in it", folder.display());
     }
-    Ok(found)
+    Ok(files.into_iter().map(|(name, path)| DataFile { split: split_of(&name), path, name }).collect())
 }
 
-fn walk(folder: &Path, prefix: &str, depth: usize, found: &mut Vec<DataFile>) -> Result<()> {
-    for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
-        let path = entry.with_context(|| format!("cannot list {}", folder.display()))?.path();
-        let base = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if base.starts_with('.') {
-            continue;
-        }
-        let name = format!("{prefix}{base}");
-        if path.is_dir() {
-            if depth < DEEPEST {
-                walk(&path, &format!("{name}/"), depth + 1, found)?;
-            }
-        } else if path.is_file() && is_data_file(&path) {
-            found.push(DataFile { split: split_of(&name), path, name });
-        }
-    }
-    Ok(())
+fn is_table(path: &Path) -> bool {
+    matches!(Format::of(path), Some(Format::Csv | Format::Tsv))
 }
 
 /// Whether a file of this name is data.
@@ -119,14 +104,15 @@ pub(super) fn is_data_file(path: &Path) -> bool {
     !base.starts_with('.') && !NO_DATA.contains(&base.as_ref()) && Format::of(path).is_some()
 }
 
-fn has_arrow(folder: &Path) -> bool {
-    let holds = |folder: &Path| {
-        fs::read_dir(folder).is_ok_and(|mut entries| {
-            entries.any(|entry| entry.is_ok_and(|entry| entry.path().extension().is_some_and(|e| e == "arrow")))
-        })
+/// How to convert what `save_to_disk` wrote, if that is what the folder holds: one data set, or one for each split.
+fn arrow_remedy(folder: &Path, files: &[(String, PathBuf)]) -> Option<String> {
+    files.iter().find(|(name, _)| name.ends_with(".arrow"))?;
+    let shown = folder.display();
+    let convert = match folder.join("dataset_dict.json").exists() {
+        true => format!("[part.to_parquet(name + '.parquet') for name, part in load_from_disk('{shown}').items()]"),
+        false => format!("load_from_disk('{shown}').to_parquet('data.parquet')"),
     };
-    let inside = |name: &str| folder.join(name);
-    holds(folder) || holds(&inside("train")) || holds(&inside("test"))
+    Some(format!("python -c \"from datasets import load_from_disk; {convert}\""))
 }
 
 /// The data sets of a folder: what the folders of its files are called, apart from `data` and names of splits.

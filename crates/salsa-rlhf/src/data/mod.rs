@@ -19,9 +19,12 @@
 mod assembly;
 mod beside;
 mod columns;
+mod csv;
 mod files;
 mod folder;
 mod hh;
+mod json;
+mod limits;
 mod meaning;
 mod message;
 mod parquet;
@@ -43,7 +46,8 @@ use serde_json::{Map, Value};
 
 use self::assembly::Assembly;
 pub use self::assembly::unread_columns;
-pub use self::files::Place;
+pub use self::files::{Place, for_each_row};
+use self::limits::Room;
 pub use self::split::{Split, bucket, split_by_prompt};
 use crate::chat::{Conversation, Message};
 
@@ -162,9 +166,19 @@ pub fn load(path: &Path) -> Result<Dataset> {
 /// and what was expected. Also when a folder has several splits and [`Which::TheOnly`] is asked for, or has not the one
 /// that is, and when it holds several data sets.
 pub fn load_split(path: &Path, which: Which<'_>) -> Result<Dataset> {
-    let mut assembly = Assembly::new(path);
-    let sha256 = files::for_each_record(path, which, &mut |place, record| assembly.add(columns::read(record)?, place))?;
+    let (mut assembly, mut room) = (Assembly::new(path), Room::now());
+    let sha256 = files::for_each_record(path, which, &mut |place, record| {
+        let nulls = nulls(&record);
+        let row = columns::read(record)?;
+        room.take(limits::bytes_of(&row.example), path)?;
+        assembly.add(row, nulls, place)
+    })?;
     assembly.finish(sha256)
+}
+
+/// The columns of a record that hold null, which count as absent.
+fn nulls(record: &Map<String, Value>) -> Vec<String> {
+    record.iter().filter(|(_, value)| value.is_null()).map(|(name, _)| name.clone()).collect()
 }
 
 /// Reads one record by its columns, as [`load`] reads those of a file.

@@ -1,6 +1,7 @@
 //! Records out of Parquet files, as Hugging Face's data sets store them.
 
 mod pages;
+mod scan;
 mod thrift;
 
 use std::cell::Cell;
@@ -18,24 +19,35 @@ use serde_json::{Map, Value};
 
 use self::pages::CheckedGroup;
 use super::files::{Place, Visit};
+use super::limits::most_from;
 
 /// Deeper than any data set, and far from the end of the stack.
 const DEEPEST: usize = 32;
+
+/// So many bytes may be in the rows of any file.
+const ALWAYS_ALLOWED: u64 = 1 << 30;
+
+/// Most bytes of the largest pages of all columns together, which are unpacked at the same time.
+const MOST_OPEN: u64 = 2 << 30;
 
 /// Calls `visit` with every row, its columns as JSON: lists and structs nested, times and decimals as text, bytes that
 /// are no UTF-8 as null.
 pub(super) fn read(path: &Arc<Path>, bytes: Vec<u8>, visit: Visit<'_>) -> Result<()> {
     let damaged = |what: String| anyhow!("{} is no readable Parquet file: {what}; download it again", path.display());
     check_ends(&bytes).and_then(|()| thrift::check_footer(&bytes)).map_err(|e| damaged(e.to_string()))?;
+    let most = most_from(bytes.len() as u64, ALWAYS_ALLOWED);
     let bytes = Bytes::from(bytes);
     let reader = guarded(|| Ok(SerializedFileReader::new(bytes.clone())?)).map_err(|e| damaged(e.to_string()))?;
     guarded(|| check(&reader, &bytes)).map_err(|e| damaged(e.to_string()))?;
     check_compression(path, &reader)?;
-    let mut number = 0;
+    let (mut number, mut measured) = (0, 0);
     for group in 0..reader.num_row_groups() {
         let columns = guarded(|| Ok(reader.get_row_group(group)?)).map_err(|e| damaged(e.to_string()))?;
         let columns = CheckedGroup(columns);
-        let mut rows = guarded(|| Ok(columns.get_row_iter(None)?)).map_err(|e| damaged(e.to_string()))?;
+        let place = || format!("{}, behind row {number}", path.display());
+        measured += guarded(|| scan::measure(&columns, most - measured)).map_err(|e| anyhow!("{}: {e:#}", place()))?;
+        let rows = guarded(|| Ok(columns.get_row_iter(None)?)).map_err(|e| damaged(e.to_string()))?;
+        let mut rows = rows.with_batch_size(scan::BATCH);
         loop {
             number += 1;
             let place = Place::new(path, number, "row");
@@ -64,7 +76,9 @@ fn check(reader: &SerializedFileReader<Bytes>, bytes: &[u8]) -> Result<()> {
     let schema = meta.file_metadata().schema();
     ensure!(depth(schema) <= DEEPEST, "its columns are nested more than {DEEPEST} deep");
     ensure!(!schema.get_fields().is_empty(), "it has no columns");
+    let mut stored = 0u64;
     for group in meta.row_groups() {
+        let mut open = 0;
         for column in group.columns() {
             let values = column.num_values();
             ensure!(
@@ -77,8 +91,11 @@ fn check(reader: &SerializedFileReader<Bytes>, bytes: &[u8]) -> Result<()> {
             let end = start.checked_add(length).and_then(|end| usize::try_from(end).ok());
             let chunk = end.and_then(|end| bytes.get(start as usize..end));
             let chunk = chunk.ok_or_else(|| anyhow!("column {} is not in it", column.column_path().string()))?;
-            thrift::check_pages(chunk)?;
+            stored = stored.saturating_add(length);
+            ensure!(stored <= bytes.len() as u64, "its columns lie over each other");
+            open += thrift::check_pages(chunk, matches!(column.compression(), Compression::GZIP(_)))?;
         }
+        ensure!(open <= MOST_OPEN, "its pages unpack to {open} bytes at a time: that is no data set");
     }
     Ok(())
 }

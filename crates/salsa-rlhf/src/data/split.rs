@@ -41,6 +41,19 @@ pub fn split_by_prompt(set: &Dataset) -> Split {
     Split { train: part(0, 80), validation: part(80, 90), test: part(90, 100) }
 }
 
+impl Dataset {
+    /// Keeps the examples whose numbers, from 0, are wanted.
+    pub fn keep(&mut self, wanted: impl Fn(usize) -> bool) {
+        fn keep<T>(items: &mut Vec<T>, wanted: impl Fn(usize) -> bool) {
+            let mut index = 0..;
+            items.retain(|_| index.next().is_some_and(&wanted));
+        }
+        keep(&mut self.examples, &wanted);
+        keep(&mut self.buckets, &wanted);
+        keep(&mut self.places, &wanted);
+    }
+}
+
 /// The first eight bytes of the key's SHA-256 as a big-endian number, modulo 100.
 ///
 /// ```

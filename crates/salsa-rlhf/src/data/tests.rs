@@ -5,9 +5,11 @@ use std::io::Write;
 use super::*;
 
 mod beside;
+mod causes;
 mod layouts;
 mod parquet;
 mod splits;
+mod too_large;
 mod whole;
 
 fn user(text: &str) -> Message {
@@ -269,7 +271,7 @@ fn refusals_name_the_place_and_the_remedy() {
             &["x.jsonl, line 2", "no valid JSON at column", "one whole object on each line"],
         ),
         ("x.json", "{\n \"text\": \"a\"\n}", &["line 1", "one whole object on each line"]),
-        ("x.json", "[{\"text\":\"a\"},", &["x.json is no valid JSON array"]),
+        ("x.json", "[{\"text\":\"a\"},", &["x.json, record 2 (line 1): no valid JSON"]),
         ("x.jsonl", "{\"text\":\"\u{1}\"}", &["line 1", "control character"]),
         ("x.jsonl", "[1]", &["line 1", "expected an object", "a list"]),
         ("x.json", "[1]", &["record 1", "expected an object", "a number"]),
@@ -323,7 +325,8 @@ fn refusals_name_the_place_and_the_remedy() {
         ),
         ("x.jsonl", "{\"turns\":[]}", &["column turns"]),
         ("x.parquet", "PAR1", &["x.parquet is no readable Parquet file", "only 4 bytes"]),
-        ("x.csv", "a,b", &["no data set by its name", ".jsonl.gz"]),
+        ("x.jsonl.zst", "a", &["compressed in a way that is not read; unpack it"]),
+        ("x.xlsx", "a,b", &["no data set by its name", ".jsonl, .json, .csv"]),
     ];
     for (name, text, parts) in table {
         let error = refusal(name, text);

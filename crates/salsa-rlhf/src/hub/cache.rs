@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::id::is_commit;
 use super::{Id, Kind};
-use crate::atomic;
+use crate::{atomic, input};
 
 /// One repository in the cache.
 pub(super) struct Repo {
@@ -53,7 +53,7 @@ impl Repo {
             return Ok(id.revision().to_owned());
         }
         let path = self.folder.join("refs").join(id.revision());
-        let text = fs::read_to_string(&path).map_err(|_| anyhow!("the cache has no {id}"))?;
+        let text = input::read_to_string(&path).map_err(|_| anyhow!("the cache has no {id}"))?;
         let commit = text.trim();
         ensure!(is_commit(commit), "the cache names no commit for {id}");
         Ok(commit.to_owned())
@@ -81,7 +81,7 @@ impl Repo {
     /// Notes which commit the revision is.
     pub(super) fn write_ref(&self, id: &Id, commit: &str) -> Result<()> {
         let path = self.folder.join("refs").join(id.revision());
-        if id.is_commit() || fs::read_to_string(&path).is_ok_and(|held| held == commit) {
+        if id.is_commit() || input::read_to_string(&path).is_ok_and(|held| held == commit) {
             return Ok(());
         }
         let _lock = self.lock("refs")?;
@@ -114,7 +114,7 @@ fn is_whole_model(folder: &Path) -> bool {
     if has("model.safetensors") {
         return true;
     }
-    let index = fs::read(folder.join("model.safetensors.index.json")).ok();
+    let index = input::read(&folder.join("model.safetensors.index.json")).ok();
     let index: Option<serde_json::Value> = index.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let shards = index.as_ref().and_then(|index| index["weight_map"].as_object());
     shards.is_some_and(|map| !map.is_empty() && map.values().all(|shard| shard.as_str().is_some_and(has)))

@@ -1,6 +1,5 @@
 //! Whether bytes are those that an ETag names.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -9,6 +8,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use crate::atomic::hex;
+use crate::input;
 
 /// Checks a file: a large one's ETag is the SHA-256 of its bytes, a small one's the SHA-1 that git gives its blob. Other
 /// ETags say nothing, then the length alone is checked.
@@ -32,7 +32,7 @@ pub(super) fn check(path: &Path, etag: &str, length: u64) -> Result<()> {
 }
 
 fn of(path: &Path, mut hash: impl Digest) -> Result<String> {
-    let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let mut file = input::open(path)?;
     let mut chunk = vec![0; 1 << 20];
     loop {
         match file.read(&mut chunk).with_context(|| format!("cannot read {}", path.display()))? {

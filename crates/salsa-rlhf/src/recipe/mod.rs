@@ -18,17 +18,15 @@
 //! name of an earlier stage means what that stage leaves. `${vars.x}`, `${stages.x}`, `${out}`, `${name}` and `${seed}`
 //! are replaced in any value (`$${` is a plain `${`). Relative paths start at the recipe's directory. The whole recipe is
 //! checked, the existence of files included, before any work starts.
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use serde_json::{Map, Value};
 
 use crate::{
     config::{self, Origin, Usage, names, paths::PathKind},
     hub::Network,
+    input,
     stage::kind::{Kind, Planned, Product},
 };
 
@@ -118,7 +116,7 @@ impl Recipe {
         changes: Changes<'_>,
         kinds: &'static [Kind],
     ) -> anyhow::Result<(Recipe, Faults)> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = input::read_to_string(path)?;
         let base = path.parent().unwrap_or(Path::new(""));
         Recipe::what_can_be(Source { text: &text, path, base }, changes, kinds)
     }

@@ -1,9 +1,6 @@
 //! The report of a recipe's run, from what the run left: `resolved.json`, each stage's `stage.json`, `timings.json` and
 //! `metrics.jsonl`, and the evaluation.
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::Deserialize;
@@ -13,9 +10,13 @@ use super::{facts, pipeline};
 use crate::{
     atomic,
     config::names::plain,
-    metrics,
+    input, metrics,
     report::{Arm, Ordered, Report, Run, label},
-    stage::{evaluate::EVALUATION, kinds, landscape::LANDSCAPE, record::Record},
+    stage::{
+        eval::{evaluate::EVALUATION, landscape::LANDSCAPE},
+        kinds,
+        lifecycle::record::Record,
+    },
 };
 
 /// `resolved.json`, as far as the report needs it.
@@ -126,6 +127,6 @@ fn role(stage: &Value) -> String {
 }
 
 fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> anyhow::Result<T> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = input::read(path)?;
     serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged; remove it and run again", path.display()))
 }

@@ -1,3 +1,5 @@
+use std::fs;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;

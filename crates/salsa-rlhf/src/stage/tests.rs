@@ -6,16 +6,20 @@ use serde_json::{Value, json};
 
 use super::{
     Interrupted, StageContext,
-    arguments::TrainingArguments,
-    dpo::{self, DpoConfig, DpoLoss},
     fixture::{self, quiet},
-    generate::{self, GenerateConfig},
-    logprobs::{self, LogprobsConfig},
-    pretrain::{self, PretrainConfig},
-    reward::{self, RewardConfig},
-    score::{self, ScoreConfig},
-    sft::{self, SftConfig},
-    source::DataSource,
+    lines::{
+        generate::{self, GenerateConfig},
+        logprobs::{self, LogprobsConfig},
+        score::{self, ScoreConfig},
+    },
+    supervised::{
+        arguments::TrainingArguments,
+        dpo::{self, DpoConfig, DpoLoss},
+        pretrain::{self, PretrainConfig},
+        reward::{self, RewardConfig},
+        sft::{self, SftConfig},
+    },
+    text::source::DataSource,
 };
 use crate::checkpoint::Checkpoint;
 
@@ -276,7 +280,6 @@ fn rows_of_tokens_need_no_tokenizer() {
         (json!({"tokens": [1, 300]}), "line 2: token 300 is not in the model's vocabulary"),
         (json!({"tokens": []}), "line 2: there is no token"),
         (json!({"tokens": [-1]}), "line 2: \"tokens\" holds -1, which is no token number"),
-        (json!({"tokens": vec![1; 97]}), "line 2: 97 tokens do not fit the model's context of 96"),
         (json!({"prompt": "a", "response": "b"}), "line 2: the model directory has no tokenizer.json"),
         (json!({"question": "a"}), "line 2: no \"tokens\""),
     ] {
@@ -312,26 +315,6 @@ fn texts_end_with_an_end_token_unless_they_were_cut_off() {
     assert_eq!(tokens[0], tokens[1], "an end that is there is not doubled");
     assert_eq!(tokens[0], [&tokens[2][..], &[end]].concat());
     assert_ne!(tokens[2].last(), Some(&end));
-}
-
-#[test]
-fn prompts_that_leave_no_room_are_named() {
-    let dir = tempfile::tempdir().unwrap();
-    let base = fixture::base(dir.path());
-    let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
-    fixture::write_lines(&input, &[json!({"tokens": [5]}), json!({"tokens": vec![1; 90]})]);
-    let config = GenerateConfig {
-        model: base.into(),
-        input: input.into(),
-        output,
-        max_new_tokens: 7,
-        ..GenerateConfig::default()
-    };
-    let error = format!("{:#}", generate::run(&config, &quiet()).unwrap_err());
-    assert!(
-        error.contains("line 2: prompt of 90 tokens and max_new_tokens 7 exceed the model's context of 96"),
-        "{error}"
-    );
 }
 
 #[test]

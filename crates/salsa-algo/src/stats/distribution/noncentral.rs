@@ -60,7 +60,7 @@ mod tests {
     fn it_is_the_integral_over_the_denominator() {
         // P(T <= t) = ∫ Φ(t s - delta) f(s) ds with s = sqrt(chi^2_df / df), by Simpson's rule.
         for (t, df, delta) in
-            [(2.8, 4.0, 2.0), (1.0, 2.0, -1.5), (-1.0, 9.0, 0.7), (30.0, 3.0, 25.0), (12.7, 1.0, 40.0)]
+            [(2.8, 4.0f64, 2.0), (1.0, 2.0, -1.5), (-1.0, 9.0, 0.7), (30.0, 3.0, 25.0), (12.7, 1.0, 40.0)]
         {
             let density = |s: f64| {
                 let ln_factor = f64::ln(2.0) + df / 2.0 * (df / 2.0).ln() - ln_gamma(df / 2.0);

@@ -129,7 +129,7 @@ fn resample(samples: &[SeedSample], how: &Resampling, statistic: impl Fn(Moments
     let mut one = |r: u64| {
         for (i, mean) in means.iter_mut().enumerate() {
             let values = &samples[below(how.seed, 2 * r, i as u64, n)].values;
-            let draw = |j: usize| values[below(how.seed, 2 * r + 1, (i as u64) << 32 | j as u64, values.len())];
+            let draw = |j: usize| values[below(how.seed, 2 * r + 1, ((i as u64) << 32) | j as u64, values.len())];
             *mean = (0..values.len()).map(draw).sum::<f64>() / values.len() as f64;
         }
         statistic(moments(&means))

@@ -79,7 +79,7 @@ pub fn seeds_needed(effect: f64, deviation: f64, power: f64, level: f64) -> Resu
     if !(power > 0.0 && power < 1.0) {
         return Err(StudyError::Power { power });
     }
-    let enough = |seeds| Ok(self::power(effect, deviation, seeds, level)? >= power);
+    let enough = |seeds| -> Result<bool, StudyError> { Ok(self::power(effect, deviation, seeds, level)? >= power) };
     let (mut few, mut many) = (1, 2); // `few` is not enough, since one seed has no test
     while !enough(many)? {
         if many == MOST_SEEDS {

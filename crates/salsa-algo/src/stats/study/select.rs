@@ -63,7 +63,7 @@ impl<S: Split> Scores<S> {
             let lonely = |one: &[SeedSample], other: &[SeedSample]| {
                 one.iter().map(|sample| sample.seed).find(|&seed| place(other, seed).is_none())
             };
-            if let Some(seed) = lonely(first, samples).or_else(|| lonely(samples, first)) {
+            if let Some(seed) = lonely(&first[..], &samples[..]).or_else(|| lonely(&samples[..], &first[..])) {
                 return Err(StudyError::Unpaired { seed });
             }
             samples.sort_by_key(|sample| place(first, sample.seed));

@@ -9,8 +9,19 @@ use parquet::file::reader::RowGroupReader;
 use parquet::record::reader::RowIter;
 use parquet::schema::types::{ColumnDescPtr, Type as SchemaType};
 
+use super::super::limits::{LONGEST_RECORD, PER_VALUE};
+
 /// A dictionary is for few values; writers give it up at a megabyte or so.
 const LARGEST_DICTIONARY: usize = 1 << 24;
+
+/// Writers end a page at a megabyte or so; a column of one value has a page for a whole row group, of a million rows.
+const MOST_VALUES: usize = 1 << 26;
+
+/// More values of one column than any row has.
+const MOST_IN_A_ROW: usize = (LONGEST_RECORD / PER_VALUE) as usize;
+
+/// Texts that begin alike are stored by their differences: so much may come out of any page, and so many times its size.
+const MOST_SHARED: (usize, usize) = (64 << 20, 16);
 
 /// A row group whose pages are checked as they are read.
 pub(super) struct CheckedGroup<'a>(pub Box<dyn RowGroupReader + 'a>);
@@ -26,7 +37,7 @@ impl RowGroupReader for CheckedGroup<'_> {
 
     fn get_column_page_reader(&self, i: usize) -> Result<Box<dyn PageReader>> {
         let column = self.metadata().schema_descr().column(i);
-        Ok(Box::new(CheckedPages { pages: self.0.get_column_page_reader(i)?, column }))
+        Ok(Box::new(CheckedPages { pages: self.0.get_column_page_reader(i)?, column, in_row: 0 }))
     }
 
     fn get_column_bloom_filter(&self, i: usize) -> Option<&parquet::bloom_filter::Sbbf> {
@@ -41,16 +52,25 @@ impl RowGroupReader for CheckedGroup<'_> {
 struct CheckedPages {
     pages: Box<dyn PageReader>,
     column: ColumnDescPtr,
+    /// How many values the last row has so far.
+    in_row: usize,
 }
 
 impl PageReader for CheckedPages {
     fn get_next_page(&mut self) -> Result<Option<Page>> {
         let page = self.pages.get_next_page()?;
+        let name = || self.column.path().string();
         match &page {
             Some(page) if !is_sound(page, &self.column) => Err(ParquetError::General(format!(
                 "a page of column {} says that it has more values than its bytes can hold",
-                self.column.path().string()
+                name()
             ))),
+            Some(page) if self.column.max_rep_level() > 0 => {
+                self.in_row = longest_row(page, &self.column, self.in_row).ok_or_else(|| {
+                    ParquetError::General(format!("a row has more than {MOST_IN_A_ROW} values in column {}", name()))
+                })?;
+                Ok(Some(page.clone()))
+            }
             _ => Ok(page),
         }
     }
@@ -79,6 +99,9 @@ impl Iterator for CheckedPages {
 /// Whether the numbers of values that lead to allocations are those of the bytes.
 fn is_sound(page: &Page, column: &ColumnDescPtr) -> bool {
     let values = page.num_values() as usize;
+    if values > MOST_VALUES {
+        return false;
+    }
     match page {
         Page::DictionaryPage { buf, .. } => {
             let least = match column.physical_type() {
@@ -131,40 +154,128 @@ fn behind_levels(bytes: &[u8], encoding: Encoding) -> Option<&[u8]> {
 
 /// Whether the lists of lengths in front of byte arrays are no longer than the page; empty bytes are an empty page.
 fn delta_is_sound(bytes: &[u8], encoding: Encoding, values: usize) -> bool {
-    let Some((count, end)) = lengths(bytes, values) else { return false };
+    let Some(beginnings) = lengths(bytes, values) else { return false };
     if encoding == Encoding::DELTA_LENGTH_BYTE_ARRAY {
         return true;
     }
     // Shared beginnings come first, then as many endings.
-    bytes.get(end..).and_then(|rest| lengths(rest, values)).is_some_and(|(endings, _)| endings == count)
+    let most = MOST_SHARED.0.max(bytes.len().saturating_mul(MOST_SHARED.1)) as u64;
+    bytes
+        .get(beginnings.end..)
+        .and_then(|rest| lengths(rest, values))
+        .is_some_and(|endings| endings.count == beginnings.count && beginnings.sum.saturating_add(endings.sum) <= most)
 }
 
-/// How many numbers a delta-packed list has, and where it ends; `None` where it says that they are more than `most`.
+/// A list of lengths.
+#[derive(Debug, PartialEq)]
+struct Lengths {
+    count: usize,
+    /// Where the list ends.
+    end: usize,
+    sum: u64,
+}
+
+/// A delta-packed list; `None` where it says that it has more than `most` numbers, or a negative one.
 ///
 /// ```text
 /// block size, blocks' parts, count, first number;   then blocks: least difference, a width for each part, parts
 /// ```
-fn lengths(bytes: &[u8], most: usize) -> Option<(usize, usize)> {
+fn lengths(bytes: &[u8], most: usize) -> Option<Lengths> {
     let mut at = 0;
     let (block, parts) = (varint(bytes, &mut at)?, varint(bytes, &mut at)?);
     let count = usize::try_from(varint(bytes, &mut at)?).ok().filter(|count| *count <= most)?;
-    varint(bytes, &mut at)?;
+    let mut number = zigzag(varint(bytes, &mut at)?);
+    let mut sum = if count > 0 { u64::try_from(number).ok()? } else { 0 };
     let (block, parts) = (usize::try_from(block).ok()?, usize::try_from(parts).ok().filter(|parts| *parts > 0)?);
     let part = block / parts;
     let mut left = count.saturating_sub(1);
     while left > 0 {
-        varint(bytes, &mut at)?;
+        let least = zigzag(varint(bytes, &mut at)?);
         let widths = bytes.get(at..at.checked_add(parts)?)?;
         at += parts;
         for width in widths {
             if left == 0 {
                 break;
             }
+            let start = at;
             at = at.checked_add(part.checked_mul(usize::from(*width))? / 8)?;
+            let packed = bytes.get(start..at)?;
+            for index in 0..part.min(left) {
+                let more = bits(packed, index * usize::from(*width), usize::from(*width))?;
+                number = number.checked_add(least)?.checked_add(i64::try_from(more).ok()?)?;
+                sum = sum.saturating_add(u64::try_from(number).ok()?);
+            }
             left = left.saturating_sub(part.max(1));
         }
     }
-    Some((count, at))
+    Some(Lengths { count, end: at, sum })
+}
+
+/// The number of `width` bits from the bit `at`, the lowest first.
+fn bits(bytes: &[u8], at: usize, width: usize) -> Option<u64> {
+    let mut number = 0u64;
+    let mut done = 0;
+    while done < width {
+        let (byte, offset) = ((at + done) / 8, (at + done) % 8);
+        let taken = (8 - offset).min(width - done);
+        let piece = u64::from(*bytes.get(byte)? >> offset) & ((1 << taken) - 1);
+        number |= piece.checked_shl(u32::try_from(done).ok()?)?;
+        done += taken;
+    }
+    Some(number)
+}
+
+/// How many values the last row of a page has, where `before` came in earlier pages; `None` if one has too many, or the
+/// page does not say where rows begin.
+fn longest_row(page: &Page, column: &ColumnDescPtr, before: usize) -> Option<usize> {
+    let (levels, values) = match page {
+        Page::DictionaryPage { .. } => return Some(before),
+        Page::DataPage { buf, rep_level_encoding: Encoding::RLE, num_values, .. } => {
+            let (length, rest) = buf.split_first_chunk::<4>()?;
+            (rest.get(..u32::from_le_bytes(*length) as usize)?, *num_values)
+        }
+        Page::DataPage { .. } => return None,
+        Page::DataPageV2 { buf, rep_levels_byte_len, num_values, .. } => {
+            (buf.get(..*rep_levels_byte_len as usize)?, *num_values)
+        }
+    };
+    let width = (i16::BITS - column.max_rep_level().leading_zeros()) as usize;
+    let (mut left, mut at, mut in_row) = (values as usize, 0, before);
+    while left > 0 {
+        let head = usize::try_from(varint(levels, &mut at)?).ok()?;
+        let count = head >> 1;
+        if head & 1 == 0 {
+            // One value, so many times.
+            let level = *levels.get(at)?;
+            at += width.div_ceil(8);
+            let count = count.min(left);
+            in_row = match (level, count) {
+                (_, 0) => in_row,
+                (0, _) => 1,
+                _ => in_row.saturating_add(count),
+            };
+            left -= count;
+        } else {
+            let bytes = levels.get(at..at.checked_add(count.checked_mul(width)?)?.min(levels.len()))?;
+            at += bytes.len();
+            let count = count.checked_mul(8)?.min(left);
+            for index in 0..count {
+                in_row = if bits(bytes, index * width, width)? == 0 { 1 } else { in_row + 1 };
+                if in_row > MOST_IN_A_ROW {
+                    return None;
+                }
+            }
+            left -= count;
+        }
+        if in_row > MOST_IN_A_ROW {
+            return None;
+        }
+    }
+    Some(in_row)
+}
+
+fn zigzag(number: u64) -> i64 {
+    (number >> 1) as i64 ^ -((number & 1) as i64)
 }
 
 fn varint(bytes: &[u8], at: &mut usize) -> Option<u64> {
@@ -189,9 +300,14 @@ mod tests {
         // Blocks of 128 in 4 parts of 32; five numbers, the first 3 (zigzag 6); then one block: least difference 0, the
         // first part two bits wide (8 bytes), the others empty.
         let list = [&[0x80, 0x01, 4, 5, 6, 0, 2, 0, 0, 0][..], &[0; 8]].concat();
-        assert_eq!(lengths(&list, 5), Some((5, 18)));
+        assert_eq!(lengths(&list, 5), Some(Lengths { count: 5, end: 18, sum: 15 }));
         assert_eq!(lengths(&list, 4), None, "more than the page has values");
-        assert_eq!(lengths(&[0x80, 0x01, 4, 1, 6], 9), Some((1, 5)), "one number needs no block");
+        let one = Some(Lengths { count: 1, end: 5, sum: 3 });
+        assert_eq!(lengths(&[0x80, 0x01, 4, 1, 6], 9), one, "one number needs no block");
+        assert_eq!(lengths(&[0x80, 0x01, 4, 1, 5], 9), None, "no length is -3");
+        // The same with differences 1 + (0, 1, 2, 3): 3, 4, 6, 9, 13.
+        let list = [&[0x80, 0x01, 4, 5, 6, 2, 2, 0, 0, 0, 0b11_10_01_00][..], &[0; 7]].concat();
+        assert_eq!(lengths(&list, 5), Some(Lengths { count: 5, end: 18, sum: 35 }));
         assert_eq!(lengths(&[0x80, 0x01, 4, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F, 6], 1000), None);
         assert_eq!(lengths(&[], 1), None);
     }

@@ -1,13 +1,14 @@
 //! A walk over a Parquet file's structures before they are read: the reader believes the lengths that they state, and
 //! counts to them.
 
+use std::io::Read;
+
 use anyhow::{Result, anyhow, bail, ensure};
+
+use super::super::limits::most_from;
 
 /// Deeper than any structure of the format.
 const DEEPEST: usize = 32;
-
-/// Pages shrink to a tenth or a hundredth; this much more than that is an attack.
-const MOST_EXPANSION: u64 = 300;
 
 /// So many bytes may come out of any page.
 const ALWAYS_ALLOWED: u64 = 16 << 20;
@@ -41,24 +42,45 @@ fn check_tree(children: &[i64]) -> Result<()> {
     Ok(())
 }
 
-/// Checks the headers of the pages that lie in these bytes one after the other.
-pub(super) fn check_pages(chunk: &[u8]) -> Result<()> {
+/// Checks the headers of the pages that lie in these bytes one after the other; and, where they are packed with gzip, of
+/// which the reader unpacks whatever there is, that they unpack to what the headers say. Returns the most bytes of a page.
+pub(super) fn check_pages(chunk: &[u8], is_gzip: bool) -> Result<u64> {
     let mut walk = Walk { bytes: chunk, at: 0 };
+    let mut largest = 0;
     while walk.at < chunk.len() {
-        let (mut unpacked, mut packed) = (0, 0);
-        walk.structure(0, &mut |field, number| match field {
-            2 => unpacked = number,
-            3 => packed = number,
-            _ => (),
-        })?;
+        let Page { unpacked, packed, levels } = walk.page()?;
         let packed = u64::try_from(packed).map_err(|_| anyhow!("a page has a negative length"))?;
-        let most = ALWAYS_ALLOWED.max(packed.saturating_mul(MOST_EXPANSION));
-        if u64::try_from(unpacked).map_or(true, |unpacked| unpacked > most) {
+        let within = |bytes: &u64| *bytes <= most_from(packed, ALWAYS_ALLOWED);
+        let Some(unpacked) = u64::try_from(unpacked).ok().filter(within) else {
             bail!("a page of {packed} bytes unpacks to {unpacked}: that is no data set");
-        }
+        };
+        let start = walk.at;
         walk.skip(packed)?;
+        if let (true, Some(levels)) = (is_gzip, levels) {
+            let levels = usize::try_from(levels).ok().filter(|levels| *levels <= walk.at - start);
+            let levels = levels.ok_or_else(|| anyhow!("a page is shorter than its levels"))?;
+            check_gzip(&chunk[start + levels..walk.at], unpacked)?;
+        }
+        largest = largest.max(unpacked);
     }
+    Ok(largest)
+}
+
+/// Checks that a page unpacks to no more than it says.
+fn check_gzip(page: &[u8], unpacked: u64) -> Result<()> {
+    let mut rest = flate2::read::MultiGzDecoder::new(page).take(unpacked + 1);
+    // What is no gzip is the reader's to refuse.
+    let count = std::io::copy(&mut rest, &mut std::io::sink()).unwrap_or(0);
+    ensure!(count <= unpacked, "a page unpacks to more than the {unpacked} bytes that it says");
     Ok(())
+}
+
+/// What a page's header says.
+struct Page {
+    unpacked: i64,
+    packed: i64,
+    /// How many bytes of levels stand in front of what is packed; none if nothing is.
+    levels: Option<i64>,
 }
 
 /// Thrift's compact protocol, read past.
@@ -102,17 +124,37 @@ impl Walk<'_> {
         Ok(children)
     }
 
-    /// One structure; `seen` is told the numbers among its own fields.
-    fn structure(&mut self, depth: usize, seen: &mut dyn FnMut(i64, i64)) -> Result<()> {
-        ensure!(depth <= DEEPEST, "its structures are nested more than {DEEPEST} deep");
-        self.fields(&mut |walk, field, kind| match kind {
-            4..=6 => {
+    /// The header of a page.
+    fn page(&mut self) -> Result<Page> {
+        let mut page = Page { unpacked: 0, packed: 0, levels: Some(0) };
+        self.fields(&mut |walk, field, kind| match (field, kind) {
+            (2 | 3, 4..=6) => {
                 let number = zigzag(walk.varint()?);
-                seen(field, number);
+                *(if field == 2 { &mut page.unpacked } else { &mut page.packed }) = number;
                 Ok(())
             }
-            _ => walk.field(kind, depth),
-        })
+            // A data page of the second version.
+            (8, 12) => walk.fields(&mut |walk, field, kind| match (field, kind) {
+                (5 | 6, 4..=6) => {
+                    let number = zigzag(walk.varint()?);
+                    page.levels = page.levels.and_then(|levels| levels.checked_add(number));
+                    Ok(())
+                }
+                (7, 2) => {
+                    page.levels = None;
+                    Ok(())
+                }
+                _ => walk.field(kind, 1),
+            }),
+            _ => walk.field(kind, 0),
+        })?;
+        Ok(page)
+    }
+
+    /// One structure.
+    fn structure(&mut self, depth: usize) -> Result<()> {
+        ensure!(depth <= DEEPEST, "its structures are nested more than {DEEPEST} deep");
+        self.fields(&mut |walk, _, kind| walk.field(kind, depth))
     }
 
     /// Calls `each` with the number and the kind of every field of a structure, to read what it holds.
@@ -159,7 +201,7 @@ impl Walk<'_> {
                 let kinds = self.byte()?;
                 self.values(count, &[kinds >> 4, kinds & 15], depth)
             }
-            12 => self.structure(depth + 1, &mut |_, _| ()),
+            12 => self.structure(depth + 1),
             13 => self.skip(16),
             other => bail!("its structures hold a value of the unknown kind {other}"),
         }
@@ -265,11 +307,11 @@ mod tests {
     #[test]
     fn a_page_that_unpacks_without_end_is_refused() {
         // Type 0, then 100 bytes in 2 packed ones.
-        check_pages(&[0x15, 0, 0x15, 0xC8, 0x01, 0x15, 4, 0, 9, 9]).unwrap();
+        check_pages(&[0x15, 0, 0x15, 0xC8, 0x01, 0x15, 4, 0, 9, 9], false).unwrap();
         // 2^30 bytes in 2.
         let bomb = [0x15, 0, 0x15, 0x80, 0x80, 0x80, 0x80, 0x08, 0x15, 4, 0, 9, 9];
-        let error = check_pages(&bomb).unwrap_err().to_string();
+        let error = check_pages(&bomb, false).unwrap_err().to_string();
         assert!(error.contains("a page of 2 bytes unpacks to 1073741824"), "{error}");
-        assert!(check_pages(&[0x15, 0, 0x15, 0, 0x15, 20, 0]).unwrap_err().to_string().contains("ends within"));
+        assert!(check_pages(&[0x15, 0, 0x15, 0, 0x15, 20, 0], false).unwrap_err().to_string().contains("ends within"));
     }
 }

@@ -51,6 +51,35 @@ fn one_split_or_none_need_not_be_named() {
 }
 
 #[test]
+fn a_table_beside_other_data_is_none() {
+    let dir = folder(&["train.jsonl", "figures.csv"]);
+    assert_eq!(texts(dir.path(), Which::TheOnly).unwrap(), ["train.jsonl"]);
+    let dir = folder(&[]);
+    for name in ["train-00000-of-00001.csv", "test-00000-of-00001.tsv"] {
+        std::fs::write(dir.path().join(name), format!("text\n{name}\n")).unwrap();
+    }
+    assert_eq!(texts(dir.path(), Which::Named("test")).unwrap(), ["test-00000-of-00001.tsv"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_a_folder_is_refused_and_a_circle_of_links_is_walked_once() {
+    let dir = folder(&["a/x.jsonl"]);
+    for (target, link) in [(".", "b"), (".", "c"), ("..", "a/d")] {
+        std::os::unix::fs::symlink(target, dir.path().join(link)).unwrap();
+    }
+    assert_eq!(texts(dir.path(), Which::All).unwrap(), ["a/x.jsonl"]);
+    let pipe = dir.path().join("a/y.jsonl");
+    assert!(std::process::Command::new("mkfifo").arg(pipe).status().unwrap().success());
+    let error = texts(dir.path(), Which::All).unwrap_err().to_string();
+    assert!(error.contains("y.jsonl is not a regular file but a named pipe"), "{error}");
+    std::fs::remove_file(dir.path().join("a/y.jsonl")).unwrap();
+    std::os::unix::fs::symlink("nowhere", dir.path().join("a/y.jsonl")).unwrap();
+    let error = texts(dir.path(), Which::All).unwrap_err().to_string();
+    assert!(error.contains("there is no data set at") && error.contains("y.jsonl"), "{error}");
+}
+
+#[test]
 fn several_data_sets_in_a_folder_are_told_apart() {
     let dir = folder(&["harmless-base/train.jsonl", "helpful-base/train.jsonl", "helpful-base/test.jsonl"]);
     let error = texts(dir.path(), Which::All).unwrap_err().to_string();
@@ -66,7 +95,13 @@ fn what_save_to_disk_wrote_is_refused_with_the_remedy() {
     std::fs::write(dir.path().join("train/data-00000-of-00001.arrow"), "x").unwrap();
     std::fs::write(dir.path().join("dataset_dict.json"), "{}").unwrap();
     let error = load(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("load_from_disk") && error.contains("to_parquet"), "{error}");
+    let splits = "[part.to_parquet(name + '.parquet') for name, part in load_from_disk('";
+    assert!(error.contains("save_to_disk wrote. Convert it: python -c") && error.contains(splits), "{error}");
+    std::fs::remove_file(dir.path().join("dataset_dict.json")).unwrap();
+    let error = load(&dir.path().join("train")).unwrap_err().to_string();
+    assert!(error.contains("train').to_parquet('data.parquet')\""), "{error}");
+    let error = load(&dir.path().join("train/data-00000-of-00001.arrow")).unwrap_err().to_string();
+    assert!(error.contains("Dataset.from_file('"), "{error}");
 }
 
 #[test]

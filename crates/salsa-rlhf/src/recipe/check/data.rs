@@ -12,8 +12,9 @@ use super::{
 use crate::{
     chat,
     data::Example,
-    stage::{
+    stage::text::{
         encoder::Encoder,
+        overlong::check_one_fits,
         pairs::preference,
         rows::{Row, Rows},
         source::{DataPart, DataSource},
@@ -154,16 +155,14 @@ fn see(example: &Example, made: Use, encoder: Option<&Encoder>) -> anyhow::Resul
 
 /// The same of rows.
 fn look_at_rows(path: &Path, made: RowUse, reader: Option<&Reader>) -> anyhow::Result<String> {
-    let mut rows = Rows::read(path)?;
-    let count = rows.rows.len();
-    rows.rows.truncate(1);
+    let rows = Rows::read(path)?;
     if let Some(Reader { encoder, spec, .. }) = reader {
         let encoder = encoder.as_ref();
-        rows.try_map(|row: &Row| match made {
+        check_one_fits(&rows, |row: &Row| match made {
             RowUse::Prompt => row.prompt_tokens(encoder, spec),
             RowUse::Sequence => row.sequence(encoder, spec),
             RowUse::Answer => row.answer(encoder, spec),
         })?;
     }
-    Ok(format!("{count} rows"))
+    Ok(format!("{} rows", rows.rows.len()))
 }

@@ -6,7 +6,7 @@ use salsa_engine::Device;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::stage::{device, soup::ByteSize};
+use crate::stage::{device, keys::ByteSize};
 
 /// The variable that states it instead.
 pub const VARIABLE: &str = "SALSA_MEMORY";
@@ -39,13 +39,28 @@ impl Available {
         if Device::current().cuda().is_some() {
             return Ok(device::free_on_card().map_or(Available::Unknown, Available::Free));
         }
+        Ok(Available::of_system())
+    }
+
+    /// What the machine has left for data, whatever the device: as [`Available::now`], and less where the process may not
+    /// have more addresses (`ulimit -v`).
+    pub fn of_machine() -> Available {
+        let (status, limits) = (read("/proc/self/status"), read("/proc/self/limits"));
+        match (Available::of_system(), addresses_left(&status, &limits)) {
+            (Available::Free(free), Some(left)) => Available::Free(free.min(left)),
+            (_, Some(left)) => Available::Free(left),
+            (system, None) => system,
+        }
+    }
+
+    fn of_system() -> Available {
         let free = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text));
         let group = cgroup_room(Path::new("/sys/fs/cgroup"), &read("/proc/self/cgroup"));
-        Ok(match (free, group) {
+        match (free, group) {
             (Some(free), group) => Available::Free(free.min(group.unwrap_or(u64::MAX))),
             (None, Some(group)) => Available::Free(group),
             (None, None) => Available::Unknown,
-        })
+        }
     }
 
     /// The bytes, if they are known.
@@ -66,6 +81,15 @@ pub fn peak_mib() -> Option<f64> {
 
 fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap_or_default()
+}
+
+/// How many bytes of addresses a process may still get, if that is limited; from its `status` and its `limits`.
+fn addresses_left(status: &str, limits: &str) -> Option<u64> {
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    let limit: u64 = limit.split_whitespace().next()?.parse().ok()?;
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"))?;
+    let size: u64 = size.split_whitespace().next()?.parse().ok()?;
+    Some(limit.saturating_sub(size * 1024))
 }
 
 /// `MemAvailable` of `/proc/meminfo`, in bytes.
@@ -113,6 +137,17 @@ mod tests {
         let text = "MemTotal:       24576000 kB\nMemFree:  1 kB\nMemAvailable:   20000000 kB\n";
         assert_eq!(mem_available(text), Some(20_480_000_000));
         assert_eq!(mem_available("MemTotal: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn a_limit_of_addresses_counts_less_those_in_use() {
+        let limits = |limit: &str| {
+            format!("Limit   Soft Limit  Hard Limit  Units\nMax address space   {limit}   unlimited   bytes\n")
+        };
+        let status = "Name:\tsalsa\nVmPeak:\t  99 kB\nVmSize:\t    1000 kB\n";
+        assert_eq!(addresses_left(status, &limits("5000000")), Some(5_000_000 - 1_024_000));
+        assert_eq!(addresses_left(status, &limits("5000")), Some(0));
+        assert_eq!(addresses_left(status, &limits("unlimited")), None);
     }
 
     #[test]

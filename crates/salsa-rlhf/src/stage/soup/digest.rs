@@ -12,7 +12,7 @@ use anyhow::Context;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
 use rayon::prelude::*;
 
-use crate::checkpoint::positioned;
+use crate::{checkpoint::positioned, input};
 
 /// Bytes of a leaf: sixteen of BLAKE3's chunks, as many as its widest kernel takes at once.
 const BLOCK: u64 = 16 << 10;
@@ -118,13 +118,13 @@ impl FileDigest {
     /// When the file cannot be read or has become shorter.
     pub fn finish(&self) -> anyhow::Result<String> {
         if self.blocks.len() < 2 {
-            let bytes = std::fs::read(&self.path).with_context(|| format!("cannot read {}", self.path.display()))?;
+            let bytes = input::read(&self.path)?;
             return Ok(blake3::hash(&bytes).to_string());
         }
         let missing: Vec<usize> = (0..self.blocks.len()).filter(|i| !self.is_known(*i as u64)).collect();
         let runs: Vec<&[usize]> = missing.chunk_by(|a, b| a + 1 == *b).flat_map(|run| run.chunks(RUN)).collect();
         if !runs.is_empty() {
-            let file = File::open(&self.path).with_context(|| format!("cannot open {}", self.path.display()))?;
+            let file = input::open(&self.path)?;
             runs.par_iter().try_for_each(|run| self.read(&file, run[0], run.len()))?;
         }
         let half = left_subtree_len(self.bytes) / BLOCK;

@@ -5,11 +5,11 @@ use anyhow::{bail, ensure};
 use salsa_engine::ModelSpec;
 use serde_json::{Value, json};
 
-use super::{SoupConfig, arithmetic::Method, tokenizers};
-use crate::config::paths::ModelPath;
+use super::{SoupConfig, arithmetic::Method};
 use crate::{
     checkpoint::{Checkpoint, Companions, Dtype, NewTensor},
-    stage::StageContext,
+    config::paths::ModelPath,
+    stage::{StageContext, models::tokenizers},
 };
 
 /// Checkpoints of one architecture.
@@ -116,7 +116,7 @@ impl Ingredients {
 
     /// The first ingredient that has a tokenizer; if none has, the first one.
     pub fn with_tokenizer(&self) -> &Checkpoint {
-        let with_tokenizer = self.models.iter().find(|model| model.dir().join("tokenizer.json").is_file());
+        let with_tokenizer = self.models.iter().find(|model| model.dir().join("tokenizer.json").exists());
         with_tokenizer.unwrap_or(&self.models[0])
     }
 
@@ -152,7 +152,7 @@ pub(super) const LOST_NORMALIZATION: &str = "the soup of reward models has no sc
 fn adapted(model: Checkpoint, adapter: &Path) -> anyhow::Result<Checkpoint> {
     let (head, dir) = (model.spec.head, model.dir().to_owned());
     ensure!(
-        adapter.join("adapter_config.json").is_file(),
+        adapter.join("adapter_config.json").exists(),
         "{}: there is no adapter_config.json: give a PEFT directory as the adapter of {}",
         adapter.display(),
         dir.display()

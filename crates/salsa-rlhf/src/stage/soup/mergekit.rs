@@ -1,11 +1,11 @@
 //! mergekit's YAML: `models`, or one slice of all layers, with filters and gradients.
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::{Map, Value, json};
 
 use super::setting::Setting;
-use crate::chat::named;
+use crate::{chat::named, input};
 
 const KEYS: [&str; 11] = [
     "merge_method",
@@ -313,7 +313,7 @@ fn slice(slices: &Value, shared: &mut Parameters, base: &mut Option<String>) -> 
 }
 
 fn layers(model: &Path) -> Option<i64> {
-    let config: Value = serde_json::from_slice(&fs::read(model.join("config.json")).ok()?).ok()?;
+    let config: Value = serde_json::from_slice(&input::read(&model.join("config.json")).ok()?).ok()?;
     config["num_hidden_layers"].as_i64()
 }
 

@@ -1,0 +1,237 @@
+//! Files that the program reads: opened in one way, so that a named pipe, a device or a link that leads in a circle is an
+//! error and nothing waits for it.
+//!
+//! Only regular files are read. Standard input is read where it is given by a name of its own (`/dev/stdin`, `/dev/fd/N`,
+//! `/proc/self/fd/N`): there a pipe is what the caller wants.
+use std::{
+    fs::{self, File, Metadata, OpenOptions},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Most bytes of a file that is read whole: tokenizers, the largest of them, have some 40 MB.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// Most files and folders below one folder.
+const MOST_ENTRIES: usize = 1_000_000;
+
+/// Opens a regular file for reading.
+///
+/// # Errors
+/// Names the path, and what is there if it is no regular file.
+pub fn open(path: &Path) -> Result<File> {
+    opened(path)?.with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// [`open`], or none if nothing is there.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_if_any(path: &Path) -> Result<Option<File>> {
+    match opened(path)? {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        file => file.map(Some).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// The file, or what the system says; an error if what is there is no regular file.
+fn opened(path: &Path) -> Result<io::Result<File>> {
+    // Some devices act when they are opened, so the kind is asked first; and again of what was opened.
+    match fs::metadata(path) {
+        Ok(meta) => check_kind(path, &meta)?,
+        Err(error) => return Ok(Err(error)),
+    }
+    let mut options = OpenOptions::new();
+    let options = if is_descriptor(path) { options.read(true) } else { not_waiting(options.read(true)) };
+    let file = options.open(path);
+    if let Ok(file) = &file {
+        check_kind(path, &file.metadata()?)?;
+    }
+    Ok(file)
+}
+
+/// The bytes of a regular file, of at most a gibibyte.
+///
+/// # Errors
+/// As [`open`], and if it is larger.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    read_open(path, open(path)?)
+}
+
+/// [`read`], or none if nothing is there.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_if_any(path: &Path) -> Result<Option<Vec<u8>>> {
+    open_if_any(path)?.map(|file| read_open(path, file)).transpose()
+}
+
+/// The text of a regular file.
+///
+/// # Errors
+/// As [`read`], and if it is not UTF-8.
+pub fn read_to_string(path: &Path) -> Result<String> {
+    let bytes = read(path)?;
+    check_utf8(path, &bytes)?;
+    Ok(String::from_utf8(bytes).expect("it was checked"))
+}
+
+fn read_open(path: &Path, file: File) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = file.take(MOST_BYTES + 1).read_to_end(&mut bytes);
+    read.with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(
+        bytes.len() as u64 <= MOST_BYTES,
+        "{} is larger than {} MiB, which is too much for a file of this kind",
+        path.display(),
+        MOST_BYTES >> 20
+    );
+    Ok(bytes)
+}
+
+/// Checks that bytes are UTF-8; the error names another encoding if their beginning tells it.
+///
+/// # Errors
+/// If they are not; names the line.
+pub fn check_utf8(path: &Path, bytes: &[u8]) -> Result<()> {
+    check_not_utf16(path, bytes)?;
+    match std::str::from_utf8(bytes) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let line = 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+            bail!("{}, line {line}: a byte that is no UTF-8; convert it: {}", path.display(), converted(path, "latin1"))
+        }
+    }
+}
+
+/// Refuses what begins as UTF-16 or UTF-32: with a byte order mark, or with a letter beside a zero byte.
+///
+/// # Errors
+/// If it does; says how to convert it.
+pub fn check_not_utf16(path: &Path, start: &[u8]) -> Result<()> {
+    let encoding = match start {
+        [0xFF, 0xFE, 0, 0, ..] | [0, 0, 0xFE, 0xFF, ..] => "UTF-32",
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => "UTF-16",
+        [0, 1..=127, 0, 1..=127, ..] => "UTF-16BE",
+        [1..=127, 0, 1..=127, 0, ..] => "UTF-16LE",
+        _ => return Ok(()),
+    };
+    bail!(
+        "{} is {encoding} (as PowerShell's > writes it), and UTF-8 is needed; convert it: {}",
+        path.display(),
+        converted(path, encoding)
+    )
+}
+
+fn converted(path: &Path, encoding: &str) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    format!("iconv -f {encoding} -t UTF-8 {name} > utf8-{name}")
+}
+
+/// The files below a folder, by their paths from there (with `/`), in the order of these, and where they are. Names that
+/// `wanted` refuses are left out, with all that is in them; so are folders more than `deepest` folders down. A link to a
+/// folder that it lies in is not followed.
+///
+/// # Errors
+/// If a folder cannot be listed, or there are more than a million files and folders.
+pub fn files_below(folder: &Path, deepest: usize, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<(String, PathBuf)>> {
+    let mut walk = Walk { deepest, wanted, above: Vec::new(), entries: 0, found: Vec::new() };
+    walk.folder(folder, "")?;
+    walk.found.sort();
+    Ok(walk.found)
+}
+
+struct Walk<'a> {
+    deepest: usize,
+    wanted: &'a dyn Fn(&str) -> bool,
+    /// The folders from the first down to the one that is being listed.
+    above: Vec<PathBuf>,
+    entries: usize,
+    found: Vec<(String, PathBuf)>,
+}
+
+impl Walk<'_> {
+    fn folder(&mut self, folder: &Path, prefix: &str) -> Result<()> {
+        let refused = || format!("cannot list {}", folder.display());
+        let itself = folder.canonicalize().with_context(refused)?;
+        if self.above.contains(&itself) || self.above.len() > self.deepest {
+            return Ok(());
+        }
+        self.above.push(itself);
+        for entry in fs::read_dir(folder).with_context(refused)? {
+            let entry = entry.with_context(refused)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !(self.wanted)(&name) {
+                continue;
+            }
+            self.entries += 1;
+            ensure!(
+                self.entries <= MOST_ENTRIES,
+                "{} holds more than {MOST_ENTRIES} files and folders; give a folder that holds what is needed",
+                self.above[0].display()
+            );
+            let (name, path) = (format!("{prefix}{name}"), entry.path());
+            if path.is_dir() {
+                self.folder(&path, &format!("{name}/"))?;
+            } else {
+                self.found.push((name, path));
+            }
+        }
+        self.above.pop();
+        Ok(())
+    }
+}
+
+/// Whether a path names an open descriptor of this process.
+fn is_descriptor(path: &Path) -> bool {
+    path == Path::new("/dev/stdin") || ["/dev/fd", "/proc/self/fd"].iter().any(|folder| path.starts_with(folder))
+}
+
+fn check_kind(path: &Path, meta: &Metadata) -> Result<()> {
+    if meta.is_file() || (is_descriptor(path) && !meta.is_dir() && is_stream(path, meta)) {
+        return Ok(());
+    }
+    bail!("{} is not a regular file but {}; give a file", path.display(), kind(meta))
+}
+
+#[cfg(unix)]
+fn kind(meta: &Metadata) -> &'static str {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = meta.file_type();
+    match () {
+        () if kind.is_dir() => "a folder",
+        () if kind.is_fifo() => "a named pipe",
+        () if kind.is_socket() => "a socket",
+        () => "a device",
+    }
+}
+
+#[cfg(not(unix))]
+fn kind(meta: &Metadata) -> &'static str {
+    if meta.is_dir() { "a folder" } else { "a device" }
+}
+
+/// Whether a descriptor leads to something that ends: a pipe or a terminal.
+#[cfg(unix)]
+fn is_stream(path: &Path, meta: &Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    let is_terminal = || File::open(path).is_ok_and(|file| io::IsTerminal::is_terminal(&file));
+    meta.file_type().is_fifo() || (meta.file_type().is_char_device() && is_terminal())
+}
+
+#[cfg(not(unix))]
+fn is_stream(_: &Path, _: &Metadata) -> bool {
+    true
+}
+
+/// Opening must not wait for a writer, nor take the terminal.
+fn not_waiting(options: &mut OpenOptions) -> &mut OpenOptions {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NONBLOCK | libc::O_NOCTTY);
+    options
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+//! What a stage was made from: paths and their SHA-256.
+mod known;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{checkpoint::PeftAdapter, input};
+
+/// One input of a stage: a file, a data folder or a model directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// Where it was.
+    pub path: PathBuf,
+    /// What it was: a digest of its bytes; of a directory, of its files' names and bytes.
+    pub sha256: String,
+}
+
+/// What a stage writes beside a model without changing it. What a soup says of itself names its ingredients by their paths.
+const BESIDE: &[&str] = &[
+    "metrics.jsonl",
+    "trainer_state.json",
+    "timings.json",
+    "stage.json",
+    "README.md",
+    "soup.json",
+    "geometry.json",
+    "geometry.html",
+];
+
+impl Input {
+    /// Reads and digests an input.
+    ///
+    /// Of a directory every file counts, sub-folders included, but not hidden files, logs, and what the stage runner
+    /// itself writes. Of a PEFT directory the base model counts too.
+    ///
+    /// # Errors
+    /// If it does not exist or cannot be read.
+    pub fn read(path: &Path) -> anyhow::Result<Input> {
+        let kind = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let sha256 = if kind.is_dir() { directory(path)? } else { known::sha256(path)? };
+        Ok(Input { path: path.to_owned(), sha256 })
+    }
+}
+
+fn directory(dir: &Path) -> anyhow::Result<String> {
+    let found = input::files_below(dir, usize::MAX, &|name| {
+        !(name.starts_with('.') || name.starts_with("events.out.tfevents") || BESIDE.contains(&name))
+    })?;
+    if found.is_empty() {
+        bail!("{} is an empty directory", dir.display());
+    }
+    let files = found.par_iter().map(|(_, path)| known::sha256(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut digest = Sha256::new();
+    for ((name, _), file) in found.iter().zip(files) {
+        digest.update(name.as_bytes());
+        digest.update([0]);
+        digest.update(file);
+    }
+    if PeftAdapter::is_one(dir) {
+        digest.update(directory(&PeftAdapter::base_of(dir)?)?);
+    }
+    Ok(hex(&digest.finalize()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_the_digest_that_sha256sum_prints() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("abc");
+        fs::write(&path, "abc").unwrap();
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(Input::read(&path).unwrap().sha256, expected);
+    }
+
+    #[test]
+    fn a_directory_is_known_by_names_and_bytes_but_not_by_logs() {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = || Input::read(dir.path()).unwrap().sha256;
+        fs::create_dir(dir.path().join("a")).unwrap();
+        fs::write(dir.path().join("a/x"), "1").unwrap();
+        let first = digest();
+        fs::write(dir.path().join("metrics.jsonl"), "log").unwrap();
+        fs::write(dir.path().join("stage.json"), "{}").unwrap();
+        fs::write(dir.path().join(".lock"), "").unwrap();
+        assert_eq!(digest(), first);
+        fs::write(dir.path().join("a/x"), "2").unwrap();
+        assert_ne!(digest(), first);
+        fs::write(dir.path().join("a/x"), "1").unwrap();
+        assert_eq!(digest(), first);
+        fs::rename(dir.path().join("a/x"), dir.path().join("a/y")).unwrap();
+        assert_ne!(digest(), first);
+    }
+
+    #[test]
+    fn an_adapter_is_known_by_its_base_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let adapter = dir.path().join("adapter");
+        let digest = || Input::read(&adapter).unwrap().sha256;
+        fs::create_dir(&adapter).unwrap();
+        fs::create_dir(dir.path().join("base")).unwrap();
+        fs::write(dir.path().join("base/x"), "1").unwrap();
+        let config = r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": "../base"}"#;
+        fs::write(adapter.join("adapter_config.json"), config).unwrap();
+        let first = digest();
+        fs::write(dir.path().join("base/x"), "2").unwrap();
+        assert_ne!(digest(), first);
+        fs::remove_dir_all(dir.path().join("base")).unwrap();
+        let error = format!("{:#}", Input::read(&adapter).unwrap_err());
+        assert!(error.contains("its base model \"../base\" is not there"), "{error}");
+    }
+
+    #[test]
+    fn adapters_that_name_themselves_or_each_other_as_base_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, base) in [("own", "own"), ("first", "second"), ("second", "first")] {
+            let (adapter, base) = (dir.path().join(name), dir.path().join(base));
+            fs::create_dir(&adapter).unwrap();
+            let config = serde_json::json!({
+                "peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": base,
+            });
+            fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
+        }
+        for name in ["own", "first", "second"] {
+            let error = format!("{:#}", Input::read(&dir.path().join(name)).unwrap_err());
+            assert!(error.contains("is an adapter itself: merge that into its own base first"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error = format!("{:#}", Input::read(Path::new("/nowhere/x")).unwrap_err());
+        assert!(error.starts_with("cannot read /nowhere/x"), "{error}");
+    }
+}
