@@ -1,9 +1,6 @@
 //! The recipe of a cell: the base recipe with the values of the factors, the arm's stage, its evaluation, and nothing that
 //! these do not need.
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Map, Value, json};
@@ -15,6 +12,7 @@ use super::{
 use crate::{
     config::{self, names, paths::visit_strings},
     hub::Network,
+    input,
     recipe::{self, Changes, Recipe, Source},
     report::label,
     stage::kinds::{self, KINDS},
@@ -55,7 +53,7 @@ impl Base {
     pub fn read(study: &StudyFile) -> anyhow::Result<Base> {
         let path = recipe::resolve::join(study.base(), &study.config.recipe);
         let shown = path.display().to_string();
-        let text = fs::read_to_string(&path).with_context(|| format!("recipe: cannot read {shown}"))?;
+        let text = input::read_to_string(&path).context("recipe")?;
         let Value::Object(root) = config::parse(&text).map_err(|message| anyhow::anyhow!("{shown}: {message}"))? else {
             bail!("{shown}: expected `name:` and `stages:`");
         };

@@ -17,7 +17,7 @@ use crate::{
     config::paths::PathKind,
     progress::human_time,
     recipe::Faults,
-    stage::pretrain::PretrainConfig,
+    stage::supervised::pretrain::PretrainConfig,
 };
 
 /// What one stage takes; none where nothing is known.

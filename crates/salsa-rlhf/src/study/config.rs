@@ -1,13 +1,14 @@
 //! What a study file holds.
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
     config::{self, Origin},
+    input,
     stage::soup::ByteSize,
 };
 
@@ -130,7 +131,7 @@ impl StudyFile {
     /// # Errors
     /// If it cannot be read, or has a key or a value that no study has.
     pub fn read(path: &Path) -> anyhow::Result<StudyFile> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = input::read_to_string(path)?;
         let shown = path.display();
         let given = match config::parse(&text).map_err(|message| anyhow::anyhow!("{shown}: {message}"))? {
             Value::Object(given) => given,

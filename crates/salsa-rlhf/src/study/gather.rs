@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     report::{LandscapePoint, Report, SplitSummary},
-    stage::{evaluate::EVALUATION, record::Record},
+    stage::{eval::evaluate::EVALUATION, lifecycle::record::Record},
 };
 
 /// What a cell's arm was measured to be.

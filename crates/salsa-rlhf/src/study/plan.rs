@@ -21,8 +21,8 @@ use crate::{
     hub::Network,
     recipe::{self, Recipe, Step},
     stage::{
-        inputs::Input,
         kind::{Kind, Planned},
+        lifecycle::inputs::Input,
     },
 };
 

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     atomic,
-    stage::{Outcome, StageContext, lock::Lock, run_stage},
+    stage::{Outcome, StageContext, lifecycle::lock::Lock, run_stage},
 };
 
 /// How long a process that was killed may take to let go of its stage.
