@@ -139,7 +139,7 @@ fn check_counts_stages_and_tells_each_mistake_in_one_line() {
         ),
         (
             format!("{fine}max_disk: 1KB\n"),
-            "error: max_disk: the study takes about ",
+            "error: s.yaml: max_disk: the study takes about ",
         ),
         (
             fine.replace("on: validation", "on: test"),

@@ -92,8 +92,9 @@ impl Study {
             let used = size_of(&self.out);
             ensure!(
                 used + sum.bytes <= most.0,
-                "max_disk: the study takes about {} of disk ({} are there already), which is more than {}; raise max_disk, \
+                "{}: max_disk: the study takes about {} of disk ({} are there already), which is more than {}; raise max_disk, \
                  or take fewer cells",
+                self.file.path.display(),
                 human_bytes(used + sum.bytes),
                 human_bytes(used),
                 human_bytes(most.0)
