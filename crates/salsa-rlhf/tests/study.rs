@@ -117,7 +117,10 @@ fn check_counts_stages_and_tells_each_mistake_in_one_line() {
     let checked = place(&fine).salsa("study s.yaml --check");
     let lines = String::from_utf8(checked.stdout).unwrap();
     assert!(lines.contains("sft-b (sft): 2 stages\n"), "{lines}");
-    assert!(lines.lines().last().is_some_and(|line| line.starts_with("8 cells, 30 stages; the other 30 take")), "{lines}");
+    assert!(
+        lines.lines().last().is_some_and(|line| line.starts_with("8 cells, 30 stages; the other 30 take")),
+        "{lines}"
+    );
 
     let cases = [
         (
@@ -133,14 +136,14 @@ fn check_counts_stages_and_tells_each_mistake_in_one_line() {
             "error: s.yaml: arms.slasa: there is no stage \"slasa\" in r.yaml; did you mean \"salsa\"? or say `stage: NAME`",
         ),
         (
-            fine.replace("kl_coef: [0.05, 0.2]", "kl_coef: [0.05, 0.2]\n  data: {values: [1, 2], set: {vars.unread: \"${data}\"}}"),
+            fine.replace(
+                "kl_coef: [0.05, 0.2]",
+                "kl_coef: [0.05, 0.2]\n  data: {values: [1, 2], set: {vars.unread: \"${data}\"}}",
+            ),
             "error: s.yaml: factors.data changes nothing: with 1 and with 2 every arm's stages are the same; it sets \
              vars.unread, which no stage of a cell reads",
         ),
-        (
-            format!("{fine}max_disk: 1KB\n"),
-            "error: s.yaml: max_disk: the study takes about ",
-        ),
+        (format!("{fine}max_disk: 1KB\n"), "error: s.yaml: max_disk: the study takes about "),
         (
             fine.replace("on: validation", "on: test"),
             "error: s.yaml: select.on: settings are never chosen on the test set; choose them on a set of their own",

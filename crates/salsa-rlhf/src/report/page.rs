@@ -112,12 +112,7 @@ fn head(out: &mut String, report: &Report, sections: &[Section]) {
 
 /// The heading, a few facts, and a link to each section.
 fn begin_header(out: &mut String, (title, lead): (&str, &str), facts: &[(&str, String)], sections: &[Section]) {
-    let _ = write!(
-        out,
-        "<header><h1>{}</h1><p class=\"lead\">{}</p><dl class=\"facts\">",
-        escape(title),
-        escape(lead)
-    );
+    let _ = write!(out, "<header><h1>{}</h1><p class=\"lead\">{}</p><dl class=\"facts\">", escape(title), escape(lead));
     for (name, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
         let _ = write!(out, "<div><dt>{name}</dt><dd>{}</dd></div>", escape(value));
     }

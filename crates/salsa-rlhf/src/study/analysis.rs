@@ -187,7 +187,8 @@ impl<'a> Analysis<'a> {
         let place = self.place(set)?;
         let mut samples = Vec::new();
         for (seed, runs) in &variant.cells[setting] {
-            let values: Option<Vec<f64>> = runs.iter().map(|run| pick(&self.outcomes[run].sets[place].summary)).collect();
+            let values: Option<Vec<f64>> =
+                runs.iter().map(|run| pick(&self.outcomes[run].sets[place].summary)).collect();
             let Some(values) = values else { return Ok(None) };
             samples.push(SeedSample { seed: *seed, values });
         }
@@ -246,7 +247,8 @@ impl<'a> Analysis<'a> {
     /// The settings of a variant along one of the chosen factors, the others at their chosen values.
     fn along(&self, variant: &Variant<'_>, factor: usize) -> Vec<(Value, usize)> {
         let chosen = &variant.settings[variant.chosen];
-        let differs_only_there = |setting: &Setting| (0..setting.len()).all(|at| at == factor || setting[at] == chosen[at]);
+        let differs_only_there =
+            |setting: &Setting| (0..setting.len()).all(|at| at == factor || setting[at] == chosen[at]);
         let settings = variant.settings.iter().enumerate().filter(|(_, setting)| differs_only_there(setting));
         settings.map(|(at, setting)| (setting[factor].clone(), at)).collect()
     }
@@ -268,7 +270,8 @@ impl<'a> Analysis<'a> {
                 }
             }
         }
-        let curve = |(seed, points): (u64, Vec<Point>)| Ok(SeedCurve { seed, curve: Curve::new(&points, KlAxis::default())? });
+        let curve =
+            |(seed, points): (u64, Vec<Point>)| Ok(SeedCurve { seed, curve: Curve::new(&points, KlAxis::default())? });
         by_seed.into_iter().map(curve).collect::<anyhow::Result<_>>().map(Some)
     }
 
@@ -320,7 +323,9 @@ impl<'a> Analysis<'a> {
         let mut sweeps: Vec<Sweep> = Vec::new();
         for factor in (0..self.study.factors.len()).filter(|&at| self.is_context(at)) {
             let name = &self.study.factors[factor].name;
-            for (variant, set) in variants.iter().flat_map(|variant| self.reported().into_iter().map(move |set| (variant, set))) {
+            for (variant, set) in
+                variants.iter().flat_map(|variant| self.reported().into_iter().map(move |set| (variant, set)))
+            {
                 let mut at = variant.at.clone();
                 let value = at.shift_remove(name).context("a variant has a value of every such factor")?;
                 let point = SweepPoint { value, numbers: self.numbers(variant, variant.chosen, set)? };
@@ -352,7 +357,12 @@ impl<'a> Analysis<'a> {
     }
 
     /// The difference of two variants on a set over the KL that both reach.
-    pub fn difference_at_equal_kl(&self, a: &Variant<'_>, b: &Variant<'_>, set: &str) -> anyhow::Result<Option<OverKl>> {
+    pub fn difference_at_equal_kl(
+        &self,
+        a: &Variant<'_>,
+        b: &Variant<'_>,
+        set: &str,
+    ) -> anyhow::Result<Option<OverKl>> {
         let (Some(a), Some(b)) = (self.curves(a, set)?, self.curves(b, set)?) else { return Ok(None) };
         let (a, b) = in_common(a, b, |curve| curve.seed);
         if a.is_empty() {
@@ -371,7 +381,9 @@ impl<'a> Analysis<'a> {
         let stage = format!("{}-before", self.study.base.evaluate);
         let mut all = Vec::new();
         for (seed, runs) in self.chosen_cells(variant) {
-            let Some(node) = runs.first().and_then(|&run| self.study.node_of(&self.study.cells[run], &stage)) else { continue };
+            let Some(node) = runs.first().and_then(|&run| self.study.node_of(&self.study.cells[run], &stage)) else {
+                continue;
+            };
             all.extend(self.study.before(node)?.map(|before| (*seed, before)));
         }
         Ok(all)
@@ -385,8 +397,9 @@ impl<'a> Analysis<'a> {
             for set in self.reported() {
                 let place = self.place(set)?;
                 let over = |pick: &dyn Fn(&super::gather::OfSet) -> f64| {
-                    let sample = |(seed, before): &(u64, Before)| {
-                        SeedSample { seed: *seed, values: vec![pick(&before.arms[at].1[place])] }
+                    let sample = |(seed, before): &(u64, Before)| SeedSample {
+                        seed: *seed,
+                        values: vec![pick(&before.arms[at].1[place])],
                     };
                     let samples: Vec<SeedSample> = before.iter().map(sample).collect();
                     self.over_seeds(&mean_over_seeds(&samples, SeedInterval::default())?)

@@ -297,7 +297,8 @@ fn set(root: &mut Map<String, Value>, path: &str, value: &Value) -> anyhow::Resu
             let known = root.get("stages").and_then(Value::as_object);
             let stage = known.map_or_else(|| stage.to_owned(), |stages| names::existing(stages, stage));
             let keys = known.and_then(|stages| stages.get(&stage)).and_then(Value::as_object);
-            let key = keys.and_then(|keys| keys.keys().find(|known| names::are_same(known, key))).map_or(key, |key| key);
+            let key =
+                keys.and_then(|keys| keys.keys().find(|known| names::are_same(known, key))).map_or(key, |key| key);
             [Some("stages"), Some(&stage), Some(key), rest].into_iter().flatten().collect::<Vec<_>>().join(".")
         }
         _ => path.to_owned(),

@@ -14,10 +14,7 @@ use super::{
     plan::{Node, Study},
 };
 use crate::{
-    config::paths::PathKind,
-    progress::human_time,
-    recipe::Faults,
-    stage::supervised::pretrain::PretrainConfig,
+    config::paths::PathKind, progress::human_time, recipe::Faults, stage::supervised::pretrain::PretrainConfig,
 };
 
 /// What one stage takes; none where nothing is known.
@@ -158,8 +155,11 @@ impl Study {
     /// What a stage of a group is expected to take: the mean of those that are done; else of those of its kind; else what
     /// it took in a run of the base recipe; else, of the disk, what its model takes.
     fn expected(&self, name: &str, group: &Group<'_>, groups: &[(String, Group<'_>)]) -> Cost {
-        let of_kind: Vec<Cost> =
-            groups.iter().filter(|(_, other)| other.kind == group.kind).flat_map(|(_, other)| other.done.clone()).collect();
+        let of_kind: Vec<Cost> = groups
+            .iter()
+            .filter(|(_, other)| other.kind == group.kind)
+            .flat_map(|(_, other)| other.done.clone())
+            .collect();
         let earlier = self.base.own_run().map(|dir| dir.join(name)).filter(|dir| dir.join("stage.json").exists());
         let earlier = earlier.map(|dir| cost_of(&dir)).unwrap_or_default();
         let (own, kind) = (mean(&group.done), mean(&of_kind));

@@ -46,12 +46,7 @@ pub(super) fn claims(
     finish(analysis, measured)
 }
 
-fn comparison(
-    analysis: &Analysis<'_>,
-    a: &Variant<'_>,
-    b: &Variant<'_>,
-    set: &str,
-) -> anyhow::Result<Vec<Measured>> {
+fn comparison(analysis: &Analysis<'_>, a: &Variant<'_>, b: &Variant<'_>, set: &str) -> anyhow::Result<Vec<Measured>> {
     let what = analysis.study.measured.measure.words();
     let (first, second) = (in_words(a.arm, &a.at), label(b.arm));
     let factors = &analysis.study.factors;
@@ -82,7 +77,11 @@ fn comparison(
 }
 
 /// Whether the middle of the line between two models is above the better of them.
-fn middle_of_the_line(analysis: &Analysis<'_>, before: &[(u64, Before)], set: &str) -> anyhow::Result<Option<Measured>> {
+fn middle_of_the_line(
+    analysis: &Analysis<'_>,
+    before: &[(u64, Before)],
+    set: &str,
+) -> anyhow::Result<Option<Measured>> {
     let gain = |(seed, before): &(u64, Before)| {
         let middle = before.landscape.iter().find(|point| point.split == set && point.alpha == 0.5)?;
         Some(SeedSample { seed: *seed, values: vec![middle.over_better_end?.mean] })

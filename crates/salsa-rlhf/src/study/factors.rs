@@ -48,7 +48,9 @@ impl Factor {
                 if let Some(key) = given.keys().find(|key| !KEYS.contains(&key.as_str())) {
                     bail!("{key}: unknown key; {}", names::hint(key, KEYS.into_iter()));
                 }
-                let Some(Value::Array(values)) = given.get("values") else { bail!("values: expected a list of values") };
+                let Some(Value::Array(values)) = given.get("values") else {
+                    bail!("values: expected a list of values")
+                };
                 (values, given.get("set"), given.get("role"))
             }
             other => bail!("expected a list of values, got {other}"),
@@ -170,7 +172,10 @@ impl Only {
                     None if is_arm(name) => return wrong("arm", arms.iter().map(|arm| (*arm).to_owned()).collect()),
                     None => {
                         let known = ["arm"].into_iter().chain(factors.iter().map(|factor| factor.name.as_str()));
-                        return Err(Usage(format!("--only {name}: there is no such factor; {}", names::hint(name, known))));
+                        return Err(Usage(format!(
+                            "--only {name}: there is no such factor; {}",
+                            names::hint(name, known)
+                        )));
                     }
                 }
             }
@@ -213,7 +218,10 @@ mod tests {
         assert_eq!(filled(json!("${world_seed}")), json!(2));
         assert_eq!(filled(json!("${world_seed}1")), json!(21));
         assert_eq!(filled(json!("seed ${world_seed}")), json!("seed 2"));
-        assert_eq!(filled(json!({"kind": "soup", "models": "${models}"})), json!({"kind": "soup", "models": ["a", "b"]}));
+        assert_eq!(
+            filled(json!({"kind": "soup", "models": "${models}"})),
+            json!({"kind": "soup", "models": ["a", "b"]})
+        );
         assert_eq!(filled(json!("${vars.data}/x")), json!("${vars.data}/x"), "others are the recipe's");
     }
 
@@ -230,7 +238,8 @@ mod tests {
 
     #[test]
     fn long_and_odd_values_have_names_that_differ() {
-        let names = [json!(["a", "b"]), json!(["a/b"]), json!("../x"), json!("x".repeat(99)), json!("")].map(|v| short(&v));
+        let names =
+            [json!(["a", "b"]), json!(["a/b"]), json!("../x"), json!("x".repeat(99)), json!("")].map(|v| short(&v));
         for (i, name) in names.iter().enumerate() {
             assert!(name.len() < 48 && !name.contains(['/', ' ', '"']) && !name.starts_with('.'), "{name}");
             assert!(!names[..i].contains(name), "{name}");

@@ -1,8 +1,5 @@
 //! What the cells that are done measured: from the files of their evaluations.
-use std::{
-    fs,
-    path::Path,
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;

@@ -39,6 +39,8 @@ mod links;
 mod plan;
 mod results;
 mod run;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 pub use config::{Measure, Select, StudyConfig};

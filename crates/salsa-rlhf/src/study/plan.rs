@@ -276,7 +276,9 @@ fn with_effect(value: &Value, place: &str, places: &Places) -> Value {
     match value {
         Value::Object(fields) => {
             let kept = fields.iter().filter(|(key, _)| !places.no_effect.contains(&below(place, key)));
-            Value::Object(kept.map(|(key, value)| (key.clone(), with_effect(value, &below(place, key), places))).collect())
+            Value::Object(
+                kept.map(|(key, value)| (key.clone(), with_effect(value, &below(place, key), places))).collect(),
+            )
         }
         Value::Array(items) => {
             let items = items.iter().enumerate();
@@ -304,7 +306,11 @@ fn every_factor_matters(factors: &[Factor], cells: &[Cell]) -> anyhow::Result<()
         for (i, value) in factor.values.iter().enumerate().skip(1) {
             if let Some(same) = made[..i].iter().position(|earlier| *earlier == made[i]) {
                 let keys: Vec<&str> = factor.set.iter().map(|(key, _)| key.as_str()).collect();
-                let sets = if keys.is_empty() { "it stands in an arm".to_owned() } else { format!("it sets {}", keys.join(", ")) };
+                let sets = if keys.is_empty() {
+                    "it stands in an arm".to_owned()
+                } else {
+                    format!("it sets {}", keys.join(", "))
+                };
                 bail!(
                     "factors.{} changes nothing: with {} and with {value} every arm's stages are the same; {sets}, which no \
                      stage of a cell reads",

@@ -13,9 +13,7 @@ use super::{
 };
 use crate::{
     atomic,
-    report::{
-        CellNumbers, CellSet, Cost, DistanceAndGain, Ordered, Seconds, StudyFactor, StudyReport, study_table,
-    },
+    report::{CellNumbers, CellSet, Cost, DistanceAndGain, Ordered, Seconds, StudyFactor, StudyReport, study_table},
 };
 
 /// The numbers of a study.
@@ -67,7 +65,11 @@ impl Study {
             anchor: self.measured.anchor.clone(),
             sets: analysis.reported().into_iter().map(str::to_owned).collect(),
             validation: self.measured.validation.clone(),
-            unit: self.factors.iter().find(|factor| factor.role == Role::Seed).map_or(String::new(), |f| f.name.clone()),
+            unit: self
+                .factors
+                .iter()
+                .find(|factor| factor.role == Role::Seed)
+                .map_or(String::new(), |f| f.name.clone()),
             margin: config.margin,
             factors: self.factors_in_words(),
             before: analysis.arms_before(&before)?,
@@ -140,7 +142,8 @@ impl Study {
                 gains.extend(analysis.difference(first, second, set)?.map(|difference| (set, difference)));
             }
             for (seed, runs) in analysis.chosen_cells(first) {
-                let Some(distance) = runs.first().map(|&run| self.distance(&self.cells[run])).transpose()?.flatten() else {
+                let Some(distance) = runs.first().map(|&run| self.distance(&self.cells[run])).transpose()?.flatten()
+                else {
                     continue;
                 };
                 let of_seed = |(set, difference): &(&str, salsa_algo::stats::study::SeedEstimate)| {
@@ -178,7 +181,9 @@ impl Study {
     fn costs(&self, variants: &[Variant<'_>], analysis: &Analysis<'_>) -> anyhow::Result<Vec<Cost>> {
         let mut costs = Vec::new();
         for variant in variants {
-            let Some(&run) = analysis.chosen_cells(variant).first().and_then(|(_, runs)| runs.first()) else { continue };
+            let Some(&run) = analysis.chosen_cells(variant).first().and_then(|(_, runs)| runs.first()) else {
+                continue;
+            };
             let (mut stages, mut tokens) = (Ordered::new(), None);
             for (_, node) in self.own_stages(&self.cells[run]) {
                 let node = &self.nodes[node];

@@ -48,10 +48,8 @@ pub(super) fn frontier(report: &StudyReport, set: &str) -> String {
 
 fn of_frontier(report: &StudyReport, frontier: &Frontier) -> Vec<Series> {
     let (name, look) = (variant(&frontier.arm, &frontier.at), look(report, &frontier.arm));
-    let band = frontier.band.iter().map(|point| Dot {
-        y_ci: point.ci95,
-        ..Dot::new(point.kl, point.reward, String::new())
-    });
+    let band =
+        frontier.band.iter().map(|point| Dot { y_ci: point.ci95, ..Dot::new(point.kl, point.reward, String::new()) });
     let points = frontier.points.iter().map(|point| {
         let at = format!("{name}, {} {}", frontier.along, shown(&point.value));
         let hover = format!("{at}: {} at KL {}", over_seeds(&point.reward), over_seeds(&point.kl));
@@ -83,7 +81,12 @@ pub(super) fn sweep(
             Some(Dot { y_ci: value.ci95, ..Dot::new(place(&point.value), value.mean, hover) })
         };
         let dots: Vec<Dot> = sweep.points.iter().filter_map(dot).collect();
-        (!dots.is_empty()).then(|| Series { name: name.clone(), look: look(report, &sweep.arm), kind: Kind::Profile, dots })
+        (!dots.is_empty()).then(|| Series {
+            name: name.clone(),
+            look: look(report, &sweep.arm),
+            kind: Kind::Profile,
+            dots,
+        })
     };
     let series: Vec<Series> = sweeps.iter().filter_map(of_sweep).collect();
     if series.is_empty() {

@@ -3,6 +3,8 @@
 mod charts;
 mod page;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use table::study_table;
 

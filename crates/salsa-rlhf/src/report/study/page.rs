@@ -12,7 +12,8 @@ use crate::progress::human_time;
 /// The whole page.
 pub(super) fn page(report: &StudyReport, seconds: &Seconds) -> String {
     let mut sections = vec![claims(report), arms(report), frontiers(report)];
-    sections.extend(report.factors.iter().filter(|factor| factor.role != "seed").map(|factor| sweep(report, &factor.name)));
+    sections
+        .extend(report.factors.iter().filter(|factor| factor.role != "seed").map(|factor| sweep(report, &factor.name)));
     sections.extend([landscape(report), distances(report), costs(report, seconds), cells(report)]);
     sections.retain(|section| !section.picture.is_empty());
     let seeds = report.factors.iter().filter(|factor| factor.role == "seed");
@@ -20,7 +21,10 @@ pub(super) fn page(report: &StudyReport, seconds: &Seconds) -> String {
     let total = report.cells.len() + report.missing.len();
     let facts = [
         ("recipe", report.recipe.clone()),
-        ("cells", if report.missing.is_empty() { total.to_string() } else { format!("{} of {total}", report.cells.len()) }),
+        (
+            "cells",
+            if report.missing.is_empty() { total.to_string() } else { format!("{} of {total}", report.cells.len()) },
+        ),
         ("repeated", seeds.join(" × ")),
         ("kernels", report.isa.clone()),
         ("version", report.version.clone()),
@@ -97,7 +101,10 @@ fn arms(report: &StudyReport) -> Section {
         for set in &report.sets {
             let span = headings(report).len() + 1;
             let name = escape(&split_name(set));
-            let _ = write!(picture, "<tbody><tr class=\"split\"><th scope=\"rowgroup\" colspan=\"{span}\">{name}</th></tr>");
+            let _ = write!(
+                picture,
+                "<tbody><tr class=\"split\"><th scope=\"rowgroup\" colspan=\"{span}\">{name}</th></tr>"
+            );
             report.before.iter().chain(&report.arms).for_each(|arm| picture += &arm_row(report, arm, set));
             picture += "</tbody>";
         }
@@ -143,7 +150,8 @@ fn arm_row(report: &StudyReport, arm: &StudyArm, set: &str) -> String {
     );
     let mut cell = |value: Option<&OverSeeds>, format: fn(f64) -> String| {
         let text = value.map_or(MISSING.to_owned(), |value| {
-            let interval = value.ci95.map_or(String::new(), |ci95| format!("<small>{}</small>", ends(ci95.map(format))));
+            let interval =
+                value.ci95.map_or(String::new(), |ci95| format!("<small>{}</small>", ends(ci95.map(format))));
             format(value.mean) + &interval
         });
         let _ = write!(row, "<td>{text}</td>");
@@ -222,9 +230,10 @@ fn landscape(report: &StudyReport) -> Section {
         id: "landscape".to_owned(),
         heading: "Between the models before RL".to_owned(),
         width: Width::BesideText,
-        explanation: "<p>The reward of models on the straight line between two models before RL, without any further training, \
+        explanation:
+            "<p>The reward of models on the straight line between two models before RL, without any further training, \
             averaged over seeds. Where the middle stands above both ends, averaging weights helps by itself.</p>"
-            .to_owned(),
+                .to_owned(),
         picture: if drawn.is_empty() { drawn } else { format!("<div class=\"charts\">{drawn}</div>") },
     }
 }
@@ -269,9 +278,10 @@ fn costs(report: &StudyReport, seconds: &Seconds) -> Section {
         id: "costs".to_owned(),
         heading: "Cost".to_owned(),
         width: Width::Full,
-        explanation: "<p>What it takes to train each arm once from nothing, evaluation apart. An arm that needs more SFT models \
+        explanation:
+            "<p>What it takes to train each arm once from nothing, evaluation apart. An arm that needs more SFT models \
             pays for them; a comparison at equal compute gives the cheaper arm the difference, in RL or in SFT.</p>"
-            .to_owned(),
+                .to_owned(),
         picture,
     }
 }
@@ -304,13 +314,18 @@ fn cells(report: &StudyReport) -> Section {
     }
     if !report.missing.is_empty() {
         let names: String = report.missing.iter().map(|name| format!("<li>{}</li>", escape(name))).collect();
-        let _ = write!(picture, "<details><summary>{} cells are missing</summary><ul>{names}</ul></details>", report.missing.len());
+        let _ = write!(
+            picture,
+            "<details><summary>{} cells are missing</summary><ul>{names}</ul></details>",
+            report.missing.len()
+        );
     }
     Section {
         id: "cells".to_owned(),
         heading: "Cells".to_owned(),
         width: Width::Full,
-        explanation: "<p>One arm at one value of every factor. Each is a run directory with a report of its own.</p>".to_owned(),
+        explanation: "<p>One arm at one value of every factor. Each is a run directory with a report of its own.</p>"
+            .to_owned(),
         picture,
     }
 }

@@ -6,7 +6,8 @@ use super::StudyReport;
 
 /// The arms and the claims as aligned text.
 pub fn study_table(report: &StudyReport) -> String {
-    let mut arms = vec![vec!["arm".to_owned(), "set".to_owned(), report.measured(), "KL".to_owned(), "chosen".to_owned()]];
+    let mut arms =
+        vec![vec!["arm".to_owned(), "set".to_owned(), report.measured(), "KL".to_owned(), "chosen".to_owned()]];
     for arm in &report.arms {
         for (set, numbers) in arm.sets.iter() {
             arms.push(vec![
@@ -14,7 +15,11 @@ pub fn study_table(report: &StudyReport) -> String {
                 set.clone(),
                 with_interval(&numbers.reward, number),
                 numbers.kl.as_ref().map_or(String::new(), |kl| number(kl.mean)),
-                arm.chosen.iter().map(|(name, value)| format!("{name} {}", super::shown(value))).collect::<Vec<_>>().join(", "),
+                arm.chosen
+                    .iter()
+                    .map(|(name, value)| format!("{name} {}", super::shown(value)))
+                    .collect::<Vec<_>>()
+                    .join(", "),
             ]);
         }
     }
