@@ -228,17 +228,23 @@ impl Study {
         }
         if to_do > 0 {
             let [no_time, no_size] = &sum.unknown;
-            let not_known = |names: &[String]| match names {
-                [] => String::new(),
-                names => format!(" and that of {}, of which nothing is known yet", names.join(", ")),
-            };
-            line += &format!("; the other {to_do} take {}{}", human_time(sum.seconds), not_known(no_time));
-            line += &format!("; disk {}{}", human_bytes(sum.bytes), not_known(no_size));
+            let time = known_and_not(human_time(sum.seconds), sum.seconds > 0.0, no_time);
+            let size = known_and_not(human_bytes(sum.bytes), sum.bytes > 0, no_size);
+            line += &format!("; {to_do} to make; time: {time}; disk: {size}");
         }
         if let Some(free) = free_bytes(&existing(&self.out)) {
             line += &format!("; {} are free", human_bytes(free));
         }
         line
+    }
+}
+
+/// An amount, and the names of stages of which nothing is known yet.
+fn known_and_not(amount: String, is_known: bool, unknown: &[String]) -> String {
+    match (is_known, unknown) {
+        (_, []) => amount,
+        (true, names) => format!("{amount} and what {} take, which is not known yet", names.join(", ")),
+        (false, _) => "not known yet".to_owned(),
     }
 }
 

@@ -80,7 +80,7 @@ fn an_arm_may_name_a_factor_and_others_do_not_notice() {
     let arm =
         plan("factors: {ppo_seed: [1, 2]}\narms: {mkl: {stage: ppo, model: sft-b, seed: \"${ppo_seed}\"}}\n").unwrap();
     let config = &arm.node_of(&arm.cells[1], "mkl").unwrap().planned.config;
-    assert_eq!((&config["seed"], arm.nodes.len()), (&2.into(), 9), "{config:#}");
+    assert_eq!((&config["seed"], arm.nodes.len()), (&2.into(), 10), "{config:#}");
     assert!(arm.measured.chosen.is_empty(), "a seed is not chosen");
 }
 
