@@ -343,7 +343,7 @@ fn hold(keys: &Map<String, Value>, text: &str) -> bool {
 /// Drops the stages on which none of the targets depends.
 fn keep_needed(recipe: &mut Recipe, targets: &[&str]) {
     let mut needed: Vec<bool> = recipe.steps.iter().map(|step| targets.contains(&step.name.as_str())).collect();
-    for i in (0..recipe.steps.len()).rev().collect::<Vec<_>>() {
+    for i in (0..recipe.steps.len()).rev() {
         if needed[i] {
             for path in &recipe.steps[i].planned.inputs {
                 if let Some(from) = recipe.steps.iter().position(|step| path.starts_with(&step.dir)) {

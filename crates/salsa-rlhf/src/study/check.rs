@@ -287,8 +287,8 @@ fn size_of(dir: &Path) -> u64 {
 
 /// The nearest directory above a path that is there.
 fn existing(path: &Path) -> PathBuf {
-    let parents = path.ancestors().filter(|path| !path.as_os_str().is_empty());
-    parents.into_iter().find(|path| path.exists()).map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+    let mut parents = path.ancestors().filter(|path| !path.as_os_str().is_empty());
+    parents.find(|path| path.exists()).map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 
 /// What is free for this user where a directory is.

@@ -188,6 +188,9 @@ fn frontiers(report: &StudyReport) -> Section {
     }
 }
 
+/// Which number of an arm a chart shows.
+type Pick = fn(&ArmNumbers) -> Option<&OverSeeds>;
+
 fn sweep(report: &StudyReport, factor: &str) -> Section {
     let mut drawn = String::new();
     let measured = report.measured();
@@ -199,7 +202,6 @@ fn sweep(report: &StudyReport, factor: &str) -> Section {
     }
     for set in report.sets.iter().filter(has) {
         let on = split_name(set);
-        type Pick = fn(&ArmNumbers) -> Option<&OverSeeds>;
         let kl: Pick = |numbers| numbers.kl.as_ref();
         let length: Pick = |numbers| Some(&numbers.length);
         drawn += &charts::sweep(report, (factor, set), &format!("KL, {on}"), kl);
