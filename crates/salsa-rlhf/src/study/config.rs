@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::{
     config::{self, Origin},
     input,
-    stage::soup::ByteSize,
+    stage::keys::ByteSize,
 };
 
 /// The keys of a study file.
