@@ -15,8 +15,6 @@ use salsa_algo::{
 
 const STUDIES: u64 = 1000;
 const EFFECT: f64 = 0.1;
-/// Standard deviation between seeds of the difference of the arms.
-const BETWEEN: f64 = 0.1;
 /// KL at which the arms are compared; both reach it in every seed.
 const KL: f64 = 4.0;
 
@@ -61,6 +59,20 @@ impl Dice {
     }
 }
 
+/// What studies are simulated.
+#[derive(Clone, Copy)]
+struct Case {
+    seeds: u64,
+    /// True mean difference of the arms.
+    effect: f64,
+    /// Standard deviation between seeds of the difference of the arms.
+    between: f64,
+    shape: Shape,
+}
+
+/// Prompts add about 0.09 to the standard deviation of a seed's mean difference.
+const USUAL: Case = Case { seeds: 5, effect: EFFECT, between: 0.1, shape: Shape::Normal };
+
 struct Study {
     first: Vec<SeedSample>,
     second: Vec<SeedSample>,
@@ -68,16 +80,16 @@ struct Study {
     second_curves: Vec<SeedCurve>,
 }
 
-/// A study of two arms that differ by `effect` on average, at each setting and at each KL.
+/// A study of two arms that differ by the effect on average, at each setting and at each KL.
 ///
 /// Worlds differ by 0.5, prompts by 1, answers by 0.5; there are 40 to 80 prompts. Reward over KL is concave (Gao et al.
 /// 2023). At each of five settings the second arm goes half as far again in KL as the first, and either's KL differs from
 /// seed to seed by about 10 %.
-fn study(number: u64, seeds: u64, effect: f64, shape: Shape) -> Study {
+fn study(number: u64, case: Case) -> Study {
     let mut dice = Dice { study: number, next: 0 };
     let mut study = Study { first: vec![], second: vec![], first_curves: vec![], second_curves: vec![] };
-    for seed in 0..seeds {
-        let (world, difference) = (0.5 * dice.normal(), effect + BETWEEN * dice.of(shape));
+    for seed in 0..case.seeds {
+        let (world, difference) = (0.5 * dice.normal(), case.effect + case.between * dice.of(case.shape));
         let count = 40 + below(7, number, seed, 41);
         let prompts: Vec<f64> = (0..count).map(|_| dice.normal()).collect();
         let mut arm = |shift: f64, further: f64| {
@@ -126,11 +138,11 @@ impl Quantity {
 }
 
 /// Share of studies, in percent, whose interval holds the truth, and the mean width of the interval.
-fn coverage(seeds: u64, effect: f64, shape: Shape, interval: impl Fn(&Study) -> Interval) -> (f64, f64) {
+fn coverage(case: Case, interval: impl Fn(&Study) -> Interval) -> (f64, f64) {
     let (mut held, mut width) = (0u32, 0.0);
     for number in 0..STUDIES {
-        let Interval { low, high } = interval(&study(number, seeds, effect, shape));
-        held += u32::from((low..=high).contains(&effect));
+        let Interval { low, high } = interval(&study(number, case));
+        held += u32::from((low..=high).contains(&case.effect));
         width += high - low;
     }
     (100.0 * f64::from(held) / STUDIES as f64, width / STUDIES as f64)
@@ -147,8 +159,8 @@ fn over_prompts(study: &Study) -> Interval {
 fn the_interval_that_reports_show_holds_the_truth_as_often_as_stated() {
     for effect in [0.0, EFFECT] {
         for quantity in QUANTITIES {
-            let (held, _) =
-                coverage(5, effect, Shape::Normal, |study| quantity.interval(study, SeedInterval::default()));
+            let case = Case { effect, ..USUAL };
+            let (held, _) = coverage(case, |study| quantity.interval(study, SeedInterval::default()));
             assert!((92.0..=98.0).contains(&held), "{quantity:?}, effect {effect}: {held} %"); // standard deviation .7
         }
     }
@@ -156,7 +168,7 @@ fn the_interval_that_reports_show_holds_the_truth_as_often_as_stated() {
 
 #[test]
 fn prompts_taken_for_the_unit_hold_it_far_too_rarely() {
-    let (held, _) = coverage(5, 0.0, Shape::Normal, over_prompts);
+    let (held, _) = coverage(Case { effect: 0.0, ..USUAL }, over_prompts);
     assert!(held < 85.0, "{held} %");
 }
 
@@ -164,33 +176,36 @@ fn prompts_taken_for_the_unit_hold_it_far_too_rarely() {
 #[ignore = "prints a table; minutes"]
 fn table_of_coverage() {
     let cases = [
-        (5, 0.0, Shape::Normal),
-        (5, EFFECT, Shape::Normal),
-        (5, EFFECT, Shape::Heavy),
-        (5, EFFECT, Shape::Skewed),
-        (3, EFFECT, Shape::Normal),
-        (10, EFFECT, Shape::Normal),
+        Case { effect: 0.0, ..USUAL },
+        USUAL,
+        Case { between: 0.0, ..USUAL },
+        Case { between: 0.4, ..USUAL },
+        Case { shape: Shape::Heavy, ..USUAL },
+        Case { shape: Shape::Skewed, ..USUAL },
+        Case { seeds: 3, ..USUAL },
+        Case { seeds: 10, ..USUAL },
     ];
     println!("| seeds | effect | between seeds | quantity | t | percentile | bootstrap-t | BCa | over prompts |");
     println!("|---|---|---|---|---|---|---|---|---|");
-    for (seeds, effect, shape) in cases {
-        for quantity in QUANTITIES {
-            let how = Resampling { resamples: 1000, ..Resampling::default() };
-            let methods = [
-                SeedInterval::default(),
-                SeedInterval::Percentile(how),
-                SeedInterval::Studentized(how),
-                SeedInterval::Bca(how),
-            ];
-            let cell = |(held, width): (f64, f64)| format!("{held:.1} ({width:.2})");
-            let mut cells = methods
-                .map(|method| cell(coverage(seeds, effect, shape, |study| quantity.interval(study, method))))
-                .to_vec();
-            cells.push(match quantity {
-                Quantity::MeanDifference => cell(coverage(seeds, effect, shape, over_prompts)),
-                _ => String::new(),
-            });
-            println!("| {seeds} | {effect} | {shape:?} | {quantity:?} | {} |", cells.join(" | "));
-        }
+    for case in cases {
+        QUANTITIES.iter().for_each(|&quantity| println!("{}", table_row(case, quantity)));
     }
+}
+
+fn table_row(case: Case, quantity: Quantity) -> String {
+    let how = Resampling { resamples: 1000, ..Resampling::default() };
+    let methods = [
+        SeedInterval::default(),
+        SeedInterval::Percentile(how),
+        SeedInterval::Studentized(how),
+        SeedInterval::Bca(how),
+    ];
+    let cell = |(held, width): (f64, f64)| format!("{held:.1} ({width:.2})");
+    let by_seed = methods.map(|method| cell(coverage(case, |study| quantity.interval(study, method))));
+    let pooled = match quantity {
+        Quantity::MeanDifference => cell(coverage(case, over_prompts)),
+        Quantity::AtEqualKl | Quantity::OverCommonKl => "-".to_owned(),
+    };
+    let Case { seeds, effect, between, shape } = case;
+    format!("| {seeds} | {effect} | {between} {shape:?} | {quantity:?} | {} | {pooled} |", by_seed.join(" | "))
 }

@@ -4,11 +4,13 @@
 //! already is followed or emptied, and renamed when it is whole. It is locked while it is written: what is not locked was
 //! left by a process that was killed, and goes when the same file is written again.
 
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Read, Write},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};

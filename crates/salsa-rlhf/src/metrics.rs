@@ -4,9 +4,11 @@
 //! holds no clock, so the same run writes the same bytes; the event file beside it does carry wall-clock times, because
 //! TensorBoard wants them. JSON has no NaN and no infinity: a non-finite value is written as `null` and read back as NaN.
 
-use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    io::{Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};

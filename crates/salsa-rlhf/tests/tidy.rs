@@ -7,7 +7,7 @@ use std::{
 use salsa_rlhf::{
     hub::Network,
     recipe::{Changes, Recipe},
-    stage::kinds::KINDS,
+    stage::table::STAGES,
     study::Study,
 };
 
@@ -143,7 +143,7 @@ fn every_recipe_is_in_order() {
         let shown = recipe.display();
         let mut stand_ins = 0;
         while let Err(error) =
-            Recipe::read(&copy, Changes { out: Some(&tree.join("out")), ..Changes::default() }, KINDS)
+            Recipe::read(&copy, Changes { out: Some(&tree.join("out")), ..Changes::default() }, STAGES)
         {
             let message = format!("{error:#}");
             let path = missing_path(&message).filter(|path| path.starts_with(&outside) && !path.starts_with(&tree));
@@ -177,7 +177,7 @@ fn a_stage_name_with_a_slip_is_no_missing_input() {
     let path = outside.path().join("slip.yaml");
     let text = "stages:\n  a: {kind: kitchen}\n  b: {kind: sft, model: bsae, dataset: \"${stages.a}/sft.jsonl\"}\n";
     fs::write(&path, text).unwrap();
-    let read = Recipe::read(&path, Changes { out: Some(&outside.path().join("out")), ..Changes::default() }, KINDS);
+    let read = Recipe::read(&path, Changes { out: Some(&outside.path().join("out")), ..Changes::default() }, STAGES);
     let message = format!("{:#}", read.err().expect("there is no model called bsae"));
     assert_eq!(missing_path(&message), Some(outside.path().join("bsae")), "{message}");
 }

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::files::{INDEX, SINGLE, weight_map};
-use super::peft::{self, PeftAdapter};
+use super::{
+    files::{INDEX, SINGLE, weight_map},
+    peft::{self, PeftAdapter},
+};
 
 /// The first file that a model directory lacks; none if it has all, or is no model directory. Nothing is opened but the
 /// index of the weights.

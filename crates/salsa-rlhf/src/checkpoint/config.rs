@@ -4,9 +4,7 @@ use anyhow::{Result, anyhow, bail};
 use salsa_engine::{Activation, ModelSpec, NormWeight, Rope, RopeScaling};
 use serde_json::Value;
 
-use super::family::Family;
-use super::names::Named;
-use super::rope;
+use super::{family::Family, names::Named, rope};
 
 /// No published model is near these; beyond them a config is damaged or hostile.
 const LARGEST_DIMENSION: usize = 1 << 26;

@@ -1,8 +1,10 @@
 //! Which file holds which tensor: headers read and checked before any weight.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use memmap2::Mmap;
@@ -10,10 +12,13 @@ use safetensors::{SafeTensorError, SafeTensors};
 use salsa_engine::{Head, ModelSpec};
 use serde_json::Value;
 
-use super::dtype::Dtype;
-use super::family::Family;
-use super::names::{self, Named};
-use super::{config, read_json};
+use super::{
+    config,
+    dtype::Dtype,
+    family::Family,
+    names::{self, Named},
+    read_json,
+};
 use crate::input;
 
 pub(super) const SINGLE: &str = "model.safetensors";

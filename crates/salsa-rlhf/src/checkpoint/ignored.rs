@@ -1,8 +1,10 @@
 //! Lines on stderr about what opening a checkpoint passes over.
 
-use std::collections::BTreeSet;
-use std::io::Write;
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeSet,
+    io::Write,
+    sync::{Mutex, PoisonError},
+};
 
 /// Prints a line the first time that it is said: a run opens a checkpoint several times.
 pub(super) fn say(line: &str) {

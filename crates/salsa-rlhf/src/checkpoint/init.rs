@@ -1,15 +1,16 @@
 //! Checkpoints of random weights: any shape, without a download.
 
-use std::fs;
-use std::path::Path;
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rayon::prelude::*;
 use salsa_engine::{ModelSpec, TensorView};
 
-use super::write::finish;
-use super::writer::{Durability, NewTensor, Writer};
-use super::{Companions, Dtype, SaveOptions, SpecialTokens, config as shape, read_json};
+use super::{
+    Companions, Dtype, SaveOptions, SpecialTokens, config as shape, read_json,
+    write::finish,
+    writer::{Durability, NewTensor, Writer},
+};
 use crate::tokenizer::Tokenizer;
 
 /// Numbers encoded at a time.

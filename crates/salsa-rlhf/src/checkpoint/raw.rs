@@ -1,12 +1,10 @@
 //! The stored numbers of a checkpoint, piece by piece.
 
-use std::fs::File;
-use std::path::Path;
+use std::{fs::File, path::Path};
 
 use anyhow::{Result, anyhow, bail};
 
-use super::files::Placed;
-use super::{Checkpoint, Dtype, positioned};
+use super::{Checkpoint, Dtype, files::Placed, positioned};
 use crate::input;
 
 /// Numbers read at a time where they are converted.

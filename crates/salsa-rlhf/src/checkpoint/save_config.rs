@@ -4,10 +4,7 @@ use anyhow::{Result, bail};
 use salsa_engine::{Activation, Head, ModelSpec, NormWeight};
 use serde_json::{Map, Value, json};
 
-use super::SpecialTokens;
-use super::dtype::Dtype;
-use super::family::Family;
-use super::rope;
+use super::{SpecialTokens, dtype::Dtype, family::Family, rope};
 
 /// The config of a model.
 pub(super) fn config(

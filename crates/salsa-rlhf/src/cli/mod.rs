@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 
 use crate::{
     config::{Usage, wording},
@@ -16,14 +16,13 @@ use crate::{
         StageContext,
         device::{self, Choice as DeviceChoice},
         kind::Kind,
-        kinds::KINDS,
+        table::STAGES,
     },
 };
 
 mod bench;
 mod chat;
 mod doctor;
-mod eval;
 mod flags;
 mod help;
 mod init;
@@ -53,36 +52,10 @@ enum Command {
     Run(run::Arguments),
     /// Run a recipe for many seeds, settings and arms, and say what they show together.
     Study(study::Arguments),
-    /// Train a tokenizer and a small base model on texts.
-    Pretrain(stage::Arguments),
-    /// Supervised fine-tuning: learn to give the responses of a data set.
-    Sft(stage::Arguments),
-    /// Average the weights of models (or combine them otherwise) into one.
-    Soup(soup::Arguments),
     /// Work an adapter into its base model: a whole model of its own.
     Merge(merge::Arguments),
-    /// Train a reward model on preference pairs.
-    Reward(stage::Arguments),
-    /// PPO against a reference of your choice: an SFT model, a soup (SALSA), and more.
-    Ppo(stage::Arguments),
-    /// Direct preference optimisation.
-    Dpo(stage::Arguments),
-    /// Compare models: answers to the same prompts, scores, win rates, KL, reward landscape.
-    Evaluate(stage::Arguments),
-    /// Rewards and loss on a line through two models, or on the plane of three.
-    Landscape(stage::Arguments),
-    /// Win rates of answers that were already generated.
-    Eval(eval::Arguments),
     /// The HTML report of runs.
     Report(report::Arguments),
-    /// Log-probabilities of the tokens of every input line.
-    Logprobs(stage::Arguments),
-    /// Reward-model score of every input line.
-    Score(stage::Arguments),
-    /// Responses of a model to every prompt of a file.
-    Generate(stage::Arguments),
-    /// Write the data of the toy world.
-    Kitchen(stage::Arguments),
     /// The JSON schema of a recipe or of a stage, for editors.
     Schema(schema::Arguments),
     /// Talk to a model in the terminal.
@@ -99,12 +72,12 @@ enum Command {
 
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
-    let cli = match parsed() {
-        Ok(cli) => cli,
+    let asked = match parsed() {
+        Ok(asked) => asked,
         Err(error) => return not_parsed(&error),
     };
     device::silence_failures();
-    match device::caught(|| dispatch(cli.command)) {
+    match device::caught(|| dispatch(asked)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             match error.downcast_ref::<Faults>() {
@@ -116,19 +89,57 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What the command line asks for.
+enum Asked {
+    /// A stage, by the words that follow its command.
+    Stage(&'static Kind, Vec<String>),
+    /// Another command.
+    Command(Command),
+}
+
 /// The arguments of the process. What keys mean is put together only if somebody asks for help.
-fn parsed() -> Result<Cli, clap::Error> {
-    let parse = |command: clap::Command| Cli::from_arg_matches(&command.try_get_matches()?);
+fn parsed() -> Result<Asked, clap::Error> {
+    let parse = |command: clap::Command| asked(&command.try_get_matches()?);
     match parse(cli()) {
         Err(error) if error.kind() == ErrorKind::DisplayHelp => parse(command()),
         done => done,
     }
 }
 
-/// The commands and options.
-fn cli() -> clap::Command {
-    both_spellings(Cli::command())
+fn asked(matches: &ArgMatches) -> Result<Asked, clap::Error> {
+    let (mut words, mut inner) = (Vec::new(), matches);
+    while let Some((name, sub)) = inner.subcommand() {
+        words.push(name);
+        inner = sub;
+    }
+    match STAGES.iter().find(|kind| kind.command == words) {
+        Some(kind) => Ok(Asked::Stage(kind, stage::words(inner))),
+        None => Cli::from_arg_matches(matches).map(|cli| Asked::Command(cli.command)),
+    }
 }
+
+/// The commands and options: those of [`Command`], and one for each stage.
+fn cli() -> clap::Command {
+    both_spellings(STAGES.iter().fold(Cli::command(), |cli, kind| with_stage(cli, kind, kind.command)))
+}
+
+/// The commands with that of a stage; a group of commands is made where its first one needs it.
+fn with_stage(command: clap::Command, kind: &Kind, words: &[&'static str]) -> clap::Command {
+    match words {
+        [] => command,
+        [name] => command.subcommand(stage::command(kind, name)),
+        [group, rest @ ..] => {
+            let group = match command.find_subcommand(group) {
+                Some(_) => return command.mut_subcommand(group, |group| with_stage(group, kind, rest)),
+                None => clap::Command::new(*group).about(GROUP).after_help(format!("Example:\n  {}", kind.example())),
+            };
+            command.subcommand(with_stage(group.subcommand_required(true), kind, rest))
+        }
+    }
+}
+
+/// What is said of a command that only holds others.
+const GROUP: &str = "Results of commands that were already run, compared.";
 
 /// `-` and `_` are equal in every option, as they are in the keys of stages.
 fn both_spellings(command: clap::Command) -> clap::Command {
@@ -140,29 +151,20 @@ fn both_spellings(command: clap::Command) -> clap::Command {
     command.mut_args(underscored).mut_subcommands(both_spellings)
 }
 
-fn dispatch(command: Command) -> anyhow::Result<()> {
+fn dispatch(asked: Asked) -> anyhow::Result<()> {
     cap_threads();
     DeviceChoice::forced()?;
     salsa_engine::check_isa().map_err(|message| Usage(format!("SALSA_ISA: {message}")))?;
+    let command = match asked {
+        Asked::Stage(kind, words) => return stage::main(kind, &words),
+        Asked::Command(command) => command,
+    };
     match command {
         Command::Quickstart(arguments) => quickstart::main(&arguments),
         Command::Run(arguments) => run::main(&arguments),
         Command::Study(arguments) => study::main(&arguments),
-        Command::Pretrain(arguments) => stage::main("pretrain", &arguments),
-        Command::Sft(arguments) => stage::main("sft", &arguments),
-        Command::Soup(arguments) => soup::main(&arguments),
         Command::Merge(arguments) => merge::main(&arguments),
-        Command::Reward(arguments) => stage::main("reward", &arguments),
-        Command::Ppo(arguments) => stage::main("ppo", &arguments),
-        Command::Dpo(arguments) => stage::main("dpo", &arguments),
-        Command::Evaluate(arguments) => stage::main("evaluate", &arguments),
-        Command::Landscape(arguments) => stage::main("landscape", &arguments),
-        Command::Eval(arguments) => eval::main(&arguments),
         Command::Report(arguments) => report::main(&arguments),
-        Command::Kitchen(arguments) => stage::main("kitchen", &arguments),
-        Command::Logprobs(arguments) => stage::main("logprobs", &arguments),
-        Command::Score(arguments) => stage::main("score", &arguments),
-        Command::Generate(arguments) => stage::main("generate", &arguments),
         Command::Schema(arguments) => schema::main(&arguments),
         Command::Chat(arguments) => chat::main(&arguments),
         Command::Init(arguments) => init::main(&arguments),
@@ -186,16 +188,14 @@ fn cap_threads() {
 
 /// The commands, each stage's help with the keys it takes.
 fn command() -> clap::Command {
-    KINDS.iter().fold(cli(), |cli, kind| match kind.name {
-        "winrate" => {
-            cli.mut_subcommand("eval", |eval| eval.mut_subcommand("winrate", |command| with_keys(command, kind)))
-        }
-        name => cli.mut_subcommand(name, |command| with_keys(command, kind)),
-    })
+    STAGES.iter().fold(cli(), |cli, kind| with_keys(cli, kind, kind.command))
 }
 
-fn with_keys(command: clap::Command, kind: &Kind) -> clap::Command {
-    command.after_help(stage::help(kind))
+fn with_keys(command: clap::Command, kind: &Kind, words: &[&str]) -> clap::Command {
+    match words {
+        [] => command.after_help(stage::help(kind)),
+        [name, rest @ ..] => command.mut_subcommand(name, |command| with_keys(command, kind, rest)),
+    }
 }
 
 /// Help and version go to stdout; a mistake becomes one line.
@@ -245,6 +245,13 @@ fn columns() -> usize {
 /// The surroundings of a command that works for a while.
 fn context() -> anyhow::Result<StageContext> {
     StageContext::with_signals()
+}
+
+/// What `salsa NAME --help` prints.
+#[cfg(test)]
+pub(crate) fn help_of(name: &str) -> String {
+    let mut command = command();
+    command.find_subcommand_mut(name).expect("the command is known").render_long_help().to_string()
 }
 
 #[cfg(test)]
@@ -298,13 +305,5 @@ mod tests {
             command.get_subcommands().for_each(check);
         }
         check(&command());
-    }
-
-    #[test]
-    fn every_stage_is_a_command() {
-        let command = command();
-        for kind in KINDS.iter().filter(|kind| kind.name != "winrate") {
-            assert!(command.get_subcommands().any(|sub| sub.get_name() == kind.name), "{}", kind.name);
-        }
     }
 }

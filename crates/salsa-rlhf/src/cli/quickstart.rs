@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use super::run;
 use crate::{
     recipe::{Changes, Recipe, Source},
-    stage::kinds::KINDS,
+    stage::table::STAGES,
 };
 
 /// The recipe that the program carries with it.
@@ -37,7 +37,7 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     set.extend(run::changes(&arguments.set)?);
     let out = arguments.out.clone().unwrap_or_else(|| default_out(arguments.seed));
     let source = Source { text: RECIPE, path: Path::new("recipes/quickstart.yaml"), base: Path::new("") };
-    run::to_the_end(&Recipe::new(source, Changes { out: Some(&out), set: &set, ..Changes::default() }, KINDS)?)
+    run::to_the_end(&Recipe::new(source, Changes { out: Some(&out), set: &set, ..Changes::default() }, STAGES)?)
 }
 
 /// A seed is an experiment, so each has its directory.

@@ -8,7 +8,7 @@ use crate::{
     input,
     recipe::{Changes, Recipe},
     report::{self, Summary},
-    stage::kinds::KINDS,
+    stage::table::STAGES,
 };
 
 /// A recipe and what to change in it.
@@ -35,12 +35,12 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.check {
         return check(&arguments.recipe, Changes { network: Network::Offline, ..changes });
     }
-    to_the_end(&Recipe::read(&arguments.recipe, changes, KINDS)?)
+    to_the_end(&Recipe::read(&arguments.recipe, changes, STAGES)?)
 }
 
 /// Prints a line about every stage; an error for each fault.
 fn check(path: &Path, changes: Changes<'_>) -> anyhow::Result<()> {
-    let (recipe, mut faults) = Recipe::read_what_can_be(path, changes, KINDS)?;
+    let (recipe, mut faults) = Recipe::read_what_can_be(path, changes, STAGES)?;
     let checked = recipe.check();
     print(&checked.lines.iter().map(|line| format!("{line}\n")).collect::<String>())?;
     faults.extend(checked.faults, |fault| fault.context(path.display().to_string()));

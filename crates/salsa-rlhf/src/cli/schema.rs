@@ -3,7 +3,7 @@ use super::print;
 use crate::{
     config::{Usage, names},
     recipe,
-    stage::kinds::{self, KINDS},
+    stage::table::{self, STAGES},
 };
 
 /// What the schema is of.
@@ -19,15 +19,15 @@ pub struct Arguments {
 
 /// Prints the schema.
 pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
-    let schema = match (arguments.what.as_str(), kinds::find(&arguments.what)) {
-        ("recipe", _) => recipe::schema::of(KINDS),
+    let schema = match (arguments.what.as_str(), table::find(&arguments.what)) {
+        ("recipe", _) => recipe::schema::of(STAGES),
         (_, Some(kind)) => {
             let mut schema = (kind.schema)();
             schema["title"] = format!("The keys of salsa {}", kind.name).into();
             schema
         }
         (other, None) => {
-            let known = ["recipe"].into_iter().chain(KINDS.iter().map(|kind| kind.name));
+            let known = ["recipe"].into_iter().chain(STAGES.iter().map(|kind| kind.name));
             return Err(Usage(format!("there is no stage {other:?}; {}", names::hint(other, known))).into());
         }
     };

@@ -14,18 +14,14 @@ use crate::{
     },
 };
 
-/// Models, a configuration file of ours or mergekit's, and flags.
-#[derive(clap::Args)]
-pub struct Arguments {
-    /// The ingredients, then `--config FILE` (also mergekit's) and any of the keys below; `-` and `_` are equal.
-    #[arg(value_name = "MODEL … --KEY VALUE", trailing_var_arg = true, allow_hyphen_values = true)]
-    words: Vec<String>,
-}
+/// What the words behind the command are.
+pub const WORDS: &str =
+    "The ingredients, then `--config FILE` (also mergekit's) and any of the keys below; `-` and `_` are equal.";
 
 /// Writes the soup. On stdout: its numbers as JSON or, with `--report`, the geometry as a table.
-pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
-    let models = arguments.words.iter().take_while(|word| !word.starts_with('-')).count();
-    let (models, words) = arguments.words.split_at(models);
+pub fn main(words: &[String]) -> anyhow::Result<()> {
+    let models = words.iter().take_while(|word| !word.starts_with('-')).count();
+    let (models, words) = words.split_at(models);
     let mut flags = Flags::parse(words)?;
     if flags.help || (models.is_empty() && flags == Flags::default()) {
         let mut command = super::command();

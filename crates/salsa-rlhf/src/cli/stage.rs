@@ -1,30 +1,47 @@
 //! `salsa pretrain | sft | reward | ppo | …`: one stage, from a file and flags.
 use std::path::Path;
 
-use anyhow::Context;
+use clap::ArgMatches;
 
-use super::{flags::Flags, help::keys, print};
+use super::{flags::Flags, help::keys, print, soup};
 use crate::{
     config::Usage,
     stage::{
         Outcome, StageContext,
-        kind::{Kind, Product},
-        kinds, run_stage,
+        kind::{Kind, Product, Stage},
+        run_stage,
+        soup::SoupConfig,
     },
 };
 
-/// A configuration file and flags.
-#[derive(clap::Args)]
-pub struct Arguments {
-    /// `--config FILE` and any key of the stage; `-` and `_` are equal, TRL's names are understood.
-    #[arg(value_name = "--config FILE --KEY VALUE", trailing_var_arg = true, allow_hyphen_values = true)]
-    words: Vec<String>,
+/// The command of a stage: `--config FILE` and any of its keys.
+pub fn command(kind: &Kind, name: &'static str) -> clap::Command {
+    let (value, help) = match kind.name {
+        SoupConfig::NAME => ("MODEL … --KEY VALUE", soup::WORDS),
+        _ => (
+            "--config FILE --KEY VALUE",
+            "`--config FILE` and any key of the stage; `-` and `_` are equal, TRL's names are understood.",
+        ),
+    };
+    let words = clap::Arg::new(ARGUMENTS).value_name(value).help(help);
+    let words = words.num_args(0..).trailing_var_arg(true).allow_hyphen_values(true);
+    clap::Command::new(name).about(kind.about).arg(words)
 }
 
-/// Runs the stage of this kind.
-pub fn main(name: &str, arguments: &Arguments) -> anyhow::Result<()> {
-    let kind = kinds::find(name).with_context(|| format!("no stage is called {name}"))?;
-    let flags = Flags::parse(&arguments.words)?;
+/// The words behind the command of a stage.
+pub fn words(matches: &ArgMatches) -> Vec<String> {
+    matches.get_many::<String>(ARGUMENTS).into_iter().flatten().cloned().collect()
+}
+
+/// The name of the argument that takes all words.
+const ARGUMENTS: &str = "words";
+
+/// Runs a stage.
+pub fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
+    if kind.name == SoupConfig::NAME {
+        return soup::main(words);
+    }
+    let flags = Flags::parse(words)?;
     if flags.help {
         return print(&help(kind));
     }
@@ -55,33 +72,7 @@ pub fn help(kind: &Kind) -> String {
     format!(
         "Example:\n  {}\n\nKeys, as --KEY VALUE or as KEY: VALUE in the file of --config. A dotted key is one of\n\
          a mapping, and [required] says of it that the mapping cannot be without it.\n{}",
-        example(kind),
+        kind.example(),
         keys(kind)
     )
-}
-
-fn example(kind: &Kind) -> String {
-    let flags = match kind.name {
-        "pretrain" => "--dataset texts.txt --output_dir base --hidden_size 256 --num_hidden_layers 4",
-        "sft" => "--model base --dataset chat.jsonl --output_dir sft-a --seed 1",
-        "soup" => "sft-a sft-b --weights 0.5 0.5 --output soup",
-        "reward" => "--model sft-a --dataset pairs.jsonl --output_dir reward",
-        "ppo" => {
-            "--model sft-a --reward_model reward --dataset prompts.jsonl --output_dir salsa \\\n    \
-                  --reference.kind soup --reference.models '[sft-a, sft-b]' --kl_coef 0.05"
-        }
-        "evaluate" => "--config evaluate.yaml --output_dir eval",
-        "landscape" => {
-            "--models sft-a sft-b --reward_model reward --prompts prompts.jsonl --output_dir landscape \\\n    \
-                  --max_prompts 200 --max_new_tokens 96"
-        }
-        "winrate" => return "salsa eval winrate --answers a.jsonl --baseline b.jsonl --reward_model reward".to_owned(),
-        "kitchen" => "--output_dir data --seed 1",
-        "dpo" => "--model sft-a --dataset pairs.jsonl --output_dir dpo --beta 0.1",
-        "generate" => "--model sft-a --input prompts.jsonl --output answers.jsonl --temperature 0",
-        "score" => "--model reward --input answers.jsonl --output scores.jsonl",
-        "logprobs" => "--model sft-a --input answers.jsonl --output logprobs.jsonl",
-        _ => "--config config.yaml",
-    };
-    format!("salsa {} {flags}", kind.name)
 }

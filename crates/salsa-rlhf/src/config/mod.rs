@@ -8,10 +8,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail};
+use layers::Layers;
 use serde::{Serialize, Serializer, de::DeserializeOwned};
 use serde_json::{Map, Value};
-
-use layers::Layers;
 
 use crate::input;
 

@@ -1,13 +1,14 @@
 //! Records to a data set: what all of them have in common, and what to say of how they were read.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Result, bail};
 
-use super::columns::Row;
-use super::unpaired::{Paired, Unpaired};
-use super::{Content, Dataset, Example, Layout, Place, Preference, Shape, bucket};
+use super::{
+    Content, Dataset, Example, Layout, Place, Preference, Shape, bucket,
+    columns::Row,
+    unpaired::{Paired, Unpaired},
+};
 
 /// A data set under way.
 pub(super) struct Assembly {

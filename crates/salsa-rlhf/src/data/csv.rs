@@ -1,14 +1,15 @@
 //! Records out of tables as text: `.csv`, and `.tsv` with tabs.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Result, anyhow, bail, ensure};
 use csv::{ErrorKind, ReaderBuilder, StringRecord};
 use serde_json::{Map, Value};
 
-use super::files::{Place, Stream, Visit};
-use super::limits::{PerRecord, TooLong};
+use super::{
+    files::{Place, Stream, Visit},
+    limits::{PerRecord, TooLong},
+};
 
 /// Columns that hold numbers; everything else is text, also where it looks like a number.
 const NUMBERS: &[&str] = &["margin", "score_chosen", "score_rejected"];

@@ -1,19 +1,23 @@
 //! Records out of files: one file or a folder of them, compressed or not.
 
-use std::fmt;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
-use std::path::Path;
-use std::sync::Arc;
+use std::{
+    fmt,
+    fs::File,
+    io::{self, BufRead, BufReader, Read},
+    path::Path,
+    sync::Arc,
+};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::limits::{Room, TooLong, TooMuch, Unpacked, bytes_of_value};
-use super::{Which, csv, folder, json, parquet};
-use crate::atomic::hex;
-use crate::input;
+use super::{
+    Which, csv, folder, json,
+    limits::{Room, TooLong, TooMuch, Unpacked, bytes_of_value},
+    parquet,
+};
+use crate::{atomic::hex, input};
 
 pub(super) const KNOWN: &str = ".jsonl, .json, .csv, .tsv or .txt (also .gz), or .parquet";
 

@@ -1,12 +1,16 @@
 //! Folders of data files: which files there are, and which split each belongs to.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Result, bail};
 
-use super::Which;
-use super::files::{Format, KNOWN};
+use super::{
+    Which,
+    files::{Format, KNOWN},
+};
 use crate::input;
 
 /// Folders inside folders inside folders; data sets have two or three.

@@ -1,17 +1,23 @@
 //! JSON lines and JSON arrays, one record at a time, and what is wrong with one that is no JSON.
 
-use std::fmt;
-use std::io::{BufRead, Read};
-use std::path::Path;
-use std::sync::Arc;
+use std::{
+    fmt,
+    io::{BufRead, Read},
+    path::Path,
+    sync::Arc,
+};
 
 use anyhow::{Result, anyhow, bail};
-use serde::Deserializer;
-use serde::de::{SeqAccess, Visitor};
+use serde::{
+    Deserializer,
+    de::{SeqAccess, Visitor},
+};
 use serde_json::Value;
 
-use super::files::{Place, Stream, Visit, kind};
-use super::limits::{LONGEST_RECORD, PerRecord, TooLong};
+use super::{
+    files::{Place, Stream, Visit, kind},
+    limits::{LONGEST_RECORD, PerRecord, TooLong},
+};
 
 /// Reads lines, of which the first has the number `line`.
 pub(super) fn read_lines(path: &Arc<Path>, line: usize, mut stream: Stream<'_>, visit: Visit<'_>) -> Result<()> {

@@ -1,14 +1,15 @@
 //! How much may come out of data files: every size that a file states is checked against its bytes or a limit here.
 
-use std::io::{self, Read};
-use std::path::Path;
+use std::{
+    io::{self, Read},
+    path::Path,
+};
 
 use anyhow::{Result, bail};
 use serde_json::Value;
 
 use super::{Content, Example};
-use crate::chat::Conversation;
-use crate::stage::memory::Available;
+use crate::{chat::Conversation, stage::memory::Available};
 
 /// Most bytes of one record: a line of JSON, a row of Parquet.
 pub(super) const LONGEST_RECORD: u64 = 16 << 20;

@@ -1,13 +1,14 @@
 //! The cache of `huggingface_hub`: blobs, the snapshots that link to them, and the commits that revisions are.
 
-use std::fs::{self, File};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::id::is_commit;
-use super::{Id, Kind};
+use super::{Id, Kind, id::is_commit};
 use crate::{atomic, input};
 
 /// One repository in the cache.

@@ -1,14 +1,12 @@
 //! Whether bytes are those that an ETag names.
 
-use std::io::Read;
-use std::path::Path;
+use std::{io::Read, path::Path};
 
 use anyhow::{Context, Result, bail};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::atomic::hex;
-use crate::input;
+use crate::{atomic::hex, input};
 
 /// Checks a file: a large one's ETag is the SHA-256 of its bytes, a small one's the SHA-1 that git gives its blob. Other
 /// ETags say nothing, then the length alone is checked.

@@ -7,14 +7,11 @@
 //! ```
 use std::path::Path;
 
-use serde::Deserialize;
-use serde_json::Value;
-
 use super::{Faults, Recipe, Step};
 use crate::{
-    config::{names::plain, paths::PathKind},
+    config::paths::PathKind,
     hub,
-    stage::{StageContext, kind::Planned, memory::Rehearsed, soup, soup::SoupConfig},
+    stage::{StageContext, kind::Planned, memory::Rehearsed},
 };
 
 mod data;
@@ -82,17 +79,10 @@ impl<'a> Look<'a> {
         (format!("{} ({}): {facts}", step.name, step.kind.name), look.faults)
     }
 
-    fn config(&self) -> &'a Value {
-        &self.step.planned.config
-    }
-
-    fn kind(&self) -> &'static str {
-        self.step.kind.name
-    }
-
     /// Opens the models, each once.
-    fn models(&mut self) -> Models {
-        let mut models = Models::new(self.kind(), self.config());
+    fn models(&mut self) -> Models<'a> {
+        let step = self.step;
+        let mut models = Models::new(&step.planned.reads);
         for (place, path) in paths(&self.step.planned, PathKind::Model) {
             if models.knows(&path) || !self.is_here(&place, &path) {
                 continue;
@@ -101,7 +91,7 @@ impl<'a> Look<'a> {
             self.facts.extend(self.faults.take(fact).map(|fact| format!("{place} {}: {fact}", path.display())));
         }
         if self.whole {
-            models.hold_together(self.config(), &mut self.faults);
+            models.hold_together(&mut self.faults);
         }
         models
     }
@@ -122,16 +112,11 @@ impl<'a> Look<'a> {
 
     /// Lets the stage do its work up to its memory plan.
     fn rehearse(&mut self) {
-        let fit = match self.kind() {
-            "soup" => {
-                SoupConfig::deserialize(self.config()).map_err(Into::into).and_then(|soup| soup::check_fit(&soup))
-            }
-            _ => Ok(()),
-        };
-        if self.faults.take(fit).is_none() || !plans_memory(self.kind(), self.config()) {
+        let planned = &self.step.planned;
+        if self.faults.take((planned.check_inputs)()).is_none() || !planned.plans_memory {
             return;
         }
-        if let Err(error) = (self.step.planned.work)(&StageContext::rehearsal()) {
+        if let Err(error) = (planned.work)(&StageContext::rehearsal()) {
             match error.downcast_ref::<Rehearsed>() {
                 Some(Rehearsed(need)) => self.facts.push(format!("memory {need}")),
                 None => self.faults.add(error),
@@ -171,19 +156,4 @@ fn paths(planned: &Planned, wanted: PathKind) -> Vec<(String, std::path::PathBuf
         })
         .expect("this visit cannot fail");
     found
-}
-
-/// The key at the top of a configuration under which a place lies.
-fn root(place: &str) -> String {
-    plain(place.split(['.', '[']).next().unwrap_or_default())
-}
-
-/// Whether a stage says what memory it needs before it writes anything, and soon: `pretrain` trains a tokenizer first.
-fn plans_memory(kind: &str, config: &Value) -> bool {
-    match kind {
-        "soup" => config["method"] == "greedy",
-        kind => {
-            ["sft", "reward", "ppo", "dpo", "evaluate", "landscape", "generate", "score", "logprobs"].contains(&kind)
-        }
-    }
 }

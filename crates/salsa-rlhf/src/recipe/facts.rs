@@ -1,7 +1,10 @@
 //! What stands in a stage's box of the pipeline: its few most telling results, as people say them.
 use serde_json::Value;
 
-use crate::progress::human_time;
+use crate::{
+    progress::human_time,
+    stage::kind::{Kind, Shown},
+};
 
 /// Lines in a box.
 const MOST: usize = 3;
@@ -9,9 +12,9 @@ const MOST: usize = 3;
 const WIDTH: usize = 30;
 
 /// At most three short lines: what was done, how it ended, how long it took.
-pub(super) fn lines(stage: &Value, results: &Value, seconds: Option<f64>) -> Vec<String> {
-    let mut facts = match stage["kind"].as_str() {
-        Some("evaluate") => arms(stage),
+pub(super) fn lines(kind: Option<&Kind>, stage: &Value, results: &Value, seconds: Option<f64>) -> Vec<String> {
+    let mut facts = match kind.map(|kind| kind.shown) {
+        Some(Shown::Evaluation) => arms(stage),
         _ => results_in_words(results),
     };
     facts.extend(seconds.map(human_time));
@@ -76,26 +79,27 @@ fn joined(facts: Vec<String>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stage::table::find;
     use serde_json::json;
 
     #[test]
     fn boxes_say_results_in_words() {
         let sft =
             json!({"training": {"steps": 141, "num_tokens": 390567, "train": {"loss": 0.6591}}, "examples": 1500});
-        assert_eq!(lines(&json!({"kind": "sft"}), &sft, Some(12.0)), ["141 steps · loss 0.66 · 12 s"]);
+        assert_eq!(lines(find("sft"), &json!({}), &sft, Some(12.0)), ["141 steps · loss 0.66 · 12 s"]);
         let ppo = json!({"updates": 50, "last": {"objective/kl": 3.23496, "objective/scores": 1.35077}});
-        assert_eq!(lines(&json!({"kind": "ppo"}), &ppo, None), ["50 updates · score 1.35", "KL 3.23"]);
+        assert_eq!(lines(find("ppo"), &json!({}), &ppo, None), ["50 updates · score 1.35", "KL 3.23"]);
         let base = json!({"parameters": 943232, "training": {"steps": 431}});
-        assert_eq!(lines(&json!({"kind": "pretrain"}), &base, None), ["0.94 M parameters · 431 steps"]);
+        assert_eq!(lines(find("pretrain"), &json!({}), &base, None), ["0.94 M parameters · 431 steps"]);
     }
 
     #[test]
     fn an_evaluation_names_its_arms() {
         let stage =
             json!({"kind": "evaluate", "config": {"arms": {"sft_a": "a", "sft_b": "b", "soup": "s", "ppo": "p"}}});
-        assert_eq!(lines(&stage, &json!({}), Some(19.0)), ["sft_a · sft_b · soup · ppo", "19 s"]);
+        assert_eq!(lines(find("evaluate"), &stage, &json!({}), Some(19.0)), ["sft_a · sft_b · soup · ppo", "19 s"]);
         let many: serde_json::Map<String, Value> = (0..40).map(|i| (format!("arm_number_{i}"), json!(0))).collect();
-        let lines = lines(&json!({"kind": "evaluate", "config": {"arms": many}}), &json!({}), None);
+        let lines = lines(find("evaluate"), &json!({"config": {"arms": many}}), &json!({}), None);
         assert!(lines.len() == MOST && lines.iter().all(|line| line.chars().count() <= WIDTH), "{lines:?}");
     }
 }

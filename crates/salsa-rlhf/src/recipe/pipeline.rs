@@ -3,11 +3,14 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::report::Resolved;
+use super::report::{Resolved, kind_of};
 use crate::{
     config::{names::plain, paths::PathKind},
     report::{Flow, Ordered, Pipeline, Stage, label},
-    stage::kinds,
+    stage::{
+        kind::{Shown, Stage as _},
+        soup::SoupConfig,
+    },
 };
 
 /// Keys whose models are only looked at, which would cover the picture with arrows.
@@ -57,7 +60,7 @@ fn flows(resolved: &Resolved) -> Vec<Flow> {
         }
         let mut config = stage["config"].clone();
         // A configuration that another version wrote may not be one of this kind; its box stands alone then.
-        let kind = stage["kind"].as_str().and_then(kinds::find);
+        let kind = kind_of(stage);
         let places = kind.and_then(|kind| (kind.places)(&config)).unwrap_or_default();
         let mut visit = |kind: PathKind, place: &str, text: &str| {
             let root = place.split(['.', '[']).next().unwrap_or_default();
@@ -82,7 +85,8 @@ fn flows(resolved: &Resolved) -> Vec<Flow> {
 
 /// An evaluation names its arms in its box; arrows to it come only from models that feed nothing else, if there are some.
 fn keep_last_models(resolved: &Resolved, flows: &mut Vec<Flow>) {
-    let evaluations = resolved.stages.iter().filter(|(_, stage)| stage["kind"] == "evaluate");
+    let evaluations =
+        resolved.stages.iter().filter(|(_, stage)| kind_of(stage).is_some_and(|kind| kind.shown == Shown::Evaluation));
     let evaluations: Vec<String> = evaluations.map(|(name, _)| plain(name)).collect();
     let feeds: Vec<String> =
         flows.iter().filter(|flow| !evaluations.contains(&flow.to)).map(|flow| flow.from.clone()).collect();
@@ -105,7 +109,7 @@ fn soup_stage<'a>(resolved: &'a Resolved, reference: &Value) -> Option<&'a Strin
         _ => vec![1.0 / equal(&soup["models"]) as f64; equal(&soup["models"])].into(),
     };
     let is_it = |soup: &Value| soup["models"] == reference["models"] && weights(soup) == weights(reference);
-    let mut soups = resolved.stages.iter().filter(|(_, stage)| stage["kind"] == "soup");
+    let mut soups = resolved.stages.iter().filter(|(_, stage)| stage["kind"] == SoupConfig::NAME);
     soups.find(|(_, stage)| is_it(&stage["config"])).map(|(name, _)| name)
 }
 
@@ -116,8 +120,9 @@ fn stage_of<'a>(resolved: &'a Resolved, path: &str) -> Option<&'a String> {
 }
 
 fn what(stage: &Value, key: &str) -> &'static str {
-    match (stage["kind"].as_str(), key) {
-        (Some("ppo"), "model_name_or_path") => "start",
+    match (stage["config"]["reference"].is_object(), key) {
+        // What has a reference moves away from where it starts.
+        (true, "model_name_or_path") => "start",
         (_, "reference") => "reference",
         (_, "reward_model_path") => "score",
         _ => "",

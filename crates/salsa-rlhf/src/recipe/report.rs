@@ -14,8 +14,9 @@ use crate::{
     report::{Arm, Ordered, Report, Run, label},
     stage::{
         eval::{evaluate::EVALUATION, landscape::LANDSCAPE},
-        kinds,
+        kind::{Kind, Shown},
         lifecycle::record::Record,
+        table,
     },
 };
 
@@ -64,20 +65,26 @@ fn fill(report: &mut Report, out: &Path, resolved: &Resolved) -> anyhow::Result<
         let dir = out.join(name);
         let key = plain(name);
         if let Some(record) = Record::read(&dir.join("stage.json"))? {
-            lines.insert(key.clone(), facts::lines(stage, &record.results, seconds(&dir)));
+            lines.insert(key.clone(), facts::lines(kind_of(stage), stage, &record.results, seconds(&dir)));
         }
         if let Some(seconds) = seconds(&dir) {
             report.summary.seconds.insert(key.clone(), seconds);
         }
-        if stage["kind"] == "ppo" && !report.runs.iter().any(|run| run.arm == key) {
+        let kind = kind_of(stage);
+        let shown = kind.map_or(Shown::Facts, |kind| kind.shown);
+        if shown == Shown::Trajectory && !report.runs.iter().any(|run| run.arm == key) {
             report.runs.extend(metrics::read(&dir).ok().map(|rows| Run::from_metrics(&key, &rows)));
         }
         let landscape = dir.join(LANDSCAPE);
-        if stage["kind"] == "landscape" && landscape.exists() {
+        if shown == Shown::Landscape && landscape.exists() {
             report.landscapes.push((label(&key), read(&landscape)?));
         }
         report.settings.extend(settings(name, stage));
-        arms.push(Arm { label: label(&key), role: role(stage), key });
+        arms.push(Arm {
+            label: label(&key),
+            role: kind.map(|kind| (kind.role)(&stage["config"])).unwrap_or_default(),
+            key,
+        });
     }
     let shown = |key: &str| {
         report.summary.arms.iter().any(|(arm, _)| arm == key) || report.runs.iter().any(|run| run.arm == key)
@@ -104,26 +111,16 @@ fn seconds(dir: &Path) -> Option<f64> {
 
 /// The values that differ from the defaults, under dotted keys.
 fn settings(name: &str, stage: &Value) -> Vec<(String, String)> {
-    let defaults = stage["kind"].as_str().and_then(kinds::find).map(|kind| (kind.defaults)()).unwrap_or_default();
+    let defaults = kind_of(stage).map(|kind| (kind.defaults)()).unwrap_or_default();
     let config = stage["config"].as_object().into_iter().flatten();
     let changed = config.filter(|(key, value)| *key != "output_dir" && defaults.get(*key) != Some(value));
     let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     changed.map(|(key, value)| (format!("{name}.{key}"), shown(value))).collect()
 }
 
-/// What an arm is, in a few words.
-fn role(stage: &Value) -> String {
-    let config = &stage["config"];
-    match stage["kind"].as_str() {
-        Some("ppo") => match config["reference"]["kind"].as_str() {
-            Some("sft") => "reference: the SFT model".to_owned(),
-            Some(kind) => format!("reference: {kind}"),
-            None => String::new(),
-        },
-        Some("sft") => format!("fine-tuned, seed {}", config["seed"]),
-        Some(kind) => kind.to_owned(),
-        None => String::new(),
-    }
+/// The kind of a stage, if this version knows it.
+pub(super) fn kind_of(stage: &Value) -> Option<&'static Kind> {
+    stage["kind"].as_str().and_then(table::find)
 }
 
 fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> anyhow::Result<T> {

@@ -5,8 +5,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::*;
-use crate::config::paths::{DataPath, ModelPath};
-use crate::stage::{Outcome, StageContext, kind::Stage};
+use crate::{
+    config::paths::{DataPath, ModelPath},
+    stage::{Outcome, StageContext, device::Choice as DeviceChoice, keys::ComputeType, kind::Stage, reads::Reads},
+};
 
 /// A stage that writes down what it was told.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -29,9 +31,26 @@ impl Default for Note {
 }
 
 impl Stage for Note {
+    const NAME: &'static str = "note";
+    const ABOUT: &'static str = "For tests.";
+    const EXAMPLE: &'static str = "";
+    const PRODUCT: Product = Product::Directory;
+
     fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(self.times > 0, "times is 0; it must be at least 1");
         Ok(())
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::default()
+    }
+
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
+        None
+    }
+
+    fn plans_memory(&self) -> bool {
+        false
     }
 
     fn run(&self, _: &StageContext) -> anyhow::Result<Value> {
@@ -50,8 +69,25 @@ struct Copy {
 }
 
 impl Stage for Copy {
+    const NAME: &'static str = "copy";
+    const ABOUT: &'static str = "For tests.";
+    const EXAMPLE: &'static str = "";
+    const PRODUCT: Product = Product::File("copy.txt");
+
     fn check(&self) -> anyhow::Result<()> {
         Ok(())
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::default()
+    }
+
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
+        None
+    }
+
+    fn plans_memory(&self) -> bool {
+        false
     }
 
     fn run(&self, _: &StageContext) -> anyhow::Result<Value> {
@@ -59,8 +95,7 @@ impl Stage for Copy {
     }
 }
 
-const KINDS: &[Kind] =
-    &[Kind::new::<Note>("note", Product::Directory), Kind::new::<Copy>("copy", Product::File("copy.txt"))];
+const STAGES: &[Kind] = &[Kind::of::<Note>(), Kind::of::<Copy>()];
 
 struct Place(tempfile::TempDir);
 
@@ -81,7 +116,7 @@ impl Place {
         let path = self.0.path().join("recipes/toy.yaml");
         fs::write(&path, text).unwrap();
         let set: Vec<_> = set.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        Recipe::read(&path, Changes { set: &set, ..Changes::default() }, KINDS)
+        Recipe::read(&path, Changes { set: &set, ..Changes::default() }, STAGES)
     }
 
     fn error(&self, stages: &str) -> String {

@@ -1,14 +1,18 @@
-//! The kinds of stages, for the command line and for recipes. A new stage is one line in the table [`super::kinds::KINDS`].
-use std::path::{Path, PathBuf};
+//! What a stage is to the rest of the program.
+use std::{
+    path::{Path, PathBuf},
+    rc::Rc,
+};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::{
     StageContext,
     device::{self, Choice as DeviceChoice},
     keys::ComputeType,
+    reads::Reads,
 };
 use crate::{
     config::{
@@ -18,13 +22,52 @@ use crate::{
     hub,
 };
 
-/// A stage's configuration, which knows how to check and run itself.
+/// A stage: its configuration, and all that the rest of the program knows of it. The command line, recipes, `--check`,
+/// the schema, the skip logic and the report are made from this; [`super::table::STAGES`] has a line for each.
 pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
+    /// The name in recipes and on the command line.
+    const NAME: &'static str;
+    /// One line of help.
+    const ABOUT: &'static str;
+    /// The flags of an example, which follow the command.
+    const EXAMPLE: &'static str;
+    /// What it leaves.
+    const PRODUCT: Product;
+    /// The words of its command.
+    const COMMAND: &'static [&'static str] = &[Self::NAME];
+    /// How a report shows its results.
+    const SHOWN: Shown = Shown::Facts;
+
     /// Checks ranges and relations of the values.
     ///
     /// # Errors
     /// If a value makes no sense.
     fn check(&self) -> anyhow::Result<()>;
+
+    /// What it makes of what it reads. That these are read, and count when runs are compared, follows from the types
+    /// [`crate::config::paths::ModelPath`] and [`crate::config::paths::DataPath`] of its fields.
+    fn reads(&self) -> Reads;
+
+    /// Where it computes, and in which number type; none for a stage that runs no model.
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)>;
+
+    /// Whether [`Stage::run`] in a rehearsal ([`StageContext::rehearsal`]) ends with the memory that it needs, soon and
+    /// before anything is written.
+    fn plans_memory(&self) -> bool;
+
+    /// Checks whether what it reads fits together, as far as that needs no weights and [`Stage::plans_memory`] does not
+    /// show it.
+    ///
+    /// # Errors
+    /// If it does not.
+    fn check_inputs(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// What an arm of a report is that this stage made, in a few words.
+    fn role(&self) -> String {
+        Self::NAME.to_owned()
+    }
 
     /// Does the work and returns the results.
     ///
@@ -37,8 +80,16 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
 pub struct Kind {
     /// Its name in recipes and on the command line.
     pub name: &'static str,
+    /// One line of help.
+    pub about: &'static str,
+    /// The flags of an example.
+    pub example: &'static str,
+    /// The words of its command.
+    pub command: &'static [&'static str],
     /// What it leaves.
     pub product: Product,
+    /// How a report shows its results.
+    pub shown: Shown,
     /// Every key with its default.
     pub defaults: fn() -> Map<String, Value>,
     /// What its keys mean, as a JSON schema.
@@ -47,8 +98,23 @@ pub struct Kind {
     pub from_mapping: FromMapping,
     /// The inputs among the values of a configuration that was written down; none where it is not one of this kind.
     pub places: fn(&Value) -> Option<Places>,
+    /// What an arm of this configuration is, in a few words; nothing where it is not one of this kind.
+    pub role: fn(&Value) -> String,
     /// A stage from a file and flags.
     pub load: Load,
+}
+
+/// How a report shows the results of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// A few numbers in its box of the pipeline.
+    Facts,
+    /// Besides, the curves of its metrics.
+    Trajectory,
+    /// Besides, the picture of its `landscape.json`.
+    Landscape,
+    /// Its arms in the box; the report is about its `evaluation.json`.
+    Evaluation,
 }
 
 /// What a stage leaves, and so which key names its place.
@@ -79,22 +145,38 @@ pub struct Planned {
     pub places: Places,
     /// What it reads.
     pub inputs: Vec<PathBuf>,
+    /// What it makes of that.
+    pub reads: Reads,
+    /// Whether the work in a rehearsal ends with the memory that it needs.
+    pub plans_memory: bool,
+    /// Checks whether what it reads fits together.
+    pub check_inputs: Box<dyn Fn() -> anyhow::Result<()>>,
     /// The work itself.
     pub work: Work,
 }
 
 impl Kind {
     /// The kind whose configuration is `C`.
-    pub const fn new<C: Stage>(name: &'static str, product: Product) -> Kind {
+    pub const fn of<C: Stage>() -> Kind {
         Kind {
-            name,
-            product,
+            name: C::NAME,
+            about: C::ABOUT,
+            example: C::EXAMPLE,
+            command: C::COMMAND,
+            product: C::PRODUCT,
+            shown: C::SHOWN,
             defaults: defaults::<C>,
             schema: config::schema::of::<C>,
             from_mapping: from_mapping::<C>,
             places: places::<C>,
+            role: role::<C>,
             load: load::<C>,
         }
+    }
+
+    /// The example of its help: a whole command line.
+    pub fn example(&self) -> String {
+        format!("salsa {} {}", self.command.join(" "), self.example)
     }
 }
 
@@ -139,6 +221,10 @@ fn places<C: Stage>(config: &Value) -> Option<Places> {
     Places::of(&C::deserialize(config).ok()?).ok()
 }
 
+fn role<C: Stage>(config: &Value) -> String {
+    C::deserialize(config).map(|stage| stage.role()).unwrap_or_default()
+}
+
 fn load<C: Stage>(file: Option<&Path>, overrides: &[(String, String)]) -> anyhow::Result<Planned> {
     plan(hub::localise(config::load::<C>(file, overrides)?)?)
 }
@@ -146,21 +232,20 @@ fn load<C: Stage>(file: Option<&Path>, overrides: &[(String, String)]) -> anyhow
 fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
     stage.check()?;
     let (config, places) = (serde_json::to_value(&stage)?, Places::of(&stage)?);
-    // A stage with a key `dtype` of this type computes in it (that of a soup is the type of what it writes); others in
-    // 32-bit.
-    let computes = defaults::<C>().get("dtype").is_some_and(|dtype| ComputeType::deserialize(dtype).is_ok());
-    let given = config.get("dtype").filter(|_| computes);
-    let dtype = given.map_or(Ok(ComputeType::Float32), ComputeType::deserialize)?;
-    let given = config.get("device").filter(|_| computes);
-    let device = given.map_or(Ok(DeviceChoice::Cpu), DeviceChoice::deserialize)?;
+    let (reads, plans_memory) = (stage.reads(), stage.plans_memory());
+    let stage = Rc::new(stage);
+    let checked = stage.clone();
+    let check_inputs = Box::new(move || checked.check_inputs());
     let work: Work = Box::new(move |context| {
         device::caught(|| {
+            let computes = stage.computes();
+            let (device, dtype) = computes.unwrap_or((DeviceChoice::Cpu, ComputeType::Float32));
             let opened = device.open(dtype)?;
-            if computes {
+            if computes.is_some() {
                 context.say(&opened.line);
             }
             opened.device.scope(|| stage.run(context))
         })
     });
-    Ok(Planned { inputs: places.paths(&config), config, places, work })
+    Ok(Planned { inputs: places.paths(&config), config, places, reads, plans_memory, check_inputs, work })
 }

@@ -6,7 +6,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{StageContext, keys::check_count};
-use crate::world::{self, Sizes};
+use crate::{
+    stage::{
+        device::Choice as DeviceChoice,
+        keys::ComputeType,
+        kind::{Product, Stage},
+        reads::Reads,
+    },
+    world::{self, Sizes},
+};
 
 /// How much of the toy world is written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -72,6 +80,33 @@ impl KitchenConfig {
 
 /// Most examples of a file.
 const MOST_EXAMPLES: u64 = 100_000_000;
+
+impl Stage for KitchenConfig {
+    const NAME: &'static str = "kitchen";
+    const ABOUT: &'static str = "Write the data of the toy world.";
+    const EXAMPLE: &'static str = "--output_dir data --seed 1";
+    const PRODUCT: Product = Product::Directory;
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.validate()
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::default()
+    }
+
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
+        None
+    }
+
+    fn plans_memory(&self) -> bool {
+        false
+    }
+
+    fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
+        run(self, context)
+    }
+}
 
 /// Writes `pretrain.jsonl`, `sft.jsonl`, `preferences.jsonl` and `prompts_*.jsonl`.
 ///

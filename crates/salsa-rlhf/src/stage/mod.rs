@@ -22,16 +22,17 @@ mod fixture;
 pub mod gold;
 pub mod keys;
 pub mod kind;
-pub mod kinds;
 pub mod kitchen;
 pub mod lifecycle;
 pub mod lines;
 pub mod memory;
 pub mod models;
+pub mod reads;
 pub mod rl;
 pub mod rollout;
 pub mod soup;
 pub mod supervised;
+pub mod table;
 #[cfg(test)]
 mod tests;
 pub mod text;

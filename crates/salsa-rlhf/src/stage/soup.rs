@@ -21,7 +21,12 @@ use super::{
 use crate::{
     checkpoint::{Dtype, Durability, NewTensor, Writer, write_file},
     config::paths::{ModelPath, Places, TemplateChoice},
-    stage::keys::ByteSize,
+    stage::{
+        device::Choice as DeviceChoice,
+        keys::{ByteSize, ComputeType},
+        kind::{Product, Stage},
+        reads::{ExampleUse, ModelUse, Reads},
+    },
 };
 
 pub mod adapters;
@@ -208,6 +213,51 @@ impl SoupConfig {
                 .validate()?;
         }
         Arithmetic::new(self).map(drop)
+    }
+}
+
+impl Stage for SoupConfig {
+    const NAME: &'static str = "soup";
+    const ABOUT: &'static str = "Average the weights of models (or combine them otherwise) into one.";
+    const EXAMPLE: &'static str = "sft-a sft-b --weights 0.5 0.5 --output soup";
+    const PRODUCT: Product = Product::Directory;
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.validate()
+    }
+
+    fn reads(&self) -> Reads {
+        let chat = self.greedy.as_ref().map(|greedy| greedy.chat.clone()).unwrap_or_default();
+        let reads = match self.models.first() {
+            Some(first) => Reads::with_reader(first, &chat),
+            None => Reads::default(),
+        };
+        let reads = [("models", ModelUse::Any), ("adapters", ModelUse::Any), ("base_model", ModelUse::Any)]
+            .into_iter()
+            .chain([("reward_model_path", ModelUse::Reward), ("tokenizer_source", ModelUse::Tokenizer)])
+            .fold(reads.tokenizer_if_any(), |reads, (place, used)| reads.models(place, used));
+        let Some(greedy) = &self.greedy else { return reads };
+        let used = match greedy.reward_model_path {
+            None => ExampleUse::Demonstration,
+            Some(_) => ExampleUse::Prompt,
+        };
+        reads.examples("greedy.dataset", &greedy.dataset, used)
+    }
+
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
+        None
+    }
+
+    fn plans_memory(&self) -> bool {
+        self.method == Method::Greedy
+    }
+
+    fn check_inputs(&self) -> anyhow::Result<()> {
+        check_fit(self)
+    }
+
+    fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
+        run(self, context)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     input,
     recipe::{self, Changes, Recipe, Source},
     report::label,
-    stage::kinds::{self, KINDS},
+    stage::table::{self, STAGES},
 };
 
 /// The base recipe of a study, with what every cell changes.
@@ -132,7 +132,7 @@ impl Base {
             let hint = names::hint(&stage, self.stages().keys().map(String::as_str));
             bail!("there is no stage {stage:?} in {}; {hint} or say `stage: NAME`", self.path.display());
         };
-        let Some(kind) = kinds::find(kind) else { bail!("stage {stage:?} is of no kind that there is: {kind:?}") };
+        let Some(kind) = table::find(kind) else { bail!("stage {stage:?} is of no kind that there is: {kind:?}") };
         ensure!(kind.name != "evaluate", "stage {stage:?} evaluates; an arm is made from a stage that trains");
         ensure!(
             stage == name || !self.stages().contains_key(name),
@@ -169,7 +169,7 @@ impl Base {
         if variables.any(|(name, _)| name == factor) {
             return Ok(format!("vars.{factor}"));
         }
-        let kinds = arms.iter().filter_map(|arm| kinds::find(self.kind(&arm.stage)?)).map(|kind| (kind.defaults)());
+        let kinds = arms.iter().filter_map(|arm| table::find(self.kind(&arm.stage)?)).map(|kind| (kind.defaults)());
         let hints: Vec<String> = kinds.filter_map(|keys| names::resolve(factor, &keys).err()).collect();
         match hints.first() {
             None => Ok(format!("arm.{factor}")),
@@ -197,7 +197,7 @@ impl Base {
         let text = yaml(&root)?;
         let source = Source { text: &text, path: &self.path, base };
         let changes = Changes { network, out: Some(out), set: &[] };
-        let mut recipe = Recipe::new(source, changes, KINDS)?;
+        let mut recipe = Recipe::new(source, changes, STAGES)?;
         let before = format!("{}{BEFORE}", self.evaluate);
         let targets = [arm.name.as_str(), &self.evaluate, &before];
         keep_needed(&mut recipe, &targets);

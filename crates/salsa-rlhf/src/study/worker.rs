@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::plan::Node;
 use crate::{
     config::Origin,
-    stage::{StageContext, kinds, run_stage},
+    stage::{StageContext, run_stage, table},
 };
 
 /// How often a finished process is looked for.
@@ -96,7 +96,7 @@ pub fn work(context: &StageContext) -> anyhow::Result<()> {
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).context("cannot read the stage from standard input")?;
     let order: Value = serde_json::from_str(&line).context("standard input names no stage")?;
-    let kind = order["kind"].as_str().and_then(kinds::find).context("standard input names no kind of stage")?;
+    let kind = order["kind"].as_str().and_then(table::find).context("standard input names no kind of stage")?;
     let (dir, Value::Object(config)) = (order["dir"].as_str().unwrap_or_default(), &order["config"]) else {
         bail!("standard input gives no configuration");
     };

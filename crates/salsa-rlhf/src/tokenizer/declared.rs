@@ -8,14 +8,16 @@
 //!                         additional_special_tokens: special tokens; one that nothing above has gets the next free id
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
-use std::path::Path;
-
-use crate::input;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 use tokenizers::AddedToken;
+
+use crate::input;
 
 pub(super) const CONFIG: &str = "tokenizer_config.json";
 const MAP: &str = "special_tokens_map.json";

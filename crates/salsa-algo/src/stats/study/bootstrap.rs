@@ -13,9 +13,11 @@ use crate::{
 
 /// How the interval of a mean over seeds is made.
 ///
-/// The default, Student's t at 95 %, is the interval that reports show. With five seeds it covers the truth as often as
-/// stated, where both usual bootstraps cover it too rarely: five numbers drawn from five vary less than the five did. The
-/// shares found by simulation are in `docs/statistics.md`.
+/// The default, Student's t at 95 %, is the interval that reports show. Simulated studies of five seeds have it hold the
+/// truth in 92 to 96 % of all cases. The percentile and BCa bootstraps of one value per seed do in 82 %: five numbers
+/// drawn from five vary less than the five did. With prompts they count the prompts' noise twice, once between seeds and
+/// once within, which makes up for it or not, depending on how noisy prompts are. The bootstrap-t covers as stated and is
+/// half as wide again. The numbers are in `docs/statistics.md`.
 ///
 /// The bootstraps are hierarchical (nested): a resample draws seeds, and from each drawn seed its prompts.
 ///

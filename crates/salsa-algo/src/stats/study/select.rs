@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn seeds_are_found_by_their_number() {
-        let scores = validation(vec![vec![at(1, &[1.0]), at(2, &[0.0])], vec![at(2, &[0.5]), at(1, &[0.2])]]);
+        let scores = validation(vec![vec![at(1, &[1.0]), at(2, &[0.0])], vec![at(2, &[2.0]), at(1, &[0.2])]]);
         let chosen = scores.select_per_seed();
         assert_eq!(chosen.choices(), [(1, 0), (2, 1)]);
         let test = Scores::new(vec![vec![at(2, &[20.0]), at(1, &[10.0])], vec![at(1, &[11.0]), at(2, &[21.0])]]);

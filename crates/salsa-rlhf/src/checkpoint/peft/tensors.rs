@@ -1,15 +1,21 @@
 //! `adapter_model.safetensors`: names, shapes and numbers of the factors.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use salsa_engine::{LoraSpec, ModelSpec, Target};
 
-use super::super::Checkpoint;
-use super::super::files::{Entry, Files, map};
-use super::super::ignored;
-use super::WEIGHTS;
+use super::{
+    super::{
+        Checkpoint,
+        files::{Entry, Files, map},
+        ignored,
+    },
+    WEIGHTS,
+};
 
 /// Numbers compared at a time.
 const BLOCK: usize = 1 << 16;

@@ -1,12 +1,9 @@
 //! PEFT directories: what is saved is read back, what is merged is the same model, what is not supported is named.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
+use safetensors::{SafeTensors, tensor::TensorView};
 use salsa_engine::{Base, Batch, Device, LoraSpec, Model, Query, Target};
-use std::sync::Arc;
 
 use super::*;
 

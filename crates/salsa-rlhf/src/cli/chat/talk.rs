@@ -1,7 +1,11 @@
 //! The conversation: what was said, and answers that appear as they are drawn.
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use anyhow::{Context, bail};
 use salsa_engine::Prompt;

@@ -1,9 +1,9 @@
 use super::*;
-use crate::stage::kinds::{KINDS, find};
+use crate::stage::table::{STAGES, find};
 
 #[test]
 fn every_key_has_its_default_and_a_meaning_below_it() {
-    for kind in KINDS {
+    for kind in STAGES {
         let (page, schema) = (keys(kind), (kind.schema)());
         for (key, default) in (kind.defaults)() {
             let entry = page
@@ -26,7 +26,7 @@ fn every_key_has_its_default_and_a_meaning_below_it() {
 
 #[test]
 fn a_page_is_no_wider_than_a_terminal() {
-    for kind in KINDS {
+    for kind in STAGES {
         for line in keys(kind).lines() {
             assert!(line.chars().count() <= WIDTH, "{}: {line}", kind.name);
         }
@@ -41,7 +41,7 @@ fn groups_of_keys_have_headings_in_the_order_of_the_keys() {
     let expected =
         ["Models and data", "Batches and sampling", "Reward and KL", "PPO", "LoRA", "Optimizer", "Run and output"];
     assert_eq!(headings, expected);
-    for kind in KINDS {
+    for kind in STAGES {
         assert!(keys(kind).starts_with('\n'), "{}: the first key has no heading", kind.name);
     }
 }

@@ -1,7 +1,7 @@
 //! Every key that somebody may bring from another tool is taken, or is answered with what to do.
 use serde_json::{Map, Value};
 
-use crate::{config::names::resolve, stage::kinds::find};
+use crate::{config::names::resolve, stage::table::find};
 
 /// Fields of `TrainingArguments` of transformers 5.23, which all configurations of TRL have.
 const TRAINING: &str = "accelerator_config activation_checkpointing activation_checkpointing_kwargs adam_beta1 adam_beta2 adam_epsilon \

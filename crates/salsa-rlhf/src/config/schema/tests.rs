@@ -1,10 +1,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::stage::{kind::Kind, kinds::KINDS};
+use crate::stage::{kind::Kind, table::STAGES};
 
 fn schemas() -> impl Iterator<Item = (&'static Kind, Value)> {
-    KINDS.iter().map(|kind| (kind, (kind.schema)()))
+    STAGES.iter().map(|kind| (kind, (kind.schema)()))
 }
 
 /// Calls `look` with every schema in a schema and its place.

@@ -1,13 +1,14 @@
 //! Pages checked for what the Parquet reader takes on trust: it makes room for as many values as a page says that it has.
 
 use bytes::Bytes;
-use parquet::basic::{Encoding, Type};
-use parquet::column::page::{Page, PageMetadata, PageReader};
-use parquet::errors::{ParquetError, Result};
-use parquet::file::metadata::RowGroupMetaData;
-use parquet::file::reader::RowGroupReader;
-use parquet::record::reader::RowIter;
-use parquet::schema::types::{ColumnDescPtr, Type as SchemaType};
+use parquet::{
+    basic::{Encoding, Type},
+    column::page::{Page, PageMetadata, PageReader},
+    errors::{ParquetError, Result},
+    file::{metadata::RowGroupMetaData, reader::RowGroupReader},
+    record::reader::RowIter,
+    schema::types::{ColumnDescPtr, Type as SchemaType},
+};
 
 use super::super::limits::{LONGEST_RECORD, PER_VALUE};
 

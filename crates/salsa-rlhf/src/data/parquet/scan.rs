@@ -1,12 +1,16 @@
 //! Rows measured before they are made: a dictionary or a run of equal values needs a few bytes for texts without end.
 
 use anyhow::{Result, ensure};
-use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
-use parquet::data_type::{ByteArray, DataType, FixedLenByteArray};
-use parquet::file::reader::RowGroupReader;
+use parquet::{
+    column::reader::{ColumnReader, ColumnReaderImpl},
+    data_type::{ByteArray, DataType, FixedLenByteArray},
+    file::reader::RowGroupReader,
+};
 
-use super::super::limits::{LONGEST_RECORD, PER_VALUE, TooLong};
-use super::pages::CheckedGroup;
+use super::{
+    super::limits::{LONGEST_RECORD, PER_VALUE, TooLong},
+    pages::CheckedGroup,
+};
 
 /// How many rows are measured and made at a time.
 pub(super) const BATCH: usize = 16;

@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
-use ::parquet::basic::{Compression, GzipLevel, ZstdLevel};
-use ::parquet::data_type::{ByteArray, ByteArrayType};
-use ::parquet::file::properties::{WriterProperties, WriterVersion};
-use ::parquet::file::writer::SerializedFileWriter;
-use ::parquet::schema::parser::parse_message_type;
+use ::parquet::{
+    basic::{Compression, GzipLevel, ZstdLevel},
+    data_type::{ByteArray, ByteArrayType},
+    file::{
+        properties::{WriterProperties, WriterVersion},
+        writer::SerializedFileWriter,
+    },
+    schema::parser::parse_message_type,
+};
 
 use super::*;
 

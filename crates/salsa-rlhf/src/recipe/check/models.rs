@@ -3,31 +3,27 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use salsa_engine::{Head, ModelSpec};
-use serde::Deserialize;
-use serde_json::Value;
 
-use super::{Faults, root};
+use super::Faults;
 use crate::{
     chat,
     checkpoint::Checkpoint,
     stage::{
         StageContext,
         models::{frozen::Found, reward_model::RewardModel},
-        text::{chat_arguments::ChatArguments, encoder::Encoder},
+        reads::{ModelUse, Reads, TokenizerUse},
+        text::encoder::Encoder,
     },
     tokenizer::Tokenizer,
 };
 
 /// What is known of a stage's models.
-pub(super) struct Models {
-    kind: &'static str,
-    /// Whose tokenizer writes and reads the texts of the stage.
-    reader: Option<PathBuf>,
-    /// In place of the reader's own template, if it is not empty.
-    template: String,
-    chat: ChatArguments,
+pub(super) struct Models<'a> {
+    reads: &'a Reads,
     known: Vec<PathBuf>,
     read: Option<Reader>,
+    /// The reward model of the reader's answers.
+    reward: Option<PathBuf>,
 }
 
 /// The model whose tokenizer reads the data.
@@ -38,20 +34,9 @@ pub(super) struct Reader {
     pub spec: ModelSpec,
 }
 
-impl Models {
-    pub fn new(kind: &'static str, config: &Value) -> Models {
-        let text = |key: &str| config[key].as_str().unwrap_or_default();
-        let reader = match kind {
-            "evaluate" => first(&config["arms"][text("baseline")]),
-            "soup" | "landscape" => first(&config["models"]),
-            "generate" | "score" | "logprobs" => first(&config["model"]),
-            "winrate" => first(&config["reward_model_path"]),
-            _ => first(&config["model_name_or_path"]),
-        };
-        // The stage's own reading says what is wrong with them.
-        let chat = ChatArguments::deserialize(if kind == "soup" { &config["greedy"] } else { config });
-        let chat = chat.unwrap_or_default();
-        Models { kind, reader, template: text("chat_template").to_owned(), chat, known: Vec::new(), read: None }
+impl Models<'_> {
+    pub fn new(reads: &Reads) -> Models<'_> {
+        Models { reads, known: Vec::new(), read: None, reward: None }
     }
 
     /// Whether it has been opened before.
@@ -69,44 +54,37 @@ impl Models {
     /// If the stage could not use it.
     pub fn open(&mut self, place: &str, path: &Path) -> anyhow::Result<String> {
         self.known.push(path.to_owned());
-        match root(place).as_str() {
-            "runs" => {
+        let used = self.reads.model_use(place);
+        let checkpoint = match used {
+            ModelUse::Metrics => {
                 ensure!(path.join("metrics.jsonl").exists(), "{} holds no metrics.jsonl", path.display());
                 return Ok("a run".to_owned());
             }
-            "tokenizer_name_or_path" | "tokenizer_source" => {
+            ModelUse::Tokenizer => {
                 return Ok(format!("a tokenizer of {} tokens", Tokenizer::from_dir(path)?.vocab_size()));
             }
-            _ => {}
+            ModelUse::Any => Checkpoint::open(path)?,
+            ModelUse::Language => Found::open(path, Head::LanguageModel)?.checkpoint,
+            ModelUse::Reward | ModelUse::RewardOfReader => Found::open(path, Head::Scalar)?.checkpoint,
+        };
+        if used == ModelUse::RewardOfReader {
+            self.reward = Some(path.to_owned());
         }
-        let checkpoint = self.checkpoint(place, path)?;
         let fact = fact(&checkpoint);
-        if self.reader.as_deref() == Some(path) {
+        if self.reads.reader.as_deref() == Some(path) {
             let (encoder, spec) = (self.encoder(&checkpoint)?, checkpoint.spec.clone());
             self.read = Some(Reader { checkpoint, encoder, spec });
         }
         Ok(fact)
     }
 
-    /// Opens a model under the head that it needs at this place.
-    fn checkpoint(&self, place: &str, path: &Path) -> anyhow::Result<Checkpoint> {
-        let head = match (self.kind, root(place).as_str()) {
-            (_, "reward_model_path") | ("score" | "winrate", _) => Head::Scalar,
-            ("soup", _) if place.ends_with("reward_model_path") => Head::Scalar,
-            // Of either kind.
-            ("soup" | "reward", _) => return Checkpoint::open(path),
-            _ => Head::LanguageModel,
-        };
-        Ok(Found::open(path, head)?.checkpoint)
-    }
-
     /// The way of the reader from text to tokens.
     fn encoder(&self, checkpoint: &Checkpoint) -> anyhow::Result<Option<Encoder>> {
-        if ["soup", "generate", "score", "logprobs", "winrate"].contains(&self.kind) {
-            return Ok(Encoder::open_if_any(checkpoint)?.map(|encoder| encoder.with_chat(&self.chat)));
+        if self.reads.tokenizer == TokenizerUse::IfAny {
+            return Ok(Encoder::open_if_any(checkpoint)?.map(|encoder| encoder.with_chat(&self.reads.chat)));
         }
-        let encoder = Encoder::open(checkpoint)?.with_chat(&self.chat);
-        Ok(Some(match self.template.as_str() {
+        let encoder = Encoder::open(checkpoint)?.with_chat(&self.reads.chat);
+        Ok(Some(match &*self.reads.template {
             "" => encoder,
             choice => {
                 let template = chat::source_of(choice).and_then(|source| encoder.with_template(&source));
@@ -115,23 +93,12 @@ impl Models {
         }))
     }
 
-    /// Holds the reward model, where there is one, against the model whose answers it scores.
-    pub fn hold_together(&self, config: &Value, faults: &mut Faults) {
-        let reward = config.get("reward_model_path").and_then(Value::as_str).filter(|path| !path.is_empty());
-        if let (Some(reader), Some(reward), true) = (&self.read, reward, self.kind != "winrate" && faults.is_empty()) {
-            let found = RewardModel::find(Path::new(reward), &reader.checkpoint, &StageContext::quiet());
+    /// Checks whether the reward model, where there is one, can score what the reader answers.
+    pub fn hold_together(&self, faults: &mut Faults) {
+        if let (Some(reader), Some(reward), true) = (&self.read, &self.reward, faults.is_empty()) {
+            let found = RewardModel::find(reward, &reader.checkpoint, &StageContext::quiet());
             faults.take(found.context("reward_model_path"));
         }
-    }
-}
-
-/// The first model of a source: a path, a list of them, or a soup.
-fn first(source: &Value) -> Option<PathBuf> {
-    match source {
-        Value::String(path) if !path.is_empty() => Some(path.into()),
-        Value::Array(sources) => first(sources.first()?),
-        Value::Object(soup) => first(soup.get("models")?),
-        _ => None,
     }
 }
 

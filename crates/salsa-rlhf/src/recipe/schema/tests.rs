@@ -1,7 +1,7 @@
 use std::{fs, path::Path};
 
 use super::*;
-use crate::{config, stage::kinds::KINDS};
+use crate::{config, stage::table::STAGES};
 
 /// What is wrong with a value, by the keywords that our schemas use; another keyword is a mistake in this reader.
 fn faults(value: &Value, schema: &Value, root: &Value, place: &str) -> Vec<String> {
@@ -111,7 +111,7 @@ fn items(value: &Value, said: &Value, root: &Value, place: &str) -> Vec<String> 
 }
 
 fn faults_of(text: &str) -> Vec<String> {
-    let schema = of(KINDS);
+    let schema = of(STAGES);
     faults(&config::parse(text).unwrap(), &schema, &schema, "recipe")
 }
 

@@ -33,7 +33,9 @@ use crate::{
         eval::statistics::{self, estimate, paired_difference, win_rate},
         gold::Gold,
         keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_range},
+        kind::{Product, Shown, Stage},
         models::{bases::Bases, model_source::ModelSource},
+        reads::{ExampleUse, ModelUse, Reads},
         rollout::split,
         text::{chat_arguments::ChatArguments, rows, source::DataSource},
     },
@@ -209,6 +211,42 @@ struct Bench<'a> {
     exam: Exam,
     anchors: Vec<(&'a str, Model)>,
     bases: Bases,
+}
+
+impl Stage for EvaluateConfig {
+    const NAME: &'static str = "evaluate";
+    const ABOUT: &'static str = "Compare models: answers to the same prompts, scores, win rates, KL, reward landscape.";
+    const EXAMPLE: &'static str = "--config evaluate.yaml --output_dir eval";
+    const PRODUCT: Product = Product::Directory;
+    const SHOWN: Shown = Shown::Evaluation;
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.validate()
+    }
+
+    fn reads(&self) -> Reads {
+        let reads = match self.arms.get(&self.baseline) {
+            Some(baseline) => Reads::with_source(baseline, &self.chat),
+            None => Reads { chat: self.chat.clone(), ..Reads::default() },
+        };
+        let reads = reads.models("reward_model_path", ModelUse::RewardOfReader).models("runs", ModelUse::Metrics);
+        self.datasets
+            .iter()
+            .enumerate()
+            .fold(reads, |reads, (i, set)| reads.examples(format!("datasets[{i}]"), &set.dataset, ExampleUse::Prompt))
+    }
+
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
+        Some((self.device, self.dtype))
+    }
+
+    fn plans_memory(&self) -> bool {
+        true
+    }
+
+    fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
+        run(self, context)
+    }
 }
 
 /// Evaluates all arms and writes `evaluation.json` (all that a report needs) and `answers-ARM-SET.jsonl`.

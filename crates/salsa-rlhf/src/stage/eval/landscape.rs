@@ -25,6 +25,8 @@ use crate::{
         device::Choice as DeviceChoice,
         gold::Gold,
         keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_most},
+        kind::{Product, Shown, Stage},
+        reads::{ExampleUse, ModelUse, Reads},
         text::{chat_arguments::ChatArguments, source::DataSource},
     },
 };
@@ -171,6 +173,42 @@ const MOST_POINTS: usize = 10_000;
 
 /// The file with the numbers.
 pub const LANDSCAPE: &str = "landscape.json";
+
+impl Stage for LandscapeConfig {
+    const NAME: &'static str = "landscape";
+    const ABOUT: &'static str = "Rewards and loss on a line through two models, or on the plane of three.";
+    const EXAMPLE: &'static str = "--models sft-a sft-b --reward_model reward --prompts prompts.jsonl \\\n    \
+                                   --output_dir landscape --max_prompts 200 --max_new_tokens 96";
+    const PRODUCT: Product = Product::Directory;
+    const SHOWN: Shown = Shown::Landscape;
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.validate()
+    }
+
+    fn reads(&self) -> Reads {
+        let reads = match self.models.first() {
+            Some(first) => Reads::with_reader(first, &self.chat),
+            None => Reads { chat: self.chat.clone(), ..Reads::default() },
+        };
+        reads
+            .models("reward_model_path", ModelUse::RewardOfReader)
+            .examples("prompts", &self.prompts, ExampleUse::Prompt)
+            .examples_if_any("eval_dataset", self.eval_dataset.as_ref(), ExampleUse::Demonstration)
+    }
+
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
+        Some((self.device, self.dtype))
+    }
+
+    fn plans_memory(&self) -> bool {
+        true
+    }
+
+    fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
+        run(self, context)
+    }
+}
 
 /// Measures every point and writes `landscape.json` and `landscape.html`.
 ///

@@ -15,11 +15,13 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_count, check_range},
+        kind::{Product, Stage},
         lines::score,
         models::{
             frozen::{Found, Frozen},
             score_token::say_where_scores_are_read,
         },
+        reads::{ModelUse, Reads, RowUse},
         text::{
             chat_arguments::ChatArguments,
             overlong::Overlong,
@@ -113,6 +115,43 @@ pub enum Judge {
 
 /// Most resamples of the bootstrap.
 const MOST_RESAMPLES: u64 = 10_000_000;
+
+impl Stage for WinrateConfig {
+    const NAME: &'static str = "winrate";
+    const ABOUT: &'static str =
+        "How often one set of answers beats another, by a reward model or the toy world's gold reward.";
+    const EXAMPLE: &'static str = "--answers a.jsonl --baseline b.jsonl --reward_model reward";
+    const PRODUCT: Product = Product::Results;
+    const COMMAND: &'static [&'static str] = &["eval", "winrate"];
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.validate()
+    }
+
+    fn reads(&self) -> Reads {
+        let reads = match &self.reward_model_path {
+            Some(judge) => Reads::with_reader(judge, &self.chat),
+            None => Reads { chat: self.chat.clone(), ..Reads::default() },
+        };
+        reads
+            .tokenizer_if_any()
+            .models("reward_model_path", ModelUse::Reward)
+            .rows("answers", &self.answers, RowUse::Answer)
+            .rows("baseline", &self.baseline, RowUse::Answer)
+    }
+
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
+        Some((self.device, self.dtype))
+    }
+
+    fn plans_memory(&self) -> bool {
+        false
+    }
+
+    fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
+        run(self, context)
+    }
+}
 
 /// Compares the two files: wins, ties and losses, the win rate with ties counted half, and the difference of scores, with
 /// 95 % intervals (Wilson's and paired bootstrap).

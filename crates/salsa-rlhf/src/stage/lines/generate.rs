@@ -14,8 +14,10 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count},
+        kind::{Product, Stage},
         memory::{Knobs, Need, Responses, Saving, part, shape},
         models::frozen::{Found, Frozen},
+        reads::{Reads, RowUse},
         rollout::ending,
         text::{
             chat_arguments::ChatArguments,
@@ -103,6 +105,33 @@ impl GenerateConfig {
         );
         ensure!(self.top_p > 0.0 && self.top_p <= 1.0, "top_p is {}; it must be above 0 and at most 1", self.top_p);
         Ok(())
+    }
+}
+
+impl Stage for GenerateConfig {
+    const NAME: &'static str = "generate";
+    const ABOUT: &'static str = "Responses of a model to every prompt of a file.";
+    const EXAMPLE: &'static str = "--model sft-a --input prompts.jsonl --output answers.jsonl --temperature 0";
+    const PRODUCT: Product = Product::File("responses.jsonl");
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.validate()
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::with_reader(&self.model, &self.chat).tokenizer_if_any().rows("input", &self.input, RowUse::Prompt)
+    }
+
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
+        Some((self.device, self.dtype))
+    }
+
+    fn plans_memory(&self) -> bool {
+        true
+    }
+
+    fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
+        run(self, context)
     }
 }
 

@@ -13,7 +13,9 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_count},
+        kind::{Product, Stage},
         models::frozen::Found,
+        reads::{Reads, RowUse},
         text::{
             chat_arguments::ChatArguments,
             overlong::Overlong,
@@ -69,6 +71,33 @@ impl LogprobsConfig {
     /// If a value makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
         check_count("max_tokens_per_batch", self.max_tokens_per_batch as u64, u64::MAX)
+    }
+}
+
+impl Stage for LogprobsConfig {
+    const NAME: &'static str = "logprobs";
+    const ABOUT: &'static str = "Log-probabilities of the tokens of every input line.";
+    const EXAMPLE: &'static str = "--model sft-a --input answers.jsonl --output logprobs.jsonl";
+    const PRODUCT: Product = Product::File("logprobs.jsonl");
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.validate()
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::with_reader(&self.model, &self.chat).tokenizer_if_any().rows("input", &self.input, RowUse::Sequence)
+    }
+
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
+        Some((self.device, self.dtype))
+    }
+
+    fn plans_memory(&self) -> bool {
+        true
+    }
+
+    fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
+        run(self, context)
     }
 }
 

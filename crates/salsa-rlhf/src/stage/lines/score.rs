@@ -13,10 +13,12 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_count},
+        kind::{Product, Stage},
         models::{
             frozen::{Found, Frozen},
             score_token::say_where_scores_are_read,
         },
+        reads::{ModelUse, Reads, RowUse},
         text::{
             chat_arguments::ChatArguments,
             overlong::Overlong,
@@ -72,6 +74,37 @@ impl ScoreConfig {
     /// If a value makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
         check_count("max_tokens_per_batch", self.max_tokens_per_batch as u64, u64::MAX)
+    }
+}
+
+impl Stage for ScoreConfig {
+    const NAME: &'static str = "score";
+    const ABOUT: &'static str = "Reward-model score of every input line.";
+    const EXAMPLE: &'static str = "--model reward --input answers.jsonl --output scores.jsonl";
+    const PRODUCT: Product = Product::File("scores.jsonl");
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.validate()
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::with_reader(&self.model, &self.chat).tokenizer_if_any().models("model", ModelUse::Reward).rows(
+            "input",
+            &self.input,
+            RowUse::Sequence,
+        )
+    }
+
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
+        Some((self.device, self.dtype))
+    }
+
+    fn plans_memory(&self) -> bool {
+        true
+    }
+
+    fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
+        run(self, context)
     }
 }
 

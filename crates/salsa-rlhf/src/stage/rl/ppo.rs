@@ -16,11 +16,15 @@ use crate::{
     progress::Progress,
     stage::{
         Interrupted, StageContext,
+        device::Choice as DeviceChoice,
+        keys::ComputeType,
+        kind::{Product, Shown, Stage},
         lifecycle::{
             fingerprint::fingerprint,
             resume::{Checkpoints, Snapshot},
         },
         models::{bases::Bases, frozen::open_language_model, reward_model::RewardModel, save::save_model},
+        reads::{ExampleUse, ModelUse, Reads},
         rollout::Rollouts,
         text::{
             encoder::Encoder,
@@ -200,6 +204,44 @@ impl Run<'_> {
 /// Random streams of prompts and minibatches ("PROMPT" and "MINI" in ASCII, then room for a counter).
 const PROMPT_STREAM: u64 = 0x5052_4f4d_5000_0000;
 const MINIBATCH_STREAM: u64 = 0x4d49_4e49_0000_0000;
+
+impl Stage for PpoConfig {
+    const NAME: &'static str = "ppo";
+    const ABOUT: &'static str = "PPO against a reference of your choice: an SFT model, a soup (SALSA), and more.";
+    const EXAMPLE: &'static str = "--model sft-a --reward_model reward --dataset prompts.jsonl --output_dir salsa \\\n    \
+                                   --reference.kind soup --reference.models '[sft-a, sft-b]' --kl_coef 0.05";
+    const PRODUCT: Product = Product::Directory;
+    const SHOWN: Shown = Shown::Trajectory;
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.validate()
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::with_source(&self.model_name_or_path, &self.chat)
+            .models("reward_model_path", ModelUse::RewardOfReader)
+            .examples("dataset", &self.dataset, ExampleUse::Prompt)
+    }
+
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
+        Some((self.device, self.dtype))
+    }
+
+    fn plans_memory(&self) -> bool {
+        true
+    }
+
+    fn role(&self) -> String {
+        match self.reference.kind() {
+            "sft" => "reference: the SFT model".to_owned(),
+            kind => format!("reference: {kind}"),
+        }
+    }
+
+    fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
+        run(self, context)
+    }
+}
 
 /// Trains a policy and saves it with its tokenizer; `critic/` beside it holds the separate critic.
 ///

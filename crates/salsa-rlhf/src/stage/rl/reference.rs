@@ -1,6 +1,15 @@
 //! What the KL penalty is measured against, and the other frozen models that a PPO run looks at.
 //!
 //! SALSA is one line here: [`ReferenceConfig::Soup`]. Setting the weight of the second ingredient to 0 makes plain PPO.
+use anyhow::{Context, bail, ensure};
+use salsa_algo::{
+    kl::{KlEstimator, kls},
+    soup::lerp_in_place,
+};
+use salsa_engine::{Device, Head, Model, ModelError, ModelSpec, Trainable, geometric_logprobs};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::{
     config::paths::ModelPath,
     stage::{
@@ -12,15 +21,6 @@ use crate::{
         rollout::Rollouts,
     },
 };
-
-use anyhow::{Context, bail, ensure};
-use salsa_algo::{
-    kl::{KlEstimator, kls},
-    soup::lerp_in_place,
-};
-use salsa_engine::{Device, Head, Model, ModelError, ModelSpec, Trainable, geometric_logprobs};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 /// What the KL penalty of a PPO run is measured against.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -77,6 +77,18 @@ impl Default for ReferenceConfig {
 }
 
 impl ReferenceConfig {
+    /// The name of its kind, as `reference.kind` has it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            ReferenceConfig::Sft { .. } => "sft",
+            ReferenceConfig::Soup { .. } => "soup",
+            ReferenceConfig::Ema { .. } => "ema",
+            ReferenceConfig::Sync { .. } => "sync",
+            ReferenceConfig::Multi { .. } => "multi",
+            ReferenceConfig::Geometric { .. } => "geometric",
+        }
+    }
+
     /// Checks ranges.
     ///
     /// # Errors

@@ -13,9 +13,9 @@ use super::*;
 use crate::{
     checkpoint::{Checkpoint, Companions, Dtype, Family, SaveOptions, SpecialTokens, save},
     stage::{
-        Outcome, fixture, kinds,
+        Outcome, fixture,
         models::model_source::{ModelSource, SoupSource},
-        run_stage,
+        run_stage, table,
     },
 };
 
@@ -451,7 +451,7 @@ fn as_a_stage_it_runs_once() {
     let kitchen = Kitchen::new();
     let (a, b) = (kitchen.random("a", &small(), F32), kitchen.random("bb", &small(), F32));
     let given = json!({"models": [a, b], "weights": [0.5, 0.5], "output_dir": kitchen.path("soup")});
-    let kind = kinds::find("soup").unwrap();
+    let kind = table::find("soup").unwrap();
     let planned =
         (kind.from_mapping)(given.as_object().unwrap(), &crate::config::Origin::CommandLine, &mut |_, _, _| Ok(None))
             .unwrap();

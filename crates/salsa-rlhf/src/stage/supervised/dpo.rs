@@ -1,25 +1,4 @@
 //! Direct preference optimisation: preferences without reward model and without sampling, against a frozen reference.
-use crate::{
-    config::paths::ModelPath,
-    stage::{
-        StageContext,
-        keys::check_range,
-        lifecycle::fingerprint::fingerprint,
-        memory::{Knobs, Saving},
-        models::{
-            bases::Bases,
-            frozen::{Found, Frozen},
-            lora::LoraArguments,
-            roles::Roles,
-        },
-        supervised::model::{Start, save, within_context},
-        text::{
-            encoder::TruncationMode,
-            pairs::{Pair, Pairs, Side},
-            source::DataSource,
-        },
-    },
-};
 use std::path::PathBuf;
 
 use anyhow::ensure;
@@ -34,6 +13,30 @@ use super::{
     order::Batching,
     tally::Tally,
     trainer::{self, Job, Laid, Lengths, Loss, Objective},
+};
+use crate::{
+    config::paths::ModelPath,
+    stage::{
+        StageContext,
+        device::Choice as DeviceChoice,
+        keys::{ComputeType, check_range},
+        kind::{Product, Stage},
+        lifecycle::fingerprint::fingerprint,
+        memory::{Knobs, Saving},
+        models::{
+            bases::Bases,
+            frozen::{Found, Frozen},
+            lora::LoraArguments,
+            roles::Roles,
+        },
+        reads::{ExampleUse, Reads},
+        supervised::model::{Start, save, within_context},
+        text::{
+            encoder::TruncationMode,
+            pairs::{Pair, Pairs, Side},
+            source::DataSource,
+        },
+    },
 };
 
 /// What `salsa dpo` can be told, beside [`TrainingArguments`].
@@ -125,6 +128,36 @@ impl DpoConfig {
             DpoLoss::Sigmoid => dpo::Objective::Sigmoid { beta, label_smoothing },
             DpoLoss::Ipo => dpo::Objective::Ipo { beta },
         }
+    }
+}
+
+impl Stage for DpoConfig {
+    const NAME: &'static str = "dpo";
+    const ABOUT: &'static str = "Direct preference optimisation.";
+    const EXAMPLE: &'static str = "--model sft-a --dataset pairs.jsonl --output_dir dpo --beta 0.1";
+    const PRODUCT: Product = Product::Directory;
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.validate()
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::with_reader(&self.model_name_or_path, &self.training.chat)
+            .template(&self.training.chat_template)
+            .examples("dataset", &self.dataset, ExampleUse::Preference)
+            .examples_if_any("eval_dataset", self.eval_dataset.as_ref(), ExampleUse::Preference)
+    }
+
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
+        Some((self.training.device, self.training.dtype))
+    }
+
+    fn plans_memory(&self) -> bool {
+        true
+    }
+
+    fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
+        run(self, context)
     }
 }
 

@@ -20,9 +20,12 @@ use crate::{
     data::{Content, Example},
     stage::{
         StageContext,
-        keys::{check_most, check_range},
+        device::Choice as DeviceChoice,
+        keys::{ComputeType, check_most, check_range},
+        kind::{Product, Stage},
         lifecycle::fingerprint::fingerprint,
         memory::{self, Knobs, Saving},
+        reads::{ExampleUse, ModelUse, Reads},
         supervised::model::write_trainer_state,
         text::{encoder::Encoder, sequence::Sequence, source::DataSource},
     },
@@ -160,6 +163,37 @@ impl PretrainConfig {
             tied_embeddings: self.tie_word_embeddings,
             head: Head::LanguageModel,
         }
+    }
+}
+
+impl Stage for PretrainConfig {
+    const NAME: &'static str = "pretrain";
+    const ABOUT: &'static str = "Train a tokenizer and a small base model on texts.";
+    const EXAMPLE: &'static str = "--dataset texts.txt --output_dir base --hidden_size 256 --num_hidden_layers 4";
+    const PRODUCT: Product = Product::Directory;
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.validate()
+    }
+
+    fn reads(&self) -> Reads {
+        Reads { template: self.training.chat_template.clone(), ..Reads::default() }
+            .models("tokenizer_name_or_path", ModelUse::Tokenizer)
+            .examples("dataset", &self.dataset, ExampleUse::Text)
+            .examples_if_any("eval_dataset", self.eval_dataset.as_ref(), ExampleUse::Text)
+    }
+
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
+        Some((self.training.device, self.training.dtype))
+    }
+
+    fn plans_memory(&self) -> bool {
+        // A tokenizer is trained first.
+        false
+    }
+
+    fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
+        run(self, context)
     }
 }
 

@@ -1,20 +1,4 @@
 //! The reward model: a language model whose head is one scalar, taught which of two responses people prefer.
-use crate::{
-    config::paths::ModelPath,
-    stage::{
-        StageContext,
-        keys::check_range,
-        lifecycle::{fingerprint::fingerprint, resume::REMEDY},
-        memory::{self, Knobs, Saving},
-        models::{bases::Bases, lora::LoraArguments, score_token::say_where_peft_reads_scores},
-        supervised::model::{Start, save, within_context},
-        text::{
-            encoder::TruncationMode,
-            pairs::{Pair, Pairs},
-            source::DataSource,
-        },
-    },
-};
 use std::path::PathBuf;
 
 use anyhow::ensure;
@@ -29,6 +13,25 @@ use super::{
     order::Batching,
     tally::Tally,
     trainer::{self, Job, Laid, Lengths, Loss, Objective},
+};
+use crate::{
+    config::paths::ModelPath,
+    stage::{
+        StageContext,
+        device::Choice as DeviceChoice,
+        keys::{ComputeType, check_range},
+        kind::{Product, Stage},
+        lifecycle::{fingerprint::fingerprint, resume::REMEDY},
+        memory::{self, Knobs, Saving},
+        models::{bases::Bases, lora::LoraArguments, score_token::say_where_peft_reads_scores},
+        reads::{ExampleUse, ModelUse, Reads},
+        supervised::model::{Start, save, within_context},
+        text::{
+            encoder::TruncationMode,
+            pairs::{Pair, Pairs},
+            source::DataSource,
+        },
+    },
 };
 
 /// What `salsa reward` can be told, beside [`TrainingArguments`].
@@ -91,6 +94,37 @@ impl RewardConfig {
         check_range("center_rewards_coefficient", self.center_rewards_coefficient, 0.0..=f64::MAX)?;
         self.lora.validate()?;
         self.training.validate(self.learning_rate, self.num_train_epochs)
+    }
+}
+
+impl Stage for RewardConfig {
+    const NAME: &'static str = "reward";
+    const ABOUT: &'static str = "Train a reward model on preference pairs.";
+    const EXAMPLE: &'static str = "--model sft-a --dataset pairs.jsonl --output_dir reward";
+    const PRODUCT: Product = Product::Directory;
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.validate()
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::with_reader(&self.model_name_or_path, &self.training.chat)
+            .template(&self.training.chat_template)
+            .models("model_name_or_path", ModelUse::Any)
+            .examples("dataset", &self.dataset, ExampleUse::Preference)
+            .examples_if_any("eval_dataset", self.eval_dataset.as_ref(), ExampleUse::Preference)
+    }
+
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
+        Some((self.training.device, self.training.dtype))
+    }
+
+    fn plans_memory(&self) -> bool {
+        true
+    }
+
+    fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
+        run(self, context)
     }
 }
 

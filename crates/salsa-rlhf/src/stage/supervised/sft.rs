@@ -1,19 +1,4 @@
 //! Supervised fine-tuning: learning to give the responses of a data set.
-use crate::{
-    config::paths::ModelPath,
-    stage::{
-        StageContext,
-        lifecycle::fingerprint::fingerprint,
-        memory::{self, Knobs, Saving},
-        models::{bases::Bases, lora::LoraArguments},
-        supervised::model::{Start, save, within_context},
-        text::{
-            encoder::{Encoder, TruncationMode},
-            sequence::Sequence,
-            source::{DataSource, Loaded},
-        },
-    },
-};
 use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
@@ -27,6 +12,25 @@ use super::{
     next_token::NextToken,
     order::Batching,
     trainer::{self, Job, Lengths, Objective},
+};
+use crate::{
+    config::paths::ModelPath,
+    stage::{
+        StageContext,
+        device::Choice as DeviceChoice,
+        keys::ComputeType,
+        kind::{Product, Stage},
+        lifecycle::fingerprint::fingerprint,
+        memory::{self, Knobs, Saving},
+        models::{bases::Bases, lora::LoraArguments},
+        reads::{ExampleUse, Reads},
+        supervised::model::{Start, save, within_context},
+        text::{
+            encoder::{Encoder, TruncationMode},
+            sequence::Sequence,
+            source::{DataSource, Loaded},
+        },
+    },
 };
 
 /// What `salsa sft` can be told, beside [`TrainingArguments`].
@@ -96,6 +100,40 @@ impl SftConfig {
 
     fn batching(&self, count: usize) -> Batching {
         if self.packing { Batching::Tokens(count.saturating_mul(self.max_length)) } else { Batching::Examples(count) }
+    }
+}
+
+impl Stage for SftConfig {
+    const NAME: &'static str = "sft";
+    const ABOUT: &'static str = "Supervised fine-tuning: learn to give the responses of a data set.";
+    const EXAMPLE: &'static str = "--model base --dataset chat.jsonl --output_dir sft-a --seed 1";
+    const PRODUCT: Product = Product::Directory;
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.validate()
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::with_reader(&self.model_name_or_path, &self.training.chat)
+            .template(&self.training.chat_template)
+            .examples("dataset", &self.dataset, ExampleUse::Demonstration)
+            .examples_if_any("eval_dataset", self.eval_dataset.as_ref(), ExampleUse::Demonstration)
+    }
+
+    fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
+        Some((self.training.device, self.training.dtype))
+    }
+
+    fn plans_memory(&self) -> bool {
+        true
+    }
+
+    fn role(&self) -> String {
+        format!("fine-tuned, seed {}", self.training.seed)
+    }
+
+    fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
+        run(self, context)
     }
 }
 

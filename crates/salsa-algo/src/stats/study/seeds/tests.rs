@@ -51,6 +51,7 @@ fn a_difference_is_paired_by_seed_whatever_the_order() {
 #[test]
 fn runs_of_a_world_become_one_value_per_prompt() {
     assert_eq!(average_runs(3, &[&[1.0, 5.0]]), Ok(at(3, &[1.0, 5.0])));
+    assert_eq!(average_runs(3, &[&[1.0, 5.0], &[2.0, 6.0]]), Ok(at(3, &[1.5, 5.5])));
     assert_eq!(average_runs(3, &[]), Err(StudyError::NoRuns { seed: 3 }));
     let counts = StudyError::PromptCounts { seed: 3, first: 1, second: 2 };
     assert_eq!(average_runs(3, &[&[1.0], &[1.0, 2.0]]), Err(counts));

@@ -1,4 +1,8 @@
 //! What all points of a landscape share, and what is measured at one.
+use salsa_engine::Model;
+use serde::{Deserialize, Serialize};
+
+use super::{LandscapeConfig, blend::Blend};
 use crate::{
     checkpoint::Checkpoint,
     config::paths::ModelPath,
@@ -15,11 +19,6 @@ use crate::{
         text::encoder::Encoder,
     },
 };
-
-use salsa_engine::Model;
-use serde::{Deserialize, Serialize};
-
-use super::{LandscapeConfig, blend::Blend};
 
 /// What one point gave, prompt by prompt: what is kept of an interrupted run.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -4,10 +4,10 @@ use std::fs;
 use serde_json::json;
 
 use super::*;
-use crate::config::paths::ModelPath;
 use crate::{
+    config::paths::ModelPath,
     report::Landscape,
-    stage::{Outcome, fixture, kinds, run_stage, soup},
+    stage::{Outcome, fixture, run_stage, soup, table},
 };
 
 /// Three models and a reward model of one base.
@@ -49,7 +49,7 @@ impl World {
     /// As the command does it.
     fn run(&self, config: &LandscapeConfig, context: &StageContext) -> anyhow::Result<Outcome> {
         let given = serde_json::to_value(config).unwrap();
-        let kind = kinds::find("landscape").unwrap();
+        let kind = table::find("landscape").unwrap();
         let planned =
             (kind.from_mapping)(given.as_object().unwrap(), &crate::config::Origin::CommandLine, &mut |_, _, _| {
                 Ok(None)
@@ -165,7 +165,7 @@ fn an_interrupted_run_keeps_its_points_and_goes_on() {
         fs::write(out.join(format!("checkpoints/point-{i}.json")), text).unwrap();
     }
     let given = serde_json::to_value(&config).unwrap();
-    let kind = kinds::find("landscape").unwrap();
+    let kind = table::find("landscape").unwrap();
     let planned =
         (kind.from_mapping)(given.as_object().unwrap(), &crate::config::Origin::CommandLine, &mut |_, _, _| Ok(None))
             .unwrap();

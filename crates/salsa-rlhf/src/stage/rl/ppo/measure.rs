@@ -1,7 +1,6 @@
 //! What a PPO update reports: metrics under TRL's names, and samples of text.
 use std::{
-    io::Read,
-    io::{Seek, SeekFrom, Write},
+    io::{Read, Seek, SeekFrom, Write},
     path::Path,
 };
 

@@ -4,11 +4,10 @@ use salsa_engine::Head;
 use serde_json::json;
 
 use super::*;
-use crate::stage::fixture;
 use crate::{
     metrics,
     stage::{
-        Interrupted,
+        Interrupted, fixture,
         memory::{Knobs, shape},
         supervised::order::Batching,
     },

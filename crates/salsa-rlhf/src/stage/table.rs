@@ -1,0 +1,37 @@
+//! The table of stages: one line each.
+use super::{
+    eval::{evaluate, landscape, winrate},
+    kind::Kind,
+    kitchen,
+    lines::{generate, logprobs, score},
+    rl::ppo,
+    soup,
+    supervised::{dpo, pretrain, reward, sft},
+};
+
+/// Every kind of stage, in the order of `salsa --help`.
+pub const STAGES: &[Kind] = &[
+    Kind::of::<pretrain::PretrainConfig>(),
+    Kind::of::<sft::SftConfig>(),
+    Kind::of::<soup::SoupConfig>(),
+    Kind::of::<reward::RewardConfig>(),
+    Kind::of::<ppo::PpoConfig>(),
+    Kind::of::<dpo::DpoConfig>(),
+    Kind::of::<evaluate::EvaluateConfig>(),
+    Kind::of::<landscape::LandscapeConfig>(),
+    Kind::of::<generate::GenerateConfig>(),
+    Kind::of::<score::ScoreConfig>(),
+    Kind::of::<logprobs::LogprobsConfig>(),
+    Kind::of::<winrate::WinrateConfig>(),
+    Kind::of::<kitchen::KitchenConfig>(),
+    #[cfg(test)]
+    Kind::of::<tests::Census>(),
+];
+
+/// The kind of this name.
+pub fn find(name: &str) -> Option<&'static Kind> {
+    STAGES.iter().find(|kind| kind.name == name)
+}
+
+#[cfg(test)]
+mod tests;
