@@ -13,6 +13,7 @@ pub mod progress;
 pub mod recipe;
 pub mod report;
 pub mod stage;
+pub mod study;
 pub mod tensorboard;
 pub mod tokenizer;
 pub mod world;

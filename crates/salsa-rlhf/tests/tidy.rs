@@ -5,8 +5,10 @@ use std::{
 };
 
 use salsa_rlhf::{
+    hub::Network,
     recipe::{Changes, Recipe},
     stage::table::STAGES,
+    study::Study,
 };
 
 /// The folders whose files the documents name by path.
@@ -125,6 +127,12 @@ fn every_file_is_opened_for_reading_in_one_place() {
 fn every_recipe_is_in_order() {
     let recipes = files(&root().join("recipes"), ".yaml");
     assert!(!recipes.is_empty(), "there are no recipes");
+    let (studies, recipes): (Vec<PathBuf>, Vec<PathBuf>) = recipes.into_iter().partition(|path| is_study(path));
+    for study in studies {
+        let out = tempfile::tempdir().unwrap();
+        let read = Study::read(&study, Some(&out.path().join("out")), Network::Offline);
+        assert!(read.is_ok(), "{}: {:#}", study.display(), read.err().unwrap());
+    }
     for recipe in recipes {
         let outside = tempfile::tempdir().unwrap();
         let outside = outside.path().canonicalize().unwrap();
@@ -149,6 +157,11 @@ fn every_recipe_is_in_order() {
             println!("skipped: {shown}: whether its {stand_ins} inputs from outside the tree are there");
         }
     }
+}
+
+/// A study names a recipe instead of stages.
+fn is_study(path: &Path) -> bool {
+    fs::read_to_string(path).unwrap().lines().any(|line| line.starts_with("recipe:"))
 }
 
 /// The path in an error about a file or directory that does not exist.

@@ -34,6 +34,7 @@ mod run;
 mod schema;
 mod soup;
 mod stage;
+mod study;
 
 /// RLHF in one program, with a model soup as the KL reference.
 #[derive(Parser)]
@@ -49,6 +50,8 @@ enum Command {
     Quickstart(quickstart::Arguments),
     /// Run all stages of a recipe; those already done are skipped.
     Run(run::Arguments),
+    /// Run a recipe for many seeds, settings and arms, and say what they show together.
+    Study(study::Arguments),
     /// Work an adapter into its base model: a whole model of its own.
     Merge(merge::Arguments),
     /// The HTML report of runs.
@@ -159,6 +162,7 @@ fn dispatch(asked: Asked) -> anyhow::Result<()> {
     match command {
         Command::Quickstart(arguments) => quickstart::main(&arguments),
         Command::Run(arguments) => run::main(&arguments),
+        Command::Study(arguments) => study::main(&arguments),
         Command::Merge(arguments) => merge::main(&arguments),
         Command::Report(arguments) => report::main(&arguments),
         Command::Schema(arguments) => schema::main(&arguments),

@@ -298,7 +298,7 @@ fn vars(root: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
 }
 
 /// `--set a.b=c`: changes what is there, or adds a key to a stage; a misspelt stage or variable is not made up.
-fn set(root: &mut Map<String, Value>, path: &str, text: &str) -> anyhow::Result<()> {
+pub(crate) fn set(root: &mut Map<String, Value>, path: &str, text: &str) -> anyhow::Result<()> {
     let value = config::parse(text).unwrap_or_else(|_| text.into());
     let mut parts = path.splitn(3, '.');
     let (first, second) = (parts.next().unwrap_or_default(), parts.next());

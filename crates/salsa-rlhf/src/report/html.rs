@@ -21,7 +21,13 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
-/// How a series looks: its place in the palette (`--c0` … `--c7`) gives colour and shape, so that colour is never the only
+/// The arms that look the same in every report.
+const KNOWN: [&str; 5] = ["sft_a", "sft_b", "soup", "ppo", "salsa"];
+
+/// Colours of the palette.
+const COLOURS: usize = 12;
+
+/// How a series looks: its place in the palette (`--c0` … `--c11`) gives colour and shape, so that colour is never the only
 /// difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Look(usize);
@@ -38,8 +44,17 @@ pub(super) enum Fill {
 impl Look {
     /// The look of the arm `key` at `place` among the arms: well-known arms look the same in every report.
     pub(super) fn of(key: &str, place: usize) -> Look {
-        let known = ["sft_a", "sft_b", "soup", "ppo", "salsa"];
-        Look(known.iter().position(|&k| k == key).unwrap_or(known.len() + place % 3))
+        Look(KNOWN.iter().position(|&k| k == key).unwrap_or(KNOWN.len() + place % 3))
+    }
+
+    /// The same where there are many arms that are not well known, this the one at `place` among them.
+    pub(super) fn among_many(key: &str, place: usize) -> Look {
+        Look(KNOWN.iter().position(|&k| k == key).unwrap_or(KNOWN.len() + place % (COLOURS - KNOWN.len())))
+    }
+
+    /// Whether the arm looks the same in every report.
+    pub(super) fn is_known(key: &str) -> bool {
+        KNOWN.contains(&key)
     }
 
     /// The CSS class that sets the colour.
@@ -52,8 +67,8 @@ impl Look {
         let (s, d) = (size * 0.9, size * 1.25);
         let path = match self.0 {
             4 => format!("M{x} {}L{} {y}L{x} {}L{} {y}Z", y - d, x + d, y + d, x - d),
-            1 | 6 => format!("M{} {}h{w}v{w}h-{w}Z", x - s, y - s, w = 2.0 * s),
-            2 | 7 => format!("M{x} {}L{} {}H{}Z", y - d, x + d, y + s, x - d),
+            1 | 6 | 9 => format!("M{} {}h{w}v{w}h-{w}Z", x - s, y - s, w = 2.0 * s),
+            2 | 7 | 10 => format!("M{x} {}L{} {}H{}Z", y - d, x + d, y + s, x - d),
             _ => format!("M{} {y}a{size} {size} 0 1 0 {w} 0a{size} {size} 0 1 0 -{w} 0Z", x - size, w = 2.0 * size),
         };
         let fill = if fill == Fill::Solid { "mark" } else { "mark hollow" };

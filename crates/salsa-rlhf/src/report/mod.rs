@@ -18,6 +18,7 @@ mod plane;
 mod profile;
 mod scale;
 mod sections;
+mod study;
 mod summary;
 mod table;
 #[cfg(test)]
@@ -29,6 +30,11 @@ pub(crate) use geometry::letter;
 pub use geometry::{GeometryPart, SoupGeometry};
 pub use labels::label;
 pub use landscape::{Landscape, Spot};
+pub(crate) use study::variant;
+pub use study::{
+    ArmNumbers, BandPoint, CellNumbers, CellSet, Claim, Cost, DistanceAndGain, Frontier, FrontierPoint, LineOverSeeds,
+    OverSeeds, Seconds, Signs, StudyArm, StudyFactor, StudyReport, Sweep, SweepPoint, study_table,
+};
 pub use summary::{Comparison, Contrast, Estimate, LandscapePoint, Ordered, SplitSummary, Summary};
 pub use table::table;
 pub use versus::{INTERVAL, Versus};

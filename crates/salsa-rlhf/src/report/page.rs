@@ -54,6 +54,21 @@ pub(super) fn standalone(title: &str, lead: &str, sections: &[Section]) -> Strin
     end(out, env!("CARGO_PKG_VERSION"))
 }
 
+/// A page of sections under a heading with facts and links.
+pub(super) fn with_facts(
+    title: &str,
+    lead: &str,
+    facts: &[(&str, String)],
+    sections: &[Section],
+    version: &str,
+) -> String {
+    let mut out = begin(title);
+    begin_header(&mut out, (title, lead), facts, sections);
+    out.push_str("<main>\n");
+    sections.iter().for_each(|section| section.draw(&mut out));
+    end(out, version)
+}
+
 fn begin(title: &str) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -92,12 +107,12 @@ fn head(out: &mut String, report: &Report, sections: &[Section]) {
         ("threads", if report.threads == 0 { String::new() } else { report.threads.to_string() }),
         ("version", summary.version.clone()),
     ];
-    let _ = write!(
-        out,
-        "<header><h1>{}</h1><p class=\"lead\">{}</p><dl class=\"facts\">",
-        escape(&report.title),
-        escape(&report.description)
-    );
+    begin_header(out, (&report.title, &report.description), &facts, sections);
+}
+
+/// The heading, a few facts, and a link to each section.
+fn begin_header(out: &mut String, (title, lead): (&str, &str), facts: &[(&str, String)], sections: &[Section]) {
+    let _ = write!(out, "<header><h1>{}</h1><p class=\"lead\">{}</p><dl class=\"facts\">", escape(title), escape(lead));
     for (name, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
         let _ = write!(out, "<div><dt>{name}</dt><dd>{}</dd></div>", escape(value));
     }

@@ -52,6 +52,8 @@ pub(super) enum Kind {
     Trajectory,
     /// Marks with intervals, not joined.
     Scatter,
+    /// A line, its intervals a band around it.
+    Band,
 }
 
 /// One point of a series. A non-finite coordinate makes a gap.
@@ -155,12 +157,15 @@ impl Series {
     fn draw(&self, out: &mut String, x: &Axis, y: &Axis) {
         let finite: Vec<&Dot> = self.dots.iter().filter(|d| d.is_finite()).collect();
         let class = self.look.class();
+        if self.kind == Kind::Band {
+            let _ = write!(out, r#"<path class="band {class}" d="{}"/>"#, self.band(x, y));
+        }
         if self.kind != Kind::Scatter {
             let kind = if self.kind == Kind::Raw { "raw" } else { "curve" };
             let _ = write!(out, r#"<path class="{kind} {class}" d="{}"/>"#, self.path(x, y));
         }
         match self.kind {
-            Kind::Raw => {}
+            Kind::Raw | Kind::Band => {}
             Kind::Curve => {
                 self.hovers(out, &finite, x, y);
                 if let [only] = finite[..] {
@@ -195,6 +200,20 @@ impl Series {
             pen = if dot.is_finite() { 'L' } else { 'M' };
         }
         path
+    }
+
+    /// The outline of the intervals: along the upper ends and back along the lower ones.
+    fn band(&self, x: &Axis, y: &Axis) -> String {
+        let ends = |dot: &Dot| dot.y_ci.filter(|[low, high]| dot.is_finite() && low.is_finite() && high.is_finite());
+        let with_ends: Vec<(f64, [f64; 2])> = self.dots.iter().filter_map(|dot| Some((dot.x, ends(dot)?))).collect();
+        let upper = with_ends.iter().map(|(at, [_, high])| (*at, *high));
+        let lower = with_ends.iter().rev().map(|(at, [low, _])| (*at, *low));
+        let mut path = String::new();
+        for (at, value) in upper.chain(lower) {
+            let pen = if path.is_empty() { 'M' } else { 'L' };
+            let _ = write!(path, "{pen}{} {}", x.at(at), y.at(value));
+        }
+        if path.is_empty() { path } else { path + "Z" }
     }
 
     /// Invisible discs that carry the hover texts, thinned out on long curves.

@@ -124,6 +124,8 @@ fn the_recipes_of_this_program_and_of_its_documents_fit() {
     }
     let document = fs::read_to_string(tree.join("docs/recipes.md")).unwrap();
     texts.push(document.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap().to_owned());
+    // A study names a recipe.
+    texts.retain(|text| !text.contains("\nrecipe:"));
     assert!(texts.len() >= 3);
     for text in texts {
         assert!(text.contains("\nstages:"));
