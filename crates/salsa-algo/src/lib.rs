@@ -15,7 +15,7 @@
 //! | [`ppo`] | the clipped policy and value losses, their derivatives and their statistics |
 //! | [`preference`] | losses on pairs: Bradley–Terry for reward models, DPO and IPO for policies |
 //! | [`soup`] | averaging weights: mean, line, arc, task arithmetic, TIES, DARE; angles between task vectors |
-//! | [`stats`] | win rates, intervals, bootstrap, quantiles |
+//! | [`stats`] | win rates, intervals, bootstrap, quantiles; studies over several seeds |
 //! | [`schedule`] | learning-rate schedules |
 //! | [`random`] | the counter-based generator behind DARE and the bootstrap |
 //!

@@ -1,10 +1,13 @@
 //! Text to tokens and back: Hugging Face `tokenizer.json` files, and byte-level BPE training.
 
+mod declared;
+
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
-use serde_json::{Value, json};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::json;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -12,6 +15,7 @@ use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{AddedToken, Encoding};
 
+use self::declared::{CONFIG, Declarations, Declared};
 use crate::{atomic, input};
 
 /// The spelling of the special tokens, as `tokenizer_config.json` has them.
@@ -26,31 +30,29 @@ pub struct SpecialTokenNames {
 }
 
 impl SpecialTokenNames {
-    /// Reads `tokenizer_config.json` and, for what it lacks, `special_tokens_map.json`. Absent files are no error.
+    /// Reads `tokenizer_config.json` and `special_tokens_map.json`; where they differ the second counts, unless the first
+    /// has an `added_tokens_decoder`, as in transformers. Absent files are no error.
     ///
     /// # Errors
-    /// When a file is there and is no JSON; names it.
+    /// When a file is there and is no JSON object; names it.
     pub fn from_dir(dir: &Path) -> Result<SpecialTokenNames> {
-        let mut names = SpecialTokenNames::default();
-        for file in ["tokenizer_config.json", "special_tokens_map.json"] {
-            let path = dir.join(file);
-            if !path.exists() {
-                continue;
-            }
-            let bytes = input::read(&path)?;
-            let config: Value =
-                serde_json::from_slice(&bytes).with_context(|| format!("{} is no valid JSON", path.display()))?;
-            let name = |key: &str| {
-                let token = &config[key];
-                token.as_str().or_else(|| token["content"].as_str()).map(str::to_string)
-            };
-            names.bos = names.bos.or_else(|| name("bos_token"));
-            names.eos = names.eos.or_else(|| name("eos_token"));
-            names.pad = names.pad.or_else(|| name("pad_token"));
+        Ok(SpecialTokenNames::of(&Declarations::read(dir)?))
+    }
+
+    fn of(declarations: &Declarations) -> SpecialTokenNames {
+        SpecialTokenNames {
+            bos: declarations.name("bos_token"),
+            eos: declarations.name("eos_token"),
+            pad: declarations.name("pad_token"),
         }
-        Ok(names)
     }
 }
+
+/// No vocabulary is near this size; tokens that are added get the next ids, which must not overflow.
+const MOST_IDS: usize = 1 << 31;
+
+/// What to do where the files of a tokenizer contradict each other.
+const BELONG: &str = "they do not belong together; take the tokenizer files that the model was trained with";
 
 /// A tokenizer.
 #[derive(Clone, Debug)]
@@ -58,13 +60,19 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     names: SpecialTokenNames,
     vocab_size: usize,
+    /// One more than the largest id of `tokenizer.json` itself.
+    own_size: usize,
+    /// How many tokens the model has embeddings for, where that is known.
+    embeddings: Option<usize>,
 }
 
 impl Tokenizer {
-    /// The tokenizer of a checkpoint: `tokenizer.json`, with the special tokens of `tokenizer_config.json`.
+    /// The tokenizer of a checkpoint: `tokenizer.json`, and the tokens that `tokenizer_config.json`,
+    /// `special_tokens_map.json` and `added_tokens.json` declare besides, as transformers adds them.
     ///
     /// # Errors
-    /// When the files are absent or not valid; names them and says what to do.
+    /// When the files are absent, not valid or give a token different ids, or when the token that begins or ends
+    /// sequences is nowhere but in its own name; names them and says what to do.
     pub fn from_dir(dir: &Path) -> Result<Tokenizer> {
         let path = dir.join("tokenizer.json");
         if !path.exists() {
@@ -76,14 +84,88 @@ impl Tokenizer {
             }
             bail!("{shown} has no tokenizer.json: copy the tokenizer files of the model it was made from into it");
         }
-        let mut tokenizer = Tokenizer::from_file(&path)?;
-        tokenizer.names = SpecialTokenNames::from_dir(dir)?;
-        // Padding is never fed to a model here, so a padding token that only the config knows does no harm.
-        let names = [&tokenizer.names.bos, &tokenizer.names.eos];
-        if let Some(unknown) = names.into_iter().flatten().find(|name| tokenizer.token_to_id(name).is_none()) {
-            bail!("{} names the special token {unknown:?}, which tokenizer.json does not have", dir.display());
+        let tokenizer = Tokenizer::from_file(&path)?;
+        let declarations = Declarations::read(dir)?;
+        tokenizer.with_declared(&declarations).with_context(|| format!("the tokenizer of {}", dir.display()))
+    }
+
+    fn with_declared(mut self, declarations: &Declarations) -> Result<Tokenizer> {
+        self.names = SpecialTokenNames::of(declarations);
+        // Nothing is trained to begin or end with a token that no file lists. Other tokens that are only named, such as
+        // padding, do no harm.
+        for name in [&self.names.bos, &self.names.eos].into_iter().flatten() {
+            if self.token_to_id(name).is_none() && !declarations.lists(name)? {
+                bail!("{CONFIG} names the special token {name:?}, which tokenizer.json does not have");
+            }
         }
-        Ok(tokenizer)
+        let declared = declarations.tokens(&self.added_tokens())?;
+        if declared.is_empty() {
+            return Ok(self);
+        }
+        for Declared { token, id } in &declared {
+            if let (Some((id, file)), Some(own)) = (id, self.token_to_id(&token.content))
+                && own != *id
+            {
+                bail!("{file} gives the token {:?} the id {id}, tokenizer.json {own}: {BELONG}", token.content);
+            }
+        }
+        let tokens = declared.iter().map(|declared| declared.token.clone());
+        self.inner.add_tokens(tokens).map_err(|e| anyhow!("its tokens cannot be added: {e}"))?;
+        for Declared { token, id } in declared {
+            let content = &token.content;
+            let got = self.token_to_id(content).with_context(|| format!("the token {content:?} cannot be added"))?;
+            if let Some((id, file)) = id.filter(|(id, _)| *id != got) {
+                bail!(
+                    "{file} gives the token {content:?} the id {id}, but tokenizer.json lacks it and its next free id is \
+                     {got}: {BELONG}"
+                );
+            }
+            self.vocab_size = self.vocab_size.max(got as usize + 1);
+        }
+        Ok(self)
+    }
+
+    /// The same for a model with embeddings for so many tokens. A text that spells out a token without one, which only
+    /// the files beside `tokenizer.json` declare, cannot be encoded then.
+    ///
+    /// # Errors
+    /// When `tokenizer.json` itself has larger ids, or the token that begins or ends sequences has.
+    pub fn for_embeddings(mut self, rows: usize) -> Result<Tokenizer> {
+        ensure!(
+            self.own_size <= rows,
+            "the tokenizer has ids up to {} but the model has embeddings for {rows} tokens: they do not belong together",
+            self.own_size - 1
+        );
+        for name in [&self.names.bos, &self.names.eos].into_iter().flatten() {
+            ensure!(
+                self.token_to_id(name).is_none_or(|id| (id as usize) < rows),
+                "the special token {name:?} is not in tokenizer.json, and the model has embeddings for {rows} tokens, none \
+                 of which is left for it: {BELONG}"
+            );
+        }
+        self.embeddings = Some(rows);
+        Ok(self)
+    }
+
+    /// The tokens of a checkpoint that the files beside `tokenizer.json` declare or give other flags, by id.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_dir`].
+    pub(crate) fn declared_beside(dir: &Path) -> Result<BTreeMap<u32, AddedToken>> {
+        if Declarations::read(dir)?.tokens(&BTreeMap::new())?.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let (own, mut all) = (
+            Tokenizer::from_file(&dir.join("tokenizer.json"))?.added_tokens(),
+            Tokenizer::from_dir(dir)?.added_tokens(),
+        );
+        all.retain(|id, token| own.get(id) != Some(token));
+        Ok(all)
+    }
+
+    /// The tokens beside the model's own vocabulary, by id.
+    fn added_tokens(&self) -> BTreeMap<u32, AddedToken> {
+        self.inner.get_added_tokens_decoder().into_iter().collect()
     }
 
     /// A tokenizer from a `tokenizer.json` alone; it knows no names of special tokens.
@@ -228,9 +310,9 @@ impl Tokenizer {
         self.inner.decode(ids, false).map_err(|e| anyhow!("cannot decode tokens: {e}"))
     }
 
-    /// The id of a token as the vocabulary spells it.
+    /// The id of a token as the vocabulary spells it; none if the model is known to have no embedding for it.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
+        self.inner.token_to_id(token).filter(|id| self.embeddings.is_none_or(|rows| (*id as usize) < rows))
     }
 
     /// One more than the largest id.
@@ -264,14 +346,26 @@ impl Tokenizer {
         inner.with_padding(None);
         let largest = inner.get_vocab(true).into_values().max();
         let vocab_size = largest.ok_or_else(|| anyhow!("the tokenizer has no tokens"))? as usize + 1;
-        Ok(Tokenizer { inner, names: SpecialTokenNames::default(), vocab_size })
+        ensure!(vocab_size <= MOST_IDS, "the tokenizer has the id {}: the file is damaged", vocab_size - 1);
+        let names = SpecialTokenNames::default();
+        Ok(Tokenizer { inner, names, vocab_size, own_size: vocab_size, embeddings: None })
     }
 
     fn encoding(&self, text: &str, add_special_tokens: bool) -> Result<Encoding> {
-        self.inner.encode(text, add_special_tokens).map_err(|e| {
-            let start: String = text.chars().take(40).collect();
-            anyhow!("the tokenizer cannot encode the text beginning {start:?}: {e}")
-        })
+        let start = || text.chars().take(40).collect::<String>();
+        let encoding = self.inner.encode(text, add_special_tokens);
+        let encoding =
+            encoding.map_err(|e| anyhow!("the tokenizer cannot encode the text beginning {:?}: {e}", start()))?;
+        let rows = self.embeddings.unwrap_or(usize::MAX);
+        if let Some(id) = encoding.get_ids().iter().find(|id| **id as usize >= rows) {
+            bail!(
+                "the text beginning {:?} has the token {:?}, which is not in tokenizer.json and for which the model has no \
+                 embedding",
+                start(),
+                self.inner.id_to_token(*id).unwrap_or_default()
+            );
+        }
+        Ok(encoding)
     }
 }
 

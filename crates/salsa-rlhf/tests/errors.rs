@@ -44,6 +44,18 @@ static PLACE: LazyLock<Place> = LazyLock::new(|| {
     place.write("text.jsonl", "{\"text\": \"A dip with garlic, please.\"}\n");
     copy(&place.path("out/reward"), &place.path("nan-reward"));
     damage(&place.path("nan-reward/model.safetensors"), last_number_is_nan);
+    for name in ["foreign-reward", "padded-reward"] {
+        copy(&place.path("out/reward"), &place.path(name));
+        let config = format!("{name}/config.json");
+        let mut json: Value = serde_json::from_slice(&place.bytes(&config)).unwrap();
+        for key in ["score_mean", "score_std"] {
+            json.as_object_mut().unwrap().remove(key).unwrap();
+        }
+        json["pad_token_id"] = json["eos_token_id"].clone();
+        place.write(&config, json.to_string());
+    }
+    fs::remove_file(place.path("padded-reward/chat_template.jinja")).unwrap();
+    place.write("padded-reward/tokenizer_config.json", "{}");
     place.write("answer.jsonl", "{\"prompt\": \"A dip, please.\", \"response\": \"No.\"}\n");
     place.write("evaluate.yaml", EVALUATE);
     place.write("faults.yaml", FAULTS);
@@ -263,6 +275,33 @@ fn one_line_names_the_thing_and_the_remedy() {
     ] {
         assert_fails(1, &line, words);
     }
+}
+
+#[test]
+fn a_reward_model_of_others_is_not_read_where_its_trainer_did_without_a_word() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let said = |line: &str, file: &str| {
+        let out = tempfile::tempdir().unwrap();
+        let output = format!(
+            "{} {}",
+            if file.is_empty() { "--output_dir" } else { "--output" },
+            out.path().join(file).display()
+        );
+        String::from_utf8(PLACE.salsa(&format!("{line} {output}")).stderr).unwrap()
+    };
+    let score = |model: &str| said(&format!("score --model {model} --input answer.jsonl"), "scores.jsonl");
+    let behind = "foreign-reward: its chat template writes \"\\n\" behind the end token";
+    assert!(score("foreign-reward").contains(behind), "{}", score("foreign-reward"));
+    let padded = "is an end token, so transformers and TRL trained it to be read at the token before";
+    assert!(score("padded-reward").contains(padded), "{}", score("padded-reward"));
+    let ours = score("out/reward");
+    assert!(!ours.contains("read at") && !ours.contains("behind the end"), "{ours}");
+    let ppo = format!(
+        "ppo --model out/sft-a --dataset out/world/prompts_train.jsonl --response_length 4 --batch_size 4 \
+         --total_episodes 4 --reward_model foreign-reward"
+    );
+    let ppo = said(&ppo, "");
+    assert_eq!(ppo.matches(behind).count(), 1, "{ppo}");
 }
 
 #[test]

@@ -6,7 +6,8 @@
 For each family a small random base:
 - `salsa sft` and `salsa reward` train adapters; PEFT loads them and gives the log-probs of `salsa logprobs` and the scores of
   `salsa score`;
-- adapters that PEFT made (ranks, rsLoRA, some or all targets, both task types) are read by Salsa, with the same numbers;
+- adapters that PEFT made (ranks, rsLoRA, some or all targets, both task types, embedding layers or none) are read by
+  Salsa, with the same numbers;
 - `salsa soup` of two adapters loads in PEFT and gives the same numbers there, and those of the mean of the merged weights;
 - `salsa merge` gives the numbers of `merge_and_unload`.
 The tolerance, 2e-5, is float32 rounding of two programs that sum in different orders, on log-probs of about 5.
@@ -160,7 +161,8 @@ def theirs_in_ours(check, base, family):
                 if "lora_" in key_ or "modules_to_save" in key_:
                     parameter.data = 0.2 * torch.randn_like(parameter)
             directory = check.where / f"theirs-{name}-{task}"
-            model.save_pretrained(directory)
+            # As PEFT does by itself where the vocabulary was resized or the base is not to be reached.
+            model.save_pretrained(directory, save_embedding_layers=name == "some")
             measure = logprobs if key == "logprobs" else scores
             check.near(f"{family}: PEFT's {name}, {task}", check.ours(command, directory, key), measure(model))
     merged = check.where / "merged"

@@ -21,9 +21,9 @@ pub fn quantiles(values: &[f64], shares: &[f64]) -> Option<Vec<f64>> {
         let place = share.clamp(0.0, 1.0) * last as f64;
         let below = sorted[place.floor() as usize];
         let above = sorted[place.ceil() as usize];
-        // A weight of zero must not turn an infinite neighbour into NaN.
+        // Neither a weight of zero nor a neighbour that is infinite too may turn an infinite number into NaN.
         let weight = place.fract();
-        if weight == 0.0 { below } else { below + weight * (above - below) }
+        if weight == 0.0 || below == above { below } else { below + weight * (above - below) }
     };
     Some(shares.iter().map(at).collect())
 }
@@ -41,6 +41,7 @@ mod tests {
         assert_eq!(quantiles(&[5.0], &[0.0, 0.3, 1.0]).expect("not empty"), [5.0; 3]);
         assert_eq!(quantiles(&[], &[0.5]), None);
         assert_eq!(quantiles(&[1.0, f64::INFINITY], &[0.0, 1.0]).expect("not empty"), [1.0, f64::INFINITY]);
+        assert_eq!(quantiles(&[f64::INFINITY; 4], &[0.5]).expect("not empty"), [f64::INFINITY]);
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! `config.json` to [`ModelSpec`], in the spellings of transformers 4 and 5.
 
 use anyhow::{Result, anyhow, bail};
-use salsa_engine::{Activation, Head, ModelSpec, NormWeight};
+use salsa_engine::{Activation, ModelSpec, NormWeight, Rope, RopeScaling};
 use serde_json::Value;
 
 use super::family::Family;
+use super::names::Named;
 use super::rope;
 
 /// No published model is near these; beyond them a config is damaged or hostile.
 const LARGEST_DIMENSION: usize = 1 << 26;
 const MOST_LAYERS: usize = 10_000;
 const MOST_PARAMETERS: u128 = 1 << 44;
+/// The classes that OpenRLHF makes, now and in its first versions; transformers has none of these names.
+const OPENRLHF_REWARD_MODELS: [&str; 2] = ["RewardModel", "LLMForSequenceRegression"];
 
 /// The family and the shape that a config describes.
 pub(super) fn parse(config: &Value) -> Result<(Family, ModelSpec)> {
@@ -36,6 +39,7 @@ pub(super) fn parse(config: &Value) -> Result<(Family, ModelSpec)> {
         _ => size("num_key_value_heads", heads)?,
     };
     let layers = size("num_hidden_layers", defaults.layers)?;
+    let rope = rope::parse(config)?;
     let spec = ModelSpec {
         vocab_size: size("vocab_size", defaults.vocab_size)?,
         hidden_size,
@@ -44,9 +48,9 @@ pub(super) fn parse(config: &Value) -> Result<(Family, ModelSpec)> {
         heads,
         kv_heads,
         head_dim,
-        max_positions: size("max_position_embeddings", defaults.max_positions)?,
+        max_positions: context(config, &rope, size("max_position_embeddings", defaults.max_positions)?)?,
         rms_norm_eps: number(config, "rms_norm_eps")?.unwrap_or(1e-6) as f32,
-        rope: rope::parse(config)?,
+        rope,
         activation: activation(config, family)?,
         norm: if family == Family::Gemma { NormWeight::OnePlus } else { NormWeight::Plain },
         embedding_scale: if family == Family::Gemma { (hidden_size as f32).sqrt() } else { 1.0 },
@@ -54,7 +58,7 @@ pub(super) fn parse(config: &Value) -> Result<(Family, ModelSpec)> {
         qk_norm: family == Family::Qwen3,
         sliding_window: sliding_window(config, family, layers)?,
         tied_embeddings: flag(config, "tie_word_embeddings")?.unwrap_or(defaults.tied_embeddings),
-        head: head(config, family)?,
+        head: named(config, family)?.head(),
     };
     refuse_absurd(&spec)?;
     Ok((family, spec))
@@ -70,7 +74,10 @@ fn family(config: &Value) -> Result<Family> {
 /// Options that would change what the model computes.
 fn refuse_unsupported(config: &Value, family: Family) -> Result<()> {
     let on = |key: &str| flag(config, key).map(|value| value == Some(true));
-    if explicit(config, "quantization_config") {
+    if config["quantization_config"]
+        .as_object()
+        .map_or(explicit(config, "quantization_config"), |keys| !keys.is_empty())
+    {
         bail!("quantization_config: quantized weights cannot be trained; use the checkpoint they were made from");
     }
     if on("attention_bias")? && family != Family::Mistral && family != Family::Qwen2 {
@@ -134,25 +141,40 @@ fn sliding_window(config: &Value, family: Family, layers: usize) -> Result<Optio
     }
 }
 
-fn head(config: &Value, family: Family) -> Result<Head> {
+/// The longest sequence: with linear scaling the model was trained on longer ones than `max_position_embeddings` says,
+/// `factor` times as long, or `max_sequence_length` (Vicuna) where that is given.
+fn context(config: &Value, rope: &Rope, written: usize) -> Result<usize> {
+    let RopeScaling::Linear { factor } = rope.scaling else { return Ok(written) };
+    match size(config, "max_sequence_length")? {
+        Some(longest) => Ok(longest),
+        None => Ok(rope::scaled_context(written, factor)),
+    }
+}
+
+/// The head that the class names of a config say.
+pub(super) fn named(config: &Value, family: Family) -> Result<Named> {
     let prefix = family.class_prefix();
     let class = match &config["architectures"] {
-        Value::Null => return Ok(Head::LanguageModel),
+        Value::Null => return Ok(Named::None),
         Value::Array(names) => names.first().and_then(Value::as_str),
         _ => None,
     };
     let class = class.ok_or_else(|| anyhow!("architectures is no list of class names"))?;
     if class == format!("{prefix}ForCausalLM") {
-        Ok(Head::LanguageModel)
-    } else if class == format!("{prefix}ForSequenceClassification") {
+        Ok(Named::LanguageModel)
+    } else if class == format!("{prefix}ForSequenceClassification") || OPENRLHF_REWARD_MODELS.contains(&class) {
         one_label(config)?;
-        Ok(Head::Scalar)
+        Ok(Named::Reward)
     } else {
-        bail!("architectures names {class}; supported are {prefix}ForCausalLM and {prefix}ForSequenceClassification")
+        bail!(
+            "architectures names {class}; supported are {prefix}ForCausalLM, {prefix}ForSequenceClassification and \
+             OpenRLHF's {}",
+            OPENRLHF_REWARD_MODELS.join(" and ")
+        )
     }
 }
 
-fn one_label(config: &Value) -> Result<()> {
+pub(super) fn one_label(config: &Value) -> Result<()> {
     let named = config["id2label"].as_object().map(serde_json::Map::len);
     match named.or(size(config, "num_labels")?) {
         None | Some(1) => Ok(()),
@@ -176,6 +198,13 @@ fn refuse_absurd(spec: &ModelSpec) -> Result<()> {
     }
     if spec.layers == 0 || spec.layers > MOST_LAYERS {
         bail!("num_hidden_layers is {}: expected 1 to {MOST_LAYERS}", spec.layers);
+    }
+    let most_positions = u32::MAX as usize;
+    for (key, value) in [("max_position_embeddings", Some(spec.max_positions)), ("sliding_window", spec.sliding_window)]
+    {
+        if let Some(value) = value.filter(|value| *value == 0 || *value > most_positions) {
+            bail!("{key} is {value}: expected 1 to {most_positions}");
+        }
     }
     if !(spec.rms_norm_eps > 0.0 && spec.rms_norm_eps < 1.0) {
         bail!("rms_norm_eps is {}: expected a small positive number", spec.rms_norm_eps);

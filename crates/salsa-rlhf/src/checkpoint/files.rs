@@ -12,8 +12,12 @@ use serde_json::Value;
 
 use super::dtype::Dtype;
 use super::family::Family;
-use super::read_json;
+use super::names::{self, Named};
+use super::{config, read_json};
 use crate::input;
+
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Where a tensor is and what the header says about it.
 #[derive(Clone, Debug)]
@@ -24,12 +28,22 @@ pub(super) struct Entry {
     bytes: Range<usize>,
 }
 
+impl Entry {
+    /// The shape in the header.
+    pub(super) fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+}
+
 /// The tensors of a checkpoint's files, by name.
 #[derive(Debug)]
 pub(super) struct Files {
     paths: Vec<PathBuf>,
     entries: BTreeMap<String, Entry>,
     dir: PathBuf,
+    /// Tensors that the index names and no file has, and the files they should be in. The model may need none of them.
+    absent: BTreeMap<String, String>,
+    ignored: Vec<String>,
 }
 
 /// A tensor of the model in its file.
@@ -50,12 +64,14 @@ pub(super) struct Stored {
     pub names: Vec<String>,
     /// An `lm_head.weight` beside tied embeddings.
     pub tied_copy: Option<Placed>,
+    /// A line for each kind of tensor that was passed over.
+    pub ignored: Vec<String>,
 }
 
 /// Reads the headers of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
 pub(super) fn list(dir: &Path, family: Family, head: Head) -> Result<Files> {
-    let (single, index) = (dir.join("model.safetensors"), dir.join("model.safetensors.index.json"));
-    let mut files = Files { paths: Vec::new(), entries: BTreeMap::new(), dir: dir.to_path_buf() };
+    let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+    let mut files = Files::none(dir);
     if single.exists() {
         files.add(single)?;
         return Ok(files);
@@ -80,16 +96,18 @@ pub(super) fn list(dir: &Path, family: Family, head: Head) -> Result<Files> {
         }
         files.add(path)?;
     }
-    for (tensor, shard) in &map {
-        let held = files.entries.get(tensor).map(|entry| &files.paths[entry.file]);
-        if held.is_none_or(|path| path.file_name().is_none_or(|name| name != shard.as_str())) {
-            bail!("{} says that {tensor} is in {shard}, but it is not: download the checkpoint again", index.display());
+    for (tensor, shard) in map {
+        let tensor = names::plain(&tensor);
+        match files.entries.get(&tensor).map(|entry| &files.paths[entry.file]) {
+            None => drop(files.absent.insert(tensor, shard)),
+            Some(path) if path.file_name().is_some_and(|name| name == shard.as_str()) => {}
+            Some(_) => bail!("{}", files.not_where_the_index_says(&tensor, &shard)),
         }
     }
     Ok(files)
 }
 
-fn weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
+pub(super) fn weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
     let json = read_json(index)?;
     let map = json["weight_map"].as_object().ok_or_else(|| anyhow!("{} has no weight_map", index.display()))?;
     let pair = |(tensor, file): (&String, &Value)| {
@@ -138,9 +156,19 @@ impl Files {
 
     /// The tensors of one file.
     pub(super) fn of(dir: &Path, path: PathBuf) -> Result<Files> {
-        let mut files = Files { paths: Vec::new(), entries: BTreeMap::new(), dir: dir.to_path_buf() };
+        let mut files = Files::none(dir);
         files.add(path)?;
         Ok(files)
+    }
+
+    fn none(dir: &Path) -> Files {
+        Files {
+            paths: Vec::new(),
+            entries: BTreeMap::new(),
+            dir: dir.to_path_buf(),
+            absent: BTreeMap::new(),
+            ignored: Vec::new(),
+        }
     }
 
     /// Names of tensors and where they are.
@@ -165,30 +193,89 @@ impl Files {
                 shape: info.shape.clone(),
                 bytes: start + info.data_offsets.0..start + info.data_offsets.1,
             };
-            if let Some(other) = self.entries.get(&name) {
-                bail!("{name} is in {} and again in {}: remove one", self.paths[other.file].display(), path.display());
+            let plain = names::plain(&name);
+            if let Some(other) = self.entries.get(&plain) {
+                let first = self.paths.get(other.file).unwrap_or(&path);
+                bail!("{plain} is in {} and again in {}: remove one", first.display(), path.display());
             }
-            self.entries.insert(name, entry);
+            self.entries.insert(plain, entry);
         }
         self.paths.push(path);
         Ok(())
     }
 
+    /// The model's shape with the head that its tensors and the class names of its config make; a head of another name
+    /// becomes `score.weight`.
+    ///
+    /// # Errors
+    /// When what the tensors make a reward model has several labels.
+    pub(super) fn with_found_head(&mut self, spec: ModelSpec, named: Named, config: &Value) -> Result<ModelSpec> {
+        let score = names::of_score(config).into_iter().find(|name| self.has(name));
+        let Some(score) = score else { return Ok(spec) };
+        let headless = !self.has("lm_head.weight") && !(spec.tied_embeddings && named == Named::LanguageModel);
+        let is_reward_model = named == Named::Reward || headless;
+        if score != "score.weight" {
+            if !is_reward_model {
+                return Ok(spec);
+            }
+            let entry = self.entries.remove(&score).expect("it was found");
+            self.entries.insert("score.weight".to_owned(), entry);
+        }
+        match (named, is_reward_model) {
+            (Named::Reward, _) => Ok(spec),
+            (_, true) => {
+                config::one_label(config)?;
+                self.ignored.push(format!(
+                    "{}: {}, but there is {score} and no lm_head.weight: it is read as a reward model",
+                    self.dir.display(),
+                    if named == Named::None {
+                        "config.json names no architectures"
+                    } else {
+                        "architectures names a language model"
+                    },
+                ));
+                Ok(spec.with_head(Head::Scalar))
+            }
+            (_, false) => Ok(spec.with_head(Head::LanguageModelWithValue)),
+        }
+    }
+
+    /// Takes out the tensors of these names, and notes why.
+    fn ignore(&mut self, why: &str, is_one: impl Fn(&str) -> bool) {
+        let mut found: Vec<String> = self.entries.keys().filter(|name| is_one(name)).cloned().collect();
+        self.entries.retain(|name, _| !is_one(name));
+        if found.is_empty() {
+            return;
+        }
+        let more = found.split_off(found.len().min(3)).len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        self.ignored.push(format!("{}: {}{more} ignored: {why}", self.dir.display(), found.join(", ")));
+    }
+
     /// Finds every tensor of the model, in its shape and a type that can be read, and refuses others.
     pub(super) fn match_with(mut self, spec: &ModelSpec) -> Result<Stored> {
+        let embedding = "model.embed_tokens.weight";
+        if spec.tied_embeddings && !self.has(embedding) {
+            // Of two names for one tensor it was stored under the other.
+            let entry = self.entries.remove("lm_head.weight");
+            self.entries.extend(entry.map(|entry| (embedding.to_owned(), entry)));
+        }
         let expected = spec.tensors();
         let mut tensors = Vec::with_capacity(expected.len());
         for tensor in &expected {
             let entry = self.entries.remove(&tensor.name).ok_or_else(|| self.missing(&tensor.name, spec))?;
             tensors.push(self.place(&tensor.name, &tensor.shape, &entry)?);
         }
-        let tied_copy = match self.entries.remove("lm_head.weight") {
-            Some(entry) if spec.head != Head::Scalar => {
-                Some(self.place("lm_head.weight", &[spec.vocab_size, spec.hidden_size], &entry)?)
-            }
-            _ => None,
-        };
-        self.entries.retain(|name, _| !name.ends_with(".rotary_emb.inv_freq"));
+        self.ignore("rotary frequencies are computed from config.json", |name| name.ends_with(".rotary_emb.inv_freq"));
+        if spec.head == Head::Scalar {
+            self.ignore("a reward model has no use for it", |name| name == "lm_head.weight");
+        } else {
+            self.ignore("the value head of a PPO is no part of the language model", |name| name.starts_with("v_head."));
+        }
+        let tied_copy = self.entries.remove("lm_head.weight");
+        let tied_copy = tied_copy
+            .map(|entry| self.place("lm_head.weight", &[spec.vocab_size, spec.hidden_size], &entry))
+            .transpose()?;
         if let Some((name, entry)) = self.entries.iter().next() {
             bail!(
                 "{} has the tensor {name}{}, which the model that config.json describes does not have: the result would be wrong without it",
@@ -197,7 +284,7 @@ impl Files {
             );
         }
         let names = expected.into_iter().map(|tensor| tensor.name).collect();
-        Ok(Stored { paths: self.paths, tensors, names, tied_copy })
+        Ok(Stored { paths: self.paths, tensors, names, tied_copy, ignored: self.ignored })
     }
 
     pub(super) fn place(&self, name: &str, shape: &[usize], entry: &Entry) -> Result<Placed> {
@@ -214,9 +301,15 @@ impl Files {
         Ok(Placed { file: entry.file, dtype, bytes: entry.bytes.clone() })
     }
 
+    fn not_where_the_index_says(&self, tensor: &str, shard: &str) -> String {
+        let index = self.dir.join(INDEX);
+        format!("{} says that {tensor} is in {shard}, but it is not: download the checkpoint again", index.display())
+    }
+
     fn missing(&self, name: &str, spec: &ModelSpec) -> anyhow::Error {
         let dir = self.dir.display();
         match name {
+            _ if self.absent.contains_key(name) => anyhow!(self.not_where_the_index_says(name, &self.absent[name])),
             "score.weight" => {
                 let found: Vec<&str> = self
                     .entries

@@ -44,17 +44,11 @@ pub fn init(config: &Path, tokenizer: Option<&Path>, dir: &Path, seed: u64, opti
     let (tokens, companions) = match tokenizer {
         None => (SpecialTokens::read(dir, &described)?, Companions::none()),
         Some(from) => {
-            let known = Tokenizer::from_dir(from)?;
-            if known.vocab_size() > spec.vocab_size {
-                bail!(
-                    "the tokenizer of {} has {} ids, the model only {} embeddings; raise vocab_size in {}",
-                    from.display(),
-                    known.vocab_size(),
-                    spec.vocab_size,
-                    config.display()
-                );
-            }
-            (SpecialTokens::from_dir(from)?, Companions::from_dir(from)?)
+            let fits = Tokenizer::from_dir(from)?.for_embeddings(spec.vocab_size);
+            fits.with_context(|| format!("{} (raise vocab_size in {})", from.display(), config.display()))?;
+            let mut tokens = SpecialTokens::from_dir(from)?;
+            tokens.pad = tokens.pad.filter(|pad| (*pad as usize) < spec.vocab_size);
+            (tokens, Companions::from_dir(from)?)
         }
     };
     let (dtype, max_shard_bytes) = options;

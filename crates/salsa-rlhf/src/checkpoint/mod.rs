@@ -1,17 +1,21 @@
 //! Checkpoints: Hugging Face model directories, opened, checked, read and written.
 
 mod companions;
+mod complete;
 mod config;
 mod dtype;
 mod family;
 mod files;
+mod ignored;
 mod init;
+mod names;
 mod peft;
 pub(crate) mod positioned;
 mod raw;
 mod read;
 mod rope;
 mod save_config;
+mod scores;
 mod stored_weights;
 #[cfg(test)]
 mod tests;
@@ -21,10 +25,11 @@ mod writer;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use salsa_engine::{Head, ModelSpec};
+use salsa_engine::ModelSpec;
 use serde_json::Value;
 
 pub use self::companions::Companions;
+pub(crate) use self::complete::missing_file;
 pub use self::dtype::Dtype;
 pub(crate) use self::dtype::round_to_bf16;
 pub use self::family::Family;
@@ -67,6 +72,8 @@ pub struct Checkpoint {
     dir: PathBuf,
     stored: Stored,
     adapter: Option<PeftAdapter>,
+    /// Mean and standard deviation of the scores.
+    scores: Option<(f64, f64)>,
 }
 
 impl Checkpoint {
@@ -79,10 +86,12 @@ impl Checkpoint {
     /// Opens a model directory: reads `config.json` and the headers of the safetensors files, and checks that every
     /// tensor of the model is there in its shape, and no tensor that would change what the model computes.
     ///
-    /// Ignored are `…rotary_emb.inv_freq` (recomputed), and `lm_head.weight` of a reward model (unused) or of a model
-    /// with tied embeddings (a copy; that it is one is checked when the weights are read).
+    /// Ignored, with a line on stderr, are `…rotary_emb.inv_freq` (recomputed), `lm_head.weight` of a reward model (unused),
+    /// and `v_head.…` of a language model (the critic of a PPO that is over). With tied embeddings `lm_head.weight` is a
+    /// copy; that it is one is checked when the weights are read. Names may carry what torch.compile, FSDP and DDP add.
     ///
-    /// A language model that has a `score.weight` besides is [`Head::LanguageModelWithValue`].
+    /// A language model that has a `score.weight` besides is a [`salsa_engine::Head::LanguageModelWithValue`]; with a
+    /// `score.weight` and no language-model head it is a reward model, whatever class the config names.
     ///
     /// # Errors
     /// Anything that is missing, damaged or not supported, named with its file, tensor or key, and what to do.
@@ -91,15 +100,23 @@ impl Checkpoint {
             return Checkpoint::open_adapted(dir);
         }
         let config = read_config(dir)?;
-        let (family, mut spec) =
-            config::parse(&config).with_context(|| format!("in {}", dir.join("config.json").display()))?;
-        let files = files::list(dir, family, spec.head)?;
-        if spec.head == Head::LanguageModel && files.has("score.weight") {
-            spec = spec.with_head(Head::LanguageModelWithValue);
-        }
+        let in_config = || format!("in {}", dir.join("config.json").display());
+        let (family, spec) = config::parse(&config).with_context(in_config)?;
+        let mut files = files::list(dir, family, spec.head)?;
+        let spec = files.with_found_head(spec, config::named(&config, family)?, &config).with_context(in_config)?;
         spec.validate().map_err(|e| anyhow!("{}: {e}", dir.join("config.json").display()))?;
         let stored = files.match_with(&spec)?;
+        stored.ignored.iter().for_each(|line| ignored::say(line));
         let tokens = SpecialTokens::read(dir, &config)?;
+        if let Some(end) = tokens.eos.iter().find(|end| **end as usize >= spec.vocab_size) {
+            bail!(
+                "{}: the end token {end} (eos_token_id) is none of the model's {} tokens: set it to the token that ends \
+                 responses",
+                dir.display(),
+                spec.vocab_size
+            );
+        }
+        let scores = scores::normalization(&config, spec.head).with_context(in_config)?;
         Ok(Checkpoint {
             family,
             spec,
@@ -109,6 +126,7 @@ impl Checkpoint {
             dir: dir.to_path_buf(),
             stored,
             adapter: None,
+            scores,
         })
     }
 
@@ -136,42 +154,18 @@ impl Checkpoint {
         self.adapter.as_ref().map_or(&self.dir, |adapter| &adapter.base_dir)
     }
 
-    /// The mean and standard deviation of a reward model's scores on the data it was made for, by which they are
-    /// normalised: `score_mean` and `score_std` of `config.json`, or OpenRLHF's `mean` and `std`.
-    pub fn score_normalization(&self) -> Option<(f64, f64)> {
-        let number = |key: &str| self.config[key].as_f64();
-        let pair = |mean: &str, std: &str| Some((number(mean)?, number(std)?));
-        pair("score_mean", "score_std").or_else(|| pair("mean", "std")).filter(|(_, std)| *std > 0.0)
-    }
-
-    /// Whether transformers, and so TRL, reads the score of this reward model at the token before the end: its end token is
-    /// its padding too, and they take the last token that is no padding. Models whose scores are normalised are not theirs.
-    pub fn is_scored_before_the_end(&self) -> bool {
-        let pad = ids(&self.config["pad_token_id"]).first().copied();
-        let theirs = self.adapter.is_none() && self.score_normalization().is_none();
-        self.spec.head == Head::Scalar && theirs && pad.is_some() && pad == self.tokens.eos.first().copied()
-    }
-
     /// Where tokenizer and companions are: the checkpoint's folder; for an adapter without a tokenizer that of its base.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The tokenizer of the directory, which may have fewer tokens than the embedding has rows, not more.
+    /// The tokenizer of the directory, for this model ([`Tokenizer::for_embeddings`]).
     ///
     /// # Errors
     /// When there is none, or it has ids that the model has no embedding for.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let tokenizer = Tokenizer::from_dir(&self.dir)?;
-        if tokenizer.vocab_size() > self.spec.vocab_size {
-            bail!(
-                "{}: the tokenizer has ids up to {} but the model has embeddings for {} tokens: they do not belong together",
-                self.dir.display(),
-                tokenizer.vocab_size() - 1,
-                self.spec.vocab_size
-            );
-        }
-        Ok(tokenizer)
+        tokenizer.for_embeddings(self.spec.vocab_size).with_context(|| self.dir.display().to_string())
     }
 }
 
@@ -199,11 +193,13 @@ impl SpecialTokens {
         let path = dir.join("generation_config.json");
         let generation = if path.exists() { read_json(&path)? } else { Value::Null };
         let mut tokens = SpecialTokens::default();
-        for source in [&generation, config] {
-            tokens.bos = tokens.bos.or(ids(&source["bos_token_id"]).first().copied());
-            tokens.pad = tokens.pad.or(ids(&source["pad_token_id"]).first().copied());
+        for (file, source) in [("generation_config.json", &generation), ("config.json", config)] {
+            let ids = |key: &str| ids(source, key).with_context(|| format!("in {}", dir.join(file).display()));
+            tokens.bos = tokens.bos.or(ids("bos_token_id")?.first().copied());
+            tokens.pad = tokens.pad.or(ids("pad_token_id")?.first().copied());
+            let eos = ids("eos_token_id")?;
             if tokens.eos.is_empty() {
-                tokens.eos = ids(&source["eos_token_id"]);
+                tokens.eos = eos;
             }
         }
         if dir.join("tokenizer.json").exists()
@@ -211,7 +207,9 @@ impl SpecialTokens {
         {
             let tokenizer = Tokenizer::from_dir(dir)?;
             tokens.bos = tokens.bos.or(tokenizer.bos());
-            tokens.pad = tokens.pad.or(tokenizer.pad());
+            // A padding token that no embedding is left for must not come into a config.
+            let rows = config["vocab_size"].as_u64().unwrap_or(u64::MAX);
+            tokens.pad = tokens.pad.or(tokenizer.pad().filter(|pad| u64::from(*pad) < rows));
             if tokens.eos.is_empty() {
                 tokens.eos = tokenizer.eos().into_iter().collect();
             }
@@ -220,12 +218,17 @@ impl SpecialTokens {
     }
 }
 
-/// One id or a list of them; negative ones mean none.
-fn ids(value: &Value) -> Vec<u32> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match value {
-        Value::Array(list) => list.iter().filter_map(id).collect(),
-        one => id(one).into_iter().collect(),
+/// One id or a list of them; null and negative ones mean none.
+fn ids(config: &Value, key: &str) -> Result<Vec<u32>> {
+    let id = |value: &Value| match (value.as_u64().map(u32::try_from), value.as_i64()) {
+        (Some(Ok(id)), _) => Ok(Some(id)),
+        (None, Some(_)) => Ok(None),
+        _ if value.is_null() => Ok(None),
+        _ => Err(anyhow!("{key} is {}: expected the id of a token, or a list of ids", config[key])),
+    };
+    match &config[key] {
+        Value::Array(list) => list.iter().filter_map(|value| id(value).transpose()).collect(),
+        one => Ok(id(one)?.into_iter().collect()),
     }
 }
 

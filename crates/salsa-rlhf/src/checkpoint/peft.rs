@@ -17,11 +17,11 @@ pub(crate) use self::merge::Delta;
 pub use self::merge::merge;
 pub use self::save::{AdapterToSave, save_adapter};
 use self::tensors::Factors;
-use super::{Checkpoint, read_json};
+use super::{Checkpoint, read_json, scores};
 use crate::hub;
 
 const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
 /// Mean and deviation of a reward model's scores, which have no place in PEFT's file.
 const SCORES: &str = "score_normalization.json";
 
@@ -182,10 +182,13 @@ impl Checkpoint {
         }
         base.spec = base.spec.with_head(adapter.head);
         adapter.check(&base.spec)?;
-        if let (Some((mean, std)), Value::Object(config)) = (adapter.score_normalization()?, &mut base.config) {
+        adapter.factors.check_copies(&base)?;
+        let own = adapter.score_normalization()?;
+        if let (Some((mean, std)), Value::Object(config)) = (own, &mut base.config) {
             config.insert("score_mean".to_owned(), json!(mean));
             config.insert("score_std".to_owned(), json!(std));
         }
+        base.scores = own.or(scores::normalization(&base.config, adapter.head)?);
         if fs::exists(dir.join("tokenizer.json")).unwrap_or(false) {
             base.dir = dir.to_path_buf();
         }

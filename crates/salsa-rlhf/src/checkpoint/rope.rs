@@ -1,12 +1,15 @@
 //! Rotary positions in `config.json`: `rope_theta` and `rope_scaling` of transformers 4, `rope_parameters` of 5.
 
-use anyhow::{Result, anyhow, bail};
-use salsa_engine::{Rope, RopeScaling};
+use anyhow::{Result, anyhow, bail, ensure};
+use salsa_engine::{ModelSpec, Rope, RopeScaling};
 use serde_json::{Map, Value, json};
 
 use super::config::number;
 
 const DEFAULT_THETA: f64 = 10_000.0;
+/// Frequencies are computed in float32, where numbers far beyond these have no finite reciprocal or are 0.
+const LARGEST_THETA: f64 = 1e30;
+const FACTORS: std::ops::RangeInclusive<f64> = 1e-3..=1e9;
 
 /// Reads either spelling. Where both are there transformers 5 lets `rope_scaling` win, so this does too.
 pub(super) fn parse(config: &Value) -> Result<Rope> {
@@ -24,8 +27,8 @@ pub(super) fn parse(config: &Value) -> Result<Rope> {
         Some(theta) => theta,
         None => number(config, "rope_theta")?.unwrap_or(DEFAULT_THETA),
     };
-    if theta <= 0.0 {
-        bail!("rope_theta is {theta}: expected a positive number");
+    if !(1.0..=LARGEST_THETA).contains(&theta) {
+        bail!("rope_theta is {theta}: expected 1 to {LARGEST_THETA:e}");
     }
     if let Some(part) = number(table, "partial_rotary_factor").map_err(within)?.filter(|part| *part != 1.0) {
         bail!("{key}: partial_rotary_factor is {part}: only whole heads can be rotated");
@@ -39,26 +42,50 @@ fn scaling(table: &Value) -> Result<RopeScaling> {
         let value = number(table, key)?.ok_or_else(|| anyhow!("{key} is missing, which rope type {kind:?} needs"))?;
         if value > 0.0 { Ok(value) } else { Err(anyhow!("{key} is {value}: expected a positive number")) }
     };
+    let ratio = |key: &str| {
+        let value = positive(key)?;
+        ensure!(FACTORS.contains(&value), "{key} is {value}: expected {} to {:e}", FACTORS.start(), FACTORS.end());
+        Ok(value)
+    };
     match kind {
         "default" => Ok(RopeScaling::None),
-        "linear" => Ok(RopeScaling::Linear { factor: positive("factor")? }),
+        "linear" => Ok(RopeScaling::Linear { factor: ratio("factor")? }),
         "llama3" => {
             let positions = positive("original_max_position_embeddings")?;
             if positions.fract() != 0.0 || positions > 1e12 {
                 bail!("original_max_position_embeddings is {positions}: expected a whole number");
             }
-            let (low_freq_factor, high_freq_factor) = (positive("low_freq_factor")?, positive("high_freq_factor")?);
+            let (low_freq_factor, high_freq_factor) = (ratio("low_freq_factor")?, ratio("high_freq_factor")?);
             if low_freq_factor >= high_freq_factor {
                 bail!("low_freq_factor {low_freq_factor} must be below high_freq_factor {high_freq_factor}");
             }
             Ok(RopeScaling::Llama3 {
-                factor: positive("factor")?,
+                factor: ratio("factor")?,
                 low_freq_factor,
                 high_freq_factor,
                 original_max_positions: positions as usize,
             })
         }
         other => bail!("rope type {other:?} is not supported; supported are default, linear and llama3"),
+    }
+}
+
+/// The context of a model with linear scaling whose config says `max_position_embeddings: written`.
+pub(super) fn scaled_context(written: usize, factor: f64) -> usize {
+    (written as f64 * factor.max(1.0)) as usize
+}
+
+/// Writes the context so that it is read as the same: `max_position_embeddings`, without the factor of linear scaling, and
+/// `max_sequence_length` where the two do not determine it.
+pub(super) fn write_context(spec: &ModelSpec, config: &mut Map<String, Value>) {
+    let RopeScaling::Linear { factor } = spec.rope.scaling else {
+        config.insert("max_position_embeddings".into(), json!(spec.max_positions));
+        return;
+    };
+    let written = (spec.max_positions as f64 / factor.max(1.0)).ceil() as usize;
+    config.insert("max_position_embeddings".into(), json!(written));
+    if scaled_context(written, factor) != spec.max_positions {
+        config.insert("max_sequence_length".into(), json!(spec.max_positions));
     }
 }
 

@@ -34,7 +34,8 @@ pub(super) fn config(
     set("num_key_value_heads", json!(spec.kv_heads));
     set("head_dim", json!(spec.head_dim));
     set("hidden_act", json!(activation));
-    set("max_position_embeddings", json!(spec.max_positions));
+    rope::write_context(spec, &mut config);
+    let mut set = |key: &str, value: Value| drop(config.insert(key.to_string(), value));
     set("rms_norm_eps", shortest(spec.rms_norm_eps));
     set("tie_word_embeddings", json!(spec.tied_embeddings));
     set("initializer_range", json!(0.02));

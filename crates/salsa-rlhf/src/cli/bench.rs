@@ -13,8 +13,8 @@ use super::print;
 use crate::{
     checkpoint,
     stage::{
-        arguments::ComputeType,
         device::{self, Choice as DeviceChoice},
+        keys::ComputeType,
         memory::available::peak_mib,
     },
 };

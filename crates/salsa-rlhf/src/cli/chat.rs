@@ -13,11 +13,11 @@ use crate::{
     hub,
     stage::{
         StageContext,
-        arguments::ComputeType,
-        chat_arguments::ChatArguments,
         device::Choice as DeviceChoice,
+        keys::ComputeType,
         memory::{Knobs, Need, Responses, Saving, part, shape},
-        start::{Found, Frozen},
+        models::frozen::{Found, Frozen},
+        text::chat_arguments::ChatArguments,
     },
 };
 

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{merge::dtype, print};
 use crate::{
     checkpoint::{self, Dtype},
-    stage::soup::byte_size::ByteSize,
+    stage::keys::ByteSize,
 };
 
 /// A shape, and where its random weights go.

@@ -9,7 +9,7 @@ use crate::{
     chat::TemplateArguments,
     config::Usage,
     hub,
-    stage::{
+    stage::text::{
         chat_arguments::{ChatArguments, TextPrompts},
         encoder::Encoder,
     },

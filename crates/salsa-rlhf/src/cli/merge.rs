@@ -7,7 +7,7 @@ use serde_json::json;
 use super::print;
 use crate::{
     checkpoint::{self, Checkpoint, Dtype},
-    stage::soup::byte_size::ByteSize,
+    stage::keys::ByteSize,
 };
 
 /// An adapter and where the model goes.

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, fs};
 use serde::Deserialize;
 
 use super::*;
-use crate::stage::{kinds::find, ppo::PpoConfig, sft::SftConfig};
+use crate::stage::{kinds::find, rl::ppo::PpoConfig, supervised::sft::SftConfig};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

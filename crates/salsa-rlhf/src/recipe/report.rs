@@ -12,7 +12,11 @@ use crate::{
     config::names::plain,
     input, metrics,
     report::{Arm, Ordered, Report, Run, label},
-    stage::{evaluate::EVALUATION, kinds, landscape::LANDSCAPE, record::Record},
+    stage::{
+        eval::{evaluate::EVALUATION, landscape::LANDSCAPE},
+        kinds,
+        lifecycle::record::Record,
+    },
 };
 
 /// `resolved.json`, as far as the report needs it.

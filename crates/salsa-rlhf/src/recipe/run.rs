@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::Recipe;
 use crate::{
     atomic,
-    stage::{Outcome, StageContext, inputs::Input, run_stage},
+    stage::{Outcome, StageContext, lifecycle::inputs::Input, run_stage},
 };
 
 impl Recipe {

@@ -15,7 +15,7 @@ use salsa_engine::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{arguments::ComputeType, memory};
+use super::{keys::ComputeType, memory};
 use crate::config::Usage;
 
 /// The variable that answers for `auto`.

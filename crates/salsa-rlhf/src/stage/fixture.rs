@@ -9,10 +9,12 @@ use serde_json::{Value, json};
 
 use super::{
     StageContext, Talk,
-    arguments::TrainingArguments,
-    next_token::{NextToken, Sequence},
-    pretrain::{self, PretrainConfig},
-    source::DataSource,
+    supervised::{
+        arguments::TrainingArguments,
+        next_token::NextToken,
+        pretrain::{self, PretrainConfig},
+    },
+    text::{sequence::Sequence, source::DataSource},
 };
 use crate::checkpoint::{Checkpoint, Companions, SaveOptions, save};
 

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use super::{
     StageContext,
-    arguments::ComputeType,
     device::{self, Choice as DeviceChoice},
+    keys::ComputeType,
 };
 use crate::{
     config::{

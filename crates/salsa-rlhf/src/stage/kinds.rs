@@ -2,9 +2,14 @@
 use serde_json::Value;
 
 use super::{
-    StageContext, dpo, evaluate, generate,
+    StageContext,
+    eval::{evaluate, landscape, winrate},
     kind::{Kind, Product, Stage},
-    kitchen, landscape, logprobs, ppo, pretrain, reward, score, sft, soup, winrate,
+    kitchen,
+    lines::{generate, logprobs, score},
+    rl::ppo,
+    soup,
+    supervised::{dpo, pretrain, reward, sft},
 };
 
 /// `"name" => module::Config, what it leaves;` — the module's `run` does the work, the configuration's `validate` checks it.

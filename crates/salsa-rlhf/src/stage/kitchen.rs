@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{StageContext, arguments::check_count};
+use super::{StageContext, keys::check_count};
 use crate::world::{self, Sizes};
 
 /// How much of the toy world is written.

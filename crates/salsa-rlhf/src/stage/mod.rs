@@ -15,55 +15,28 @@ use std::{
 
 use anyhow::Context;
 
-pub mod arguments;
-pub mod bases;
-pub mod chat_arguments;
 pub mod device;
-pub mod dpo;
-pub mod encoder;
-pub mod evaluate;
-mod exam;
+pub mod eval;
 #[cfg(test)]
 mod fixture;
-pub mod generate;
-mod held_out;
-pub mod inputs;
+pub mod gold;
+pub mod keys;
 pub mod kind;
 pub mod kinds;
 pub mod kitchen;
-pub mod landscape;
-pub mod lock;
-pub mod logprobs;
-pub mod lora;
+pub mod lifecycle;
+pub mod lines;
 pub mod memory;
-pub mod model_source;
-pub mod next_token;
-pub mod order;
-pub mod overlong;
-pub mod pairs;
-pub mod ppo;
-pub mod pretrain;
-mod prompts;
-pub mod record;
-pub mod reference;
-pub mod resume;
-pub mod reward;
-pub(crate) mod reward_model;
-pub mod rows;
-pub mod runner;
-pub mod score;
-pub mod sft;
-pub mod slice;
+pub mod models;
+pub mod rl;
+pub mod rollout;
 pub mod soup;
-pub mod source;
-pub mod start;
-pub mod tally;
+pub mod supervised;
 #[cfg(test)]
 mod tests;
-pub mod trainer;
-pub mod winrate;
+pub mod text;
 
-pub use runner::{Outcome, run_stage};
+pub use lifecycle::runner::{Outcome, run_stage};
 
 /// What a stage may ask of its surroundings.
 #[derive(Clone, Debug, Default)]

@@ -13,14 +13,20 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{StageContext, arguments::WeightType, record::Record, runner::mark_done};
-use crate::checkpoint::{Dtype, Durability, NewTensor, Writer, write_file};
-use crate::config::paths::{ModelPath, Places, TemplateChoice};
+use super::{
+    StageContext,
+    keys::WeightType,
+    lifecycle::{record::Record, runner::mark_done},
+};
+use crate::{
+    checkpoint::{Dtype, Durability, NewTensor, Writer, write_file},
+    config::paths::{ModelPath, Places, TemplateChoice},
+    stage::keys::ByteSize,
+};
 
 pub mod adapters;
 pub mod arithmetic;
 mod bf16;
-pub mod byte_size;
 mod chat_template;
 mod digest;
 pub mod geometry;
@@ -33,10 +39,8 @@ mod rule;
 pub mod setting;
 #[cfg(test)]
 mod tests;
-pub(super) mod tokenizers;
 
 use arithmetic::{Arithmetic, Method};
-pub use byte_size::ByteSize;
 use geometry::Geometry;
 use greedy::{GreedyConfig, Selection};
 use ingredients::Ingredients;

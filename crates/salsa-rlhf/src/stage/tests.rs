@@ -6,16 +6,20 @@ use serde_json::{Value, json};
 
 use super::{
     Interrupted, StageContext,
-    arguments::TrainingArguments,
-    dpo::{self, DpoConfig, DpoLoss},
     fixture::{self, quiet},
-    generate::{self, GenerateConfig},
-    logprobs::{self, LogprobsConfig},
-    pretrain::{self, PretrainConfig},
-    reward::{self, RewardConfig},
-    score::{self, ScoreConfig},
-    sft::{self, SftConfig},
-    source::DataSource,
+    lines::{
+        generate::{self, GenerateConfig},
+        logprobs::{self, LogprobsConfig},
+        score::{self, ScoreConfig},
+    },
+    supervised::{
+        arguments::TrainingArguments,
+        dpo::{self, DpoConfig, DpoLoss},
+        pretrain::{self, PretrainConfig},
+        reward::{self, RewardConfig},
+        sft::{self, SftConfig},
+    },
+    text::source::DataSource,
 };
 use crate::checkpoint::Checkpoint;
 

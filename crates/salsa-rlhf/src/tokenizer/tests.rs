@@ -1,6 +1,10 @@
 //! Training, saving, loading, offsets, and the real tokenizers where they are.
 
+mod declared;
+
 use std::fs;
+
+use serde_json::Value;
 
 use super::*;
 
@@ -78,14 +82,15 @@ fn a_saved_tokenizer_is_the_same() {
 #[test]
 fn names_are_read_in_both_spellings() {
     let dir = tempfile::tempdir().unwrap();
-    let config = r#"{"bos_token":{"content":"<s>","lstrip":false},"eos_token":"</s>","pad_token":null}"#;
-    std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
-    std::fs::write(dir.path().join("special_tokens_map.json"), r#"{"pad_token":"<pad>","eos_token":"no"}"#).unwrap();
-    let names = SpecialTokenNames::from_dir(dir.path()).unwrap();
-    assert_eq!(
-        names,
-        SpecialTokenNames { bos: Some("<s>".into()), eos: Some("</s>".into()), pad: Some("<pad>".into()) }
-    );
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let names =
+        |eos: &str| SpecialTokenNames { bos: Some("<s>".into()), eos: Some(eos.into()), pad: Some("<pad>".into()) };
+    write("special_tokens_map.json", r#"{"pad_token":"<pad>","eos_token":{"content":"<end>","lstrip":false}}"#);
+    let config = r#""bos_token":{"content":"<s>","lstrip":false},"eos_token":"</s>","pad_token":null"#;
+    write("tokenizer_config.json", &format!("{{{config}}}"));
+    assert_eq!(SpecialTokenNames::from_dir(dir.path()).unwrap(), names("<end>"));
+    write("tokenizer_config.json", &format!(r#"{{{config},"added_tokens_decoder":{{}}}}"#));
+    assert_eq!(SpecialTokenNames::from_dir(dir.path()).unwrap(), names("</s>"));
 }
 
 #[test]
@@ -101,8 +106,8 @@ fn refusals() {
     assert!(error.contains("tokenizer.json is no valid"), "{error}");
     trained().save(dir.path(), &SpecialTokenNames::default(), None).unwrap();
     std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token":"</s>"}"#).unwrap();
-    let error = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("\"</s>\""), "{error}");
+    let error = format!("{:#}", Tokenizer::from_dir(dir.path()).unwrap_err());
+    assert!(error.contains("names the special token \"</s>\", which tokenizer.json does not have"), "{error}");
 }
 
 /// A tokenizer whose post-processor puts `<s>` first, as Llama's does.

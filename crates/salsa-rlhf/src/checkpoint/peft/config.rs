@@ -8,6 +8,10 @@ use serde_json::{Value, json};
 
 use crate::hub;
 
+/// No matrix has a larger rank, and no scale is meant to be larger; beyond them a file is damaged or hostile.
+const LARGEST_RANK: usize = 1 << 16;
+const LARGEST_ALPHA: f64 = 1e9;
+
 /// What the file says. Which matrices have adapters is seen from the weights: `target_modules` may be a pattern.
 pub(super) struct Parsed {
     pub lora: LoraSpec,
@@ -72,14 +76,19 @@ pub(super) fn parse(config: &Value) -> Result<Parsed> {
     let saved: Vec<&str> =
         config["modules_to_save"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     if let Some(other) = saved.iter().find(|name| !["score", "classifier"].contains(*name)) {
-        bail!("modules_to_save names {other}: only the scalar head, score, can be trained beside an adapter");
+        bail!(
+            "modules_to_save names {other}: only the scalar head, score, can be trained beside an adapter; merge it with peft's merge_and_unload and use the merged model"
+        );
     }
     let base = config["base_model_name_or_path"].as_str().filter(|base| !base.is_empty());
-    let rank = config["r"].as_u64().and_then(|rank| usize::try_from(rank).ok()).filter(|rank| *rank > 0);
-    let alpha = config["lora_alpha"].as_f64().filter(|alpha| alpha.is_finite());
+    let rank = config["r"].as_u64().and_then(|rank| usize::try_from(rank).ok());
+    let rank = rank.filter(|rank| (1..=LARGEST_RANK).contains(rank));
+    let alpha = config["lora_alpha"].as_f64().filter(|alpha| alpha.abs() <= LARGEST_ALPHA);
     let lora = LoraSpec {
-        rank: rank.ok_or_else(|| anyhow!("r is {}: expected a whole number of at least 1", config["r"]))?,
-        alpha: alpha.ok_or_else(|| anyhow!("lora_alpha is {}: expected a number", config["lora_alpha"]))?,
+        rank: rank.ok_or_else(|| anyhow!("r is {}: expected a whole number, 1 to {LARGEST_RANK}", config["r"]))?,
+        alpha: alpha.ok_or_else(|| {
+            anyhow!("lora_alpha is {}: expected a number, at most {LARGEST_ALPHA:e}", config["lora_alpha"])
+        })?,
         rslora: config["use_rslora"].as_bool().unwrap_or(false),
         targets: Default::default(),
     };

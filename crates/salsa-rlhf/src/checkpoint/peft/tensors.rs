@@ -3,17 +3,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use salsa_engine::{LoraSpec, ModelSpec, Target};
 
+use super::super::Checkpoint;
 use super::super::files::{Entry, Files, map};
+use super::super::ignored;
 use super::WEIGHTS;
+
+/// Numbers compared at a time.
+const BLOCK: usize = 1 << 16;
+/// What to do with an adapter that is more than factors.
+const MERGE: &str = "merge the adapter with peft's merge_and_unload and use the merged model";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const LANGUAGE_HEAD: &str = "lm_head.weight";
 
 /// The tensors by the names that [`LoraSpec::tensors`] gives them.
 #[derive(Debug)]
 pub(super) struct Factors {
     files: Files,
     entries: BTreeMap<String, Entry>,
+    /// Embedding and language-model head, which PEFT saves too where the vocabulary was resized or it cannot reach the base.
+    copies: BTreeMap<&'static str, Entry>,
 }
 
 impl Factors {
@@ -30,20 +41,27 @@ impl Factors {
             bail!("{shown} has an adapter_config.json but no {WEIGHTS}: download or write the adapter again");
         }
         let files = Files::of(dir, path)?;
-        let mut entries = BTreeMap::new();
+        let (mut entries, mut copies) = (BTreeMap::new(), BTreeMap::new());
+        let twice = |name: &str| anyhow!("{}: {name} is there twice", dir.join(WEIGHTS).display());
         for (name, entry) in files.entries() {
+            if let Some(layer) = whole_layer(name) {
+                if copies.insert(layer, entry.clone()).is_some() {
+                    return Err(twice(layer));
+                }
+                continue;
+            }
             let plain = plain(name).ok_or_else(|| {
                 anyhow!(
-                    "{}: the tensor {name} is not supported; supported are lora_A and lora_B of {} and score.weight",
+                    "{}: the tensor {name} is not supported; supported are lora_A and lora_B of {} and score.weight; {MERGE}",
                     dir.join(WEIGHTS).display(),
                     Target::ALL.map(Target::name).join(", ")
                 )
             })?;
             if entries.insert(plain.clone(), entry.clone()).is_some() {
-                bail!("{}: {plain} is there twice", dir.join(WEIGHTS).display());
+                return Err(twice(&plain));
             }
         }
-        Ok(Factors { files, entries })
+        Ok(Factors { files, entries, copies })
     }
 
     pub fn has_score(&self) -> bool {
@@ -80,6 +98,52 @@ impl Factors {
         Ok(())
     }
 
+    /// Compares the embedding and the language-model head, if they are there, with those of the base.
+    ///
+    /// # Errors
+    /// When they are others: the adapter is more than its factors then.
+    pub fn check_copies(&self, base: &Checkpoint) -> Result<()> {
+        let path = self.files.first_path();
+        for (name, entry) in &self.copies {
+            let of_base = if *name == LANGUAGE_HEAD && base.spec.tied_embeddings { EMBEDDING } else { name };
+            let Some(tensor) = base.stored.names.iter().position(|known| known == of_base) else { continue };
+            let shape = [base.spec.vocab_size, base.spec.hidden_size];
+            if *entry.shape() != shape {
+                bail!(
+                    "{}: {name} has shape {:?}, that of the base {shape:?}: the vocabulary was resized; {MERGE}",
+                    path.display(),
+                    entry.shape()
+                );
+            }
+            if !self.is_copy(name, entry, base, tensor)? {
+                bail!("{}: {name} differs from that of the base, so it was trained too; {MERGE}", path.display());
+            }
+        }
+        if !self.copies.is_empty() {
+            let names: Vec<&str> = self.copies.keys().copied().collect();
+            ignored::say(&format!("{}: {} ignored: those of the base", path.display(), names.join(", ")));
+        }
+        Ok(())
+    }
+
+    /// Whether a tensor is one of the base's, rounded to the type that the adapter is stored in.
+    fn is_copy(&self, name: &str, entry: &Entry, base: &Checkpoint, tensor: usize) -> Result<bool> {
+        let (raw, stored) = (base.raw()?, map(self.files.first_path())?);
+        let placed = self.files.place(name, entry.shape(), entry)?;
+        let copy = stored
+            .get(placed.bytes.clone())
+            .with_context(|| format!("{} has become shorter since it was opened", self.files.first_path().display()))?;
+        let (mut numbers, mut bytes) = (vec![0f32; BLOCK], Vec::new());
+        for (block, copy) in copy.chunks(BLOCK * placed.dtype.size()).enumerate() {
+            let numbers = &mut numbers[..copy.len() / placed.dtype.size()];
+            raw.read_f32(tensor, block * BLOCK, numbers)?;
+            if placed.dtype.encode(numbers, &mut bytes).is_err() || bytes != copy {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     pub fn read(&self, lora: &LoraSpec, spec: &ModelSpec) -> Result<Vec<f32>> {
         let path = self.files.first_path();
         let bytes = map(path)?;
@@ -97,6 +161,12 @@ impl Factors {
         }
         Ok(weights)
     }
+}
+
+/// Which whole layer of the base a tensor is, if it is one.
+fn whole_layer(name: &str) -> Option<&'static str> {
+    let name = name.strip_prefix("base_model.model.").unwrap_or(name);
+    [EMBEDDING, LANGUAGE_HEAD].into_iter().find(|layer| *layer == name)
 }
 
 /// PEFT's name to ours: without its prefix, and without the adapter's name that old versions wrote.

@@ -81,6 +81,41 @@ fn rotary_positions_in_both_spellings() {
 }
 
 #[test]
+fn linear_scaling_lengthens_the_context() {
+    let linear = |factor: f64| json!({ "rope_scaling": { "type": "linear", "factor": factor } });
+    let longest = |changes: Value| spec_of(with(&small("llama"), changes)).max_positions;
+    assert_eq!(longest(json!({})), 64);
+    assert_eq!(longest(linear(4.0)), 256);
+    assert_eq!(longest(linear(1.5)), 96);
+    assert_eq!(longest(linear(0.5)), 64);
+    let mut vicuna = linear(4.0);
+    vicuna["max_sequence_length"] = json!(200);
+    assert_eq!(longest(vicuna.clone()), 200);
+    // Without scaling the key says nothing.
+    assert_eq!(longest(json!({ "max_sequence_length": 200 })), 64);
+    // What is written is read as the same, and is the file's own where that determines it.
+    for (changes, written, longest) in [
+        (linear(4.0), 64, None),
+        (vicuna, 50, None),
+        (json!({ "rope_scaling": linear(3.0)["rope_scaling"], "max_sequence_length": 100 }), 34, Some(100)),
+        (linear(0.5), 64, None),
+    ] {
+        let spec = spec_of(with(&small("llama"), changes.clone()));
+        let config = save_config::config(Family::Llama, &spec, &tokens(), Dtype::F32).unwrap();
+        assert_eq!(config["max_position_embeddings"], written, "{changes}");
+        assert_eq!(config.get("max_sequence_length"), longest.map(|n: usize| json!(n)).as_ref(), "{changes}");
+        assert_eq!(spec_of(Value::Object(config)), spec, "{changes}");
+    }
+}
+
+#[test]
+fn a_quantization_that_says_nothing_is_none() {
+    for nothing in [json!({}), Value::Null] {
+        spec_of(with(&small("llama"), json!({ "quantization_config": nothing })));
+    }
+}
+
+#[test]
 fn what_differs_between_the_families() {
     let window = json!({ "use_sliding_window": false, "sliding_window": 16, "max_window_layers": 1 });
     assert_eq!(spec_of(with(&small("qwen2"), window.clone())).sliding_window, None);
@@ -121,6 +156,27 @@ fn what_is_not_supported_is_refused_by_name() {
         ("gemma", json!({ "attn_logit_softcapping": 50.0 }), &["attn_logit_softcapping"]),
         ("gemma", json!({ "use_bidirectional_attention": true }), &["use_bidirectional_attention"]),
         ("llama", json!({ "quantization_config": { "bits": 4 } }), &["quantization_config"]),
+        ("llama", json!({ "quantization_config": true }), &["quantization_config"]),
+        (
+            "llama",
+            json!({ "max_position_embeddings": 1u64 << 60 }),
+            &["max_position_embeddings is 1152921504606846976"],
+        ),
+        ("llama", json!({ "max_position_embeddings": 0 }), &["max_position_embeddings is 0"]),
+        ("mistral", json!({ "sliding_window": u64::MAX }), &["sliding_window is 18446744073709551615"]),
+        ("mistral", json!({ "sliding_window": 0 }), &["sliding_window is 0"]),
+        ("llama", json!({ "head_dim": 1u64 << 60 }), &["head_dim"]),
+        ("llama", json!({ "hidden_size": 1u64 << 60 }), &["hidden_size"]),
+        ("llama", json!({ "num_key_value_heads": 0 }), &["num_key_value_heads is 0"]),
+        ("llama", json!({ "rope_theta": 1e-300 }), &["rope_theta is"]),
+        ("llama", json!({ "rope_theta": 1e300 }), &["rope_theta is"]),
+        ("llama", json!({ "rope_scaling": { "rope_type": "linear", "factor": 1e-300 } }), &["factor is"]),
+        ("llama", json!({ "rope_scaling": { "rope_type": "linear", "factor": 1e300 } }), &["factor is"]),
+        (
+            "llama",
+            json!({ "rope_scaling": { "rope_type": "linear", "factor": 1e9 } }),
+            &["max_position_embeddings is 64000000000"],
+        ),
         (
             "llama",
             json!({ "rope_scaling": { "rope_type": "yarn", "factor": 2.0 } }),

@@ -2,31 +2,10 @@
 
 use super::*;
 
-const MODEL: &str = "model.safetensors";
-
-/// A safetensors file with this header and so many bytes of zeros behind it.
-fn raw(header: &str, data: usize) -> Vec<u8> {
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.resize(bytes.len() + data, 0);
-    bytes
-}
-
 fn saved() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     save_tiny(dir.path(), Family::Llama, Head::LanguageModel);
     dir
-}
-
-/// Rewrites the header of a saved file, its numbers unchanged.
-fn edit_header(path: &Path, edit: impl FnOnce(&mut Value)) {
-    let bytes = fs::read(path).unwrap();
-    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
-    edit(&mut header);
-    let mut out = raw(&header.to_string(), 0);
-    out.extend(&bytes[8 + length..]);
-    fs::write(path, out).unwrap();
 }
 
 #[test]
@@ -70,13 +49,7 @@ fn damaged_files() {
 #[test]
 fn wrong_tensors() {
     let embed = "model.embed_tokens.weight";
-    let rename = |from: &'static str, to: &'static str| {
-        move |header: &mut Value| {
-            let tensors = header.as_object_mut().unwrap();
-            let entry = tensors.remove(from).unwrap();
-            tensors.insert(to.to_string(), entry);
-        }
-    };
+    let rename = |from: &'static str, to: &'static str| move |header: &mut Value| rename(header, from, to);
     type Edit = Box<dyn Fn(&mut Value)>;
     let table: Vec<(Edit, &[&str])> = vec![
         (Box::new(rename(embed, "embed.weight")), &["model.embed_tokens.weight is missing", "embed.weight"]),
@@ -97,32 +70,21 @@ fn wrong_tensors() {
     }
 }
 
-/// Adds a tensor of one row of zeros behind the others.
-fn add_tensor(dir: &Path, name: &str, shape: &[usize]) {
-    let path = dir.join(MODEL);
-    let size = 4 * shape.iter().product::<usize>();
-    let end = fs::read(&path).unwrap().len();
-    edit_header(&path, |header| {
-        let last = header.as_object().unwrap().values().filter_map(|t| t["data_offsets"][1].as_u64()).max().unwrap();
-        header[name] = json!({ "dtype": "F32", "shape": shape, "data_offsets": [last, last + size as u64] });
-    });
-    let mut bytes = fs::read(&path).unwrap();
-    assert!(bytes.len() >= end);
-    bytes.resize(bytes.len() + size, 0);
-    fs::write(&path, bytes).unwrap();
-}
-
 #[test]
 fn extra_tensors_are_refused_unless_harmless() {
     let dir = saved();
     add_tensor(dir.path(), "model.layers.0.self_attn.rotary_emb.inv_freq", &[3]);
-    Checkpoint::open(dir.path()).unwrap().read_weights().unwrap();
+    let opened = Checkpoint::open(dir.path()).unwrap();
+    opened.read_weights().unwrap();
+    assert_has(&opened.stored.ignored.join("\n"), &["rotary_emb.inv_freq ignored"]);
     add_tensor(dir.path(), "model.layers.0.self_attn.o_proj.bias", &[12]);
     assert_has(&refusal(dir.path()), &[MODEL, "model.layers.0.self_attn.o_proj.bias", "does not have"]);
     let dir = tempfile::tempdir().unwrap();
     save_tiny(dir.path(), Family::Llama, Head::Scalar);
     add_tensor(dir.path(), "lm_head.weight", &[11, 12]);
-    Checkpoint::open(dir.path()).unwrap().read_weights().unwrap();
+    let opened = Checkpoint::open(dir.path()).unwrap();
+    opened.read_weights().unwrap();
+    assert_has(&opened.stored.ignored.join("\n"), &["lm_head.weight ignored", "reward model"]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Tests of the checkpoint directory.
 
 mod config_spellings;
+mod foreign;
 mod hostile;
 mod peft;
 mod round_trip;
@@ -8,7 +9,7 @@ mod round_trip;
 use std::fs;
 use std::path::Path;
 
-use salsa_engine::{Activation, NormWeight, Rope, RopeScaling};
+use salsa_engine::{Activation, Head, NormWeight, Rope, RopeScaling};
 use serde_json::json;
 
 use super::*;
@@ -75,4 +76,47 @@ fn assert_has(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "{text:?} lacks {part:?}");
     }
+}
+
+const MODEL: &str = "model.safetensors";
+
+/// A safetensors file with this header and so many bytes of zeros behind it.
+fn raw(header: &str, data: usize) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.resize(bytes.len() + data, 0);
+    bytes
+}
+
+/// Rewrites the header of a saved file, its numbers unchanged.
+fn edit_header(path: &Path, edit: impl FnOnce(&mut Value)) {
+    let bytes = fs::read(path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    edit(&mut header);
+    let mut out = raw(&header.to_string(), 0);
+    out.extend(&bytes[8 + length..]);
+    fs::write(path, out).unwrap();
+}
+
+/// Adds a tensor of one row of zeros behind the others.
+fn add_tensor(dir: &Path, name: &str, shape: &[usize]) {
+    let path = dir.join(MODEL);
+    let size = 4 * shape.iter().product::<usize>();
+    let end = fs::read(&path).unwrap().len();
+    edit_header(&path, |header| {
+        let last = header.as_object().unwrap().values().filter_map(|t| t["data_offsets"][1].as_u64()).max().unwrap();
+        header[name] = json!({ "dtype": "F32", "shape": shape, "data_offsets": [last, last + size as u64] });
+    });
+    let mut bytes = fs::read(&path).unwrap();
+    assert!(bytes.len() >= end);
+    bytes.resize(bytes.len() + size, 0);
+    fs::write(&path, bytes).unwrap();
+}
+
+/// Gives a tensor another name in a header.
+fn rename(header: &mut Value, from: &str, to: &str) {
+    let tensors = header.as_object_mut().unwrap();
+    let entry = tensors.remove(from).unwrap();
+    tensors.insert(to.to_string(), entry);
 }

@@ -206,12 +206,14 @@ fn options_that_are_not_supported_are_named() {
         ("alpha_pattern", json!({ "q_proj": 4 }), "alpha_pattern is"),
         ("layers_to_transform", json!([0]), "layers_to_transform is"),
         ("layers_pattern", json!("h"), "layers_pattern is"),
-        ("modules_to_save", json!(["score", "lm_head"]), "modules_to_save names lm_head"),
+        ("modules_to_save", json!(["score", "lm_head"]), "score, can be trained beside an adapter; merge it"),
         ("init_lora_weights", json!("pissa_niter_4"), "init_lora_weights is \"pissa_niter_4\""),
         ("peft_type", json!("IA3"), "peft_type \"IA3\""),
         ("peft_type", json!(null), "peft_type is missing"),
         ("task_type", json!("SEQ_2_SEQ_LM"), "task_type \"SEQ_2_SEQ_LM\""),
         ("r", json!(0), "r is 0"),
+        ("r", json!(1u64 << 63), "r is 9223372036854775808"),
+        ("lora_alpha", json!(1e300), "lora_alpha is 1e+300"),
         ("r", json!(3), "[2, 12], but"),
         ("lora_alpha", json!("x"), "lora_alpha is \"x\""),
         ("base_model_name_or_path", json!(null), "base_model_name_or_path is missing"),
@@ -219,6 +221,44 @@ fn options_that_are_not_supported_are_named() {
     for (key, value, expected) in cases {
         let place = Place::new(Family::Llama, Head::LanguageModel, &lora(), Dtype::F32);
         assert_has(&place.edit(|config| config[key] = value), &[expected]);
+    }
+}
+
+/// PEFT saves embedding and head beside the factors where the vocabulary was resized, or it cannot reach the base.
+#[test]
+fn whole_layers_beside_the_factors_are_taken_if_they_are_the_base_s() {
+    let place = || Place::new(Family::Llama, Head::LanguageModel, &lora(), Dtype::F32);
+    let add = |place: &Place, layer: &str, shape: &[usize], numbers: &[f32]| {
+        let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        place.rewrite(|tensors| drop(tensors.insert(format!("base_model.model.{layer}"), (shape.to_vec(), bytes))));
+    };
+    let of_base = |place: &Place, layer: &str| {
+        let view = place.spec.tensors().into_iter().find(|view| view.name == layer).unwrap();
+        place.base_weights[view.range].to_vec()
+    };
+    let layers = ["model.embed_tokens.weight", "lm_head.weight"];
+    let one = place();
+    let expected = Checkpoint::open(&one.adapter()).unwrap().read_weights().unwrap();
+    layers.iter().for_each(|layer| add(&one, layer, &[11, 12], &of_base(&one, layer)));
+    assert_eq!(Checkpoint::open(&one.adapter()).unwrap().read_weights().unwrap(), expected);
+
+    for layer in layers {
+        let mut numbers = of_base(&one, layer);
+        numbers[131] += 0.5;
+        let one = place();
+        add(&one, layer, &[11, 12], &numbers);
+        assert_has(&refusal(&one.adapter()), &[layer, "differs from that of the base", "merge_and_unload"]);
+        let one = place();
+        add(&one, layer, &[12, 12], &vec![0.0; 144]);
+        assert_has(&refusal(&one.adapter()), &[layer, "[12, 12]", "[11, 12]", "resized", "merge_and_unload"]);
+    }
+    // Of tied embeddings the head is the embedding; a reward adapter's base has one that is not used.
+    for (family, head) in [(Family::Gemma, Head::LanguageModel), (Family::Llama, Head::Scalar)] {
+        let one = Place::new(family, head, &lora(), Dtype::F32);
+        let base = Checkpoint::open(&one.dir.path().join("base")).unwrap();
+        let of = if base.spec.tied_embeddings { layers[0] } else { layers[1] };
+        add(&one, layers[1], &[11, 12], &base.read_tensor(of).unwrap());
+        Checkpoint::open(&one.adapter()).unwrap().read_weights().unwrap();
     }
 }
 
@@ -236,7 +276,7 @@ fn broken_weights_are_one_clear_error() {
         let tensor = tensors[&name("self_attn.q_proj.lora_A")].clone();
         tensors.insert("base_model.model.lm_head.lora_A.weight".to_owned(), tensor);
     });
-    assert_has(&refusal(&one.adapter()), &["lm_head.lora_A.weight is not supported", "q_proj"]);
+    assert_has(&refusal(&one.adapter()), &["lm_head.lora_A.weight is not supported", "q_proj", "merge_and_unload"]);
 
     let one = place();
     one.rewrite(|tensors| {

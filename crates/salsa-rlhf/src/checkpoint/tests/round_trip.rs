@@ -127,13 +127,42 @@ fn a_reward_model_says_what_it_is() {
     }
     assert!(!dir.path().join("generation_config.json").exists());
     edit_json(&dir.path().join("config.json"), |config| {
-        config["score_mean"] = Value::Null;
+        (config["score_mean"], config["score_std"]) = (Value::Null, Value::Null);
         config["mean"] = json!(1.0);
         config["std"] = json!(3.0);
     });
     assert_eq!(Checkpoint::open(dir.path()).unwrap().score_normalization(), Some((1.0, 3.0)));
-    edit_json(&dir.path().join("config.json"), |config| config["std"] = json!(0.0));
-    assert_eq!(Checkpoint::open(dir.path()).unwrap().score_normalization(), None);
+}
+
+#[test]
+fn a_scale_of_scores_that_cannot_be_used_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    save_tiny(dir.path(), Family::Llama, Head::Scalar);
+    let with = |mean_key: &str, std_key: &str, mean: Value, std: Value| {
+        edit_json(&dir.path().join("config.json"), |config| {
+            for key in ["score_mean", "score_std", "mean", "std"] {
+                config.as_object_mut().unwrap().shift_remove(key);
+            }
+            (config[mean_key], config[std_key]) = (mean, std);
+        });
+        Checkpoint::open(dir.path()).map(|opened| opened.score_normalization()).map_err(|error| format!("{error:#}"))
+    };
+    for (mean, std) in [
+        (json!(0.5), json!(0.0)),
+        (json!(0.5), json!(-1.0)),
+        (json!(0.5), Value::Null),
+        (Value::Null, json!(2)),
+        (json!("0.5"), json!(2)),
+    ] {
+        let error = with("score_mean", "score_std", mean.clone(), std.clone()).unwrap_err();
+        assert_has(&error, &["config.json", &format!("score_mean is {mean} and score_std {std}"), "remove both"]);
+    }
+    assert_has(&with("mean", "std", json!(0.5), json!(0.0)).unwrap_err(), &["mean is 0.5 and std 0.0"]);
+    // Keys of these names that are no numbers are somebody else's.
+    assert_eq!(with("mean", "std", json!([0.5]), json!([1.0])), Ok(None));
+    assert_eq!(with("mean", "std", json!(1), json!(3)), Ok(Some((1.0, 3.0))));
+    save_tiny(dir.path(), Family::Llama, Head::LanguageModel);
+    assert_eq!(with("mean", "std", json!(1), json!(0)), Ok(None), "a language model has no scores");
 }
 
 #[test]
@@ -152,22 +181,29 @@ fn a_reward_model_never_pads_with_an_end_token() {
 }
 
 #[test]
-fn a_reward_model_of_others_that_pads_with_its_end_token_is_known() {
+fn a_reward_model_of_others_that_pads_with_an_end_token_is_known() {
     let dir = tempfile::tempdir().unwrap();
     save_tiny(dir.path(), Family::Llama, Head::Scalar);
-    let early = || Checkpoint::open(dir.path()).unwrap().is_scored_before_the_end();
-    assert!(!early());
+    let opened = || Checkpoint::open(dir.path()).unwrap();
     let edit = |key: &str, value: Value| edit_json(&dir.path().join("config.json"), |config| config[key] = value);
-    edit("pad_token_id", json!(3));
-    assert!(!early(), "sequences end with token 2");
-    edit("pad_token_id", json!(2));
-    assert!(early());
+    assert!(opened().is_reward_model_of_others());
+    assert_eq!(opened().end_token_that_pads(), None);
+    // Responses may end with either of the end tokens 2 and 3.
+    for end in [2, 3] {
+        edit("pad_token_id", json!(end));
+        assert_eq!(opened().end_token_that_pads(), Some(end));
+    }
     edit("mean", json!(0.0));
     edit("std", json!(1.0));
-    assert!(!early(), "OpenRLHF goes by the attention mask");
+    assert_eq!(opened().end_token_that_pads(), None, "OpenRLHF goes by the attention mask");
+    edit("score_mean", json!(0.0));
+    edit("score_std", json!(1.0));
+    assert!(opened().is_reward_model_of_salsa() && !opened().is_reward_model_of_others());
     save_tiny(dir.path(), Family::Llama, Head::LanguageModel);
     edit("pad_token_id", json!(2));
-    assert!(!early(), "a language model has no scores");
+    assert_eq!(opened().end_token_that_pads(), None, "a language model has no scores");
+    assert_eq!(opened().padding_end_token(), Some(2));
+    assert!(!opened().is_reward_model_of_others());
 }
 
 #[test]
@@ -194,8 +230,34 @@ fn special_tokens_come_from_the_first_file_that_has_them() {
     fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id":[5,6],"pad_token_id":-1}"#).unwrap();
     assert_eq!(tokens(), SpecialTokens { bos: Some(1), eos: vec![5, 6], pad: Some(0) });
     fs::remove_file(dir.path().join("generation_config.json")).unwrap();
-    edit_json(&dir.path().join("config.json"), |config| config["eos_token_id"] = json!(4));
+    let edit = |key: &str, value: Value| edit_json(&dir.path().join("config.json"), |config| config[key] = value);
+    edit("eos_token_id", json!(4));
     assert_eq!(tokens(), SpecialTokens { bos: Some(1), eos: vec![4], pad: Some(0) });
+    edit("eos_token_id", json!([4, null, -1]));
+    edit("bos_token_id", json!(null));
+    assert_eq!(tokens(), SpecialTokens { bos: None, eos: vec![4], pad: Some(0) });
+}
+
+#[test]
+fn what_is_no_id_of_a_token_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for (key, value, part) in [
+        ("eos_token_id", json!("2"), "eos_token_id is \"2\""),
+        ("eos_token_id", json!(2.5), "eos_token_id is 2.5"),
+        ("eos_token_id", json!([2, "3"]), "eos_token_id is [2,\"3\"]"),
+        ("pad_token_id", json!(1u64 << 32), "pad_token_id is 4294967296"),
+        ("bos_token_id", json!(u64::MAX), "bos_token_id is 18446744073709551615"),
+        ("bos_token_id", json!({}), "bos_token_id is {}"),
+    ] {
+        for file in ["config.json", "generation_config.json"] {
+            save_tiny(dir.path(), Family::Llama, Head::LanguageModel);
+            edit_json(&dir.path().join(file), |config| config[key] = value.clone());
+            assert_has(&refusal(dir.path()), &[file, part]);
+        }
+    }
+    save_tiny(dir.path(), Family::Llama, Head::LanguageModel);
+    edit_json(&dir.path().join("generation_config.json"), |config| config["eos_token_id"] = json!([2, 11]));
+    assert_has(&refusal(dir.path()), &["the end token 11 (eos_token_id) is none of the model's 11 tokens"]);
 }
 
 #[test]
@@ -215,7 +277,7 @@ fn a_tokenizer_may_be_smaller_than_the_embedding_and_not_larger() {
     assert_eq!(opened.tokenizer().unwrap().vocab_size(), 258);
     assert_eq!(opened.tokens, SpecialTokens { bos: None, eos: vec![1], pad: None });
     train(261, &["<s>", "</s>"]);
-    let error = Checkpoint::open(dir.path()).unwrap().tokenizer().unwrap_err().to_string();
+    let error = format!("{:#}", Checkpoint::open(dir.path()).unwrap().tokenizer().unwrap_err());
     assert_has(&error, &["ids up to 260", "260 tokens"]);
 }
 

@@ -7,9 +7,11 @@ use salsa_engine::{Device, Head, Model, ModelSpec, Prompt, Sampling};
 use serde_json::json;
 
 use super::{PpoWork, models, random_tokens};
-use crate::stage::ppo::{
-    PpoConfig, advantages,
-    learner::{Learner, Lesson, Rates},
+use crate::stage::{
+    rl::ppo::{
+        PpoConfig, advantages,
+        learner::{Learner, Lesson, Rates},
+    },
     rollout::Rollouts,
 };
 

@@ -2,7 +2,7 @@
 use salsa_engine::Sampling;
 
 use super::Arguments;
-use crate::stage::arguments::{MOST_TOKENS, check_count};
+use crate::stage::keys::{MOST_TOKENS, check_count};
 
 /// What `/help` says.
 pub(super) const HELP: &str = "\

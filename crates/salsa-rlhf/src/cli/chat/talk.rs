@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use salsa_engine::Prompt;
 
-use super::super::print;
-use super::command::{Line, Settings};
-use super::input::{Input, Read};
+use super::{
+    super::print,
+    command::{Line, Settings},
+    input::{Input, Read},
+};
 use crate::{
     chat::Message,
     data::Content,
-    stage::{encoder::Encoder, start::Frozen},
+    stage::{models::frozen::Frozen, text::encoder::Encoder},
 };
 
 /// A model, and what was said to it and by it.

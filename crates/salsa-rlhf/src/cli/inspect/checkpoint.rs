@@ -4,7 +4,7 @@ use std::path::Path;
 use salsa_engine::{Activation, Head, LoraSpec, ModelSpec, NormWeight, RopeScaling};
 
 use super::memory;
-use crate::{chat::ChatTemplate, checkpoint::Checkpoint, stage::record::Record, tokenizer::Tokenizer};
+use crate::{chat::ChatTemplate, checkpoint::Checkpoint, stage::lifecycle::record::Record, tokenizer::Tokenizer};
 
 /// Prints one fact per line, then the memory of each stage. No weight is read.
 pub fn print(dir: &Path) -> anyhow::Result<()> {

@@ -8,7 +8,10 @@ use super::Arguments;
 use crate::{
     chat::Message,
     data::{self, Content, Dataset, Example},
-    stage::{StageContext, encoder::Encoder, source::Part},
+    stage::{
+        StageContext,
+        text::{encoder::Encoder, source::Part},
+    },
 };
 
 /// The shares of examples whose lengths are shown.
@@ -93,7 +96,8 @@ fn repeated<T: Hash + Eq>(items: &[T]) -> usize {
 /// Quantiles of the lengths of each part: in tokens where there is a tokenizer, else in characters.
 fn lengths(set: &Dataset, encoder: Option<&Encoder>) -> anyhow::Result<String> {
     let mut parts: Vec<(&'static str, Vec<f64>)> = Vec::new();
-    let mut checks = Specials::default();
+    let bos_marks_turns = encoder.is_some_and(Encoder::begins_turns_with_bos);
+    let mut checks = Specials { bos_marks_turns, ..Specials::default() };
     for (example, place) in set.examples.iter().zip(&set.places) {
         let measured = measured(example, encoder, &mut checks).with_context(|| place.to_string())?;
         for (index, (name, length)) in measured.into_iter().enumerate() {
@@ -188,16 +192,22 @@ struct Specials {
     with_bos: usize,
     with_many_bos: usize,
     without_end: usize,
+    /// Whether the chat template begins every turn with the token, as ChatML does where it is `<|im_start|>`.
+    bos_marks_turns: bool,
 }
 
 impl Specials {
     /// Counts one sequence, of which `last` is the last token that is learned (none: nothing is).
     fn see(&mut self, encoder: &Encoder, tokens: &[u32], last: Option<&u32>) {
         self.sequences += 1;
-        let bos = encoder.bos().map_or(0, |bos| tokens.iter().filter(|token| **token == bos).count());
-        self.with_bos += usize::from(bos > 0);
-        // A token that both begins and ends sequences is there more often.
-        self.with_many_bos += usize::from(bos > 1 && encoder.bos().is_none_or(|bos| !encoder.ends().contains(&bos)));
+        if let Some(bos) = encoder.bos() {
+            let count = tokens.iter().filter(|token| **token == bos).count();
+            self.with_bos += usize::from(count > 0);
+            let is_doubled = tokens.windows(2).any(|pair| *pair == [bos, bos]);
+            // A token that both begins and ends sequences is there more often.
+            let is_repeated = if self.bos_marks_turns { is_doubled } else { count > 1 };
+            self.with_many_bos += usize::from(is_repeated && !encoder.ends().contains(&bos));
+        }
         self.without_end += usize::from(last.is_some_and(|last| !encoder.ends().contains(last)));
     }
 

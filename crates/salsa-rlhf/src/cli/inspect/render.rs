@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     chat::{Conversation, GenerationPrompt, TemplateArguments},
     data::{self, Content},
-    stage::{encoder::Encoder, rows::Rows},
+    stage::text::{encoder::Encoder, rows::Rows},
 };
 
 /// Renders and tokenises every line: its text, its tokens and, of a whole conversation, the `sequence` that a stage would

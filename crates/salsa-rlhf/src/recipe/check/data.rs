@@ -12,7 +12,7 @@ use super::{
 use crate::{
     chat,
     data::Example,
-    stage::{
+    stage::text::{
         encoder::Encoder,
         overlong::check_one_fits,
         pairs::preference,

@@ -10,7 +10,11 @@ use super::{Faults, root};
 use crate::{
     chat,
     checkpoint::Checkpoint,
-    stage::{StageContext, chat_arguments::ChatArguments, encoder::Encoder, reward_model::RewardModel, start::Found},
+    stage::{
+        StageContext,
+        models::{frozen::Found, reward_model::RewardModel},
+        text::{chat_arguments::ChatArguments, encoder::Encoder},
+    },
     tokenizer::Tokenizer,
 };
 

@@ -6,7 +6,7 @@ use salsa_engine::Device;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::stage::{device, soup::ByteSize};
+use crate::stage::{device, keys::ByteSize};
 
 /// The variable that states it instead.
 pub const VARIABLE: &str = "SALSA_MEMORY";

@@ -15,7 +15,6 @@ pub mod available;
 #[cfg(test)]
 pub mod fixture;
 pub mod responses;
-mod roles;
 pub mod shape;
 #[cfg(test)]
 mod tests;
@@ -23,7 +22,6 @@ mod tests;
 pub use arrays::Arrays;
 pub use available::Available;
 pub use responses::Responses;
-pub use roles::Roles;
 
 /// The parts of a stage's memory, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The plan against numbers by hand, what is refused, and what is said to help.
 use super::{fixture::tiny_llama, *};
-use crate::stage::memory::shape::Backward;
+use crate::stage::{memory::shape::Backward, models::roles::Roles};
 
 fn trained(knobs: &Knobs) -> Need {
     let mut need = one_model(&tiny_llama(), false, knobs);

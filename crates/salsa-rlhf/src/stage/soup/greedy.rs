@@ -10,21 +10,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{SoupConfig, ingredients::Ingredients};
-use crate::config::paths::{ModelPath, NoEffect};
 use crate::{
     checkpoint::NewTensor,
+    config::paths::{ModelPath, NoEffect},
     progress::Progress,
     report::Estimate,
     stage::{
         StageContext,
-        bases::Bases,
-        chat_arguments::ChatArguments,
-        encoder::Encoder,
-        evaluate::statistics::estimate,
-        exam::{Answering, Asked, Exam, Questions, Syllabus},
-        held_out::HeldOut,
-        memory::{self, Knobs, Need, Roles, Saving, part, shape},
-        source::DataSource,
+        eval::{
+            exam::{Answering, Asked, Exam, Questions, Syllabus},
+            held_out::HeldOut,
+            statistics::estimate,
+        },
+        memory::{self, Knobs, Need, Saving, part, shape},
+        models::{bases::Bases, roles::Roles},
+        text::{chat_arguments::ChatArguments, encoder::Encoder, source::DataSource},
     },
 };
 

@@ -5,11 +5,11 @@ use anyhow::{bail, ensure};
 use salsa_engine::ModelSpec;
 use serde_json::{Value, json};
 
-use super::{SoupConfig, arithmetic::Method, tokenizers};
-use crate::config::paths::ModelPath;
+use super::{SoupConfig, arithmetic::Method};
 use crate::{
     checkpoint::{Checkpoint, Companions, Dtype, NewTensor},
-    stage::StageContext,
+    config::paths::ModelPath,
+    stage::{StageContext, models::tokenizers},
 };
 
 /// Checkpoints of one architecture.

@@ -14,7 +14,7 @@ use crate::{
     checkpoint::{Checkpoint, Companions, Dtype, Family, SaveOptions, SpecialTokens, save},
     stage::{
         Outcome, fixture, kinds,
-        model_source::{ModelSource, SoupSource},
+        models::model_source::{ModelSource, SoupSource},
         run_stage,
     },
 };

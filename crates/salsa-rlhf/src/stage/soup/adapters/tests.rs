@@ -1,14 +1,16 @@
 //! The soup of adapters is the soup of the merged models.
-use salsa_engine::{Activation, Batch, Device, Model, NormWeight, Query, random::Random};
+use salsa_engine::{Activation, Batch, Device, Model, NormWeight, Query, Target, random::Random};
 
 use super::*;
-use crate::config::paths::ModelPath;
 use crate::{
     checkpoint::{Family, SaveOptions, SpecialTokens, save},
+    config::paths::ModelPath,
     stage::{
-        bases::Bases,
         fixture::{quiet, spec},
-        model_source::{ModelSource, SoupSource},
+        models::{
+            bases::Bases,
+            model_source::{ModelSource, SoupSource},
+        },
         soup::{setting::Setting, write_new_directory},
     },
 };

@@ -20,7 +20,7 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
     let texts: Vec<Value> = fixture::SENTENCES.iter().map(|text| json!({"text": text})).collect();
     fixture::write_lines(&place.path().join("held-out.jsonl"), &texts);
     let greedy = |reward_model_path| {
-        let dataset = crate::stage::source::DataSource::Path(place.path().join("held-out.jsonl").into());
+        let dataset = crate::stage::text::source::DataSource::Path(place.path().join("held-out.jsonl").into());
         GreedyConfig { dataset, reward_model_path, max_length: 48, max_new_tokens: 4, ..GreedyConfig::default() }
     };
     let config = SoupConfig {

@@ -1,12 +1,12 @@
 //! Ingredients that are not all stored alike: tied and untied, with adapters, with templates, in a run that was moved.
-use crate::config::paths::ModelPath;
+use crate::{
+    checkpoint::{AdapterToSave, save_adapter},
+    config::paths::ModelPath,
+    stage::lifecycle::inputs::Input,
+};
 use salsa_engine::LoraSpec;
 
 use super::*;
-use crate::{
-    checkpoint::{AdapterToSave, save_adapter},
-    stage::inputs::Input,
-};
 
 /// The weights of a tied model as those of one with an output layer.
 fn untied(spec: &ModelSpec, weights: &[f32]) -> Vec<f32> {

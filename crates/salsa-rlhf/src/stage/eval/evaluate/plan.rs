@@ -1,0 +1,115 @@
+//! What is known of an evaluation before a weight is read: whether its models fit the questions, and the memory it takes.
+use anyhow::{Context, ensure};
+use salsa_engine::{Head, ModelSpec};
+
+use super::{EvaluateConfig, Landscape};
+use crate::{
+    checkpoint::Checkpoint,
+    stage::{
+        StageContext,
+        eval::exam::{Questions, Syllabus},
+        memory::{self, Knobs, Saving},
+        models::{frozen::open_language_model, model_source::ModelSource, roles::Roles},
+    },
+};
+
+/// The models that answer or are measured against.
+pub(super) struct Plan<'a> {
+    config: &'a EvaluateConfig,
+    arms: Vec<Vec<Checkpoint>>,
+    anchors: Vec<Vec<Checkpoint>>,
+    /// The ends of the line.
+    line: Option<[Checkpoint; 2]>,
+}
+
+impl Plan<'_> {
+    /// Opens them. No weight is read.
+    ///
+    /// # Errors
+    /// If a model cannot be opened.
+    pub fn open(config: &EvaluateConfig) -> anyhow::Result<Plan<'_>> {
+        let open = |source: &ModelSource| source.open().with_context(|| format!("model {source}"));
+        let ends = |line: &Landscape| -> anyhow::Result<[Checkpoint; 2]> {
+            Ok([open_language_model(&line.models.0)?, open_language_model(&line.models.1)?])
+        };
+        Ok(Plan {
+            config,
+            arms: config.arms.values().map(open).collect::<anyhow::Result<_>>()?,
+            anchors: config.anchors.values().map(open).collect::<anyhow::Result<_>>()?,
+            line: config.landscape.as_ref().map(ends).transpose()?,
+        })
+    }
+
+    /// Holds vocabulary and context of every model against the questions, which the baseline's tokenizer wrote.
+    ///
+    /// # Errors
+    /// Names the first model that has another vocabulary, or no room for the longest prompt and a response.
+    pub fn check_fit(&self, syllabus: &Syllabus, sets: &[Questions]) -> anyhow::Result<()> {
+        let (baseline, expected) = (&self.config.baseline, syllabus.spec.vocab_size);
+        let longest = sets.iter().flat_map(|set| &set.tokens).map(Vec::len).max().unwrap_or(0);
+        let new = self.config.max_new_tokens;
+        let models = self.arms.iter().chain(&self.anchors).flatten().chain(self.line.iter().flatten());
+        for model in models {
+            let (name, vocab, positions) = (model.dir().display(), model.spec.vocab_size, model.spec.max_positions);
+            ensure!(
+                vocab == expected,
+                "{name} has a vocabulary of {vocab}, the baseline {baseline:?} one of {expected}; only models with one \
+                 tokenizer can be compared"
+            );
+            ensure!(
+                longest + new <= positions,
+                "{name}: prompt of {longest} tokens and max_new_tokens {new} exceed the model's context of {positions}; \
+                 lower max_new_tokens, or leave longer prompts out with max_prompt_length"
+            );
+        }
+        Ok(())
+    }
+
+    /// Says what memory the evaluation needs, and refuses it if that is too much.
+    ///
+    /// # Errors
+    /// As [`memory::check`].
+    pub fn check_memory(&self, syllabus: &Syllabus, sets: &[Questions], context: &StageContext) -> anyhow::Result<()> {
+        let line = self.line.as_ref().map(|[end, _]| end.spec.with_head(Head::LanguageModel));
+        let arms = self.arms.iter().map(|arm| Turn::Arm(arm));
+        let turns: Vec<Turn<'_>> = arms.chain(line.as_ref().map(Turn::Line)).collect();
+        let need = |knobs: &Knobs| {
+            let mut roles = Roles::new(knobs.dtype);
+            syllabus.add_reward_model(&mut roles);
+            self.anchors.iter().for_each(|models| roles.source(models));
+            roles.in_turn(&turns, |roles, turn| turn.add(roles), Turn::spec);
+            if let Some(spec) = &line {
+                // Both ends, and their mean.
+                roles.ingredients(spec, 3);
+            }
+            let mut need = roles.need();
+            syllabus.add_passes(sets, knobs, &mut need);
+            need
+        };
+        memory::check("evaluate", &syllabus.knobs(), &[Saving::Slots("decode_slots"), Saving::Dtype], &need, context)
+    }
+}
+
+/// What answers questions.
+enum Turn<'a> {
+    /// One of the arms: the ingredients of a soup, or one checkpoint.
+    Arm(&'a [Checkpoint]),
+    /// The model that goes along the line, of this shape.
+    Line(&'a ModelSpec),
+}
+
+impl Turn<'_> {
+    fn add(&self, roles: &mut Roles) {
+        match self {
+            Turn::Arm(models) => roles.source(models),
+            Turn::Line(spec) => roles.changing(spec),
+        }
+    }
+
+    fn spec(&self) -> ModelSpec {
+        match self {
+            Turn::Arm(models) => models[0].spec.with_head(Head::LanguageModel),
+            Turn::Line(spec) => (*spec).clone(),
+        }
+    }
+}

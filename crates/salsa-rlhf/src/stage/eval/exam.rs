@@ -1,0 +1,194 @@
+//! The same questions to any model, with the same random numbers: answers and their scores.
+use std::path::Path;
+
+use anyhow::bail;
+use salsa_engine::{Head, Model, ModelSpec, Prompt, Sampling};
+
+use crate::{
+    checkpoint::Checkpoint,
+    data::Content,
+    stage::{
+        StageContext,
+        gold::Gold,
+        memory::{Arrays, Knobs, Need, Responses, part, shape},
+        models::{
+            bases::Bases,
+            reward_model::{RewardModel, ScoreScale},
+            roles::Roles,
+        },
+        rollout::{self, Rollouts},
+        text::{
+            chat_arguments::ChatArguments,
+            encoder::Encoder,
+            prompts::{self, Prompts},
+            source::DataSource,
+        },
+    },
+};
+
+/// What every model is asked and scored with. The weights of the reward model are still to be read.
+pub(in crate::stage) struct Syllabus {
+    encoder: Encoder,
+    reward_model: Checkpoint,
+    answering: Answering,
+    /// The shape of the models to be asked.
+    pub spec: ModelSpec,
+}
+
+/// What every model is asked and scored with.
+pub(in crate::stage) struct Exam {
+    encoder: Encoder,
+    reward_model: RewardModel,
+    answering: Answering,
+    /// Tokens that the models must have embeddings for.
+    pub vocab_size: usize,
+}
+
+/// How answers are given and judged.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::stage) struct Answering {
+    /// Most tokens of an answer.
+    pub max_new_tokens: usize,
+    /// Sampling temperature; 0 always takes the likeliest token.
+    pub temperature: f32,
+    /// Seed of the answers.
+    pub seed: u64,
+    /// Answers generated at once; changes none of them.
+    pub slots: usize,
+    /// A reward function besides the learned one.
+    pub gold: Option<Gold>,
+}
+
+/// Prompts as they were given and as tokens.
+pub(in crate::stage) struct Questions {
+    pub name: String,
+    pub prompts: Vec<Content>,
+    pub tokens: Vec<Vec<u32>>,
+    /// How many prompts of the set are too long.
+    pub left_out: usize,
+}
+
+/// Which prompts are asked.
+pub(in crate::stage) struct Asked<'a> {
+    pub name: &'a str,
+    pub dataset: &'a DataSource,
+    /// At most so many, from the start.
+    pub max_prompts: Option<usize>,
+    /// Longer ones, in tokens, are left out.
+    pub max_prompt_length: usize,
+}
+
+/// The answers of one model to one set of prompts; one number per prompt.
+pub(in crate::stage) struct Answers {
+    pub rollouts: Rollouts,
+    pub texts: Vec<String>,
+    pub scores: Vec<f64>,
+    pub gold: Option<Vec<f64>>,
+}
+
+impl Syllabus {
+    /// Opens the reward model, and tokenizer and chat template of one of the models to be asked. No weight is read.
+    ///
+    /// # Errors
+    /// If they cannot be used or do not belong together.
+    pub fn open(
+        model: &Path,
+        reward_model: &Path,
+        answering: Answering,
+        chat: &ChatArguments,
+        context: &StageContext,
+    ) -> anyhow::Result<Syllabus> {
+        let checkpoint = Checkpoint::open(model)?;
+        let encoder = Encoder::open(&checkpoint)?.with_chat(chat);
+        let reward_model = RewardModel::find(reward_model, &checkpoint, context)?;
+        let spec = checkpoint.spec.with_head(Head::LanguageModel);
+        Ok(Syllabus { encoder, reward_model, answering, spec })
+    }
+
+    /// Reads prompts and tokenises them, once for all models.
+    ///
+    /// # Errors
+    /// If the set cannot be read, or no prompt is short enough.
+    pub fn questions(&self, asked: &Asked<'_>, context: &StageContext) -> anyhow::Result<Questions> {
+        let (longest, new) = (asked.max_prompt_length, self.answering.max_new_tokens);
+        let positions = self.spec.max_positions.min(self.reward_model.spec.max_positions);
+        let Prompts { mut prompts, left_out } =
+            prompts::load(asked.dataset, longest, new, &self.encoder, positions, context)?;
+        prompts.truncate(asked.max_prompts.unwrap_or(usize::MAX));
+        let (prompts, tokens) = prompts.into_iter().map(|prompt| (prompt.content, prompt.tokens)).unzip();
+        Ok(Questions { name: asked.name.to_owned(), prompts, tokens, left_out })
+    }
+
+    /// What decides about memory.
+    pub fn knobs(&self) -> Knobs {
+        Knobs { slots: self.answering.slots, ..Knobs::default() }
+    }
+
+    /// Adds the reward model.
+    pub fn add_reward_model(&self, roles: &mut Roles) {
+        roles.frozen(&self.reward_model, Head::Scalar);
+    }
+
+    /// Adds what it takes to answer all questions and to score the answers. Those of one model are as long as those of
+    /// another here, namely as long as they may. Returns the passes, whose arrays are there for others.
+    pub fn add_passes(&self, sets: &[Questions], knobs: &Knobs, need: &mut Need) -> Arrays {
+        let (mut generation, mut passes) = (0, Arrays::default());
+        for Questions { tokens, .. } in sets {
+            let responses = Responses::new(tokens, self.answering.max_new_tokens);
+            let slots = knobs.slots.min(tokens.len());
+            generation = generation.max(responses.generation(&self.spec, knobs.dtype, slots));
+            passes.extend(&responses.reading(slots));
+            passes.extend(&responses.scoring(tokens.len(), tokens.len(), rollout::PASS as u64));
+        }
+        need.add(part::GENERATION, generation);
+        need.add(part::ACTIVATIONS, shape::forward_pass(&self.spec, passes.tokens()));
+        passes
+    }
+
+    /// Reads the reward model.
+    ///
+    /// # Errors
+    /// If a weight cannot be read or is not finite.
+    pub fn load(self, bases: &mut Bases) -> anyhow::Result<Exam> {
+        let Syllabus { encoder, reward_model, answering, spec } = self;
+        let reward_model = RewardModel::load(reward_model, ScoreScale::Normalized, bases)?;
+        Ok(Exam { encoder, reward_model, answering, vocab_size: spec.vocab_size })
+    }
+}
+
+impl Exam {
+    /// One answer to each prompt. The random numbers are the same for every model.
+    ///
+    /// # Errors
+    /// If a score or a log-probability is not finite, or the tokenizer cannot decode an answer.
+    pub fn answer(&self, model: &Model, set: &Questions) -> anyhow::Result<Answers> {
+        let Answering { max_new_tokens, temperature, seed, slots, gold } = self.answering;
+        let prompt = |(i, tokens): (usize, &Vec<u32>)| Prompt { tokens: tokens.clone(), id: i as u64, sample: 0 };
+        let prompts: Vec<Prompt> = set.tokens.iter().enumerate().map(prompt).collect();
+        let stop_tokens = self.encoder.ends().to_vec();
+        let sampling = Sampling { temperature, seed, max_new_tokens, stop_tokens, slots, ..Sampling::default() };
+        let responses = model.generate(&prompts, &sampling, &mut |_| ());
+        let prompts: Vec<&[u32]> = set.tokens.iter().map(|tokens| &tokens[..]).collect();
+        // Log-probs of the likeliest tokens are those of the model as it is.
+        let rollouts = Rollouts::new(&prompts, responses, if temperature > 0.0 { temperature } else { 1.0 });
+        let scores = self.reward_model.scores(&rollouts);
+        for (what, values) in [("score", &scores), ("log-probability", &rollouts.logprobs)] {
+            let bad = values.iter().find(|value| !value.is_finite());
+            if let Some(bad) = bad {
+                bail!("a {what} on the set {:?} is {bad}: the numbers of the model overflow", set.name);
+            }
+        }
+        let text = |i: usize| Ok(self.encoder.decode(rollouts.response(i))?.trim().to_owned());
+        let texts = (0..rollouts.len()).map(text).collect::<anyhow::Result<Vec<String>>>()?;
+        let answered = || set.prompts.iter().zip(&texts);
+        let gold = gold.map(|gold| answered().map(|(prompt, text)| gold.reward(prompt.last_words(), text)).collect());
+        Ok(Answers { rollouts, texts, scores, gold })
+    }
+}
+
+impl Answers {
+    /// What win rates are counted by.
+    pub fn judged(&self) -> &[f64] {
+        self.gold.as_deref().unwrap_or(&self.scores)
+    }
+}

@@ -1,0 +1,23 @@
+//! What a stage's result depends on apart from its inputs.
+use anyhow::Context;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::resume::Fingerprint;
+use crate::config::paths::{Places, below};
+
+/// All that the result of a stage depends on apart from its inputs: its configuration without paths, which
+/// [`crate::stage::run_stage`] compares by what they lead to.
+///
+/// # Errors
+/// If the configuration has no JSON form.
+pub fn fingerprint(stage: &str, config: &impl Serialize) -> anyhow::Result<Fingerprint> {
+    let places = Places::of(config)?;
+    let mut config = serde_json::to_value(config).context("configuration")?;
+    places.visit(&mut config, &mut |_, _, _| Ok(Some(Value::Null)))?;
+    if let Value::Object(keys) = &mut config {
+        keys.shift_remove("output_dir");
+    }
+    let no_effect = places.no_effect.iter().map(|place| below("config", place)).collect();
+    Ok(Fingerprint { value: json!({"stage": stage, "config": config}), no_effect })
+}

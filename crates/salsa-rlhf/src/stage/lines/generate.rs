@@ -1,0 +1,194 @@
+//! `salsa generate`: responses of a model to every prompt of a file.
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use salsa_engine::{Finish, Head, ModelSpec, Prompt, Response, Sampling};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    config::paths::{DataPath, ModelPath},
+    progress::Progress,
+    stage::{
+        StageContext,
+        device::Choice as DeviceChoice,
+        keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count},
+        memory::{Knobs, Need, Responses, Saving, part, shape},
+        models::frozen::{Found, Frozen},
+        rollout::ending,
+        text::{
+            chat_arguments::ChatArguments,
+            encoder::Encoder,
+            overlong::{Overlong, TooLong},
+            rows::{self, Rows},
+        },
+    },
+};
+
+/// What `salsa generate` can be told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct GenerateConfig {
+    /// Language-model checkpoint that answers.
+    #[schemars(extend("x-heading" = "Model and files"))]
+    pub model: ModelPath,
+    /// JSON lines with `tokens`, `prompt`, `messages` (without the assistant's message at their end) or another layout that
+    /// has a prompt.
+    pub input: DataPath,
+    /// File of the same lines with `tokens` (prompt and response), `response`, `logprobs` and `finish_reason`.
+    pub output: PathBuf,
+    /// What happens to a prompt that does not fit the model's context with `max_new_tokens` behind it.
+    pub on_overlong: Overlong,
+    /// How prompts become tokens.
+    #[serde(flatten)]
+    pub chat: ChatArguments,
+    /// Most tokens of a response, its end token included; at least 1.
+    #[schemars(extend("x-heading" = "Sampling"))]
+    pub max_new_tokens: usize,
+    /// Divides the logits, 0 or above; 0 always takes the likeliest token.
+    #[serde(serialize_with = "crate::config::shortest")]
+    pub temperature: f32,
+    /// Sample among the likeliest tokens that together have this probability, above 0; 1: among all.
+    #[serde(serialize_with = "crate::config::shortest")]
+    pub top_p: f32,
+    /// Sample among this many likeliest tokens; 0: among all.
+    pub top_k: usize,
+    /// Responses per prompt, at least 1, written one after the other.
+    pub num_return_sequences: u32,
+    /// Seed of the sampling: a response depends on it, the number of its prompt and the number of the sample only.
+    pub seed: u64,
+    /// Sequences decoded at once, at least 1; changes no response, only memory and speed.
+    pub batch_size: usize,
+    /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
+    pub dtype: ComputeType,
+    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
+    pub device: DeviceChoice,
+}
+
+impl Default for GenerateConfig {
+    fn default() -> GenerateConfig {
+        GenerateConfig {
+            model: ModelPath::new(),
+            input: DataPath::new(),
+            output: PathBuf::new(),
+            on_overlong: Overlong::Drop,
+            chat: ChatArguments::default(),
+            max_new_tokens: 128,
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            num_return_sequences: 1,
+            seed: 0,
+            batch_size: 64,
+            dtype: ComputeType::Auto,
+            device: DeviceChoice::Auto,
+        }
+    }
+}
+
+impl GenerateConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// If a value makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        check_count("max_new_tokens", self.max_new_tokens as u64, MOST_TOKENS)?;
+        check_count("batch_size", self.batch_size as u64, MOST_SEQUENCES)?;
+        check_count("num_return_sequences", self.num_return_sequences.into(), MOST_SEQUENCES)?;
+        ensure!(
+            self.temperature >= 0.0 && self.temperature.is_finite(),
+            "temperature is {}; it must be 0 or above",
+            self.temperature
+        );
+        ensure!(self.top_p > 0.0 && self.top_p <= 1.0, "top_p is {}; it must be above 0 and at most 1", self.top_p);
+        Ok(())
+    }
+}
+
+/// Generates a response (or several) for every input line.
+///
+/// # Errors
+/// If the model cannot be used, or a line (which is named) cannot, as when prompt and response would exceed the context.
+pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Value> {
+    config.validate()?;
+    let found = Found::open(&config.model, Head::LanguageModel)?.with_chat(&config.chat);
+    let (mut rows, spec) = (Rows::read(&config.input)?, found.spec());
+    rows.say_how_read(found.encoder.as_ref(), stage);
+    let context = spec.max_positions;
+    let (prompts, left_out) = config.on_overlong.retain(&mut rows, stage, |row| {
+        let tokens = row.prompt_tokens(found.encoder.as_ref(), &spec)?;
+        let (length, new) = (tokens.len(), config.max_new_tokens);
+        ensure!(
+            length + new <= context,
+            TooLong(format!(
+                "prompt of {length} tokens and max_new_tokens {new} exceed the model's context of {context}"
+            ))
+        );
+        Ok(tokens)
+    })?;
+
+    let responses = prompts.len() * config.num_return_sequences as usize;
+    let asked = Responses::new(&prompts, config.max_new_tokens);
+    let generation = |spec: &ModelSpec, knobs: &Knobs, need: &mut Need| {
+        need.add(part::GENERATION, asked.generation(spec, knobs.dtype, knobs.slots));
+        need.add(part::GENERATION, asked.kept(config.num_return_sequences.into()));
+        // Samples of one prompt read it once.
+        let reading = asked.reading(knobs.slots.min(prompts.len()));
+        need.add(part::ACTIVATIONS, shape::forward_pass(spec, reading.tokens()));
+    };
+    let knobs = Knobs { slots: config.batch_size.min(responses), ..Knobs::default() };
+    found.check_memory("generate", &knobs, &[Saving::Slots("batch_size"), Saving::Dtype], &generation, stage)?;
+    let Frozen { checkpoint, encoder, model } = found.load()?;
+
+    let asked: Vec<Prompt> = (rows.rows.iter().zip(&prompts))
+        .flat_map(|(row, tokens)| (0..config.num_return_sequences).map(move |sample| (row, tokens, sample)))
+        .map(|(row, tokens, sample)| Prompt { tokens: tokens.clone(), id: row.index as u64, sample })
+        .collect();
+    let sampling = Sampling {
+        temperature: config.temperature,
+        top_k: config.top_k,
+        top_p: config.top_p,
+        seed: config.seed,
+        max_new_tokens: config.max_new_tokens,
+        stop_tokens: checkpoint.tokens.eos.clone(),
+        slots: config.batch_size,
+    };
+    let progress = Progress::new("generate", asked.len() as u64, "responses");
+    let responses = model.generate(&asked, &sampling, &mut |finished| progress.set(finished as u64));
+
+    let tokens: usize = responses.iter().map(|response| response.tokens.len()).sum();
+    let stopped = responses.iter().filter(|response| response.finish == Finish::Stop).count();
+    let mut answers = Vec::with_capacity(asked.len());
+    let samples = config.num_return_sequences as usize;
+    let of_rows = rows.rows.iter().flat_map(|row| std::iter::repeat_n(row, samples));
+    for (row, (prompt, response)) in of_rows.zip(asked.iter().zip(&responses)) {
+        rows::check_finite("log-probability", &response.logprobs).with_context(|| rows.place(row))?;
+        answers.push(answer(&row.object, prompt, response, encoder.as_ref())?);
+    }
+    rows::write(&config.output, answers.into_iter())?;
+    progress.finish(&format!("{tokens} tokens"));
+    Ok(json!({
+        "responses": responses.len(),
+        "left_out": left_out,
+        "mean_length": tokens as f64 / responses.len() as f64,
+        "finished_share": stopped as f64 / responses.len() as f64,
+    }))
+}
+
+/// The input line with the response added.
+fn answer(
+    row: &Map<String, Value>,
+    prompt: &Prompt,
+    response: &Response,
+    encoder: Option<&Encoder>,
+) -> anyhow::Result<Map<String, Value>> {
+    let mut object = row.clone();
+    object.insert("tokens".to_owned(), json!([prompt.tokens.as_slice(), &response.tokens].concat()));
+    if let Some(encoder) = encoder {
+        object.insert("response".to_owned(), json!(encoder.decode(&response.tokens)?));
+    }
+    object.insert("logprobs".to_owned(), json!(response.logprobs));
+    object.insert(rows::FINISH_REASON.to_owned(), json!(rows::finish_reason(ending(response.finish))));
+    Ok(object)
+}

@@ -1,0 +1,181 @@
+//! Checkpoints opened for use, with what they need of memory.
+use std::path::Path;
+
+use anyhow::{bail, ensure};
+use salsa_engine::{Head, LoraSpec, Model, ModelSpec};
+
+use super::{bases::Bases, lora::LoraArguments};
+use crate::{
+    checkpoint::Checkpoint,
+    stage::{
+        StageContext,
+        memory::{self, Arrays, Knobs, Need, Saving, part, shape},
+        text::{chat_arguments::ChatArguments, encoder::Encoder, rows},
+    },
+};
+
+/// The adapter that training from a checkpoint trains, if `lora` asks for one.
+///
+/// # Errors
+/// If a key of the adapter makes no sense.
+pub fn trained_adapter(checkpoint: &Checkpoint, lora: &LoraArguments) -> anyhow::Result<Option<LoraSpec>> {
+    match checkpoint.adapter() {
+        _ if !lora.use_peft => Ok(None),
+        Some(adapter) => Ok(Some(adapter.lora.clone())),
+        None => lora.spec().map(Some),
+    }
+}
+
+/// A checkpoint opened for use.
+pub struct Frozen {
+    /// Where it came from.
+    pub checkpoint: Checkpoint,
+    /// Its way from text to tokens, if it has a tokenizer.
+    pub encoder: Option<Encoder>,
+    /// The model.
+    pub model: Model,
+}
+
+impl Frozen {
+    /// Opens a checkpoint for use with the given head, which it must have.
+    ///
+    /// # Errors
+    /// If the checkpoint is incomplete or of another kind.
+    pub fn open(path: &Path, head: Head) -> anyhow::Result<Frozen> {
+        Found::open(path, head)?.load()
+    }
+
+    /// Reads a checkpoint that was opened, its base shared with other models of the run.
+    ///
+    /// # Errors
+    /// If a weight cannot be read or is not finite.
+    pub fn load(found: Found, bases: &mut Bases) -> anyhow::Result<Frozen> {
+        let Found { checkpoint, encoder, head } = found;
+        let model = bases.frozen(&checkpoint, head)?;
+        Ok(Frozen { checkpoint, encoder, model })
+    }
+}
+
+/// A checkpoint opened for use; its weights are still to be read.
+pub struct Found {
+    /// Where it is.
+    pub checkpoint: Checkpoint,
+    /// Its way from text to tokens, if it has a tokenizer.
+    pub encoder: Option<Encoder>,
+    /// The head it is used with.
+    pub head: Head,
+}
+
+impl Found {
+    /// Opens a checkpoint for use with the given head, which it must have. No weight is read.
+    ///
+    /// # Errors
+    /// If the checkpoint is incomplete or of another kind.
+    pub fn open(path: &Path, head: Head) -> anyhow::Result<Found> {
+        let checkpoint = open(path)?;
+        let encoder = Encoder::open_if_any(&checkpoint)?;
+        refuse_missing_language_head(&checkpoint, head)?;
+        if head == Head::Scalar && checkpoint.spec.head == Head::LanguageModel {
+            bail!(
+                "{} is a language model without score.weight; a reward model is needed (salsa reward makes one)",
+                path.display()
+            );
+        }
+        Ok(Found { checkpoint, encoder, head })
+    }
+
+    /// The same with the stage's keys for prompts.
+    pub fn with_chat(self, chat: &ChatArguments) -> Found {
+        Found { encoder: self.encoder.map(|encoder| encoder.with_chat(chat)), ..self }
+    }
+
+    /// The model's shape.
+    pub fn spec(&self) -> ModelSpec {
+        self.checkpoint.spec.with_head(self.head)
+    }
+
+    /// Says what memory the model needs, and what `more` adds; refuses if that is too much.
+    ///
+    /// # Errors
+    /// As [`memory::check`].
+    pub fn check_memory(
+        &self,
+        stage: &str,
+        knobs: &Knobs,
+        savings: &[Saving],
+        more: &dyn Fn(&ModelSpec, &Knobs, &mut Need),
+        context: &StageContext,
+    ) -> anyhow::Result<()> {
+        let spec = self.spec();
+        let need = |knobs: &Knobs| {
+            let mut need = Need::default();
+            need.add(part::FROZEN, shape::stored(&spec, knobs.dtype, self.checkpoint.embedding_is_bf16()));
+            let lora = self.checkpoint.adapter().map(|adapter| &adapter.lora);
+            need.add(part::FROZEN, lora.map_or(0, |lora| shape::adapter(&spec, lora, knobs.dtype)));
+            more(&spec, knobs, &mut need);
+            need
+        };
+        memory::check(stage, knobs, savings, &need, context)
+    }
+
+    /// The same for forward passes over sets of sequences, `budget` tokens at a time.
+    ///
+    /// # Errors
+    /// As [`memory::check`].
+    pub fn check_memory_of_passes(
+        &self,
+        stage: &str,
+        sets: &[&[Vec<u32>]],
+        budget: usize,
+        context: &StageContext,
+    ) -> anyhow::Result<()> {
+        let passes = |spec: &ModelSpec, knobs: &Knobs, need: &mut Need| {
+            let tokens = |batch: &[Vec<u32>]| batch.iter().map(Vec::len).sum::<usize>() as u64;
+            let batches = sets.iter().flat_map(|sequences| rows::batches(sequences, knobs.pass));
+            let passes = Arrays::of(batches.map(tokens));
+            need.add(part::ACTIVATIONS, shape::forward_pass(spec, passes.tokens()));
+        };
+        let knobs = Knobs { pass: budget, ..Knobs::default() };
+        self.check_memory(stage, &knobs, &[Saving::Pass("max_tokens_per_batch", 1024), Saving::Dtype], &passes, context)
+    }
+
+    /// Reads the model.
+    ///
+    /// # Errors
+    /// If a weight cannot be read or is not finite.
+    pub fn load(self) -> anyhow::Result<Frozen> {
+        Frozen::load(self, &mut Bases::default())
+    }
+}
+
+/// Shape and flat weights of a checkpoint's language model; a second head that it may have is left out.
+///
+/// # Errors
+/// If the checkpoint is incomplete or a reward model.
+pub fn language_model_weights(path: &Path) -> anyhow::Result<(ModelSpec, Vec<f32>)> {
+    let checkpoint = open_language_model(path)?;
+    let (spec, weights) = (checkpoint.spec.with_head(Head::LanguageModel), checkpoint.read_weights()?);
+    let weights = if spec == checkpoint.spec { weights } else { checkpoint.spec.convert(&weights, &spec, 0) };
+    Ok((spec, weights))
+}
+
+/// Opens a checkpoint that must be a language model.
+///
+/// # Errors
+/// If the checkpoint is incomplete or a reward model.
+pub fn open_language_model(path: &Path) -> anyhow::Result<Checkpoint> {
+    let checkpoint = open(path)?;
+    refuse_missing_language_head(&checkpoint, Head::LanguageModel)?;
+    Ok(checkpoint)
+}
+
+pub(in crate::stage) fn open(path: &Path) -> anyhow::Result<Checkpoint> {
+    ensure!(!path.as_os_str().is_empty(), "no model is given; say model_name_or_path: DIR (or --model DIR)");
+    Checkpoint::open(path)
+}
+
+pub(in crate::stage) fn refuse_missing_language_head(checkpoint: &Checkpoint, head: Head) -> anyhow::Result<()> {
+    let has_none = checkpoint.spec.head == Head::Scalar && head != Head::Scalar;
+    ensure!(!has_none, "{} is a reward model; a language model is needed here", checkpoint.dir().display());
+    Ok(())
+}

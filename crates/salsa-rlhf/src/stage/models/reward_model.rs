@@ -1,0 +1,84 @@
+//! A frozen reward model that scores responses.
+use std::path::Path;
+
+use anyhow::{Context, bail, ensure};
+use salsa_engine::{Head, Model};
+
+use super::bases::Bases;
+use crate::{
+    checkpoint::Checkpoint,
+    stage::{
+        StageContext,
+        models::{score_token::say_where_scores_are_read, tokenizers},
+        rollout::Rollouts,
+        text::encoder::Encoder,
+    },
+};
+
+/// Whether scores are used as they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScoreScale {
+    /// As the head gives them.
+    Raw,
+    /// Less the mean and over the deviation that the reward model was saved with, if it was.
+    Normalized,
+}
+
+/// A frozen reward model and the scale of its scores.
+pub(crate) struct RewardModel {
+    pub model: Model,
+    mean: f64,
+    deviation: f64,
+    /// Where it came from; the critic starts there too.
+    pub checkpoint: Checkpoint,
+}
+
+impl RewardModel {
+    /// The score of each response, normalised if the run asks for it.
+    pub(in crate::stage) fn scores(&self, rollouts: &Rollouts) -> Vec<f64> {
+        rollouts.last_values_of(&self.model).into_iter().map(|score| (score - self.mean) / self.deviation).collect()
+    }
+
+    /// Its checkpoint, held against the policy's. No weight is read.
+    pub(crate) fn find(path: &Path, policy: &Checkpoint, context: &StageContext) -> anyhow::Result<Checkpoint> {
+        ensure!(!path.as_os_str().is_empty(), "no reward model is given; say reward_model_path: DIR");
+        let checkpoint = Checkpoint::open(path)?;
+        ensure!(
+            checkpoint.spec.head != Head::LanguageModel,
+            "{} is a language model without score.weight; a reward model is needed (salsa reward makes one)",
+            path.display()
+        );
+        ensure!(
+            checkpoint.spec.vocab_size == policy.spec.vocab_size,
+            "{} has a vocabulary of {}, the policy one of {}; train the reward model from a checkpoint with the policy's tokenizer",
+            path.display(),
+            checkpoint.spec.vocab_size,
+            policy.spec.vocab_size
+        );
+        if let Some(difference) = tokenizers::difference(checkpoint.dir(), policy.dir())? {
+            bail!(
+                "{} and {} have different tokenizers ({difference}); train the reward model from a checkpoint with the policy's \
+                 tokenizer",
+                path.display(),
+                policy.dir().display()
+            );
+        }
+        say_where_scores_are_read(&checkpoint, Encoder::open_if_any(&checkpoint)?.as_ref(), context);
+        Ok(checkpoint)
+    }
+
+    /// Reads its weights.
+    pub(in crate::stage) fn load(
+        checkpoint: Checkpoint,
+        scale: ScoreScale,
+        bases: &mut Bases,
+    ) -> anyhow::Result<RewardModel> {
+        let path = checkpoint.dir().to_owned();
+        let normalization = checkpoint.score_normalization().filter(|_| scale == ScoreScale::Normalized);
+        let (mean, deviation) = normalization.unwrap_or((0.0, 1.0));
+        ensure!(deviation > 0.0, "{}: score_std is {deviation}; set normalize_scores: false", path.display());
+        let model =
+            bases.frozen(&checkpoint, Head::Scalar).with_context(|| format!("reward model {}", path.display()))?;
+        Ok(RewardModel { model, mean, deviation, checkpoint })
+    }
+}

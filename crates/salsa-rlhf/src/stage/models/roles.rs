@@ -1,0 +1,119 @@
+//! The models of a run together: bases that several stand on are counted once.
+use salsa_engine::{Dtype, Head, LoraSpec, ModelSpec};
+
+use crate::{
+    checkpoint::Checkpoint,
+    stage::{
+        memory::{Need, part, shape},
+        models::{adapters, bases::PlannedBases},
+    },
+};
+
+/// Adds up what the models of a run need, in the order in which the run opens them.
+#[derive(Clone)]
+pub struct Roles {
+    dtype: Dtype,
+    bases: PlannedBases,
+    need: Need,
+}
+
+impl Roles {
+    /// None yet.
+    pub fn new(dtype: Dtype) -> Roles {
+        Roles { dtype, bases: PlannedBases::default(), need: Need::default() }
+    }
+
+    /// A model for use.
+    pub fn frozen(&mut self, checkpoint: &Checkpoint, head: Head) {
+        let base = self.bases.frozen(checkpoint, head);
+        self.add_base(base, checkpoint.embedding_is_bf16());
+        if let Some(adapter) = checkpoint.adapter() {
+            self.add_adapter(&checkpoint.spec.with_head(head), &adapter.lora);
+        }
+    }
+
+    /// The weighted mean of models: of adapters on one base an adapter, else a whole model.
+    pub fn soup(&mut self, ingredients: &[Checkpoint]) {
+        let Some(first) = ingredients.first() else { return };
+        if !adapters::share_a_base(ingredients) {
+            self.add_base(Some(first.spec.with_head(Head::LanguageModel)), false);
+            return;
+        }
+        let base = self.bases.adapted(first, first.spec.head);
+        self.add_base(base, first.embedding_is_bf16());
+        // Ranks add up.
+        for adapter in ingredients.iter().filter_map(Checkpoint::adapter) {
+            self.add_adapter(&first.spec, &adapter.lora);
+        }
+    }
+
+    /// One model after the other, each gone before the next comes. The memory of one serves the next of the same shape.
+    pub fn in_turn<T>(&mut self, models: &[T], add: impl Fn(&mut Roles, &T), spec: impl Fn(&T) -> ModelSpec) {
+        let held = self.need.total();
+        let mut most: Vec<(ModelSpec, u64)> = Vec::new();
+        for model in models {
+            let mut with = self.clone();
+            add(&mut with, model);
+            let (bytes, spec) = (with.need.total() - held, spec(model));
+            match most.iter_mut().find(|(known, _)| *known == spec) {
+                Some((_, most)) => *most = bytes.max(*most),
+                None => most.push((spec, bytes)),
+            }
+        }
+        self.need.add(part::FROZEN, most.iter().map(|(_, bytes)| bytes).sum());
+    }
+
+    /// A model of any source: a checkpoint, or the weighted mean of several.
+    pub fn source(&mut self, models: &[Checkpoint]) {
+        match models {
+            [model] => self.frozen(model, Head::LanguageModel),
+            ingredients => self.soup(ingredients),
+        }
+    }
+
+    /// A model whose weights are replaced by others, again and again.
+    pub fn changing(&mut self, spec: &ModelSpec) {
+        self.need.add(part::FROZEN, shape::changing(spec, self.dtype));
+    }
+
+    /// Flat weights of so many models, from which others are made.
+    pub fn ingredients(&mut self, spec: &ModelSpec, models: usize) {
+        self.need.add(part::INGREDIENTS, shape::flat(spec, models));
+    }
+
+    /// A model that is trained: the adapter of that shape, or without one all weights.
+    pub fn trained(&mut self, checkpoint: &Checkpoint, head: Head, lora: Option<&LoraSpec>) {
+        let spec = checkpoint.spec.with_head(head);
+        let bytes = match lora {
+            None => shape::trained(&spec, self.dtype),
+            Some(lora) => {
+                let base = self.bases.adapted(checkpoint, head);
+                self.add_base(base, checkpoint.embedding_is_bf16());
+                shape::trained_adapter(&spec, lora, self.dtype)
+            }
+        };
+        self.need.add(part::TRAINED, bytes);
+    }
+
+    /// A reference that follows the policy: its f32 weights, and the packed ones; of an adapter that of its factors.
+    pub fn moving(&mut self, spec: &ModelSpec, lora: Option<&LoraSpec>) {
+        let (numbers, packed) = match lora {
+            None => (spec.parameters(), shape::weights(spec, self.dtype)),
+            Some(lora) => (lora.parameters(spec), shape::adapter(spec, lora, self.dtype)),
+        };
+        self.need.add(part::FROZEN, numbers as u64 * shape::F32 + packed);
+    }
+
+    /// The sum.
+    pub fn need(self) -> Need {
+        self.need
+    }
+
+    fn add_base(&mut self, base: Option<ModelSpec>, file_is_bf16: bool) {
+        self.need.add(part::FROZEN, base.map_or(0, |spec| shape::stored(&spec, self.dtype, file_is_bf16)));
+    }
+
+    fn add_adapter(&mut self, spec: &ModelSpec, lora: &LoraSpec) {
+        self.need.add(part::FROZEN, shape::adapter(spec, lora, self.dtype));
+    }
+}

@@ -1,0 +1,349 @@
+//! PPO against a reference: with a soup as reference it is SALSA, with one SFT model plain PPO.
+//!
+//! `Run::step` is the algorithm. What it calls is below it in order; rewards and advantages are made in [`advantages`], the
+//! optimizer steps in [`learner`], the arithmetic in `salsa_algo`.
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use salsa_algo::{kl::KlController, ppo::explained_variance};
+use salsa_engine::{Head, ModelSpec, Prompt, Sampling, random::Random};
+use serde_json::{Value, json};
+
+use super::reference::{FrozenModels, Reference};
+use crate::{
+    checkpoint::{Checkpoint, Companions},
+    metrics::{self, Metrics, MetricsWriter, TrainerState, names},
+    progress::Progress,
+    stage::{
+        Interrupted, StageContext,
+        lifecycle::{
+            fingerprint::fingerprint,
+            resume::{Checkpoints, Snapshot},
+        },
+        models::{bases::Bases, frozen::open_language_model, reward_model::RewardModel, save::save_model},
+        rollout::Rollouts,
+        text::{
+            encoder::Encoder,
+            prompts::{self, Prompts, TextPrompt},
+        },
+    },
+};
+
+pub mod advantages;
+pub mod config;
+pub mod learner;
+pub mod measure;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+pub use config::PpoConfig;
+use learner::{Learned, Learner, Lesson, Rates};
+use measure::{Measured, Samples};
+use plan::Plan;
+
+/// A PPO run between two updates.
+struct Run<'a> {
+    config: &'a PpoConfig,
+    encoder: Encoder,
+    prompts: Vec<TextPrompt>,
+    /// How many prompts are too long.
+    left_out: usize,
+    learner: Learner,
+    /// The policy's shape without a value head.
+    language_model: ModelSpec,
+    reward_model: RewardModel,
+    reference: Reference,
+    frozen: FrozenModels,
+    /// Names of the anchors and their numbers among the frozen models.
+    anchors: Vec<(String, usize)>,
+    controller: KlController,
+    beta: f64,
+}
+
+impl Run<'_> {
+    /// One update, counted from 0: sample, score, penalise, estimate advantages, learn.
+    fn step(&mut self, update: u64) -> anyhow::Result<(Metrics, Samples)> {
+        let config = self.config;
+        let (chosen, mut rollouts) = self.sample(update);
+        rollouts.settle_logprobs(&self.learner.policy);
+        let scores = self.reward_model.scores(&rollouts);
+        let frozen_logprobs = self.frozen.logprobs(&rollouts);
+        let kls = self.reference.kls(config.estimator(), &rollouts, &self.frozen, &frozen_logprobs);
+        let slots = advantages::slots(config, &rollouts);
+        let old_values = rollouts.values_of(self.learner.critic(), &slots);
+
+        let rewards = advantages::rewards(config, self.beta, &rollouts, &scores, &kls, &slots);
+        let (advantages, returns) = advantages::estimate(config, &rewards, &old_values, &slots, &rollouts);
+
+        let lesson = Lesson {
+            rollouts: &rollouts,
+            slots: &slots,
+            advantages: &advantages,
+            old_values: &old_values,
+            returns: &returns,
+        };
+        let learned = self.learn(&lesson, update)?;
+        self.reference.follow(&self.learner.policy, &self.language_model, update + 1)?;
+
+        let measured = Measured {
+            scores: &scores,
+            kls: &kls,
+            beta: self.beta,
+            explained_variance: explained_variance(&old_values, &returns),
+            learned: &learned,
+        };
+        let (metrics, samples) = self.report(&chosen, &rollouts, &measured, &frozen_logprobs)?;
+        self.beta = self.controller.update(self.beta, measure::mean_kl(&kls, &rollouts), rollouts.len());
+        Ok((metrics, samples))
+    }
+
+    /// Responses to the next prompts, each prompt visited once per pass over the data.
+    fn sample(&self, update: u64) -> (Vec<usize>, Rollouts) {
+        let config = self.config;
+        let first = update * config.batch_size as u64;
+        let chosen = self.visit(first..first + config.batch_size as u64);
+        // The stream of a response is its number in the run: a prompt met again is answered anew.
+        let prompt = |(i, &at): (usize, &usize)| Prompt {
+            tokens: self.prompts[at].tokens.clone(),
+            id: first + i as u64,
+            sample: 0,
+        };
+        let prompts: Vec<Prompt> = chosen.iter().enumerate().map(prompt).collect();
+        let sampling = Sampling {
+            temperature: config.temperature,
+            seed: config.seed,
+            max_new_tokens: config.response_length,
+            stop_tokens: self.encoder.ends().to_vec(),
+            slots: *config.decode_slots,
+            ..Sampling::default()
+        };
+        let responses = self.learner.policy.generate(&prompts, &sampling, &mut |_| ());
+        let prompts: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt.tokens[..]).collect();
+        let rollouts = Rollouts::new(&prompts, responses, config.temperature);
+        (chosen, rollouts)
+    }
+
+    /// The prompts of these responses of the run: every pass visits each prompt once, in an order of its own.
+    fn visit(&self, responses: std::ops::Range<u64>) -> Vec<usize> {
+        let count = self.prompts.len() as u64;
+        let mut chosen = Vec::new();
+        for pass in responses.start / count..=(responses.end - 1) / count {
+            let mut order: Vec<usize> = (0..self.prompts.len()).collect();
+            Random::new(self.config.seed, PROMPT_STREAM + pass).shuffle(&mut order);
+            let from = responses.start.max(pass * count) - pass * count;
+            let to = responses.end.min((pass + 1) * count) - pass * count;
+            chosen.extend_from_slice(&order[from as usize..to as usize]);
+        }
+        chosen
+    }
+
+    /// The epochs: minibatches in a new order each time, one optimizer step per minibatch.
+    fn learn(&mut self, lesson: &Lesson<'_>, update: u64) -> anyhow::Result<Learned> {
+        let config = self.config;
+        let rates = self.rates(update);
+        let mut learned = Learned::default();
+        let mut steps = 0;
+        for epoch in 0..config.num_ppo_epochs as u64 {
+            let mut order: Vec<usize> = (0..lesson.rollouts.len()).collect();
+            Random::new(config.seed, MINIBATCH_STREAM + update * config.num_ppo_epochs as u64 + epoch)
+                .shuffle(&mut order);
+            for part in 0..config.num_mini_batches {
+                let bound = |part: usize| part * order.len() / config.num_mini_batches;
+                let chosen = &order[bound(part)..bound(part + 1)];
+                let pass = config.per_device_train_batch_size;
+                learned.add(&self.learner.step(lesson, chosen, pass, &config.loss_settings(), rates)?);
+                steps += 1;
+            }
+        }
+        Ok(learned.mean(steps))
+    }
+
+    fn rates(&self, update: u64) -> Rates {
+        let config = self.config;
+        let share = config.schedule().factor(update as usize, config.updates() as usize);
+        let policy = if update < config.critic_warmup { 0.0 } else { config.learning_rate * share };
+        Rates { policy, critic: config.critic_learning_rate.unwrap_or(config.learning_rate) * share }
+    }
+
+    /// The metrics of an update, the KLs to the anchors and the mean gold reward among them, and texts of some responses.
+    fn report(
+        &self,
+        chosen: &[usize],
+        rollouts: &Rollouts,
+        measured: &Measured<'_>,
+        frozen_logprobs: &[Vec<f64>],
+    ) -> anyhow::Result<(Metrics, Samples)> {
+        let mut metrics = measured.metrics(rollouts);
+        for (name, at) in &self.anchors {
+            metrics.set(format!("{}{name}", names::KL_TO), measure::kl_per_response(rollouts, &frozen_logprobs[*at]));
+        }
+        let mut samples = Samples::default();
+        let mut gold_total = 0.0;
+        let read = if self.config.gold.is_some() { chosen.len() } else { Samples::KEPT.min(chosen.len()) };
+        for (i, &at) in chosen.iter().enumerate().take(read) {
+            let prompt = self.prompts[at].content.last_words();
+            let response = self.encoder.decode(rollouts.response(i))?;
+            let gold = self.config.gold.map(|gold| gold.reward(prompt, response.trim()));
+            gold_total += gold.unwrap_or(0.0);
+            if i < Samples::KEPT {
+                samples.push(prompt, response.trim(), measured.scores[i], gold);
+            }
+        }
+        if self.config.gold.is_some() {
+            metrics.set(names::GOLD, gold_total / rollouts.len() as f64);
+        }
+        Ok((metrics, samples))
+    }
+}
+
+/// Random streams of prompts and minibatches ("PROMPT" and "MINI" in ASCII, then room for a counter).
+const PROMPT_STREAM: u64 = 0x5052_4f4d_5000_0000;
+const MINIBATCH_STREAM: u64 = 0x4d49_4e49_0000_0000;
+
+/// Trains a policy and saves it with its tokenizer; `critic/` beside it holds the separate critic.
+///
+/// # Errors
+/// If a model or the data cannot be used, models do not fit together, a number stops being finite (the last checkpoint
+/// stays), or the run was interrupted (a checkpoint is written first).
+pub fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> {
+    config.validate()?;
+    let (mut run, source) = Run::open(config, context)?;
+    let (dir, total) = (&config.output_dir, config.updates());
+    let checkpoints = Checkpoints::new(dir, fingerprint("ppo", config)?);
+    let mut done = run.resume(&checkpoints)?;
+    let mut writer = if done == 0 { MetricsWriter::create(dir)? } else { MetricsWriter::resume(dir, done)? };
+    measure::truncate_samples(dir, done)?;
+    let progress = Progress::new("ppo", total, "update");
+    progress.start_at(done);
+    while done < total {
+        let (mut metrics, samples) =
+            run.step(done).with_context(|| format!("update {} of {total}; {}", done + 1, checkpoints.kept()))?;
+        let stopped_at = || format!("update {} of {total}; {}", done + 1, checkpoints.kept());
+        measure::ensure_finite(&metrics).with_context(stopped_at)?;
+        done += 1;
+        metrics.set("lr", run.rates(done - 1).policy);
+        metrics.set("episode", (done * config.batch_size as u64) as f64);
+        writer.log(done, &metrics)?;
+        if config.num_sample_generations > 0 && (done - 1).is_multiple_of(total.div_ceil(config.num_sample_generations))
+        {
+            samples.append(dir, done)?;
+        }
+        progress.message(&measure::headline(&metrics));
+        progress.set(done);
+        let stopped = done < total && context.interrupted();
+        if stopped || (*config.save_steps > 0 && done.is_multiple_of(*config.save_steps) && done < total) {
+            checkpoints.save(&run.snapshot(done))?;
+        }
+        if stopped {
+            anyhow::bail!(Interrupted { step: done, total });
+        }
+    }
+    progress.finish(&format!("{total} updates"));
+    run.learner.ensure_finite().with_context(|| checkpoints.kept())?;
+    run.save(&source, dir, total)?;
+    let last = metrics::read(dir)?.pop().map(|(_, metrics)| metrics).unwrap_or_default();
+    Ok(json!({
+        "updates": total,
+        "episodes": total * config.batch_size as u64,
+        "prompts": run.prompts.len(),
+        "left_out": run.left_out,
+        "last": last.iter().map(|(name, value)| (name.to_owned(), value.into())).collect::<serde_json::Map<_, _>>(),
+    }))
+}
+
+impl<'a> Run<'a> {
+    /// Loads models and prompts. Returns the checkpoint whose tokenizer and family the result keeps.
+    fn open(config: &'a PpoConfig, context: &StageContext) -> anyhow::Result<(Run<'a>, Checkpoint)> {
+        let first =
+            config.model_name_or_path.paths().into_iter().next().context("model_name_or_path names no model")?;
+        ensure!(
+            !first.as_os_str().is_empty(),
+            "no model is given; say model_name_or_path: DIR (or --sft_model_path DIR)"
+        );
+        let source = Checkpoint::open(first)?;
+        let encoder = Encoder::open(&source)?.with_chat(&config.chat);
+        let reward = RewardModel::find(&config.reward_model_path, &source, context)?;
+        let Prompts { prompts, left_out } = prompts::load(
+            &config.dataset,
+            config.max_prompt_length,
+            config.response_length,
+            &encoder,
+            source.spec.max_positions.min(reward.spec.max_positions),
+            context,
+        )?;
+        Plan::open(config, &reward)?.check_memory(config, &prompts, context)?;
+        let mut bases = Bases::default();
+        // A policy that is an adapter comes first: its base, which has a language-model head, serves all others.
+        let base = config.lora.use_peft.then(|| open_language_model(first)).transpose()?;
+        let base = base.map(|checkpoint| bases.frozen(&checkpoint, Head::LanguageModel)).transpose()?;
+        let reward_model = RewardModel::load(reward, config.score_scale(), &mut bases)?;
+        let learner = Learner::open(config, &reward_model.checkpoint, &mut bases)?;
+        drop(base);
+        let policy_spec = learner.policy.spec().with_head(Head::LanguageModel);
+        let (start, mut frozen) = (&config.model_name_or_path, FrozenModels::default());
+        let reference = Reference::load(&config.reference, start, &learner.policy, &mut frozen, &mut bases)?;
+        let anchors = config.anchors.iter();
+        let anchors = anchors.map(|(name, model)| Ok((name.clone(), frozen.load(model, &policy_spec, &mut bases)?)));
+        let anchors = anchors.collect::<anyhow::Result<Vec<_>>>()?;
+        let run = Run {
+            config,
+            encoder,
+            prompts,
+            left_out,
+            learner,
+            language_model: policy_spec,
+            reward_model,
+            reference,
+            frozen,
+            anchors,
+            controller: config.controller(),
+            beta: config.kl_coef,
+        };
+        Ok((run, source))
+    }
+
+    fn resume(&mut self, checkpoints: &Checkpoints) -> anyhow::Result<u64> {
+        let Some(mut restored) = checkpoints.newest()? else { return Ok(0) };
+        restored.restore_model("policy", &mut self.learner.policy)?;
+        if let Some(critic) = &mut self.learner.critic {
+            restored.restore_model("critic", critic)?;
+        }
+        self.reference.restore(&mut restored)?;
+        self.beta = restored.state["kl_coef"].as_f64().context("the checkpoint lacks kl_coef")?;
+        Ok(restored.step)
+    }
+
+    fn snapshot(&self, done: u64) -> Snapshot<'_> {
+        let snapshot = Snapshot::new(done, json!({"kl_coef": self.beta})).with_model("policy", &self.learner.policy);
+        let snapshot = match &self.learner.critic {
+            Some(critic) => snapshot.with_model("critic", critic),
+            None => snapshot,
+        };
+        self.reference.snapshot(snapshot)
+    }
+
+    fn save(&self, source: &Checkpoint, dir: &Path, updates: u64) -> anyhow::Result<()> {
+        let episodes = updates * self.config.batch_size as u64;
+        let epoch = episodes as f64 / self.prompts.len() as f64;
+        metrics::write_trainer_state(
+            dir,
+            &TrainerState {
+                global_step: updates,
+                max_steps: updates,
+                epoch,
+                num_train_epochs: epoch.ceil() as u64,
+                train_batch_size: self.config.batch_size as u64,
+            },
+        )?;
+        if let Some(critic) = &self.learner.critic {
+            let origin = &self.reward_model.checkpoint;
+            let options = self.config.save_options(origin);
+            let companions = Companions::from_dir(origin.dir())?;
+            save_model(&dir.join("critic"), origin, critic, critic.spec(), &companions, &[], &options)?;
+        }
+        let options = self.config.save_options(source);
+        let companions = Companions::from_dir(source.dir())?;
+        save_model(dir, source, &self.learner.policy, &self.language_model, &companions, &[], &options)
+    }
+}

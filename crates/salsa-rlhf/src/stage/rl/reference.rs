@@ -1,0 +1,314 @@
+//! What the KL penalty is measured against, and the other frozen models that a PPO run looks at.
+//!
+//! SALSA is one line here: [`ReferenceConfig::Soup`]. Setting the weight of the second ingredient to 0 makes plain PPO.
+use crate::{
+    config::paths::ModelPath,
+    stage::{
+        lifecycle::resume::{Restored, Snapshot},
+        models::{
+            bases::Bases,
+            model_source::{ModelSource, SoupSource},
+        },
+        rollout::Rollouts,
+    },
+};
+
+use anyhow::{Context, bail, ensure};
+use salsa_algo::{
+    kl::{KlEstimator, kls},
+    soup::lerp_in_place,
+};
+use salsa_engine::{Device, Head, Model, ModelError, ModelSpec, Trainable, geometric_logprobs};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the KL penalty of a PPO run is measured against.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ReferenceConfig {
+    /// One frozen SFT model: plain PPO.
+    Sft {
+        /// The SFT model. None: where the policy starts.
+        #[serde(default)]
+        model: Option<ModelPath>,
+    },
+    /// The weighted mean of SFT models: SALSA.
+    Soup {
+        /// The models: ingredients of the soup, or references side by side.
+        models: Vec<ModelPath>,
+        /// One number for each model, with sum 1. Empty: all the same (the paper's alpha = 0.5 for two).
+        #[serde(default)]
+        weights: Vec<f64>,
+    },
+    /// A moving average of the policy (WARP, stage 1), from where the policy starts.
+    Ema {
+        /// Share of the old reference kept at each update, from 0 to 1. WARP: 0.99.
+        decay: f64,
+    },
+    /// The policy, copied now and then (TR-DPO), from where the policy starts.
+    Sync {
+        /// Updates between two copies, at least 1. TRL: 512.
+        every: u64,
+        /// Share of the policy in the new reference, from 0 to 1; 1 replaces it. TRL: 0.6.
+        mixup: f64,
+    },
+    /// Several models at once; the penalty is the weighted mean of their KLs (the paper's control MKL).
+    Multi {
+        /// The models: ingredients of the soup, or references side by side.
+        models: Vec<ModelPath>,
+        /// One number for each model, with sum 1. Empty: all the same (the paper's alpha = 0.5 for two).
+        #[serde(default)]
+        weights: Vec<f64>,
+    },
+    /// The normalised geometric mean of several distributions: averages log-probs where a soup averages weights.
+    Geometric {
+        /// The models: ingredients of the soup, or references side by side.
+        models: Vec<ModelPath>,
+        /// One number for each model, with sum 1. Empty: all the same (the paper's alpha = 0.5 for two).
+        #[serde(default)]
+        weights: Vec<f64>,
+    },
+}
+
+impl Default for ReferenceConfig {
+    fn default() -> Self {
+        ReferenceConfig::Sft { model: None }
+    }
+}
+
+impl ReferenceConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// If a number makes no sense; names the key.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        match self {
+            ReferenceConfig::Sft { .. } => {}
+            ReferenceConfig::Soup { models, weights }
+            | ReferenceConfig::Multi { models, weights }
+            | ReferenceConfig::Geometric { models, weights } => {
+                let soup = SoupSource { models: models.clone(), weights: weights.clone() };
+                soup.checked_weights().context("reference")?;
+            }
+            ReferenceConfig::Ema { decay } => {
+                ensure!((0.0..=1.0).contains(decay), "reference.decay is {decay}; it must be between 0 and 1");
+            }
+            ReferenceConfig::Sync { every, mixup } => {
+                ensure!(*every > 0, "reference.every is 0; it must be at least 1");
+                ensure!((0.0..=1.0).contains(mixup), "reference.mixup is {mixup}; it must be between 0 and 1");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ReferenceConfig {
+    /// The frozen models that the reference is made of and their weights; none where it follows the policy. `start` is
+    /// where the policy starts.
+    ///
+    /// # Errors
+    /// If the weights do not go with the models.
+    pub fn frozen(&self, start: &ModelSource) -> anyhow::Result<Vec<(ModelSource, f64)>> {
+        let soup =
+            |models: &[ModelPath], weights: &[f64]| SoupSource { models: models.to_vec(), weights: weights.to_vec() };
+        Ok(match self {
+            ReferenceConfig::Sft { model } => {
+                vec![(model.clone().map_or_else(|| start.clone(), ModelSource::Path), 1.0)]
+            }
+            ReferenceConfig::Soup { models, weights } => vec![(ModelSource::Soup(soup(models, weights)), 1.0)],
+            ReferenceConfig::Multi { models, weights } | ReferenceConfig::Geometric { models, weights } => {
+                let weights = soup(models, weights).checked_weights()?;
+                models.iter().cloned().map(ModelSource::Path).zip(weights).collect()
+            }
+            ReferenceConfig::Ema { .. } | ReferenceConfig::Sync { .. } => Vec::new(),
+        })
+    }
+}
+
+/// Frozen language models, each loaded once however many uses it has.
+#[derive(Default)]
+pub struct FrozenModels {
+    models: Vec<(ModelSource, Model)>,
+}
+
+impl FrozenModels {
+    /// The number of a model, which is loaded if it is new. It must share the policy's vocabulary.
+    ///
+    /// # Errors
+    /// If it cannot be read or has another vocabulary.
+    pub fn load(&mut self, source: &ModelSource, policy: &ModelSpec, bases: &mut Bases) -> anyhow::Result<usize> {
+        if let Some(at) = self.models.iter().position(|(known, _)| known == source) {
+            return Ok(at);
+        }
+        let model = source.load(bases).with_context(|| format!("model {source}"))?;
+        let spec = model.spec();
+        ensure!(
+            spec.vocab_size == policy.vocab_size,
+            "{source} has a vocabulary of {}, the policy one of {}; log-probs can only be compared over the same tokens",
+            spec.vocab_size,
+            policy.vocab_size
+        );
+        self.models.push((source.clone(), model));
+        Ok(self.models.len() - 1)
+    }
+
+    /// Each of them once.
+    pub fn models(&self) -> impl Iterator<Item = &Model> {
+        self.models.iter().map(|(_, model)| model)
+    }
+
+    /// The log-probs of all response tokens under every model: one pass each.
+    pub fn logprobs(&self, rollouts: &Rollouts) -> Vec<Vec<f64>> {
+        self.models.iter().map(|(_, model)| rollouts.logprobs_of(model)).collect()
+    }
+}
+
+/// The reference of a run.
+pub enum Reference {
+    /// Frozen: one model (an SFT model or a soup).
+    Frozen(usize),
+    /// Frozen: several models, whose KLs are averaged.
+    Multi(Vec<(usize, f64)>),
+    /// Frozen: the geometric mean of several.
+    Geometric(Vec<(usize, f64)>),
+    /// Following the policy.
+    Moving {
+        /// The model now.
+        model: Box<Model>,
+        /// Its weights; if the policy is an adapter, those of the adapter: then the factors follow, not their products.
+        weights: Vec<f32>,
+        /// How it follows.
+        follow: Follow,
+    },
+}
+
+/// How a moving reference follows the policy.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Follow {
+    /// `reference <- decay * reference + (1 - decay) * policy` at every update.
+    Ema {
+        /// Share kept.
+        decay: f64,
+    },
+    /// `reference <- (1 - mixup) * reference + mixup * policy` every so many updates.
+    Sync {
+        /// Updates between copies.
+        every: u64,
+        /// Share of the policy.
+        mixup: f64,
+    },
+}
+
+impl Reference {
+    /// Loads what the configuration names; `start` is where `policy` starts, which has not learned yet.
+    ///
+    /// # Errors
+    /// If a model cannot be used.
+    pub fn load(
+        config: &ReferenceConfig,
+        start: &ModelSource,
+        policy: &Trainable,
+        frozen: &mut FrozenModels,
+        bases: &mut Bases,
+    ) -> anyhow::Result<Reference> {
+        let spec = &policy.spec().with_head(Head::LanguageModel);
+        let moving = |follow| -> anyhow::Result<Reference> {
+            let weights = language_weights(policy, spec);
+            Ok(Reference::Moving { model: Box::new(with_weights(policy, spec, &weights)?), weights, follow })
+        };
+        let parts = config.frozen(start)?.into_iter();
+        let parts: Vec<(usize, f64)> = parts
+            .map(|(source, weight)| Ok((frozen.load(&source, spec, bases)?, weight)))
+            .collect::<anyhow::Result<_>>()?;
+        Ok(match config {
+            ReferenceConfig::Sft { .. } | ReferenceConfig::Soup { .. } => Reference::Frozen(parts[0].0),
+            ReferenceConfig::Multi { .. } => Reference::Multi(parts),
+            ReferenceConfig::Geometric { .. } => Reference::Geometric(parts),
+            ReferenceConfig::Ema { decay } => moving(Follow::Ema { decay: *decay })?,
+            ReferenceConfig::Sync { every, mixup } => moving(Follow::Sync { every: *every, mixup: *mixup })?,
+        })
+    }
+
+    /// The KL estimate of every response token. `frozen_logprobs` are those of `frozen`, model by model.
+    pub fn kls(
+        &self,
+        estimator: KlEstimator,
+        rollouts: &Rollouts,
+        frozen: &FrozenModels,
+        frozen_logprobs: &[Vec<f64>],
+    ) -> Vec<f64> {
+        let against = |reference: &[f64]| kls(estimator, &rollouts.logprobs, reference);
+        match self {
+            Reference::Frozen(at) => against(&frozen_logprobs[*at]),
+            Reference::Moving { model, .. } => against(&rollouts.logprobs_of(model)),
+            Reference::Multi(models) => {
+                let mut mean = vec![0.0; rollouts.logprobs.len()];
+                for &(at, weight) in models {
+                    mean.iter_mut().zip(against(&frozen_logprobs[at])).for_each(|(mean, kl)| *mean += weight * kl);
+                }
+                mean
+            }
+            Reference::Geometric(models) => {
+                let parts: Vec<&Model> = models.iter().map(|&(at, _)| &frozen.models[at].1).collect();
+                let weights: Vec<f32> = models.iter().map(|&(_, weight)| weight as f32).collect();
+                let forward = |batch: &_, query: &_| geometric_logprobs(&parts, &weights, batch, query);
+                against(&rollouts.logprobs_by(forward))
+            }
+        }
+    }
+
+    /// Lets a moving reference follow the policy after an update (counted from 1).
+    ///
+    /// # Errors
+    /// If the policy's weights are no longer finite.
+    pub fn follow(&mut self, policy: &Trainable, language_model: &ModelSpec, update: u64) -> anyhow::Result<()> {
+        let Reference::Moving { model, weights, follow } = self else { return Ok(()) };
+        let share = match *follow {
+            Follow::Ema { decay } => 1.0 - decay,
+            Follow::Sync { every, mixup } if update.is_multiple_of(every) => mixup,
+            Follow::Sync { .. } => return Ok(()),
+        };
+        lerp_in_place(weights, &language_weights(policy, language_model), share);
+        **model = with_weights(policy, language_model, weights).context("the moving reference")?;
+        Ok(())
+    }
+
+    /// Adds what must survive an interruption.
+    pub fn snapshot<'a>(&'a self, snapshot: Snapshot<'a>) -> Snapshot<'a> {
+        match self {
+            Reference::Moving { weights, .. } => snapshot.with_buffer("reference.weights", weights),
+            _ => snapshot,
+        }
+    }
+
+    /// Goes on from a checkpoint.
+    ///
+    /// # Errors
+    /// If the checkpoint lacks the reference.
+    pub fn restore(&mut self, restored: &mut Restored) -> anyhow::Result<()> {
+        let Reference::Moving { model, weights, .. } = self else { return Ok(()) };
+        let saved = restored.take_buffer("reference.weights")?;
+        if saved.len() != weights.len() {
+            bail!("the checkpoint's reference has {} weights, this one {}", saved.len(), weights.len());
+        }
+        **model = with_weights(model, model.spec(), &saved)?;
+        *weights = saved;
+        Ok(())
+    }
+}
+
+/// What a policy has learned so far, without the head that a shared critic adds.
+fn language_weights(policy: &Trainable, language_model: &ModelSpec) -> Vec<f32> {
+    match policy.lora() {
+        Some(lora) => policy.weights()[..lora.parameters(language_model)].to_vec(),
+        None => policy.spec().convert(&policy.weights(), language_model, 0),
+    }
+}
+
+/// A frozen language model that is like `model` but for these weights.
+fn with_weights(model: &Model, language_model: &ModelSpec, weights: &[f32]) -> Result<Model, ModelError> {
+    match model.lora() {
+        Some(_) => model.sibling(Head::LanguageModel, weights),
+        None => Model::new(language_model.clone(), weights, Device::current()),
+    }
+}

@@ -1,0 +1,207 @@
+//! What every supervised stage can be told: the keys of Hugging Face's `TrainingArguments`, under their own names.
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use salsa_algo::schedule::{self, Warmup};
+use salsa_engine::{AdamW, Recompute};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    chat,
+    checkpoint::{Checkpoint, Companions},
+    config::paths::{NoEffect, TemplateChoice},
+    stage::{
+        device::Choice as DeviceChoice,
+        keys::{
+            ByteSize, ComputeType, MOST_SEQUENCES, MOST_STEPS, Schedule, WeightType, check_count, check_most,
+            check_range,
+        },
+        text::{chat_arguments::ChatArguments, encoder::Encoder},
+    },
+};
+
+/// The keys shared by `pretrain`, `sft`, `reward` and `dpo`; each stage's own struct contains them flat.
+///
+/// "TRL" below is the default of TRL 1.10's `SFTConfig`, `RewardConfig` and `DPOConfig`, which agree on these.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct TrainingArguments {
+    /// Sequences (or pairs) per forward and backward pass, at least 1. TRL: 8.
+    #[schemars(extend("x-heading" = "Batches and steps"))]
+    pub per_device_train_batch_size: usize,
+    /// Sequences (or pairs) per forward pass of the evaluation, at least 1; changes no number, only memory. TRL: 8.
+    pub per_device_eval_batch_size: usize,
+    /// Passes per optimizer step, at least 1. The mean loss is taken over all tokens (or pairs) of the step, so one
+    /// pass of 16 and two passes of 8 are the same step. TRL: 1.
+    pub gradient_accumulation_steps: usize,
+    /// Optimizer steps in all; -1: `num_train_epochs` tells instead. TRL: -1.
+    pub max_steps: i64,
+    /// Shape of the learning rate after the warm-up. TRL: linear.
+    #[schemars(extend("x-heading" = "Optimizer"))]
+    pub lr_scheduler_type: Schedule,
+    /// Share of all steps over which the learning rate rises from 0, from 0 to 1; used where `warmup_steps` is 0. TRL:
+    /// 0.
+    pub warmup_ratio: f64,
+    /// Steps over which the learning rate rises from 0 to its highest; 0: `warmup_ratio` tells. TRL: 0.
+    pub warmup_steps: u64,
+    /// AdamW's decoupled weight decay, per step and unit of learning rate; 0: none. TRL: 0.
+    pub weight_decay: f64,
+    /// AdamW's decay of the mean of gradients, beta1, from 0 to below 1. TRL: 0.9.
+    pub adam_beta1: f64,
+    /// AdamW's decay of the mean of squared gradients, beta2, from 0 to below 1. TRL: 0.999.
+    pub adam_beta2: f64,
+    /// AdamW's epsilon, added to the root of the mean of squared gradients; above 0. TRL: 1e-8.
+    pub adam_epsilon: f64,
+    /// Largest Euclidean norm of the whole gradient; longer ones are scaled down to it. 0: no clipping. TRL: 1.
+    pub max_grad_norm: f64,
+    /// Seed of the data order and of newly made weights. TRL: 42.
+    #[schemars(extend("x-heading" = "Run and output"))]
+    pub seed: u64,
+    /// Steps between two lines of `metrics.jsonl`, at least 1. TRL: 10.
+    pub logging_steps: NoEffect<u64>,
+    /// Steps between two evaluations; 0: one, at the end. TRL: off unless `eval_strategy` is set.
+    pub eval_steps: u64,
+    /// Steps between two resumable checkpoints. 0: none before the end (an interruption by Ctrl-C still saves one).
+    /// TRL: 500.
+    pub save_steps: NoEffect<u64>,
+    /// Recompute activations in the backward pass instead of keeping them: less memory, about a third more time, the same
+    /// numbers. TRL: true.
+    pub gradient_checkpointing: bool,
+    /// Number type of matrix products; sums, norms and softmax are 32-bit either way. TRL: the flag `bf16`.
+    pub dtype: ComputeType,
+    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
+    pub device: DeviceChoice,
+    /// Number type of the saved weights; training itself always keeps f32 master weights. TRL: the model's own.
+    pub save_dtype: WeightType,
+    /// Most bytes of weights in one file: a number, or such as 5GB (powers of ten). transformers: 5GB.
+    pub max_shard_size: ByteSize,
+    /// A chat template in place of the model's own, which the trained model takes along: a Jinja file, or `chatml`.
+    /// Empty: the model's own. TRL: `chat_template_path`.
+    pub chat_template: TemplateChoice,
+    /// How prompts become tokens.
+    #[serde(flatten)]
+    pub chat: ChatArguments,
+}
+
+impl Default for TrainingArguments {
+    fn default() -> TrainingArguments {
+        TrainingArguments {
+            per_device_train_batch_size: 8,
+            per_device_eval_batch_size: 8,
+            gradient_accumulation_steps: 1,
+            max_steps: -1,
+            lr_scheduler_type: Schedule::Linear,
+            warmup_ratio: 0.0,
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            seed: 42,
+            logging_steps: NoEffect(10),
+            eval_steps: 0,
+            save_steps: NoEffect(500),
+            gradient_checkpointing: false,
+            dtype: ComputeType::Auto,
+            device: DeviceChoice::Auto,
+            save_dtype: WeightType::Float32,
+            max_shard_size: ByteSize(5_000_000_000),
+            chat_template: TemplateChoice::default(),
+            chat: ChatArguments::default(),
+        }
+    }
+}
+
+impl TrainingArguments {
+    /// Checks ranges, those of the two keys that each stage has for itself included; errors name the key.
+    ///
+    /// # Errors
+    /// If a value makes no sense.
+    pub fn validate(&self, learning_rate: f64, num_train_epochs: f64) -> anyhow::Result<()> {
+        let counts = [
+            ("per_device_train_batch_size", self.per_device_train_batch_size as u64, MOST_SEQUENCES),
+            ("per_device_eval_batch_size", self.per_device_eval_batch_size as u64, MOST_SEQUENCES),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps as u64, MOST_SEQUENCES),
+            ("logging_steps", *self.logging_steps, u64::MAX),
+        ];
+        for (key, value, most) in counts {
+            check_count(key, value, most)?;
+        }
+        ensure!(self.max_steps >= -1, "max_steps is {}; give a number of steps, or -1 for none", self.max_steps);
+        check_most("max_steps", self.max_steps.max(0) as u64, MOST_STEPS)?;
+        ensure!(self.max_shard_size.0 > 0, "max_shard_size is 0; give bytes, or such as 5GB");
+        let ranges = [
+            ("learning_rate", learning_rate, 0.0..=f64::MAX),
+            ("num_train_epochs", num_train_epochs, 0.0..=MOST_EPOCHS),
+            ("warmup_ratio", self.warmup_ratio, 0.0..=1.0),
+            ("adam_beta1", self.adam_beta1, 0.0..=MOST_BETA),
+            ("adam_beta2", self.adam_beta2, 0.0..=MOST_BETA),
+            ("adam_epsilon", self.adam_epsilon, f64::MIN_POSITIVE..=f64::MAX),
+            ("weight_decay", self.weight_decay, 0.0..=f64::MAX),
+            ("max_grad_norm", self.max_grad_norm, 0.0..=f64::MAX),
+        ];
+        for (key, value, range) in ranges {
+            check_range(key, value, range)?;
+        }
+        Ok(())
+    }
+
+    /// The way from text to tokens for a model that is trained.
+    ///
+    /// # Errors
+    /// As [`Encoder::open`], and if the chat template is none.
+    pub fn encoder(&self, checkpoint: &Checkpoint) -> anyhow::Result<Encoder> {
+        let encoder = Encoder::open(checkpoint)?.with_chat(&self.chat);
+        match &*self.chat_template {
+            "" => Ok(encoder),
+            choice => {
+                encoder.with_template(&chat::source_of(choice)?).with_context(|| format!("chat_template {choice}"))
+            }
+        }
+    }
+
+    /// What a trained model takes along from the one it began as.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn companions(&self, dir: &Path) -> anyhow::Result<Companions> {
+        let companions = Companions::from_dir(dir)?;
+        match &*self.chat_template {
+            "" => Ok(companions),
+            choice => Ok(companions.with_chat_template(&chat::source_of(choice)?)),
+        }
+    }
+
+    /// The optimizer these keys describe.
+    pub fn adamw(&self) -> AdamW {
+        AdamW {
+            beta1: self.adam_beta1,
+            beta2: self.adam_beta2,
+            eps: self.adam_epsilon,
+            weight_decay: self.weight_decay,
+            max_grad_norm: if self.max_grad_norm == 0.0 { f64::INFINITY } else { self.max_grad_norm },
+        }
+    }
+
+    /// How the learning rate rises and falls.
+    pub fn schedule(&self) -> schedule::Schedule {
+        let warmup = match self.warmup_steps {
+            0 => Warmup::Ratio(self.warmup_ratio),
+            steps => Warmup::Steps(steps as usize),
+        };
+        schedule::Schedule { warmup, decay: self.lr_scheduler_type.into() }
+    }
+
+    /// What the backward pass keeps.
+    pub fn recompute(&self) -> Recompute {
+        if self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
+    }
+}
+
+/// Most passes over data.
+const MOST_EPOCHS: f64 = 1e6;
+
+/// Largest decay rate below 1.
+const MOST_BETA: f64 = 1.0 - f64::EPSILON / 2.0;

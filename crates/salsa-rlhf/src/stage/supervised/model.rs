@@ -1,0 +1,122 @@
+//! The model that a supervised stage trains: opened, read and saved.
+use std::path::Path;
+
+use anyhow::Context;
+use salsa_engine::{Device, Head, LoraSpec, ModelSpec, Trainable};
+use serde_json::Value;
+
+use super::{arguments::TrainingArguments, trainer::Outcome};
+use crate::{
+    checkpoint::{Checkpoint, SaveOptions},
+    metrics::{self, TrainerState},
+    stage::{
+        StageContext,
+        models::{
+            bases::Bases,
+            frozen::{open, refuse_missing_language_head, trained_adapter},
+            lora::LoraArguments,
+            save::save_model,
+        },
+        text::encoder::Encoder,
+    },
+};
+
+/// A checkpoint opened for training; its weights are still to be read.
+pub struct Start {
+    /// Where it came from.
+    pub checkpoint: Checkpoint,
+    /// Its way from text to tokens.
+    pub encoder: Encoder,
+    /// The model's shape with the head that the stage needs.
+    pub spec: ModelSpec,
+}
+
+impl Start {
+    /// Opens a checkpoint for training under the given head. No weight is read.
+    ///
+    /// # Errors
+    /// If the checkpoint is incomplete, or a reward model where a language model is needed.
+    pub fn open(path: &Path, head: Head, arguments: &TrainingArguments) -> anyhow::Result<Start> {
+        let checkpoint = open(path)?;
+        let encoder = arguments.encoder(&checkpoint)?;
+        refuse_missing_language_head(&checkpoint, head)?;
+        Ok(Start { spec: checkpoint.spec.with_head(head), checkpoint, encoder })
+    }
+
+    /// The adapter that is going to be trained: that of the checkpoint, or a new one; none if all weights are.
+    ///
+    /// # Errors
+    /// If a key of the adapter makes no sense.
+    pub fn adapter(&self, lora: &LoraArguments) -> anyhow::Result<Option<LoraSpec>> {
+        trained_adapter(&self.checkpoint, lora)
+    }
+
+    /// Reads the model: all its weights, or an adapter. A head that it lacks is made new from `arguments.seed`, except a
+    /// language-model head.
+    ///
+    /// # Errors
+    /// If a weight cannot be read or is not finite.
+    pub fn load(
+        &self,
+        arguments: &TrainingArguments,
+        lora: &LoraArguments,
+        bases: &mut Bases,
+    ) -> anyhow::Result<Trainable> {
+        let checkpoint = &self.checkpoint;
+        if lora.use_peft {
+            return bases.adapted(checkpoint, self.spec.head, lora, arguments.seed, arguments.recompute());
+        }
+        let weights = with_head(checkpoint, checkpoint.read_weights()?, &self.spec, arguments.seed);
+        Trainable::new(self.spec.clone(), weights, Device::current(), arguments.recompute())
+            .with_context(|| format!("model {}", checkpoint.dir().display()))
+    }
+}
+
+/// The longest example for a model of this context, which cuts as `max_length` does; says so if that is less.
+pub fn within_context(max_length: usize, positions: usize, context: &StageContext) -> usize {
+    if max_length > positions {
+        context
+            .say(&format!("max_length is {max_length}, the model's context {positions}: that is the longest example"));
+    }
+    max_length.min(positions)
+}
+
+/// Saves a trained model, or a trained adapter as a PEFT directory, with the tokenizer it came with, and
+/// `trainer_state.json`.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn save(
+    output_dir: &Path,
+    source: &Checkpoint,
+    model: &Trainable,
+    extra_config: &[(&str, Value)],
+    arguments: &TrainingArguments,
+    outcome: &Outcome,
+) -> anyhow::Result<()> {
+    write_trainer_state(output_dir, arguments, outcome)?;
+    let companions = arguments.companions(source.dir())?;
+    let (dtype, max_shard_bytes) = (arguments.save_dtype.into(), arguments.max_shard_size.0);
+    let options = SaveOptions { dtype, max_shard_bytes, ..SaveOptions::like(source) };
+    save_model(output_dir, source, model, model.spec(), &companions, extra_config, &options)
+}
+
+/// Writes `trainer_state.json`.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn write_trainer_state(output_dir: &Path, arguments: &TrainingArguments, outcome: &Outcome) -> anyhow::Result<()> {
+    let state = TrainerState {
+        global_step: outcome.steps,
+        max_steps: outcome.steps,
+        epoch: outcome.epoch,
+        num_train_epochs: outcome.epoch.ceil() as u64,
+        train_batch_size: (arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps) as u64,
+    };
+    metrics::write_trainer_state(output_dir, &state)
+}
+
+/// The checkpoint's weights for a model with the head of `spec`; what it lacks is made from `seed`.
+fn with_head(checkpoint: &Checkpoint, weights: Vec<f32>, spec: &ModelSpec, seed: u64) -> Vec<f32> {
+    if *spec == checkpoint.spec { weights } else { checkpoint.spec.convert(&weights, spec, seed) }
+}

@@ -1,0 +1,223 @@
+//! The one loop of the supervised stages (`pretrain`, `sft`, `reward`, `dpo`): order → loss → gradient → AdamW → logs.
+use anyhow::{Context, bail};
+use salsa_engine::{Batch, Model, Output, OutputGradient, Query, Trainable};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{arguments::TrainingArguments, order::Step, tally::Tally};
+use crate::{
+    metrics::{Metrics, MetricsWriter},
+    progress::Progress,
+    stage::lifecycle::resume::{Checkpoints, REMEDY, Snapshot},
+};
+
+mod job;
+#[cfg(test)]
+mod tests;
+
+pub use job::{Job, Lengths};
+
+/// What a supervised stage teaches: a data set and a loss on it.
+///
+/// The model is met at two places only: the log-probability of chosen tokens and the scalar at chosen rows.
+pub trait Objective {
+    /// Number of examples.
+    fn examples(&self) -> usize;
+    /// Tokens that an example adds to a batch.
+    fn length(&self, example: usize) -> usize;
+    /// What an example adds to the divisor of the mean loss: learned tokens or pairs. Above 0.
+    fn weight(&self, example: usize) -> f64;
+    /// Lays examples end to end and says what the model shall compute of them.
+    fn lay(&self, examples: &[usize]) -> Laid;
+    /// Loss and gradient of a pass, divided by `weight`, the sum of the weights of the whole optimizer step.
+    /// The tally must contain `loss`.
+    fn loss(&self, laid: &Laid, output: &Output, weight: f64) -> Loss;
+}
+
+/// One forward pass: examples laid end to end.
+pub struct Laid {
+    /// Their numbers.
+    pub examples: Vec<usize>,
+    /// Their tokens.
+    pub batch: Batch,
+    /// What the model computes.
+    pub query: Query,
+}
+
+/// What a loss hands back.
+pub struct Loss {
+    /// Derivative of the step's mean loss in each log-probability asked for.
+    pub d_logprobs: Vec<f32>,
+    /// Derivative of the step's mean loss in each value asked for.
+    pub d_values: Vec<f32>,
+    /// The numbers to log.
+    pub tally: Tally,
+}
+
+/// What a finished training leaves to report.
+pub struct Outcome {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Passes over the data.
+    pub epoch: f64,
+    /// Tokens seen in training.
+    pub tokens: u64,
+    /// Means over the whole training.
+    pub train: Tally,
+    /// The last evaluation; empty without evaluation data.
+    pub eval: Tally,
+}
+
+impl Outcome {
+    /// The numbers as a JSON object.
+    pub fn to_json(&self) -> Value {
+        let object = |tally: &Tally| tally.values().map(|(name, value)| (name.to_owned(), value.into())).collect();
+        let (train, eval): (serde_json::Map<_, _>, serde_json::Map<_, _>) = (object(&self.train), object(&self.eval));
+        json!({"steps": self.steps, "num_tokens": self.tokens, "train": train, "eval": eval})
+    }
+}
+
+/// Trains `model` until the job is done, from the newest checkpoint if there is one.
+///
+/// # Errors
+/// If there is nothing to train on, if loss or gradient stop being finite, if the disk refuses, or if `job.stop` says so
+/// (a checkpoint is then written first). In all cases the last good checkpoint stays.
+pub fn train(
+    job: &Job<'_>,
+    model: &mut Trainable,
+    data: &dyn Objective,
+    eval: Option<&dyn Objective>,
+) -> anyhow::Result<Outcome> {
+    let arguments = job.arguments;
+    let lengths = job::lengths(data);
+    let plan = job.plan(&lengths)?;
+    let total = plan.len();
+    let schedule = arguments.schedule();
+    let checkpoints = Checkpoints::new(job.output_dir, job.fingerprint.clone());
+    let mut state = resume(job, &checkpoints, model)?;
+    let mut metrics = match state.step {
+        0 => MetricsWriter::create(job.output_dir)?,
+        done => MetricsWriter::resume(job.output_dir, done)?,
+    };
+    let progress = Progress::new(job.title, plan.tokens(), "tok");
+    progress.start_at(state.tokens);
+
+    let mut epoch = None;
+    for step in plan.from(state.step) {
+        epoch = Some(step.epoch);
+        let learning_rate = job.learning_rate * schedule.factor(state.step as usize, total as usize);
+        let tally = optimizer_step(arguments, model, data, &step, learning_rate).with_context(|| {
+            format!("{} stopped at step {} of {total}; {}", job.title, state.step + 1, checkpoints.kept())
+        })?;
+        state.advance(&step, &tally, data);
+
+        if is_due(state.step, *arguments.logging_steps, total) {
+            metrics.log(state.step, &state.log_line(learning_rate, step.epoch))?;
+            state.window = Tally::new();
+        }
+        if let Some(eval) = eval.filter(|_| is_due(state.step, arguments.eval_steps, total)) {
+            state.eval = evaluate(model, eval, arguments.per_device_eval_batch_size);
+            let line = state.eval_line(step.epoch);
+            if let Some((name, value)) = line.iter().find(|(_, value)| !value.is_finite()) {
+                bail!("{name} is {value} after step {} of {total}; {}; {REMEDY}", state.step, checkpoints.kept());
+            }
+            metrics.log(state.step, &line)?;
+        }
+        let stopped = state.step < total && (job.stop)(state.step);
+        if stopped || (*arguments.save_steps > 0 && state.step.is_multiple_of(*arguments.save_steps)) {
+            checkpoints.save(&Snapshot::new(state.step, serde_json::to_value(&state)?).with_model("model", model))?;
+        }
+        if stopped {
+            bail!(crate::stage::Interrupted { step: state.step, total });
+        }
+        progress.set(state.tokens);
+        progress.message(&format!("step {}/{total} loss {:.4}", state.step, tally.get("loss").unwrap_or(f64::NAN)));
+    }
+    progress.finish(&format!("{total} steps"));
+    // A run that was stopped after its last step has nothing left to do.
+    let epoch = epoch.or_else(|| Some(plan.from(total - 1).next()?.epoch)).unwrap_or(0.0);
+    Ok(Outcome { steps: total, epoch, tokens: state.tokens, train: state.total, eval: state.eval })
+}
+
+/// Mean numbers of a model over a data set.
+pub fn evaluate(model: &Model, data: &dyn Objective, batch_size: usize) -> Tally {
+    let mut tally = Tally::new();
+    let examples: Vec<usize> = (0..data.examples()).collect();
+    for examples in examples.chunks(batch_size.max(1)) {
+        let laid = data.lay(examples);
+        let output = model.forward(&laid.batch, &laid.query);
+        let weight = examples.iter().map(|&example| data.weight(example)).sum();
+        tally.absorb(&data.loss(&laid, &output, weight).tally);
+    }
+    tally
+}
+
+/// One optimizer step: gradients of all its passes, then AdamW.
+fn optimizer_step(
+    arguments: &TrainingArguments,
+    model: &mut Trainable,
+    data: &dyn Objective,
+    step: &Step,
+    learning_rate: f64,
+) -> anyhow::Result<Tally> {
+    let weight = step.micro_batches.iter().flatten().map(|&example| data.weight(example)).sum();
+    let mut tally = Tally::new();
+    for examples in &step.micro_batches {
+        let laid = data.lay(examples);
+        let (output, tape) = model.forward_train(&laid.batch, &laid.query);
+        let loss = data.loss(&laid, &output, weight);
+        model.backward(tape, &OutputGradient { d_logprobs: &loss.d_logprobs, d_values: &loss.d_values });
+        tally.absorb(&loss.tally);
+    }
+    if !tally.get("loss").is_some_and(f64::is_finite) {
+        bail!("the loss is not finite; {REMEDY}");
+    }
+    let norm = model.adamw_step(&arguments.adamw(), learning_rate).context(REMEDY)?;
+    tally.mean("grad_norm", norm, 1.0);
+    Ok(tally)
+}
+
+/// What the loop carries from step to step, and a checkpoint keeps.
+#[derive(Default, Serialize, Deserialize)]
+struct State {
+    step: u64,
+    tokens: u64,
+    window: Tally,
+    total: Tally,
+    eval: Tally,
+}
+
+impl State {
+    fn advance(&mut self, step: &Step, tally: &Tally, data: &dyn Objective) {
+        self.step += 1;
+        self.tokens += step_tokens(step, data);
+        self.window.absorb(tally);
+        self.total.absorb(tally);
+    }
+
+    fn log_line(&self, learning_rate: f64, epoch: f64) -> Metrics {
+        let tail = [("learning_rate", learning_rate), ("num_tokens", self.tokens as f64), ("epoch", epoch)];
+        self.window.values().chain(tail).collect()
+    }
+
+    fn eval_line(&self, epoch: f64) -> Metrics {
+        let values = self.eval.values().map(|(name, value)| (format!("eval_{name}"), value));
+        values.chain([("epoch".to_owned(), epoch)]).collect()
+    }
+}
+
+fn resume(job: &Job<'_>, checkpoints: &Checkpoints, model: &mut Trainable) -> anyhow::Result<State> {
+    let Some(mut restored) = checkpoints.newest()? else { return Ok(State::default()) };
+    restored.restore_model("model", model)?;
+    eprintln!("{}: resuming after step {}", job.title, restored.step);
+    serde_json::from_value(restored.state).context("state of the checkpoint")
+}
+
+/// Whether something that happens every `every` steps, and at the end, happens after `step`.
+fn is_due(step: u64, every: u64, total: u64) -> bool {
+    step == total || (every > 0 && step.is_multiple_of(every))
+}
+
+fn step_tokens(step: &Step, data: &dyn Objective) -> u64 {
+    step.micro_batches.iter().flatten().map(|&example| data.length(example) as u64).sum()
+}

@@ -1,0 +1,149 @@
+//! What a training is told, and what follows from it before it starts: its steps, and the memory that it needs.
+use std::path::Path;
+
+use anyhow::bail;
+use salsa_engine::{LoraSpec, ModelSpec};
+
+use super::Objective;
+use crate::stage::{
+    Interrupted, StageContext,
+    lifecycle::resume::Fingerprint,
+    memory::{self, Arrays, Knobs, Need, Saving, part, shape},
+    supervised::{
+        arguments::TrainingArguments,
+        order::{Batching, Duration, Plan},
+    },
+};
+
+/// How to train, apart from what.
+pub struct Job<'a> {
+    /// Name of the stage, for people.
+    pub title: &'a str,
+    /// Where metrics and checkpoints go.
+    pub output_dir: &'a Path,
+    /// The keys that all supervised stages share.
+    pub arguments: &'a TrainingArguments,
+    /// Highest learning rate.
+    pub learning_rate: f64,
+    /// How examples make a pass.
+    pub batching: Batching,
+    /// Passes over the data, used where `max_steps` is negative.
+    pub num_train_epochs: f64,
+    /// All that the result depends on: a checkpoint of a run with another one is refused.
+    pub fingerprint: Fingerprint,
+    /// Asked after every step with the number of steps done: whether to checkpoint and stop here.
+    pub stop: &'a dyn Fn(u64) -> bool,
+}
+
+impl Job<'_> {
+    /// Says what memory the job needs, and refuses it if that is too much: `models` is what the models need, `spec` the
+    /// one that is trained, `batching` how a number of examples makes a pass.
+    ///
+    /// # Errors
+    /// As [`memory::check`].
+    pub fn check_memory(
+        &self,
+        spec: &ModelSpec,
+        adapter: Option<LoraSpec>,
+        models: &dyn Fn(&Knobs) -> Need,
+        batching: &dyn Fn(usize) -> Batching,
+        lengths: &Lengths,
+        savings: &[Saving],
+        context: &StageContext,
+    ) -> anyhow::Result<()> {
+        let need = |knobs: &Knobs| {
+            let mut need = models(knobs);
+            need.add(part::ACTIVATIONS, self.activations(spec, knobs, batching(knobs.pass), lengths));
+            need
+        };
+        let arguments = self.arguments;
+        let (pass, eval_pass) = (arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size);
+        let knobs = Knobs { adapter, recompute: arguments.recompute(), pass, eval_pass, ..Knobs::default() };
+        memory::check(self.title, &knobs, savings, &need, context)
+    }
+
+    /// What the passes of training and evaluation take.
+    pub(super) fn activations(&self, spec: &ModelSpec, knobs: &Knobs, batching: Batching, lengths: &Lengths) -> u64 {
+        // Of more steps than this the sizes of passes are known: none has more tokens than the longest examples.
+        const LOOKED_AT: u64 = 50_000;
+        let steps = match self.duration() {
+            Duration::Steps(steps) => Duration::Steps(steps.min(LOOKED_AT)),
+            Duration::Epochs(epochs) => Duration::Epochs(epochs.min(MOST_EPOCHS_LOOKED_AT)),
+        };
+        let Some(plan) = self.plan_of(batching, &lengths.training, steps) else { return 0 };
+        let tokens = |pass: Vec<usize>| pass.iter().map(|&example| lengths.training[example] as u64).sum();
+        let passes = plan.from(0).take(LOOKED_AT as usize).flat_map(|step| step.micro_batches);
+        let mut training = Arrays::of(passes.map(tokens));
+        if steps != self.duration() || plan.len() > LOOKED_AT {
+            training.pass(largest_pass(batching, &lengths.training));
+        }
+        let evaluation = lengths.evaluation.chunks(knobs.eval_pass.max(1));
+        let evaluation = Arrays::of(evaluation.map(|pass| pass.iter().sum::<usize>() as u64));
+        let beside = evaluation.beside(&training).tokens();
+        shape::training_pass(spec, knobs, training.tokens()) + shape::forward_pass(spec, beside)
+    }
+
+    /// All steps over examples of these lengths.
+    ///
+    /// # Errors
+    /// If there are none, or somebody asked to stop.
+    pub(super) fn plan<'l>(&self, lengths: &'l [usize]) -> anyhow::Result<Plan<'l>> {
+        let Some(plan) = self.plan_of(self.batching, lengths, self.duration()) else {
+            bail!(Interrupted { step: 0, total: 0 });
+        };
+        if plan.is_empty() {
+            let (examples, steps, epochs) = (lengths.len(), self.arguments.max_steps, self.num_train_epochs);
+            bail!(
+                "{} has nothing to do: {examples} examples, max_steps {steps}, num_train_epochs {epochs}",
+                self.title
+            );
+        }
+        Ok(plan)
+    }
+
+    fn duration(&self) -> Duration {
+        match u64::try_from(self.arguments.max_steps) {
+            Ok(steps) => Duration::Steps(steps),
+            Err(_) => Duration::Epochs(self.num_train_epochs),
+        }
+    }
+
+    /// All steps over examples of these lengths; none if somebody asked to stop.
+    fn plan_of<'l>(&self, batching: Batching, lengths: &'l [usize], duration: Duration) -> Option<Plan<'l>> {
+        let TrainingArguments { gradient_accumulation_steps, seed, .. } = *self.arguments;
+        Plan::new(lengths, batching, gradient_accumulation_steps, duration, seed, &|| (self.stop)(0))
+    }
+}
+
+/// Epochs of which the memory plan looks at every pass; more give no other sizes worth the time.
+const MOST_EPOCHS_LOOKED_AT: f64 = 1000.0;
+
+/// Tokens that no pass exceeds.
+fn largest_pass(batching: Batching, lengths: &[usize]) -> u64 {
+    let mut lengths: Vec<u64> = lengths.iter().map(|&length| length as u64).collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    match batching {
+        Batching::Examples(count) => lengths.iter().take(count.max(1)).sum(),
+        Batching::Tokens(budget) => lengths.first().copied().unwrap_or(0).max(budget as u64),
+    }
+}
+
+/// The tokens of every example of a job.
+pub struct Lengths {
+    /// Of those that are learned.
+    pub training: Vec<usize>,
+    /// Of those that are only looked at, in the order in which they are; empty: no evaluation.
+    pub evaluation: Vec<usize>,
+}
+
+impl Lengths {
+    /// Those of a data set, and of one to evaluate on.
+    pub fn of(training: &dyn Objective, evaluation: Option<&dyn Objective>) -> Lengths {
+        Lengths { training: lengths(training), evaluation: evaluation.map(lengths).unwrap_or_default() }
+    }
+}
+
+/// The length of every example, in tokens.
+pub(super) fn lengths(data: &dyn Objective) -> Vec<usize> {
+    (0..data.examples()).map(|example| data.length(example)).collect()
+}

@@ -1,0 +1,115 @@
+//! Rows that do not fit the model: left out and counted, unless the run shall end.
+use std::fmt;
+
+use anyhow::{Context, bail, ensure};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::rows::{Row, Rows};
+use crate::stage::StageContext;
+
+/// What happens to a row that is longer than the model's context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Overlong {
+    /// It is left out, and counted.
+    #[default]
+    Drop,
+    /// The run ends with an error that names it.
+    Error,
+}
+
+/// More tokens than a model has positions.
+#[derive(Debug)]
+pub struct TooLong(pub String);
+
+impl fmt::Display for TooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for TooLong {}
+
+/// Whether an error says that a row is too long.
+fn is_too_long(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<TooLong>().is_some()
+}
+
+/// Looks for the first row that `f` does not find too long, in place of all of them.
+///
+/// # Errors
+/// The first error of `f` that says something else; if every row is too long.
+pub fn check_one_fits<T>(rows: &Rows, f: impl Fn(&Row) -> anyhow::Result<T>) -> anyhow::Result<()> {
+    let mut first = None;
+    for row in &rows.rows {
+        match f(row) {
+            Err(error) if is_too_long(&error) => {
+                first.get_or_insert_with(|| (row, error.to_string()));
+            }
+            other => return other.map(drop).with_context(|| rows.place(row)),
+        }
+    }
+    first.map_or(Ok(()), |(row, why)| bail!(none_fits(rows, row, &why)))
+}
+
+fn none_fits(rows: &Rows, first: &Row, why: &str) -> String {
+    format!("{}: {why}; none of the {} rows fits", rows.place(first), rows.rows.len())
+}
+
+impl Overlong {
+    /// `f` of every row, none for a row that is left out. Says how many these are, and which one is the first.
+    ///
+    /// # Errors
+    /// The first error of `f` that ends the run; if no row is left.
+    pub fn map<T>(
+        self,
+        rows: &Rows,
+        context: &StageContext,
+        f: impl Fn(&Row) -> anyhow::Result<T>,
+    ) -> anyhow::Result<Vec<Option<T>>> {
+        let mut first: Option<(&Row, String)> = None;
+        let mut mapped = Vec::with_capacity(rows.rows.len());
+        for row in &rows.rows {
+            match f(row) {
+                Err(error) if self == Overlong::Drop && is_too_long(&error) => {
+                    first.get_or_insert_with(|| (row, error.to_string()));
+                    mapped.push(None);
+                }
+                Err(error) if is_too_long(&error) => {
+                    bail!("{}: {error}; shorten it, or leave such rows out (on_overlong: drop)", rows.place(row))
+                }
+                other => mapped.push(Some(other.with_context(|| rows.place(row))?)),
+            }
+        }
+        let Some((row, why)) = first else { return Ok(mapped) };
+        let (left_out, count) = (mapped.iter().filter(|row| row.is_none()).count(), mapped.len());
+        ensure!(left_out < count, "{}", none_fits(rows, row, &why));
+        let (name, line) = (rows.name(), row.line);
+        context.say(&format!("{name}: {left_out} of {count} rows left out as too long (line {line}: {why})"));
+        Ok(mapped)
+    }
+
+    /// The same, of which rows without a value are taken off: values in the order of the rows, and how many rows there
+    /// were that have none.
+    ///
+    /// # Errors
+    /// As [`Overlong::map`].
+    pub fn retain<T>(
+        self,
+        rows: &mut Rows,
+        context: &StageContext,
+        f: impl Fn(&Row) -> anyhow::Result<T>,
+    ) -> anyhow::Result<(Vec<T>, usize)> {
+        let mapped = self.map(rows, context, f)?;
+        let mut kept = mapped.iter().map(Option::is_some);
+        rows.rows.retain(|_| kept.next().unwrap_or(false));
+        let all = mapped.len();
+        let values: Vec<T> = mapped.into_iter().flatten().collect();
+        let left_out = all - values.len();
+        Ok((values, left_out))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,51 @@
+//! Prompts to sample responses to: what `ppo` and evaluations read of a data set.
+use anyhow::{Context, ensure};
+
+use super::{encoder::Encoder, source::DataSource};
+use crate::{data::Content, stage::StageContext};
+
+/// A prompt as it was given and as tokens.
+pub(in crate::stage) struct TextPrompt {
+    /// Its text or messages.
+    pub content: Content,
+    /// The whole prompt, up to where the response begins.
+    pub tokens: Vec<u32>,
+}
+
+/// The prompts of a data set, and how many do not fit.
+pub(in crate::stage) struct Prompts {
+    pub prompts: Vec<TextPrompt>,
+    pub left_out: usize,
+}
+
+/// The prompts that fit a context of `positions` tokens together with a response, in the order of the data set.
+pub(in crate::stage) fn load(
+    dataset: &DataSource,
+    max_prompt_length: usize,
+    response_length: usize,
+    encoder: &Encoder,
+    positions: usize,
+    context: &StageContext,
+) -> anyhow::Result<Prompts> {
+    let room = positions.checked_sub(response_length).filter(|room| *room > 0).with_context(|| {
+        format!("responses of {response_length} tokens leave no room for a prompt in a context of {positions}; make them shorter")
+    })?;
+    let longest = max_prompt_length.min(room);
+    let loaded = dataset.load()?;
+    let mut prompts = loaded.try_map(|example| {
+        let prompt = example.prompt().context("this record has no prompt")?;
+        let tokens = encoder.prompt(&prompt)?;
+        Ok(TextPrompt { content: prompt, tokens })
+    })?;
+    prompts.retain(|prompt| (1..=longest).contains(&prompt.tokens.len()));
+    let left_out = loaded.examples.len() - prompts.len();
+    ensure!(
+        !prompts.is_empty(),
+        "{}: all {left_out} prompts are longer than {longest} tokens (max_prompt_length is {max_prompt_length}, the context \
+         {positions} less {response_length} for the response); shorten them, or allow longer prompts or shorter responses",
+        dataset,
+    );
+    loaded.say_how_read(dataset, encoder, context);
+    context.say(&format!("{}: {} prompts, {left_out} left out (over {longest} tokens)", dataset, prompts.len()));
+    Ok(Prompts { prompts, left_out })
+}
