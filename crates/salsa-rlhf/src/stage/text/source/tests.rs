@@ -1,5 +1,5 @@
-use super::{super::sft::SftConfig, *};
-use crate::config;
+use super::*;
+use crate::{config, stage::supervised::sft::SftConfig};
 
 /// The prompts of a part.
 fn prompts(path: &Path, split: &str) -> anyhow::Result<Vec<String>> {
