@@ -124,7 +124,10 @@ fn what_is_missing_is_named_and_ends_with_1() {
         ("sft --model nowhere --dataset texts.txt --output_dir out", "cannot read nowhere: "),
         ("pretrain --dataset nowhere.txt --output_dir out", "cannot read nowhere.txt: "),
         ("pretrain --config range.yaml --dataset texts.txt --output_dir out", "learning_rate is -1"),
-        ("sft --config shape.yaml --model nowhere --output_dir out", "shape.yaml: dataset: none of the forms"),
+        (
+            "sft --config shape.yaml --model nowhere --output_dir out",
+            "shape.yaml: dataset: \"pth\" is not a key here (valid: path",
+        ),
         ("inspect nowhere", ""),
         ("chat --model nowhere", ""),
         ("report nowhere", "nowhere is not a directory that `salsa run` filled: cannot read nowhere/resolved.json"),
