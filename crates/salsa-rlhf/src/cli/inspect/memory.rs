@@ -1,5 +1,5 @@
-//! The memory that each stage needs, known from a model's shape before anything is loaded: the numbers with which stages
-//! plan, for passes and generation of an ordinary size.
+//! The memory that each stage needs, known from a model's shape before anything is loaded, for passes and generation of an
+//! ordinary size. Weights are those with which stages plan; activations are more than the CPU takes.
 use salsa_engine::{Dtype, Head, LoraSpec, ModelSpec, Recompute};
 
 use crate::stage::memory::{

@@ -50,6 +50,14 @@ pub fn flat(spec: &ModelSpec, models: usize) -> u64 {
     F32 * (models * spec.parameters()) as u64
 }
 
+/// What the allocator keeps after flat weights of a model were read and given up: few of them are not given back to the
+/// system.
+pub fn read_and_kept(spec: &ModelSpec) -> u64 {
+    const MOST: u64 = 32 << 20;
+    let bytes = flat(spec, 1);
+    if bytes < MOST { bytes } else { 0 }
+}
+
 /// An adapter for use.
 pub fn adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype) -> u64 {
     lora.parameters(spec) as u64 * packed(dtype)

@@ -73,14 +73,14 @@ impl Roles {
 
     /// Flat weights of so many models, from which others are made.
     pub fn ingredients(&mut self, spec: &ModelSpec, models: usize) {
-        self.need.add(part::INGREDIENTS, shape::flat(spec, models));
+        self.need.add(part::INGREDIENTS, shape::flat(spec, models) + shape::read_and_kept(spec));
     }
 
     /// A model that is trained: the adapter of that shape, or without one all weights.
     pub fn trained(&mut self, checkpoint: &Checkpoint, head: Head, lora: Option<&LoraSpec>) {
         let spec = checkpoint.spec.with_head(head);
         let bytes = match lora {
-            None => shape::trained(&spec, self.dtype),
+            None => shape::trained(&spec, self.dtype) + shape::read_and_kept(&spec),
             Some(lora) => {
                 let base = self.bases.adapted(checkpoint, head);
                 self.add_base(base, checkpoint.embedding_is_bf16());
