@@ -54,7 +54,7 @@ pub fn check_one_fits<T>(rows: &Rows, f: impl Fn(&Row) -> anyhow::Result<T>) -> 
 }
 
 fn none_fits(rows: &Rows, first: &Row, why: &str) -> String {
-    format!("{}: {why}; none of the {} rows fits", rows.place(first), rows.rows.len())
+    format!("{}: {why}; none of the {} rows fits; shorten them", rows.place(first), rows.rows.len())
 }
 
 impl Overlong {

@@ -57,7 +57,7 @@ fn a_row_that_is_too_long_is_left_out_and_counted_or_ends_the_run() {
     fixture::write_lines(&input, &[json!({"tokens": vec![1; 97]})]);
     let error = format!("{:#}", logprobs(Overlong::Drop).unwrap_err());
     let place = "in.jsonl: line 1: 97 tokens do not fit the model's context of 96";
-    assert!(error.contains(place) && error.ends_with("none of the 1 rows fits"), "{error}");
+    assert!(error.contains(place) && error.ends_with("none of the 1 rows fits; shorten them"), "{error}");
 }
 
 #[test]
