@@ -74,7 +74,7 @@ fn the_plan_is_what_the_cpu_takes() {
                 let case = format!("{dtype:?}, adapter {}, {recompute:?}", lora.is_some());
                 let (taken, planned) = held(dtype, lora, recompute, &[one]);
                 assert!(planned >= taken, "{case}: {planned} bytes planned, {taken} taken");
-                assert!(planned as f64 <= 1.02 * taken as f64, "{case}: {planned} bytes planned, {taken} taken");
+                assert!(planned as f64 <= 1.05 * taken as f64, "{case}: {planned} bytes planned, {taken} taken");
                 let (mixed, _) = held(dtype, lora, recompute, &[two, one, two, one]);
                 assert!(mixed <= planned, "{case}: passes of several sizes take {mixed}, the largest {planned}");
             }

@@ -154,7 +154,7 @@ fn an_evaluation_counts_where_its_passes_are_larger() {
         passes.bytes()
     };
     assert_eq!(need(2, 8, &[]), need(2, 2, &[16; 6]), "a training pass keeps more than a forward pass needs");
-    assert!(need(2, 6, &[16; 600]) > need(2, 8, &[]), "a larger forward pass counts");
+    assert!(need(2, 60, &[16; 600]) > need(2, 8, &[]), "a larger forward pass counts");
     assert!(need(4, 2, &[]) > need(2, 2, &[]), "and a larger training pass");
 }
 
