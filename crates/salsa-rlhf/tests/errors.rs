@@ -300,11 +300,9 @@ fn a_reward_model_of_others_is_not_read_where_its_trainer_did_without_a_word() {
     assert!(score("padded-reward").contains(padded), "{}", score("padded-reward"));
     let ours = score("out/reward");
     assert!(!ours.contains("read at") && !ours.contains("behind the end"), "{ours}");
-    let ppo = format!(
-        "ppo --model out/sft-a --dataset out/world/prompts_train.jsonl --response_length 4 --batch_size 4 \
-         --total_episodes 4 --reward_model foreign-reward"
-    );
-    let ppo = said(&ppo, "");
+    let ppo = "ppo --model out/sft-a --dataset out/world/prompts_train.jsonl --response_length 4 --batch_size 4 \
+         --total_episodes 4 --reward_model foreign-reward";
+    let ppo = said(ppo, "");
     assert_eq!(ppo.matches(behind).count(), 1, "{ppo}");
     // PEFT goes by the config of the base.
     let reward = |base: &str| {
@@ -397,7 +395,7 @@ fn too_little_memory_is_refused_before_a_weight_is_read() {
     // Each of these models or runs has a weight that is no number, which reading would find first.
     let reward = "--reward_model out/reward --dataset out/world/prompts_train.jsonl";
     for (line, words) in [
-        (format!("sft --model nan {SFT}"), ["sft needs", "weights in training", "use_peft: true"]),
+        (format!("sft --model nan {SFT}"), ["sft needs", "weights in training", "gradient_checkpointing: true"]),
         (format!("sft --model nan {SFT} --use_peft true --dtype f32"), ["sft needs", "frozen weights", "dtype: bf16"]),
         (
             "reward --model nan --dataset out/world/preferences.jsonl --output_dir new".to_owned(),
@@ -409,7 +407,7 @@ fn too_little_memory_is_refused_before_a_weight_is_read() {
         ),
         (
             format!("ppo --model nan --output_dir new --response_length 10 {reward}"),
-            ["ppo needs", "generation", "use_peft: true"],
+            ["ppo needs", "generation", "gradient_checkpointing: true"],
         ),
         (
             "generate --model nan --input prompt.jsonl --output new.jsonl --dtype f32".to_owned(),
@@ -417,13 +415,13 @@ fn too_little_memory_is_refused_before_a_weight_is_read() {
         ),
         (
             "evaluate --config evaluate.yaml --output_dir new".to_owned(),
-            ["evaluate needs", "generation", "decode_slots: 1"],
+            ["evaluate needs", "generation", "SALSA_MEMORY=1GB"],
         ),
         (
             "landscape --models [out/sft-a,nan] --reward_model out/reward --prompts out/world/prompts_test.jsonl \
              --eval_dataset text.jsonl --output_dir new"
                 .to_owned(),
-            ["landscape needs", "ingredients", "decode_slots: 1"],
+            ["landscape needs", "ingredients", "SALSA_MEMORY=1GB"],
         ),
         (
             "eval winrate --answers answer.jsonl --baseline answer.jsonl --reward_model nan-reward".to_owned(),

@@ -151,7 +151,8 @@ pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Valu
         ensure!(
             length + new <= context,
             TooLong(format!(
-                "prompt of {length} tokens and max_new_tokens {new} exceed the model's context of {context}"
+                "prompt of {length} tokens and max_new_tokens {new} exceed the model's context of {context}; lower \
+                 max_new_tokens"
             ))
         );
         Ok(tokens)

@@ -83,7 +83,7 @@ fn a_prompt_without_room_for_a_response_changes_no_other_response() {
     assert_eq!(fixture::read_lines(&output), [&whole[..2], &whole[4..]].concat());
 
     let error = generate::run(&GenerateConfig { on_overlong: Overlong::Error, ..config }, &quiet()).unwrap_err();
-    let expected = "line 2: prompt of 90 tokens and max_new_tokens 7 exceed the model's context of 96; shorten it";
+    let expected = "line 2: prompt of 90 tokens and max_new_tokens 7 exceed the model's context of 96; lower max_new_tokens; shorten it";
     assert!(format!("{error:#}").contains(expected), "{error:#}");
 }
 
