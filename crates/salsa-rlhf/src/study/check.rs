@@ -14,7 +14,7 @@ use super::{
     plan::{Node, Study},
 };
 use crate::{
-    config::paths::PathKind, progress::human_time, recipe::Faults, stage::supervised::pretrain::PretrainConfig,
+    config::paths::PathKind, input, progress::human_time, recipe::Faults, stage::supervised::pretrain::PretrainConfig,
 };
 
 /// What one stage takes; none where nothing is known.
@@ -262,7 +262,7 @@ fn first_model(node: &Node) -> Option<PathBuf> {
 
 /// What a stage that is done took.
 fn cost_of(dir: &Path) -> Cost {
-    let timings = fs::read(dir.join("timings.json")).ok();
+    let timings = input::read(&dir.join("timings.json")).ok();
     let timings: Option<Value> = timings.and_then(|text| serde_json::from_slice(&text).ok());
     Cost { seconds: timings.and_then(|timings| timings["seconds"].as_f64()), bytes: Some(size_of(dir)) }
 }

@@ -1,5 +1,5 @@
 //! What the cells that are done measured: from the files of their evaluations.
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
@@ -10,6 +10,7 @@ use super::{
     plan::{Cell, Node, Study},
 };
 use crate::{
+    input,
     report::{LandscapePoint, Report, SplitSummary},
     stage::{eval::evaluate::EVALUATION, lifecycle::record::Record},
 };
@@ -91,7 +92,7 @@ impl Study {
 
 fn evaluation(node: &Node) -> anyhow::Result<Report> {
     let path = node.dir.join(EVALUATION);
-    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = input::read(&path)?;
     serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged; remove its directory", path.display()))
 }
 
@@ -102,7 +103,7 @@ pub(super) fn record(node: &Node) -> anyhow::Result<Option<Value>> {
 
 /// One number for each line of a file of answers.
 fn rewards(path: &Path, measure: Measure) -> anyhow::Result<Vec<f64>> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = input::read_to_string(path)?;
     let reward = |(at, line): (usize, &str)| {
         let place = || format!("{}:{}", path.display(), at + 1);
         let line: Line = serde_json::from_str(line).with_context(|| format!("{} is damaged", place()))?;
