@@ -7,7 +7,7 @@ use std::{
 use anyhow::{Context, bail};
 
 use super::plan::{Cell, Study};
-use crate::stage::StageContext;
+use crate::{input, stage::StageContext};
 
 impl Study {
     /// Makes the directory of a cell whose stages are all done. What is there and right is left alone.
@@ -17,7 +17,7 @@ impl Study {
     pub(super) fn assemble(&self, cell: &Cell) -> anyhow::Result<()> {
         let dir = &cell.recipe.out;
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let mut is_new = fs::read(dir.join("recipe.yaml")).ok().as_deref() != Some(cell.recipe.text.as_bytes());
+        let mut is_new = input::read(&dir.join("recipe.yaml")).ok().as_deref() != Some(cell.recipe.text.as_bytes());
         for (name, node) in &cell.stages {
             let stage = self.nodes[*node].dir.file_name().context("a stage has a directory")?;
             is_new |= link(&dir.join(name), &Path::new("../../../stages").join(stage))?;

@@ -1,6 +1,4 @@
 //! `study.json` and `study.html`.
-use std::fs;
-
 use anyhow::Context;
 use serde_json::{Map, Value};
 
@@ -12,7 +10,7 @@ use super::{
     plan::{Cell, Study},
 };
 use crate::{
-    atomic,
+    atomic, input,
     report::{CellNumbers, CellSet, Cost, DistanceAndGain, Ordered, Seconds, StudyFactor, StudyReport, study_table},
 };
 
@@ -37,7 +35,7 @@ impl Study {
     /// If the file cannot be read.
     pub fn table(&self) -> anyhow::Result<String> {
         let path = self.out.join(STUDY);
-        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = input::read(&path)?;
         Ok(study_table(&serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?))
     }
 
@@ -164,7 +162,7 @@ impl Study {
             if self.nodes[*node].kind.name != "soup" || !path.exists() {
                 continue;
             }
-            let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let bytes = input::read(&path)?;
             let geometry: Value =
                 serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
             let rows = geometry["overall"]["distances"].as_array().into_iter().flatten().enumerate();
@@ -232,7 +230,7 @@ impl Study {
 
     fn seconds_of(&self, cell: &Cell) -> Option<f64> {
         let seconds = |(_, node): &(&str, usize)| {
-            let text = fs::read(self.nodes[*node].dir.join("timings.json")).ok()?;
+            let text = input::read(&self.nodes[*node].dir.join("timings.json")).ok()?;
             serde_json::from_slice::<Map<String, Value>>(&text).ok()?.get("seconds")?.as_f64()
         };
         self.own_stages(cell).iter().map(seconds).sum()

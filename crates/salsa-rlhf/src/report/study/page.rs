@@ -17,7 +17,7 @@ pub(super) fn page(report: &StudyReport, seconds: &Seconds) -> String {
     sections.extend([landscape(report), distances(report), costs(report, seconds), cells(report)]);
     sections.retain(|section| !section.picture.is_empty());
     let seeds = report.factors.iter().filter(|factor| factor.role == "seed");
-    let seeds = seeds.map(|factor| format!("{} {}", factor.values.len(), spoken(&factor.name))).collect::<Vec<_>>();
+    let seeds = seeds.map(|factor| format!("{} values of {}", factor.values.len(), spoken(&factor.name))).collect::<Vec<_>>();
     let total = report.cells.len() + report.missing.len();
     let facts = [
         ("recipe", report.recipe.clone()),
@@ -37,7 +37,7 @@ fn claims(report: &StudyReport) -> Section {
     if !report.claims.is_empty() {
         picture += "<div class=\"scroll\" tabindex=\"0\"><table class=\"numbers claims\"><caption>Small: 95 % interval over seeds; \
             seeds above and below 0; p of a paired t test, in brackets after Holm’s correction for all claims.</caption><thead><tr>\
-            <th scope=\"col\">claim</th><th scope=\"col\">measured</th><th scope=\"col\">difference</th><th scope=\"col\">seeds</th>\
+            <th scope=\"col\">claim</th><th scope=\"col\" class=\"words\">measured</th><th scope=\"col\">difference</th><th scope=\"col\">seeds</th>\
             <th scope=\"col\">p</th><th scope=\"col\">verdict</th></tr></thead><tbody>";
         report.claims.iter().for_each(|claim| picture += &claim_row(claim));
         picture += "</tbody></table></div>";
