@@ -442,7 +442,7 @@ fn too_little_memory_is_refused_before_a_weight_is_read() {
             ["logprobs needs", "SALSA_MEMORY=1GB", "are stated"],
         ),
     ] {
-        assert_fails_with(&[("SALSA_MEMORY", "24MB")], 1, &line, &words);
+        assert_fails_with(&[("SALSA_MEMORY", "8MB")], 1, &line, &words);
     }
     let line = format!("sft --model out/sft-a {SFT}");
     assert_fails_with(&[("SALSA_MEMORY", "lots")], 1, &line, &["SALSA_MEMORY", "\"lots\" is no size"]);

@@ -17,7 +17,8 @@ pub(super) fn page(report: &StudyReport, seconds: &Seconds) -> String {
     sections.extend([landscape(report), distances(report), costs(report, seconds), cells(report)]);
     sections.retain(|section| !section.picture.is_empty());
     let seeds = report.factors.iter().filter(|factor| factor.role == "seed");
-    let seeds = seeds.map(|factor| format!("{} values of {}", factor.values.len(), spoken(&factor.name))).collect::<Vec<_>>();
+    let seeds =
+        seeds.map(|factor| format!("{} values of {}", factor.values.len(), spoken(&factor.name))).collect::<Vec<_>>();
     let total = report.cells.len() + report.missing.len();
     let facts = [
         ("recipe", report.recipe.clone()),
