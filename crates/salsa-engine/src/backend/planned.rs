@@ -1,7 +1,7 @@
 //! A backend without numbers: models run on it to find what memory they take on the CPU.
 //!
 //! Each operation takes the arrays that [`super::cpu`] takes for it, results and scratch, from the same pool
-//! ([`FreeArrays`]), but only their sizes. So a plan is computed by the code that will run.
+//! (`FreeArrays`), but only their sizes. So a plan is computed by the code that will run.
 
 use super::cpu::{self, Cache, Dtype, Packed};
 use super::{

@@ -1,8 +1,10 @@
 //! Stages: one directory in, one directory out.
 //!
-//! A stage is a function `run(&Config, &StageContext) -> anyhow::Result<Value>` that fills its output directory and hands
-//! back its results as JSON. [`runner::run_stage`] wraps it: skip what is done, refuse what has changed, one process per
-//! directory, `stage.json` written last.
+//! A stage is a configuration with an `impl` of [`kind::Stage`] and a line in [`table::STAGES`]. Its `run` fills its output
+//! directory and returns its results as JSON. [`run_stage`] wraps it: skip what is done, refuse what has changed, one
+//! process per directory, `stage.json` written last.
+//!
+//! Folders are rooms, each with a line on what it may import; what all of them need stands beside this file.
 use std::{
     collections::BTreeSet,
     io::Write,
