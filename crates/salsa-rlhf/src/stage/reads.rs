@@ -80,18 +80,15 @@ pub enum RowUse {
 }
 
 impl Reads {
-    /// A stage whose texts are read by the tokenizer of this model; an empty path is none.
-    pub fn with_reader(model: &Path, chat: &ChatArguments) -> Reads {
-        let reader = Some(model.to_owned()).filter(|path| !path.as_os_str().is_empty());
+    /// A stage whose texts are read by the tokenizer of this model, if there is one; an empty path is none.
+    pub fn with_reader(model: Option<&Path>, chat: &ChatArguments) -> Reads {
+        let reader = model.filter(|path| !path.as_os_str().is_empty()).map(Path::to_owned);
         Reads { reader, chat: chat.clone(), ..Reads::default() }
     }
 
-    /// The same for a soup made in memory: its first ingredient.
-    pub fn with_source(model: &ModelSource, chat: &ChatArguments) -> Reads {
-        match model.paths().first() {
-            Some(path) => Reads::with_reader(path, chat),
-            None => Reads { chat: chat.clone(), ..Reads::default() },
-        }
+    /// The same for a model that may be a soup made in memory: its first ingredient.
+    pub fn with_source(model: Option<&ModelSource>, chat: &ChatArguments) -> Reads {
+        Reads::with_reader(model.and_then(|model| model.paths().first().copied()), chat)
     }
 
     /// A template in place of the reader's own.

@@ -228,10 +228,7 @@ impl Stage for SoupConfig {
 
     fn reads(&self) -> Reads {
         let chat = self.greedy.as_ref().map(|greedy| greedy.chat.clone()).unwrap_or_default();
-        let reads = match self.models.first() {
-            Some(first) => Reads::with_reader(first, &chat),
-            None => Reads::default(),
-        };
+        let reads = Reads::with_reader(self.models.first().map(AsRef::as_ref), &chat);
         let reads = [("models", ModelUse::Any), ("adapters", ModelUse::Any), ("base_model", ModelUse::Any)]
             .into_iter()
             .chain([("reward_model_path", ModelUse::Reward), ("tokenizer_source", ModelUse::Tokenizer)])

@@ -187,11 +187,7 @@ impl Stage for LandscapeConfig {
     }
 
     fn reads(&self) -> Reads {
-        let reads = match self.models.first() {
-            Some(first) => Reads::with_reader(first, &self.chat),
-            None => Reads { chat: self.chat.clone(), ..Reads::default() },
-        };
-        reads
+        Reads::with_reader(self.models.first().map(AsRef::as_ref), &self.chat)
             .models("reward_model_path", ModelUse::RewardOfReader)
             .examples("prompts", &self.prompts, ExampleUse::Prompt)
             .examples_if_any("eval_dataset", self.eval_dataset.as_ref(), ExampleUse::Demonstration)

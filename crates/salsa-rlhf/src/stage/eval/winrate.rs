@@ -129,11 +129,7 @@ impl Stage for WinrateConfig {
     }
 
     fn reads(&self) -> Reads {
-        let reads = match &self.reward_model_path {
-            Some(judge) => Reads::with_reader(judge, &self.chat),
-            None => Reads { chat: self.chat.clone(), ..Reads::default() },
-        };
-        reads
+        Reads::with_reader(self.reward_model_path.as_ref().map(AsRef::as_ref), &self.chat)
             .tokenizer_if_any()
             .models("reward_model_path", ModelUse::Reward)
             .rows("answers", &self.answers, RowUse::Answer)

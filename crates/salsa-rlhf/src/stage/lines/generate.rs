@@ -119,7 +119,7 @@ impl Stage for GenerateConfig {
     }
 
     fn reads(&self) -> Reads {
-        Reads::with_reader(&self.model, &self.chat).tokenizer_if_any().rows("input", &self.input, RowUse::Prompt)
+        Reads::with_reader(Some(&self.model), &self.chat).tokenizer_if_any().rows("input", &self.input, RowUse::Prompt)
     }
 
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {

@@ -85,7 +85,11 @@ impl Stage for LogprobsConfig {
     }
 
     fn reads(&self) -> Reads {
-        Reads::with_reader(&self.model, &self.chat).tokenizer_if_any().rows("input", &self.input, RowUse::Sequence)
+        Reads::with_reader(Some(&self.model), &self.chat).tokenizer_if_any().rows(
+            "input",
+            &self.input,
+            RowUse::Sequence,
+        )
     }
 
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {

@@ -88,7 +88,7 @@ impl Stage for ScoreConfig {
     }
 
     fn reads(&self) -> Reads {
-        Reads::with_reader(&self.model, &self.chat).tokenizer_if_any().models("model", ModelUse::Reward).rows(
+        Reads::with_reader(Some(&self.model), &self.chat).tokenizer_if_any().models("model", ModelUse::Reward).rows(
             "input",
             &self.input,
             RowUse::Sequence,

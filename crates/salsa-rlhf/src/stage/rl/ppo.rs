@@ -197,7 +197,7 @@ impl Stage for PpoConfig {
     }
 
     fn reads(&self) -> Reads {
-        Reads::with_source(&self.model_name_or_path, &self.chat)
+        Reads::with_source(Some(&self.model_name_or_path), &self.chat)
             .models("reward_model_path", ModelUse::RewardOfReader)
             .examples("dataset", &self.dataset, ExampleUse::Prompt)
     }

@@ -142,7 +142,7 @@ impl Stage for DpoConfig {
     }
 
     fn reads(&self) -> Reads {
-        Reads::with_reader(&self.model_name_or_path, &self.training.chat)
+        Reads::with_reader(Some(&self.model_name_or_path), &self.training.chat)
             .template(&self.training.chat_template)
             .examples("dataset", &self.dataset, ExampleUse::Preference)
             .examples_if_any("eval_dataset", self.eval_dataset.as_ref(), ExampleUse::Preference)

@@ -108,7 +108,7 @@ impl Stage for RewardConfig {
     }
 
     fn reads(&self) -> Reads {
-        Reads::with_reader(&self.model_name_or_path, &self.training.chat)
+        Reads::with_reader(Some(&self.model_name_or_path), &self.training.chat)
             .template(&self.training.chat_template)
             .models("model_name_or_path", ModelUse::Any)
             .examples("dataset", &self.dataset, ExampleUse::Preference)

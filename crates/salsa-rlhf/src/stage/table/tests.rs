@@ -55,7 +55,7 @@ impl Stage for Census {
     }
 
     fn reads(&self) -> Reads {
-        Reads::with_reader(&self.model, &ChatArguments::default()).examples(
+        Reads::with_reader(Some(&self.model), &ChatArguments::default()).examples(
             "dataset",
             &self.dataset,
             ExampleUse::Demonstration,

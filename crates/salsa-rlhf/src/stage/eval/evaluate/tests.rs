@@ -9,6 +9,7 @@ use crate::{
     stage::{
         eval::winrate::{self, WinrateConfig},
         fixture,
+        text::source::DataSource,
     },
 };
 

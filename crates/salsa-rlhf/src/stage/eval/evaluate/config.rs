@@ -1,0 +1,181 @@
+//! The keys of `evaluate`.
+use std::{collections::BTreeMap, path::PathBuf};
+
+use anyhow::{bail, ensure};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::{
+        names,
+        paths::{ModelPath, NoEffect},
+    },
+    report::INTERVAL,
+    stage::{
+        device::Choice as DeviceChoice,
+        gold::Gold,
+        keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_range},
+        models::model_source::ModelSource,
+        text::{chat_arguments::ChatArguments, source::DataSource},
+    },
+};
+
+/// What an evaluation can be told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct EvaluateConfig {
+    /// The models to compare, by names of your own. `sft_a`, `sft_b`, `soup`, `ppo` and `salsa` are known to the report
+    /// by name, others by their keys.
+    #[schemars(extend("x-heading" = "Models and data"))]
+    pub arms: BTreeMap<String, ModelSource>,
+    /// The arm against which win rates are counted, by its name.
+    pub baseline: String,
+    /// The prompts, set by set, all of which every arm answers.
+    pub datasets: Vec<EvalSet>,
+    /// The reward model that scores every answer.
+    pub reward_model_path: ModelPath,
+    /// Models to which each arm's KL is measured, by names of your own; `kl_NAME` in the results. Empty: none.
+    pub anchors: BTreeMap<String, ModelSource>,
+    /// Pairs of arms to compare on top, the first against the second, such as `[[salsa, ppo]]`. Empty: none.
+    pub comparisons: Vec<(String, String)>,
+    /// Rewards on the line between two models, on every set. None: no such line.
+    pub landscape: Option<Landscape>,
+    /// Training runs whose curves the report shows: the directory of a stage, by the name of its arm. Empty: none.
+    pub runs: BTreeMap<String, ModelPath>,
+    /// A reward function besides the learned one; win rates are then counted by it. None: by the reward model.
+    pub gold: Option<Gold>,
+    /// The longest answer, in tokens, at least 1.
+    #[schemars(extend("x-heading" = "Answers"))]
+    pub max_new_tokens: usize,
+    /// Prompts longer than this many tokens are left out.
+    pub max_prompt_length: usize,
+    /// How prompts become tokens.
+    #[serde(flatten)]
+    pub chat: ChatArguments,
+    /// Sampling temperature, above 0; KLs are measured at it.
+    #[serde(serialize_with = "crate::config::shortest")]
+    pub temperature: f32,
+    /// Answers generated at once, at least 1; changes none of them, only speed and memory.
+    pub decode_slots: NoEffect<usize>,
+    /// Seed of the sampling: the same random numbers for every arm.
+    pub seed: u64,
+    /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
+    pub dtype: ComputeType,
+    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
+    pub device: DeviceChoice,
+    /// Prompts shown side by side in the report, per set; 0: none.
+    #[schemars(extend("x-heading" = "Report"))]
+    pub samples: usize,
+    /// Title of the report, and of the page.
+    pub title: NoEffect<String>,
+    /// What was run, in one or two sentences, below the title. Empty: nothing.
+    pub description: NoEffect<String>,
+    /// Directory of `evaluation.json` and the answers.
+    pub output_dir: PathBuf,
+}
+
+/// One set of prompts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalSet {
+    /// Its name in the results, such as `test` or `ood`.
+    pub name: String,
+    /// The prompts of this set.
+    pub dataset: DataSource,
+    /// Only the first so many prompts, at least 1. None: all.
+    pub max_prompts: Option<usize>,
+}
+
+/// A line through two models: `(1 - alpha) * from + alpha * to`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Landscape {
+    /// The two models at the ends of the line.
+    pub models: (ModelPath, ModelPath),
+    /// Places on the line: 0 is the first model, 1 the second; others are blends of their weights.
+    pub alphas: Vec<f64>,
+}
+
+impl Default for EvaluateConfig {
+    fn default() -> EvaluateConfig {
+        EvaluateConfig {
+            arms: BTreeMap::new(),
+            baseline: "sft_a".into(),
+            datasets: Vec::new(),
+            reward_model_path: ModelPath::new(),
+            anchors: BTreeMap::new(),
+            comparisons: Vec::new(),
+            landscape: None,
+            runs: BTreeMap::new(),
+            gold: None,
+            max_new_tokens: 128,
+            max_prompt_length: 1024,
+            chat: ChatArguments::default(),
+            temperature: 1.0,
+            decode_slots: NoEffect(64),
+            seed: 42,
+            dtype: ComputeType::Auto,
+            device: DeviceChoice::Auto,
+            samples: 8,
+            title: NoEffect("SALSA evaluation".into()),
+            description: NoEffect::default(),
+            output_dir: PathBuf::new(),
+        }
+    }
+}
+
+impl EvaluateConfig {
+    /// Checks relations.
+    ///
+    /// # Errors
+    /// Names the key that makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        let known = |arm: &String| self.arms.contains_key(arm);
+        ensure!(!self.arms.is_empty(), "arms names no model; say arms: {{sft_a: DIR, salsa: DIR}}");
+        ensure!(known(&self.baseline), "baseline is {:?}, which is not among the arms", self.baseline);
+        ensure!(!self.datasets.is_empty(), "datasets is empty; say datasets: [{{name: test, dataset: FILE}}]");
+        let names: std::collections::BTreeSet<&String> = self.datasets.iter().map(|set| &set.name).collect();
+        ensure!(names.len() == self.datasets.len(), "two of the datasets have the same name");
+        for EvalSet { name, max_prompts, .. } in &self.datasets {
+            ensure!(*max_prompts != Some(0), "datasets: max_prompts of {name:?} is 0; it must be at least 1");
+        }
+        for (a, b) in &self.comparisons {
+            ensure!(known(a) && known(b), "comparisons names [{a}, {b}], which are not both among the arms");
+        }
+        for name in self.anchors.keys() {
+            ensure!(
+                !name.ends_with(INTERVAL),
+                "anchors names {name:?}; {INTERVAL} ends the keys of intervals, so choose another"
+            );
+        }
+        for arm in self.runs.keys() {
+            ensure!(known(arm), "runs names {arm:?}, which is not among the arms");
+        }
+        check_range("temperature", self.temperature.into(), f64::MIN_POSITIVE..=f64::from(f32::MAX))?;
+        check_count("max_new_tokens", self.max_new_tokens as u64, MOST_TOKENS)?;
+        check_count("decode_slots", *self.decode_slots as u64, MOST_SEQUENCES)?;
+        self.check_names()
+    }
+
+    /// Names of arms and sets make file names, and no two files may have the same one.
+    fn check_names(&self) -> anyhow::Result<()> {
+        self.arms.keys().try_for_each(|name| names::check_component("arms", name))?;
+        self.anchors.keys().try_for_each(|name| names::check_component("anchors", name))?;
+        self.datasets.iter().try_for_each(|set| names::check_component("datasets", &set.name))?;
+        let mut files = BTreeMap::new();
+        for (arm, set) in self.arms.keys().flat_map(|arm| self.datasets.iter().map(move |set| (arm, &set.name))) {
+            if let Some((other, other_set)) = files.insert(answers_file(arm, set), (arm, set)) {
+                bail!(
+                    "the answers of arm {other:?} to {other_set:?} and of {arm:?} to {set:?} would have one name, {}; \
+                     rename one of them",
+                    answers_file(arm, set)
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn answers_file(arm: &str, set: &str) -> String {
+    format!("answers-{arm}-{set}.jsonl")
+}
