@@ -51,6 +51,7 @@ pub fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
         return Err(Usage(format!("say where the result goes: --{key} PATH")).into());
     }
     let results = match (kind.product, place) {
+        _ if planned.only_looks => (planned.work)(&StageContext::default())?,
         (Product::Directory, Some((_, place))) => {
             let context = super::context()?;
             let work = || (planned.work)(&context);
