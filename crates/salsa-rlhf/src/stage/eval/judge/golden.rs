@@ -49,6 +49,7 @@ const GRIFFIN: &str = "Meta-Llama-3-8B-Instruct-Griffin";
 
 fn single(judgments: &Path) -> JudgeConfig {
     JudgeConfig {
+        dry_run: true.into(),
         protocol: Protocol::MtBenchSingle,
         judgments: vec![judgments.into()],
         resamples: 50,
@@ -107,6 +108,7 @@ fn a_run_over_recorded_judgments_writes_the_file_again() {
         reference_answers: Some(data!("mt_bench/reference_answer/gpt-4.jsonl").into()),
         transport: Transport::Recorded,
         output_dir: dir.path().to_owned(),
+        dry_run: false.into(),
         ..single(&judgments)
     };
     let results = run::run(&config, &quiet()).unwrap();

@@ -111,19 +111,25 @@ impl Journal {
     }
 }
 
-/// The answers of another journal.
+/// The answers of another journal, without a last line that was cut off.
 ///
 /// # Errors
 /// If it cannot be read.
 pub(super) fn read(path: &Path) -> anyhow::Result<Answers> {
-    let mut answers = Answers::default();
-    read_lines(path, &input::read(path)?, &mut answers)?;
+    let (text, mut answers) = (input::read(path)?, Answers::default());
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    read_lines(path, &text[..whole], &mut answers)?;
     Ok(answers)
 }
 
-/// Whether a file's first line is one of a journal.
-pub(super) fn is_journal(first: &serde_json::Map<String, serde_json::Value>) -> bool {
-    ["id", "prompt_sha256", "order"].iter().all(|key| first.contains_key(*key))
+/// Whether a file is a journal, by its first line.
+///
+/// # Errors
+/// If it cannot be read.
+pub(super) fn is_journal(path: &Path) -> anyhow::Result<bool> {
+    let text = input::read(path)?;
+    let first = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Ok(serde_json::from_slice::<Line>(first).is_ok())
 }
 
 fn read_lines(path: &Path, text: &[u8], answers: &mut Answers) -> anyhow::Result<()> {
@@ -195,6 +201,23 @@ mod tests {
             journal.add(&b, &settings(), reply("zweite ü")).unwrap();
             assert_eq!(fs::read(&path).unwrap(), whole, "{cut}");
         }
+    }
+
+    #[test]
+    fn the_journal_of_another_run_is_known_and_read_even_if_it_was_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let (a, b) = (test_call("1", "x"), test_call("2", "y"));
+        let mut journal = Journal::open(dir.path(), &quiet()).unwrap();
+        journal.add(&a, &settings(), reply("first")).unwrap();
+        journal.add(&b, &settings(), reply("second")).unwrap();
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() - 3]).unwrap();
+        assert!(is_journal(&path).unwrap());
+        let answers = read(&path).unwrap();
+        assert!(answers.reply(&a.id(&settings())).is_some() && answers.reply(&b.id(&settings())).is_none());
+        fs::write(&path, "{\"question_id\": 81, \"model\": \"m\"}\n").unwrap();
+        assert!(!is_journal(&path).unwrap());
     }
 
     #[test]

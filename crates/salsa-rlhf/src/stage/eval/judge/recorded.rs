@@ -67,8 +67,7 @@ impl Recorded {
     ) -> anyhow::Result<Recorded> {
         let mut recorded = Recorded { journals: Vec::new(), foreign: HashMap::new() };
         for path in paths {
-            let first = files::rows(path)?.rows.swap_remove(0).object;
-            if journal::is_journal(&first) {
+            if journal::is_journal(path)? {
                 recorded.journals.push(journal::read(path)?);
                 continue;
             }
@@ -152,7 +151,7 @@ fn parsed<T: DeserializeOwned>(path: &Path, what: &str) -> anyhow::Result<Vec<T>
 pub(super) fn all_rows<'a>(paths: impl IntoIterator<Item = &'a Path>, protocol: Protocol) -> anyhow::Result<Rows> {
     let mut all: Option<Rows> = None;
     for path in paths {
-        if journal::is_journal(&files::rows(path)?.rows.swap_remove(0).object) {
+        if journal::is_journal(path)? {
             bail!(
                 "{} is a journal of salsa, which is counted together with the answers it is about: give answers, or the \
                  files of the folder model_judgment beside it",

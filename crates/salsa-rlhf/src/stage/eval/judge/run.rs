@@ -47,7 +47,11 @@ const SCORES: &str = "judgment.json";
 pub(super) fn run(config: &JudgeConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     if config.only_counts() {
-        return count_only(config);
+        let results = count_only(config)?;
+        if !config.dry_run.0 {
+            write_scores(config, &results)?;
+        }
+        return Ok(results);
     }
     let dir = config.output_dir.as_path();
     let questions = questions(config)?;
@@ -98,6 +102,11 @@ fn count_only(config: &JudgeConfig) -> anyhow::Result<Value> {
     results["rows"] = json!(rows.len());
     results["duplicates_left_out"] = json!(duplicates);
     Ok(results)
+}
+
+fn write_scores(config: &JudgeConfig, results: &Value) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(results)? + "\n";
+    atomic::write(&config.output_dir.join(SCORES), text.as_bytes())
 }
 
 fn answering(config: &JudgeConfig) -> Answering<'_> {
@@ -402,8 +411,7 @@ impl<'a> Judging<'a> {
         results["prompt_tokens"] = json!(usage.prompt_tokens);
         results["completion_tokens"] = json!(usage.completion_tokens);
         results["judgments_with_thoughts"] = json!(thoughts);
-        let text = serde_json::to_string_pretty(&results)? + "\n";
-        atomic::write(&self.config.output_dir.join(SCORES), text.as_bytes())?;
+        write_scores(self.config, &results)?;
         let (made, cut) = (self.made, self.cut);
         self.context.say(&format!("{} judgments, {made} of them new", calls.len() - missing.len()));
         if cut > 0 {
