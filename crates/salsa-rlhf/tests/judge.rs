@@ -1,14 +1,15 @@
 //! `salsa judge` against servers that misbehave, killed at any moment, and with checkpoints of its own.
 use std::{
     collections::HashMap,
+    fs,
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -210,15 +211,18 @@ fn a_killed_run_ends_as_an_undisturbed_one() {
     let (server, calm) = (Server::start(behaviour), Server::start(behaviour));
     let mut kills = 0;
     loop {
-        let mut child = judge(&place, &server, "out", &[]).stderr(std::process::Stdio::null()).spawn().unwrap();
-        let wait = 150 + salsa_algo::random::below(1, 0, kills, 500) as u64;
-        let mut ended = None;
-        for _ in 0..wait / 5 {
+        let mut command = judge(&place, &server, "out", &[]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // After some more answers, or some milliseconds, whichever is first: now and then before there is any.
+        let answered =
+            || fs::read(place.path("out/judgments.jsonl")).unwrap_or_default().split(|b| *b == b'\n').count();
+        let most = answered() + 1 + salsa_algo::random::below(1, 0, kills, 150);
+        let patience = Duration::from_millis(if kills % 4 == 1 { 20 * (kills + 1) } else { 60_000 });
+        let start = Instant::now();
+        let mut ended = child.try_wait().unwrap();
+        while ended.is_none() && answered() < most && start.elapsed() < patience {
+            thread::sleep(Duration::from_millis(2));
             ended = child.try_wait().unwrap();
-            if ended.is_some() {
-                break;
-            }
-            thread::sleep(Duration::from_millis(5));
         }
         if let Some(status) = ended {
             assert!(status.success(), "{status}");

@@ -200,6 +200,16 @@ fn estimated_tokens(call: &Call) -> usize {
     call.messages.iter().map(|message| Encoding::O200k.tokens(&message.content) + 4).sum()
 }
 
+/// Most characters of a text for each of its tokens; English has between four and five.
+const MOST_CHARACTERS: usize = 8;
+
+/// Whether a server counted so few tokens that it cannot have read all of the prompt.
+fn is_cut(call: &Call, usage: Usage) -> bool {
+    let characters: usize = call.messages.iter().map(|message| message.content.chars().count()).sum();
+    let counted = usage.prompt_tokens as usize;
+    counted > 0 && counted * MOST_CHARACTERS < characters
+}
+
 /// A run whose calls are known.
 struct Judging<'a> {
     config: &'a JudgeConfig,
@@ -213,7 +223,7 @@ struct Judging<'a> {
     made: usize,
     /// What the server wanted to have left out.
     dialect: Dialect,
-    /// Prompts of which the server counted less than half of the tokens.
+    /// Prompts that the server probably cut.
     cut: usize,
 }
 
@@ -416,8 +426,8 @@ impl<'a> Judging<'a> {
         self.context.say(&format!("{} judgments, {made} of them new", calls.len() - missing.len()));
         if cut > 0 {
             self.context.say(&format!(
-                "{cut} prompts were counted by the server with less than half of their tokens: it probably cuts them to its \
-                 context; raise that (Ollama: OLLAMA_CONTEXT_LENGTH)"
+                "{cut} prompts have more than {MOST_CHARACTERS} characters for each token that the server counted: it probably \
+                 cuts them to its context; raise that (Ollama: OLLAMA_CONTEXT_LENGTH)"
             ));
         }
         Ok(results)
@@ -441,9 +451,8 @@ impl<'t, 'a> Taker<'t, 'a> {
     fn take(&mut self, number: usize, answer: Answer) -> anyhow::Result<()> {
         let call = self.calls[number];
         let usage = answer.as_ref().map_or_else(|failure| failure.usage, |reply| reply.usage);
-        let counted = usage.prompt_tokens as usize;
-        if answer.is_ok() && self.judging.config.transport == Transport::Http && counted > 0 {
-            self.judging.cut += usize::from(counted * 2 < estimated_tokens(call));
+        if answer.is_ok() && self.judging.config.transport == Transport::Http {
+            self.judging.cut += usize::from(is_cut(call, usage));
         }
         self.judging.add(call, answer)?;
         self.usage.prompt_tokens += usage.prompt_tokens;
@@ -610,4 +619,49 @@ fn gamed(path: &Path) -> anyhow::Result<Vec<Gamed>> {
     let all = preferences.into_iter().zip(lengths).zip(difficulties);
     let row = |((preference, std_delta_len), difficulty)| Gamed { preference, std_delta_len, difficulty };
     Ok(all.map(row).filter(|row| row.preference.is_finite()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::call::test_call;
+    use super::*;
+
+    #[test]
+    fn a_prompt_that_a_server_cut_is_noticed() {
+        let call = test_call("1", &"word ".repeat(8000));
+        let counted = |prompt_tokens| is_cut(&call, Usage { prompt_tokens, completion_tokens: 1 });
+        assert!(counted(4096) && !counted(8003), "40,000 characters are 8,000 words");
+        assert!(!counted(0), "a server that counts nothing says nothing");
+    }
+
+    #[test]
+    fn files_of_alpaca_eval_are_read_by_their_columns() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.csv");
+        std::fs::write(&path, ",instruction_difficulty\n0,-1.5\n1,2.25\n").unwrap();
+        assert_eq!(difficulties(&path).unwrap(), [-1.5, 2.25]);
+        std::fs::write(&path, "index,0\n0,3\n").unwrap();
+        assert_eq!(difficulties(&path).unwrap(), [3.0], "the last column, whatever it is called");
+        std::fs::write(
+            &path,
+            "model,preference,index,std_delta_len,instruction_difficulty,not_gamed_baseline\n\
+             x,0.25,0,-1.5,2.0,False\nx,nan,1,1,1,False\n",
+        )
+        .unwrap();
+        let rows = gamed(&path).unwrap();
+        assert_eq!(rows, [Gamed { preference: 0.25, std_delta_len: -1.5, difficulty: 2.0 }]);
+        std::fs::write(&path, "preference\nx\n").unwrap();
+        let error = format!("{:#}", gamed(&path).unwrap_err());
+        assert!(error.contains("row 1: preference is \"x\""), "{error}");
+    }
+
+    #[test]
+    fn a_fixed_scale_is_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("scale.json");
+        std::fs::write(&path, "{\"mean\": [0, 0, 0, 0], \"deviation\": [1, 1, 1, 2]}").unwrap();
+        assert_eq!(scale(&path).unwrap().deviation, [1.0, 1.0, 1.0, 2.0]);
+        std::fs::write(&path, "{\"mean\": [0, 0, 0, 0], \"deviation\": [1, 1, 1, -2]}").unwrap();
+        assert!(format!("{:#}", scale(&path).unwrap_err()).contains("not below 0"));
+    }
 }
