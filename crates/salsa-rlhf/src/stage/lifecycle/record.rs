@@ -50,8 +50,9 @@ impl Record {
 
     /// The first thing in which `now` differs from this record, in words.
     ///
-    /// The output directory, the version and values of no effect do not count, and an input counts by the place where it is named and by its
-    /// bytes, not by its path: a run directory may be moved, two inputs cannot change places.
+    /// The output directory, the version and values of no effect do not count. A key that this record lacks counts as its
+    /// default: there was no such key then. An input counts by the place where it is named and by its bytes, not by its
+    /// path: a run directory may be moved, two inputs cannot change places.
     pub fn difference(&self, now: &Record) -> Option<String> {
         if self.stage != now.stage {
             return Some(format!("it was made by `{}`, not `{}`", self.stage, now.stage));
@@ -61,10 +62,6 @@ impl Record {
             if let Value::Object(config) = &mut config {
                 config.shift_remove("output_dir");
                 config.shift_remove("output");
-                // Records of versions that knew no other device lack the key.
-                if config.get("device").is_some_and(|device| device == "auto") {
-                    config.shift_remove("device");
-                }
             }
             config
         };
@@ -106,6 +103,7 @@ impl Comparison<'_> {
                     match (then.get(key), now.get(key)) {
                         (Some(then), Some(now)) => self.difference(&place, then, now),
                         (Some(then), None) => Some(format!("{place} was {then} and is gone")),
+                        (None, Some(_)) if self.places.at_default.contains(&place) => None,
                         (None, now) => Some(format!("{place} was not set and is {} now", now.unwrap_or(&Value::Null))),
                     }
                 })
@@ -143,7 +141,7 @@ pub(in crate::stage) fn is_longer_form(then: &Value, now: &Value) -> bool {
 mod tests {
     use super::*;
     use crate::config::paths::PathKind;
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     fn record(config: Value, inputs: &[(&str, &str)]) -> Record {
         let inputs = inputs.iter().map(|(path, sha256)| Input { path: path.into(), sha256: sha256.to_string() });
@@ -196,6 +194,32 @@ mod tests {
         assert_eq!(differs(json!({"save_steps": 2, "seed": 1})), None);
         assert_eq!(differs(json!({"seed": 1})), None, "a record of a version that had the key");
         assert_eq!(differs(json!({"save_steps": 2, "seed": 2})).unwrap(), "training.seed was 1 and is 2 now");
+    }
+
+    #[test]
+    fn a_key_that_did_not_exist_then_counts_as_its_default() {
+        for kind in crate::stage::table::STAGES {
+            let now = (kind.defaults)();
+            let places = (kind.places)(&now.clone().into()).unwrap();
+            let record = |config: Map<String, Value>, places: &Places| {
+                Record::new(kind.name, config.into(), places.clone(), Vec::new())
+            };
+            for key in now.keys() {
+                let mut before = now.clone();
+                before.shift_remove(key);
+                let before = record(before, &Places::default());
+                assert_eq!(before.difference(&record(now.clone(), &places)), None, "{}: {key}", kind.name);
+            }
+        }
+        let kind = crate::stage::table::find("sft").unwrap();
+        let mut now = (kind.defaults)();
+        now["packing"] = true.into();
+        let places = (kind.places)(&now.clone().into()).unwrap();
+        let mut before = now.clone();
+        before.shift_remove("packing");
+        let before = Record::new("sft", before.into(), Places::default(), Vec::new());
+        let told = before.difference(&Record::new("sft", now.into(), places, Vec::new())).unwrap();
+        assert_eq!(told, "packing was not set and is true now");
     }
 
     #[test]
