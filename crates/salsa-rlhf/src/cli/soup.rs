@@ -3,14 +3,16 @@ use std::time::Instant;
 
 use anyhow::Context;
 
-use super::{flags::Flags, print};
+use super::{flags::Flags, next, print};
 use crate::{
     config::{self, Origin, Usage},
     hub,
     progress::human_time,
     stage::{
         StageContext,
+        kind::Stage,
         soup::{SoupConfig, mergekit, write_new_directory},
+        table,
     },
 };
 
@@ -40,9 +42,12 @@ pub fn main(words: &[String]) -> anyhow::Result<()> {
     let shown = config.output_dir.display();
     context.say(&format!("{shown} is ready after {}", human_time(start.elapsed().as_secs_f64())));
     match cooked.geometry {
-        Some(geometry) => print(&geometry.table()),
-        None => print(&format!("{}\n", cooked.summary)),
+        Some(geometry) => print(&geometry.table())?,
+        None => print(&format!("{}\n", cooked.summary))?,
     }
+    let kind = table::find(SoupConfig::NAME).context("the stage is known")?;
+    next::after_stage(kind, &config.output_dir, &context);
+    Ok(())
 }
 
 /// Defaults, under the file, under the flags.

@@ -29,6 +29,9 @@ pub enum PathKind {
 /// Where the schema of an input says what it leads to: `model` or `data`.
 pub const INPUT: &str = "x-input";
 
+/// Where the schema of a key says that no result depends on it.
+pub const CHANGES_NO_RESULT: &str = "x-changes-no-result";
+
 pub(super) const MODEL: &str = "ModelPath";
 pub(super) const DATA: &str = "DataPath";
 pub(super) const NO_EFFECT: &str = "NoEffect";
@@ -149,7 +152,9 @@ impl<T: JsonSchema> JsonSchema for NoEffect<T> {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        T::json_schema(generator)
+        let mut schema = T::json_schema(generator);
+        schema.insert(CHANGES_NO_RESULT.to_owned(), true.into());
+        schema
     }
 }
 

@@ -7,11 +7,12 @@
 //! ```
 use std::path::Path;
 
-use super::{Faults, Recipe, Step};
+use super::{Faults, Recipe, Selected, Step, aside};
 use crate::{
     config::paths::PathKind,
     hub,
-    stage::{StageContext, kind::Planned, memory::Rehearsed},
+    progress::human_time,
+    stage::{StageContext, kind::Planned, lifecycle::runner::seconds_of, memory::Rehearsed},
 };
 
 mod data;
@@ -32,6 +33,7 @@ pub struct Checked {
 struct Look<'a> {
     recipe: &'a Recipe,
     step: &'a Step,
+    selected: &'a Selected,
     facts: Vec<String>,
     faults: Faults,
     /// Whether all that it reads was there to be opened.
@@ -49,11 +51,11 @@ enum Presence<'a> {
 }
 
 impl Recipe {
-    /// Opens what every stage reads. No weight is read, nothing is written, and the network is not asked.
-    pub fn check(&self) -> Checked {
+    /// Opens what every selected stage reads. No weight is read, nothing is written, and the network is not asked.
+    pub fn check(&self, selected: &Selected) -> Checked {
         let mut checked = Checked::default();
-        for step in &self.steps {
-            let (line, faults) = Look::at(self, step);
+        for step in selected.run.iter().map(|&i| &self.steps[i]) {
+            let (line, faults) = Look::at(self, step, selected);
             checked.lines.push(line);
             checked.faults.extend(faults, |fault| fault.context(format!("stages.{}", step.name)));
         }
@@ -62,13 +64,12 @@ impl Recipe {
 }
 
 impl<'a> Look<'a> {
-    fn at(recipe: &'a Recipe, step: &'a Step) -> (String, Faults) {
-        let mut look = Look { recipe, step, facts: Vec::new(), faults: Faults::default(), whole: true };
+    fn at(recipe: &'a Recipe, step: &'a Step, selected: &'a Selected) -> (String, Faults) {
+        let mut look = Look { recipe, step, selected, facts: Vec::new(), faults: Faults::default(), whole: true };
         let models = look.models();
         look.data(&models);
-        if recipe.is_done(step) {
-            look.facts.push("done already".to_owned());
-        } else if look.whole && look.faults.is_empty() {
+        look.before();
+        if recipe.remains(step, selected) && look.whole && look.faults.is_empty() {
             look.rehearse();
         }
         let facts = match (look.facts.is_empty(), look.faults.is_empty()) {
@@ -98,7 +99,7 @@ impl<'a> Look<'a> {
 
     /// Says so if it is not.
     fn is_here(&mut self, place: &str, path: &Path) -> bool {
-        let fact = match self.recipe.presence(self.step, path) {
+        let fact = match self.recipe.presence(self.step, path, self.selected) {
             Presence::Here => return true,
             Presence::Later(stage) => format!("{place}: what {stage} will write"),
             Presence::OnHub => {
@@ -108,6 +109,24 @@ impl<'a> Look<'a> {
         self.facts.push(fact);
         self.whole = false;
         false
+    }
+
+    /// What its directory holds already, and how long it took.
+    fn before(&mut self) {
+        let Look { recipe, step, selected, .. } = *self;
+        let seconds = seconds_of(&step.dir).map(human_time);
+        if !recipe.remains(step, selected) {
+            self.facts.push(format!("done already{}", seconds.map_or(String::new(), |time| format!(" in {time}"))));
+        } else if let Some(time) = seconds.or_else(|| aside::seconds_before(&recipe.out, &step.name).map(human_time)) {
+            self.facts.push(match recipe.is_done(step) || !step.dir.exists() {
+                true => format!("it took {time} before"),
+                false => format!("begun, {time} so far"),
+            });
+        }
+        if !selected.is_anew(recipe, step) {
+            let standing = recipe.standing(step, &selected.anew).map_err(|error| recipe.refused(step, error));
+            self.faults.take(standing);
+        }
     }
 
     /// Lets the stage do its work up to its memory plan.
@@ -126,14 +145,15 @@ impl<'a> Look<'a> {
 }
 
 impl Recipe {
-    fn is_done(&self, step: &Step) -> bool {
-        step.dir.join("stage.json").exists()
+    /// Whether a stage has not come to its end, or is to be made anew.
+    fn remains(&self, step: &Step, selected: &Selected) -> bool {
+        selected.is_anew(self, step) || !self.is_done(step)
     }
 
     /// Whether `path`, which `step` reads, can be opened.
-    fn presence<'a>(&'a self, step: &Step, path: &Path) -> Presence<'a> {
+    fn presence<'a>(&'a self, step: &Step, path: &Path, selected: &Selected) -> Presence<'a> {
         let earlier = self.steps.iter().take_while(|other| other.name != step.name);
-        let to_do = earlier.filter(|other| !self.is_done(other)).find(|other| path.starts_with(&other.dir));
+        let to_do = earlier.filter(|other| self.remains(other, selected)).find(|other| path.starts_with(&other.dir));
         let faulty = self.faulty.iter().find(|name| path.starts_with(self.out.join(name)) && !path.exists());
         match to_do.map(|other| &other.name).or(faulty) {
             Some(writer) => Presence::Later(writer),

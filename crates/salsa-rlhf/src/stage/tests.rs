@@ -26,7 +26,7 @@ use crate::checkpoint::Checkpoint;
 fn arguments(max_steps: i64) -> TrainingArguments {
     TrainingArguments {
         max_steps,
-        eval_steps: 3,
+        eval_steps: 3.into(),
         logging_steps: 2.into(),
         save_steps: 3.into(),
         ..TrainingArguments::default()
@@ -252,7 +252,7 @@ fn log_probabilities_while_sampling_are_those_of_the_forward_pass() {
     for max_tokens_per_batch in [1, 8192] {
         let (model, input, output) = (base.clone(), config.input.clone(), again.clone());
         let config =
-            LogprobsConfig { model: model.into(), input, output, max_tokens_per_batch, ..LogprobsConfig::default() };
+            LogprobsConfig { model: model.into(), input, output, max_tokens_per_batch: max_tokens_per_batch.into(), ..LogprobsConfig::default() };
         logprobs::run(&config, &quiet()).unwrap();
         for (sampled, scored) in sampled.iter().zip(fixture::read_lines(&again)) {
             let (own, all) = (sampled["logprobs"].as_array().unwrap(), scored["logprobs"].as_array().unwrap());

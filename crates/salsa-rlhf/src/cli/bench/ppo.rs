@@ -61,7 +61,7 @@ impl Models {
             temperature: 1.0,
             response_length: work.response,
             max_grad_norm: 0.0,
-            gradient_checkpointing: work.shape.gradient_checkpointing,
+            gradient_checkpointing: work.shape.gradient_checkpointing.into(),
             ..PpoConfig::default()
         };
         if let Some(rank) = work.shape.lora {

@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
-    config::paths::{DataPath, ModelPath},
+    config::paths::{DataPath, ModelPath, NoEffect},
     data::Content,
     stage::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_count, check_range},
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         lines::score,
         models::{
             frozen::{Found, Frozen},
@@ -64,7 +64,7 @@ pub struct WinrateConfig {
     /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
     /// Most tokens per forward pass of the reward model, at least 1; changes no number, only memory.
-    pub max_tokens_per_batch: usize,
+    pub max_tokens_per_batch: NoEffect<usize>,
 }
 
 impl Default for WinrateConfig {
@@ -81,7 +81,7 @@ impl Default for WinrateConfig {
             chat: ChatArguments::default(),
             dtype: ComputeType::Float32,
             device: DeviceChoice::Auto,
-            max_tokens_per_batch: 8192,
+            max_tokens_per_batch: NoEffect(8192),
         }
     }
 }
@@ -94,7 +94,7 @@ impl WinrateConfig {
     pub fn validate(&self) -> anyhow::Result<()> {
         check_range("tie_margin", self.tie_margin, 0.0..=f64::MAX)?;
         check_count("resamples", self.resamples as u64, MOST_RESAMPLES)?;
-        check_count("max_tokens_per_batch", self.max_tokens_per_batch as u64, u64::MAX)?;
+        check_count("max_tokens_per_batch", *self.max_tokens_per_batch as u64, u64::MAX)?;
         match (self.judge, &self.reward_model_path) {
             (Judge::Gold, Some(_)) => bail!("judge is gold, so reward_model_path has no use; leave one of them out"),
             (Judge::RewardModel, None) => bail!("judge is reward_model; say which: reward_model_path: DIR"),
@@ -122,6 +122,8 @@ impl Stage for WinrateConfig {
         "How often one set of answers beats another, by a reward model or the toy world's gold reward.";
     const EXAMPLE: &'static str = "--answers a.jsonl --baseline b.jsonl --reward_model reward";
     const PRODUCT: Product = Product::Results;
+    const LEAVES: Leaves = Leaves::Results;
+    const NEXT: &'static [(&'static str, &'static str)] = &[];
     const COMMAND: &'static [&'static str] = &["eval", "winrate"];
 
     fn check(&self) -> anyhow::Result<()> {
@@ -259,7 +261,7 @@ fn scores(
         let gold = |row: &Row| gold(row).map(Some);
         return Ok((ours.try_map(gold)?, theirs.try_map(gold)?));
     };
-    let (judge, budget) = (Found::open(path, Head::Scalar)?.with_chat(&config.chat), config.max_tokens_per_batch);
+    let (judge, budget) = (Found::open(path, Head::Scalar)?.with_chat(&config.chat), *config.max_tokens_per_batch);
     say_where_scores_are_read(&judge.checkpoint, judge.encoder.as_ref(), context);
     let spec = judge.spec();
     [ours, theirs].into_iter().for_each(|rows| rows.say_how_read(judge.encoder.as_ref(), context));

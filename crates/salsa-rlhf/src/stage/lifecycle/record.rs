@@ -1,5 +1,8 @@
 //! `stage.json`: what made a directory, so that the same work is not done twice and other work is not mistaken for it.
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::bail;
 use serde::{Deserialize, Serialize};
@@ -27,13 +30,17 @@ pub struct Record {
     /// What the values of the configuration are; a record that was read back has none.
     #[serde(skip)]
     pub places: Places,
+    /// Inputs whose bytes are not known yet, because another stage is going to write them: whatever they were is no
+    /// difference.
+    #[serde(skip)]
+    pub later: Vec<PathBuf>,
 }
 
 impl Record {
     /// A record of work to do.
     pub fn new(stage: &str, config: Value, places: Places, inputs: Vec<Input>) -> Record {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Record { stage: stage.to_owned(), version, config, inputs, results: Value::Null, places }
+        Record { stage: stage.to_owned(), version, config, inputs, results: Value::Null, places, later: Vec::new() }
     }
 
     /// The record at `path`, if there is one.
@@ -65,29 +72,30 @@ impl Record {
             }
             config
         };
-        let (then, places) = (self.digests(&now.places), &now.places);
-        Comparison { then, now: now.digests(places), places }.difference("", &keys(self), &keys(now))
+        let (then, places) = (self.inputs_by_place(&now.places), &now.places);
+        Comparison { then, now: now.inputs_by_place(places), places, later: &now.later }.difference("", &keys(self), &keys(now))
     }
 
-    /// The digest of what is named at each of these places of the configuration.
-    fn digests(&self, places: &Places) -> HashMap<String, &str> {
-        let mut digests = HashMap::new();
+    /// The input that is named at each of these places of the configuration.
+    fn inputs_by_place(&self, places: &Places) -> HashMap<String, &Input> {
+        let mut inputs = HashMap::new();
         visit_strings(&mut self.config.clone(), "", &mut |place, text| {
             let is_input = places.inputs.contains_key(place);
             let input = self.inputs.iter().find(|input| is_input && input.path == Path::new(text));
-            digests.extend(input.map(|input| (place.to_owned(), input.sha256.as_str())));
+            inputs.extend(input.map(|input| (place.to_owned(), input)));
             Ok(None)
         })
         .expect("this visit cannot fail");
-        digests
+        inputs
     }
 }
 
 /// What the inputs of two records were, place by place of the later one.
 struct Comparison<'a> {
-    then: HashMap<String, &'a str>,
-    now: HashMap<String, &'a str>,
+    then: HashMap<String, &'a Input>,
+    now: HashMap<String, &'a Input>,
     places: &'a Places,
+    later: &'a [PathBuf],
 }
 
 impl Comparison<'_> {
@@ -112,8 +120,9 @@ impl Comparison<'_> {
                 let mut items = then.iter().zip(now).enumerate();
                 items.find_map(|(i, (then, now))| self.difference(&format!("{place}[{i}]"), then, now))
             }
+            (Value::String(_), Value::String(now)) if self.is_later(place, now) => None,
             (Value::String(then), Value::String(now)) => match (self.then.get(place), self.now.get(place)) {
-                (Some(was), Some(is)) if was == is => None,
+                (Some(was), Some(is)) if is.is_still(was) => None,
                 (Some(_), Some(_)) if then == now => Some(format!("{now} has changed since")),
                 (Some(_), Some(_)) => Some(format!("{place} was {then} and is {now} now")),
                 (None, Some(_)) if then == now => Some(format!("whether {now} has changed since is not recorded")),
@@ -123,6 +132,11 @@ impl Comparison<'_> {
             _ if then == now || is_longer_form(then, now) => None,
             _ => Some(format!("{place} was {then} and is {now} now")),
         }
+    }
+
+    /// Whether an input is going to be written.
+    fn is_later(&self, place: &str, path: &str) -> bool {
+        self.places.inputs.contains_key(place) && self.later.iter().any(|later| later == Path::new(path))
     }
 }
 
@@ -144,7 +158,11 @@ mod tests {
     use serde_json::{Map, json};
 
     fn record(config: Value, inputs: &[(&str, &str)]) -> Record {
-        let inputs = inputs.iter().map(|(path, sha256)| Input { path: path.into(), sha256: sha256.to_string() });
+        let inputs = inputs.iter().map(|(path, sha256)| Input {
+            path: path.into(),
+            sha256: sha256.to_string(),
+            with_path_of_base: None,
+        });
         let mut places = Places::default();
         visit_strings(&mut config.clone(), "", &mut |place, _| {
             let root = place.split(['.', '[']).next().unwrap();
@@ -230,6 +248,14 @@ mod tests {
         assert_eq!(told, "a has changed since");
         let told = then.difference(&record(json!({"model": "b"}), &[("b", "22")])).unwrap();
         assert_eq!(told, "model was a and is b now");
+    }
+
+    #[test]
+    fn an_input_that_is_still_to_be_written_is_no_difference() {
+        let then = record(json!({"model": "a", "seed": 1}), &[("a", "11")]);
+        let now = |seed: u64| Record { later: vec!["run/a".into()], ..record(json!({"model": "run/a", "seed": seed}), &[]) };
+        assert_eq!(then.difference(&now(1)), None);
+        assert_eq!(then.difference(&now(2)).unwrap(), "seed was 1 and is 2 now");
     }
 
     #[test]

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
-    config::paths::{DataPath, ModelPath},
+    config::paths::{DataPath, ModelPath, NoEffect},
     progress::Progress,
     stage::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_count},
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         models::frozen::Found,
         reads::{Reads, RowUse},
         text::{
@@ -46,7 +46,7 @@ pub struct LogprobsConfig {
     /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
     /// Most tokens per forward pass, at least 1; changes no number, only memory.
-    pub max_tokens_per_batch: usize,
+    pub max_tokens_per_batch: NoEffect<usize>,
 }
 
 impl Default for LogprobsConfig {
@@ -59,7 +59,7 @@ impl Default for LogprobsConfig {
             chat: ChatArguments::default(),
             dtype: ComputeType::Float32,
             device: DeviceChoice::Auto,
-            max_tokens_per_batch: 8192,
+            max_tokens_per_batch: NoEffect(8192),
         }
     }
 }
@@ -70,7 +70,7 @@ impl LogprobsConfig {
     /// # Errors
     /// If a value makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
-        check_count("max_tokens_per_batch", self.max_tokens_per_batch as u64, u64::MAX)
+        check_count("max_tokens_per_batch", *self.max_tokens_per_batch as u64, u64::MAX)
     }
 }
 
@@ -79,6 +79,8 @@ impl Stage for LogprobsConfig {
     const ABOUT: &'static str = "Log-probabilities of the tokens of every input line.";
     const EXAMPLE: &'static str = "--model sft-a --input answers.jsonl --output logprobs.jsonl";
     const PRODUCT: Product = Product::File("logprobs.jsonl");
+    const LEAVES: Leaves = Leaves::Data;
+    const NEXT: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> anyhow::Result<()> {
         self.validate()
@@ -116,12 +118,12 @@ pub fn run(config: &LogprobsConfig, context: &StageContext) -> anyhow::Result<Va
     rows.say_how_read(found.encoder.as_ref(), context);
     let (sequences, left_out) =
         config.on_overlong.retain(&mut rows, context, |row| row.sequence(found.encoder.as_ref(), &spec))?;
-    found.check_memory_of_passes("logprobs", &[&sequences], config.max_tokens_per_batch, context)?;
+    found.check_memory_of_passes("logprobs", &[&sequences], *config.max_tokens_per_batch, context)?;
     let model = found.load()?.model;
 
     let progress = Progress::new("logprobs", sequences.iter().map(|tokens| tokens.len() as u64).sum(), "tok");
     let (mut logprobs, mut done) = (Vec::with_capacity(sequences.len()), 0);
-    for sequences in rows::batches(&sequences, config.max_tokens_per_batch) {
+    for sequences in rows::batches(&sequences, *config.max_tokens_per_batch) {
         let (mut batch, mut query) = (Batch::new(), Query::default());
         for tokens in sequences {
             let rows = batch.push(tokens);

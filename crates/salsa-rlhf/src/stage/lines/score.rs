@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
-    config::paths::{DataPath, ModelPath},
+    config::paths::{DataPath, ModelPath, NoEffect},
     progress::Progress,
     stage::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_count},
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         models::{
             frozen::{Found, Frozen},
             score_token::say_where_scores_are_read,
@@ -49,7 +49,7 @@ pub struct ScoreConfig {
     /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
     /// Most tokens per forward pass, at least 1; changes no number, only memory.
-    pub max_tokens_per_batch: usize,
+    pub max_tokens_per_batch: NoEffect<usize>,
 }
 
 impl Default for ScoreConfig {
@@ -62,7 +62,7 @@ impl Default for ScoreConfig {
             chat: ChatArguments::default(),
             dtype: ComputeType::Float32,
             device: DeviceChoice::Auto,
-            max_tokens_per_batch: 8192,
+            max_tokens_per_batch: NoEffect(8192),
         }
     }
 }
@@ -73,7 +73,7 @@ impl ScoreConfig {
     /// # Errors
     /// If a value makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
-        check_count("max_tokens_per_batch", self.max_tokens_per_batch as u64, u64::MAX)
+        check_count("max_tokens_per_batch", *self.max_tokens_per_batch as u64, u64::MAX)
     }
 }
 
@@ -82,6 +82,8 @@ impl Stage for ScoreConfig {
     const ABOUT: &'static str = "Reward-model score of every input line.";
     const EXAMPLE: &'static str = "--model reward --input answers.jsonl --output scores.jsonl";
     const PRODUCT: Product = Product::File("scores.jsonl");
+    const LEAVES: Leaves = Leaves::Data;
+    const NEXT: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> anyhow::Result<()> {
         self.validate()
@@ -123,9 +125,9 @@ pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value
     rows.say_how_read(found.encoder.as_ref(), context);
     let (sequences, left_out) =
         config.on_overlong.retain(&mut rows, context, |row| row.sequence(found.encoder.as_ref(), &spec))?;
-    found.check_memory_of_passes("score", &[&sequences], config.max_tokens_per_batch, context)?;
+    found.check_memory_of_passes("score", &[&sequences], *config.max_tokens_per_batch, context)?;
     let Frozen { checkpoint, model, .. } = found.load()?;
-    let scores = scores("score", &model, &sequences, config.max_tokens_per_batch);
+    let scores = scores("score", &model, &sequences, *config.max_tokens_per_batch);
 
     rows.check_finite("score", scores.iter().map(std::slice::from_ref))?;
     let normalization = checkpoint.score_normalization();

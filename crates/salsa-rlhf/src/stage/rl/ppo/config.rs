@@ -138,7 +138,7 @@ pub struct PpoConfig {
     pub max_grad_norm: f64,
     /// Recompute activations in the backward pass instead of keeping them: less memory, about a third more time, the
     /// same numbers. TRL: true.
-    pub gradient_checkpointing: bool,
+    pub gradient_checkpointing: NoEffect<bool>,
 
     /// Seed of prompt order, sampling and minibatches. TRL: 42.
     #[schemars(extend("x-heading" = "Run and output"))]
@@ -147,7 +147,7 @@ pub struct PpoConfig {
     /// TRL: 500.
     pub save_steps: NoEffect<u64>,
     /// How often sample responses are written to `samples.jsonl` over the run; 0: never. TRL: 10.
-    pub num_sample_generations: u64,
+    pub num_sample_generations: NoEffect<u64>,
     /// A reward function to log beside the learned one, never trained on. None: none.
     pub gold: Option<Gold>,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way. TRL: the flag `bf16`.
@@ -238,10 +238,10 @@ impl Default for PpoConfig {
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
-            gradient_checkpointing: false,
+            gradient_checkpointing: NoEffect(false),
             seed: 42,
             save_steps: NoEffect(0),
-            num_sample_generations: 10,
+            num_sample_generations: NoEffect(10),
             gold: None,
             dtype: ComputeType::Auto,
             device: DeviceChoice::Auto,
@@ -376,7 +376,7 @@ impl PpoConfig {
 
     /// What the backward pass keeps.
     pub fn recompute(&self) -> Recompute {
-        if self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
+        if *self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
     }
 
     /// How weights are saved, for a run that started from `source`.
