@@ -58,7 +58,9 @@ fn keys_of_no_effect_leave_a_stage_done_and_change_no_byte_of_a_result() {
     assert!(page.contains("Another title") && page.contains("More words"), "the report is made anew");
 
     run(&place, &words(&["--out", "other"]));
-    for stage in ["world", "base", "sft-a", "sft-b", "reward", "soup", "ppo", "answers", "scores", "probabilities", "eval"] {
+    for stage in
+        ["world", "base", "sft-a", "sft-b", "reward", "soup", "ppo", "answers", "scores", "probabilities", "eval"]
+    {
         let results = |out: &str| -> Value {
             let record: Value = serde_json::from_slice(&place.bytes(format!("{out}/{stage}/stage.json"))).unwrap();
             record["results"].clone()

@@ -13,8 +13,10 @@ use crate::{
 
 /// A recipe and what to change in it.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  salsa run recipes/hh-small.yaml --out runs/try-1 --set stages.ppo.kl_coef=0.1\n  \
-    salsa run recipes/hh-small.yaml --from reward\n  salsa run runs/try-1/recipe.yaml --only ppo --rerun ppo")]
+#[command(
+    after_help = "Examples:\n  salsa run recipes/hh-small.yaml --out runs/try-1 --set stages.ppo.kl_coef=0.1\n  \
+    salsa run recipes/hh-small.yaml --from reward\n  salsa run runs/try-1/recipe.yaml --only ppo --rerun ppo"
+)]
 pub struct Arguments {
     /// The recipe.
     recipe: PathBuf,

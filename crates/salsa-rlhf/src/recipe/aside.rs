@@ -78,7 +78,8 @@ impl Recipe {
                 plan.notes.push(format!("{} has left nothing yet", step.name));
                 plan.pending.stages.insert(step.name.clone(), before.flatten());
             } else if is_set_aside && self.standing(step, &selected.anew).is_ok() {
-                plan.notes.push(format!("{} goes on: the command before this one set its old results aside", step.name));
+                plan.notes
+                    .push(format!("{} goes on: the command before this one set its old results aside", step.name));
                 plan.pending.stages.insert(step.name.clone(), before.flatten());
                 continue;
             } else {
@@ -98,8 +99,8 @@ impl Moves {
     fn begun(&self, recipe: &Recipe, selected: &Selected) -> anyhow::Result<Option<Pending>> {
         let path = self.folder.join("pending.json");
         let Some(bytes) = input::read_if_any(&path)? else { return Ok(None) };
-        let pending: Pending = serde_json::from_slice(&bytes)
-            .with_context(|| format!("{} is damaged; remove it", path.display()))?;
+        let pending: Pending =
+            serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged; remove it", path.display()))?;
         let names: BTreeSet<&String> = selected.anew.iter().map(|&i| &recipe.steps[i].name).collect();
         Ok(Some(pending).filter(|pending| pending.stages.keys().collect::<BTreeSet<_>>() == names))
     }
@@ -108,7 +109,8 @@ impl Moves {
     pub fn lines(&self) -> Vec<String> {
         let heading = "set aside, to be made anew (nothing is deleted):".to_owned();
         let moves = self.moves.iter().map(|one| format!("  {}", one.line));
-        let moves: Vec<String> = if self.moves.is_empty() { Vec::new() } else { [heading].into_iter().chain(moves).collect() };
+        let moves: Vec<String> =
+            if self.moves.is_empty() { Vec::new() } else { [heading].into_iter().chain(moves).collect() };
         self.notes.iter().cloned().chain(moves).collect()
     }
 
@@ -136,7 +138,9 @@ impl Moves {
 pub(super) fn finish(out: &Path) -> anyhow::Result<()> {
     let path = out.join(FOLDER).join("pending.json");
     match fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound && error.kind() != std::io::ErrorKind::NotADirectory => {
+        Err(error)
+            if error.kind() != std::io::ErrorKind::NotFound && error.kind() != std::io::ErrorKind::NotADirectory =>
+        {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
         _ => Ok(()),

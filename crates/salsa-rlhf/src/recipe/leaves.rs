@@ -22,7 +22,8 @@ pub(super) fn check(steps: &[Step]) -> Result<(), Faults> {
     for (i, step) in steps.iter().enumerate() {
         for (place, kind, path) in inputs(step) {
             let fits = fits(steps, i, (&place, kind, &path));
-            faults.take(fits.map_err(|error| error.context(format!("stages.{}: {}", step.name, as_given(step, &place)))));
+            faults
+                .take(fits.map_err(|error| error.context(format!("stages.{}: {}", step.name, as_given(step, &place)))));
         }
     }
     faults.none_or(())

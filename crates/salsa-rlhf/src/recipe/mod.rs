@@ -45,8 +45,8 @@ pub mod schema;
 mod selection;
 
 pub use faults::Faults;
-pub use selection::{Selected, Selection};
 use resolve::{Names, Resolver, StageName};
+pub use selection::{Selected, Selection};
 
 /// A checked recipe.
 pub struct Recipe {

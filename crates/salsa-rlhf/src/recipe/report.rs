@@ -109,7 +109,6 @@ fn fill(report: &mut Report, out: &Path, resolved: &Resolved) -> anyhow::Result<
     Ok(())
 }
 
-
 /// The values that differ from the defaults, under dotted keys.
 fn settings(name: &str, stage: &Value) -> Vec<(String, String)> {
     let defaults = kind_of(stage).map(|kind| (kind.defaults)()).unwrap_or_default();

@@ -31,7 +31,8 @@ impl Recipe {
     pub fn run_selected(&self, selected: &Selected, context: &StageContext) -> anyhow::Result<Vec<Outcome>> {
         let moves = self.moves(selected)?;
         self.check_standing(&Selected { run: selected.run.clone(), anew: moves.anew.clone() })?;
-        let (resolved, as_run) = (serde_json::to_string_pretty(&self.resolved()?).context("JSON")? + "\n", self.as_run()?);
+        let (resolved, as_run) =
+            (serde_json::to_string_pretty(&self.resolved()?).context("JSON")? + "\n", self.as_run()?);
         fs::create_dir_all(&self.out).with_context(|| format!("cannot make {}", self.out.display()))?;
         moves.carry_out(context)?;
         atomic::write(&self.out.join("recipe.yaml"), as_run.as_bytes())?;

@@ -63,7 +63,9 @@ impl Recipe {
         let left_out: Vec<&str> = anew.difference(&run).map(|&i| self.steps[i].name.as_str()).collect();
         if !left_out.is_empty() {
             let names = left_out.join(", ");
-            return Err(Usage(format!("{names}: to be made anew, but not among the stages of --only; add it there")).into());
+            return Err(
+                Usage(format!("{names}: to be made anew, but not among the stages of --only; add it there")).into()
+            );
         }
         for (i, from) in run.iter().flat_map(|&i| self.read_by(i).into_iter().map(move |from| (i, from))) {
             if !run.contains(&from) && !self.is_done(&self.steps[from]) {

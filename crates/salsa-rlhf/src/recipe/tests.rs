@@ -9,7 +9,13 @@ use serde_json::json;
 use super::*;
 use crate::{
     config::paths::{DataPath, ModelPath},
-    stage::{Outcome, StageContext, device::Choice as DeviceChoice, keys::ComputeType, kind::{Leaves, Stage}, reads::Reads},
+    stage::{
+        Outcome, StageContext,
+        device::Choice as DeviceChoice,
+        keys::ComputeType,
+        kind::{Leaves, Stage},
+        reads::Reads,
+    },
 };
 
 /// A stage that writes down what it was told.

@@ -87,9 +87,8 @@ impl Stage for KitchenConfig {
     const EXAMPLE: &'static str = "--output_dir data --seed 1";
     const PRODUCT: Product = Product::Directory;
     const LEAVES: Leaves = Leaves::Data;
-    const NEXT: &'static [(&'static str, &'static str)] = &[
-        ("a base model", "salsa pretrain --dataset OUT/pretrain.jsonl --output_dir DIR"),
-    ];
+    const NEXT: &'static [(&'static str, &'static str)] =
+        &[("a base model", "salsa pretrain --dataset OUT/pretrain.jsonl --output_dir DIR")];
 
     fn check(&self) -> anyhow::Result<()> {
         self.validate()

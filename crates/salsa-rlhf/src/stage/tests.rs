@@ -251,8 +251,13 @@ fn log_probabilities_while_sampling_are_those_of_the_forward_pass() {
     fixture::write_lines(&config.input, &rows);
     for max_tokens_per_batch in [1, 8192] {
         let (model, input, output) = (base.clone(), config.input.clone(), again.clone());
-        let config =
-            LogprobsConfig { model: model.into(), input, output, max_tokens_per_batch: max_tokens_per_batch.into(), ..LogprobsConfig::default() };
+        let config = LogprobsConfig {
+            model: model.into(),
+            input,
+            output,
+            max_tokens_per_batch: max_tokens_per_batch.into(),
+            ..LogprobsConfig::default()
+        };
         logprobs::run(&config, &quiet()).unwrap();
         for (sampled, scored) in sampled.iter().zip(fixture::read_lines(&again)) {
             let (own, all) = (sampled["logprobs"].as_array().unwrap(), scored["logprobs"].as_array().unwrap());

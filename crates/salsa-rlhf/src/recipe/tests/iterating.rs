@@ -147,7 +147,8 @@ fn results_are_set_aside_in_a_folder_and_nowhere_else() {
 #[test]
 fn what_was_run_can_be_run_again_from_the_directory_of_the_run() {
     let place = Place::new();
-    let set = [("seed", "5"), ("vars.n", "2"), ("stages.second.note", "$${x} ${seed}"), ("stages.first.note", "'1e3: yes'")];
+    let set =
+        [("seed", "5"), ("vars.n", "2"), ("stages.second.note", "$${x} ${seed}"), ("stages.first.note", "'1e3: yes'")];
     place.run(&Selection::default(), &set).unwrap();
     let file = |out: &str| PathBuf::from(place.path(out)).join("recipe.yaml");
     let text = fs::read_to_string(file("out")).unwrap();

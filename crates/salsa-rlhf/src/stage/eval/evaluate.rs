@@ -56,9 +56,8 @@ impl Stage for EvaluateConfig {
     const EXAMPLE: &'static str = "--config evaluate.yaml --output_dir eval";
     const PRODUCT: Product = Product::Directory;
     const LEAVES: Leaves = Leaves::Results;
-    const NEXT: &'static [(&'static str, &'static str)] = &[
-        ("score answers again", "salsa score --model REWARD --input OUT/answers-ARM-SET.jsonl --output FILE"),
-    ];
+    const NEXT: &'static [(&'static str, &'static str)] =
+        &[("score answers again", "salsa score --model REWARD --input OUT/answers-ARM-SET.jsonl --output FILE")];
     const SHOWN: Shown = Shown::Evaluation;
 
     fn check(&self) -> anyhow::Result<()> {

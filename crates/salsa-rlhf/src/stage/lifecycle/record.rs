@@ -73,7 +73,11 @@ impl Record {
             config
         };
         let (then, places) = (self.inputs_by_place(&now.places), &now.places);
-        Comparison { then, now: now.inputs_by_place(places), places, later: &now.later }.difference("", &keys(self), &keys(now))
+        Comparison { then, now: now.inputs_by_place(places), places, later: &now.later }.difference(
+            "",
+            &keys(self),
+            &keys(now),
+        )
     }
 
     /// The input that is named at each of these places of the configuration.
@@ -253,7 +257,8 @@ mod tests {
     #[test]
     fn an_input_that_is_still_to_be_written_is_no_difference() {
         let then = record(json!({"model": "a", "seed": 1}), &[("a", "11")]);
-        let now = |seed: u64| Record { later: vec!["run/a".into()], ..record(json!({"model": "run/a", "seed": seed}), &[]) };
+        let now =
+            |seed: u64| Record { later: vec!["run/a".into()], ..record(json!({"model": "run/a", "seed": seed}), &[]) };
         assert_eq!(then.difference(&now(1)), None);
         assert_eq!(then.difference(&now(2)).unwrap(), "seed was 1 and is 2 now");
     }

@@ -198,7 +198,8 @@ mod tests {
 
         fn run(&self, config: Value, work: impl FnOnce() -> anyhow::Result<Value>) -> anyhow::Result<Outcome> {
             let inputs = ["dataset", "eval_dataset", "model"].map(|key| (key.to_owned(), PathKind::Data));
-            let places = Places { inputs: inputs.into(), no_effect: ["save_steps".to_owned()].into(), ..Places::default() };
+            let places =
+                Places { inputs: inputs.into(), no_effect: ["save_steps".to_owned()].into(), ..Places::default() };
             run_stage("sft", &self.out(), (config, places), work)
         }
 

@@ -172,9 +172,8 @@ impl Stage for PretrainConfig {
     const EXAMPLE: &'static str = "--dataset texts.txt --output_dir base --hidden_size 256 --num_hidden_layers 4";
     const PRODUCT: Product = Product::Directory;
     const LEAVES: Leaves = Leaves::LanguageModel;
-    const NEXT: &'static [(&'static str, &'static str)] = &[
-        ("fine-tune it", "salsa sft --model OUT --dataset CHATS --output_dir DIR"),
-    ];
+    const NEXT: &'static [(&'static str, &'static str)] =
+        &[("fine-tune it", "salsa sft --model OUT --dataset CHATS --output_dir DIR")];
 
     fn check(&self) -> anyhow::Result<()> {
         self.validate()

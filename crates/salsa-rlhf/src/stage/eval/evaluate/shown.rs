@@ -18,12 +18,7 @@ impl EvaluateConfig {
     ///
     /// # Errors
     /// If the answers cannot be read.
-    pub fn shown_now(
-        &self,
-        report: &mut Report,
-        dir: &Path,
-        place: &dyn Fn(&Path) -> PathBuf,
-    ) -> anyhow::Result<()> {
+    pub fn shown_now(&self, report: &mut Report, dir: &Path, place: &dyn Fn(&Path) -> PathBuf) -> anyhow::Result<()> {
         report.title.clone_from(&self.title);
         report.description.clone_from(&self.description);
         report.runs = self.runs.iter().filter_map(|(arm, run)| curves(report, arm, &place(run))).collect();
