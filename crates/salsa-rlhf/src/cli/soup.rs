@@ -33,7 +33,7 @@ pub fn main(words: &[String]) -> anyhow::Result<()> {
     flags.pairs.splice(0..0, models.iter().map(|model| ("models".to_owned(), model.clone())));
     let context = super::context()?;
     let config = hub::localise(configuration(&flags, &context)?.with_adapters_apart()?)?;
-    config.validate()?;
+    config.check()?;
     if config.output_dir.as_os_str().is_empty() {
         return Err(Usage("say where the result goes: --output DIR".to_owned()).into());
     }

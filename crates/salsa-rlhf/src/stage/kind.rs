@@ -57,8 +57,10 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)>;
 
     /// Whether [`Stage::run`] in a rehearsal ([`StageContext::rehearsal`]) ends with the memory that it needs, soon and
-    /// before anything is written.
-    fn plans_memory(&self) -> bool;
+    /// before anything is written. A stage that runs a model does, unless it has work to do before it can plan.
+    fn plans_memory(&self) -> bool {
+        self.computes().is_some()
+    }
 
     /// Checks whether what it reads fits together, as far as that needs no weights and [`Stage::plans_memory`] does not
     /// show it.
@@ -283,7 +285,7 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
             if computes.is_some() {
                 context.say(&opened.line);
             }
-            opened.device.scope(|| stage.run(context))
+            stage.run(&context.on(opened.device))
         })
     });
     Ok(Planned { inputs: places.paths(&config), config, places, reads, plans_memory, check_inputs, work })

@@ -57,27 +57,6 @@ impl Default for KitchenConfig {
     }
 }
 
-impl KitchenConfig {
-    /// Checks that there is something of everything.
-    ///
-    /// # Errors
-    /// Names the key that is 0.
-    pub fn validate(&self) -> anyhow::Result<()> {
-        for (key, size) in [
-            ("pretrain", self.pretrain),
-            ("sft", self.sft),
-            ("preferences", self.preferences),
-            ("prompts_train", self.prompts_train),
-            ("prompts_validation", self.prompts_validation),
-            ("prompts_test", self.prompts_test),
-            ("prompts_ood", self.prompts_ood),
-        ] {
-            check_count(key, size as u64, MOST_EXAMPLES)?;
-        }
-        Ok(())
-    }
-}
-
 /// Most examples of a file.
 const MOST_EXAMPLES: u64 = 100_000_000;
 
@@ -91,7 +70,18 @@ impl Stage for KitchenConfig {
         &[("a base model", "salsa pretrain --dataset OUT/pretrain.jsonl --output_dir DIR")];
 
     fn check(&self) -> anyhow::Result<()> {
-        self.validate()
+        for (key, size) in [
+            ("pretrain", self.pretrain),
+            ("sft", self.sft),
+            ("preferences", self.preferences),
+            ("prompts_train", self.prompts_train),
+            ("prompts_validation", self.prompts_validation),
+            ("prompts_test", self.prompts_test),
+            ("prompts_ood", self.prompts_ood),
+        ] {
+            check_count(key, size as u64, MOST_EXAMPLES)?;
+        }
+        Ok(())
     }
 
     fn reads(&self) -> Reads {
@@ -100,10 +90,6 @@ impl Stage for KitchenConfig {
 
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
         None
-    }
-
-    fn plans_memory(&self) -> bool {
-        false
     }
 
     fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
@@ -116,7 +102,7 @@ impl Stage for KitchenConfig {
 /// # Errors
 /// If the disk refuses.
 pub fn run(config: &KitchenConfig, _: &StageContext) -> anyhow::Result<Value> {
-    config.validate()?;
+    config.check()?;
     let sizes = Sizes {
         pretrain: config.pretrain,
         sft: config.sft,

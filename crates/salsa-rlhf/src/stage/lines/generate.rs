@@ -89,25 +89,6 @@ impl Default for GenerateConfig {
     }
 }
 
-impl GenerateConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// If a value makes no sense.
-    pub fn validate(&self) -> anyhow::Result<()> {
-        check_count("max_new_tokens", self.max_new_tokens as u64, MOST_TOKENS)?;
-        check_count("batch_size", *self.batch_size as u64, MOST_SEQUENCES)?;
-        check_count("num_return_sequences", self.num_return_sequences.into(), MOST_SEQUENCES)?;
-        ensure!(
-            self.temperature >= 0.0 && self.temperature.is_finite(),
-            "temperature is {}; it must be 0 or above",
-            self.temperature
-        );
-        ensure!(self.top_p > 0.0 && self.top_p <= 1.0, "top_p is {}; it must be above 0 and at most 1", self.top_p);
-        Ok(())
-    }
-}
-
 impl Stage for GenerateConfig {
     const NAME: &'static str = "generate";
     const ABOUT: &'static str = "Responses of a model to every prompt of a file.";
@@ -120,7 +101,16 @@ impl Stage for GenerateConfig {
     ];
 
     fn check(&self) -> anyhow::Result<()> {
-        self.validate()
+        check_count("max_new_tokens", self.max_new_tokens as u64, MOST_TOKENS)?;
+        check_count("batch_size", *self.batch_size as u64, MOST_SEQUENCES)?;
+        check_count("num_return_sequences", self.num_return_sequences.into(), MOST_SEQUENCES)?;
+        ensure!(
+            self.temperature >= 0.0 && self.temperature.is_finite(),
+            "temperature is {}; it must be 0 or above",
+            self.temperature
+        );
+        ensure!(self.top_p > 0.0 && self.top_p <= 1.0, "top_p is {}; it must be above 0 and at most 1", self.top_p);
+        Ok(())
     }
 
     fn reads(&self) -> Reads {
@@ -129,10 +119,6 @@ impl Stage for GenerateConfig {
 
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
         Some((self.device, self.dtype))
-    }
-
-    fn plans_memory(&self) -> bool {
-        true
     }
 
     fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
@@ -145,7 +131,7 @@ impl Stage for GenerateConfig {
 /// # Errors
 /// If the model cannot be used, or a line (which is named) cannot, as when prompt and response would exceed the context.
 pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Value> {
-    config.validate()?;
+    config.check()?;
     let found = Found::open(&config.model, Head::LanguageModel)?.with_chat(&config.chat);
     let (mut rows, spec) = (Rows::read(&config.input)?, found.spec());
     rows.say_how_read(found.encoder.as_ref(), stage);
@@ -166,15 +152,15 @@ pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Valu
     let responses = prompts.len() * config.num_return_sequences as usize;
     let asked = Responses::new(&prompts, config.max_new_tokens, Order::Given);
     let generation = |model: Passed<'_>, knobs: &Knobs, need: &mut Need| {
-        let passes = Passes::new(knobs.dtype);
+        let passes = Passes::new(knobs);
         // Samples of one prompt read it once; those of two prompts more than whole ones may begin together.
         let distinct = (knobs.slots / config.num_return_sequences as usize + 2).min(knobs.slots).min(prompts.len());
         asked.add_generation(model, knobs.slots, distinct, &passes);
         need.add(part::GENERATION, passes.bytes() + asked.kept(config.num_return_sequences.into()));
     };
-    let knobs = Knobs { slots: (*config.batch_size).min(responses), ..Knobs::default() };
+    let knobs = Knobs { slots: (*config.batch_size).min(responses), ..Knobs::on(&stage.device) };
     found.check_memory("generate", &knobs, &[Saving::Slots("batch_size"), Saving::Dtype], &generation, stage)?;
-    let Frozen { checkpoint, encoder, model } = found.load()?;
+    let Frozen { checkpoint, encoder, model } = found.load(&stage.device)?;
 
     let asked: Vec<Prompt> = (rows.rows.iter().zip(&prompts))
         .flat_map(|(row, tokens)| (0..config.num_return_sequences).map(move |sample| (row, tokens, sample)))

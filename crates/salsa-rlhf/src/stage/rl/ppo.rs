@@ -212,10 +212,6 @@ impl Stage for PpoConfig {
         Some((self.device, self.dtype))
     }
 
-    fn plans_memory(&self) -> bool {
-        true
-    }
-
     fn role(&self) -> String {
         match self.reference.kind() {
             "sft" => "reference: the SFT model".to_owned(),
@@ -300,7 +296,7 @@ impl<'a> Run<'a> {
             context,
         )?;
         Plan::open(config, &reward)?.check_memory(config, &prompts, context)?;
-        let mut bases = Bases::default();
+        let mut bases = Bases::on(&context.device);
         // A policy that is an adapter comes first: its base, which has a language-model head, serves all others.
         let base = config.lora.use_peft.then(|| open_language_model(first)).transpose()?;
         let base = base.map(|checkpoint| bases.frozen(&checkpoint, Head::LanguageModel)).transpose()?;

@@ -85,18 +85,6 @@ impl Default for RewardConfig {
     }
 }
 
-impl RewardConfig {
-    /// Checks ranges and relations.
-    ///
-    /// # Errors
-    /// If a value makes no sense.
-    pub fn validate(&self) -> anyhow::Result<()> {
-        check_range("center_rewards_coefficient", self.center_rewards_coefficient, 0.0..=f64::MAX)?;
-        self.lora.validate()?;
-        self.training.validate(self.learning_rate, self.num_train_epochs)
-    }
-}
-
 impl Stage for RewardConfig {
     const NAME: &'static str = "reward";
     const ABOUT: &'static str = "Train a reward model on preference pairs.";
@@ -109,7 +97,9 @@ impl Stage for RewardConfig {
     ];
 
     fn check(&self) -> anyhow::Result<()> {
-        self.validate()
+        check_range("center_rewards_coefficient", self.center_rewards_coefficient, 0.0..=f64::MAX)?;
+        self.lora.validate()?;
+        self.training.validate(self.learning_rate, self.num_train_epochs)
     }
 
     fn reads(&self) -> Reads {
@@ -124,10 +114,6 @@ impl Stage for RewardConfig {
         Some((self.training.device, self.training.dtype))
     }
 
-    fn plans_memory(&self) -> bool {
-        true
-    }
-
     fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
         run(self, context)
     }
@@ -139,7 +125,7 @@ impl Stage for RewardConfig {
 /// # Errors
 /// If the data or the model cannot be used, or training stops.
 pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Value> {
-    config.validate()?;
+    config.check()?;
     let start = Start::open(&config.model_name_or_path, Head::Scalar, &config.training)?;
     if config.lora.use_peft {
         say_where_peft_reads_scores(&start.checkpoint, context);
@@ -147,11 +133,7 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
     let positions = start.spec.max_positions;
     let max_length = within_context(config.max_length, positions, context);
     let config = &RewardConfig { max_length, ..config.clone() };
-    let load = |source: &DataSource| -> anyhow::Result<Pairs> {
-        let pairs = Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode, context)?;
-        context.say(&format!("{source}: {}", pairs.summary()));
-        Ok(pairs)
-    };
+    let load = |source| Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode, context);
     let data = load(&config.dataset)?;
     let eval = config.eval_dataset.as_ref().map(load).transpose()?;
     let left_out = data.too_long;
@@ -183,7 +165,7 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
         Saving::TRAINING,
         context,
     )?;
-    let mut model = start.load(&config.training, &config.lora, &mut Bases::default())?;
+    let mut model = start.load(&config.training, &config.lora, &mut Bases::on(&context.device))?;
     let outcome = trainer::train(&job, &mut model, &data, eval.as_ref().map(|eval| eval as &dyn Objective))?;
 
     let (mean, std) = score_mean_and_std(&model, held_out, config.training.per_device_eval_batch_size);

@@ -76,7 +76,7 @@ impl Stage for Census {
 
     fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
         let found = Found::open(&self.model, Head::LanguageModel)?;
-        found.check_memory("census", &Knobs::default(), &[], &|_, _, _| {}, context)?;
+        found.check_memory("census", &Knobs::on(&context.device), &[], &|_, _, _| {}, context)?;
         let examples = self.dataset.load()?.examples.len() as u64 + self.more;
         fs::write(self.output_dir.join("counts.txt"), examples.to_string())?;
         Ok(json!({"parameters": found.spec().parameters(), "examples": examples}))

@@ -78,7 +78,7 @@ impl Learner {
             let spec = reward_model.spec.with_head(Head::Scalar);
             let weights = reward_model.spec.convert(&reward_model.read_weights()?, &spec, 0);
             let policy = config.model_name_or_path.read().context("policy")?;
-            return Learner::new(config, policy, (spec, weights), Device::current());
+            return Learner::new(config, policy, (spec, weights), bases.device().clone());
         }
         let (seed, recompute) = (config.seed, config.recompute());
         let (head, critic) = match config.critic {

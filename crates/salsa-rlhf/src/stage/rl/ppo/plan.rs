@@ -63,7 +63,7 @@ impl<'a> Plan<'a> {
             recompute: config.recompute(),
             pass: config.per_device_train_batch_size.min(config.batch_size),
             slots: (*config.decode_slots).min(config.batch_size),
-            ..Knobs::default()
+            ..Knobs::on(&context.device)
         };
         let savings = [Saving::TRAINING, &[Saving::Slots("decode_slots")]].concat();
         let need = |knobs: &Knobs| {
@@ -100,7 +100,7 @@ impl<'a> Plan<'a> {
     fn add_passes(&self, config: &PpoConfig, prompts: &[TextPrompt], knobs: &Knobs, need: &mut Need) {
         let lora = knobs.adapter.as_ref();
         let (policy, reward) = (self.policy_spec(config), self.reward.spec.with_head(Head::Scalar));
-        let (policy, passes) = (Passed::new(&policy, lora), Passes::new(knobs.dtype));
+        let (policy, passes) = (Passed::new(&policy, lora), Passes::new(knobs));
         let Largest { reading, longest, scoring, learning } = Largest::of(config, prompts, knobs);
         passes.generate(policy, &reading, knobs.slots, longest);
         passes.forward(Passed::new(&reward, self.reward.adapter().map(|adapter| &adapter.lora)), &scoring);
