@@ -36,7 +36,7 @@ const NO_EFFECT: &[&str] = &[
     "stages.eval.samples=1",
     "stages.eval.title=Another title",
     "stages.eval.description=More words",
-    "stages.eval.runs={trained: ppo}",
+    "stages.eval.runs={sft_b: ppo}",
 ];
 
 fn words(more: &[&str]) -> Vec<String> {

@@ -3,7 +3,8 @@
 //! ```text
 //! each model directory   its config and tensors; its tokenizer and chat template, where the stage needs them
 //! each data set          all of it read; its first record as the stage's model would see it
-//! each stage             its own work up to its memory plan, where all that it reads is there
+//! each stage             its own work up to its memory plan, where the data that it reads is there; models that earlier
+//!                        stages are going to write are read in outline
 //! ```
 use std::path::Path;
 
@@ -17,8 +18,10 @@ use crate::{
 
 mod data;
 mod models;
+mod outlines;
 
 use models::Models;
+use outlines::Outlines;
 
 /// What a look at all stages came to.
 #[derive(Default)]
@@ -51,11 +54,12 @@ enum Presence<'a> {
 }
 
 impl Recipe {
-    /// Opens what every selected stage reads. No weight is read, nothing is written, and the network is not asked.
+    /// Opens what every selected stage reads. No weight is read, nothing is written but outlines of models in the system's
+    /// folder for temporary files, and the network is not asked.
     pub fn check(&self, selected: &Selected) -> Checked {
-        let mut checked = Checked::default();
+        let (mut checked, mut outlines) = (Checked::default(), Outlines::new(self, selected));
         for step in selected.run.iter().map(|&i| &self.steps[i]) {
-            let (line, faults) = Look::at(self, step, selected);
+            let (line, faults) = Look::at(self, step, selected, &mut outlines);
             checked.lines.push(line);
             checked.faults.extend(faults, |fault| fault.context(format!("stages.{}", step.name)));
         }
@@ -64,13 +68,13 @@ impl Recipe {
 }
 
 impl<'a> Look<'a> {
-    fn at(recipe: &'a Recipe, step: &'a Step, selected: &'a Selected) -> (String, Faults) {
+    fn at(recipe: &'a Recipe, step: &'a Step, selected: &'a Selected, outlines: &mut Outlines<'_>) -> (String, Faults) {
         let mut look = Look { recipe, step, selected, facts: Vec::new(), faults: Faults::default(), whole: true };
         let models = look.models();
         look.data(&models);
         look.before();
-        if recipe.remains(step, selected) && look.whole && look.faults.is_empty() {
-            look.rehearse();
+        if recipe.remains(step, selected) && look.faults.is_empty() {
+            look.rehearse(outlines);
         }
         let facts = match (look.facts.is_empty(), look.faults.is_empty()) {
             (true, true) => "reads nothing".to_owned(),
@@ -130,15 +134,24 @@ impl<'a> Look<'a> {
     }
 
     /// Lets the stage do its work up to its memory plan.
-    fn rehearse(&mut self) {
-        let planned = &self.step.planned;
-        if self.faults.take((planned.check_inputs)()).is_none() || !planned.plans_memory {
+    fn rehearse(&mut self, outlines: &mut Outlines<'_>) {
+        let own = &self.step.planned;
+        if self.whole {
+            return self.rehearse_with(own, outlines);
+        }
+        let Some(outlined) = self.faults.take(outlines.planned(self.step)).flatten() else { return };
+        self.rehearse_with(&outlined, outlines);
+    }
+
+    fn rehearse_with(&mut self, planned: &Planned, outlines: &Outlines<'_>) {
+        let fault = |error: anyhow::Error| anyhow::anyhow!(outlines.in_words(&format!("{error:#}")));
+        if self.faults.take((planned.check_inputs)().map_err(fault)).is_none() || !planned.plans_memory {
             return;
         }
         if let Err(error) = (planned.work)(&StageContext::rehearsal()) {
             match error.downcast_ref::<Rehearsed>() {
                 Some(Rehearsed(need)) => self.facts.push(format!("memory {need}")),
-                None => self.faults.add(error),
+                None => self.faults.add(fault(error)),
             }
         }
     }
