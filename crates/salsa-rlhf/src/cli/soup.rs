@@ -3,7 +3,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 
-use super::{flags::Flags, print};
+use super::{flags::Flags, next, print};
 use crate::{
     config::{self, Origin, Usage},
     hub,
@@ -12,6 +12,7 @@ use crate::{
         StageContext,
         kind::Stage,
         soup::{SoupConfig, mergekit, write_new_directory},
+        table,
     },
 };
 
@@ -41,9 +42,12 @@ pub fn main(words: &[String]) -> anyhow::Result<()> {
     let shown = config.output_dir.display();
     context.say(&format!("{shown} is ready after {}", human_time(start.elapsed().as_secs_f64())));
     match cooked.geometry {
-        Some(geometry) => print(&geometry.table()),
-        None => print(&format!("{}\n", cooked.summary)),
+        Some(geometry) => print(&geometry.table())?,
+        None => print(&format!("{}\n", cooked.summary))?,
     }
+    let kind = table::find(SoupConfig::NAME).context("the stage is known")?;
+    next::after_stage(kind, &config.output_dir, &context);
+    Ok(())
 }
 
 /// Defaults, under the file, under the flags.

@@ -33,6 +33,11 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     const EXAMPLE: &'static str;
     /// What it leaves.
     const PRODUCT: Product;
+    /// What others find there.
+    const LEAVES: Leaves;
+    /// What can be done with it: a few words, and a command or file in which `OUT` is its path and other words in capitals
+    /// are the user's.
+    const NEXT: &'static [(&'static str, &'static str)];
     /// The words of its command.
     const COMMAND: &'static [&'static str] = &[Self::NAME];
     /// How a report shows its results.
@@ -90,6 +95,10 @@ pub struct Kind {
     pub command: &'static [&'static str],
     /// What it leaves.
     pub product: Product,
+    /// What others find there.
+    pub leaves: Leaves,
+    /// What can be done with it: a few words and a command or file, in which `OUT` is its path.
+    pub next: &'static [(&'static str, &'static str)],
     /// How a report shows its results.
     pub shown: Shown,
     /// Every key with its default.
@@ -130,6 +139,34 @@ pub enum Product {
     Results,
 }
 
+/// What other stages find in what a stage leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaves {
+    /// A language model, with the metrics of its training.
+    LanguageModel,
+    /// A reward model, with the metrics of its training.
+    RewardModel,
+    /// A model of the kind of those that it reads.
+    SameModel,
+    /// Data.
+    Data,
+    /// Numbers, pictures and answers.
+    Results,
+}
+
+impl Leaves {
+    /// What it is.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Leaves::LanguageModel => "a language model",
+            Leaves::RewardModel => "a reward model",
+            Leaves::SameModel => "a model",
+            Leaves::Data => "data",
+            Leaves::Results => "results",
+        }
+    }
+}
+
 /// Makes a stage from a configuration file and `--key value` flags.
 pub type Load = fn(Option<&Path>, &[(String, String)]) -> anyhow::Result<Planned>;
 
@@ -166,6 +203,8 @@ impl Kind {
             example: C::EXAMPLE,
             command: C::COMMAND,
             product: C::PRODUCT,
+            leaves: C::LEAVES,
+            next: C::NEXT,
             shown: C::SHOWN,
             defaults: defaults::<C>,
             schema: config::schema::of::<C>,

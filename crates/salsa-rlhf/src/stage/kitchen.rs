@@ -10,7 +10,7 @@ use crate::{
     stage::{
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         reads::Reads,
     },
     world::{self, Sizes},
@@ -65,6 +65,9 @@ impl Stage for KitchenConfig {
     const ABOUT: &'static str = "Write the data of the toy world.";
     const EXAMPLE: &'static str = "--output_dir data --seed 1";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::Data;
+    const NEXT: &'static [(&'static str, &'static str)] =
+        &[("a base model", "salsa pretrain --dataset OUT/pretrain.jsonl --output_dir DIR")];
 
     fn check(&self) -> anyhow::Result<()> {
         for (key, size) in [

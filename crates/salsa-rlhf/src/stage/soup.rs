@@ -24,7 +24,7 @@ use crate::{
     stage::{
         device::Choice as DeviceChoice,
         keys::{ByteSize, ComputeType},
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         reads::{ExampleUse, ModelUse, Reads},
     },
 };
@@ -199,6 +199,11 @@ impl Stage for SoupConfig {
     const ABOUT: &'static str = "Average the weights of models (or combine them otherwise) into one.";
     const EXAMPLE: &'static str = "sft-a sft-b --weights 0.5 0.5 --output soup";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::SameModel;
+    const NEXT: &'static [(&'static str, &'static str)] = &[
+        ("what it is", "salsa inspect OUT"),
+        ("PPO held to it", "salsa ppo --config FILE --reference.kind sft --reference.model OUT"),
+    ];
 
     fn check(&self) -> anyhow::Result<()> {
         ensure!(!self.models.is_empty(), "models is empty; name the checkpoints to combine");

@@ -28,7 +28,7 @@ use crate::checkpoint::Checkpoint;
 fn arguments(max_steps: i64) -> TrainingArguments {
     TrainingArguments {
         max_steps,
-        eval_steps: 3,
+        eval_steps: 3.into(),
         logging_steps: 2.into(),
         save_steps: 3.into(),
         ..TrainingArguments::default()
@@ -251,7 +251,7 @@ fn log_probabilities_while_sampling_are_those_of_the_forward_pass() {
 
     let rows: Vec<Value> = sampled.iter().map(|row| json!({"tokens": row["tokens"]})).collect();
     fixture::write_lines(&config.input, &rows);
-    let reading = |max_tokens_per_batch| ReadingArguments { max_tokens_per_batch, ..ReadingArguments::default() };
+    let reading = |most: usize| ReadingArguments { max_tokens_per_batch: most.into(), ..ReadingArguments::default() };
     for max_tokens_per_batch in [1, 8192] {
         let (model, input, output) = (base.clone(), config.input.clone(), again.clone());
         let config = LogprobsConfig { model: model.into(), input, output, reading: reading(max_tokens_per_batch) };

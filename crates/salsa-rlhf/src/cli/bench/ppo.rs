@@ -68,7 +68,7 @@ impl Models {
             // TRL's default; passes add up to the same step.
             per_device_train_batch_size: 8,
             optimizer: OptimizerArguments { max_grad_norm: 0.0, ..OptimizerArguments::default() },
-            gradient_checkpointing: work.shape.gradient_checkpointing,
+            gradient_checkpointing: work.shape.gradient_checkpointing.into(),
             ..PpoConfig::default()
         };
         if let Some(rank) = work.shape.lora {

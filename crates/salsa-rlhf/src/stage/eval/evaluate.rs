@@ -22,7 +22,7 @@ use crate::{
         device::{self, Choice as DeviceChoice},
         eval::statistics::{self, estimate, paired_difference, win_rate},
         keys::ComputeType,
-        kind::{Product, Shown, Stage},
+        kind::{Leaves, Product, Shown, Stage},
         models::{bases::Bases, model_source::ModelSource},
         reads::{ExampleUse, ModelUse, Reads},
         rollout::split,
@@ -33,6 +33,7 @@ use crate::{
 pub mod config;
 mod plan;
 mod profile;
+mod shown;
 #[cfg(test)]
 mod tests;
 
@@ -54,6 +55,9 @@ impl Stage for EvaluateConfig {
     const ABOUT: &'static str = "Compare models: answers to the same prompts, scores, win rates, KL, reward landscape.";
     const EXAMPLE: &'static str = "--config evaluate.yaml --output_dir eval";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::Results;
+    const NEXT: &'static [(&'static str, &'static str)] =
+        &[("score answers again", "salsa score --model REWARD --input OUT/answers-ARM-SET.jsonl --output FILE")];
     const SHOWN: Shown = Shown::Evaluation;
 
     fn check(&self) -> anyhow::Result<()> {

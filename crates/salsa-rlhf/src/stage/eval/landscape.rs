@@ -25,7 +25,7 @@ use crate::{
         device::Choice as DeviceChoice,
         gold::Gold,
         keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_most},
-        kind::{Product, Shown, Stage},
+        kind::{Leaves, Product, Shown, Stage},
         reads::{ExampleUse, ModelUse, Reads},
         text::{chat_arguments::ChatArguments, source::DataSource},
     },
@@ -147,6 +147,8 @@ impl Stage for LandscapeConfig {
     const EXAMPLE: &'static str = "--models sft-a sft-b --reward_model reward --prompts prompts.jsonl \\\n    \
                                    --output_dir landscape --max_prompts 200 --max_new_tokens 96";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::Results;
+    const NEXT: &'static [(&'static str, &'static str)] = &[("look at it", "OUT/landscape.html")];
     const SHOWN: Shown = Shown::Landscape;
 
     fn check(&self) -> anyhow::Result<()> {

@@ -15,7 +15,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_count, check_range},
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         models::{
             frozen::{Found, Frozen},
             reading::{ReadingArguments, scores as scores_of},
@@ -87,6 +87,8 @@ impl Stage for WinrateConfig {
         "How often one set of answers beats another, by a reward model or the toy world's gold reward.";
     const EXAMPLE: &'static str = "--answers a.jsonl --baseline b.jsonl --reward_model reward";
     const PRODUCT: Product = Product::Results;
+    const LEAVES: Leaves = Leaves::Results;
+    const NEXT: &'static [(&'static str, &'static str)] = &[];
     const COMMAND: &'static [&'static str] = &["eval", "winrate"];
 
     fn check(&self) -> anyhow::Result<()> {
@@ -232,7 +234,7 @@ fn scores(
         return Ok((ours.try_map(gold)?, theirs.try_map(gold)?));
     };
     let (judge, reading) = (Found::open(path, Head::Scalar)?.with_chat(&config.reading.chat), &config.reading);
-    let budget = reading.max_tokens_per_batch;
+    let budget = *reading.max_tokens_per_batch;
     say_where_scores_are_read(&judge.checkpoint, judge.encoder.as_ref(), context);
     let spec = judge.spec();
     [ours, theirs].into_iter().for_each(|rows| rows.say_how_read(judge.encoder.as_ref(), context));

@@ -13,7 +13,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         models::{frozen::Found, reading::ReadingArguments},
         reads::{Reads, RowUse},
         text::rows::{self, Rows},
@@ -41,6 +41,8 @@ impl Stage for LogprobsConfig {
     const ABOUT: &'static str = "Log-probabilities of the tokens of every input line.";
     const EXAMPLE: &'static str = "--model sft-a --input answers.jsonl --output logprobs.jsonl";
     const PRODUCT: Product = Product::File("logprobs.jsonl");
+    const LEAVES: Leaves = Leaves::Data;
+    const NEXT: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> anyhow::Result<()> {
         self.reading.validate()
@@ -74,12 +76,12 @@ pub fn run(config: &LogprobsConfig, context: &StageContext) -> anyhow::Result<Va
     rows.say_how_read(found.encoder.as_ref(), context);
     let (sequences, left_out) =
         config.reading.on_overlong.retain(&mut rows, context, |row| row.sequence(found.encoder.as_ref(), &spec))?;
-    found.check_memory_of_passes("logprobs", &[&sequences], config.reading.max_tokens_per_batch, context)?;
+    found.check_memory_of_passes("logprobs", &[&sequences], *config.reading.max_tokens_per_batch, context)?;
     let model = found.load(&context.device)?.model;
 
     let progress = Progress::new("logprobs", sequences.iter().map(|tokens| tokens.len() as u64).sum(), "tok");
     let (mut logprobs, mut done) = (Vec::with_capacity(sequences.len()), 0);
-    for sequences in rows::batches(&sequences, config.reading.max_tokens_per_batch) {
+    for sequences in rows::batches(&sequences, *config.reading.max_tokens_per_batch) {
         let (mut batch, mut query) = (Batch::new(), Query::default());
         for tokens in sequences {
             let rows = batch.push(tokens);

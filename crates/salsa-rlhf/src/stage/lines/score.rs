@@ -12,7 +12,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         models::{
             frozen::{Found, Frozen},
             reading::{ReadingArguments, scores},
@@ -44,6 +44,8 @@ impl Stage for ScoreConfig {
     const ABOUT: &'static str = "Reward-model score of every input line.";
     const EXAMPLE: &'static str = "--model reward --input answers.jsonl --output scores.jsonl";
     const PRODUCT: Product = Product::File("scores.jsonl");
+    const LEAVES: Leaves = Leaves::Data;
+    const NEXT: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> anyhow::Result<()> {
         self.reading.validate()
@@ -80,9 +82,9 @@ pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value
     rows.say_how_read(found.encoder.as_ref(), context);
     let (sequences, left_out) =
         config.reading.on_overlong.retain(&mut rows, context, |row| row.sequence(found.encoder.as_ref(), &spec))?;
-    found.check_memory_of_passes("score", &[&sequences], config.reading.max_tokens_per_batch, context)?;
+    found.check_memory_of_passes("score", &[&sequences], *config.reading.max_tokens_per_batch, context)?;
     let Frozen { checkpoint, model, .. } = found.load(&context.device)?;
-    let scores = scores("score", &model, &sequences, config.reading.max_tokens_per_batch);
+    let scores = scores("score", &model, &sequences, *config.reading.max_tokens_per_batch);
 
     rows.check_finite("score", scores.iter().map(std::slice::from_ref))?;
     let normalization = checkpoint.score_normalization();

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    config::paths::NoEffect,
     progress::Progress,
     stage::{
         device::Choice as DeviceChoice,
@@ -28,7 +29,7 @@ pub struct ReadingArguments {
     /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
     /// Most tokens per forward pass, at least 1; changes no number, only memory.
-    pub max_tokens_per_batch: usize,
+    pub max_tokens_per_batch: NoEffect<usize>,
 }
 
 impl Default for ReadingArguments {
@@ -38,7 +39,7 @@ impl Default for ReadingArguments {
             on_overlong: Overlong::Drop,
             dtype: ComputeType::Float32,
             device: DeviceChoice::Auto,
-            max_tokens_per_batch: 8192,
+            max_tokens_per_batch: NoEffect(8192),
         }
     }
 }
@@ -49,7 +50,7 @@ impl ReadingArguments {
     /// # Errors
     /// If a value makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
-        check_count("max_tokens_per_batch", self.max_tokens_per_batch as u64, u64::MAX)
+        check_count("max_tokens_per_batch", *self.max_tokens_per_batch as u64, u64::MAX)
     }
 
     /// Where it is computed, and in which numbers.

@@ -92,7 +92,7 @@ pub struct RunArguments {
     /// TRL: 500.
     pub save_steps: NoEffect<u64>,
     /// How often sample responses are written to `samples.jsonl` over the run; 0: never. TRL: 10.
-    pub num_sample_generations: u64,
+    pub num_sample_generations: NoEffect<u64>,
     /// A reward function to log beside the learned one, never trained on. None: none.
     pub gold: Option<Gold>,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way. TRL: the flag `bf16`.
@@ -133,7 +133,7 @@ impl Default for RunArguments {
         RunArguments {
             seed: 42,
             save_steps: NoEffect(0),
-            num_sample_generations: 10,
+            num_sample_generations: NoEffect(10),
             gold: None,
             dtype: ComputeType::Auto,
             device: DeviceChoice::Auto,

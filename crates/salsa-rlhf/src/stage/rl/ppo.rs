@@ -18,7 +18,7 @@ use crate::{
         Interrupted, StageContext,
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Product, Shown, Stage},
+        kind::{Leaves, Product, Shown, Stage},
         lifecycle::{
             fingerprint::fingerprint,
             resume::{Checkpoints, Snapshot},
@@ -190,6 +190,12 @@ impl Stage for PpoConfig {
     const EXAMPLE: &'static str = "--model sft-a --reward_model reward --dataset prompts.jsonl --output_dir salsa \\\n    \
                                    --reference.kind soup --reference.models '[sft-a, sft-b]' --kl_coef 0.05";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::LanguageModel;
+    const NEXT: &'static [(&'static str, &'static str)] = &[
+        ("talk to it", "salsa chat --model OUT"),
+        ("answer prompts", "salsa generate --model OUT --input PROMPTS --output FILE"),
+        ("compare models", "salsa evaluate --config FILE --output_dir DIR"),
+    ];
     const SHOWN: Shown = Shown::Trajectory;
 
     fn check(&self) -> anyhow::Result<()> {
@@ -242,9 +248,8 @@ pub fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> 
         metrics.set("lr", run.rates(done - 1).policy);
         metrics.set("episode", (done * config.sampling.batch_size as u64) as f64);
         writer.log(done, &metrics)?;
-        if config.run.num_sample_generations > 0
-            && (done - 1).is_multiple_of(total.div_ceil(config.run.num_sample_generations))
-        {
+        let generations = *config.run.num_sample_generations;
+        if generations > 0 && (done - 1).is_multiple_of(total.div_ceil(generations)) {
             samples.append(dir, done)?;
         }
         progress.message(&measure::headline(&metrics));

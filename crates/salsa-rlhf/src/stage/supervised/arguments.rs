@@ -28,7 +28,7 @@ pub struct TrainingArguments {
     /// Sequences (or pairs) per forward and backward pass, at least 1. TRL: 8.
     #[schemars(extend("x-heading" = "Batches and steps"))]
     pub per_device_train_batch_size: usize,
-    /// Sequences (or pairs) per forward pass of the evaluation, at least 1; changes no number, only memory. TRL: 8.
+    /// Sequences (or pairs) per forward pass of the evaluation, at least 1; changes memory, and the rounding of means. TRL: 8.
     pub per_device_eval_batch_size: usize,
     /// Passes per optimizer step, at least 1. The mean loss is taken over all tokens (or pairs) of the step, so one
     /// pass of 16 and two passes of 8 are the same step. TRL: 1.
@@ -50,13 +50,13 @@ pub struct TrainingArguments {
     /// Steps between two lines of `metrics.jsonl`, at least 1. TRL: 10.
     pub logging_steps: NoEffect<u64>,
     /// Steps between two evaluations; 0: one, at the end. TRL: off unless `eval_strategy` is set.
-    pub eval_steps: u64,
+    pub eval_steps: NoEffect<u64>,
     /// Steps between two resumable checkpoints. 0: none before the end (an interruption by Ctrl-C still saves one).
     /// TRL: 500.
     pub save_steps: NoEffect<u64>,
     /// Recompute activations in the backward pass instead of keeping them: less memory, about a third more time, the same
     /// numbers. TRL: true.
-    pub gradient_checkpointing: bool,
+    pub gradient_checkpointing: NoEffect<bool>,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way. TRL: the flag `bf16`.
     pub dtype: ComputeType,
     /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
@@ -85,9 +85,9 @@ impl Default for TrainingArguments {
             optimizer: OptimizerArguments::default(),
             seed: 42,
             logging_steps: NoEffect(10),
-            eval_steps: 0,
+            eval_steps: NoEffect(0),
             save_steps: NoEffect(500),
-            gradient_checkpointing: false,
+            gradient_checkpointing: NoEffect(false),
             dtype: ComputeType::Auto,
             device: DeviceChoice::Auto,
             save_dtype: WeightType::Float32,
@@ -164,7 +164,7 @@ impl TrainingArguments {
 
     /// What the backward pass keeps.
     pub fn recompute(&self) -> Recompute {
-        if self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
+        if *self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
     }
 }
 

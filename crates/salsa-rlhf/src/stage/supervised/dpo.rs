@@ -20,7 +20,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_range},
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         lifecycle::fingerprint::fingerprint,
         memory::{Knobs, Passed, Saving},
         models::{
@@ -124,6 +124,11 @@ impl Stage for DpoConfig {
     const ABOUT: &'static str = "Direct preference optimisation.";
     const EXAMPLE: &'static str = "--model sft-a --dataset pairs.jsonl --output_dir dpo --beta 0.1";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::LanguageModel;
+    const NEXT: &'static [(&'static str, &'static str)] = &[
+        ("talk to it", "salsa chat --model OUT"),
+        ("answer prompts", "salsa generate --model OUT --input PROMPTS --output FILE"),
+    ];
 
     fn check(&self) -> anyhow::Result<()> {
         let DpoConfig { beta, label_smoothing, .. } = self;

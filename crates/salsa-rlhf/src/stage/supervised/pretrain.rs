@@ -22,7 +22,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_most, check_range},
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         lifecycle::fingerprint::fingerprint,
         memory::{self, Knobs, Saving},
         reads::{ExampleUse, ModelUse, Reads},
@@ -140,6 +140,9 @@ impl Stage for PretrainConfig {
     const ABOUT: &'static str = "Train a tokenizer and a small base model on texts.";
     const EXAMPLE: &'static str = "--dataset texts.txt --output_dir base --hidden_size 256 --num_hidden_layers 4";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::LanguageModel;
+    const NEXT: &'static [(&'static str, &'static str)] =
+        &[("fine-tune it", "salsa sft --model OUT --dataset CHATS --output_dir DIR")];
 
     fn check(&self) -> anyhow::Result<()> {
         ensure!(self.max_length >= 2, "max_length is {}; it must be at least 2", self.max_length);

@@ -20,7 +20,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_range},
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         lifecycle::{fingerprint::fingerprint, resume::REMEDY},
         memory::{self, Knobs, Saving},
         models::{bases::Bases, lora::LoraArguments, score_token::say_where_peft_reads_scores},
@@ -90,6 +90,11 @@ impl Stage for RewardConfig {
     const ABOUT: &'static str = "Train a reward model on preference pairs.";
     const EXAMPLE: &'static str = "--model sft-a --dataset pairs.jsonl --output_dir reward";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::RewardModel;
+    const NEXT: &'static [(&'static str, &'static str)] = &[
+        ("score answers", "salsa score --model OUT --input ANSWERS --output FILE"),
+        ("PPO by it", "salsa ppo --model SFT --reward_model OUT --dataset PROMPTS --output_dir DIR"),
+    ];
 
     fn check(&self) -> anyhow::Result<()> {
         check_range("center_rewards_coefficient", self.center_rewards_coefficient, 0.0..=f64::MAX)?;

@@ -19,7 +19,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         lifecycle::fingerprint::fingerprint,
         memory::{self, Knobs, Saving},
         models::{bases::Bases, lora::LoraArguments},
@@ -98,6 +98,12 @@ impl Stage for SftConfig {
     const ABOUT: &'static str = "Supervised fine-tuning: learn to give the responses of a data set.";
     const EXAMPLE: &'static str = "--model base --dataset chat.jsonl --output_dir sft-a --seed 1";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::LanguageModel;
+    const NEXT: &'static [(&'static str, &'static str)] = &[
+        ("talk to it", "salsa chat --model OUT"),
+        ("a reward model", "salsa reward --model OUT --dataset PAIRS --output_dir DIR"),
+        ("a soup with another", "salsa soup OUT OTHER --output DIR"),
+    ];
 
     fn check(&self) -> anyhow::Result<()> {
         ensure!(self.max_length >= 2, "max_length is {}; it must be at least 2", self.max_length);

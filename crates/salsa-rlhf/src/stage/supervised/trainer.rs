@@ -115,7 +115,7 @@ pub fn train(
             metrics.log(state.step, &state.log_line(learning_rate, step.epoch))?;
             state.window = Tally::new();
         }
-        if let Some(eval) = eval.filter(|_| is_due(state.step, arguments.eval_steps, total)) {
+        if let Some(eval) = eval.filter(|_| is_due(state.step, *arguments.eval_steps, total)) {
             state.eval = evaluate(model, eval, arguments.per_device_eval_batch_size);
             let line = state.eval_line(step.epoch);
             if let Some((name, value)) = line.iter().find(|(_, value)| !value.is_finite()) {

@@ -1,4 +1,6 @@
 //! The table, and a stage made for these tests alone.
+mod no_effect;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -19,7 +21,7 @@ use crate::{
         device::Choice as DeviceChoice,
         fixture::{self, quiet},
         keys::ComputeType,
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         lifecycle::record::Record,
         memory::Knobs,
         models::frozen::Found,
@@ -48,6 +50,8 @@ impl Stage for Census {
     const ABOUT: &'static str = "Count the parameters of a model.";
     const EXAMPLE: &'static str = "--model sft-a --dataset chat.jsonl --output_dir counts";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::Results;
+    const NEXT: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> anyhow::Result<()> {
         ensure!(self.more < 100, "more is {}; it must be below 100", self.more);
@@ -98,7 +102,7 @@ fn a_stage_is_one_declaration() {
     let text = format!("stages:\n  counts: {{kind: census, model: {base}, dataset: data.jsonl, more: 1}}\n");
     fs::write(&recipe, &text).unwrap();
     let read = || Recipe::read(&recipe, Changes { out: Some(&out), ..Changes::default() }, STAGES).unwrap();
-    let checked = read().check();
+    let checked = read().check(&read().all());
     assert!(checked.faults.is_empty(), "{:?}", checked.faults);
     let line = &checked.lines[0];
     for said in ["counts (census): model ", "parameters", "1 examples", "memory "] {

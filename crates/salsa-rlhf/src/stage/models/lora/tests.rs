@@ -57,7 +57,7 @@ fn adapter() -> LoraArguments {
 fn arguments(max_steps: i64) -> TrainingArguments {
     TrainingArguments {
         max_steps,
-        eval_steps: 3,
+        eval_steps: 3.into(),
         logging_steps: 2.into(),
         save_steps: 3.into(),
         ..TrainingArguments::default()

@@ -12,7 +12,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{names, paths::ModelPath},
+    config::{
+        names,
+        paths::{ModelPath, NoEffect},
+    },
     stage::{
         keys::{MOST_SEQUENCES, check_count, check_range},
         models::{lora::LoraArguments, model_source::ModelSource},
@@ -101,7 +104,7 @@ pub struct PpoConfig {
     pub optimizer: OptimizerArguments,
     /// Recompute activations in the backward pass instead of keeping them: less memory, about a third more time, the
     /// same numbers. TRL: true.
-    pub gradient_checkpointing: bool,
+    pub gradient_checkpointing: NoEffect<bool>,
 
     /// The run as a whole.
     #[serde(flatten)]
@@ -160,7 +163,7 @@ impl Default for PpoConfig {
             warmup_steps: 0,
             critic_warmup: 0,
             optimizer: OptimizerArguments::default(),
-            gradient_checkpointing: false,
+            gradient_checkpointing: NoEffect(false),
             run: RunArguments::default(),
         }
     }
@@ -231,6 +234,6 @@ impl PpoConfig {
 
     /// What the backward pass keeps.
     pub fn recompute(&self) -> Recompute {
-        if self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
+        if *self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
     }
 }

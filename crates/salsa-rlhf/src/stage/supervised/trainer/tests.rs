@@ -21,7 +21,7 @@ fn arguments() -> TrainingArguments {
         gradient_accumulation_steps: 2,
         warmup_steps: 2,
         logging_steps: 3.into(),
-        eval_steps: 4,
+        eval_steps: 4.into(),
         save_steps: 5.into(),
         ..TrainingArguments::default()
     }
