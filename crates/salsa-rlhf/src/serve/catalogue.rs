@@ -1,7 +1,7 @@
 //! The models that are served, by name: everything of them but the weights.
 use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use salsa_engine::{Head, Model, ModelSpec};
 
 use super::error::ApiError;
@@ -95,15 +95,16 @@ impl Catalogue {
             let is_new = named[..at].iter().all(|other| other.name != one.name);
             ensure!(is_new, "two models are called {:?}; name one otherwise: NAME=PATH", one.name);
         }
-        let found: Vec<(Found, Served)> =
-            named.iter().map(|named| open(named, size, context)).collect::<Result<_, _>>()?;
-        check_memory(&found, size, context)?;
+        let opened: Vec<Opened> = named.iter().map(|named| Opened::new(named, size, context)).collect::<Result<_, _>>()?;
+        check_memory(&opened, size, context)?;
         let mut bases = Bases::default();
         let (mut catalogue, mut models) = (Catalogue { models: Vec::new() }, Vec::new());
-        for (found, served) in found {
-            let frozen = Frozen::load(found, &mut bases).with_context(|| served.name.clone())?;
-            catalogue.models.push(Served { encoder: frozen.encoder, checkpoint: frozen.checkpoint, ..served });
-            models.push(frozen.model);
+        for Opened { name, dir, context, found } in opened {
+            let head = found.head;
+            let Frozen { checkpoint, encoder, model } =
+                Frozen::load(found, &mut bases).with_context(|| name.clone())?;
+            catalogue.models.push(Served { name, dir, checkpoint, encoder, head, context });
+            models.push(model);
         }
         Ok((catalogue, models))
     }
@@ -156,43 +157,55 @@ impl Kind {
     }
 }
 
-/// Opens a checkpoint with the head that it has; no weight is read.
-fn open(named: &Named, size: &Size, context: &StageContext) -> anyhow::Result<(Found, Served)> {
-    let dir = hub::resolve(&named.path, hub::Kind::Model)?;
-    let checkpoint = Checkpoint::open(&dir)?;
-    let head = if checkpoint.spec.head == Head::Scalar { Head::Scalar } else { Head::LanguageModel };
-    let encoder = Encoder::open_if_any(&checkpoint)?;
-    if head == Head::Scalar {
-        say_where_scores_are_read(&checkpoint, encoder.as_ref(), context);
+/// Tokens of a prompt with its reply where nobody says how many: a longer context takes memory for every sequence.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// A model whose weights are still to be read.
+struct Opened {
+    name: String,
+    dir: PathBuf,
+    context: usize,
+    found: Found,
+}
+
+impl Opened {
+    /// Opens a checkpoint with the head that it has.
+    fn new(named: &Named, size: &Size, context: &StageContext) -> anyhow::Result<Opened> {
+        let (name, dir) = (named.name.clone(), hub::resolve(&named.path, hub::Kind::Model)?);
+        let checkpoint = Checkpoint::open(&dir)?;
+        let head = if checkpoint.spec.head == Head::Scalar { Head::Scalar } else { Head::LanguageModel };
+        let encoder = Encoder::open_if_any(&checkpoint)?;
+        if head == Head::Scalar {
+            say_where_scores_are_read(&checkpoint, encoder.as_ref(), context);
+        }
+        let most = checkpoint.spec.max_positions;
+        if let Some(longest) = size.longest.filter(|longest| *longest > most) {
+            bail!("--max-model-len is {longest}, but {name} has a context of {most}");
+        }
+        if size.longest.is_none() && most > DEFAULT_CONTEXT {
+            context.say(&format!(
+                "{name}: prompts with their replies of at most {DEFAULT_CONTEXT} tokens; --max-model-len takes up to {most}"
+            ));
+        }
+        let context = size.longest.unwrap_or(most.min(DEFAULT_CONTEXT));
+        Ok(Opened { name, dir, context, found: Found { checkpoint, encoder, head } })
     }
-    let most = checkpoint.spec.max_positions;
-    if let Some(longest) = size.longest.filter(|longest| *longest > most) {
-        anyhow::bail!("--max-model-len is {longest}, but {} has a context of {most}", named.name);
-    }
-    let served = Served {
-        name: named.name.clone(),
-        dir: dir.clone(),
-        checkpoint: Checkpoint::open(&dir)?,
-        encoder: None,
-        head,
-        context: size.longest.unwrap_or(most),
-    };
-    Ok((Found { checkpoint, encoder, head }, served))
 }
 
 /// Says what the models need together, and refuses them if that is too much.
-fn check_memory(found: &[(Found, Served)], size: &Size, context: &StageContext) -> anyhow::Result<()> {
+fn check_memory(opened: &[Opened], size: &Size, context: &StageContext) -> anyhow::Result<()> {
+    let longest = opened.iter().map(|opened| opened.context).max().unwrap_or(1);
     let need = |knobs: &Knobs| {
         let mut roles = Roles::new(knobs.dtype);
-        found.iter().for_each(|(found, _)| roles.frozen(&found.checkpoint, found.head));
+        opened.iter().for_each(|opened| roles.frozen(&opened.found.checkpoint, opened.found.head));
         let mut need: Need = roles.need();
-        for (found, served) in found {
-            need.add(part::GENERATION, passes(found, served.context, size.batched_tokens, knobs));
+        for Opened { found, context, .. } in opened {
+            need.add(part::GENERATION, passes(found, (*context).min(knobs.pass), size.batched_tokens, knobs));
         }
         need
     };
-    let knobs = Knobs { slots: size.sequences, pass: size.batched_tokens, ..Knobs::default() };
-    let savings = [Saving::Slots("--max-num-seqs"), Saving::Dtype];
+    let knobs = Knobs { slots: size.sequences, pass: longest, ..Knobs::default() };
+    let savings = [Saving::Slots("--max-num-seqs"), Saving::Pass("--max-model-len", 1024), Saving::Dtype];
     memory::check("serve", &knobs, &savings, &need, context)
 }
 
@@ -202,12 +215,15 @@ fn passes(found: &Found, context: usize, batched: usize, knobs: &Knobs) -> u64 {
     let passed = Passed::new(&spec, found.lora());
     let longest = context.saturating_sub(1).max(1) as u64;
     let together = (batched as u64).max(longest);
-    let whole = together / longest;
-    let lengths: Vec<u64> = std::iter::repeat_n(longest, whole as usize).chain([together % longest]).collect();
-    passes.forward(passed, &lengths);
-    if found.head.has_language_model() {
-        let steps = vec![1; knobs.slots.saturating_sub(lengths.len())];
-        passes.generate(passed, &[lengths, steps].concat(), knobs.slots, context as u64);
+    let whole = (together / longest) as usize;
+    let lengths: Vec<u64> = std::iter::repeat_n(longest, whole).chain([together % longest]).collect();
+    if !found.head.has_language_model() {
+        passes.forward(passed, &lengths);
+        return passes.bytes();
     }
+    passes.rank(passed, &lengths);
+    let (steps, slots) = (vec![1; knobs.slots.saturating_sub(lengths.len())], knobs.slots);
+    let beginning: Vec<u64> = lengths.iter().take(slots).copied().chain(steps).collect();
+    passes.generate(passed, &beginning, slots, context as u64);
     passes.bytes()
 }
