@@ -220,6 +220,7 @@ async def throughput(server, salsa, directory, path, model, clients):
     began = time.perf_counter()
     replies = await asyncio.gather(*map(ask, prompts))
     served = time.perf_counter() - began
+    await client.close()
     (directory / "in.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     words = ["generate", "--model", path, "--input", "in.jsonl", "--output", "out.jsonl", "--max-new-tokens", str(new),
              "--temperature", "0", "--batch-size", "32"]

@@ -1,9 +1,9 @@
 //! `salsa serve` through its sockets: replies against the commands, under load, and hostile clients.
 use std::{
-    io::{BufReader, Read, Write},
+    io::Write,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use salsa_engine::random::Random;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 mod http;
 mod tiny;
 
-use http::{PATIENCE, Reply, Server, post, read_reply};
+use http::{Reply, Server, post};
 use tiny::{Place, UP_TO_REWARD};
 
 const CHAT: &str = "/v1/chat/completions";

@@ -29,8 +29,17 @@ fn text(new_tokens: usize) -> Value {
     json!({"prompt": "Hello", "max_tokens": new_tokens, "temperature": 0, "ignore_eos": true})
 }
 
-/// Bytes that begin as a request and go wrong somewhere.
-fn malformed(random: &mut Random) -> Vec<u8> {
+/// Whether the client says that nothing follows what it has sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    /// It does: the server need not wait for the rest of a broken head.
+    All,
+    /// It does not, as clients that wait for an answer.
+    SoFar,
+}
+
+/// Bytes that begin as a request and go wrong somewhere, most of them.
+fn malformed(random: &mut Random) -> (Vec<u8>, Sent) {
     let bodies = [
         json!({"model": "m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2, "temperature": 0}),
         json!({"prompt": ["Hello", "you"], "max_tokens": 2, "n": 2, "logprobs": 2, "echo": true, "stop": ["a"]}),
@@ -73,16 +82,17 @@ fn malformed(random: &mut Random) -> Vec<u8> {
                 let place = random.below(head);
                 request[place] = random.below(256) as u8;
             }
+            return (request, Sent::All);
         }
         1 => {
             let headers: String = (0..random.below(200)).map(|i| format!("X-{i}: y\r\n")).collect();
             request = post(CHAT, &headers, &body);
         }
         2 => request = post(CHAT, &format!("X: {}\r\n", "y".repeat(random.below(100_000))), &body),
-        3 => request = (0..random.below(300)).map(|_| random.below(256) as u8).collect(),
+        3 => return ((0..random.below(300)).map(|_| random.below(256) as u8).collect(), Sent::All),
         _ => {}
     }
-    request
+    (request, Sent::SoFar)
 }
 
 /// No request brings the server down or is answered with an internal error; good ones in between are served.
@@ -100,11 +110,13 @@ fn ten_thousand_malformed_requests() {
             scope.spawn(move || {
                 let mut statuses = Vec::new();
                 for number in (client..REQUESTS).step_by(8) {
-                    let request = malformed(&mut Random::new(SEED, number));
+                    let (request, sent) = malformed(&mut Random::new(SEED, number));
                     let mut stream = server.connect();
                     // The server may answer and close before it has read all.
                     let _ = stream.write_all(&request);
-                    let _ = stream.shutdown(std::net::Shutdown::Write);
+                    if sent == Sent::All {
+                        let _ = stream.shutdown(std::net::Shutdown::Write);
+                    }
                     let status = read_reply(&mut BufReader::new(stream)).map_or(0, |reply| {
                         let is_json = reply.headers.get("content-type").is_some_and(|kind| kind == "application/json");
                         if is_json && reply.status >= 400 {
@@ -159,6 +171,19 @@ fn slow_clients_are_cut_off() {
         assert!(late || client % 3 != 2, "a body that does not come is told so");
     }
     assert!(began.elapsed() < Duration::from_secs(30), "they were cut off after {:?}", began.elapsed());
+
+    // An answer of tens of megabytes that nobody takes: the connection is closed while the client still holds it.
+    let much = json!({"prompt": "Hello", "max_tokens": 180, "n": 64, "logprobs": 20, "ignore_eos": true, "stream": true});
+    let mut held = server.connect();
+    held.write_all(&post(TEXT, "", much.to_string().as_bytes())).unwrap();
+    let began = Instant::now();
+    while server.metric("salsa_generated_tokens_total") < 100.0 || server.metric("salsa_connections") > 1.0 {
+        assert!(began.elapsed() < PATIENCE, "the connection is kept: {}", server.get("/metrics").text());
+        thread::sleep(Duration::from_millis(50));
+    }
+    let mut taken = Vec::new();
+    let end = held.read_to_end(&mut taken);
+    assert!(end.is_err() || !taken.ends_with(b"0\r\n\r\n"), "all {} bytes were taken", taken.len());
 
     // A connection that was served once and then says nothing is closed too.
     let mut idle = server.connect();
@@ -294,6 +319,20 @@ fn clients_that_leave() {
         }
     });
     server.wait_until_idle();
+
+    // What nobody waits for any more is not made.
+    let drawn = || server.metric("salsa_generated_tokens_total");
+    let before = drawn();
+    let many = json!({"prompt": "Hello", "max_tokens": 180, "n": 128, "ignore_eos": true});
+    let mut stream = server.connect();
+    stream.write_all(&post(TEXT, "", many.to_string().as_bytes())).unwrap();
+    while drawn() == before {
+        thread::sleep(Duration::from_millis(2));
+    }
+    drop(stream);
+    server.wait_until_idle();
+    let made = drawn() - before;
+    assert!(made < 0.5 * 180.0 * 128.0, "{made} tokens were drawn for a client that had left");
     assert!(!server.said().contains("panicked"), "{}", server.said());
 }
 
