@@ -284,6 +284,7 @@ fn a_reply_depends_on_its_request_alone() {
 fn mistakes_are_named() {
     let place = place();
     let server = Server::start(&place, &format!("{ALL} --max-queue 8"));
+    let many = Server::start(&place, "out/sft-a --max-queue 2048");
     let chat = |extra: Value| {
         let mut body = json!({"model": "a", "messages": message("Hello")});
         extra.as_object().unwrap().iter().for_each(|(name, value)| body[name] = value.clone());
@@ -366,6 +367,12 @@ fn mistakes_are_named() {
         let message = found["error"]["message"].as_str().unwrap();
         assert!(message.len() > 10 && found["error"]["type"] == "invalid_request_error", "{path} {body}: {found}");
     }
+    // More log-probs than a reply may hold; in a stream they are never there at once.
+    let mut body = json!({"prompt": vec!["Hello"; 16], "n": 30, "max_tokens": 150, "logprobs": 20});
+    let reply = many.post(TEXT, &body);
+    assert_eq!((reply.status, &reply.json()["error"]["param"]), (400, &json!("logprobs")), "{}", reply.text());
+    body["max_tokens"] = json!(3);
+    many.ask(TEXT, &body);
     // What changes nothing is taken.
     let neutral = json!({
         "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "tools": [], "tool_choice": "none", "user": "me",

@@ -68,7 +68,7 @@ pub struct Arguments {
     #[arg(long, value_name = "COUNT", default_value_t = 1024)]
     max_queue: usize,
     /// Most open connections; more of them wait.
-    #[arg(long, value_name = "COUNT", default_value_t = 1024)]
+    #[arg(long, value_name = "COUNT", default_value_t = 256)]
     max_connections: usize,
     /// Most bytes of the body of a request: a number, or such as 4MB.
     #[arg(long, value_name = "SIZE", default_value = "4MB")]

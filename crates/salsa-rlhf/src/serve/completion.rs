@@ -15,6 +15,9 @@ use crate::{chat::Conversation, data::Content};
 /// Most of the most likely tokens that are told with a token.
 const MOST_LIKELY: i64 = 20;
 
+/// Most log-probs that one reply holds at a time: each takes some hundred bytes until it is sent.
+const MOST_TOLD: usize = 1 << 20;
+
 /// Tokens of a reply to a text where the request does not say: OpenAI's default.
 const DEFAULT_TOKENS: usize = 16;
 
@@ -90,7 +93,23 @@ impl Asked {
         }
         // Text is made of tokens by the tokenizer, whatever the prompt was.
         served.encoder()?;
-        Ok(Asked { form, model, prompts, parameters, ranked, echo, new_tokens })
+        let asked = Asked { form, model, prompts, parameters, ranked, echo, new_tokens };
+        asked.check_told()?;
+        Ok(asked)
+    }
+
+    /// Refuses a reply with more log-probs than there shall be in memory. Those of a stream are sent as they come.
+    fn check_told(&self) -> Result<(), ApiError> {
+        let Some(top) = self.ranked else { return Ok(()) };
+        let prompts: usize = self.prompts.iter().map(Vec::len).sum();
+        let echoed = if self.echo == Echo::Prompt { prompts * self.parameters.n as usize } else { 0 };
+        let drawn = if self.parameters.stream.is_none() { self.choices() * self.new_tokens } else { 0 };
+        let told = (echoed + drawn) * (top + 1);
+        if told <= MOST_TOLD {
+            return Ok(());
+        }
+        let message = format!("up to {told} log-probs are asked for; at most {MOST_TOLD} are told in one reply");
+        Err(ApiError::invalid("logprobs", message))
     }
 
     /// How many replies it asks for.
