@@ -216,7 +216,7 @@ impl<'a> Asked<'a> {
         let progress = Progress::new(name, total as u64, "answers");
         let speaker = Speaker { model: &model, encoder: &encoder, answering, room };
         let mut said: Vec<Vec<String>> = vec![Vec::new(); questions.len()];
-        let mut done = 0;
+        let (mut done, mut shortened, mut without) = (0, 0, 0);
         for turn in 0..turns {
             ensure!(!context.interrupted(), "interrupted; the same command begins the answers of {name} anew");
             let mut asked = Vec::new();
@@ -227,12 +227,23 @@ impl<'a> Asked<'a> {
                 };
                 asked.push((number, tokens));
             }
+            let left = |tokens: &Vec<u32>| room.saturating_sub(tokens.len());
+            shortened += asked.iter().filter(|(_, tokens)| left(tokens) < answering.max_new_tokens).count();
+            without += asked.iter().filter(|(_, tokens)| left(tokens) == 0).count();
             for (number, text) in speaker.say(questions, &asked, turn, &|finished| progress.set(done + finished))? {
                 said[number].push(text);
             }
             done += asked.len() as u64;
         }
         progress.finish("");
+        if shortened > 0 {
+            context.say(&format!(
+                "{name}: {shortened} of {total} prompts leave less room than max_new_tokens ({}) in the context of {room} \
+                 tokens: these answers may be cut off{}",
+                answering.max_new_tokens,
+                if without > 0 { format!(", and {without} are empty") } else { String::new() }
+            ));
+        }
         Ok(said)
     }
 }
@@ -339,5 +350,90 @@ fn written(protocol: Protocol, name: &str, question: &Question, turns: &[String]
     match row {
         Value::Object(row) => row,
         _ => unreachable!("all of them are objects"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage::{
+        fixture::{self, quiet},
+        lines::generate::{self, GenerateConfig},
+    };
+
+    fn question(id: u64, category: &str, turns: &[&str]) -> Question {
+        Question {
+            id: json!(id),
+            category: category.to_owned(),
+            turns: turns.iter().map(|turn| (*turn).to_owned()).collect(),
+            required_temperature: None,
+            dataset: None,
+        }
+    }
+
+    fn answering(chat: &ChatArguments) -> Answering<'_> {
+        let (protocol, temperature) = (Protocol::MtBenchSingle, None);
+        Answering { protocol, max_new_tokens: 5, temperature, seed: 0, slots: 4, chat }
+    }
+
+    #[test]
+    fn the_temperature_is_the_categorys_unless_something_else_is_said() {
+        let chat = ChatArguments::default();
+        let mut of = answering(&chat);
+        for (category, expected) in [
+            ("writing", 0.7),
+            ("roleplay", 0.7),
+            ("math", 0.0),
+            ("coding", 0.0),
+            ("stem", 0.1),
+            ("humanities", 0.1),
+            ("x", 0.7),
+        ] {
+            assert_eq!(of.temperature(&question(1, category, &["q"])), expected, "{category}");
+        }
+        let mut asking = question(1, "writing", &["q"]);
+        asking.required_temperature = Some(0.3);
+        assert_eq!(of.temperature(&asking), 0.3);
+        of.protocol = Protocol::ArenaHardV2;
+        assert_eq!(of.temperature(&question(1, "hard_prompt", &["q"])), 0.0);
+        of.temperature = Some(0.9);
+        assert_eq!(of.temperature(&asking), 0.9);
+    }
+
+    /// What a model says in the second turn is what it says to the conversation so far.
+    #[test]
+    fn the_second_turn_knows_the_first_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = fixture::base(dir.path());
+        let chat = ChatArguments::default();
+        let questions = [question(1, "math", &["the cat", "a dog"]), question(2, "coding", &["one day"])];
+        let out = dir.path().join("out");
+        let path: ModelPath = base.clone().into();
+        answer(&out, ("m", &path), &questions, &answering(&chat), &quiet()).unwrap();
+        let rows = fixture::read_lines(&answers_file(&out, "m"));
+        let turns = |row: usize| rows[row]["choices"][0]["turns"].as_array().unwrap().clone();
+        assert_eq!((turns(0).len(), turns(1).len(), &rows[0]["model_id"]), (2, 1, &json!("m")));
+        let said = |role: &str, text: &Value| json!({"role": role, "content": text});
+        let talk = [said("user", &json!("the cat")), said("assistant", &turns(0)[0]), said("user", &json!("a dog"))];
+        fixture::write_lines(&dir.path().join("talk"), &[json!({"messages": talk})]);
+        let config = GenerateConfig {
+            model: base.into(),
+            input: dir.path().join("talk").into(),
+            output: dir.path().join("said"),
+            max_new_tokens: 5,
+            temperature: 0.0,
+            ..GenerateConfig::default()
+        };
+        generate::run(&config, &quiet()).unwrap();
+        let response = fixture::read_lines(&config.output)[0]["response"].as_str().unwrap().trim().to_owned();
+        assert_eq!(turns(0)[1], json!(response));
+        // Answers that are there are kept; others are made where something changed.
+        let file = answers_file(&out, "m");
+        let before = fs::metadata(&file).unwrap().modified().unwrap();
+        answer(&out, ("m", &path), &questions, &answering(&chat), &quiet()).unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().modified().unwrap(), before);
+        let shorter = Answering { max_new_tokens: 1, ..answering(&chat) };
+        answer(&out, ("m", &path), &questions, &shorter, &quiet()).unwrap();
+        assert_ne!(fixture::read_lines(&file), rows);
     }
 }

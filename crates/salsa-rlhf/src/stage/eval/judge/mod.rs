@@ -49,10 +49,8 @@ impl Stage for JudgeConfig {
                                    --output_dir judged";
     const PRODUCT: Product = Product::Directory;
     const LEAVES: Leaves = Leaves::Results;
-    const NEXT: &'static [(&'static str, &'static str)] = &[
-        ("read the scores", "OUT/judgment.json"),
-        ("read what the judge said", "OUT/judgments.jsonl"),
-    ];
+    const NEXT: &'static [(&'static str, &'static str)] =
+        &[("read the scores", "OUT/judgment.json"), ("read what the judge said", "OUT/judgments.jsonl")];
     const SHOWN: Shown = Shown::Judgments;
 
     fn check(&self) -> anyhow::Result<()> {

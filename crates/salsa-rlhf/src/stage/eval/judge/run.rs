@@ -655,6 +655,44 @@ mod tests {
         assert!(error.contains("row 1: preference is \"x\""), "{error}");
     }
 
+    /// A tiny model knows no verdict and no end: every call is a failure of a known kind, and the stage is not done.
+    #[test]
+    fn a_local_judge_that_does_not_come_to_an_end_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = crate::stage::fixture::base(dir.path());
+        let write = |name: &str, text: &str| {
+            std::fs::write(dir.path().join(name), text).unwrap();
+            dir.path().join(name)
+        };
+        let template = json!({"name": "pair-v2", "type": "pairwise", "system_prompt": "", "output_format": "[[A]]",
+            "prompt_template": "{question} {answer_a} {answer_b}"});
+        let answers = |text: &str| format!("{}\n", json!({"prompt": "the cat", "response": text}));
+        let config = JudgeConfig {
+            answers: [
+                ("a".to_owned(), write("a.jsonl", &answers("sat")).into()),
+                ("b".to_owned(), write("b.jsonl", &answers("ran")).into()),
+            ]
+            .into(),
+            baseline: "b".to_owned(),
+            templates: Some(write("t.jsonl", &format!("{template}\n")).into()),
+            transport: Transport::Local,
+            judge_path: Some(base.into()),
+            max_tokens: Some(1),
+            resamples: 10,
+            output_dir: dir.path().join("out"),
+            ..JudgeConfig::default()
+        };
+        std::fs::create_dir_all(&config.output_dir).unwrap();
+        let quiet = crate::stage::fixture::quiet();
+        let error = format!("{:#}", run(&config, &quiet).unwrap_err());
+        assert!(error.contains("2 of 2 calls have no reply: 2 cut_off (one of them: cut off at 1 tokens"), "{error}");
+        let enough = JudgeConfig { max_failures: 2.into(), ..config.clone() };
+        let results = run(&enough, &quiet).unwrap();
+        assert_eq!((&results["failures"], &results["models"]["a"]["dropped"]), (&json!({"cut_off": 2}), &json!(1)));
+        let error = format!("{:#}", run(&JudgeConfig { max_tokens: Some(5000), ..config }, &quiet).unwrap_err());
+        assert!(error.contains("2 too_long") && error.contains("lower max_tokens"), "{error}");
+    }
+
     #[test]
     fn a_fixed_scale_is_checked() {
         let dir = tempfile::tempdir().unwrap();
