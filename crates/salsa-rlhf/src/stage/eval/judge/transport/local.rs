@@ -44,6 +44,9 @@ impl LocalJudge {
     pub fn check_memory(&self, calls: &[&Call], settings: &Settings, context: &StageContext) -> anyhow::Result<()> {
         let fitting = calls.iter().filter_map(|call| self.tokens(call, settings).ok());
         let tokens: Vec<Vec<u32>> = fitting.collect();
+        if tokens.is_empty() {
+            return Ok(());
+        }
         generating::check_memory(&self.found, "judge", &tokens, settings.max_tokens, self.slots, context)
     }
 
