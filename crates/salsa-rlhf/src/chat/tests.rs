@@ -405,3 +405,26 @@ fn idioms_of_python() {
         assert_eq!(render(source, &turns(&["a"])), expected, "{source}");
     }
 }
+
+/// What transformers makes of every idiom; `tests/idioms.py` writes the file.
+#[test]
+fn idioms_of_transformers() {
+    let mut lines = include_str!("../../tests/idioms.jsonl").lines().map(|line| serde_json::from_str(line).unwrap());
+    let context: Value = lines.next().unwrap();
+    let text_of = |value: &Value| value.as_str().unwrap().to_owned();
+    let messages = context["messages"].as_array().unwrap().iter();
+    let messages: Vec<Message> = messages.map(|m| Message::new(text_of(&m["role"]), text_of(&m["content"]))).collect();
+    let arguments: TemplateArguments = serde_json::from_value(context["arguments"].clone()).unwrap();
+    let (mut wrong, mut count) = (String::new(), 0);
+    for line in lines {
+        let (source, expected) = (text_of(&line["template"]), line["text"].as_str());
+        let found = ChatTemplate::new(&source, &names())
+            .and_then(|template| template.render_with(&messages, &arguments, GenerationPrompt::Omit));
+        if found.as_deref().ok() != expected {
+            wrong += &format!("{source}\n  expected {expected:?}\n  found    {found:?}\n");
+        }
+        count += 1;
+    }
+    assert!(count > 900, "{count} idioms");
+    assert!(wrong.is_empty(), "{} of {count}:\n{wrong}", wrong.matches("\n  found ").count());
+}
