@@ -240,7 +240,8 @@ fn a_killed_run_ends_as_an_undisturbed_one() {
     }
     assert_eq!((replies.len(), replies.values().all(|count| *count == 1)), (500, true));
     let paid: usize = server.paid().values().sum();
-    assert!(paid <= 500 + 4 * kills as usize, "{paid} for {kills} kills: more than what was under way");
+    // Four calls under way, and the one answer that is being written.
+    assert!(paid <= 500 + 5 * kills as usize, "{paid} for {kills} kills: more than what was under way");
     place.done(&mut judge(&place, &calm, "undisturbed", &[]));
     let rows = "model_judgment/test-judge_pair.jsonl";
     assert_eq!(place.bytes(Path::new("out").join(rows)), place.bytes(Path::new("undisturbed").join(rows)));

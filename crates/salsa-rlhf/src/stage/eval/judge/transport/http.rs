@@ -185,7 +185,9 @@ impl Shared<'_> {
         context: &StageContext,
     ) -> anyhow::Result<()> {
         let end = if threads == 1 && self.next.load(Ordering::SeqCst) == 0 { 1 } else { self.calls.len() };
-        let (sender, receiver) = mpsc::channel();
+        // A thread makes its next call when its answer is being written down: a killed process loses what was under way
+        // and the one answer in hand, not a queue of them.
+        let (sender, receiver) = mpsc::sync_channel(0);
         thread::scope(|scope| {
             for _ in 0..threads.min(end) {
                 let sender = sender.clone();
