@@ -95,7 +95,8 @@ impl Catalogue {
             let is_new = named[..at].iter().all(|other| other.name != one.name);
             ensure!(is_new, "two models are called {:?}; name one otherwise: NAME=PATH", one.name);
         }
-        let opened: Vec<Opened> = named.iter().map(|named| Opened::new(named, size, context)).collect::<Result<_, _>>()?;
+        let opened: Vec<Opened> =
+            named.iter().map(|named| Opened::new(named, size, context)).collect::<Result<_, _>>()?;
         check_memory(&opened, size, context)?;
         let mut bases = Bases::default();
         let (mut catalogue, mut models) = (Catalogue { models: Vec::new() }, Vec::new());
