@@ -50,6 +50,11 @@ impl<B: Backend> Transformer<B> {
         Ok(Transformer::bare(Arc::new(Base::new(spec, weights, backend)?)))
     }
 
+    /// Where it lives and computes.
+    pub fn backend(&self) -> &B {
+        &self.base.backend
+    }
+
     /// The base as a model: no adapter, its own head.
     pub fn bare(base: Arc<Base<B>>) -> Self {
         Transformer { spec: base.spec.clone(), base, adapter: None }

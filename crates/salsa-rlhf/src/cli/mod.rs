@@ -28,6 +28,7 @@ mod help;
 mod init;
 mod inspect;
 mod merge;
+mod next;
 mod quickstart;
 mod report;
 mod run;

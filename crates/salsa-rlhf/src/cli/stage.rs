@@ -3,7 +3,7 @@ use std::path::Path;
 
 use clap::ArgMatches;
 
-use super::{flags::Flags, help::keys, print, soup};
+use super::{flags::Flags, help::keys, next, print, soup};
 use crate::{
     config::Usage,
     stage::{
@@ -50,21 +50,26 @@ pub fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
     if let Some((key, _)) = place.as_ref().filter(|(_, place)| place.is_empty()) {
         return Err(Usage(format!("say where the result goes: --{key} PATH")).into());
     }
-    let results = match (kind.product, place) {
+    let mut context = StageContext::default();
+    let results = match (kind.product, &place) {
         (Product::Directory, Some((_, place))) => {
-            let context = super::context()?;
+            context = super::context()?;
             let work = || (planned.work)(&context);
             let outcome =
-                run_stage(kind.name, Path::new(&place), (planned.config.clone(), planned.places.clone()), work)?;
+                run_stage(kind.name, Path::new(place), (planned.config.clone(), planned.places.clone()), work)?;
             if let Outcome::Skipped { .. } = outcome {
                 context.say(&format!("{place} is done already, nothing to do"));
             }
             outcome.results().clone()
         }
         // Nothing to resume, so Ctrl-C may end it at once: the one file is written whole or not at all.
-        _ => (planned.work)(&StageContext::default())?,
+        _ => (planned.work)(&context)?,
     };
-    print(&format!("{results}\n"))
+    print(&format!("{results}\n"))?;
+    if let Some((_, place)) = &place {
+        next::after_stage(kind, Path::new(place), &context);
+    }
+    Ok(())
 }
 
 /// An example, and every key with what it means.

@@ -33,6 +33,11 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     const EXAMPLE: &'static str;
     /// What it leaves.
     const PRODUCT: Product;
+    /// What others find there.
+    const LEAVES: Leaves;
+    /// What can be done with it: a few words, and a command or file in which `OUT` is its path and other words in capitals
+    /// are the user's.
+    const NEXT: &'static [(&'static str, &'static str)];
     /// The words of its command.
     const COMMAND: &'static [&'static str] = &[Self::NAME];
     /// How a report shows its results.
@@ -52,8 +57,10 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)>;
 
     /// Whether [`Stage::run`] in a rehearsal ([`StageContext::rehearsal`]) ends with the memory that it needs, soon and
-    /// before anything is written.
-    fn plans_memory(&self) -> bool;
+    /// before anything is written. A stage that runs a model does, unless it has work to do before it can plan.
+    fn plans_memory(&self) -> bool {
+        self.computes().is_some()
+    }
 
     /// Checks whether what it reads fits together, as far as that needs no weights and [`Stage::plans_memory`] does not
     /// show it.
@@ -88,6 +95,10 @@ pub struct Kind {
     pub command: &'static [&'static str],
     /// What it leaves.
     pub product: Product,
+    /// What others find there.
+    pub leaves: Leaves,
+    /// What can be done with it: a few words and a command or file, in which `OUT` is its path.
+    pub next: &'static [(&'static str, &'static str)],
     /// How a report shows its results.
     pub shown: Shown,
     /// Every key with its default.
@@ -128,6 +139,34 @@ pub enum Product {
     Results,
 }
 
+/// What other stages find in what a stage leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaves {
+    /// A language model, with the metrics of its training.
+    LanguageModel,
+    /// A reward model, with the metrics of its training.
+    RewardModel,
+    /// A model of the kind of those that it reads.
+    SameModel,
+    /// Data.
+    Data,
+    /// Numbers, pictures and answers.
+    Results,
+}
+
+impl Leaves {
+    /// What it is.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Leaves::LanguageModel => "a language model",
+            Leaves::RewardModel => "a reward model",
+            Leaves::SameModel => "a model",
+            Leaves::Data => "data",
+            Leaves::Results => "results",
+        }
+    }
+}
+
 /// Makes a stage from a configuration file and `--key value` flags.
 pub type Load = fn(Option<&Path>, &[(String, String)]) -> anyhow::Result<Planned>;
 
@@ -164,6 +203,8 @@ impl Kind {
             example: C::EXAMPLE,
             command: C::COMMAND,
             product: C::PRODUCT,
+            leaves: C::LEAVES,
+            next: C::NEXT,
             shown: C::SHOWN,
             defaults: defaults::<C>,
             schema: config::schema::of::<C>,
@@ -244,7 +285,7 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
             if computes.is_some() {
                 context.say(&opened.line);
             }
-            opened.device.scope(|| stage.run(context))
+            stage.run(&context.on(opened.device))
         })
     });
     Ok(Planned { inputs: places.paths(&config), config, places, reads, plans_memory, check_inputs, work })

@@ -46,11 +46,6 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// The processor with the number type of the work at hand, see [`Dtype::scope`].
-    pub fn current() -> Cpu {
-        Cpu { dtype: Dtype::current() }
-    }
-
     /// The instruction set of the matrix kernels in use: `amx-bf16`, `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`.
     pub fn isa(&self) -> &'static str {
         match (isa::isa(), self.dtype) {

@@ -120,6 +120,11 @@ impl Cuda {
         &self.card.info().name
     }
 
+    /// The number of the card, as [`Cuda::open`] takes it.
+    pub fn index(&self) -> usize {
+        self.card.info().index
+    }
+
     /// What the card's memory is used for.
     pub fn memory(&self) -> MemoryUse {
         self.card.memory()
