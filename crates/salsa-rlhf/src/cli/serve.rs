@@ -96,16 +96,14 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let address = listener.local_addr().context("cannot listen")?;
     let stop = on_signals()?;
     let opened = arguments.device.open(arguments.dtype)?;
+    let context = context.on(opened.device);
     context.say(&opened.line);
     let named = [&arguments.models[..], &arguments.adapter].concat();
-    opened.device.scope(|| {
-        let fingerprint = fingerprint(&Device::current());
-        let (catalogue, models) = Catalogue::open(&named, &size, &context)?;
-        let names: Vec<&str> = named.iter().map(|named| named.name.as_str()).collect();
-        context.say(&format!("serving {} at http://{address}/v1", names.join(", ")));
-        let queue = arguments.max_queue;
-        Server { catalogue, models, size, queue, keys, limits, fingerprint }.run(listener, stop)
-    })
+    let (catalogue, models) = Catalogue::open(&named, &size, &context)?;
+    let names: Vec<&str> = named.iter().map(|named| named.name.as_str()).collect();
+    context.say(&format!("serving {} at http://{address}/v1", names.join(", ")));
+    let (queue, fingerprint) = (arguments.max_queue, fingerprint(&context.device));
+    Server { catalogue, models, size, queue, keys, limits, fingerprint }.run(listener, stop)
 }
 
 impl Arguments {
