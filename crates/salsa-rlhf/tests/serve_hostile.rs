@@ -245,9 +245,9 @@ fn a_full_queue_says_when_to_come_back() {
 #[test]
 fn the_end_waits_for_what_runs() {
     let place = place();
-    let mut server = Server::start(&place, MODEL);
+    let mut server = Server::start(&place, &format!("{MODEL} --shutdown-timeout 100"));
     let long =
-        json!({"prompt": "Hello", "max_tokens": 180, "n": 100, "logprobs": 5, "stream": true, "ignore_eos": true});
+        json!({"prompt": "Hello", "max_tokens": 180, "n": 40, "logprobs": 5, "stream": true, "ignore_eos": true});
     let mut stream = server.connect();
     stream.write_all(&post(TEXT, "", long.to_string().as_bytes())).unwrap();
     let mut stream = BufReader::new(stream);
@@ -258,7 +258,7 @@ fn the_end_waits_for_what_runs() {
     server.signal(libc::SIGTERM);
     let mut rest = String::new();
     stream.read_to_string(&mut rest).unwrap();
-    assert_eq!(rest.matches("\"finish_reason\":\"length\"").count(), 100);
+    assert_eq!(rest.matches("\"finish_reason\":\"length\"").count(), 40);
     assert!(rest.contains("data: [DONE]"), "the end is missing");
     assert_eq!(server.wait(), Some(0), "{}", server.said());
 
