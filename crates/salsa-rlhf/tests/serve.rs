@@ -122,7 +122,7 @@ fn same_as_generated(reply: &Value, expected: &[Value], context: &str) {
 
 fn same_logprobs(reply: &Value, expected: &[Value], context: &str) {
     for (choice, row) in reply["choices"].as_array().unwrap().iter().zip(expected) {
-        let told = match choice["logprobs"]["content"].as_array() {
+        let told: Vec<Value> = match choice["logprobs"]["content"].as_array() {
             Some(entries) => entries.iter().map(|entry| entry["logprob"].clone()).collect(),
             None => choice["logprobs"]["token_logprobs"].as_array().unwrap().clone(),
         };
