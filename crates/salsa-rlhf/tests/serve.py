@@ -250,7 +250,8 @@ def main():
             (directory / "r.yaml").write_text(RECIPE)
             subprocess.run([salsa, "run", "r.yaml"], check=True, capture_output=True, cwd=directory)
             model = str(directory / "out/sft")
-        server = Server(salsa, [f"m={model}", "--max-model-len", "256"])
+        # Clients of a busy machine may stand still for a while: that is not what is tested here.
+        server = Server(salsa, [f"m={model}", "--max-model-len", "256", "--client-timeout", "600"])
         try:
             checks(openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0), "m")
             keys(salsa, directory, model)

@@ -91,6 +91,10 @@ fn replies_are_what_the_commands_write() {
                     let reply = server.ask(path, &body).json();
                     let context = format!("{model} {index} {path} {temperature}: {reply}");
                     same_as_generated(&reply, &expected, &context);
+                    if temperature == "0" {
+                        // Those of a sampled reply are at the sampling temperature in the command's lines.
+                        same_logprobs(&reply, &expected, &context);
+                    }
                     body["stream"] = json!(true);
                     body["stream_options"] = json!({"include_usage": true});
                     same_when_streamed(&server.ask(path, &body), &reply, &context);
@@ -114,6 +118,16 @@ fn same_as_generated(reply: &Value, expected: &[Value], context: &str) {
     assert_eq!(reply["usage"]["completion_tokens"], drawn, "{context}");
     let prompt = expected[0]["tokens"].as_array().unwrap().len() - expected[0]["logprobs"].as_array().unwrap().len();
     assert_eq!(reply["usage"]["prompt_tokens"], prompt, "{context}");
+}
+
+fn same_logprobs(reply: &Value, expected: &[Value], context: &str) {
+    for (choice, row) in reply["choices"].as_array().unwrap().iter().zip(expected) {
+        let told: Vec<Value> = match choice["logprobs"]["content"].as_array() {
+            Some(entries) => entries.iter().map(|entry| entry["logprob"].clone()).collect(),
+            None => choice["logprobs"]["token_logprobs"].as_array().unwrap().clone(),
+        };
+        assert_eq!(&told, row["logprobs"].as_array().unwrap(), "{context}");
+    }
 }
 
 /// The pieces of a stream put together, against the whole reply.
@@ -245,6 +259,13 @@ fn a_reply_depends_on_its_request_alone() {
     // Few slots, so that company decides who waits.
     let server = Server::start(&place, &format!("{ALL} --max-num-seqs 3 --max-num-batched-tokens 40"));
     let alone: Vec<String> = mixed().iter().map(|(path, body)| content(&server.ask(path, body))).collect();
+    /// Counts a client that has ended, in whatever way: the others shall not wait for it.
+    struct Ended<'a>(&'a AtomicUsize);
+    impl Drop for Ended<'_> {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
     let done = AtomicUsize::new(0);
     thread::scope(|scope| {
         for client in 0..6 {
@@ -268,12 +289,12 @@ fn a_reply_depends_on_its_request_alone() {
         for client in 0..4 {
             let (server, alone, done) = (&server, &alone, &done);
             scope.spawn(move || {
+                let _ended = Ended(done);
                 for round in 0..5 {
                     for (at, (path, body)) in mixed().iter().enumerate().cycle().skip(client + round).take(6) {
                         assert_eq!(content(&server.ask(path, body)), alone[at], "{path} {body}");
                     }
                 }
-                done.fetch_add(1, Ordering::Relaxed);
             });
         }
     });

@@ -165,7 +165,10 @@ fn slow_clients_are_cut_off() {
     assert_eq!(server.ask(TEXT, &text(3)).status, 200, "others are served");
     for (client, stream) in slow.iter_mut().enumerate() {
         let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let end = stream.read_to_end(&mut answer);
+        let is_kept = end.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+        assert!(!is_kept, "client {client} is not cut off");
         let late = String::from_utf8_lossy(&answer).starts_with("HTTP/1.1 408");
         assert!(answer.is_empty() || late, "client {client}: {}", String::from_utf8_lossy(&answer));
         assert!(late || client % 3 != 2, "a body that does not come is told so");
@@ -242,8 +245,9 @@ fn a_full_queue_says_when_to_come_back() {
 #[test]
 fn the_end_waits_for_what_runs() {
     let place = place();
-    let mut server = Server::start(&place, MODEL);
-    let long = json!({"prompt": "Hello", "max_tokens": 180, "stream": true, "ignore_eos": true});
+    let mut server = Server::start(&place, &format!("{MODEL} --shutdown-timeout 100"));
+    let long =
+        json!({"prompt": "Hello", "max_tokens": 180, "n": 40, "logprobs": 5, "stream": true, "ignore_eos": true});
     let mut stream = server.connect();
     stream.write_all(&post(TEXT, "", long.to_string().as_bytes())).unwrap();
     let mut stream = BufReader::new(stream);
@@ -254,7 +258,8 @@ fn the_end_waits_for_what_runs() {
     server.signal(libc::SIGTERM);
     let mut rest = String::new();
     stream.read_to_string(&mut rest).unwrap();
-    assert!(rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]"), "{rest}");
+    assert_eq!(rest.matches("\"finish_reason\":\"length\"").count(), 40);
+    assert!(rest.contains("data: [DONE]"), "the end is missing");
     assert_eq!(server.wait(), Some(0), "{}", server.said());
 
     let mut server = Server::start(&place, &format!("{MODEL} --shutdown-timeout 0"));
