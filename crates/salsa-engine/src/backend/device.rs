@@ -6,8 +6,8 @@
 use super::cpu::{self, Cpu, Dtype};
 use super::cuda::{self, Cuda};
 use super::{
-    AdamWStep, AttentionShape, Backend, Choice, Columns, Decay, LogprobQuery, LowRank, Moments, Part, RotaryTable,
-    TokenStats,
+    AdamWStep, AttentionShape, Backend, Choice, Columns, Decay, LogprobQuery, LowRank, Moments, Part, Ranking,
+    RotaryTable, TokenStats,
 };
 use crate::error::ModelError;
 use crate::spec::{Activation, ModelSpec, NormWeight};
@@ -653,6 +653,14 @@ impl Backend for Device {
             self,
             |b| b.draw(hidden.cpu(), head.cpu(), choice, uniforms),
             b.draw(hidden.cuda(), head.cuda(), choice, uniforms)
+        )
+    }
+
+    fn rank(&self, hidden: &Self::Buffer, head: &Self::Matrix, targets: &[u32], count: usize) -> Vec<Ranking> {
+        on!(
+            self,
+            |b| b.rank(hidden.cpu(), head.cpu(), targets, count),
+            b.rank(hidden.cuda(), head.cuda(), targets, count)
         )
     }
 

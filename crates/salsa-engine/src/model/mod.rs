@@ -5,6 +5,7 @@ mod backward;
 mod base;
 mod decode;
 mod forward;
+mod rank;
 mod trainable;
 
 pub use base::Base;

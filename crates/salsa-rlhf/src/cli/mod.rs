@@ -33,6 +33,7 @@ mod quickstart;
 mod report;
 mod run;
 mod schema;
+mod serve;
 mod soup;
 mod stage;
 mod study;
@@ -61,6 +62,8 @@ enum Command {
     Schema(schema::Arguments),
     /// Talk to a model in the terminal.
     Chat(chat::Arguments),
+    /// An endpoint that speaks OpenAI's protocol, for several models and adapters.
+    Serve(serve::Arguments),
     /// A checkpoint of random weights, of any shape that a config.json describes.
     Init(init::Arguments),
     /// What a checkpoint is, and the memory each stage would need.
@@ -168,6 +171,7 @@ fn dispatch(asked: Asked) -> anyhow::Result<()> {
         Command::Report(arguments) => report::main(&arguments),
         Command::Schema(arguments) => schema::main(&arguments),
         Command::Chat(arguments) => chat::main(&arguments),
+        Command::Serve(arguments) => serve::main(&arguments),
         Command::Init(arguments) => init::main(&arguments),
         Command::Inspect(arguments) => inspect::main(&arguments),
         Command::Bench(arguments) => bench::main(&arguments),

@@ -52,6 +52,7 @@ pub fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
     }
     let mut context = StageContext::default();
     let results = match (kind.product, &place) {
+        _ if planned.only_looks => (planned.work)(&context)?,
         (Product::Directory, Some((_, place))) => {
             context = super::context()?;
             let work = || (planned.work)(&context);
@@ -66,7 +67,7 @@ pub fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
         _ => (planned.work)(&context)?,
     };
     print(&format!("{results}\n"))?;
-    if let Some((_, place)) = &place {
+    if let Some((_, place)) = place.as_ref().filter(|_| !planned.only_looks) {
         next::after_stage(kind, Path::new(place), &context);
     }
     Ok(())

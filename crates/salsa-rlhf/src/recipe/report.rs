@@ -11,7 +11,7 @@ use crate::{
     atomic,
     config::names::plain,
     input, metrics,
-    report::{Arm, Ordered, Report, Run, label},
+    report::{Arm, Judgments, Ordered, Report, Run, label},
     stage::{
         eval::{
             evaluate::{EVALUATION, EvaluateConfig},
@@ -69,6 +69,9 @@ fn fill(report: &mut Report, out: &Path, resolved: &Resolved) -> anyhow::Result<
         let dir = out.join(name);
         let key = plain(name);
         if let Some(record) = Record::read(&dir.join("stage.json"))? {
+            if kind_of(stage).is_some_and(|kind| kind.shown == Shown::Judgments) {
+                report.judgments.push(Judgments::from_results(&label(&key), &record.results));
+            }
             lines.insert(key.clone(), facts::lines(kind_of(stage), stage, &record.results, seconds_of(&dir)));
         }
         if let Some(seconds) = seconds_of(&dir) {

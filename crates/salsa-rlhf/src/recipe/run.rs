@@ -45,6 +45,10 @@ impl Recipe {
                 bail!("interrupted before stage {}; the same command goes on from there", step.name);
             }
             context.say(&format!("[{}/{}] {} ({})", i + 1, steps.len(), step.name, step.kind.name));
+            if step.planned.only_looks {
+                let command = step.kind.command.join(" ");
+                bail!("stage {}: a dry run leaves nothing for a recipe; use `salsa {command}` for it", step.name);
+            }
             let config = (step.planned.config.clone(), step.planned.places.clone());
             let work = || (step.planned.work)(context);
             let outcome =

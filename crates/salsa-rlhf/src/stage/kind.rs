@@ -71,6 +71,11 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
         Ok(())
     }
 
+    /// Whether it only says what it would do, so that nothing is written and nothing is done afterwards.
+    fn only_looks(&self) -> bool {
+        false
+    }
+
     /// What an arm of a report is that this stage made, in a few words.
     fn role(&self) -> String {
         Self::NAME.to_owned()
@@ -126,6 +131,8 @@ pub enum Shown {
     Landscape,
     /// Its arms in the box; the report is about its `evaluation.json`.
     Evaluation,
+    /// Besides, a section with its scores and their rules.
+    Judgments,
 }
 
 /// What a stage leaves, and so which key names its place.
@@ -188,6 +195,8 @@ pub struct Planned {
     pub reads: Reads,
     /// Whether the work in a rehearsal ends with the memory that it needs.
     pub plans_memory: bool,
+    /// Whether it only says what it would do.
+    pub only_looks: bool,
     /// Checks whether what it reads fits together.
     pub check_inputs: Box<dyn Fn() -> anyhow::Result<()>>,
     /// The work itself.
@@ -274,6 +283,7 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
     stage.check()?;
     let (config, places) = (serde_json::to_value(&stage)?, Places::of(&stage)?);
     let (reads, plans_memory) = (stage.reads(), stage.plans_memory());
+    let only_looks = stage.only_looks();
     let stage = Rc::new(stage);
     let checked = stage.clone();
     let check_inputs = Box::new(move || checked.check_inputs());
@@ -288,5 +298,5 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
             stage.run(&context.on(opened.device))
         })
     });
-    Ok(Planned { inputs: places.paths(&config), config, places, reads, plans_memory, check_inputs, work })
+    Ok(Planned { inputs: places.paths(&config), config, places, reads, plans_memory, only_looks, check_inputs, work })
 }

@@ -30,6 +30,7 @@ pub mod lifecycle;
 pub mod lines;
 pub mod memory;
 pub mod models;
+pub mod optimizer;
 pub mod reads;
 pub mod rl;
 pub mod rollout;

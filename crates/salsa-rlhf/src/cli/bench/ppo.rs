@@ -8,9 +8,13 @@ use serde_json::json;
 
 use super::{PpoWork, models, random_tokens};
 use crate::stage::{
-    rl::ppo::{
-        PpoConfig, advantages,
-        learner::{Learner, Lesson, Rates},
+    optimizer::OptimizerArguments,
+    rl::{
+        arguments::SamplingArguments,
+        ppo::{
+            PpoConfig, advantages,
+            learner::{Learner, Lesson, Rates},
+        },
     },
     rollout::Rollouts,
 };
@@ -54,13 +58,16 @@ pub(super) fn update(work: &PpoWork, device: &Device) -> anyhow::Result<()> {
 impl Models {
     fn new(work: &PpoWork, spec: &ModelSpec, device: &Device) -> anyhow::Result<Models> {
         let config = PpoConfig {
-            batch_size: work.batch,
+            sampling: SamplingArguments {
+                batch_size: work.batch,
+                response_length: work.response,
+                temperature: 1.0,
+                ..SamplingArguments::default()
+            },
             num_ppo_epochs: work.epochs,
             // TRL's default; passes add up to the same step.
             per_device_train_batch_size: 8,
-            temperature: 1.0,
-            response_length: work.response,
-            max_grad_norm: 0.0,
+            optimizer: OptimizerArguments { max_grad_norm: 0.0, ..OptimizerArguments::default() },
             gradient_checkpointing: work.shape.gradient_checkpointing.into(),
             ..PpoConfig::default()
         };
@@ -87,7 +94,7 @@ impl Models {
         Ok(Models {
             reward_model: Model::on(base.clone(), Head::Scalar, &lora, &score)?,
             reference: Model::on(base, Head::LanguageModel, &soup, &soup.init(spec, 3))?,
-            learner: Learner { policy, critic: Some(critic), adamw: config.adamw() },
+            learner: Learner { policy, critic: Some(critic), adamw: config.optimizer.adamw() },
             config,
         })
     }
@@ -113,8 +120,8 @@ impl Models {
         let old_values = rollouts.values_of(self.learner.critic(), &slots);
         let scored = start.elapsed().as_secs_f64();
 
-        let kls = kls(self.config.estimator(), &rollouts.logprobs, &reference);
-        let rewards = advantages::rewards(&self.config, self.config.kl_coef, &rollouts, &scores, &kls, &slots);
+        let kls = kls(self.config.penalty.estimator(), &rollouts.logprobs, &reference);
+        let rewards = advantages::rewards(&self.config, self.config.penalty.kl_coef, &rollouts, &scores, &kls, &slots);
         let (advantages, returns) = advantages::estimate(&self.config, &rewards, &old_values, &slots, &rollouts);
         let lesson = Lesson {
             rollouts: &rollouts,

@@ -84,6 +84,15 @@ impl Passes {
         }
     }
 
+    /// A forward pass over sequences of these lengths, and one that also ranks the tokens at every place.
+    pub fn rank(&self, model: Passed<'_>, lengths: &[u64]) {
+        self.forward(model, lengths);
+        let (batch, query) = model.asked(lengths);
+        if self.gpu.is_none() && batch.rows() > 0 {
+            Transformer::planned(model.spec, model.lora, &self.cpu).rank(&batch, &query, 1);
+        }
+    }
+
     /// A training pass over sequences of these lengths; `reference` is a model that the loss asks about them.
     pub fn train(&self, model: Passed<'_>, reference: Option<Passed<'_>>, knobs: &Knobs, lengths: &[u64]) {
         let tokens = lengths.iter().sum();

@@ -172,7 +172,7 @@ fn optimizer_step(
     if !tally.get("loss").is_some_and(f64::is_finite) {
         bail!("the loss is not finite; {REMEDY}");
     }
-    let norm = model.adamw_step(&arguments.adamw(), learning_rate).context(REMEDY)?;
+    let norm = model.adamw_step(&arguments.optimizer.adamw(), learning_rate).context(REMEDY)?;
     tally.mean("grad_norm", norm, 1.0);
     Ok(tally)
 }
