@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -52,6 +53,55 @@ stages:
 TOKENS = [b"9223372036854775807", b"18446744073709551615", b"-1", b"0", b"1e999", b"NaN", b"null", b"[]", b"{}", b'"', b"'",
           b"\\ud800", b"\xff", b"\x00", b"../", b"{{", b"}}", b"{%", b"%}", b"${vars.a}", b"*99999999", b"**9", b"|", b"~",
           b"[" * 500, b"(" * 500, b"+1" * 5000, b".a" * 5000, b"&a", b"*a", b"\n"]
+
+
+# What a template can be made of that asks for much work or much memory.
+ATOMS = ["[0]*100000000", "(0,)*1000000", "'x'*99999999", "'é'*3000000", "range(99999)", "range(10**9)", "messages",
+         "messages[0].content", "ns.s", "ns.l", "{'a': [0]*10**8}", "[[0]*10000]*10000", "2**126", "1e308", "'%99999999d'",
+         "'{:>99999999}'", "'{0}'*9999", "['xy'*999]*99999", "messages*99999", "messages[0]", "none", "x", "''", "0", "-1", "7",
+         "9223372036854775807", "'a b '*99999", "'\\n'*999999", "'%s'*9999", "[ns.l]", "{ns.s: ns.l}", "loop", "f", "namespace"]
+OPERATORS = ["~", "+", "*", "%", "in", "not in", "==", "!=", "<", ">=", "and", "or", "//", "**", "-", "/", "if x else"]
+FILTERS = ["tojson", "tojson(indent=EXPR)", "join(EXPR)", "join", "indent(EXPR)", "indent(EXPR, true, true)", "center(EXPR)",
+           "replace(EXPR, EXPR)", "replace('', EXPR)", "list", "sort", "unique|list", "reverse", "string", "upper", "title", "length",
+           "format(EXPR)", "batch(EXPR)|list", "slice(EXPR)|list", "map('string')|join", "map(attribute=EXPR)|list", "first", "last",
+           "select('eq', EXPR)|list", "groupby(EXPR)", "sum", "max", "min", "dictsort", "items|list", "int", "float", "round(EXPR)",
+           "default(EXPR)", "trim(EXPR)", "escape", "attr(EXPR)", "sort(attribute=EXPR)", "map('center', EXPR)|list", "abs", "d(EXPR, true)"]
+METHODS = ["split(EXPR)", "rsplit(EXPR, EXPR)", "split()", "replace(EXPR, EXPR)", "replace('', EXPR)", "ljust(EXPR)", "center(EXPR, EXPR)",
+           "zfill(EXPR)", "join(EXPR)", "count(EXPR)", "find(EXPR)", "format(EXPR, EXPR)", "format_map(EXPR)", "expandtabs(EXPR)",
+           "translate(EXPR)", "splitlines(true)", "strip(EXPR)", "startswith(EXPR)", "partition(EXPR)", "index(EXPR)", "items()", "keys()",
+           "get(EXPR)", "title()", "casefold()", "upper()", "isprintable()", "x", "copy()"]
+STATEMENTS = ["{{ EXPR }}", "{% set ns.s = EXPR %}", "{% set ns.l = [ns.l, EXPR] %}", "{% set ns.s = ns.s ~ ns.s %}", "{% set x = EXPR %}",
+              "{% for i in EXPR %}BODY{% endfor %}", "{% for i in range(EXPR) %}BODY{% endfor %}", "{% if EXPR %}BODY{% else %}BODY{% endif %}",
+              "{% set x %}BODY{% endset %}", "{% filter upper %}BODY{% endfilter %}", "{% macro f(a=EXPR) %}BODY{{ f(a) }}{% endmacro %}",
+              "{{ f(EXPR) }}", "{% set x, y = EXPR %}", "{% call(z) f(EXPR) %}BODY{% endcall %}", "{{ dict(EXPR, a=EXPR) }}",
+              "{{ raise_exception(EXPR) }}", "{{ strftime_now(EXPR) }}", "{% for a, b in EXPR recursive %}{{ loop(EXPR) }}{% endfor %}",
+              "{% generation %}BODY{% endgeneration %}", "{% set ns.l = ns.l + ns.l %}", "{% for i in range(9999) %}BODY{% endfor %}"]
+
+
+def nasty(rng, depth=0):
+    """An expression without regard for what it costs."""
+    again = lambda text: re.sub("EXPR", lambda _: nasty(rng, depth + 1), text)
+    how = rng.randrange(8) if depth < 4 else 0
+    if how < 3:
+        return rng.choice(ATOMS)
+    if how < 5:
+        return f"({nasty(rng, depth + 1)} {rng.choice(OPERATORS)} {nasty(rng, depth + 1)})"
+    if how < 6:
+        return f"({nasty(rng, depth + 1)}|{again(rng.choice(FILTERS))})"
+    if how < 7:
+        return f"({nasty(rng, depth + 1)}).{again(rng.choice(METHODS))}"
+    parts = [nasty(rng, depth + 1) if rng.random() < 0.5 else "" for _ in range(rng.choice((1, 2, 3)))]
+    return f"({nasty(rng, depth + 1)})[{':'.join(parts) or '0'}]"
+
+
+def statements(rng, depth=0):
+    """A template of such expressions."""
+    out = ""
+    for _ in range(rng.choice((1, 2, 3))):
+        statement = rng.choice(STATEMENTS) if depth < 3 else "{{ EXPR }}"
+        statement = re.sub("EXPR", lambda _: nasty(rng), statement)
+        out += re.sub("BODY", lambda _: statements(rng, depth + 1), statement)
+    return out
 
 
 def limits():
@@ -153,6 +203,7 @@ def seeds(salsa, folder):
         (folder / "talk.jsonl").write_text(json.dumps(RECORDS[3]) + "\n")
         command = ["inspect", "../talk.jsonl", "--model", "../base", "--chat-template", "FILE"]
         cases["template"].append((f"t{number}.jinja", source.encode(), command))
+        cases["nasty"] = [("nasty.jinja", None, command)]
     cases["recipe"].append(("r.yaml", RECIPE.encode(), ["run", "FILE", "--check"]))
     for kind, names in [("checkpoint", ("config.json", "model.safetensors")),
                         ("tokenizer", ("tokenizer.json", "tokenizer_config.json"))]:
@@ -204,7 +255,9 @@ def mutate(salsa, folder, keep, rng, count, jobs):
         for number in range(count):
             kind = kinds[number % len(kinds)]
             case = rng.choice(cases[kind])
-            work.append(pool.submit(one, salsa, folder, keep, number, kind, case, changed(rng, case[1])))
+            begin = "{% set ns = namespace(s='ab', l=[1]) %}"
+            data = (begin + statements(rng)).encode() if kind == "nasty" else changed(rng, case[1])
+            work.append(pool.submit(one, salsa, folder, keep, number, kind, case, data))
         for done in concurrent.futures.as_completed(work):
             kind, fault = done.result()
             totals[kind, "files"] += 1

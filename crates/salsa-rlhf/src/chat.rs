@@ -1,15 +1,22 @@
 //! Conversations to text and tokens, through the model's own chat template.
 
+mod arguments;
 mod choice;
 mod conversation;
 mod environment;
+mod filters;
 mod json;
+mod methods;
 pub mod named;
 mod nesting;
-mod python;
+mod operators;
+mod printf;
+mod rewrite;
 mod spans;
 #[cfg(test)]
 mod tests;
+mod text;
+mod views;
 
 use std::ops::Range;
 use std::path::Path;

@@ -2,6 +2,7 @@
 
 mod bytes;
 mod declared;
+mod guarded;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,6 +18,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{AddedToken, Encoding};
 
 use self::declared::{Declarations, Declared};
+use self::guarded::{Guarded, Specials};
 use crate::{atomic, input};
 
 /// The spelling of the special tokens, as `tokenizer_config.json` has them.
@@ -58,7 +60,7 @@ const BELONG: &str = "they do not belong together; take the tokenizer files that
 /// A tokenizer.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Guarded,
     names: SpecialTokenNames,
     vocab_size: usize,
     /// One more than the largest id of `tokenizer.json` itself.
@@ -166,7 +168,7 @@ impl Tokenizer {
 
     /// The tokens beside the model's own vocabulary, by id.
     fn added_tokens(&self) -> BTreeMap<u32, AddedToken> {
-        self.inner.get_added_tokens_decoder().into_iter().collect()
+        self.inner.added_tokens()
     }
 
     /// A tokenizer from a `tokenizer.json` alone; it knows no names of special tokens.
@@ -175,8 +177,8 @@ impl Tokenizer {
     /// When the file cannot be read or is no tokenizer; names it.
     pub fn from_file(path: &Path) -> Result<Tokenizer> {
         let bytes = input::read(path)?;
-        let inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| anyhow!("{} is no valid tokenizer.json: {e}", path.display()))?;
+        let inner =
+            Guarded::from_json(&bytes).map_err(|e| anyhow!("{} is no valid tokenizer.json: {e}", path.display()))?;
         Tokenizer::wrap(inner).with_context(|| format!("in {}", path.display()))
     }
 
@@ -203,7 +205,6 @@ impl Tokenizer {
         if let Some(bad) = special_tokens.iter().enumerate().find_map(|(i, t)| twice((i, t)).then_some(t)) {
             bail!("the special token {bad:?} is empty or given twice");
         }
-        let failed = |e: tokenizers::Error| anyhow!("cannot train the tokenizer: {e}");
         let mut trainer: TrainerWrapper = BpeTrainer::builder()
             .vocab_size(vocab_size)
             .show_progress(false)
@@ -217,8 +218,7 @@ impl Tokenizer {
             ByteLevel::new(false, false, true).into(),
         ])));
         inner.with_decoder(Some(ByteLevel::default()));
-        inner.train(&mut trainer, texts).map_err(failed)?;
-        Tokenizer::wrap(inner)
+        Tokenizer::wrap(Guarded::trained(inner, &mut trainer, texts).context("cannot train the tokenizer")?)
     }
 
     /// Writes `tokenizer.json`, `tokenizer_config.json` and, with a template, `chat_template.jinja`, for transformers 4
@@ -239,7 +239,7 @@ impl Tokenizer {
             config["chat_template"] = json!(template);
             atomic::write(&dir.join("chat_template.jinja"), template.as_bytes())?;
         }
-        let text = self.inner.to_string(true).map_err(|e| anyhow!("cannot write the tokenizer: {e}"))?;
+        let text = self.inner.json().context("cannot write the tokenizer")?;
         atomic::write(&dir.join("tokenizer.json"), text.as_bytes())?;
         atomic::write(&dir.join("tokenizer_config.json"), format!("{config:#}\n").as_bytes())
     }
@@ -249,7 +249,7 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer cannot spell the text (some have no token for unknown characters).
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self.encoding(text, false)?.get_ids().to_vec())
+        Ok(self.encoding(text, Specials::Omit)?.get_ids().to_vec())
     }
 
     /// The tokens of `text` where it follows `before`, none added.
@@ -274,7 +274,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.encoding(text, true)?.get_ids().to_vec();
+        let mut ids = self.encoding(text, Specials::Add)?.get_ids().to_vec();
         if let [first, second, ..] = ids[..]
             && first == second
             && Some(first) == self.bos()
@@ -289,7 +289,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_spans(&self, text: &str, spans: &[Range<usize>]) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
-        let encoding = self.encoding(text, false)?;
+        let encoding = self.encoding(text, Specials::Omit)?;
         let offsets = encoding.get_offsets();
         let ranges = spans.iter().map(|span| tokens_of(span, offsets)).collect();
         Ok((encoding.get_ids().to_vec(), ranges))
@@ -300,7 +300,7 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| anyhow!("cannot decode tokens: {e}"))
+        self.inner.decode(ids, Specials::Omit).map_err(|e| anyhow!("cannot decode tokens: {e}"))
     }
 
     /// The text of tokens, special tokens spelled out.
@@ -308,7 +308,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::decode`].
     pub fn decode_with_special(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, false).map_err(|e| anyhow!("cannot decode tokens: {e}"))
+        self.inner.decode(ids, Specials::Add).map_err(|e| anyhow!("cannot decode tokens: {e}"))
     }
 
     /// The bytes that a token stands for where other text goes before it: a part of a character, or a word with its space.
@@ -357,20 +357,16 @@ impl Tokenizer {
         self.names.pad.as_deref().and_then(|name| self.token_to_id(name))
     }
 
-    fn wrap(mut inner: tokenizers::Tokenizer) -> Result<Tokenizer> {
-        // A saved tokenizer may carry the truncation and padding of its last training run.
-        inner.with_truncation(None).map_err(|e| anyhow!("{e}"))?;
-        inner.with_padding(None);
-        let largest = inner.get_vocab(true).into_values().max();
-        let vocab_size = largest.ok_or_else(|| anyhow!("the tokenizer has no tokens"))? as usize + 1;
+    fn wrap(inner: Guarded) -> Result<Tokenizer> {
+        let vocab_size = inner.largest_id()?.ok_or_else(|| anyhow!("the tokenizer has no tokens"))? as usize + 1;
         ensure!(vocab_size <= MOST_IDS, "the tokenizer has the id {}: the file is damaged", vocab_size - 1);
         let names = SpecialTokenNames::default();
         Ok(Tokenizer { inner, names, vocab_size, own_size: vocab_size, embeddings: None })
     }
 
-    fn encoding(&self, text: &str, add_special_tokens: bool) -> Result<Encoding> {
+    fn encoding(&self, text: &str, specials: Specials) -> Result<Encoding> {
         let start = || text.chars().take(40).collect::<String>();
-        let encoding = self.inner.encode(text, add_special_tokens);
+        let encoding = self.inner.encode(text, specials);
         let encoding =
             encoding.map_err(|e| anyhow!("the tokenizer cannot encode the text beginning {:?}: {e}", start()))?;
         let rows = self.embeddings.unwrap_or(usize::MAX);

@@ -57,7 +57,11 @@ fn stdout(output: &Output) -> &str {
 fn help_and_version_are_data() {
     let place = Place::new();
     let version = place.salsa("--version");
-    assert_eq!(stdout(&version), format!("salsa {}\n", env!("CARGO_PKG_VERSION")));
+    let lines: Vec<&str> = stdout(&version).lines().collect();
+    assert!(lines[0].starts_with(concat!("salsa ", env!("CARGO_PKG_VERSION"), " (")), "{lines:?}");
+    assert!(lines[1].starts_with("target: ") && lines[2].starts_with("kernels: ") && lines[2].contains("scalar"));
+    // The same words in other orders, so that scripts may use either.
+    assert_eq!(stdout(&place.salsa("-V")), stdout(&version));
     let help = place.salsa("--help");
     assert!(stdout(&help).contains("pretrain") && help.stderr.is_empty());
     for line in ["sft --help", "sft --seed 1 --help", "help sft"] {
@@ -69,6 +73,47 @@ fn help_and_version_are_data() {
             "{line}: {text}"
         );
     }
+}
+
+#[test]
+fn completions_know_commands_keys_and_choices() {
+    let place = Place::new();
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = place.salsa(&format!("completions {shell}"));
+        let text = stdout(&script);
+        for part in ["quickstart", "learning_rate", "reference.kind", "config"] {
+            assert!(text.contains(part), "{shell}: {part}");
+        }
+    }
+    // Bash reads the script, and completes with what it defines.
+    std::fs::write(place.path("salsa.bash"), stdout(&place.salsa("completions bash"))).unwrap();
+    let ask = "source salsa.bash; COMP_WORDS=(salsa ppo --kl_co); COMP_CWORD=2; _salsa salsa --kl_co ppo; echo ${COMPREPLY[@]}";
+    match Command::new("bash").args(["-c", ask]).current_dir(place.path(".")).output() {
+        Ok(said) => assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), "--kl_coef", "{said:?}"),
+        Err(error) => eprintln!("no bash, its completion is not tried: {error}"),
+    }
+    let unknown = place.salsa("completions tcsh");
+    assert_eq!(unknown.status.code(), Some(2));
+}
+
+#[test]
+fn manual_pages_are_text_or_files() {
+    let place = Place::new();
+    let page = place.salsa("man ppo");
+    assert!(
+        stdout(&page).contains(".TH SALSA\\-PPO 1") || stdout(&page).contains(".TH SALSA-PPO 1"),
+        "{}",
+        stdout(&page)
+    );
+    assert!(stdout(&page).contains("kl_coef"));
+    stdout(&place.salsa("man --output pages"));
+    for name in ["salsa.1", "salsa-sft.1", "salsa-eval-winrate.1", "salsa-completions.1"] {
+        let page = std::fs::read_to_string(place.path(&format!("pages/{name}"))).unwrap();
+        assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{name}: {page}");
+    }
+    let unknown = place.salsa("man spo");
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("ppo"));
 }
 
 #[test]

@@ -173,7 +173,8 @@ fn slow_clients_are_cut_off() {
     assert!(began.elapsed() < Duration::from_secs(30), "they were cut off after {:?}", began.elapsed());
 
     // An answer of tens of megabytes that nobody takes: the connection is closed while the client still holds it.
-    let much = json!({"prompt": "Hello", "max_tokens": 180, "n": 64, "logprobs": 20, "ignore_eos": true, "stream": true});
+    let much =
+        json!({"prompt": "Hello", "max_tokens": 180, "n": 64, "logprobs": 20, "ignore_eos": true, "stream": true});
     let mut held = server.connect();
     held.write_all(&post(TEXT, "", much.to_string().as_bytes())).unwrap();
     let began = Instant::now();

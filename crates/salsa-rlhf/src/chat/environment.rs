@@ -6,10 +6,10 @@ use std::ops::Range;
 
 use anyhow::{Context, Result, anyhow, bail};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde};
+use minijinja::value::{Kwargs, Rest, Serde};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
-use super::{GenerationPrompt, Message, TemplateArguments, json, nesting, python};
+use super::{GenerationPrompt, Message, TemplateArguments, filters, methods, nesting, operators, rewrite, text, views};
 use crate::tokenizer::SpecialTokenNames;
 
 const NAME: &str = "chat_template";
@@ -23,7 +23,7 @@ const FIXED_DATE: i64 = 1_721_952_000;
 const LITTLE_FUEL: u64 = 3_000;
 
 /// What a longer conversation may use, on a stack of its own.
-const MUCH_FUEL: u64 = 1_000_000;
+const MUCH_FUEL: u64 = 2_000_000;
 
 /// Room for values nested as deep as [`MUCH_FUEL`] lasts; the system gives what is used.
 const LARGE_STACK: usize = 1 << 30;
@@ -57,20 +57,28 @@ impl Rendering {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         let syntax = syntax.expect("the default delimiters are valid");
         nesting::check(&runnable, &syntax)?;
-        environment.set_syntax(syntax);
+        environment.set_syntax(rewrite::syntax());
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(python::method);
-        environment.set_formatter(python::write_value);
+        environment.set_unknown_method_callback(methods::method);
+        environment.set_formatter(text::write_value);
+        environment.remove_global("debug");
+        environment.add_function("range", views::range);
+        environment.add_global("dict", Value::from_object(views::Dict));
+        environment.add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.0));
+        environment.add_function("joiner", minijinja_contrib::globals::joiner);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_function("__generation", generation);
-        environment.add_filter("tojson", json::tojson);
-        environment.add_filter("string", python::string);
-        environment.add_filter("center", python::center);
+        operators::add_to(&mut environment);
+        filters::add_to(&mut environment);
         // The parser calls itself for every level of nesting, of which `nesting` leaves some thousands.
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(LARGE_STACK);
-            let thread = thread.spawn_scoped(scope, || environment.add_template_owned(NAME, runnable));
+            let compile = || {
+                let rewritten = rewrite::rewrite(&runnable, NAME, syntax)?;
+                environment.add_template_owned(NAME, rewritten)
+            };
+            let thread = thread.spawn_scoped(scope, compile);
             let thread = thread.context("cannot start a thread to compile a chat template")?;
             anyhow::Ok(thread.join().map_err(|_| anyhow!("the chat template cannot be compiled"))?)
         })?
@@ -192,28 +200,39 @@ impl Rendering {
     }
 }
 
-/// `{% generation %}` is no Jinja; a call block does the same, with the same white space control.
+/// `{% generation %}` is no Jinja; a call block does the same, with the same white space control. What `{% raw %}` encloses
+/// stays as it is, and so does the end of line behind it, which MiniJinja would take away.
 fn generation_as_call(source: &str) -> (String, bool) {
-    let (mut out, mut found, mut rest) = (String::with_capacity(source.len()), false, source);
+    let (mut out, mut found, mut rest, mut is_raw) = (String::with_capacity(source.len()), false, source, false);
     while let Some(start) = rest.find("{%") {
         let Some(length) = rest[start + 2..].find("%}") else { break };
         let inner = &rest[start + 2..start + 2 + length];
+        let behind = &rest[start + 2 + length + 2..];
         let word = inner.trim_matches(['-', '+', ' ', '\t', '\r', '\n']);
         let (before, after) = (inner.starts_with(['-', '+']), inner.ends_with(['-', '+']));
         let replacement = match word {
+            "endraw" => {
+                is_raw = false;
+                None
+            }
+            _ if is_raw => None,
+            "raw" => {
+                is_raw = true;
+                (!after && behind.starts_with('\n')).then_some("raw")
+            }
             "generation" => Some("call __generation()"),
             "endgeneration" => Some("endcall"),
             _ => None,
         };
         out.push_str(&rest[..start]);
         if let Some(statement) = replacement {
-            found = true;
+            found |= word == "generation";
             out.push_str("{%");
             out.push_str(if before { &inner[..1] } else { "" });
             out.push_str(&format!(" {statement} "));
             out.push_str(if after { &inner[inner.len() - 1..] } else { "" });
-            out.push_str("%}");
-            rest = &rest[start + 2 + length + 2..];
+            out.push_str(if statement == "raw" { "%}\n" } else { "%}" });
+            rest = behind;
         } else {
             out.push_str("{%");
             rest = &rest[start + 2..];
@@ -252,21 +271,22 @@ fn generation(state: &mut State, options: Kwargs) -> Result<Value, Error> {
     })
 }
 
-fn raise_exception(message: String) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message))
+fn raise_exception(state: &State, message: Value) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, text::text(state, &message)?))
 }
 
 /// The date in templates that ask for it. The clock is not read: what a model learns would depend on the day, and a run
 /// resumed after midnight would learn something else. It is the date that Llama's templates fall back to, 26 July 2024,
 /// unless `SOURCE_DATE_EPOCH` (seconds since 1970, taken as UTC) gives another.
-fn strftime_now(format: String) -> Result<String, Error> {
+fn strftime_now(format: Value) -> Result<String, Error> {
+    let format = format.as_str().ok_or_else(|| text::invalid("strftime_now: the format is no text"))?;
     let failed = |e: String| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}"));
     let seconds = match std::env::var("SOURCE_DATE_EPOCH") {
         Err(_) => FIXED_DATE,
         Ok(seconds) => seconds.parse().map_err(|_| failed(format!("SOURCE_DATE_EPOCH is {seconds:?}, no number")))?,
     };
     let time = jiff::Timestamp::from_second(seconds).map_err(|e| failed(e.to_string()))?;
-    jiff::fmt::strtime::format(&format, &time.to_zoned(jiff::tz::TimeZone::UTC)).map_err(|e| failed(e.to_string()))
+    jiff::fmt::strtime::format(format, &time.to_zoned(jiff::tz::TimeZone::UTC)).map_err(|e| failed(e.to_string()))
 }
 
 /// What a template error says, with the line.

@@ -3,7 +3,9 @@
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, State, Value};
 
-use super::python::{charge, invalid};
+use super::text::{charge, invalid, number, undefined};
+use super::views::{Range, View};
+use super::{filters, operators};
 
 /// Deeper than anything that is written as JSON, and far from the end of the stack.
 const DEEPEST: usize = 100;
@@ -60,6 +62,21 @@ pub(super) fn tojson(
     Ok(writer.out)
 }
 
+/// Lists and tuples; ranges, views and generators are none.
+fn is_list(value: &Value) -> bool {
+    let is_other = value.downcast_object_ref::<Range>().is_some() || value.downcast_object_ref::<View>().is_some();
+    value.len().is_some() && !is_other
+}
+
+fn json_number(value: &Value) -> String {
+    match number(value).as_str() {
+        "nan" => "NaN".to_owned(),
+        "inf" => "Infinity".to_owned(),
+        "-inf" => "-Infinity".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
 struct Writer<'a, 'template, 'env> {
     state: &'a State<'template, 'env>,
     style: Style,
@@ -73,12 +90,14 @@ impl Writer<'_, '_, '_> {
         }
         self.state.consume_fuel(1)?;
         match value.kind() {
-            ValueKind::Undefined | ValueKind::None => self.out.push_str("null"),
+            ValueKind::None => self.out.push_str("null"),
+            ValueKind::Undefined => return Err(undefined()),
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => self.out.push_str(&value.to_string()),
+            ValueKind::Number => self.out.push_str(&json_number(value)),
             ValueKind::String => self.quote(value.as_str().unwrap_or_default())?,
             ValueKind::Map => self.mapping(value, depth)?,
-            ValueKind::Seq | ValueKind::Iterable => self.list(value, depth)?,
+            ValueKind::Seq | ValueKind::Iterable if is_list(value) => self.list(value, depth)?,
+            ValueKind::Iterable => return Err(invalid("tojson: cannot write a generator or a view; add | list")),
             other => return Err(invalid(format!("tojson: cannot write {other}"))),
         }
         Ok(())
@@ -88,12 +107,12 @@ impl Writer<'_, '_, '_> {
         let name = |key: &Value| match key.kind() {
             ValueKind::None => "null".to_owned(),
             ValueKind::Bool => key.is_true().to_string(),
+            ValueKind::Number => json_number(key),
             _ => key.to_string(),
         };
-        let mut keys: Vec<(String, Value)> = value.try_iter()?.map(|key| (name(&key), key)).collect();
-        if self.style.is_sorted {
-            keys.sort_by(|a, b| a.0.cmp(&b.0));
-        }
+        let keys = operators::items(self.state, value)?;
+        let keys = if self.style.is_sorted { filters::sorted_keys(self.state, keys)? } else { keys };
+        let keys: Vec<(String, Value)> = keys.into_iter().map(|key| (name(&key), key)).collect();
         self.out.push('{');
         for (index, (name, key)) in keys.iter().enumerate() {
             self.begin(index, depth)?;

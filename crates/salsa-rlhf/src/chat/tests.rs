@@ -343,6 +343,25 @@ fn large_values_are_refused_at_once() {
         "{{ 'a' | center(1000000000) }}",
         "{{ 'a' | indent(1000000000, true) }}",
         "{{ 'a' * 99999999 }}",
+        "{{ '' ~ [0] * 100000000 }}",
+        "{{ [0] * 100000000 ~ '' }}",
+        "{{ [0] * 100000000 in 'abc' }}",
+        "{{ [[0] * 10000] * 10000 == [[0] * 10000] * 10000 }}",
+        "{{ ([0] * 100000000)[99999999:] }}",
+        "{{ ([0] * 100000000)[99999999] }}",
+        "{{ '%s' % ([0] * 100000000) }}",
+        "{{ '%9999999999d' % 1 }}",
+        "{{ ('%40000d' * 9999) % ((1,) * 9999) }}",
+        "{{ [0] * 100000000 | title }}{{ ([0] * 100000000) | title }}",
+        "{{ ([0] * 100000000) | safe }}",
+        "{{ raise_exception([0] * 100000000) }}",
+        "{{ strftime_now([0] * 100000000) }}",
+        "{{ messages | map([0] * 100000000) | list }}",
+        "{{ 'a'.expandtabs(1000000000) ~ '\t'.expandtabs(1000000000) }}",
+        "{% set ns = namespace(l=[1]) %}{% for i in range(200) %}{% set ns.l = ns.l + ns.l %}{% endfor %}{{ ns.l | length }}",
+        "{% for x in [0] * 100000000 %}{% endfor %}",
+        "{{ {[0] * 100000000: 1} }}",
+        "{{ ('a' * 1000000).replace('', 'b' * 1000000) }}",
     ] {
         let begun = std::time::Instant::now();
         let error = template(source).render(&turns(&["a"]), GenerationPrompt::Omit).expect_err(source).to_string();
@@ -404,4 +423,27 @@ fn idioms_of_python() {
     ] {
         assert_eq!(render(source, &turns(&["a"])), expected, "{source}");
     }
+}
+
+/// What transformers makes of every idiom; `tests/idioms.py` writes the file.
+#[test]
+fn idioms_of_transformers() {
+    let mut lines = include_str!("../../tests/idioms.jsonl").lines().map(|line| serde_json::from_str(line).unwrap());
+    let context: Value = lines.next().unwrap();
+    let text_of = |value: &Value| value.as_str().unwrap().to_owned();
+    let messages = context["messages"].as_array().unwrap().iter();
+    let messages: Vec<Message> = messages.map(|m| Message::new(text_of(&m["role"]), text_of(&m["content"]))).collect();
+    let arguments: TemplateArguments = serde_json::from_value(context["arguments"].clone()).unwrap();
+    let (mut wrong, mut count) = (String::new(), 0);
+    for line in lines {
+        let (source, expected) = (text_of(&line["template"]), line["text"].as_str());
+        let found = ChatTemplate::new(&source, &names())
+            .and_then(|template| template.render_with(&messages, &arguments, GenerationPrompt::Omit));
+        if found.as_deref().ok() != expected {
+            wrong += &format!("{source}\n  expected {expected:?}\n  found    {found:?}\n");
+        }
+        count += 1;
+    }
+    assert!(count > 900, "{count} idioms");
+    assert!(wrong.is_empty(), "{} of {count}:\n{wrong}", wrong.matches("\n  found ").count());
 }

@@ -11,7 +11,7 @@ use salsa_engine::{
     backend::cuda::{self, CardInfo},
 };
 
-use super::print;
+use super::{print, version};
 use crate::stage::memory::{self, Available, available::VARIABLE};
 
 /// Nothing to say.
@@ -22,7 +22,7 @@ pub struct Arguments {}
 /// Prints one fact per line.
 pub fn main(_: &Arguments) -> anyhow::Result<()> {
     let mut facts = vec![
-        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("version", version::short()),
         ("system", format!("{} {}", env::consts::OS, env::consts::ARCH)),
         ("cpu", cpu_model().unwrap_or_else(|| "unknown".to_owned())),
         ("cpu features", cpu_features()),

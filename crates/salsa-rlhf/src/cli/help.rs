@@ -1,4 +1,5 @@
 //! What `salsa STAGE --help` says of the keys of a stage, from their schema.
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use serde_json::Value;
 
 use crate::{
@@ -17,8 +18,17 @@ const TAG: &str = "kind";
 
 /// Every key of a stage: its name, type, default and other names, and what it means.
 pub fn keys(kind: &Kind) -> String {
+    page(kind).0
+}
+
+/// The same keys as options, those of mappings dotted: for completions and manual pages.
+pub fn options(kind: &Kind) -> Vec<clap::Arg> {
+    page(kind).1
+}
+
+fn page(kind: &Kind) -> (String, Vec<clap::Arg>) {
     let (schema, defaults) = ((kind.schema)(), (kind.defaults)());
-    let mut page = Page { text: String::new(), schema: &schema, told: Vec::new() };
+    let mut page = Page { text: String::new(), options: Vec::new(), schema: &schema, told: Vec::new() };
     for key in defaults.keys() {
         let property = &schema["properties"][key];
         if let Some(heading) = property[HEADING].as_str() {
@@ -28,12 +38,13 @@ pub fn keys(kind: &Kind) -> String {
         let note = if others.is_empty() { String::new() } else { format!("[also: {}]", others.join(", ")) };
         page.key(&Key { path: key.clone(), schema: property, is_required: false, note });
     }
-    page.text
+    (page.text, page.options)
 }
 
 /// The page so far.
 struct Page<'a> {
     text: String,
+    options: Vec<clap::Arg>,
     schema: &'a Value,
     /// Types of mappings whose keys were told, and below which key.
     told: Vec<(&'a str, String)>,
@@ -73,6 +84,9 @@ impl<'a> Page<'a> {
             if let Some(choice) = form.choice() {
                 self.text += &wrapped(&format!("{choice}: {}", first_paragraph(meaning(form.schema))), 8, 10);
             }
+        }
+        if !dashes.is_empty() {
+            self.options.push(option(path, &forms, key.schema));
         }
         self.below(&key.path, &forms);
     }
@@ -152,6 +166,12 @@ impl<'a> Form<'a> {
         self.schema["const"].as_str().or_else(|| self.tag())
     }
 
+    /// The choice that this is, with what it means.
+    fn possible(&self) -> Option<PossibleValue> {
+        let help = first_paragraph(meaning(self.schema)).replace('\n', " ");
+        self.choice().map(|choice| PossibleValue::new(choice.to_owned()).help(help))
+    }
+
     /// In a word, what is written. Other spellings of a choice go without saying.
     fn word(&self) -> Option<&'a str> {
         let is = |kind: &str| match &self.schema["type"] {
@@ -182,6 +202,20 @@ fn values(forms: &[Form<'_>]) -> String {
     }
     let all = words.join("|");
     if all.len() > LONGEST { "choice".to_owned() } else { all }
+}
+
+/// A key as an option. Its choices are those that can be listed: a key that also takes other values has none.
+fn option(path: String, forms: &[Form<'_>], schema: &Value) -> clap::Arg {
+    let choices: Option<Vec<PossibleValue>> = forms.iter().map(Form::possible).collect::<Option<Vec<_>>>();
+    let option = clap::Arg::new(path.clone()).long(path).value_name(values(forms));
+    let option = option.help(first_paragraph(meaning(schema)).replace('\n', " "));
+    match choices {
+        Some(choices) => option.value_parser(PossibleValuesParser::new(choices)),
+        None if forms.iter().any(|form| form.schema.get(paths::INPUT).is_some()) => {
+            option.value_hint(clap::ValueHint::AnyPath)
+        }
+        None => option,
+    }
 }
 
 const REQUIRED: &str = "[required]";

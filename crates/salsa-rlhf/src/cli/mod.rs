@@ -22,11 +22,13 @@ use crate::{
 
 mod bench;
 mod chat;
+mod completions;
 mod doctor;
 mod flags;
 mod help;
 mod init;
 mod inspect;
+mod man;
 mod merge;
 mod next;
 mod quickstart;
@@ -37,10 +39,11 @@ mod serve;
 mod soup;
 mod stage;
 mod study;
+mod version;
 
 /// RLHF in one program, with a model soup as the KL reference.
 #[derive(Parser)]
-#[command(name = "salsa", version, max_term_width = 110, arg_required_else_help = true)]
+#[command(name = "salsa", version = version::short(), max_term_width = 110, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -72,6 +75,10 @@ enum Command {
     Bench(bench::Arguments),
     /// What this machine offers: CPU features, kernels, threads, memory, writable paths.
     Doctor(doctor::Arguments),
+    /// The script by which a shell completes commands, options and keys.
+    Completions(completions::Arguments),
+    /// Manual pages.
+    Man(man::Arguments),
 }
 
 /// Runs the program with the arguments of the process.
@@ -176,6 +183,8 @@ fn dispatch(asked: Asked) -> anyhow::Result<()> {
         Command::Inspect(arguments) => inspect::main(&arguments),
         Command::Bench(arguments) => bench::main(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
+        Command::Completions(arguments) => completions::main(&arguments),
+        Command::Man(arguments) => man::main(&arguments),
     }
 }
 
@@ -203,11 +212,27 @@ fn with_keys(command: clap::Command, kind: &Kind, words: &[&str]) -> clap::Comma
     }
 }
 
+/// The commands, the keys of each stage as options.
+fn with_options() -> clap::Command {
+    STAGES.iter().fold(cli(), |cli, kind| with_options_of(cli, kind, kind.command))
+}
+
+fn with_options_of(command: clap::Command, kind: &Kind, words: &[&str]) -> clap::Command {
+    match words {
+        [] => stage::with_options(command, kind),
+        [name, rest @ ..] => command.mut_subcommand(name, |command| with_options_of(command, kind, rest)),
+    }
+}
+
 /// Help and version go to stdout; a mistake becomes one line.
 fn not_parsed(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+        ErrorKind::DisplayVersion => {
+            let _ = print(&version::text());
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelp => {
             let _ = print(&text);
             ExitCode::SUCCESS
         }

@@ -3,7 +3,11 @@ use std::path::Path;
 
 use clap::ArgMatches;
 
-use super::{flags::Flags, help::keys, next, print, soup};
+use super::{
+    flags::Flags,
+    help::{keys, options},
+    next, print, soup,
+};
 use crate::{
     config::Usage,
     stage::{
@@ -26,6 +30,13 @@ pub fn command(kind: &Kind, name: &'static str) -> clap::Command {
     let words = clap::Arg::new(ARGUMENTS).value_name(value).help(help);
     let words = words.num_args(0..).trailing_var_arg(true).allow_hyphen_values(true);
     clap::Command::new(name).about(kind.about).arg(words)
+}
+
+/// The command with `--config` and its keys as options of clap, which [`Flags`] reads otherwise.
+pub fn with_options(command: clap::Command, kind: &Kind) -> clap::Command {
+    let config = clap::Arg::new("config").long("config").value_name("FILE").value_hint(clap::ValueHint::FilePath);
+    let config = config.help("File of keys and values, in YAML; flags win over it.");
+    command.arg(config).args(options(kind)).after_help(format!("Example:\n  {}", kind.example()))
 }
 
 /// The words behind the command of a stage.

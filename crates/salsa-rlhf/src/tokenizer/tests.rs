@@ -49,7 +49,7 @@ fn training_is_a_function_of_the_texts() {
     let train = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let tokenizer = pool.install(|| Tokenizer::train_bpe(texts.iter().cloned(), 700, &["<|end|>"])).unwrap();
-        tokenizer.inner.to_string(true).unwrap()
+        tokenizer.inner.json().unwrap()
     };
     let first = train(1);
     for round in 0..8 {
@@ -110,6 +110,32 @@ fn refusals() {
     assert!(error.contains("name the special token \"</s>\", which tokenizer.json does not have"), "{error}");
 }
 
+/// Found by mutation: the library panics at these.
+#[test]
+fn damaged_files_are_errors_and_no_panics() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = trained().inner.json().unwrap();
+    let with = |section: &str, text: &str| {
+        let start = whole.find(&format!("\"{section}\":")).unwrap();
+        format!("{}\"{section}\": {text},{}", &whole[..start], &whole[start..].split_once('\n').unwrap().1)
+    };
+    for (text, part) in [
+        (with("decoder", "{x"), "key must be a string at line"),
+        (with("decoder", "{\"type\": tru }"), "expected ident at line"),
+        (with("decoder", "{\"type\": \"\\ud800\"}"), "at line"),
+        (
+            with("normalizer", "{\"type\": \"Precompiled\", \"precompiled_charsmap\": \"AA==\"}"),
+            "damaged or of an unknown kind",
+        ),
+        (whole.replacen("\"id\": 0", "\"id\": 99999999999999999999", 1), "tokenizer.json is no valid"),
+        (whole[..whole.len() / 2].to_owned(), "at line"),
+    ] {
+        std::fs::write(dir.path().join("tokenizer.json"), text).unwrap();
+        let error = format!("{:#}", Tokenizer::from_dir(dir.path()).unwrap_err());
+        assert!(error.contains("tokenizer.json is no valid tokenizer.json: ") && error.contains(part), "{error}");
+    }
+}
+
 /// A tokenizer whose post-processor puts `<s>` first, as Llama's does.
 fn with_bos() -> Tokenizer {
     let mut tokenizer = Tokenizer::train_bpe(corpus(4), 300, &["<s>"]).unwrap();
@@ -119,7 +145,7 @@ fn with_bos() -> Tokenizer {
         .special_tokens(vec![("<s>", 0)])
         .build()
         .unwrap();
-    tokenizer.inner.with_post_processor(Some(template));
+    tokenizer.inner.library().with_post_processor(Some(template));
     tokenizer.names.bos = Some("<s>".into());
     tokenizer
 }
@@ -192,7 +218,7 @@ fn training_on_real_text_is_a_function_of_the_text() {
     };
     let train = || {
         let texts = play[..200_000].split("\n\n").map(str::to_string).collect::<Vec<_>>();
-        Tokenizer::train_bpe(texts.into_iter(), 2000, &["<|end|>"]).unwrap().inner.to_string(false).unwrap()
+        Tokenizer::train_bpe(texts.into_iter(), 2000, &["<|end|>"]).unwrap().inner.json().unwrap()
     };
     let first = train();
     for _ in 0..3 {
@@ -212,7 +238,7 @@ fn ties_are_not_broken_by_chance() {
             ['a', 'b', 'c', ' ', 'a'][(x % 5) as usize]
         };
         let texts: Vec<String> = (0..20).map(|_| (0..40).map(|_| letter()).collect()).collect();
-        let train = || Tokenizer::train_bpe(texts.iter().cloned(), 340, &[]).unwrap().inner.to_string(false).unwrap();
+        let train = || Tokenizer::train_bpe(texts.iter().cloned(), 340, &[]).unwrap().inner.json().unwrap();
         let first = train();
         assert!((0..3).all(|_| train() == first), "seed {seed}");
     }

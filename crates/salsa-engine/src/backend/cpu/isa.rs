@@ -56,6 +56,15 @@ impl Isa {
         }
     }
 
+    /// Whether this build has its kernels: those of its architecture, and the scalar ones.
+    pub fn is_compiled(self) -> bool {
+        match self {
+            Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 => cfg!(target_arch = "x86_64"),
+            Isa::Neon => cfg!(target_arch = "aarch64"),
+            Isa::Scalar => true,
+        }
+    }
+
     /// All of them, fastest first.
     pub const ALL: [Isa; 6] = [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Scalar];
 
