@@ -104,3 +104,19 @@ fn the_command_line_says_what_it_sets_aside() {
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(said.contains("the recipe has no stage \"sft_a\"; did you mean \"sft-a\"?"), "{said}");
 }
+
+#[test]
+fn a_soup_of_adapters_that_is_made_anew_after_the_run_was_moved_is_the_same() {
+    let adapters = UP_TO_REWARD.replace("    seed: 11\n", "    seed: 11\n    use_peft: true\n    lora_r: 4\n");
+    let more = "  soup: {kind: soup, models: [sft-a, sft-b]}\n  dpo: {kind: dpo, model: soup, max_steps: 2, \
+                dataset: \"${stages.world}/preferences.jsonl\", use_peft: true}\n";
+    let place = Place::with(&format!("{adapters}{more}"));
+    assert!(place.path("out/soup/adapter_config.json").exists());
+    fs::create_dir(place.path("elsewhere")).unwrap();
+    fs::rename(place.path("out"), place.path("elsewhere/run")).unwrap();
+    let output = place.done(&mut place.command(&["run", "elsewhere/run/recipe.yaml", "--rerun", "soup"]));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said.matches("done before, skipped").count(), 6, "all but the soup: {said}");
+    let config = |soup: &str| place.bytes(format!("elsewhere/run/{soup}/adapter_config.json"));
+    assert_ne!(config("soup"), config(".aside/soup-1"), "the path of the base is another");
+}

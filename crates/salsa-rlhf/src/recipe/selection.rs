@@ -165,7 +165,10 @@ impl Recipe {
                     [] => String::new(),
                     readers => format!(" (--from {name}: with {}, which read it)", readers.join(", ")),
                 };
-                let what = refused.what();
+                let what = match refused {
+                    Refused::Begun { .. } => format!("{}; undo that to resume", refused.what()),
+                    _ => refused.what(),
+                };
                 anyhow::anyhow!("{what}; --rerun {name} sets it aside and makes it anew{from}, or choose another --out")
             }
         }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
-use salsa_engine::Head;
+use salsa_engine::{Head, LoraSpec};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -126,7 +126,7 @@ fn outline(step: &Step, source: &Checkpoint, head: Head, dir: &Path) -> anyhow::
     let key = if is_soup { "dtype" } else { "save_dtype" };
     let dtype = WeightType::deserialize(&config[key]).map_or(source.dtype, Dtype::from);
     let trained = trained_adapter(source, &LoraArguments::deserialize(config)?)?;
-    let lora = trained.or_else(|| source.adapter().filter(|_| is_soup).map(|adapter| adapter.lora.clone()));
+    let lora = trained.or_else(|| source.adapter().filter(|_| is_soup).map(|adapter| mean_of(&adapter.lora, config)));
     let Some(lora) = lora else {
         let options = SaveOptions { dtype, ..SaveOptions::like(source) };
         return checkpoint::outline(dir, &spec, &companions, &scores, &options);
@@ -141,6 +141,13 @@ fn outline(step: &Step, source: &Checkpoint, head: Head, dir: &Path) -> anyhow::
         scores: &scores,
     };
     save_adapter(dir, &adapter)
+}
+
+/// The shape of the mean of adapters of which the first is this one: exact, or of the rank that is asked for.
+fn mean_of(first: &LoraSpec, config: &Value) -> LoraSpec {
+    let exact = first.rank * config["models"].as_array().map_or(1, Vec::len);
+    let rank = config["svd_rank"].as_u64().map_or(exact, |rank| exact.min(rank as usize));
+    LoraSpec { rank, ..first.clone() }
 }
 
 /// A new folder among the temporary ones, which goes with all that is in it.

@@ -11,22 +11,24 @@ use crate::{config::paths::CHANGES_NO_RESULT, stage::table::STAGES};
 /// `stage.json`, not logs) are the same bytes whatever it is. `max_shard_size`, `digests` and a soup's `report` are here,
 /// since they say which files a stage leaves; `per_device_eval_batch_size`, since means are rounded batch by batch.
 const CHANGES_RESULTS: &str = "\
-    adam_beta1 adam_beta2 adam_epsilon adapters alphas anchors answers arms base_model baseline batch_size beta \
-    center_rewards_coefficient chat_template chat_template_kwargs cliprange cliprange_value comparisons \
-    completion_only_loss critic critic_learning_rate critic_warmup dataset datasets decay densities density device \
-    digests divisions dtype end eval_dataset every filter filter_wise gamma gold gradient_accumulation_steps greedy \
-    head_dim hidden_size input intermediate_size judge kind kl_coef kl_estimator kl_horizon kl_target \
-    label_smoothing lam landscape learning_rate lora_alpha lora_dropout lora_r lora_target_modules loss_type \
+    adam_beta1 adam_beta2 adam_epsilon adapters alphas anchors answer_temperature answers arms base_model baseline \
+    batch_size beta center_rewards_coefficient chat_template chat_template_kwargs cliprange cliprange_value \
+    comparisons completion_only_loss control_features critic critic_learning_rate critic_warmup dataset datasets \
+    decay densities density device df_gamed digests divisions dtype end eval_dataset every filter filter_wise gamma \
+    gold gradient_accumulation_steps greedy head_dim hidden_size input instruction_difficulty intermediate_size \
+    judge judge_model judge_path judge_settings judgments kind kl_coef kl_estimator kl_horizon kl_target \
+    label_smoothing lam landscape learning_rate limit lora_alpha lora_dropout lora_r lora_target_modules loss_type \
     lr_scheduler_type margin max_examples max_grad_norm max_iter max_length max_new_tokens max_position_embeddings \
-    max_prompt_length max_prompts max_samples max_shard_size max_steps method missing_eos_penalty mixup model \
-    model_name_or_path models name normalize normalize_scores num_attention_heads num_hidden_layers \
+    max_prompt_length max_prompts max_samples max_shard_size max_steps max_tokens method missing_eos_penalty mixup \
+    model model_name_or_path models name normalize normalize_scores num_attention_heads num_hidden_layers \
     num_key_value_heads num_mini_batches num_ppo_epochs num_return_sequences num_train_epochs nuslerp_flatten \
     nuslerp_row_wise on_overlong packing path per_device_eval_batch_size per_device_train_batch_size preferences \
-    pretrain prompts prompts_ood prompts_test prompts_train prompts_validation ref_model_name_or_path reference \
-    report resamples response_length reward_model_path rms_norm_eps rope_theta save_dtype scale score_clip \
-    score_position seed sft split start steps svd_rank t temperature text_prompts tie_margin tie_word_embeddings \
-    tokenizer_name_or_path tokenizer_source tol top_k top_p total_episodes truncation_mode use_peft use_rslora value \
-    vf_coef vocab_size warmup_ratio warmup_steps weight_decay weights whiten_rewards";
+    pretrain prompts prompts_ood prompts_test prompts_train prompts_validation protocol questions \
+    ref_model_name_or_path reference reference_answers report resamples response_length reward_model_path \
+    rms_norm_eps rope_theta save_dtype scale score_clip score_position seed sft split start steps style_control \
+    style_scale svd_rank t temperature template templates text_prompts tie_margin tie_word_embeddings \
+    tokenizer_name_or_path tokenizer_source tol top_k top_p total_episodes transport truncation_mode use_peft \
+    use_rslora value vf_coef vocab_size warmup_ratio warmup_steps weight_decay weights whiten_rewards";
 
 /// `KIND.KEY`, or `KIND.KEY.KEY` of a mapping below, of all keys on which no result depends.
 const CHANGES_NONE: &[&str] = &[
@@ -40,6 +42,15 @@ const CHANGES_NONE: &[&str] = &[
     "evaluate.samples",
     "evaluate.title",
     "generate.batch_size",
+    "judge.api_key_env",
+    "judge.api_key_file",
+    "judge.base_url",
+    "judge.batch_size",
+    "judge.concurrency",
+    "judge.dry_run",
+    "judge.max_failures",
+    "judge.max_retries",
+    "judge.timeout",
     "landscape.decode_slots",
     "logprobs.max_tokens_per_batch",
     "ppo.decode_slots",
