@@ -6,7 +6,8 @@ use minijinja::value::{Rest, Tuple, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, State, Value};
 
 use super::arguments::{Bound, bind};
-use super::methods::{capitalized, is_space, lines_of, padded, replaced};
+use super::characters::{capitalized, is_space};
+use super::methods::{lines_of, padded, replaced};
 use super::text::{charge, invalid, text, undefined};
 use super::views::{self, View};
 use super::{json, operators, printf};
