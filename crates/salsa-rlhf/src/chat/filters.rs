@@ -44,6 +44,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.add_filter("indent", indent);
     environment.add_filter("format", format);
     environment.add_filter("join", join);
+    environment.add_filter("list", |state: &State, value: Value| operators::items(state, &value));
     for name in ["default", "d"] {
         environment.add_filter(name, default);
     }

@@ -257,7 +257,7 @@ fn slice(state: &State, of: Value, start: Value, stop: Value, step: Value) -> Re
             })
         }
         Kind::Undefined => Err(undefined()),
-        _ => Ok(Value::UNDEFINED),
+        _ => Err(invalid(format!("a {} has no slices", of.kind()))),
     }
 }
 

@@ -241,7 +241,9 @@ fn built_in(state: &mut State, filter: &str, value: Value, args: Vec<Value>) -> 
     if args.first().is_some_and(|name| !name.is_kwargs() && name.as_str().is_none() && !name.is_number()) {
         return Err(invalid("the name of a test, a filter or an attribute is no text"));
     }
-    let mut all = vec![Value::from(operators::items(state, &value)?)];
+    // Nothing is selected from what is false, whatever it is.
+    let items = if filter == "__unique" || value.is_true() { operators::items(state, &value)? } else { Vec::new() };
+    let mut all = vec![Value::from(items)];
     all.extend(args);
     let list = state.apply_filter(filter, &all)?;
     Ok(generator(operators::items(state, &list)?))
