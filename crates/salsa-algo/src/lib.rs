@@ -16,6 +16,7 @@
 //! | [`preference`] | losses on pairs: Bradley–Terry for reward models, DPO and IPO for policies |
 //! | [`soup`] | averaging weights: mean, line, arc, task arithmetic, TIES, DARE; angles between task vectors |
 //! | [`stats`] | win rates, intervals, bootstrap, quantiles; studies over several seeds |
+//! | [`judge`] | how MT-Bench, Arena-Hard and AlpacaEval count verdicts; intervals over prompts |
 //! | [`schedule`] | learning-rate schedules |
 //! | [`random`] | the counter-based generator behind DARE and the bootstrap |
 //!
@@ -32,6 +33,7 @@
 #![forbid(unsafe_code)]
 
 pub mod gae;
+pub mod judge;
 pub mod kl;
 pub mod ppo;
 pub mod preference;

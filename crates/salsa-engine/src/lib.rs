@@ -47,6 +47,7 @@ pub mod random;
 pub mod spec;
 pub mod weights;
 
+pub use backend::Ranking;
 pub use backend::cpu::{Cpu, Dtype};
 pub use backend::device::Device;
 pub use backend::planned::Planned;

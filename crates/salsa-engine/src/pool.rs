@@ -8,7 +8,7 @@
 //! Results cannot depend on who computes what: tasks write disjoint parts and never add to each other's sums.
 
 use std::any::Any;
-use std::cell::{Cell, UnsafeCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, TryLockError};
@@ -27,6 +27,17 @@ thread_local! {
     static LIMIT: Cell<usize> = const { Cell::new(0) };
     /// Whether this thread is inside a region: then what it starts runs on it alone.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
+    /// Numbers that this thread works with, kept from one task to the next.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `f` with an array of this thread, whose length and numbers are any.
+///
+/// # Panics
+///
+/// If `f` calls this again.
+pub(crate) fn with_scratch<R>(f: impl FnOnce(&mut Vec<f32>) -> R) -> R {
+    SCRATCH.with_borrow_mut(f)
 }
 
 /// Threads that parallel regions use: `RAYON_NUM_THREADS`, or the cores this process may use, which are the most.

@@ -135,6 +135,60 @@ fn requests_that_come_and_go_leave_the_others_alone() {
     }
 }
 
+/// Rankings tell the log-probs of a forward pass, whoever asks beside whom, and change nothing that is drawn.
+#[test]
+fn rankings_while_decoding_are_those_of_a_forward_pass() {
+    for (choice, dtype) in (0..6).flat_map(|choice| [(choice, Dtype::F32), (choice, Dtype::Bf16)]) {
+        let spec = spec_of(choice);
+        let model = model_of(&spec, choice, dtype);
+        let prompt = |i: usize| Prompt { tokens: tokens(&spec, 2 + 5 * i, i as u64), id: i as u64, sample: 0 };
+        let sampling = |i: usize| {
+            let temperature = [0.0, 0.7, 1.0][i % 3];
+            Sampling { temperature, max_new_tokens: 8, seed: choice, ..Sampling::default() }
+        };
+        let mut decoding = model.decoding(4, 64);
+        let asked = [Some(3), None, Some(0), Some(spec.vocab_size + 1), Some(1)];
+        let tickets: Vec<Ticket> = (0..5)
+            .map(|i| match asked[i] {
+                Some(count) => decoding.submit_ranked(prompt(i), &sampling(i).into(), count),
+                None => decoding.submit(prompt(i), &sampling(i).into()),
+            })
+            .collect();
+        let mut events: Vec<Vec<Event>> = vec![Vec::new(); 5];
+        while !decoding.is_idle() {
+            for event in decoding.step() {
+                events[tickets.iter().position(|ticket| *ticket == event.ticket).unwrap()].push(event);
+            }
+        }
+        for i in 0..5 {
+            let drawn: Vec<u32> = events[i].iter().map(|event| event.token).collect();
+            assert_eq!(drawn, model.generate(&[prompt(i)], &sampling(i), &mut |_| ())[0].tokens, "{choice} {i}");
+            let Some(count) = asked[i] else {
+                assert!(events[i].iter().all(|event| event.ranking.is_none()), "{choice} {i}");
+                continue;
+            };
+            let whole = [prompt(i).tokens, drawn].concat();
+            let from = prompt(i).tokens.len();
+            let (mut batch, mut query) = (Batch::new(), Query::default());
+            let rows = batch.push(&whole);
+            query.push_logprobs(rows, &whole, from);
+            let ranked = model.rank(&batch, &query, count);
+            let told: Vec<&Ranking> = events[i].iter().filter_map(|event| event.ranking.as_ref()).collect();
+            assert_eq!(told, ranked.iter().collect::<Vec<_>>(), "{choice} {i} {dtype:?}");
+            let logprobs: Vec<f32> = ranked.iter().map(|ranking| ranking.logprob).collect();
+            assert_eq!(logprobs, logprobs_of(&model, &whole, from), "{choice} {i} {dtype:?}");
+            assert!(ranked.iter().all(|ranking| ranking.top.len() == count.min(spec.vocab_size)));
+            if i == 0 {
+                assert!(ranked.iter().all(|ranking| ranking.top[0].1 == ranking.logprob), "greedy takes the first");
+            }
+        }
+    }
+}
+
+fn logprobs_of(model: &Model, sequence: &[u32], from: usize) -> Vec<f32> {
+    logprobs(model, &[(sequence, from)], 1.0).remove(0)
+}
+
 #[test]
 fn threads_do_not_matter() {
     let spec = ModelSpec { vocab_size: 1500, hidden_size: 64, intermediate_size: 90, head_dim: 16, ..tiny() };

@@ -39,6 +39,7 @@ fn work<B: backend::Backend>(model: &mut TrainableTransformer<B>, lengths: &[usi
     model.forward(&batch, &query);
     let (output, tape) = model.forward_train(&batch, &query);
     model.backward(tape, &OutputGradient { d_logprobs: &output.logprobs, d_values: &output.values });
+    model.rank(&batch, &query, 5);
     let prompts: Vec<Prompt> = (0..20).map(|id| Prompt { tokens: vec![id as u32; 40], id, sample: 0 }).collect();
     model.generate(&prompts, &Sampling { max_new_tokens: 9, slots: 16, ..Sampling::default() }, &mut |_| ());
 }

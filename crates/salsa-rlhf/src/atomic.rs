@@ -246,6 +246,18 @@ pub fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resul
     replaced.inspect_err(|_| drop(remove(&tmp))).with_context(|| format!("cannot write folder {}", path.display()))
 }
 
+/// Gives the folder or file `from` the name `to`, which nothing bears, on the same disk: it is at one of the two, whatever
+/// interrupts the program.
+///
+/// # Errors
+/// Names the paths and the cause; then nothing has changed.
+pub fn move_to(from: &Path, to: &Path) -> Result<()> {
+    anyhow::ensure!(fs::symlink_metadata(to).is_err(), "{} is there already", to.display());
+    rename(from, to)?;
+    sync_folder_of(to)?;
+    sync_folder_of(from)
+}
+
 /// The SHA-256 of a file's bytes, in lower-case hexadecimal.
 ///
 /// # Errors

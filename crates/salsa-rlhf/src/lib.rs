@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod progress;
 pub mod recipe;
 pub mod report;
+pub mod serve;
 pub mod stage;
 pub mod study;
 pub mod tensorboard;

@@ -1,5 +1,6 @@
 //! Text to tokens and back: Hugging Face `tokenizer.json` files, and byte-level BPE training.
 
+mod bytes;
 mod declared;
 mod guarded;
 
@@ -308,6 +309,22 @@ impl Tokenizer {
     /// As [`Tokenizer::decode`].
     pub fn decode_with_special(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, Specials::Add).map_err(|e| anyhow!("cannot decode tokens: {e}"))
+    }
+
+    /// The bytes that a token stands for where other text goes before it: a part of a character, or a word with its space.
+    /// Special tokens are spelled out.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn token_bytes(&self, id: u32) -> Result<Vec<u8>> {
+        let (alone, twice) = (self.decode_with_special(&[id])?, self.decode_with_special(&[id, id])?);
+        match twice.strip_prefix(&alone) {
+            Some(text) if !text.contains(char::REPLACEMENT_CHARACTER) => Ok(text.as_bytes().to_vec()),
+            other => {
+                let spelled = self.inner.id_to_token(id).unwrap_or_default();
+                Ok(bytes::of_spelling(&spelled).unwrap_or_else(|| other.unwrap_or(&alone).as_bytes().to_vec()))
+            }
+        }
     }
 
     /// The id of a token as the vocabulary spells it; none if the model is known to have no embedding for it.

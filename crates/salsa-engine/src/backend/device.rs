@@ -6,14 +6,13 @@
 use super::cpu::{self, Cpu, Dtype};
 use super::cuda::{self, Cuda};
 use super::{
-    AdamWStep, AttentionShape, Backend, Choice, Columns, Decay, LogprobQuery, LowRank, Moments, Part, RotaryTable,
-    TokenStats,
+    AdamWStep, AttentionShape, Backend, Choice, Columns, Decay, LogprobQuery, LowRank, Moments, Part, Ranking,
+    RotaryTable, TokenStats,
 };
 use crate::error::ModelError;
 use crate::spec::{Activation, ModelSpec, NormWeight};
 use crate::weights::Numbers;
 use std::borrow::Cow;
-use std::cell::RefCell;
 use std::ops::Range;
 
 /// Where a model lives and computes.
@@ -23,10 +22,6 @@ pub enum Device {
     Cpu(Cpu),
     /// An NVIDIA GPU.
     Cuda(Cuda),
-}
-
-thread_local! {
-    static CURRENT: RefCell<Device> = RefCell::new(Device::default());
 }
 
 impl Default for Device {
@@ -71,23 +66,6 @@ impl Device {
     /// by how many rows are computed together.
     pub fn decodes_as_trained(&self) -> bool {
         matches!(self, Device::Cpu(_))
-    }
-
-    /// Runs `f` with this as [`Device::current`]. Each thread has its own.
-    pub fn scope<R>(self, f: impl FnOnce() -> R) -> R {
-        struct Restore(Device);
-        impl Drop for Restore {
-            fn drop(&mut self) {
-                CURRENT.replace(std::mem::take(&mut self.0));
-            }
-        }
-        let _restore = Restore(CURRENT.replace(self));
-        f()
-    }
-
-    /// The device of the innermost [`Device::scope`]; outside, the processor in f32.
-    pub fn current() -> Device {
-        CURRENT.with_borrow(Clone::clone)
     }
 }
 
@@ -675,6 +653,14 @@ impl Backend for Device {
             self,
             |b| b.draw(hidden.cpu(), head.cpu(), choice, uniforms),
             b.draw(hidden.cuda(), head.cuda(), choice, uniforms)
+        )
+    }
+
+    fn rank(&self, hidden: &Self::Buffer, head: &Self::Matrix, targets: &[u32], count: usize) -> Vec<Ranking> {
+        on!(
+            self,
+            |b| b.rank(hidden.cpu(), head.cpu(), targets, count),
+            b.rank(hidden.cuda(), head.cuda(), targets, count)
         )
     }
 

@@ -120,6 +120,15 @@ pub struct Choice {
     pub top_p: f32,
 }
 
+/// What a distribution at temperature 1 says of a token, and which tokens are the most likely ones.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ranking {
+    /// The log-prob of the token asked for.
+    pub logprob: f32,
+    /// The most likely tokens with their log-probs, the most likely first; of equally likely ones the smaller first.
+    pub top: Vec<(u32, f32)>,
+}
+
 /// A place in flat memory that an operation adds to.
 pub struct Part<'a, F> {
     /// The memory.
@@ -429,6 +438,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Returns it with its log-prob under the full softmax (not the one cut by top-k or top-p; at temperature 1 when
     /// greedy), which is what a training forward gives.
     fn draw(&self, hidden: &Self::Buffer, head: &Self::Matrix, choice: &Choice, uniforms: &[f32]) -> Vec<(u32, f32)>;
+    /// The log-prob of each hidden row's target and the `count` most likely tokens, under the full softmax at
+    /// temperature 1. The log-probs are those of [`Backend::token_stats`], as far as the backend's contract goes.
+    fn rank(&self, hidden: &Self::Buffer, head: &Self::Matrix, targets: &[u32], count: usize) -> Vec<Ranking>;
     /// `values[t] = x[t] . w`.
     fn scalar_head(&self, x: &Self::Buffer, weight: &Self::Buffer) -> Vec<f32>;
     /// Returns `d_x`; `d_weight += sum_t d_values[t] * x[t]` if it is trained.

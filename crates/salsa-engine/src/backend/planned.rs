@@ -5,7 +5,8 @@
 
 use super::cpu::{self, Cache, Dtype, Packed};
 use super::{
-    AdamWStep, AttentionShape, Backend, Choice, Columns, Decay, LogprobQuery, Moments, Part, RotaryTable, TokenStats,
+    AdamWStep, AttentionShape, Backend, Choice, Columns, Decay, LogprobQuery, Moments, Part, Ranking, RotaryTable,
+    TokenStats,
 };
 use crate::memory::{FreeArrays, Taken};
 use crate::pool;
@@ -369,6 +370,11 @@ impl Backend for Planned {
     fn draw(&self, hidden: &Buffer, head: &Matrix, _: &Choice, uniforms: &[f32]) -> Vec<(u32, f32)> {
         self.buffer(hidden.len / head.input * head.out);
         vec![(0, 0.0); uniforms.len()]
+    }
+
+    fn rank(&self, hidden: &Buffer, head: &Matrix, targets: &[u32], _: usize) -> Vec<Ranking> {
+        self.buffer(hidden.len / head.input * head.out);
+        vec![Ranking::default(); targets.len()]
     }
 
     fn scalar_head(&self, x: &Buffer, weight: &Buffer) -> Vec<f32> {

@@ -1,7 +1,7 @@
 //! Generation: continuous batching over a cache of keys and values.
 
 use super::Transformer;
-use crate::backend::{Backend, Choice};
+use crate::backend::{Backend, Choice, Ranking};
 use crate::batch::Batch;
 use crate::random::Philox;
 use std::collections::VecDeque;
@@ -77,7 +77,7 @@ pub enum Finish {
 pub struct Ticket(u64);
 
 /// One more token of a response.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     /// Whose token it is.
     pub ticket: Ticket,
@@ -87,6 +87,8 @@ pub struct Event {
     pub logprob: f32,
     /// Why the response ends here; none if it goes on.
     pub finish: Option<Finish>,
+    /// Its log-prob at temperature 1 and the most likely tokens, if the request asked for them.
+    pub ranking: Option<Ranking>,
 }
 
 /// A request that has no slot yet.
@@ -94,6 +96,8 @@ struct Waiting {
     ticket: Ticket,
     prompt: Prompt,
     sampling: Arc<Sampling>,
+    /// How many of the most likely tokens are told with each token, if any ranking is.
+    ranked: Option<usize>,
 }
 
 /// A sequence being decoded.
@@ -183,7 +187,7 @@ impl<B: Backend> Transformer<B> {
         }
         let mut finished = 0;
         while !decoding.is_idle() {
-            for Event { ticket, token, logprob, finish } in decoding.step() {
+            for Event { ticket, token, logprob, finish, .. } in decoding.step() {
                 let response = &mut responses[ticket.0 as usize];
                 response.tokens.push(token);
                 response.logprobs.push(logprob);
@@ -233,13 +237,27 @@ impl<B: Backend> Decoding<'_, B> {
     ///
     /// If the prompt is empty or leaves no room within the capacity, or nothing is to be generated.
     pub fn submit(&mut self, prompt: Prompt, sampling: &Arc<Sampling>) -> Ticket {
+        self.queue(prompt, sampling, None)
+    }
+
+    /// [`Decoding::submit`], where each event also tells the token's log-prob at temperature 1 and the `count` most likely
+    /// tokens. What is drawn stays the same.
+    ///
+    /// # Panics
+    ///
+    /// As [`Decoding::submit`].
+    pub fn submit_ranked(&mut self, prompt: Prompt, sampling: &Arc<Sampling>, count: usize) -> Ticket {
+        self.queue(prompt, sampling, Some(count))
+    }
+
+    fn queue(&mut self, prompt: Prompt, sampling: &Arc<Sampling>, ranked: Option<usize>) -> Ticket {
         let length = prompt.tokens.len();
         assert!(length > 0, "a prompt has at least one token");
         assert!(length < self.capacity, "a prompt of {length} tokens leaves no room in {}", self.capacity);
         assert!(sampling.max_new_tokens > 0, "a response has at least one token");
         let ticket = Ticket(self.submitted);
         self.submitted += 1;
-        self.waiting.push_back(Waiting { ticket, prompt, sampling: sampling.clone() });
+        self.waiting.push_back(Waiting { ticket, prompt, sampling: sampling.clone(), ranked });
         ticket
     }
 
@@ -346,10 +364,11 @@ impl<B: Backend> Decoding<'_, B> {
         let (hidden, _) = self.model.norm(x, &self.model.base.parameters.norm);
         let drawn = self.choose(&hidden, &self.active[first..]);
         let active = self.active.split_off(first);
-        for (mut active, (token, logprob)) in active.into_iter().zip(drawn) {
+        let rankings = self.rankings(&hidden, &active, &drawn);
+        for ((mut active, (token, logprob)), ranking) in active.into_iter().zip(drawn).zip(rankings) {
             active.last = token;
             active.drawn += 1;
-            let Waiting { ticket, prompt, sampling } = &active.request;
+            let Waiting { ticket, prompt, sampling, .. } = &active.request;
             let stopped = sampling.stop_tokens.contains(&token);
             let full = active.drawn == sampling.max_new_tokens || prompt.tokens.len() + active.drawn >= self.capacity;
             let finish = match (stopped, full) {
@@ -357,12 +376,30 @@ impl<B: Backend> Decoding<'_, B> {
                 (false, true) => Some(Finish::Length),
                 (false, false) => None,
             };
-            events.push(Event { ticket: *ticket, token, logprob, finish });
+            events.push(Event { ticket: *ticket, token, logprob, finish, ranking });
             match finish {
                 Some(_) => self.free.push(active.slot),
                 None => self.active.push(active),
             }
         }
+    }
+
+    /// What those that asked for it are told beside the token drawn.
+    fn rankings(&self, hidden: &B::Buffer, active: &[Active], drawn: &[(u32, f32)]) -> Vec<Option<Ranking>> {
+        let mut all: Vec<Option<Ranking>> = vec![None; active.len()];
+        let asked = || active.iter().enumerate().filter_map(|(row, active)| Some((row, active.request.ranked?)));
+        let (rows, counts): (Vec<u32>, Vec<usize>) = asked().map(|(row, count)| (row as u32, count)).unzip();
+        if rows.is_empty() {
+            return all;
+        }
+        let targets: Vec<u32> = rows.iter().map(|&row| drawn[row as usize].0).collect();
+        let most = counts.iter().max().copied().unwrap_or(0);
+        let ranked = self.model.rank_rows(hidden, &rows, &targets, most);
+        for ((&row, count), mut ranking) in rows.iter().zip(counts).zip(ranked) {
+            ranking.top.truncate(count);
+            all[row as usize] = Some(ranking);
+        }
+        all
     }
 
     /// A token for each sequence, in one pass over the head for all that are drawn in the same way.

@@ -5,6 +5,7 @@ mod backward;
 mod base;
 mod decode;
 mod forward;
+mod rank;
 mod trainable;
 
 pub use base::Base;
@@ -47,6 +48,11 @@ impl<B: Backend> Transformer<B> {
     /// As [`Base::new`].
     pub fn new<W: Weights + ?Sized>(spec: ModelSpec, weights: &W, backend: B) -> Result<Self, ModelError> {
         Ok(Transformer::bare(Arc::new(Base::new(spec, weights, backend)?)))
+    }
+
+    /// Where it lives and computes.
+    pub fn backend(&self) -> &B {
+        &self.base.backend
     }
 
     /// The base as a model: no adapter, its own head.

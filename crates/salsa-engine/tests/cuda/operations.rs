@@ -345,6 +345,29 @@ fn draws() {
 }
 
 #[test]
+fn rankings() {
+    let mut report = Report::default();
+    for (cuda, tolerance) in cards() {
+        for (rows, hidden, vocabulary) in [(1, 16, 30), (70, 64, 3000)] {
+            let case = format!("{} {rows}: {vocabulary}x{hidden}", cuda.dtype().name());
+            let on_cpu = rank(&CPU, rows, hidden, vocabulary);
+            report.compare(&case, &rank(&cuda, rows, hidden, vocabulary), &on_cpu, tolerance);
+        }
+    }
+
+    fn rank<B: Side>(b: &B, rows: usize, hidden: usize, vocabulary: usize) -> Vec<Named> {
+        let head = b.matrix(&normal(vocabulary * hidden, 2), vocabulary, hidden);
+        let targets: Vec<u32> = (0..rows as u32).map(|row| row * 7 % vocabulary as u32).collect();
+        let ranked = b.rank(&b.activations(&normal(rows * hidden, 1)), &head, &targets, 5);
+        let likeliest = ranked.iter().flat_map(|ranking| ranking.top.iter().map(|(_, logprob)| *logprob));
+        vec![
+            ("log-probs of the targets", ranked.iter().map(|ranking| ranking.logprob).collect()),
+            ("log-probs of the likeliest", likeliest.collect()),
+        ]
+    }
+}
+
+#[test]
 fn optimizer_steps() {
     let mut report = Report::default();
     for (cuda, _) in cards() {

@@ -39,7 +39,7 @@ pub(crate) use self::peft::Delta;
 pub use self::peft::{AdapterToSave, PeftAdapter, merge, save_adapter};
 pub use self::raw::RawTensors;
 pub use self::stored_weights::StoredWeights;
-pub use self::write::{SaveOptions, save};
+pub use self::write::{SaveOptions, outline, save};
 pub use self::writer::{Durability, NewTensor, Writer, write_file};
 use crate::{input, tokenizer::Tokenizer};
 

@@ -116,6 +116,24 @@ pub(super) fn finish(
     write("config.json", &Value::Object(config))
 }
 
+/// Writes a model directory of which only the shape is meant: in the place of its weights is a hole, which takes no disk.
+///
+/// # Errors
+/// When the model is not one of this family, or a file cannot be written.
+pub fn outline(
+    dir: &Path,
+    spec: &ModelSpec,
+    companions: &Companions,
+    extra_config: &[(&str, Value)],
+    options: &SaveOptions,
+) -> Result<()> {
+    let tensors = spec.tensors().into_iter();
+    let new = |tensor: TensorView| NewTensor { name: tensor.name, shape: tensor.shape, dtype: options.dtype };
+    let writer = Writer::create(dir, tensors.map(new).collect(), options.max_shard_bytes, Durability::Cached)?;
+    writer.leave_empty()?;
+    finish(writer, dir, spec, companions, extra_config, options)
+}
+
 fn write_tensor(writer: &Writer, i: usize, tensor: &TensorView, numbers: &[f32], dtype: Dtype) -> Result<()> {
     numbers.par_chunks(BLOCK).enumerate().try_for_each_init(Vec::new, |bytes, (block, numbers)| {
         dtype.encode(numbers, bytes).map_err(|at| {

@@ -137,6 +137,20 @@ impl Writer {
         Ok(())
     }
 
+    /// Makes the files as long as they will be without writing a number: zeros that take no place where the disk can leave
+    /// holes in files.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn leave_empty(&self) -> Result<()> {
+        for (shard, (path, bytes)) in self.shards.iter().zip(self.files()) {
+            let made = shard.file.set_len(bytes);
+            made.map_err(|error| atomic::explain(&error, &format!("cannot write {}", path.display())))?;
+        }
+        self.written.store(self.bytes(), Ordering::Relaxed);
+        Ok(())
+    }
+
     /// The files in the making: their final paths and lengths.
     pub fn files(&self) -> Vec<(PathBuf, u64)> {
         let end = |shard: &Shard| {

@@ -164,11 +164,12 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
         Work::Generate(work) => &work.shape,
         Work::Ppo(work) => &work.shape,
     };
-    shape.device()?.scope(|| match &arguments.work {
-        Work::Sft(work) => sft(work),
-        Work::Generate(work) => generate(work),
-        Work::Ppo(work) => ppo::update(work),
-    })
+    let device = shape.open_device()?;
+    match &arguments.work {
+        Work::Sft(work) => sft(work, &device),
+        Work::Generate(work) => generate(work, &device),
+        Work::Ppo(work) => ppo::update(work, &device),
+    }
 }
 
 impl Shape {
@@ -202,7 +203,7 @@ impl Shape {
         Ok(spec)
     }
 
-    fn device(&self) -> anyhow::Result<Device> {
+    fn open_device(&self) -> anyhow::Result<Device> {
         let dtype = match self.dtype {
             Numbers::Auto => ComputeType::Auto,
             Numbers::F32 => ComputeType::Float32,
@@ -216,17 +217,25 @@ impl Shape {
     }
 
     /// Prints what was timed: `times` in seconds, `unit_tokens` tokens each.
-    fn report(&self, bench: &str, key: &str, times: &[f64], unit_tokens: usize, more: Value) -> anyhow::Result<()> {
+    fn report(
+        &self,
+        bench: &str,
+        key: &str,
+        times: &[f64],
+        unit_tokens: usize,
+        more: Value,
+        device: &Device,
+    ) -> anyhow::Result<()> {
         let best = times.iter().copied().fold(f64::INFINITY, f64::min);
         let mut sorted = times.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let (rate, peak, backend) = (unit_tokens as f64 / best, peak_mib(), Device::current());
-        let place = device::label(&backend);
-        let dtype = backend.dtype().name();
-        let isa = Cpu { dtype: backend.dtype() }.isa();
+        let (rate, peak) = (unit_tokens as f64 / best, peak_mib());
+        let place = device::label(device);
+        let dtype = device.dtype().name();
+        let isa = Cpu { dtype: device.dtype() }.isa();
         let mut object = json!({
             "bench": bench, key: times, "best_s": best, "median_s": sorted[sorted.len() / 2], "tokens_per_s": rate,
-            "peak_rss_mib": peak, "peak_device_mib": device::peak_mib(&backend),
+            "peak_rss_mib": peak, "peak_device_mib": device::peak_mib(device),
             "dtype": dtype, "isa": isa, "device": place,
             "threads": salsa_engine::threads(), "parameters": self.spec()?.parameters(),
             "version": env!("CARGO_PKG_VERSION"),
@@ -234,7 +243,7 @@ impl Shape {
         if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
             object.extend(more);
         }
-        for (what, count, seconds) in backend.cuda().map_or_else(Vec::new, |cuda| cuda.profile()) {
+        for (what, count, seconds) in device.cuda().map_or_else(Vec::new, |cuda| cuda.profile()) {
             eprintln!("{:9.3} ms {count:7} times  {what}", seconds * 1e3);
         }
         if self.json {
@@ -245,7 +254,7 @@ impl Shape {
             sorted[sorted.len() / 2],
             peak.map_or("?".to_owned(), |mib| format!("{mib:.0}")),
             dtype,
-            if backend.cuda().is_some() { &place } else { isa },
+            if device.cuda().is_some() { &place } else { isa },
             salsa_engine::threads()
         ))
     }
@@ -256,12 +265,12 @@ fn random_tokens(count: usize, vocabulary: usize, stream: u64) -> Vec<u32> {
     (0..count).map(|_| random.below(vocabulary) as u32).collect()
 }
 
-fn sft(work: &SftWork) -> anyhow::Result<()> {
+fn sft(work: &SftWork, device: &Device) -> anyhow::Result<()> {
     ensure!(work.batch > 0 && work.seq > 1 && work.steps > 0, "--batch, --steps at least 1, --seq at least 2");
     let spec = work.shape.spec()?;
     let mut model = match work.shape.lora {
-        None => Trainable::new(spec.clone(), models::weights(&spec, 1)?, Device::current(), work.shape.recompute())?,
-        Some(rank) => models::adapted(&models::base(&spec)?, spec.head, rank, work.shape.recompute())?,
+        None => Trainable::new(spec.clone(), models::weights(&spec, 1)?, device.clone(), work.shape.recompute())?,
+        Some(rank) => models::adapted(&models::base(&spec, device)?, spec.head, rank, work.shape.recompute())?,
     };
     let (mut batch, mut query) = (Batch::new(), Query::default());
     for i in 0..work.batch {
@@ -281,13 +290,13 @@ fn sft(work: &SftWork) -> anyhow::Result<()> {
         losses.push(-output.logprobs.iter().map(|&x| f64::from(x)).sum::<f64>() / output.logprobs.len() as f64);
     }
     let more = json!({ "loss": { "first": losses[0], "last": losses[losses.len() - 1] } });
-    work.shape.report("sft", "step_s", &times[2..], work.batch * work.seq, more)
+    work.shape.report("sft", "step_s", &times[2..], work.batch * work.seq, more, device)
 }
 
-fn generate(work: &GenerateWork) -> anyhow::Result<()> {
+fn generate(work: &GenerateWork, device: &Device) -> anyhow::Result<()> {
     ensure!(work.batch > 0 && work.prompt > 0 && work.new_tokens > 0, "--batch, --prompt, --new-tokens at least 1");
     let spec = work.shape.spec()?;
-    let model = models::frozen(&spec)?;
+    let model = models::frozen(&spec, device)?;
     let prompt =
         |i: usize| Prompt { tokens: random_tokens(work.prompt, spec.vocab_size, i as u64), id: i as u64, sample: 0 };
     let prompts: Vec<Prompt> = (0..work.batch).map(prompt).collect();
@@ -300,5 +309,5 @@ fn generate(work: &GenerateWork) -> anyhow::Result<()> {
         times.push(start.elapsed().as_secs_f64() / work.new_tokens as f64);
         ensure!(responses.iter().all(|r| r.tokens.len() == work.new_tokens), "a response is shorter than asked");
     }
-    work.shape.report("generate", "step_s", &times[1..], work.batch, json!({}))
+    work.shape.report("generate", "step_s", &times[1..], work.batch, json!({}), device)
 }

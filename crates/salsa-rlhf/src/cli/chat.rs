@@ -73,28 +73,27 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let settings = Settings::of(arguments);
     settings.check().map_err(Usage)?;
     let dir = hub::resolve(&arguments.model.to_string_lossy(), hub::Kind::Model)?;
-    let frozen = {
-        let opened = arguments.device.open(arguments.dtype)?;
-        StageContext::default().say(&opened.line);
-        opened.device.scope(|| open(arguments, &dir))?
-    };
+    let opened = arguments.device.open(arguments.dtype)?;
+    let context = StageContext::default().on(opened.device);
+    context.say(&opened.line);
+    let frozen = open(arguments, &dir, &context)?;
     talk::main(&frozen, settings, arguments.system.as_deref(), &dir)
 }
 
 /// Reads the model, if there is memory for it and for a conversation of [`CONVERSATION`] tokens.
-fn open(arguments: &Arguments, dir: &Path) -> anyhow::Result<Frozen> {
+fn open(arguments: &Arguments, dir: &Path, context: &StageContext) -> anyhow::Result<Frozen> {
     let chat =
         ChatArguments { chat_template_kwargs: arguments.chat_template_kwargs.clone(), ..ChatArguments::default() };
     let found = Found::open(dir, Head::LanguageModel)?.with_chat(&chat);
     let conversation = vec![0; CONVERSATION.min(found.spec().max_positions.saturating_sub(arguments.max_new_tokens))];
     let responses = Responses::new([&conversation], arguments.max_new_tokens, Order::Given);
     let generation = |model: Passed<'_>, knobs: &Knobs, need: &mut Need| {
-        let passes = Passes::new(knobs.dtype);
+        let passes = Passes::new(knobs);
         responses.add_generation(model, knobs.slots, 1, &passes);
         need.add(part::GENERATION, passes.bytes());
     };
-    found.check_memory("chat", &Knobs::default(), &[Saving::Dtype], &generation, &StageContext::default())?;
-    found.load()
+    found.check_memory("chat", &Knobs::on(&context.device), &[Saving::Dtype], &generation, context)?;
+    found.load(&context.device)
 }
 
 /// Tokens of a conversation for which there shall be memory; longer ones may need more.

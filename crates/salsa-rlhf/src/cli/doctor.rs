@@ -7,7 +7,7 @@ use std::{
 };
 
 use salsa_engine::{
-    Dtype,
+    Device, Dtype,
     backend::cuda::{self, CardInfo},
 };
 
@@ -116,7 +116,7 @@ fn memory() -> Option<String> {
         let line = text.lines().find(|line| line.starts_with(name))?;
         Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / (1024.0 * 1024.0))
     };
-    let planned = match Available::now() {
+    let planned = match Available::now(&Device::default()) {
         Ok(Available::Free(bytes)) => format!("stages plan with {}", memory::size(bytes)),
         Ok(Available::Stated(bytes)) => format!("stages plan with {} ({VARIABLE})", memory::size(bytes)),
         Ok(Available::Unknown) => "stages cannot plan".to_owned(),

@@ -30,10 +30,12 @@ mod init;
 mod inspect;
 mod man;
 mod merge;
+mod next;
 mod quickstart;
 mod report;
 mod run;
 mod schema;
+mod serve;
 mod soup;
 mod stage;
 mod study;
@@ -63,6 +65,8 @@ enum Command {
     Schema(schema::Arguments),
     /// Talk to a model in the terminal.
     Chat(chat::Arguments),
+    /// An endpoint that speaks OpenAI's protocol, for several models and adapters.
+    Serve(serve::Arguments),
     /// A checkpoint of random weights, of any shape that a config.json describes.
     Init(init::Arguments),
     /// What a checkpoint is, and the memory each stage would need.
@@ -174,6 +178,7 @@ fn dispatch(asked: Asked) -> anyhow::Result<()> {
         Command::Report(arguments) => report::main(&arguments),
         Command::Schema(arguments) => schema::main(&arguments),
         Command::Chat(arguments) => chat::main(&arguments),
+        Command::Serve(arguments) => serve::main(&arguments),
         Command::Init(arguments) => init::main(&arguments),
         Command::Inspect(arguments) => inspect::main(&arguments),
         Command::Bench(arguments) => bench::main(&arguments),

@@ -1,7 +1,7 @@
 //! `salsa quickstart`
 use std::path::{Path, PathBuf};
 
-use super::run;
+use super::run::{self, Stages};
 use crate::{
     recipe::{Changes, Recipe, Source},
     stage::table::STAGES,
@@ -9,6 +9,10 @@ use crate::{
 
 /// The recipe that the program carries with it.
 const RECIPE: &str = include_str!("../../../../recipes/quickstart.yaml");
+
+/// What to do with a checkpoint of one's own.
+const OWN: &[(&str, &str)] =
+    &[("start from your own checkpoint", "salsa sft --model CHECKPOINT --dataset CHATS --output_dir DIR")];
 
 /// Where to, and how large.
 #[derive(clap::Args)]
@@ -25,6 +29,8 @@ pub struct Arguments {
     /// Changes a value of the recipe; may be repeated.
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
+    #[command(flatten)]
+    stages: Stages,
 }
 
 /// Runs the built-in recipe.
@@ -37,7 +43,8 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     set.extend(run::changes(&arguments.set)?);
     let out = arguments.out.clone().unwrap_or_else(|| default_out(arguments.seed));
     let source = Source { text: RECIPE, path: Path::new("recipes/quickstart.yaml"), base: Path::new("") };
-    run::to_the_end(&Recipe::new(source, Changes { out: Some(&out), set: &set, ..Changes::default() }, STAGES)?)
+    let recipe = Recipe::new(source, Changes { out: Some(&out), set: &set, ..Changes::default() }, STAGES)?;
+    run::to_the_end(&recipe, &arguments.stages, OWN)
 }
 
 /// A seed is an experiment, so each has its directory.

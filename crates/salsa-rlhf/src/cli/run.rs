@@ -1,19 +1,22 @@
 //! `salsa run RECIPE.yaml`
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::print;
+use super::{next, print};
 use crate::{
     config::Usage,
     hub::Network,
     input,
-    recipe::{Changes, Recipe},
+    recipe::{Changes, Recipe, Selected, Selection},
     report::{self, Summary},
     stage::table::STAGES,
 };
 
 /// A recipe and what to change in it.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  salsa run recipes/hh-small.yaml --out runs/try-1 --set stages.ppo.kl_coef=0.1")]
+#[command(
+    after_help = "Examples:\n  salsa run recipes/hh-small.yaml --out runs/try-1 --set stages.ppo.kl_coef=0.1\n  \
+    salsa run recipes/hh-small.yaml --from reward\n  salsa run runs/try-1/recipe.yaml --only ppo --rerun ppo"
+)]
 pub struct Arguments {
     /// The recipe.
     recipe: PathBuf,
@@ -26,6 +29,30 @@ pub struct Arguments {
     /// Opens every model and data set that the recipe names, says what each stage reads and needs, and stops.
     #[arg(long)]
     check: bool,
+    #[command(flatten)]
+    stages: Stages,
+}
+
+/// Which stages run, and which are made anew.
+#[derive(clap::Args)]
+pub(super) struct Stages {
+    /// Makes stages anew that are done or begun; what they left is set aside in OUT/.aside. Several: a,b or repeated.
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    rerun: Vec<String>,
+    /// The same for a stage and all that read what it leaves, directly or through others.
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    from: Vec<String>,
+    /// Runs these stages only; those whose results they read must be done.
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+impl Stages {
+    /// These stages of a recipe.
+    pub(super) fn of(&self, recipe: &Recipe) -> anyhow::Result<Selected> {
+        let Stages { rerun, from, only } = self;
+        recipe.select(&Selection { rerun: rerun.clone(), from: from.clone(), only: only.clone() })
+    }
 }
 
 /// Runs what is not done yet.
@@ -33,15 +60,17 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let set = changes(&arguments.set)?;
     let changes = Changes { out: arguments.out.as_deref(), set: &set, ..Changes::default() };
     if arguments.check {
-        return check(&arguments.recipe, Changes { network: Network::Offline, ..changes });
+        return check(arguments, Changes { network: Network::Offline, ..changes });
     }
-    to_the_end(&Recipe::read(&arguments.recipe, changes, STAGES)?)
+    to_the_end(&Recipe::read(&arguments.recipe, changes, STAGES)?, &arguments.stages, &[])
 }
 
 /// Prints a line about every stage; an error for each fault.
-fn check(path: &Path, changes: Changes<'_>) -> anyhow::Result<()> {
+fn check(arguments: &Arguments, changes: Changes<'_>) -> anyhow::Result<()> {
+    let path = &arguments.recipe;
     let (recipe, mut faults) = Recipe::read_what_can_be(path, changes, STAGES)?;
-    let checked = recipe.check();
+    let selected = if faults.is_empty() { arguments.stages.of(&recipe)? } else { recipe.all() };
+    let checked = recipe.check(&selected);
     print(&checked.lines.iter().map(|line| format!("{line}\n")).collect::<String>())?;
     faults.extend(checked.faults, |fault| fault.context(path.display().to_string()));
     faults.none_or(())?;
@@ -49,16 +78,18 @@ fn check(path: &Path, changes: Changes<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a recipe, says where the report is and prints the table of its evaluation.
-pub(super) fn to_the_end(recipe: &Recipe) -> anyhow::Result<()> {
+/// Runs a recipe, says where the report is, prints the table of its evaluation and proposes what to do next, `more` besides.
+pub(super) fn to_the_end(recipe: &Recipe, stages: &Stages, more: &[(&str, &str)]) -> anyhow::Result<()> {
+    let selected = stages.of(recipe)?;
     let context = super::context()?;
-    recipe.run(&context)?;
+    recipe.run_selected(&selected, &context)?;
     context.say(&format!("done: {}", recipe.out.join("report.html").display()));
     let summary = recipe.out.join("summary.json");
     if summary.exists() {
         let summary: Summary = serde_json::from_slice(&input::read(&summary)?)?;
         print(&report::table(&summary, super::columns()))?;
     }
+    next::after_run(recipe, more, &context);
     Ok(())
 }
 

@@ -3,14 +3,16 @@ use std::time::Instant;
 
 use anyhow::Context;
 
-use super::{flags::Flags, print};
+use super::{flags::Flags, next, print};
 use crate::{
     config::{self, Origin, Usage},
     hub,
     progress::human_time,
     stage::{
         StageContext,
+        kind::Stage,
         soup::{SoupConfig, mergekit, write_new_directory},
+        table,
     },
 };
 
@@ -31,7 +33,7 @@ pub fn main(words: &[String]) -> anyhow::Result<()> {
     flags.pairs.splice(0..0, models.iter().map(|model| ("models".to_owned(), model.clone())));
     let context = super::context()?;
     let config = hub::localise(configuration(&flags, &context)?.with_adapters_apart()?)?;
-    config.validate()?;
+    config.check()?;
     if config.output_dir.as_os_str().is_empty() {
         return Err(Usage("say where the result goes: --output DIR".to_owned()).into());
     }
@@ -40,9 +42,12 @@ pub fn main(words: &[String]) -> anyhow::Result<()> {
     let shown = config.output_dir.display();
     context.say(&format!("{shown} is ready after {}", human_time(start.elapsed().as_secs_f64())));
     match cooked.geometry {
-        Some(geometry) => print(&geometry.table()),
-        None => print(&format!("{}\n", cooked.summary)),
+        Some(geometry) => print(&geometry.table())?,
+        None => print(&format!("{}\n", cooked.summary))?,
     }
+    let kind = table::find(SoupConfig::NAME).context("the stage is known")?;
+    next::after_stage(kind, &config.output_dir, &context);
+    Ok(())
 }
 
 /// Defaults, under the file, under the flags.

@@ -6,7 +6,7 @@ use clap::ArgMatches;
 use super::{
     flags::Flags,
     help::{keys, options},
-    print, soup,
+    next, print, soup,
 };
 use crate::{
     config::Usage,
@@ -61,21 +61,27 @@ pub fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
     if let Some((key, _)) = place.as_ref().filter(|(_, place)| place.is_empty()) {
         return Err(Usage(format!("say where the result goes: --{key} PATH")).into());
     }
-    let results = match (kind.product, place) {
+    let mut context = StageContext::default();
+    let results = match (kind.product, &place) {
+        _ if planned.only_looks => (planned.work)(&context)?,
         (Product::Directory, Some((_, place))) => {
-            let context = super::context()?;
+            context = super::context()?;
             let work = || (planned.work)(&context);
             let outcome =
-                run_stage(kind.name, Path::new(&place), (planned.config.clone(), planned.places.clone()), work)?;
+                run_stage(kind.name, Path::new(place), (planned.config.clone(), planned.places.clone()), work)?;
             if let Outcome::Skipped { .. } = outcome {
                 context.say(&format!("{place} is done already, nothing to do"));
             }
             outcome.results().clone()
         }
         // Nothing to resume, so Ctrl-C may end it at once: the one file is written whole or not at all.
-        _ => (planned.work)(&StageContext::default())?,
+        _ => (planned.work)(&context)?,
     };
-    print(&format!("{results}\n"))
+    print(&format!("{results}\n"))?;
+    if let Some((_, place)) = place.as_ref().filter(|_| !planned.only_looks) {
+        next::after_stage(kind, Path::new(place), &context);
+    }
+    Ok(())
 }
 
 /// An example, and every key with what it means.

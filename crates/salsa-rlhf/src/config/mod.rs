@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::input;
 
+mod defaults;
 mod foreign;
 mod layers;
 pub mod names;

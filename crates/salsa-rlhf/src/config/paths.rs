@@ -11,10 +11,10 @@ use std::{
 };
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::places;
+use super::{defaults, places};
 use crate::chat;
 
 /// What a path leads to.
@@ -28,6 +28,9 @@ pub enum PathKind {
 
 /// Where the schema of an input says what it leads to: `model` or `data`.
 pub const INPUT: &str = "x-input";
+
+/// Where the schema of a key says that no result depends on it.
+pub const CHANGES_NO_RESULT: &str = "x-changes-no-result";
 
 pub(super) const MODEL: &str = "ModelPath";
 pub(super) const DATA: &str = "DataPath";
@@ -149,17 +152,23 @@ impl<T: JsonSchema> JsonSchema for NoEffect<T> {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        T::json_schema(generator)
+        let mut schema = T::json_schema(generator);
+        schema.insert(CHANGES_NO_RESULT.to_owned(), true.into());
+        schema
     }
 }
 
-/// Which values of a configuration are inputs, and which change no result; by their place, such as `arms.ppo.models[0]`.
+/// Which values of a configuration are inputs, which change no result, and which are defaults; by their place, such as
+/// `arms.ppo.models[0]`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Places {
     /// The inputs.
     pub inputs: BTreeMap<String, PathKind>,
     /// What changes no result.
     pub no_effect: BTreeSet<String>,
+    /// Keys whose value is what the configuration has without them: a record that lacks one was written before there was
+    /// such a key, and means this value.
+    pub at_default: BTreeSet<String>,
 }
 
 /// What is called with an input: its kind, its place and itself; may give another value for it.
@@ -170,8 +179,8 @@ impl Places {
     ///
     /// # Errors
     /// If it cannot be serialised.
-    pub fn of(config: &impl Serialize) -> anyhow::Result<Places> {
-        Ok(places::of(config)?)
+    pub fn of<C: Serialize + DeserializeOwned>(config: &C) -> anyhow::Result<Places> {
+        Ok(Places { at_default: defaults::of(config)?, ..places::of(config)? })
     }
 
     /// Calls `visit` with every input, in the order of the keys, and puts what it gives in the input's place.
@@ -242,13 +251,13 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    #[derive(Serialize)]
+    #[derive(Serialize, Deserialize)]
     #[serde(tag = "kind", rename_all = "snake_case")]
     enum Reference {
         Soup { models: Vec<ModelPath> },
     }
 
-    #[derive(Serialize)]
+    #[derive(Serialize, Deserialize)]
     #[serde(untagged)]
     enum Source {
         Path(DataPath),
@@ -256,13 +265,13 @@ mod tests {
         Several(Vec<Source>),
     }
 
-    #[derive(Serialize)]
+    #[derive(Serialize, Deserialize)]
     struct Common {
         save_steps: NoEffect<u64>,
         chat_template: TemplateChoice,
     }
 
-    #[derive(Serialize)]
+    #[derive(Serialize, Deserialize)]
     struct Config {
         judge: ModelPath,
         absent: Option<DataPath>,

@@ -3,21 +3,25 @@
 //! ```text
 //! each model directory   its config and tensors; its tokenizer and chat template, where the stage needs them
 //! each data set          all of it read; its first record as the stage's model would see it
-//! each stage             its own work up to its memory plan, where all that it reads is there
+//! each stage             its own work up to its memory plan, where the data that it reads is there; models that earlier
+//!                        stages are going to write are read in outline
 //! ```
 use std::path::Path;
 
-use super::{Faults, Recipe, Step};
+use super::{Faults, Recipe, Selected, Step, aside};
 use crate::{
     config::paths::PathKind,
     hub,
-    stage::{StageContext, kind::Planned, memory::Rehearsed},
+    progress::human_time,
+    stage::{StageContext, kind::Planned, lifecycle::runner::seconds_of, memory::Rehearsed},
 };
 
 mod data;
 mod models;
+mod outlines;
 
 use models::Models;
+use outlines::Outlines;
 
 /// What a look at all stages came to.
 #[derive(Default)]
@@ -32,6 +36,7 @@ pub struct Checked {
 struct Look<'a> {
     recipe: &'a Recipe,
     step: &'a Step,
+    selected: &'a Selected,
     facts: Vec<String>,
     faults: Faults,
     /// Whether all that it reads was there to be opened.
@@ -49,11 +54,12 @@ enum Presence<'a> {
 }
 
 impl Recipe {
-    /// Opens what every stage reads. No weight is read, nothing is written, and the network is not asked.
-    pub fn check(&self) -> Checked {
-        let mut checked = Checked::default();
-        for step in &self.steps {
-            let (line, faults) = Look::at(self, step);
+    /// Opens what every selected stage reads. No weight is read, nothing is written but outlines of models in the system's
+    /// folder for temporary files, and the network is not asked.
+    pub fn check(&self, selected: &Selected) -> Checked {
+        let (mut checked, mut outlines) = (Checked::default(), Outlines::new(self, selected));
+        for step in selected.run.iter().map(|&i| &self.steps[i]) {
+            let (line, faults) = Look::at(self, step, selected, &mut outlines);
             checked.lines.push(line);
             checked.faults.extend(faults, |fault| fault.context(format!("stages.{}", step.name)));
         }
@@ -62,14 +68,13 @@ impl Recipe {
 }
 
 impl<'a> Look<'a> {
-    fn at(recipe: &'a Recipe, step: &'a Step) -> (String, Faults) {
-        let mut look = Look { recipe, step, facts: Vec::new(), faults: Faults::default(), whole: true };
+    fn at(recipe: &'a Recipe, step: &'a Step, selected: &'a Selected, outlines: &mut Outlines<'_>) -> (String, Faults) {
+        let mut look = Look { recipe, step, selected, facts: Vec::new(), faults: Faults::default(), whole: true };
         let models = look.models();
         look.data(&models);
-        if recipe.is_done(step) {
-            look.facts.push("done already".to_owned());
-        } else if look.whole && look.faults.is_empty() {
-            look.rehearse();
+        look.before();
+        if recipe.remains(step, selected) && look.faults.is_empty() {
+            look.rehearse(outlines);
         }
         let facts = match (look.facts.is_empty(), look.faults.is_empty()) {
             (true, true) => "reads nothing".to_owned(),
@@ -98,7 +103,7 @@ impl<'a> Look<'a> {
 
     /// Says so if it is not.
     fn is_here(&mut self, place: &str, path: &Path) -> bool {
-        let fact = match self.recipe.presence(self.step, path) {
+        let fact = match self.recipe.presence(self.step, path, self.selected) {
             Presence::Here => return true,
             Presence::Later(stage) => format!("{place}: what {stage} will write"),
             Presence::OnHub => {
@@ -110,30 +115,58 @@ impl<'a> Look<'a> {
         false
     }
 
+    /// What its directory holds already, and how long it took.
+    fn before(&mut self) {
+        let Look { recipe, step, selected, .. } = *self;
+        let seconds = seconds_of(&step.dir).map(human_time);
+        if !recipe.remains(step, selected) {
+            self.facts.push(format!("done already{}", seconds.map_or(String::new(), |time| format!(" in {time}"))));
+        } else if let Some(time) = seconds.or_else(|| aside::seconds_before(&recipe.out, &step.name).map(human_time)) {
+            self.facts.push(match recipe.is_done(step) || !step.dir.exists() {
+                true => format!("it took {time} before"),
+                false => format!("begun, {time} so far"),
+            });
+        }
+        if !selected.is_anew(recipe, step) {
+            let standing = recipe.standing(step, &selected.anew).map_err(|error| recipe.refused(step, error));
+            self.faults.take(standing);
+        }
+    }
+
     /// Lets the stage do its work up to its memory plan.
-    fn rehearse(&mut self) {
-        let planned = &self.step.planned;
-        if self.faults.take((planned.check_inputs)()).is_none() || !planned.plans_memory {
+    fn rehearse(&mut self, outlines: &mut Outlines<'_>) {
+        let own = &self.step.planned;
+        if self.whole {
+            return self.rehearse_with(own, outlines);
+        }
+        let Some(outlined) = self.faults.take(outlines.planned(self.step)).flatten() else { return };
+        self.rehearse_with(&outlined, outlines);
+    }
+
+    fn rehearse_with(&mut self, planned: &Planned, outlines: &Outlines<'_>) {
+        let fault = |error: anyhow::Error| anyhow::anyhow!(outlines.in_words(&format!("{error:#}")));
+        if self.faults.take((planned.check_inputs)().map_err(fault)).is_none() || !planned.plans_memory {
             return;
         }
         if let Err(error) = (planned.work)(&StageContext::rehearsal()) {
             match error.downcast_ref::<Rehearsed>() {
                 Some(Rehearsed(need)) => self.facts.push(format!("memory {need}")),
-                None => self.faults.add(error),
+                None => self.faults.add(fault(error)),
             }
         }
     }
 }
 
 impl Recipe {
-    fn is_done(&self, step: &Step) -> bool {
-        step.dir.join("stage.json").exists()
+    /// Whether a stage has not come to its end, or is to be made anew.
+    fn remains(&self, step: &Step, selected: &Selected) -> bool {
+        selected.is_anew(self, step) || !self.is_done(step)
     }
 
     /// Whether `path`, which `step` reads, can be opened.
-    fn presence<'a>(&'a self, step: &Step, path: &Path) -> Presence<'a> {
+    fn presence<'a>(&'a self, step: &Step, path: &Path, selected: &Selected) -> Presence<'a> {
         let earlier = self.steps.iter().take_while(|other| other.name != step.name);
-        let to_do = earlier.filter(|other| !self.is_done(other)).find(|other| path.starts_with(&other.dir));
+        let to_do = earlier.filter(|other| self.remains(other, selected)).find(|other| path.starts_with(&other.dir));
         let faulty = self.faulty.iter().find(|name| path.starts_with(self.out.join(name)) && !path.exists());
         match to_do.map(|other| &other.name).or(faulty) {
             Some(writer) => Presence::Later(writer),

@@ -34,6 +34,7 @@ fn results_in_words(results: &Value) -> Vec<String> {
     let share = |path: &str, name: &str| number(path).map(|n| format!("{name} {:.1} %", 100.0 * n));
     let text = |path: &str| results.pointer(path).and_then(Value::as_str).map(str::to_owned);
     [
+        count("/calls", "judgments"),
         count("/demonstrations", "demonstrations"),
         count("/preferences", "preferences"),
         count("/ingredients", "models"),

@@ -24,23 +24,29 @@ use anyhow::bail;
 use serde_json::{Map, Value};
 
 use crate::{
+    atomic,
     config::{self, Origin, Usage, names, paths::PathKind},
     hub::Network,
     input,
     stage::kind::{Kind, Planned, Product},
 };
 
+mod as_run;
+mod aside;
 mod check;
 mod facts;
 mod faults;
+mod leaves;
 mod pipeline;
 pub mod report;
 pub mod resolve;
 pub mod run;
 pub mod schema;
+mod selection;
 
 pub use faults::Faults;
 use resolve::{Names, Resolver, StageName};
+pub use selection::{Selected, Selection};
 
 /// A checked recipe.
 pub struct Recipe {
@@ -50,8 +56,6 @@ pub struct Recipe {
     pub out: PathBuf,
     /// The seed of stages that give none.
     pub seed: Option<u64>,
-    /// The file as it was given.
-    pub text: String,
     /// Its stages in order.
     pub steps: Vec<Step>,
     /// Names of stages in which something is wrong, so that they are none of the steps.
@@ -66,6 +70,8 @@ pub struct Step {
     pub kind: &'static Kind,
     /// Where it runs.
     pub dir: PathBuf,
+    /// The keys that the recipe gives it, by the names used there.
+    pub given: Vec<String>,
     /// Its configuration and work.
     pub planned: Planned,
 }
@@ -168,7 +174,10 @@ impl Recipe {
                 }
             }
         }
-        Ok((Recipe { name, out, seed, text: source.text.to_owned(), steps, faulty }, faults))
+        if let Err(unfit) = leaves::check(&steps) {
+            faults.extend(unfit, within);
+        }
+        Ok((Recipe { name, out, seed, steps, faulty }, faults))
     }
 }
 
@@ -194,6 +203,7 @@ fn step(
         return Err(faults);
     }
     let dir = resolver.names.out.join(name);
+    let keys = given.keys().cloned().collect();
     let defaults = (kind.defaults)();
     if let Some(seed) = resolver.names.seed.filter(|_| defaults.contains_key("seed") && !given.contains_key("seed")) {
         given.insert("seed".to_owned(), seed.into());
@@ -210,7 +220,7 @@ fn step(
     let planned = (kind.from_mapping)(&given, origin, &mut find);
     // A value that makes no sense because an input was not found is not a fault besides.
     let planned = faults.none_or(planned)??;
-    Ok(Step { name: name.to_owned(), kind, dir, planned })
+    Ok(Step { name: name.to_owned(), kind, dir, given: keys, planned })
 }
 
 /// A place under the name of its key that the recipe uses.
@@ -248,10 +258,10 @@ fn stages(root: &Map<String, Value>) -> anyhow::Result<Vec<(String, Map<String, 
         Some(Value::Object(stages)) if !stages.is_empty() => stages,
         _ => bail!("stages: expected at least one stage, as in `sft-a: {{kind: sft, model: …}}`"),
     };
-    // Some file systems do not tell upper and lower case apart, and a file is written as NAME.tmp first.
+    // Some file systems do not tell upper and lower case apart, and a file is first written under a temporary name.
     let is_run_file = |name: &str| {
         let name = name.to_lowercase();
-        RUN_FILES.contains(&name.strip_suffix(".tmp").unwrap_or(&name))
+        RUN_FILES.iter().any(|file| name == *file || atomic::is_temporary_of(name.as_ref(), file))
     };
     let stage = |(name, given): (&String, &Value)| match given {
         _ if is_run_file(name) => bail!("stages: {name:?} is a file that the run itself writes; choose another name"),

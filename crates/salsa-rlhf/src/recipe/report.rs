@@ -11,11 +11,14 @@ use crate::{
     atomic,
     config::names::plain,
     input, metrics,
-    report::{Arm, Ordered, Report, Run, label},
+    report::{Arm, Judgments, Ordered, Report, Run, label},
     stage::{
-        eval::{evaluate::EVALUATION, landscape::LANDSCAPE},
+        eval::{
+            evaluate::{EVALUATION, EvaluateConfig},
+            landscape::LANDSCAPE,
+        },
         kind::{Kind, Shown},
-        lifecycle::record::Record,
+        lifecycle::{record::Record, runner::seconds_of},
         table,
     },
 };
@@ -43,11 +46,12 @@ pub fn write(out: &Path) -> anyhow::Result<PathBuf> {
     if let (None, Some(seed)) = (&evaluation, resolved.seed) {
         report.summary.seed = seed;
     }
-    if let Some((_, stage)) = evaluated {
-        // No result depends on them, so they are those of the recipe now, not those of the evaluation then.
-        for (key, text) in [("title", &mut report.title), ("description", &mut report.description)] {
-            stage["config"][key].as_str().into_iter().for_each(|now| now.clone_into(text));
-        }
+    if let Some((name, stage)) = evaluated
+        && let Ok(config) = EvaluateConfig::deserialize(&stage["config"])
+    {
+        // A run may have been moved since.
+        let place = |path: &Path| path.strip_prefix(&resolved.out).map_or(path.to_owned(), |inside| out.join(inside));
+        config.shown_now(&mut report, &out.join(name), &place)?;
     }
     fill(&mut report, out, &resolved)?;
     let page = out.join("report.html");
@@ -65,9 +69,12 @@ fn fill(report: &mut Report, out: &Path, resolved: &Resolved) -> anyhow::Result<
         let dir = out.join(name);
         let key = plain(name);
         if let Some(record) = Record::read(&dir.join("stage.json"))? {
-            lines.insert(key.clone(), facts::lines(kind_of(stage), stage, &record.results, seconds(&dir)));
+            if kind_of(stage).is_some_and(|kind| kind.shown == Shown::Judgments) {
+                report.judgments.push(Judgments::from_results(&label(&key), &record.results));
+            }
+            lines.insert(key.clone(), facts::lines(kind_of(stage), stage, &record.results, seconds_of(&dir)));
         }
-        if let Some(seconds) = seconds(&dir) {
+        if let Some(seconds) = seconds_of(&dir) {
             report.summary.seconds.insert(key.clone(), seconds);
         }
         let kind = kind_of(stage);
@@ -103,10 +110,6 @@ fn fill(report: &mut Report, out: &Path, resolved: &Resolved) -> anyhow::Result<
         report.summary.isa = salsa_engine::isa().to_owned();
     }
     Ok(())
-}
-
-fn seconds(dir: &Path) -> Option<f64> {
-    read::<Value>(&dir.join("timings.json")).ok()?["seconds"].as_f64()
 }
 
 /// The values that differ from the defaults, under dotted keys.

@@ -271,6 +271,10 @@ pub fn join(base: &Path, path: &str) -> PathBuf {
             other => short.push(other),
         }
     }
+    if short.as_os_str().is_empty() {
+        // A recipe that says `out: .` and is named without a folder.
+        return std::env::current_dir().unwrap_or(joined);
+    }
     // `a/../b` is not `b` where `a` is a link to elsewhere.
     match (joined.canonicalize(), short.canonicalize()) {
         (Ok(long), Ok(other)) if long != other => joined,

@@ -4,7 +4,7 @@ use std::fs;
 use anyhow::{Context, bail};
 use serde_json::{Map, Value, json};
 
-use super::Recipe;
+use super::{Recipe, Selected, Step, aside};
 use crate::{
     atomic,
     stage::{Outcome, StageContext, lifecycle::inputs::Input, run_stage},
@@ -13,31 +13,51 @@ use crate::{
 impl Recipe {
     /// Runs every stage that has not run yet, and returns how each one came by its results.
     ///
-    /// `OUT/recipe.yaml` is the recipe as given, `OUT/resolved.json` every value of it; at the end `OUT/report.html` and,
-    /// if the recipe evaluates, `OUT/summary.json` are written.
+    /// # Errors
+    /// As [`Recipe::run_selected`].
+    pub fn run(&self, context: &StageContext) -> anyhow::Result<Vec<Outcome>> {
+        self.run_selected(&self.all(), context)
+    }
+
+    /// Runs the selected stages that have not run yet or are to be made anew, and returns how each one came by its results.
+    ///
+    /// `OUT/recipe.yaml` is the recipe as it was run, `OUT/resolved.json` every value of it; at the end `OUT/report.html`
+    /// and, if the recipe evaluates, `OUT/summary.json` are written. What stages to be made anew left before is in
+    /// `OUT/.aside`.
     ///
     /// # Errors
-    /// The first error of a stage, with the stage's name. What is done stays done.
-    pub fn run(&self, context: &StageContext) -> anyhow::Result<Vec<Outcome>> {
+    /// Before anything is written, every stage in whose place are the results of another configuration. Then the first error
+    /// of a stage, with the stage's name; what is done stays done.
+    pub fn run_selected(&self, selected: &Selected, context: &StageContext) -> anyhow::Result<Vec<Outcome>> {
+        let moves = self.moves(selected)?;
+        self.check_standing(&Selected { run: selected.run.clone(), anew: moves.anew.clone() })?;
+        let (resolved, as_run) =
+            (serde_json::to_string_pretty(&self.resolved()?).context("JSON")? + "\n", self.as_run()?);
         fs::create_dir_all(&self.out).with_context(|| format!("cannot make {}", self.out.display()))?;
-        let resolved = serde_json::to_string_pretty(&self.resolved()?).context("JSON")? + "\n";
-        atomic::write(&self.out.join("recipe.yaml"), self.text.as_bytes())?;
+        moves.carry_out(context)?;
+        atomic::write(&self.out.join("recipe.yaml"), as_run.as_bytes())?;
         atomic::write(&self.out.join("resolved.json"), resolved.as_bytes())?;
-        let width = self.steps.iter().map(|step| step.name.chars().count()).max().unwrap_or(0);
+        let steps: Vec<&Step> = selected.run.iter().map(|&i| &self.steps[i]).collect();
+        let width = steps.iter().map(|step| step.name.chars().count()).max().unwrap_or(0);
         let mut outcomes = Vec::new();
-        for (i, step) in self.steps.iter().enumerate() {
+        for (i, step) in steps.iter().enumerate() {
             if context.interrupted() {
                 bail!("interrupted before stage {}; the same command goes on from there", step.name);
             }
-            context.say(&format!("[{}/{}] {} ({})", i + 1, self.steps.len(), step.name, step.kind.name));
+            context.say(&format!("[{}/{}] {} ({})", i + 1, steps.len(), step.name, step.kind.name));
+            if step.planned.only_looks {
+                let command = step.kind.command.join(" ");
+                bail!("stage {}: a dry run leaves nothing for a recipe; use `salsa {command}` for it", step.name);
+            }
             let config = (step.planned.config.clone(), step.planned.places.clone());
             let work = || (step.planned.work)(context);
             let outcome =
-                run_stage(step.kind.name, &step.dir, config, work).with_context(|| format!("stage {}", step.name))?;
+                run_stage(step.kind.name, &step.dir, config, work).map_err(|error| self.in_a_recipe(step, error))?;
             context.say(&format!("{:width$}  {}", step.name, line(&outcome)));
             outcomes.push(outcome);
         }
         super::report::write(&self.out)?;
+        aside::finish(&self.out)?;
         Ok(outcomes)
     }
 

@@ -30,6 +30,7 @@ pub(super) fn report() -> Report {
         pipeline: pipeline(),
         line: Some(["SFT A", "SFT B"].map(str::to_owned)),
         runs: vec![run("ppo", 0.30, 0.0, 1.0), run("salsa", 0.36, 0.55, 1.35)],
+        judgments: Vec::new(),
         landscapes: vec![("Line".to_owned(), line()), ("Plane".to_owned(), plane())],
         samples: samples(),
         settings: vec![

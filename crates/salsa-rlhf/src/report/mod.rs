@@ -9,6 +9,7 @@ mod geometry;
 mod glance;
 mod history;
 mod html;
+mod judgments;
 mod labels;
 mod landscape;
 mod number;
@@ -28,6 +29,7 @@ mod xy;
 
 pub(crate) use geometry::letter;
 pub use geometry::{GeometryPart, SoupGeometry};
+pub use judgments::{JudgedRow, JudgedTable, Judgments};
 pub use labels::label;
 pub use landscape::{Landscape, Spot};
 pub(crate) use study::variant;
@@ -74,6 +76,9 @@ pub struct Report {
     /// Reward landscapes, each with a heading.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub landscapes: Vec<(String, Landscape)>,
+    /// What judges said, stage by stage.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub judgments: Vec<Judgments>,
     /// Names of the models at the ends of the line in [`Summary::landscape`].
     #[serde(default)]
     pub line: Option<[String; 2]>,

@@ -31,6 +31,9 @@ pub(super) fn page(report: &Report) -> String {
     for (i, (heading, landscape)) in report.landscapes.iter().enumerate() {
         sections.push(landscape.section(&format!("landscape-{}", i + 1), heading));
     }
+    for (i, judgments) in report.judgments.iter().enumerate() {
+        sections.push(judgments.section(&format!("judgments-{}", i + 1)));
+    }
     sections.extend([
         history::training(report),
         history::frontier(report),

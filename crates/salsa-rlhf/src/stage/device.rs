@@ -1,10 +1,10 @@
 //! Where a stage computes: the key `device`, and the device it stands for on this machine.
 use std::{
     borrow::Cow,
-    cell::{Cell, RefCell},
     env, fmt,
     panic::{self, AssertUnwindSafe},
     str::FromStr,
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::anyhow;
@@ -185,23 +185,19 @@ fn pick(cards: &[CardInfo], number: Option<usize>) -> anyhow::Result<&CardInfo> 
     })
 }
 
-thread_local! {
-    static OPEN: RefCell<Vec<((usize, Dtype), Cuda)>> = const { RefCell::new(Vec::new()) };
-    /// The card opened last.
-    static INDEX: Cell<Option<usize>> = const { Cell::new(None) };
-}
+/// A card with the number type of its products.
+type OpenCard = ((usize, Dtype), Cuda);
 
-/// The card of this number, kept for later stages of the run.
+/// The card of this number, kept for later stages of the process.
 fn open(index: usize, dtype: Dtype) -> anyhow::Result<Cuda> {
-    INDEX.set(Some(index));
-    OPEN.with_borrow_mut(|open| {
-        if let Some((_, cuda)) = open.iter().find(|(key, _)| *key == (index, dtype)) {
-            return Ok(cuda.clone());
-        }
-        let cuda = Cuda::open(index, dtype)?;
-        open.push(((index, dtype), cuda.clone()));
-        Ok(cuda)
-    })
+    static OPEN: Mutex<Vec<OpenCard>> = Mutex::new(Vec::new());
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, cuda)) = open.iter().find(|(key, _)| *key == (index, dtype)) {
+        return Ok(cuda.clone());
+    }
+    let cuda = Cuda::open(index, dtype)?;
+    open.push(((index, dtype), cuda.clone()));
+    Ok(cuda)
 }
 
 /// Runs `work`. A failure of the card, which operations panic with, is an error like any other.
@@ -245,10 +241,9 @@ pub fn peak_mib(device: &Device) -> Option<f64> {
     Some(device.cuda()?.memory().peak as f64 / (1024.0 * 1024.0))
 }
 
-/// Bytes that are left on the card at hand, if one is.
-pub fn free_on_card() -> Option<u64> {
-    let memory = Device::current().cuda()?.memory();
-    let index = INDEX.get()?;
+/// Bytes that are left on this card, if the driver says.
+pub fn free_on_card(card: &Cuda) -> Option<u64> {
+    let (memory, index) = (card.memory(), card.index());
     let card = cuda::available().ok()?.into_iter().find(|card| card.index == index)?;
     Some((card.free + memory.reserved.saturating_sub(memory.in_use)) as u64)
 }

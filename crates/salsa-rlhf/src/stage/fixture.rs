@@ -46,7 +46,7 @@ pub fn spec(vocab_size: usize, head: Head) -> ModelSpec {
 pub fn trainable(vocab_size: usize, head: Head) -> Trainable {
     let spec = spec(vocab_size, head);
     let weights = spec.init(1);
-    Trainable::new(spec, weights, Device::current(), Recompute::KeepActivations).unwrap()
+    Trainable::new(spec, weights, Device::default(), Recompute::KeepActivations).unwrap()
 }
 
 /// `count` sequences of rising tokens, of lengths 3 to 9: easy to learn.

@@ -33,6 +33,11 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     const EXAMPLE: &'static str;
     /// What it leaves.
     const PRODUCT: Product;
+    /// What others find there.
+    const LEAVES: Leaves;
+    /// What can be done with it: a few words, and a command or file in which `OUT` is its path and other words in capitals
+    /// are the user's.
+    const NEXT: &'static [(&'static str, &'static str)];
     /// The words of its command.
     const COMMAND: &'static [&'static str] = &[Self::NAME];
     /// How a report shows its results.
@@ -52,8 +57,10 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)>;
 
     /// Whether [`Stage::run`] in a rehearsal ([`StageContext::rehearsal`]) ends with the memory that it needs, soon and
-    /// before anything is written.
-    fn plans_memory(&self) -> bool;
+    /// before anything is written. A stage that runs a model does, unless it has work to do before it can plan.
+    fn plans_memory(&self) -> bool {
+        self.computes().is_some()
+    }
 
     /// Checks whether what it reads fits together, as far as that needs no weights and [`Stage::plans_memory`] does not
     /// show it.
@@ -62,6 +69,11 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     /// If it does not.
     fn check_inputs(&self) -> anyhow::Result<()> {
         Ok(())
+    }
+
+    /// Whether it only says what it would do, so that nothing is written and nothing is done afterwards.
+    fn only_looks(&self) -> bool {
+        false
     }
 
     /// What an arm of a report is that this stage made, in a few words.
@@ -88,6 +100,10 @@ pub struct Kind {
     pub command: &'static [&'static str],
     /// What it leaves.
     pub product: Product,
+    /// What others find there.
+    pub leaves: Leaves,
+    /// What can be done with it: a few words and a command or file, in which `OUT` is its path.
+    pub next: &'static [(&'static str, &'static str)],
     /// How a report shows its results.
     pub shown: Shown,
     /// Every key with its default.
@@ -115,6 +131,8 @@ pub enum Shown {
     Landscape,
     /// Its arms in the box; the report is about its `evaluation.json`.
     Evaluation,
+    /// Besides, a section with its scores and their rules.
+    Judgments,
 }
 
 /// What a stage leaves, and so which key names its place.
@@ -126,6 +144,34 @@ pub enum Product {
     File(&'static str),
     /// Nothing but its results.
     Results,
+}
+
+/// What other stages find in what a stage leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaves {
+    /// A language model, with the metrics of its training.
+    LanguageModel,
+    /// A reward model, with the metrics of its training.
+    RewardModel,
+    /// A model of the kind of those that it reads.
+    SameModel,
+    /// Data.
+    Data,
+    /// Numbers, pictures and answers.
+    Results,
+}
+
+impl Leaves {
+    /// What it is.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Leaves::LanguageModel => "a language model",
+            Leaves::RewardModel => "a reward model",
+            Leaves::SameModel => "a model",
+            Leaves::Data => "data",
+            Leaves::Results => "results",
+        }
+    }
 }
 
 /// Makes a stage from a configuration file and `--key value` flags.
@@ -149,6 +195,8 @@ pub struct Planned {
     pub reads: Reads,
     /// Whether the work in a rehearsal ends with the memory that it needs.
     pub plans_memory: bool,
+    /// Whether it only says what it would do.
+    pub only_looks: bool,
     /// Checks whether what it reads fits together.
     pub check_inputs: Box<dyn Fn() -> anyhow::Result<()>>,
     /// The work itself.
@@ -164,6 +212,8 @@ impl Kind {
             example: C::EXAMPLE,
             command: C::COMMAND,
             product: C::PRODUCT,
+            leaves: C::LEAVES,
+            next: C::NEXT,
             shown: C::SHOWN,
             defaults: defaults::<C>,
             schema: config::schema::of::<C>,
@@ -233,6 +283,7 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
     stage.check()?;
     let (config, places) = (serde_json::to_value(&stage)?, Places::of(&stage)?);
     let (reads, plans_memory) = (stage.reads(), stage.plans_memory());
+    let only_looks = stage.only_looks();
     let stage = Rc::new(stage);
     let checked = stage.clone();
     let check_inputs = Box::new(move || checked.check_inputs());
@@ -244,8 +295,8 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
             if computes.is_some() {
                 context.say(&opened.line);
             }
-            opened.device.scope(|| stage.run(context))
+            stage.run(&context.on(opened.device))
         })
     });
-    Ok(Planned { inputs: places.paths(&config), config, places, reads, plans_memory, check_inputs, work })
+    Ok(Planned { inputs: places.paths(&config), config, places, reads, plans_memory, only_looks, check_inputs, work })
 }

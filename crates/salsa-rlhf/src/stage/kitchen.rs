@@ -10,7 +10,7 @@ use crate::{
     stage::{
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         reads::Reads,
     },
     world::{self, Sizes},
@@ -57,12 +57,19 @@ impl Default for KitchenConfig {
     }
 }
 
-impl KitchenConfig {
-    /// Checks that there is something of everything.
-    ///
-    /// # Errors
-    /// Names the key that is 0.
-    pub fn validate(&self) -> anyhow::Result<()> {
+/// Most examples of a file.
+const MOST_EXAMPLES: u64 = 100_000_000;
+
+impl Stage for KitchenConfig {
+    const NAME: &'static str = "kitchen";
+    const ABOUT: &'static str = "Write the data of the toy world.";
+    const EXAMPLE: &'static str = "--output_dir data --seed 1";
+    const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::Data;
+    const NEXT: &'static [(&'static str, &'static str)] =
+        &[("a base model", "salsa pretrain --dataset OUT/pretrain.jsonl --output_dir DIR")];
+
+    fn check(&self) -> anyhow::Result<()> {
         for (key, size) in [
             ("pretrain", self.pretrain),
             ("sft", self.sft),
@@ -76,20 +83,6 @@ impl KitchenConfig {
         }
         Ok(())
     }
-}
-
-/// Most examples of a file.
-const MOST_EXAMPLES: u64 = 100_000_000;
-
-impl Stage for KitchenConfig {
-    const NAME: &'static str = "kitchen";
-    const ABOUT: &'static str = "Write the data of the toy world.";
-    const EXAMPLE: &'static str = "--output_dir data --seed 1";
-    const PRODUCT: Product = Product::Directory;
-
-    fn check(&self) -> anyhow::Result<()> {
-        self.validate()
-    }
 
     fn reads(&self) -> Reads {
         Reads::default()
@@ -97,10 +90,6 @@ impl Stage for KitchenConfig {
 
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
         None
-    }
-
-    fn plans_memory(&self) -> bool {
-        false
     }
 
     fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
@@ -113,7 +102,7 @@ impl Stage for KitchenConfig {
 /// # Errors
 /// If the disk refuses.
 pub fn run(config: &KitchenConfig, _: &StageContext) -> anyhow::Result<Value> {
-    config.validate()?;
+    config.check()?;
     let sizes = Sizes {
         pretrain: config.pretrain,
         sft: config.sft,

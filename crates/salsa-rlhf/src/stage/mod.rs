@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::Context;
+use salsa_engine::Device;
 
 pub mod device;
 pub mod eval;
@@ -29,6 +30,7 @@ pub mod lifecycle;
 pub mod lines;
 pub mod memory;
 pub mod models;
+pub mod optimizer;
 pub mod reads;
 pub mod rl;
 pub mod rollout;
@@ -48,6 +50,8 @@ pub struct StageContext {
     pub talk: Talk,
     /// How far a stage goes.
     pub until: Until,
+    /// Where models live and compute; the CPU in f32 until a stage has opened the device that its keys name.
+    pub device: Device,
     interrupted: Arc<AtomicBool>,
     said: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -91,6 +95,11 @@ impl StageContext {
         })
         .context("cannot listen for Ctrl-C")?;
         Ok(context)
+    }
+
+    /// The same work on this device.
+    pub fn on(&self, device: Device) -> StageContext {
+        StageContext { device, ..self.clone() }
     }
 
     /// A context that says nothing and hears no signals.

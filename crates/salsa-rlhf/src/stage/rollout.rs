@@ -1,6 +1,6 @@
 //! Responses of the policy, laid end to end: what one PPO update learns from.
 use salsa_algo::reward::Ending;
-use salsa_engine::{Batch, Device, Finish, Model, Output, Query, Response};
+use salsa_engine::{Batch, Finish, Model, Output, Query, Response};
 
 /// The responses of one update. Per-token numbers lie end to end, response after response.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ impl Rollouts {
     /// Where decoding and training give the same numbers they are so already. Elsewhere the ratio of new to old would not
     /// be 1 before the first step, so the old ones come from a forward pass over the responses, as in TRL.
     pub fn settle_logprobs(&mut self, policy: &Model) {
-        if !Device::current().decodes_as_trained() {
+        if !policy.backend().decodes_as_trained() {
             self.read_logprobs(policy);
         }
     }

@@ -24,7 +24,7 @@ use crate::{
     stage::{
         device::Choice as DeviceChoice,
         keys::{ByteSize, ComputeType},
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         reads::{ExampleUse, ModelUse, Reads},
     },
 };
@@ -192,12 +192,20 @@ impl SoupConfig {
         (self.models, self.adapters) = (models, adapters);
         Ok(self)
     }
+}
 
-    /// Checks ranges and relations of the values.
-    ///
-    /// # Errors
-    /// If a value makes no sense, or the method needs another one.
-    pub fn validate(&self) -> anyhow::Result<()> {
+impl Stage for SoupConfig {
+    const NAME: &'static str = "soup";
+    const ABOUT: &'static str = "Average the weights of models (or combine them otherwise) into one.";
+    const EXAMPLE: &'static str = "sft-a sft-b --weights 0.5 0.5 --output soup";
+    const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::SameModel;
+    const NEXT: &'static [(&'static str, &'static str)] = &[
+        ("what it is", "salsa inspect OUT"),
+        ("PPO held to it", "salsa ppo --config FILE --reference.kind sft --reference.model OUT"),
+    ];
+
+    fn check(&self) -> anyhow::Result<()> {
         ensure!(!self.models.is_empty(), "models is empty; name the checkpoints to combine");
         let (adapters, models) = (self.adapters.len(), self.models.len());
         ensure!(
@@ -213,17 +221,6 @@ impl SoupConfig {
                 .validate()?;
         }
         Arithmetic::new(self).map(drop)
-    }
-}
-
-impl Stage for SoupConfig {
-    const NAME: &'static str = "soup";
-    const ABOUT: &'static str = "Average the weights of models (or combine them otherwise) into one.";
-    const EXAMPLE: &'static str = "sft-a sft-b --weights 0.5 0.5 --output soup";
-    const PRODUCT: Product = Product::Directory;
-
-    fn check(&self) -> anyhow::Result<()> {
-        self.validate()
     }
 
     fn reads(&self) -> Reads {

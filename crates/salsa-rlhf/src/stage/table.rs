@@ -1,6 +1,6 @@
 //! The table of stages: one line each.
 use super::{
-    eval::{evaluate, landscape, winrate},
+    eval::{evaluate, judge, landscape, winrate},
     kind::Kind,
     kitchen,
     lines::{generate, logprobs, score},
@@ -23,6 +23,7 @@ pub const STAGES: &[Kind] = &[
     Kind::of::<score::ScoreConfig>(),
     Kind::of::<logprobs::LogprobsConfig>(),
     Kind::of::<winrate::WinrateConfig>(),
+    Kind::of::<judge::JudgeConfig>(),
     Kind::of::<kitchen::KitchenConfig>(),
     #[cfg(test)]
     Kind::of::<tests::Census>(),

@@ -12,6 +12,7 @@ use super::{
         logprobs::{self, LogprobsConfig},
         score::{self, ScoreConfig},
     },
+    models::reading::ReadingArguments,
     supervised::{
         arguments::TrainingArguments,
         dpo::{self, DpoConfig, DpoLoss},
@@ -19,6 +20,7 @@ use super::{
         reward::{self, RewardConfig},
         sft::{self, SftConfig},
     },
+    table,
     text::source::DataSource,
 };
 use crate::checkpoint::Checkpoint;
@@ -26,7 +28,7 @@ use crate::checkpoint::Checkpoint;
 fn arguments(max_steps: i64) -> TrainingArguments {
     TrainingArguments {
         max_steps,
-        eval_steps: 3,
+        eval_steps: 3.into(),
         logging_steps: 2.into(),
         save_steps: 3.into(),
         ..TrainingArguments::default()
@@ -249,10 +251,10 @@ fn log_probabilities_while_sampling_are_those_of_the_forward_pass() {
 
     let rows: Vec<Value> = sampled.iter().map(|row| json!({"tokens": row["tokens"]})).collect();
     fixture::write_lines(&config.input, &rows);
+    let reading = |most: usize| ReadingArguments { max_tokens_per_batch: most.into(), ..ReadingArguments::default() };
     for max_tokens_per_batch in [1, 8192] {
         let (model, input, output) = (base.clone(), config.input.clone(), again.clone());
-        let config =
-            LogprobsConfig { model: model.into(), input, output, max_tokens_per_batch, ..LogprobsConfig::default() };
+        let config = LogprobsConfig { model: model.into(), input, output, reading: reading(max_tokens_per_batch) };
         logprobs::run(&config, &quiet()).unwrap();
         for (sampled, scored) in sampled.iter().zip(fixture::read_lines(&again)) {
             let (own, all) = (sampled["logprobs"].as_array().unwrap(), scored["logprobs"].as_array().unwrap());
@@ -363,4 +365,28 @@ fn no_example_is_longer_than_the_context() {
         reward::run(&config, &quiet()).unwrap()["eval_pairs"].as_u64().unwrap()
     };
     assert_eq!((pairs(96), pairs(1024)), (1, 1), "longer pairs are left out");
+}
+
+/// Neither the thread nor what other threads compute decides where a stage computes, and in which numbers.
+#[test]
+fn a_stage_on_a_spawned_thread_computes_as_its_keys_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, input) = (fixture::base(dir.path()), dir.path().join("in.jsonl"));
+    fixture::write_lines(&input, &[json!({"tokens": [5, 6, 7, 8]})]);
+    let run = |name: &str, dtype: &str| {
+        let output = dir.path().join(name);
+        let flags = [("model", base.as_path()), ("input", &input), ("output", &output)];
+        let flags = flags.map(|(key, path)| (key.to_owned(), path.display().to_string()));
+        let dtype = [("dtype".to_owned(), dtype.to_owned()), ("device".to_owned(), "cpu".to_owned())];
+        let planned = (table::find("logprobs").unwrap().load)(None, &[&flags[..], &dtype].concat()).unwrap();
+        (planned.work)(&quiet()).unwrap();
+        fixture::read_lines(&output)
+    };
+    let [f32, bf16] = ["f32", "bf16"].map(|dtype| run(dtype, dtype));
+    assert_ne!(f32, bf16, "the number type shows");
+    let spawned = std::thread::scope(|scope| {
+        let threads = ["f32", "bf16"].map(|dtype| scope.spawn(move || run(&format!("spawned-{dtype}"), dtype)));
+        threads.map(|thread| thread.join().unwrap())
+    });
+    assert_eq!(spawned, [f32, bf16]);
 }

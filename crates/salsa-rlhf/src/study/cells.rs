@@ -201,10 +201,6 @@ impl Base {
         let before = format!("{}{BEFORE}", self.evaluate);
         let targets = [arm.name.as_str(), &self.evaluate, &before];
         keep_needed(&mut recipe, &targets);
-        if let Some(stages) = root.get_mut("stages").and_then(Value::as_object_mut) {
-            stages.retain(|name, _| recipe.steps.iter().any(|step| step.name == *name));
-        }
-        recipe.text = yaml(&root)?;
         Ok(recipe)
     }
 

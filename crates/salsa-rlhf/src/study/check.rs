@@ -61,7 +61,7 @@ impl Study {
         for at in 0..self.arms.len() {
             // What is wrong in one cell of an arm is wrong in its others.
             let Some(cell) = self.cells.iter().find(|cell| cell.arm == at) else { continue };
-            for fault in cell.recipe.check().faults.iter() {
+            for fault in cell.recipe.check(&cell.recipe.all()).faults.iter() {
                 let text = format!("{fault:#}");
                 if !told.contains(&text) {
                     faults.add(anyhow::anyhow!("{}: {text}", self.name_of(cell)));

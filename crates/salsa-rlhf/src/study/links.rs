@@ -17,7 +17,8 @@ impl Study {
     pub(super) fn assemble(&self, cell: &Cell) -> anyhow::Result<()> {
         let dir = &cell.recipe.out;
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let mut is_new = input::read(&dir.join("recipe.yaml")).ok().as_deref() != Some(cell.recipe.text.as_bytes());
+        let as_run = cell.recipe.as_run()?;
+        let mut is_new = input::read(&dir.join("recipe.yaml")).ok().as_deref() != Some(as_run.as_bytes());
         for (name, node) in &cell.stages {
             let stage = self.nodes[*node].dir.file_name().context("a stage has a directory")?;
             is_new |= link(&dir.join(name), &Path::new("../../../stages").join(stage))?;

@@ -1,11 +1,5 @@
 //! The number type of matrix products.
 
-use std::cell::Cell;
-
-thread_local! {
-    static CURRENT: Cell<Dtype> = const { Cell::new(Dtype::F32) };
-}
-
 /// In which numbers matrix products take their operands. They accumulate in f32 either way, and everything else (norms,
 /// softmax, residual stream, master weights, optimizer) is f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -32,23 +26,6 @@ impl Dtype {
             Dtype::F32 => "f32",
             Dtype::Bf16 => "bf16",
         }
-    }
-
-    /// Runs `f` with this as the type of [`super::Cpu::current`]. Each thread has its own.
-    pub fn scope<R>(self, f: impl FnOnce() -> R) -> R {
-        struct Restore(Dtype);
-        impl Drop for Restore {
-            fn drop(&mut self) {
-                CURRENT.set(self.0);
-            }
-        }
-        let _restore = Restore(CURRENT.replace(self));
-        f()
-    }
-
-    /// The type of the innermost [`Dtype::scope`]; f32 outside.
-    pub fn current() -> Dtype {
-        CURRENT.get()
     }
 
     /// bfloat16 where this machine multiplies it faster than f32.

@@ -4,7 +4,6 @@
 //! weights stay packed between calls. The left factor is packed block by block. Sums are cut at multiples of [`STEPS`]
 //! words, always the same places, so that the order of summation of an element is a function of the depth alone.
 
-use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -223,10 +222,6 @@ impl Packed {
     }
 }
 
-thread_local! {
-    static LEFT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
 /// `out[rows][columns] (=|+=) a[rows][depth] * b[depth][columns]`, on all threads; `out`'s rows are `stride` apart.
 pub(crate) fn gemm(
     (rows, columns, depth): (usize, usize, usize),
@@ -317,7 +312,7 @@ impl<'a> Product<'a> {
             return self.clear(&rows, panels.start * width..last_column);
         }
         let _ready = self.kernel.ready();
-        LEFT.with_borrow_mut(|room| {
+        pool::with_scratch(|room| {
             for from in (0..words).step_by(STEPS) {
                 let steps = STEPS.min(words - from);
                 let store = if from == 0 { self.store } else { Store::Add };

@@ -23,9 +23,11 @@ pub use dtype::Dtype;
 pub use gemm::Packed;
 pub(crate) use head::{token_stats_backward_block, token_stats_tasks};
 pub(crate) use rows::ROW_BLOCK;
+pub(crate) use sampler::rank;
 
 use super::{
-    AdamWStep, AttentionShape, Backend, Choice, Columns, Decay, LogprobQuery, Moments, Part, RotaryTable, TokenStats,
+    AdamWStep, AttentionShape, Backend, Choice, Columns, Decay, LogprobQuery, Moments, Part, Ranking, RotaryTable,
+    TokenStats,
 };
 use crate::memory;
 use crate::spec::{Activation, NormWeight};
@@ -44,11 +46,6 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// The processor with the number type of the work at hand, see [`Dtype::scope`].
-    pub fn current() -> Cpu {
-        Cpu { dtype: Dtype::current() }
-    }
-
     /// The instruction set of the matrix kernels in use: `amx-bf16`, `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`.
     pub fn isa(&self) -> &'static str {
         match (isa::isa(), self.dtype) {
@@ -352,6 +349,14 @@ impl Backend for Cpu {
             drawn[row].set(sampler::draw(logits, choice, uniforms[row])).expect("each row is drawn once");
         });
         drawn.into_iter().map(|drawn| drawn.into_inner().expect("every row was drawn")).collect()
+    }
+
+    fn rank(&self, hidden: &Buffer, head: &Packed, targets: &[u32], count: usize) -> Vec<Ranking> {
+        let ranked: Vec<OnceLock<Ranking>> = targets.iter().map(|_| OnceLock::new()).collect();
+        head::logits(hidden, head, 1.0, &|row, logits| {
+            ranked[row].set(sampler::rank(logits, targets[row], count)).expect("each row is ranked once");
+        });
+        ranked.into_iter().map(|ranked| ranked.into_inner().expect("every row was ranked")).collect()
     }
 
     fn scalar_head(&self, x: &Buffer, weight: &Buffer) -> Vec<f32> {

@@ -1,7 +1,7 @@
 //! From a row of logits to a token.
 
 use super::head::log_sum;
-use crate::backend::Choice;
+use crate::backend::{Choice, Ranking};
 
 /// Draws a token from logits that are already divided by the temperature, see [`crate::backend::Backend::draw`].
 pub(super) fn draw(logits: &[f32], choice: &Choice, u: f32) -> (u32, f32) {
@@ -14,6 +14,23 @@ pub(super) fn draw(logits: &[f32], choice: &Choice, u: f32) -> (u32, f32) {
         from_nucleus(logits, log_sum, choice, u)
     };
     (token as u32, logits[token] - log_sum)
+}
+
+/// Ranks a row of logits, see [`crate::backend::Backend::rank`].
+pub(crate) fn rank(logits: &[f32], target: u32, count: usize) -> Ranking {
+    let log_sum = log_sum(logits);
+    let more_likely = |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
+    let mut order: Vec<u32> = Vec::new();
+    if count > 0 {
+        order.extend(0..logits.len() as u32);
+        if count < order.len() {
+            order.select_nth_unstable_by(count - 1, more_likely);
+            order.truncate(count);
+        }
+        order.sort_unstable_by(more_likely);
+    }
+    let logprob = |token: u32| logits[token as usize] - log_sum;
+    Ranking { logprob: logprob(target), top: order.into_iter().map(|token| (token, logprob(token))).collect() }
 }
 
 /// The first of the largest.
@@ -101,6 +118,20 @@ mod tests {
         near(frequencies(&Choice { top_p: 0.6, ..all }), [0.0, 0.0, 3.0 / 7.0, 4.0 / 7.0]);
         near(frequencies(&Choice { top_p: 0.71, ..all }), [0.0, 2.0 / 9.0, 3.0 / 9.0, 4.0 / 9.0]);
         near(frequencies(&Choice { temperature: 0.0, ..all }), [0.0, 0.0, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn the_most_likely_come_first_and_of_equals_the_smaller() {
+        let near = |found: &[(u32, f32)], expected: &[(u32, f32)]| {
+            let same = |(f, e): (&(u32, f32), &(u32, f32))| f.0 == e.0 && (f.1 - e.1.ln()).abs() < 1e-6;
+            assert!(found.len() == expected.len() && found.iter().zip(expected).all(same), "{found:?}");
+        };
+        let ranking = rank(&logits(), 0, 2);
+        near(&ranking.top, &[(3, 0.4), (2, 0.3)]);
+        assert!((ranking.logprob - 0.1f32.ln()).abs() < 1e-6);
+        near(&rank(&[1.0; 5], 4, 3).top, &[(0, 0.2), (1, 0.2), (2, 0.2)]);
+        near(&rank(&[1.0; 2], 1, 9).top, &[(0, 0.5), (1, 0.5)]);
+        assert!(rank(&logits(), 1, 0).top.is_empty());
     }
 
     #[test]

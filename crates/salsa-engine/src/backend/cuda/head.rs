@@ -4,7 +4,8 @@ use super::buffer::{Buffer, Kind, Words};
 use super::card::Card;
 use super::products::{self, Matrix};
 use super::rows::{for_parts, kernel, start};
-use crate::backend::{Choice, LogprobQuery, TokenStats};
+use crate::backend::cpu::rank as rank_row;
+use crate::backend::{Choice, LogprobQuery, Ranking, TokenStats};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -180,4 +181,15 @@ pub(super) fn draw(
         drawn.extend(tokens.into_iter().map(f32::to_bits).zip(logprobs));
     }
     drawn
+}
+
+/// See [`crate::backend::Backend::rank`]. The logits come to the CPU, which ranks them: they are asked for by people, a
+/// few rows at a time.
+pub(super) fn rank(card: &Arc<Card>, hidden: &Buffer, head: &Matrix, targets: &[u32], count: usize) -> Vec<Ranking> {
+    let mut ranked = Vec::with_capacity(targets.len());
+    for rows in blocks(targets.len(), head.out) {
+        let logits = card.download(&mixed_logits(card, &[(hidden, head, 1.0)], rows.clone()));
+        ranked.extend(logits.chunks(head.out).zip(&targets[rows]).map(|(row, &target)| rank_row(row, target, count)));
+    }
+    ranked
 }

@@ -43,8 +43,8 @@ pub use memory::MemoryUse;
 pub use products::Matrix;
 
 use super::{
-    AdamWStep, AttentionShape, Backend, Choice, Columns, Decay, LogprobQuery, LowRank, Moments, Part, RotaryTable,
-    TokenStats,
+    AdamWStep, AttentionShape, Backend, Choice, Columns, Decay, LogprobQuery, LowRank, Moments, Part, Ranking,
+    RotaryTable, TokenStats,
 };
 use crate::backend::cpu::Dtype;
 use crate::error::ModelError;
@@ -118,6 +118,11 @@ impl Cuda {
     /// The card's name, such as `NVIDIA H200`.
     pub fn name(&self) -> &str {
         &self.card.info().name
+    }
+
+    /// The number of the card, as [`Cuda::open`] takes it.
+    pub fn index(&self) -> usize {
+        self.card.info().index
     }
 
     /// What the card's memory is used for.
@@ -447,6 +452,10 @@ impl Backend for Cuda {
 
     fn draw(&self, hidden: &Buffer, head: &Matrix, choice: &Choice, uniforms: &[f32]) -> Vec<(u32, f32)> {
         head::draw(&self.card, hidden, head, choice, uniforms)
+    }
+
+    fn rank(&self, hidden: &Buffer, head: &Matrix, targets: &[u32], count: usize) -> Vec<Ranking> {
+        head::rank(&self.card, hidden, head, targets, count)
     }
 
     fn scalar_head(&self, x: &Buffer, weight: &Buffer) -> Vec<f32> {

@@ -107,9 +107,9 @@ fn every_family_head_and_type_comes_back_and_is_the_same_model_merged() {
                 assert_eq!(weights, opened.read_weights().unwrap());
 
                 let stored = opened.stored_weights(Head::LanguageModel).unwrap();
-                let base = Arc::new(Base::new(stored.spec.clone(), &stored, Device::current()).unwrap());
+                let base = Arc::new(Base::new(stored.spec.clone(), &stored, Device::default()).unwrap());
                 let adapted = outputs(&Model::on(base, head, &lora, &place.weights).unwrap());
-                let dense = outputs(&Model::new(whole.spec.clone(), &weights, Device::current()).unwrap());
+                let dense = outputs(&Model::new(whole.spec.clone(), &weights, Device::default()).unwrap());
                 for (a, b) in adapted.iter().zip(&dense) {
                     assert!((a - b).abs() < 2e-5 * (1.0 + b.abs()), "{family} {head:?}: {a} and {b}");
                 }

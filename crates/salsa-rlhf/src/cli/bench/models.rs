@@ -96,9 +96,9 @@ pub(super) fn adapter(rank: usize) -> LoraSpec {
 }
 
 /// Weights for adapters to stand on.
-pub(super) fn base(spec: &ModelSpec) -> anyhow::Result<Arc<Base<Device>>> {
+pub(super) fn base(spec: &ModelSpec, device: &Device) -> anyhow::Result<Arc<Base<Device>>> {
     let drawn = Drawn::new(spec, 1);
-    Ok(Arc::new(Base::new(spec.clone(), &drawn, Device::current())?))
+    Ok(Arc::new(Base::new(spec.clone(), &drawn, device.clone())?))
 }
 
 /// Weights to be trained.
@@ -109,8 +109,8 @@ pub(super) fn weights(spec: &ModelSpec, seed: u64) -> anyhow::Result<Vec<f32>> {
 }
 
 /// A model for use.
-pub(super) fn frozen(spec: &ModelSpec) -> anyhow::Result<Model> {
-    Ok(Model::bare(base(spec)?))
+pub(super) fn frozen(spec: &ModelSpec, device: &Device) -> anyhow::Result<Model> {
+    Ok(Model::bare(base(spec, device)?))
 }
 
 /// A model whose adapter is trained.

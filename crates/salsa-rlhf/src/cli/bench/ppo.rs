@@ -8,9 +8,13 @@ use serde_json::json;
 
 use super::{PpoWork, models, random_tokens};
 use crate::stage::{
-    rl::ppo::{
-        PpoConfig, advantages,
-        learner::{Learner, Lesson, Rates},
+    optimizer::OptimizerArguments,
+    rl::{
+        arguments::SamplingArguments,
+        ppo::{
+            PpoConfig, advantages,
+            learner::{Learner, Lesson, Rates},
+        },
     },
     rollout::Rollouts,
 };
@@ -27,13 +31,13 @@ struct Models {
 }
 
 /// Times updates and prints the result.
-pub(super) fn update(work: &PpoWork) -> anyhow::Result<()> {
+pub(super) fn update(work: &PpoWork, device: &Device) -> anyhow::Result<()> {
     ensure!(
         work.batch > 0 && work.prompt > 0 && work.response > 0 && work.epochs > 0 && work.updates > 0,
         "--batch, --prompt, --response, --epochs and --updates must be at least 1"
     );
     let spec = work.shape.spec()?;
-    let mut models = Models::new(work, &spec)?;
+    let mut models = Models::new(work, &spec, device)?;
     let (mut times, mut phases) = (Vec::new(), Vec::new());
     for number in 0..=work.updates {
         let start = Instant::now();
@@ -48,39 +52,41 @@ pub(super) fn update(work: &PpoWork) -> anyhow::Result<()> {
         phase("scoring_s", |phases| phases[1]),
         phase("learning_s", |phases| phases[2]),
     ]);
-    work.shape.report("ppo", "update_s", &times[1..], work.batch * work.response, more.into())
+    work.shape.report("ppo", "update_s", &times[1..], work.batch * work.response, more.into(), device)
 }
 
 impl Models {
-    fn new(work: &PpoWork, spec: &ModelSpec) -> anyhow::Result<Models> {
+    fn new(work: &PpoWork, spec: &ModelSpec, device: &Device) -> anyhow::Result<Models> {
         let config = PpoConfig {
-            batch_size: work.batch,
+            sampling: SamplingArguments {
+                batch_size: work.batch,
+                response_length: work.response,
+                temperature: 1.0,
+                ..SamplingArguments::default()
+            },
             num_ppo_epochs: work.epochs,
             // TRL's default; passes add up to the same step.
             per_device_train_batch_size: 8,
-            temperature: 1.0,
-            response_length: work.response,
-            max_grad_norm: 0.0,
-            gradient_checkpointing: work.shape.gradient_checkpointing,
+            optimizer: OptimizerArguments { max_grad_norm: 0.0, ..OptimizerArguments::default() },
+            gradient_checkpointing: work.shape.gradient_checkpointing.into(),
             ..PpoConfig::default()
         };
         if let Some(rank) = work.shape.lora {
-            return Models::adapted(config, spec, rank);
+            return Models::adapted(config, spec, rank, device);
         }
         let scalar = spec.with_head(Head::Scalar);
         let (policy, critic) = (models::weights(spec, 1)?, models::weights(&scalar, 2)?);
-        let backend = Device::current();
         Ok(Models {
-            reference: Model::new(spec.clone(), &policy, backend.clone())?,
-            reward_model: Model::new(scalar.clone(), &critic, backend.clone())?,
-            learner: Learner::new(&config, (spec.clone(), policy), (scalar, critic), backend)?,
+            reference: Model::new(spec.clone(), &policy, device.clone())?,
+            reward_model: Model::new(scalar.clone(), &critic, device.clone())?,
+            learner: Learner::new(&config, (spec.clone(), policy), (scalar, critic), device.clone())?,
             config,
         })
     }
 
     /// The same as adapters on one base; the reference has the rank of a soup of two such adapters.
-    fn adapted(config: PpoConfig, spec: &ModelSpec, rank: usize) -> anyhow::Result<Models> {
-        let (base, recompute) = (models::base(spec)?, config.recompute());
+    fn adapted(config: PpoConfig, spec: &ModelSpec, rank: usize, device: &Device) -> anyhow::Result<Models> {
+        let (base, recompute) = (models::base(spec, device)?, config.recompute());
         let (lora, soup) = (models::adapter(rank), models::adapter(2 * rank));
         let score = lora.init(&spec.with_head(Head::Scalar), 2);
         let critic = models::adapted(&base, Head::Scalar, rank, recompute)?;
@@ -88,7 +94,7 @@ impl Models {
         Ok(Models {
             reward_model: Model::on(base.clone(), Head::Scalar, &lora, &score)?,
             reference: Model::on(base, Head::LanguageModel, &soup, &soup.init(spec, 3))?,
-            learner: Learner { policy, critic: Some(critic), adamw: config.adamw() },
+            learner: Learner { policy, critic: Some(critic), adamw: config.optimizer.adamw() },
             config,
         })
     }
@@ -114,8 +120,8 @@ impl Models {
         let old_values = rollouts.values_of(self.learner.critic(), &slots);
         let scored = start.elapsed().as_secs_f64();
 
-        let kls = kls(self.config.estimator(), &rollouts.logprobs, &reference);
-        let rewards = advantages::rewards(&self.config, self.config.kl_coef, &rollouts, &scores, &kls, &slots);
+        let kls = kls(self.config.penalty.estimator(), &rollouts.logprobs, &reference);
+        let rewards = advantages::rewards(&self.config, self.config.penalty.kl_coef, &rollouts, &scores, &kls, &slots);
         let (advantages, returns) = advantages::estimate(&self.config, &rewards, &old_values, &slots, &rollouts);
         let lesson = Lesson {
             rollouts: &rollouts,

@@ -1,6 +1,6 @@
 //! The memory that each stage needs, known from a model's shape before anything is loaded, for passes and generation of an
 //! ordinary size. Weights are those with which stages plan; activations are more than the CPU takes.
-use salsa_engine::{Dtype, Head, LoraSpec, ModelSpec, Recompute};
+use salsa_engine::{Device, Dtype, Head, LoraSpec, ModelSpec, Recompute};
 
 use crate::stage::memory::{
     Knobs, Need, part,
@@ -54,8 +54,9 @@ pub fn table(spec: &ModelSpec, file_is_bf16: bool) -> String {
             size(bf16)
         );
     }
-    let kept = |recompute| shape::kept_per_token(spec, recompute);
-    let working = shape::working_per_token(spec, shape::Backward::Yes);
+    let knobs = Knobs::on(&Device::default());
+    let kept = |recompute| shape::kept_per_token(spec, &Knobs { recompute, ..knobs.clone() });
+    let working = shape::working_per_token(spec, &knobs, shape::Backward::Yes);
     text += &format!(
         "activations per token of a training pass: {} B kept, with gradient_checkpointing {} B; {working} B to work with\n  \
          (a pass of {TOKENS} tokens: {} or {})\n",
@@ -125,7 +126,7 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
 impl Stage {
     /// As the stage itself would plan.
     fn need(&self, dtype: Dtype, file_is_bf16: bool) -> Need {
-        let (lora, knobs) = (LoraSpec::default(), Knobs { dtype, ..Knobs::default() });
+        let (lora, knobs) = (LoraSpec::default(), Knobs { dtype, ..Knobs::on(&Device::default()) });
         let mut need = Need::default();
         need.add(part::PROGRAM, Need::PROGRAM);
         self.trained.iter().for_each(|spec| need.add(part::TRAINED, shape::trained(spec, dtype)));
@@ -139,9 +140,9 @@ impl Stage {
         }
         let in_training: Vec<&ModelSpec> = self.trained.iter().chain(&self.adapters).collect();
         match in_training.as_slice() {
-            [] => need.add(part::ACTIVATIONS, shape::forward_pass(&self.frozen[0], TOKENS)),
+            [] => need.add(part::ACTIVATIONS, shape::forward_pass(&self.frozen[0], &knobs, TOKENS)),
             [first, others @ ..] => {
-                let kept = |spec: &&ModelSpec| TOKENS * shape::kept_per_token(spec, knobs.recompute);
+                let kept = |spec: &&ModelSpec| TOKENS * shape::kept_per_token(spec, &knobs);
                 let others: u64 = others.iter().map(kept).sum();
                 need.add(part::ACTIVATIONS, shape::training_pass(first, &knobs, TOKENS) + others);
             }

@@ -15,9 +15,15 @@ fn faults(value: &Value, schema: &Value, root: &Value, place: &str) -> Vec<Strin
     let mut found = Vec::new();
     for (keyword, said) in keywords {
         found.extend(match keyword.as_str() {
-            "$schema" | "title" | "description" | "default" | "definitions" | "x-heading" | "x-input" | "then" => {
-                Vec::new()
-            }
+            "$schema"
+            | "title"
+            | "description"
+            | "default"
+            | "definitions"
+            | "x-heading"
+            | "x-input"
+            | "x-changes-no-result"
+            | "then" => Vec::new(),
             // Read with `properties`.
             "patternProperties" | "additionalProperties" => Vec::new(),
             "propertyNames" => Vec::new(),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Context;
-use salsa_engine::{Device, Model};
+use salsa_engine::Model;
 use serde_json::{Value, json};
 
 use super::{
@@ -22,7 +22,7 @@ use crate::{
         device::{self, Choice as DeviceChoice},
         eval::statistics::{self, estimate, paired_difference, win_rate},
         keys::ComputeType,
-        kind::{Product, Shown, Stage},
+        kind::{Leaves, Product, Shown, Stage},
         models::{bases::Bases, model_source::ModelSource},
         reads::{ExampleUse, ModelUse, Reads},
         rollout::split,
@@ -33,6 +33,7 @@ use crate::{
 pub mod config;
 mod plan;
 mod profile;
+mod shown;
 #[cfg(test)]
 mod tests;
 
@@ -54,6 +55,9 @@ impl Stage for EvaluateConfig {
     const ABOUT: &'static str = "Compare models: answers to the same prompts, scores, win rates, KL, reward landscape.";
     const EXAMPLE: &'static str = "--config evaluate.yaml --output_dir eval";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::Results;
+    const NEXT: &'static [(&'static str, &'static str)] =
+        &[("score answers again", "salsa score --model REWARD --input OUT/answers-ARM-SET.jsonl --output FILE")];
     const SHOWN: Shown = Shown::Evaluation;
 
     fn check(&self) -> anyhow::Result<()> {
@@ -71,10 +75,6 @@ impl Stage for EvaluateConfig {
 
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
         Some((self.device, self.dtype))
-    }
-
-    fn plans_memory(&self) -> bool {
-        true
     }
 
     fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
@@ -121,7 +121,7 @@ pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Va
         version: env!("CARGO_PKG_VERSION").into(),
         seed: config.seed,
         isa: salsa_engine::isa().into(),
-        device: device::label(&Device::current()),
+        device: device::label(&context.device),
         arms: arms_in_order(&summaries, &sets),
         landscape: bench.landscape(&sets, &answers, &mut advance)?,
         comparisons: comparisons(config, &answers, &sets),
@@ -193,7 +193,7 @@ impl<'a> Bench<'a> {
         let plan = Plan::open(config)?;
         plan.check_fit(&syllabus, &sets)?;
         plan.check_memory(&syllabus, &sets, context)?;
-        let mut bases = Bases::default();
+        let mut bases = Bases::on(&context.device);
         let exam = syllabus.load(&mut bases)?;
         let mut bench = Bench { config, exam, anchors: Vec::new(), bases };
         for (name, source) in &config.anchors {
@@ -239,7 +239,7 @@ impl<'a> Bench<'a> {
     ) -> anyhow::Result<Vec<LandscapePoint>> {
         let Some(line) = &self.config.landscape else { return Ok(Vec::new()) };
         let (from, to) = line.models.clone();
-        let mut blend = Blend::open(&[from, to], self.exam.vocab_size).context("landscape")?;
+        let mut blend = Blend::open(&[from, to], self.exam.vocab_size, self.bases.device()).context("landscape")?;
         let mut given: Vec<Vec<Rewards>> = sets.iter().map(|_| Vec::new()).collect();
         for &alpha in &line.alphas {
             let arm = self.config.arm_at_end(line, alpha).map(|arm| &of_arms[arm]);

@@ -2,7 +2,7 @@
 use std::path::Path;
 
 use anyhow::bail;
-use salsa_engine::{Head, Model, ModelSpec, Prompt, Sampling};
+use salsa_engine::{Device, Head, Model, ModelSpec, Prompt, Sampling};
 
 use crate::{
     checkpoint::Checkpoint,
@@ -120,8 +120,8 @@ impl Syllabus {
     }
 
     /// What decides about memory.
-    pub fn knobs(&self) -> Knobs {
-        Knobs { slots: self.answering.slots, ..Knobs::default() }
+    pub fn knobs(&self, device: &Device) -> Knobs {
+        Knobs { slots: self.answering.slots, ..Knobs::on(device) }
     }
 
     /// Adds the reward model.

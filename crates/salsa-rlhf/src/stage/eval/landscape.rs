@@ -25,7 +25,7 @@ use crate::{
         device::Choice as DeviceChoice,
         gold::Gold,
         keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_most},
-        kind::{Product, Shown, Stage},
+        kind::{Leaves, Product, Shown, Stage},
         reads::{ExampleUse, ModelUse, Reads},
         text::{chat_arguments::ChatArguments, source::DataSource},
     },
@@ -126,11 +126,32 @@ impl Default for LandscapeConfig {
 }
 
 impl LandscapeConfig {
-    /// Checks ranges and relations.
-    ///
-    /// # Errors
-    /// Names the key that makes no sense.
-    pub fn validate(&self) -> anyhow::Result<()> {
+    /// The weights of the models at every point.
+    fn points(&self) -> Vec<Vec<f64>> {
+        match self.models.len() {
+            3 => grid::plane(self.divisions, self.margin),
+            _ => grid::line(self.start, self.end, self.steps),
+        }
+    }
+}
+
+/// More would take days, and be a mistyped number.
+const MOST_POINTS: usize = 10_000;
+
+/// The file with the numbers.
+pub const LANDSCAPE: &str = "landscape.json";
+
+impl Stage for LandscapeConfig {
+    const NAME: &'static str = "landscape";
+    const ABOUT: &'static str = "Rewards and loss on a line through two models, or on the plane of three.";
+    const EXAMPLE: &'static str = "--models sft-a sft-b --reward_model reward --prompts prompts.jsonl \\\n    \
+                                   --output_dir landscape --max_prompts 200 --max_new_tokens 96";
+    const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::Results;
+    const NEXT: &'static [(&'static str, &'static str)] = &[("look at it", "OUT/landscape.html")];
+    const SHOWN: Shown = Shown::Landscape;
+
+    fn check(&self) -> anyhow::Result<()> {
         let count = self.models.len();
         ensure!((2..=3).contains(&count), "models names {count} checkpoints; give two for a line or three for a plane");
         ensure!(!self.reward_model_path.as_os_str().is_empty(), "no reward model is given; say reward_model: DIR");
@@ -159,33 +180,6 @@ impl LandscapeConfig {
         Ok(())
     }
 
-    /// The weights of the models at every point.
-    fn points(&self) -> Vec<Vec<f64>> {
-        match self.models.len() {
-            3 => grid::plane(self.divisions, self.margin),
-            _ => grid::line(self.start, self.end, self.steps),
-        }
-    }
-}
-
-/// More would take days, and be a mistyped number.
-const MOST_POINTS: usize = 10_000;
-
-/// The file with the numbers.
-pub const LANDSCAPE: &str = "landscape.json";
-
-impl Stage for LandscapeConfig {
-    const NAME: &'static str = "landscape";
-    const ABOUT: &'static str = "Rewards and loss on a line through two models, or on the plane of three.";
-    const EXAMPLE: &'static str = "--models sft-a sft-b --reward_model reward --prompts prompts.jsonl \\\n    \
-                                   --output_dir landscape --max_prompts 200 --max_new_tokens 96";
-    const PRODUCT: Product = Product::Directory;
-    const SHOWN: Shown = Shown::Landscape;
-
-    fn check(&self) -> anyhow::Result<()> {
-        self.validate()
-    }
-
     fn reads(&self) -> Reads {
         Reads::with_reader(self.models.first().map(AsRef::as_ref), &self.chat)
             .models("reward_model_path", ModelUse::RewardOfReader)
@@ -195,10 +189,6 @@ impl Stage for LandscapeConfig {
 
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
         Some((self.device, self.dtype))
-    }
-
-    fn plans_memory(&self) -> bool {
-        true
     }
 
     fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
@@ -211,7 +201,7 @@ impl Stage for LandscapeConfig {
 /// # Errors
 /// If a model or a set cannot be used, the disk refuses, or the run was interrupted (finished points are kept).
 pub fn run(config: &LandscapeConfig, context: &StageContext) -> anyhow::Result<Value> {
-    config.validate()?;
+    config.check()?;
     let mut survey = Survey::open(config, context)?;
     let points = config.points();
     let kept = config.output_dir.join("checkpoints");

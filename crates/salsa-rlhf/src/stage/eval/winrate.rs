@@ -15,18 +15,14 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_count, check_range},
-        kind::{Product, Stage},
-        lines::score,
+        kind::{Leaves, Product, Stage},
         models::{
             frozen::{Found, Frozen},
+            reading::{ReadingArguments, scores as scores_of},
             score_token::say_where_scores_are_read,
         },
         reads::{ModelUse, Reads, RowUse},
-        text::{
-            chat_arguments::ChatArguments,
-            overlong::Overlong,
-            rows::{self, Row, Rows},
-        },
+        text::rows::{self, Row, Rows},
     },
     world,
 };
@@ -52,19 +48,9 @@ pub struct WinrateConfig {
     pub resamples: usize,
     /// Seed of the bootstrap intervals.
     pub seed: u64,
-    /// What happens to an answer that is longer than the reward model's context; the one to the same prompt is left out
-    /// with it.
-    pub on_overlong: Overlong,
-    /// How prompts become tokens.
+    /// How rows are read.
     #[serde(flatten)]
-    pub chat: ChatArguments,
-    /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
-    #[schemars(extend("x-heading" = "Computation"))]
-    pub dtype: ComputeType,
-    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
-    pub device: DeviceChoice,
-    /// Most tokens per forward pass of the reward model, at least 1; changes no number, only memory.
-    pub max_tokens_per_batch: usize,
+    pub reading: ReadingArguments,
 }
 
 impl Default for WinrateConfig {
@@ -72,33 +58,12 @@ impl Default for WinrateConfig {
         WinrateConfig {
             answers: DataPath::new(),
             baseline: DataPath::new(),
-            on_overlong: Overlong::Drop,
             judge: Judge::RewardModel,
             reward_model_path: None,
             tie_margin: 0.0,
             resamples: Resampling::default().resamples,
             seed: 0,
-            chat: ChatArguments::default(),
-            dtype: ComputeType::Float32,
-            device: DeviceChoice::Auto,
-            max_tokens_per_batch: 8192,
-        }
-    }
-}
-
-impl WinrateConfig {
-    /// Checks ranges and relations.
-    ///
-    /// # Errors
-    /// If a value makes no sense.
-    pub fn validate(&self) -> anyhow::Result<()> {
-        check_range("tie_margin", self.tie_margin, 0.0..=f64::MAX)?;
-        check_count("resamples", self.resamples as u64, MOST_RESAMPLES)?;
-        check_count("max_tokens_per_batch", self.max_tokens_per_batch as u64, u64::MAX)?;
-        match (self.judge, &self.reward_model_path) {
-            (Judge::Gold, Some(_)) => bail!("judge is gold, so reward_model_path has no use; leave one of them out"),
-            (Judge::RewardModel, None) => bail!("judge is reward_model; say which: reward_model_path: DIR"),
-            _ => Ok(()),
+            reading: ReadingArguments::default(),
         }
     }
 }
@@ -122,14 +87,23 @@ impl Stage for WinrateConfig {
         "How often one set of answers beats another, by a reward model or the toy world's gold reward.";
     const EXAMPLE: &'static str = "--answers a.jsonl --baseline b.jsonl --reward_model reward";
     const PRODUCT: Product = Product::Results;
+    const LEAVES: Leaves = Leaves::Results;
+    const NEXT: &'static [(&'static str, &'static str)] = &[];
     const COMMAND: &'static [&'static str] = &["eval", "winrate"];
 
     fn check(&self) -> anyhow::Result<()> {
-        self.validate()
+        check_range("tie_margin", self.tie_margin, 0.0..=f64::MAX)?;
+        check_count("resamples", self.resamples as u64, MOST_RESAMPLES)?;
+        self.reading.validate()?;
+        match (self.judge, &self.reward_model_path) {
+            (Judge::Gold, Some(_)) => bail!("judge is gold, so reward_model_path has no use; leave one of them out"),
+            (Judge::RewardModel, None) => bail!("judge is reward_model; say which: reward_model_path: DIR"),
+            _ => Ok(()),
+        }
     }
 
     fn reads(&self) -> Reads {
-        Reads::with_reader(self.reward_model_path.as_ref().map(AsRef::as_ref), &self.chat)
+        Reads::with_reader(self.reward_model_path.as_ref().map(AsRef::as_ref), &self.reading.chat)
             .tokenizer_if_any()
             .models("reward_model_path", ModelUse::Reward)
             .rows("answers", &self.answers, RowUse::Answer)
@@ -137,7 +111,7 @@ impl Stage for WinrateConfig {
     }
 
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
-        Some((self.device, self.dtype))
+        Some(self.reading.computes())
     }
 
     fn plans_memory(&self) -> bool {
@@ -155,7 +129,7 @@ impl Stage for WinrateConfig {
 /// # Errors
 /// If the files do not answer the same prompts, a line (which is named) cannot be used, or the reward model cannot.
 pub fn run(config: &WinrateConfig, context: &StageContext) -> anyhow::Result<Value> {
-    config.validate()?;
+    config.check()?;
     let (ours, theirs) = (Rows::read(&config.answers)?, Rows::read(&config.baseline)?);
     let pairs = pairs(&ours, &theirs)?;
     let (our_scores, their_scores) = scores(config, &ours, &theirs, context)?;
@@ -259,19 +233,20 @@ fn scores(
         let gold = |row: &Row| gold(row).map(Some);
         return Ok((ours.try_map(gold)?, theirs.try_map(gold)?));
     };
-    let (judge, budget) = (Found::open(path, Head::Scalar)?.with_chat(&config.chat), config.max_tokens_per_batch);
+    let (judge, reading) = (Found::open(path, Head::Scalar)?.with_chat(&config.reading.chat), &config.reading);
+    let budget = *reading.max_tokens_per_batch;
     say_where_scores_are_read(&judge.checkpoint, judge.encoder.as_ref(), context);
     let spec = judge.spec();
     [ours, theirs].into_iter().for_each(|rows| rows.say_how_read(judge.encoder.as_ref(), context));
     let sequences = |rows: &Rows| -> anyhow::Result<(Vec<bool>, Vec<Vec<u32>>)> {
-        let read = config.on_overlong.map(rows, context, |row| row.answer(judge.encoder.as_ref(), &spec))?;
+        let read = reading.on_overlong.map(rows, context, |row| row.answer(judge.encoder.as_ref(), &spec))?;
         Ok((read.iter().map(Option::is_some).collect(), read.into_iter().flatten().collect()))
     };
     let ((our_rows, our_sequences), (their_rows, their_sequences)) = (sequences(ours)?, sequences(theirs)?);
     judge.check_memory_of_passes("winrate", &[&our_sequences, &their_sequences], budget, context)?;
-    let Frozen { model, .. } = judge.load()?;
+    let Frozen { model, .. } = judge.load(&context.device)?;
     let scores = |title: &str, rows: &Rows, kept: &[bool], sequences: &[Vec<u32>]| -> anyhow::Result<Scores> {
-        let mut scores = score::scores(title, &model, sequences, budget).into_iter();
+        let mut scores = scores_of(title, &model, sequences, budget).into_iter();
         let of_row = |(row, kept): (&Row, &bool)| -> anyhow::Result<Option<f64>> {
             let Some(score) = kept.then(|| scores.next()).flatten() else { return Ok(None) };
             rows::check_finite("score", &[score]).with_context(|| rows.place(row))?;
@@ -308,7 +283,7 @@ mod tests {
         fixture,
         lines::{
             generate::{self, GenerateConfig},
-            score::ScoreConfig,
+            score::{self, ScoreConfig},
         },
     };
 

@@ -1,6 +1,8 @@
 //! What a stage's result depends on apart from its inputs.
+use std::collections::BTreeSet;
+
 use anyhow::Context;
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::resume::Fingerprint;
@@ -11,13 +13,14 @@ use crate::config::paths::{Places, below};
 ///
 /// # Errors
 /// If the configuration has no JSON form.
-pub fn fingerprint(stage: &str, config: &impl Serialize) -> anyhow::Result<Fingerprint> {
+pub fn fingerprint<C: Serialize + DeserializeOwned>(stage: &str, config: &C) -> anyhow::Result<Fingerprint> {
     let places = Places::of(config)?;
     let mut config = serde_json::to_value(config).context("configuration")?;
     places.visit(&mut config, &mut |_, _, _| Ok(Some(Value::Null)))?;
     if let Value::Object(keys) = &mut config {
         keys.shift_remove("output_dir");
     }
-    let no_effect = places.no_effect.iter().map(|place| below("config", place)).collect();
-    Ok(Fingerprint { value: json!({"stage": stage, "config": config}), no_effect })
+    let within = |places: &BTreeSet<String>| places.iter().map(|place| below("config", place)).collect();
+    let (no_effect, at_default) = (within(&places.no_effect), within(&places.at_default));
+    Ok(Fingerprint { value: json!({"stage": stage, "config": config}), no_effect, at_default })
 }

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{checkpoint::PeftAdapter, input};
@@ -20,6 +21,9 @@ pub struct Input {
     pub path: PathBuf,
     /// What it was: a digest of its bytes; of a directory, of its files' names and bytes.
     pub sha256: String,
+    /// Of a PEFT directory, the digest that records had in which the path of its base counted, too.
+    #[serde(skip)]
+    pub with_path_of_base: Option<String>,
 }
 
 /// What a stage writes beside a model without changing it. What a soup says of itself names its ingredients by their paths.
@@ -38,35 +42,70 @@ impl Input {
     /// Reads and digests an input.
     ///
     /// Of a directory every file counts, sub-folders included, but not hidden files, logs, and what the stage runner
-    /// itself writes. Of a PEFT directory the base model counts too.
+    /// itself writes. Of a PEFT directory the base model counts too, by its bytes and not by its path: an adapter that is
+    /// made anew after its run was moved is the same.
     ///
     /// # Errors
     /// If it does not exist or cannot be read.
     pub fn read(path: &Path) -> anyhow::Result<Input> {
         let kind = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let sha256 = if kind.is_dir() { directory(path)? } else { known::sha256(path)? };
-        Ok(Input { path: path.to_owned(), sha256 })
+        let with_path_of_base = match kind.is_dir() && PeftAdapter::is_one(path) {
+            true => Some(directory(path, Base::ByPathToo)?),
+            false => None,
+        };
+        let sha256 = if kind.is_dir() { directory(path, Base::ByBytes)? } else { known::sha256(path)? };
+        Ok(Input { path: path.to_owned(), sha256, with_path_of_base })
+    }
+
+    /// Whether it is what an input of a record was.
+    pub fn is_still(&self, then: &Input) -> bool {
+        self.sha256 == then.sha256 || self.with_path_of_base.as_ref() == Some(&then.sha256)
     }
 }
 
-fn directory(dir: &Path) -> anyhow::Result<String> {
+/// How the base of a PEFT directory counts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Base {
+    ByBytes,
+    ByPathToo,
+}
+
+fn directory(dir: &Path, base: Base) -> anyhow::Result<String> {
     let found = input::files_below(dir, usize::MAX, &|name| {
         !(name.starts_with('.') || name.starts_with("events.out.tfevents") || BESIDE.contains(&name))
     })?;
     if found.is_empty() {
         bail!("{} is an empty directory", dir.display());
     }
-    let files = found.par_iter().map(|(_, path)| known::sha256(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let is_adapter = PeftAdapter::is_one(dir);
+    let digest_of = |(name, path): &(String, PathBuf)| match is_adapter && base == Base::ByBytes && name == ADAPTER {
+        true => without_base(path),
+        false => known::sha256(path),
+    };
+    let files = found.par_iter().map(digest_of).collect::<anyhow::Result<Vec<_>>>()?;
     let mut digest = Sha256::new();
     for ((name, _), file) in found.iter().zip(files) {
         digest.update(name.as_bytes());
         digest.update([0]);
         digest.update(file);
     }
-    if PeftAdapter::is_one(dir) {
-        digest.update(directory(&PeftAdapter::base_of(dir)?)?);
+    if is_adapter {
+        digest.update(directory(&PeftAdapter::base_of(dir)?, base)?);
     }
     Ok(hex(&digest.finalize()))
+}
+
+/// The file of a PEFT directory that says where its base is.
+const ADAPTER: &str = "adapter_config.json";
+
+/// The digest of what such a file says besides.
+fn without_base(path: &Path) -> anyhow::Result<String> {
+    let mut config: Value =
+        serde_json::from_slice(&input::read(path)?).with_context(|| format!("{} is damaged", path.display()))?;
+    if let Some(keys) = config.as_object_mut() {
+        ["base_model_name_or_path", "revision"].iter().for_each(|key| drop(keys.shift_remove(*key)));
+    }
+    Ok(hex(&Sha256::digest(config.to_string())))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -121,6 +160,34 @@ mod tests {
         fs::remove_dir_all(dir.path().join("base")).unwrap();
         let error = format!("{:#}", Input::read(&adapter).unwrap_err());
         assert!(error.contains("its base model \"../base\" is not there"), "{error}");
+    }
+
+    #[test]
+    fn an_adapter_counts_without_the_path_of_its_base_and_as_older_records_have_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |folder: &str, base: &str, rank: u64| {
+            let adapter = dir.path().join(folder).join("adapter");
+            fs::create_dir_all(&adapter).unwrap();
+            fs::create_dir_all(dir.path().join(folder).join("base")).unwrap();
+            fs::write(dir.path().join(folder).join("base/x"), "1").unwrap();
+            let config = serde_json::json!({
+                "peft_type": "LORA", "r": rank, "lora_alpha": 1, "base_model_name_or_path": base, "revision": null,
+            });
+            fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
+            Input::read(&adapter).unwrap()
+        };
+        let (here, moved) = (write("here", "here/base", 1), write("moved", "moved/base", 1));
+        assert_eq!(here.sha256, moved.sha256);
+        assert!(moved.is_still(&here) && !write("other", "here/base", 2).is_still(&here));
+        let files = ["adapter_config.json"].map(|name| {
+            let bytes = fs::read(dir.path().join("here/adapter").join(name)).unwrap();
+            [name.as_bytes(), &[0], hex(&Sha256::digest(bytes)).as_bytes()].concat()
+        });
+        let base = [b"x\0".as_slice(), hex(&Sha256::digest(b"1")).as_bytes()].concat();
+        let older = [files.concat(), hex(&Sha256::digest(base)).into_bytes()].concat();
+        let older = Input { sha256: hex(&Sha256::digest(older)), ..here.clone() };
+        assert_ne!(older.sha256, here.sha256);
+        assert!(here.is_still(&older) && !moved.is_still(&older));
     }
 
     #[test]

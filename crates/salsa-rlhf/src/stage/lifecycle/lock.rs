@@ -42,6 +42,13 @@ impl Lock {
     }
 }
 
+impl Lock {
+    /// The locked directory has been renamed to `dir`.
+    pub fn moved_to(&mut self, dir: &Path) {
+        self.path = dir.join(".lock");
+    }
+}
+
 impl Drop for Lock {
     fn drop(&mut self) {
         // Removed while still locked, so nobody else's lock is ever removed. Failing leaves an empty, unlocked file.

@@ -7,3 +7,4 @@ pub mod lock;
 pub mod record;
 pub mod resume;
 pub mod runner;
+pub mod standing;

@@ -1,5 +1,8 @@
 //! `stage.json`: what made a directory, so that the same work is not done twice and other work is not mistaken for it.
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::bail;
 use serde::{Deserialize, Serialize};
@@ -27,13 +30,17 @@ pub struct Record {
     /// What the values of the configuration are; a record that was read back has none.
     #[serde(skip)]
     pub places: Places,
+    /// Inputs whose bytes are not known yet, because another stage is going to write them: whatever they were is no
+    /// difference.
+    #[serde(skip)]
+    pub later: Vec<PathBuf>,
 }
 
 impl Record {
     /// A record of work to do.
     pub fn new(stage: &str, config: Value, places: Places, inputs: Vec<Input>) -> Record {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Record { stage: stage.to_owned(), version, config, inputs, results: Value::Null, places }
+        Record { stage: stage.to_owned(), version, config, inputs, results: Value::Null, places, later: Vec::new() }
     }
 
     /// The record at `path`, if there is one.
@@ -50,8 +57,9 @@ impl Record {
 
     /// The first thing in which `now` differs from this record, in words.
     ///
-    /// The output directory, the version and values of no effect do not count, and an input counts by the place where it is named and by its
-    /// bytes, not by its path: a run directory may be moved, two inputs cannot change places.
+    /// The output directory, the version and values of no effect do not count. A key that this record lacks counts as its
+    /// default: there was no such key then. An input counts by the place where it is named and by its bytes, not by its
+    /// path: a run directory may be moved, two inputs cannot change places.
     pub fn difference(&self, now: &Record) -> Option<String> {
         if self.stage != now.stage {
             return Some(format!("it was made by `{}`, not `{}`", self.stage, now.stage));
@@ -61,36 +69,37 @@ impl Record {
             if let Value::Object(config) = &mut config {
                 config.shift_remove("output_dir");
                 config.shift_remove("output");
-                // Records of versions that knew no other device lack the key.
-                if config.get("device").is_some_and(|device| device == "auto") {
-                    config.shift_remove("device");
-                }
             }
             config
         };
-        let (then, places) = (self.digests(&now.places), &now.places);
-        Comparison { then, now: now.digests(places), places }.difference("", &keys(self), &keys(now))
+        let (then, places) = (self.inputs_by_place(&now.places), &now.places);
+        Comparison { then, now: now.inputs_by_place(places), places, later: &now.later }.difference(
+            "",
+            &keys(self),
+            &keys(now),
+        )
     }
 
-    /// The digest of what is named at each of these places of the configuration.
-    fn digests(&self, places: &Places) -> HashMap<String, &str> {
-        let mut digests = HashMap::new();
+    /// The input that is named at each of these places of the configuration.
+    fn inputs_by_place(&self, places: &Places) -> HashMap<String, &Input> {
+        let mut inputs = HashMap::new();
         visit_strings(&mut self.config.clone(), "", &mut |place, text| {
             let is_input = places.inputs.contains_key(place);
             let input = self.inputs.iter().find(|input| is_input && input.path == Path::new(text));
-            digests.extend(input.map(|input| (place.to_owned(), input.sha256.as_str())));
+            inputs.extend(input.map(|input| (place.to_owned(), input)));
             Ok(None)
         })
         .expect("this visit cannot fail");
-        digests
+        inputs
     }
 }
 
 /// What the inputs of two records were, place by place of the later one.
 struct Comparison<'a> {
-    then: HashMap<String, &'a str>,
-    now: HashMap<String, &'a str>,
+    then: HashMap<String, &'a Input>,
+    now: HashMap<String, &'a Input>,
     places: &'a Places,
+    later: &'a [PathBuf],
 }
 
 impl Comparison<'_> {
@@ -106,6 +115,7 @@ impl Comparison<'_> {
                     match (then.get(key), now.get(key)) {
                         (Some(then), Some(now)) => self.difference(&place, then, now),
                         (Some(then), None) => Some(format!("{place} was {then} and is gone")),
+                        (None, Some(_)) if self.places.at_default.contains(&place) => None,
                         (None, now) => Some(format!("{place} was not set and is {} now", now.unwrap_or(&Value::Null))),
                     }
                 })
@@ -114,8 +124,9 @@ impl Comparison<'_> {
                 let mut items = then.iter().zip(now).enumerate();
                 items.find_map(|(i, (then, now))| self.difference(&format!("{place}[{i}]"), then, now))
             }
+            (Value::String(_), Value::String(now)) if self.is_later(place, now) => None,
             (Value::String(then), Value::String(now)) => match (self.then.get(place), self.now.get(place)) {
-                (Some(was), Some(is)) if was == is => None,
+                (Some(was), Some(is)) if is.is_still(was) => None,
                 (Some(_), Some(_)) if then == now => Some(format!("{now} has changed since")),
                 (Some(_), Some(_)) => Some(format!("{place} was {then} and is {now} now")),
                 (None, Some(_)) if then == now => Some(format!("whether {now} has changed since is not recorded")),
@@ -125,6 +136,11 @@ impl Comparison<'_> {
             _ if then == now || is_longer_form(then, now) => None,
             _ => Some(format!("{place} was {then} and is {now} now")),
         }
+    }
+
+    /// Whether an input is going to be written.
+    fn is_later(&self, place: &str, path: &str) -> bool {
+        self.places.inputs.contains_key(place) && self.later.iter().any(|later| later == Path::new(path))
     }
 }
 
@@ -143,10 +159,14 @@ pub(in crate::stage) fn is_longer_form(then: &Value, now: &Value) -> bool {
 mod tests {
     use super::*;
     use crate::config::paths::PathKind;
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     fn record(config: Value, inputs: &[(&str, &str)]) -> Record {
-        let inputs = inputs.iter().map(|(path, sha256)| Input { path: path.into(), sha256: sha256.to_string() });
+        let inputs = inputs.iter().map(|(path, sha256)| Input {
+            path: path.into(),
+            sha256: sha256.to_string(),
+            with_path_of_base: None,
+        });
         let mut places = Places::default();
         visit_strings(&mut config.clone(), "", &mut |place, _| {
             let root = place.split(['.', '[']).next().unwrap();
@@ -199,6 +219,32 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_did_not_exist_then_counts_as_its_default() {
+        for kind in crate::stage::table::STAGES {
+            let now = (kind.defaults)();
+            let places = (kind.places)(&now.clone().into()).unwrap();
+            let record = |config: Map<String, Value>, places: &Places| {
+                Record::new(kind.name, config.into(), places.clone(), Vec::new())
+            };
+            for key in now.keys() {
+                let mut before = now.clone();
+                before.shift_remove(key);
+                let before = record(before, &Places::default());
+                assert_eq!(before.difference(&record(now.clone(), &places)), None, "{}: {key}", kind.name);
+            }
+        }
+        let kind = crate::stage::table::find("sft").unwrap();
+        let mut now = (kind.defaults)();
+        now["packing"] = true.into();
+        let places = (kind.places)(&now.clone().into()).unwrap();
+        let mut before = now.clone();
+        before.shift_remove("packing");
+        let before = Record::new("sft", before.into(), Places::default(), Vec::new());
+        let told = before.difference(&Record::new("sft", now.into(), places, Vec::new())).unwrap();
+        assert_eq!(told, "packing was not set and is true now");
+    }
+
+    #[test]
     fn inputs_count_by_their_bytes() {
         let then = record(json!({"model": "a", "output_dir": "x"}), &[("a", "11")]);
         assert_eq!(then.difference(&record(json!({"model": "b/a", "output_dir": "y"}), &[("b/a", "11")])), None);
@@ -206,6 +252,15 @@ mod tests {
         assert_eq!(told, "a has changed since");
         let told = then.difference(&record(json!({"model": "b"}), &[("b", "22")])).unwrap();
         assert_eq!(told, "model was a and is b now");
+    }
+
+    #[test]
+    fn an_input_that_is_still_to_be_written_is_no_difference() {
+        let then = record(json!({"model": "a", "seed": 1}), &[("a", "11")]);
+        let now =
+            |seed: u64| Record { later: vec!["run/a".into()], ..record(json!({"model": "run/a", "seed": seed}), &[]) };
+        assert_eq!(then.difference(&now(1)), None);
+        assert_eq!(then.difference(&now(2)).unwrap(), "seed was 1 and is 2 now");
     }
 
     #[test]

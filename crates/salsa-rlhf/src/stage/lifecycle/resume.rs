@@ -102,11 +102,13 @@ pub struct Fingerprint {
     pub value: Value,
     /// The places in it of values that change no result.
     pub no_effect: BTreeSet<String>,
+    /// The places in it of keys at their default: a checkpoint of a version that had no such key means this value.
+    pub at_default: BTreeSet<String>,
 }
 
 impl From<Value> for Fingerprint {
     fn from(value: Value) -> Fingerprint {
-        Fingerprint { value, no_effect: BTreeSet::new() }
+        Fingerprint { value, no_effect: BTreeSet::new(), at_default: BTreeSet::new() }
     }
 }
 
@@ -360,7 +362,8 @@ impl Fingerprint {
                 let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
                 for name in keys {
                     let path = below(key, name);
-                    if self.no_effect.contains(&path) {
+                    let is_as_without = !a.contains_key(name) && self.at_default.contains(&path);
+                    if self.no_effect.contains(&path) || is_as_without {
                         continue;
                     }
                     let get = |map: &serde_json::Map<String, Value>| map.get(name).cloned().unwrap_or_default();

@@ -8,11 +8,16 @@
 //! ```
 use std::{fs, path::Path, time::Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde_json::{Value, json};
 
-use super::{inputs::Input, lock::Lock, record::Record};
-use crate::{atomic, checkpoint, config::paths::Places, input, stage::memory::available};
+use super::{
+    inputs::Input,
+    lock::Lock,
+    record::Record,
+    standing::{Standing, has_checkpoints, only_contains, standing},
+};
+use crate::{atomic, config::paths::Places, input, stage::memory::available};
 
 /// How a stage came by its results.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,7 +61,7 @@ pub fn run_stage(
 ) -> anyhow::Result<Outcome> {
     let inputs = places.paths(&config).iter().map(|path| Input::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
     let record = Record::new(name, config, places, inputs);
-    if let Some(results) = finished(output_dir, &record)? {
+    if let Standing::Done(results) = standing(output_dir, &record)? {
         if [".lock", "running.json", "checkpoints"].iter().any(|name| output_dir.join(name).exists()) {
             // A process was killed between its last result and its tidying up.
             let _lock = Lock::take(output_dir)?;
@@ -67,13 +72,13 @@ pub fn run_stage(
     fs::create_dir_all(output_dir).with_context(|| format!("cannot make {}", output_dir.display()))?;
     let lock = Lock::take(output_dir)?;
     // Another process may have finished it while we read the inputs.
-    if let Some(results) = finished(output_dir, &record)? {
+    if let Standing::Done(results) = standing(output_dir, &record)? {
         return Ok(Outcome::Skipped { results });
     }
     begin(output_dir, &record)?;
     let start = Instant::now();
     let result = work();
-    let seconds = seconds_before(output_dir) + start.elapsed().as_secs_f64();
+    let seconds = seconds_of(output_dir).unwrap_or(0.0) + start.elapsed().as_secs_f64();
     match result {
         Ok(results) => {
             mark_done(output_dir, &Record { results: results.clone(), ..record }, seconds)?;
@@ -87,49 +92,10 @@ pub fn run_stage(
     }
 }
 
-/// The results of a directory that is done, if it is.
-fn finished(dir: &Path, record: &Record) -> anyhow::Result<Option<Value>> {
-    let Some(done) = Record::read(&dir.join("stage.json"))? else { return Ok(None) };
-    match done.difference(record) {
-        None => {
-            if let Some(file) = checkpoint::missing_file(dir)? {
-                bail!(
-                    "{} is marked as done (stage.json), but {} is gone; remove the directory to make it anew",
-                    dir.display(),
-                    file.display()
-                );
-            }
-            Ok(Some(done.results))
-        }
-        Some(difference) => bail!(
-            "{} holds the result of another configuration: {difference}; remove the directory to make it anew, or choose \
-             another output directory",
-            dir.display()
-        ),
-    }
-}
-
-/// Marks the directory as ours, or makes sure that it is.
+/// Marks the directory as ours. What is there already is a part of this work, or nothing that would be kept.
 fn begin(dir: &Path, record: &Record) -> anyhow::Result<()> {
-    let marker = dir.join("running.json");
-    match Record::read(&marker)? {
-        Some(begun) => {
-            if let Some(difference) = begun.difference(record).filter(|_| has_checkpoints(dir)) {
-                bail!(
-                    "{} holds unfinished work of another configuration: {difference}; undo that to resume, or remove the \
-                     directory to start anew",
-                    dir.display()
-                );
-            }
-        }
-        None if !only_contains(dir, &[".lock"])? => bail!(
-            "{} is not empty and not a directory that salsa made (it has no stage.json); choose another output directory",
-            dir.display()
-        ),
-        None => {}
-    }
     remove_leftovers(dir)?;
-    write(&marker, &serde_json::to_value(record).context("stage record")?)
+    write(&dir.join("running.json"), &serde_json::to_value(record).context("stage record")?)
 }
 
 /// Marks a directory as the result of a stage that took so long.
@@ -163,19 +129,6 @@ fn abandon(dir: &Path, seconds: f64, lock: Lock) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn has_checkpoints(dir: &Path) -> bool {
-    fs::read_dir(dir.join("checkpoints")).is_ok_and(|mut entries| entries.next().is_some())
-}
-
-/// Whether there is nothing else in the directory than these and what a killed process left of a marker.
-fn only_contains(dir: &Path, names: &[&str]) -> anyhow::Result<bool> {
-    let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
-    Ok(entries
-        .filter_map(Result::ok)
-        .map(|entry| entry.file_name())
-        .all(|found| names.iter().any(|name| found == *name) || atomic::is_temporary_of(&found, "running.json")))
-}
-
 /// Half-written files of a process that was killed.
 fn remove_leftovers(dir: &Path) -> anyhow::Result<()> {
     for folder in [dir.to_owned(), dir.join("checkpoints")] {
@@ -188,9 +141,10 @@ fn remove_leftovers(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn seconds_before(dir: &Path) -> f64 {
-    let text = input::read(&dir.join("timings.json")).unwrap_or_default();
-    serde_json::from_slice::<Value>(&text).ok().and_then(|timings| timings["seconds"].as_f64()).unwrap_or(0.0)
+/// How long a stage took, or has taken so far; none if its directory does not say.
+pub fn seconds_of(dir: &Path) -> Option<f64> {
+    let text = input::read(&dir.join("timings.json")).ok()?;
+    serde_json::from_slice::<Value>(&text).ok()?["seconds"].as_f64()
 }
 
 fn remove(path: &Path) -> anyhow::Result<()> {
@@ -244,7 +198,8 @@ mod tests {
 
         fn run(&self, config: Value, work: impl FnOnce() -> anyhow::Result<Value>) -> anyhow::Result<Outcome> {
             let inputs = ["dataset", "eval_dataset", "model"].map(|key| (key.to_owned(), PathKind::Data));
-            let places = Places { inputs: inputs.into(), no_effect: ["save_steps".to_owned()].into() };
+            let places =
+                Places { inputs: inputs.into(), no_effect: ["save_steps".to_owned()].into(), ..Places::default() };
             run_stage("sft", &self.out(), (config, places), work)
         }
 

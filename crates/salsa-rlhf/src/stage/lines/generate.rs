@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::paths::{DataPath, ModelPath},
+    config::paths::{DataPath, ModelPath, NoEffect},
     progress::Progress,
     stage::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count},
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         memory::{Knobs, Need, Order, Passed, Passes, Responses, Saving, part},
         models::frozen::{Found, Frozen},
         reads::{Reads, RowUse},
@@ -61,7 +61,7 @@ pub struct GenerateConfig {
     /// Seed of the sampling: a response depends on it, the number of its prompt and the number of the sample only.
     pub seed: u64,
     /// Sequences decoded at once, at least 1; changes no response, only memory and speed.
-    pub batch_size: usize,
+    pub batch_size: NoEffect<usize>,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
     pub dtype: ComputeType,
     /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
@@ -82,21 +82,27 @@ impl Default for GenerateConfig {
             top_k: 0,
             num_return_sequences: 1,
             seed: 0,
-            batch_size: 64,
+            batch_size: NoEffect(64),
             dtype: ComputeType::Auto,
             device: DeviceChoice::Auto,
         }
     }
 }
 
-impl GenerateConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// If a value makes no sense.
-    pub fn validate(&self) -> anyhow::Result<()> {
+impl Stage for GenerateConfig {
+    const NAME: &'static str = "generate";
+    const ABOUT: &'static str = "Responses of a model to every prompt of a file.";
+    const EXAMPLE: &'static str = "--model sft-a --input prompts.jsonl --output answers.jsonl --temperature 0";
+    const PRODUCT: Product = Product::File("responses.jsonl");
+    const LEAVES: Leaves = Leaves::Data;
+    const NEXT: &'static [(&'static str, &'static str)] = &[
+        ("score them", "salsa score --model REWARD --input OUT --output FILE"),
+        ("compare them", "salsa eval winrate --answers OUT --baseline OTHER --reward_model REWARD"),
+    ];
+
+    fn check(&self) -> anyhow::Result<()> {
         check_count("max_new_tokens", self.max_new_tokens as u64, MOST_TOKENS)?;
-        check_count("batch_size", self.batch_size as u64, MOST_SEQUENCES)?;
+        check_count("batch_size", *self.batch_size as u64, MOST_SEQUENCES)?;
         check_count("num_return_sequences", self.num_return_sequences.into(), MOST_SEQUENCES)?;
         ensure!(
             self.temperature >= 0.0 && self.temperature.is_finite(),
@@ -106,17 +112,6 @@ impl GenerateConfig {
         ensure!(self.top_p > 0.0 && self.top_p <= 1.0, "top_p is {}; it must be above 0 and at most 1", self.top_p);
         Ok(())
     }
-}
-
-impl Stage for GenerateConfig {
-    const NAME: &'static str = "generate";
-    const ABOUT: &'static str = "Responses of a model to every prompt of a file.";
-    const EXAMPLE: &'static str = "--model sft-a --input prompts.jsonl --output answers.jsonl --temperature 0";
-    const PRODUCT: Product = Product::File("responses.jsonl");
-
-    fn check(&self) -> anyhow::Result<()> {
-        self.validate()
-    }
 
     fn reads(&self) -> Reads {
         Reads::with_reader(Some(&self.model), &self.chat).tokenizer_if_any().rows("input", &self.input, RowUse::Prompt)
@@ -124,10 +119,6 @@ impl Stage for GenerateConfig {
 
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
         Some((self.device, self.dtype))
-    }
-
-    fn plans_memory(&self) -> bool {
-        true
     }
 
     fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
@@ -140,7 +131,7 @@ impl Stage for GenerateConfig {
 /// # Errors
 /// If the model cannot be used, or a line (which is named) cannot, as when prompt and response would exceed the context.
 pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Value> {
-    config.validate()?;
+    config.check()?;
     let found = Found::open(&config.model, Head::LanguageModel)?.with_chat(&config.chat);
     let (mut rows, spec) = (Rows::read(&config.input)?, found.spec());
     rows.say_how_read(found.encoder.as_ref(), stage);
@@ -161,15 +152,15 @@ pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Valu
     let responses = prompts.len() * config.num_return_sequences as usize;
     let asked = Responses::new(&prompts, config.max_new_tokens, Order::Given);
     let generation = |model: Passed<'_>, knobs: &Knobs, need: &mut Need| {
-        let passes = Passes::new(knobs.dtype);
+        let passes = Passes::new(knobs);
         // Samples of one prompt read it once; those of two prompts more than whole ones may begin together.
         let distinct = (knobs.slots / config.num_return_sequences as usize + 2).min(knobs.slots).min(prompts.len());
         asked.add_generation(model, knobs.slots, distinct, &passes);
         need.add(part::GENERATION, passes.bytes() + asked.kept(config.num_return_sequences.into()));
     };
-    let knobs = Knobs { slots: config.batch_size.min(responses), ..Knobs::default() };
+    let knobs = Knobs { slots: (*config.batch_size).min(responses), ..Knobs::on(&stage.device) };
     found.check_memory("generate", &knobs, &[Saving::Slots("batch_size"), Saving::Dtype], &generation, stage)?;
-    let Frozen { checkpoint, encoder, model } = found.load()?;
+    let Frozen { checkpoint, encoder, model } = found.load(&stage.device)?;
 
     let asked: Vec<Prompt> = (rows.rows.iter().zip(&prompts))
         .flat_map(|(row, tokens)| (0..config.num_return_sequences).map(move |sample| (row, tokens, sample)))
@@ -182,7 +173,7 @@ pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Valu
         seed: config.seed,
         max_new_tokens: config.max_new_tokens,
         stop_tokens: checkpoint.tokens.eos.clone(),
-        slots: config.batch_size,
+        slots: *config.batch_size,
     };
     let progress = Progress::new("generate", asked.len() as u64, "responses");
     let responses = model.generate(&asked, &sampling, &mut |finished| progress.set(finished as u64));

@@ -12,20 +12,16 @@ use crate::{
     stage::{
         StageContext,
         device::Choice as DeviceChoice,
-        keys::{ComputeType, check_count},
-        kind::{Product, Stage},
-        models::frozen::Found,
+        keys::ComputeType,
+        kind::{Leaves, Product, Stage},
+        models::{frozen::Found, reading::ReadingArguments},
         reads::{Reads, RowUse},
-        text::{
-            chat_arguments::ChatArguments,
-            overlong::Overlong,
-            rows::{self, Rows},
-        },
+        text::rows::{self, Rows},
     },
 };
 
 /// What `salsa logprobs` can be told.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LogprobsConfig {
     /// Language-model checkpoint whose log-probabilities are wanted.
@@ -35,43 +31,9 @@ pub struct LogprobsConfig {
     pub input: DataPath,
     /// File of the same lines with `tokens` and `logprobs`.
     pub output: PathBuf,
-    /// How prompts become tokens.
+    /// How rows are read.
     #[serde(flatten)]
-    pub chat: ChatArguments,
-    /// What happens to a row that is longer than the model's context.
-    pub on_overlong: Overlong,
-    /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
-    #[schemars(extend("x-heading" = "Computation"))]
-    pub dtype: ComputeType,
-    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
-    pub device: DeviceChoice,
-    /// Most tokens per forward pass, at least 1; changes no number, only memory.
-    pub max_tokens_per_batch: usize,
-}
-
-impl Default for LogprobsConfig {
-    fn default() -> LogprobsConfig {
-        LogprobsConfig {
-            model: ModelPath::new(),
-            input: DataPath::new(),
-            output: PathBuf::new(),
-            on_overlong: Overlong::Drop,
-            chat: ChatArguments::default(),
-            dtype: ComputeType::Float32,
-            device: DeviceChoice::Auto,
-            max_tokens_per_batch: 8192,
-        }
-    }
-}
-
-impl LogprobsConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// If a value makes no sense.
-    pub fn validate(&self) -> anyhow::Result<()> {
-        check_count("max_tokens_per_batch", self.max_tokens_per_batch as u64, u64::MAX)
-    }
+    pub reading: ReadingArguments,
 }
 
 impl Stage for LogprobsConfig {
@@ -79,13 +41,15 @@ impl Stage for LogprobsConfig {
     const ABOUT: &'static str = "Log-probabilities of the tokens of every input line.";
     const EXAMPLE: &'static str = "--model sft-a --input answers.jsonl --output logprobs.jsonl";
     const PRODUCT: Product = Product::File("logprobs.jsonl");
+    const LEAVES: Leaves = Leaves::Data;
+    const NEXT: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> anyhow::Result<()> {
-        self.validate()
+        self.reading.validate()
     }
 
     fn reads(&self) -> Reads {
-        Reads::with_reader(Some(&self.model), &self.chat).tokenizer_if_any().rows(
+        Reads::with_reader(Some(&self.model), &self.reading.chat).tokenizer_if_any().rows(
             "input",
             &self.input,
             RowUse::Sequence,
@@ -93,11 +57,7 @@ impl Stage for LogprobsConfig {
     }
 
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
-        Some((self.device, self.dtype))
-    }
-
-    fn plans_memory(&self) -> bool {
-        true
+        Some(self.reading.computes())
     }
 
     fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
@@ -110,18 +70,18 @@ impl Stage for LogprobsConfig {
 /// # Errors
 /// If the model cannot be used, or a line (which is named) cannot.
 pub fn run(config: &LogprobsConfig, context: &StageContext) -> anyhow::Result<Value> {
-    config.validate()?;
-    let found = Found::open(&config.model, Head::LanguageModel)?.with_chat(&config.chat);
+    config.check()?;
+    let found = Found::open(&config.model, Head::LanguageModel)?.with_chat(&config.reading.chat);
     let (mut rows, spec) = (Rows::read(&config.input)?, found.spec());
     rows.say_how_read(found.encoder.as_ref(), context);
     let (sequences, left_out) =
-        config.on_overlong.retain(&mut rows, context, |row| row.sequence(found.encoder.as_ref(), &spec))?;
-    found.check_memory_of_passes("logprobs", &[&sequences], config.max_tokens_per_batch, context)?;
-    let model = found.load()?.model;
+        config.reading.on_overlong.retain(&mut rows, context, |row| row.sequence(found.encoder.as_ref(), &spec))?;
+    found.check_memory_of_passes("logprobs", &[&sequences], *config.reading.max_tokens_per_batch, context)?;
+    let model = found.load(&context.device)?.model;
 
     let progress = Progress::new("logprobs", sequences.iter().map(|tokens| tokens.len() as u64).sum(), "tok");
     let (mut logprobs, mut done) = (Vec::with_capacity(sequences.len()), 0);
-    for sequences in rows::batches(&sequences, config.max_tokens_per_batch) {
+    for sequences in rows::batches(&sequences, *config.reading.max_tokens_per_batch) {
         let (mut batch, mut query) = (Batch::new(), Query::default());
         for tokens in sequences {
             let rows = batch.push(tokens);

@@ -1,34 +1,30 @@
 //! `salsa score`: the score a reward model gives to every response.
 use std::path::PathBuf;
 
-use salsa_engine::{Batch, Head, Model, Query};
+use salsa_engine::Head;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
     config::paths::{DataPath, ModelPath},
-    progress::Progress,
     stage::{
         StageContext,
         device::Choice as DeviceChoice,
-        keys::{ComputeType, check_count},
-        kind::{Product, Stage},
+        keys::ComputeType,
+        kind::{Leaves, Product, Stage},
         models::{
             frozen::{Found, Frozen},
+            reading::{ReadingArguments, scores},
             score_token::say_where_scores_are_read,
         },
         reads::{ModelUse, Reads, RowUse},
-        text::{
-            chat_arguments::ChatArguments,
-            overlong::Overlong,
-            rows::{self, Rows},
-        },
+        text::rows::{self, Rows},
     },
 };
 
 /// What `salsa score` can be told.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ScoreConfig {
     /// Reward-model checkpoint that scores.
@@ -38,43 +34,9 @@ pub struct ScoreConfig {
     pub input: DataPath,
     /// File of the same lines with `score` and, where the model knows how, `score_normalized`.
     pub output: PathBuf,
-    /// How prompts become tokens.
+    /// How rows are read.
     #[serde(flatten)]
-    pub chat: ChatArguments,
-    /// What happens to a row that is longer than the model's context.
-    pub on_overlong: Overlong,
-    /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
-    #[schemars(extend("x-heading" = "Computation"))]
-    pub dtype: ComputeType,
-    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
-    pub device: DeviceChoice,
-    /// Most tokens per forward pass, at least 1; changes no number, only memory.
-    pub max_tokens_per_batch: usize,
-}
-
-impl Default for ScoreConfig {
-    fn default() -> ScoreConfig {
-        ScoreConfig {
-            model: ModelPath::new(),
-            input: DataPath::new(),
-            output: PathBuf::new(),
-            on_overlong: Overlong::Drop,
-            chat: ChatArguments::default(),
-            dtype: ComputeType::Float32,
-            device: DeviceChoice::Auto,
-            max_tokens_per_batch: 8192,
-        }
-    }
-}
-
-impl ScoreConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// If a value makes no sense.
-    pub fn validate(&self) -> anyhow::Result<()> {
-        check_count("max_tokens_per_batch", self.max_tokens_per_batch as u64, u64::MAX)
-    }
+    pub reading: ReadingArguments,
 }
 
 impl Stage for ScoreConfig {
@@ -82,25 +44,22 @@ impl Stage for ScoreConfig {
     const ABOUT: &'static str = "Reward-model score of every input line.";
     const EXAMPLE: &'static str = "--model reward --input answers.jsonl --output scores.jsonl";
     const PRODUCT: Product = Product::File("scores.jsonl");
+    const LEAVES: Leaves = Leaves::Data;
+    const NEXT: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> anyhow::Result<()> {
-        self.validate()
+        self.reading.validate()
     }
 
     fn reads(&self) -> Reads {
-        Reads::with_reader(Some(&self.model), &self.chat).tokenizer_if_any().models("model", ModelUse::Reward).rows(
-            "input",
-            &self.input,
-            RowUse::Sequence,
-        )
+        Reads::with_reader(Some(&self.model), &self.reading.chat)
+            .tokenizer_if_any()
+            .models("model", ModelUse::Reward)
+            .rows("input", &self.input, RowUse::Sequence)
     }
 
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
-        Some((self.device, self.dtype))
-    }
-
-    fn plans_memory(&self) -> bool {
-        true
+        Some(self.reading.computes())
     }
 
     fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
@@ -116,16 +75,16 @@ impl Stage for ScoreConfig {
 /// # Errors
 /// If the model cannot be used, or a line (which is named) cannot.
 pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value> {
-    config.validate()?;
-    let found = Found::open(&config.model, Head::Scalar)?.with_chat(&config.chat);
+    config.check()?;
+    let found = Found::open(&config.model, Head::Scalar)?.with_chat(&config.reading.chat);
     say_where_scores_are_read(&found.checkpoint, found.encoder.as_ref(), context);
     let (mut rows, spec) = (Rows::read(&config.input)?, found.spec());
     rows.say_how_read(found.encoder.as_ref(), context);
     let (sequences, left_out) =
-        config.on_overlong.retain(&mut rows, context, |row| row.sequence(found.encoder.as_ref(), &spec))?;
-    found.check_memory_of_passes("score", &[&sequences], config.max_tokens_per_batch, context)?;
-    let Frozen { checkpoint, model, .. } = found.load()?;
-    let scores = scores("score", &model, &sequences, config.max_tokens_per_batch);
+        config.reading.on_overlong.retain(&mut rows, context, |row| row.sequence(found.encoder.as_ref(), &spec))?;
+    found.check_memory_of_passes("score", &[&sequences], *config.reading.max_tokens_per_batch, context)?;
+    let Frozen { checkpoint, model, .. } = found.load(&context.device)?;
+    let scores = scores("score", &model, &sequences, *config.reading.max_tokens_per_batch);
 
     rows.check_finite("score", scores.iter().map(std::slice::from_ref))?;
     let normalization = checkpoint.score_normalization();
@@ -142,22 +101,4 @@ pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value
     )?;
     let mean = scores.iter().map(|&score| f64::from(score)).sum::<f64>() / scores.len() as f64;
     Ok(json!({"rows": scores.len(), "left_out": left_out, "mean_score": mean}))
-}
-
-/// Scores of whole sequences, in order, with a progress bar of the given title.
-pub fn scores(title: &str, model: &Model, sequences: &[Vec<u32>], max_tokens_per_batch: usize) -> Vec<f32> {
-    let progress = Progress::new(title, sequences.iter().map(|tokens| tokens.len() as u64).sum(), "tok");
-    let (mut scores, mut done) = (Vec::with_capacity(sequences.len()), 0);
-    for sequences in rows::batches(sequences, max_tokens_per_batch) {
-        let (mut batch, mut query) = (Batch::new(), Query::default());
-        for tokens in sequences {
-            let rows = batch.push(tokens);
-            query.value_rows.push((rows.end - 1) as u32);
-        }
-        scores.extend(model.forward(&batch, &query).values);
-        done += batch.rows() as u64;
-        progress.set(done);
-    }
-    progress.finish("");
-    scores
 }

@@ -6,6 +6,7 @@ use salsa_engine::Device;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::Place;
 use crate::stage::{device, keys::ByteSize};
 
 /// The variable that states it instead.
@@ -23,12 +24,12 @@ pub enum Available {
 }
 
 impl Available {
-    /// What [`VARIABLE`] says, or else what the device at hand has left: a GPU of its own memory, the machine by the
+    /// What [`VARIABLE`] says, or else what the device has left: a GPU of its own memory, the machine by the
     /// system's estimate, and less where a control group sets a limit.
     ///
     /// # Errors
     /// If the variable holds no size.
-    pub fn now() -> anyhow::Result<Available> {
+    pub fn now(device: &Device) -> anyhow::Result<Available> {
         if let Ok(text) = env::var(VARIABLE) {
             let size = ByteSize::deserialize(json!(text)).with_context(|| VARIABLE.to_owned())?;
             if size.0 == 0 {
@@ -36,10 +37,10 @@ impl Available {
             }
             return Ok(Available::Stated(size.0));
         }
-        if Device::current().cuda().is_some() {
-            return Ok(device::free_on_card().map_or(Available::Unknown, Available::Free));
-        }
-        Ok(Available::of_system())
+        Ok(match device.cuda() {
+            Some(card) => device::free_on_card(card).map_or(Available::Unknown, Available::Free),
+            None => Available::of_system(),
+        })
     }
 
     /// What the machine has left for data, whatever the device: as [`Available::now`], and less where the process may not
@@ -64,9 +65,9 @@ impl Available {
     }
 
     /// With the bytes that this process uses already: what it may have in all.
-    pub fn and_used(self, resident: u64) -> Available {
+    pub fn and_used(self, resident: u64, place: Place) -> Available {
         match self {
-            Available::Free(bytes) if Device::current().cuda().is_none() => Available::Free(bytes + resident),
+            Available::Free(bytes) if place == Place::Cpu => Available::Free(bytes + resident),
             other => other,
         }
     }

@@ -38,9 +38,11 @@ impl Need {
 
     /// Adds what is there already, whatever the models are: `resident` bytes of this process, or what every run needs on
     /// a GPU.
-    fn with_program(mut self, resident: u64) -> Need {
-        let on_gpu = Device::current().cuda().is_some();
-        let bytes = if on_gpu { Need::CARD } else { resident + Need::scratch() + self.total() / Need::PAGES };
+    fn with_program(mut self, resident: u64, place: Place) -> Need {
+        let bytes = match place {
+            Place::Gpu => Need::CARD,
+            Place::Cpu => resident + Need::scratch() + self.total() / Need::PAGES,
+        };
         self.add(part::PROGRAM, bytes);
         self
     }
@@ -95,6 +97,22 @@ pub mod part {
     pub const GENERATION: &str = "generation and activations";
 }
 
+/// Whose memory it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The machine's.
+    Cpu,
+    /// That of a GPU.
+    Gpu,
+}
+
+impl Place {
+    /// That of this device.
+    pub fn of(device: &Device) -> Place {
+        if device.cuda().is_some() { Place::Gpu } else { Place::Cpu }
+    }
+}
+
 /// The keys of a stage that decide how much memory it needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Knobs {
@@ -110,18 +128,21 @@ pub struct Knobs {
     pub slots: usize,
     /// Number type of products.
     pub dtype: Dtype,
+    /// Where they are computed.
+    pub place: Place,
 }
 
-impl Default for Knobs {
-    /// Of a stage that trains nothing: one sequence after the other, in the number type of the work at hand.
-    fn default() -> Knobs {
+impl Knobs {
+    /// Of a stage that trains nothing: one sequence after the other, on this device.
+    pub fn on(device: &Device) -> Knobs {
         Knobs {
             adapter: None,
             recompute: Recompute::KeepActivations,
             pass: 1,
             eval_pass: 1,
             slots: 1,
-            dtype: Device::current().dtype(),
+            dtype: device.dtype(),
+            place: Place::of(device),
         }
     }
 }
@@ -155,8 +176,8 @@ impl Saving {
 
     /// What helps in one stage or another, as it is written there.
     pub fn every() -> Vec<String> {
-        let most =
-            Knobs { pass: usize::MAX, eval_pass: usize::MAX, slots: usize::MAX, dtype: Dtype::F32, ..Knobs::default() };
+        let (pass, eval_pass, slots) = (usize::MAX, usize::MAX, usize::MAX);
+        let most = Knobs { pass, eval_pass, slots, ..Knobs::on(&Device::default()) };
         let slots = Saving::Slots("decode_slots");
         Saving::TRAINING.iter().chain([&slots]).filter_map(|saving| Some(saving.applied(&most)?.1)).collect()
     }
@@ -213,10 +234,9 @@ pub fn check(
     context: &StageContext,
 ) -> anyhow::Result<()> {
     let resident = available::resident_bytes().unwrap_or(Need::PROGRAM);
-    let need = &|knobs: &Knobs| need(knobs).with_program(resident);
-    let (now, available) = (need(knobs), Available::now()?.and_used(resident));
-    let device = Device::current();
-    let place = device.cuda().map_or_else(String::new, |cuda| format!(" on {}", cuda.name()));
+    let need = &|knobs: &Knobs| need(knobs).with_program(resident, knobs.place);
+    let (now, available) = (need(knobs), Available::now(&context.device)?.and_used(resident, knobs.place));
+    let place = context.device.cuda().map_or_else(String::new, |cuda| format!(" on {}", cuda.name()));
     match available.bytes() {
         None => context.say(&format!("memory{place}: {now}; how much there is, this system does not say")),
         Some(bytes) => context.say(&format!("memory{place}: {now}, {} available", size(bytes))),

@@ -2,15 +2,15 @@
 use std::{cell::Cell, sync::Arc};
 
 use salsa_engine::{
-    Batch, Device, Dtype, Head, LoraSpec, ModelSpec, OutputGradient, Planned, Prompt, Query, Recompute, Sampling,
+    Batch, Head, LoraSpec, ModelSpec, OutputGradient, Planned, Prompt, Query, Recompute, Sampling,
     TrainableTransformer, Transformer,
 };
 
-use super::{Knobs, shape};
+use super::{Knobs, Place, shape};
 
 /// The passes of a run, one after the other. They use one another's memory.
 pub struct Passes {
-    dtype: Dtype,
+    knobs: Knobs,
     cpu: Planned,
     /// Bytes of the largest one on a GPU; none on the CPU.
     gpu: Option<Cell<u64>>,
@@ -63,9 +63,9 @@ fn tokens(index: usize, length: u64, spec: &ModelSpec) -> Vec<u32> {
 
 impl Passes {
     /// None yet.
-    pub fn new(dtype: Dtype) -> Passes {
-        let gpu = Device::current().cuda().map(|_| Cell::new(0));
-        Passes { dtype, cpu: Planned::new(dtype), gpu }
+    pub fn new(knobs: &Knobs) -> Passes {
+        let gpu = (knobs.place == Place::Gpu).then(|| Cell::new(0));
+        Passes { knobs: knobs.clone(), cpu: Planned::new(knobs.dtype), gpu }
     }
 
     /// Bytes that the largest of them takes.
@@ -75,7 +75,7 @@ impl Passes {
 
     /// A forward pass over sequences of these lengths.
     pub fn forward(&self, model: Passed<'_>, lengths: &[u64]) {
-        if self.on_gpu(|| shape::forward_pass(model.spec, lengths.iter().sum())) {
+        if self.on_gpu(|| shape::forward_pass(model.spec, &self.knobs, lengths.iter().sum())) {
             return;
         }
         let (batch, query) = model.asked_for_values(lengths);
@@ -84,10 +84,19 @@ impl Passes {
         }
     }
 
+    /// A forward pass over sequences of these lengths, and one that also ranks the tokens at every place.
+    pub fn rank(&self, model: Passed<'_>, lengths: &[u64]) {
+        self.forward(model, lengths);
+        let (batch, query) = model.asked(lengths);
+        if self.gpu.is_none() && batch.rows() > 0 {
+            Transformer::planned(model.spec, model.lora, &self.cpu).rank(&batch, &query, 1);
+        }
+    }
+
     /// A training pass over sequences of these lengths; `reference` is a model that the loss asks about them.
     pub fn train(&self, model: Passed<'_>, reference: Option<Passed<'_>>, knobs: &Knobs, lengths: &[u64]) {
         let tokens = lengths.iter().sum();
-        let beside = || reference.map_or(0, |model| shape::forward_pass(model.spec, tokens));
+        let beside = || reference.map_or(0, |model| shape::forward_pass(model.spec, knobs, tokens));
         if self.on_gpu(|| shape::training_pass(model.spec, knobs, tokens) + beside()) {
             return;
         }
@@ -106,7 +115,7 @@ impl Passes {
     /// A training pass of a policy and of its critic, if that is a model of its own: both keep theirs at the same time.
     pub fn train_together(&self, policy: Passed<'_>, critic: Option<Passed<'_>>, knobs: &Knobs, lengths: &[u64]) {
         let tokens: u64 = lengths.iter().sum();
-        let kept = || critic.map_or(0, |critic| tokens * shape::kept_per_token(critic.spec, knobs.recompute));
+        let kept = || critic.map_or(0, |critic| tokens * shape::kept_per_token(critic.spec, knobs));
         if self.on_gpu(|| shape::training_pass(policy.spec, knobs, tokens) + kept()) || tokens == 0 {
             return;
         }
@@ -126,8 +135,8 @@ impl Passes {
     /// response, in that many slots.
     pub fn generate(&self, model: Passed<'_>, prompts: &[u64], slots: usize, longest: u64) {
         let spec = &model.spec.with_head(Head::LanguageModel);
-        let generated = || shape::generation(spec, self.dtype, slots as u64, longest);
-        if self.on_gpu(|| generated() + shape::forward_pass(spec, prompts.iter().sum())) {
+        let generated = || shape::generation(spec, self.knobs.dtype, slots as u64, longest);
+        if self.on_gpu(|| generated() + shape::forward_pass(spec, &self.knobs, prompts.iter().sum())) {
             return;
         }
         let (model, longest) =

@@ -1,7 +1,7 @@
 //! Bytes of a model and of what is computed with it, from its shape alone.
-use salsa_engine::{Device, Dtype, Head, LoraSpec, ModelSpec, Recompute};
+use salsa_engine::{Dtype, Head, LoraSpec, ModelSpec, Recompute};
 
-use super::Knobs;
+use super::{Knobs, Place};
 
 /// Bytes per parameter that is trained: f32 weights, gradients and AdamW's two moments; without the packed copy.
 pub const TRAINED: u64 = 16;
@@ -76,39 +76,46 @@ pub fn trained_adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype) -> u64 {
 ///   before the norms of heads, where there are     + (heads + 2 kv_heads) * head_dim
 /// gate and up                                      2 intermediate
 /// ```
-pub fn layer_per_token(spec: &ModelSpec) -> u64 {
+pub fn layer_per_token(spec: &ModelSpec, knobs: &Knobs) -> u64 {
     let raw = if spec.qk_norm { spec.heads + 2 * spec.kv_heads } else { 0 };
     let attention = (2 * (spec.heads + spec.kv_heads) + raw) * spec.head_dim;
-    F32 * 2 * spec.hidden_size as u64 + fed() * (attention + 2 * spec.intermediate_size) as u64 + log_sums(spec)
+    F32 * 2 * spec.hidden_size as u64
+        + fed(knobs) * (attention + 2 * spec.intermediate_size) as u64
+        + log_sums(spec, knobs.place)
 }
 
 /// Bytes of a number that feeds or leaves a product: on a GPU in the type of products, on the processor f32.
-fn fed() -> u64 {
-    let device = Device::current();
-    if device.cuda().is_some() { packed(device.dtype()) } else { F32 }
+fn fed(knobs: &Knobs) -> u64 {
+    match knobs.place {
+        Place::Gpu => packed(knobs.dtype),
+        Place::Cpu => F32,
+    }
 }
 
 /// What attention on a GPU keeps for its backward pass, of one token: the log-sum of each head.
-fn log_sums(spec: &ModelSpec) -> u64 {
-    if Device::current().cuda().is_some() { F32 * spec.heads as u64 } else { 0 }
+fn log_sums(spec: &ModelSpec, place: Place) -> u64 {
+    match place {
+        Place::Gpu => F32 * spec.heads as u64,
+        Place::Cpu => 0,
+    }
 }
 
 /// What a training pass keeps in all, for one token.
-pub fn kept_per_token(spec: &ModelSpec, recompute: Recompute) -> u64 {
+pub fn kept_per_token(spec: &ModelSpec, knobs: &Knobs) -> u64 {
     spec.layers as u64
-        * match recompute {
-            Recompute::KeepActivations => layer_per_token(spec),
+        * match knobs.recompute {
+            Recompute::KeepActivations => layer_per_token(spec, knobs),
             Recompute::PerLayer => F32 * spec.hidden_size as u64,
         }
 }
 
 /// What exists at once while a pass goes through a layer, for one token: forward its activations, their norms, the
 /// layer's output and the product of gate and up; backward the gradients of all these too.
-pub fn working_per_token(spec: &ModelSpec, backward: Backward) -> u64 {
+pub fn working_per_token(spec: &ModelSpec, knobs: &Knobs, backward: Backward) -> u64 {
     let (hidden, intermediate) = (F32 * spec.hidden_size as u64, F32 * spec.intermediate_size as u64);
     match backward {
-        Backward::No => layer_per_token(spec) + 3 * hidden + intermediate,
-        Backward::Yes => 2 * layer_per_token(spec) + 3 * hidden + 2 * intermediate,
+        Backward::No => layer_per_token(spec, knobs) + 3 * hidden + intermediate,
+        Backward::Yes => 2 * layer_per_token(spec, knobs) + 3 * hidden + 2 * intermediate,
     }
 }
 
@@ -123,12 +130,13 @@ pub enum Backward {
 
 /// A training pass over so many tokens: what it keeps, its working space, and transposed copies of one layer's matrices.
 pub fn training_pass(spec: &ModelSpec, knobs: &Knobs, tokens: u64) -> u64 {
-    tokens * (kept_per_token(spec, knobs.recompute) + working_per_token(spec, Backward::Yes)) + layer(spec, knobs.dtype)
+    let per_token = kept_per_token(spec, knobs) + working_per_token(spec, knobs, Backward::Yes);
+    tokens * per_token + layer(spec, knobs.dtype)
 }
 
 /// A forward pass over so many tokens.
-pub fn forward_pass(spec: &ModelSpec, tokens: u64) -> u64 {
-    tokens * working_per_token(spec, Backward::No)
+pub fn forward_pass(spec: &ModelSpec, knobs: &Knobs, tokens: u64) -> u64 {
+    tokens * working_per_token(spec, knobs, Backward::No)
 }
 
 /// The packed matrices of one layer.

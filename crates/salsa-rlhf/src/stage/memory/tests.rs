@@ -9,7 +9,7 @@ fn trained(knobs: &Knobs) -> Need {
 }
 
 fn knobs() -> Knobs {
-    Knobs { pass: 8, ..Knobs::default() }
+    Knobs { pass: 8, ..Knobs::on(&Device::default()) }
 }
 
 #[test]
@@ -29,11 +29,12 @@ fn bytes_follow_from_the_shape() {
     assert_eq!(shape::stored(&spec, Dtype::Bf16, true), shape::weights(&spec, Dtype::Bf16));
     // Input and middle, queries, keys, values and attention, gate and up: of 22 layers, or their inputs alone.
     let layer = 4 * (2 * 2048 + 2 * 36 * 64 + 2 * 5632);
-    assert_eq!(shape::kept_per_token(&spec, Recompute::KeepActivations), 22 * layer);
-    assert_eq!(shape::kept_per_token(&spec, Recompute::PerLayer), 22 * 4 * 2048);
+    let kept = |recompute| shape::kept_per_token(&spec, &Knobs { recompute, ..knobs() });
+    assert_eq!(kept(Recompute::KeepActivations), 22 * layer);
+    assert_eq!(kept(Recompute::PerLayer), 22 * 4 * 2048);
     // With two norms, the layer's output, and the product of gate and up.
-    assert_eq!(shape::working_per_token(&spec, Backward::No), layer + 4 * (3 * 2048 + 5632));
-    assert_eq!(shape::working_per_token(&spec, Backward::Yes), 2 * layer + 4 * (3 * 2048 + 2 * 5632));
+    assert_eq!(shape::working_per_token(&spec, &knobs(), Backward::No), layer + 4 * (3 * 2048 + 5632));
+    assert_eq!(shape::working_per_token(&spec, &knobs(), Backward::Yes), 2 * layer + 4 * (3 * 2048 + 2 * 5632));
     // 10 sequences of 33 tokens: two panels of 32 positions; 4 heads of 64, key and value, in 22 layers; 32000 logits,
     // three times.
     assert_eq!(shape::generation(&spec, Dtype::Bf16, 10, 33), 10 * (64 * 22 * 4 * 64 * 2 * 2 + 3 * 4 * 32_000));

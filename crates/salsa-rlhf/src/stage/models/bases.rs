@@ -14,7 +14,7 @@ use crate::{checkpoint::Checkpoint, stage::models::adapters};
 ///
 /// What is shared: the base of all adapters of one checkpoint, whatever their heads, with that checkpoint itself.
 pub struct Bases {
-    backend: Device,
+    device: Device,
     known: Vec<(Ground, Weak<Base<Device>>)>,
 }
 
@@ -86,14 +86,17 @@ impl PlannedBases {
     }
 }
 
-impl Default for Bases {
-    /// None yet; those to come compute in the number type of the stage.
-    fn default() -> Bases {
-        Bases { backend: Device::current(), known: Vec::new() }
-    }
-}
-
 impl Bases {
+    /// None yet; those to come live on this device.
+    pub fn on(device: &Device) -> Bases {
+        Bases { device: device.clone(), known: Vec::new() }
+    }
+
+    /// Where they live.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// A model for use, with this head.
     ///
     /// # Errors
@@ -157,7 +160,7 @@ impl Bases {
         }
         let ground = footing.ground();
         let stored = checkpoint.stored_weights(ground.head)?;
-        let base = Base::new(stored.spec.clone(), &stored, self.backend.clone());
+        let base = Base::new(stored.spec.clone(), &stored, self.device.clone());
         let base = Arc::new(base.with_context(|| format!("model {}", checkpoint.base_dir().display()))?);
         self.known.push((ground, Arc::downgrade(&base)));
         Ok(base)

@@ -2,7 +2,7 @@
 use std::path::Path;
 
 use anyhow::{bail, ensure};
-use salsa_engine::{Head, LoraSpec, Model, ModelSpec};
+use salsa_engine::{Device, Head, LoraSpec, Model, ModelSpec};
 
 use super::{bases::Bases, lora::LoraArguments};
 use crate::{
@@ -37,14 +37,6 @@ pub struct Frozen {
 }
 
 impl Frozen {
-    /// Opens a checkpoint for use with the given head, which it must have.
-    ///
-    /// # Errors
-    /// If the checkpoint is incomplete or of another kind.
-    pub fn open(path: &Path, head: Head) -> anyhow::Result<Frozen> {
-        Found::open(path, head)?.load()
-    }
-
     /// Reads a checkpoint that was opened, its base shared with other models of the run.
     ///
     /// # Errors
@@ -138,11 +130,11 @@ impl Found {
             let batches = sets.iter().flat_map(|sequences| rows::batches(sequences, knobs.pass));
             let lengths = |batch: &[Vec<u32>]| batch.iter().map(|tokens| tokens.len() as u64).collect::<Vec<_>>();
             let largest = batches.map(lengths).max_by_key(|lengths| lengths.iter().sum::<u64>());
-            let passes = Passes::new(knobs.dtype);
+            let passes = Passes::new(knobs);
             passes.forward(model, &largest.unwrap_or_default());
             need.add(part::ACTIVATIONS, passes.bytes());
         };
-        let knobs = Knobs { pass: budget, ..Knobs::default() };
+        let knobs = Knobs { pass: budget, ..Knobs::on(&context.device) };
         self.check_memory(stage, &knobs, &[Saving::Pass("max_tokens_per_batch", 1024), Saving::Dtype], &passes, context)
     }
 
@@ -150,8 +142,8 @@ impl Found {
     ///
     /// # Errors
     /// If a weight cannot be read or is not finite.
-    pub fn load(self) -> anyhow::Result<Frozen> {
-        Frozen::load(self, &mut Bases::default())
+    pub fn load(self, device: &Device) -> anyhow::Result<Frozen> {
+        Frozen::load(self, &mut Bases::on(device))
     }
 }
 

@@ -6,6 +6,7 @@ pub mod bases;
 pub mod frozen;
 pub mod lora;
 pub mod model_source;
+pub mod reading;
 pub(crate) mod reward_model;
 pub mod roles;
 pub mod save;

@@ -3,7 +3,7 @@ use std::{fmt, ops::Range, path::Path};
 
 use anyhow::{Context, ensure};
 use salsa_algo::soup::{Normalize, Weights as Shares, weighted_mean};
-use salsa_engine::{Device, Head, Model, ModelError, ModelSpec, Weights};
+use salsa_engine::{Head, Model, ModelError, ModelSpec, Weights};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -136,7 +136,7 @@ impl SoupSource {
             return bases.adapter_soup(&models, &weights)?.frozen();
         }
         let mean = self.mean(&models)?;
-        Ok(Model::new(mean.spec.clone(), &mean, Device::current())?)
+        Ok(Model::new(mean.spec.clone(), &mean, bases.device().clone())?)
     }
 
     fn read(&self) -> anyhow::Result<(ModelSpec, Vec<f32>)> {

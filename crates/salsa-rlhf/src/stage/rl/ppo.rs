@@ -18,7 +18,7 @@ use crate::{
         Interrupted, StageContext,
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Product, Shown, Stage},
+        kind::{Leaves, Product, Shown, Stage},
         lifecycle::{
             fingerprint::fingerprint,
             resume::{Checkpoints, Snapshot},
@@ -74,7 +74,7 @@ impl Run<'_> {
         rollouts.settle_logprobs(&self.learner.policy);
         let scores = self.reward_model.scores(&rollouts);
         let frozen_logprobs = self.frozen.logprobs(&rollouts);
-        let kls = self.reference.kls(config.estimator(), &rollouts, &self.frozen, &frozen_logprobs);
+        let kls = self.reference.kls(config.penalty.estimator(), &rollouts, &self.frozen, &frozen_logprobs);
         let slots = advantages::slots(config, &rollouts);
         let old_values = rollouts.values_of(self.learner.critic(), &slots);
 
@@ -106,9 +106,9 @@ impl Run<'_> {
     /// Responses to the next prompts, each prompt visited once per pass over the data.
     fn sample(&self, update: u64) -> (Vec<usize>, Rollouts) {
         let config = self.config;
-        let first = update * config.batch_size as u64;
-        let responses = first..first + config.batch_size as u64;
-        let chosen = order::visit(self.prompts.len(), config.seed, responses);
+        let first = update * config.sampling.batch_size as u64;
+        let responses = first..first + config.sampling.batch_size as u64;
+        let chosen = order::visit(self.prompts.len(), config.run.seed, responses);
         // The stream of a response is its number in the run: a prompt met again is answered anew.
         let prompt = |(i, &at): (usize, &usize)| Prompt {
             tokens: self.prompts[at].tokens.clone(),
@@ -117,16 +117,16 @@ impl Run<'_> {
         };
         let prompts: Vec<Prompt> = chosen.iter().enumerate().map(prompt).collect();
         let sampling = Sampling {
-            temperature: config.temperature,
-            seed: config.seed,
-            max_new_tokens: config.response_length,
+            temperature: config.sampling.temperature,
+            seed: config.run.seed,
+            max_new_tokens: config.sampling.response_length,
             stop_tokens: self.encoder.ends().to_vec(),
-            slots: *config.decode_slots,
+            slots: *config.sampling.decode_slots,
             ..Sampling::default()
         };
         let responses = self.learner.policy.generate(&prompts, &sampling, &mut |_| ());
         let prompts: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt.tokens[..]).collect();
-        let rollouts = Rollouts::new(&prompts, responses, config.temperature);
+        let rollouts = Rollouts::new(&prompts, responses, config.sampling.temperature);
         (chosen, rollouts)
     }
 
@@ -148,7 +148,7 @@ impl Run<'_> {
 
     fn rates(&self, update: u64) -> Rates {
         let config = self.config;
-        let share = config.schedule().factor(update as usize, config.updates() as usize);
+        let share = config.schedule().factor(update as usize, config.sampling.updates() as usize);
         let policy = if update < config.critic_warmup { 0.0 } else { config.learning_rate * share };
         Rates { policy, critic: config.critic_learning_rate.unwrap_or(config.learning_rate) * share }
     }
@@ -167,17 +167,17 @@ impl Run<'_> {
         }
         let mut samples = Samples::default();
         let mut gold_total = 0.0;
-        let read = if self.config.gold.is_some() { chosen.len() } else { Samples::KEPT.min(chosen.len()) };
+        let read = if self.config.run.gold.is_some() { chosen.len() } else { Samples::KEPT.min(chosen.len()) };
         for (i, &at) in chosen.iter().enumerate().take(read) {
             let prompt = self.prompts[at].content.last_words();
             let response = self.encoder.decode(rollouts.response(i))?;
-            let gold = self.config.gold.map(|gold| gold.reward(prompt, response.trim()));
+            let gold = self.config.run.gold.map(|gold| gold.reward(prompt, response.trim()));
             gold_total += gold.unwrap_or(0.0);
             if i < Samples::KEPT {
                 samples.push(prompt, response.trim(), measured.scores[i], gold);
             }
         }
-        if self.config.gold.is_some() {
+        if self.config.run.gold.is_some() {
             metrics.set(names::GOLD, gold_total / rollouts.len() as f64);
         }
         Ok((metrics, samples))
@@ -190,6 +190,12 @@ impl Stage for PpoConfig {
     const EXAMPLE: &'static str = "--model sft-a --reward_model reward --dataset prompts.jsonl --output_dir salsa \\\n    \
                                    --reference.kind soup --reference.models '[sft-a, sft-b]' --kl_coef 0.05";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::LanguageModel;
+    const NEXT: &'static [(&'static str, &'static str)] = &[
+        ("talk to it", "salsa chat --model OUT"),
+        ("answer prompts", "salsa generate --model OUT --input PROMPTS --output FILE"),
+        ("compare models", "salsa evaluate --config FILE --output_dir DIR"),
+    ];
     const SHOWN: Shown = Shown::Trajectory;
 
     fn check(&self) -> anyhow::Result<()> {
@@ -203,11 +209,7 @@ impl Stage for PpoConfig {
     }
 
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
-        Some((self.device, self.dtype))
-    }
-
-    fn plans_memory(&self) -> bool {
-        true
+        Some((self.run.device, self.run.dtype))
     }
 
     fn role(&self) -> String {
@@ -230,7 +232,7 @@ impl Stage for PpoConfig {
 pub fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let (mut run, source) = Run::open(config, context)?;
-    let (dir, total) = (&config.output_dir, config.updates());
+    let (dir, total) = (&config.output_dir, config.sampling.updates());
     let checkpoints = Checkpoints::new(dir, fingerprint("ppo", config)?);
     let mut done = run.resume(&checkpoints)?;
     let mut writer = if done == 0 { MetricsWriter::create(dir)? } else { MetricsWriter::resume(dir, done)? };
@@ -244,16 +246,16 @@ pub fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> 
         measure::ensure_finite(&metrics).with_context(stopped_at)?;
         done += 1;
         metrics.set("lr", run.rates(done - 1).policy);
-        metrics.set("episode", (done * config.batch_size as u64) as f64);
+        metrics.set("episode", (done * config.sampling.batch_size as u64) as f64);
         writer.log(done, &metrics)?;
-        if config.num_sample_generations > 0 && (done - 1).is_multiple_of(total.div_ceil(config.num_sample_generations))
-        {
+        let generations = *config.run.num_sample_generations;
+        if generations > 0 && (done - 1).is_multiple_of(total.div_ceil(generations)) {
             samples.append(dir, done)?;
         }
         progress.message(&measure::headline(&metrics));
         progress.set(done);
         let stopped = done < total && context.interrupted();
-        if stopped || (*config.save_steps > 0 && done.is_multiple_of(*config.save_steps) && done < total) {
+        if stopped || (*config.run.save_steps > 0 && done.is_multiple_of(*config.run.save_steps) && done < total) {
             checkpoints.save(&run.snapshot(done))?;
         }
         if stopped {
@@ -266,7 +268,7 @@ pub fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> 
     let last = metrics::read(dir)?.pop().map(|(_, metrics)| metrics).unwrap_or_default();
     Ok(json!({
         "updates": total,
-        "episodes": total * config.batch_size as u64,
+        "episodes": total * config.sampling.batch_size as u64,
         "prompts": run.prompts.len(),
         "left_out": run.left_out,
         "last": last.iter().map(|(name, value)| (name.to_owned(), value.into())).collect::<serde_json::Map<_, _>>(),
@@ -287,18 +289,18 @@ impl<'a> Run<'a> {
         let reward = RewardModel::find(&config.reward_model_path, &source, context)?;
         let Prompts { prompts, left_out } = prompts::load(
             &config.dataset,
-            config.max_prompt_length,
-            config.response_length,
+            config.sampling.max_prompt_length,
+            config.sampling.response_length,
             &encoder,
             source.spec.max_positions.min(reward.spec.max_positions),
             context,
         )?;
         Plan::open(config, &reward)?.check_memory(config, &prompts, context)?;
-        let mut bases = Bases::default();
+        let mut bases = Bases::on(&context.device);
         // A policy that is an adapter comes first: its base, which has a language-model head, serves all others.
         let base = config.lora.use_peft.then(|| open_language_model(first)).transpose()?;
         let base = base.map(|checkpoint| bases.frozen(&checkpoint, Head::LanguageModel)).transpose()?;
-        let reward_model = RewardModel::load(reward, config.score_scale(), &mut bases)?;
+        let reward_model = RewardModel::load(reward, config.scores.scale(), &mut bases)?;
         let learner = Learner::open(config, &reward_model.checkpoint, &mut bases)?;
         drop(base);
         let policy_spec = learner.policy.spec().with_head(Head::LanguageModel);
@@ -318,8 +320,8 @@ impl<'a> Run<'a> {
             reference,
             frozen,
             anchors,
-            controller: config.controller(),
-            beta: config.kl_coef,
+            controller: config.penalty.controller(),
+            beta: config.penalty.kl_coef,
         };
         Ok((run, source))
     }
@@ -345,7 +347,7 @@ impl<'a> Run<'a> {
     }
 
     fn save(&self, source: &Checkpoint, dir: &Path, updates: u64) -> anyhow::Result<()> {
-        let episodes = updates * self.config.batch_size as u64;
+        let episodes = updates * self.config.sampling.batch_size as u64;
         let epoch = episodes as f64 / self.prompts.len() as f64;
         metrics::write_trainer_state(
             dir,
@@ -354,16 +356,16 @@ impl<'a> Run<'a> {
                 max_steps: updates,
                 epoch,
                 num_train_epochs: epoch.ceil() as u64,
-                train_batch_size: self.config.batch_size as u64,
+                train_batch_size: self.config.sampling.batch_size as u64,
             },
         )?;
         if let Some(critic) = &self.learner.critic {
             let origin = &self.reward_model.checkpoint;
-            let options = self.config.save_options(origin);
+            let options = self.config.run.save_options(origin);
             let companions = Companions::from_dir(origin.dir())?;
             save_model(&dir.join("critic"), origin, critic, critic.spec(), &companions, &[], &options)?;
         }
-        let options = self.config.save_options(source);
+        let options = self.config.run.save_options(source);
         let companions = Companions::from_dir(source.dir())?;
         save_model(dir, source, &self.learner.policy, &self.language_model, &companions, &[], &options)
     }

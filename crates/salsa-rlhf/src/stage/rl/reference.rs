@@ -6,7 +6,7 @@ use salsa_algo::{
     kl::{KlEstimator, kls},
     soup::lerp_in_place,
 };
-use salsa_engine::{Device, Head, Model, ModelError, ModelSpec, Trainable, geometric_logprobs};
+use salsa_engine::{Head, Model, ModelError, ModelSpec, Trainable, geometric_logprobs};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -321,6 +321,6 @@ fn language_weights(policy: &Trainable, language_model: &ModelSpec) -> Vec<f32> 
 fn with_weights(model: &Model, language_model: &ModelSpec, weights: &[f32]) -> Result<Model, ModelError> {
     match model.lora() {
         Some(_) => model.sibling(Head::LanguageModel, weights),
-        None => Model::new(language_model.clone(), weights, Device::current()),
+        None => Model::new(language_model.clone(), weights, model.backend().clone()),
     }
 }

@@ -150,7 +150,7 @@ pub(super) fn choose(
     let mut done = 0;
     let mut measure = |members: &[usize]| -> anyhow::Result<Estimate> {
         ensure!(!context.interrupted(), "interrupted; no soup was made, the same command starts anew");
-        let measured = judge.measure(load(&mut model, ingredients, tensors, members)?)?;
+        let measured = judge.measure(load(&mut model, ingredients, tensors, members, &context.device)?)?;
         ensure!(measured.mean.is_finite(), "the {} of {members:?} is {}", judge.name(), measured.mean);
         done += 1;
         progress.message(&format!("{} {:.4}", judge.name(), measured.mean));
@@ -197,12 +197,12 @@ impl Judge {
             context.say(&format!("{}: loss on {} examples", greedy.dataset, data.len()));
             let need = |knobs: &Knobs| {
                 let mut need = with_soup(Roles::new(knobs.dtype), &model.spec);
-                let passes = Passes::new(knobs.dtype);
+                let passes = Passes::new(knobs);
                 passes.forward(Passed::new(&model.spec, None), &data.largest_pass());
                 need.add(part::ACTIVATIONS, passes.bytes());
                 need
             };
-            memory::check(STAGE, &Knobs::default(), &[], &need, context)?;
+            memory::check(STAGE, &Knobs::on(&context.device), &[], &need, context)?;
             return Ok(Judge::Loss(data));
         };
         let GreedyConfig { max_new_tokens, temperature, seed, decode_slots: NoEffect(slots), .. } = *greedy;
@@ -218,14 +218,20 @@ impl Judge {
         let need = |knobs: &Knobs| {
             let mut roles = Roles::new(knobs.dtype);
             syllabus.add_reward_model(&mut roles);
-            let (mut need, passes) = (with_soup(roles, &model.spec), Passes::new(knobs.dtype));
+            let (mut need, passes) = (with_soup(roles, &model.spec), Passes::new(knobs));
             syllabus.add_passes(&questions, Passed::new(&syllabus.spec, None), knobs, &passes);
             need.add(part::GENERATION, passes.bytes());
             need
         };
-        memory::check(STAGE, &syllabus.knobs(), &[Saving::Slots("greedy.decode_slots")], &need, context)?;
+        memory::check(
+            STAGE,
+            &syllabus.knobs(&context.device),
+            &[Saving::Slots("greedy.decode_slots")],
+            &need,
+            context,
+        )?;
         let [questions] = questions;
-        Ok(Judge::Score(Box::new(syllabus.load(&mut Bases::default())?), questions))
+        Ok(Judge::Score(Box::new(syllabus.load(&mut Bases::on(&context.device))?), questions))
     }
 
     fn name(&self) -> &'static str {
@@ -270,6 +276,7 @@ fn load<'m>(
     ingredients: &Ingredients,
     tensors: &[NewTensor],
     members: &[usize],
+    device: &Device,
 ) -> anyhow::Result<&'m Model> {
     let spec = &ingredients.models[0].spec;
     let language = spec.with_head(Head::LanguageModel);
@@ -277,7 +284,7 @@ fn load<'m>(
     let weights = if language == *spec { weights } else { spec.convert(&weights, &language, 0) };
     match model {
         Some(model) => model.set_weights(&weights)?,
-        None => *model = Some(Model::new(language, &weights, Device::current())?),
+        None => *model = Some(Model::new(language, &weights, device.clone())?),
     }
     Ok(model.as_ref().expect("made above"))
 }

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use salsa_algo::schedule::{self, Warmup};
-use salsa_engine::{AdamW, Recompute};
+use salsa_engine::Recompute;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -13,10 +13,8 @@ use crate::{
     config::paths::{NoEffect, TemplateChoice},
     stage::{
         device::Choice as DeviceChoice,
-        keys::{
-            ByteSize, ComputeType, MOST_SEQUENCES, MOST_STEPS, Schedule, WeightType, check_count, check_most,
-            check_range,
-        },
+        keys::{ByteSize, ComputeType, MOST_SEQUENCES, MOST_STEPS, WeightType, check_count, check_most, check_range},
+        optimizer::OptimizerArguments,
         text::{chat_arguments::ChatArguments, encoder::Encoder},
     },
 };
@@ -30,44 +28,35 @@ pub struct TrainingArguments {
     /// Sequences (or pairs) per forward and backward pass, at least 1. TRL: 8.
     #[schemars(extend("x-heading" = "Batches and steps"))]
     pub per_device_train_batch_size: usize,
-    /// Sequences (or pairs) per forward pass of the evaluation, at least 1; changes no number, only memory. TRL: 8.
+    /// Sequences (or pairs) per forward pass of the evaluation, at least 1; changes memory, and the rounding of means. TRL: 8.
     pub per_device_eval_batch_size: usize,
     /// Passes per optimizer step, at least 1. The mean loss is taken over all tokens (or pairs) of the step, so one
     /// pass of 16 and two passes of 8 are the same step. TRL: 1.
     pub gradient_accumulation_steps: usize,
     /// Optimizer steps in all; -1: `num_train_epochs` tells instead. TRL: -1.
     pub max_steps: i64,
-    /// Shape of the learning rate after the warm-up. TRL: linear.
-    #[schemars(extend("x-heading" = "Optimizer"))]
-    pub lr_scheduler_type: Schedule,
     /// Share of all steps over which the learning rate rises from 0, from 0 to 1; used where `warmup_steps` is 0. TRL:
     /// 0.
+    #[schemars(extend("x-heading" = "Optimizer"))]
     pub warmup_ratio: f64,
     /// Steps over which the learning rate rises from 0 to its highest; 0: `warmup_ratio` tells. TRL: 0.
     pub warmup_steps: u64,
-    /// AdamW's decoupled weight decay, per step and unit of learning rate; 0: none. TRL: 0.
-    pub weight_decay: f64,
-    /// AdamW's decay of the mean of gradients, beta1, from 0 to below 1. TRL: 0.9.
-    pub adam_beta1: f64,
-    /// AdamW's decay of the mean of squared gradients, beta2, from 0 to below 1. TRL: 0.999.
-    pub adam_beta2: f64,
-    /// AdamW's epsilon, added to the root of the mean of squared gradients; above 0. TRL: 1e-8.
-    pub adam_epsilon: f64,
-    /// Largest Euclidean norm of the whole gradient; longer ones are scaled down to it. 0: no clipping. TRL: 1.
-    pub max_grad_norm: f64,
+    /// How weights move.
+    #[serde(flatten)]
+    pub optimizer: OptimizerArguments,
     /// Seed of the data order and of newly made weights. TRL: 42.
     #[schemars(extend("x-heading" = "Run and output"))]
     pub seed: u64,
     /// Steps between two lines of `metrics.jsonl`, at least 1. TRL: 10.
     pub logging_steps: NoEffect<u64>,
     /// Steps between two evaluations; 0: one, at the end. TRL: off unless `eval_strategy` is set.
-    pub eval_steps: u64,
+    pub eval_steps: NoEffect<u64>,
     /// Steps between two resumable checkpoints. 0: none before the end (an interruption by Ctrl-C still saves one).
     /// TRL: 500.
     pub save_steps: NoEffect<u64>,
     /// Recompute activations in the backward pass instead of keeping them: less memory, about a third more time, the same
     /// numbers. TRL: true.
-    pub gradient_checkpointing: bool,
+    pub gradient_checkpointing: NoEffect<bool>,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way. TRL: the flag `bf16`.
     pub dtype: ComputeType,
     /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
@@ -91,19 +80,14 @@ impl Default for TrainingArguments {
             per_device_eval_batch_size: 8,
             gradient_accumulation_steps: 1,
             max_steps: -1,
-            lr_scheduler_type: Schedule::Linear,
             warmup_ratio: 0.0,
             warmup_steps: 0,
-            weight_decay: 0.0,
-            adam_beta1: 0.9,
-            adam_beta2: 0.999,
-            adam_epsilon: 1e-8,
-            max_grad_norm: 1.0,
+            optimizer: OptimizerArguments::default(),
             seed: 42,
             logging_steps: NoEffect(10),
-            eval_steps: 0,
+            eval_steps: NoEffect(0),
             save_steps: NoEffect(500),
-            gradient_checkpointing: false,
+            gradient_checkpointing: NoEffect(false),
             dtype: ComputeType::Auto,
             device: DeviceChoice::Auto,
             save_dtype: WeightType::Float32,
@@ -136,16 +120,11 @@ impl TrainingArguments {
             ("learning_rate", learning_rate, 0.0..=f64::MAX),
             ("num_train_epochs", num_train_epochs, 0.0..=MOST_EPOCHS),
             ("warmup_ratio", self.warmup_ratio, 0.0..=1.0),
-            ("adam_beta1", self.adam_beta1, 0.0..=MOST_BETA),
-            ("adam_beta2", self.adam_beta2, 0.0..=MOST_BETA),
-            ("adam_epsilon", self.adam_epsilon, f64::MIN_POSITIVE..=f64::MAX),
-            ("weight_decay", self.weight_decay, 0.0..=f64::MAX),
-            ("max_grad_norm", self.max_grad_norm, 0.0..=f64::MAX),
         ];
         for (key, value, range) in ranges {
             check_range(key, value, range)?;
         }
-        Ok(())
+        self.optimizer.validate()
     }
 
     /// The way from text to tokens for a model that is trained.
@@ -174,34 +153,20 @@ impl TrainingArguments {
         }
     }
 
-    /// The optimizer these keys describe.
-    pub fn adamw(&self) -> AdamW {
-        AdamW {
-            beta1: self.adam_beta1,
-            beta2: self.adam_beta2,
-            eps: self.adam_epsilon,
-            weight_decay: self.weight_decay,
-            max_grad_norm: if self.max_grad_norm == 0.0 { f64::INFINITY } else { self.max_grad_norm },
-        }
-    }
-
     /// How the learning rate rises and falls.
     pub fn schedule(&self) -> schedule::Schedule {
         let warmup = match self.warmup_steps {
             0 => Warmup::Ratio(self.warmup_ratio),
             steps => Warmup::Steps(steps as usize),
         };
-        schedule::Schedule { warmup, decay: self.lr_scheduler_type.into() }
+        schedule::Schedule { warmup, decay: self.optimizer.lr_scheduler_type.into() }
     }
 
     /// What the backward pass keeps.
     pub fn recompute(&self) -> Recompute {
-        if self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
+        if *self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
     }
 }
 
 /// Most passes over data.
 const MOST_EPOCHS: f64 = 1e6;
-
-/// Largest decay rate below 1.
-const MOST_BETA: f64 = 1.0 - f64::EPSILON / 2.0;

@@ -20,7 +20,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_range},
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         lifecycle::fingerprint::fingerprint,
         memory::{Knobs, Passed, Saving},
         models::{
@@ -110,18 +110,6 @@ pub enum DpoLoss {
 }
 
 impl DpoConfig {
-    /// Checks ranges and relations.
-    ///
-    /// # Errors
-    /// If a value makes no sense.
-    pub fn validate(&self) -> anyhow::Result<()> {
-        let DpoConfig { beta, label_smoothing, .. } = self;
-        check_range("beta", *beta, f64::MIN_POSITIVE..=f64::MAX)?;
-        ensure!((0.0..0.5).contains(label_smoothing), "label_smoothing is {label_smoothing}; it must be in [0, 0.5)");
-        self.lora.validate()?;
-        self.training.validate(self.learning_rate, self.num_train_epochs)
-    }
-
     fn objective(&self) -> dpo::Objective {
         let DpoConfig { beta, label_smoothing, .. } = *self;
         match self.loss_type {
@@ -136,9 +124,18 @@ impl Stage for DpoConfig {
     const ABOUT: &'static str = "Direct preference optimisation.";
     const EXAMPLE: &'static str = "--model sft-a --dataset pairs.jsonl --output_dir dpo --beta 0.1";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::LanguageModel;
+    const NEXT: &'static [(&'static str, &'static str)] = &[
+        ("talk to it", "salsa chat --model OUT"),
+        ("answer prompts", "salsa generate --model OUT --input PROMPTS --output FILE"),
+    ];
 
     fn check(&self) -> anyhow::Result<()> {
-        self.validate()
+        let DpoConfig { beta, label_smoothing, .. } = self;
+        check_range("beta", *beta, f64::MIN_POSITIVE..=f64::MAX)?;
+        ensure!((0.0..0.5).contains(label_smoothing), "label_smoothing is {label_smoothing}; it must be in [0, 0.5)");
+        self.lora.validate()?;
+        self.training.validate(self.learning_rate, self.num_train_epochs)
     }
 
     fn reads(&self) -> Reads {
@@ -152,10 +149,6 @@ impl Stage for DpoConfig {
         Some((self.training.device, self.training.dtype))
     }
 
-    fn plans_memory(&self) -> bool {
-        true
-    }
-
     fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
         run(self, context)
     }
@@ -166,7 +159,7 @@ impl Stage for DpoConfig {
 /// # Errors
 /// If the data or a model cannot be used, or training stops.
 pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> {
-    config.validate()?;
+    config.check()?;
     let path = config.ref_model_name_or_path.as_ref().unwrap_or(&config.model_name_or_path);
     let reference = Found::open(path, Head::LanguageModel)?;
     let start = Start::open(&config.model_name_or_path, Head::LanguageModel, &config.training)?;
@@ -179,11 +172,7 @@ pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> 
     let positions = start.spec.max_positions.min(reference.spec().max_positions);
     let max_length = within_context(config.max_length, positions, context);
     let config = &DpoConfig { max_length, ..config.clone() };
-    let load = |source: &DataSource| -> anyhow::Result<Pairs> {
-        let pairs = Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode, context)?;
-        context.say(&format!("{source}: {}", pairs.summary()));
-        Ok(pairs)
-    };
+    let load = |source| Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode, context);
     let data = load(&config.dataset)?;
     let eval = config.eval_dataset.as_ref().map(load).transpose()?;
     let left_out = data.too_long;
@@ -219,7 +208,7 @@ pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> 
         Saving::TRAINING,
         context,
     )?;
-    let mut bases = Bases::default();
+    let mut bases = Bases::on(&context.device);
     let reference = &Frozen::load(reference, &mut bases)?.model;
     let mut model = start.load(&config.training, &config.lora, &mut bases)?;
     let against = |pairs| DirectPreference { pairs, reference, objective: config.objective() };

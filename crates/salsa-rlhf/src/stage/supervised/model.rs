@@ -2,7 +2,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use salsa_engine::{Device, Head, LoraSpec, ModelSpec, Trainable};
+use salsa_engine::{Head, LoraSpec, ModelSpec, Trainable};
 use serde_json::Value;
 
 use super::{arguments::TrainingArguments, trainer::Outcome};
@@ -67,7 +67,7 @@ impl Start {
             return bases.adapted(checkpoint, self.spec.head, lora, arguments.seed, arguments.recompute());
         }
         let weights = with_head(checkpoint, checkpoint.read_weights()?, &self.spec, arguments.seed);
-        Trainable::new(self.spec.clone(), weights, Device::current(), arguments.recompute())
+        Trainable::new(self.spec.clone(), weights, bases.device().clone(), arguments.recompute())
             .with_context(|| format!("model {}", checkpoint.dir().display()))
     }
 }

@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
-use salsa_engine::{Activation, Device, Head, ModelSpec, NormWeight, Rope, RopeScaling, Trainable};
+use salsa_engine::{Activation, Head, ModelSpec, NormWeight, Rope, RopeScaling, Trainable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_most, check_range},
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         lifecycle::fingerprint::fingerprint,
         memory::{self, Knobs, Saving},
         reads::{ExampleUse, ModelUse, Reads},
@@ -109,37 +109,6 @@ impl Default for PretrainConfig {
 }
 
 impl PretrainConfig {
-    /// Checks ranges and relations.
-    ///
-    /// # Errors
-    /// If a value makes no sense.
-    pub fn validate(&self) -> anyhow::Result<()> {
-        ensure!(self.max_length >= 2, "max_length is {}; it must be at least 2", self.max_length);
-        ensure!(
-            self.max_length <= self.max_position_embeddings,
-            "max_length {} exceeds max_position_embeddings {}",
-            self.max_length,
-            self.max_position_embeddings
-        );
-        // So no product of these overflows; the memory plan knows what is too large for this machine.
-        for (key, value, most) in [
-            ("vocab_size", self.vocab_size, 1 << 24),
-            ("hidden_size", self.hidden_size, 1 << 20),
-            ("intermediate_size", self.intermediate_size, 1 << 22),
-            ("num_hidden_layers", self.num_hidden_layers, 1 << 14),
-            ("num_attention_heads", self.num_attention_heads, 1 << 14),
-            ("num_key_value_heads", self.num_key_value_heads, 1 << 14),
-            ("head_dim", self.head_dim, 1 << 14),
-            ("max_position_embeddings", self.max_position_embeddings, 1 << 30),
-        ] {
-            check_most(key, value as u64, most)?;
-        }
-        check_range("rope_theta", self.rope_theta, f64::MIN_POSITIVE..=f64::MAX)?;
-        check_range("rms_norm_eps", self.rms_norm_eps.into(), 0.0..=f64::from(f32::MAX))?;
-        ensure!(self.num_attention_heads > 0, "num_attention_heads is 0; it must be at least 1");
-        self.training.validate(self.learning_rate, self.num_train_epochs)
-    }
-
     /// The model these keys describe, for a vocabulary of the given size.
     pub fn spec(&self, vocab_size: usize) -> ModelSpec {
         let or = |given: usize, otherwise: usize| if given == 0 { otherwise } else { given };
@@ -171,9 +140,35 @@ impl Stage for PretrainConfig {
     const ABOUT: &'static str = "Train a tokenizer and a small base model on texts.";
     const EXAMPLE: &'static str = "--dataset texts.txt --output_dir base --hidden_size 256 --num_hidden_layers 4";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::LanguageModel;
+    const NEXT: &'static [(&'static str, &'static str)] =
+        &[("fine-tune it", "salsa sft --model OUT --dataset CHATS --output_dir DIR")];
 
     fn check(&self) -> anyhow::Result<()> {
-        self.validate()
+        ensure!(self.max_length >= 2, "max_length is {}; it must be at least 2", self.max_length);
+        ensure!(
+            self.max_length <= self.max_position_embeddings,
+            "max_length {} exceeds max_position_embeddings {}",
+            self.max_length,
+            self.max_position_embeddings
+        );
+        // So no product of these overflows; the memory plan knows what is too large for this machine.
+        for (key, value, most) in [
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("hidden_size", self.hidden_size, 1 << 20),
+            ("intermediate_size", self.intermediate_size, 1 << 22),
+            ("num_hidden_layers", self.num_hidden_layers, 1 << 14),
+            ("num_attention_heads", self.num_attention_heads, 1 << 14),
+            ("num_key_value_heads", self.num_key_value_heads, 1 << 14),
+            ("head_dim", self.head_dim, 1 << 14),
+            ("max_position_embeddings", self.max_position_embeddings, 1 << 30),
+        ] {
+            check_most(key, value as u64, most)?;
+        }
+        check_range("rope_theta", self.rope_theta, f64::MIN_POSITIVE..=f64::MAX)?;
+        check_range("rms_norm_eps", self.rms_norm_eps.into(), 0.0..=f64::from(f32::MAX))?;
+        ensure!(self.num_attention_heads > 0, "num_attention_heads is 0; it must be at least 1");
+        self.training.validate(self.learning_rate, self.num_train_epochs)
     }
 
     fn reads(&self) -> Reads {
@@ -202,7 +197,7 @@ impl Stage for PretrainConfig {
 /// # Errors
 /// If the texts cannot be used, the keys describe no model, or training stops.
 pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Value> {
-    config.validate()?;
+    config.check()?;
     let loaded = config.dataset.load()?;
     let vocabulary = Vocabulary::open(config, &loaded.examples)?;
     let encoder = vocabulary.encoder()?.with_chat(&config.training.chat);
@@ -236,7 +231,7 @@ pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Va
     let savings = &Saving::TRAINING[1..];
     job.check_memory(&spec, None, None, &models, &Batching::Examples, &Lengths::of(&data, eval), savings, context)?;
     let weights = spec.init(config.training.seed);
-    let mut model = Trainable::new(spec, weights, Device::current(), config.training.recompute())?;
+    let mut model = Trainable::new(spec, weights, context.device.clone(), config.training.recompute())?;
     let outcome = trainer::train(&job, &mut model, &data, eval)?;
     write_trainer_state(&config.output_dir, &config.training, &outcome)?;
     vocabulary.tokenizer.save(&config.output_dir, &vocabulary.names, vocabulary.template.as_deref())?;

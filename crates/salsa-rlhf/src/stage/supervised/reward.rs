@@ -20,7 +20,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_range},
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         lifecycle::{fingerprint::fingerprint, resume::REMEDY},
         memory::{self, Knobs, Saving},
         models::{bases::Bases, lora::LoraArguments, score_token::say_where_peft_reads_scores},
@@ -85,26 +85,21 @@ impl Default for RewardConfig {
     }
 }
 
-impl RewardConfig {
-    /// Checks ranges and relations.
-    ///
-    /// # Errors
-    /// If a value makes no sense.
-    pub fn validate(&self) -> anyhow::Result<()> {
-        check_range("center_rewards_coefficient", self.center_rewards_coefficient, 0.0..=f64::MAX)?;
-        self.lora.validate()?;
-        self.training.validate(self.learning_rate, self.num_train_epochs)
-    }
-}
-
 impl Stage for RewardConfig {
     const NAME: &'static str = "reward";
     const ABOUT: &'static str = "Train a reward model on preference pairs.";
     const EXAMPLE: &'static str = "--model sft-a --dataset pairs.jsonl --output_dir reward";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::RewardModel;
+    const NEXT: &'static [(&'static str, &'static str)] = &[
+        ("score answers", "salsa score --model OUT --input ANSWERS --output FILE"),
+        ("PPO by it", "salsa ppo --model SFT --reward_model OUT --dataset PROMPTS --output_dir DIR"),
+    ];
 
     fn check(&self) -> anyhow::Result<()> {
-        self.validate()
+        check_range("center_rewards_coefficient", self.center_rewards_coefficient, 0.0..=f64::MAX)?;
+        self.lora.validate()?;
+        self.training.validate(self.learning_rate, self.num_train_epochs)
     }
 
     fn reads(&self) -> Reads {
@@ -119,10 +114,6 @@ impl Stage for RewardConfig {
         Some((self.training.device, self.training.dtype))
     }
 
-    fn plans_memory(&self) -> bool {
-        true
-    }
-
     fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
         run(self, context)
     }
@@ -134,7 +125,7 @@ impl Stage for RewardConfig {
 /// # Errors
 /// If the data or the model cannot be used, or training stops.
 pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Value> {
-    config.validate()?;
+    config.check()?;
     let start = Start::open(&config.model_name_or_path, Head::Scalar, &config.training)?;
     if config.lora.use_peft {
         say_where_peft_reads_scores(&start.checkpoint, context);
@@ -142,11 +133,7 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
     let positions = start.spec.max_positions;
     let max_length = within_context(config.max_length, positions, context);
     let config = &RewardConfig { max_length, ..config.clone() };
-    let load = |source: &DataSource| -> anyhow::Result<Pairs> {
-        let pairs = Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode, context)?;
-        context.say(&format!("{source}: {}", pairs.summary()));
-        Ok(pairs)
-    };
+    let load = |source| Pairs::load(source, &start.encoder, config.max_length, config.truncation_mode, context);
     let data = load(&config.dataset)?;
     let eval = config.eval_dataset.as_ref().map(load).transpose()?;
     let left_out = data.too_long;
@@ -178,7 +165,7 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
         Saving::TRAINING,
         context,
     )?;
-    let mut model = start.load(&config.training, &config.lora, &mut Bases::default())?;
+    let mut model = start.load(&config.training, &config.lora, &mut Bases::on(&context.device))?;
     let outcome = trainer::train(&job, &mut model, &data, eval.as_ref().map(|eval| eval as &dyn Objective))?;
 
     let (mean, std) = score_mean_and_std(&model, held_out, config.training.per_device_eval_batch_size);

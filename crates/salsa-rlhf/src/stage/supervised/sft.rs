@@ -19,7 +19,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Product, Stage},
+        kind::{Leaves, Product, Stage},
         lifecycle::fingerprint::fingerprint,
         memory::{self, Knobs, Saving},
         models::{bases::Bases, lora::LoraArguments},
@@ -88,16 +88,6 @@ impl Default for SftConfig {
 }
 
 impl SftConfig {
-    /// Checks ranges and relations.
-    ///
-    /// # Errors
-    /// If a value makes no sense.
-    pub fn validate(&self) -> anyhow::Result<()> {
-        ensure!(self.max_length >= 2, "max_length is {}; it must be at least 2", self.max_length);
-        self.lora.validate()?;
-        self.training.validate(self.learning_rate, self.num_train_epochs)
-    }
-
     fn batching(&self, count: usize) -> Batching {
         if self.packing { Batching::Tokens(count.saturating_mul(self.max_length)) } else { Batching::Examples(count) }
     }
@@ -108,9 +98,17 @@ impl Stage for SftConfig {
     const ABOUT: &'static str = "Supervised fine-tuning: learn to give the responses of a data set.";
     const EXAMPLE: &'static str = "--model base --dataset chat.jsonl --output_dir sft-a --seed 1";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::LanguageModel;
+    const NEXT: &'static [(&'static str, &'static str)] = &[
+        ("talk to it", "salsa chat --model OUT"),
+        ("a reward model", "salsa reward --model OUT --dataset PAIRS --output_dir DIR"),
+        ("a soup with another", "salsa soup OUT OTHER --output DIR"),
+    ];
 
     fn check(&self) -> anyhow::Result<()> {
-        self.validate()
+        ensure!(self.max_length >= 2, "max_length is {}; it must be at least 2", self.max_length);
+        self.lora.validate()?;
+        self.training.validate(self.learning_rate, self.num_train_epochs)
     }
 
     fn reads(&self) -> Reads {
@@ -122,10 +120,6 @@ impl Stage for SftConfig {
 
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
         Some((self.training.device, self.training.dtype))
-    }
-
-    fn plans_memory(&self) -> bool {
-        true
     }
 
     fn role(&self) -> String {
@@ -142,7 +136,7 @@ impl Stage for SftConfig {
 /// # Errors
 /// If the data or the model cannot be used, or training stops.
 pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> {
-    config.validate()?;
+    config.check()?;
     let start = Start::open(&config.model_name_or_path, Head::LanguageModel, &config.training)?;
     let positions = start.spec.max_positions;
     let max_length = within_context(config.max_length, positions, context);
@@ -181,7 +175,7 @@ pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> 
         Saving::TRAINING,
         context,
     )?;
-    let mut model = start.load(&config.training, &config.lora, &mut Bases::default())?;
+    let mut model = start.load(&config.training, &config.lora, &mut Bases::on(&context.device))?;
     let outcome = trainer::train(&job, &mut model, &data.objective, held_out)?;
     save(&config.output_dir, &start.checkpoint, &model, &[], &config.training, &outcome)?;
     Ok(json!({

@@ -115,7 +115,7 @@ pub fn train(
             metrics.log(state.step, &state.log_line(learning_rate, step.epoch))?;
             state.window = Tally::new();
         }
-        if let Some(eval) = eval.filter(|_| is_due(state.step, arguments.eval_steps, total)) {
+        if let Some(eval) = eval.filter(|_| is_due(state.step, *arguments.eval_steps, total)) {
             state.eval = evaluate(model, eval, arguments.per_device_eval_batch_size);
             let line = state.eval_line(step.epoch);
             if let Some((name, value)) = line.iter().find(|(_, value)| !value.is_finite()) {
@@ -172,7 +172,7 @@ fn optimizer_step(
     if !tally.get("loss").is_some_and(f64::is_finite) {
         bail!("the loss is not finite; {REMEDY}");
     }
-    let norm = model.adamw_step(&arguments.adamw(), learning_rate).context(REMEDY)?;
+    let norm = model.adamw_step(&arguments.optimizer.adamw(), learning_rate).context(REMEDY)?;
     tally.mean("grad_norm", norm, 1.0);
     Ok(tally)
 }

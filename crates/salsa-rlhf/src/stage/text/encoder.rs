@@ -177,6 +177,14 @@ impl Encoder {
         self.tokenizer.decode(tokens)
     }
 
+    /// The bytes that a token stands for in the middle of a text.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder fails.
+    pub fn token_bytes(&self, token: u32) -> anyhow::Result<Vec<u8>> {
+        self.tokenizer.token_bytes(token)
+    }
+
     /// A text from its first token (with the tokenizer's own beginning, once) to an end token.
     ///
     /// # Errors

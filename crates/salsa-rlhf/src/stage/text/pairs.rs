@@ -53,7 +53,7 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// Reads preferences and tokenises them.
+    /// Reads preferences and tokenises them, and says how many.
     ///
     /// # Errors
     /// If an example is not a preference, cannot be tokenised, or no pair is left.
@@ -89,11 +89,13 @@ impl Pairs {
             );
         }
         loaded.say_how_read(source, encoder, context);
-        Ok(Pairs { identical: loaded.dropped_identical, too_long: count - pairs.len(), pairs })
+        let pairs = Pairs { identical: loaded.dropped_identical, too_long: count - pairs.len(), pairs };
+        context.say(&format!("{source}: {}", pairs.summary()));
+        Ok(pairs)
     }
 
     /// One line for people.
-    pub fn summary(&self) -> String {
+    fn summary(&self) -> String {
         let Pairs { pairs, identical, too_long } = self;
         format!("{} pairs; left out: {identical} with identical responses, {too_long} too long", pairs.len())
     }

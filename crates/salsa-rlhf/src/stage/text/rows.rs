@@ -49,6 +49,12 @@ impl Rows {
         Ok(Rows { path: path.to_owned(), rows })
     }
 
+    /// Rows of a file of another form, in order; each counts as a line.
+    pub fn of(path: &Path, objects: Vec<Map<String, Value>>) -> Rows {
+        let row = |(index, object)| Row { line: index + 1, index, object };
+        Rows { path: path.to_owned(), rows: objects.into_iter().enumerate().map(row).collect() }
+    }
+
     /// The file, for messages.
     pub fn name(&self) -> std::path::Display<'_> {
         self.path.display()

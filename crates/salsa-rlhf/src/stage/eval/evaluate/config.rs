@@ -41,7 +41,7 @@ pub struct EvaluateConfig {
     /// Rewards on the line between two models, on every set. None: no such line.
     pub landscape: Option<Landscape>,
     /// Training runs whose curves the report shows: the directory of a stage, by the name of its arm. Empty: none.
-    pub runs: BTreeMap<String, ModelPath>,
+    pub runs: NoEffect<BTreeMap<String, ModelPath>>,
     /// A reward function besides the learned one; win rates are then counted by it. None: by the reward model.
     pub gold: Option<Gold>,
     /// The longest answer, in tokens, at least 1.
@@ -65,7 +65,7 @@ pub struct EvaluateConfig {
     pub device: DeviceChoice,
     /// Prompts shown side by side in the report, per set; 0: none.
     #[schemars(extend("x-heading" = "Report"))]
-    pub samples: usize,
+    pub samples: NoEffect<usize>,
     /// Title of the report, and of the page.
     pub title: NoEffect<String>,
     /// What was run, in one or two sentences, below the title. Empty: nothing.
@@ -106,7 +106,7 @@ impl Default for EvaluateConfig {
             anchors: BTreeMap::new(),
             comparisons: Vec::new(),
             landscape: None,
-            runs: BTreeMap::new(),
+            runs: NoEffect::default(),
             gold: None,
             max_new_tokens: 128,
             max_prompt_length: 1024,
@@ -116,7 +116,7 @@ impl Default for EvaluateConfig {
             seed: 42,
             dtype: ComputeType::Auto,
             device: DeviceChoice::Auto,
-            samples: 8,
+            samples: NoEffect(8),
             title: NoEffect("SALSA evaluation".into()),
             description: NoEffect::default(),
             output_dir: PathBuf::new(),

@@ -82,7 +82,7 @@ impl Plan<'_> {
                 // Both ends, and their mean.
                 roles.ingredients(spec, 3);
             }
-            let (mut need, passes) = (roles.need(), Passes::new(knobs.dtype));
+            let (mut need, passes) = (roles.need(), Passes::new(knobs));
             for turn in &turns {
                 syllabus.add_passes(sets, Passed::new(&turn.spec(), turn.lora()), knobs, &passes);
             }
@@ -96,7 +96,13 @@ impl Plan<'_> {
             need.add(part::GENERATION, passes.bytes());
             need
         };
-        memory::check("evaluate", &syllabus.knobs(), &[Saving::Slots("decode_slots"), Saving::Dtype], &need, context)
+        memory::check(
+            "evaluate",
+            &syllabus.knobs(&context.device),
+            &[Saving::Slots("decode_slots"), Saving::Dtype],
+            &need,
+            context,
+        )
     }
 }
 

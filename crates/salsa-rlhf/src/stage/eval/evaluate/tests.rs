@@ -200,6 +200,7 @@ fn answers_can_be_judged_again() {
     assert_eq!(result["baseline_score"]["mean"], mean("sft_a"));
     let shown = &written(&config).samples[0];
     assert_eq!(shown.prompt, "the cat ran", "the page shows what was said last");
+    assert_eq!(config.samples_of(&config.output_dir).unwrap(), written(&config).samples, "the answers tell as much");
 }
 
 #[test]

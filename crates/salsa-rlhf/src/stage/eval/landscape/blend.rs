@@ -18,6 +18,7 @@ pub(in crate::stage) struct Blend {
     ends: Vec<Vec<f32>>,
     mixed: Vec<f32>,
     model: Option<Model>,
+    device: Device,
 }
 
 impl Blend {
@@ -25,7 +26,7 @@ impl Blend {
     ///
     /// # Errors
     /// If one cannot be used as a language model, or they do not fit together.
-    pub fn open(paths: &[ModelPath], vocab_size: usize) -> anyhow::Result<Blend> {
+    pub fn open(paths: &[ModelPath], vocab_size: usize, device: &Device) -> anyhow::Result<Blend> {
         let mut read = Vec::new();
         for path in paths {
             let (spec, weights) = ModelSource::Path(path.clone()).read()?;
@@ -45,7 +46,13 @@ impl Blend {
             spec.vocab_size
         );
         let mixed = vec![0f32; spec.parameters()];
-        Ok(Blend { spec, ends: read.into_iter().map(|(_, _, weights)| weights).collect(), mixed, model: None })
+        Ok(Blend {
+            spec,
+            ends: read.into_iter().map(|(_, _, weights)| weights).collect(),
+            mixed,
+            model: None,
+            device: device.clone(),
+        })
     }
 
     /// The model with these weights of the checkpoints, which need not lie between 0 and 1.
@@ -57,7 +64,7 @@ impl Blend {
         weighted_mean(&ends, &Weights::new(weights, Normalize::Keep)?, &mut self.mixed);
         match &mut self.model {
             Some(model) => model.set_weights(&self.mixed)?,
-            None => self.model = Some(Model::new(self.spec.clone(), &self.mixed, Device::current())?),
+            None => self.model = Some(Model::new(self.spec.clone(), &self.mixed, self.device.clone())?),
         }
         Ok(self.model.as_ref().expect("made above"))
     }

@@ -67,7 +67,7 @@ impl<'a> Survey<'a> {
             // The models, and their mean.
             roles.ingredients(&syllabus.spec, config.models.len() + 1);
             roles.changing(&syllabus.spec);
-            let (mut need, passes) = (roles.need(), Passes::new(knobs.dtype));
+            let (mut need, passes) = (roles.need(), Passes::new(knobs));
             let model = Passed::new(&syllabus.spec, None);
             syllabus.add_passes(&questions, model, knobs, &passes);
             if let Some(data) = &held_out {
@@ -77,10 +77,10 @@ impl<'a> Survey<'a> {
             need
         };
         let savings = [Saving::Slots("decode_slots"), Saving::Dtype];
-        memory::check("landscape", &syllabus.knobs(), &savings, &need, context)?;
+        memory::check("landscape", &syllabus.knobs(&context.device), &savings, &need, context)?;
         let [questions] = questions;
-        let exam = syllabus.load(&mut Bases::default())?;
-        let blend = Blend::open(&config.models, exam.vocab_size)?;
+        let exam = syllabus.load(&mut Bases::on(&context.device))?;
+        let blend = Blend::open(&config.models, exam.vocab_size, &context.device)?;
         Ok(Survey { config, exam, questions, held_out, blend })
     }
 

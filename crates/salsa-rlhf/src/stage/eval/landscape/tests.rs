@@ -185,7 +185,7 @@ fn what_makes_no_sense_is_refused_by_name() {
     let refused = |change: fn(&mut LandscapeConfig)| {
         let mut config = world.config(&["a", "b"]);
         change(&mut config);
-        config.validate().unwrap_err().to_string()
+        config.check().unwrap_err().to_string()
     };
     assert!(refused(|c| c.models.truncate(1)).starts_with("models names 1 checkpoints"));
     assert!(refused(|c| c.reward_model_path = ModelPath::new()).contains("reward_model: DIR"));

@@ -100,3 +100,16 @@ fn another_configuration_is_refused_with_the_key() {
     let message = other.newest().err().unwrap().to_string();
     assert!(message.contains("config.learning_rate was 0.001 and is now 0.002"), "{message}");
 }
+
+#[test]
+fn a_checkpoint_from_before_a_key_existed_goes_on_where_the_key_is_at_its_default() {
+    let dir = tempfile::tempdir().unwrap();
+    save(&checkpoints(dir.path()), 1);
+    let now = json!({"stage": "sft", "config": {"learning_rate": 0.001, "packing": false}});
+    let at = |place: &str| Fingerprint { at_default: [place.to_owned()].into(), ..now.clone().into() };
+    assert!(Checkpoints::new(dir.path(), at("config.packing")).newest().unwrap().is_some());
+    let message = Checkpoints::new(dir.path(), now.clone()).newest().err().unwrap().to_string();
+    assert!(message.contains("config.packing was null and is now false"), "{message}");
+    let message = Checkpoints::new(dir.path(), json!({"stage": "sft"})).newest().err().unwrap().to_string();
+    assert!(message.contains("config was"), "{message}");
+}

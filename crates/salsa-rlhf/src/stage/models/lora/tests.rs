@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
-use salsa_engine::{Batch, Head, Query};
+use salsa_engine::{Batch, Device, Head, Query};
 use serde_json::json;
 
 use super::*;
@@ -8,7 +8,7 @@ use crate::{
     checkpoint::Checkpoint,
     stage::{
         fixture::{self, quiet},
-        models::frozen::Frozen,
+        models::frozen::Found,
         supervised::{
             arguments::TrainingArguments,
             dpo::{self, DpoConfig},
@@ -57,7 +57,7 @@ fn adapter() -> LoraArguments {
 fn arguments(max_steps: i64) -> TrainingArguments {
     TrainingArguments {
         max_steps,
-        eval_steps: 3,
+        eval_steps: 3.into(),
         logging_steps: 2.into(),
         save_steps: 3.into(),
         ..TrainingArguments::default()
@@ -95,7 +95,7 @@ fn place() -> (tempfile::TempDir, SftConfig) {
 }
 
 fn logprobs(dir: &Path) -> Vec<f32> {
-    let model = Frozen::open(dir, Head::LanguageModel).unwrap().model;
+    let model = Found::open(dir, Head::LanguageModel).unwrap().load(&Device::default()).unwrap().model;
     let (mut batch, mut query) = (Batch::new(), Query::default());
     let tokens: Vec<u32> = (0..40).map(|i| (i * 13) % 290).collect();
     let rows = batch.push(&tokens);

@@ -25,7 +25,7 @@ pub fn rewards(
     kls: &[f64],
     slots: &[usize],
 ) -> Vec<f64> {
-    let rule = config.score_rule();
+    let rule = config.scores.rule();
     let mut rewards: Vec<f64> = Vec::new();
     for (i, kl) in split(kls, &rollouts.lengths()).into_iter().enumerate() {
         rewards.extend(reward::rewards(beta, kl, rule.apply(scores[i], rollouts.endings[i]), slots[i]));

@@ -78,9 +78,9 @@ impl Learner {
             let spec = reward_model.spec.with_head(Head::Scalar);
             let weights = reward_model.spec.convert(&reward_model.read_weights()?, &spec, 0);
             let policy = config.model_name_or_path.read().context("policy")?;
-            return Learner::new(config, policy, (spec, weights), Device::current());
+            return Learner::new(config, policy, (spec, weights), bases.device().clone());
         }
-        let (seed, recompute) = (config.seed, config.recompute());
+        let (seed, recompute) = (config.run.seed, config.recompute());
         let (head, critic) = match config.critic {
             CriticKind::Separate => {
                 let critic = bases.adapted(reward_model, Head::Scalar, &config.lora, seed, recompute);
@@ -89,7 +89,7 @@ impl Learner {
             CriticKind::Shared => (Head::LanguageModelWithValue, None),
         };
         let policy = adapted_policy(config, head, bases).context("policy")?;
-        Ok(Learner { policy, critic, adamw: config.adamw() })
+        Ok(Learner { policy, critic, adamw: config.optimizer.adamw() })
     }
 
     /// Makes the models that learn. `policy` and `critic` are shapes and weights to start from; a shared critic starts
@@ -112,11 +112,11 @@ impl Learner {
             }
             CriticKind::Shared => {
                 let both = policy_spec.with_head(Head::LanguageModelWithValue);
-                let weights = policy_spec.convert(&policy_weights, &both, config.seed);
+                let weights = policy_spec.convert(&policy_weights, &both, config.run.seed);
                 (Trainable::new(both, weights, backend, recompute), None)
             }
         };
-        Ok(Learner { policy: policy.context("policy")?, critic, adamw: config.adamw() })
+        Ok(Learner { policy: policy.context("policy")?, critic, adamw: config.optimizer.adamw() })
     }
 
     /// The model that gives values.
@@ -242,7 +242,7 @@ impl Learner {
 
 /// The adapter that the configuration names, or a new one.
 fn adapted_policy(config: &PpoConfig, head: Head, bases: &mut Bases) -> anyhow::Result<Trainable> {
-    let (seed, recompute) = (config.seed, config.recompute());
+    let (seed, recompute) = (config.run.seed, config.recompute());
     match &config.model_name_or_path {
         ModelSource::Path(path) => bases.adapted(&open_language_model(path)?, head, &config.lora, seed, recompute),
         ModelSource::Soup(soup) => {

@@ -26,7 +26,7 @@ pub(super) fn visit(prompts: usize, seed: u64, responses: Range<u64>) -> Vec<usi
 /// The minibatches of an epoch of an update with so many responses, in a new order each time.
 pub(super) fn minibatches(config: &PpoConfig, responses: usize, update: u64, epoch: u64) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..responses).collect();
-    Random::new(config.seed, MINIBATCH_STREAM + update * config.num_ppo_epochs as u64 + epoch).shuffle(&mut order);
+    Random::new(config.run.seed, MINIBATCH_STREAM + update * config.num_ppo_epochs as u64 + epoch).shuffle(&mut order);
     let bound = |part: usize| part * order.len() / config.num_mini_batches;
     (0..config.num_mini_batches).map(|part| order[bound(part)..bound(part + 1)].to_vec()).collect()
 }

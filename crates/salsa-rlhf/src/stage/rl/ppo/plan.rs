@@ -61,9 +61,9 @@ impl<'a> Plan<'a> {
         let knobs = Knobs {
             adapter: trained_adapter(&self.policy[0], &config.lora)?,
             recompute: config.recompute(),
-            pass: config.per_device_train_batch_size.min(config.batch_size),
-            slots: (*config.decode_slots).min(config.batch_size),
-            ..Knobs::default()
+            pass: config.per_device_train_batch_size.min(config.sampling.batch_size),
+            slots: (*config.sampling.decode_slots).min(config.sampling.batch_size),
+            ..Knobs::on(&context.device)
         };
         let savings = [Saving::TRAINING, &[Saving::Slots("decode_slots")]].concat();
         let need = |knobs: &Knobs| {
@@ -100,7 +100,7 @@ impl<'a> Plan<'a> {
     fn add_passes(&self, config: &PpoConfig, prompts: &[TextPrompt], knobs: &Knobs, need: &mut Need) {
         let lora = knobs.adapter.as_ref();
         let (policy, reward) = (self.policy_spec(config), self.reward.spec.with_head(Head::Scalar));
-        let (policy, passes) = (Passed::new(&policy, lora), Passes::new(knobs.dtype));
+        let (policy, passes) = (Passed::new(&policy, lora), Passes::new(knobs));
         let Largest { reading, longest, scoring, learning } = Largest::of(config, prompts, knobs);
         passes.generate(policy, &reading, knobs.slots, longest);
         passes.forward(Passed::new(&reward, self.reward.adapter().map(|adapter| &adapter.lora)), &scoring);
@@ -138,7 +138,8 @@ impl Largest {
     fn of(config: &PpoConfig, prompts: &[TextPrompt], knobs: &Knobs) -> Largest {
         // Of longer runs no pass has more tokens than the longest prompts.
         const LOOKED_AT: u64 = 10_000_000;
-        let (updates, batch, new) = (config.updates(), config.batch_size as u64, config.response_length);
+        let (updates, batch, new) =
+            (config.sampling.updates(), config.sampling.batch_size as u64, config.sampling.response_length);
         let work = batch.saturating_mul(config.num_ppo_epochs as u64).saturating_add(prompts.len() as u64);
         if prompts.is_empty() || updates.saturating_mul(work) > LOOKED_AT {
             let all = prompts.iter().map(|prompt| &prompt.tokens);
@@ -146,17 +147,17 @@ impl Largest {
             return Largest {
                 reading: any.reading(knobs.slots),
                 longest: any.longest(),
-                scoring: any.scoring(config.batch_size, rollout::PASS as u64),
+                scoring: any.scoring(config.sampling.batch_size, rollout::PASS as u64),
                 learning: any.learning(knobs.pass),
             };
         }
         let mut largest = Largest::default();
         for update in 0..updates {
-            let chosen = order::visit(prompts.len(), config.seed, update * batch..(update + 1) * batch);
+            let chosen = order::visit(prompts.len(), config.run.seed, update * batch..(update + 1) * batch);
             let responses = Responses::new(chosen.iter().map(|&at| &prompts[at].tokens), new, Order::Given);
             keep(&mut largest.reading, responses.reading(knobs.slots));
             largest.longest = largest.longest.max(responses.longest());
-            keep(&mut largest.scoring, responses.scoring(config.batch_size, rollout::PASS as u64));
+            keep(&mut largest.scoring, responses.scoring(config.sampling.batch_size, rollout::PASS as u64));
             let length = |&response: &usize| (prompts[chosen[response]].tokens.len() + new) as u64;
             for epoch in 0..config.num_ppo_epochs as u64 {
                 for part in order::minibatches(config, chosen.len(), update, epoch) {

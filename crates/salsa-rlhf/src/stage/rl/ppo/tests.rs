@@ -10,7 +10,7 @@ use crate::stage::{
         lora::LoraArguments,
         model_source::{ModelSource, SoupSource},
     },
-    rl::{ppo::config::CriticKind, reference::ReferenceConfig},
+    rl::{arguments::SamplingArguments, ppo::config::CriticKind, reference::ReferenceConfig},
     supervised::{
         arguments::TrainingArguments,
         reward::{self, RewardConfig},
@@ -65,12 +65,15 @@ fn config(dir: &Path, reference: ReferenceConfig) -> PpoConfig {
         reference,
         dataset: DataSource::Path(dir.join("sft.jsonl").into()),
         output_dir: dir.join("ppo"),
-        total_episodes: 16,
-        batch_size: 8,
+        sampling: SamplingArguments {
+            total_episodes: 16,
+            batch_size: 8,
+            response_length: 6,
+            temperature: 1.0,
+            ..SamplingArguments::default()
+        },
         num_ppo_epochs: 2,
         num_mini_batches: 2,
-        response_length: 6,
-        temperature: 1.0,
         learning_rate: 3e-3,
         lora: adapter(),
         ..PpoConfig::default()
@@ -197,7 +200,8 @@ fn policies_start_from_soups_of_adapters_and_references_follow_them() {
 fn logprobs_of_a_forward_pass_are_those_that_were_sampled() {
     let dir = tempfile::tempdir().unwrap();
     models(dir.path());
-    let config = PpoConfig { temperature: 0.7, ..config(dir.path(), soup(dir.path())) };
+    let mut config = config(dir.path(), soup(dir.path()));
+    config.sampling.temperature = 0.7;
     let (run, _) = Run::open(&config, &quiet()).unwrap();
     let (_, mut rollouts) = run.sample(0);
     let sampled = std::mem::take(&mut rollouts.logprobs);

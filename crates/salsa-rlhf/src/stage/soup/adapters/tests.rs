@@ -80,7 +80,7 @@ fn config(dir: &Path, count: usize, weights: &[f64]) -> SoupConfig {
 }
 
 fn open(dir: &Path, head: Head) -> Model {
-    Bases::default().frozen(&Checkpoint::open(dir).unwrap(), head).unwrap()
+    Bases::on(&Device::default()).frozen(&Checkpoint::open(dir).unwrap(), head).unwrap()
 }
 
 /// The mean of the merged weights, in f64.
@@ -90,7 +90,7 @@ fn dense(dir: &Path, spec: &ModelSpec, weights: &[f64]) -> Model {
     let merged: Vec<Vec<f32>> = merged.collect();
     let at = |i: usize| merged.iter().zip(weights).map(|(m, w)| w * f64::from(m[i])).sum::<f64>() as f32;
     let mean: Vec<f32> = (0..spec.parameters()).map(at).collect();
-    Model::new(spec.clone(), &mean, Device::current()).unwrap()
+    Model::new(spec.clone(), &mean, Device::default()).unwrap()
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f32 {
@@ -124,7 +124,7 @@ fn the_soup_of_adapters_is_the_soup_of_the_merged_models() {
                 assert!(distance(&soup, &outputs(&open(&dir.path().join("0"), head))) > 1e-4, "nothing was mixed");
                 if head == Head::LanguageModel {
                     let source = SoupSource { models: config.models.clone(), weights: weights.clone() };
-                    let memory = ModelSource::Soup(source).load(&mut Bases::default()).unwrap();
+                    let memory = ModelSource::Soup(source).load(&mut Bases::on(&Device::default())).unwrap();
                     assert_eq!(outputs(&memory), soup, "the soup in memory is that on disk");
                 }
             }

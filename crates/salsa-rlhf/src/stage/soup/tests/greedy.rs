@@ -30,7 +30,7 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
         output_dir: place.path().join("soup"),
         ..SoupConfig::default()
     };
-    config.validate().unwrap();
+    config.check().unwrap();
     let summary = write_new_directory(&config, &context).unwrap().summary;
     let record = json_file(&config.output_dir.join("soup.json"));
     let steps = record["greedy"]["steps"].as_array().unwrap();
@@ -81,7 +81,7 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
     let refused = |change: fn(&mut SoupConfig)| {
         let mut config = config.clone();
         change(&mut config);
-        config.validate().unwrap_err().to_string()
+        config.check().unwrap_err().to_string()
     };
     let none = refused(|c| c.greedy.as_mut().unwrap().max_examples = Some(0));
     assert!(none.contains("greedy.max_examples is 0"), "{none}");

@@ -105,7 +105,7 @@ fn a_task_vector_of_zeros_counts_less_and_density_zero_leaves_a_model_out() {
 
 #[test]
 fn what_a_method_does_not_use_is_refused() {
-    let refused = |config: SoupConfig| config.validate().unwrap_err().to_string();
+    let refused = |config: SoupConfig| config.check().unwrap_err().to_string();
     let of = |method, count: usize| SoupConfig {
         method,
         models: (0..count).map(|i| i.to_string().into()).collect(),

@@ -35,7 +35,7 @@ fn what_does_not_fit_together_is_refused_by_name() {
 fn what_makes_no_sense_is_refused_by_name() {
     let dirs = [PathBuf::from("a"), PathBuf::from("b")];
     let two = || SoupConfig { models: dirs.iter().map(Into::into).collect(), ..SoupConfig::default() };
-    let refused = |config: SoupConfig| config.validate().unwrap_err().to_string();
+    let refused = |config: SoupConfig| config.check().unwrap_err().to_string();
     assert!(refused(SoupConfig::default()).starts_with("models is empty"));
     assert!(refused(SoupConfig { weights: numbers(&[1.0]), ..two() }).starts_with("1 weights for 2 models"));
     assert!(refused(SoupConfig { weights: numbers(&[1.0, -1.0]), ..two() }).contains("sum to 0"));
@@ -50,7 +50,7 @@ fn what_makes_no_sense_is_refused_by_name() {
     for method in [Method::Ties, Method::DareLinear, Method::DareTies, Method::TaskArithmetic] {
         assert!(refused(SoupConfig { method, ..two() }).contains("give it with base_model"), "{method:?}");
         let config = SoupConfig { method, base_model: Some("c".into()), ..two() };
-        config.validate().unwrap();
+        config.check().unwrap();
         if method != Method::TaskArithmetic {
             assert!(refused(SoupConfig { density: Setting::number(1.5), ..config }).contains("density"), "{method:?}");
         }
@@ -61,7 +61,7 @@ fn what_makes_no_sense_is_refused_by_name() {
         weights: numbers(weights),
         ..two()
     };
-    slerp(&dirs, &[]).validate().unwrap();
+    slerp(&dirs, &[]).check().unwrap();
     assert!(refused(slerp(&dirs[..1], &[])).contains("exactly 2 models"));
     assert!(refused(slerp(&dirs, &[0.5, 0.5])).contains("does not use weights"));
 }

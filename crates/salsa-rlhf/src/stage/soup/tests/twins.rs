@@ -115,7 +115,7 @@ fn an_adapter_that_cannot_be_merged_is_refused_by_name() {
         adapters: adapters.iter().map(|&path| path.into()).collect(),
         ..kitchen.config(&[&base, &other])
     };
-    let count = config(&[&lora]).validate().unwrap_err().to_string();
+    let count = config(&[&lora]).check().unwrap_err().to_string();
     assert!(count.starts_with("1 adapters for 2 models"), "{count}");
     let error = kitchen.refused(&config(&[&other, Path::new("")]));
     assert!(error.contains("other: there is no adapter_config.json: give a PEFT directory"), "{error}");

@@ -55,7 +55,7 @@ impl Job<'_> {
     ) -> anyhow::Result<()> {
         let need = |knobs: &Knobs| {
             let mut need = models(knobs);
-            let passes = Passes::new(knobs.dtype);
+            let passes = Passes::new(knobs);
             let model = Passed::new(spec, knobs.adapter.as_ref());
             self.add_passes(model, reference, knobs, batching(knobs.pass), lengths, &passes);
             need.add(part::ACTIVATIONS, passes.bytes());
@@ -63,7 +63,7 @@ impl Job<'_> {
         };
         let arguments = self.arguments;
         let (pass, eval_pass) = (arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size);
-        let knobs = Knobs { adapter, recompute: arguments.recompute(), pass, eval_pass, ..Knobs::default() };
+        let knobs = Knobs { adapter, recompute: arguments.recompute(), pass, eval_pass, ..Knobs::on(&context.device) };
         memory::check(self.title, &knobs, savings, &need, context)
     }
 

@@ -1,6 +1,6 @@
 use std::{fs, path::Path};
 
-use salsa_engine::Head;
+use salsa_engine::{Device, Head};
 use serde_json::json;
 
 use super::*;
@@ -21,7 +21,7 @@ fn arguments() -> TrainingArguments {
         gradient_accumulation_steps: 2,
         warmup_steps: 2,
         logging_steps: 3.into(),
-        eval_steps: 4,
+        eval_steps: 4.into(),
         save_steps: 5.into(),
         ..TrainingArguments::default()
     }
@@ -147,9 +147,9 @@ fn an_evaluation_counts_where_its_passes_are_larger() {
     let (arguments, spec) = (TrainingArguments { max_steps: 2, ..arguments() }, fixture::spec(VOCAB, Head::Scalar));
     let job = job(dir.path(), &arguments, &|_| false);
     let need = |pass, eval_pass, evaluation: &[usize]| {
-        let knobs = Knobs { pass, eval_pass, ..Knobs::default() };
+        let knobs = Knobs { pass, eval_pass, ..Knobs::on(&Device::default()) };
         let lengths = Lengths { training: vec![16; 12], evaluation: evaluation.to_vec() };
-        let passes = Passes::new(knobs.dtype);
+        let passes = Passes::new(&knobs);
         job.add_passes(Passed::new(&spec, None), None, &knobs, Batching::Examples(pass), &lengths, &passes);
         passes.bytes()
     };

@@ -12,7 +12,12 @@ use crate::stage::{
         logprobs::{self, LogprobsConfig},
         score::{self, ScoreConfig},
     },
+    models::reading::ReadingArguments,
 };
+
+fn reading(on_overlong: Overlong) -> ReadingArguments {
+    ReadingArguments { on_overlong, ..ReadingArguments::default() }
+}
 
 /// Rows of which the second is too long for the base's context of 96 tokens.
 fn lines(dir: &Path, name: &str) -> PathBuf {
@@ -38,11 +43,11 @@ fn a_row_that_is_too_long_is_left_out_and_counted_or_ends_the_run() {
     let (input, output) = (lines(dir.path(), "in.jsonl"), dir.path().join("out.jsonl"));
     let logprobs = |on_overlong| {
         let (model, input, output) = (base.clone().into(), input.clone().into(), output.clone());
-        logprobs::run(&LogprobsConfig { model, input, output, on_overlong, ..LogprobsConfig::default() }, &quiet())
+        logprobs::run(&LogprobsConfig { model, input, output, reading: reading(on_overlong) }, &quiet())
     };
     let score = |on_overlong| {
         let (model, input, output) = (reward.clone().into(), input.clone().into(), output.clone());
-        score::run(&ScoreConfig { model, input, output, on_overlong, ..ScoreConfig::default() }, &quiet())
+        score::run(&ScoreConfig { model, input, output, reading: reading(on_overlong) }, &quiet())
     };
     let commands: [&dyn Fn(Overlong) -> anyhow::Result<Value>; 2] = [&logprobs, &score];
     for run in commands {
@@ -105,7 +110,7 @@ fn an_answer_that_is_too_long_takes_its_pair_with_it() {
             baseline: baseline.into(),
             reward_model_path: Some(reward.clone().into()),
             resamples: 100,
-            on_overlong,
+            reading: reading(on_overlong),
             ..WinrateConfig::default()
         };
         winrate::run(&config, &quiet())

@@ -1,0 +1,47 @@
+//! The most likely tokens at a place, beside the log-prob of the token that stands there.
+
+use super::Transformer;
+use crate::backend::{Backend, Ranking};
+use crate::batch::{Batch, Query};
+
+/// Rows whose whole logits exist at once.
+const ROWS: usize = 64;
+
+impl<B: Backend> Transformer<B> {
+    /// For each queried row the log-prob of its target and the `count` most likely tokens with theirs, at temperature 1
+    /// whatever the query says. Values are not computed.
+    ///
+    /// The log-probs are those of [`Transformer::forward`], on the CPU to the bit.
+    ///
+    /// ```
+    /// use salsa_engine::*;
+    /// let model = Model::new(tiny(), &tiny().init(1), Device::default())?;
+    /// let (mut batch, mut query) = (Batch::new(), Query::default());
+    /// let rows = batch.push(&[1, 2, 3]);
+    /// query.push_logprobs(rows, &[1, 2, 3], 1);
+    /// let ranked = model.rank(&batch, &query, 2);
+    /// assert_eq!(ranked[0].logprob, model.forward(&batch, &query).logprobs[0]);
+    /// assert!(ranked[0].top[0].1 >= ranked[0].top[1].1);
+    /// # Ok::<(), ModelError>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// As [`Transformer::forward`].
+    pub fn rank(&self, batch: &Batch, query: &Query, count: usize) -> Vec<Ranking> {
+        self.check_query(batch, query);
+        if query.rows.is_empty() {
+            return Vec::new();
+        }
+        let hidden = self.final_hidden(batch);
+        let parts = query.rows.chunks(ROWS).zip(query.targets.chunks(ROWS));
+        parts.flat_map(|(rows, targets)| self.rank_rows(&hidden, rows, targets, count)).collect()
+    }
+
+    /// The same for some rows of normed hidden states.
+    pub(super) fn rank_rows(&self, hidden: &B::Buffer, rows: &[u32], targets: &[u32], count: usize) -> Vec<Ranking> {
+        let backend = &self.base.backend;
+        let hidden = backend.gather(hidden, self.spec.hidden_size, rows);
+        backend.rank(&hidden, self.head().expect("callers checked that there is one"), targets, count)
+    }
+}

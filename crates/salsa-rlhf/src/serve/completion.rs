@@ -1,0 +1,299 @@
+//! A request for completions, of a chat or of a text: what it asks, checked against the model.
+use hyper::StatusCode;
+use salsa_engine::{Prompt, Sampling};
+use serde_json::{Value, json};
+
+use super::{
+    catalogue::{Catalogue, Kind, Served},
+    error::ApiError,
+    fields::{Fields, expected, is_empty, is_flag},
+    messages,
+    parameters::{Parameters, token_ids},
+};
+use crate::{chat::Conversation, data::Content};
+
+/// Most of the most likely tokens that are told with a token.
+const MOST_LIKELY: i64 = 20;
+
+/// Most log-probs that one reply holds at a time: each takes some hundred bytes until it is sent.
+const MOST_TOLD: usize = 1 << 20;
+
+/// Tokens of a reply to a text where the request does not say: OpenAI's default.
+const DEFAULT_TOKENS: usize = 16;
+
+/// Which of the two forms a request and its reply have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Text,
+}
+
+/// A request that can be served.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// Its form.
+    pub form: Form,
+    /// The model's place in the catalogue.
+    pub model: usize,
+    /// Tokens of the prompts.
+    pub prompts: Vec<Vec<u32>>,
+    /// How replies are sampled and told.
+    pub parameters: Parameters,
+    /// How many of the most likely tokens are told, if log-probs are.
+    pub ranked: Option<usize>,
+    /// Whether the reply begins with the prompt.
+    pub echo: Echo,
+    /// Most tokens of a reply.
+    pub new_tokens: usize,
+}
+
+/// Whether a reply begins with the prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Echo {
+    /// It does.
+    Prompt,
+    /// It does not.
+    Nothing,
+}
+
+impl Asked {
+    /// Reads the body of a request.
+    ///
+    /// # Errors
+    /// Names the parameter that is wrong or not supported.
+    pub fn read(form: Form, body: &[u8], catalogue: &Catalogue, most: usize) -> Result<Asked, ApiError> {
+        let mut fields = Fields::parse(body)?;
+        let parameters = Parameters::take(&mut fields)?;
+        let model = catalogue.find(parameters.model.as_deref(), Kind::Language)?;
+        let served = &catalogue.models[model];
+        let (input, ranked, echo) = match form {
+            Form::Chat => (Input::Chat(messages::take(&mut fields)?), chat_logprobs(&mut fields)?, Echo::Nothing),
+            Form::Text => {
+                let echo = if fields.flag("echo")? { Echo::Prompt } else { Echo::Nothing };
+                let ranked = fields.count("logprobs", 0..=MOST_LIKELY)?.map(|count| count as usize);
+                (Input::take(&mut fields)?, ranked, echo)
+            }
+        };
+        refuse_tools(&mut fields)?;
+        fields.finish()?;
+        check_count(input.count(), parameters.n, most)?;
+        let prompts = input.tokens(served)?;
+        let mut new_tokens = 0;
+        for (at, tokens) in prompts.iter().enumerate() {
+            let name = input.name(at);
+            check_tokens(&name, tokens, served)?;
+            // Where there are several prompts it does not depend on their lengths.
+            new_tokens = room(form, &name, tokens.len(), &parameters, echo, served)?;
+        }
+        let outside = parameters.stop_token_ids.iter().position(|&id| id as usize >= served.spec().vocab_size);
+        if let Some(at) = outside {
+            return Err(ApiError::invalid(format!("stop_token_ids[{at}]"), "the model has no such token"));
+        }
+        // Text is made of tokens by the tokenizer, whatever the prompt was.
+        served.encoder()?;
+        let asked = Asked { form, model, prompts, parameters, ranked, echo, new_tokens };
+        asked.check_told()?;
+        Ok(asked)
+    }
+
+    /// Refuses a reply with more log-probs than there shall be in memory. Those of a stream are sent as they come.
+    fn check_told(&self) -> Result<(), ApiError> {
+        let Some(top) = self.ranked else { return Ok(()) };
+        let prompts: usize = self.prompts.iter().map(Vec::len).sum();
+        let echoed = if self.echo == Echo::Prompt { prompts * self.parameters.n as usize } else { 0 };
+        let drawn = if self.parameters.stream.is_none() { self.choices() * self.new_tokens } else { 0 };
+        let told = (echoed + drawn) * (top + 1);
+        if told <= MOST_TOLD {
+            return Ok(());
+        }
+        let message = format!("up to {told} log-probs are asked for; at most {MOST_TOLD} are told in one reply");
+        Err(ApiError::invalid("logprobs", message))
+    }
+
+    /// How many replies it asks for.
+    pub fn choices(&self) -> usize {
+        self.prompts.len() * self.parameters.n as usize
+    }
+
+    /// The prompts of all choices: those of one prompt follow each other.
+    pub fn each_choice(&self) -> Vec<Prompt> {
+        let choice = |id: usize, sample| Prompt { tokens: self.prompts[id].clone(), id: id as u64, sample };
+        (0..self.prompts.len()).flat_map(|id| (0..self.parameters.n).map(move |sample| choice(id, sample))).collect()
+    }
+
+    /// How tokens of a reply are chosen.
+    pub fn sampling(&self, served: &Served) -> Sampling {
+        let Parameters { temperature, top_k, top_p, seed, ignore_eos, ref stop_token_ids, .. } = self.parameters;
+        let ends = if ignore_eos { &[][..] } else { &served.checkpoint.tokens.eos };
+        Sampling {
+            temperature,
+            top_k,
+            top_p,
+            seed,
+            max_new_tokens: self.new_tokens,
+            stop_tokens: [ends, stop_token_ids].concat(),
+            ..Sampling::default()
+        }
+    }
+}
+
+/// What is to be continued.
+enum Input {
+    Chat(Conversation),
+    Texts(Vec<String>),
+    Tokens(Vec<Vec<u32>>),
+}
+
+impl Input {
+    /// The prompt of a request for a text: a text, token numbers, or a list of either.
+    fn take(fields: &mut Fields) -> Result<Input, ApiError> {
+        let wanted = "a text, a list of texts, a list of token numbers, or a list of such lists";
+        let items = match fields.needed("prompt")? {
+            Value::String(text) => return Ok(Input::Texts(vec![text])),
+            Value::Array(items) if items.is_empty() => return Err(ApiError::invalid("prompt", "prompt is empty")),
+            Value::Array(items) => items,
+            other => return Err(expected("prompt", wanted, &other)),
+        };
+        match &items[0] {
+            Value::Number(_) => Ok(Input::Tokens(vec![token_ids("prompt", &items)?])),
+            Value::String(_) => {
+                let text = |(at, item): (usize, Value)| match item {
+                    Value::String(text) => Ok(text),
+                    other => Err(expected(&format!("prompt[{at}]"), "a text, as the first one", &other)),
+                };
+                Ok(Input::Texts(items.into_iter().enumerate().map(text).collect::<Result<_, _>>()?))
+            }
+            Value::Array(_) => {
+                let tokens = |(at, item): (usize, &Value)| match item {
+                    Value::Array(items) => token_ids(&format!("prompt[{at}]"), items),
+                    other => Err(expected(&format!("prompt[{at}]"), "a list of token numbers", other)),
+                };
+                Ok(Input::Tokens(items.iter().enumerate().map(tokens).collect::<Result<_, _>>()?))
+            }
+            other => Err(expected("prompt[0]", wanted, other)),
+        }
+    }
+
+    fn count(&self) -> usize {
+        match self {
+            Input::Chat(_) => 1,
+            Input::Texts(texts) => texts.len(),
+            Input::Tokens(sequences) => sequences.len(),
+        }
+    }
+
+    /// The parameter that a prompt came from.
+    fn name(&self, at: usize) -> String {
+        match self {
+            Input::Chat(_) => "messages".to_owned(),
+            _ if self.count() == 1 => "prompt".to_owned(),
+            _ => format!("prompt[{at}]"),
+        }
+    }
+
+    fn tokens(&self, served: &Served) -> Result<Vec<Vec<u32>>, ApiError> {
+        let encode = |at: usize, content: Content| {
+            let tokens = served.encoder()?.prompt(&content);
+            tokens.map_err(|error| ApiError::invalid(self.name(at), format!("{error:#}")))
+        };
+        match self {
+            Input::Chat(conversation) => Ok(vec![encode(0, conversation.clone().into())?]),
+            Input::Texts(texts) => {
+                texts.iter().enumerate().map(|(at, text)| encode(at, Content::Text(text.clone()))).collect()
+            }
+            Input::Tokens(sequences) => Ok(sequences.clone()),
+        }
+    }
+}
+
+/// `logprobs` and `top_logprobs` of a chat.
+fn chat_logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let logprobs = fields.flag("logprobs")?;
+    match (logprobs, fields.count("top_logprobs", 0..=MOST_LIKELY)?) {
+        (false, Some(1..)) => Err(ApiError::invalid("top_logprobs", "top_logprobs are only told with logprobs: true")),
+        (true, count) => Ok(Some(count.unwrap_or(0) as usize)),
+        (false, _) => Ok(None),
+    }
+}
+
+/// What a request may say of tools, formats and templates without changing anything.
+fn refuse_tools(fields: &mut Fields) -> Result<(), ApiError> {
+    for name in ["tools", "functions", "documents", "audio", "prediction", "web_search_options"] {
+        fields.neutral(name, is_empty)?;
+    }
+    for name in ["tool_choice", "function_call"] {
+        fields.neutral(name, |value| value.as_str() == Some("none"))?;
+    }
+    fields.neutral("response_format", |value| *value == json!({"type": "text"}))?;
+    fields.neutral("modalities", |value| *value == json!(["text"]))?;
+    fields.neutral("parallel_tool_calls", Value::is_boolean)?;
+    fields.neutral("add_generation_prompt", is_flag(true))?;
+    fields.neutral("continue_final_message", is_flag(false))?;
+    fields.neutral("echo", is_flag(false))
+}
+
+/// A request with more replies than the queue has places could never be served.
+fn check_count(prompts: usize, n: u32, most: usize) -> Result<(), ApiError> {
+    let choices = prompts.saturating_mul(n as usize);
+    if choices <= most {
+        return Ok(());
+    }
+    let param = if prompts > 1 { "prompt" } else { "n" };
+    Err(ApiError::invalid(param, format!("{choices} replies are asked for; at most {most} are made for one request")))
+}
+
+/// Makes sure that a sequence can be read by the model.
+///
+/// # Errors
+/// If it is empty, too long or has a token that the model does not know.
+pub fn check_tokens(name: &str, tokens: &[u32], served: &Served) -> Result<(), ApiError> {
+    let (length, context, vocabulary) = (tokens.len(), served.context, served.spec().vocab_size);
+    if tokens.is_empty() {
+        return Err(ApiError::invalid(name, format!("{name} has no token")));
+    }
+    if length > context {
+        return Err(ApiError::too_long(name, format!("{length} tokens do not fit the model's context of {context}")));
+    }
+    match tokens.iter().find(|&&token| token as usize >= vocabulary) {
+        Some(token) => {
+            let message = format!("token {token} is not in the model's vocabulary of {vocabulary}");
+            Err(ApiError::invalid(name, message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Most tokens of the reply to a prompt of so many tokens.
+fn room(
+    form: Form,
+    name: &str,
+    length: usize,
+    parameters: &Parameters,
+    echo: Echo,
+    served: &Served,
+) -> Result<usize, ApiError> {
+    let (context, left) = (served.context, served.context - length);
+    let new = match (form, parameters.max_tokens) {
+        (_, Some(0)) if echo == Echo::Nothing => {
+            return Err(ApiError::invalid("max_tokens", "max_tokens is 0; it must be at least 1"));
+        }
+        (_, Some(given)) => given,
+        (Form::Chat, None) => left.max(1),
+        (Form::Text, None) => DEFAULT_TOKENS,
+    };
+    if new <= left {
+        return Ok(new);
+    }
+    let message = format!(
+        "a prompt of {length} tokens and a reply of {new} do not fit the model's context of {context}; shorten the prompt \
+         or lower max_tokens"
+    );
+    Err(ApiError::too_long(name, message))
+}
+
+/// A body in another format than JSON.
+pub fn not_json() -> ApiError {
+    ApiError::malformed(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the body with Content-Type: application/json")
+}

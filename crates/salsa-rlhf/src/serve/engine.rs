@@ -1,0 +1,74 @@
+//! The engine of the server: one thread owns all models and computes for the requests that are there.
+//!
+//! Requests come as [`Command`]s. Each model is a [`Lane`](lane::Lane) with its sequences; the lanes take turns, a step of
+//! decoding each, and between steps one forward pass is run for those that ask for scores or log-probs.
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        mpsc::{Receiver, TryRecvError},
+    },
+};
+
+use salsa_engine::Model;
+
+use super::{catalogue::Size, metrics::Metrics};
+
+pub mod command;
+mod lane;
+mod pass;
+
+pub use command::{Asked, Command, Drawn, Generation, Pass, Passed, Place, Queue, Reading, Request};
+use lane::Lane;
+
+/// Computes what comes until the senders are gone and everything is answered.
+pub fn run(models: &[Model], contexts: &[usize], size: &Size, commands: &Receiver<Command>, metrics: &Metrics) {
+    let lane = |(model, &context)| Lane::new(model, context, size, metrics);
+    let mut lanes: Vec<Option<Lane<'_>>> = models.iter().zip(contexts).map(lane).collect();
+    let mut passes: VecDeque<pass::Job> = VecDeque::new();
+    while receive(&mut lanes, &mut passes, commands) {
+        for lane in lanes.iter_mut().flatten() {
+            lane.step();
+        }
+        metrics.set_running(lanes.iter().flatten().map(Lane::running).sum());
+        if let Some(mut job) = passes.pop_front() {
+            // Others have their turn before the rest of a long one.
+            if job.step(models, size.batched_tokens) == pass::Progress::More {
+                passes.push_back(job);
+            }
+        }
+    }
+}
+
+/// Takes in what has come; waits if there is nothing to do. Returns whether there is, or may be, something to do.
+fn receive(lanes: &mut [Option<Lane<'_>>], passes: &mut VecDeque<pass::Job>, commands: &Receiver<Command>) -> bool {
+    loop {
+        let is_idle = passes.is_empty() && lanes.iter().flatten().all(Lane::is_idle);
+        let command = match commands.try_recv() {
+            Ok(command) => command,
+            Err(TryRecvError::Empty) if !is_idle => return true,
+            Err(TryRecvError::Disconnected) => return !is_idle,
+            Err(TryRecvError::Empty) => match commands.recv() {
+                Ok(command) => command,
+                Err(_) => return false,
+            },
+        };
+        match command {
+            Command::Pass(pass) => passes.push_back(pass::Job::new(pass)),
+            Command::Generate(generation) => {
+                let lane = lanes[generation.model].as_mut().expect("requests for replies go to language models");
+                lane.queue(generation);
+            }
+        }
+    }
+}
+
+/// What a model said is a number.
+fn finite<'a>(values: impl IntoIterator<Item = &'a f32>) -> Result<(), Arc<str>> {
+    match values.into_iter().find(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(value) => {
+            Err(format!("the model gave {value}: its numbers overflow on this input; check its weights").into())
+        }
+    }
+}

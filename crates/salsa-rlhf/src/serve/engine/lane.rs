@@ -1,0 +1,138 @@
+//! The sequences of one model: those that wait, and those that are being decoded.
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use salsa_engine::{Decoding, Device, Event, Model, Prompt, Ticket};
+
+use super::{Drawn, Generation, Request, command::Place, finite};
+use crate::serve::{catalogue::Size, metrics::Metrics};
+
+/// A language model at work.
+pub struct Lane<'a> {
+    decoding: Decoding<'a, Device>,
+    size: Size,
+    waiting: VecDeque<Waiting>,
+    running: BTreeMap<Ticket, Running>,
+    metrics: &'a Metrics,
+}
+
+/// A sequence that has not begun.
+struct Waiting {
+    prompt: Prompt,
+    running: Running,
+    _place: Place,
+}
+
+/// Whose sequence it is.
+struct Running {
+    request: Arc<Request>,
+    choice: usize,
+}
+
+impl Running {
+    fn is_wanted(&self) -> bool {
+        self.request.wants(self.choice)
+    }
+}
+
+impl<'a> Lane<'a> {
+    /// The lane of a model; none for one that writes nothing.
+    pub fn new(model: &'a Model, context: usize, size: &Size, metrics: &'a Metrics) -> Option<Lane<'a>> {
+        model.spec().head.has_language_model().then(|| Lane {
+            decoding: model.decoding(size.sequences, context),
+            size: *size,
+            waiting: VecDeque::new(),
+            running: BTreeMap::new(),
+            metrics,
+        })
+    }
+
+    /// Takes in prompts; they begin when there is room.
+    pub fn queue(&mut self, generation: Generation) {
+        let Generation { prompts, request, places, .. } = generation;
+        for (choice, (prompt, place)) in prompts.into_iter().zip(places).enumerate() {
+            let running = Running { request: request.clone(), choice };
+            self.waiting.push_back(Waiting { prompt, running, _place: place });
+        }
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// How many sequences are being decoded.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Lets prompts begin and draws a token of every sequence.
+    pub fn step(&mut self) {
+        self.forget();
+        self.admit();
+        if self.running.is_empty() {
+            return;
+        }
+        for event in self.decoding.step() {
+            self.tell(event);
+        }
+    }
+
+    /// Drops what nobody wants any more.
+    fn forget(&mut self) {
+        self.waiting.retain(|waiting| waiting.running.is_wanted());
+        let decoding = &mut self.decoding;
+        self.running.retain(|ticket, running| {
+            let is_wanted = running.is_wanted();
+            if !is_wanted {
+                decoding.cancel(*ticket);
+            }
+            is_wanted
+        });
+    }
+
+    /// Hands prompts to the decoder, as many as have a slot and as fit into one pass. Equal prompts that follow each other
+    /// are read once.
+    fn admit(&mut self) {
+        let (mut tokens, mut last) = (0, Vec::new());
+        while self.running.len() < self.size.sequences {
+            let Some(next) = self.waiting.front() else { break };
+            let more = if next.prompt.tokens == last { 0 } else { next.prompt.tokens.len() };
+            if tokens > 0 && tokens + more > self.size.batched_tokens {
+                break;
+            }
+            let Waiting { prompt, running, .. } = self.waiting.pop_front().expect("it was looked at");
+            tokens += more;
+            last.clone_from(&prompt.tokens);
+            let (sampling, ranked) = (&running.request.sampling, running.request.ranked);
+            let ticket = match ranked {
+                Some(count) => self.decoding.submit_ranked(prompt, sampling, count),
+                None => self.decoding.submit(prompt, sampling),
+            };
+            self.running.insert(ticket, running);
+        }
+        self.metrics.add_prompt_tokens(tokens);
+    }
+
+    /// Sends a token to whoever asked for it. That the receiver is gone shows before the next step.
+    fn tell(&mut self, event: Event) {
+        let Event { ticket, token, logprob, finish, ranking } = event;
+        // Two tokens are drawn in the step in which a sequence begins; the first may have been the last one that is wanted.
+        let Some(Running { request, choice }) = self.running.get(&ticket) else { return };
+        self.metrics.add_generated_tokens(1);
+        let told = ranking.iter().flat_map(|ranking| ranking.top.iter().map(|(_, logprob)| logprob));
+        let drawn = match finite(told.chain([&logprob])) {
+            Ok(()) => Ok(Drawn { choice: *choice, token, ranking, finish }),
+            Err(message) => Err(message),
+        };
+        let is_over = finish.is_some() || drawn.is_err();
+        // A failure ends the whole request; its other sequences are dropped when its receiver is.
+        let _ = request.events.send(drawn);
+        if is_over {
+            self.running.remove(&ticket);
+            self.decoding.cancel(ticket);
+        }
+    }
+}

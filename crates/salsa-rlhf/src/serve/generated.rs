@@ -1,0 +1,111 @@
+//! What the engine draws for a request, as pieces of text with their log-probs: what replies are made of.
+use std::{
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use salsa_engine::{Finish, Ranking};
+
+use super::{
+    choices::Choices,
+    engine::Drawn,
+    text::Text,
+    tokens::{Told, Vocabulary},
+};
+use crate::{
+    serve::{catalogue::Served, metrics::Metrics},
+    stage::text::encoder::Encoder,
+};
+
+/// A piece of a choice.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Piece {
+    /// Which choice.
+    pub choice: usize,
+    /// What it says; may be empty.
+    pub text: String,
+    /// The log-probs of the tokens since the last piece, if they were asked for.
+    pub logprobs: Vec<Told>,
+    /// Why the choice ends with this piece.
+    pub finish: Option<&'static str>,
+}
+
+/// The pieces of all choices.
+pub struct Generated {
+    choices: Choices,
+    texts: Vec<Text>,
+    /// Log-probs of tokens whose text was not handed out yet.
+    kept: Vec<Vec<Told>>,
+    drawn: usize,
+    /// When the request came; none after the first token.
+    began: Option<Instant>,
+    metrics: Arc<Metrics>,
+}
+
+impl Generated {
+    /// Of these choices, whose texts end before any of `stops`.
+    pub fn new(choices: Choices, count: usize, stops: &[String], began: Instant, metrics: Arc<Metrics>) -> Generated {
+        let texts = (0..count).map(|_| Text::new(stops)).collect();
+        Generated { choices, texts, kept: vec![Vec::new(); count], drawn: 0, began: Some(began), metrics }
+    }
+
+    /// How many tokens were drawn.
+    pub fn tokens(&self) -> usize {
+        self.drawn
+    }
+
+    /// The whole text of a choice that has ended.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder fails.
+    pub fn whole(&self, encoder: &Encoder, choice: usize) -> anyhow::Result<String> {
+        self.texts[choice].whole(encoder)
+    }
+
+    /// The next piece; none when all choices have ended. Pieces without text, log-probs and end are left out.
+    pub fn poll_piece(&mut self, served: &Served, context: &mut Context<'_>) -> Poll<Option<Result<Piece, Arc<str>>>> {
+        loop {
+            let drawn = match ready!(self.choices.poll_next(context)) {
+                None => return Poll::Ready(None),
+                Some(Err(message)) => return Poll::Ready(Some(Err(message))),
+                Some(Ok(drawn)) => drawn,
+            };
+            match self.take(served, drawn) {
+                Ok(None) => {}
+                Ok(Some(piece)) => return Poll::Ready(Some(Ok(piece))),
+                Err(error) => return Poll::Ready(Some(Err(format!("{error:#}").into()))),
+            }
+        }
+    }
+
+    fn take(&mut self, served: &Served, drawn: Drawn) -> anyhow::Result<Option<Piece>> {
+        let Drawn { choice, token, ranking, finish } = drawn;
+        self.drawn += 1;
+        if let Some(began) = self.began.take() {
+            self.metrics.first_token(began.elapsed());
+        }
+        let encoder = served.encoder.as_ref().expect("requests for text go to models with a tokenizer");
+        let text = &mut self.texts[choice];
+        text.push(encoder, token)?;
+        if let Some(Ranking { logprob, top }) = ranking {
+            self.kept[choice].push(Vocabulary(encoder).told(token, logprob, &top)?);
+        }
+        if finish.is_some() && !text.is_stopped() {
+            text.finish(encoder)?;
+        }
+        let finish = match (text.is_stopped(), finish) {
+            (true, _) | (false, Some(Finish::Stop)) => Some("stop"),
+            (false, Some(Finish::Length)) => Some("length"),
+            (false, None) => None,
+        };
+        if text.is_stopped() {
+            self.choices.stop(choice);
+        }
+        let said = if finish.is_some() { text.rest() } else { text.more() };
+        if said.is_empty() && finish.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Piece { choice, text: said, logprobs: std::mem::take(&mut self.kept[choice]), finish }))
+    }
+}

@@ -1,0 +1,114 @@
+//! `salsa serve`: an endpoint that speaks OpenAI's protocol, for several checkpoints and adapters.
+//!
+//! # Layout
+//!
+//! ```text
+//! http      connections, their limits, the end of the server       (threads of the runtime)
+//! routes    path to request
+//! completion, messages, parameters, readings, fields   what a request asks, checked
+//! app       what all connections share
+//! engine    one thread owns the models: lanes of sequences, forward passes
+//! choices, generated, text, tokens     from tokens to pieces of text with log-probs
+//! reply, respond                       pieces in OpenAI's form, whole or as a stream
+//! ```
+//!
+//! A reply is a function of its request alone, on the CPU to the byte (its id and its time apart): a response of the
+//! engine does not depend on what is decoded beside it, and pieces of several choices come in a fixed order.
+use std::{
+    net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+        mpsc,
+    },
+    thread,
+};
+
+use anyhow::{Context, anyhow};
+use salsa_engine::Model;
+use tokio::sync::watch;
+
+pub mod app;
+pub mod catalogue;
+mod choices;
+mod completion;
+mod engine;
+mod error;
+mod fields;
+mod generated;
+mod http;
+pub mod keys;
+mod messages;
+mod metrics;
+mod parameters;
+mod readings;
+mod reply;
+mod respond;
+mod routes;
+mod text;
+mod timed;
+mod tokens;
+
+use app::{App, Limits};
+use catalogue::{Catalogue, Size};
+use keys::Keys;
+
+/// A server that is about to begin.
+pub struct Server {
+    /// The models without their weights.
+    pub catalogue: Catalogue,
+    /// The models, in the catalogue's order.
+    pub models: Vec<Model>,
+    /// How much is computed at once.
+    pub size: Size,
+    /// Most sequences that wait.
+    pub queue: usize,
+    /// Who may ask.
+    pub keys: Keys,
+    /// What clients may do.
+    pub limits: Limits,
+    /// Program, instruction set and number type: what the bytes of a reply depend on besides its request.
+    pub fingerprint: String,
+}
+
+impl Server {
+    /// Serves until `stop` says so. This thread computes, others hold the connections.
+    ///
+    /// # Errors
+    /// If the threads cannot be started.
+    pub fn run(self, listener: TcpListener, stop: watch::Receiver<bool>) -> anyhow::Result<()> {
+        let Server { catalogue, models, size, queue, keys, limits, fingerprint } = self;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .max_blocking_threads(8)
+            .enable_all()
+            .build()
+            .context("cannot start the threads of the server")?;
+        let contexts: Vec<usize> = catalogue.models.iter().map(|served| served.context).collect();
+        let (engine, commands) = mpsc::channel();
+        let metrics = Arc::new(metrics::Metrics::default());
+        let app = Arc::new(App {
+            catalogue,
+            keys,
+            limits,
+            queue: engine::Queue::new(queue),
+            metrics: metrics.clone(),
+            engine,
+            fingerprint,
+            began: app::now(),
+            is_stopping: AtomicBool::new(false),
+            named: AtomicU64::new(0),
+        });
+        let serving = thread::Builder::new()
+            .name("serve".to_owned())
+            .spawn(move || {
+                let served = runtime.block_on(http::serve(app, listener, stop));
+                // What is left of connections is dropped here, and with the last of them the way to the engine.
+                runtime.shutdown_background();
+                served
+            })
+            .context("cannot start the threads of the server")?;
+        engine::run(&models, &contexts, &size, &commands, &metrics);
+        serving.join().map_err(|_| anyhow!("the server's thread panicked"))?
+    }
+}

@@ -1,0 +1,195 @@
+//! From tokens to the text of a choice, as they come, and the texts at which it ends.
+use crate::stage::text::encoder::Encoder;
+
+/// The text of a choice so far.
+///
+/// A token may be a part of a character, and what it reads as may depend on the one before. So the last tokens are decoded
+/// together, and text counts once it ends with a whole character.
+#[derive(Debug, Default)]
+pub struct Text {
+    tokens: Vec<u32>,
+    /// The tokens before `read` are in `text`; those from `window` on are decoded together with what follows.
+    window: usize,
+    read: usize,
+    text: String,
+    stops: Vec<String>,
+    /// Bytes of `text` that were handed out.
+    told: usize,
+    is_stopped: bool,
+}
+
+impl Text {
+    /// Nothing yet; it ends before the first of `stops` that appears in it.
+    pub fn new(stops: &[String]) -> Text {
+        Text { stops: stops.to_vec(), ..Text::default() }
+    }
+
+    /// Takes in a token.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder fails.
+    pub fn push(&mut self, encoder: &Encoder, token: u32) -> anyhow::Result<()> {
+        self.tokens.push(token);
+        self.decode(encoder, Ending::Open)
+    }
+
+    /// Takes in what is left of an unfinished character.
+    ///
+    /// # Errors
+    /// As [`Text::push`].
+    pub fn finish(&mut self, encoder: &Encoder) -> anyhow::Result<()> {
+        self.decode(encoder, Ending::Last)
+    }
+
+    fn decode(&mut self, encoder: &Encoder, ending: Ending) -> anyhow::Result<()> {
+        if self.is_stopped {
+            return Ok(());
+        }
+        let before = encoder.decode(&self.tokens[self.window..self.read])?;
+        let now = encoder.decode(&self.tokens[self.window..])?;
+        let Some(more) = now.get(before.len()..).filter(|more| !more.is_empty()) else { return Ok(()) };
+        if ending == Ending::Open && more.ends_with(char::REPLACEMENT_CHARACTER) {
+            return Ok(());
+        }
+        let searched = self.text.len();
+        self.text += more;
+        (self.window, self.read) = (self.read, self.tokens.len());
+        self.stop_from(searched);
+        Ok(())
+    }
+
+    /// Cuts the text before the first stop text that ends behind `searched` bytes.
+    fn stop_from(&mut self, searched: usize) {
+        let find = |stop: &String| {
+            let start = floor(&self.text, searched.saturating_sub(stop.len() - 1));
+            self.text[start..].find(stop.as_str()).map(|at| start + at)
+        };
+        if let Some(at) = self.stops.iter().filter_map(find).min() {
+            self.text.truncate(at);
+            self.is_stopped = true;
+        }
+    }
+
+    /// Whether a stop text appeared: the choice is over.
+    pub fn is_stopped(&self) -> bool {
+        self.is_stopped
+    }
+
+    /// What can be handed out beyond what was: all but an end with which a stop text may begin.
+    pub fn more(&mut self) -> String {
+        let held = if self.is_stopped { 0 } else { self.stops.iter().map(|stop| self.begun(stop)).max().unwrap_or(0) };
+        self.up_to(self.text.len() - held)
+    }
+
+    /// All that was not handed out.
+    pub fn rest(&mut self) -> String {
+        self.up_to(self.text.len())
+    }
+
+    /// The whole text of a choice that has ended: as `salsa generate` decodes it, unless a stop text cut it.
+    ///
+    /// # Errors
+    /// As [`Text::push`].
+    pub fn whole(&self, encoder: &Encoder) -> anyhow::Result<String> {
+        if self.is_stopped { Ok(self.text.clone()) } else { encoder.decode(&self.tokens) }
+    }
+
+    /// Tokens so far.
+    #[cfg(test)]
+    fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    fn up_to(&mut self, end: usize) -> String {
+        // A stop text that began in what was handed out cannot be: such an end is held back.
+        let start = self.told.min(end);
+        self.told = end.max(self.told);
+        self.text[start..end].to_owned()
+    }
+
+    /// Bytes at the end of the text that are a beginning of `stop`.
+    fn begun(&self, stop: &str) -> usize {
+        let longest = self.text.len().min(stop.len() - 1);
+        (1..=longest).rev().find(|&len| stop.is_char_boundary(len) && self.text.ends_with(&stop[..len])).unwrap_or(0)
+    }
+}
+
+/// Whether more tokens follow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Open,
+    Last,
+}
+
+/// The last place at or before `at` where a character begins.
+fn floor(text: &str, at: usize) -> usize {
+    (0..=at).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tokenizer::Tokenizer;
+
+    fn encoder() -> Encoder {
+        let texts = ["the cat sat on the mat", "größe und maß", "猫が座った", "🙂🙃 and on"].map(str::to_owned);
+        Encoder::new(Tokenizer::train_bpe(texts.into_iter(), 300, &["</s>"]).unwrap(), None, vec![0])
+    }
+
+    fn pieces(encoder: &Encoder, tokens: &[u32], stops: &[String]) -> (Vec<String>, bool, usize) {
+        let (mut text, mut pieces) = (Text::new(stops), Vec::new());
+        for &token in tokens {
+            text.push(encoder, token).unwrap();
+            pieces.push(text.more());
+            if text.is_stopped() {
+                return (pieces, true, text.tokens().len());
+            }
+        }
+        text.finish(encoder).unwrap();
+        pieces.push(text.rest());
+        (pieces, text.is_stopped(), text.tokens().len())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn pieces_of_any_tokens_are_the_text_of_all(tokens in prop::collection::vec(0u32..290, 0..60)) {
+            let encoder = encoder();
+            let (pieces, stopped, _) = pieces(&encoder, &tokens, &[]);
+            prop_assert!(!stopped);
+            prop_assert_eq!(pieces.concat(), encoder.decode(&tokens).unwrap());
+        }
+
+        #[test]
+        fn the_text_ends_before_the_first_stop_text(
+            text in "[ab🙂]{0,12}",
+            stops in prop::collection::vec("[ab🙂]{1,3}", 1..3),
+        ) {
+            let encoder = encoder();
+            let tokens = encoder.tokens_of_rendered(&text).unwrap();
+            let (pieces, stopped, _) = pieces(&encoder, &tokens, &stops);
+            // The first text that is complete ends the choice: with it the least token.
+            let end = (0..=tokens.len()).find_map(|count| {
+                let so_far = encoder.decode(&tokens[..count]).unwrap();
+                let so_far = so_far.trim_end_matches(char::REPLACEMENT_CHARACTER);
+                stops.iter().filter_map(|stop| so_far.find(stop.as_str())).min()
+            });
+            prop_assert_eq!(stopped, end.is_some());
+            prop_assert_eq!(pieces.concat(), &text[..end.unwrap_or(text.len())]);
+        }
+    }
+
+    #[test]
+    fn what_may_begin_a_stop_text_is_held_back() {
+        let encoder = encoder();
+        let mut text = Text::new(&["abab!".to_owned(), "bx?".to_owned()]);
+        for (letter, told) in [("a", ""), ("b", ""), ("a", ""), ("b", ""), ("x", "aba"), ("a", "bx"), ("c", "ac")] {
+            text.push(&encoder, encoder.tokens_of_rendered(letter).unwrap()[0]).unwrap();
+            assert_eq!(text.more(), told, "after {letter}");
+        }
+        assert_eq!(text.rest(), "");
+    }
+}

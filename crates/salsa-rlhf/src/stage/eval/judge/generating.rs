@@ -1,0 +1,343 @@
+//! Answers of checkpoints to the questions, written in the tool's own layout.
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::{Context, ensure};
+use salsa_engine::{Head, Model, Prompt, Sampling};
+use serde_json::{Map, Value, json};
+
+use super::{
+    call::digest,
+    protocol::Protocol,
+    question::Question,
+    style::{self, Encoding},
+};
+use crate::{
+    atomic,
+    chat::Message,
+    config::paths::ModelPath,
+    data::Content,
+    input,
+    progress::Progress,
+    stage::{
+        StageContext,
+        lifecycle::inputs::Input,
+        memory::{Knobs, Need, Order, Passed, Passes, Responses, Saving, part},
+        models::frozen::{Found, Frozen},
+        text::{
+            chat_arguments::{ChatArguments, TextPrompts},
+            encoder::Encoder,
+            rows,
+        },
+    },
+};
+
+/// How checkpoints answer.
+#[derive(Clone, Debug)]
+pub(super) struct Answering<'a> {
+    /// The protocol, which says how.
+    pub protocol: Protocol,
+    /// Most tokens of an answer.
+    pub max_new_tokens: usize,
+    /// One temperature for all questions; none for the protocol's.
+    pub temperature: Option<f64>,
+    /// Seed of the answers.
+    pub seed: u64,
+    /// Answers generated at once.
+    pub slots: usize,
+    /// How prompts become tokens.
+    pub chat: &'a ChatArguments,
+}
+
+impl Answering<'_> {
+    /// The temperature for a question: the one that is given, the question's own, or MT-Bench's for its category.
+    fn temperature(&self, question: &Question) -> f64 {
+        let of_category = || match (self.protocol, question.category.as_str()) {
+            (_, "writing" | "roleplay") => 0.7,
+            (_, "extraction" | "math" | "coding" | "reasoning" | "arena-hard-200") => 0.0,
+            (_, "stem" | "humanities") => 0.1,
+            (Protocol::MtBenchSingle | Protocol::MtBenchPair, _) => 0.7,
+            _ => 0.0,
+        };
+        self.temperature.or(question.required_temperature).unwrap_or_else(of_category)
+    }
+
+    /// What these answers depend on.
+    fn digest(&self, model: &ModelPath, questions: &[Question]) -> anyhow::Result<String> {
+        let chat = serde_json::to_string(self.chat)?;
+        let how = format!(
+            "{:?} {} {:?} {} {} {chat}",
+            self.protocol,
+            self.max_new_tokens,
+            self.temperature,
+            self.seed,
+            env!("CARGO_PKG_VERSION")
+        );
+        let asked: Vec<String> = questions.iter().map(|question| format!("{question:?}")).collect();
+        let model = Input::read(model)?.sha256;
+        Ok(digest([how.as_bytes(), model.as_bytes()].into_iter().chain(asked.iter().map(String::as_bytes))))
+    }
+}
+
+/// Answers all questions and writes `model_answer/NAME.jsonl`, unless an earlier run has done it.
+///
+/// # Errors
+/// If the checkpoint cannot be used, a question does not fit its context, or there is too little memory.
+pub(super) fn answer(
+    dir: &Path,
+    (name, path): (&str, &ModelPath),
+    questions: &[Question],
+    answering: &Answering<'_>,
+    context: &StageContext,
+) -> anyhow::Result<()> {
+    let (file, mark) = (answers_file(dir, name), dir.join("model_answer").join(format!("{name}.digest")));
+    let digest = answering.digest(path, questions)?;
+    if file.exists() && input::read_if_any(&mark)?.is_some_and(|before| before == digest.as_bytes()) {
+        context.say(&format!("{name}: the answers are there already"));
+        return Ok(());
+    }
+    let asked = Asked::open(path, questions, answering)?;
+    asked.check_memory(context)?;
+    let answers = asked.answers(name, context)?;
+    fs::create_dir_all(dir.join("model_answer")).with_context(|| format!("cannot make {}", dir.display()))?;
+    let row = |(question, turns): (&Question, Vec<String>)| written(answering.protocol, name, question, &turns);
+    rows::write(&file, questions.iter().zip(answers).map(row))?;
+    atomic::write(&mark, digest.as_bytes())
+}
+
+/// Says what memory a model needs to answer, and refuses if that is too much.
+///
+/// # Errors
+/// As [`answer`].
+pub(super) fn check(
+    path: &ModelPath,
+    questions: &[Question],
+    answering: &Answering<'_>,
+    context: &StageContext,
+) -> anyhow::Result<()> {
+    Asked::open(path, questions, answering)?.check_memory(context)
+}
+
+/// Where the answers of a model go.
+pub(super) fn answers_file(dir: &Path, name: &str) -> std::path::PathBuf {
+    dir.join("model_answer").join(format!("{name}.jsonl"))
+}
+
+/// The memory of generating responses to these prompts.
+///
+/// # Errors
+/// As [`Found::check_memory`].
+pub(super) fn check_memory(
+    found: &Found,
+    stage: &str,
+    prompts: &[Vec<u32>],
+    new_tokens: usize,
+    slots: usize,
+    context: &StageContext,
+) -> anyhow::Result<()> {
+    let asked = Responses::new(prompts, new_tokens, Order::Given);
+    let generation = |model: Passed<'_>, knobs: &Knobs, need: &mut Need| {
+        let passes = Passes::new(knobs.dtype);
+        asked.add_generation(model, knobs.slots, knobs.slots.min(prompts.len()), &passes);
+        need.add(part::GENERATION, passes.bytes() + asked.kept(1));
+    };
+    let knobs = Knobs { slots: slots.min(prompts.len()).max(1), ..Knobs::default() };
+    found.check_memory(stage, &knobs, &[Saving::Slots("batch_size"), Saving::Dtype], &generation, context)
+}
+
+/// A checkpoint that is asked.
+struct Asked<'a> {
+    found: Found,
+    questions: &'a [Question],
+    answering: &'a Answering<'a>,
+    /// The first prompts.
+    prompts: Vec<Vec<u32>>,
+}
+
+impl<'a> Asked<'a> {
+    fn open(path: &ModelPath, questions: &'a [Question], answering: &'a Answering<'a>) -> anyhow::Result<Asked<'a>> {
+        let found = Found::open(path, Head::LanguageModel)?.with_chat(answering.chat);
+        let mut asked = Asked { found, questions, answering, prompts: Vec::new() };
+        let encoder = asked.encoder()?;
+        asked.prompts = questions
+            .iter()
+            .map(|question| {
+                let tokens = encoder.prompt(&asked.first(encoder, question))?;
+                let (length, room) = (tokens.len(), asked.found.spec().max_positions);
+                ensure!(length < room, "{length} tokens leave no room for an answer in the model's context of {room}");
+                Ok(tokens)
+            })
+            .zip(questions)
+            .map(|(tokens, question): (anyhow::Result<_>, _)| {
+                tokens.with_context(|| format!("question {}", question.id))
+            })
+            .collect::<anyhow::Result<Vec<_>>>()
+            .with_context(|| path.display().to_string())?;
+        Ok(asked)
+    }
+
+    fn encoder(&self) -> anyhow::Result<&Encoder> {
+        let dir = self.found.checkpoint.dir().display();
+        self.found.encoder.as_ref().with_context(|| format!("{dir} holds no tokenizer.json"))
+    }
+
+    /// The first turn: what the user says, for the chat template; plain text where there is none, or where the prompts of
+    /// one's own are to be read as they are.
+    fn first(&self, encoder: &Encoder, question: &Question) -> Content {
+        let text = question.turns[0].clone();
+        let is_plain =
+            self.answering.protocol == Protocol::Pairwise && self.answering.chat.text_prompts == TextPrompts::Plain;
+        match encoder.has_template() && !is_plain {
+            true => vec![Message::new("user", text)].into(),
+            false => Content::Text(text),
+        }
+    }
+
+    /// The longest prompts that may come: those of a second turn hold the first answer.
+    fn check_memory(&self, context: &StageContext) -> anyhow::Result<()> {
+        let new = self.answering.max_new_tokens;
+        let room = self.found.spec().max_positions;
+        let longest = |(question, tokens): (&Question, &Vec<u32>)| {
+            let later: usize = question.turns[1..].iter().map(|turn| new + turn.len() + 16).sum();
+            let length = (tokens.len() + later).min(room.saturating_sub(new).max(tokens.len()));
+            vec![0; length]
+        };
+        let prompts: Vec<Vec<u32>> = self.questions.iter().zip(&self.prompts).map(longest).collect();
+        check_memory(&self.found, "judge", &prompts, new.min(room), self.answering.slots, context)
+    }
+
+    /// The answers, turn by turn: each question with what was said before.
+    fn answers(self, name: &str, context: &StageContext) -> anyhow::Result<Vec<Vec<String>>> {
+        let Asked { found, questions, answering, prompts } = self;
+        let room = found.spec().max_positions;
+        let Frozen { encoder, model, .. } = found.load()?;
+        let encoder = encoder.context("the model has no tokenizer")?;
+        let turns = questions.iter().map(|question| question.turns.len()).max().unwrap_or(0);
+        let total: usize = questions.iter().map(|question| question.turns.len()).sum();
+        let progress = Progress::new(name, total as u64, "answers");
+        let speaker = Speaker { model: &model, encoder: &encoder, answering, room };
+        let mut said: Vec<Vec<String>> = vec![Vec::new(); questions.len()];
+        let mut done = 0;
+        for turn in 0..turns {
+            ensure!(!context.interrupted(), "interrupted; the same command begins the answers of {name} anew");
+            let mut asked = Vec::new();
+            for (number, question) in questions.iter().enumerate().filter(|(_, question)| turn < question.turns.len()) {
+                let tokens = match turn {
+                    0 => prompts[number].clone(),
+                    _ => speaker.later(question, &said[number], turn)?,
+                };
+                asked.push((number, tokens));
+            }
+            for (number, text) in speaker.say(questions, &asked, turn, &|finished| progress.set(done + finished))? {
+                said[number].push(text);
+            }
+            done += asked.len() as u64;
+        }
+        progress.finish("");
+        Ok(said)
+    }
+}
+
+/// A model that answers.
+struct Speaker<'a> {
+    model: &'a Model,
+    encoder: &'a Encoder,
+    answering: &'a Answering<'a>,
+    room: usize,
+}
+
+impl Speaker<'_> {
+    /// The prompt of a later turn.
+    fn later(&self, question: &Question, said: &[String], turn: usize) -> anyhow::Result<Vec<u32>> {
+        let mut messages = Vec::new();
+        for (asked, answer) in question.turns[..turn].iter().zip(said) {
+            messages.extend([Message::new("user", asked.as_str()), Message::new("assistant", answer.as_str())]);
+        }
+        messages.push(Message::new("user", question.turns[turn].as_str()));
+        let tokens = self.encoder.prompt(&messages.into());
+        tokens.with_context(|| format!("question {}: turn {}", question.id, turn + 1))
+    }
+
+    /// Answers to prompts. Those that share a temperature and a limit are generated together; a prompt that leaves little
+    /// room gets a shorter answer, and one that leaves none an empty one.
+    fn say(
+        &self,
+        questions: &[Question],
+        asked: &[(usize, Vec<u32>)],
+        turn: usize,
+        finished: &dyn Fn(u64),
+    ) -> anyhow::Result<Vec<(usize, String)>> {
+        let mut groups: BTreeMap<(u64, usize), Vec<(usize, &Vec<u32>)>> = BTreeMap::new();
+        let mut answers = Vec::with_capacity(asked.len());
+        for (number, tokens) in asked {
+            let limit = self.answering.max_new_tokens.min(self.room.saturating_sub(tokens.len()));
+            if limit == 0 {
+                answers.push((*number, String::new()));
+                continue;
+            }
+            let temperature = self.answering.temperature(&questions[*number]);
+            groups.entry((temperature.to_bits(), limit)).or_default().push((*number, tokens));
+        }
+        for ((temperature, limit), group) in groups {
+            let prompt = |(number, tokens): &(usize, &Vec<u32>)| Prompt {
+                tokens: tokens.to_vec(),
+                id: *number as u64,
+                sample: turn as u32,
+            };
+            let prompts: Vec<Prompt> = group.iter().map(prompt).collect();
+            let sampling = Sampling {
+                temperature: f64::from_bits(temperature) as f32,
+                top_k: 0,
+                top_p: 1.0,
+                seed: self.answering.seed,
+                max_new_tokens: limit,
+                stop_tokens: self.encoder.ends().to_vec(),
+                slots: self.answering.slots,
+            };
+            let before = answers.len() as u64;
+            let responses = self.model.generate(&prompts, &sampling, &mut |count| finished(before + count as u64));
+            for ((number, _), response) in group.iter().zip(responses) {
+                answers.push((*number, self.encoder.decode(&response.tokens)?.trim().to_owned()));
+            }
+        }
+        Ok(answers)
+    }
+}
+
+/// A row of an answer file of the protocol's tool.
+fn written(protocol: Protocol, name: &str, question: &Question, turns: &[String]) -> Map<String, Value> {
+    let id = &digest([name.as_bytes(), question.key().as_bytes(), turns.concat().as_bytes()])[..22];
+    let counts = |text: &str, encoding: Encoding| {
+        let style = style::of(text, encoding);
+        json!({"token_len": style.tokens as u64, "header_count": style.headers as u64,
+            "list_count": style.lists as u64, "bold_count": style.bold as u64})
+    };
+    let row = match protocol {
+        Protocol::MtBenchSingle | Protocol::MtBenchPair => json!({
+            "question_id": question.id, "answer_id": id, "model_id": name, "choices": [{"index": 0, "turns": turns}],
+        }),
+        Protocol::ArenaHardV01 => {
+            let counts = counts(&turns[0], Encoding::Cl100k);
+            let turn = json!({"content": turns[0], "token_len": counts["token_len"]});
+            json!({
+                "question_id": question.id, "answer_id": id, "model_id": name,
+                "choices": [{"index": 0, "turns": [turn]}], "conv_metadata": counts,
+            })
+        }
+        Protocol::ArenaHardV2 => json!({
+            "uid": question.id, "ans_id": id, "model": name,
+            "messages": [
+                {"role": "user", "content": question.turns[0]},
+                {"role": "assistant", "content": {"answer": turns[0]}},
+            ],
+            "metadata": counts(&turns[0], Encoding::O200k),
+        }),
+        Protocol::AlpacaEval2 => json!({
+            "instruction": question.turns[0], "output": turns[0], "generator": name, "dataset": question.dataset,
+        }),
+        Protocol::Pairwise => json!({"id": question.id, "prompt": question.turns[0], "response": turns[0]}),
+    };
+    match row {
+        Value::Object(row) => row,
+        _ => unreachable!("all of them are objects"),
+    }
+}

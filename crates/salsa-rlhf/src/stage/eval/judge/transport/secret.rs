@@ -1,0 +1,67 @@
+//! The key of a server. It is read from the environment or a file, is in no configuration, and has no way into a text.
+use std::{env, path::Path};
+
+use anyhow::ensure;
+
+use crate::input;
+
+/// A key. It can be put into a request and taken out of a text, and is shown nowhere.
+pub(in super::super) struct Secret(Option<String>);
+
+impl Secret {
+    /// The key in a file, or else in a variable of the environment; none if neither is given.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or the key cannot be sent in a header.
+    pub fn read(file: &str, variable: &str) -> anyhow::Result<Secret> {
+        let text = match file {
+            "" => env::var(variable).ok().filter(|_| !variable.is_empty()),
+            file => Some(input::read_to_string(Path::new(file))?),
+        };
+        let key = text.map(|text| text.trim().to_owned()).filter(|key| !key.is_empty());
+        let source = if file.is_empty() { variable } else { file };
+        let can_be_sent = key.as_deref().is_none_or(|key| key.bytes().all(|byte| (0x21..=0x7e).contains(&byte)));
+        ensure!(
+            can_be_sent,
+            "the key in {source} holds spaces, line ends or other characters that a key does not have"
+        );
+        Ok(Secret(key))
+    }
+
+    /// The value of a header with the key behind this prefix.
+    pub fn header(&self, prefix: &str) -> Option<String> {
+        self.0.as_ref().map(|key| format!("{prefix}{key}"))
+    }
+
+    /// Whether there is a key.
+    pub fn is_known(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// The text without the key.
+    pub fn out_of(&self, text: &str) -> String {
+        match &self.0 {
+            Some(key) => text.replace(key.as_str(), "***"),
+            None => text.to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_comes_from_a_file_and_goes_into_headers_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        std::fs::write(&path, "sk-secret\n").unwrap();
+        let secret = Secret::read(path.to_str().unwrap(), "").unwrap();
+        assert_eq!(secret.header("Bearer ").as_deref(), Some("Bearer sk-secret"));
+        assert_eq!(secret.out_of("wrong key sk-secret."), "wrong key ***.");
+        std::fs::write(&path, "two words").unwrap();
+        let error = format!("{:#}", Secret::read(path.to_str().unwrap(), "").map(drop).unwrap_err());
+        assert!(error.contains("key") && !error.contains("two words"), "{error}");
+        assert!(!Secret::read("", "SALSA_NO_SUCH_VARIABLE").unwrap().is_known());
+    }
+}

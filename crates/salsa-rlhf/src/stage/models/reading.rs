@@ -1,0 +1,78 @@
+//! Stages in which a frozen model reads sequences that are given (`score`, `logprobs`, `winrate`): their keys, and scores.
+use salsa_engine::{Batch, Model, Query};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::paths::NoEffect,
+    progress::Progress,
+    stage::{
+        device::Choice as DeviceChoice,
+        keys::{ComputeType, check_count},
+        text::{chat_arguments::ChatArguments, overlong::Overlong, rows},
+    },
+};
+
+/// How rows become tokens, and how they go through the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ReadingArguments {
+    /// How prompts become tokens.
+    #[serde(flatten)]
+    pub chat: ChatArguments,
+    /// What happens to a row that is longer than the model's context. `winrate` leaves out the answer to the same prompt
+    /// with it.
+    pub on_overlong: Overlong,
+    /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
+    #[schemars(extend("x-heading" = "Computation"))]
+    pub dtype: ComputeType,
+    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
+    pub device: DeviceChoice,
+    /// Most tokens per forward pass, at least 1; changes no number, only memory.
+    pub max_tokens_per_batch: NoEffect<usize>,
+}
+
+impl Default for ReadingArguments {
+    fn default() -> ReadingArguments {
+        ReadingArguments {
+            chat: ChatArguments::default(),
+            on_overlong: Overlong::Drop,
+            dtype: ComputeType::Float32,
+            device: DeviceChoice::Auto,
+            max_tokens_per_batch: NoEffect(8192),
+        }
+    }
+}
+
+impl ReadingArguments {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// If a value makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        check_count("max_tokens_per_batch", *self.max_tokens_per_batch as u64, u64::MAX)
+    }
+
+    /// Where it is computed, and in which numbers.
+    pub fn computes(&self) -> (DeviceChoice, ComputeType) {
+        (self.device, self.dtype)
+    }
+}
+
+/// Scores of whole sequences, in order, with a progress bar of the given title.
+pub fn scores(title: &str, model: &Model, sequences: &[Vec<u32>], max_tokens_per_batch: usize) -> Vec<f32> {
+    let progress = Progress::new(title, sequences.iter().map(|tokens| tokens.len() as u64).sum(), "tok");
+    let (mut scores, mut done) = (Vec::with_capacity(sequences.len()), 0);
+    for sequences in rows::batches(sequences, max_tokens_per_batch) {
+        let (mut batch, mut query) = (Batch::new(), Query::default());
+        for tokens in sequences {
+            let rows = batch.push(tokens);
+            query.value_rows.push((rows.end - 1) as u32);
+        }
+        scores.extend(model.forward(&batch, &query).values);
+        done += batch.rows() as u64;
+        progress.set(done);
+    }
+    progress.finish("");
+    scores
+}

@@ -1,0 +1,65 @@
+//! The keys of AdamW and of the learning rate's shape, which all stages that train share.
+use anyhow::ensure;
+use salsa_engine::AdamW;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::keys::{Schedule, check_range};
+
+/// How weights move, given a learning rate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct OptimizerArguments {
+    /// Shape of the learning rate after the warm-up. TRL: linear.
+    pub lr_scheduler_type: Schedule,
+    /// AdamW's decoupled weight decay, per step and unit of learning rate; 0: none. TRL: 0.
+    pub weight_decay: f64,
+    /// AdamW's decay of the mean of gradients, beta1, from 0 to below 1. TRL: 0.9.
+    pub adam_beta1: f64,
+    /// AdamW's decay of the mean of squared gradients, beta2, from 0 to below 1. TRL: 0.999.
+    pub adam_beta2: f64,
+    /// AdamW's epsilon, added to the root of the mean of squared gradients; above 0. TRL: 1e-8.
+    pub adam_epsilon: f64,
+    /// Largest Euclidean norm of the whole gradient; longer ones are scaled down to it. 0: no clipping. TRL: 1, which its
+    /// PPOTrainer ignores.
+    pub max_grad_norm: f64,
+}
+
+impl Default for OptimizerArguments {
+    fn default() -> OptimizerArguments {
+        OptimizerArguments {
+            lr_scheduler_type: Schedule::Linear,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+        }
+    }
+}
+
+impl OptimizerArguments {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// Names the key.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        check_range("weight_decay", self.weight_decay, 0.0..=f64::MAX)?;
+        for (key, beta) in [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)] {
+            ensure!((0.0..1.0).contains(&beta), "{key} is {beta}; it must be at least 0 and below 1");
+        }
+        check_range("adam_epsilon", self.adam_epsilon, f64::MIN_POSITIVE..=f64::MAX)?;
+        check_range("max_grad_norm", self.max_grad_norm, 0.0..=f64::MAX)
+    }
+
+    /// The optimizer.
+    pub fn adamw(&self) -> AdamW {
+        AdamW {
+            beta1: self.adam_beta1,
+            beta2: self.adam_beta2,
+            eps: self.adam_epsilon,
+            weight_decay: self.weight_decay,
+            max_grad_norm: if self.max_grad_norm == 0.0 { f64::INFINITY } else { self.max_grad_norm },
+        }
+    }
+}

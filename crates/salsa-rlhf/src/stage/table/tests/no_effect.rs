@@ -1,0 +1,99 @@
+//! Which keys change a result, and which do not: a decision for every key of every stage.
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::{config::paths::CHANGES_NO_RESULT, stage::table::STAGES};
+
+/// Keys on which the result of some stage depends.
+///
+/// A new key belongs here, or its type is [`crate::config::paths::NoEffect`] if the results of a stage (models, answers and
+/// `stage.json`, not logs) are the same bytes whatever it is. `max_shard_size`, `digests` and a soup's `report` are here,
+/// since they say which files a stage leaves; `per_device_eval_batch_size`, since means are rounded batch by batch.
+const CHANGES_RESULTS: &str = "\
+    adam_beta1 adam_beta2 adam_epsilon adapters alphas anchors answers arms base_model baseline batch_size beta \
+    center_rewards_coefficient chat_template chat_template_kwargs cliprange cliprange_value comparisons \
+    completion_only_loss critic critic_learning_rate critic_warmup dataset datasets decay densities density device \
+    digests divisions dtype end eval_dataset every filter filter_wise gamma gold gradient_accumulation_steps greedy \
+    head_dim hidden_size input intermediate_size judge kind kl_coef kl_estimator kl_horizon kl_target \
+    label_smoothing lam landscape learning_rate lora_alpha lora_dropout lora_r lora_target_modules loss_type \
+    lr_scheduler_type margin max_examples max_grad_norm max_iter max_length max_new_tokens max_position_embeddings \
+    max_prompt_length max_prompts max_samples max_shard_size max_steps method missing_eos_penalty mixup model \
+    model_name_or_path models name normalize normalize_scores num_attention_heads num_hidden_layers \
+    num_key_value_heads num_mini_batches num_ppo_epochs num_return_sequences num_train_epochs nuslerp_flatten \
+    nuslerp_row_wise on_overlong packing path per_device_eval_batch_size per_device_train_batch_size preferences \
+    pretrain prompts prompts_ood prompts_test prompts_train prompts_validation ref_model_name_or_path reference \
+    report resamples response_length reward_model_path rms_norm_eps rope_theta save_dtype scale score_clip \
+    score_position seed sft split start steps svd_rank t temperature text_prompts tie_margin tie_word_embeddings \
+    tokenizer_name_or_path tokenizer_source tol top_k top_p total_episodes truncation_mode use_peft use_rslora value \
+    vf_coef vocab_size warmup_ratio warmup_steps weight_decay weights whiten_rewards";
+
+/// `KIND.KEY`, or `KIND.KEY.KEY` of a mapping below, of all keys on which no result depends.
+const CHANGES_NONE: &[&str] = &[
+    "dpo.eval_steps",
+    "dpo.gradient_checkpointing",
+    "dpo.logging_steps",
+    "dpo.save_steps",
+    "evaluate.decode_slots",
+    "evaluate.description",
+    "evaluate.runs",
+    "evaluate.samples",
+    "evaluate.title",
+    "generate.batch_size",
+    "landscape.decode_slots",
+    "logprobs.max_tokens_per_batch",
+    "ppo.decode_slots",
+    "ppo.gradient_checkpointing",
+    "ppo.num_sample_generations",
+    "ppo.save_steps",
+    "pretrain.eval_steps",
+    "pretrain.gradient_checkpointing",
+    "pretrain.logging_steps",
+    "pretrain.save_steps",
+    "reward.eval_steps",
+    "reward.gradient_checkpointing",
+    "reward.logging_steps",
+    "reward.save_steps",
+    "score.max_tokens_per_batch",
+    "sft.eval_steps",
+    "sft.gradient_checkpointing",
+    "sft.logging_steps",
+    "sft.save_steps",
+    "soup.GreedyConfig.decode_slots",
+    "winrate.max_tokens_per_batch",
+];
+
+/// Every key in a schema with its place and its own schema.
+fn keys<'a>(place: &str, schema: &'a Value, found: &mut Vec<(String, &'a Value)>) {
+    for (key, property) in schema["properties"].as_object().into_iter().flatten() {
+        if !property["description"].as_str().is_some_and(|said| said.starts_with("Another name of")) {
+            found.push((format!("{place}.{key}"), property));
+        }
+    }
+    for form in ["oneOf", "anyOf"].iter().filter_map(|forms| schema[forms].as_array()).flatten() {
+        keys(place, form, found);
+    }
+    for (name, definition) in schema["definitions"].as_object().into_iter().flatten() {
+        keys(&format!("{place}.{name}"), definition, found);
+    }
+}
+
+#[test]
+fn of_every_key_it_is_decided_whether_it_changes_a_result() {
+    let (mut none, mut undecided) = (BTreeSet::new(), BTreeSet::new());
+    for kind in STAGES.iter().filter(|kind| kind.name != "census") {
+        let schema = (kind.schema)();
+        let mut found = Vec::new();
+        keys(kind.name, &schema, &mut found);
+        for (place, property) in found {
+            let key = place.rsplit('.').next().unwrap();
+            if property[CHANGES_NO_RESULT] == true {
+                none.insert(place);
+            } else if kind.product.key() != Some(key) && !CHANGES_RESULTS.split(' ').any(|known| known == key) {
+                undecided.insert(place);
+            }
+        }
+    }
+    assert!(undecided.is_empty(), "make it NoEffect or add it to CHANGES_RESULTS: {undecided:?}");
+    assert_eq!(none.iter().map(String::as_str).collect::<Vec<_>>(), CHANGES_NONE);
+}

@@ -1,0 +1,106 @@
+//! A recipe that is changed between two runs: what a change costs, and what it does not.
+use std::fs;
+
+use serde_json::Value;
+
+mod tiny;
+
+use tiny::{EVALUATE, PPO, Place, UP_TO_REWARD};
+
+/// Everything from the data to the evaluation.
+fn recipe() -> String {
+    let answers = "  answers: {kind: generate, model: sft-a, input: \"${stages.world}/prompts_test.jsonl\", \
+                   max_new_tokens: 8}\n  scores: {kind: score, model: reward, input: answers}\n  \
+                   probabilities: {kind: logprobs, model: sft-a, input: answers}\n";
+    let ppo = PPO.replace("total_episodes: 40", "total_episodes: 24");
+    format!("{UP_TO_REWARD}  soup: {{kind: soup, models: [sft-a, sft-b]}}\n  ppo:{ppo}{answers}  eval:{EVALUATE}")
+}
+
+/// Other values of keys on which no result depends.
+const NO_EFFECT: &[&str] = &[
+    "stages.base.eval_steps=2",
+    "stages.base.gradient_checkpointing=true",
+    "stages.base.logging_steps=5",
+    "stages.base.save_steps=2",
+    "stages.sft-a.gradient_checkpointing=true",
+    "stages.reward.eval_steps=3",
+    "stages.reward.gradient_checkpointing=true",
+    "stages.ppo.decode_slots=3",
+    "stages.ppo.gradient_checkpointing=true",
+    "stages.ppo.num_sample_generations=1",
+    "stages.ppo.save_steps=1",
+    "stages.answers.batch_size=3",
+    "stages.scores.max_tokens_per_batch=20",
+    "stages.probabilities.max_tokens_per_batch=20",
+    "stages.eval.decode_slots=3",
+    "stages.eval.samples=1",
+    "stages.eval.title=Another title",
+    "stages.eval.description=More words",
+    "stages.eval.runs={sft_b: ppo}",
+];
+
+fn words(more: &[&str]) -> Vec<String> {
+    let sets = NO_EFFECT.iter().flat_map(|set| ["--set", set]);
+    ["run", "r.yaml"].into_iter().chain(sets).chain(more.iter().copied()).map(str::to_owned).collect()
+}
+
+fn run(place: &Place, words: &[String]) -> String {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    String::from_utf8(place.done(&mut place.command(&words)).stderr).unwrap()
+}
+
+#[test]
+fn keys_of_no_effect_leave_a_stage_done_and_change_no_byte_of_a_result() {
+    let place = Place::with(&recipe());
+    let said = run(&place, &words(&[]));
+    assert_eq!(said.matches("done before, skipped").count(), 11, "{said}");
+    let page = String::from_utf8(place.bytes("out/report.html")).unwrap();
+    assert!(page.contains("Another title") && page.contains("More words"), "the report is made anew");
+
+    run(&place, &words(&["--out", "other"]));
+    for stage in
+        ["world", "base", "sft-a", "sft-b", "reward", "soup", "ppo", "answers", "scores", "probabilities", "eval"]
+    {
+        let results = |out: &str| -> Value {
+            let record: Value = serde_json::from_slice(&place.bytes(format!("{out}/{stage}/stage.json"))).unwrap();
+            record["results"].clone()
+        };
+        assert_eq!(results("out"), results("other"), "{stage}");
+        for entry in fs::read_dir(place.path(format!("out/{stage}"))).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let is_result = name.ends_with(".safetensors") || (name.ends_with(".jsonl") && !is_log(&name));
+            if is_result || name == "config.json" {
+                let file = |out: &str| place.bytes(format!("{out}/{stage}/{name}"));
+                assert!(file("out") == file("other"), "{stage}/{name}");
+            }
+        }
+    }
+    // The report of the first run, made anew, shows as many samples as that of the second, and the same ones.
+    let shown = |out: &str| -> Vec<String> {
+        let page = String::from_utf8(place.bytes(format!("{out}/report.html"))).unwrap();
+        let samples = page.split("<article class=\"sample\">").skip(1);
+        samples.map(|sample| sample.split("</article>").next().unwrap().to_owned()).collect()
+    };
+    assert_eq!(shown("other").len(), 1);
+    assert_eq!(shown("out"), shown("other"));
+}
+
+fn is_log(name: &str) -> bool {
+    ["metrics.jsonl", "samples.jsonl"].contains(&name)
+}
+
+#[test]
+fn the_command_line_says_what_it_sets_aside() {
+    let place = Place::with(UP_TO_REWARD);
+    let output = place.done(&mut place.command(&["run", "r.yaml", "--from", "sft-a"]));
+    let said = String::from_utf8(output.stderr).unwrap();
+    let start = said.find("set aside, to be made anew (nothing is deleted):\n  sft-a (done, ").unwrap_or(usize::MAX);
+    assert!(start < said.find("[1/5] world").unwrap(), "before anything runs: {said}");
+    assert!(said.contains(", as out/.aside/sft-a-1\n  reward (done, "), "{said}");
+    assert!(!said.contains("sft-b-1") && place.path("out/.aside/reward-1/model.safetensors").exists(), "{said}");
+    assert_eq!(place.bytes("out/.aside/sft-a-1/model.safetensors"), place.bytes("out/sft-a/model.safetensors"));
+    let refused = place.command(&["run", "r.yaml", "--rerun", "sft_a"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("the recipe has no stage \"sft_a\"; did you mean \"sft-a\"?"), "{said}");
+}
