@@ -47,8 +47,10 @@ pub(super) fn items(state: &State, value: &Value) -> Result<Vec<Value>, Error> {
             }
         }
         ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
+            // Those that are counted are paid for at once: a list can be repeated without being made.
+            state.consume_fuel(value.len().unwrap_or_default() as u64)?;
             for item in value.try_iter()?.checked() {
-                state.consume_fuel(1)?;
+                state.consume_fuel(u64::from(value.len().is_none()))?;
                 all.push(item?);
             }
         }
@@ -99,6 +101,7 @@ fn equal_at(state: &State, a: &Value, b: &Value, depth: usize) -> Result<bool, E
             if a.len() != b.len() {
                 return Ok(false);
             }
+            state.consume_fuel(a.len().unwrap_or_default() as u64 / 8)?;
             for (a, b) in a.try_iter()?.zip(b.try_iter()?) {
                 if !equal_at(state, &a, &b, depth + 1)? {
                     return Ok(false);
