@@ -48,9 +48,10 @@ pub(super) fn items(state: &State, value: &Value) -> Result<Vec<Value>, Error> {
         }
         ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
             // Those that are counted are paid for at once: a list can be repeated without being made.
-            state.consume_fuel(value.len().unwrap_or_default() as u64)?;
+            let (counted, each) = value.len().map_or((0, 1), |length| (length as u64, 0));
+            state.consume_fuel(counted)?;
             for item in value.try_iter()?.checked() {
-                state.consume_fuel(u64::from(value.len().is_none()))?;
+                state.consume_fuel(each)?;
                 all.push(item?);
             }
         }
