@@ -40,7 +40,7 @@ impl Range {
         let step = self.step.saturating_mul(step);
         let Some(first) = places.next() else { return Range { start: 0, stop: 0, step: 1 } };
         let last = places.last().unwrap_or(first);
-        Range { start: at(first), stop: at(last).saturating_add(step.signum() * 1), step }
+        Range { start: at(first), stop: at(last).saturating_add(step.signum()), step }
     }
 
     pub(super) fn repr(&self) -> String {
