@@ -91,21 +91,19 @@ pub struct Arguments {
 pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let (size, limits) = (arguments.size()?, arguments.limits()?);
     let keys = arguments.api_key_file.as_deref().map(Keys::read).transpose()?.unwrap_or_default();
-    let context = StageContext::default();
+    let opened = arguments.device.open(arguments.dtype)?;
+    let context = StageContext::default().on(opened.device);
     let listener = arguments.listen(&keys, &context)?;
     let address = listener.local_addr().context("cannot listen")?;
     let stop = on_signals()?;
-    let opened = arguments.device.open(arguments.dtype)?;
     context.say(&opened.line);
     let named = [&arguments.models[..], &arguments.adapter].concat();
-    opened.device.scope(|| {
-        let fingerprint = fingerprint(&Device::current());
-        let (catalogue, models) = Catalogue::open(&named, &size, &context)?;
-        let names: Vec<&str> = named.iter().map(|named| named.name.as_str()).collect();
-        context.say(&format!("serving {} at http://{address}/v1", names.join(", ")));
-        let queue = arguments.max_queue;
-        Server { catalogue, models, size, queue, keys, limits, fingerprint }.run(listener, stop)
-    })
+    let fingerprint = fingerprint(&context.device);
+    let (catalogue, models) = Catalogue::open(&named, &size, &context)?;
+    let names: Vec<&str> = named.iter().map(|named| named.name.as_str()).collect();
+    context.say(&format!("serving {} at http://{address}/v1", names.join(", ")));
+    let queue = arguments.max_queue;
+    Server { catalogue, models, size, queue, keys, limits, fingerprint }.run(listener, stop)
 }
 
 impl Arguments {

@@ -98,7 +98,7 @@ impl Catalogue {
         let opened: Vec<Opened> =
             named.iter().map(|named| Opened::new(named, size, context)).collect::<Result<_, _>>()?;
         check_memory(&opened, size, context)?;
-        let mut bases = Bases::default();
+        let mut bases = Bases::on(&context.device);
         let (mut catalogue, mut models) = (Catalogue { models: Vec::new() }, Vec::new());
         for Opened { name, dir, context, found } in opened {
             let head = found.head;
@@ -205,14 +205,14 @@ fn check_memory(opened: &[Opened], size: &Size, context: &StageContext) -> anyho
         }
         need
     };
-    let knobs = Knobs { slots: size.sequences, pass: longest, ..Knobs::default() };
+    let knobs = Knobs { slots: size.sequences, pass: longest, ..Knobs::on(&context.device) };
     let savings = [Saving::Slots("--max-num-seqs"), Saving::Pass("--max-model-len", 1024), Saving::Dtype];
     memory::check("serve", &knobs, &savings, &need, context)
 }
 
 /// What the passes of one model take: prompts that are read together beside sequences that go on, and whole sequences.
 fn passes(found: &Found, context: usize, batched: usize, knobs: &Knobs) -> u64 {
-    let (spec, passes) = (found.spec(), Passes::new(knobs.dtype));
+    let (spec, passes) = (found.spec(), Passes::new(knobs));
     let passed = Passed::new(&spec, found.lora());
     let longest = context.saturating_sub(1).max(1) as u64;
     let together = (batched as u64).max(longest);

@@ -21,7 +21,7 @@ use salsa_engine::Device;
 pub mod device;
 pub mod eval;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 pub mod gold;
 pub mod keys;
 pub mod kind;

@@ -136,11 +136,11 @@ pub(super) fn check_memory(
 ) -> anyhow::Result<()> {
     let asked = Responses::new(prompts, new_tokens, Order::Given);
     let generation = |model: Passed<'_>, knobs: &Knobs, need: &mut Need| {
-        let passes = Passes::new(knobs.dtype);
+        let passes = Passes::new(knobs);
         asked.add_generation(model, knobs.slots, knobs.slots.min(prompts.len()), &passes);
         need.add(part::GENERATION, passes.bytes() + asked.kept(1));
     };
-    let knobs = Knobs { slots: slots.min(prompts.len()).max(1), ..Knobs::default() };
+    let knobs = Knobs { slots: slots.min(prompts.len()).max(1), ..Knobs::on(&context.device) };
     found.check_memory(stage, &knobs, &[Saving::Slots("batch_size"), Saving::Dtype], &generation, context)
 }
 
@@ -209,7 +209,7 @@ impl<'a> Asked<'a> {
     fn answers(self, name: &str, context: &StageContext) -> anyhow::Result<Vec<Vec<String>>> {
         let Asked { found, questions, answering, prompts } = self;
         let room = found.spec().max_positions;
-        let Frozen { encoder, model, .. } = found.load()?;
+        let Frozen { encoder, model, .. } = found.load(&context.device)?;
         let encoder = encoder.context("the model has no tokenizer")?;
         let turns = questions.iter().map(|question| question.turns.len()).max().unwrap_or(0);
         let total: usize = questions.iter().map(|question| question.turns.len()).sum();

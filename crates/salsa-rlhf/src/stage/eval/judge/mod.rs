@@ -12,7 +12,7 @@ use crate::stage::{
     StageContext,
     device::Choice as DeviceChoice,
     keys::ComputeType,
-    kind::{Product, Shown, Stage},
+    kind::{Leaves, Product, Shown, Stage},
     models::frozen::Found,
     reads::Reads,
 };
@@ -48,6 +48,8 @@ impl Stage for JudgeConfig {
                                    --reference_answers gpt-4.jsonl --answers '{mine: mine.jsonl}' --judge_model gpt-4 \
                                    --output_dir judged";
     const PRODUCT: Product = Product::Directory;
+    const LEAVES: Leaves = Leaves::Results;
+    const NEXT: &'static [(&'static str, &'static str)] = &[];
     const SHOWN: Shown = Shown::Judgments;
 
     fn check(&self) -> anyhow::Result<()> {
@@ -61,10 +63,6 @@ impl Stage for JudgeConfig {
 
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
         self.has_models().then_some((self.device, self.dtype))
-    }
-
-    fn plans_memory(&self) -> bool {
-        self.has_models()
     }
 
     fn check_inputs(&self) -> anyhow::Result<()> {

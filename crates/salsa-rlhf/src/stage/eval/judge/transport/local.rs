@@ -60,7 +60,7 @@ impl LocalJudge {
     ) -> anyhow::Result<()> {
         let read: Vec<Result<Vec<u32>, Failure>> = calls.iter().map(|call| self.tokens(call, settings)).collect();
         let slots = self.slots;
-        let loaded = self.found.load()?;
+        let loaded = self.found.load(&context.device)?;
         for (start, part) in read.chunks(2 * slots).enumerate().map(|(part, chunk)| (part * 2 * slots, chunk)) {
             if context.interrupted() {
                 break;
