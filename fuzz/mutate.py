@@ -210,11 +210,36 @@ def seeds(salsa, folder):
         for name in names:
             if (folder / "base" / name).exists():
                 cases[kind].append((name, (folder / "base" / name).read_bytes(), ["inspect", "MODEL"]))
+    for text in tokenizers(json.loads((folder / "base" / "tokenizer.json").read_text())):
+        cases["tokenizer"].append(("tokenizer.json", text.encode(), ["inspect", "../talk.jsonl", "--model", "MODEL"]))
     index = {"metadata": {"total_size": 1}, "weight_map": {"model.norm.weight": "model.safetensors"}}
     cases["checkpoint"].append(("model.safetensors.index.json", json.dumps(index).encode(), ["inspect", "MODEL"]))
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         cases["adapter"].append((name, (folder / "adapter" / name).read_bytes(), ["inspect", "MODEL"]))
     return cases
+
+
+def tokenizers(own):
+    """The program's own tokenizer, and others of the kinds that it does not train."""
+    yield json.dumps(own)
+    added = sorted(own["added_tokens"], key=lambda token: token["id"])
+    letters = ["<unk>", "▁", *(f"<0x{byte:02X}>" for byte in range(64)), *"aeu<|>sistant\n", "▁a", "##s", "ss"]
+    words = list(dict.fromkeys([token["content"] for token in added] + letters))
+    unknown = words.index("<unk>")
+    spaces = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    decoders = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0}]
+    ids = {word: number for number, word in enumerate(words)}
+    models = [
+        {"type": "Unigram", "unk_id": unknown, "byte_fallback": True, "vocab": [[word, -1.5 * n] for n, word in enumerate(words)]},
+        {"type": "WordPiece", "unk_token": "<unk>", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": ids},
+        {"type": "WordLevel", "unk_token": "<unk>", "vocab": ids},
+        {"type": "BPE", "unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True, "vocab": ids, "merges": [["s", "s"]]},
+    ]
+    for model in models:
+        yield json.dumps({**own, "model": model, "pre_tokenizer": spaces, "decoder": {"type": "Sequence", "decoders": decoders},
+                          "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Prepend", "prepend": "▁"}]},
+                          "post_processor": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}})
 
 
 def must(salsa, folder, arguments):

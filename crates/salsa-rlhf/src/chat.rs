@@ -1,7 +1,9 @@
 //! Conversations to text and tokens, through the model's own chat template.
 
 mod arguments;
+mod characters;
 mod choice;
+mod compare;
 mod conversation;
 mod environment;
 mod filters;
@@ -13,6 +15,7 @@ mod operators;
 mod printf;
 mod rewrite;
 mod spans;
+mod spec;
 #[cfg(test)]
 mod tests;
 mod text;

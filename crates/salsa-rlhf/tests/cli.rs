@@ -87,7 +87,7 @@ fn completions_know_commands_keys_and_choices() {
     }
     // Bash reads the script, and completes with what it defines.
     std::fs::write(place.path("salsa.bash"), stdout(&place.salsa("completions bash"))).unwrap();
-    let ask = "source salsa.bash; COMP_WORDS=(salsa ppo --kl_co); COMP_CWORD=2; _salsa salsa --kl_co ppo; echo ${COMPREPLY[@]}";
+    let ask = "source salsa.bash; COMP_WORDS=(salsa ppo --kl_coe); COMP_CWORD=2; _salsa salsa --kl_coe ppo; echo ${COMPREPLY[@]}";
     match Command::new("bash").args(["-c", ask]).current_dir(place.path(".")).output() {
         Ok(said) => assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), "--kl_coef", "{said:?}"),
         Err(error) => eprintln!("no bash, its completion is not tried: {error}"),

@@ -281,6 +281,11 @@ IDIOMS = {
 {{ list | list }} {{ 'ab' | list }} {{ data | list }} {{ data | items | list }} {{ missing | items | list }} {{ data | dictsort }} {{ data | dictsort(true) | first }} {{ {'x': 2, 'y': 1} | dictsort(by='value') }} {{ {'x': 2, 'y': 1} | dictsort(reverse=true) }} {{ {'x': 2, 'Y': 1} | dictsort(false, 'value') }}
 {{ [1] | items }}
 {{ 1 | list }}
+{{ none | list }}
+{{ one[1:] }}
+{{ nothing[1:] }}
+{{ data[1:] }}
+{{ nothing | selectattr('d') | list }} {{ 0 | map('string') | list }}
 {{ rows | selectattr('v', 'equalto', 2) | map(attribute='n') | list }} {{ rows | selectattr('d') | list | length }} {{ rows | rejectattr('v', 'eq', 2) | map(attribute='n') | list }} {{ rows | selectattr('d', 'defined') | list | length }} {{ rows | selectattr('n', 'in', ['x', 'z']) | list | length }} {{ rows | selectattr('d.p', '==', 1) | list | length }} {{ rows | selectattr('v', '>', 1) | list | length }} {{ messages | selectattr('role', 'equalto', 'user') | first }} {{ rows | rejectattr('d') | list | length }} {{ rows | selectattr('v', 'ne', 2) | list | length }}
 {{ list | select('odd') | list }} {{ list | reject('odd') | list }} {{ list | select('>', 1) | list }} {{ [0, 1, '', 'a', none] | select | list }} {{ [0, 1] | reject | list }} {{ list | select('divisibleby', 3) | list }} {{ list | select('in', [1, 2]) | list }} {{ words | select('eq', 'b') | list }} {{ [1, 'a'] | select('string') | list }}
 {{ words | map('upper') | list }} {{ rows | map(attribute='d.p', default='-') | list }} {{ rows | map(attribute='q', default=0) | list }} {{ words | map('replace', 'b', 'x') | list }} {{ list | map('string') | join('') }} {{ [[3, 4]] | map('first') | list }} {{ [[3, 4]] | map(attribute=1) | list }} {{ words | map('default', 'x') | list }} {{ [[1, 2]] | map('join', '-') | list }}

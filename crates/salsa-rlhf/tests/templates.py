@@ -4,7 +4,7 @@
 
 TEMPLATES is a folder of Jinja files (from the models' own tokenizer_config.json; they are not part of this repository);
 a file's name begins with its family: llama2.jinja, llama3_1.jinja, mistral_v1.jinja, gemma.jinja, qwen3.jinja, phi3.jinja,
-zephyr.jinja, chatml.jinja. Each is rendered with a tokenizer of its family's kind, which is trained here on a few sentences,
+zephyr.jinja, chatml.jinja; one of another name gets a plain byte-level tokenizer. Each is rendered with a tokenizer of its family's kind, which is trained here on a few sentences,
 so that nothing has to be downloaded. Needs transformers (5) and tokenizers.
 
 Compared, for every conversation with and without a generation prompt: the text; the tokens; whether it is refused; for
@@ -96,6 +96,8 @@ FAMILIES = [
     ("axolotl_phi", lambda: sentencepiece(PHI3, legacy=False), "<s>", "<|end|>"),
     ("qwen", lambda: byte_level(CHATML, QWEN, normalizer=normalizers.NFC()), None, "<|im_end|>"),
     ("chatml", lambda: byte_level(CHATML, GPT4), None, "<|im_end|>"),
+    # Any other: what its own tokenizer would make of the text is not compared.
+    ("", lambda: byte_level(["<s>", "</s>"], GPT4), "<s>", "</s>"),
 ]
 
 

@@ -23,7 +23,7 @@ const FIXED_DATE: i64 = 1_721_952_000;
 const LITTLE_FUEL: u64 = 3_000;
 
 /// What a longer conversation may use, on a stack of its own.
-const MUCH_FUEL: u64 = 2_000_000;
+const MUCH_FUEL: u64 = 1_000_000;
 
 /// Room for values nested as deep as [`MUCH_FUEL`] lasts; the system gives what is used.
 const LARGE_STACK: usize = 1 << 30;

@@ -6,7 +6,8 @@ use minijinja::value::{Rest, Tuple, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, State, Value};
 
 use super::arguments::{Bound, bind};
-use super::methods::{capitalized, is_space, lines_of, padded, replaced};
+use super::characters::{capitalized, is_space};
+use super::methods::{lines_of, padded, replaced};
 use super::text::{charge, invalid, text, undefined};
 use super::views::{self, View};
 use super::{json, operators, printf};
@@ -43,6 +44,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.add_filter("indent", indent);
     environment.add_filter("format", format);
     environment.add_filter("join", join);
+    environment.add_filter("list", |state: &State, value: Value| operators::items(state, &value));
     for name in ["default", "d"] {
         environment.add_filter(name, default);
     }

@@ -127,6 +127,7 @@ impl Writer<'_, '_, '_> {
 
     fn list(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         let mut count = 0;
+        self.state.consume_fuel(value.len().unwrap_or_default() as u64)?;
         self.out.push('[');
         for item in value.try_iter()? {
             self.begin(count, depth)?;

@@ -108,7 +108,7 @@ fn a_template_without_end_is_stopped() {
 
 #[test]
 fn deeply_nested_values_do_not_end_the_program() {
-    let source = "{% set ns = namespace(s=[]) %}{% for i in range(99999) %}{% set ns.s = [ns.s] %}{% endfor %}done";
+    let source = "{% set ns = namespace(s=[]) %}{% for i in range(60000) %}{% set ns.s = [ns.s] %}{% endfor %}done";
     assert_eq!(render(source, &turns(&["a"])), "done");
 }
 
@@ -234,6 +234,10 @@ fn refusals_say_what_the_template_says() {
     assert!(error.contains("refuses this conversation: Conversation roles must alternate"), "{error}");
     let error = ChatTemplate::new("a\n{% if %}", &names()).unwrap_err().to_string();
     assert!(error.contains("not valid") && error.contains("line 2"), "{error}");
+    // Lines are those of the source, whatever was written again.
+    let source = "a\n{% if true %}\n{# two\nlines #}\n  {{ messages | length }}\n  {%- for m in messages %}\n\n{{ m.content % 1 }}{% endfor %}{% endif %}";
+    let error = template(source).render(&turns(&["a"]), GenerationPrompt::Omit).unwrap_err().to_string();
+    assert!(error.ends_with("(template line 8)"), "{error}");
     let error = template("{{ strftime_now('%') }}").render(&[], GenerationPrompt::Omit).unwrap_err().to_string();
     assert!(error.contains("strftime_now"), "{error}");
     // The number of messages stands before all of them, so no rendering of fewer begins the whole.
@@ -352,7 +356,7 @@ fn large_values_are_refused_at_once() {
         "{{ '%s' % ([0] * 100000000) }}",
         "{{ '%9999999999d' % 1 }}",
         "{{ ('%40000d' * 9999) % ((1,) * 9999) }}",
-        "{{ [0] * 100000000 | title }}{{ ([0] * 100000000) | title }}",
+        "{{ ([0] * 100000000) | title }}",
         "{{ ([0] * 100000000) | safe }}",
         "{{ raise_exception([0] * 100000000) }}",
         "{{ strftime_now([0] * 100000000) }}",

@@ -117,6 +117,8 @@ impl Writer<'_, '_, '_> {
     }
 
     fn items(&mut self, value: &Value, (open, close): (&str, &str), depth: usize) -> Result<(), Error> {
+        // A list can be repeated without being made, so its items are paid for before the first.
+        self.state.consume_fuel(value.len().unwrap_or_default() as u64)?;
         self.out.push_str(open);
         for (index, item) in value.try_iter()?.enumerate() {
             self.out.push_str(if index > 0 { ", " } else { "" });

@@ -40,7 +40,7 @@ impl Range {
         let step = self.step.saturating_mul(step);
         let Some(first) = places.next() else { return Range { start: 0, stop: 0, step: 1 } };
         let last = places.last().unwrap_or(first);
-        Range { start: at(first), stop: at(last).saturating_add(step.signum() * 1), step }
+        Range { start: at(first), stop: at(last).saturating_add(step.signum()), step }
     }
 
     pub(super) fn repr(&self) -> String {
@@ -241,7 +241,9 @@ fn built_in(state: &mut State, filter: &str, value: Value, args: Vec<Value>) -> 
     if args.first().is_some_and(|name| !name.is_kwargs() && name.as_str().is_none() && !name.is_number()) {
         return Err(invalid("the name of a test, a filter or an attribute is no text"));
     }
-    let mut all = vec![Value::from(operators::items(state, &value)?)];
+    // Nothing is selected from what is false, whatever it is.
+    let items = if filter == "__unique" || value.is_true() { operators::items(state, &value)? } else { Vec::new() };
+    let mut all = vec![Value::from(items)];
     all.extend(args);
     let list = state.apply_filter(filter, &all)?;
     Ok(generator(operators::items(state, &list)?))

@@ -7,7 +7,6 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
 use anyhow::{Result, anyhow};
-use serde::de::IgnoredAny;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::{AddedToken, Encoding};
 
@@ -30,7 +29,7 @@ impl Guarded {
             Ok(Guarded(inner))
         })
         // The library panics at what is no JSON, or reports it without the place.
-        .map_err(|error| serde_json::from_slice::<IgnoredAny>(bytes).map_or_else(Into::into, |_| error))
+        .map_err(|error| serde_json::from_slice::<serde_json::Value>(bytes).map_or_else(Into::into, |_| error))
     }
 
     /// Trains `inner` on texts.
