@@ -197,13 +197,10 @@ pub(super) fn item(state: &State, of: Value, at: Value) -> Result<Value, Error> 
             let place = if text.is_ascii() { place(text.len()) } else { place(text.chars().count()) };
             place.and_then(|place| text.chars().nth(place)).map(Value::from)
         }
-        Kind::Mapping => {
-            let found = match kind(&at) {
-                Kind::List | Kind::Mapping => None,
-                _ => of.as_object().and_then(|mapping| mapping.get_value(&at)),
-            };
-            found
-        }
+        Kind::Mapping => match kind(&at) {
+            Kind::List | Kind::Mapping => None,
+            _ => of.as_object().and_then(|mapping| mapping.get_value(&at)),
+        },
         Kind::List | Kind::Tuple
             if of.kind() == ValueKind::Iterable && of.downcast_object_ref::<views::View>().is_some() =>
         {

@@ -170,6 +170,9 @@ impl Failure {
 pub(super) type Answer = Result<Reply, Failure>;
 
 #[cfg(test)]
+pub(super) use tests::call as test_call;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -215,5 +218,3 @@ mod tests {
         assert_eq!(others.len(), count, "some are the same");
     }
 }
-#[cfg(test)]
-pub(super) use tests::call as test_call;

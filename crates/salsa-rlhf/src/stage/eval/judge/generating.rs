@@ -144,6 +144,9 @@ pub(super) fn check_memory(
     found.check_memory(stage, &knobs, &[Saving::Slots("batch_size"), Saving::Dtype], &generation, context)
 }
 
+/// A prompt with the number of its question.
+type Numbered<'a> = (usize, &'a Vec<u32>);
+
 /// A checkpoint that is asked.
 struct Asked<'a> {
     found: Found,
@@ -277,7 +280,8 @@ impl Speaker<'_> {
         turn: usize,
         finished: &dyn Fn(u64),
     ) -> anyhow::Result<Vec<(usize, String)>> {
-        let mut groups: BTreeMap<(u64, usize), Vec<(usize, &Vec<u32>)>> = BTreeMap::new();
+        // By the bits of the temperature and the most tokens of an answer.
+        let mut groups: BTreeMap<(u64, usize), Vec<Numbered<'_>>> = BTreeMap::new();
         let mut answers = Vec::with_capacity(asked.len());
         for (number, tokens) in asked {
             let limit = self.answering.max_new_tokens.min(self.room.saturating_sub(tokens.len()));

@@ -55,7 +55,7 @@ pub(super) fn key_of(id: &Value) -> String {
 pub(super) fn questions(path: &Path) -> anyhow::Result<Vec<Question>> {
     let rows = files::rows(path)?;
     let mut seen = HashMap::new();
-    let questions = rows.try_map(|row| question(row))?;
+    let questions = rows.try_map(question)?;
     for (row, question) in rows.rows.iter().zip(&questions) {
         if let Some(before) = seen.insert(question.key(), row.line) {
             bail!("{}: the id {} stands in line {before} too", rows.place(row), question.id);
@@ -112,7 +112,7 @@ fn words_of_prompt(row: &Row) -> anyhow::Result<String> {
 /// If a row is no answer.
 pub(super) fn answers(path: &Path) -> anyhow::Result<Answers> {
     let rows = files::rows(path)?;
-    Ok(rows.try_map(|row| answer(row))?.into_iter().collect())
+    Ok(rows.try_map(answer)?.into_iter().collect())
 }
 
 fn answer(row: &Row) -> anyhow::Result<(String, Answer)> {

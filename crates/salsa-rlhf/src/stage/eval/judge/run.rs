@@ -604,7 +604,7 @@ fn difficulties(path: &Path) -> anyhow::Result<Vec<f64>> {
     let named = |row: &Map<String, Value>| row.contains_key("instruction_difficulty");
     let last = rows
         .first()
-        .and_then(|row| row.keys().last().cloned())
+        .and_then(|row| row.keys().next_back().cloned())
         .with_context(|| format!("{} is empty", path.display()))?;
     let name = if rows.first().is_some_and(named) { "instruction_difficulty" } else { &last };
     column(path, &rows, name)

@@ -604,8 +604,8 @@ mod tests {
 
     #[test]
     fn style_needs_answers_and_moves_scores() {
-        let label = |i: usize| if i % 3 == 0 { "A>B" } else { "B>A" };
-        let other = |i: usize| if i % 4 == 0 { "B>A" } else { "A>B" };
+        let label = |i: usize| if i.is_multiple_of(3) { "A>B" } else { "B>A" };
+        let other = |i: usize| if i.is_multiple_of(4) { "B>A" } else { "A>B" };
         let rows: Vec<ArenaRow> =
             (0..60).map(|i| arena_row(&i.to_string(), [Some(label(i)), Some(other(i))])).collect();
         let rows = Rows::Arena(rows);
