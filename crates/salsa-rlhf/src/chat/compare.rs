@@ -41,10 +41,9 @@ pub(super) fn items(state: &State, value: &Value) -> Result<Vec<Value>, Error> {
     match value.kind() {
         ValueKind::Undefined => {}
         ValueKind::String => {
-            for c in value.as_str().unwrap_or_default().chars() {
-                state.consume_fuel(1)?;
-                all.push(Value::from(c));
-            }
+            let text = value.as_str().unwrap_or_default();
+            state.consume_fuel(text.chars().count() as u64)?;
+            all.extend(text.chars().map(Value::from));
         }
         ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
             // Those that are counted are paid for at once: a list can be repeated without being made.

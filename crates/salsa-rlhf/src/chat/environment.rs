@@ -28,6 +28,9 @@ const MUCH_FUEL: u64 = 1_000_000;
 /// Room for values nested as deep as [`MUCH_FUEL`] lasts; the system gives what is used.
 const LARGE_STACK: usize = 1 << 30;
 
+/// Characters of what a template says when it refuses a conversation.
+const LONGEST_MESSAGE: usize = 1_000;
+
 thread_local! {
     /// What encloses `{% generation %}` blocks of the rendering under way on this thread.
     static MARKS: Cell<Option<(char, char)>> = const { Cell::new(None) };
@@ -294,7 +297,12 @@ fn describe(error: &Error) -> String {
     if error.kind() == ErrorKind::OutOfFuel {
         return "it does more work than a rendering may: it does not come to an end, makes values that are too large, or the conversation has many thousands of messages".to_owned();
     }
-    let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_string);
+    let mut what = error.detail().map_or_else(|| error.kind().to_string(), str::to_string);
+    // What `raise_exception` is given may be as long as a rendering.
+    if let Some((end, _)) = what.char_indices().nth(LONGEST_MESSAGE) {
+        what.truncate(end);
+        what.push('…');
+    }
     match error.line() {
         Some(line) => format!("{what} (template line {line})"),
         None => what,

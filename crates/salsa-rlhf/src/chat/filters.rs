@@ -272,6 +272,8 @@ fn keys(state: &State, item: &Value, paths: &[Vec<Value>], case: Case) -> Result
     let whole = [Vec::new()];
     let paths = if paths.is_empty() { &whole[..] } else { paths };
     let mut all = Vec::new();
+    // Lists of keys and of items are made, and made again while they are sorted.
+    state.consume_fuel(3)?;
     for path in paths {
         let key = at_path(state, item.clone(), path)?;
         all.push(match (key.as_str(), case) {

@@ -234,6 +234,9 @@ fn refusals_say_what_the_template_says() {
     assert!(error.contains("refuses this conversation: Conversation roles must alternate"), "{error}");
     let error = ChatTemplate::new("a\n{% if %}", &names()).unwrap_err().to_string();
     assert!(error.contains("not valid") && error.contains("line 2"), "{error}");
+    let error =
+        template("{{ raise_exception('é' * 5000) }}").render(&[], GenerationPrompt::Omit).unwrap_err().to_string();
+    assert!(error.contains("é…") && error.chars().count() < 1_100, "{error}");
     // Lines are those of the source, whatever was written again.
     let source = "a\n{% if true %}\n{# two\nlines #}\n  {{ messages | length }}\n  {%- for m in messages %}\n\n{{ m.content % 1 }}{% endfor %}{% endif %}";
     let error = template(source).render(&turns(&["a"]), GenerationPrompt::Omit).unwrap_err().to_string();
@@ -365,6 +368,7 @@ fn large_values_are_refused_at_once() {
         "{% set ns = namespace(l=[1]) %}{% for i in range(200) %}{% set ns.l = ns.l + ns.l %}{% endfor %}{{ ns.l | length }}",
         "{% for x in [0] * 100000000 %}{% endfor %}",
         "{{ {[0] * 100000000: 1} }}",
+        "{{ ('\\n' * 999999) | sort }}",
         "{{ ('a' * 1000000).replace('', 'b' * 1000000) }}",
     ] {
         let begun = std::time::Instant::now();

@@ -60,6 +60,7 @@ fn title(words: &[String]) -> String {
 fn page(command: &clap::Command, words: &[String]) -> anyhow::Result<Vec<u8>> {
     let mut text = Vec::new();
     let page = clap_mangen::Man::new(command.clone()).title(title(words).to_uppercase());
+    let page = page.source(concat!("salsa ", env!("CARGO_PKG_VERSION")));
     page.render(&mut text).context("cannot write a manual page")?;
     Ok(text)
 }
