@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod data;
+mod guard;
 pub mod hub;
 pub mod input;
 pub mod metrics;

@@ -4,10 +4,8 @@ mod pages;
 mod scan;
 mod thrift;
 
-use std::cell::Cell;
-use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail, ensure};
 use bytes::Bytes;
@@ -20,6 +18,7 @@ use serde_json::{Map, Value};
 use self::pages::CheckedGroup;
 use super::files::{Place, Visit};
 use super::limits::most_from;
+use crate::guard;
 
 /// Deeper than any data set, and far from the end of the stack.
 const DEEPEST: usize = 32;
@@ -151,23 +150,7 @@ fn value(field: Field) -> Value {
     }
 }
 
-thread_local! {
-    static QUIET: Cell<bool> = const { Cell::new(false) };
-}
-
 /// Runs code of the Parquet reader, which panics on some damaged files where an error was due.
 fn guarded<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !QUIET.get() {
-                before(info);
-            }
-        }));
-    });
-    QUIET.set(true);
-    let result = panic::catch_unwind(AssertUnwindSafe(run));
-    QUIET.set(false);
-    result.unwrap_or_else(|_| Err(anyhow!("its pages contradict its header")))
+    guard::guarded(run).unwrap_or_else(|_| Err(anyhow!("its pages contradict its header")))
 }

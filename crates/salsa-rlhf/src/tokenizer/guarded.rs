@@ -1,19 +1,12 @@
 //! The library `tokenizers`, called where a panic of its own becomes an error: it panics at files that it does not expect.
 
-use std::any::Any;
-use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::Once;
 
 use anyhow::{Result, anyhow};
 use tokenizers::models::TrainerWrapper;
 use tokenizers::{AddedToken, Encoding};
 
-thread_local! {
-    /// Whether this thread is inside a call whose panic becomes an error.
-    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
-}
+use crate::guard;
 
 /// A tokenizer of the library. Nothing else of this program calls the library's tokenizers.
 #[derive(Clone, Debug)]
@@ -92,31 +85,10 @@ pub(super) enum Specials {
 
 /// Does the work; a panic becomes an error and prints nothing.
 fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    silence_guarded_panics();
-    let outer = IS_GUARDED.replace(true);
-    let done = panic::catch_unwind(AssertUnwindSafe(work));
-    IS_GUARDED.set(outer);
-    match done {
+    match guard::guarded(work) {
         Ok(done) => done.map_err(|error| anyhow!("{error}")),
-        Err(payload) => Err(anyhow!("the file is damaged or of an unknown kind: {}", message_of(&*payload))),
+        Err(message) => Err(anyhow!("the file is damaged or of an unknown kind: {message}")),
     }
-}
-
-fn silence_guarded_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let hook = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !IS_GUARDED.get() {
-                hook(info);
-            }
-        }));
-    });
-}
-
-fn message_of(payload: &(dyn Any + Send)) -> &str {
-    let text = payload.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("it cannot be used")
 }
 
 #[cfg(test)]
@@ -127,7 +99,6 @@ mod tests {
     fn a_panic_of_the_library_is_an_error() {
         let error = guarded::<()>(|| panic!("no such {}", "thing")).unwrap_err().to_string();
         assert_eq!(error, "the file is damaged or of an unknown kind: no such thing");
-        assert!(!IS_GUARDED.get());
         assert_eq!(guarded(|| Ok(3)).unwrap(), 3);
     }
 }
