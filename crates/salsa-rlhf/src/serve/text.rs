@@ -58,13 +58,14 @@ impl Text {
         Ok(())
     }
 
-    /// Cuts the text before the first stop text that ends behind `searched` bytes.
+    /// Cuts the text before the stop text that is complete first and ends behind `searched` bytes; of several that end
+    /// there, before the longest. So it does not matter how many characters a token brings.
     fn stop_from(&mut self, searched: usize) {
         let find = |stop: &String| {
             let start = floor(&self.text, searched.saturating_sub(stop.len() - 1));
-            self.text[start..].find(stop.as_str()).map(|at| start + at)
+            self.text[start..].find(stop.as_str()).map(|at| (start + at + stop.len(), start + at))
         };
-        if let Some(at) = self.stops.iter().filter_map(find).min() {
+        if let Some((_, at)) = self.stops.iter().filter_map(find).min() {
             self.text.truncate(at);
             self.is_stopped = true;
         }
@@ -171,14 +172,24 @@ mod tests {
             let encoder = encoder();
             let tokens = encoder.tokens_of_rendered(&text).unwrap();
             let (pieces, stopped, _) = pieces(&encoder, &tokens, &stops);
-            // The first text that is complete ends the choice: with it the least token.
-            let end = (0..=tokens.len()).find_map(|count| {
-                let so_far = encoder.decode(&tokens[..count]).unwrap();
-                let so_far = so_far.trim_end_matches(char::REPLACEMENT_CHARACTER);
-                stops.iter().filter_map(|stop| so_far.find(stop.as_str())).min()
+            // The first stop text that is complete ends the choice, whatever else comes with the same token.
+            let ends = text.char_indices().map(|(at, letter)| at + letter.len_utf8());
+            let end = ends.into_iter().find_map(|end| {
+                stops.iter().filter_map(|stop| text[..end].find(stop.as_str())).min()
             });
             prop_assert_eq!(stopped, end.is_some());
             prop_assert_eq!(pieces.concat(), &text[..end.unwrap_or(text.len())]);
+        }
+    }
+
+    /// A token that ends amid a character is not told at once: then two stop texts are found together.
+    #[test]
+    fn of_two_stop_texts_the_one_that_is_complete_first_ends_the_choice() {
+        let encoder = encoder();
+        for (text, told) in [("a🙂🙂", "a"), ("a🙂", "a"), ("aa🙂🙂", "aa")] {
+            let tokens = encoder.tokens_of_rendered(text).unwrap();
+            let (pieces, stopped, _) = pieces(&encoder, &tokens, &["🙂".to_owned(), "a🙂🙂".to_owned()]);
+            assert_eq!((pieces.concat().as_str(), stopped), (told, true), "{text}");
         }
     }
 
