@@ -359,21 +359,12 @@ fn written(protocol: Protocol, name: &str, question: &Question, turns: &[String]
 
 #[cfg(test)]
 mod tests {
+    use super::super::question::test_question as question;
     use super::*;
     use crate::stage::{
         fixture::{self, quiet},
         lines::generate::{self, GenerateConfig},
     };
-
-    fn question(id: u64, category: &str, turns: &[&str]) -> Question {
-        Question {
-            id: json!(id),
-            category: category.to_owned(),
-            turns: turns.iter().map(|turn| (*turn).to_owned()).collect(),
-            required_temperature: None,
-            dataset: None,
-        }
-    }
 
     fn answering(chat: &ChatArguments) -> Answering<'_> {
         let (protocol, temperature) = (Protocol::MtBenchSingle, None);

@@ -166,6 +166,18 @@ fn style(metadata: &Value) -> Option<Style> {
     })
 }
 
+/// A question for tests.
+#[cfg(test)]
+pub(super) fn test_question(id: impl Into<Value>, category: &str, turns: &[&str]) -> Question {
+    Question {
+        id: id.into(),
+        category: category.to_owned(),
+        turns: turns.iter().map(|turn| (*turn).to_owned()).collect(),
+        required_temperature: None,
+        dataset: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;

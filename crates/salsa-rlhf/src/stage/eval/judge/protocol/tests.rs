@@ -3,7 +3,10 @@ use std::collections::HashMap;
 
 use serde_json::json;
 
-use super::{super::template::OneOrList, *};
+use super::{
+    super::{question::test_question as question, template::OneOrList},
+    *,
+};
 
 /// Replies by what the user said last, or by all of the conversation.
 #[derive(Default)]
@@ -26,16 +29,6 @@ impl Replies for Said {
 
     fn whole(&self, call: &Call) -> Option<&str> {
         self.whole.get(&call.prompt_digest()).map(String::as_str)
-    }
-}
-
-fn question(id: &str, category: &str, turns: &[&str]) -> Question {
-    Question {
-        id: json!(id),
-        category: category.to_owned(),
-        turns: turns.iter().map(|turn| (*turn).to_owned()).collect(),
-        required_temperature: None,
-        dataset: None,
     }
 }
 

@@ -1,0 +1,320 @@
+//! A run whose calls are known: asks what is missing, writes down what comes, and counts.
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use super::{
+    JudgeConfig,
+    call::{Answer, Call, Settings, Usage},
+    journal::Journal,
+    protocol::{Inputs, Match, Replies},
+    recorded::{Book, Recorded},
+    results,
+    transport::{
+        Dialect, Transport, batch,
+        http::{Access, Endpoint},
+        local::LocalJudge,
+        secret::Secret,
+    },
+    verdict::without_thoughts,
+};
+use crate::{
+    progress::Progress,
+    stage::{Interrupted, StageContext, Until},
+};
+
+/// Most characters of a text for each of its tokens; English has between four and five.
+const MOST_CHARACTERS: usize = 8;
+
+/// Whether a server counted so few tokens that it cannot have read all of the prompt.
+fn is_cut(call: &Call, usage: Usage) -> bool {
+    let characters: usize = call.messages.iter().map(|message| message.content.chars().count()).sum();
+    let counted = usage.prompt_tokens as usize;
+    counted > 0 && counted * MOST_CHARACTERS < characters
+}
+
+/// A run whose calls are known.
+pub(super) struct Judging<'a> {
+    config: &'a JudgeConfig,
+    inputs: &'a Inputs,
+    matches: &'a [Match],
+    settings: Settings,
+    journal: Journal,
+    recorded: Recorded,
+    context: &'a StageContext,
+    /// Replies that this run got.
+    made: usize,
+    /// What the server wanted to have left out.
+    dialect: Dialect,
+    /// Prompts that the server probably cut.
+    cut: usize,
+}
+
+impl<'a> Judging<'a> {
+    /// Opens the journal, and the judgments that are given.
+    ///
+    /// # Errors
+    /// If one cannot be read, or a rehearsal ends here.
+    pub(super) fn open(
+        config: &'a JudgeConfig,
+        inputs: &'a Inputs,
+        matches: &'a [Match],
+        settings: Settings,
+        context: &'a StageContext,
+    ) -> anyhow::Result<Judging<'a>> {
+        let paths = config.judgments.iter().map(AsRef::as_ref);
+        let recorded = Recorded::read(paths, config.protocol, &config.baseline)?;
+        if context.until == Until::Planned {
+            if let Some(path) = &config.judge_path {
+                let calls: Vec<&Call> = matches.iter().flat_map(|found| &found.games).collect();
+                LocalJudge::open(path, &config.chat, config.batch_size.0)?.check_memory(&calls, &settings, context)?;
+            }
+            bail!("a rehearsal ends where the calls are known");
+        }
+        let journal = Journal::open(&config.output_dir, context)?;
+        Ok(Judging {
+            config,
+            inputs,
+            matches,
+            settings,
+            journal,
+            recorded,
+            context,
+            made: 0,
+            dialect: Dialect::FIRST,
+            cut: 0,
+        })
+    }
+
+    fn book(&self) -> Book<'_> {
+        Book { journal: &self.journal, recorded: &self.recorded, settings: &self.settings }
+    }
+
+    /// Every call that there is by now: those of the plan, and second attempts.
+    fn calls(&self) -> Vec<Call> {
+        let planned = self.matches.iter().flat_map(|found| found.games.iter().cloned());
+        planned.chain(self.inputs.second_attempts(self.matches, &self.book())).collect()
+    }
+
+    fn missing(&self) -> Vec<Call> {
+        let book = self.book();
+        let mut seen = HashSet::new();
+        let is_missing = |call: &Call| book.reply(call).is_none() && seen.insert(call.id(&self.settings));
+        self.calls().into_iter().filter(is_missing).collect()
+    }
+
+    /// Asks what is missing, and then what follows from the replies.
+    pub(super) fn ask(&mut self) -> anyhow::Result<()> {
+        let mut tried = HashSet::new();
+        loop {
+            let settings = self.settings.clone();
+            let missing: Vec<Call> =
+                self.missing().into_iter().filter(|call| tried.insert(call.id(&settings))).collect();
+            if missing.is_empty() {
+                break;
+            }
+            self.ask_these(&missing.iter().collect::<Vec<_>>())?;
+            if self.context.interrupted() {
+                let (total, left) = (self.calls().len() as u64, self.missing().len() as u64);
+                return Err(Interrupted { step: total - left, total }.into());
+            }
+        }
+        self.refuse_failures()
+    }
+
+    fn ask_these(&mut self, calls: &[&Call]) -> anyhow::Result<()> {
+        let (config, context, settings) = (self.config, self.context, self.settings.clone());
+        match config.transport {
+            Transport::Recorded => bail!(
+                "{} calls have no judgment in the files that judgments names, the first for question {} and {}; give all \
+                 files, or another transport",
+                calls.len(),
+                calls[0].subject.question,
+                calls[0].subject.models.join(" against ")
+            ),
+            Transport::Batch => self.ask_by_files(calls),
+            Transport::Local => {
+                let path = config.judge_path.as_ref().context("no judge_path is given")?;
+                let judge = LocalJudge::open(path, &config.chat, config.batch_size.0)?;
+                judge.check_memory(calls, &settings, context)?;
+                let progress = Progress::new("judge", calls.len() as u64, "calls");
+                let mut taker = Taker::new(self, calls, &progress);
+                judge.ask(calls, &settings, &mut |number, answer| taker.take(number, answer), context)?;
+                progress.finish("");
+                Ok(())
+            }
+            Transport::Http => {
+                let secret = Secret::read(&config.api_key_file, &config.api_key_env)?;
+                let endpoint = Endpoint::new(Access {
+                    base_url: &config.base_url,
+                    model: &config.judge_model,
+                    secret,
+                    timeout: Duration::from_secs_f64(config.timeout.0),
+                    retries: config.max_retries.0,
+                })?;
+                let progress = Progress::new("judge", calls.len() as u64, "calls");
+                let mut taker = Taker::new(self, calls, &progress);
+                let take = &mut |number, answer| taker.take(number, answer);
+                let dialect = endpoint.ask(calls, &settings, config.concurrency.0, take, context)?;
+                progress.finish(&taker.tokens_in_words());
+                self.dialect = dialect;
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes what came back of a batch, and writes requests for what is still missing.
+    fn ask_by_files(&mut self, calls: &[&Call]) -> anyhow::Result<()> {
+        let dir = self.config.output_dir.as_path();
+        let mut answers = batch::read(dir, &self.settings)?;
+        let mut left = Vec::new();
+        for call in calls {
+            match answers.remove(&call.id(&self.settings)) {
+                Some(Ok(reply)) => self.add(call, Ok(reply))?,
+                Some(Err(failure)) => {
+                    // A failure that was taken before is asked again; a new one is written down.
+                    if self.journal.answers().failure(&call.id(&self.settings)) != Some(&failure) {
+                        self.add(call, Err(failure))?;
+                    }
+                    left.push(*call);
+                }
+                None => left.push(*call),
+            }
+        }
+        if left.len() > self.config.max_failures.0 {
+            return Err(batch::write(dir, &self.config.judge_model, &left, &self.settings)?.into());
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, call: &Call, answer: Answer) -> anyhow::Result<()> {
+        self.made += usize::from(answer.is_ok());
+        self.journal.add(call, &self.settings, answer)
+    }
+
+    /// Stops where more calls failed than may.
+    fn refuse_failures(&self) -> anyhow::Result<()> {
+        let (missing, most) = (self.missing(), self.config.max_failures.0);
+        if missing.len() <= most {
+            return Ok(());
+        }
+        let kinds = self.failures_by_kind(&missing);
+        let kinds: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        let example = missing.iter().find_map(|call| self.journal.answers().failure(&call.id(&self.settings)));
+        let example = example.map_or_else(String::new, |failure| format!(" (one of them: {})", failure.message));
+        bail!(
+            "{} of {} calls have no reply: {}{example}; the same command asks them again, and max_failures: {} does without \
+             them",
+            missing.len(),
+            self.calls().len(),
+            kinds.join(", "),
+            missing.len()
+        )
+    }
+
+    fn failures_by_kind(&self, missing: &[Call]) -> BTreeMap<&'static str, usize> {
+        let mut kinds = BTreeMap::new();
+        for call in missing {
+            let failure = self.journal.answers().failure(&call.id(&self.settings));
+            *kinds.entry(failure.map_or("not_asked", |failure| failure.kind.name())).or_default() += 1;
+        }
+        kinds
+    }
+
+    /// Writes the tool's own files and counts.
+    pub(super) fn results(&self) -> anyhow::Result<Value> {
+        let book = self.book();
+        let rows = results::rows(self.inputs, self.matches, &book);
+        results::write_rows(self.config, &rows)?;
+        let (calls, missing) = (self.calls(), self.missing());
+        let mut results = results::scores(self.config, &rows, Some(self.inputs))?;
+        let replies = calls.iter().filter_map(|call| book.reply(call));
+        let mut usage = Usage::default();
+        let (mut answered_by, mut thoughts): (BTreeMap<String, usize>, usize) = (BTreeMap::new(), 0);
+        for reply in replies {
+            usage.prompt_tokens += reply.usage.prompt_tokens;
+            usage.completion_tokens += reply.usage.completion_tokens;
+            thoughts += usize::from(without_thoughts(&reply.text).1);
+            if !reply.answered_by.is_empty() {
+                *answered_by.entry(reply.answered_by.clone()).or_default() += 1;
+            }
+        }
+        results["judge"] = json!({
+            "model": self.config.judge_model, "temperature": self.settings.temperature,
+            "max_tokens": self.settings.max_tokens, "answered_by": answered_by, "server": self.dialect.in_words(),
+        });
+        results["calls"] = json!(calls.len());
+        results["failures"] = json!(self.failures_by_kind(&missing));
+        results["prompt_tokens"] = json!(usage.prompt_tokens);
+        results["completion_tokens"] = json!(usage.completion_tokens);
+        results["judgments_with_thoughts"] = json!(thoughts);
+        results::write(self.config, &results)?;
+        let (made, cut) = (self.made, self.cut);
+        self.context.say(&format!("{} judgments, {made} of them new", calls.len() - missing.len()));
+        if cut > 0 {
+            self.context.say(&format!(
+                "{cut} prompts have more than {MOST_CHARACTERS} characters for each token that the server counted: it probably \
+                 cuts them to its context; raise that (Ollama: OLLAMA_CONTEXT_LENGTH)"
+            ));
+        }
+        Ok(results)
+    }
+}
+
+/// Takes answers as they come: into the journal, and into the progress.
+struct Taker<'t, 'a> {
+    judging: &'t mut Judging<'a>,
+    calls: &'t [&'t Call],
+    progress: &'t Progress,
+    done: usize,
+    usage: Usage,
+}
+
+impl<'t, 'a> Taker<'t, 'a> {
+    fn new(judging: &'t mut Judging<'a>, calls: &'t [&'t Call], progress: &'t Progress) -> Taker<'t, 'a> {
+        Taker { judging, calls, progress, done: 0, usage: Usage::default() }
+    }
+
+    fn take(&mut self, number: usize, answer: Answer) -> anyhow::Result<()> {
+        let call = self.calls[number];
+        let usage = answer.as_ref().map_or_else(|failure| failure.usage, |reply| reply.usage);
+        if answer.is_ok() && self.judging.config.transport == Transport::Http {
+            self.judging.cut += usize::from(is_cut(call, usage));
+        }
+        self.judging.add(call, answer)?;
+        self.usage.prompt_tokens += usage.prompt_tokens;
+        self.usage.completion_tokens += usage.completion_tokens;
+        self.done += 1;
+        self.progress.set(self.done as u64);
+        self.progress.message(&self.tokens_in_words());
+        Ok(())
+    }
+
+    /// Tokens so far, and what is left if the other calls are as long.
+    fn tokens_in_words(&self) -> String {
+        let so_far = self.usage.prompt_tokens + self.usage.completion_tokens;
+        let left = so_far.checked_div(self.done as u64).unwrap_or(0) * (self.calls.len() - self.done) as u64;
+        match left {
+            0 => format!("{so_far} tokens"),
+            left => format!("{so_far} tokens, about {left} left"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::call::test_call;
+    use super::*;
+
+    #[test]
+    fn a_prompt_that_a_server_cut_is_noticed() {
+        let call = test_call("1", &"word ".repeat(8000));
+        let counted = |prompt_tokens| is_cut(&call, Usage { prompt_tokens, completion_tokens: 1 });
+        assert!(counted(4096) && !counted(8003), "40,000 characters are 8,000 words");
+        assert!(!counted(0), "a server that counts nothing says nothing");
+    }
+}
