@@ -3,112 +3,17 @@ use std::{
     fs,
     path::Path,
     process::Stdio,
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
-
+mod check;
+mod place;
+#[path = "../tiny/mod.rs"]
 mod tiny;
 
-use tiny::{Place, UP_TO_REWARD, assert_same};
-
-/// Good models and bad files, made once.
-static PLACE: LazyLock<Place> = LazyLock::new(|| {
-    let place = Place::with(UP_TO_REWARD);
-    let shape =
-        "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --max_position_embeddings 512 --max_steps 1";
-    let texts = "pretrain --dataset out/world/pretrain.jsonl --max_length 64";
-    place.salsa(&format!("{texts} --output_dir other-vocabulary --vocab_size 300 {shape}"));
-    place.salsa(&format!("{texts} --output_dir other-shape --vocab_size 320 {shape}"));
-    place.salsa(
-        "reward --model other-vocabulary --dataset out/world/preferences.jsonl --output_dir other-reward --max_steps 1",
-    );
-    copy(&place.path("out/sft-a"), &place.path("corrupt"));
-    damage(&place.path("corrupt/model.safetensors"), |bytes| bytes[8..12].copy_from_slice(b"oops"));
-    copy(&place.path("out/sft-a"), &place.path("nan"));
-    damage(&place.path("nan/model.safetensors"), last_number_is_nan);
-    copy(&place.path("out/sft-a"), &place.path("cut"));
-    let weights = place.bytes("cut/model.safetensors");
-    place.write("cut/model.safetensors", &weights[..weights.len() / 2]);
-    copy(&place.path("out/reward"), &place.path("other-tokenizer"));
-    let mut tokenizer: Value = serde_json::from_slice(&place.bytes("other-tokenizer/tokenizer.json")).unwrap();
-    let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
-    let (a, b) = (vocabulary["a"].clone(), vocabulary["b"].clone());
-    vocabulary["a"] = b;
-    vocabulary["b"] = a;
-    place.write("other-tokenizer/tokenizer.json", tokenizer.to_string());
-    place.write("empty.jsonl", "");
-    place.write("prompt.jsonl", "{\"prompt\": \"A dip with garlic, please.\"}\n");
-    place.write("long.jsonl", format!("{{\"prompt\": \"{}\"}}\n", "garlic ".repeat(500)));
-    place.write("text.jsonl", "{\"text\": \"A dip with garlic, please.\"}\n");
-    copy(&place.path("out/reward"), &place.path("nan-reward"));
-    damage(&place.path("nan-reward/model.safetensors"), last_number_is_nan);
-    for name in ["foreign-reward", "padded-reward"] {
-        copy(&place.path("out/reward"), &place.path(name));
-        let config = format!("{name}/config.json");
-        let mut json: Value = serde_json::from_slice(&place.bytes(&config)).unwrap();
-        for key in ["score_mean", "score_std"] {
-            json.as_object_mut().unwrap().remove(key).unwrap();
-        }
-        json["pad_token_id"] = json["eos_token_id"].clone();
-        place.write(&config, json.to_string());
-    }
-    copy(&place.path("out/sft-a"), &place.path("padded-base"));
-    let mut json: Value = serde_json::from_slice(&place.bytes("padded-base/config.json")).unwrap();
-    json["pad_token_id"] = json["eos_token_id"].clone();
-    place.write("padded-base/config.json", json.to_string());
-    fs::remove_file(place.path("padded-reward/chat_template.jinja")).unwrap();
-    place.write("padded-reward/tokenizer_config.json", "{}");
-    place.write("answer.jsonl", "{\"prompt\": \"A dip, please.\", \"response\": \"No.\"}\n");
-    place.write("evaluate.yaml", EVALUATE);
-    place.write("faults.yaml", FAULTS);
-    place.write("typo.yaml", "stages:\n  base: {kind: pretrain, dataset: empty.jsonl, learning_rte: 1.0}\n");
-    place
-});
-
-/// An evaluation of a model whose weights are broken.
-const EVALUATE: &str = "
-arms: {sft_a: out/sft-a, sft_b: nan, soup: {models: [out/sft-a, nan]}}
-anchors: {sft_a: out/sft-a}
-reward_model_path: out/reward
-datasets: [{name: test, dataset: out/world/prompts_test.jsonl}]
-landscape: {models: [out/sft-a, nan], alphas: [0.5]}
-";
-
-/// A recipe with stages in order and ten faults in others.
-const FAULTS: &str = "
-out: faults
-stages:
-  good: {kind: sft, model: out/sft-a, dataset: out/world/sft.jsonl, max_steps: 1}
-  later: {kind: dpo, model: good, dataset: [out/world/preferences.jsonl, out/world/sft.jsonl]}
-  broken: {kind: sft, model: corrupt, dataset: out/world/prompts_train.jsonl, eval_dataset: empty.jsonl}
-  untold: {kind: sft, model: out/sft-a, dataset: out/world/prompts_train.jsonl}
-  absent: {kind: sft, model: no-model, dataset: no-data.jsonl}
-  strange: {kind: ppo, model: out/sft-a, reward_model: other-reward, dataset: prompt.jsonl}
-  long: {kind: generate, model: out/sft-a, input: long.jsonl}
-  wrong: {kind: sft, model: out/sft-a, dataset: out/world/sft.jsonl, max_length: 0}
-  hub: {kind: generate, model: nobody/nothing, input: prompt.jsonl}
-  after: {kind: sft, model: absent, dataset: out/world/sft.jsonl}
-";
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
-}
-
-fn last_number_is_nan(bytes: &mut [u8]) {
-    let end = bytes.len();
-    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
-}
-
-fn damage(path: &Path, change: impl FnOnce(&mut [u8])) {
-    let mut bytes = fs::read(path).unwrap();
-    change(&mut bytes);
-    fs::write(path, bytes).unwrap();
-}
+use place::{PLACE, copy};
+use tiny::assert_same;
 
 /// The program, which must end by itself, in a folder of its own. Its exit code and what it said last.
 #[cfg(unix)]
@@ -447,74 +352,4 @@ fn too_little_memory_is_refused_before_a_weight_is_read() {
     let line = format!("sft --model out/sft-a {SFT}");
     assert_fails_with(&[("SALSA_MEMORY", "lots")], 1, &line, &["SALSA_MEMORY", "\"lots\" is no size"]);
     assert_fails_with(&[("SALSA_MEMORY", "1TB")], 1, &format!("sft --model nan {SFT}"), &["NaN"]);
-}
-
-#[test]
-fn a_check_opens_everything_and_tells_every_fault() {
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let before = PLACE.tree("");
-    let output = PLACE.command(&["run", "faults.yaml", "--check"]).output().unwrap();
-    assert_same(&before, &PLACE.tree(""));
-    assert_eq!(output.status.code(), Some(1));
-    let (lines, errors) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-    for line in [
-        "good (sft): model_name_or_path out/sft-a: llama, 44192 parameters",
-        "dataset out/world/sft.jsonl: 80 examples (messages); memory ",
-        "later (dpo): model_name_or_path: what good will write; dataset out/world/preferences.jsonl: 1",
-        "hub (generate): model nobody/nothing: not checked, an id of the hub",
-        "after (sft): model_name_or_path: what absent will write; dataset",
-    ] {
-        assert!(lines.contains(line), "{line:?} is not in: {lines}");
-    }
-    let wanted = [
-        "stages.later: dataset: ",
-        "stages.broken: model_name_or_path: ",
-        "stages.broken: dataset: ",
-        "stages.broken: eval_dataset: ",
-        "stages.untold: dataset: ",
-        "stages.absent: model: no earlier stage is called \"no-model\"",
-        "stages.absent: dataset: there is no file no-data.jsonl",
-        "stages.strange: reward_model_path: other-reward has a vocabulary of 300",
-        "stages.long: input: long.jsonl: line 1: ",
-        "stages.wrong: max_length is 0",
-    ];
-    for fault in wanted {
-        assert_eq!(errors.matches(&format!("error: faults.yaml: {fault}")).count(), 1, "{fault}: {errors}");
-    }
-    assert_eq!(errors.lines().filter(|line| line.starts_with("error: ")).count(), wanted.len(), "{errors}");
-}
-
-#[test]
-fn a_check_plans_the_memory_of_every_stage_that_can_start() {
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let stages = "
-  sft: {kind: sft, model: out/sft-a, dataset: out/world/sft.jsonl}
-  reward: {kind: reward, model: out/sft-a, dataset: out/world/preferences.jsonl}
-  dpo: {kind: dpo, model: out/sft-a, dataset: out/world/preferences.jsonl}
-  ppo: {kind: ppo, model: out/sft-a, reward_model: out/reward, dataset: prompt.jsonl, response_length: 10}
-  evaluate: {kind: evaluate, arms: {sft_a: out/sft-a}, reward_model: out/reward, max_new_tokens: 10,
-             datasets: [{name: test, dataset: prompt.jsonl}]}
-  landscape: {kind: landscape, models: [out/sft-a, out/sft-b], reward_model: out/reward, max_new_tokens: 10,
-              prompts: prompt.jsonl}
-  soup: {kind: soup, models: [out/sft-a, out/sft-b], method: greedy, greedy: {dataset: out/world/sft.jsonl}}
-  generate: {kind: generate, model: out/sft-a, input: prompt.jsonl, max_new_tokens: 10}
-  score: {kind: score, model: out/reward, input: answer.jsonl}
-  logprobs: {kind: logprobs, model: out/sft-a, input: answer.jsonl}
-";
-    let place = tempfile::tempdir().unwrap();
-    let recipe = place.path().join("r.yaml");
-    let here = PLACE.path("");
-    let stages = ["out/", "prompt.jsonl", "answer.jsonl"].iter().fold(stages.to_owned(), |text, name| {
-        text.replace(&format!(" {name}"), &format!(" {}/{name}", here.display()))
-            .replace(&format!("[{name}"), &format!("[{}/{name}", here.display()))
-    });
-    fs::write(&recipe, format!("stages:{stages}")).unwrap();
-    let output = PLACE.command(&["run", recipe.to_str().unwrap(), "--check", "--out", "checked"]).output().unwrap();
-    let (lines, errors) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-    assert!(output.status.success(), "{errors}");
-    assert_eq!(lines.lines().count(), 10);
-    for line in lines.lines() {
-        assert!(line.contains("; memory ") && line.contains("MiB"), "{line}");
-    }
-    assert!(!PLACE.path("checked").exists());
 }
