@@ -1,24 +1,16 @@
 //! KL divergence between policy and reference, estimated from sampled tokens, and the coefficient that weighs it.
 
-/// How the KL of one token is estimated from its two log-probabilities.
-///
-/// All three are computed from a token drawn from the policy. With `x = logprob - ref_logprob`:
-///
-/// | variant | value | bias as an estimate of KL(policy ‖ reference) | sign |
-/// |---|---|---|---|
-/// | `K1` | `x` | none | either |
-/// | `K2` | `x^2 / 2` | small when the two are close | never negative |
-/// | `K3` | `exp(-x) - 1 + x` | none | never negative |
-///
-/// Source: J. Schulman, "Approximating KL divergence" (2020). TRL's default is `K1`.
+/// Estimators of a token's KL from its log-probs under policy and reference, in Schulman's names; see [`kl`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum KlEstimator {
-    /// `logprob - ref_logprob`.
+    /// `logp - ref`: unbiased, of either sign.
     #[default]
     K1,
-    /// `(logprob - ref_logprob)^2 / 2`.
+    /// `(logp - ref)^2 / 2`: biased, small variance.
     K2,
-    /// `exp(ref_logprob - logprob) - 1 - (ref_logprob - logprob)`.
+    /// `exp(ref - logp) - 1 - (ref - logp)`: unbiased, never negative.
     K3,
 }
 
@@ -39,8 +31,17 @@ pub(crate) fn ratio(log_ratio: f64) -> f64 {
 /// k3 = exp(ref_logprob - logprob) - 1 - (ref_logprob - logprob)
 /// ```
 ///
+/// The token must be drawn from the policy. As estimates of KL(policy ‖ reference), with `x = logprob - ref_logprob`:
+///
+/// | estimator | value | bias | sign |
+/// |---|---|---|---|
+/// | `K1` | `x` | none | either |
+/// | `K2` | `x^2 / 2` | small when the two are close | never negative |
+/// | `K3` | `exp(-x) - 1 + x` | none | never negative |
+///
 /// In k3 the exponent is capped at 20; below that the formula is exact. Both log-probabilities must come from the same
-/// positions and the same sampling temperature.
+/// positions and the same sampling temperature. Source: J. Schulman, "Approximating KL divergence" (2020). TRL's
+/// default is `K1`.
 ///
 /// ```
 /// use salsa_algo::kl::{KlEstimator, kl};

@@ -24,7 +24,7 @@
 //!
 //! - One response is one slice of real tokens: no padding, no masks. A batch is responses laid end to end.
 //! - A **score** is one number per response, a **reward** one per slot. A *slot* is a token, or the one place after EOS
-//!   where [`reward::ScoreAt::AfterEos`] puts the score.
+//!   where [`reward::ScorePosition::AfterEos`] puts the score.
 //! - Everything is `f64`, except [`soup`], which works on `f32` weights in `f32` arithmetic.
 //! - Losses are means whose denominators the caller passes in: the parts of a minibatch that is processed in
 //!   several micro-batches then add up to the loss of the whole, token by token, however it was cut.

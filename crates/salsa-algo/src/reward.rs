@@ -1,15 +1,14 @@
 //! From one score per response and one KL per token to one reward per slot.
 
 /// Where in a response its score is added.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScoreAt {
-    /// On the last token (OpenRLHF, veRL, NeMo RL, TRL up to 0.11).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum ScorePosition {
+    /// On the last token.
+    #[default]
     LastToken,
-    /// One slot after EOS (TRL from 0.12, torchtune). The extra slot has no token and no KL, but a value: the critic
-    /// read at EOS. A response without EOS has no such slot and takes the score on its last token.
-    ///
-    /// TRL pads a batch to its longest response; a response that fills that length takes the score on its last token
-    /// even if that is EOS. To repeat this, treat that response as [`Ending::Cut`] in [`slots`].
+    /// One slot after the end token.
     AfterEos,
 }
 
@@ -24,19 +23,24 @@ pub enum Ending {
 
 /// Returns the number of slots of a response: its tokens, and one more if the score goes after EOS.
 ///
+/// OpenRLHF, veRL, NeMo RL and TRL up to 0.11 add the score to the last token; TRL from 0.12 and torchtune one slot after
+/// EOS. That slot has no token and no KL, but a value: the critic read at EOS. A response without EOS has no such slot and
+/// takes the score on its last token. TRL pads a batch to its longest response; a response that fills that length takes
+/// the score on its last token even if that is EOS. To repeat this, treat that response as [`Ending::Cut`].
+///
 /// Values, rewards, raw advantages and returns have this length; log-probs, KLs and the advantages of the policy loss
 /// have the length `tokens`. The score is always added to the last slot.
 ///
 /// ```
-/// use salsa_algo::reward::{Ending, ScoreAt, slots};
-/// assert_eq!(slots(ScoreAt::LastToken, 3, Ending::Eos), 3);
-/// assert_eq!(slots(ScoreAt::AfterEos, 3, Ending::Eos), 4);
-/// assert_eq!(slots(ScoreAt::AfterEos, 3, Ending::Cut), 3);
+/// use salsa_algo::reward::{Ending, ScorePosition, slots};
+/// assert_eq!(slots(ScorePosition::LastToken, 3, Ending::Eos), 3);
+/// assert_eq!(slots(ScorePosition::AfterEos, 3, Ending::Eos), 4);
+/// assert_eq!(slots(ScorePosition::AfterEos, 3, Ending::Cut), 3);
 /// ```
-pub fn slots(at: ScoreAt, tokens: usize, ending: Ending) -> usize {
+pub fn slots(at: ScorePosition, tokens: usize, ending: Ending) -> usize {
     match (at, ending) {
-        (ScoreAt::AfterEos, Ending::Eos) => tokens + 1,
-        (ScoreAt::AfterEos, Ending::Cut) | (ScoreAt::LastToken, _) => tokens,
+        (ScorePosition::AfterEos, Ending::Eos) => tokens + 1,
+        (ScorePosition::AfterEos, Ending::Cut) | (ScorePosition::LastToken, _) => tokens,
     }
 }
 
@@ -151,7 +155,7 @@ mod tests {
     fn empty_responses_are_harmless() {
         assert_eq!(rewards(0.1, &[], 3.0, 0), []);
         assert_eq!(rewards(0.1, &[], 3.0, 1), [3.0]);
-        assert_eq!(slots(ScoreAt::LastToken, 0, Ending::Cut), 0);
+        assert_eq!(slots(ScorePosition::LastToken, 0, Ending::Cut), 0);
     }
 
     #[test]

@@ -2,15 +2,19 @@
 
 use std::f64::consts::PI;
 
-/// How the learning rate falls after the warm-up.
+/// Shape of the learning rate after warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[cfg_attr(feature = "serde", schemars(extend("x-aliases" = ["constant_with_warmup"])))]
 pub enum Decay {
-    /// Not at all (`constant_with_warmup`; `constant` with a warm-up of 0 steps).
+    /// Stays at `learning_rate`.
+    #[cfg_attr(feature = "serde", serde(alias = "constant_with_warmup"))]
     Constant,
-    /// In a straight line to 0 (`linear`).
+    /// Falls in a straight line to 0 at the last step.
     #[default]
     Linear,
-    /// Along half a cosine to 0 (`cosine`).
+    /// Falls along half a cosine to 0 at the last step.
     Cosine,
 }
 

@@ -13,7 +13,7 @@ use golden::{EXPECTED, INPUTS};
 use salsa_algo::gae::{Gae, gae};
 use salsa_algo::kl::{KlController, KlEstimator, kls};
 use salsa_algo::ppo::{Batch, Denominators, Settings, loss, policy_loss};
-use salsa_algo::reward::{Ending, MissingEos, ScoreAt, ScoreRule, rewards, slots};
+use salsa_algo::reward::{Ending, MissingEos, ScorePosition, ScoreRule, rewards, slots};
 use salsa_algo::whiten::{Mean, drop_score_slots, moments, whiten};
 
 const TOLERANCE: f64 = 1e-8;
@@ -29,7 +29,7 @@ struct Row {
     ending: Ending,
 }
 
-fn rows(at: ScoreAt) -> Vec<Row> {
+fn rows(at: ScorePosition) -> Vec<Row> {
     let row = |response: &[u32; 6]| {
         let eos = response.iter().position(|&t| t == EOS);
         let (tokens, ending) = eos.map_or((6, Ending::Cut), |i| (i + 1, Ending::Eos));
@@ -108,7 +108,7 @@ enum Whitening {
     RewardsToo,
 }
 
-fn rollout(at: ScoreAt, estimator: KlEstimator, beta: f64, rule: ScoreRule, whitening: Whitening) -> Rollout {
+fn rollout(at: ScorePosition, estimator: KlEstimator, beta: f64, rule: ScoreRule, whitening: Whitening) -> Rollout {
     let rows = rows(at);
     let tokens = || rows.iter().map(|r| r.tokens);
     let slots = || rows.iter().map(|r| r.slots);
@@ -148,7 +148,7 @@ impl Rollout {
 
 /// TRL >= 0.12: score after EOS, coefficient .05.
 fn trl2(estimator: KlEstimator, missing_eos: MissingEos, whitening: Whitening) -> Rollout {
-    rollout(ScoreAt::AfterEos, estimator, 0.05, ScoreRule { missing_eos, ..ScoreRule::default() }, whitening)
+    rollout(ScorePosition::AfterEos, estimator, 0.05, ScoreRule { missing_eos, ..ScoreRule::default() }, whitening)
 }
 
 fn compare_trl2(name: &'static str, r: &Rollout) {
@@ -229,7 +229,7 @@ fn trl_losses() {
 
 #[test]
 fn trl_up_to_0_11() {
-    let r = rollout(ScoreAt::LastToken, KlEstimator::K1, 0.2, ScoreRule::default(), Whitening::AdvantagesOnly);
+    let r = rollout(ScorePosition::LastToken, KlEstimator::K1, 0.2, ScoreRule::default(), Whitening::AdvantagesOnly);
     let case = Case::new("trl1_kl");
     // This TRL leaves the penalty of the junk behind the end of row 0: -.2 * (-3 - -2).
     case.compare("rewards", &padded(&r.rewards, 0.2));

@@ -1,17 +1,23 @@
 //! The number types of stored weights, and conversion to and from float32.
 
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 use std::fmt;
 
-/// How weights are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Number type of weights in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-aliases" = ["f32", "fp32", "bf16", "f16", "fp16"]))]
 pub enum Dtype {
-    /// IEEE single precision.
+    /// 32-bit floating point.
+    #[serde(rename = "float32", alias = "f32", alias = "fp32")]
     F32,
-    /// bfloat16: float32 with 16 bits less of fraction.
+    /// 16 bits with the range of 32-bit numbers.
+    #[serde(rename = "bfloat16", alias = "bf16")]
     BF16,
-    /// IEEE half precision; largest number 65504.
+    /// 16-bit IEEE floating point; largest number 65504.
+    #[serde(rename = "float16", alias = "f16", alias = "fp16")]
     F16,
 }
 

@@ -9,6 +9,9 @@ use super::names;
 /// Where the heading of a group of keys stands: in the schema of the first of them.
 pub const HEADING: &str = "x-heading";
 
+/// Where the schema of an enum lists other spellings of its choices: those of `serde(alias)`, which a schema does not see.
+const ALIASES: &str = "x-aliases";
+
 /// The schema of a mapping with the configuration `T`: every key that [`super::load`] takes from a file, and no other.
 ///
 /// Draft 7, which editors understand best.
@@ -50,18 +53,13 @@ fn others(key: &str, property: &Value, keys: &Map<String, Value>) -> Vec<(String
     names::others(key, keys).map(named).collect()
 }
 
-/// Adds other spellings to the choices of an enum: those of `serde(alias)`, which a schema does not see.
-pub fn spellings(others: &'static [&'static str]) -> impl FnMut(&mut Schema) {
-    move |schema| {
-        if let Some(Value::Array(choices)) = schema.get_mut("oneOf") {
-            choices.push(json!({"enum": others, "description": "Other spellings of the same."}));
-        }
-    }
-}
-
-/// Number formats of Rust are of no use to a reader, and a key that no struct has is a mistake.
+/// Number formats of Rust are of no use to a reader, other spellings are choices too, and a key that no struct has is a
+/// mistake.
 fn tidy(schema: &mut Schema) {
     schema.remove("format");
+    if let (Some(others), Some(Value::Array(choices))) = (schema.remove(ALIASES), schema.get_mut("oneOf")) {
+        choices.push(json!({"enum": others, "description": "Other spellings of the same."}));
+    }
     if schema.get("properties").is_some() && schema.get("additionalProperties").is_none() {
         schema.insert("additionalProperties".to_owned(), false.into());
     }

@@ -2,11 +2,8 @@
 use std::ops::RangeInclusive;
 
 use anyhow::ensure;
-use salsa_algo::schedule::Decay;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use crate::{checkpoint::Dtype, config::schema::spellings};
 
 mod byte_size;
 
@@ -49,55 +46,6 @@ pub const MOST_TOKENS: u64 = 1 << 30;
 /// Most optimizer steps or responses of a run: a second each would be thirty thousand years.
 pub const MOST_STEPS: u64 = 1_000_000_000_000;
 
-/// Shape of the learning rate after warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(transform = spellings(&["constant_with_warmup"]))]
-pub enum Schedule {
-    /// Stays at `learning_rate`.
-    #[serde(alias = "constant_with_warmup")]
-    Constant,
-    /// Falls in a straight line to 0 at the last step.
-    Linear,
-    /// Falls along half a cosine to 0 at the last step.
-    Cosine,
-}
-
-impl From<Schedule> for Decay {
-    fn from(kind: Schedule) -> Decay {
-        match kind {
-            Schedule::Constant => Decay::Constant,
-            Schedule::Linear => Decay::Linear,
-            Schedule::Cosine => Decay::Cosine,
-        }
-    }
-}
-
-/// Number type of weights in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(transform = spellings(&["f32", "fp32", "bf16", "f16", "fp16"]))]
-pub enum WeightType {
-    /// 32-bit floating point.
-    #[serde(rename = "float32", alias = "f32", alias = "fp32")]
-    Float32,
-    /// 16 bits with the range of 32-bit numbers.
-    #[serde(rename = "bfloat16", alias = "bf16")]
-    BFloat16,
-    /// 16-bit IEEE floating point.
-    #[serde(rename = "float16", alias = "f16", alias = "fp16")]
-    Float16,
-}
-
-impl From<WeightType> for Dtype {
-    fn from(kind: WeightType) -> Dtype {
-        match kind {
-            WeightType::Float32 => Dtype::F32,
-            WeightType::BFloat16 => Dtype::BF16,
-            WeightType::Float16 => Dtype::F16,
-        }
-    }
-}
-
 impl ComputeType {
     /// What it is on this machine.
     pub fn resolve(self) -> salsa_engine::Dtype {
@@ -111,7 +59,7 @@ impl ComputeType {
 
 /// Number type of matrix products. Master weights, optimizer, norms and softmax are 32-bit either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(transform = spellings(&["float32", "bfloat16"]))]
+#[schemars(extend("x-aliases" = ["float32", "bfloat16"]))]
 pub enum ComputeType {
     /// bfloat16 where this machine multiplies it faster, else 32-bit.
     #[default]

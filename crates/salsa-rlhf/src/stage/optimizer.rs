@@ -1,17 +1,18 @@
 //! The keys of AdamW and of the learning rate's shape, which all stages that train share.
 use anyhow::ensure;
+use salsa_algo::schedule::Decay;
 use salsa_engine::AdamW;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::keys::{Schedule, check_range};
+use super::keys::check_range;
 
 /// How weights move, given a learning rate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct OptimizerArguments {
     /// Shape of the learning rate after the warm-up. TRL: linear.
-    pub lr_scheduler_type: Schedule,
+    pub lr_scheduler_type: Decay,
     /// AdamW's decoupled weight decay, per step and unit of learning rate; 0: none. TRL: 0.
     pub weight_decay: f64,
     /// AdamW's decay of the mean of gradients, beta1, from 0 to below 1. TRL: 0.9.
@@ -28,7 +29,7 @@ pub struct OptimizerArguments {
 impl Default for OptimizerArguments {
     fn default() -> OptimizerArguments {
         OptimizerArguments {
-            lr_scheduler_type: Schedule::Linear,
+            lr_scheduler_type: Decay::Linear,
             weight_decay: 0.0,
             adam_beta1: 0.9,
             adam_beta2: 0.999,

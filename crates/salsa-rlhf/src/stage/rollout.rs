@@ -58,18 +58,17 @@ impl Rollouts {
         &self.sequences[index][self.contexts[index]..]
     }
 
-    /// Makes the log-probs those of the policy that is about to learn, as training computes them.
-    ///
-    /// Where decoding and training give the same numbers they are so already. Elsewhere the ratio of new to old would not
-    /// be 1 before the first step, so the old ones come from a forward pass over the responses, as in TRL.
-    pub fn settle_logprobs(&mut self, policy: &Model) {
+    /// Makes the log-probs of sampling those that training computes, so that the ratio of new to old is 1 before the
+    /// first optimizer step: where decoding is not bitwise equal to training they are computed again, as in TRL.
+    pub fn with_training_logprobs(mut self, policy: &Model) -> Rollouts {
         if !policy.backend().decodes_as_trained() {
-            self.read_logprobs(policy);
+            self.recompute_logprobs(policy);
         }
+        self
     }
 
-    /// Puts the log-probs of a forward pass in the place of those that were noted as tokens were sampled.
-    pub(super) fn read_logprobs(&mut self, policy: &Model) {
+    /// Replaces the log-probs of sampling by those of a forward pass.
+    pub(super) fn recompute_logprobs(&mut self, policy: &Model) {
         self.logprobs = self.logprobs_of(policy);
     }
 
@@ -80,12 +79,12 @@ impl Rollouts {
 
     /// Log-probs of all response tokens, by any forward pass.
     pub fn logprobs_by(&self, forward: impl Fn(&Batch, &Query) -> Output) -> Vec<f64> {
-        self.passes(|index, rows, query| self.ask_logprobs(index, rows, query), |output| output.logprobs, forward)
+        self.passes(|index, rows, query| self.query_logprobs(index, rows, query), |output| output.logprobs, forward)
     }
 
     /// The values of all slots: `slots[i]` for response i, the first one read at the last prompt token.
     pub fn values_of(&self, model: &Model, slots: &[usize]) -> Vec<f64> {
-        let ask = |index: usize, rows, query: &mut Query| self.ask_values(index, slots[index], rows, query);
+        let ask = |index: usize, rows, query: &mut Query| self.query_values(index, slots[index], rows, query);
         self.passes(ask, |output| output.values, |batch, query| model.forward(batch, query))
     }
 
@@ -95,13 +94,13 @@ impl Rollouts {
         self.passes(ask, |output| output.values, |batch, query| model.forward(batch, query))
     }
 
-    /// Asks for the log-probs of the response that lies at `rows`.
-    pub fn ask_logprobs(&self, index: usize, rows: std::ops::Range<usize>, query: &mut Query) {
+    /// Queries the log-probs of the response at `rows`.
+    pub fn query_logprobs(&self, index: usize, rows: std::ops::Range<usize>, query: &mut Query) {
         query.push_logprobs(rows, &self.sequences[index], self.contexts[index]);
     }
 
-    /// Asks for the values of the response that lies at `rows`: slot t is read before token t.
-    pub fn ask_values(&self, index: usize, slots: usize, rows: std::ops::Range<usize>, query: &mut Query) {
+    /// Queries the values of the response at `rows`: slot t is read before token t.
+    pub fn query_values(&self, index: usize, slots: usize, rows: std::ops::Range<usize>, query: &mut Query) {
         let first = rows.start + self.contexts[index] - 1;
         query.value_rows.extend((first..first + slots).map(|row| row as u32));
     }

@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 
 use super::{
     StageContext,
-    keys::WeightType,
     lifecycle::{record::Record, runner::mark_done},
 };
 use crate::{
@@ -102,7 +101,7 @@ pub struct SoupConfig {
     pub normalize: Option<bool>,
     /// Number type of the soup. None: that of the ingredients, tensor by tensor; where they differ, the wider one.
     #[schemars(extend("x-heading" = "Output"))]
-    pub dtype: Option<WeightType>,
+    pub dtype: Option<Dtype>,
     /// Of adapters: rank of the soup, at least 1, by the nearest adapter of that rank. None: the sum of the
     /// ingredients' ranks, exact.
     pub svd_rank: Option<usize>,
@@ -324,7 +323,7 @@ pub fn check_fit(config: &SoupConfig) -> anyhow::Result<()> {
         // They are compared as they are read.
         return Ok(());
     }
-    Ingredients::open(config)?.tensors(config.dtype.map(Into::into)).map(drop)
+    Ingredients::open(config)?.tensors(config.dtype).map(drop)
 }
 
 /// The order is the promise: checks, weights, the rest, `config.json`.
@@ -339,7 +338,7 @@ fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &Stage
         config.models[0].display()
     );
     let ingredients = Ingredients::open(config)?;
-    let tensors = ingredients.tensors(config.dtype.map(Into::into))?;
+    let tensors = ingredients.tensors(config.dtype)?;
     ingredients.check_tied_copies()?;
     let companions = chat_template::put(config, ingredients.companions(config)?, ingredients.dirs())?;
     let (config, selection) = &chosen(config, &ingredients, &tensors, context)?;

@@ -1,4 +1,4 @@
-//! `salsa bench ppo`: the PPO stage's own rollout, scoring, advantages and learner, on random models.
+//! `salsa bench ppo`: the PPO stage's own rollout, scoring, experience and learner, on random models.
 use std::time::Instant;
 
 use anyhow::ensure;
@@ -10,10 +10,11 @@ use super::{PpoWork, models, random_tokens};
 use crate::stage::{
     optimizer::OptimizerArguments,
     rl::{
-        arguments::SamplingArguments,
+        arguments::{PenaltyArguments, SamplingArguments},
         ppo::{
-            PpoConfig, advantages,
-            learner::{Learner, Lesson, Rates},
+            PpoConfig,
+            experience::Experience,
+            learner::{Critic, Learner, Rates},
         },
     },
     rollout::Rollouts,
@@ -94,7 +95,7 @@ impl Models {
         Ok(Models {
             reward_model: Model::on(base.clone(), Head::Scalar, &lora, &score)?,
             reference: Model::on(base, Head::LanguageModel, &soup, &soup.init(spec, 3))?,
-            learner: Learner { policy, critic: Some(critic), adamw: config.optimizer.adamw() },
+            learner: Learner { policy, critic: Critic::Separate(Box::new(critic)), adamw: config.optimizer.adamw() },
             config,
         })
     }
@@ -110,31 +111,19 @@ impl Models {
         let sampling = Sampling { max_new_tokens: work.response, slots: work.batch, ..Sampling::default() };
         let responses = self.learner.policy.generate(&prompts, &sampling, &mut |_| ());
         let views: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt.tokens[..]).collect();
-        let mut rollouts = Rollouts::new(&views, responses, 1.0);
+        let rollouts = Rollouts::new(&views, responses, 1.0);
         let sampled = start.elapsed().as_secs_f64();
-        rollouts.settle_logprobs(&self.learner.policy);
 
-        let slots = advantages::slots(&self.config, &rollouts);
+        let rollouts = rollouts.with_training_logprobs(&self.learner.policy);
         let scores = rollouts.last_values_of(&self.reward_model);
         let reference = rollouts.logprobs_of(&self.reference);
-        let old_values = rollouts.values_of(self.learner.critic(), &slots);
+        let PenaltyArguments { kl_coef, kl_estimator, .. } = self.config.penalty;
+        let kls = kls(kl_estimator, &rollouts.logprobs, &reference);
+        let critic = self.learner.value_model();
+        let experience = Experience::new(&self.config, kl_coef, rollouts, &scores, &kls, critic);
         let scored = start.elapsed().as_secs_f64();
 
-        let kls = kls(self.config.penalty.estimator(), &rollouts.logprobs, &reference);
-        let rewards = advantages::rewards(&self.config, self.config.penalty.kl_coef, &rollouts, &scores, &kls, &slots);
-        let (advantages, returns) = advantages::estimate(&self.config, &rewards, &old_values, &slots, &rollouts);
-        let lesson = Lesson {
-            rollouts: &rollouts,
-            slots: &slots,
-            advantages: &advantages,
-            old_values: &old_values,
-            returns: &returns,
-        };
-        let all: Vec<usize> = (0..rollouts.len()).collect();
-        for _ in 0..work.epochs {
-            let pass = self.config.per_device_train_batch_size;
-            self.learner.step(&lesson, &all, pass, &self.config.loss_settings(), RATES)?;
-        }
+        self.learner.learn(&self.config, &experience, number as u64, RATES)?;
         Ok([sampled, scored - sampled, start.elapsed().as_secs_f64() - scored])
     }
 }

@@ -17,7 +17,6 @@ use crate::{
     config::{Origin, paths::PathKind},
     recipe::{Recipe, Selected, Step},
     stage::{
-        keys::WeightType,
         kind::{Leaves, Planned},
         models::{frozen::trained_adapter, lora::LoraArguments},
     },
@@ -124,7 +123,7 @@ fn outline(step: &Step, source: &Checkpoint, head: Head, dir: &Path) -> anyhow::
     };
     let is_soup = step.kind.leaves == Leaves::SameModel;
     let key = if is_soup { "dtype" } else { "save_dtype" };
-    let dtype = WeightType::deserialize(&config[key]).map_or(source.dtype, Dtype::from);
+    let dtype = Dtype::deserialize(&config[key]).unwrap_or(source.dtype);
     let trained = trained_adapter(source, &LoraArguments::deserialize(config)?)?;
     let lora = trained.or_else(|| source.adapter().filter(|_| is_soup).map(|adapter| mean_of(&adapter.lora, config)));
     let Some(lora) = lora else {

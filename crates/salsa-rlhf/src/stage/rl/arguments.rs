@@ -7,12 +7,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    checkpoint::{Checkpoint, SaveOptions},
+    checkpoint::{Checkpoint, Dtype, SaveOptions},
     config::paths::NoEffect,
     stage::{
         device::Choice as DeviceChoice,
         gold::Gold,
-        keys::{ComputeType, MOST_SEQUENCES, MOST_STEPS, MOST_TOKENS, WeightType, check_count, check_range},
+        keys::{ComputeType, MOST_SEQUENCES, MOST_STEPS, MOST_TOKENS, check_count, check_range},
         models::reward_model::ScoreScale,
     },
 };
@@ -48,25 +48,12 @@ pub struct PenaltyArguments {
     #[schemars(extend("x-heading" = "Reward and KL"))]
     pub kl_coef: f64,
     /// How the KL of a token is estimated. TRL: k1.
-    pub kl_estimator: KlKind,
+    pub kl_estimator: KlEstimator,
     /// Wanted KL per response, in nats, above 0: beta adapts to it, as in TRL up to 0.11 (6). None: beta is fixed.
     pub kl_target: Option<f64>,
     /// Responses after which an adaptive beta has moved by a fifth at most, above 0; used with `kl_target`. TRL up to 0.11:
     /// 10,000.
     pub kl_horizon: f64,
-}
-
-/// Per-token estimators of the KL, in Schulman's names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum KlKind {
-    /// `logp - ref`: unbiased, of either sign.
-    #[default]
-    K1,
-    /// `(logp - ref)^2 / 2`: biased, small variance.
-    K2,
-    /// `exp(ref - logp) - 1 - (ref - logp)`: unbiased, never negative.
-    K3,
 }
 
 /// What is done to the scores of the reward model.
@@ -100,7 +87,7 @@ pub struct RunArguments {
     /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
     /// Number type of the saved weights; training itself always keeps f32 master weights. TRL: the model's own.
-    pub save_dtype: WeightType,
+    pub save_dtype: Dtype,
 }
 
 impl Default for SamplingArguments {
@@ -118,7 +105,7 @@ impl Default for SamplingArguments {
 
 impl Default for PenaltyArguments {
     fn default() -> PenaltyArguments {
-        PenaltyArguments { kl_coef: 0.05, kl_estimator: KlKind::K1, kl_target: None, kl_horizon: 10_000.0 }
+        PenaltyArguments { kl_coef: 0.05, kl_estimator: KlEstimator::K1, kl_target: None, kl_horizon: 10_000.0 }
     }
 }
 
@@ -137,7 +124,7 @@ impl Default for RunArguments {
             gold: None,
             dtype: ComputeType::Auto,
             device: DeviceChoice::Auto,
-            save_dtype: WeightType::Float32,
+            save_dtype: Dtype::F32,
         }
     }
 }
@@ -171,15 +158,6 @@ impl PenaltyArguments {
         check_range("kl_coef", self.kl_coef, 0.0..=f64::MAX)?;
         check_range("kl_target", self.kl_target.unwrap_or(1.0), f64::MIN_POSITIVE..=f64::MAX)?;
         check_range("kl_horizon", self.kl_horizon, f64::MIN_POSITIVE..=f64::MAX)
-    }
-
-    /// The estimator of the KL.
-    pub fn estimator(&self) -> KlEstimator {
-        match self.kl_estimator {
-            KlKind::K1 => KlEstimator::K1,
-            KlKind::K2 => KlEstimator::K2,
-            KlKind::K3 => KlEstimator::K3,
-        }
     }
 
     /// How beta moves.
@@ -216,6 +194,6 @@ impl ScoreArguments {
 impl RunArguments {
     /// How weights are saved, for a run that started from `source`.
     pub fn save_options(&self, source: &Checkpoint) -> SaveOptions {
-        SaveOptions { dtype: self.save_dtype.into(), ..SaveOptions::like(source) }
+        SaveOptions { dtype: self.save_dtype, ..SaveOptions::like(source) }
     }
 }

@@ -1,7 +1,7 @@
 //! PPO against a reference: with a soup as reference it is SALSA, with one SFT model plain PPO.
 //!
-//! `Run::step` is the algorithm. What it calls is below it in order; rewards and advantages are made in [`advantages`], the
-//! optimizer steps in [`learner`], the arithmetic in `salsa_algo`.
+//! `Run::step` is the algorithm. What it calls is below it in order; rewards and advantages are computed in
+//! [`experience`], the optimizer steps in [`learner`], the arithmetic in `salsa_algo`.
 use std::path::Path;
 
 use anyhow::{Context, ensure};
@@ -33,8 +33,8 @@ use crate::{
     },
 };
 
-pub mod advantages;
 pub mod config;
+pub(crate) mod experience;
 pub mod learner;
 pub mod measure;
 mod order;
@@ -43,7 +43,8 @@ mod plan;
 mod tests;
 
 pub use config::PpoConfig;
-use learner::{Learned, Learner, Lesson, Rates};
+use experience::Experience;
+use learner::{Learner, Rates};
 use measure::{Measured, Samples};
 use plan::Plan;
 
@@ -70,52 +71,43 @@ impl Run<'_> {
     /// One update, counted from 0: sample, score, penalise, estimate advantages, learn.
     fn step(&mut self, update: u64) -> anyhow::Result<(Metrics, Samples)> {
         let config = self.config;
-        let (chosen, mut rollouts) = self.sample(update);
-        rollouts.settle_logprobs(&self.learner.policy);
+        let (asked, rollouts) = self.sample(update);
+        let rollouts = rollouts.with_training_logprobs(&self.learner.policy);
         let scores = self.reward_model.scores(&rollouts);
         let frozen_logprobs = self.frozen.logprobs(&rollouts);
-        let kls = self.reference.kls(config.penalty.estimator(), &rollouts, &self.frozen, &frozen_logprobs);
-        let slots = advantages::slots(config, &rollouts);
-        let old_values = rollouts.values_of(self.learner.critic(), &slots);
+        let kls = self.reference.kls(config.penalty.kl_estimator, &rollouts, &self.frozen, &frozen_logprobs);
 
-        let rewards = advantages::rewards(config, self.beta, &rollouts, &scores, &kls, &slots);
-        let (advantages, returns) = advantages::estimate(config, &rewards, &old_values, &slots, &rollouts);
-
-        let lesson = Lesson {
-            rollouts: &rollouts,
-            slots: &slots,
-            advantages: &advantages,
-            old_values: &old_values,
-            returns: &returns,
-        };
-        let learned = self.learn(&lesson, update)?;
+        let experience = Experience::new(config, self.beta, rollouts, &scores, &kls, self.learner.value_model());
+        let rates = self.rates(update);
+        let learned = self.learner.learn(config, &experience, update, rates)?;
         self.reference.follow(&self.learner.policy, &self.language_model, update + 1)?;
 
         let measured = Measured {
             scores: &scores,
             kls: &kls,
             beta: self.beta,
-            explained_variance: explained_variance(&old_values, &returns),
+            explained_variance: explained_variance(&experience.old_values, &experience.returns),
             learned: &learned,
         };
-        let (metrics, samples) = self.report(&chosen, &rollouts, &measured, &frozen_logprobs)?;
-        self.beta = self.controller.update(self.beta, measure::mean_kl(&kls, &rollouts), rollouts.len());
+        let (metrics, samples) = self.report(&asked, &experience.rollouts, &measured, &frozen_logprobs)?;
+        let measured_kl = measure::mean_kl(&kls, &experience.rollouts);
+        self.beta = self.controller.update(self.beta, measured_kl, experience.rollouts.len());
         Ok((metrics, samples))
     }
 
-    /// Responses to the next prompts, each prompt visited once per pass over the data.
+    /// The numbers of the next prompts and responses to them, each prompt visited once per pass over the data.
     fn sample(&self, update: u64) -> (Vec<usize>, Rollouts) {
         let config = self.config;
         let first = update * config.sampling.batch_size as u64;
         let responses = first..first + config.sampling.batch_size as u64;
-        let chosen = order::visit(self.prompts.len(), config.run.seed, responses);
+        let asked = order::visit(self.prompts.len(), config.run.seed, responses);
         // The stream of a response is its number in the run: a prompt met again is answered anew.
         let prompt = |(i, &at): (usize, &usize)| Prompt {
             tokens: self.prompts[at].tokens.clone(),
             id: first + i as u64,
             sample: 0,
         };
-        let prompts: Vec<Prompt> = chosen.iter().enumerate().map(prompt).collect();
+        let prompts: Vec<Prompt> = asked.iter().enumerate().map(prompt).collect();
         let sampling = Sampling {
             temperature: config.sampling.temperature,
             seed: config.run.seed,
@@ -127,23 +119,7 @@ impl Run<'_> {
         let responses = self.learner.policy.generate(&prompts, &sampling, &mut |_| ());
         let prompts: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt.tokens[..]).collect();
         let rollouts = Rollouts::new(&prompts, responses, config.sampling.temperature);
-        (chosen, rollouts)
-    }
-
-    /// The epochs: minibatches in a new order each time, one optimizer step per minibatch.
-    fn learn(&mut self, lesson: &Lesson<'_>, update: u64) -> anyhow::Result<Learned> {
-        let config = self.config;
-        let rates = self.rates(update);
-        let mut learned = Learned::default();
-        let mut steps = 0;
-        for epoch in 0..config.num_ppo_epochs as u64 {
-            for chosen in order::minibatches(config, lesson.rollouts.len(), update, epoch) {
-                let pass = config.per_device_train_batch_size;
-                learned.add(&self.learner.step(lesson, &chosen, pass, &config.loss_settings(), rates)?);
-                steps += 1;
-            }
-        }
-        Ok(learned.mean(steps))
+        (asked, rollouts)
     }
 
     fn rates(&self, update: u64) -> Rates {
@@ -156,7 +132,7 @@ impl Run<'_> {
     /// The metrics of an update, the KLs to the anchors and the mean gold reward among them, and texts of some responses.
     fn report(
         &self,
-        chosen: &[usize],
+        asked: &[usize],
         rollouts: &Rollouts,
         measured: &Measured<'_>,
         frozen_logprobs: &[Vec<f64>],
@@ -167,8 +143,8 @@ impl Run<'_> {
         }
         let mut samples = Samples::default();
         let mut gold_total = 0.0;
-        let read = if self.config.run.gold.is_some() { chosen.len() } else { Samples::KEPT.min(chosen.len()) };
-        for (i, &at) in chosen.iter().enumerate().take(read) {
+        let read = if self.config.run.gold.is_some() { asked.len() } else { Samples::KEPT.min(asked.len()) };
+        for (i, &at) in asked.iter().enumerate().take(read) {
             let prompt = self.prompts[at].content.last_words();
             let response = self.encoder.decode(rollouts.response(i))?;
             let gold = self.config.run.gold.map(|gold| gold.reward(prompt, response.trim()));
@@ -329,7 +305,7 @@ impl<'a> Run<'a> {
     fn resume(&mut self, checkpoints: &Checkpoints) -> anyhow::Result<u64> {
         let Some(mut restored) = checkpoints.newest()? else { return Ok(0) };
         restored.restore_model("policy", &mut self.learner.policy)?;
-        if let Some(critic) = &mut self.learner.critic {
+        if let Some(critic) = self.learner.critic.separate_mut() {
             restored.restore_model("critic", critic)?;
         }
         self.reference.restore(&mut restored)?;
@@ -339,7 +315,7 @@ impl<'a> Run<'a> {
 
     fn snapshot(&self, done: u64) -> Snapshot<'_> {
         let snapshot = Snapshot::new(done, json!({"kl_coef": self.beta})).with_model("policy", &self.learner.policy);
-        let snapshot = match &self.learner.critic {
+        let snapshot = match self.learner.critic.separate() {
             Some(critic) => snapshot.with_model("critic", critic),
             None => snapshot,
         };
@@ -359,7 +335,7 @@ impl<'a> Run<'a> {
                 train_batch_size: self.config.sampling.batch_size as u64,
             },
         )?;
-        if let Some(critic) = &self.learner.critic {
+        if let Some(critic) = self.learner.critic.separate() {
             let origin = &self.reward_model.checkpoint;
             let options = self.config.run.save_options(origin);
             let companions = Companions::from_dir(origin.dir())?;

@@ -336,7 +336,7 @@ fn the_type_can_be_chosen_and_is_the_wider_of_two() {
     assert_eq!(dtype_of(kitchen.config(&[&a, &b])), Dtype::F32);
     assert_eq!(dtype_of(kitchen.config(&[&b, &c])), Dtype::F32);
     assert_eq!(dtype_of(kitchen.config(&[&b, &b])), Dtype::BF16);
-    let half = SoupConfig { dtype: Some(WeightType::Float16), ..kitchen.config(&[&a, &b]) };
+    let half = SoupConfig { dtype: Some(Dtype::F16), ..kitchen.config(&[&a, &b]) };
     assert_eq!(dtype_of(half), Dtype::F16);
 }
 
@@ -400,7 +400,7 @@ fn the_report_measures_what_was_written() {
         weights: numbers(&[0.25, 0.75]),
         base_model: Some(base.clone().into()),
         report: true,
-        dtype: Some(WeightType::BFloat16),
+        dtype: Some(Dtype::BF16),
         ..kitchen.config(&[&a, &b])
     };
     let cooked = write_new_directory(&config, &StageContext::quiet()).unwrap();

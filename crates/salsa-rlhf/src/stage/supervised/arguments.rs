@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     chat,
-    checkpoint::{Checkpoint, Companions},
+    checkpoint::{Checkpoint, Companions, Dtype},
     config::paths::{NoEffect, TemplateChoice},
     stage::{
         device::Choice as DeviceChoice,
-        keys::{ByteSize, ComputeType, MOST_SEQUENCES, MOST_STEPS, WeightType, check_count, check_most, check_range},
+        keys::{ByteSize, ComputeType, MOST_SEQUENCES, MOST_STEPS, check_count, check_most, check_range},
         optimizer::OptimizerArguments,
         text::{chat_arguments::ChatArguments, encoder::Encoder},
     },
@@ -62,7 +62,7 @@ pub struct TrainingArguments {
     /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
     /// Number type of the saved weights; training itself always keeps f32 master weights. TRL: the model's own.
-    pub save_dtype: WeightType,
+    pub save_dtype: Dtype,
     /// Most bytes of weights in one file: a number, or such as 5GB (powers of ten). transformers: 5GB.
     pub max_shard_size: ByteSize,
     /// A chat template in place of the model's own, which the trained model takes along: a Jinja file, or `chatml`.
@@ -90,7 +90,7 @@ impl Default for TrainingArguments {
             gradient_checkpointing: NoEffect(false),
             dtype: ComputeType::Auto,
             device: DeviceChoice::Auto,
-            save_dtype: WeightType::Float32,
+            save_dtype: Dtype::F32,
             max_shard_size: ByteSize(5_000_000_000),
             chat_template: TemplateChoice::default(),
             chat: ChatArguments::default(),
@@ -159,7 +159,7 @@ impl TrainingArguments {
             0 => Warmup::Ratio(self.warmup_ratio),
             steps => Warmup::Steps(steps as usize),
         };
-        schedule::Schedule { warmup, decay: self.optimizer.lr_scheduler_type.into() }
+        schedule::Schedule { warmup, decay: self.optimizer.lr_scheduler_type }
     }
 
     /// What the backward pass keeps.

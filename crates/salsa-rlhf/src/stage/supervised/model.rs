@@ -96,7 +96,7 @@ pub fn save(
 ) -> anyhow::Result<()> {
     write_trainer_state(output_dir, arguments, outcome)?;
     let companions = arguments.companions(source.dir())?;
-    let (dtype, max_shard_bytes) = (arguments.save_dtype.into(), arguments.max_shard_size.0);
+    let (dtype, max_shard_bytes) = (arguments.save_dtype, arguments.max_shard_size.0);
     let options = SaveOptions { dtype, max_shard_bytes, ..SaveOptions::like(source) };
     save_model(output_dir, source, model, model.spec(), &companions, extra_config, &options)
 }

@@ -235,7 +235,7 @@ pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Va
     let outcome = trainer::train(&job, &mut model, &data, eval)?;
     write_trainer_state(&config.output_dir, &config.training, &outcome)?;
     vocabulary.tokenizer.save(&config.output_dir, &vocabulary.names, vocabulary.template.as_deref())?;
-    let dtype = config.training.save_dtype.into();
+    let dtype = config.training.save_dtype;
     let options = SaveOptions {
         max_shard_bytes: config.training.max_shard_size.0,
         ..SaveOptions::new(Family::for_spec(model.spec()), vocabulary.special_tokens(), dtype)

@@ -1,11 +1,11 @@
-//! What `salsa ppo` can be told.
+//! Configuration of `salsa ppo`.
 use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::ensure;
 use salsa_algo::{
     ppo::Settings,
-    reward::ScoreAt,
-    schedule::{self, Warmup},
+    reward::ScorePosition,
+    schedule::{Schedule, Warmup},
 };
 use salsa_engine::Recompute;
 use schemars::JsonSchema;
@@ -111,17 +111,6 @@ pub struct PpoConfig {
     pub run: RunArguments,
 }
 
-/// Where a response's score is added.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ScorePosition {
-    /// On the last token.
-    #[default]
-    LastToken,
-    /// One slot after the end token.
-    AfterEos,
-}
-
 /// Where values come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -213,18 +202,9 @@ impl PpoConfig {
         self.reference.validate()
     }
 
-    /// Where scores go.
-    pub fn score_at(&self) -> ScoreAt {
-        match self.score_position {
-            ScorePosition::LastToken => ScoreAt::LastToken,
-            ScorePosition::AfterEos => ScoreAt::AfterEos,
-        }
-    }
-
     /// How the learning rate moves over the updates.
-    pub fn schedule(&self) -> schedule::Schedule {
-        let decay = self.optimizer.lr_scheduler_type.into();
-        schedule::Schedule { warmup: Warmup::Steps(self.warmup_steps as usize), decay }
+    pub fn schedule(&self) -> Schedule {
+        Schedule { warmup: Warmup::Steps(self.warmup_steps as usize), decay: self.optimizer.lr_scheduler_type }
     }
 
     /// The constants of the loss.

@@ -1,40 +1,56 @@
-//! The models that learn: policy and critic, and their optimizer steps.
+//! Policy and critic: the epochs of an update and their optimizer steps.
 use anyhow::{Context, ensure};
 use salsa_algo::ppo::{self, Denominators, PolicyStats};
 use salsa_engine::{AdamW, Batch, Device, Head, Model, ModelSpec, Output, OutputGradient, Query, Trainable};
 
-use super::config::{CriticKind, PpoConfig};
+use super::{
+    config::{CriticKind, PpoConfig},
+    experience::Experience,
+    order,
+};
 use crate::{
     checkpoint::Checkpoint,
     stage::{
         lifecycle::resume::REMEDY,
         models::{adapters, bases::Bases, frozen::open_language_model, model_source::ModelSource},
-        rollout::{Rollouts, split},
+        rollout::split,
     },
 };
 
 /// Policy and critic.
 pub struct Learner {
-    /// The policy; with a shared critic it has a second head.
+    /// The policy.
     pub policy: Trainable,
-    /// The critic, if it is a model of its own.
-    pub critic: Option<Trainable>,
+    /// Where values come from.
+    pub critic: Critic,
     /// The optimizer of both.
     pub adamw: AdamW,
 }
 
-/// What the epochs learn from; per-token and per-slot numbers end to end.
-pub struct Lesson<'a> {
-    /// The responses.
-    pub rollouts: &'a Rollouts,
-    /// Slots of each response.
-    pub slots: &'a [usize],
-    /// Whitened advantage of each token.
-    pub advantages: &'a [f64],
-    /// Value of each slot when the response was sampled.
-    pub old_values: &'a [f64],
-    /// Return of each slot.
-    pub returns: &'a [f64],
+/// Where values come from.
+pub enum Critic {
+    /// A model of its own.
+    Separate(Box<Trainable>),
+    /// A second head of the policy.
+    Shared,
+}
+
+impl Critic {
+    /// The model, if it is one of its own.
+    pub fn separate(&self) -> Option<&Trainable> {
+        match self {
+            Critic::Separate(model) => Some(model),
+            Critic::Shared => None,
+        }
+    }
+
+    /// The model, if it is one of its own.
+    pub fn separate_mut(&mut self) -> Option<&mut Trainable> {
+        match self {
+            Critic::Separate(model) => Some(model),
+            Critic::Shared => None,
+        }
+    }
 }
 
 /// Learning rates of one update. A rate of 0 leaves a model exactly as it is.
@@ -48,7 +64,7 @@ pub struct Rates {
 
 /// What an optimizer step reports, every number over its real tokens; also the mean over the steps of an update.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Learned {
+pub struct StepStats {
     /// Clipped policy loss.
     pub policy_loss: f64,
     /// Clipped value loss.
@@ -84,9 +100,9 @@ impl Learner {
         let (head, critic) = match config.critic {
             CriticKind::Separate => {
                 let critic = bases.adapted(reward_model, Head::Scalar, &config.lora, seed, recompute);
-                (Head::LanguageModel, Some(critic.context("critic")?))
+                (Head::LanguageModel, Critic::Separate(Box::new(critic.context("critic")?)))
             }
-            CriticKind::Shared => (Head::LanguageModelWithValue, None),
+            CriticKind::Shared => (Head::LanguageModelWithValue, Critic::Shared),
         };
         let policy = adapted_policy(config, head, bases).context("policy")?;
         Ok(Learner { policy, critic, adamw: config.optimizer.adamw() })
@@ -108,57 +124,80 @@ impl Learner {
             CriticKind::Separate => {
                 let critic =
                     Trainable::new(critic_spec, critic_weights, backend.clone(), recompute).context("critic")?;
-                (Trainable::new(policy_spec, policy_weights, backend, recompute), Some(critic))
+                let policy = Trainable::new(policy_spec, policy_weights, backend, recompute);
+                (policy, Critic::Separate(Box::new(critic)))
             }
             CriticKind::Shared => {
                 let both = policy_spec.with_head(Head::LanguageModelWithValue);
                 let weights = policy_spec.convert(&policy_weights, &both, config.run.seed);
-                (Trainable::new(both, weights, backend, recompute), None)
+                (Trainable::new(both, weights, backend, recompute), Critic::Shared)
             }
         };
         Ok(Learner { policy: policy.context("policy")?, critic, adamw: config.optimizer.adamw() })
     }
 
     /// The model that gives values.
-    pub fn critic(&self) -> &Model {
-        self.critic.as_ref().unwrap_or(&self.policy)
+    pub fn value_model(&self) -> &Model {
+        self.critic.separate().unwrap_or(&self.policy)
     }
 
-    /// One optimizer step on the responses numbered `chosen`. Gradients of passes of at most `pass` responses add up.
+    /// The epochs of an update, counted from 0: minibatches in a new order each time, one optimizer step per minibatch.
+    /// Returns means over the steps.
+    ///
+    /// # Errors
+    /// If a gradient is not finite.
+    pub fn learn(
+        &mut self,
+        config: &PpoConfig,
+        experience: &Experience,
+        update: u64,
+        rates: Rates,
+    ) -> anyhow::Result<StepStats> {
+        let (mut sum, mut steps) = (StepStats::default(), 0);
+        for epoch in 0..config.num_ppo_epochs as u64 {
+            for minibatch in order::minibatches(config, experience.rollouts.len(), update, epoch) {
+                sum.add(&self.step(config, experience, &minibatch, rates)?);
+                steps += 1;
+            }
+        }
+        Ok(sum.mean(steps))
+    }
+
+    /// One optimizer step on the responses of these numbers. Gradients of passes of at most
+    /// `per_device_train_batch_size` responses add up.
     ///
     /// # Errors
     /// If a gradient is not finite; then neither model has changed.
-    pub fn step(
+    fn step(
         &mut self,
-        lesson: &Lesson<'_>,
-        chosen: &[usize],
-        pass: usize,
-        settings: &ppo::Settings,
+        config: &PpoConfig,
+        experience: &Experience,
+        minibatch: &[usize],
         rates: Rates,
-    ) -> anyhow::Result<Learned> {
-        let lengths = lesson.rollouts.lengths();
+    ) -> anyhow::Result<StepStats> {
+        let lengths = experience.rollouts.lengths();
         let denominators = Denominators {
-            tokens: chosen.iter().map(|&i| lengths[i]).sum(),
-            slots: chosen.iter().map(|&i| lesson.slots[i]).sum(),
+            tokens: minibatch.iter().map(|&i| lengths[i]).sum(),
+            slots: minibatch.iter().map(|&i| experience.slots[i]).sum(),
         };
-        let mut learned = Learned::default();
-        for chosen in chosen.chunks(pass) {
-            self.accumulate(lesson, &lengths, chosen, settings, denominators, &mut learned);
+        let mut stats = StepStats::default();
+        for pass in minibatch.chunks(config.per_device_train_batch_size) {
+            self.accumulate(experience, &lengths, pass, &config.loss_settings(), denominators, &mut stats);
         }
-        learned.ratio_variance = learned.policy.ratio_variance();
-        learned.policy_grad_norm = self.policy.gradient_norm();
-        learned.critic_grad_norm = self.critic.as_ref().map_or(0.0, Trainable::gradient_norm);
-        anyhow::ensure!(
-            (learned.policy_grad_norm + learned.critic_grad_norm).is_finite(),
+        stats.ratio_variance = stats.policy.ratio_variance();
+        stats.policy_grad_norm = self.policy.gradient_norm();
+        stats.critic_grad_norm = self.critic.separate().map_or(0.0, Trainable::gradient_norm);
+        ensure!(
+            (stats.policy_grad_norm + stats.critic_grad_norm).is_finite(),
             "the gradient is no longer finite (policy {}, critic {}); {REMEDY}",
-            learned.policy_grad_norm,
-            learned.critic_grad_norm
+            stats.policy_grad_norm,
+            stats.critic_grad_norm
         );
         advance(&mut self.policy, &self.adamw, rates.policy)?;
-        if let Some(critic) = &mut self.critic {
+        if let Some(critic) = self.critic.separate_mut() {
             advance(critic, &self.adamw, rates.critic)?;
         }
-        Ok(learned)
+        Ok(stats)
     }
 
     /// Makes sure, before anything is saved, that both models are made of numbers.
@@ -166,30 +205,30 @@ impl Learner {
     /// # Errors
     /// Names the model.
     pub fn ensure_finite(&self) -> anyhow::Result<()> {
-        for (name, model) in [("policy", Some(&self.policy)), ("critic", self.critic.as_ref())] {
+        for (name, model) in [("policy", Some(&self.policy)), ("critic", self.critic.separate())] {
             let finite = model.is_none_or(|model| model.weights().iter().all(|weight| weight.is_finite()));
             ensure!(finite, "a weight of the {name} is not finite; {REMEDY}");
         }
         Ok(())
     }
 
-    /// Forward, loss and backward of some responses.
+    /// Forward, loss and backward of the responses of these numbers.
     fn accumulate(
         &mut self,
-        lesson: &Lesson<'_>,
+        experience: &Experience,
         lengths: &[usize],
-        chosen: &[usize],
+        responses: &[usize],
         settings: &ppo::Settings,
         denominators: Denominators,
-        learned: &mut Learned,
+        stats: &mut StepStats,
     ) {
         let pick = |numbers: &[f64], lengths: &[usize]| -> Vec<f64> {
             let parts = split(numbers, lengths);
-            chosen.iter().flat_map(|&i| parts[i]).copied().collect()
+            responses.iter().flat_map(|&i| parts[i]).copied().collect()
         };
-        let (batch, policy_query, value_query) = self.lay(lesson, chosen);
+        let (batch, policy_query, value_query) = self.pack(experience, responses);
         let (policy_output, policy_tape) = self.policy.forward_train(&batch, &policy_query);
-        let (value_output, critic_tape) = match &self.critic {
+        let (value_output, critic_tape) = match self.critic.separate() {
             Some(critic) => {
                 let (output, tape) = critic.forward_train(&batch, &value_query);
                 (Some(output), Some(tape))
@@ -201,40 +240,41 @@ impl Learner {
         let loss = ppo::loss(
             &ppo::Batch {
                 logprobs: &widen(&logprobs),
-                old_logprobs: &pick(&lesson.rollouts.logprobs, lengths),
-                advantages: &pick(lesson.advantages, lengths),
+                old_logprobs: &pick(&experience.rollouts.logprobs, lengths),
+                advantages: &pick(&experience.advantages, lengths),
                 values: &widen(&values),
-                old_values: &pick(lesson.old_values, lesson.slots),
-                returns: &pick(lesson.returns, lesson.slots),
+                old_values: &pick(&experience.old_values, &experience.slots),
+                returns: &pick(&experience.returns, &experience.slots),
             },
             settings,
             denominators,
         );
         let (d_logprobs, d_values) = (narrow(&loss.d_logprobs), narrow(&loss.d_values));
-        match (&mut self.critic, critic_tape) {
+        match (self.critic.separate_mut(), critic_tape) {
             (Some(critic), Some(tape)) => {
                 self.policy.backward(policy_tape, &OutputGradient { d_logprobs: &d_logprobs, d_values: &[] });
                 critic.backward(tape, &OutputGradient { d_logprobs: &[], d_values: &d_values });
             }
             _ => self.policy.backward(policy_tape, &OutputGradient { d_logprobs: &d_logprobs, d_values: &d_values }),
         }
-        learned.policy_loss += loss.policy_loss;
-        learned.value_loss += loss.value_loss;
-        learned.policy.add(&loss.policy);
-        learned.value_clip_fraction += loss.value_clip_fraction;
-        learned.entropy += entropies.iter().map(|&e| f64::from(e)).sum::<f64>() / denominators.tokens as f64;
+        stats.policy_loss += loss.policy_loss;
+        stats.value_loss += loss.value_loss;
+        stats.policy.add(&loss.policy);
+        stats.value_clip_fraction += loss.value_clip_fraction;
+        stats.entropy += entropies.iter().map(|&e| f64::from(e)).sum::<f64>() / denominators.tokens as f64;
     }
 
-    /// Lays responses end to end and asks for their log-probs and values. A shared critic answers in the same query.
-    fn lay(&self, lesson: &Lesson<'_>, chosen: &[usize]) -> (Batch, Query, Query) {
+    /// Packs responses end to end and queries their log-probs and values. A shared critic answers in the same query.
+    fn pack(&self, experience: &Experience, responses: &[usize]) -> (Batch, Query, Query) {
         let mut batch = Batch::new();
-        let temperature = lesson.rollouts.temperature;
-        let (mut policy, mut value) = (Query { temperature, ..Query::default() }, Query::default());
-        for &i in chosen {
-            let rows = batch.push(&lesson.rollouts.sequences[i]);
-            let values = if self.critic.is_some() { &mut value } else { &mut policy };
-            lesson.rollouts.ask_values(i, lesson.slots[i], rows.clone(), values);
-            lesson.rollouts.ask_logprobs(i, rows, &mut policy);
+        let rollouts = &experience.rollouts;
+        let (mut policy, mut value) =
+            (Query { temperature: rollouts.temperature, ..Query::default() }, Query::default());
+        for &i in responses {
+            let rows = batch.push(&rollouts.sequences[i]);
+            let values = if self.critic.separate().is_some() { &mut value } else { &mut policy };
+            rollouts.query_values(i, experience.slots[i], rows.clone(), values);
+            rollouts.query_logprobs(i, rows, &mut policy);
         }
         (batch, policy, value)
     }
@@ -266,23 +306,23 @@ fn advance(model: &mut Trainable, adamw: &AdamW, rate: f64) -> anyhow::Result<()
     Ok(())
 }
 
-impl Learned {
+impl StepStats {
     /// Adds another minibatch's numbers.
-    pub fn add(&mut self, other: &Learned) {
+    pub fn add(&mut self, other: &StepStats) {
         self.each(other, |sum, x| *sum += x);
     }
 
     /// The mean of sums over `steps` minibatches.
-    pub fn mean(mut self, steps: usize) -> Learned {
+    pub fn mean(mut self, steps: usize) -> StepStats {
         let sums = self;
         self.each(&sums, |mean, sum| *mean = sum / steps.max(1) as f64);
         self
     }
 
     /// Calls `f` with every number and the one that belongs to it.
-    fn each(&mut self, other: &Learned, f: impl Fn(&mut f64, f64)) {
+    fn each(&mut self, other: &StepStats, f: impl Fn(&mut f64, f64)) {
         // Taken apart without `..`: a new number that is not treated here does not compile.
-        let Learned {
+        let StepStats {
             policy_loss,
             value_loss,
             policy: PolicyStats { clip_fraction, approx_kl, policy_kl, ratio_mean, ratio_spread },
@@ -321,7 +361,7 @@ mod tests {
 
     #[test]
     fn the_mean_over_steps_is_taken_number_by_number() {
-        let step = |x: f64| Learned {
+        let step = |x: f64| StepStats {
             policy_loss: x,
             value_loss: 2.0 * x,
             policy: PolicyStats {

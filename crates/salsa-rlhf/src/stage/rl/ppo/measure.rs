@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use salsa_algo::reward::Ending;
 use serde_json::{Value, json};
 
-use super::learner::Learned;
+use super::learner::StepStats;
 use crate::{
     atomic, input,
     metrics::{Metrics, names},
@@ -26,7 +26,7 @@ pub struct Measured<'a> {
     /// Share of the returns' variance that the critic foresaw.
     pub explained_variance: f64,
     /// What the epochs report.
-    pub learned: &'a Learned,
+    pub learned: &'a StepStats,
 }
 
 impl Measured<'_> {
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn means_are_over_real_responses() {
-        let learned = Learned::default();
+        let learned = StepStats::default();
         let measured = Measured {
             scores: &[1.0, 2.0, 6.0],
             kls: &[0.3; 8],

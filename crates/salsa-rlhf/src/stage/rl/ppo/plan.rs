@@ -27,7 +27,7 @@ pub(super) struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// Opens what the configuration names, and holds soups' ingredients against each other.
+    /// Opens every configured checkpoint and checks that soup ingredients are compatible.
     ///
     /// # Errors
     /// If one is incomplete or no language model, or ingredients do not fit together.

@@ -101,7 +101,7 @@ fn move_to_own_base(dir: &Path, name: &str) {
 fn learned(config: &PpoConfig) -> (Vec<f32>, Vec<f32>, Vec<Metrics>) {
     let (mut run, _) = Run::open(config, &quiet()).unwrap();
     let metrics = (0..2).map(|update| run.step(update).unwrap().0).collect();
-    let critic = run.learner.critic.as_ref().map_or(Vec::new(), |critic| critic.weights().to_vec());
+    let critic = run.learner.critic.separate().map_or(Vec::new(), |critic| critic.weights().to_vec());
     (run.learner.policy.weights().to_vec(), critic, metrics)
 }
 
@@ -114,7 +114,7 @@ fn all_roles_share_one_base() {
     config.anchors.insert("base".to_owned(), ModelSource::Path(dir.path().join("base").into()));
     let (run, _) = Run::open(&config, &quiet()).unwrap();
     let policy: &Model = &run.learner.policy;
-    assert!(policy.shares_base(run.learner.critic.as_ref().unwrap()), "the critic");
+    assert!(policy.shares_base(run.learner.critic.separate().unwrap()), "the critic");
     assert!(policy.shares_base(&run.reward_model.model), "the reward model");
     assert_eq!(run.frozen.models().count(), 3, "the soup and two anchors");
     for model in run.frozen.models() {
@@ -207,6 +207,6 @@ fn logprobs_of_a_forward_pass_are_those_that_were_sampled() {
     let sampled = std::mem::take(&mut rollouts.logprobs);
     assert_eq!(sampled.len(), rollouts.lengths().iter().sum::<usize>());
     assert!(sampled.iter().any(|logprob| *logprob < -0.1), "{sampled:?}");
-    rollouts.read_logprobs(&run.learner.policy);
+    rollouts.recompute_logprobs(&run.learner.policy);
     assert_eq!(rollouts.logprobs, sampled);
 }

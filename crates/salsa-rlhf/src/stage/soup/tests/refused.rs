@@ -98,7 +98,7 @@ fn a_number_beyond_the_type_is_refused() {
     let (kitchen, spec) = (Kitchen::new(), small());
     let a = kitchen.put("a", &spec, &vec![60_000.0; spec.parameters()], F32);
     let half = SoupConfig {
-        dtype: Some(WeightType::Float16),
+        dtype: Some(Dtype::F16),
         weights: numbers(&[2.0]),
         normalize: Some(false),
         ..kitchen.config(&[&a])
