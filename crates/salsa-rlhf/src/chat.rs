@@ -9,7 +9,7 @@ mod environment;
 mod filters;
 mod json;
 mod methods;
-pub mod named;
+pub(crate) mod named;
 mod nesting;
 mod operators;
 mod printf;

@@ -10,7 +10,7 @@ use std::{
 use salsa_engine::{Activation, Head, ModelSpec, NormWeight, Rope, RopeScaling};
 use salsa_rlhf::{
     checkpoint::{Checkpoint, Companions, Dtype, Family, SaveOptions, SpecialTokens, save},
-    stage::lifecycle::record::Record,
+    stage::Record,
 };
 
 fn spec(vocab_size: usize) -> ModelSpec {

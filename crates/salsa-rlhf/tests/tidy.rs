@@ -7,7 +7,7 @@ use std::{
 use salsa_rlhf::{
     hub::Network,
     recipe::{Changes, Recipe},
-    stage::table::STAGES,
+    stage::STAGES,
     study::Study,
 };
 

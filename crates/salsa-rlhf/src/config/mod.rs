@@ -17,11 +17,11 @@ use crate::input;
 mod defaults;
 mod foreign;
 mod layers;
-pub mod names;
-pub mod paths;
+pub(crate) mod names;
+pub(crate) mod paths;
 mod places;
-pub mod schema;
-pub mod wording;
+pub(crate) mod schema;
+pub(crate) mod wording;
 
 /// A mistake in the command line itself: the program ends with exit code 2 instead of 1.
 #[derive(Debug, thiserror::Error)]

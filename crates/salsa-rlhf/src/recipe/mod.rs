@@ -38,10 +38,10 @@ mod facts;
 mod faults;
 mod leaves;
 mod pipeline;
-pub mod report;
-pub mod resolve;
-pub mod run;
-pub mod schema;
+pub(crate) mod report;
+pub(crate) mod resolve;
+mod run;
+pub(crate) mod schema;
 mod selection;
 
 pub use faults::Faults;

@@ -14,7 +14,7 @@ use salsa_engine::Model;
 
 use super::{catalogue::Size, metrics::Metrics};
 
-pub mod command;
+mod command;
 mod lane;
 mod pass;
 

@@ -18,30 +18,43 @@ use std::{
 use anyhow::Context;
 use salsa_engine::Device;
 
-pub mod device;
-pub mod eval;
+pub(crate) mod device;
+pub(crate) mod eval;
 #[cfg(test)]
 pub(crate) mod fixture;
-pub mod gold;
-pub mod keys;
-pub mod kind;
-pub mod kitchen;
-pub mod lifecycle;
-pub mod lines;
-pub mod memory;
-pub mod models;
-pub mod optimizer;
-pub mod reads;
-pub mod rl;
-pub mod rollout;
-pub mod soup;
-pub mod supervised;
-pub mod table;
+mod gold;
+pub(crate) mod keys;
+pub(crate) mod kind;
+mod kitchen;
+pub(crate) mod lifecycle;
+mod lines;
+pub(crate) mod memory;
+pub(crate) mod models;
+pub(crate) mod optimizer;
+pub(crate) mod reads;
+pub(crate) mod rl;
+pub(crate) mod rollout;
+pub(crate) mod soup;
+pub(crate) mod supervised;
+pub(crate) mod table;
 #[cfg(test)]
 mod tests;
-pub mod text;
+pub(crate) mod text;
 
-pub use lifecycle::runner::{Outcome, run_stage};
+pub use eval::{
+    evaluate::config::EvaluateConfig, judge::config::JudgeConfig, landscape::LandscapeConfig, winrate::WinrateConfig,
+};
+pub use kind::Stage;
+pub use kitchen::KitchenConfig;
+pub use lifecycle::{
+    record::Record,
+    runner::{Outcome, run_stage},
+};
+pub use lines::{generate::GenerateConfig, logprobs::LogprobsConfig, score::ScoreConfig};
+pub use rl::ppo::config::PpoConfig;
+pub use soup::{SoupConfig, greedy::GreedyConfig};
+pub use supervised::{dpo::DpoConfig, pretrain::PretrainConfig, reward::RewardConfig, sft::SftConfig};
+pub use table::STAGES;
 
 /// What a stage may ask of its surroundings.
 #[derive(Clone, Debug, Default)]

@@ -28,19 +28,19 @@ use crate::{
     },
 };
 
-pub mod adapters;
-pub mod arithmetic;
+mod adapters;
+mod arithmetic;
 mod bf16;
 mod chat_template;
 mod digest;
-pub mod geometry;
-pub mod greedy;
+mod geometry;
+pub(super) mod greedy;
 mod ingredients;
 mod merge;
-pub mod mergekit;
+pub(crate) mod mergekit;
 mod provenance;
 mod rule;
-pub mod setting;
+mod setting;
 #[cfg(test)]
 mod tests;
 

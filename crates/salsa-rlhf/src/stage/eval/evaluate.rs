@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-pub mod config;
+pub(in crate::stage) mod config;
 mod plan;
 mod profile;
 mod shown;

@@ -31,7 +31,7 @@ use crate::{
     },
 };
 
-pub(in crate::stage) mod blend;
+pub(super) mod blend;
 mod grid;
 mod survey;
 #[cfg(test)]

@@ -10,12 +10,12 @@ use salsa_engine::{Device, Dtype, LoraSpec, ModelSpec, Recompute};
 
 use super::{StageContext, Until};
 
-pub mod available;
+pub(crate) mod available;
 #[cfg(test)]
-pub mod fixture;
-pub mod passes;
-pub mod responses;
-pub mod shape;
+pub(crate) mod fixture;
+mod passes;
+mod responses;
+pub(crate) mod shape;
 #[cfg(test)]
 mod tests;
 

@@ -33,10 +33,10 @@ use crate::{
     },
 };
 
-pub mod config;
+pub(in crate::stage) mod config;
 pub(crate) mod experience;
-pub mod learner;
-pub mod measure;
+pub(crate) mod learner;
+mod measure;
 mod order;
 mod plan;
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! Stages that learn from given examples with one shared loop: `pretrain`, `sft`, `reward` and `dpo`.
 //!
 //! May import `models`, `text`, `memory`, `lifecycle` and what stands directly in `stage`.
-pub mod arguments;
-pub mod dpo;
-pub mod model;
-pub mod next_token;
-pub mod order;
-pub mod pretrain;
-pub mod reward;
-pub mod sft;
-pub mod tally;
-pub mod trainer;
+pub(super) mod arguments;
+pub(super) mod dpo;
+mod model;
+pub(super) mod next_token;
+mod order;
+pub(crate) mod pretrain;
+pub(super) mod reward;
+pub(crate) mod sft;
+mod tally;
+pub(super) mod trainer;

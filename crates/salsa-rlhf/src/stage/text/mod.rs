@@ -1,12 +1,12 @@
 //! From data sets to tokens: which examples are read, how prompts and answers are encoded and cut.
 //!
 //! May import what stands directly in `stage`; knows no model weights and no algorithm.
-pub mod chat_arguments;
-pub mod encoder;
-pub mod overlong;
-pub mod pairs;
-pub(in crate::stage) mod prompts;
-pub mod rows;
-pub mod sequence;
-pub mod slice;
-pub mod source;
+pub(crate) mod chat_arguments;
+pub(crate) mod encoder;
+pub(crate) mod overlong;
+pub(crate) mod pairs;
+pub(super) mod prompts;
+pub(crate) mod rows;
+pub(super) mod sequence;
+mod slice;
+pub(crate) mod source;

@@ -18,7 +18,7 @@ use crate::stage::{
 };
 
 mod call;
-mod config;
+pub(in crate::stage) mod config;
 mod files;
 mod generating;
 mod given;

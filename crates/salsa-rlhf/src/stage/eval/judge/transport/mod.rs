@@ -5,12 +5,12 @@ use serde_json::{Value, json};
 
 use super::call::{Call, Settings};
 
-pub(super) mod answer;
+mod answer;
 pub(super) mod batch;
 pub(super) mod http;
 pub(super) mod local;
 pub(super) mod secret;
-pub(super) mod wait;
+mod wait;
 
 /// How calls reach the judge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
