@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn empty_responses_are_harmless() {
-        assert_eq!(rewards(0.1, &[], 3.0, 0), []);
+        assert!(rewards(0.1, &[], 3.0, 0).is_empty());
         assert_eq!(rewards(0.1, &[], 3.0, 1), [3.0]);
         assert_eq!(slots(ScorePosition::LastToken, 0, Ending::Cut), 0);
     }

@@ -21,7 +21,7 @@ use crate::input;
 ///
 /// # Errors
 /// As [`write_with()`].
-pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |out| Ok(out.write_all(bytes)?))
 }
 
@@ -33,7 +33,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// Names the path and the cause; the old content is then still there and no temporary file is left.
-pub fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+pub(crate) fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let written = match stream(path) {
         Ok(Some(stream)) => fill_stream(stream, fill),
         Ok(None) => write_file(path, fill),
@@ -55,7 +55,7 @@ fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> R
 ///
 /// # Errors
 /// Names the path and the cause.
-pub fn create_new(path: &Path) -> Result<File> {
+pub(crate) fn create_new(path: &Path) -> Result<File> {
     remove(path)?;
     let made = OpenOptions::new().read(true).write(true).create_new(true).open(path);
     made.map_err(|e| explain(&e, &format!("cannot create {}", path.display())))
@@ -65,7 +65,7 @@ pub fn create_new(path: &Path) -> Result<File> {
 ///
 /// # Errors
 /// Names the path and the cause.
-pub fn open_to_continue(path: &Path) -> Result<File> {
+pub(crate) fn open_to_continue(path: &Path) -> Result<File> {
     let refused = |e: io::Error| match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_symlink() => anyhow!("{} is a symbolic link; remove it", path.display()),
         _ => explain(&e, &format!("cannot write {}", path.display())),
@@ -219,7 +219,7 @@ fn unfollowed(options: &mut OpenOptions) -> &mut OpenOptions {
 ///
 /// # Errors
 /// Names the path and the cause; what was at `path` before is then still there.
-pub fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+pub(crate) fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let (tmp, old) = (beside(path, ".tmp")?, beside(path, ".old")?);
     let replaced = (|| {
         if old.exists() && !path.exists() {
@@ -251,7 +251,7 @@ pub fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resul
 ///
 /// # Errors
 /// Names the paths and the cause; then nothing has changed.
-pub fn move_to(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn move_to(from: &Path, to: &Path) -> Result<()> {
     anyhow::ensure!(fs::symlink_metadata(to).is_err(), "{} is there already", to.display());
     rename(from, to)?;
     sync_folder_of(to)?;
@@ -262,7 +262,7 @@ pub fn move_to(from: &Path, to: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When the file cannot be read; names it.
-pub fn sha256_file(path: &Path) -> Result<String> {
+pub(crate) fn sha256_file(path: &Path) -> Result<String> {
     let mut file = input::open(path)?;
     let mut hash = Sha256::new();
     let mut chunk = vec![0; 1 << 20];

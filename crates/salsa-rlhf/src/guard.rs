@@ -13,7 +13,7 @@ thread_local! {
 ///
 /// # Errors
 /// The message of the panic.
-pub fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     silence_guarded_panics();
     let outer = IS_GUARDED.replace(true);
     let done = panic::catch_unwind(AssertUnwindSafe(work));

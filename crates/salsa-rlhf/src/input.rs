@@ -21,7 +21,7 @@ const MOST_ENTRIES: usize = 1_000_000;
 ///
 /// # Errors
 /// Names the path, and what is there if it is no regular file.
-pub fn open(path: &Path) -> Result<File> {
+pub(crate) fn open(path: &Path) -> Result<File> {
     opened(path)?.with_context(|| format!("cannot read {}", path.display()))
 }
 
@@ -29,7 +29,7 @@ pub fn open(path: &Path) -> Result<File> {
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_if_any(path: &Path) -> Result<Option<File>> {
+pub(crate) fn open_if_any(path: &Path) -> Result<Option<File>> {
     match opened(path)? {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         file => file.map(Some).with_context(|| format!("cannot read {}", path.display())),
@@ -56,7 +56,7 @@ fn opened(path: &Path) -> Result<io::Result<File>> {
 ///
 /// # Errors
 /// As [`open`], and if it is larger.
-pub fn read(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     read_open(path, open(path)?)
 }
 
@@ -64,7 +64,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_if_any(path: &Path) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read_if_any(path: &Path) -> Result<Option<Vec<u8>>> {
     open_if_any(path)?.map(|file| read_open(path, file)).transpose()
 }
 
@@ -72,7 +72,7 @@ pub fn read_if_any(path: &Path) -> Result<Option<Vec<u8>>> {
 ///
 /// # Errors
 /// As [`read`], and if it is not UTF-8.
-pub fn read_to_string(path: &Path) -> Result<String> {
+pub(crate) fn read_to_string(path: &Path) -> Result<String> {
     let bytes = read(path)?;
     check_utf8(path, &bytes)?;
     Ok(String::from_utf8(bytes).expect("it was checked"))
@@ -95,7 +95,7 @@ fn read_open(path: &Path, file: File) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// If they are not; names the line.
-pub fn check_utf8(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn check_utf8(path: &Path, bytes: &[u8]) -> Result<()> {
     check_not_utf16(path, bytes)?;
     match std::str::from_utf8(bytes) {
         Ok(_) => Ok(()),
@@ -110,7 +110,7 @@ pub fn check_utf8(path: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// If it does; says how to convert it.
-pub fn check_not_utf16(path: &Path, start: &[u8]) -> Result<()> {
+pub(crate) fn check_not_utf16(path: &Path, start: &[u8]) -> Result<()> {
     let encoding = match start {
         [0xFF, 0xFE, 0, 0, ..] | [0, 0, 0xFE, 0xFF, ..] => "UTF-32",
         [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => "UTF-16",
@@ -136,7 +136,11 @@ fn converted(path: &Path, encoding: &str) -> String {
 ///
 /// # Errors
 /// If a folder cannot be listed, or there are more than a million files and folders.
-pub fn files_below(folder: &Path, deepest: usize, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<(String, PathBuf)>> {
+pub(crate) fn files_below(
+    folder: &Path,
+    deepest: usize,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<Vec<(String, PathBuf)>> {
     let mut walk = Walk { deepest, wanted, above: Vec::new(), entries: 0, found: Vec::new() };
     walk.folder(folder, "")?;
     walk.found.sort();

@@ -16,26 +16,26 @@ use serde_json::{Map, Value, json};
 use crate::{atomic, input, tensorboard::EventWriter};
 
 /// The name of the metrics file in a stage directory.
-pub const FILE_NAME: &str = "metrics.jsonl";
+pub(crate) const FILE_NAME: &str = "metrics.jsonl";
 
 /// Names that more than one part of the program relies on; the report draws its training curves from them.
-pub mod names {
+pub(crate) mod names {
     /// Mean proxy score (reward model) of the sampled responses.
-    pub const SCORE: &str = "objective/scores";
+    pub(crate) const SCORE: &str = "objective/scores";
     /// Mean gold reward of the sampled responses, where the data set has one.
-    pub const GOLD: &str = "objective/gold";
+    pub(crate) const GOLD: &str = "objective/gold";
     /// Mean KL per response to the run's own reference.
-    pub const KL: &str = "objective/kl";
+    pub(crate) const KL: &str = "objective/kl";
     /// Before the name of an anchor: the mean KL per response to it.
-    pub const KL_TO: &str = "objective/kl_";
+    pub(crate) const KL_TO: &str = "objective/kl_";
     /// The coefficient of the KL penalty, which is named as an anchor might be.
-    pub const KL_COEF: &str = "objective/kl_coef";
+    pub(crate) const KL_COEF: &str = "objective/kl_coef";
     /// Mean entropy of the policy per token, in nats.
-    pub const ENTROPY: &str = "policy/entropy_avg";
+    pub(crate) const ENTROPY: &str = "policy/entropy_avg";
     /// Mean response length in tokens.
-    pub const LENGTH: &str = "val/response_length";
+    pub(crate) const LENGTH: &str = "val/response_length";
     /// Share of responses without a single token before the end token.
-    pub const EMPTY: &str = "val/empty_rate";
+    pub(crate) const EMPTY: &str = "val/empty_rate";
 }
 
 /// The metrics of one step: names and values in the order given.
@@ -91,7 +91,7 @@ impl<N: Into<String>> FromIterator<(N, f64)> for Metrics {
 
 /// Appends metrics to a stage directory, one line and one TensorBoard event per call of [`MetricsWriter::log`].
 #[derive(Debug)]
-pub struct MetricsWriter {
+pub(crate) struct MetricsWriter {
     path: PathBuf,
     lines: File,
     events: EventWriter,
@@ -104,7 +104,7 @@ impl MetricsWriter {
     ///
     /// # Errors
     /// When the directory or a file in it cannot be written.
-    pub fn create(dir: &Path) -> Result<MetricsWriter> {
+    pub(crate) fn create(dir: &Path) -> Result<MetricsWriter> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create the directory {}", dir.display()))?;
         let path = dir.join(FILE_NAME);
         let lines = atomic::create_new(&path)?;
@@ -116,7 +116,7 @@ impl MetricsWriter {
     ///
     /// # Errors
     /// When a file cannot be read or written, or a line other than the last is not a metrics line.
-    pub fn resume(dir: &Path, last_step: u64) -> Result<MetricsWriter> {
+    pub(crate) fn resume(dir: &Path, last_step: u64) -> Result<MetricsWriter> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create the directory {}", dir.display()))?;
         let path = dir.join(FILE_NAME);
         let context = || format!("cannot write {}", path.display());
@@ -134,7 +134,7 @@ impl MetricsWriter {
     ///
     /// # Errors
     /// When `step` is smaller than that of an earlier call, when a metric is called `step`, or when a file cannot be written.
-    pub fn log(&mut self, step: u64, metrics: &Metrics) -> Result<()> {
+    pub(crate) fn log(&mut self, step: u64, metrics: &Metrics) -> Result<()> {
         ensure!(
             step >= self.last_step,
             "{}: step {step} logged after step {}; steps may not go back",
@@ -161,13 +161,13 @@ impl MetricsWriter {
 ///
 /// # Errors
 /// When the file is absent or unreadable, or a line other than the last is not a metrics line.
-pub fn read(dir: &Path) -> Result<Vec<(u64, Metrics)>> {
+pub(crate) fn read(dir: &Path) -> Result<Vec<(u64, Metrics)>> {
     Ok(parse(&dir.join(FILE_NAME), None)?.0)
 }
 
 /// What `trainer_state.json` says besides the history, in Hugging Face's names.
 #[derive(Clone, Debug, PartialEq)]
-pub struct TrainerState {
+pub(crate) struct TrainerState {
     /// Optimizer steps done.
     pub global_step: u64,
     /// Optimizer steps planned.
@@ -184,7 +184,7 @@ pub struct TrainerState {
 ///
 /// # Errors
 /// When `metrics.jsonl` cannot be read or the file cannot be written.
-pub fn write_trainer_state(dir: &Path, state: &TrainerState) -> Result<()> {
+pub(crate) fn write_trainer_state(dir: &Path, state: &TrainerState) -> Result<()> {
     let history: Vec<Value> = read(dir)?
         .into_iter()
         .map(|(step, metrics)| {

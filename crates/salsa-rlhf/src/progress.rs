@@ -16,7 +16,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The progress of one task with a known number of units (steps, responses, tokens, …). Methods take `&self` and may be
 /// called from any thread.
-pub struct Progress {
+pub(crate) struct Progress {
     title: String,
     unit: String,
     total: u64,
@@ -40,7 +40,7 @@ struct Lines {
 
 impl Progress {
     /// Starts the clock: a bar if stderr is a terminal, plain lines otherwise. `unit` is a plural (`"steps"`, `"tok"`).
-    pub fn new(title: &str, total: u64, unit: &str) -> Progress {
+    pub(crate) fn new(title: &str, total: u64, unit: &str) -> Progress {
         let bar = ProgressBar::new(total);
         if bar.is_hidden() {
             return Progress::lines(title, total, unit, Box::new(std::io::stderr()));
@@ -58,7 +58,7 @@ impl Progress {
     }
 
     /// Work that an earlier run had already done: the position jumps to `units` without counting as speed.
-    pub fn start_at(&self, units: u64) {
+    pub(crate) fn start_at(&self, units: u64) {
         match &self.view {
             View::Bar(bar) => {
                 bar.set_position(units);
@@ -74,7 +74,7 @@ impl Progress {
     }
 
     /// `units` of the total are done.
-    pub fn set(&self, units: u64) {
+    pub(crate) fn set(&self, units: u64) {
         self.set_at(units, Instant::now());
     }
 
@@ -93,7 +93,7 @@ impl Progress {
     }
 
     /// The key metric of the moment, shown behind the rate: `"loss 1.234"`.
-    pub fn message(&self, text: &str) {
+    pub(crate) fn message(&self, text: &str) {
         match &self.view {
             View::Bar(bar) => bar.set_message(text.to_owned()),
             View::Lines(lines) => lock(lines).message = text.to_owned(),
@@ -101,7 +101,7 @@ impl Progress {
     }
 
     /// Ends the display with one last line: title, units done, time taken and `text`.
-    pub fn finish(&self, text: &str) {
+    pub(crate) fn finish(&self, text: &str) {
         self.finish_at(text, Instant::now());
     }
 
@@ -120,16 +120,6 @@ impl Progress {
                 let done = lines.position;
                 // Nobody can be told if stderr is gone; the work itself goes on.
                 let _ = writeln!(lines.out, "{}: {done} {} in {time}{tail}", self.title, self.unit);
-            }
-        }
-    }
-
-    /// Writes `text` on a line of its own on stderr without disturbing the bar.
-    pub fn println(&self, text: &str) {
-        match &self.view {
-            View::Bar(bar) => bar.println(text),
-            View::Lines(lines) => {
-                let _ = writeln!(lock(lines).out, "{text}");
             }
         }
     }

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 
 /// Appends scalar events to one event file of its own.
 #[derive(Debug)]
-pub struct EventWriter {
+pub(crate) struct EventWriter {
     path: PathBuf,
     file: File,
 }
@@ -28,7 +28,7 @@ impl EventWriter {
     ///
     /// # Errors
     /// When the file cannot be created or written.
-    pub fn open(dir: &Path, first_step: u64) -> Result<EventWriter> {
+    pub(crate) fn open(dir: &Path, first_step: u64) -> Result<EventWriter> {
         let now = wall_time();
         let (path, file) = create_new(dir, &format!("events.out.tfevents.{:010}.{}", now as u64, host()))?;
         let mut writer = EventWriter { path, file };
@@ -42,13 +42,8 @@ impl EventWriter {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn scalars<'a>(&mut self, step: u64, scalars: impl Iterator<Item = (&'a str, f64)>) -> Result<()> {
+    pub(crate) fn scalars<'a>(&mut self, step: u64, scalars: impl Iterator<Item = (&'a str, f64)>) -> Result<()> {
         self.append(&scalar_event(wall_time(), step, scalars))
-    }
-
-    /// The file being written.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     fn append(&mut self, event: &[u8]) -> Result<()> {
@@ -239,8 +234,8 @@ mod tests {
         let (second, _) = create_new(dir.path(), "events.out.tfevents.1.host").unwrap();
         assert!(first < second);
         let mut writer = EventWriter::open(dir.path(), 3).unwrap();
-        let before = std::fs::metadata(writer.path()).unwrap().len();
+        let before = std::fs::metadata(&writer.path).unwrap().len();
         writer.scalars(3, [("a", 1.0)].into_iter()).unwrap();
-        assert!(std::fs::metadata(writer.path()).unwrap().len() > before);
+        assert!(std::fs::metadata(&writer.path).unwrap().len() > before);
     }
 }

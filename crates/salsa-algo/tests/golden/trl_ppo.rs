@@ -6,18 +6,18 @@
 //! Tolerance: 1e-8 absolute, twenty times the rounding to 9 decimals.
 
 /// One padded row per response, six columns; what stands behind the end of row 0 is junk on purpose.
-pub struct Inputs {
-    pub response: [[u32; 6]; 2],
-    pub old_logprobs: [[f64; 6]; 2],
-    pub ref_logprobs: [[f64; 6]; 2],
-    pub values: [[f64; 6]; 2],
-    pub scores: [f64; 2],
-    pub new_logprobs: [[f64; 6]; 2],
-    pub new_values: [[f64; 6]; 2],
+pub(crate) struct Inputs {
+    pub(crate) response: [[u32; 6]; 2],
+    pub(crate) old_logprobs: [[f64; 6]; 2],
+    pub(crate) ref_logprobs: [[f64; 6]; 2],
+    pub(crate) values: [[f64; 6]; 2],
+    pub(crate) scores: [f64; 2],
+    pub(crate) new_logprobs: [[f64; 6]; 2],
+    pub(crate) new_values: [[f64; 6]; 2],
 }
 
 /// Token 2 is EOS, 0 is padding.
-pub const INPUTS: Inputs = Inputs {
+pub(crate) const INPUTS: Inputs = Inputs {
     response: [[11, 12, 2, 9, 9, 9], [21, 22, 23, 24, 25, 26]],
     old_logprobs: [[-1.0, -0.5, -0.25, -3.0, -3.0, -3.0], [-0.9, -0.8, -0.7, -0.6, -0.5, -0.4]],
     ref_logprobs: [[-1.2, -0.4, -0.35, -2.0, -2.0, -2.0], [-1.0, -1.0, -0.6, -0.9, -0.5, -0.1]],
@@ -29,7 +29,7 @@ pub const INPUTS: Inputs = Inputs {
 
 /// Case, field, numbers: rows end to end, `true` as 1. In the order of the JSON.
 #[rustfmt::skip]
-pub const EXPECTED: &[(&str, &str, &[f64])] = &[
+pub(crate) const EXPECTED: &[(&str, &str, &[f64])] = &[
     ("trl2_k1", "postprocessed", &[11.0, 12.0, 2.0, 0.0, 0.0, 0.0, 21.0, 22.0, 23.0, 24.0, 25.0, 26.0]),
     ("trl2_k1", "sequence_length", &[2.0, 5.0]),
     ("trl2_k1", "score_index", &[3.0, 5.0]),

@@ -36,7 +36,7 @@ pub(super) struct Part<B: Backend> {
 }
 
 impl<B: Backend> Adapter<B> {
-    pub fn new(spec: &ModelSpec, lora: &LoraSpec, backend: &B, weights: &[f32]) -> Adapter<B> {
+    pub(super) fn new(spec: &ModelSpec, lora: &LoraSpec, backend: &B, weights: &[f32]) -> Adapter<B> {
         let tensors = lora.tensors(spec);
         let mut places = tensors.iter().map(|tensor| tensor.range.clone());
         let mut layer =
@@ -48,7 +48,7 @@ impl<B: Backend> Adapter<B> {
     }
 
     /// Takes over new weights of the same shape.
-    pub fn refresh(&mut self, backend: &B, weights: &B::Flat) {
+    pub(super) fn refresh(&mut self, backend: &B, weights: &B::Flat) {
         for factors in self.layers.iter_mut().flat_map(|layer| layer.0.iter_mut().flatten()) {
             backend.refresh_from(&mut factors.a, weights, factors.a_place.clone());
             for part in &mut factors.parts {
@@ -61,14 +61,14 @@ impl<B: Backend> Adapter<B> {
     }
 
     /// The lowest group of a block that has factors.
-    pub fn lowest(&self) -> Option<Group> {
+    pub(super) fn lowest(&self) -> Option<Group> {
         let first = self.layers.first()?;
         Group::ALL.into_iter().find(|&group| first.get(group).is_some())
     }
 }
 
 impl<B: Backend> LayerAdapter<B> {
-    pub fn get(&self, group: Group) -> Option<&Factors<B>> {
+    pub(super) fn get(&self, group: Group) -> Option<&Factors<B>> {
         self.0[group as usize].as_ref()
     }
 }

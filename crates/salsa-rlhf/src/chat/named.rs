@@ -5,10 +5,10 @@
 use super::choice::CHATML;
 
 /// The names.
-pub const NAMES: [&str; 4] = ["chatml", "llama3", "alpaca", "mistral"];
+pub(crate) const NAMES: [&str; 4] = ["chatml", "llama3", "alpaca", "mistral"];
 
 /// The template of this name.
-pub fn source(name: &str) -> Option<&'static str> {
+pub(crate) fn source(name: &str) -> Option<&'static str> {
     match name {
         "chatml" => Some(CHATML),
         "llama3" => Some(LLAMA3),

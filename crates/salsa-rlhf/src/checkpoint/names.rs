@@ -31,7 +31,7 @@ pub(super) enum Named {
 
 impl Named {
     /// The head of a model of which only the config is known.
-    pub fn head(self) -> Head {
+    pub(super) fn head(self) -> Head {
         match self {
             Named::None | Named::LanguageModel => Head::LanguageModel,
             Named::Reward => Head::Scalar,

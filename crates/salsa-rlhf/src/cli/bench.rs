@@ -25,7 +25,7 @@ mod ppo;
 /// Which work to time.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  salsa bench generate --config base/config.json --batch 64 --dtype bf16")]
-pub struct Arguments {
+pub(super) struct Arguments {
     #[command(subcommand)]
     work: Work,
 }
@@ -158,7 +158,7 @@ fn count(text: &str) -> Result<usize, String> {
 }
 
 /// Runs the work and prints its times.
-pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let shape = match &arguments.work {
         Work::Sft(work) => &work.shape,
         Work::Generate(work) => &work.shape,

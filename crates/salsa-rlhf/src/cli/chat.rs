@@ -35,7 +35,7 @@ use command::Settings;
         In the conversation /help lists the commands, Ctrl-C ends an answer, Ctrl-D the program. Lines may also come from\n\
         a pipe: one answer for each."
 )]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// A language-model directory, or an id of the Hugging Face hub.
     #[arg(long, value_name = "DIR", visible_alias = "model-name-or-path")]
     model: PathBuf,
@@ -69,7 +69,7 @@ pub struct Arguments {
 }
 
 /// Answers line by line until the input ends.
-pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let settings = Settings::of(arguments);
     settings.check().map_err(Usage)?;
     let dir = hub::resolve(&arguments.model.to_string_lossy(), hub::Kind::Model)?;

@@ -8,7 +8,7 @@ use super::print;
 #[command(after_help = "Example:\n  salsa completions bash > ~/.local/share/bash-completion/completions/salsa\n\n\
     Commands, options, and the keys of stages with their choices are completed. Where each shell looks for the file is\n\
     in docs/install.md.")]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// The shell that is to complete.
     #[arg(value_enum, value_name = "SHELL")]
     shell: Shell,
@@ -29,7 +29,7 @@ enum Shell {
 }
 
 /// Prints the script.
-pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let shell = match arguments.shell {
         Shell::Bash => aot::Shell::Bash,
         Shell::Elvish => aot::Shell::Elvish,

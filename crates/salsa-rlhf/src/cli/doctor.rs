@@ -17,10 +17,10 @@ use crate::stage::memory::{self, Available, available::VARIABLE};
 /// Nothing to say.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  salsa doctor")]
-pub struct Arguments {}
+pub(super) struct Arguments {}
 
 /// Prints one fact per line.
-pub fn main(_: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(_: &Arguments) -> anyhow::Result<()> {
     let mut facts = vec![
         ("version", version::short()),
         ("system", format!("{} {}", env::consts::OS, env::consts::ARCH)),

@@ -5,7 +5,7 @@ use crate::config::Usage;
 
 /// The words behind a stage's command, sorted.
 #[derive(Debug, Default, PartialEq)]
-pub struct Flags {
+pub(super) struct Flags {
     /// `--config`.
     pub config: Option<PathBuf>,
     /// Whether `--help` is among them.
@@ -19,7 +19,7 @@ impl Flags {
     ///
     /// # Errors
     /// A word that belongs to no key, `--config` without a file or twice.
-    pub fn parse(words: &[String]) -> Result<Flags, Usage> {
+    pub(super) fn parse(words: &[String]) -> Result<Flags, Usage> {
         let mut flags = Flags::default();
         let mut words = words.iter().map(String::as_str).peekable();
         while let Some(word) = words.next() {

@@ -17,12 +17,12 @@ const LONGEST: usize = 48;
 const TAG: &str = "kind";
 
 /// Every key of a stage: its name, type, default and other names, and what it means.
-pub fn keys(kind: &Kind) -> String {
+pub(super) fn keys(kind: &Kind) -> String {
     page(kind).0
 }
 
 /// The same keys as options, those of mappings dotted: for completions and manual pages.
-pub fn options(kind: &Kind) -> Vec<clap::Arg> {
+pub(super) fn options(kind: &Kind) -> Vec<clap::Arg> {
     page(kind).1
 }
 

@@ -13,7 +13,7 @@ use crate::{
 /// A shape, and where its random weights go.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  salsa init gemma-2b.json --tokenizer my-model --output random-gemma --dtype bf16")]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// The shape: a config.json of Hugging Face.
     #[arg(value_name = "CONFIG")]
     config: PathBuf,
@@ -35,7 +35,7 @@ pub struct Arguments {
 }
 
 /// Writes the weights that training from nothing would begin with.
-pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let Arguments { config, output, tokenizer, .. } = arguments;
     let size: ByteSize = serde_json::from_value(json!(arguments.max_shard_size)).context("--max_shard_size")?;
     let options = (arguments.dtype, size.0);

@@ -25,7 +25,7 @@ mod render;
 #[command(after_help = "Example:\n  salsa inspect runs/quickstart/salsa\n  \
     salsa inspect preferences.jsonl --model runs/quickstart/salsa\n  \
     salsa inspect --render chats.jsonl --model runs/quickstart/salsa --json")]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// A Hugging Face model directory, a data file or a folder of data files; or an id of the hub, of a data set with
     /// datasets/ in front.
     #[arg(value_name = "PATH", required_unless_present = "render")]
@@ -58,7 +58,7 @@ pub struct Arguments {
 }
 
 /// Prints what is there.
-pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let model = arguments.model.as_ref().map(|model| hub::resolve(&model.to_string_lossy(), hub::Kind::Model));
     let model = model.transpose()?;
     if let (Some(file), Some(model)) = (&arguments.render, &model) {

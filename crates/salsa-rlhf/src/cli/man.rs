@@ -12,7 +12,7 @@ use crate::{
 /// Which pages, and where they go.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  salsa man sft | man -l -\n  salsa man --output ~/.local/share/man/man1")]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// The command whose page goes to stdout; without one that of salsa itself.
     #[arg(value_name = "COMMAND", conflicts_with = "output")]
     command: Vec<String>,
@@ -22,7 +22,7 @@ pub struct Arguments {
 }
 
 /// Prints or writes manual pages.
-pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let mut all = super::with_options().disable_help_subcommand(true);
     all.build();
     let Some(folder) = &arguments.output else {

@@ -13,7 +13,7 @@ use crate::{
 /// An adapter and where the model goes.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  salsa merge runs/lora/sft-a --output sft-a-merged --dtype bfloat16")]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// The adapter: a PEFT directory.
     adapter: PathBuf,
     /// Where the whole model goes; must be empty or absent.
@@ -28,7 +28,7 @@ pub struct Arguments {
 }
 
 /// Writes `W + scale * B A` for every matrix that the adapter has factors for, and everything else as it is in the base.
-pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let size: ByteSize = serde_json::from_value(json!(arguments.max_shard_size)).context("--max_shard_size")?;
     let checkpoint = Checkpoint::open(&arguments.adapter)?;
     checkpoint::merge(&checkpoint, &arguments.output, arguments.dtype, size.0)?;
@@ -42,7 +42,7 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 /// A number type by any of its names.
-pub fn dtype(text: &str) -> Result<Dtype, String> {
+pub(super) fn dtype(text: &str) -> Result<Dtype, String> {
     match text {
         "float32" | "f32" | "fp32" => Ok(Dtype::F32),
         "bfloat16" | "bf16" => Ok(Dtype::BF16),

@@ -18,7 +18,7 @@ const OWN: &[(&str, &str)] =
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  salsa quickstart\n  salsa quickstart --seed 2\n\n\
     The recipe it runs is recipes/quickstart.yaml; copy it to change it, and run it with `salsa run`.")]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// Where the models, summary.json and report.html go [default: runs/quickstart, of another seed
     /// runs/quickstart-seedN].
     #[arg(long, value_name = "DIR")]
@@ -34,7 +34,7 @@ pub struct Arguments {
 }
 
 /// Runs the built-in recipe.
-pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let mut set = vec![
         ("seed".to_owned(), arguments.seed.to_string()),
         ("vars.seed_a".to_owned(), (10 * arguments.seed + 1).to_string()),

@@ -17,7 +17,7 @@ use crate::{
     after_help = "Examples:\n  salsa run recipes/hh-small.yaml --out runs/try-1 --set stages.ppo.kl_coef=0.1\n  \
     salsa run recipes/hh-small.yaml --from reward\n  salsa run runs/try-1/recipe.yaml --only ppo --rerun ppo"
 )]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// The recipe.
     recipe: PathBuf,
     /// Where the stages go; the recipe's own `out` if absent.
@@ -56,7 +56,7 @@ impl Stages {
 }
 
 /// Runs what is not done yet.
-pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let set = changes(&arguments.set)?;
     let changes = Changes { out: arguments.out.as_deref(), set: &set, ..Changes::default() };
     if arguments.check {

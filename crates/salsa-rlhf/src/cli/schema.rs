@@ -11,14 +11,14 @@ use crate::{
 #[command(after_help = "Example:\n  salsa schema > salsa.schema.json\n\n\
     With the line\n  # yaml-language-server: $schema=salsa.schema.json\nat the top of a recipe, an editor that knows \
     the YAML language server completes keys, shows what they mean, and marks those that do not exist.")]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// The name of a stage, for its --config file; or recipe, for a file of `salsa run`.
     #[arg(value_name = "STAGE|recipe", default_value = "recipe")]
     what: String,
 }
 
 /// Prints the schema.
-pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let schema = match (arguments.what.as_str(), table::find(&arguments.what)) {
         ("recipe", _) => recipe::schema::of(STAGES),
         (_, Some(kind)) => {

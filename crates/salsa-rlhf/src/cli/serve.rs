@@ -38,7 +38,7 @@ use crate::{
         -d '{\"model\": \"runs/quickstart/salsa\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'\n\n\
     Paths: /v1/chat/completions, /v1/completions, /v1/models, /score, /logprobs, /health, /metrics. Ctrl-C lets what\n\
     runs finish; once more ends at once.")]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// Checkpoint directories or ids of the Hugging Face hub, each as PATH or NAME=PATH; without a name requests call it by
     /// its path. A reward model is served at /score.
     #[arg(required = true, value_name = "MODEL", value_parser = named)]
@@ -88,7 +88,7 @@ pub struct Arguments {
 }
 
 /// Serves until somebody asks it to end.
-pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let (size, limits) = (arguments.size()?, arguments.limits()?);
     let keys = arguments.api_key_file.as_deref().map(Keys::read).transpose()?.unwrap_or_default();
     let context = StageContext::default();

@@ -17,11 +17,11 @@ use crate::{
 };
 
 /// What the words behind the command are.
-pub const WORDS: &str =
+pub(super) const WORDS: &str =
     "The ingredients, then `--config FILE` (also mergekit's) and any of the keys below; `-` and `_` are equal.";
 
 /// Writes the soup. On stdout: its numbers as JSON or, with `--report`, the geometry as a table.
-pub fn main(words: &[String]) -> anyhow::Result<()> {
+pub(super) fn main(words: &[String]) -> anyhow::Result<()> {
     let models = words.iter().take_while(|word| !word.starts_with('-')).count();
     let (models, words) = words.split_at(models);
     let mut flags = Flags::parse(words)?;

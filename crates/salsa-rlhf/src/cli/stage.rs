@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The command of a stage: `--config FILE` and any of its keys.
-pub fn command(kind: &Kind, name: &'static str) -> clap::Command {
+pub(super) fn command(kind: &Kind, name: &'static str) -> clap::Command {
     let (value, help) = match kind.name {
         SoupConfig::NAME => ("MODEL … --KEY VALUE", soup::WORDS),
         _ => (
@@ -33,14 +33,14 @@ pub fn command(kind: &Kind, name: &'static str) -> clap::Command {
 }
 
 /// The command with `--config` and its keys as options of clap, which [`Flags`] reads otherwise.
-pub fn with_options(command: clap::Command, kind: &Kind) -> clap::Command {
+pub(super) fn with_options(command: clap::Command, kind: &Kind) -> clap::Command {
     let config = clap::Arg::new("config").long("config").value_name("FILE").value_hint(clap::ValueHint::FilePath);
     let config = config.help("File of keys and values, in YAML; flags win over it.");
     command.arg(config).args(options(kind)).after_help(format!("Example:\n  {}", kind.example()))
 }
 
 /// The words behind the command of a stage.
-pub fn words(matches: &ArgMatches) -> Vec<String> {
+pub(super) fn words(matches: &ArgMatches) -> Vec<String> {
     matches.get_many::<String>(ARGUMENTS).into_iter().flatten().cloned().collect()
 }
 
@@ -48,7 +48,7 @@ pub fn words(matches: &ArgMatches) -> Vec<String> {
 const ARGUMENTS: &str = "words";
 
 /// Runs a stage.
-pub fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
+pub(super) fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
     if kind.name == SoupConfig::NAME {
         return soup::main(words);
     }
@@ -85,7 +85,7 @@ pub fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
 }
 
 /// An example, and every key with what it means.
-pub fn help(kind: &Kind) -> String {
+pub(super) fn help(kind: &Kind) -> String {
     format!(
         "Example:\n  {}\n\nKeys, as --KEY VALUE or as KEY: VALUE in the file of --config. A dotted key is one of\n\
          a mapping, and [required] says of it that the mapping cannot be without it.\n{}",

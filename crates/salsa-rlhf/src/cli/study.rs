@@ -14,7 +14,7 @@ use crate::{
     salsa study recipes/study.yaml --out runs/study --jobs 2\n  \
     salsa study recipes/study.yaml --only arm=salsa,ppo --only kl_coef=0.1\n\n\
     How to write one, and what each number of its report means: docs/study.md.")]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// The study.
     #[arg(required_unless_present = "worker")]
     study: Option<PathBuf>,
@@ -36,7 +36,7 @@ pub struct Arguments {
 }
 
 /// Runs what is missing and writes `study.json` and `study.html`.
-pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let context = super::context()?;
     let Some(path) = arguments.study.as_deref().filter(|_| !arguments.worker) else {
         return work_for_a_study(&context);

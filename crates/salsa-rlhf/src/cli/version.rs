@@ -8,13 +8,13 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const COMMIT: &str = env!("SALSA_COMMIT");
 
 /// `0.1.0 (COMMIT DATE)`
-pub fn short() -> String {
+pub(super) fn short() -> String {
     let kind = if cfg!(debug_assertions) { "development build" } else { "no commit known" };
     format!("{VERSION} ({})", if COMMIT.is_empty() { kind } else { COMMIT })
 }
 
 /// The lines of `--version`.
-pub fn text() -> String {
+pub(super) fn text() -> String {
     let sets = Isa::ALL.into_iter().filter(|isa| isa.is_compiled());
     let sets: Vec<&str> = sets.map(Isa::name).collect();
     let used = match salsa_engine::check_isa() {

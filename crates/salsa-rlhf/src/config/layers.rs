@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::{Origin, names, parse, set_path, wording};
 
 /// The values so far; every accepted step leaves them a valid `T`.
-pub struct Layers<T> {
+pub(super) struct Layers<T> {
     keys: Map<String, Value>,
     values: Map<String, Value>,
     given: Vec<(String, Origin, Value)>,
@@ -39,7 +39,7 @@ impl Reading {
 
 impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
     /// The defaults.
-    pub fn new() -> Layers<T> {
+    pub(super) fn new() -> Layers<T> {
         let keys = match serde_json::to_value(T::default()) {
             Ok(Value::Object(keys)) => keys,
             other => panic!("a configuration must serialise to a mapping, got {other:?}"),
@@ -48,7 +48,7 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
     }
 
     /// Lays the keys of a mapping over what is there.
-    pub fn mapping(&mut self, given: &Map<String, Value>, origin: &Origin) -> anyhow::Result<()> {
+    pub(super) fn mapping(&mut self, given: &Map<String, Value>, origin: &Origin) -> anyhow::Result<()> {
         let mut seen: Vec<(String, &str)> = Vec::new();
         let resolved =
             given.iter().map(|(key, _)| names::resolve(key, &self.keys).map_err(|hint| (key.as_str(), hint)));
@@ -65,7 +65,7 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
     }
 
     /// Lays command-line flags over what is there.
-    pub fn flags(&mut self, overrides: &[(String, String)]) -> anyhow::Result<()> {
+    pub(super) fn flags(&mut self, overrides: &[(String, String)]) -> anyhow::Result<()> {
         let origin = Origin::CommandLine;
         for flag in self.group(overrides)? {
             let readings = match flag.values.iter().any(|(rest, _)| rest.is_some()) {
@@ -81,7 +81,7 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
     }
 
     /// The configuration, if no nested key got lost on the way.
-    pub fn finish(self) -> anyhow::Result<T> {
+    pub(super) fn finish(self) -> anyhow::Result<T> {
         let config: T = serde_json::from_value(Value::Object(self.values)).context("configuration")?;
         let kept = serde_json::to_value(&config).context("configuration")?;
         match self.given.iter().find_map(|(name, origin, given)| Some((origin, lost(given, &kept[name], name)?))) {

@@ -11,7 +11,7 @@ const MOST_NAMES: usize = 12;
 ///
 /// # Errors
 /// If it holds anything but letters, digits, `-`, `_` and `.`, begins with a dot, is empty or longer than 64 bytes.
-pub fn check_component(key: &str, name: &str) -> anyhow::Result<()> {
+pub(crate) fn check_component(key: &str, name: &str) -> anyhow::Result<()> {
     let is_allowed = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
     let fault = match name {
         "" => "is empty",
@@ -24,7 +24,7 @@ pub fn check_component(key: &str, name: &str) -> anyhow::Result<()> {
 }
 
 /// Names that people use for the same thing, TRL's first. Whichever of a group a stage has as its key, the others reach it.
-pub const SYNONYMS: &[&[&str]] = &[
+pub(crate) const SYNONYMS: &[&[&str]] = &[
     &["model_name_or_path", "model", "sft_model_path", "policy"],
     &["reward_model_path", "reward_model"],
     &["dataset_name", "dataset", "train_dataset", "datasets"],
@@ -55,7 +55,7 @@ pub const SYNONYMS: &[&[&str]] = &[
 ///
 /// # Errors
 /// A hint for the reader if there is none.
-pub fn resolve(name: &str, keys: &Map<String, Value>) -> Result<String, String> {
+pub(crate) fn resolve(name: &str, keys: &Map<String, Value>) -> Result<String, String> {
     let name = plain(name);
     if keys.contains_key(&name) {
         return Ok(name);
@@ -77,7 +77,7 @@ pub fn resolve(name: &str, keys: &Map<String, Value>) -> Result<String, String> 
 }
 
 /// The other names by which `key` of `keys` is reached, TRL's first.
-pub fn others<'a>(key: &'a str, keys: &'a Map<String, Value>) -> impl Iterator<Item = &'static str> + 'a {
+pub(crate) fn others<'a>(key: &'a str, keys: &'a Map<String, Value>) -> impl Iterator<Item = &'static str> + 'a {
     let mut names: Vec<&str> = Vec::new();
     for name in synonyms(key) {
         if !keys.contains_key(name) && !names.contains(&name) && resolve(name, keys).as_deref() == Ok(key) {
@@ -88,18 +88,18 @@ pub fn others<'a>(key: &'a str, keys: &'a Map<String, Value>) -> impl Iterator<I
 }
 
 /// Whether two names are the same setting.
-pub fn are_same(a: &str, b: &str) -> bool {
+pub(crate) fn are_same(a: &str, b: &str) -> bool {
     let (a, b) = (plain(a), plain(b));
     a == b || synonyms(&a).any(|synonym| synonym == b)
 }
 
 /// `-` and `_` are equal.
-pub fn plain(name: &str) -> String {
+pub(crate) fn plain(name: &str) -> String {
     name.replace('-', "_")
 }
 
 /// `key`, or the key of `mapping` that differs from it in `-` and `_` only.
-pub fn existing(mapping: &Map<String, Value>, key: &str) -> String {
+pub(crate) fn existing(mapping: &Map<String, Value>, key: &str) -> String {
     if mapping.contains_key(key) {
         return key.to_owned();
     }
@@ -107,7 +107,7 @@ pub fn existing(mapping: &Map<String, Value>, key: &str) -> String {
 }
 
 /// What to say about a name that is not among `known`: the nearest one, else all of them if they are few.
-pub fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+pub(crate) fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
     match nearest(name, known.clone()) {
         Some(near) => format!("did you mean {near:?}?"),
         None => {
@@ -123,7 +123,7 @@ pub fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Str
 
 /// The most similar of `known`, if it can be a slip of the pen: one letter in four at most is another, or one
 /// letter in all, or one is the beginning of the other.
-pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let name = plain(name);
     let likeness = |other: &str| strsim::normalized_damerau_levenshtein(&name, &plain(other));
     let begins =

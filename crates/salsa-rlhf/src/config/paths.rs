@@ -27,10 +27,10 @@ pub enum PathKind {
 }
 
 /// Where the schema of an input says what it leads to: `model` or `data`.
-pub const INPUT: &str = "x-input";
+pub(crate) const INPUT: &str = "x-input";
 
 /// Where the schema of a key says that no result depends on it.
-pub const CHANGES_NO_RESULT: &str = "x-changes-no-result";
+pub(crate) const CHANGES_NO_RESULT: &str = "x-changes-no-result";
 
 pub(super) const MODEL: &str = "ModelPath";
 pub(super) const DATA: &str = "DataPath";
@@ -172,7 +172,7 @@ pub struct Places {
 }
 
 /// What is called with an input: its kind, its place and itself; may give another value for it.
-pub type Visit<'a> = dyn FnMut(PathKind, &str, &str) -> anyhow::Result<Option<Value>> + 'a;
+pub(crate) type Visit<'a> = dyn FnMut(PathKind, &str, &str) -> anyhow::Result<Option<Value>> + 'a;
 
 impl Places {
     /// Those of a configuration.
@@ -215,7 +215,7 @@ impl Places {
 ///
 /// # Errors
 /// The first error of `visit`.
-pub fn visit_strings(
+pub(crate) fn visit_strings(
     value: &mut Value,
     place: &str,
     visit: &mut dyn FnMut(&str, &str) -> anyhow::Result<Option<Value>>,
@@ -242,7 +242,7 @@ pub fn visit_strings(
 }
 
 /// The place of a key in the mapping at `place`.
-pub fn below(place: &str, key: &str) -> String {
+pub(crate) fn below(place: &str, key: &str) -> String {
     if place.is_empty() { key.to_owned() } else { format!("{place}.{key}") }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::names;
 
 /// Where the heading of a group of keys stands: in the schema of the first of them.
-pub const HEADING: &str = "x-heading";
+pub(crate) const HEADING: &str = "x-heading";
 
 /// Where the schema of an enum lists other spellings of its choices: those of `serde(alias)`, which a schema does not see.
 const ALIASES: &str = "x-aliases";
@@ -15,7 +15,7 @@ const ALIASES: &str = "x-aliases";
 /// The schema of a mapping with the configuration `T`: every key that [`super::load`] takes from a file, and no other.
 ///
 /// Draft 7, which editors understand best.
-pub fn of<T: JsonSchema + Serialize + Default>() -> Value {
+pub(crate) fn of<T: JsonSchema + Serialize + Default>() -> Value {
     let settings = SchemaSettings::draft07().with_transform(RecursiveTransform(tidy));
     let mut schema = settings.into_generator().into_root_schema_for::<T>().to_value();
     let defaults = match serde_json::to_value(T::default()) {
@@ -34,7 +34,7 @@ pub fn of<T: JsonSchema + Serialize + Default>() -> Value {
 }
 
 /// `-` and `_` are equal in the keys of a stage; a key with `-` is known, though its value is not looked at.
-pub fn take_hyphens(schema: &mut Value) {
+pub(crate) fn take_hyphens(schema: &mut Value) {
     let keys = schema["properties"].as_object().expect("this is a schema of an object").keys();
     let keys: Vec<String> = keys.filter(|key| key.contains('_')).map(|key| key.replace('_', "[-_]")).collect();
     if !keys.is_empty() {

@@ -1,7 +1,7 @@
 //! serde's error messages in words for people who do not write Rust.
 
 /// `invalid type: string "x", expected f64` → `expected a number, got string "x"`.
-pub fn plain(message: &str) -> String {
+pub(crate) fn plain(message: &str) -> String {
     let message = one_line(message);
     if let Some((got, expected)) = strip(&message, &["invalid type: ", "invalid value: ", "invalid length "]) {
         return format!("expected {}, got {}", kind(expected), got.replace('`', ""));
@@ -22,12 +22,12 @@ pub fn plain(message: &str) -> String {
 }
 
 /// Line breaks and runs of spaces become single spaces.
-pub fn one_line(message: &str) -> String {
+pub(crate) fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// An error as one line, in which the system's most frequent complaint says what to do.
-pub fn for_people(error: &anyhow::Error) -> String {
+pub(crate) fn for_people(error: &anyhow::Error) -> String {
     one_line(&format!("{error:#}"))
         .replace("No such file or directory (os error 2)", "there is no such file or folder; check the path")
 }

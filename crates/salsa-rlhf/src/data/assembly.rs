@@ -23,7 +23,7 @@ pub(super) struct Assembly {
 }
 
 impl Assembly {
-    pub fn new(path: &Path) -> Assembly {
+    pub(super) fn new(path: &Path) -> Assembly {
         let set = Dataset {
             examples: Vec::new(),
             layout: Layout::Text,
@@ -43,7 +43,7 @@ impl Assembly {
     ///
     /// # Errors
     /// If it is something else than the first one.
-    pub fn add(&mut self, row: Row, nulls: Vec<String>, place: &Place) -> Result<()> {
+    pub(super) fn add(&mut self, row: Row, nulls: Vec<String>, place: &Place) -> Result<()> {
         self.check_shape(&row, nulls, place)?;
         if self.records == 0 {
             self.set.recognised = row.recognised;
@@ -96,7 +96,7 @@ impl Assembly {
     ///
     /// # Errors
     /// If no record is left, or answers with labels cannot be paired.
-    pub fn finish(mut self, sha256: String) -> Result<Dataset> {
+    pub(super) fn finish(mut self, sha256: String) -> Result<Dataset> {
         self.set.sha256 = sha256;
         let Some((shape, ..)) = self.shape.take() else {
             bail!("{} holds no records: a data set needs at least one", self.set.path.display());

@@ -55,7 +55,7 @@ pub(super) struct Beside {
 }
 
 impl Beside {
-    pub fn of(columns: &Columns) -> Result<Beside> {
+    pub(super) fn of(columns: &Columns) -> Result<Beside> {
         let system = columns.of(Meaning::System).next();
         let system = match system {
             None => None,
@@ -73,7 +73,7 @@ impl Beside {
     /// Puts all of it to an example; text becomes messages where there is something to put. Says whether it has.
     ///
     /// A system message that the conversation has itself stays, and the column counts as not read.
-    pub fn put_to(self, example: &mut Example, columns: &Columns) -> bool {
+    pub(super) fn put_to(self, example: &mut Example, columns: &Columns) -> bool {
         if self.system.is_none() && self.history.is_empty() && self.arguments.is_empty() {
             return false;
         }

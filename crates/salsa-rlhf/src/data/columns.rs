@@ -26,7 +26,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub fn new(key: String, example: Example, recognised: &'static str) -> Row {
+    pub(super) fn new(key: String, example: Example, recognised: &'static str) -> Row {
         Row { example, key, recognised, is_lifted: false, label: None, unread: Vec::new() }
     }
 }

@@ -33,22 +33,22 @@ pub(super) struct Room {
 
 impl Room {
     /// What the machine has left, or without end where it does not say.
-    pub fn now() -> Room {
+    pub(super) fn now() -> Room {
         Room::of(Available::of_machine().bytes().unwrap_or(u64::MAX))
     }
 
     /// So many bytes.
-    pub fn of(free: u64) -> Room {
+    pub(super) fn of(free: u64) -> Room {
         Room { free, held: 0 }
     }
 
     /// How many bytes there are.
-    pub fn free(&self) -> u64 {
+    pub(super) fn free(&self) -> u64 {
         self.free
     }
 
     /// Counts so many bytes more of the data set at `path`.
-    pub fn take(&mut self, bytes: u64, path: &Path) -> Result<()> {
+    pub(super) fn take(&mut self, bytes: u64, path: &Path) -> Result<()> {
         self.held = self.held.saturating_add(bytes);
         if self.held <= self.free {
             return Ok(());
@@ -104,22 +104,22 @@ pub(super) struct PerRecord<R> {
 }
 
 impl<R: Read> PerRecord<R> {
-    pub fn new(inner: R) -> PerRecord<R> {
+    pub(super) fn new(inner: R) -> PerRecord<R> {
         PerRecord { inner, left: LONGEST_RECORD, recent: Vec::new() }
     }
 
     /// The stream itself.
-    pub fn inner(&self) -> &R {
+    pub(super) fn inner(&self) -> &R {
         &self.inner
     }
 
     /// The next record begins.
-    pub fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         self.left = LONGEST_RECORD;
     }
 
     /// What was read last, up to 64 bytes, and how many of them: then up to eight bytes more.
-    pub fn around(&mut self) -> (Vec<u8>, usize) {
+    pub(super) fn around(&mut self) -> (Vec<u8>, usize) {
         let mut text = std::mem::take(&mut self.recent);
         let before = text.len();
         // What cannot be read is not shown.
@@ -158,7 +158,7 @@ pub(super) struct Unpacked<R> {
 
 impl<R> Unpacked<R> {
     /// The unpacked bytes of a file of `packed` bytes.
-    pub fn new(inner: R, packed: u64) -> Unpacked<R> {
+    pub(super) fn new(inner: R, packed: u64) -> Unpacked<R> {
         Unpacked { inner, left: most_from(packed, 16 << 20) }
     }
 }

@@ -51,62 +51,62 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    pub fn new(mut record: Record) -> Columns {
+    pub(super) fn new(mut record: Record) -> Columns {
         record.retain(|_, value| !value.is_null());
         Columns { record, used: RefCell::default() }
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub(super) fn has(&self, name: &str) -> bool {
         self.record.contains_key(name)
     }
 
-    pub fn has_all(&self, names: &[&str]) -> bool {
+    pub(super) fn has_all(&self, names: &[&str]) -> bool {
         names.iter().all(|name| self.has(name))
     }
 
     /// The first of these that is there.
-    pub fn first(&self, names: &[&'static str]) -> Option<&'static str> {
+    pub(super) fn first(&self, names: &[&'static str]) -> Option<&'static str> {
         names.iter().copied().find(|name| self.has(name))
     }
 
     /// Those of a meaning that are there.
-    pub fn of(&self, meaning: Meaning) -> impl Iterator<Item = &'static str> + '_ {
+    pub(super) fn of(&self, meaning: Meaning) -> impl Iterator<Item = &'static str> + '_ {
         let named = |(of, names): &(Meaning, &'static [&'static str])| (*of == meaning).then_some(*names);
         let names = MEANINGS.iter().find_map(named).unwrap_or_default();
         names.iter().copied().filter(|name| self.has(name))
     }
 
     /// Without marking it as read.
-    pub fn peek(&self, name: &str) -> Option<&Value> {
+    pub(super) fn peek(&self, name: &str) -> Option<&Value> {
         self.record.get(name)
     }
 
     /// A column, which counts as read from now on.
-    pub fn get(&self, name: &'static str) -> Option<&Value> {
+    pub(super) fn get(&self, name: &'static str) -> Option<&Value> {
         self.used.borrow_mut().push(name);
         self.record.get(name)
     }
 
     /// A column that must be there.
-    pub fn need(&self, name: &'static str) -> Result<&Value> {
+    pub(super) fn need(&self, name: &'static str) -> Result<&Value> {
         self.get(name).ok_or_else(|| anyhow!("column {name} is missing"))
     }
 
     /// A column of text that must be there.
-    pub fn text(&self, name: &'static str) -> Result<&str> {
+    pub(super) fn text(&self, name: &'static str) -> Result<&str> {
         let value = self.need(name)?;
         value.as_str().ok_or_else(|| anyhow!("column {name}: expected text, found {}", kind(value)))
     }
 
     /// A column of numbers, if it is there.
-    pub fn number(&self, name: &'static str) -> Result<Option<f64>> {
+    pub(super) fn number(&self, name: &'static str) -> Result<Option<f64>> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let number = value.as_f64().filter(|x| x.is_finite());
         number.map(Some).ok_or_else(|| anyhow!("column {name}: expected a number, found {}", kind(value)))
     }
 
     /// The names of all columns, sorted.
-    pub fn names(&self) -> Vec<&str> {
+    pub(super) fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.record.keys().map(String::as_str).collect();
         names.sort_unstable();
         names
@@ -114,7 +114,7 @@ impl Columns {
 
     /// Columns that look like content and were not read, sorted. `said` is what was read: a column that repeats part of
     /// it, or all of it in another form, says nothing new.
-    pub fn unread(&self, said: impl FnOnce() -> Vec<String>) -> Vec<String> {
+    pub(super) fn unread(&self, said: impl FnOnce() -> Vec<String>) -> Vec<String> {
         let used = self.used.borrow();
         let mut unread: Vec<(&String, Vec<&str>)> = self
             .record

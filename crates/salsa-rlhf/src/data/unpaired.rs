@@ -38,12 +38,12 @@ pub(super) struct Unpaired {
 }
 
 impl Unpaired {
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.records == 0
     }
 
     /// Takes in a prompt with its answer, or a conversation that ends with one.
-    pub fn add(&mut self, example: Example, label: bool, key: String, place: &Place) {
+    pub(super) fn add(&mut self, example: Example, label: bool, key: String, place: &Place) {
         self.records += 1;
         let (prompt, said) = match example {
             Example::PromptCompletion { prompt, completion } => (prompt, completion),
@@ -71,7 +71,7 @@ impl Unpaired {
     ///
     /// # Errors
     /// If no prompt has both.
-    pub fn paired(self, path: &Path) -> Result<(Vec<Paired>, String)> {
+    pub(super) fn paired(self, path: &Path) -> Result<(Vec<Paired>, String)> {
         let mut pairs = Vec::new();
         for Answers { prompt, key, wanted, unwanted } in self.prompts {
             for (wanted, unwanted) in wanted.into_iter().zip(unwanted) {

@@ -106,7 +106,7 @@ impl Moves {
     }
 
     /// What is going to be moved where, line by line.
-    pub fn lines(&self) -> Vec<String> {
+    pub(super) fn lines(&self) -> Vec<String> {
         let heading = "set aside, to be made anew (nothing is deleted):".to_owned();
         let moves = self.moves.iter().map(|one| format!("  {}", one.line));
         let moves: Vec<String> =
@@ -118,7 +118,7 @@ impl Moves {
     ///
     /// # Errors
     /// If another process works on one of the stages, and nothing is moved then; if the disk refuses.
-    pub fn carry_out(self, context: &StageContext) -> anyhow::Result<()> {
+    pub(super) fn carry_out(self, context: &StageContext) -> anyhow::Result<()> {
         self.lines().iter().for_each(|line| context.say(line));
         if self.pending.stages.is_empty() {
             return Ok(());

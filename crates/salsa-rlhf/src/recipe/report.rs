@@ -36,7 +36,7 @@ pub(super) struct Resolved {
 ///
 /// # Errors
 /// If the directory is no run of a recipe, or a file in it cannot be read or written.
-pub fn write(out: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn write(out: &Path) -> anyhow::Result<PathBuf> {
     let resolved: Resolved = read(&out.join("resolved.json"))
         .with_context(|| format!("{} is not a directory that `salsa run` filled", out.display()))?;
     let place = |name: &str| out.join(name).join(EVALUATION);

@@ -27,7 +27,7 @@ const VALUE: usize = 64;
 const DEEPEST_VALUE: usize = 100;
 
 /// Everything that can be named in a recipe.
-pub struct Names<'a> {
+pub(crate) struct Names<'a> {
     /// `${out}`
     pub out: &'a Path,
     /// `${name}`
@@ -41,7 +41,7 @@ pub struct Names<'a> {
 }
 
 /// A stage as others see it.
-pub struct StageName {
+pub(crate) struct StageName {
     /// Its name.
     pub name: String,
     /// Its directory.
@@ -51,7 +51,7 @@ pub struct StageName {
 }
 
 /// Resolves the strings of one stage.
-pub struct Resolver<'a> {
+pub(crate) struct Resolver<'a> {
     /// What can be named.
     pub names: &'a Names<'a>,
     /// The stage's place in the order; it may refer to those before it.
@@ -66,7 +66,7 @@ pub struct Resolver<'a> {
 
 impl<'a> Resolver<'a> {
     /// The resolver of the stage at this position.
-    pub fn new(names: &'a Names<'a>, position: usize, base: &'a Path, network: Network) -> Resolver<'a> {
+    pub(crate) fn new(names: &'a Names<'a>, position: usize, base: &'a Path, network: Network) -> Resolver<'a> {
         Resolver { names, position, base, network, rooted: RefCell::default() }
     }
 
@@ -74,7 +74,7 @@ impl<'a> Resolver<'a> {
     ///
     /// # Errors
     /// Each of them: unknown names, references to later stages; the key is named.
-    pub fn variables(&self, given: &mut Map<String, Value>) -> Result<(), Faults> {
+    pub(crate) fn variables(&self, given: &mut Map<String, Value>) -> Result<(), Faults> {
         let mut value = Value::Object(std::mem::take(given));
         let (mut faults, budget) = (Faults::default(), Budget::default());
         let mut visit = |place: &str, text: &str| {
@@ -91,7 +91,7 @@ impl<'a> Resolver<'a> {
     ///
     /// # Errors
     /// If it is a later stage, or nothing that exists.
-    pub fn input(&self, kind: PathKind, text: &str) -> anyhow::Result<Value> {
+    pub(crate) fn input(&self, kind: PathKind, text: &str) -> anyhow::Result<Value> {
         if self.rooted.borrow().contains(text) {
             return Ok(text.into());
         }
@@ -168,7 +168,7 @@ impl<'a> Resolver<'a> {
 ///
 /// # Errors
 /// If one uses a name that is no earlier variable.
-pub fn vars(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
+pub(crate) fn vars(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
     let (mut done, budget) = (Map::new(), Budget::default());
     for (name, value) in given {
         let mut value = value.clone();
@@ -259,7 +259,7 @@ fn substitute(text: &str, look_up: &mut dyn FnMut(&str) -> anyhow::Result<Value>
 }
 
 /// `path` as seen from `base`, without needless `..`.
-pub fn join(base: &Path, path: &str) -> PathBuf {
+pub(crate) fn join(base: &Path, path: &str) -> PathBuf {
     let joined = base.join(path);
     let mut short = PathBuf::new();
     for component in joined.components() {

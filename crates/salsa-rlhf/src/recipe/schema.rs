@@ -11,7 +11,7 @@ const VARIABLE: &str = "variable";
 
 /// The schema of a recipe of stages of these kinds: what [`super::Recipe::new`] can find wrong without looking at files and
 /// at names of stages and variables.
-pub fn of(kinds: &[Kind]) -> Value {
+pub(crate) fn of(kinds: &[Kind]) -> Value {
     let mut definitions = Map::new();
     for kind in kinds {
         let mut stage = stage(kind);

@@ -9,7 +9,7 @@ use super::xy::{Chart, Dot, Kind, Series};
 
 /// How the ingredients of a soup lie to each other, layer by layer.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct SoupGeometry {
+pub(crate) struct SoupGeometry {
     /// The ingredients, by paths.
     pub ingredients: Vec<String>,
     /// What they were fine-tuned from, if that is known.
@@ -24,7 +24,7 @@ pub struct SoupGeometry {
 
 /// Some of the weights.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct GeometryPart {
+pub(crate) struct GeometryPart {
     /// `layer 0`, `embed_tokens`, …
     pub name: String,
     /// Lengths of the task vectors and, last, of the soup's; empty without a base.
@@ -49,7 +49,7 @@ const MOST_NAMES: usize = 10;
 
 impl SoupGeometry {
     /// The page: HTML that needs nothing else.
-    pub fn html(&self) -> String {
+    pub(crate) fn html(&self) -> String {
         let lead = match &self.base {
             Some(base) => format!("{} models fine-tuned from {base}, and their soup.", self.ingredients.len()),
             None => format!("{} models and their soup.", self.ingredients.len()),

@@ -1,7 +1,7 @@
 //! Keys as people say them.
 
 /// Within a sentence: `sft_a` → `SFT A`, `my_run` → `my run`.
-pub fn spoken(key: &str) -> String {
+pub(super) fn spoken(key: &str) -> String {
     let words = key.split('_').filter(|word| !word.is_empty()).map(|word| match word {
         "sft" | "ppo" | "dpo" | "kl" | "mkl" | "salsa" | "ema" => word.to_uppercase(),
         _ if word.chars().count() == 1 => word.to_uppercase(),
@@ -11,7 +11,7 @@ pub fn spoken(key: &str) -> String {
 }
 
 /// By itself: `sft_a` → `SFT A`, `my_run` → `My run`.
-pub fn label(key: &str) -> String {
+pub(crate) fn label(key: &str) -> String {
     let spoken = spoken(key);
     let mut rest = spoken.chars();
     rest.next().into_iter().flat_map(char::to_uppercase).chain(rest).collect()

@@ -28,18 +28,18 @@ mod versus;
 mod xy;
 
 pub(crate) use geometry::letter;
-pub use geometry::{GeometryPart, SoupGeometry};
-pub use judgments::{JudgedRow, JudgedTable, Judgments};
-pub use labels::label;
-pub use landscape::{Landscape, Spot};
+pub(crate) use geometry::{GeometryPart, SoupGeometry};
+pub(crate) use judgments::Judgments;
+pub(crate) use labels::label;
+pub(crate) use landscape::{Landscape, Spot};
 pub(crate) use study::variant;
-pub use study::{
+pub(crate) use study::{
     ArmNumbers, BandPoint, CellNumbers, CellSet, Claim, Cost, DistanceAndGain, Frontier, FrontierPoint, LineOverSeeds,
     OverSeeds, Seconds, Signs, StudyArm, StudyFactor, StudyReport, Sweep, SweepPoint, study_table,
 };
-pub use summary::{Comparison, Contrast, Estimate, LandscapePoint, Ordered, SplitSummary, Summary};
-pub use table::table;
-pub use versus::{INTERVAL, Versus};
+pub(crate) use summary::{Comparison, Contrast, Estimate, LandscapePoint, Ordered, SplitSummary, Summary};
+pub(crate) use table::table;
+pub(crate) use versus::{INTERVAL, Versus};
 
 use std::path::Path;
 

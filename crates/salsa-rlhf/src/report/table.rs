@@ -18,7 +18,7 @@ const GAP: usize = 2;
 /// ```
 ///
 /// Where a block is wider than `width` characters, its columns go into several blocks below each other.
-pub fn table(summary: &Summary, width: usize) -> String {
+pub(crate) fn table(summary: &Summary, width: usize) -> String {
     let columns = columns(summary);
     let mut blocks: Vec<Vec<Vec<String>>> = Vec::new();
     for split in splits(summary) {

@@ -25,7 +25,7 @@ const WIN_RATE: &str = "win_rate_vs_";
 const KL: &str = "kl_";
 
 /// How the key of an interval ends; no anchor's name does.
-pub const INTERVAL: &str = "_ci95";
+pub(crate) const INTERVAL: &str = "_ci95";
 
 impl Serialize for Versus {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

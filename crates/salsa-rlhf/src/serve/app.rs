@@ -33,7 +33,7 @@ use super::{
 
 /// What clients may do.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Most bytes of a body.
     pub body: usize,
     /// Most open connections.
@@ -45,7 +45,7 @@ pub struct Limits {
 }
 
 /// What all connections share.
-pub struct App {
+pub(crate) struct App {
     /// The models.
     pub catalogue: Catalogue,
     /// Who may ask.
@@ -70,7 +70,7 @@ pub struct App {
 
 /// Which of the two readings a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reading {
+pub(crate) enum Reading {
     /// `POST /score`
     Scores,
     /// `POST /logprobs`
@@ -78,7 +78,7 @@ pub enum Reading {
 }
 
 /// Seconds since 1970.
-pub fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
@@ -87,7 +87,7 @@ impl App {
     ///
     /// # Errors
     /// If the request cannot be served.
-    pub async fn complete(
+    pub(crate) async fn complete(
         self: Arc<App>,
         form: Form,
         body: Vec<u8>,
@@ -111,7 +111,7 @@ impl App {
     ///
     /// # Errors
     /// If the request cannot be served.
-    pub async fn read(self: Arc<App>, reading: Reading, body: Vec<u8>) -> Result<Response<Body>, ApiError> {
+    pub(crate) async fn read(self: Arc<App>, reading: Reading, body: Vec<u8>) -> Result<Response<Body>, ApiError> {
         let app = self.clone();
         let read = move || match reading {
             Reading::Scores => Readings::scores(&body, &app.catalogue, app.queue.most()),
@@ -230,7 +230,7 @@ fn unless_panicked<T>(joined: Result<Result<T, ApiError>, task::JoinError>) -> R
 ///
 /// # Errors
 /// If it is too large, comes too slowly or breaks off.
-pub async fn body_of(body: hyper::body::Incoming, limits: &Limits) -> Result<Vec<u8>, ApiError> {
+pub(crate) async fn body_of(body: hyper::body::Incoming, limits: &Limits) -> Result<Vec<u8>, ApiError> {
     let too_large = || {
         let message = format!("the body has more than {} bytes", limits.body);
         ApiError::malformed(StatusCode::PAYLOAD_TOO_LARGE, message)

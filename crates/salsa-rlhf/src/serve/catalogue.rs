@@ -23,7 +23,7 @@ use crate::{
 
 /// A checkpoint to serve, and the name that requests have for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
+pub(crate) struct Named {
     /// What requests call it.
     pub name: String,
     /// A directory, or an id of the Hugging Face hub.
@@ -32,7 +32,7 @@ pub struct Named {
 
 /// How much is computed at once; changes memory and speed, never a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
+pub(crate) struct Size {
     /// Sequences of one model decoded at once.
     pub sequences: usize,
     /// Tokens of the prompts that are read together.
@@ -42,7 +42,7 @@ pub struct Size {
 }
 
 /// A served model without its weights.
-pub struct Served {
+pub(crate) struct Served {
     /// What requests call it.
     pub name: String,
     /// Where it is.
@@ -59,12 +59,12 @@ pub struct Served {
 
 impl Served {
     /// The model's shape.
-    pub fn spec(&self) -> ModelSpec {
+    pub(crate) fn spec(&self) -> ModelSpec {
         self.checkpoint.spec.with_head(self.head)
     }
 
     /// Whether it writes replies; else it scores.
-    pub fn is_language_model(&self) -> bool {
+    pub(crate) fn is_language_model(&self) -> bool {
         self.head.has_language_model()
     }
 
@@ -72,14 +72,14 @@ impl Served {
     ///
     /// # Errors
     /// If it has no tokenizer.
-    pub fn encoder(&self) -> Result<&Encoder, ApiError> {
+    pub(crate) fn encoder(&self) -> Result<&Encoder, ApiError> {
         let missing = || ApiError::invalid("model", format!("{} has no tokenizer.json; send token numbers", self.name));
         self.encoder.as_ref().ok_or_else(missing)
     }
 }
 
 /// All served models.
-pub struct Catalogue {
+pub(crate) struct Catalogue {
     /// In the order in which they were given.
     pub models: Vec<Served>,
 }
@@ -90,7 +90,11 @@ impl Catalogue {
     ///
     /// # Errors
     /// Names the checkpoint that cannot be used, or what would lower the need for memory.
-    pub fn open(named: &[Named], size: &Size, context: &StageContext) -> anyhow::Result<(Catalogue, Vec<Model>)> {
+    pub(crate) fn open(
+        named: &[Named],
+        size: &Size,
+        context: &StageContext,
+    ) -> anyhow::Result<(Catalogue, Vec<Model>)> {
         for (at, one) in named.iter().enumerate() {
             let is_new = named[..at].iter().all(|other| other.name != one.name);
             ensure!(is_new, "two models are called {:?}; name one otherwise: NAME=PATH", one.name);
@@ -114,7 +118,7 @@ impl Catalogue {
     ///
     /// # Errors
     /// If there is none, or it is of the other kind.
-    pub fn find(&self, name: Option<&str>, kind: Kind) -> Result<usize, ApiError> {
+    pub(crate) fn find(&self, name: Option<&str>, kind: Kind) -> Result<usize, ApiError> {
         let fits = |served: &Served| served.is_language_model() == (kind == Kind::Language);
         let Some(name) = name else {
             let mut fitting = self.models.iter().enumerate().filter(|(_, served)| fits(served)).map(|(at, _)| at);
@@ -142,7 +146,7 @@ impl Catalogue {
 
 /// What a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A model that writes, or tells log-probs.
     Language,
     /// A model that scores.

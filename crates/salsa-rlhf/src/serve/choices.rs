@@ -13,7 +13,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::engine::{Drawn, Request};
 
 /// The tokens that the engine draws for a request. When this is dropped the engine stops drawing.
-pub struct Choices {
+pub(super) struct Choices {
     events: UnboundedReceiver<Result<Drawn, Arc<str>>>,
     request: Arc<Request>,
     early: Vec<VecDeque<Drawn>>,
@@ -23,7 +23,11 @@ pub struct Choices {
 
 impl Choices {
     /// Those of a request for so many choices.
-    pub fn new(events: UnboundedReceiver<Result<Drawn, Arc<str>>>, request: Arc<Request>, choices: usize) -> Choices {
+    pub(super) fn new(
+        events: UnboundedReceiver<Result<Drawn, Arc<str>>>,
+        request: Arc<Request>,
+        choices: usize,
+    ) -> Choices {
         Choices {
             events,
             request,
@@ -34,14 +38,14 @@ impl Choices {
     }
 
     /// Ends a choice before its last token.
-    pub fn stop(&mut self, choice: usize) {
+    pub(super) fn stop(&mut self, choice: usize) {
         self.request.stop(choice);
         self.is_open[choice] = false;
         self.early[choice].clear();
     }
 
     /// The next token; none when all choices have ended.
-    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Drawn, Arc<str>>>> {
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Drawn, Arc<str>>>> {
         loop {
             let count = self.is_open.len();
             let open = (self.turn..self.turn + count).map(|at| at % count.max(1)).find(|&at| self.is_open[at]);

@@ -23,7 +23,7 @@ const DEFAULT_TOKENS: usize = 16;
 
 /// Which of the two forms a request and its reply have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Form {
     /// `/v1/chat/completions`
     Chat,
     /// `/v1/completions`
@@ -32,7 +32,7 @@ pub enum Form {
 
 /// A request that can be served.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Asked {
+pub(super) struct Asked {
     /// Its form.
     pub form: Form,
     /// The model's place in the catalogue.
@@ -51,7 +51,7 @@ pub struct Asked {
 
 /// Whether a reply begins with the prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Echo {
+pub(super) enum Echo {
     /// It does.
     Prompt,
     /// It does not.
@@ -63,7 +63,7 @@ impl Asked {
     ///
     /// # Errors
     /// Names the parameter that is wrong or not supported.
-    pub fn read(form: Form, body: &[u8], catalogue: &Catalogue, most: usize) -> Result<Asked, ApiError> {
+    pub(super) fn read(form: Form, body: &[u8], catalogue: &Catalogue, most: usize) -> Result<Asked, ApiError> {
         let mut fields = Fields::parse(body)?;
         let parameters = Parameters::take(&mut fields)?;
         let model = catalogue.find(parameters.model.as_deref(), Kind::Language)?;
@@ -113,18 +113,18 @@ impl Asked {
     }
 
     /// How many replies it asks for.
-    pub fn choices(&self) -> usize {
+    pub(super) fn choices(&self) -> usize {
         self.prompts.len() * self.parameters.n as usize
     }
 
     /// The prompts of all choices: those of one prompt follow each other.
-    pub fn each_choice(&self) -> Vec<Prompt> {
+    pub(super) fn each_choice(&self) -> Vec<Prompt> {
         let choice = |id: usize, sample| Prompt { tokens: self.prompts[id].clone(), id: id as u64, sample };
         (0..self.prompts.len()).flat_map(|id| (0..self.parameters.n).map(move |sample| choice(id, sample))).collect()
     }
 
     /// How tokens of a reply are chosen.
-    pub fn sampling(&self, served: &Served) -> Sampling {
+    pub(super) fn sampling(&self, served: &Served) -> Sampling {
         let Parameters { temperature, top_k, top_p, seed, ignore_eos, ref stop_token_ids, .. } = self.parameters;
         let ends = if ignore_eos { &[][..] } else { &served.checkpoint.tokens.eos };
         Sampling {
@@ -248,7 +248,7 @@ fn check_count(prompts: usize, n: u32, most: usize) -> Result<(), ApiError> {
 ///
 /// # Errors
 /// If it is empty, too long or has a token that the model does not know.
-pub fn check_tokens(name: &str, tokens: &[u32], served: &Served) -> Result<(), ApiError> {
+pub(super) fn check_tokens(name: &str, tokens: &[u32], served: &Served) -> Result<(), ApiError> {
     let (length, context, vocabulary) = (tokens.len(), served.context, served.spec().vocab_size);
     if tokens.is_empty() {
         return Err(ApiError::invalid(name, format!("{name} has no token")));
@@ -294,6 +294,6 @@ fn room(
 }
 
 /// A body in another format than JSON.
-pub fn not_json() -> ApiError {
+pub(super) fn not_json() -> ApiError {
     ApiError::malformed(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the body with Content-Type: application/json")
 }

@@ -18,11 +18,11 @@ mod command;
 mod lane;
 mod pass;
 
-pub use command::{Asked, Command, Drawn, Generation, Pass, Passed, Place, Queue, Reading, Request};
+pub(super) use command::{Asked, Command, Drawn, Generation, Pass, Passed, Place, Queue, Reading, Request};
 use lane::Lane;
 
 /// Computes what comes until the senders are gone and everything is answered.
-pub fn run(models: &[Model], contexts: &[usize], size: &Size, commands: &Receiver<Command>, metrics: &Metrics) {
+pub(super) fn run(models: &[Model], contexts: &[usize], size: &Size, commands: &Receiver<Command>, metrics: &Metrics) {
     let lane = |(model, &context)| Lane::new(model, context, size, metrics);
     let mut lanes: Vec<Option<Lane<'_>>> = models.iter().zip(contexts).map(lane).collect();
     let mut passes: VecDeque<pass::Job> = VecDeque::new();

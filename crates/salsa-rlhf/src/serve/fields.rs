@@ -7,14 +7,14 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 
 /// The fields that were not taken yet. A field that is null counts as absent.
-pub struct Fields(Map<String, Value>);
+pub(super) struct Fields(Map<String, Value>);
 
 impl Fields {
     /// The fields of a body, which must be a JSON object. Nesting deeper than 128 is refused by the parser.
     ///
     /// # Errors
     /// If it is none.
-    pub fn parse(body: &[u8]) -> Result<Fields, ApiError> {
+    pub(super) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
         let wrong = |what: String| ApiError::malformed(StatusCode::BAD_REQUEST, what);
         match serde_json::from_slice(body) {
             Ok(Value::Object(mut fields)) => {
@@ -27,12 +27,12 @@ impl Fields {
     }
 
     /// Whether a field is there.
-    pub fn has(&self, name: &str) -> bool {
+    pub(super) fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
     /// A field as it is.
-    pub fn take(&mut self, name: &str) -> Option<Value> {
+    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
         self.0.shift_remove(name)
     }
 
@@ -40,7 +40,7 @@ impl Fields {
     ///
     /// # Errors
     /// If it is not.
-    pub fn needed(&mut self, name: &str) -> Result<Value, ApiError> {
+    pub(super) fn needed(&mut self, name: &str) -> Result<Value, ApiError> {
         self.take(name).ok_or_else(|| ApiError::invalid(name, format!("{name} is missing")))
     }
 
@@ -48,7 +48,7 @@ impl Fields {
     ///
     /// # Errors
     /// If the field is something else.
-    pub fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+    pub(super) fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -60,7 +60,7 @@ impl Fields {
     ///
     /// # Errors
     /// If the field is something else.
-    pub fn flag(&mut self, name: &str) -> Result<bool, ApiError> {
+    pub(super) fn flag(&mut self, name: &str) -> Result<bool, ApiError> {
         match self.take(name) {
             None => Ok(false),
             Some(Value::Bool(flag)) => Ok(flag),
@@ -72,7 +72,7 @@ impl Fields {
     ///
     /// # Errors
     /// If the field is something else.
-    pub fn count(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
+    pub(super) fn count(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let number = value.as_i64().ok_or_else(|| expected(name, "a whole number", &value))?;
         if range.contains(&number) {
@@ -86,7 +86,7 @@ impl Fields {
     ///
     /// # Errors
     /// If the field is something else.
-    pub fn number(&mut self, name: &str) -> Result<Option<f32>, ApiError> {
+    pub(super) fn number(&mut self, name: &str) -> Result<Option<f32>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let number = value.as_f64().map(|number| number as f32).filter(|number| number.is_finite());
         number.map(Some).ok_or_else(|| expected(name, "a finite number", &value))
@@ -96,7 +96,7 @@ impl Fields {
     ///
     /// # Errors
     /// If it has another one.
-    pub fn neutral(&mut self, name: &str, changes_nothing: impl Fn(&Value) -> bool) -> Result<(), ApiError> {
+    pub(super) fn neutral(&mut self, name: &str, changes_nothing: impl Fn(&Value) -> bool) -> Result<(), ApiError> {
         match self.take(name) {
             Some(value) if !changes_nothing(&value) => {
                 Err(ApiError::unsupported(name, format!("{name} is not supported here; leave it out")))
@@ -109,7 +109,7 @@ impl Fields {
     ///
     /// # Errors
     /// Names the first one that was not.
-    pub fn finish(self) -> Result<(), ApiError> {
+    pub(super) fn finish(self) -> Result<(), ApiError> {
         match self.0.keys().next() {
             Some(name) => Err(ApiError::unsupported(name, format!("there is no parameter {name:?} here"))),
             None => Ok(()),
@@ -118,12 +118,12 @@ impl Fields {
 }
 
 /// A value of another kind than the one that is needed.
-pub fn expected(param: &str, what: &str, found: &Value) -> ApiError {
+pub(super) fn expected(param: &str, what: &str, found: &Value) -> ApiError {
     ApiError::invalid(param, format!("{param} is {}; it must be {what}", kind(found)))
 }
 
 /// What a value is, for messages.
-pub fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",
@@ -135,17 +135,17 @@ pub fn kind(value: &Value) -> &'static str {
 }
 
 /// Whether a value is a number equal to this one.
-pub fn is(number: f64) -> impl Fn(&Value) -> bool {
+pub(super) fn is(number: f64) -> impl Fn(&Value) -> bool {
     move |value| value.as_f64() == Some(number)
 }
 
 /// Whether a value is this truth value.
-pub fn is_flag(flag: bool) -> impl Fn(&Value) -> bool {
+pub(super) fn is_flag(flag: bool) -> impl Fn(&Value) -> bool {
     move |value| value.as_bool() == Some(flag)
 }
 
 /// Whether a value is an empty text, list or object.
-pub fn is_empty(value: &Value) -> bool {
+pub(super) fn is_empty(value: &Value) -> bool {
     match value {
         Value::String(text) => text.is_empty(),
         Value::Array(items) => items.is_empty(),

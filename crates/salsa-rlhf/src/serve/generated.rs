@@ -20,7 +20,7 @@ use crate::{
 
 /// A piece of a choice.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Piece {
+pub(super) struct Piece {
     /// Which choice.
     pub choice: usize,
     /// What it says; may be empty.
@@ -32,7 +32,7 @@ pub struct Piece {
 }
 
 /// The pieces of all choices.
-pub struct Generated {
+pub(super) struct Generated {
     choices: Choices,
     texts: Vec<Text>,
     /// Log-probs of tokens whose text was not handed out yet.
@@ -45,13 +45,19 @@ pub struct Generated {
 
 impl Generated {
     /// Of these choices, whose texts end before any of `stops`.
-    pub fn new(choices: Choices, count: usize, stops: &[String], began: Instant, metrics: Arc<Metrics>) -> Generated {
+    pub(super) fn new(
+        choices: Choices,
+        count: usize,
+        stops: &[String],
+        began: Instant,
+        metrics: Arc<Metrics>,
+    ) -> Generated {
         let texts = (0..count).map(|_| Text::new(stops)).collect();
         Generated { choices, texts, kept: vec![Vec::new(); count], drawn: 0, began: Some(began), metrics }
     }
 
     /// How many tokens were drawn.
-    pub fn tokens(&self) -> usize {
+    pub(super) fn tokens(&self) -> usize {
         self.drawn
     }
 
@@ -59,12 +65,16 @@ impl Generated {
     ///
     /// # Errors
     /// If the tokenizer's decoder fails.
-    pub fn whole(&self, encoder: &Encoder, choice: usize) -> anyhow::Result<String> {
+    pub(super) fn whole(&self, encoder: &Encoder, choice: usize) -> anyhow::Result<String> {
         self.texts[choice].whole(encoder)
     }
 
     /// The next piece; none when all choices have ended. Pieces without text, log-probs and end are left out.
-    pub fn poll_piece(&mut self, served: &Served, context: &mut Context<'_>) -> Poll<Option<Result<Piece, Arc<str>>>> {
+    pub(super) fn poll_piece(
+        &mut self,
+        served: &Served,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Piece, Arc<str>>>> {
         loop {
             let drawn = match ready!(self.choices.poll_next(context)) {
                 None => return Poll::Ready(None),

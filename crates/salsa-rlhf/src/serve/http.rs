@@ -36,7 +36,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// If the address cannot be listened at.
-pub async fn serve(app: Arc<App>, listener: TcpListener, mut stop: watch::Receiver<bool>) -> anyhow::Result<()> {
+pub(super) async fn serve(app: Arc<App>, listener: TcpListener, mut stop: watch::Receiver<bool>) -> anyhow::Result<()> {
     listener.set_nonblocking(true).context("cannot listen")?;
     let listener = tokio::net::TcpListener::from_std(listener).context("cannot listen")?;
     let connections = Arc::new(Semaphore::new(app.limits.connections));

@@ -10,14 +10,14 @@ use crate::input;
 
 /// Digests of the keys; none: everybody may ask.
 #[derive(Clone, Default)]
-pub struct Keys(Vec<[u8; 32]>);
+pub(crate) struct Keys(Vec<[u8; 32]>);
 
 impl Keys {
     /// The keys of a file, one a line; empty lines and lines that begin with `#` are left out.
     ///
     /// # Errors
     /// If it cannot be read, holds no key, or a key has a space or a character that no header can carry.
-    pub fn read(path: &Path) -> anyhow::Result<Keys> {
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Keys> {
         let text = input::read_to_string(path)?;
         let mut keys = Vec::new();
         for (number, line) in (1..).zip(text.lines()) {
@@ -37,12 +37,12 @@ impl Keys {
     }
 
     /// Whether no key is needed.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Whether a request with these headers may be served. Takes the same time for every key of one length.
-    pub fn allow(&self, headers: &HeaderMap) -> bool {
+    pub(crate) fn allow(&self, headers: &HeaderMap) -> bool {
         if self.is_empty() {
             return true;
         }

@@ -14,7 +14,7 @@ const MOST_MESSAGES: usize = 4096;
 ///
 /// # Errors
 /// Names the message that cannot be read.
-pub fn take(fields: &mut Fields) -> Result<Conversation, ApiError> {
+pub(super) fn take(fields: &mut Fields) -> Result<Conversation, ApiError> {
     let messages = match fields.needed("messages")? {
         Value::Array(items) if items.is_empty() => {
             return Err(ApiError::invalid("messages", "messages is empty; at least one is needed"));

@@ -16,7 +16,7 @@ const SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 
 /// Counts since the server began.
 #[derive(Debug, Default)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     running: AtomicUsize,
     connections: AtomicUsize,
     prompt_tokens: AtomicU64,
@@ -61,38 +61,38 @@ impl Histogram {
 
 impl Metrics {
     /// Notes how many sequences are being decoded.
-    pub fn set_running(&self, count: usize) {
+    pub(crate) fn set_running(&self, count: usize) {
         self.running.store(count, Ordering::Relaxed);
     }
 
     /// Notes how many connections are open.
-    pub fn set_connections(&self, count: usize) {
+    pub(crate) fn set_connections(&self, count: usize) {
         self.connections.store(count, Ordering::Relaxed);
     }
 
     /// Adds tokens of prompts that were read.
-    pub fn add_prompt_tokens(&self, count: usize) {
+    pub(crate) fn add_prompt_tokens(&self, count: usize) {
         self.prompt_tokens.fetch_add(count as u64, Ordering::Relaxed);
     }
 
     /// Adds tokens that were drawn.
-    pub fn add_generated_tokens(&self, count: usize) {
+    pub(crate) fn add_generated_tokens(&self, count: usize) {
         self.generated_tokens.fetch_add(count as u64, Ordering::Relaxed);
     }
 
     /// Notes the time from a request to the first token of its reply.
-    pub fn first_token(&self, time: Duration) {
+    pub(crate) fn first_token(&self, time: Duration) {
         self.first_token.observe(time);
     }
 
     /// Notes a request that was answered, and the time until its answer began.
-    pub fn answered(&self, path: &'static str, status: u16, time: Duration) {
+    pub(crate) fn answered(&self, path: &'static str, status: u16, time: Duration) {
         *self.requests.lock().unwrap_or_else(PoisonError::into_inner).entry((path, status)).or_default() += 1;
         self.duration.observe(time);
     }
 
     /// All of it, with the sequences that wait.
-    pub fn text(&self, waiting: usize) -> String {
+    pub(crate) fn text(&self, waiting: usize) -> String {
         let mut text = String::new();
         let mut number = |name: &str, kind: &str, help: &str, value: u64| {
             let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");

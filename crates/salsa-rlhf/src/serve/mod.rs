@@ -54,7 +54,7 @@ use catalogue::{Catalogue, Size};
 use keys::Keys;
 
 /// A server that is about to begin.
-pub struct Server {
+pub(crate) struct Server {
     /// The models without their weights.
     pub catalogue: Catalogue,
     /// The models, in the catalogue's order.
@@ -76,7 +76,7 @@ impl Server {
     ///
     /// # Errors
     /// If the threads cannot be started.
-    pub fn run(self, listener: TcpListener, stop: watch::Receiver<bool>) -> anyhow::Result<()> {
+    pub(crate) fn run(self, listener: TcpListener, stop: watch::Receiver<bool>) -> anyhow::Result<()> {
         let Server { catalogue, models, size, queue, keys, limits, fingerprint } = self;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

@@ -22,7 +22,7 @@ const MOST_TEMPERATURE: f32 = 100.0;
 
 /// What both kinds of completions may be asked.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Parameters {
+pub(super) struct Parameters {
     /// The model, by its name.
     pub model: Option<String>,
     /// Choices for each prompt.
@@ -49,7 +49,7 @@ pub struct Parameters {
 
 /// How a reply that comes piece by piece ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Streaming {
+pub(super) enum Streaming {
     /// With its last piece.
     Bare,
     /// With the counts of tokens.
@@ -61,7 +61,7 @@ impl Parameters {
     ///
     /// # Errors
     /// Names the parameter that is wrong or not supported.
-    pub fn take(fields: &mut Fields) -> Result<Parameters, ApiError> {
+    pub(super) fn take(fields: &mut Fields) -> Result<Parameters, ApiError> {
         let n = fields.count("n", 1..=MOST_CHOICES)?.unwrap_or(1);
         fields.neutral("best_of", |value| value.as_i64() == Some(n))?;
         refuse_what_changes_replies(fields)?;
@@ -172,7 +172,7 @@ fn stop_token_ids(fields: &mut Fields) -> Result<Vec<u32>, ApiError> {
 ///
 /// # Errors
 /// Names the first item that is none.
-pub fn token_ids(name: &str, items: &[Value]) -> Result<Vec<u32>, ApiError> {
+pub(super) fn token_ids(name: &str, items: &[Value]) -> Result<Vec<u32>, ApiError> {
     let id = |(at, item): (usize, &Value)| {
         let id = item.as_u64().and_then(|id| u32::try_from(id).ok());
         id.ok_or_else(|| expected(&format!("{name}[{at}]"), "a token number", item))

@@ -12,7 +12,7 @@ use crate::stage::text::rows::Row;
 
 /// A request that can be served.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Readings {
+pub(super) struct Readings {
     /// The model's place in the catalogue.
     pub model: usize,
     /// What is read.
@@ -37,7 +37,7 @@ impl Readings {
     ///
     /// # Errors
     /// Names the parameter that is wrong or not supported.
-    pub fn scores(body: &[u8], catalogue: &Catalogue, most: usize) -> Result<Readings, ApiError> {
+    pub(super) fn scores(body: &[u8], catalogue: &Catalogue, most: usize) -> Result<Readings, ApiError> {
         let mut fields = Fields::parse(body)?;
         let model = catalogue.find(fields.text("model")?.as_deref(), Kind::Reward)?;
         let served = &catalogue.models[model];
@@ -59,7 +59,7 @@ impl Readings {
     ///
     /// # Errors
     /// As [`Readings::scores`].
-    pub fn logprobs(body: &[u8], catalogue: &Catalogue, most: usize) -> Result<Readings, ApiError> {
+    pub(super) fn logprobs(body: &[u8], catalogue: &Catalogue, most: usize) -> Result<Readings, ApiError> {
         let mut fields = Fields::parse(body)?;
         let model = catalogue.find(fields.text("model")?.as_deref(), Kind::Language)?;
         let sequences = rows(&mut fields, &catalogue.models[model], most)?;
@@ -68,7 +68,7 @@ impl Readings {
     }
 
     /// The answer.
-    pub fn answer(&self, served: &Served, passed: Passed) -> Value {
+    pub(super) fn answer(&self, served: &Served, passed: Passed) -> Value {
         let entries: Vec<Map<String, Value>> = match passed {
             Passed::Scores(scores) if self.form == Form::Rewards => {
                 // Newer versions of OpenRLHF read `scores` and `extra_logs` too.

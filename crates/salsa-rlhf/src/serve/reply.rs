@@ -10,7 +10,7 @@ use super::{
 
 /// What a reply begins with where it repeats its prompt.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Opening {
+pub(super) struct Opening {
     /// The prompt.
     pub text: String,
     /// Its log-probs, if they were asked for.
@@ -18,7 +18,7 @@ pub struct Opening {
 }
 
 /// A reply being written.
-pub struct Reply {
+pub(super) struct Reply {
     /// Its form.
     pub form: Form,
     /// Its name.
@@ -43,7 +43,7 @@ pub struct Reply {
 
 /// A choice that is finished.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Whole {
+pub(super) struct Whole {
     /// Its text.
     pub text: String,
     /// Its log-probs, if they were asked for.
@@ -54,7 +54,7 @@ pub struct Whole {
 
 impl Reply {
     /// The whole reply.
-    pub fn whole(mut self, choices: Vec<Whole>, drawn: usize) -> Value {
+    pub(super) fn whole(mut self, choices: Vec<Whole>, drawn: usize) -> Value {
         let openings = std::mem::take(&mut self.openings);
         let choice = |(index, (opening, choice)): (usize, (Opening, Whole))| {
             let (text, told) = (opening.text + &choice.text, [opening.logprobs, choice.logprobs].concat());
@@ -78,7 +78,7 @@ impl Reply {
     }
 
     /// The chunks before the first token.
-    pub fn first_chunks(&mut self) -> Vec<Value> {
+    pub(super) fn first_chunks(&mut self) -> Vec<Value> {
         let openings = std::mem::take(&mut self.openings);
         let mut chunks = Vec::new();
         for (index, opening) in openings.into_iter().enumerate() {
@@ -94,7 +94,7 @@ impl Reply {
     }
 
     /// The chunks of a piece.
-    pub fn chunks(&mut self, piece: &Piece) -> Vec<Value> {
+    pub(super) fn chunks(&mut self, piece: &Piece) -> Vec<Value> {
         let Piece { choice, text, logprobs, finish } = piece;
         match self.form {
             Form::Text => vec![self.text_chunk(*choice, text, logprobs, *finish)],
@@ -112,7 +112,7 @@ impl Reply {
     }
 
     /// The chunk with the counts of tokens, if it was asked for.
-    pub fn last_chunk(&self, drawn: usize) -> Option<Value> {
+    pub(super) fn last_chunk(&self, drawn: usize) -> Option<Value> {
         (self.streaming == Some(Streaming::WithUsage)).then(|| {
             let mut chunk = self.envelope(Vec::new());
             chunk.insert("usage".to_owned(), self.usage(drawn));

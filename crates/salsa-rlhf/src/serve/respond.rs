@@ -25,20 +25,20 @@ use super::{
 };
 
 /// The body of an answer.
-pub type Body = Either<Full<Bytes>, Events>;
+pub(super) type Body = Either<Full<Bytes>, Events>;
 
 /// An answer of JSON.
-pub fn json(status: StatusCode, value: &Value) -> Response<Body> {
+pub(super) fn json(status: StatusCode, value: &Value) -> Response<Body> {
     of_kind(status, "application/json", value.to_string())
 }
 
 /// An answer of text.
-pub fn text(kind: &'static str, text: String) -> Response<Body> {
+pub(super) fn text(kind: &'static str, text: String) -> Response<Body> {
     of_kind(StatusCode::OK, kind, text)
 }
 
 /// An error in OpenAI's form.
-pub fn error(error: &ApiError) -> Response<Body> {
+pub(super) fn error(error: &ApiError) -> Response<Body> {
     let mut response = json(error.status, &error.body());
     if let Some(seconds) = error.retry_after {
         response.headers_mut().insert(RETRY_AFTER, seconds.into());
@@ -47,7 +47,7 @@ pub fn error(error: &ApiError) -> Response<Body> {
 }
 
 /// The answer to a method that a path does not have.
-pub fn not_allowed(method: &'static str) -> Response<Body> {
+pub(super) fn not_allowed(method: &'static str) -> Response<Body> {
     let message = format!("this path takes {method} only");
     let mut response = error(&ApiError::malformed(StatusCode::METHOD_NOT_ALLOWED, message));
     response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static(method));
@@ -65,7 +65,7 @@ fn of_kind(status: StatusCode, kind: &'static str, text: String) -> Response<Bod
 ///
 /// # Errors
 /// If the engine fails.
-pub async fn whole(
+pub(super) async fn whole(
     app: &App,
     model: usize,
     reply: Reply,
@@ -87,7 +87,7 @@ pub async fn whole(
 }
 
 /// The reply piece by piece, as server-sent events.
-pub fn stream(app: Arc<App>, model: usize, mut reply: Reply, generated: Option<Generated>) -> Response<Body> {
+pub(super) fn stream(app: Arc<App>, model: usize, mut reply: Reply, generated: Option<Generated>) -> Response<Body> {
     let choices = reply.openings.len();
     let mut frames: VecDeque<Bytes> = reply.first_chunks().iter().map(event).collect();
     if generated.is_none() {
@@ -105,7 +105,7 @@ pub fn stream(app: Arc<App>, model: usize, mut reply: Reply, generated: Option<G
 }
 
 /// A stream of events. When the client leaves it is dropped, and with it what the engine does for it.
-pub struct Events {
+pub(crate) struct Events {
     app: Arc<App>,
     model: usize,
     reply: Reply,

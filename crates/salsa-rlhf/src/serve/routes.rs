@@ -39,7 +39,7 @@ const ROUTES: [(&str, Route); 8] = [
 ];
 
 /// Answers a request.
-pub async fn answer(app: Arc<App>, request: Request<Incoming>) -> Response<Body> {
+pub(super) async fn answer(app: Arc<App>, request: Request<Incoming>) -> Response<Body> {
     let came = Instant::now();
     let path = request.uri().path();
     let one_model =

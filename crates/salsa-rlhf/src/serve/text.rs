@@ -6,7 +6,7 @@ use crate::stage::text::encoder::Encoder;
 /// A token may be a part of a character, and what it reads as may depend on the one before. So the last tokens are decoded
 /// together, and text counts once it ends with a whole character.
 #[derive(Debug, Default)]
-pub struct Text {
+pub(super) struct Text {
     tokens: Vec<u32>,
     /// The tokens before `read` are in `text`; those from `window` on are decoded together with what follows.
     window: usize,
@@ -20,7 +20,7 @@ pub struct Text {
 
 impl Text {
     /// Nothing yet; it ends before the first of `stops` that appears in it.
-    pub fn new(stops: &[String]) -> Text {
+    pub(super) fn new(stops: &[String]) -> Text {
         Text { stops: stops.to_vec(), ..Text::default() }
     }
 
@@ -28,7 +28,7 @@ impl Text {
     ///
     /// # Errors
     /// If the tokenizer's decoder fails.
-    pub fn push(&mut self, encoder: &Encoder, token: u32) -> anyhow::Result<()> {
+    pub(super) fn push(&mut self, encoder: &Encoder, token: u32) -> anyhow::Result<()> {
         self.tokens.push(token);
         self.decode(encoder, Ending::Open)
     }
@@ -37,7 +37,7 @@ impl Text {
     ///
     /// # Errors
     /// As [`Text::push`].
-    pub fn finish(&mut self, encoder: &Encoder) -> anyhow::Result<()> {
+    pub(super) fn finish(&mut self, encoder: &Encoder) -> anyhow::Result<()> {
         self.decode(encoder, Ending::Last)
     }
 
@@ -72,18 +72,18 @@ impl Text {
     }
 
     /// Whether a stop text appeared: the choice is over.
-    pub fn is_stopped(&self) -> bool {
+    pub(super) fn is_stopped(&self) -> bool {
         self.is_stopped
     }
 
     /// What can be handed out beyond what was: all but an end with which a stop text may begin.
-    pub fn more(&mut self) -> String {
+    pub(super) fn more(&mut self) -> String {
         let held = if self.is_stopped { 0 } else { self.stops.iter().map(|stop| self.begun(stop)).max().unwrap_or(0) };
         self.up_to(self.text.len() - held)
     }
 
     /// All that was not handed out.
-    pub fn rest(&mut self) -> String {
+    pub(super) fn rest(&mut self) -> String {
         self.up_to(self.text.len())
     }
 
@@ -91,7 +91,7 @@ impl Text {
     ///
     /// # Errors
     /// As [`Text::push`].
-    pub fn whole(&self, encoder: &Encoder) -> anyhow::Result<String> {
+    pub(super) fn whole(&self, encoder: &Encoder) -> anyhow::Result<String> {
         if self.is_stopped { Ok(self.text.clone()) } else { encoder.decode(&self.tokens) }
     }
 

@@ -15,7 +15,7 @@ use tokio::{
 
 /// A connection that fails when a write has waited for so long. Reads wait as long as they like: what a request may take
 /// is limited where requests are read.
-pub struct Timed {
+pub(super) struct Timed {
     stream: TcpStream,
     limit: Duration,
     /// Runs while a write waits.
@@ -24,7 +24,7 @@ pub struct Timed {
 
 impl Timed {
     /// A connection with this limit.
-    pub fn new(stream: TcpStream, limit: Duration) -> Timed {
+    pub(super) fn new(stream: TcpStream, limit: Duration) -> Timed {
         Timed { stream, limit, waits: None }
     }
 

@@ -5,7 +5,7 @@ use crate::stage::text::encoder::Encoder;
 
 /// A token with its log-prob.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Token {
+pub(super) struct Token {
     /// Its bytes; those of one token need not be whole characters.
     pub bytes: Vec<u8>,
     /// Its log-prob; none for the first token of a prompt.
@@ -14,7 +14,7 @@ pub struct Token {
 
 /// A token, and the most likely ones in its place.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Told {
+pub(super) struct Told {
     /// The token that stands there.
     pub token: Token,
     /// The most likely ones, the most likely first.
@@ -22,14 +22,14 @@ pub struct Told {
 }
 
 /// The way from token numbers to what is told of them.
-pub struct Vocabulary<'a>(pub &'a Encoder);
+pub(super) struct Vocabulary<'a>(pub &'a Encoder);
 
 impl Vocabulary<'_> {
     /// What is told of a token of a ranking.
     ///
     /// # Errors
     /// If the tokenizer's decoder fails.
-    pub fn told(&self, token: u32, logprob: f32, top: &[(u32, f32)]) -> anyhow::Result<Told> {
+    pub(super) fn told(&self, token: u32, logprob: f32, top: &[(u32, f32)]) -> anyhow::Result<Told> {
         let token_of = |(token, logprob): (u32, f32)| -> anyhow::Result<Token> {
             Ok(Token { bytes: self.0.token_bytes(token)?, logprob: Some(logprob) })
         };
@@ -41,14 +41,14 @@ impl Vocabulary<'_> {
     ///
     /// # Errors
     /// As [`Vocabulary::told`].
-    pub fn first(&self, token: u32) -> anyhow::Result<Told> {
+    pub(super) fn first(&self, token: u32) -> anyhow::Result<Told> {
         Ok(Told { token: Token { bytes: self.0.token_bytes(token)?, logprob: None }, top: Vec::new() })
     }
 }
 
 impl Token {
     /// Its text, in which bytes that are no whole character are replaced.
-    pub fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
 
@@ -62,7 +62,7 @@ impl Token {
 }
 
 /// `{"content": [{"token", "logprob", "bytes", "top_logprobs": […]}], "refusal": null}`
-pub fn for_chat(tokens: &[Told]) -> Value {
+pub(super) fn for_chat(tokens: &[Told]) -> Value {
     let entry = |told: &Told| {
         let mut entry = told.token.for_chat();
         let top: Vec<Value> = told.top.iter().map(|token| Value::Object(token.for_chat())).collect();
@@ -73,7 +73,7 @@ pub fn for_chat(tokens: &[Told]) -> Value {
 }
 
 /// `{"tokens", "token_logprobs", "top_logprobs", "text_offset"}`; `offset` counts the characters before the first token.
-pub fn for_completion(tokens: &[Told], offset: &mut usize) -> Value {
+pub(super) fn for_completion(tokens: &[Told], offset: &mut usize) -> Value {
     let mut offsets = Vec::with_capacity(tokens.len());
     for told in tokens {
         offsets.push(*offset);

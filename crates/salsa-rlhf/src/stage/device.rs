@@ -19,7 +19,7 @@ use super::{keys::ComputeType, memory};
 use crate::config::Usage;
 
 /// The variable that answers for `auto`.
-pub const VARIABLE: &str = "SALSA_DEVICE";
+pub(crate) const VARIABLE: &str = "SALSA_DEVICE";
 
 /// What the key `device` may say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -204,7 +204,7 @@ fn open(index: usize, dtype: Dtype) -> anyhow::Result<Cuda> {
 ///
 /// # Errors
 /// What `work` returns, or what the card said.
-pub fn caught<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub(crate) fn caught<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| match payload.downcast::<DeviceError>() {
         Ok(error) => Err(explained(*error)),
         Err(other) => panic::resume_unwind(other),
@@ -212,7 +212,7 @@ pub fn caught<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> 
 }
 
 /// Failures of the card are told as errors, see [`caught`], and not as panics where they happen.
-pub fn silence_failures() {
+pub(crate) fn silence_failures() {
     let hook = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         if !info.payload().is::<DeviceError>() {
@@ -232,17 +232,17 @@ fn explained(error: DeviceError) -> anyhow::Error {
 }
 
 /// The device's name in metrics and reports: `cpu`, or that of the card.
-pub fn label(device: &Device) -> String {
+pub(crate) fn label(device: &Device) -> String {
     device.cuda().map_or_else(|| "cpu".to_owned(), |cuda| cuda.name().to_owned())
 }
 
 /// The most memory that arrays took on the card so far, in MiB; none on the processor.
-pub fn peak_mib(device: &Device) -> Option<f64> {
+pub(crate) fn peak_mib(device: &Device) -> Option<f64> {
     Some(device.cuda()?.memory().peak as f64 / (1024.0 * 1024.0))
 }
 
 /// Bytes that are left on this card, if the driver says.
-pub fn free_on_card(card: &Cuda) -> Option<u64> {
+pub(crate) fn free_on_card(card: &Cuda) -> Option<u64> {
     let (memory, index) = (card.memory(), card.index());
     let card = cuda::available().ok()?.into_iter().find(|card| card.index == index)?;
     Some((card.free + memory.reserved.saturating_sub(memory.in_use)) as u64)

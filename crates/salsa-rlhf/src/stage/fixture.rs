@@ -19,7 +19,7 @@ use super::{
 use crate::checkpoint::{Checkpoint, Companions, SaveOptions, save};
 
 /// A model of a few thousand weights.
-pub fn spec(vocab_size: usize, head: Head) -> ModelSpec {
+pub(crate) fn spec(vocab_size: usize, head: Head) -> ModelSpec {
     ModelSpec {
         vocab_size,
         hidden_size: 16,
@@ -43,20 +43,20 @@ pub fn spec(vocab_size: usize, head: Head) -> ModelSpec {
 }
 
 /// A freshly made tiny model in training.
-pub fn trainable(vocab_size: usize, head: Head) -> Trainable {
+pub(crate) fn trainable(vocab_size: usize, head: Head) -> Trainable {
     let spec = spec(vocab_size, head);
     let weights = spec.init(1);
     Trainable::new(spec, weights, Device::default(), Recompute::KeepActivations).unwrap()
 }
 
 /// `count` sequences of rising tokens, of lengths 3 to 9: easy to learn.
-pub fn counting(count: u32) -> NextToken {
+pub(crate) fn counting(count: u32) -> NextToken {
     let sequence = |i: u32| (i % 5..i % 5 + 3 + i % 7).collect();
     NextToken { examples: (0..count).map(|i| vec![Sequence::whole(sequence(i))]).collect() }
 }
 
 /// A tokenizer, template and untrained-to-nearly-trained language model in `dir/base`, made by `pretrain` from a few texts.
-pub fn base(dir: &Path) -> PathBuf {
+pub(crate) fn base(dir: &Path) -> PathBuf {
     let texts = dir.join("texts.jsonl");
     let lines: Vec<Value> = SENTENCES.iter().cycle().take(24).map(|text| json!({"text": text})).collect();
     write_lines(&texts, &lines);
@@ -79,7 +79,7 @@ pub fn base(dir: &Path) -> PathBuf {
 }
 
 /// A reward model of this base, with a head of random weights, beside it.
-pub fn reward_model(base: &Path) -> PathBuf {
+pub(crate) fn reward_model(base: &Path) -> PathBuf {
     let (checkpoint, companions) = (Checkpoint::open(base).unwrap(), Companions::from_dir(base).unwrap());
     let spec = checkpoint.spec.with_head(Head::Scalar);
     let weights = checkpoint.spec.convert(&checkpoint.read_weights().unwrap(), &spec, 3);
@@ -89,10 +89,10 @@ pub fn reward_model(base: &Path) -> PathBuf {
 }
 
 /// A model beside a base: its name, the seed of what moves its weights, what changes its shape.
-pub type Variant<'a> = (&'a str, u64, fn(&mut ModelSpec));
+pub(crate) type Variant<'a> = (&'a str, u64, fn(&mut ModelSpec));
 
 /// Saves models beside a base: its shape as each `edit` changes it, and its weights moved a little, by each seed otherwise.
-pub fn variants(base: &Path, variants: &[Variant<'_>]) {
+pub(crate) fn variants(base: &Path, variants: &[Variant<'_>]) {
     let checkpoint = Checkpoint::open(base).unwrap();
     let weights = checkpoint.read_weights().unwrap();
     let (companions, options) = (Companions::from_dir(base).unwrap(), SaveOptions::like(&checkpoint));
@@ -106,23 +106,23 @@ pub fn variants(base: &Path, variants: &[Variant<'_>]) {
 }
 
 /// A context that says nothing.
-pub fn quiet() -> StageContext {
+pub(crate) fn quiet() -> StageContext {
     StageContext { talk: Talk::Quiet, ..StageContext::default() }
 }
 
 /// Writes JSON lines.
-pub fn write_lines(path: &Path, lines: &[Value]) {
+pub(crate) fn write_lines(path: &Path, lines: &[Value]) {
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
     fs::write(path, text).unwrap();
 }
 
 /// Reads JSON lines.
-pub fn read_lines(path: &Path) -> Vec<Value> {
+pub(crate) fn read_lines(path: &Path) -> Vec<Value> {
     fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// Preference pairs in which the chosen answer is always "yes" and the rejected one a longer "no".
-pub fn preferences(path: &Path) -> DataSource {
+pub(crate) fn preferences(path: &Path) -> DataSource {
     let pair = |i: usize| {
         let prompt = json!([{"role": "user", "content": SENTENCES[i % SENTENCES.len()]}]);
         let answer = |text: &str| json!([{"role": "assistant", "content": text}]);
@@ -133,4 +133,5 @@ pub fn preferences(path: &Path) -> DataSource {
 }
 
 /// What the tiny models read.
-pub const SENTENCES: [&str; 4] = ["the cat sat", "a dog ran home", "the cat ran to the dog", "one day it rained"];
+pub(crate) const SENTENCES: [&str; 4] =
+    ["the cat sat", "a dog ran home", "the cat ran to the dog", "one day it rained"];

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 
 mod byte_size;
 
-pub use byte_size::ByteSize;
+pub(crate) use byte_size::ByteSize;
 
 /// Checks that the value of a key lies in a range.
 ///
 /// # Errors
 /// If it does not; names the key.
-pub fn check_range(key: &str, value: f64, range: RangeInclusive<f64>) -> anyhow::Result<()> {
+pub(crate) fn check_range(key: &str, value: f64, range: RangeInclusive<f64>) -> anyhow::Result<()> {
     let (low, high) = (range.start(), range.end());
     let wanted = match (*low == f64::MIN_POSITIVE, *high >= f64::MAX) {
         _ if !value.is_finite() => "a finite number".to_owned(),
@@ -26,25 +26,25 @@ pub fn check_range(key: &str, value: f64, range: RangeInclusive<f64>) -> anyhow:
 }
 
 /// Checks that a count is at least 1 and at most `most`; the error names the key.
-pub fn check_count(key: &str, value: u64, most: u64) -> anyhow::Result<()> {
+pub(crate) fn check_count(key: &str, value: u64, most: u64) -> anyhow::Result<()> {
     ensure!(value > 0, "{key} is 0; it must be at least 1");
     check_most(key, value, most)
 }
 
 /// Checks that a count is at most `most`; the error names the key.
-pub fn check_most(key: &str, value: u64, most: u64) -> anyhow::Result<()> {
+pub(crate) fn check_most(key: &str, value: u64, most: u64) -> anyhow::Result<()> {
     ensure!(value <= most, "{key} is {value}; it must be at most {most}");
     Ok(())
 }
 
 /// Most sequences that anything has at a time.
-pub const MOST_SEQUENCES: u64 = 1 << 20;
+pub(crate) const MOST_SEQUENCES: u64 = 1 << 20;
 
 /// Most tokens of a sequence.
-pub const MOST_TOKENS: u64 = 1 << 30;
+pub(crate) const MOST_TOKENS: u64 = 1 << 30;
 
 /// Most optimizer steps or responses of a run: a second each would be thirty thousand years.
-pub const MOST_STEPS: u64 = 1_000_000_000_000;
+pub(crate) const MOST_STEPS: u64 = 1_000_000_000_000;
 
 impl ComputeType {
     /// What it is on this machine.

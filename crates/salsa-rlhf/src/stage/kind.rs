@@ -175,13 +175,13 @@ impl Leaves {
 }
 
 /// Makes a stage from a configuration file and `--key value` flags.
-pub type Load = fn(Option<&Path>, &[(String, String)]) -> anyhow::Result<Planned>;
+pub(crate) type Load = fn(Option<&Path>, &[(String, String)]) -> anyhow::Result<Planned>;
 
 /// Makes a stage from the keys of a recipe; another value may be put in the place of each input before it is checked.
-pub type FromMapping = fn(&Map<String, Value>, &Origin, &mut Visit<'_>) -> anyhow::Result<Planned>;
+pub(crate) type FromMapping = fn(&Map<String, Value>, &Origin, &mut Visit<'_>) -> anyhow::Result<Planned>;
 
 /// The work of a stage.
-pub type Work = Box<dyn Fn(&StageContext) -> anyhow::Result<Value>>;
+pub(crate) type Work = Box<dyn Fn(&StageContext) -> anyhow::Result<Value>>;
 
 /// A stage that is ready to run.
 pub struct Planned {

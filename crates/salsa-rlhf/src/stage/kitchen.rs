@@ -101,7 +101,7 @@ impl Stage for KitchenConfig {
 ///
 /// # Errors
 /// If the disk refuses.
-pub fn run(config: &KitchenConfig, _: &StageContext) -> anyhow::Result<Value> {
+pub(super) fn run(config: &KitchenConfig, _: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let sizes = Sizes {
         pretrain: config.pretrain,

@@ -42,7 +42,10 @@ mod tests;
 pub(crate) mod text;
 
 pub use eval::{
-    evaluate::config::EvaluateConfig, judge::config::JudgeConfig, landscape::LandscapeConfig, winrate::WinrateConfig,
+    evaluate::config::EvaluateConfig,
+    judge::{JudgeConfig, Protocol, StyleControl, StyleFeature, Transport},
+    landscape::LandscapeConfig,
+    winrate::WinrateConfig,
 };
 pub use kind::Stage;
 pub use kitchen::KitchenConfig;

@@ -4,7 +4,7 @@ use salsa_engine::{Batch, Finish, Model, Output, Query, Response};
 
 /// The responses of one update. Per-token numbers lie end to end, response after response.
 #[derive(Clone, Debug)]
-pub struct Rollouts {
+pub(crate) struct Rollouts {
     /// Prompt and response of each.
     pub sequences: Vec<Vec<u32>>,
     /// Tokens of the prompt of each.
@@ -22,7 +22,7 @@ pub(in crate::stage) const PASS: usize = 8192;
 
 impl Rollouts {
     /// Joins prompts and responses.
-    pub fn new(prompts: &[&[u32]], responses: Vec<Response>, temperature: f32) -> Rollouts {
+    pub(crate) fn new(prompts: &[&[u32]], responses: Vec<Response>, temperature: f32) -> Rollouts {
         let mut rollouts = Rollouts {
             sequences: Vec::with_capacity(prompts.len()),
             contexts: prompts.iter().map(|prompt| prompt.len()).collect(),
@@ -39,28 +39,23 @@ impl Rollouts {
     }
 
     /// How many responses.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.sequences.len()
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.sequences.is_empty()
-    }
-
     /// Tokens of the response of each.
-    pub fn lengths(&self) -> Vec<usize> {
+    pub(crate) fn lengths(&self) -> Vec<usize> {
         self.sequences.iter().zip(&self.contexts).map(|(sequence, context)| sequence.len() - context).collect()
     }
 
     /// The response tokens of one.
-    pub fn response(&self, index: usize) -> &[u32] {
+    pub(crate) fn response(&self, index: usize) -> &[u32] {
         &self.sequences[index][self.contexts[index]..]
     }
 
     /// Makes the log-probs of sampling those that training computes, so that the ratio of new to old is 1 before the
     /// first optimizer step: where decoding is not bitwise equal to training they are computed again, as in TRL.
-    pub fn with_training_logprobs(mut self, policy: &Model) -> Rollouts {
+    pub(crate) fn with_training_logprobs(mut self, policy: &Model) -> Rollouts {
         if !policy.backend().decodes_as_trained() {
             self.recompute_logprobs(policy);
         }
@@ -73,34 +68,34 @@ impl Rollouts {
     }
 
     /// Log-probs of all response tokens under a model.
-    pub fn logprobs_of(&self, model: &Model) -> Vec<f64> {
+    pub(crate) fn logprobs_of(&self, model: &Model) -> Vec<f64> {
         self.logprobs_by(|batch, query| model.forward(batch, query))
     }
 
     /// Log-probs of all response tokens, by any forward pass.
-    pub fn logprobs_by(&self, forward: impl Fn(&Batch, &Query) -> Output) -> Vec<f64> {
+    pub(crate) fn logprobs_by(&self, forward: impl Fn(&Batch, &Query) -> Output) -> Vec<f64> {
         self.passes(|index, rows, query| self.query_logprobs(index, rows, query), |output| output.logprobs, forward)
     }
 
     /// The values of all slots: `slots[i]` for response i, the first one read at the last prompt token.
-    pub fn values_of(&self, model: &Model, slots: &[usize]) -> Vec<f64> {
+    pub(crate) fn values_of(&self, model: &Model, slots: &[usize]) -> Vec<f64> {
         let ask = |index: usize, rows, query: &mut Query| self.query_values(index, slots[index], rows, query);
         self.passes(ask, |output| output.values, |batch, query| model.forward(batch, query))
     }
 
     /// The scalar head at the last token of each: the score of a reward model.
-    pub fn last_values_of(&self, model: &Model) -> Vec<f64> {
+    pub(crate) fn last_values_of(&self, model: &Model) -> Vec<f64> {
         let ask = |_, rows: std::ops::Range<usize>, query: &mut Query| query.value_rows.push(rows.end as u32 - 1);
         self.passes(ask, |output| output.values, |batch, query| model.forward(batch, query))
     }
 
     /// Queries the log-probs of the response at `rows`.
-    pub fn query_logprobs(&self, index: usize, rows: std::ops::Range<usize>, query: &mut Query) {
+    pub(crate) fn query_logprobs(&self, index: usize, rows: std::ops::Range<usize>, query: &mut Query) {
         query.push_logprobs(rows, &self.sequences[index], self.contexts[index]);
     }
 
     /// Queries the values of the response at `rows`: slot t is read before token t.
-    pub fn query_values(&self, index: usize, slots: usize, rows: std::ops::Range<usize>, query: &mut Query) {
+    pub(crate) fn query_values(&self, index: usize, slots: usize, rows: std::ops::Range<usize>, query: &mut Query) {
         let first = rows.start + self.contexts[index] - 1;
         query.value_rows.extend((first..first + slots).map(|row| row as u32));
     }
@@ -128,7 +123,7 @@ impl Rollouts {
 }
 
 /// How a response ended, in the words of the arithmetic.
-pub fn ending(finish: Finish) -> Ending {
+pub(crate) fn ending(finish: Finish) -> Ending {
     match finish {
         Finish::Stop => Ending::Eos,
         Finish::Length => Ending::Cut,
@@ -136,7 +131,7 @@ pub fn ending(finish: Finish) -> Ending {
 }
 
 /// Splits numbers that lie end to end into parts of the given lengths.
-pub fn split<'a>(mut numbers: &'a [f64], lengths: &[usize]) -> Vec<&'a [f64]> {
+pub(crate) fn split<'a>(mut numbers: &'a [f64], lengths: &[usize]) -> Vec<&'a [f64]> {
     let mut parts = Vec::with_capacity(lengths.len());
     for &length in lengths {
         let (part, rest) = numbers.split_at(length);

@@ -261,13 +261,13 @@ impl Stage for SoupConfig {
 /// # Errors
 /// If the ingredients do not fit together (nothing is read or written then), a weight is not finite, or a file cannot be
 /// written.
-pub fn run(config: &SoupConfig, context: &StageContext) -> anyhow::Result<Value> {
+pub(crate) fn run(config: &SoupConfig, context: &StageContext) -> anyhow::Result<Value> {
     Ok(cook(config, &config.output_dir, Durability::Synced, context)?.summary)
 }
 
 /// What a soup came to.
 #[derive(Debug)]
-pub struct Cooked {
+pub(crate) struct Cooked {
     /// Numbers about it.
     pub summary: Value,
     /// The report, if asked for.
@@ -280,7 +280,7 @@ pub struct Cooked {
 ///
 /// # Errors
 /// As [`run`], and if `output_dir` holds anything.
-pub fn write_new_directory(config: &SoupConfig, context: &StageContext) -> anyhow::Result<Cooked> {
+pub(crate) fn write_new_directory(config: &SoupConfig, context: &StageContext) -> anyhow::Result<Cooked> {
     let dir = &config.output_dir;
     let shown = dir.display();
     if dir.exists() && fs::read_dir(dir).with_context(|| format!("cannot list {shown}"))?.next().is_some() {
@@ -318,7 +318,7 @@ fn temporary(dir: &Path) -> anyhow::Result<PathBuf> {
 ///
 /// # Errors
 /// If one cannot be opened, or they do not fit together.
-pub fn check_fit(config: &SoupConfig) -> anyhow::Result<()> {
+pub(crate) fn check_fit(config: &SoupConfig) -> anyhow::Result<()> {
     if adapters::any(&config.models) {
         // They are compared as they are read.
         return Ok(());

@@ -30,7 +30,7 @@ pub const STAGES: &[Kind] = &[
 ];
 
 /// The kind of this name.
-pub fn find(name: &str) -> Option<&'static Kind> {
+pub(crate) fn find(name: &str) -> Option<&'static Kind> {
     STAGES.iter().find(|kind| kind.name == name)
 }
 

@@ -85,7 +85,7 @@ fn dpo_config(dir: &Path, base: &Path, loss_type: DpoLoss) -> DpoConfig {
 }
 
 /// Runs a stage undisturbed into one directory, and interrupted after every single step into another: same bytes.
-pub fn resumes_bytewise(run: impl Fn(&Path, &StageContext) -> Result<Value>) {
+pub(super) fn resumes_bytewise(run: impl Fn(&Path, &StageContext) -> Result<Value>) {
     let dir = tempfile::tempdir().unwrap();
     let (whole, torn) = (dir.path().join("whole"), dir.path().join("torn"));
     let results = run(&whole, &quiet()).unwrap();

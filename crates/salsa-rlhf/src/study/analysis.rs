@@ -44,7 +44,7 @@ pub(super) struct Variant<'a> {
 
 impl<'a> Analysis<'a> {
     /// Reads what is done.
-    pub fn new(study: &'a Study) -> anyhow::Result<Analysis<'a>> {
+    pub(super) fn new(study: &'a Study) -> anyhow::Result<Analysis<'a>> {
         let mut outcomes = HashMap::new();
         for (at, cell) in study.cells.iter().enumerate() {
             outcomes.extend(study.outcome(cell)?.map(|outcome| (at, outcome)));
@@ -58,17 +58,17 @@ impl<'a> Analysis<'a> {
     }
 
     /// What a cell measured, if it is done.
-    pub fn outcome(&self, cell: usize) -> Option<&Outcome> {
+    pub(super) fn outcome(&self, cell: usize) -> Option<&Outcome> {
         self.outcomes.get(&cell)
     }
 
     /// The name of a seed by its place among the units.
-    pub fn seed(&self, place: u64) -> String {
+    pub(super) fn seed(&self, place: u64) -> String {
         self.units[place as usize].as_ref().map_or("1".to_owned(), short)
     }
 
     /// Every arm at every value of the factors that are neither seeds nor chosen, that has a whole seed.
-    pub fn variants(&self) -> anyhow::Result<Vec<Variant<'a>>> {
+    pub(super) fn variants(&self) -> anyhow::Result<Vec<Variant<'a>>> {
         let mut variants: Vec<Variant<'a>> = Vec::new();
         for (arm, name) in self.study.arms.iter().enumerate() {
             let mut contexts: Vec<Setting> = Vec::new();
@@ -141,7 +141,7 @@ impl<'a> Analysis<'a> {
     }
 
     /// The rewards of a variant at a setting, by seed and prompt; runs of one seed are averaged prompt by prompt.
-    pub fn rewards(&self, variant: &Variant<'_>, setting: usize, set: &str) -> anyhow::Result<Vec<SeedSample>> {
+    pub(super) fn rewards(&self, variant: &Variant<'_>, setting: usize, set: &str) -> anyhow::Result<Vec<SeedSample>> {
         let place = self.place(set)?;
         let of_seed = |(seed, runs): &(u64, Vec<usize>)| {
             let runs: Vec<&[f64]> = runs.iter().map(|run| &self.outcomes[run].sets[place].rewards[..]).collect();
@@ -152,7 +152,7 @@ impl<'a> Analysis<'a> {
     }
 
     /// The rewards on a set of a variant at the setting that was chosen on the validation set.
-    pub fn chosen_rewards(&self, variant: &Variant<'_>, set: &str) -> anyhow::Result<Vec<SeedSample>> {
+    pub(super) fn chosen_rewards(&self, variant: &Variant<'_>, set: &str) -> anyhow::Result<Vec<SeedSample>> {
         let Some(validation) = &self.study.measured.validation else { return self.rewards(variant, 0, set) };
         let on = |set: &str| (0..variant.settings.len()).map(|at| self.rewards(variant, at, set)).collect();
         let validation: Scores<Validation> = Scores::new({
@@ -167,7 +167,7 @@ impl<'a> Analysis<'a> {
     }
 
     /// A number of a variant at a setting: its mean over seeds; none if a run lacks it.
-    pub fn number(
+    pub(super) fn number(
         &self,
         (variant, setting): (&Variant<'_>, usize),
         set: &str,
@@ -200,14 +200,14 @@ impl<'a> Analysis<'a> {
     }
 
     /// An estimate as it is written down.
-    pub fn over_seeds(&self, estimate: &SeedEstimate) -> anyhow::Result<OverSeeds> {
+    pub(super) fn over_seeds(&self, estimate: &SeedEstimate) -> anyhow::Result<OverSeeds> {
         let seeds = estimate.seeds.iter().map(|seed| (self.seed(seed.seed), seed.mean)).collect();
         let ci95 = estimate.interval.map(|interval| [interval.low, interval.high]);
         Ok(OverSeeds { mean: estimate.mean, ci95, seeds })
     }
 
     /// All numbers of a variant at a setting on a set.
-    pub fn numbers(&self, variant: &Variant<'_>, setting: usize, set: &str) -> anyhow::Result<ArmNumbers> {
+    pub(super) fn numbers(&self, variant: &Variant<'_>, setting: usize, set: &str) -> anyhow::Result<ArmNumbers> {
         let rewards = self.rewards(variant, setting, set)?;
         let always = |pick: fn(&SplitSummary) -> f64| -> anyhow::Result<OverSeeds> {
             let number = self.number((variant, setting), set, |summary| Some(pick(summary)))?;
@@ -223,18 +223,18 @@ impl<'a> Analysis<'a> {
     }
 
     /// KL to the anchor.
-    pub fn kl(&self, summary: &SplitSummary) -> Option<f64> {
+    pub(super) fn kl(&self, summary: &SplitSummary) -> Option<f64> {
         Some(summary.versus.kls.get(self.study.measured.anchor.as_deref()?)?.mean)
     }
 
     /// The sets that are reported: all but the one on which settings are chosen.
-    pub fn reported(&self) -> Vec<&'a str> {
+    pub(super) fn reported(&self) -> Vec<&'a str> {
         let measured = &self.study.measured;
         measured.sets.iter().filter(|set| Some(*set) != measured.validation.as_ref()).map(String::as_str).collect()
     }
 
     /// A variant at its chosen setting.
-    pub fn arm(&self, variant: &Variant<'_>) -> anyhow::Result<StudyArm> {
+    pub(super) fn arm(&self, variant: &Variant<'_>) -> anyhow::Result<StudyArm> {
         let mut sets = Ordered::new();
         for set in self.reported() {
             sets.insert(set, self.numbers(variant, variant.chosen, set)?);
@@ -254,7 +254,7 @@ impl<'a> Analysis<'a> {
     }
 
     /// The curve of each seed along the first chosen factor; none without KL.
-    pub fn curves(&self, variant: &Variant<'_>, set: &str) -> anyhow::Result<Option<Vec<SeedCurve>>> {
+    pub(super) fn curves(&self, variant: &Variant<'_>, set: &str) -> anyhow::Result<Option<Vec<SeedCurve>>> {
         if self.study.measured.chosen.is_empty() || self.study.measured.anchor.is_none() {
             return Ok(None);
         }
@@ -276,7 +276,7 @@ impl<'a> Analysis<'a> {
     }
 
     /// The frontier of a variant on a set, if it has several settings.
-    pub fn frontier(&self, variant: &Variant<'_>, set: &str) -> anyhow::Result<Option<Frontier>> {
+    pub(super) fn frontier(&self, variant: &Variant<'_>, set: &str) -> anyhow::Result<Option<Frontier>> {
         let Some(curves) = self.curves(variant, set)? else { return Ok(None) };
         let settings = self.along(variant, 0);
         if settings.len() < 2 {
@@ -298,7 +298,7 @@ impl<'a> Analysis<'a> {
     }
 
     /// The chosen factors of a variant, each along its values.
-    pub fn sweeps_of_choices(&self, variant: &Variant<'_>) -> anyhow::Result<Vec<Sweep>> {
+    pub(super) fn sweeps_of_choices(&self, variant: &Variant<'_>) -> anyhow::Result<Vec<Sweep>> {
         let mut sweeps = Vec::new();
         for (place, &factor) in self.study.measured.chosen.iter().enumerate() {
             let settings = self.along(variant, place);
@@ -319,7 +319,7 @@ impl<'a> Analysis<'a> {
     }
 
     /// Each arm along the values of the factors that are not chosen, at the setting chosen for each value.
-    pub fn sweeps_of_contexts(&self, variants: &[Variant<'_>]) -> anyhow::Result<Vec<Sweep>> {
+    pub(super) fn sweeps_of_contexts(&self, variants: &[Variant<'_>]) -> anyhow::Result<Vec<Sweep>> {
         let mut sweeps: Vec<Sweep> = Vec::new();
         for factor in (0..self.study.factors.len()).filter(|&at| self.is_context(at)) {
             let name = &self.study.factors[factor].name;
@@ -348,7 +348,12 @@ impl<'a> Analysis<'a> {
     }
 
     /// The difference of two variants on a set, each at its chosen setting, over the seeds that both have.
-    pub fn difference(&self, a: &Variant<'_>, b: &Variant<'_>, set: &str) -> anyhow::Result<Option<SeedEstimate>> {
+    pub(super) fn difference(
+        &self,
+        a: &Variant<'_>,
+        b: &Variant<'_>,
+        set: &str,
+    ) -> anyhow::Result<Option<SeedEstimate>> {
         let (a, b) = in_common(self.chosen_rewards(a, set)?, self.chosen_rewards(b, set)?, |sample| sample.seed);
         if a.is_empty() {
             return Ok(None);
@@ -357,7 +362,7 @@ impl<'a> Analysis<'a> {
     }
 
     /// The difference of two variants on a set over the KL that both reach.
-    pub fn difference_at_equal_kl(
+    pub(super) fn difference_at_equal_kl(
         &self,
         a: &Variant<'_>,
         b: &Variant<'_>,
@@ -372,12 +377,12 @@ impl<'a> Analysis<'a> {
     }
 
     /// The cells of a variant at its chosen setting, by seed.
-    pub fn chosen_cells<'v>(&self, variant: &'v Variant<'_>) -> &'v [(u64, Vec<usize>)] {
+    pub(super) fn chosen_cells<'v>(&self, variant: &'v Variant<'_>) -> &'v [(u64, Vec<usize>)] {
         &variant.cells[variant.chosen]
     }
 
     /// What the models before RL measured in each seed, where a variant is at its chosen setting.
-    pub fn before(&self, variant: &Variant<'_>) -> anyhow::Result<Vec<(u64, Before)>> {
+    pub(super) fn before(&self, variant: &Variant<'_>) -> anyhow::Result<Vec<(u64, Before)>> {
         let stage = format!("{}-before", self.study.base.evaluate);
         let mut all = Vec::new();
         for (seed, runs) in self.chosen_cells(variant) {
@@ -390,7 +395,7 @@ impl<'a> Analysis<'a> {
     }
 
     /// The models before RL over seeds.
-    pub fn arms_before(&self, before: &[(u64, Before)]) -> anyhow::Result<Vec<StudyArm>> {
+    pub(super) fn arms_before(&self, before: &[(u64, Before)]) -> anyhow::Result<Vec<StudyArm>> {
         let Some((_, first)) = before.first() else { return Ok(Vec::new()) };
         let arm = |(at, (name, _)): (usize, &(String, _))| {
             let mut sets = Ordered::new();
@@ -423,7 +428,7 @@ impl<'a> Analysis<'a> {
     }
 
     /// The line between two models over seeds, set by set.
-    pub fn landscape(&self, before: &[(u64, Before)]) -> anyhow::Result<Vec<LineOverSeeds>> {
+    pub(super) fn landscape(&self, before: &[(u64, Before)]) -> anyhow::Result<Vec<LineOverSeeds>> {
         let Some((_, first)) = before.first() else { return Ok(Vec::new()) };
         let mut line = Vec::new();
         for (at, point) in first.landscape.iter().enumerate() {

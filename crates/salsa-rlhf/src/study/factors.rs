@@ -28,7 +28,7 @@ pub enum Role {
 }
 
 /// The value of every factor, in the order of the factors.
-pub type Setting = Vec<Value>;
+pub(super) type Setting = Vec<Value>;
 
 const KEYS: [&str; 3] = ["values", "set", "role"];
 
@@ -76,13 +76,13 @@ impl Factor {
 }
 
 /// What stands for the value of a factor.
-pub fn placeholder(name: &str) -> String {
+pub(super) fn placeholder(name: &str) -> String {
     format!("${{{name}}}")
 }
 
 /// A value in which every `${NAME}` of a factor is replaced. A text that is nothing but one takes the value as it is; one
 /// that holds others is read as YAML, so that `"${world_seed}1"` is a number.
-pub fn fill(template: &Value, factors: &[Factor], setting: &Setting) -> Value {
+pub(super) fn fill(template: &Value, factors: &[Factor], setting: &Setting) -> Value {
     let mut filled = template.clone();
     let mut replace = |_: &str, text: &str| {
         let mut new = text.to_owned();
@@ -102,7 +102,7 @@ pub fn fill(template: &Value, factors: &[Factor], setting: &Setting) -> Value {
 }
 
 /// Every choice of values, the last factor's fastest.
-pub fn settings(factors: &[Factor]) -> Vec<Setting> {
+pub(super) fn settings(factors: &[Factor]) -> Vec<Setting> {
     factors.iter().fold(vec![Vec::new()], |settings, factor| {
         let with = |setting: &Setting| -> Vec<Setting> {
             factor.values.iter().map(|value| setting.iter().cloned().chain([value.clone()]).collect()).collect()
@@ -112,14 +112,14 @@ pub fn settings(factors: &[Factor]) -> Vec<Setting> {
 }
 
 /// A choice of values as a part of a path: `world_seed=1,kl_coef=0.1`; without factors `run`.
-pub fn path_of(factors: &[Factor], setting: &Setting) -> String {
+pub(super) fn path_of(factors: &[Factor], setting: &Setting) -> String {
     let parts: Vec<String> =
         factors.iter().zip(setting).map(|(factor, value)| format!("{}={}", factor.name, short(value))).collect();
     if parts.is_empty() { "run".to_owned() } else { parts.join(",") }
 }
 
 /// A value in few characters that any file system takes; what does not fit is told apart by a digest.
-pub fn short(value: &Value) -> String {
+pub(super) fn short(value: &Value) -> String {
     const MOST: usize = 32;
     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+' | '_');
@@ -197,7 +197,7 @@ fn is_arm(name: &str) -> bool {
 }
 
 /// The values of a setting by the names of the factors.
-pub fn named(factors: &[Factor], setting: &Setting) -> Map<String, Value> {
+pub(super) fn named(factors: &[Factor], setting: &Setting) -> Map<String, Value> {
     factors.iter().zip(setting).map(|(factor, value)| (factor.name.clone(), value.clone())).collect()
 }
 

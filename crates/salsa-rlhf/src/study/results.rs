@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The numbers of a study.
-pub const STUDY: &str = "study.json";
+pub(super) const STUDY: &str = "study.json";
 
 impl Study {
     /// Writes `study.json` and `study.html` from what is done.

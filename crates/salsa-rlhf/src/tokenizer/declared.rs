@@ -48,7 +48,7 @@ impl Declarations {
     ///
     /// # Errors
     /// When one is no JSON object; names it.
-    pub fn read(dir: &Path) -> Result<Declarations> {
+    pub(super) fn read(dir: &Path) -> Result<Declarations> {
         let object = |name: &str| {
             let path = dir.join(name);
             if !path.exists() {
@@ -64,7 +64,7 @@ impl Declarations {
     }
 
     /// The spelling of the token that a key such as `eos_token` names.
-    pub fn name(&self, key: &str) -> Option<String> {
+    pub(super) fn name(&self, key: &str) -> Option<String> {
         self.value(key).and_then(content).map(str::to_owned)
     }
 
@@ -83,7 +83,7 @@ impl Declarations {
     ///
     /// # Errors
     /// When a declaration has another form than transformers writes; names file and key.
-    pub fn tokens(&self, own: &BTreeMap<u32, AddedToken>) -> Result<Vec<Declared>> {
+    pub(super) fn tokens(&self, own: &BTreeMap<u32, AddedToken>) -> Result<Vec<Declared>> {
         ensure!(
             self.config["split_special_tokens"] != true,
             "{CONFIG}: split_special_tokens is true, which is not supported: special tokens are single tokens here"
@@ -109,7 +109,7 @@ impl Declarations {
     ///
     /// # Errors
     /// As [`Declarations::tokens`].
-    pub fn lists(&self, content: &str) -> Result<bool> {
+    pub(super) fn lists(&self, content: &str) -> Result<bool> {
         let is_it = |token: &AddedToken| token.content == content;
         let numbered = if self.has_decoder() { self.decoder()? } else { self.added(&[], &[])? };
         Ok(numbered.iter().any(|declared| is_it(&declared.token)) || self.extra()?.iter().any(is_it))

@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::tiny::{Place, UP_TO_REWARD};
 
 /// Good models and bad files, made once.
-pub static PLACE: LazyLock<Place> = LazyLock::new(|| {
+pub(crate) static PLACE: LazyLock<Place> = LazyLock::new(|| {
     let place = Place::with(UP_TO_REWARD);
     let shape =
         "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --max_position_embeddings 512 --max_steps 1";
@@ -84,19 +84,19 @@ stages:
   after: {kind: sft, model: absent, dataset: out/world/sft.jsonl}
 ";
 
-pub fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
 }
 
-pub fn last_number_is_nan(bytes: &mut [u8]) {
+pub(crate) fn last_number_is_nan(bytes: &mut [u8]) {
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
 }
 
-pub fn damage(path: &Path, change: impl FnOnce(&mut [u8])) {
+pub(crate) fn damage(path: &Path, change: impl FnOnce(&mut [u8])) {
     let mut bytes = fs::read(path).unwrap();
     change(&mut bytes);
     fs::write(path, bytes).unwrap();

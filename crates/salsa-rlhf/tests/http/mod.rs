@@ -15,36 +15,36 @@ use serde_json::Value;
 use crate::tiny::Place;
 
 /// Longer than anything here takes.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running `salsa serve`; killed when it is dropped.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
     /// Where it listens.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// What it has said on stderr so far.
     said: Arc<Mutex<String>>,
 }
 
 /// What came back.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Reply {
-    pub status: u16,
-    pub headers: BTreeMap<String, String>,
-    pub body: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Reply {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
     /// The JSON of a stream's events; the last one must be `[DONE]`.
-    pub fn events(&self) -> Vec<Value> {
+    pub(crate) fn events(&self) -> Vec<Value> {
         let text = self.text();
         let mut events: Vec<&str> = text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
         assert_eq!(events.pop(), Some("[DONE]"), "{text}");
@@ -54,7 +54,7 @@ impl Reply {
 
 impl Server {
     /// Starts `salsa serve` with these words at a free port, and waits until it serves.
-    pub fn start(place: &Place, words: &str) -> Server {
+    pub(crate) fn start(place: &Place, words: &str) -> Server {
         let words: Vec<&str> = words.split_whitespace().collect();
         let mut command = place.command(&[&["serve", "--port", "0"], &words[..]].concat());
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
@@ -77,38 +77,38 @@ impl Server {
     }
 
     /// What it has said on stderr so far.
-    pub fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         self.said.lock().unwrap().clone()
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn connect(&self) -> TcpStream {
+    pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream
     }
 
-    pub fn get(&self, path: &str) -> Reply {
+    pub(crate) fn get(&self, path: &str) -> Reply {
         self.raw(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes()).unwrap()
     }
 
-    pub fn post(&self, path: &str, body: &Value) -> Reply {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Reply {
         self.raw(&post(path, "", body.to_string().as_bytes())).unwrap()
     }
 
     /// Posts what must be answered well.
-    pub fn ask(&self, path: &str, body: &Value) -> Reply {
+    pub(crate) fn ask(&self, path: &str, body: &Value) -> Reply {
         let reply = self.post(path, body);
         assert_eq!(reply.status, 200, "{path} {body}: {}", reply.text());
         reply
     }
 
     /// Sends these bytes and reads one answer; none if the connection is closed without one.
-    pub fn raw(&self, bytes: &[u8]) -> Option<Reply> {
+    pub(crate) fn raw(&self, bytes: &[u8]) -> Option<Reply> {
         let mut stream = self.connect();
         // The server may have answered and closed before it has read all.
         let _ = stream.write_all(bytes);
@@ -116,14 +116,14 @@ impl Server {
     }
 
     /// The value of a metric.
-    pub fn metric(&self, name: &str) -> f64 {
+    pub(crate) fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").text();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
     }
 
     /// Waits until nothing runs and nothing waits.
-    pub fn wait_until_idle(&self) {
+    pub(crate) fn wait_until_idle(&self) {
         let began = Instant::now();
         while self.metric("salsa_sequences_running") + self.metric("salsa_sequences_waiting") > 0.0 {
             assert!(began.elapsed() < PATIENCE, "something goes on: {}", self.get("/metrics").text());
@@ -131,13 +131,13 @@ impl Server {
         }
     }
 
-    pub fn signal(&self, signal: i32) {
+    pub(crate) fn signal(&self, signal: i32) {
         // SAFETY: it is sent to a child that has not been waited for.
         assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
     }
 
     /// Waits for the end; the exit code.
-    pub fn wait(&mut self) -> Option<i32> {
+    pub(crate) fn wait(&mut self) -> Option<i32> {
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -157,7 +157,7 @@ impl Drop for Server {
 }
 
 /// A request with a body of JSON; `headers` are whole lines.
-pub fn post(path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+pub(crate) fn post(path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n{headers}\
          Content-Length: {}\r\n\r\n",
@@ -167,7 +167,7 @@ pub fn post(path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
 }
 
 /// Reads an answer; none if the connection is closed before one.
-pub fn read_reply(stream: &mut impl BufRead) -> Option<Reply> {
+pub(crate) fn read_reply(stream: &mut impl BufRead) -> Option<Reply> {
     let line = |stream: &mut dyn BufRead| {
         let mut line = String::new();
         stream.read_line(&mut line).ok().filter(|read| *read > 0)?;

@@ -11,7 +11,7 @@ use std::{
 use serde_json::{Value, json};
 
 /// What the server does with a request.
-pub enum Does {
+pub(crate) enum Does {
     /// Answers 200 with this text.
     Says(String),
     /// Answers 200 with this choice.
@@ -25,11 +25,11 @@ pub enum Does {
 }
 
 /// A request: what was asked, how often the same was asked before, and all of the body.
-pub struct Asked {
-    pub prompt: String,
-    pub before: usize,
-    pub body: Value,
-    pub authorization: String,
+pub(crate) struct Asked {
+    pub(crate) prompt: String,
+    pub(crate) before: usize,
+    pub(crate) body: Value,
+    pub(crate) authorization: String,
 }
 
 #[derive(Default)]
@@ -42,14 +42,14 @@ struct Seen {
 }
 
 /// A running server.
-pub struct Server {
+pub(crate) struct Server {
     port: u16,
     seen: Arc<Mutex<Seen>>,
 }
 
 impl Server {
     /// Starts a server that behaves like this.
-    pub fn start(behaviour: impl Fn(&Asked) -> Does + Send + Sync + 'static) -> Server {
+    pub(crate) fn start(behaviour: impl Fn(&Asked) -> Does + Send + Sync + 'static) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let seen = Arc::new(Mutex::new(Seen::default()));
@@ -67,22 +67,22 @@ impl Server {
         Server { port, seen }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}/v1", self.port)
     }
 
     /// Requests of any kind.
-    pub fn requests(&self) -> usize {
+    pub(crate) fn requests(&self) -> usize {
         self.seen.lock().unwrap().requests
     }
 
     /// How often each prompt got a whole answer, which a real server would charge for.
-    pub fn paid(&self) -> HashMap<String, usize> {
+    pub(crate) fn paid(&self) -> HashMap<String, usize> {
         self.seen.lock().unwrap().paid.clone()
     }
 
     /// The most requests that were under way together.
-    pub fn most_at_once(&self) -> usize {
+    pub(crate) fn most_at_once(&self) -> usize {
         self.seen.lock().unwrap().most_at_once
     }
 }

@@ -11,7 +11,7 @@ use salsa_rlhf::checkpoint::Checkpoint;
 use serde_json::Value;
 
 /// Everything up to the reward model.
-pub const UP_TO_REWARD: &str = r#"
+pub(crate) const UP_TO_REWARD: &str = r#"
 name: tiny
 out: out
 seed: 1
@@ -63,7 +63,7 @@ stages:
 "#;
 
 /// A PPO stage to which a recipe adds its own keys.
-pub const PPO: &str = r#"
+pub(crate) const PPO: &str = r#"
     kind: ppo
     model: sft-a
     reward_model: reward
@@ -82,7 +82,7 @@ pub const PPO: &str = r#"
 "#;
 
 /// An evaluation of two arms.
-pub const EVALUATE: &str = r#"
+pub(crate) const EVALUATE: &str = r#"
     kind: evaluate
     arms: {sft_a: sft-a, sft_b: sft-b}
     baseline: sft_a
@@ -96,33 +96,33 @@ pub const EVALUATE: &str = r#"
 "#;
 
 /// A folder to run the program in; its recipes write to `out`.
-pub struct Place(tempfile::TempDir);
+pub(crate) struct Place(tempfile::TempDir);
 
 impl Place {
     /// An empty one.
-    pub fn new() -> Place {
+    pub(crate) fn new() -> Place {
         Place(tempfile::tempdir().unwrap())
     }
 
     /// One in which the recipe has run.
-    pub fn with(recipe: &str) -> Place {
+    pub(crate) fn with(recipe: &str) -> Place {
         let place = Place::new();
         place.write("r.yaml", recipe);
         place.done(&mut place.command(&["run", "r.yaml"]));
         place
     }
 
-    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.0.path().join(name)
     }
 
-    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+    pub(crate) fn write(&self, name: &str, text: impl AsRef<[u8]>) {
         fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
         fs::write(self.path(name), text).unwrap();
     }
 
     /// The program, about to run here.
-    pub fn command(&self, words: &[&str]) -> Command {
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_salsa"));
         command
             .current_dir(self.0.path())
@@ -134,36 +134,36 @@ impl Place {
     }
 
     /// Runs a command that must succeed.
-    pub fn done(&self, command: &mut Command) -> Output {
+    pub(crate) fn done(&self, command: &mut Command) -> Output {
         let output = command.output().unwrap();
         assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
         output
     }
 
     /// Runs a line of words that must succeed.
-    pub fn salsa(&self, line: &str) -> Output {
+    pub(crate) fn salsa(&self, line: &str) -> Output {
         self.done(&mut self.command(&line.split_whitespace().collect::<Vec<_>>()))
     }
 
     /// The weights of a checkpoint.
-    pub fn weights(&self, name: &str) -> Vec<f32> {
+    pub(crate) fn weights(&self, name: &str) -> Vec<f32> {
         Checkpoint::open(&self.path(name)).unwrap().read_weights().unwrap()
     }
 
     /// The bytes of a file.
-    pub fn bytes(&self, name: impl AsRef<Path>) -> Vec<u8> {
+    pub(crate) fn bytes(&self, name: impl AsRef<Path>) -> Vec<u8> {
         let path = self.path(name);
         fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
     /// `metrics.jsonl` of a stage, line by line.
-    pub fn metrics(&self, stage: &str) -> Vec<Value> {
+    pub(crate) fn metrics(&self, stage: &str) -> Vec<Value> {
         let text = String::from_utf8(self.bytes(Path::new(stage).join("metrics.jsonl"))).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// Every file and folder under `name` that must be the same in every run: not clocks, and what is drawn from them.
-    pub fn tree(&self, name: &str) -> BTreeMap<String, Vec<u8>> {
+    pub(crate) fn tree(&self, name: &str) -> BTreeMap<String, Vec<u8>> {
         let mut tree = BTreeMap::new();
         collect(&self.path(name), "", &mut tree);
         tree
@@ -189,7 +189,7 @@ fn collect(dir: &Path, prefix: &str, tree: &mut BTreeMap<String, Vec<u8>>) {
 }
 
 /// Panics with the names of what differs.
-pub fn assert_same(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>) {
+pub(crate) fn assert_same(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>) {
     let names: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     let differing: Vec<&String> = names.into_iter().filter(|name| a.get(*name) != b.get(*name)).collect();
     assert!(differing.is_empty(), "these differ: {differing:?}");

@@ -140,7 +140,7 @@ impl std::fmt::Debug for Buffer {
 
 /// Words of 32 bits on the card: indices.
 #[derive(Clone)]
-pub struct Words {
+pub(super) struct Words {
     memory: Arc<Memory>,
     len: usize,
 }

@@ -71,7 +71,7 @@ impl Checkpoint {
 }
 
 impl Delta {
-    pub fn read(adapter: &PeftAdapter, checkpoint: &Checkpoint) -> Result<Delta> {
+    pub(crate) fn read(adapter: &PeftAdapter, checkpoint: &Checkpoint) -> Result<Delta> {
         let weights = adapter.read(&checkpoint.spec)?;
         let tensors = adapter.lora.tensors(&checkpoint.spec).into_iter();
         let factors = tensors.map(|tensor| (tensor.name, weights[tensor.range].to_vec())).collect();
@@ -79,7 +79,7 @@ impl Delta {
     }
 
     /// `W += scale * B A` for a matrix that has factors; the head takes the place of what is there.
-    pub fn add(&self, tensor: &TensorView, numbers: &mut [f32]) {
+    pub(crate) fn add(&self, tensor: &TensorView, numbers: &mut [f32]) {
         if let Some(head) = self.factors.get(&tensor.name) {
             return numbers.copy_from_slice(head);
         }
@@ -91,7 +91,7 @@ impl Delta {
     }
 
     /// As [`Delta::add`] to numbers `start..` of the tensor, with the same bits, on this thread.
-    pub fn add_at(&self, tensor: &TensorView, start: usize, mut numbers: &mut [f32]) {
+    pub(crate) fn add_at(&self, tensor: &TensorView, start: usize, mut numbers: &mut [f32]) {
         if let Some(head) = self.factors.get(&tensor.name) {
             return numbers.copy_from_slice(&head[start..start + numbers.len()]);
         }

@@ -35,7 +35,7 @@ pub(super) struct Factors {
 
 impl Factors {
     /// Reads the header and refuses tensors that are no factors of matrices of blocks.
-    pub fn open(dir: &Path) -> Result<Factors> {
+    pub(super) fn open(dir: &Path) -> Result<Factors> {
         let path = dir.join(WEIGHTS);
         if !path.exists() {
             let shown = dir.display();
@@ -70,12 +70,12 @@ impl Factors {
         Ok(Factors { files, entries, copies })
     }
 
-    pub fn has_score(&self) -> bool {
+    pub(super) fn has_score(&self) -> bool {
         self.entries.contains_key("score.weight")
     }
 
     /// The matrices that have factors.
-    pub fn targets(&self, dir: &Path) -> Result<BTreeSet<Target>> {
+    pub(super) fn targets(&self, dir: &Path) -> Result<BTreeSet<Target>> {
         let has = |target: &Target| self.entries.keys().any(|name| name.contains(&format!(".{}.lora_", target.name())));
         let targets: BTreeSet<Target> = Target::ALL.into_iter().filter(has).collect();
         if targets.is_empty() {
@@ -85,7 +85,7 @@ impl Factors {
     }
 
     /// Whether all factors of all blocks are there, in their shapes, and no others.
-    pub fn check(&self, lora: &LoraSpec, spec: &ModelSpec) -> Result<()> {
+    pub(super) fn check(&self, lora: &LoraSpec, spec: &ModelSpec) -> Result<()> {
         let tensors = lora.tensors(spec);
         for tensor in &tensors {
             let entry = self.entries.get(&tensor.name).ok_or_else(|| {
@@ -108,7 +108,7 @@ impl Factors {
     ///
     /// # Errors
     /// When they are others: the adapter is more than its factors then.
-    pub fn check_copies(&self, base: &Checkpoint) -> Result<()> {
+    pub(super) fn check_copies(&self, base: &Checkpoint) -> Result<()> {
         let path = self.files.first_path();
         for (name, entry) in &self.copies {
             let of_base = if *name == LANGUAGE_HEAD && base.spec.tied_embeddings { EMBEDDING } else { name };
@@ -150,7 +150,7 @@ impl Factors {
         Ok(true)
     }
 
-    pub fn read(&self, lora: &LoraSpec, spec: &ModelSpec) -> Result<Vec<f32>> {
+    pub(super) fn read(&self, lora: &LoraSpec, spec: &ModelSpec) -> Result<Vec<f32>> {
         let path = self.files.first_path();
         let bytes = map(path)?;
         let mut weights = vec![0f32; lora.parameters(spec)];

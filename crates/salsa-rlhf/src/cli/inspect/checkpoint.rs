@@ -7,7 +7,7 @@ use super::memory;
 use crate::{chat::ChatTemplate, checkpoint::Checkpoint, stage::lifecycle::record::Record, tokenizer::Tokenizer};
 
 /// Prints one fact per line, then the memory of each stage. No weight is read.
-pub fn print(dir: &Path) -> anyhow::Result<()> {
+pub(super) fn print(dir: &Path) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(dir)?;
     let spec = &checkpoint.spec;
     let mut facts = vec![

@@ -18,7 +18,7 @@ use crate::{
 const SHARES: [f64; 7] = [0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0];
 
 /// Prints one fact per line, then lengths, then an example.
-pub fn print(path: &Path, model: Option<&Path>, arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn print(path: &Path, model: Option<&Path>, arguments: &Arguments) -> anyhow::Result<()> {
     let splits = data::splits(path)?;
     let split = match &arguments.split {
         None if splits.len() > 1 => {

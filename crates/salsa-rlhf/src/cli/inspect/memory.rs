@@ -29,7 +29,7 @@ struct Stage {
 
 /// A table of all stages, for weights from a file in bfloat16 or in another type, with activations as a number per token of
 /// a pass.
-pub fn table(spec: &ModelSpec, file_is_bf16: bool) -> String {
+pub(super) fn table(spec: &ModelSpec, file_is_bf16: bool) -> String {
     let (slots, length) = GENERATED;
     let mut text = format!(
         "\nmemory (models, with passes of {TOKENS} tokens and {slots} sequences of {length} generated at once; {TRAINED} B per \

@@ -12,7 +12,7 @@ use crate::{
 
 /// Renders and tokenises every line: its text, its tokens and, of a whole conversation, the `sequence` that a stage would
 /// make of it, which of that is `learned`, or why it cannot be.
-pub fn print(file: &Path, encoder: &Encoder, as_json: bool) -> anyhow::Result<()> {
+pub(super) fn print(file: &Path, encoder: &Encoder, as_json: bool) -> anyhow::Result<()> {
     let rows = Rows::read(file)?;
     for row in &rows.rows {
         let place = || format!("{}: line {}", rows.name(), row.line);

@@ -35,16 +35,16 @@ pub(super) struct Reader {
 }
 
 impl Models<'_> {
-    pub fn new(reads: &Reads) -> Models<'_> {
+    pub(super) fn new(reads: &Reads) -> Models<'_> {
         Models { reads, known: Vec::new(), read: None, reward: None }
     }
 
     /// Whether it has been opened before.
-    pub fn knows(&self, path: &Path) -> bool {
+    pub(super) fn knows(&self, path: &Path) -> bool {
         self.known.iter().any(|known| known == path)
     }
 
-    pub fn reader(&self) -> Option<&Reader> {
+    pub(super) fn reader(&self) -> Option<&Reader> {
         self.read.as_ref()
     }
 
@@ -52,7 +52,7 @@ impl Models<'_> {
     ///
     /// # Errors
     /// If the stage could not use it.
-    pub fn open(&mut self, place: &str, path: &Path) -> anyhow::Result<String> {
+    pub(super) fn open(&mut self, place: &str, path: &Path) -> anyhow::Result<String> {
         self.known.push(path.to_owned());
         let used = self.reads.model_use(place);
         let checkpoint = match used {
@@ -94,7 +94,7 @@ impl Models<'_> {
     }
 
     /// Checks whether the reward model, where there is one, can score what the reader answers.
-    pub fn hold_together(&self, faults: &mut Faults) {
+    pub(super) fn hold_together(&self, faults: &mut Faults) {
         if let (Some(reader), Some(reward), true) = (&self.read, &self.reward, faults.is_empty()) {
             let found = RewardModel::find(reward, &reader.checkpoint, &StageContext::quiet());
             faults.take(found.context("reward_model_path"));

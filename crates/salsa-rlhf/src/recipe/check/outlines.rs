@@ -31,7 +31,7 @@ pub(super) struct Outlines<'a> {
 }
 
 impl<'a> Outlines<'a> {
-    pub fn new(recipe: &'a Recipe, selected: &'a Selected) -> Outlines<'a> {
+    pub(super) fn new(recipe: &'a Recipe, selected: &'a Selected) -> Outlines<'a> {
         Outlines { recipe, selected, folder: None, made: HashMap::new() }
     }
 
@@ -40,7 +40,7 @@ impl<'a> Outlines<'a> {
     ///
     /// # Errors
     /// If an outline cannot be written.
-    pub fn planned(&mut self, step: &Step) -> anyhow::Result<Option<Planned>> {
+    pub(super) fn planned(&mut self, step: &Step) -> anyhow::Result<Option<Planned>> {
         let (mut config, mut is_whole) = (step.planned.config.clone(), true);
         step.planned.places.visit(&mut config, &mut |kind, _, text| {
             let here = self.here(step, kind, Path::new(text))?;
@@ -53,7 +53,7 @@ impl<'a> Outlines<'a> {
     }
 
     /// What is said of an outline, said of the stage that will write the model.
-    pub fn in_words(&self, text: &str) -> String {
+    pub(super) fn in_words(&self, text: &str) -> String {
         match &self.folder {
             Some(folder) => text.replace(&*folder.0.to_string_lossy(), &self.recipe.out.to_string_lossy()),
             None => text.to_owned(),

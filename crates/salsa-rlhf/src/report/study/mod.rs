@@ -6,7 +6,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use table::study_table;
+pub(crate) use table::study_table;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -15,7 +15,7 @@ use super::Ordered;
 
 /// What `study.json` holds: every number that the page shows, and no clock.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct StudyReport {
+pub(crate) struct StudyReport {
     /// Version of the program.
     pub version: String,
     /// The instruction set of the kernels.
@@ -66,7 +66,7 @@ pub struct StudyReport {
 
 /// A factor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StudyFactor {
+pub(crate) struct StudyFactor {
     /// Its name.
     pub name: String,
     /// `seed`, `chosen` or `setting`.
@@ -77,7 +77,7 @@ pub struct StudyFactor {
 
 /// A mean over seeds; each seed counts the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct OverSeeds {
+pub(crate) struct OverSeeds {
     /// The mean of the seeds' means.
     pub mean: f64,
     /// Its 95 % interval, Student's t on the seeds' means; none for one seed.
@@ -88,7 +88,7 @@ pub struct OverSeeds {
 
 /// An arm on every reported set, at its chosen setting.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StudyArm {
+pub(crate) struct StudyArm {
     /// The arm.
     pub arm: String,
     /// The values of factors that are neither seeds nor chosen.
@@ -101,7 +101,7 @@ pub struct StudyArm {
 
 /// An arm on one set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ArmNumbers {
+pub(crate) struct ArmNumbers {
     /// What is compared.
     pub reward: OverSeeds,
     /// The score of the reward model.
@@ -116,7 +116,7 @@ pub struct ArmNumbers {
 
 /// A claim and what became of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Claim {
+pub(crate) struct Claim {
     /// What is claimed, in a sentence.
     pub claim: String,
     /// What was measured, in a few words.
@@ -141,7 +141,7 @@ pub struct Claim {
 
 /// The sign test over seeds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Signs {
+pub(crate) struct Signs {
     /// Seeds with a difference above 0.
     pub above: usize,
     /// Seeds with a difference below 0.
@@ -152,7 +152,7 @@ pub struct Signs {
 
 /// Reward against KL of one arm on one set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Frontier {
+pub(crate) struct Frontier {
     /// The arm.
     pub arm: String,
     /// The values of factors that are neither seeds nor chosen.
@@ -169,7 +169,7 @@ pub struct Frontier {
 
 /// A measured point of a frontier.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FrontierPoint {
+pub(crate) struct FrontierPoint {
     /// The value of the factor.
     pub value: Value,
     /// KL to the anchor, nats per response.
@@ -180,7 +180,7 @@ pub struct FrontierPoint {
 
 /// A point of a mean curve.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct BandPoint {
+pub(crate) struct BandPoint {
     /// KL to the anchor, nats per response.
     pub kl: f64,
     /// The mean of the seeds' curves.
@@ -191,7 +191,7 @@ pub struct BandPoint {
 
 /// One arm along the values of a factor, the other chosen factors at their chosen values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Sweep {
+pub(crate) struct Sweep {
     /// The factor.
     pub factor: String,
     /// The arm.
@@ -206,7 +206,7 @@ pub struct Sweep {
 
 /// An arm at one value of a factor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SweepPoint {
+pub(crate) struct SweepPoint {
     /// The value.
     pub value: Value,
     /// The numbers.
@@ -215,7 +215,7 @@ pub struct SweepPoint {
 
 /// Reward on the line between two models, over seeds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LineOverSeeds {
+pub(crate) struct LineOverSeeds {
     /// The set of prompts.
     pub set: String,
     /// Weight of the second model.
@@ -226,7 +226,7 @@ pub struct LineOverSeeds {
 
 /// One seed of the first comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DistanceAndGain {
+pub(crate) struct DistanceAndGain {
     /// The seed.
     pub seed: String,
     /// The values of factors that are neither seeds nor chosen.
@@ -239,7 +239,7 @@ pub struct DistanceAndGain {
 
 /// What an arm is trained with, in one cell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Cost {
+pub(crate) struct Cost {
     /// The arm.
     pub arm: String,
     /// The values of factors that are neither seeds nor chosen.
@@ -254,7 +254,7 @@ pub struct Cost {
 
 /// One cell on every set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CellNumbers {
+pub(crate) struct CellNumbers {
     /// The arm.
     pub arm: String,
     /// The value of every factor.
@@ -267,7 +267,7 @@ pub struct CellNumbers {
 
 /// One cell on one set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CellSet {
+pub(crate) struct CellSet {
     /// What is compared.
     pub reward: f64,
     /// The score of the reward model.
@@ -281,11 +281,11 @@ pub struct CellSet {
 }
 
 /// Wall-clock seconds of an arm's cell, all its stages together: the mean over cells. Not part of `study.json`.
-pub type Seconds = Ordered<f64>;
+pub(crate) type Seconds = Ordered<f64>;
 
 impl StudyReport {
     /// The page: HTML that needs nothing else, no script, no network.
-    pub fn html(&self, seconds: &Seconds) -> String {
+    pub(crate) fn html(&self, seconds: &Seconds) -> String {
         page::page(self, seconds)
     }
 

@@ -5,7 +5,7 @@ use super::super::table::aligned;
 use super::StudyReport;
 
 /// The arms and the claims as aligned text.
-pub fn study_table(report: &StudyReport) -> String {
+pub(crate) fn study_table(report: &StudyReport) -> String {
     let mut arms =
         vec![vec!["arm".to_owned(), "set".to_owned(), report.measured(), "KL".to_owned(), "chosen".to_owned()]];
     for arm in &report.arms {

@@ -8,7 +8,7 @@ use salsa_engine::{Finish, Prompt, Ranking, Sampling};
 use tokio::sync::{mpsc, oneshot};
 
 /// What the engine is asked.
-pub enum Command {
+pub(crate) enum Command {
     /// To continue prompts.
     Generate(Generation),
     /// To read sequences.
@@ -16,7 +16,7 @@ pub enum Command {
 }
 
 /// Prompts to be continued, all sampled in one way.
-pub struct Generation {
+pub(crate) struct Generation {
     /// Which model.
     pub model: usize,
     /// The prompts; the number of a choice is its place among them.
@@ -28,7 +28,7 @@ pub struct Generation {
 }
 
 /// Who asks for replies, and how they are made.
-pub struct Request {
+pub(crate) struct Request {
     /// How tokens are chosen.
     pub sampling: Arc<Sampling>,
     /// How many of the most likely tokens are told with each token, if log-probs are.
@@ -41,7 +41,7 @@ pub struct Request {
 
 impl Request {
     /// For so many choices.
-    pub fn new(
+    pub(crate) fn new(
         sampling: Sampling,
         ranked: Option<usize>,
         choices: usize,
@@ -52,19 +52,19 @@ impl Request {
     }
 
     /// Ends a choice: it has a text at which it ends.
-    pub fn stop(&self, choice: usize) {
+    pub(crate) fn stop(&self, choice: usize) {
         self.stopped[choice].store(true, Ordering::Relaxed);
     }
 
     /// Whether somebody still wants more of a choice.
-    pub fn wants(&self, choice: usize) -> bool {
+    pub(crate) fn wants(&self, choice: usize) -> bool {
         !self.stopped[choice].load(Ordering::Relaxed) && !self.events.is_closed()
     }
 }
 
 /// One more token of a choice.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Drawn {
+pub(crate) struct Drawn {
     /// Which choice.
     pub choice: usize,
     /// The token.
@@ -76,7 +76,7 @@ pub struct Drawn {
 }
 
 /// Sequences to be read.
-pub struct Pass {
+pub(crate) struct Pass {
     /// The model.
     pub model: usize,
     /// The sequences.
@@ -90,11 +90,11 @@ pub struct Pass {
 }
 
 /// What a forward pass gave, or why it gave nothing.
-pub type Reading = Result<Passed, Arc<str>>;
+pub(crate) type Reading = Result<Passed, Arc<str>>;
 
 /// What is asked of sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub(crate) enum Asked {
     /// The scalar at the last token.
     Scores,
     /// The log-prob of every token after the first.
@@ -105,7 +105,7 @@ pub enum Asked {
 
 /// The answer, sequence by sequence.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Passed {
+pub(crate) enum Passed {
     /// For [`Asked::Scores`].
     Scores(Vec<f32>),
     /// For [`Asked::Logprobs`].
@@ -116,35 +116,35 @@ pub enum Passed {
 
 /// How many sequences wait, and how many may.
 #[derive(Clone, Debug)]
-pub struct Queue {
+pub(crate) struct Queue {
     waiting: Arc<AtomicUsize>,
     most: usize,
 }
 
 /// A sequence's place in the queue; given up when it is dropped.
 #[derive(Debug)]
-pub struct Place(Arc<AtomicUsize>);
+pub(crate) struct Place(Arc<AtomicUsize>);
 
 impl Queue {
     /// An empty one.
-    pub fn new(most: usize) -> Queue {
+    pub(crate) fn new(most: usize) -> Queue {
         Queue { waiting: Arc::new(AtomicUsize::new(0)), most }
     }
 
     /// Places for so many sequences; none if there are not as many.
-    pub fn enter(&self, count: usize) -> Option<Vec<Place>> {
+    pub(crate) fn enter(&self, count: usize) -> Option<Vec<Place>> {
         let more = |waiting: usize| waiting.checked_add(count).filter(|sum| *sum <= self.most);
         self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         Some((0..count).map(|_| Place(self.waiting.clone())).collect())
     }
 
     /// How many sequences wait.
-    pub fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
     /// How many may.
-    pub fn most(&self) -> usize {
+    pub(crate) fn most(&self) -> usize {
         self.most
     }
 }

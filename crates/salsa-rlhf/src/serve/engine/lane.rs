@@ -10,7 +10,7 @@ use super::{Drawn, Generation, Request, command::Place, finite};
 use crate::serve::{catalogue::Size, metrics::Metrics};
 
 /// A language model at work.
-pub struct Lane<'a> {
+pub(super) struct Lane<'a> {
     decoding: Decoding<'a, Device>,
     size: Size,
     waiting: VecDeque<Waiting>,
@@ -39,7 +39,7 @@ impl Running {
 
 impl<'a> Lane<'a> {
     /// The lane of a model; none for one that writes nothing.
-    pub fn new(model: &'a Model, context: usize, size: &Size, metrics: &'a Metrics) -> Option<Lane<'a>> {
+    pub(super) fn new(model: &'a Model, context: usize, size: &Size, metrics: &'a Metrics) -> Option<Lane<'a>> {
         model.spec().head.has_language_model().then(|| Lane {
             decoding: model.decoding(size.sequences, context),
             size: *size,
@@ -50,7 +50,7 @@ impl<'a> Lane<'a> {
     }
 
     /// Takes in prompts; they begin when there is room.
-    pub fn queue(&mut self, generation: Generation) {
+    pub(super) fn queue(&mut self, generation: Generation) {
         let Generation { prompts, request, places, .. } = generation;
         for (choice, (prompt, place)) in prompts.into_iter().zip(places).enumerate() {
             let running = Running { request: request.clone(), choice };
@@ -59,17 +59,17 @@ impl<'a> Lane<'a> {
     }
 
     /// Whether there is nothing to do.
-    pub fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
     /// How many sequences are being decoded.
-    pub fn running(&self) -> usize {
+    pub(super) fn running(&self) -> usize {
         self.running.len()
     }
 
     /// Lets prompts begin and draws a token of every sequence.
-    pub fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         self.forget();
         self.admit();
         if self.running.is_empty() {

@@ -4,7 +4,7 @@ use salsa_engine::{Batch, Model, Query, Ranking};
 use super::{Asked, Pass, Passed, Reading, command::Place, finite};
 
 /// A request and how far it is.
-pub struct Job {
+pub(super) struct Job {
     model: usize,
     sequences: Vec<Vec<u32>>,
     done: usize,
@@ -16,7 +16,7 @@ pub struct Job {
 
 /// Whether there is more to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub(super) enum Progress {
     /// There is.
     More,
     /// The answer is sent, or nobody waits for it.
@@ -25,7 +25,7 @@ pub enum Progress {
 
 impl Job {
     /// None of it is done.
-    pub fn new(pass: Pass) -> Job {
+    pub(super) fn new(pass: Pass) -> Job {
         let Pass { model, sequences, asked, answer, places } = pass;
         let so_far = match asked {
             Asked::Scores => Passed::Scores(Vec::new()),
@@ -36,7 +36,7 @@ impl Job {
     }
 
     /// One forward pass of at most `budget` tokens (a longer sequence makes one alone).
-    pub fn step(&mut self, models: &[Model], budget: usize) -> Progress {
+    pub(super) fn step(&mut self, models: &[Model], budget: usize) -> Progress {
         self.places.clear();
         let Some(answer) = self.answer.take_if(|answer| !answer.is_closed()) else { return Progress::Done };
         let rest = &self.sequences[self.done..];

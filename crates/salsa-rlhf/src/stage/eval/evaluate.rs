@@ -38,7 +38,7 @@ mod shown;
 mod tests;
 
 use config::answers_file;
-pub use config::{EvalSet, EvaluateConfig, Landscape};
+pub(crate) use config::{EvalSet, EvaluateConfig, Landscape};
 use plan::Plan;
 use profile::{Rewards, profile};
 
@@ -86,7 +86,7 @@ impl Stage for EvaluateConfig {
 ///
 /// # Errors
 /// If a model or a set cannot be used, or the disk refuses.
-pub fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Value> {
+pub(crate) fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let (mut bench, sets) = Bench::open(config, context)?;
     let alphas = config.landscape.as_ref().map_or(0, |line| line.alphas.len());
@@ -175,7 +175,7 @@ impl EvaluateConfig {
 }
 
 /// The file from which a report is made.
-pub const EVALUATION: &str = "evaluation.json";
+pub(crate) const EVALUATION: &str = "evaluation.json";
 
 impl<'a> Bench<'a> {
     fn open(config: &'a EvaluateConfig, context: &StageContext) -> anyhow::Result<(Bench<'a>, Vec<Questions>)> {

@@ -91,7 +91,7 @@ impl Syllabus {
     ///
     /// # Errors
     /// If they cannot be used or do not belong together.
-    pub fn open(
+    pub(crate) fn open(
         model: &Path,
         reward_model: &Path,
         answering: Answering,
@@ -109,7 +109,7 @@ impl Syllabus {
     ///
     /// # Errors
     /// If the set cannot be read, or no prompt is short enough.
-    pub fn questions(&self, asked: &Asked<'_>, context: &StageContext) -> anyhow::Result<Questions> {
+    pub(crate) fn questions(&self, asked: &Asked<'_>, context: &StageContext) -> anyhow::Result<Questions> {
         let (longest, new) = (asked.max_prompt_length, self.answering.max_new_tokens);
         let positions = self.spec.max_positions.min(self.reward_model.spec.max_positions);
         let Prompts { mut prompts, left_out } =
@@ -120,18 +120,18 @@ impl Syllabus {
     }
 
     /// What decides about memory.
-    pub fn knobs(&self, device: &Device) -> Knobs {
+    pub(crate) fn knobs(&self, device: &Device) -> Knobs {
         Knobs { slots: self.answering.slots, ..Knobs::on(device) }
     }
 
     /// Adds the reward model.
-    pub fn add_reward_model(&self, roles: &mut Roles) {
+    pub(crate) fn add_reward_model(&self, roles: &mut Roles) {
         roles.frozen(&self.reward_model, Head::Scalar);
     }
 
     /// Adds what it takes to answer all questions with a model and to score the answers. Answers count as long as they may
     /// become.
-    pub fn add_passes(&self, sets: &[Questions], model: Passed<'_>, knobs: &Knobs, passes: &Passes) {
+    pub(crate) fn add_passes(&self, sets: &[Questions], model: Passed<'_>, knobs: &Knobs, passes: &Passes) {
         let reward = self.reward_model.spec.with_head(Head::Scalar);
         let reward = Passed::new(&reward, self.reward_model.adapter().map(|adapter| &adapter.lora));
         for Questions { tokens, .. } in sets {
@@ -143,7 +143,7 @@ impl Syllabus {
     }
 
     /// The lengths of the largest pass over questions with their answers.
-    pub fn scoring_pass(&self, tokens: &[Vec<u32>]) -> Vec<u64> {
+    pub(crate) fn scoring_pass(&self, tokens: &[Vec<u32>]) -> Vec<u64> {
         let responses = Responses::new(tokens, self.answering.max_new_tokens, Order::Given);
         responses.scoring(tokens.len(), rollout::PASS as u64)
     }
@@ -152,7 +152,7 @@ impl Syllabus {
     ///
     /// # Errors
     /// If a weight cannot be read or is not finite.
-    pub fn load(self, bases: &mut Bases) -> anyhow::Result<Exam> {
+    pub(crate) fn load(self, bases: &mut Bases) -> anyhow::Result<Exam> {
         let Syllabus { encoder, reward_model, answering, spec } = self;
         let reward_model = RewardModel::load(reward_model, ScoreScale::Normalized, bases)?;
         Ok(Exam { encoder, reward_model, answering, vocab_size: spec.vocab_size })
@@ -164,7 +164,7 @@ impl Exam {
     ///
     /// # Errors
     /// If a score or a log-probability is not finite, or the tokenizer cannot decode an answer.
-    pub fn answer(&self, model: &Model, set: &Questions) -> anyhow::Result<Answers> {
+    pub(crate) fn answer(&self, model: &Model, set: &Questions) -> anyhow::Result<Answers> {
         let Answering { max_new_tokens, temperature, seed, slots, gold } = self.answering;
         let prompt = |(i, tokens): (usize, &Vec<u32>)| Prompt { tokens: tokens.clone(), id: i as u64, sample: 0 };
         let prompts: Vec<Prompt> = set.tokens.iter().enumerate().map(prompt).collect();
@@ -191,7 +191,7 @@ impl Exam {
 
 impl Answers {
     /// What win rates are counted by.
-    pub fn judged(&self) -> &[f64] {
+    pub(crate) fn judged(&self) -> &[f64] {
         self.gold.as_deref().unwrap_or(&self.scores)
     }
 }

@@ -32,7 +32,7 @@ impl HeldOut {
     ///
     /// # Errors
     /// If the set cannot be read, or nothing in it has a loss.
-    pub fn open(
+    pub(crate) fn open(
         dataset: &DataSource,
         encoder: &Encoder,
         max_length: usize,
@@ -50,12 +50,12 @@ impl HeldOut {
     }
 
     /// How many examples there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.lesson.examples()
     }
 
     /// The lengths of the sequences of the largest pass that it takes to look at all of them.
-    pub fn largest_pass(&self) -> Vec<u64> {
+    pub(crate) fn largest_pass(&self) -> Vec<u64> {
         let lengths = |examples: Range<usize>| examples.map(|i| self.lesson.length(i) as u64).collect::<Vec<_>>();
         let passes = self.batches().into_iter().map(lengths);
         passes.max_by_key(|pass| pass.iter().sum::<u64>()).unwrap_or_default()
@@ -65,7 +65,7 @@ impl HeldOut {
     ///
     /// # Errors
     /// If one is not finite.
-    pub fn losses(&self, model: &Model) -> anyhow::Result<Losses> {
+    pub(crate) fn losses(&self, model: &Model) -> anyhow::Result<Losses> {
         let counts: Vec<f64> = (0..self.len()).map(|i| self.lesson.weight(i)).collect();
         let mut sums = Vec::with_capacity(self.len());
         for examples in self.batches() {
@@ -115,12 +115,12 @@ impl Losses {
     /// L = sum_i loss_i / sum_i n_i          loss_i: summed over the n_i learned tokens of example i
     /// interval: that of the mean of L + (loss_i - L n_i) / mean(n)
     /// ```
-    pub fn estimate(&self) -> Estimate {
+    pub(crate) fn estimate(&self) -> Estimate {
         ratio(&self.sums, &self.counts)
     }
 
     /// The same of what this model loses more than another on the same examples.
-    pub fn difference(&self, other: &Losses) -> Estimate {
+    pub(crate) fn difference(&self, other: &Losses) -> Estimate {
         let differences: Vec<f64> = self.sums.iter().zip(&other.sums).map(|(own, other)| own - other).collect();
         ratio(&differences, &self.counts)
     }

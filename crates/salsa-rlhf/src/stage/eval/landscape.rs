@@ -139,7 +139,7 @@ impl LandscapeConfig {
 const MOST_POINTS: usize = 10_000;
 
 /// The file with the numbers.
-pub const LANDSCAPE: &str = "landscape.json";
+pub(crate) const LANDSCAPE: &str = "landscape.json";
 
 impl Stage for LandscapeConfig {
     const NAME: &'static str = "landscape";
@@ -200,7 +200,7 @@ impl Stage for LandscapeConfig {
 ///
 /// # Errors
 /// If a model or a set cannot be used, the disk refuses, or the run was interrupted (finished points are kept).
-pub fn run(config: &LandscapeConfig, context: &StageContext) -> anyhow::Result<Value> {
+pub(crate) fn run(config: &LandscapeConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let mut survey = Survey::open(config, context)?;
     let points = config.points();

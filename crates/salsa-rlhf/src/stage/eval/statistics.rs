@@ -4,12 +4,12 @@ use salsa_algo::stats::{Resampling, Tally, Verdict, Z95, bootstrap_difference, m
 use crate::report::Estimate;
 
 /// Mean of one number per prompt, with the normal interval. One prompt has a mean and no interval, which is then NaN.
-pub fn estimate(values: &[f64]) -> Estimate {
+pub(crate) fn estimate(values: &[f64]) -> Estimate {
     mean_interval(values, Z95).map_or(without_interval(values), from_algo)
 }
 
 /// Share of prompts on which `own` is larger than `base`, ties half, with the Wilson interval.
-pub fn win_rate(own: &[f64], base: &[f64]) -> Estimate {
+pub(crate) fn win_rate(own: &[f64], base: &[f64]) -> Estimate {
     let tally: Tally = own.iter().zip(base).map(|(&own, &base)| Verdict::from_scores(own, base)).collect();
     let interval = tally.interval(Z95);
     Estimate::new(tally.win_rate().unwrap_or(f64::NAN), interval.low, interval.high)
@@ -17,7 +17,7 @@ pub fn win_rate(own: &[f64], base: &[f64]) -> Estimate {
 
 /// Mean difference over the same prompts, with the interval of the paired bootstrap; NaN for one prompt, which drawn again
 /// and again is always itself.
-pub fn paired_difference(a: &[f64], b: &[f64], seed: u64) -> Estimate {
+pub(crate) fn paired_difference(a: &[f64], b: &[f64], seed: u64) -> Estimate {
     if let ([a], [b]) = (a, b) {
         return without_interval(&[a - b]);
     }
@@ -26,7 +26,7 @@ pub fn paired_difference(a: &[f64], b: &[f64], seed: u64) -> Estimate {
 }
 
 /// Wilson interval of a share of `n`.
-pub fn share(share: f64, n: usize) -> [f64; 2] {
+pub(crate) fn share(share: f64, n: usize) -> [f64; 2] {
     let interval = wilson(share * n as f64, n, Z95);
     [interval.low, interval.high]
 }

@@ -128,7 +128,7 @@ impl Stage for WinrateConfig {
 ///
 /// # Errors
 /// If the files do not answer the same prompts, a line (which is named) cannot be used, or the reward model cannot.
-pub fn run(config: &WinrateConfig, context: &StageContext) -> anyhow::Result<Value> {
+pub(crate) fn run(config: &WinrateConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let (ours, theirs) = (Rows::read(&config.answers)?, Rows::read(&config.baseline)?);
     let pairs = pairs(&ours, &theirs)?;
@@ -146,7 +146,7 @@ pub fn run(config: &WinrateConfig, context: &StageContext) -> anyhow::Result<Val
 ///
 /// # Panics
 /// If the lists differ in length.
-pub fn comparison(ours: &[f64], theirs: &[f64], tie_margin: f64, how: &Resampling) -> Value {
+pub(crate) fn comparison(ours: &[f64], theirs: &[f64], tie_margin: f64, how: &Resampling) -> Value {
     assert_eq!(ours.len(), theirs.len(), "one score of each side per prompt");
     let verdict = |(&ours, &theirs): (&f64, &f64)| match (ours - theirs).abs() <= tie_margin {
         true => Verdict::Tie,
@@ -170,7 +170,7 @@ pub fn comparison(ours: &[f64], theirs: &[f64], tie_margin: f64, how: &Resamplin
 }
 
 /// `{"mean": m, "ci95": [low, high]}`.
-pub fn estimate(estimate: Estimate) -> Value {
+pub(crate) fn estimate(estimate: Estimate) -> Value {
     let Interval { low, high } = estimate.interval;
     json!({"mean": estimate.mean, "ci95": [low, high]})
 }

@@ -13,7 +13,7 @@ use crate::config::paths::{Places, below};
 ///
 /// # Errors
 /// If the configuration has no JSON form.
-pub fn fingerprint<C: Serialize + DeserializeOwned>(stage: &str, config: &C) -> anyhow::Result<Fingerprint> {
+pub(crate) fn fingerprint<C: Serialize + DeserializeOwned>(stage: &str, config: &C) -> anyhow::Result<Fingerprint> {
     let places = Places::of(config)?;
     let mut config = serde_json::to_value(config).context("configuration")?;
     places.visit(&mut config, &mut |_, _, _| Ok(Some(Value::Null)))?;

@@ -10,7 +10,7 @@ use crate::atomic;
 
 /// Holds `DIR/.lock`; dropping it lets the next process in. The operating system releases the lock of a killed process.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     path: PathBuf,
     file: File,
 }
@@ -20,7 +20,7 @@ impl Lock {
     ///
     /// # Errors
     /// If another process holds it, the directory cannot be written, or `.lock` is no file.
-    pub fn take(dir: &Path) -> anyhow::Result<Lock> {
+    pub(crate) fn take(dir: &Path) -> anyhow::Result<Lock> {
         let path = dir.join(".lock");
         loop {
             let file = atomic::open_to_continue(&path).with_context(|| format!("cannot write in {}", dir.display()))?;
@@ -44,7 +44,7 @@ impl Lock {
 
 impl Lock {
     /// The locked directory has been renamed to `dir`.
-    pub fn moved_to(&mut self, dir: &Path) {
+    pub(crate) fn moved_to(&mut self, dir: &Path) {
         self.path = dir.join(".lock");
     }
 }

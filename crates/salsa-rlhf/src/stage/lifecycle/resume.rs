@@ -22,7 +22,7 @@ use super::record::is_longer_form;
 use crate::{atomic, config::paths::below, input};
 
 /// Everything a stage needs to go on after `step` as if it had never stopped.
-pub struct Snapshot<'a> {
+pub(crate) struct Snapshot<'a> {
     /// Steps done.
     pub step: u64,
     /// What the stage must remember besides the models.
@@ -33,18 +33,18 @@ pub struct Snapshot<'a> {
 
 impl<'a> Snapshot<'a> {
     /// A snapshot without models.
-    pub fn new(step: u64, state: Value) -> Snapshot<'a> {
+    pub(crate) fn new(step: u64, state: Value) -> Snapshot<'a> {
         Snapshot { step, state, buffers: Vec::new(), optimizer_steps: BTreeMap::new() }
     }
 
     /// Adds a named buffer.
-    pub fn with_buffer(mut self, name: &str, values: impl Into<Cow<'a, [f32]>>) -> Snapshot<'a> {
+    pub(crate) fn with_buffer(mut self, name: &str, values: impl Into<Cow<'a, [f32]>>) -> Snapshot<'a> {
         self.buffers.push((name.to_owned(), values.into()));
         self
     }
 
     /// Adds a model: weights, both moments and the step count of its optimizer.
-    pub fn with_model(mut self, name: &str, model: &'a Trainable) -> Snapshot<'a> {
+    pub(crate) fn with_model(mut self, name: &str, model: &'a Trainable) -> Snapshot<'a> {
         let optimizer = model.optimizer_state();
         self.optimizer_steps.insert(name.to_owned(), optimizer.step);
         self.with_buffer(&format!("{name}.weights"), model.weights())
@@ -54,7 +54,7 @@ impl<'a> Snapshot<'a> {
 }
 
 /// A snapshot read back.
-pub struct Restored {
+pub(crate) struct Restored {
     /// Steps done.
     pub step: u64,
     /// What the stage remembered.
@@ -69,7 +69,7 @@ impl Restored {
     ///
     /// # Errors
     /// If the checkpoint has no such buffer.
-    pub fn take_buffer(&mut self, name: &str) -> anyhow::Result<Vec<f32>> {
+    pub(crate) fn take_buffer(&mut self, name: &str) -> anyhow::Result<Vec<f32>> {
         self.buffers.remove(name).with_context(|| format!("checkpoint {} has no buffer {name:?}", self.dir.display()))
     }
 
@@ -77,7 +77,7 @@ impl Restored {
     ///
     /// # Errors
     /// If the checkpoint has no such model, or one of another size.
-    pub fn restore_model(&mut self, name: &str, model: &mut Trainable) -> anyhow::Result<()> {
+    pub(crate) fn restore_model(&mut self, name: &str, model: &mut Trainable) -> anyhow::Result<()> {
         let step = *self
             .optimizer_steps
             .get(name)
@@ -90,14 +90,14 @@ impl Restored {
 }
 
 /// The resumable checkpoints of one output directory.
-pub struct Checkpoints {
+pub(crate) struct Checkpoints {
     dir: PathBuf,
     fingerprint: Fingerprint,
 }
 
 /// All that the result of a run depends on.
 #[derive(Clone, Debug)]
-pub struct Fingerprint {
+pub(crate) struct Fingerprint {
     /// What is written down.
     pub value: Value,
     /// The places in it of values that change no result.
@@ -114,7 +114,7 @@ impl From<Value> for Fingerprint {
 
 impl Checkpoints {
     /// Checkpoints under `output_dir` of a run described by `fingerprint`: all that its result depends on.
-    pub fn new(output_dir: &Path, fingerprint: impl Into<Fingerprint>) -> Checkpoints {
+    pub(crate) fn new(output_dir: &Path, fingerprint: impl Into<Fingerprint>) -> Checkpoints {
         Checkpoints { dir: output_dir.join("checkpoints"), fingerprint: fingerprint.into() }
     }
 
@@ -123,7 +123,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// If a number is not finite, or the disk refuses; the previous checkpoints are then still there.
-    pub fn save(&self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
+    pub(crate) fn save(&self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
         let digest = digest(snapshot).with_context(|| self.kept())?;
         fs::create_dir_all(&self.dir).with_context(|| format!("cannot create {}", self.dir.display()))?;
         let path = self.dir.join(format!("step-{}", snapshot.step));
@@ -153,7 +153,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// If the newest whole checkpoint belongs to a run with another fingerprint.
-    pub fn newest(&self) -> anyhow::Result<Option<Restored>> {
+    pub(crate) fn newest(&self) -> anyhow::Result<Option<Restored>> {
         for (step, dir) in self.listed()? {
             match read(&dir, step) {
                 Ok((fingerprint, restored)) => {
@@ -167,22 +167,11 @@ impl Checkpoints {
     }
 
     /// What a run that cannot go on leaves, for its error message.
-    pub fn kept(&self) -> String {
+    pub(crate) fn kept(&self) -> String {
         match self.listed().unwrap_or_default().first() {
             Some((step, dir)) => format!("the newest checkpoint, {}, is of step {step}", dir.display()),
             None => "no checkpoint has been saved".to_owned(),
         }
-    }
-
-    /// Removes all checkpoints: the run is done.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn remove(&self) -> anyhow::Result<()> {
-        if self.dir.exists() {
-            fs::remove_dir_all(&self.dir).with_context(|| format!("cannot remove {}", self.dir.display()))?;
-        }
-        Ok(())
     }
 
     /// `step-N` directories, newest first.
@@ -219,7 +208,7 @@ impl Checkpoints {
 }
 
 /// What to do about numbers that are no longer finite.
-pub const REMEDY: &str =
+pub(crate) const REMEDY: &str =
     "a smaller learning_rate may help, with another output_dir, since a checkpoint goes on with its own settings only";
 
 /// How many checkpoints are kept: if the newest is torn by a failing disk, one more is there.

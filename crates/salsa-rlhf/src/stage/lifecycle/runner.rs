@@ -102,7 +102,7 @@ fn begin(dir: &Path, record: &Record) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// If the disk refuses.
-pub fn mark_done(dir: &Path, record: &Record, seconds: f64) -> anyhow::Result<()> {
+pub(crate) fn mark_done(dir: &Path, record: &Record, seconds: f64) -> anyhow::Result<()> {
     let timings = json!({"seconds": seconds, "peak_rss_mib": available::peak_mib()});
     write(&dir.join("timings.json"), &timings)?;
     write(&dir.join("stage.json"), &serde_json::to_value(record).context("stage record")?)
@@ -142,7 +142,7 @@ fn remove_leftovers(dir: &Path) -> anyhow::Result<()> {
 }
 
 /// How long a stage took, or has taken so far; none if its directory does not say.
-pub fn seconds_of(dir: &Path) -> Option<f64> {
+pub(crate) fn seconds_of(dir: &Path) -> Option<f64> {
     let text = input::read(&dir.join("timings.json")).ok()?;
     serde_json::from_slice::<Value>(&text).ok()?["seconds"].as_f64()
 }

@@ -12,7 +12,7 @@ use crate::{atomic, checkpoint};
 
 /// What a directory holds.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Standing {
+pub(crate) enum Standing {
     /// Nothing that would be kept.
     Empty,
     /// A part of this work, from which it goes on.
@@ -24,7 +24,7 @@ pub enum Standing {
 /// Why a directory is left as it is.
 #[derive(Debug, thiserror::Error)]
 #[error("{}; {}", self.what(), self.remedy())]
-pub enum Refused {
+pub(crate) enum Refused {
     /// It holds the result of another configuration.
     Done {
         /// The directory.
@@ -48,7 +48,7 @@ pub enum Refused {
 
 impl Refused {
     /// What stands in the way.
-    pub fn what(&self) -> String {
+    pub(crate) fn what(&self) -> String {
         match self {
             Refused::Done { dir, difference } => {
                 format!("{} holds the result of another configuration: {difference}", dir.display())
@@ -76,7 +76,7 @@ impl Refused {
 ///
 /// # Errors
 /// [`Refused`], and if a record or the model is damaged.
-pub fn standing(dir: &Path, wanted: &Record) -> anyhow::Result<Standing> {
+pub(crate) fn standing(dir: &Path, wanted: &Record) -> anyhow::Result<Standing> {
     if let Some(done) = Record::read(&dir.join("stage.json"))? {
         if let Some(difference) = done.difference(wanted) {
             bail!(Refused::Done { dir: dir.to_owned(), difference });

@@ -130,7 +130,7 @@ impl Stage for GenerateConfig {
 ///
 /// # Errors
 /// If the model cannot be used, or a line (which is named) cannot, as when prompt and response would exceed the context.
-pub fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Value> {
+pub(crate) fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let found = Found::open(&config.model, Head::LanguageModel)?.with_chat(&config.chat);
     let (mut rows, spec) = (Rows::read(&config.input)?, found.spec());

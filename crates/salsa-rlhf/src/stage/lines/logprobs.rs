@@ -69,7 +69,7 @@ impl Stage for LogprobsConfig {
 ///
 /// # Errors
 /// If the model cannot be used, or a line (which is named) cannot.
-pub fn run(config: &LogprobsConfig, context: &StageContext) -> anyhow::Result<Value> {
+pub(crate) fn run(config: &LogprobsConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let found = Found::open(&config.model, Head::LanguageModel)?.with_chat(&config.reading.chat);
     let (mut rows, spec) = (Rows::read(&config.input)?, found.spec());

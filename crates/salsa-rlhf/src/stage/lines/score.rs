@@ -74,7 +74,7 @@ impl Stage for ScoreConfig {
 ///
 /// # Errors
 /// If the model cannot be used, or a line (which is named) cannot.
-pub fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value> {
+pub(crate) fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let found = Found::open(&config.model, Head::Scalar)?.with_chat(&config.reading.chat);
     say_where_scores_are_read(&found.checkpoint, found.encoder.as_ref(), context);

@@ -10,11 +10,11 @@ use super::Place;
 use crate::stage::{device, keys::ByteSize};
 
 /// The variable that states it instead.
-pub const VARIABLE: &str = "SALSA_MEMORY";
+pub(crate) const VARIABLE: &str = "SALSA_MEMORY";
 
 /// Memory to plan with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Available {
+pub(crate) enum Available {
     /// So many bytes, as the system says.
     Free(u64),
     /// So many bytes, as [`VARIABLE`] says.
@@ -29,7 +29,7 @@ impl Available {
     ///
     /// # Errors
     /// If the variable holds no size.
-    pub fn now(device: &Device) -> anyhow::Result<Available> {
+    pub(crate) fn now(device: &Device) -> anyhow::Result<Available> {
         if let Ok(text) = env::var(VARIABLE) {
             let size = ByteSize::deserialize(json!(text)).with_context(|| VARIABLE.to_owned())?;
             if size.0 == 0 {
@@ -45,7 +45,7 @@ impl Available {
 
     /// What the machine has left for data, whatever the device: as [`Available::now`], and less where the process may not
     /// have more addresses (`ulimit -v`).
-    pub fn of_machine() -> Available {
+    pub(crate) fn of_machine() -> Available {
         let (status, limits) = (read("/proc/self/status"), read("/proc/self/limits"));
         match (Available::of_system(), addresses_left(&status, &limits)) {
             (Available::Free(free), Some(left)) => Available::Free(free.min(left)),
@@ -65,7 +65,7 @@ impl Available {
     }
 
     /// With the bytes that this process uses already: what it may have in all.
-    pub fn and_used(self, resident: u64, place: Place) -> Available {
+    pub(crate) fn and_used(self, resident: u64, place: Place) -> Available {
         match self {
             Available::Free(bytes) if place == Place::Cpu => Available::Free(bytes + resident),
             other => other,
@@ -73,7 +73,7 @@ impl Available {
     }
 
     /// The bytes, if they are known.
-    pub fn bytes(self) -> Option<u64> {
+    pub(crate) fn bytes(self) -> Option<u64> {
         match self {
             Available::Free(bytes) | Available::Stated(bytes) => Some(bytes),
             Available::Unknown => None,
@@ -82,12 +82,12 @@ impl Available {
 }
 
 /// The highest resident size of this process so far, in MiB, if the system says.
-pub fn peak_mib() -> Option<f64> {
+pub(crate) fn peak_mib() -> Option<f64> {
     status_kib("VmHWM:").map(|kib| kib as f64 / 1024.0)
 }
 
 /// The resident size of this process, in bytes, if the system says.
-pub fn resident_bytes() -> Option<u64> {
+pub(crate) fn resident_bytes() -> Option<u64> {
     status_kib("VmRSS:").map(|kib| kib * 1024)
 }
 

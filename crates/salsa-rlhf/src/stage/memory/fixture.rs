@@ -3,7 +3,7 @@ use salsa_engine::ModelSpec;
 
 /// TinyLlama-1.1B: 1,100,048,384 parameters; as a reward model without the 32000 x 2048 output matrix, and with one row
 /// for the score.
-pub fn tiny_llama() -> ModelSpec {
+pub(crate) fn tiny_llama() -> ModelSpec {
     let config = serde_json::json!({
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 2048, "intermediate_size": 5632,
         "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000,

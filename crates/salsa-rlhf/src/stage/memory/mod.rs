@@ -19,13 +19,13 @@ pub(crate) mod shape;
 #[cfg(test)]
 mod tests;
 
-pub use available::Available;
-pub use passes::{Passed, Passes};
-pub use responses::{Order, Responses};
+pub(crate) use available::Available;
+pub(crate) use passes::{Passed, Passes};
+pub(crate) use responses::{Order, Responses};
 
 /// The parts of a stage's memory, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Need {
+pub(crate) struct Need {
     parts: Vec<(&'static str, u64)>,
 }
 
@@ -34,7 +34,7 @@ impl Need {
     const CARD: u64 = (512 + 32) << 20;
 
     /// What every process needs: the program, its threads, texts and tokens; where they are not there yet.
-    pub const PROGRAM: u64 = 64 << 20;
+    pub(crate) const PROGRAM: u64 = 64 << 20;
 
     /// Adds what is there already, whatever the models are: `resident` bytes of this process, or what every run needs on
     /// a GPU.
@@ -56,7 +56,7 @@ impl Need {
     }
 
     /// Adds to a part.
-    pub fn add(&mut self, part: &'static str, bytes: u64) {
+    pub(crate) fn add(&mut self, part: &'static str, bytes: u64) {
         match self.parts.iter_mut().find(|(known, _)| *known == part) {
             Some((_, sum)) => *sum += bytes,
             None => self.parts.push((part, bytes)),
@@ -64,12 +64,13 @@ impl Need {
     }
 
     /// The bytes of one part.
-    pub fn part(&self, part: &str) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn part(&self, part: &str) -> u64 {
         self.parts.iter().find(|(known, _)| *known == part).map_or(0, |(_, bytes)| *bytes)
     }
 
     /// All of it.
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.parts.iter().map(|(_, bytes)| bytes).sum::<u64>()
     }
 }
@@ -82,24 +83,24 @@ impl fmt::Display for Need {
 }
 
 /// The parts, by name.
-pub mod part {
+pub(crate) mod part {
     /// What the process has before it opens a model.
-    pub const PROGRAM: &str = "program";
+    pub(crate) const PROGRAM: &str = "program";
     /// Weights that nobody trains.
-    pub const FROZEN: &str = "frozen weights";
+    pub(crate) const FROZEN: &str = "frozen weights";
     /// Whole models in f32, from which others are made.
-    pub const INGREDIENTS: &str = "ingredients";
+    pub(crate) const INGREDIENTS: &str = "ingredients";
     /// Weights that are trained, with gradients and moments.
-    pub const TRAINED: &str = "weights in training";
+    pub(crate) const TRAINED: &str = "weights in training";
     /// What passes keep and work with.
-    pub const ACTIVATIONS: &str = "activations";
+    pub(crate) const ACTIVATIONS: &str = "activations";
     /// Keys, values and logits of generation, and what passes keep and work with before and after it.
-    pub const GENERATION: &str = "generation and activations";
+    pub(crate) const GENERATION: &str = "generation and activations";
 }
 
 /// Whose memory it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub(crate) enum Place {
     /// The machine's.
     Cpu,
     /// That of a GPU.
@@ -108,14 +109,14 @@ pub enum Place {
 
 impl Place {
     /// That of this device.
-    pub fn of(device: &Device) -> Place {
+    pub(crate) fn of(device: &Device) -> Place {
         if device.cuda().is_some() { Place::Gpu } else { Place::Cpu }
     }
 }
 
 /// The keys of a stage that decide how much memory it needs.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Knobs {
+pub(crate) struct Knobs {
     /// The adapter that is trained; none: all weights.
     pub adapter: Option<LoraSpec>,
     /// What a training pass keeps.
@@ -134,7 +135,7 @@ pub struct Knobs {
 
 impl Knobs {
     /// Of a stage that trains nothing: one sequence after the other, on this device.
-    pub fn on(device: &Device) -> Knobs {
+    pub(crate) fn on(device: &Device) -> Knobs {
         Knobs {
             adapter: None,
             recompute: Recompute::KeepActivations,
@@ -149,7 +150,7 @@ impl Knobs {
 
 /// A change of a stage's configuration that may save memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Saving {
+pub(crate) enum Saving {
     /// `use_peft: true`
     Adapter,
     /// `gradient_checkpointing: true`
@@ -166,7 +167,7 @@ pub enum Saving {
 
 impl Saving {
     /// What training stages can do.
-    pub const TRAINING: &[Saving] = &[
+    pub(crate) const TRAINING: &[Saving] = &[
         Saving::Adapter,
         Saving::Recompute,
         Saving::Pass("per_device_train_batch_size", 1),
@@ -175,7 +176,7 @@ impl Saving {
     ];
 
     /// What helps in one stage or another, as it is written there.
-    pub fn every() -> Vec<String> {
+    pub(crate) fn every() -> Vec<String> {
         let (pass, eval_pass, slots) = (usize::MAX, usize::MAX, usize::MAX);
         let most = Knobs { pass, eval_pass, slots, ..Knobs::on(&Device::default()) };
         let slots = Saving::Slots("decode_slots");
@@ -219,14 +220,14 @@ impl Saving {
 /// The error of a stage that was to go no further than this: what it would need.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Rehearsed(pub Need);
+pub(crate) struct Rehearsed(pub Need);
 
 /// Says what a stage needs, and refuses it if that is more than there is.
 ///
 /// # Errors
 /// Names the need, what is available, and the keys that would lower it, each with what it would leave. [`Rehearsed`] where
 /// the stage was to stop here.
-pub fn check(
+pub(crate) fn check(
     stage: &str,
     knobs: &Knobs,
     savings: &[Saving],
@@ -284,7 +285,7 @@ fn advice(knobs: &Knobs, savings: &[Saving], need: &dyn Fn(&Knobs) -> Need, avai
 }
 
 /// What one model that is trained needs, apart from passes.
-pub fn one_model(spec: &ModelSpec, file_is_bf16: bool, knobs: &Knobs) -> Need {
+pub(crate) fn one_model(spec: &ModelSpec, file_is_bf16: bool, knobs: &Knobs) -> Need {
     let mut need = Need::default();
     match &knobs.adapter {
         None => need.add(part::TRAINED, shape::trained(spec, knobs.dtype)),
@@ -297,7 +298,7 @@ pub fn one_model(spec: &ModelSpec, file_is_bf16: bool, knobs: &Knobs) -> Need {
 }
 
 /// `1.2 GiB`
-pub fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let mib = bytes as f64 / (1024.0 * 1024.0);
     if mib >= 1024.0 { format!("{:.1} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
 }

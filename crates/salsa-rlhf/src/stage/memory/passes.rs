@@ -9,7 +9,7 @@ use salsa_engine::{
 use super::{Knobs, Place, shape};
 
 /// The passes of a run, one after the other. They use one another's memory.
-pub struct Passes {
+pub(crate) struct Passes {
     knobs: Knobs,
     cpu: Planned,
     /// Bytes of the largest one on a GPU; none on the CPU.
@@ -18,14 +18,14 @@ pub struct Passes {
 
 /// A model that passes go through.
 #[derive(Clone, Copy)]
-pub struct Passed<'a> {
+pub(crate) struct Passed<'a> {
     spec: &'a ModelSpec,
     lora: Option<&'a LoraSpec>,
 }
 
 impl<'a> Passed<'a> {
     /// A model of this shape, with an adapter if `lora` is one.
-    pub fn new(spec: &'a ModelSpec, lora: Option<&'a LoraSpec>) -> Passed<'a> {
+    pub(crate) fn new(spec: &'a ModelSpec, lora: Option<&'a LoraSpec>) -> Passed<'a> {
         Passed { spec, lora }
     }
 
@@ -63,18 +63,18 @@ fn tokens(index: usize, length: u64, spec: &ModelSpec) -> Vec<u32> {
 
 impl Passes {
     /// None yet.
-    pub fn new(knobs: &Knobs) -> Passes {
+    pub(crate) fn new(knobs: &Knobs) -> Passes {
         let gpu = (knobs.place == Place::Gpu).then(|| Cell::new(0));
         Passes { knobs: knobs.clone(), cpu: Planned::new(knobs.dtype), gpu }
     }
 
     /// Bytes that the largest of them takes.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.gpu.as_ref().map_or_else(|| self.cpu.peak(), Cell::get)
     }
 
     /// A forward pass over sequences of these lengths.
-    pub fn forward(&self, model: Passed<'_>, lengths: &[u64]) {
+    pub(crate) fn forward(&self, model: Passed<'_>, lengths: &[u64]) {
         if self.on_gpu(|| shape::forward_pass(model.spec, &self.knobs, lengths.iter().sum())) {
             return;
         }
@@ -85,7 +85,7 @@ impl Passes {
     }
 
     /// A forward pass over sequences of these lengths, and one that also ranks the tokens at every place.
-    pub fn rank(&self, model: Passed<'_>, lengths: &[u64]) {
+    pub(crate) fn rank(&self, model: Passed<'_>, lengths: &[u64]) {
         self.forward(model, lengths);
         let (batch, query) = model.asked(lengths);
         if self.gpu.is_none() && batch.rows() > 0 {
@@ -94,7 +94,7 @@ impl Passes {
     }
 
     /// A training pass over sequences of these lengths; `reference` is a model that the loss asks about them.
-    pub fn train(&self, model: Passed<'_>, reference: Option<Passed<'_>>, knobs: &Knobs, lengths: &[u64]) {
+    pub(crate) fn train(&self, model: Passed<'_>, reference: Option<Passed<'_>>, knobs: &Knobs, lengths: &[u64]) {
         let tokens = lengths.iter().sum();
         let beside = || reference.map_or(0, |model| shape::forward_pass(model.spec, knobs, tokens));
         if self.on_gpu(|| shape::training_pass(model.spec, knobs, tokens) + beside()) {
@@ -113,7 +113,13 @@ impl Passes {
     }
 
     /// A training pass of a policy and of its critic, if that is a model of its own: both keep theirs at the same time.
-    pub fn train_together(&self, policy: Passed<'_>, critic: Option<Passed<'_>>, knobs: &Knobs, lengths: &[u64]) {
+    pub(crate) fn train_together(
+        &self,
+        policy: Passed<'_>,
+        critic: Option<Passed<'_>>,
+        knobs: &Knobs,
+        lengths: &[u64],
+    ) {
         let tokens: u64 = lengths.iter().sum();
         let kept = || critic.map_or(0, |critic| tokens * shape::kept_per_token(critic.spec, knobs));
         if self.on_gpu(|| shape::training_pass(policy.spec, knobs, tokens) + kept()) || tokens == 0 {
@@ -133,7 +139,7 @@ impl Passes {
 
     /// Generation for prompts of these lengths, all of which begin at once and can become `longest` tokens with their
     /// response, in that many slots.
-    pub fn generate(&self, model: Passed<'_>, prompts: &[u64], slots: usize, longest: u64) {
+    pub(crate) fn generate(&self, model: Passed<'_>, prompts: &[u64], slots: usize, longest: u64) {
         let spec = &model.spec.with_head(Head::LanguageModel);
         let generated = || shape::generation(spec, self.knobs.dtype, slots as u64, longest);
         if self.on_gpu(|| generated() + shape::forward_pass(spec, &self.knobs, prompts.iter().sum())) {

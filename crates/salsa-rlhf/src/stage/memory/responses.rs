@@ -4,7 +4,7 @@ use super::passes::{Passed, Passes};
 
 /// Prompts, and the most tokens of a response to each.
 #[derive(Clone, Debug)]
-pub struct Responses {
+pub(crate) struct Responses {
     /// Tokens of the prompts.
     prompts: Vec<u64>,
     new_tokens: u64,
@@ -13,7 +13,7 @@ pub struct Responses {
 
 /// In which order prompts are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub(crate) enum Order {
     /// As they are.
     Given,
     /// Any: which prompts meet is a matter of chance, and the longest ones may. Each can come several times.
@@ -22,7 +22,11 @@ pub enum Order {
 
 impl Responses {
     /// One to each prompt.
-    pub fn new<'a>(prompts: impl IntoIterator<Item = &'a Vec<u32>>, new_tokens: usize, order: Order) -> Responses {
+    pub(crate) fn new<'a>(
+        prompts: impl IntoIterator<Item = &'a Vec<u32>>,
+        new_tokens: usize,
+        order: Order,
+    ) -> Responses {
         let mut prompts: Vec<u64> = prompts.into_iter().map(|tokens| tokens.len() as u64).collect();
         if order == Order::Shuffled {
             prompts.sort_unstable_by(|a, b| b.cmp(a));
@@ -31,7 +35,7 @@ impl Responses {
     }
 
     /// Adds their generation, with so many sequences at once; `distinct` of them begin with a prompt of their own.
-    pub fn add_generation(&self, model: Passed<'_>, slots: usize, distinct: usize, passes: &Passes) {
+    pub(crate) fn add_generation(&self, model: Passed<'_>, slots: usize, distinct: usize, passes: &Passes) {
         // Those that share a prompt are drawn for as well.
         let reading = self.reading(distinct);
         let steps = vec![1; slots.saturating_sub(reading.len())];
@@ -39,31 +43,31 @@ impl Responses {
     }
 
     /// Tokens of the longest prompt with its response.
-    pub fn longest(&self) -> u64 {
+    pub(crate) fn longest(&self) -> u64 {
         self.prompts.iter().max().copied().unwrap_or(0) + self.new_tokens
     }
 
     /// So many responses to each prompt, finished and kept: their prompts, tokens and log-probabilities.
-    pub fn kept(&self, each: u64) -> u64 {
+    pub(crate) fn kept(&self, each: u64) -> u64 {
         let tokens: u64 = self.prompts.iter().map(|prompt| 4 * prompt + 8 * self.new_tokens).sum();
         tokens.saturating_add(128 * self.prompts.len() as u64).saturating_mul(each)
     }
 
     /// The prompts with their responses of the largest forward pass, `batch` at a time, as many together as fit into
     /// `budget` tokens.
-    pub fn scoring(&self, batch: usize, budget: u64) -> Vec<u64> {
+    pub(crate) fn scoring(&self, batch: usize, budget: u64) -> Vec<u64> {
         let whole: Vec<u64> = self.repeated(batch).map(|prompt| prompt + self.new_tokens).collect();
         let passes = whole.chunks(batch.max(1)).flat_map(|batch| within(batch, budget));
         passes.max_by_key(|pass| pass.iter().sum::<u64>()).map(<[u64]>::to_vec).unwrap_or_default()
     }
 
     /// The prompts with their responses of the largest pass over so many of them together.
-    pub fn learning(&self, together: usize) -> Vec<u64> {
+    pub(crate) fn learning(&self, together: usize) -> Vec<u64> {
         self.reading(together).iter().map(|prompt| prompt + self.new_tokens).collect()
     }
 
     /// The prompts of `count` neighbours that have the most tokens together.
-    pub fn reading(&self, count: usize) -> Vec<u64> {
+    pub(crate) fn reading(&self, count: usize) -> Vec<u64> {
         let prompts: Vec<u64> = self.repeated(count).collect();
         let windows = prompts.windows(count.clamp(1, prompts.len().max(1)));
         windows.max_by_key(|prompts| prompts.iter().sum::<u64>()).map(<[u64]>::to_vec).unwrap_or_default()

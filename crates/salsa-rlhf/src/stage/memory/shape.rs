@@ -4,13 +4,13 @@ use salsa_engine::{Dtype, Head, LoraSpec, ModelSpec, Recompute};
 use super::{Knobs, Place};
 
 /// Bytes per parameter that is trained: f32 weights, gradients and AdamW's two moments; without the packed copy.
-pub const TRAINED: u64 = 16;
+pub(crate) const TRAINED: u64 = 16;
 
 /// Bytes of f32.
-pub const F32: u64 = 4;
+pub(crate) const F32: u64 = 4;
 
 /// Bytes per parameter of the copy that products read.
-pub fn packed(dtype: Dtype) -> u64 {
+pub(crate) fn packed(dtype: Dtype) -> u64 {
     match dtype {
         Dtype::F32 => 4,
         Dtype::Bf16 => 2,
@@ -19,7 +19,7 @@ pub fn packed(dtype: Dtype) -> u64 {
 
 /// A model for use: packed matrices, the embedding and all vectors in f32. A tied embedding is a packed matrix too, and
 /// nothing else where that has the same numbers.
-pub fn weights(spec: &ModelSpec, dtype: Dtype) -> u64 {
+pub(crate) fn weights(spec: &ModelSpec, dtype: Dtype) -> u64 {
     let table = (spec.vocab_size * spec.hidden_size) as u64;
     let head = if is_tied(spec) && dtype == Dtype::Bf16 { table * packed(dtype) } else { 0 };
     let tensor = |shape: &[usize], name: &str| {
@@ -31,7 +31,7 @@ pub fn weights(spec: &ModelSpec, dtype: Dtype) -> u64 {
 }
 
 /// The same of weights that come from a file. In bfloat16 they keep their numbers when they are packed.
-pub fn stored(spec: &ModelSpec, dtype: Dtype, file_is_bf16: bool) -> u64 {
+pub(crate) fn stored(spec: &ModelSpec, dtype: Dtype, file_is_bf16: bool) -> u64 {
     let in_head = is_tied(spec) && dtype == Dtype::Bf16 && file_is_bf16;
     weights(spec, dtype) - if in_head { F32 * (spec.vocab_size * spec.hidden_size) as u64 } else { 0 }
 }
@@ -41,30 +41,30 @@ fn is_tied(spec: &ModelSpec) -> bool {
 }
 
 /// A model all of whose weights are trained.
-pub fn trained(spec: &ModelSpec, dtype: Dtype) -> u64 {
+pub(crate) fn trained(spec: &ModelSpec, dtype: Dtype) -> u64 {
     spec.parameters() as u64 * TRAINED + weights(spec, dtype)
 }
 
 /// Flat weights of so many models, as they are combined.
-pub fn flat(spec: &ModelSpec, models: usize) -> u64 {
+pub(crate) fn flat(spec: &ModelSpec, models: usize) -> u64 {
     F32 * (models * spec.parameters()) as u64
 }
 
 /// What the allocator keeps after flat weights of a model were read and given up: few of them are not given back to the
 /// system.
-pub fn read_and_kept(spec: &ModelSpec) -> u64 {
+pub(crate) fn read_and_kept(spec: &ModelSpec) -> u64 {
     const MOST: u64 = 32 << 20;
     let bytes = flat(spec, 1);
     if bytes < MOST { bytes } else { 0 }
 }
 
 /// An adapter for use.
-pub fn adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype) -> u64 {
+pub(crate) fn adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype) -> u64 {
     lora.parameters(spec) as u64 * packed(dtype)
 }
 
 /// An adapter that is trained.
-pub fn trained_adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype) -> u64 {
+pub(crate) fn trained_adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype) -> u64 {
     lora.parameters(spec) as u64 * TRAINED + adapter(spec, lora, dtype)
 }
 
@@ -76,7 +76,7 @@ pub fn trained_adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype) -> u64 {
 ///   before the norms of heads, where there are     + (heads + 2 kv_heads) * head_dim
 /// gate and up                                      2 intermediate
 /// ```
-pub fn layer_per_token(spec: &ModelSpec, knobs: &Knobs) -> u64 {
+pub(crate) fn layer_per_token(spec: &ModelSpec, knobs: &Knobs) -> u64 {
     let raw = if spec.qk_norm { spec.heads + 2 * spec.kv_heads } else { 0 };
     let attention = (2 * (spec.heads + spec.kv_heads) + raw) * spec.head_dim;
     F32 * 2 * spec.hidden_size as u64
@@ -101,7 +101,7 @@ fn log_sums(spec: &ModelSpec, place: Place) -> u64 {
 }
 
 /// What a training pass keeps in all, for one token.
-pub fn kept_per_token(spec: &ModelSpec, knobs: &Knobs) -> u64 {
+pub(crate) fn kept_per_token(spec: &ModelSpec, knobs: &Knobs) -> u64 {
     spec.layers as u64
         * match knobs.recompute {
             Recompute::KeepActivations => layer_per_token(spec, knobs),
@@ -111,7 +111,7 @@ pub fn kept_per_token(spec: &ModelSpec, knobs: &Knobs) -> u64 {
 
 /// What exists at once while a pass goes through a layer, for one token: forward its activations, their norms, the
 /// layer's output and the product of gate and up; backward the gradients of all these too.
-pub fn working_per_token(spec: &ModelSpec, knobs: &Knobs, backward: Backward) -> u64 {
+pub(crate) fn working_per_token(spec: &ModelSpec, knobs: &Knobs, backward: Backward) -> u64 {
     let (hidden, intermediate) = (F32 * spec.hidden_size as u64, F32 * spec.intermediate_size as u64);
     match backward {
         Backward::No => layer_per_token(spec, knobs) + 3 * hidden + intermediate,
@@ -121,7 +121,7 @@ pub fn working_per_token(spec: &ModelSpec, knobs: &Knobs, backward: Backward) ->
 
 /// Whether gradients are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backward {
+pub(crate) enum Backward {
     /// A pass for its numbers alone.
     No,
     /// A training pass.
@@ -129,13 +129,13 @@ pub enum Backward {
 }
 
 /// A training pass over so many tokens: what it keeps, its working space, and transposed copies of one layer's matrices.
-pub fn training_pass(spec: &ModelSpec, knobs: &Knobs, tokens: u64) -> u64 {
+pub(crate) fn training_pass(spec: &ModelSpec, knobs: &Knobs, tokens: u64) -> u64 {
     let per_token = kept_per_token(spec, knobs) + working_per_token(spec, knobs, Backward::Yes);
     tokens * per_token + layer(spec, knobs.dtype)
 }
 
 /// A forward pass over so many tokens.
-pub fn forward_pass(spec: &ModelSpec, knobs: &Knobs, tokens: u64) -> u64 {
+pub(crate) fn forward_pass(spec: &ModelSpec, knobs: &Knobs, tokens: u64) -> u64 {
     tokens * working_per_token(spec, knobs, Backward::No)
 }
 
@@ -146,13 +146,13 @@ fn layer(spec: &ModelSpec, dtype: Dtype) -> u64 {
 }
 
 /// Keys and values of one token of a sequence that is being generated.
-pub fn cache_per_token(spec: &ModelSpec, dtype: Dtype) -> u64 {
+pub(crate) fn cache_per_token(spec: &ModelSpec, dtype: Dtype) -> u64 {
     (2 * spec.layers * spec.kv_heads * spec.head_dim) as u64 * packed(dtype)
 }
 
 /// Generating `slots` sequences of up to `longest` tokens at once: keys and values, and the logits of a step. As sequences
 /// end, steps become smaller and get arrays of their own, each two thirds of those before: three times the largest.
-pub fn generation(spec: &ModelSpec, dtype: Dtype, slots: u64, longest: u64) -> u64 {
+pub(crate) fn generation(spec: &ModelSpec, dtype: Dtype, slots: u64, longest: u64) -> u64 {
     /// Positions come in whole panels.
     const PANEL: u64 = 32;
     slots * (longest.next_multiple_of(PANEL) * cache_per_token(spec, dtype) + 3 * F32 * spec.vocab_size as u64)

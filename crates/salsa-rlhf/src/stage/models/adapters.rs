@@ -6,7 +6,7 @@ use salsa_engine::{LoraSpec, Target, TensorView};
 use crate::checkpoint::{Checkpoint, PeftAdapter};
 
 /// Whether all these models are adapters of the same base folder.
-pub fn share_a_base(models: &[Checkpoint]) -> bool {
+pub(crate) fn share_a_base(models: &[Checkpoint]) -> bool {
     models.first().is_some_and(|first| models.iter().all(|model| model.adapter().is_some() && same_base(first, model)))
 }
 
@@ -16,7 +16,7 @@ pub fn share_a_base(models: &[Checkpoint]) -> bool {
 ///
 /// # Errors
 /// If the models are not adapters of one base and of one kind, or one cannot be read.
-pub fn mean(models: &[Checkpoint], weights: &[f64]) -> anyhow::Result<(LoraSpec, Vec<f32>)> {
+pub(crate) fn mean(models: &[Checkpoint], weights: &[f64]) -> anyhow::Result<(LoraSpec, Vec<f32>)> {
     let parts = models.iter().map(Part::read).collect::<anyhow::Result<Vec<_>>>()?;
     let first = models.first().context("a soup needs at least one model")?;
     for model in models {

@@ -60,19 +60,19 @@ impl Footing {
 
 /// The bases that a run is going to hold, found without reading one: as [`Bases`] will share them.
 #[derive(Clone, Default)]
-pub struct PlannedBases {
+pub(crate) struct PlannedBases {
     known: Vec<Ground>,
 }
 
 impl PlannedBases {
     /// A model for use. Returns the shape of its base, if that is one more.
-    pub fn frozen(&mut self, checkpoint: &Checkpoint, head: Head) -> Option<ModelSpec> {
+    pub(crate) fn frozen(&mut self, checkpoint: &Checkpoint, head: Head) -> Option<ModelSpec> {
         let scalar = if checkpoint.adapter().is_some() { Scalar::OfAdapter } else { Scalar::OfFiles };
         self.add(checkpoint, head, scalar)
     }
 
     /// A model whose adapter is trained, or a soup of adapters. Returns the shape of its base, if that is one more.
-    pub fn adapted(&mut self, checkpoint: &Checkpoint, head: Head) -> Option<ModelSpec> {
+    pub(crate) fn adapted(&mut self, checkpoint: &Checkpoint, head: Head) -> Option<ModelSpec> {
         self.add(checkpoint, head, Scalar::OfAdapter)
     }
 

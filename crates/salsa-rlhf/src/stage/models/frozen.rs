@@ -18,7 +18,7 @@ use crate::{
 ///
 /// # Errors
 /// If a key of the adapter makes no sense.
-pub fn trained_adapter(checkpoint: &Checkpoint, lora: &LoraArguments) -> anyhow::Result<Option<LoraSpec>> {
+pub(crate) fn trained_adapter(checkpoint: &Checkpoint, lora: &LoraArguments) -> anyhow::Result<Option<LoraSpec>> {
     match checkpoint.adapter() {
         _ if !lora.use_peft => Ok(None),
         Some(adapter) => Ok(Some(adapter.lora.clone())),
@@ -27,7 +27,7 @@ pub fn trained_adapter(checkpoint: &Checkpoint, lora: &LoraArguments) -> anyhow:
 }
 
 /// A checkpoint opened for use.
-pub struct Frozen {
+pub(crate) struct Frozen {
     /// Where it came from.
     pub checkpoint: Checkpoint,
     /// Its way from text to tokens, if it has a tokenizer.
@@ -41,7 +41,7 @@ impl Frozen {
     ///
     /// # Errors
     /// If a weight cannot be read or is not finite.
-    pub fn load(found: Found, bases: &mut Bases) -> anyhow::Result<Frozen> {
+    pub(crate) fn load(found: Found, bases: &mut Bases) -> anyhow::Result<Frozen> {
         let Found { checkpoint, encoder, head } = found;
         let model = bases.frozen(&checkpoint, head)?;
         Ok(Frozen { checkpoint, encoder, model })
@@ -49,7 +49,7 @@ impl Frozen {
 }
 
 /// A checkpoint opened for use; its weights are still to be read.
-pub struct Found {
+pub(crate) struct Found {
     /// Where it is.
     pub checkpoint: Checkpoint,
     /// Its way from text to tokens, if it has a tokenizer.
@@ -63,7 +63,7 @@ impl Found {
     ///
     /// # Errors
     /// If the checkpoint is incomplete or of another kind.
-    pub fn open(path: &Path, head: Head) -> anyhow::Result<Found> {
+    pub(crate) fn open(path: &Path, head: Head) -> anyhow::Result<Found> {
         let checkpoint = open(path)?;
         let encoder = Encoder::open_if_any(&checkpoint)?;
         refuse_missing_language_head(&checkpoint, head)?;
@@ -77,17 +77,17 @@ impl Found {
     }
 
     /// The same with the stage's keys for prompts.
-    pub fn with_chat(self, chat: &ChatArguments) -> Found {
+    pub(crate) fn with_chat(self, chat: &ChatArguments) -> Found {
         Found { encoder: self.encoder.map(|encoder| encoder.with_chat(chat)), ..self }
     }
 
     /// The model's shape.
-    pub fn spec(&self) -> ModelSpec {
+    pub(crate) fn spec(&self) -> ModelSpec {
         self.checkpoint.spec.with_head(self.head)
     }
 
     /// The shape of its adapter, if it is one.
-    pub fn lora(&self) -> Option<&LoraSpec> {
+    pub(crate) fn lora(&self) -> Option<&LoraSpec> {
         self.checkpoint.adapter().map(|adapter| &adapter.lora)
     }
 
@@ -95,7 +95,7 @@ impl Found {
     ///
     /// # Errors
     /// As [`memory::check`].
-    pub fn check_memory(
+    pub(crate) fn check_memory(
         &self,
         stage: &str,
         knobs: &Knobs,
@@ -119,7 +119,7 @@ impl Found {
     ///
     /// # Errors
     /// As [`memory::check`].
-    pub fn check_memory_of_passes(
+    pub(crate) fn check_memory_of_passes(
         &self,
         stage: &str,
         sets: &[&[Vec<u32>]],
@@ -142,7 +142,7 @@ impl Found {
     ///
     /// # Errors
     /// If a weight cannot be read or is not finite.
-    pub fn load(self, device: &Device) -> anyhow::Result<Frozen> {
+    pub(crate) fn load(self, device: &Device) -> anyhow::Result<Frozen> {
         Frozen::load(self, &mut Bases::on(device))
     }
 }
@@ -151,7 +151,7 @@ impl Found {
 ///
 /// # Errors
 /// If the checkpoint is incomplete or a reward model.
-pub fn language_model_weights(path: &Path) -> anyhow::Result<(ModelSpec, Vec<f32>)> {
+pub(crate) fn language_model_weights(path: &Path) -> anyhow::Result<(ModelSpec, Vec<f32>)> {
     let checkpoint = open_language_model(path)?;
     let (spec, weights) = (checkpoint.spec.with_head(Head::LanguageModel), checkpoint.read_weights()?);
     let weights = if spec == checkpoint.spec { weights } else { checkpoint.spec.convert(&weights, &spec, 0) };
@@ -162,7 +162,7 @@ pub fn language_model_weights(path: &Path) -> anyhow::Result<(ModelSpec, Vec<f32
 ///
 /// # Errors
 /// If the checkpoint is incomplete or a reward model.
-pub fn open_language_model(path: &Path) -> anyhow::Result<Checkpoint> {
+pub(crate) fn open_language_model(path: &Path) -> anyhow::Result<Checkpoint> {
     let checkpoint = open(path)?;
     refuse_missing_language_head(&checkpoint, Head::LanguageModel)?;
     Ok(checkpoint)

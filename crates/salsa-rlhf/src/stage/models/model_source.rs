@@ -194,7 +194,7 @@ impl Weights for Mean<'_> {
 }
 
 /// Names the first shape in which two models differ.
-pub fn first_difference(a: &ModelSpec, b: &ModelSpec) -> String {
+pub(crate) fn first_difference(a: &ModelSpec, b: &ModelSpec) -> String {
     let fields = |spec: &ModelSpec| {
         [
             ("vocab_size", spec.vocab_size.to_string()),

@@ -60,7 +60,7 @@ impl ReadingArguments {
 }
 
 /// Scores of whole sequences, in order, with a progress bar of the given title.
-pub fn scores(title: &str, model: &Model, sequences: &[Vec<u32>], max_tokens_per_batch: usize) -> Vec<f32> {
+pub(crate) fn scores(title: &str, model: &Model, sequences: &[Vec<u32>], max_tokens_per_batch: usize) -> Vec<f32> {
     let progress = Progress::new(title, sequences.iter().map(|tokens| tokens.len() as u64).sum(), "tok");
     let (mut scores, mut done) = (Vec::with_capacity(sequences.len()), 0);
     for sequences in rows::batches(sequences, max_tokens_per_batch) {

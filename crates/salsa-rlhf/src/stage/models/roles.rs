@@ -11,7 +11,7 @@ use crate::{
 
 /// Adds up what the models of a run need, in the order in which the run opens them.
 #[derive(Clone)]
-pub struct Roles {
+pub(crate) struct Roles {
     dtype: Dtype,
     bases: PlannedBases,
     need: Need,
@@ -19,12 +19,12 @@ pub struct Roles {
 
 impl Roles {
     /// None yet.
-    pub fn new(dtype: Dtype) -> Roles {
+    pub(crate) fn new(dtype: Dtype) -> Roles {
         Roles { dtype, bases: PlannedBases::default(), need: Need::default() }
     }
 
     /// A model for use.
-    pub fn frozen(&mut self, checkpoint: &Checkpoint, head: Head) {
+    pub(crate) fn frozen(&mut self, checkpoint: &Checkpoint, head: Head) {
         let base = self.bases.frozen(checkpoint, head);
         self.add_base(base, checkpoint.embedding_is_bf16());
         if let Some(adapter) = checkpoint.adapter() {
@@ -33,7 +33,7 @@ impl Roles {
     }
 
     /// The weighted mean of models: of adapters on one base an adapter, else a whole model.
-    pub fn soup(&mut self, ingredients: &[Checkpoint]) {
+    pub(crate) fn soup(&mut self, ingredients: &[Checkpoint]) {
         let Some(first) = ingredients.first() else { return };
         if !adapters::share_a_base(ingredients) {
             self.add_base(Some(first.spec.with_head(Head::LanguageModel)), false);
@@ -48,7 +48,7 @@ impl Roles {
     }
 
     /// One model after the other, each gone before the next comes: the largest one counts.
-    pub fn in_turn<T>(&mut self, models: &[T], add: impl Fn(&mut Roles, &T)) {
+    pub(crate) fn in_turn<T>(&mut self, models: &[T], add: impl Fn(&mut Roles, &T)) {
         let held = self.need.total();
         let more = |model: &T| {
             let mut with = self.clone();
@@ -59,7 +59,7 @@ impl Roles {
     }
 
     /// A model of any source: a checkpoint, or the weighted mean of several.
-    pub fn source(&mut self, models: &[Checkpoint]) {
+    pub(crate) fn source(&mut self, models: &[Checkpoint]) {
         match models {
             [model] => self.frozen(model, Head::LanguageModel),
             ingredients => self.soup(ingredients),
@@ -67,17 +67,17 @@ impl Roles {
     }
 
     /// A model whose weights are replaced by others, again and again.
-    pub fn changing(&mut self, spec: &ModelSpec) {
+    pub(crate) fn changing(&mut self, spec: &ModelSpec) {
         self.need.add(part::FROZEN, shape::weights(spec, self.dtype));
     }
 
     /// Flat weights of so many models, from which others are made.
-    pub fn ingredients(&mut self, spec: &ModelSpec, models: usize) {
+    pub(crate) fn ingredients(&mut self, spec: &ModelSpec, models: usize) {
         self.need.add(part::INGREDIENTS, shape::flat(spec, models) + shape::read_and_kept(spec));
     }
 
     /// A model that is trained: the adapter of that shape, or without one all weights.
-    pub fn trained(&mut self, checkpoint: &Checkpoint, head: Head, lora: Option<&LoraSpec>) {
+    pub(crate) fn trained(&mut self, checkpoint: &Checkpoint, head: Head, lora: Option<&LoraSpec>) {
         let spec = checkpoint.spec.with_head(head);
         let bytes = match lora {
             None => shape::trained(&spec, self.dtype) + shape::read_and_kept(&spec),
@@ -91,7 +91,7 @@ impl Roles {
     }
 
     /// A reference that follows the policy: its f32 weights, and the packed ones; of an adapter that of its factors.
-    pub fn moving(&mut self, spec: &ModelSpec, lora: Option<&LoraSpec>) {
+    pub(crate) fn moving(&mut self, spec: &ModelSpec, lora: Option<&LoraSpec>) {
         let (numbers, packed) = match lora {
             None => (spec.parameters(), shape::weights(spec, self.dtype)),
             Some(lora) => (lora.parameters(spec), shape::adapter(spec, lora, self.dtype)),
@@ -100,7 +100,7 @@ impl Roles {
     }
 
     /// The sum.
-    pub fn need(self) -> Need {
+    pub(crate) fn need(self) -> Need {
         self.need
     }
 

@@ -10,7 +10,7 @@ use crate::checkpoint::{self, AdapterToSave, Checkpoint, Companions, SaveOptions
 ///
 /// # Errors
 /// If the disk refuses.
-pub fn save_model(
+pub(crate) fn save_model(
     output_dir: &Path,
     source: &Checkpoint,
     model: &Trainable,

@@ -5,7 +5,7 @@ use crate::{
 };
 
 /// Says so if whoever trained a reward model read its scores elsewhere than they are read here: at the end token.
-pub fn say_where_scores_are_read(checkpoint: &Checkpoint, encoder: Option<&Encoder>, context: &StageContext) {
+pub(crate) fn say_where_scores_are_read(checkpoint: &Checkpoint, encoder: Option<&Encoder>, context: &StageContext) {
     if !checkpoint.is_reward_model_of_others() {
         return;
     }
@@ -26,7 +26,7 @@ pub fn say_where_scores_are_read(checkpoint: &Checkpoint, encoder: Option<&Encod
 
 /// Says so if PEFT will read the scores of a reward adapter elsewhere than Salsa, which trains them to be read at the end
 /// token: an adapter has no `config.json`, and that of its base pads with an end token.
-pub fn say_where_peft_reads_scores(base: &Checkpoint, context: &StageContext) {
+pub(crate) fn say_where_peft_reads_scores(base: &Checkpoint, context: &StageContext) {
     let Some(pad) = base.padding_end_token() else { return };
     context.say_once(&format!(
         "{}: its pad_token_id {pad} is an end token. PEFT and transformers go by it when they load a reward adapter of this \

@@ -42,7 +42,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use config::PpoConfig;
+pub(crate) use config::PpoConfig;
 use experience::Experience;
 use learner::{Learner, Rates};
 use measure::{Measured, Samples};
@@ -205,7 +205,7 @@ impl Stage for PpoConfig {
 /// # Errors
 /// If a model or the data cannot be used, models do not fit together, a number stops being finite (the last checkpoint
 /// stays), or the run was interrupted (a checkpoint is written first).
-pub fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> {
+pub(crate) fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let (mut run, source) = Run::open(config, context)?;
     let (dir, total) = (&config.output_dir, config.sampling.updates());

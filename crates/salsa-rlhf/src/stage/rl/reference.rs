@@ -139,7 +139,7 @@ impl ReferenceConfig {
 
 /// Frozen language models, each loaded once however many uses it has.
 #[derive(Default)]
-pub struct FrozenModels {
+pub(super) struct FrozenModels {
     models: Vec<(ModelSource, Model)>,
 }
 
@@ -148,7 +148,12 @@ impl FrozenModels {
     ///
     /// # Errors
     /// If it cannot be read or has another vocabulary.
-    pub fn load(&mut self, source: &ModelSource, policy: &ModelSpec, bases: &mut Bases) -> anyhow::Result<usize> {
+    pub(super) fn load(
+        &mut self,
+        source: &ModelSource,
+        policy: &ModelSpec,
+        bases: &mut Bases,
+    ) -> anyhow::Result<usize> {
         if let Some(at) = self.models.iter().position(|(known, _)| known == source) {
             return Ok(at);
         }
@@ -165,18 +170,19 @@ impl FrozenModels {
     }
 
     /// Each of them once.
-    pub fn models(&self) -> impl Iterator<Item = &Model> {
+    #[cfg(test)]
+    pub(super) fn models(&self) -> impl Iterator<Item = &Model> {
         self.models.iter().map(|(_, model)| model)
     }
 
     /// The log-probs of all response tokens under every model: one pass each.
-    pub fn logprobs(&self, rollouts: &Rollouts) -> Vec<Vec<f64>> {
+    pub(super) fn logprobs(&self, rollouts: &Rollouts) -> Vec<Vec<f64>> {
         self.models.iter().map(|(_, model)| rollouts.logprobs_of(model)).collect()
     }
 }
 
 /// The reference of a run.
-pub enum Reference {
+pub(super) enum Reference {
     /// Frozen: one model (an SFT model or a soup).
     Frozen(usize),
     /// Frozen: several models, whose KLs are averaged.
@@ -196,7 +202,7 @@ pub enum Reference {
 
 /// How a moving reference follows the policy.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Follow {
+pub(super) enum Follow {
     /// `reference <- decay * reference + (1 - decay) * policy` at every update.
     Ema {
         /// Share kept.
@@ -216,7 +222,7 @@ impl Reference {
     ///
     /// # Errors
     /// If a model cannot be used.
-    pub fn load(
+    pub(super) fn load(
         config: &ReferenceConfig,
         start: &ModelSource,
         policy: &Trainable,
@@ -242,7 +248,7 @@ impl Reference {
     }
 
     /// The KL estimate of every response token. `frozen_logprobs` are those of `frozen`, model by model.
-    pub fn kls(
+    pub(super) fn kls(
         &self,
         estimator: KlEstimator,
         rollouts: &Rollouts,
@@ -273,7 +279,7 @@ impl Reference {
     ///
     /// # Errors
     /// If the policy's weights are no longer finite.
-    pub fn follow(&mut self, policy: &Trainable, language_model: &ModelSpec, update: u64) -> anyhow::Result<()> {
+    pub(super) fn follow(&mut self, policy: &Trainable, language_model: &ModelSpec, update: u64) -> anyhow::Result<()> {
         let Reference::Moving { model, weights, follow } = self else { return Ok(()) };
         let share = match *follow {
             Follow::Ema { decay } => 1.0 - decay,
@@ -286,7 +292,7 @@ impl Reference {
     }
 
     /// Adds what must survive an interruption.
-    pub fn snapshot<'a>(&'a self, snapshot: Snapshot<'a>) -> Snapshot<'a> {
+    pub(super) fn snapshot<'a>(&'a self, snapshot: Snapshot<'a>) -> Snapshot<'a> {
         match self {
             Reference::Moving { weights, .. } => snapshot.with_buffer("reference.weights", weights),
             _ => snapshot,
@@ -297,7 +303,7 @@ impl Reference {
     ///
     /// # Errors
     /// If the checkpoint lacks the reference.
-    pub fn restore(&mut self, restored: &mut Restored) -> anyhow::Result<()> {
+    pub(super) fn restore(&mut self, restored: &mut Restored) -> anyhow::Result<()> {
         let Reference::Moving { model, weights, .. } = self else { return Ok(()) };
         let saved = restored.take_buffer("reference.weights")?;
         if saved.len() != weights.len() {

@@ -100,7 +100,7 @@ impl Method {
 
 /// A checked method, whose numbers may differ from tensor to tensor.
 #[derive(Clone, Debug)]
-pub struct Arithmetic {
+pub(super) struct Arithmetic {
     method: Method,
     /// How many ingredients there are.
     count: usize,
@@ -122,7 +122,7 @@ impl Arithmetic {
     ///
     /// # Errors
     /// If weights are missing or unusable, a base is missing, or a value is given that the method does not use.
-    pub fn new(config: &SoupConfig) -> anyhow::Result<Arithmetic> {
+    pub(super) fn new(config: &SoupConfig) -> anyhow::Result<Arithmetic> {
         let (method, count) = (config.method, config.models.len());
         let name = method.name();
         refuse_unused(config)?;
@@ -156,7 +156,7 @@ impl Arithmetic {
     }
 
     /// The weights as used, if they are the same for all tensors and not a matter of angles.
-    pub fn constant_weights(&self) -> Option<Vec<f64>> {
+    pub(super) fn constant_weights(&self) -> Option<Vec<f64>> {
         if matches!(self.method, Method::Karcher | Method::ModelStock) {
             return None;
         }

@@ -43,7 +43,7 @@ struct Torn {
 
 impl FileDigest {
     /// Of a file of this length.
-    pub fn new(path: &Path, bytes: u64) -> FileDigest {
+    pub(super) fn new(path: &Path, bytes: u64) -> FileDigest {
         let empty = |count: u64| (0..count).map(|_| OnceLock::new()).collect();
         let blocks = bytes.div_ceil(BLOCK);
         // The root is computed differently, so no group may be all of the file.
@@ -58,7 +58,7 @@ impl FileDigest {
     }
 
     /// Takes note of bytes that lie at `offset` in the file; from any thread, in any order, any of them twice.
-    pub fn pass(&self, offset: u64, bytes: &[u8]) {
+    pub(super) fn pass(&self, offset: u64, bytes: &[u8]) {
         let mut block = offset.div_ceil(BLOCK);
         let (end, mut rest) = bytes.split_at(bytes.len().min((block * BLOCK - offset) as usize));
         if !end.is_empty() {
@@ -116,7 +116,7 @@ impl FileDigest {
     ///
     /// # Errors
     /// When the file cannot be read or has become shorter.
-    pub fn finish(&self) -> anyhow::Result<String> {
+    pub(super) fn finish(&self) -> anyhow::Result<String> {
         if self.blocks.len() < 2 {
             let bytes = input::read(&self.path)?;
             return Ok(blake3::hash(&bytes).to_string());

@@ -12,7 +12,7 @@ use crate::{
 
 /// Norms, angles and distances: of each tensor, of each layer, of the whole.
 #[derive(Debug)]
-pub struct Geometry {
+pub(crate) struct Geometry {
     ingredients: Vec<String>,
     base: Option<String>,
     /// None where they differ from tensor to tensor.
@@ -67,7 +67,7 @@ impl Geometry {
     }
 
     /// What `geometry.json` holds.
-    pub fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let all = |parts: &[Part]| parts.iter().map(|part| self.part(part)).collect::<Vec<_>>();
         json!({
             "ingredients": self.ingredients,
@@ -80,7 +80,7 @@ impl Geometry {
     }
 
     /// The page `geometry.html`.
-    pub fn html(&self) -> String {
+    pub(crate) fn html(&self) -> String {
         let page = SoupGeometry {
             ingredients: self.ingredients.clone(),
             base: self.base.clone(),
@@ -161,7 +161,7 @@ impl Geometry {
     }
 
     /// The report as a table: a line for each layer and one for all. Ingredients are called A, B, C and so on.
-    pub fn table(&self) -> String {
+    pub(crate) fn table(&self) -> String {
         let count = self.ingredients.len();
         let mut rows = vec![self.head()];
         rows.extend(self.groups.iter().chain([&self.overall]).map(|part| self.row(part)));

@@ -96,7 +96,7 @@ impl GreedyConfig {
 
 /// How a greedy soup came about.
 #[derive(Clone, Debug)]
-pub struct Selection {
+pub(crate) struct Selection {
     measure: &'static str,
     /// Of each ingredient alone.
     alone: Vec<Estimate>,

@@ -23,7 +23,7 @@ pub(super) struct Ingredients {
 
 impl Ingredients {
     /// Opens the ingredients and the base, and compares each with the first.
-    pub fn open(config: &SoupConfig) -> anyhow::Result<Ingredients> {
+    pub(super) fn open(config: &SoupConfig) -> anyhow::Result<Ingredients> {
         let adapter = |i: usize| config.adapters.get(i).filter(|dir| !dir.as_os_str().is_empty());
         let model = |(i, dir): (usize, &ModelPath)| match adapter(i) {
             None => open(dir),
@@ -55,7 +55,7 @@ impl Ingredients {
     }
 
     /// Which tensor of a model is read for each of the soup's: with tied embeddings the output layer is the embedding.
-    pub fn places(&self, model: &Checkpoint) -> Vec<usize> {
+    pub(super) fn places(&self, model: &Checkpoint) -> Vec<usize> {
         let views = model.spec.tensors();
         let find = |name: &str| views.iter().position(|view| view.name == name);
         let place = |view: salsa_engine::TensorView| {
@@ -66,12 +66,12 @@ impl Ingredients {
     }
 
     /// Folders that may hold a tokenizer, those of the ingredients first.
-    pub fn dirs(&self) -> impl Iterator<Item = &Path> {
+    pub(super) fn dirs(&self) -> impl Iterator<Item = &Path> {
         self.models.iter().chain(&self.base).map(Checkpoint::dir)
     }
 
     /// Of reward models each of which brings the normalisation of its scores, a soup has none: it would have to be measured.
-    pub fn say_lost_normalization(&self, config: &Value, context: &StageContext) {
+    pub(super) fn say_lost_normalization(&self, config: &Value, context: &StageContext) {
         let had = self.models.iter().any(|model| model.score_normalization().is_some());
         if had && (config.get("score_mean").or(config.get("mean"))).is_none_or(Value::is_null) {
             context.say(LOST_NORMALIZATION);
@@ -79,7 +79,7 @@ impl Ingredients {
     }
 
     /// The tensors of the soup. `dtype` is their type, if one is asked for.
-    pub fn tensors(&self, dtype: Option<Dtype>) -> anyhow::Result<Vec<NewTensor>> {
+    pub(super) fn tensors(&self, dtype: Option<Dtype>) -> anyhow::Result<Vec<NewTensor>> {
         let stored = |model: &Checkpoint| -> anyhow::Result<Vec<Dtype>> {
             let raw = model.raw()?;
             Ok(self.places(model).into_iter().map(|place| raw.dtype(place)).collect())
@@ -95,17 +95,17 @@ impl Ingredients {
         Ok(views.map(tensor).collect())
     }
 
-    pub fn parameters(&self) -> usize {
+    pub(super) fn parameters(&self) -> usize {
         self.spec.parameters()
     }
 
     /// A checkpoint may carry its tied embedding twice; the copies must agree.
-    pub fn check_tied_copies(&self) -> anyhow::Result<()> {
+    pub(super) fn check_tied_copies(&self) -> anyhow::Result<()> {
         self.models.iter().chain(&self.base).try_for_each(|model| model.raw()?.check_tied_copy())
     }
 
     /// Tokenizer, chat template and generation settings of the soup.
-    pub fn companions(&self, config: &SoupConfig) -> anyhow::Result<Companions> {
+    pub(super) fn companions(&self, config: &SoupConfig) -> anyhow::Result<Companions> {
         if let Some(dir) = &config.tokenizer_source {
             let companions = Companions::from_dir(dir)?;
             ensure!(companions.has("tokenizer.json"), "{}: there is no tokenizer.json", dir.display());
@@ -115,14 +115,14 @@ impl Ingredients {
     }
 
     /// The first ingredient that has a tokenizer; if none has, the first one.
-    pub fn with_tokenizer(&self) -> &Checkpoint {
+    pub(super) fn with_tokenizer(&self) -> &Checkpoint {
         let with_tokenizer = self.models.iter().find(|model| model.dir().join("tokenizer.json").exists());
         with_tokenizer.unwrap_or(&self.models[0])
     }
 
     /// `config.json` of the first ingredient, in the soup's type. Numbers that describe one ingredient (the
     /// normalisation of a reward model's scores) stay only if all have them.
-    pub fn config(&self, dtype: Dtype) -> Value {
+    pub(super) fn config(&self, dtype: Dtype) -> Value {
         let mut config = self.models[0].config.clone();
         if let Value::Object(keys) = &mut config {
             let pairs = [["score_mean", "score_std"], ["mean", "std"]];

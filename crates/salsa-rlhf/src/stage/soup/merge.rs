@@ -79,7 +79,7 @@ struct Scratch {
 }
 
 impl<'a> Merge<'a> {
-    pub fn new(
+    pub(super) fn new(
         ingredients: &'a Ingredients,
         arithmetic: &'a Arithmetic,
         tensors: &'a [NewTensor],
@@ -104,7 +104,7 @@ impl<'a> Merge<'a> {
     }
 
     /// Writes all of the soup's weights; all cores share the jobs, in order.
-    pub fn run(&self, writer: &Writer, context: &StageContext) -> anyhow::Result<Option<Geometry>> {
+    pub(super) fn run(&self, writer: &Writer, context: &StageContext) -> anyhow::Result<Option<Geometry>> {
         let jobs = self.jobs();
         let grams: Vec<Mutex<Option<Gram>>> = jobs.iter().map(|_| Mutex::new(None)).collect();
         let progress = Progress::new("soup", writer.bytes() / MB, "MB");

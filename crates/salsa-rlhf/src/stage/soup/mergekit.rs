@@ -41,7 +41,7 @@ const OF_A_MODEL: [&str; 3] = ["weight", "density", "scale"];
 
 /// A file of mergekit's in our keys.
 #[derive(Debug)]
-pub struct Converted {
+pub(crate) struct Converted {
     /// The configuration, in the keys of [`super::SoupConfig`].
     pub soup: Map<String, Value>,
     /// A line for each key that mergekit, and so this program, passes over.
@@ -49,7 +49,7 @@ pub struct Converted {
 }
 
 /// Whether a mapping is a mergekit configuration and not one of ours.
-pub fn is_one(mapping: &Map<String, Value>) -> bool {
+pub(crate) fn is_one(mapping: &Map<String, Value>) -> bool {
     let has = |key: &str| mapping.contains_key(key);
     let models = mapping.get("models").and_then(Value::as_array);
     has("slices") || has("modules") || models.is_some_and(|models| models.iter().any(Value::is_object))
@@ -64,7 +64,7 @@ pub fn is_one(mapping: &Map<String, Value>) -> bool {
 ///
 /// # Errors
 /// What is not supported (several slices, other methods, other keys further down) is named.
-pub fn convert(given: &Map<String, Value>) -> anyhow::Result<Converted> {
+pub(crate) fn convert(given: &Map<String, Value>) -> anyhow::Result<Converted> {
     let unknown = given.keys().filter(|key| !KEYS.contains(&key.as_str()));
     let passed_over = unknown.map(|key| passed_over(key)).collect();
     Ok(Converted { soup: soup(given)?, passed_over })

@@ -26,7 +26,7 @@ pub(super) struct Digests {
 
 impl Digests {
     /// Of these models and of what `writer` makes.
-    pub fn new(config: &SoupConfig, ingredients: &Ingredients, writer: &Writer) -> anyhow::Result<Digests> {
+    pub(super) fn new(config: &SoupConfig, ingredients: &Ingredients, writer: &Writer) -> anyhow::Result<Digests> {
         if !config.digests {
             return Ok(Digests { models: Vec::new(), soup: Vec::new() });
         }

@@ -51,7 +51,7 @@ impl AngleOf {
 
 impl TensorRule {
     /// The weights of a plain mean, of the ingredients that it reads.
-    pub fn mean(&self) -> Option<&Weights> {
+    pub(super) fn mean(&self) -> Option<&Weights> {
         match &self.rule {
             Rule::Mean(weights) => Some(weights),
             _ => None,
@@ -59,7 +59,7 @@ impl TensorRule {
     }
 
     /// The ingredients that are read: a mean does not look at those of weight 0.
-    pub fn reads(&self) -> Vec<usize> {
+    pub(super) fn reads(&self) -> Vec<usize> {
         let all = 0..self.weights.len();
         match self.rule {
             // All of no weight are read too: a sum that is zero must still not hide a broken model.
@@ -71,7 +71,7 @@ impl TensorRule {
     }
 
     /// Whether the base is read.
-    pub fn reads_base(&self) -> bool {
+    pub(super) fn reads_base(&self) -> bool {
         match self.rule {
             Rule::Arc { origin, .. } | Rule::Arcs { origin, .. } => origin == Origin::Base,
             Rule::Stock(_) | Rule::Task { .. } => true,
@@ -80,7 +80,7 @@ impl TensorRule {
     }
 
     /// Starts on the tensor, which has this shape.
-    pub fn stream(&self, shape: &[usize]) -> Stream<'_> {
+    pub(super) fn stream(&self, shape: &[usize]) -> Stream<'_> {
         let models = self.weights.len();
         match &self.rule {
             Rule::Mean(weights) => Stream::Mean(weights),
@@ -120,7 +120,7 @@ pub(super) enum Looks {
 }
 
 impl Stream<'_> {
-    pub fn wants_a_look(&self) -> bool {
+    pub(super) fn wants_a_look(&self) -> bool {
         match self {
             Stream::Mean(_) => false,
             Stream::Arc(_, looks) | Stream::Arcs(_, looks) | Stream::Stock(_, looks) | Stream::Karcher(_, looks) => {
@@ -130,7 +130,7 @@ impl Stream<'_> {
         }
     }
 
-    pub fn look(&mut self, base: &[f32], ingredients: &[&[f32]]) {
+    pub(super) fn look(&mut self, base: &[f32], ingredients: &[&[f32]]) {
         match self {
             Stream::Mean(_) => {}
             Stream::Arc(stream, _) => stream.look(base, ingredients[0], ingredients[1]),
@@ -141,7 +141,7 @@ impl Stream<'_> {
         }
     }
 
-    pub fn looked(&mut self) {
+    pub(super) fn looked(&mut self) {
         match self {
             Stream::Mean(_) => {}
             Stream::Arc(..) => {}
@@ -157,7 +157,7 @@ impl Stream<'_> {
         }
     }
 
-    pub fn apply(&mut self, base: &[f32], ingredients: &[&[f32]], out: &mut [f32]) {
+    pub(super) fn apply(&mut self, base: &[f32], ingredients: &[&[f32]], out: &mut [f32]) {
         match self {
             Stream::Mean(weights) => weighted_mean(ingredients, weights, out),
             Stream::Arc(stream, _) => stream.apply(base, ingredients[0], ingredients[1], out),

@@ -158,7 +158,7 @@ impl Stage for DpoConfig {
 ///
 /// # Errors
 /// If the data or a model cannot be used, or training stops.
-pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> {
+pub(crate) fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let path = config.ref_model_name_or_path.as_ref().unwrap_or(&config.model_name_or_path);
     let reference = Found::open(path, Head::LanguageModel)?;
@@ -224,7 +224,7 @@ pub fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> 
 /// h = (logp_chosen - ref_logp_chosen) - (logp_rejected - ref_logp_rejected)
 /// logp: over the response's tokens, its end token included: their sum for DPO, their mean for IPO
 /// ```
-pub struct DirectPreference<'a> {
+pub(crate) struct DirectPreference<'a> {
     /// The pairs.
     pub pairs: Vec<Pair>,
     /// The frozen reference.

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A checkpoint opened for training; its weights are still to be read.
-pub struct Start {
+pub(super) struct Start {
     /// Where it came from.
     pub checkpoint: Checkpoint,
     /// Its way from text to tokens.
@@ -36,7 +36,7 @@ impl Start {
     ///
     /// # Errors
     /// If the checkpoint is incomplete, or a reward model where a language model is needed.
-    pub fn open(path: &Path, head: Head, arguments: &TrainingArguments) -> anyhow::Result<Start> {
+    pub(super) fn open(path: &Path, head: Head, arguments: &TrainingArguments) -> anyhow::Result<Start> {
         let checkpoint = open(path)?;
         let encoder = arguments.encoder(&checkpoint)?;
         refuse_missing_language_head(&checkpoint, head)?;
@@ -47,7 +47,7 @@ impl Start {
     ///
     /// # Errors
     /// If a key of the adapter makes no sense.
-    pub fn adapter(&self, lora: &LoraArguments) -> anyhow::Result<Option<LoraSpec>> {
+    pub(super) fn adapter(&self, lora: &LoraArguments) -> anyhow::Result<Option<LoraSpec>> {
         trained_adapter(&self.checkpoint, lora)
     }
 
@@ -56,7 +56,7 @@ impl Start {
     ///
     /// # Errors
     /// If a weight cannot be read or is not finite.
-    pub fn load(
+    pub(super) fn load(
         &self,
         arguments: &TrainingArguments,
         lora: &LoraArguments,
@@ -73,7 +73,7 @@ impl Start {
 }
 
 /// The longest example for a model of this context, which cuts as `max_length` does; says so if that is less.
-pub fn within_context(max_length: usize, positions: usize, context: &StageContext) -> usize {
+pub(super) fn within_context(max_length: usize, positions: usize, context: &StageContext) -> usize {
     if max_length > positions {
         context
             .say(&format!("max_length is {max_length}, the model's context {positions}: that is the longest example"));
@@ -86,7 +86,7 @@ pub fn within_context(max_length: usize, positions: usize, context: &StageContex
 ///
 /// # Errors
 /// If the disk refuses.
-pub fn save(
+pub(super) fn save(
     output_dir: &Path,
     source: &Checkpoint,
     model: &Trainable,
@@ -105,7 +105,11 @@ pub fn save(
 ///
 /// # Errors
 /// If the disk refuses.
-pub fn write_trainer_state(output_dir: &Path, arguments: &TrainingArguments, outcome: &Outcome) -> anyhow::Result<()> {
+pub(super) fn write_trainer_state(
+    output_dir: &Path,
+    arguments: &TrainingArguments,
+    outcome: &Outcome,
+) -> anyhow::Result<()> {
     let state = TrainerState {
         global_step: outcome.steps,
         max_steps: outcome.steps,

@@ -15,14 +15,14 @@ use crate::stage::text::sequence::Sequence;
 ///
 /// `N` counts the learned tokens of the whole optimizer step, so every token weighs the same however the step is split
 /// into passes. An example may hold several sequences (pieces of documents); they do not see each other.
-pub struct NextToken {
+pub(crate) struct NextToken {
     /// Each example's sequences.
     pub examples: Vec<Vec<Sequence>>,
 }
 
 impl NextToken {
     /// How many tokens one pass over the data learns.
-    pub fn learned_count(&self) -> usize {
+    pub(crate) fn learned_count(&self) -> usize {
         self.examples.iter().flatten().map(Sequence::learned_count).sum()
     }
 }

@@ -6,7 +6,7 @@ use salsa_engine::random::Random;
 /// The order of an epoch is a shuffle keyed by (seed, epoch). It depends on nothing that happened before, so a resumed
 /// run continues exactly where it stopped.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan<'a> {
+pub(super) struct Plan<'a> {
     lengths: &'a [usize],
     batching: Batching,
     accumulation: usize,
@@ -17,7 +17,7 @@ pub struct Plan<'a> {
 
 /// The examples of one optimizer step.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Step {
+pub(super) struct Step {
     /// Example numbers of each forward and backward pass.
     pub micro_batches: Vec<Vec<usize>>,
     /// Passes over the data when this step is done, in epochs.
@@ -26,7 +26,7 @@ pub struct Step {
 
 /// How examples are put together into one forward and backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Batching {
+pub(crate) enum Batching {
     /// This many examples, whatever their lengths.
     Examples(usize),
     /// As many examples as fit into this many tokens (`packing`). A longer example makes a pass of its own.
@@ -35,7 +35,7 @@ pub enum Batching {
 
 /// How long a run lasts.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Duration {
+pub(super) enum Duration {
     /// Passes over the data; a fraction of one is rounded up to whole steps.
     Epochs(f64),
     /// Optimizer steps.
@@ -48,7 +48,7 @@ impl<'a> Plan<'a> {
     ///
     /// The last step of an epoch may be smaller than the others; no example is dropped. Without examples, or for zero
     /// steps, the plan is empty.
-    pub fn new(
+    pub(super) fn new(
         lengths: &'a [usize],
         batching: Batching,
         accumulation: usize,
@@ -74,17 +74,17 @@ impl<'a> Plan<'a> {
     }
 
     /// Steps in all.
-    pub fn len(&self) -> u64 {
+    pub(super) fn len(&self) -> u64 {
         self.steps
     }
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.steps == 0
     }
 
     /// The steps from this one on, counted from 0.
-    pub fn from(&self, first: u64) -> Steps<'_> {
+    pub(super) fn from(&self, first: u64) -> Steps<'_> {
         let mut steps = Steps { plan: self, epoch: 0, passes: Vec::new(), of_epoch: 0, next: 0, at: 0 };
         if self.is_empty() {
             return steps;
@@ -107,7 +107,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Tokens of all steps, for a progress bar: exact where the run ends with an epoch, and else by the mean length.
-    pub fn tokens(&self) -> u64 {
+    pub(super) fn tokens(&self) -> u64 {
         let Some(per_step) = self.tokens_per_epoch().checked_div(self.steps_of_epoch(0) as u64) else { return 0 };
         match self.duration {
             Duration::Epochs(epochs) if epochs.fract() == 0.0 => self.tokens_per_epoch().saturating_mul(epochs as u64),
@@ -154,7 +154,7 @@ impl<'a> Plan<'a> {
 }
 
 /// Steps of a plan, one after the other.
-pub struct Steps<'a> {
+pub(super) struct Steps<'a> {
     plan: &'a Plan<'a>,
     epoch: u64,
     /// The passes of this epoch.

@@ -196,7 +196,7 @@ impl Stage for PretrainConfig {
 ///
 /// # Errors
 /// If the texts cannot be used, the keys describe no model, or training stops.
-pub fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Value> {
+pub(crate) fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let loaded = config.dataset.load()?;
     let vocabulary = Vocabulary::open(config, &loaded.examples)?;
@@ -321,7 +321,7 @@ fn documents(examples: &[Example], encoder: &Encoder, config: &PretrainConfig) -
 /// Documents follow one another; each one's piece in a window is a sequence of its own, so documents never see each other. A
 /// document that goes on in the next window starts there with the last token of the piece before, so that every token but
 /// a document's first is learned exactly once.
-pub fn windows(documents: &[Vec<u32>], max_length: usize) -> Vec<Vec<Sequence>> {
+pub(crate) fn windows(documents: &[Vec<u32>], max_length: usize) -> Vec<Vec<Sequence>> {
     assert!(max_length >= 2, "a window of one token teaches nothing");
     let mut windows = Vec::new();
     let (mut window, mut room) = (Vec::new(), max_length);

@@ -124,7 +124,7 @@ impl Stage for RewardConfig {
 ///
 /// # Errors
 /// If the data or the model cannot be used, or training stops.
-pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Value> {
+pub(crate) fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let start = Start::open(&config.model_name_or_path, Head::Scalar, &config.training)?;
     if config.lora.use_peft {
@@ -192,7 +192,7 @@ pub fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Valu
 /// Bradley–Terry: the preferred response shall have the higher score.
 ///
 /// The score is the scalar at the last token of prompt and response, found by length, never by token number.
-pub struct PairRanking {
+pub(crate) struct PairRanking {
     /// The pairs.
     pub pairs: Vec<Pair>,
     /// Weight of the squared sum of both scores.
@@ -201,7 +201,7 @@ pub struct PairRanking {
 
 impl PairRanking {
     /// Share of pairs that the rule "the longer response wins" gets right, ties counted half.
-    pub fn longer_wins_accuracy(&self) -> f64 {
+    pub(crate) fn longer_wins_accuracy(&self) -> f64 {
         self.pairs.iter().map(|pair| pair.longer_wins).sum::<f64>() / self.pairs.len() as f64
     }
 }

@@ -135,7 +135,7 @@ impl Stage for SftConfig {
 ///
 /// # Errors
 /// If the data or the model cannot be used, or training stops.
-pub fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> {
+pub(crate) fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let start = Start::open(&config.model_name_or_path, Head::LanguageModel, &config.training)?;
     let positions = start.spec.max_positions;

@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 
 /// Named statistics in the order in which they were first added.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Tally {
+pub(crate) struct Tally {
     entries: Vec<(String, Statistic)>,
 }
 
@@ -16,39 +16,39 @@ enum Statistic {
 
 impl Tally {
     /// An empty tally.
-    pub fn new() -> Tally {
+    pub(crate) fn new() -> Tally {
         Tally::default()
     }
 
     /// Adds `count` observations that sum to `sum`; the value is their mean.
-    pub fn mean(&mut self, name: &str, sum: f64, count: f64) {
+    pub(crate) fn mean(&mut self, name: &str, sum: f64, count: f64) {
         self.merge(name, Statistic::Mean { sum, count });
     }
 
     /// Adds one observation of which the least is kept.
-    pub fn min(&mut self, name: &str, value: f64) {
+    pub(crate) fn min(&mut self, name: &str, value: f64) {
         self.merge(name, Statistic::Min(value));
     }
 
     /// Adds one observation of which the greatest is kept.
-    pub fn max(&mut self, name: &str, value: f64) {
+    pub(crate) fn max(&mut self, name: &str, value: f64) {
         self.merge(name, Statistic::Max(value));
     }
 
     /// Adds all observations of another tally.
-    pub fn absorb(&mut self, other: &Tally) {
+    pub(crate) fn absorb(&mut self, other: &Tally) {
         for (name, statistic) in &other.entries {
             self.merge(name, *statistic);
         }
     }
 
     /// The value of a statistic, if it was ever added with a count above 0.
-    pub fn get(&self, name: &str) -> Option<f64> {
+    pub(crate) fn get(&self, name: &str) -> Option<f64> {
         self.values().find(|(found, _)| *found == name).map(|(_, value)| value)
     }
 
     /// All values, in order of first addition; means over nothing are left out.
-    pub fn values(&self) -> impl Iterator<Item = (&str, f64)> {
+    pub(crate) fn values(&self) -> impl Iterator<Item = (&str, f64)> {
         self.entries.iter().filter_map(|(name, statistic)| match *statistic {
             Statistic::Mean { count: 0.0, .. } => None,
             Statistic::Mean { sum, count } => Some((name.as_str(), sum / count)),

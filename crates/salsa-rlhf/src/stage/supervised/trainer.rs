@@ -15,12 +15,12 @@ mod job;
 #[cfg(test)]
 mod tests;
 
-pub use job::{Job, Lengths};
+pub(crate) use job::{Job, Lengths};
 
 /// What a supervised stage teaches: a data set and a loss on it.
 ///
 /// The model is met at two places only: the log-probability of chosen tokens and the scalar at chosen rows.
-pub trait Objective {
+pub(crate) trait Objective {
     /// Number of examples.
     fn examples(&self) -> usize;
     /// Tokens that an example adds to a batch.
@@ -35,7 +35,7 @@ pub trait Objective {
 }
 
 /// One forward pass: examples laid end to end.
-pub struct Laid {
+pub(crate) struct Laid {
     /// Their numbers.
     pub examples: Vec<usize>,
     /// Their tokens.
@@ -45,7 +45,7 @@ pub struct Laid {
 }
 
 /// What a loss hands back.
-pub struct Loss {
+pub(crate) struct Loss {
     /// Derivative of the step's mean loss in each log-probability asked for.
     pub d_logprobs: Vec<f32>,
     /// Derivative of the step's mean loss in each value asked for.
@@ -55,7 +55,7 @@ pub struct Loss {
 }
 
 /// What a finished training leaves to report.
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Optimizer steps.
     pub steps: u64,
     /// Passes over the data.
@@ -70,7 +70,7 @@ pub struct Outcome {
 
 impl Outcome {
     /// The numbers as a JSON object.
-    pub fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let object = |tally: &Tally| tally.values().map(|(name, value)| (name.to_owned(), value.into())).collect();
         let (train, eval): (serde_json::Map<_, _>, serde_json::Map<_, _>) = (object(&self.train), object(&self.eval));
         json!({"steps": self.steps, "num_tokens": self.tokens, "train": train, "eval": eval})
@@ -82,7 +82,7 @@ impl Outcome {
 /// # Errors
 /// If there is nothing to train on, if loss or gradient stop being finite, if the disk refuses, or if `job.stop` says so
 /// (a checkpoint is then written first). In all cases the last good checkpoint stays.
-pub fn train(
+pub(crate) fn train(
     job: &Job<'_>,
     model: &mut Trainable,
     data: &dyn Objective,
@@ -140,7 +140,7 @@ pub fn train(
 }
 
 /// Mean numbers of a model over a data set.
-pub fn evaluate(model: &Model, data: &dyn Objective, batch_size: usize) -> Tally {
+pub(crate) fn evaluate(model: &Model, data: &dyn Objective, batch_size: usize) -> Tally {
     let mut tally = Tally::new();
     let examples: Vec<usize> = (0..data.examples()).collect();
     for examples in examples.chunks(batch_size.max(1)) {

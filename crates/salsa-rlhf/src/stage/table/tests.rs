@@ -33,7 +33,7 @@ use crate::{
 /// A stage that counts parameters and examples: all that a new stage is, apart from its line in the table.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct Census {
+pub(super) struct Census {
     /// The model that is counted.
     #[schemars(extend("x-heading" = "Models and data"))]
     pub model: ModelPath,

@@ -21,7 +21,7 @@ pub enum Overlong {
 
 /// More tokens than a model has positions.
 #[derive(Debug)]
-pub struct TooLong(pub String);
+pub(crate) struct TooLong(pub String);
 
 impl fmt::Display for TooLong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -40,7 +40,7 @@ fn is_too_long(error: &anyhow::Error) -> bool {
 ///
 /// # Errors
 /// The first error of `f` that says something else; if every row is too long.
-pub fn check_one_fits<T>(rows: &Rows, f: impl Fn(&Row) -> anyhow::Result<T>) -> anyhow::Result<()> {
+pub(crate) fn check_one_fits<T>(rows: &Rows, f: impl Fn(&Row) -> anyhow::Result<T>) -> anyhow::Result<()> {
     let mut first = None;
     for row in &rows.rows {
         match f(row) {

@@ -14,7 +14,7 @@ use crate::{
 
 /// A prompt with a preferred and a rejected response.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Pair {
+pub(crate) struct Pair {
     /// Prompt and preferred response.
     pub chosen: Side,
     /// Prompt and rejected response.
@@ -27,14 +27,14 @@ pub struct Pair {
 
 impl Pair {
     /// Tokens of both sides.
-    pub fn length(&self) -> usize {
+    pub(crate) fn length(&self) -> usize {
         self.chosen.tokens.len() + self.rejected.tokens.len()
     }
 }
 
 /// One response with its prompt.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Side {
+pub(crate) struct Side {
     /// Prompt and response, the end token included.
     pub tokens: Vec<u32>,
     /// How many of them are prompt.
@@ -43,7 +43,7 @@ pub struct Side {
 
 /// Pairs ready for training, and how many were left out.
 #[derive(Debug, PartialEq)]
-pub struct Pairs {
+pub(crate) struct Pairs {
     /// The pairs.
     pub pairs: Vec<Pair>,
     /// Pairs whose two responses are the same: they carry no preference.
@@ -57,7 +57,7 @@ impl Pairs {
     ///
     /// # Errors
     /// If an example is not a preference, cannot be tokenised, or no pair is left.
-    pub fn load(
+    pub(crate) fn load(
         source: &DataSource,
         encoder: &Encoder,
         max_length: usize,
@@ -105,7 +105,7 @@ impl Pairs {
 ///
 /// # Errors
 /// If it is none.
-pub fn preference(example: &Example) -> anyhow::Result<&Preference> {
+pub(crate) fn preference(example: &Example) -> anyhow::Result<&Preference> {
     match example {
         Example::Preference(preference) => Ok(preference),
         _ => bail!("this is {}; preferences (chosen and rejected) are needed", example.layout()),
@@ -114,7 +114,7 @@ pub fn preference(example: &Example) -> anyhow::Result<&Preference> {
 
 impl Side {
     /// How many tokens are response.
-    pub fn response_length(&self) -> usize {
+    pub(crate) fn response_length(&self) -> usize {
         self.tokens.len() - self.prompt
     }
 

@@ -220,10 +220,10 @@ impl Row {
 }
 
 /// The column that says how a sampled response ended.
-pub const FINISH_REASON: &str = "finish_reason";
+pub(crate) const FINISH_REASON: &str = "finish_reason";
 
 /// What it says: `stop` at an end token, `length` where the response was cut off.
-pub fn finish_reason(ending: Ending) -> &'static str {
+pub(crate) fn finish_reason(ending: Ending) -> &'static str {
     match ending {
         Ending::Eos => "stop",
         Ending::Cut => "length",
@@ -234,7 +234,7 @@ pub fn finish_reason(ending: Ending) -> &'static str {
 ///
 /// # Errors
 /// Names the result and the first value that is not finite.
-pub fn check_finite(what: &str, values: &[f32]) -> anyhow::Result<()> {
+pub(crate) fn check_finite(what: &str, values: &[f32]) -> anyhow::Result<()> {
     match values.iter().find(|value| !value.is_finite()) {
         Some(value) => bail!("a {what} is {value}: the model's numbers overflow on this input; check its weights"),
         None => Ok(()),
@@ -245,7 +245,7 @@ pub fn check_finite(what: &str, values: &[f32]) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// If the disk refuses.
-pub fn write(path: &Path, rows: impl Iterator<Item = Map<String, Value>>) -> anyhow::Result<()> {
+pub(crate) fn write(path: &Path, rows: impl Iterator<Item = Map<String, Value>>) -> anyhow::Result<()> {
     atomic::write_with(path, |file| {
         for row in rows {
             serde_json::to_writer(&mut *file, &row)?;
@@ -256,7 +256,7 @@ pub fn write(path: &Path, rows: impl Iterator<Item = Map<String, Value>>) -> any
 }
 
 /// Splits consecutive sequences into batches of at most `budget` tokens (a longer sequence makes one of its own).
-pub fn batches(sequences: &[Vec<u32>], budget: usize) -> Vec<&[Vec<u32>]> {
+pub(crate) fn batches(sequences: &[Vec<u32>], budget: usize) -> Vec<&[Vec<u32>]> {
     let mut batches = Vec::new();
     let (mut start, mut used) = (0, 0);
     for (index, sequence) in sequences.iter().enumerate() {

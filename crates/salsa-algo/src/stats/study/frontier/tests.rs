@@ -69,7 +69,7 @@ fn the_band_is_the_interval_of_the_rewards_at_this_kl() {
     let points = frontier(&curves, &[1.0], SeedInterval::default()).expect("five seeds");
     let samples: Vec<SeedSample> = (1..=5).map(|seed| SeedSample { seed, values: vec![seed as f64] }).collect();
     assert_eq!(points[0].estimate, Some(mean_over_seeds(&samples, SeedInterval::default()).expect("five seeds")));
-    assert_eq!(points[0].excluded, []);
+    assert!(points[0].excluded.is_empty());
 }
 
 #[test]

@@ -27,7 +27,7 @@ impl Plan<'_> {
     ///
     /// # Errors
     /// If a model cannot be opened.
-    pub fn open(config: &EvaluateConfig) -> anyhow::Result<Plan<'_>> {
+    pub(super) fn open(config: &EvaluateConfig) -> anyhow::Result<Plan<'_>> {
         let open = |source: &ModelSource| source.open().with_context(|| format!("model {source}"));
         let ends = |line: &Landscape| -> anyhow::Result<[Checkpoint; 2]> {
             Ok([open_language_model(&line.models.0)?, open_language_model(&line.models.1)?])
@@ -44,7 +44,7 @@ impl Plan<'_> {
     ///
     /// # Errors
     /// Names the first model that has another vocabulary, or no room for the longest prompt and a response.
-    pub fn check_fit(&self, syllabus: &Syllabus, sets: &[Questions]) -> anyhow::Result<()> {
+    pub(super) fn check_fit(&self, syllabus: &Syllabus, sets: &[Questions]) -> anyhow::Result<()> {
         let (baseline, expected) = (&self.config.baseline, syllabus.spec.vocab_size);
         let longest = sets.iter().flat_map(|set| &set.tokens).map(Vec::len).max().unwrap_or(0);
         let new = self.config.max_new_tokens;
@@ -69,7 +69,12 @@ impl Plan<'_> {
     ///
     /// # Errors
     /// As [`memory::check`].
-    pub fn check_memory(&self, syllabus: &Syllabus, sets: &[Questions], context: &StageContext) -> anyhow::Result<()> {
+    pub(super) fn check_memory(
+        &self,
+        syllabus: &Syllabus,
+        sets: &[Questions],
+        context: &StageContext,
+    ) -> anyhow::Result<()> {
         let line = self.line.as_ref().map(|[end, _]| end.spec.with_head(Head::LanguageModel));
         let arms = self.arms.iter().map(|arm| Turn::Arm(arm));
         let turns: Vec<Turn<'_>> = arms.chain(line.as_ref().map(Turn::Line)).collect();

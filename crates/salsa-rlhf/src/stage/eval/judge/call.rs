@@ -43,13 +43,13 @@ pub(super) struct Settings {
 
 impl Call {
     /// The digest of what is asked, the system prompt apart.
-    pub fn prompt_digest(&self) -> String {
+    pub(super) fn prompt_digest(&self) -> String {
         let said = self.messages.iter().filter(|message| message.role != "system");
         digest(said.flat_map(|message| [message.role.as_bytes(), message.content.as_bytes()]))
     }
 
     /// The identity of the call under these settings: 32 hexadecimal digits.
-    pub fn id(&self, settings: &Settings) -> String {
+    pub(super) fn id(&self, settings: &Settings) -> String {
         let system = self.messages.iter().filter(|message| message.role == "system");
         let system = digest(system.map(|message| message.content.as_bytes()));
         let text = serde_json::to_string(&(&self.subject, settings)).expect("strings and finite numbers");
@@ -57,7 +57,7 @@ impl Call {
     }
 
     /// The text of the user's first message.
-    pub fn user_prompt(&self) -> &str {
+    pub(super) fn user_prompt(&self) -> &str {
         self.messages.iter().find(|message| message.role == "user").map_or("", |message| &message.content)
     }
 }
@@ -142,7 +142,7 @@ pub(super) enum FailureKind {
 
 impl FailureKind {
     /// The name in results and messages.
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             FailureKind::RateLimited => "rate_limited",
             FailureKind::ServerError => "server_error",
@@ -161,7 +161,7 @@ impl FailureKind {
 
 impl Failure {
     /// One that cost nothing.
-    pub fn new(kind: FailureKind, message: impl Into<String>) -> Failure {
+    pub(super) fn new(kind: FailureKind, message: impl Into<String>) -> Failure {
         Failure { kind, message: message.into(), usage: Usage::default() }
     }
 }

@@ -45,12 +45,12 @@ struct Line {
 
 impl Answers {
     /// The reply to a call.
-    pub fn reply(&self, id: &str) -> Option<&Reply> {
+    pub(super) fn reply(&self, id: &str) -> Option<&Reply> {
         self.replies.get(id)
     }
 
     /// Why a call has no reply, if it was tried.
-    pub fn failure(&self, id: &str) -> Option<&Failure> {
+    pub(super) fn failure(&self, id: &str) -> Option<&Failure> {
         self.failures.get(id).filter(|_| !self.replies.contains_key(id))
     }
 
@@ -68,7 +68,7 @@ impl Journal {
     ///
     /// # Errors
     /// If the file cannot be read or written, or holds a whole line that is none of ours.
-    pub fn open(dir: &Path, context: &StageContext) -> anyhow::Result<Journal> {
+    pub(super) fn open(dir: &Path, context: &StageContext) -> anyhow::Result<Journal> {
         let path = dir.join(FILE_NAME);
         let mut file = atomic::open_to_continue(&path)?;
         let mut text = Vec::new();
@@ -87,7 +87,7 @@ impl Journal {
     }
 
     /// The answers so far.
-    pub fn answers(&self) -> &Answers {
+    pub(super) fn answers(&self) -> &Answers {
         &self.answers
     }
 
@@ -95,7 +95,7 @@ impl Journal {
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn add(&mut self, call: &Call, settings: &Settings, answer: Answer) -> anyhow::Result<()> {
+    pub(super) fn add(&mut self, call: &Call, settings: &Settings, answer: Answer) -> anyhow::Result<()> {
         let (reply, failure) = match answer {
             Ok(reply) => (Some(reply), None),
             Err(failure) => (None, Some(failure)),

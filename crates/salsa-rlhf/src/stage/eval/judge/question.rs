@@ -37,7 +37,7 @@ pub(super) type Answers = HashMap<String, Answer>;
 
 impl Question {
     /// The id as text, by which answers are found.
-    pub fn key(&self) -> String {
+    pub(super) fn key(&self) -> String {
         key_of(&self.id)
     }
 }

@@ -60,7 +60,7 @@ impl Recorded {
     ///
     /// # Errors
     /// If a file cannot be read, or is no file of judgments of this protocol.
-    pub fn read<'a>(
+    pub(super) fn read<'a>(
         paths: impl IntoIterator<Item = &'a Path>,
         protocol: Protocol,
         baseline: &str,

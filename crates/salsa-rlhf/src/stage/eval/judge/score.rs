@@ -92,7 +92,7 @@ pub(super) struct Counting<'a> {
 
 impl Rows {
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Rows::Single(rows) => rows.len(),
             Rows::Pair(rows) => rows.len(),
@@ -102,7 +102,7 @@ impl Rows {
     }
 
     /// Takes out rows that judge the same once more; returns how many. The first one stays.
-    pub fn remove_duplicates(&mut self) -> usize {
+    pub(super) fn remove_duplicates(&mut self) -> usize {
         let before = self.len();
         match self {
             Rows::Single(rows) => retain_first(rows, |row| json!([row.question_id, row.model, row.judge, row.turn])),
@@ -121,7 +121,7 @@ impl Rows {
     ///
     /// # Errors
     /// If style is to be controlled and the style of an answer is not known, or difficulties do not fit.
-    pub fn scores(&self, counting: &Counting<'_>) -> anyhow::Result<Value> {
+    pub(super) fn scores(&self, counting: &Counting<'_>) -> anyhow::Result<Value> {
         match self {
             Rows::Single(rows) => Ok(fastchat::singles(rows, counting)),
             Rows::Pair(rows) => Ok(fastchat::pairs(rows, counting)),

@@ -37,7 +37,7 @@ impl Encoding {
     }
 
     /// The number of tokens of a text; what looks like a special token is text.
-    pub fn tokens(self, text: &str) -> usize {
+    pub(super) fn tokens(self, text: &str) -> usize {
         self.tokenizer().encode_ordinary(text).len()
     }
 }

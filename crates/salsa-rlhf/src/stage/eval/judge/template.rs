@@ -55,7 +55,7 @@ impl Template {
     ///
     /// # Errors
     /// If the template names a field that is not among them.
-    pub fn messages(&self, fields: &[(&str, &str)]) -> anyhow::Result<Vec<Message>> {
+    pub(super) fn messages(&self, fields: &[(&str, &str)]) -> anyhow::Result<Vec<Message>> {
         let user = fill(&self.prompt_template, fields).with_context(|| format!("template {}", self.name))?;
         let system = (!self.system_prompt.is_empty()).then(|| Message::new("system", self.system_prompt.as_str()));
         Ok(system.into_iter().chain([Message::new("user", user)]).collect())
@@ -123,7 +123,7 @@ impl ArenaConfig {
     ///
     /// # Errors
     /// If it is no such file, or has more than one turn.
-    pub fn read(path: &Path) -> anyhow::Result<ArenaConfig> {
+    pub(super) fn read(path: &Path) -> anyhow::Result<ArenaConfig> {
         let text = input::read_to_string(path)?;
         let config: ArenaConfig = serde_saphyr::from_str(&text)
             .with_context(|| format!("{}: this is no configuration of Arena-Hard", path.display()))?;
@@ -135,7 +135,7 @@ impl ArenaConfig {
     ///
     /// # Errors
     /// If there is none, or more than one.
-    pub fn user(&self) -> anyhow::Result<&str> {
+    pub(super) fn user(&self) -> anyhow::Result<&str> {
         match &self.prompt_template {
             OneOrList::One(text) => Ok(text),
             OneOrList::List(texts) => match &texts[..] {
@@ -149,7 +149,7 @@ impl ArenaConfig {
     ///
     /// # Errors
     /// As [`fill`].
-    pub fn message(&self, question: &str, a: &str, b: &str) -> anyhow::Result<Message> {
+    pub(super) fn message(&self, question: &str, a: &str, b: &str) -> anyhow::Result<Message> {
         let fields = [
             ("QUESTION", question),
             ("ANSWER_A", a),

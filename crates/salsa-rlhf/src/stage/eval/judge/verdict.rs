@@ -99,7 +99,7 @@ pub(super) struct Patterns(Vec<Regex>);
 
 impl Patterns {
     /// The tool's own two: `[[label]]`, else `[label]`.
-    pub fn standard() -> Patterns {
+    pub(super) fn standard() -> Patterns {
         Patterns(vec![LABEL.clone(), pattern(r"\[([AB<>=]+)\]")])
     }
 
@@ -107,7 +107,7 @@ impl Patterns {
     ///
     /// # Errors
     /// If one is no pattern, or has no group.
-    pub fn new(texts: &[String]) -> anyhow::Result<Patterns> {
+    pub(super) fn new(texts: &[String]) -> anyhow::Result<Patterns> {
         let compiled = texts.iter().map(|text| {
             let pattern =
                 Regex::new(text).with_context(|| format!("regex_patterns: {text:?} is no regular expression"))?;
@@ -118,7 +118,7 @@ impl Patterns {
     }
 
     /// Arena-Hard v2: the last match, in the text in capitals, of the first pattern that has one.
-    pub fn last_label(&self, text: &str) -> Option<String> {
+    pub(super) fn last_label(&self, text: &str) -> Option<String> {
         let text = text.to_uppercase();
         let last = |pattern: &Regex| {
             let labels = pattern.captures_iter(&text).filter_map(|found| Some(found.get(1)?.as_str().to_owned()));

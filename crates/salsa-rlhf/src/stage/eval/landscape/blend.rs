@@ -26,7 +26,7 @@ impl Blend {
     ///
     /// # Errors
     /// If one cannot be used as a language model, or they do not fit together.
-    pub fn open(paths: &[ModelPath], vocab_size: usize, device: &Device) -> anyhow::Result<Blend> {
+    pub(crate) fn open(paths: &[ModelPath], vocab_size: usize, device: &Device) -> anyhow::Result<Blend> {
         let mut read = Vec::new();
         for path in paths {
             let (spec, weights) = ModelSource::Path(path.clone()).read()?;
@@ -59,7 +59,7 @@ impl Blend {
     ///
     /// # Errors
     /// If a weight of the model is not finite there.
-    pub fn at(&mut self, weights: &[f64]) -> anyhow::Result<&Model> {
+    pub(crate) fn at(&mut self, weights: &[f64]) -> anyhow::Result<&Model> {
         let ends: Vec<&[f32]> = self.ends.iter().map(Vec::as_slice).collect();
         weighted_mean(&ends, &Weights::new(weights, Normalize::Keep)?, &mut self.mixed);
         match &mut self.model {

@@ -43,7 +43,7 @@ impl<'a> Survey<'a> {
     ///
     /// # Errors
     /// If a model or a set cannot be used, or memory is short.
-    pub fn open(config: &'a LandscapeConfig, context: &StageContext) -> anyhow::Result<Survey<'a>> {
+    pub(super) fn open(config: &'a LandscapeConfig, context: &StageContext) -> anyhow::Result<Survey<'a>> {
         let LandscapeConfig { max_new_tokens, max_prompts, max_prompt_length, temperature, seed, gold, .. } = *config;
         let answering = Answering { max_new_tokens, temperature, seed, slots: *config.decode_slots, gold };
         let syllabus = Syllabus::open(&config.models[0], &config.reward_model_path, answering, &config.chat, context)?;
@@ -88,7 +88,7 @@ impl<'a> Survey<'a> {
     ///
     /// # Errors
     /// If a weight is not finite there, or an answer cannot be decoded.
-    pub fn measure(&mut self, weights: &[f64]) -> anyhow::Result<Measured> {
+    pub(super) fn measure(&mut self, weights: &[f64]) -> anyhow::Result<Measured> {
         let model: &Model = self.blend.at(weights)?;
         let answers = self.exam.answer(model, &self.questions)?;
         let lengths = answers.rollouts.lengths().into_iter().map(|length| length as f64).collect();
@@ -97,7 +97,7 @@ impl<'a> Survey<'a> {
     }
 
     /// The estimates of all points; differences are taken prompt by prompt against the first model.
-    pub fn landscape(&self, points: &[Vec<f64>], measured: &[Measured]) -> Landscape {
+    pub(super) fn landscape(&self, points: &[Vec<f64>], measured: &[Measured]) -> Landscape {
         let is_first = |weights: &[f64]| weights[0] == 1.0 && weights[1..].iter().all(|w| *w == 0.0);
         let first = points.iter().position(|weights| is_first(weights)).map(|i| &measured[i]);
         let seed = self.config.seed;

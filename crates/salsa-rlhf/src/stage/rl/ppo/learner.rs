@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Policy and critic.
-pub struct Learner {
+pub(crate) struct Learner {
     /// The policy.
     pub policy: Trainable,
     /// Where values come from.
@@ -28,7 +28,7 @@ pub struct Learner {
 }
 
 /// Where values come from.
-pub enum Critic {
+pub(crate) enum Critic {
     /// A model of its own.
     Separate(Box<Trainable>),
     /// A second head of the policy.
@@ -37,7 +37,7 @@ pub enum Critic {
 
 impl Critic {
     /// The model, if it is one of its own.
-    pub fn separate(&self) -> Option<&Trainable> {
+    pub(crate) fn separate(&self) -> Option<&Trainable> {
         match self {
             Critic::Separate(model) => Some(model),
             Critic::Shared => None,
@@ -45,7 +45,7 @@ impl Critic {
     }
 
     /// The model, if it is one of its own.
-    pub fn separate_mut(&mut self) -> Option<&mut Trainable> {
+    pub(crate) fn separate_mut(&mut self) -> Option<&mut Trainable> {
         match self {
             Critic::Separate(model) => Some(model),
             Critic::Shared => None,
@@ -55,7 +55,7 @@ impl Critic {
 
 /// Learning rates of one update. A rate of 0 leaves a model exactly as it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rates {
+pub(crate) struct Rates {
     /// Of the policy.
     pub policy: f64,
     /// Of the critic.
@@ -64,7 +64,7 @@ pub struct Rates {
 
 /// What an optimizer step reports, every number over its real tokens; also the mean over the steps of an update.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct StepStats {
+pub(crate) struct StepStats {
     /// Clipped policy loss.
     pub policy_loss: f64,
     /// Clipped value loss.
@@ -89,7 +89,7 @@ impl Learner {
     ///
     /// # Errors
     /// If weights cannot be read, do not fit or are not finite.
-    pub fn open(config: &PpoConfig, reward_model: &Checkpoint, bases: &mut Bases) -> anyhow::Result<Learner> {
+    pub(crate) fn open(config: &PpoConfig, reward_model: &Checkpoint, bases: &mut Bases) -> anyhow::Result<Learner> {
         if !config.lora.use_peft {
             let spec = reward_model.spec.with_head(Head::Scalar);
             let weights = reward_model.spec.convert(&reward_model.read_weights()?, &spec, 0);
@@ -113,7 +113,7 @@ impl Learner {
     ///
     /// # Errors
     /// If weights do not fit or are not finite.
-    pub fn new(
+    pub(crate) fn new(
         config: &PpoConfig,
         (policy_spec, policy_weights): (ModelSpec, Vec<f32>),
         (critic_spec, critic_weights): (ModelSpec, Vec<f32>),
@@ -137,7 +137,7 @@ impl Learner {
     }
 
     /// The model that gives values.
-    pub fn value_model(&self) -> &Model {
+    pub(crate) fn value_model(&self) -> &Model {
         self.critic.separate().unwrap_or(&self.policy)
     }
 
@@ -146,7 +146,7 @@ impl Learner {
     ///
     /// # Errors
     /// If a gradient is not finite.
-    pub fn learn(
+    pub(crate) fn learn(
         &mut self,
         config: &PpoConfig,
         experience: &Experience,
@@ -204,7 +204,7 @@ impl Learner {
     ///
     /// # Errors
     /// Names the model.
-    pub fn ensure_finite(&self) -> anyhow::Result<()> {
+    pub(crate) fn ensure_finite(&self) -> anyhow::Result<()> {
         for (name, model) in [("policy", Some(&self.policy)), ("critic", self.critic.separate())] {
             let finite = model.is_none_or(|model| model.weights().iter().all(|weight| weight.is_finite()));
             ensure!(finite, "a weight of the {name} is not finite; {REMEDY}");
@@ -308,12 +308,12 @@ fn advance(model: &mut Trainable, adamw: &AdamW, rate: f64) -> anyhow::Result<()
 
 impl StepStats {
     /// Adds another minibatch's numbers.
-    pub fn add(&mut self, other: &StepStats) {
+    pub(crate) fn add(&mut self, other: &StepStats) {
         self.each(other, |sum, x| *sum += x);
     }
 
     /// The mean of sums over `steps` minibatches.
-    pub fn mean(mut self, steps: usize) -> StepStats {
+    pub(crate) fn mean(mut self, steps: usize) -> StepStats {
         let sums = self;
         self.each(&sums, |mean, sum| *mean = sum / steps.max(1) as f64);
         self

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The numbers of one update.
-pub struct Measured<'a> {
+pub(super) struct Measured<'a> {
     /// Score of each response, before clip and penalty.
     pub scores: &'a [f64],
     /// KL of each token to the run's reference.
@@ -31,7 +31,7 @@ pub struct Measured<'a> {
 
 impl Measured<'_> {
     /// All metrics, every mean over real tokens or responses.
-    pub fn metrics(&self, rollouts: &Rollouts) -> Metrics {
+    pub(super) fn metrics(&self, rollouts: &Rollouts) -> Metrics {
         let responses = rollouts.len() as f64;
         let kl = mean_kl(self.kls, rollouts);
         let score = self.scores.iter().sum::<f64>() / responses;
@@ -82,18 +82,18 @@ fn lengths(rollouts: &Rollouts, metrics: &mut Metrics) {
 }
 
 /// The KL of a response to the run's reference: summed over its tokens, averaged over the responses.
-pub fn mean_kl(kls: &[f64], rollouts: &Rollouts) -> f64 {
+pub(super) fn mean_kl(kls: &[f64], rollouts: &Rollouts) -> f64 {
     kls.iter().sum::<f64>() / rollouts.len() as f64
 }
 
 /// The KL of a response to another model (estimator k1, unbiased), averaged over the responses.
-pub fn kl_per_response(rollouts: &Rollouts, logprobs: &[f64]) -> f64 {
+pub(super) fn kl_per_response(rollouts: &Rollouts, logprobs: &[f64]) -> f64 {
     let total: f64 = rollouts.logprobs.iter().zip(logprobs).map(|(own, other)| own - other).sum();
     total / rollouts.len() as f64
 }
 
 /// The one line that the progress bar shows.
-pub fn headline(metrics: &Metrics) -> String {
+pub(super) fn headline(metrics: &Metrics) -> String {
     let get = |name| metrics.get(name).unwrap_or(f64::NAN);
     let gold = metrics.get(names::GOLD).map(|gold| format!(" gold {gold:.3}")).unwrap_or_default();
     format!("score {:.3}{gold} kl {:.2} length {:.1}", get(names::SCORE), get(names::KL), get(names::LENGTH))
@@ -103,7 +103,7 @@ pub fn headline(metrics: &Metrics) -> String {
 ///
 /// # Errors
 /// Names the first metric that is not finite.
-pub fn ensure_finite(metrics: &Metrics) -> anyhow::Result<()> {
+pub(super) fn ensure_finite(metrics: &Metrics) -> anyhow::Result<()> {
     for (name, value) in metrics.iter() {
         ensure!(value.is_finite(), "{name} is {value}: the run diverged and was stopped; {REMEDY}");
     }
@@ -112,16 +112,16 @@ pub fn ensure_finite(metrics: &Metrics) -> anyhow::Result<()> {
 
 /// Some responses of an update, as text.
 #[derive(Debug, Default)]
-pub struct Samples(Vec<Value>);
+pub(super) struct Samples(Vec<Value>);
 
 const SAMPLES: &str = "samples.jsonl";
 
 impl Samples {
     /// How many responses of an update are kept.
-    pub const KEPT: usize = 8;
+    pub(super) const KEPT: usize = 8;
 
     /// Adds a response.
-    pub fn push(&mut self, prompt: &str, response: &str, score: f64, gold: Option<f64>) {
+    pub(super) fn push(&mut self, prompt: &str, response: &str, score: f64, gold: Option<f64>) {
         let mut sample = json!({"prompt": prompt, "response": response, "score": score});
         if let Some(gold) = gold {
             sample["gold"] = gold.into();
@@ -133,7 +133,7 @@ impl Samples {
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn append(self, dir: &Path, update: u64) -> anyhow::Result<()> {
+    pub(super) fn append(self, dir: &Path, update: u64) -> anyhow::Result<()> {
         let path = dir.join(SAMPLES);
         let mut file = atomic::open_to_continue(&path)?;
         file.seek(SeekFrom::End(0)).with_context(|| format!("cannot write {}", path.display()))?;
@@ -152,7 +152,7 @@ impl Samples {
 ///
 /// # Errors
 /// If the disk refuses.
-pub fn truncate_samples(dir: &Path, done: u64) -> anyhow::Result<()> {
+pub(super) fn truncate_samples(dir: &Path, done: u64) -> anyhow::Result<()> {
     let path = dir.join(SAMPLES);
     let Some(mut file) = input::open_if_any(&path)? else { return Ok(()) };
     let mut text = String::new();

@@ -16,7 +16,7 @@ use crate::stage::{
 };
 
 /// How to train, apart from what.
-pub struct Job<'a> {
+pub(crate) struct Job<'a> {
     /// Name of the stage, for people.
     pub title: &'a str,
     /// Where metrics and checkpoints go.
@@ -42,7 +42,7 @@ impl Job<'_> {
     ///
     /// # Errors
     /// As [`memory::check`].
-    pub fn check_memory(
+    pub(crate) fn check_memory(
         &self,
         spec: &ModelSpec,
         adapter: Option<LoraSpec>,
@@ -151,7 +151,7 @@ fn longest_pass(batching: Batching, lengths: &[usize]) -> Vec<u64> {
 }
 
 /// The tokens of every example of a job.
-pub struct Lengths {
+pub(crate) struct Lengths {
     /// Of those that are learned.
     pub training: Vec<usize>,
     /// Of those that are only looked at, in the order in which they are; empty: no evaluation.
@@ -160,7 +160,7 @@ pub struct Lengths {
 
 impl Lengths {
     /// Those of a data set, and of one to evaluate on.
-    pub fn of(training: &dyn Objective, evaluation: Option<&dyn Objective>) -> Lengths {
+    pub(crate) fn of(training: &dyn Objective, evaluation: Option<&dyn Objective>) -> Lengths {
         Lengths { training: lengths(training), evaluation: evaluation.map(lengths).unwrap_or_default() }
     }
 }

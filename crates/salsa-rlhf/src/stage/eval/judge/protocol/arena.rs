@@ -58,13 +58,13 @@ pub(in super::super) struct ArenaGame {
 
 impl ArenaRow {
     /// Both verdicts. A label that has no meaning is none.
-    pub fn verdicts(&self) -> Row {
+    pub(crate) fn verdicts(&self) -> Row {
         let label = |game: usize| self.games.get(game)?.as_ref()?.score.as_deref().and_then(verdict::label);
         Row { first: label(0), second: label(1) }
     }
 
     /// The row as the version writes it.
-    pub fn written(&self, protocol: Protocol) -> Value {
+    pub(crate) fn written(&self, protocol: Protocol) -> Value {
         let game = |game: &Option<ArenaGame>| match game {
             None if protocol == Protocol::ArenaHardV2 => Value::Null,
             None => json!({"user_prompt": "", "judgment": super::mt_bench::ERROR, "score": null}),
@@ -86,12 +86,12 @@ impl ArenaRow {
 
 impl ArenaGame {
     /// What the judge said.
-    pub fn said(&self) -> &str {
+    pub(crate) fn said(&self) -> &str {
         self.judgment.as_str().or_else(|| self.judgment["answer"].as_str()).unwrap_or_default()
     }
 
     /// What the judge was asked.
-    pub fn asked(&self) -> &str {
+    pub(crate) fn asked(&self) -> &str {
         let of_v2 = || {
             let user = self.prompt.as_ref()?.as_array()?.iter().find(|message| message["role"] == "user")?;
             user["content"].as_str()

@@ -138,7 +138,7 @@ impl Inputs {
     ///
     /// # Errors
     /// If an answer or a reference answer is missing, or a template is.
-    pub fn plan(&self) -> anyhow::Result<Vec<Match>> {
+    pub(super) fn plan(&self) -> anyhow::Result<Vec<Match>> {
         match self.protocol {
             Protocol::MtBenchSingle | Protocol::MtBenchPair => mt_bench::plan(self),
             Protocol::Pairwise => mt_bench::plan_pairwise(self),
@@ -148,7 +148,7 @@ impl Inputs {
     }
 
     /// Calls that follow from replies: Arena-Hard v0.1 asks a second time where a judgment has no label.
-    pub fn second_attempts(&self, matches: &[Match], replies: &dyn Replies) -> Vec<Call> {
+    pub(super) fn second_attempts(&self, matches: &[Match], replies: &dyn Replies) -> Vec<Call> {
         match self.protocol {
             Protocol::ArenaHardV01 => arena::second_attempts(matches, replies),
             _ => Vec::new(),
@@ -156,7 +156,7 @@ impl Inputs {
     }
 
     /// The models that are judged, without baselines, in the order of their names.
-    pub fn judged(&self) -> Vec<&str> {
+    pub(super) fn judged(&self) -> Vec<&str> {
         let baselines = self.baselines();
         self.answers.keys().map(String::as_str).filter(|name| !baselines.contains(name)).collect()
     }
@@ -180,7 +180,7 @@ impl Inputs {
     ///
     /// # Errors
     /// If it has none, or too few turns.
-    pub fn answer(&self, model: &str, question: &Question, turns: usize) -> anyhow::Result<&Answer> {
+    pub(super) fn answer(&self, model: &str, question: &Question, turns: usize) -> anyhow::Result<&Answer> {
         let answers = self.answers.get(model).with_context(|| {
             let given: Vec<&str> = self.answers.keys().map(String::as_str).collect();
             format!("there are no answers of {model}; give them under answers (there are: {})", given.join(", "))
@@ -197,7 +197,7 @@ impl Inputs {
     }
 
     /// A call.
-    pub fn call(
+    pub(super) fn call(
         &self,
         question: &Question,
         models: &[String],

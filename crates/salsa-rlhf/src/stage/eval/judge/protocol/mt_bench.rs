@@ -73,12 +73,12 @@ fn first_turn() -> u32 {
 
 impl SingleRow {
     /// The grade; none where the judge gave none.
-    pub fn grade(&self) -> Option<f64> {
+    pub(crate) fn grade(&self) -> Option<f64> {
         self.score.filter(|score| *score != -1.0)
     }
 
     /// The row as FastChat writes it: whole grades without a point.
-    pub fn written(&self) -> Value {
+    pub(crate) fn written(&self) -> Value {
         let mut row = serde_json::to_value(self).expect("a row is JSON");
         let score = self.score.unwrap_or(-1.0);
         row["score"] =
@@ -92,7 +92,7 @@ impl SingleRow {
 
 impl PairRow {
     /// Both games, seen from the first model.
-    pub fn games(&self) -> pair::Row {
+    pub(crate) fn games(&self) -> pair::Row {
         let verdict = |winner: &str| match winner {
             "model_1" => Some(Verdict::Win),
             "model_2" => Some(Verdict::Loss),

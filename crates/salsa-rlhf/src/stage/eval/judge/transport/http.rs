@@ -59,7 +59,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// If the address is none, or OpenAI's own and there is no key.
-    pub fn new(access: Access<'_>) -> anyhow::Result<Endpoint> {
+    pub(crate) fn new(access: Access<'_>) -> anyhow::Result<Endpoint> {
         let Access { base_url, model, secret, timeout, retries } = access;
         let (address, query) =
             base_url.split_once('?').map_or((base_url, None), |(address, query)| (address, Some(query)));
@@ -97,7 +97,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// What no call can get past, and the errors of `take`.
-    pub fn ask(
+    pub(crate) fn ask(
         &self,
         calls: &[&Call],
         settings: &Settings,

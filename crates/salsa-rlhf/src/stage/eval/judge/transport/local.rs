@@ -31,7 +31,7 @@ impl LocalJudge {
     ///
     /// # Errors
     /// If it is none, or has no tokenizer.
-    pub fn open(path: &ModelPath, chat: &ChatArguments, slots: usize) -> anyhow::Result<LocalJudge> {
+    pub(crate) fn open(path: &ModelPath, chat: &ChatArguments, slots: usize) -> anyhow::Result<LocalJudge> {
         let found = Found::open(path, Head::LanguageModel)?.with_chat(chat);
         found.encoder.as_ref().with_context(|| format!("{} holds no tokenizer.json", path.display()))?;
         Ok(LocalJudge { found, slots })
@@ -41,7 +41,12 @@ impl LocalJudge {
     ///
     /// # Errors
     /// As [`Found::check_memory`].
-    pub fn check_memory(&self, calls: &[&Call], settings: &Settings, context: &StageContext) -> anyhow::Result<()> {
+    pub(crate) fn check_memory(
+        &self,
+        calls: &[&Call],
+        settings: &Settings,
+        context: &StageContext,
+    ) -> anyhow::Result<()> {
         let fitting = calls.iter().filter_map(|call| self.tokens(call, settings).ok());
         let tokens: Vec<Vec<u32>> = fitting.collect();
         if tokens.is_empty() {
@@ -54,7 +59,7 @@ impl LocalJudge {
     ///
     /// # Errors
     /// If a weight cannot be read or is not finite, and the errors of `take`.
-    pub fn ask(
+    pub(crate) fn ask(
         self,
         calls: &[&Call],
         settings: &Settings,

@@ -41,11 +41,11 @@ pub(super) struct Dialect {
 
 impl Dialect {
     /// What every server understands until it says otherwise.
-    pub const FIRST: Dialect =
+    pub(super) const FIRST: Dialect =
         Dialect { completion_tokens: false, own_temperature: false, own_top_p: false, no_logprobs: false };
 
     /// What was left out or renamed, in words for the report.
-    pub fn in_words(self) -> Vec<&'static str> {
+    pub(super) fn in_words(self) -> Vec<&'static str> {
         let all = [
             (self.completion_tokens, "the limit of tokens is sent as max_completion_tokens"),
             (self.own_temperature, "the server refuses the temperature: its own default is used"),

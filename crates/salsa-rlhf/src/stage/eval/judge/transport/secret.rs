@@ -13,7 +13,7 @@ impl Secret {
     ///
     /// # Errors
     /// If the file cannot be read, or the key cannot be sent in a header.
-    pub fn read(file: &str, variable: &str) -> anyhow::Result<Secret> {
+    pub(crate) fn read(file: &str, variable: &str) -> anyhow::Result<Secret> {
         let text = match file {
             "" => env::var(variable).ok().filter(|_| !variable.is_empty()),
             file => Some(input::read_to_string(Path::new(file))?),
@@ -29,17 +29,17 @@ impl Secret {
     }
 
     /// The value of a header with the key behind this prefix.
-    pub fn header(&self, prefix: &str) -> Option<String> {
+    pub(crate) fn header(&self, prefix: &str) -> Option<String> {
         self.0.as_ref().map(|key| format!("{prefix}{key}"))
     }
 
     /// Whether there is a key.
-    pub fn is_known(&self) -> bool {
+    pub(crate) fn is_known(&self) -> bool {
         self.0.is_some()
     }
 
     /// The text without the key.
-    pub fn out_of(&self, text: &str) -> String {
+    pub(crate) fn out_of(&self, text: &str) -> String {
         match &self.0 {
             Some(key) => text.replace(key.as_str(), "***"),
             None => text.to_owned(),
