@@ -1,4 +1,4 @@
-//! The arithmetic of RLHF, with no dependencies: plain slices in, plain values out, gradients in closed form.
+//! The arithmetic of RLHF, with no dependencies by default: plain slices in, plain values out, gradients in closed form.
 //!
 //! A loss here is a pure function of log-probabilities and values, and it returns its own derivative with respect to
 //! them. Whatever computes those numbers (a transformer, a table, a test) multiplies on. So every formula of a PPO
@@ -25,6 +25,7 @@
 //! - One response is one slice of real tokens: no padding, no masks. A batch is responses laid end to end.
 //! - A **score** is one number per response, a **reward** one per slot. A *slot* is a token, or the one place after EOS
 //!   where [`reward::ScorePosition::AfterEos`] puts the score.
+//! - The feature `serde` derives `Serialize`, `Deserialize` and `JsonSchema` for the enums that configurations name.
 //! - Everything is `f64`, except [`soup`], which works on `f32` weights in `f32` arithmetic.
 //! - Losses are means whose denominators the caller passes in: the parts of a minibatch that is processed in
 //!   several micro-batches then add up to the loss of the whole, token by token, however it was cut.

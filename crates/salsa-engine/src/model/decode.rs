@@ -161,6 +161,17 @@ impl<B: Backend> Transformer<B> {
     ///
     /// Equal prompts that wait beside each other are read once.
     ///
+    /// ```
+    /// use salsa_engine::*;
+    /// let model = Model::new(tiny(), &tiny().init(1), Device::default())?;
+    /// let prompts = [0, 1].map(|id| Prompt { tokens: vec![1, 2, 3], id, sample: 0 });
+    /// let sampling = Sampling { max_new_tokens: 4, seed: 7, ..Sampling::default() };
+    /// let responses = model.generate(&prompts, &sampling, &mut |_| ());
+    /// assert_eq!(responses[0].tokens.len(), 4);                       // no stop token: as long as it may be
+    /// assert_eq!(responses[1..], model.generate(&prompts[1..], &sampling, &mut |_| ())); // whatever is beside it
+    /// # Ok::<(), ModelError>(())
+    /// ```
+    ///
     /// # Panics
     ///
     /// If a prompt is empty or leaves no room in the model's context, a token is outside the vocabulary, the model has

@@ -130,7 +130,25 @@ impl<B: Backend> Transformer<B> {
         own.or(self.base.parameters.score.as_ref()).filter(|_| self.spec.head.has_scalar())
     }
 
-    /// Log-probs, entropies and values at the places asked for. Keeps nothing.
+    /// Log-probs, entropies and values at the queried rows. Keeps nothing for a backward pass.
+    ///
+    /// ```
+    /// use salsa_engine::*;
+    /// let model = Model::new(tiny(), &tiny().init(1), Device::default())?;
+    /// let (mut batch, mut query) = (Batch::new(), Query::default());
+    /// let rows = batch.push(&[1, 2, 3]);
+    /// query.push_logprobs(rows, &[1, 2, 3], 1);      // after one token of context: log p(2 | 1), log p(3 | 1, 2)
+    /// let output = model.forward(&batch, &query);
+    /// assert_eq!(output.logprobs.len(), 2);
+    /// assert!((output.logprobs[0] + 11f32.ln()).abs() < 0.1); // random weights: nearly uniform over 11 tokens
+    ///
+    /// // A reward model has a scalar head, read where it is asked for: here at the last token.
+    /// let spec = tiny().with_head(Head::Scalar);
+    /// let reward_model = Model::new(spec.clone(), &spec.init(1), Device::default())?;
+    /// let score = reward_model.forward(&batch, &Query { value_rows: vec![2], ..Query::default() }).values[0];
+    /// assert!(score.is_finite());
+    /// # Ok::<(), ModelError>(())
+    /// ```
     ///
     /// # Panics
     ///
@@ -159,6 +177,19 @@ impl<B: Backend> Transformer<B> {
 
 /// Log-probs under the normalised geometric mean of several models, `p(v) ~ prod_i p_i(v)^w_i`: the softmax of the
 /// weighted sum of their logits. Values are not computed.
+///
+/// ```
+/// use salsa_engine::*;
+/// let model = Model::new(tiny(), &tiny().init(1), Device::default())?;
+/// let (mut batch, mut query) = (Batch::new(), Query::default());
+/// let rows = batch.push(&[1, 2, 3]);
+/// query.push_logprobs(rows, &[1, 2, 3], 1);
+/// // The mean of a model with itself is the model.
+/// let mean = geometric_logprobs(&[&model, &model], &[0.25, 0.75], &batch, &query).logprobs;
+/// let own = model.forward(&batch, &query).logprobs;
+/// assert!((mean[0] - own[0]).abs() < 1e-6 && (mean[1] - own[1]).abs() < 1e-6);
+/// # Ok::<(), ModelError>(())
+/// ```
 ///
 /// # Panics
 ///

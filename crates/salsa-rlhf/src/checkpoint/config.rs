@@ -1,7 +1,7 @@
 //! `config.json` to [`ModelSpec`], in the spellings of transformers 4 and 5.
 
 use anyhow::{Result, anyhow, bail};
-use salsa_engine::{Activation, ModelSpec, NormWeight, Rope, RopeScaling};
+use salsa_engine::{Activation, ModelSpec, Rope, RopeScaling};
 use serde_json::Value;
 
 use super::{family::Family, names::Named, rope};
@@ -20,7 +20,8 @@ pub(super) fn parse(config: &Value) -> Result<(Family, ModelSpec)> {
     }
     let family = family(config)?;
     refuse_unsupported(config, family)?;
-    let defaults = family.defaults();
+    let parts = family.description();
+    let defaults = &parts.defaults;
     let size = |key: &str, default: usize| Ok::<_, anyhow::Error>(size(config, key)?.unwrap_or(default));
     let heads = size("num_attention_heads", defaults.heads)?;
     let hidden_size = size("hidden_size", defaults.hidden_size)?;
@@ -50,10 +51,10 @@ pub(super) fn parse(config: &Value) -> Result<(Family, ModelSpec)> {
         rms_norm_eps: number(config, "rms_norm_eps")?.unwrap_or(1e-6) as f32,
         rope,
         activation: activation(config, family)?,
-        norm: if family == Family::Gemma { NormWeight::OnePlus } else { NormWeight::Plain },
-        embedding_scale: if family == Family::Gemma { (hidden_size as f32).sqrt() } else { 1.0 },
-        qkv_bias: family == Family::Qwen2,
-        qk_norm: family == Family::Qwen3,
+        norm: parts.norm,
+        embedding_scale: family.embedding_scale(hidden_size),
+        qkv_bias: parts.qkv_bias,
+        qk_norm: parts.qk_norm,
         sliding_window: sliding_window(config, family, layers)?,
         tied_embeddings: flag(config, "tie_word_embeddings")?.unwrap_or(defaults.tied_embeddings),
         head: named(config, family)?.head(),
@@ -78,11 +79,10 @@ fn refuse_unsupported(config: &Value, family: Family) -> Result<()> {
     {
         bail!("quantization_config: quantized weights cannot be trained; use the checkpoint they were made from");
     }
-    if on("attention_bias")? && family != Family::Mistral && family != Family::Qwen2 {
-        bail!("attention_bias is true: {family} models with biases in attention are not supported");
-    }
-    if on("mlp_bias")? && family == Family::Llama {
-        bail!("mlp_bias is true: {family} models with biases in the feed-forward part are not supported");
+    for (key, part) in family.description().unsupported {
+        if on(key)? {
+            bail!("{key} is true: {family} models with {part} are not supported");
+        }
     }
     if on("use_bidirectional_attention")? {
         bail!("use_bidirectional_attention is true: only causal attention is supported");
@@ -99,44 +99,22 @@ fn refuse_unsupported(config: &Value, family: Family) -> Result<()> {
 }
 
 fn activation(config: &Value, family: Family) -> Result<Activation> {
-    let named = |key: &str| config[key].as_str();
-    let gemma = (family == Family::Gemma).then(|| named("hidden_activation")).flatten();
-    let name = gemma.or_else(|| named("hidden_act")).unwrap_or(family.defaults().activation);
-    match name {
+    let parts = family.description();
+    match (parts.activation)(config).unwrap_or(parts.defaults.activation) {
         "silu" | "swish" => Ok(Activation::Silu),
         "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
-        // The first Gemma files say gelu and mean its tanh approximation.
-        "gelu" if family == Family::Gemma => Ok(Activation::GeluTanh),
         other => bail!("hidden_act {other:?} is not supported; supported are silu and gelu_pytorch_tanh"),
     }
 }
 
-/// The window, where every layer has it. Llama and Gemma have no windows, whatever the config says.
+/// The window, where every layer has it. Families without windows have none, whatever the config says.
 fn sliding_window(config: &Value, family: Family, layers: usize) -> Result<Option<usize>> {
+    let parts = family.description();
     let window = match config.get("sliding_window") {
-        None => family.defaults().sliding_window,
+        None => parts.defaults.sliding_window,
         Some(_) => size(config, "sliding_window")?,
     };
-    match family {
-        Family::Llama | Family::Gemma => Ok(None),
-        Family::Mistral => Ok(window),
-        Family::Qwen2 | Family::Qwen3 => {
-            if flag(config, "use_sliding_window")? != Some(true) || window.is_none() {
-                return Ok(None);
-            }
-            let sliding = match &config["layer_types"] {
-                Value::Array(types) => types.iter().filter(|t| *t == "sliding_attention").count(),
-                _ => layers.saturating_sub(size(config, "max_window_layers")?.unwrap_or(28)),
-            };
-            match sliding {
-                0 => Ok(None),
-                n if n == layers => Ok(window),
-                n => {
-                    bail!("use_sliding_window: {n} of {layers} layers have a sliding window; all or none is supported")
-                }
-            }
-        }
-    }
+    parts.window.map_or(Ok(None), |read| read(config, window, layers))
 }
 
 /// The longest sequence: with linear scaling the model was trained on longer ones than `max_position_embeddings` says,
@@ -151,7 +129,7 @@ fn context(config: &Value, rope: &Rope, written: usize) -> Result<usize> {
 
 /// The head that the class names of a config say.
 pub(super) fn named(config: &Value, family: Family) -> Result<Named> {
-    let prefix = family.class_prefix();
+    let prefix = family.description().class_prefix;
     let class = match &config["architectures"] {
         Value::Null => return Ok(Named::None),
         Value::Array(names) => names.first().and_then(Value::as_str),
@@ -222,7 +200,7 @@ fn explicit(config: &Value, key: &str) -> bool {
     !config[key].is_null()
 }
 
-fn size(config: &Value, key: &str) -> Result<Option<usize>> {
+pub(super) fn size(config: &Value, key: &str) -> Result<Option<usize>> {
     let value = &config[key];
     if value.is_null() {
         return Ok(None);
@@ -240,7 +218,7 @@ pub(super) fn number(config: &Value, key: &str) -> Result<Option<f64>> {
     finite.map(Some).ok_or_else(|| anyhow!("{key} is {value}: expected a number"))
 }
 
-fn flag(config: &Value, key: &str) -> Result<Option<bool>> {
+pub(super) fn flag(config: &Value, key: &str) -> Result<Option<bool>> {
     match &config[key] {
         Value::Null => Ok(None),
         Value::Bool(value) => Ok(Some(*value)),

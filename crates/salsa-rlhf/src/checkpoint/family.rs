@@ -1,8 +1,16 @@
-//! The architectures that are read and written, and what transformers takes for keys left out of their configs.
-
+//! The architectures that are read and written. A file of `family/` holds all that is particular to one of them: its
+//! names, its parts, what transformers takes for keys left out of its configs, and what is written into them.
 use std::fmt;
 
+use anyhow::{Result, bail};
 use salsa_engine::{ModelSpec, NormWeight};
+use serde_json::{Map, Value};
+
+mod gemma;
+mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
 
 /// An architecture, as Hugging Face names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,37 +27,71 @@ pub enum Family {
     Qwen3,
 }
 
+/// What is particular to a family.
+pub(super) struct Description {
+    /// The `model_type` of `config.json`.
+    pub(super) model_type: &'static str,
+    /// How its class names begin: `Llama` in `LlamaForCausalLM`.
+    pub(super) class_prefix: &'static str,
+    /// The values of transformers' config class.
+    pub(super) defaults: Defaults,
+    /// Keys that must not be true in its configs, and what they would add to the model.
+    pub(super) unsupported: &'static [(&'static str, &'static str)],
+    pub(super) norm: NormWeight,
+    /// Embeddings are multiplied by the root of the hidden size.
+    pub(super) scaled_embeddings: bool,
+    pub(super) qkv_bias: bool,
+    pub(super) qk_norm: bool,
+    /// Whether its head dimension may be other than hidden size over heads.
+    pub(super) free_head_dim: bool,
+    /// How its configs set an attention window; none for a family without windows.
+    pub(super) window: Option<ReadWindow>,
+    /// The activation that a config names.
+    pub(super) activation: fn(&Value) -> Option<&str>,
+    /// Adds the keys that its configs have beside those of all.
+    pub(super) write: fn(&ModelSpec, &mut Map<String, Value>),
+}
+
+/// From a config, its `sliding_window` (or the default) and its number of layers to the window of every layer.
+type ReadWindow = fn(&Value, Option<usize>, usize) -> Result<Option<usize>>;
+
 /// The values of transformers' config classes.
+#[derive(Clone, Copy)]
 pub(super) struct Defaults {
-    pub vocab_size: usize,
-    pub hidden_size: usize,
-    pub intermediate_size: usize,
-    pub layers: usize,
-    pub heads: usize,
+    pub(super) vocab_size: usize,
+    pub(super) hidden_size: usize,
+    pub(super) intermediate_size: usize,
+    pub(super) layers: usize,
+    pub(super) heads: usize,
     /// `None`: as many as heads.
-    pub kv_heads: Option<usize>,
+    pub(super) kv_heads: Option<usize>,
     /// `None`: hidden size divided by heads.
-    pub head_dim: Option<usize>,
-    pub max_positions: usize,
-    pub activation: &'static str,
-    pub tied_embeddings: bool,
+    pub(super) head_dim: Option<usize>,
+    pub(super) max_positions: usize,
+    pub(super) activation: &'static str,
+    pub(super) tied_embeddings: bool,
     /// Of the key `sliding_window`.
-    pub sliding_window: Option<usize>,
+    pub(super) sliding_window: Option<usize>,
 }
 
 impl Family {
-    /// All of them.
+    /// All of them, the plainest first.
     pub const ALL: [Family; 5] = [Family::Llama, Family::Mistral, Family::Gemma, Family::Qwen2, Family::Qwen3];
+
+    /// What is particular to it.
+    pub(super) fn description(self) -> &'static Description {
+        match self {
+            Family::Llama => &llama::DESCRIPTION,
+            Family::Mistral => &mistral::DESCRIPTION,
+            Family::Gemma => &gemma::DESCRIPTION,
+            Family::Qwen2 => &qwen2::DESCRIPTION,
+            Family::Qwen3 => &qwen3::DESCRIPTION,
+        }
+    }
 
     /// The `model_type` of `config.json`.
     pub fn model_type(self) -> &'static str {
-        match self {
-            Family::Llama => "llama",
-            Family::Mistral => "mistral",
-            Family::Gemma => "gemma",
-            Family::Qwen2 => "qwen2",
-            Family::Qwen3 => "qwen3",
-        }
+        self.description().model_type
     }
 
     /// The family of a `model_type`, if it is one of these.
@@ -59,76 +101,29 @@ impl Family {
 
     /// The first family that has everything `spec` has, for models that do not come from a checkpoint.
     pub fn for_spec(spec: &ModelSpec) -> Family {
-        if spec.norm == NormWeight::OnePlus {
-            Family::Gemma
-        } else if spec.qk_norm {
-            Family::Qwen3
-        } else if spec.qkv_bias {
-            Family::Qwen2
-        } else if spec.sliding_window.is_some() {
-            Family::Mistral
-        } else {
-            Family::Llama
-        }
+        Family::ALL.into_iter().find(|family| family.check(spec).is_ok()).unwrap_or(Family::Llama)
     }
 
-    /// How class names of this family begin: `Llama` in `LlamaForCausalLM`.
-    pub(super) fn class_prefix(self) -> &'static str {
-        match self {
-            Family::Llama => "Llama",
-            Family::Mistral => "Mistral",
-            Family::Gemma => "Gemma",
-            Family::Qwen2 => "Qwen2",
-            Family::Qwen3 => "Qwen3",
-        }
+    /// The factor of the embeddings of a model of this width.
+    pub(super) fn embedding_scale(self, hidden_size: usize) -> f32 {
+        if self.description().scaled_embeddings { (hidden_size as f32).sqrt() } else { 1.0 }
     }
 
-    pub(super) fn defaults(self) -> Defaults {
-        let qwen = Defaults {
-            vocab_size: 151_936,
-            hidden_size: 4096,
-            intermediate_size: 22_016,
-            layers: 32,
-            heads: 32,
-            kv_heads: Some(32),
-            head_dim: None,
-            max_positions: 32_768,
-            activation: "silu",
-            tied_embeddings: false,
-            sliding_window: Some(4096),
-        };
-        let llama = Defaults {
-            vocab_size: 32_000,
-            intermediate_size: 11_008,
-            kv_heads: None,
-            max_positions: 2048,
-            sliding_window: None,
-            ..qwen
-        };
-        match self {
-            Family::Llama => llama,
-            Family::Mistral => Defaults {
-                intermediate_size: 14_336,
-                kv_heads: Some(8),
-                max_positions: 131_072,
-                sliding_window: Some(4096),
-                ..llama
-            },
-            Family::Gemma => Defaults {
-                vocab_size: 256_000,
-                hidden_size: 3072,
-                intermediate_size: 24_576,
-                layers: 28,
-                heads: 16,
-                kv_heads: Some(16),
-                head_dim: Some(256),
-                max_positions: 8192,
-                activation: "gelu_pytorch_tanh",
-                tied_embeddings: true,
-                sliding_window: None,
-            },
-            Family::Qwen2 => qwen,
-            Family::Qwen3 => Defaults { head_dim: Some(128), ..qwen },
+    /// Refuses a model from whose weights this family would compute something else.
+    pub(super) fn check(self, spec: &ModelSpec) -> Result<()> {
+        let Description { norm, qkv_bias, qk_norm, free_head_dim, window, .. } = self.description();
+        let split_heads = !free_head_dim && !spec.hidden_size.is_multiple_of(spec.heads);
+        let wrong = [
+            (spec.norm != *norm, "its norms"),
+            (spec.embedding_scale != self.embedding_scale(spec.hidden_size), "the scale of its embeddings"),
+            (spec.qkv_bias != *qkv_bias, "its query, key and value biases"),
+            (spec.qk_norm != *qk_norm, "its query and key norms"),
+            (spec.sliding_window.is_some() && window.is_none(), "its sliding window"),
+            (split_heads, "a hidden size that is no multiple of its heads"),
+        ];
+        match wrong.iter().find(|(differs, _)| *differs) {
+            Some((_, what)) => bail!("this model cannot be saved as {self}, because of {what}"),
+            None => Ok(()),
         }
     }
 }

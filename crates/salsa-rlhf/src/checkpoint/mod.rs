@@ -93,6 +93,20 @@ impl Checkpoint {
     /// A language model that has a `score.weight` besides is a [`salsa_engine::Head::LanguageModelWithValue`]; with a
     /// `score.weight` and no language-model head it is a reward model, whatever class the config names.
     ///
+    /// ```
+    /// use salsa_engine::tiny;
+    /// use salsa_rlhf::checkpoint::{self, Checkpoint, Companions, Dtype, Family, SaveOptions, SpecialTokens};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let dir = dir.path();
+    /// let options = SaveOptions::new(Family::Llama, SpecialTokens::default(), Dtype::F32);
+    /// checkpoint::save(dir, &tiny(), &tiny().init(1), &Companions::none(), &[], &options)?;
+    ///
+    /// let checkpoint = Checkpoint::open(dir)?;             // config.json and the headers, no weights yet
+    /// assert_eq!((checkpoint.family, checkpoint.spec.vocab_size), (Family::Llama, 11));
+    /// assert_eq!(checkpoint.read_weights()?, tiny().init(1));
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// Anything that is missing, damaged or not supported, named with its file, tensor or key, and what to do.
     pub fn open(dir: &Path) -> Result<Checkpoint> {

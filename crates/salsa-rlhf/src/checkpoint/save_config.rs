@@ -1,7 +1,7 @@
 //! [`ModelSpec`] to `config.json` and `generation_config.json`, for transformers 4 and 5.
 
-use anyhow::{Result, bail};
-use salsa_engine::{Activation, Head, ModelSpec, NormWeight};
+use anyhow::Result;
+use salsa_engine::{Activation, Head, ModelSpec};
 use serde_json::{Map, Value, json};
 
 use super::{SpecialTokens, dtype::Dtype, family::Family, rope};
@@ -13,7 +13,7 @@ pub(super) fn config(
     tokens: &SpecialTokens,
     dtype: Dtype,
 ) -> Result<Map<String, Value>> {
-    check_family(family, spec)?;
+    family.check(spec)?;
     let class = if spec.head == Head::Scalar { "ForSequenceClassification" } else { "ForCausalLM" };
     let activation = match spec.activation {
         Activation::Silu => "silu",
@@ -21,7 +21,7 @@ pub(super) fn config(
     };
     let mut config = Map::new();
     let mut set = |key: &str, value: Value| drop(config.insert(key.to_string(), value));
-    set("architectures", json!([format!("{}{class}", family.class_prefix())]));
+    set("architectures", json!([format!("{}{class}", family.description().class_prefix)]));
     set("model_type", json!(family.model_type()));
     set("vocab_size", json!(spec.vocab_size));
     set("hidden_size", json!(spec.hidden_size));
@@ -38,25 +38,8 @@ pub(super) fn config(
     set("initializer_range", json!(0.02));
     set("attention_dropout", json!(0.0));
     set("use_cache", json!(true));
-    match family {
-        Family::Llama => {
-            set("attention_bias", json!(false));
-            set("mlp_bias", json!(false));
-        }
-        Family::Mistral => set("sliding_window", json!(spec.sliding_window)),
-        Family::Gemma => {
-            set("attention_bias", json!(false));
-            set("hidden_activation", json!(activation));
-        }
-        Family::Qwen2 | Family::Qwen3 => {
-            set("use_sliding_window", json!(spec.sliding_window.is_some()));
-            set("sliding_window", json!(spec.sliding_window));
-            set("max_window_layers", json!(if spec.sliding_window.is_some() { 0 } else { spec.layers }));
-            if family == Family::Qwen3 {
-                set("attention_bias", json!(false));
-            }
-        }
-    }
+    (family.description().write)(spec, &mut config);
+    let mut set = |key: &str, value: Value| drop(config.insert(key.to_string(), value));
     set("bos_token_id", json!(tokens.bos));
     set("eos_token_id", eos(tokens));
     set("pad_token_id", json!(pad(spec.head, tokens)));
@@ -96,24 +79,4 @@ fn pad(head: Head, tokens: &SpecialTokens) -> Option<u32> {
 /// The shortest decimal number that is this float32.
 fn shortest(x: f32) -> Value {
     x.to_string().parse::<f64>().map_or(Value::Null, |x| json!(x))
-}
-
-/// Refuses to write a model as a family that would compute something else from the same weights.
-fn check_family(family: Family, spec: &ModelSpec) -> Result<()> {
-    let gemma = family == Family::Gemma;
-    let scale = if gemma { (spec.hidden_size as f32).sqrt() } else { 1.0 };
-    let windowed = matches!(family, Family::Mistral | Family::Qwen2 | Family::Qwen3);
-    let split_heads = matches!(family, Family::Llama) && !spec.hidden_size.is_multiple_of(spec.heads);
-    let wrong = [
-        ((spec.norm == NormWeight::OnePlus) != gemma, "its norms"),
-        (spec.embedding_scale != scale, "the scale of its embeddings"),
-        (spec.qkv_bias != (family == Family::Qwen2), "its query, key and value biases"),
-        (spec.qk_norm != (family == Family::Qwen3), "its query and key norms"),
-        (spec.sliding_window.is_some() && !windowed, "its sliding window"),
-        (split_heads, "a hidden size that is no multiple of its heads"),
-    ];
-    match wrong.iter().find(|(differs, _)| *differs) {
-        Some((_, what)) => bail!("this model cannot be saved as {family}, because of {what}"),
-        None => Ok(()),
-    }
 }

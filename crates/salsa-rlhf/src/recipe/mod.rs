@@ -18,6 +18,27 @@
 //! name of an earlier stage means what that stage leaves. `${vars.x}`, `${stages.x}`, `${out}`, `${name}` and `${seed}`
 //! are replaced in any value (`$${` is a plain `${`). Relative paths start at the recipe's directory. The whole recipe is
 //! checked, the existence of files included, before any work starts.
+//!
+//! ```
+//! use salsa_rlhf::{
+//!     recipe::{Changes, Recipe},
+//!     stage::{Outcome, STAGES, StageContext},
+//! };
+//! # let dir = tempfile::tempdir()?;
+//! let path = dir.path().join("recipe.yaml");
+//! std::fs::write(&path, "out: out\nstages:\n  world: {kind: kitchen, pretrain: 9, sft: 4, preferences: 20}\n")?;
+//!
+//! let changes = [("stages.world.pretrain".to_owned(), "12".to_owned())]; // as --set on the command line
+//! let recipe = Recipe::read(&path, Changes { set: &changes, ..Changes::default() }, STAGES)?;
+//! let outcomes = recipe.run(&StageContext::quiet())?;
+//! assert!(matches!(&outcomes[0], Outcome::Done { .. }));
+//! let lines = std::fs::read_to_string(dir.path().join("out/world/pretrain.jsonl"))?;
+//! assert_eq!(lines.lines().count(), 12);
+//!
+//! // What is done is not done again.
+//! assert!(matches!(&recipe.run(&StageContext::quiet())?[0], Outcome::Skipped { .. }));
+//! # Ok::<(), anyhow::Error>(())
+//! ```
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;

@@ -53,7 +53,7 @@ impl Outcome {
 /// # Errors
 /// If the directory holds something else (the message says in what it differs), another process works on it, an input
 /// cannot be read, or `work` fails.
-pub fn run_stage(
+pub(crate) fn run_stage(
     name: &str,
     output_dir: &Path,
     (config, places): (Value, Places),

@@ -1,0 +1,41 @@
+//! Gemma, the first generation: norms of 1 + weight, embeddings scaled and tied, GELU.
+use salsa_engine::{Activation, NormWeight};
+use serde_json::json;
+
+use super::{Defaults, Description, llama};
+
+pub(super) const DESCRIPTION: Description = Description {
+    model_type: "gemma",
+    class_prefix: "Gemma",
+    defaults: Defaults {
+        vocab_size: 256_000,
+        hidden_size: 3072,
+        intermediate_size: 24_576,
+        layers: 28,
+        heads: 16,
+        kv_heads: Some(16),
+        head_dim: Some(256),
+        max_positions: 8192,
+        activation: "gelu_pytorch_tanh",
+        tied_embeddings: true,
+        sliding_window: None,
+    },
+    unsupported: &[("attention_bias", "biases in attention")],
+    norm: NormWeight::OnePlus,
+    scaled_embeddings: true,
+    free_head_dim: true,
+    // The first files say gelu and mean its tanh approximation; `hidden_activation` came later and wins.
+    activation: |config| match config["hidden_activation"].as_str().or_else(|| config["hidden_act"].as_str()) {
+        Some("gelu") => Some("gelu_pytorch_tanh"),
+        name => name,
+    },
+    write: |spec, config| {
+        let activation = match spec.activation {
+            Activation::Silu => "silu",
+            Activation::GeluTanh => "gelu_pytorch_tanh",
+        };
+        config.insert("attention_bias".to_owned(), json!(false));
+        config.insert("hidden_activation".to_owned(), json!(activation));
+    },
+    ..llama::DESCRIPTION
+};

@@ -1,0 +1,21 @@
+//! Mistral: Llama with a sliding attention window in every layer.
+use serde_json::json;
+
+use super::{Defaults, Description, llama};
+
+pub(super) const DESCRIPTION: Description = Description {
+    model_type: "mistral",
+    class_prefix: "Mistral",
+    defaults: Defaults {
+        intermediate_size: 14_336,
+        kv_heads: Some(8),
+        max_positions: 131_072,
+        sliding_window: Some(4096),
+        ..llama::DEFAULTS
+    },
+    unsupported: &[],
+    free_head_dim: true,
+    window: Some(|_, window, _| Ok(window)),
+    write: |spec, config| drop(config.insert("sliding_window".to_owned(), json!(spec.sliding_window))),
+    ..llama::DESCRIPTION
+};

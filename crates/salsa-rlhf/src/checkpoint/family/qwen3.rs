@@ -1,0 +1,19 @@
+//! Qwen3: queries and keys are normalised head by head; otherwise Qwen2 without biases.
+use serde_json::json;
+
+use super::{Defaults, Description, llama, qwen2};
+
+pub(super) const DESCRIPTION: Description = Description {
+    model_type: "qwen3",
+    class_prefix: "Qwen3",
+    defaults: Defaults { head_dim: Some(128), ..qwen2::DEFAULTS },
+    unsupported: &[("attention_bias", "biases in attention")],
+    qk_norm: true,
+    free_head_dim: true,
+    window: Some(qwen2::window),
+    write: |spec, config| {
+        qwen2::write(spec, config);
+        config.insert("attention_bias".to_owned(), json!(false));
+    },
+    ..llama::DESCRIPTION
+};
