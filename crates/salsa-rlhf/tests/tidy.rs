@@ -34,7 +34,7 @@ fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
 }
 
 fn documents() -> Vec<PathBuf> {
-    let top = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].map(|name| root().join(name));
+    let top = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md"].map(|name| root().join(name));
     top.into_iter().chain(files(&root().join("docs"), ".md")).collect()
 }
 
@@ -78,6 +78,39 @@ fn every_path_in_the_documents_exists() {
         }
     }
     assert!(count > 100, "only {count} paths found: the search no longer finds them");
+    assert!(missing.is_empty(), "these do not exist:\n{}", missing.join("\n"));
+}
+
+/// Names of types in other programs, which the documents mention.
+const TYPES_OF_OTHERS: &[&str] = &[];
+
+#[test]
+fn every_type_and_function_in_the_documents_exists() {
+    let sources = files(&root().join("crates"), ".rs");
+    let code: String = sources.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    // `KlEstimator`, `Run::step`: at least two words in capitals, or a path of Rust.
+    let is_type = |name: &str| {
+        let humps =
+            name.chars().zip(name.chars().skip(1)).filter(|(a, b)| a.is_lowercase() && b.is_uppercase()).count();
+        let starts = name.chars().next().is_some_and(char::is_uppercase);
+        starts && humps > 0 && name.chars().all(char::is_alphanumeric)
+    };
+    let (mut count, mut missing) = (0, Vec::new());
+    for document in documents() {
+        let text = without_fences(&fs::read_to_string(&document).unwrap());
+        for words in text.split('`').skip(1).step_by(2) {
+            let parts: Vec<&str> = words.split("::").collect();
+            if !is_type(parts[0]) && (parts.len() < 2 || !parts[0].starts_with(char::is_uppercase)) {
+                continue;
+            }
+            count += 1;
+            let known = parts.iter().all(|part| code.contains(part.trim_end_matches("()")));
+            if !known && !TYPES_OF_OTHERS.contains(&words) {
+                missing.push(format!("{}: {words}", document.strip_prefix(root()).unwrap().display()));
+            }
+        }
+    }
+    assert!(count > 50, "only {count} names found: the search no longer finds them");
     assert!(missing.is_empty(), "these do not exist:\n{}", missing.join("\n"));
 }
 

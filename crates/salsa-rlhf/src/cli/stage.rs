@@ -66,9 +66,8 @@ pub(super) fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
         _ if planned.only_looks => (planned.work)(&context)?,
         (Product::Directory, Some((_, place))) => {
             context = super::context()?;
-            let work = || (planned.work)(&context);
-            let outcome =
-                run_stage(kind.name, Path::new(place), (planned.config.clone(), planned.places.clone()), work)?;
+            let config = (planned.config.clone(), planned.places.clone());
+            let outcome = run_stage(kind.name, Path::new(place), config, &context, &planned.work)?;
             if let Outcome::Skipped { .. } = outcome {
                 context.say(&format!("{place} is done already, nothing to do"));
             }

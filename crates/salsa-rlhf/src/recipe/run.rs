@@ -50,9 +50,8 @@ impl Recipe {
                 bail!("stage {}: a dry run leaves nothing for a recipe; use `salsa {command}` for it", step.name);
             }
             let config = (step.planned.config.clone(), step.planned.places.clone());
-            let work = || (step.planned.work)(context);
-            let outcome =
-                run_stage(step.kind.name, &step.dir, config, work).map_err(|error| self.in_a_recipe(step, error))?;
+            let outcome = run_stage(step.kind.name, &step.dir, config, context, &step.planned.work)
+                .map_err(|error| self.in_a_recipe(step, error))?;
             context.say(&format!("{:width$}  {}", step.name, line(&outcome)));
             outcomes.push(outcome);
         }

@@ -215,7 +215,7 @@ fn make(node: &Node, context: &StageContext) -> anyhow::Result<Option<f64>> {
         wait_for_the_lock(node)?;
     }
     let config = (node.planned.config.clone(), node.planned.places.clone());
-    match run_stage(node.kind.name, &node.dir, config, || (node.planned.work)(context))? {
+    match run_stage(node.kind.name, &node.dir, config, context, &node.planned.work)? {
         Outcome::Done { seconds, .. } => Ok(Some(seconds)),
         Outcome::Skipped { .. } => Ok(None),
     }

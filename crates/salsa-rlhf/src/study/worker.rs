@@ -109,6 +109,7 @@ pub fn work(context: &StageContext) -> anyhow::Result<()> {
         let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
         asked.interrupt();
     });
-    run_stage(kind.name, Path::new(dir), (planned.config.clone(), planned.places.clone()), || (planned.work)(context))?;
+    let config = (planned.config.clone(), planned.places.clone());
+    run_stage(kind.name, Path::new(dir), config, context, &planned.work)?;
     Ok(())
 }

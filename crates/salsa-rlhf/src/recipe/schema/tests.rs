@@ -149,7 +149,7 @@ fn mistakes_are_found_where_they_are() {
     assert_eq!(stage("kind: score, out: x"), ["recipe.stages.a.out is not allowed"]);
     assert_eq!(stage("kind: sft, learning_rat: 1"), ["recipe.stages.a.learning_rat is not allowed"]);
     assert_eq!(stage("kind: sft, seed: -1"), ["recipe.stages.a.seed fits 0 of the forms"]);
-    assert_eq!(stage("kind: ppo, kl_estimator: k4"), ["recipe.stages.a.kl_estimator fits 0 of the forms"]);
+    assert_eq!(stage("kind: ppo, kl_estimator: exact"), ["recipe.stages.a.kl_estimator fits 0 of the forms"]);
     assert_eq!(
         stage("kind: ppo, reference: {kind: soup, modls: [x]}"),
         ["recipe.stages.a.reference fits 0 of the forms"]

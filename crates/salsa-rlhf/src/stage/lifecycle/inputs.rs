@@ -33,6 +33,7 @@ const BESIDE: &[&str] = &[
     "timings.json",
     "stage.json",
     "README.md",
+    "samples.jsonl",
     "soup.json",
     "geometry.json",
     "geometry.html",
@@ -71,17 +72,21 @@ enum Base {
 }
 
 fn directory(dir: &Path, base: Base) -> anyhow::Result<String> {
+    // A data folder may hold files of these names as data.
+    let is_of_a_stage = ["stage.json", "config.json", ADAPTER].iter().any(|name| dir.join(name).exists());
+    let is_log = |name: &str| BESIDE.contains(&name) && (is_of_a_stage || name == "README.md");
     let found = input::files_below(dir, usize::MAX, &|name| {
-        !(name.starts_with('.') || name.starts_with("events.out.tfevents") || BESIDE.contains(&name))
+        !(name.starts_with('.') || name.starts_with("events.out.tfevents") || is_log(name))
     })?;
     if found.is_empty() {
         bail!("{} is an empty directory", dir.display());
     }
     let is_adapter = PeftAdapter::is_one(dir);
-    let digest_of = |(name, path): &(String, PathBuf)| match is_adapter && base == Base::ByBytes && name == ADAPTER {
-        true => without_base(path),
-        false => known::sha256(path),
-    };
+    let digest_of =
+        |(name, path): &(String, PathBuf)| match is_adapter && base == Base::ByBytes && is_adapter_config(name) {
+            true => without_base(path),
+            false => known::sha256(path),
+        };
     let files = found.par_iter().map(digest_of).collect::<anyhow::Result<Vec<_>>>()?;
     let mut digest = Sha256::new();
     for ((name, _), file) in found.iter().zip(files) {
@@ -97,6 +102,11 @@ fn directory(dir: &Path, base: Base) -> anyhow::Result<String> {
 
 /// The file of a PEFT directory that says where its base is.
 const ADAPTER: &str = "adapter_config.json";
+
+/// Whether a file below such a directory is one: that of the adapter, or of the critic trained with it.
+fn is_adapter_config(name: &str) -> bool {
+    name.rsplit('/').next() == Some(ADAPTER)
+}
 
 /// The digest of what such a file says besides.
 fn without_base(path: &Path) -> anyhow::Result<String> {
@@ -132,9 +142,14 @@ mod tests {
         fs::create_dir(dir.path().join("a")).unwrap();
         fs::write(dir.path().join("a/x"), "1").unwrap();
         let first = digest();
-        fs::write(dir.path().join("metrics.jsonl"), "log").unwrap();
-        fs::write(dir.path().join("stage.json"), "{}").unwrap();
         fs::write(dir.path().join(".lock"), "").unwrap();
+        assert_eq!(digest(), first);
+        fs::write(dir.path().join("samples.jsonl"), "{}").unwrap();
+        assert_ne!(digest(), first, "no stage made this folder: the file may be data");
+        fs::write(dir.path().join("stage.json"), "{}").unwrap();
+        for log in ["metrics.jsonl", "samples.jsonl"] {
+            fs::write(dir.path().join(log), "log").unwrap();
+        }
         assert_eq!(digest(), first);
         fs::write(dir.path().join("a/x"), "2").unwrap();
         assert_ne!(digest(), first);
@@ -173,13 +188,16 @@ mod tests {
             let config = serde_json::json!({
                 "peft_type": "LORA", "r": rank, "lora_alpha": 1, "base_model_name_or_path": base, "revision": null,
             });
-            fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
+            fs::create_dir_all(adapter.join("critic")).unwrap();
+            for name in ["adapter_config.json", "critic/adapter_config.json"] {
+                fs::write(adapter.join(name), config.to_string()).unwrap();
+            }
             Input::read(&adapter).unwrap()
         };
         let (here, moved) = (write("here", "here/base", 1), write("moved", "moved/base", 1));
         assert_eq!(here.sha256, moved.sha256);
         assert!(moved.is_still(&here) && !write("other", "here/base", 2).is_still(&here));
-        let files = ["adapter_config.json"].map(|name| {
+        let files = ["adapter_config.json", "critic/adapter_config.json"].map(|name| {
             let bytes = fs::read(dir.path().join("here/adapter").join(name)).unwrap();
             [name.as_bytes(), &[0], hex(&Sha256::digest(bytes)).as_bytes()].concat()
         });

@@ -127,7 +127,10 @@ impl Comparison<'_> {
             (Value::String(_), Value::String(now)) if self.is_later(place, now) => None,
             (Value::String(then), Value::String(now)) => match (self.then.get(place), self.now.get(place)) {
                 (Some(was), Some(is)) if is.is_still(was) => None,
-                (Some(_), Some(_)) if then == now => Some(format!("{now} has changed since")),
+                (Some(was), Some(is)) if then == now => Some(format!(
+                    "{now} has changed since: its SHA-256 was {:.8}… and is {:.8}… now",
+                    was.sha256, is.sha256
+                )),
                 (Some(_), Some(_)) => Some(format!("{place} was {then} and is {now} now")),
                 (None, Some(_)) if then == now => Some(format!("whether {now} has changed since is not recorded")),
                 _ if then == now => None,

@@ -17,7 +17,12 @@ use super::{
     record::Record,
     standing::{Standing, has_checkpoints, only_contains, standing},
 };
-use crate::{atomic, config::paths::Places, input, stage::memory::available};
+use crate::{
+    atomic,
+    config::paths::Places,
+    input,
+    stage::{StageContext, memory::available},
+};
 
 /// How a stage came by its results.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +62,8 @@ pub(crate) fn run_stage(
     name: &str,
     output_dir: &Path,
     (config, places): (Value, Places),
-    work: impl FnOnce() -> anyhow::Result<Value>,
+    context: &StageContext,
+    work: impl FnOnce(&StageContext) -> anyhow::Result<Value>,
 ) -> anyhow::Result<Outcome> {
     let inputs = places.paths(&config).iter().map(|path| Input::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
     let record = Record::new(name, config, places, inputs);
@@ -75,9 +81,16 @@ pub(crate) fn run_stage(
     if let Standing::Done(results) = standing(output_dir, &record)? {
         return Ok(Outcome::Skipped { results });
     }
+    if output_dir.join("running.json").exists() && !has_checkpoints(output_dir) {
+        context.say(&format!(
+            "{name}: an interrupted run left no checkpoint in {}, so it starts from the beginning (save_steps sets how \
+             often one is saved)",
+            output_dir.display()
+        ));
+    }
     begin(output_dir, &record)?;
     let start = Instant::now();
-    let result = work();
+    let result = work(context);
     let seconds = seconds_of(output_dir).unwrap_or(0.0) + start.elapsed().as_secs_f64();
     match result {
         Ok(results) => {
@@ -200,7 +213,7 @@ mod tests {
             let inputs = ["dataset", "eval_dataset", "model"].map(|key| (key.to_owned(), PathKind::Data));
             let places =
                 Places { inputs: inputs.into(), no_effect: ["save_steps".to_owned()].into(), ..Places::default() };
-            run_stage("sft", &self.out(), (config, places), work)
+            run_stage("sft", &self.out(), (config, places), &StageContext::quiet(), |_| work())
         }
 
         fn error(&self, config: Value, work: impl FnOnce() -> anyhow::Result<Value>) -> String {

@@ -211,6 +211,9 @@ pub(crate) fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<
     let (dir, total) = (&config.output_dir, config.sampling.updates());
     let checkpoints = Checkpoints::new(dir, fingerprint("ppo", config)?);
     let mut done = run.resume(&checkpoints)?;
+    if done > 0 {
+        context.say(&format!("ppo: resuming after update {done} of {total}"));
+    }
     let mut writer = if done == 0 { MetricsWriter::create(dir)? } else { MetricsWriter::resume(dir, done)? };
     measure::truncate_samples(dir, done)?;
     let progress = Progress::new("ppo", total, "update");

@@ -458,8 +458,8 @@ fn as_a_stage_it_runs_once() {
     assert_eq!(planned.inputs, [a, b]);
     let context = StageContext::quiet();
     let once = || {
-        let work = || (planned.work)(&context);
-        run_stage("soup", &kitchen.path("soup"), (planned.config.clone(), planned.places.clone()), work).unwrap()
+        let config = (planned.config.clone(), planned.places.clone());
+        run_stage("soup", &kitchen.path("soup"), config, &context, &planned.work).unwrap()
     };
     let Outcome::Done { results, .. } = once() else { panic!("not done") };
     assert_eq!(results["parameters"], small().parameters());

@@ -186,6 +186,7 @@ pub(crate) fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<
         batching: Batching::Examples(config.training.per_device_train_batch_size),
         num_train_epochs: config.num_train_epochs,
         fingerprint: fingerprint("dpo", config)?,
+        context,
         stop: &|_| context.interrupted(),
     };
     let models = |knobs: &Knobs| {

@@ -223,6 +223,7 @@ pub(crate) fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Re
         batching: Batching::Examples(config.training.per_device_train_batch_size),
         num_train_epochs: config.num_train_epochs,
         fingerprint: fingerprint("pretrain", config)?,
+        context,
         stop: &|_| context.interrupted(),
     };
     let models = |knobs: &Knobs| memory::one_model(&spec, false, knobs);

@@ -148,6 +148,7 @@ pub(crate) fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Resu
         batching: Batching::Examples(config.training.per_device_train_batch_size),
         num_train_epochs: config.num_train_epochs,
         fingerprint: fingerprint("reward", config)?,
+        context,
         stop: &|_| context.interrupted(),
     };
     // The mean of the scores is taken on what is evaluated, or else on the training pairs.

@@ -160,6 +160,7 @@ pub(crate) fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<
         batching: config.batching(config.training.per_device_train_batch_size),
         num_train_epochs: config.num_train_epochs,
         fingerprint: fingerprint("sft", config)?,
+        context,
         stop: &|_| context.interrupted(),
     };
     let held_out = eval.as_ref().map(|lesson| &lesson.objective as &dyn Objective);

@@ -209,7 +209,7 @@ impl State {
 fn resume(job: &Job<'_>, checkpoints: &Checkpoints, model: &mut Trainable) -> anyhow::Result<State> {
     let Some(mut restored) = checkpoints.newest()? else { return Ok(State::default()) };
     restored.restore_model("model", model)?;
-    eprintln!("{}: resuming after step {}", job.title, restored.step);
+    job.context.say(&format!("{}: resuming after step {}", job.title, restored.step));
     serde_json::from_value(restored.state).context("state of the checkpoint")
 }
 

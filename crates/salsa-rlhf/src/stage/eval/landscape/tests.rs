@@ -55,8 +55,8 @@ impl World {
                 Ok(None)
             })
             .unwrap();
-        let work = || (planned.work)(context);
-        run_stage("landscape", &config.output_dir, (planned.config.clone(), planned.places.clone()), work)
+        let given = (planned.config.clone(), planned.places.clone());
+        run_stage("landscape", &config.output_dir, given, context, &planned.work)
     }
 }
 

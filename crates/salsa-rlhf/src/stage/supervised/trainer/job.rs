@@ -31,6 +31,8 @@ pub(crate) struct Job<'a> {
     pub num_train_epochs: f64,
     /// All that the result depends on: a checkpoint of a run with another one is refused.
     pub fingerprint: Fingerprint,
+    /// Where the stage runs.
+    pub context: &'a StageContext,
     /// Asked after every step with the number of steps done: whether to checkpoint and stop here.
     pub stop: &'a dyn Fn(u64) -> bool,
 }

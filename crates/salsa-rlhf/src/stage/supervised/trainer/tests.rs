@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     metrics,
     stage::{
-        Interrupted, fixture,
+        Interrupted, StageContext, fixture,
         memory::{Knobs, Passed, Passes},
         supervised::order::Batching,
     },
@@ -27,7 +27,12 @@ fn arguments() -> TrainingArguments {
     }
 }
 
-fn job<'a>(dir: &'a Path, arguments: &'a TrainingArguments, stop: &'a dyn Fn(u64) -> bool) -> Job<'a> {
+fn job<'a>(
+    dir: &'a Path,
+    arguments: &'a TrainingArguments,
+    context: &'a StageContext,
+    stop: &'a dyn Fn(u64) -> bool,
+) -> Job<'a> {
     Job {
         title: "test",
         output_dir: dir,
@@ -36,6 +41,7 @@ fn job<'a>(dir: &'a Path, arguments: &'a TrainingArguments, stop: &'a dyn Fn(u64
         batching: Batching::Examples(arguments.per_device_train_batch_size),
         num_train_epochs: 4.0,
         fingerprint: json!({"stage": "test"}).into(),
+        context,
         stop,
     }
 }
@@ -43,7 +49,8 @@ fn job<'a>(dir: &'a Path, arguments: &'a TrainingArguments, stop: &'a dyn Fn(u64
 fn run(dir: &Path, stop: &dyn Fn(u64) -> bool) -> anyhow::Result<(Outcome, Vec<u32>)> {
     let mut model = fixture::trainable(VOCAB, Head::LanguageModel);
     let (data, eval) = (fixture::counting(31), fixture::counting(5));
-    let outcome = train(&job(dir, &arguments(), stop), &mut model, &data, Some(&eval))?;
+    let quiet = StageContext::quiet();
+    let outcome = train(&job(dir, &arguments(), &quiet, stop), &mut model, &data, Some(&eval))?;
     Ok((outcome, model.weights().iter().map(|weight| weight.to_bits()).collect()))
 }
 
@@ -123,8 +130,9 @@ fn packing_changes_no_log_probability() {
 fn a_run_that_goes_astray_stops_and_names_the_step() {
     let dir = tempfile::tempdir().unwrap();
     let mut model = fixture::trainable(VOCAB, Head::LanguageModel);
+    let quiet = StageContext::quiet();
     let (arguments, never) = (TrainingArguments { save_steps: 1.into(), warmup_steps: 0, ..arguments() }, |_| false);
-    let job = Job { learning_rate: 1e30, ..job(dir.path(), &arguments, &never) };
+    let job = Job { learning_rate: 1e30, ..job(dir.path(), &arguments, &quiet, &never) };
     let error = format!("{:#}", train(&job, &mut model, &fixture::counting(31), None).err().unwrap());
     assert!(error.starts_with("test stopped at step 2 of 16"), "{error}");
     assert!(error.contains("smaller learning_rate") && error.contains("step-1, is of step 1"), "{error}");
@@ -135,8 +143,9 @@ fn a_run_that_goes_astray_stops_and_names_the_step() {
 fn nothing_to_do_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let mut model = fixture::trainable(VOCAB, Head::LanguageModel);
+    let quiet = StageContext::quiet();
     let (arguments, never) = (arguments(), |_| false);
-    let job = Job { num_train_epochs: 0.0, ..job(dir.path(), &arguments, &never) };
+    let job = Job { num_train_epochs: 0.0, ..job(dir.path(), &arguments, &quiet, &never) };
     let error = train(&job, &mut model, &fixture::counting(3), None).err().unwrap().to_string();
     assert!(error.contains("nothing to do"), "{error}");
 }
@@ -145,7 +154,8 @@ fn nothing_to_do_is_an_error() {
 fn an_evaluation_counts_where_its_passes_are_larger() {
     let dir = tempfile::tempdir().unwrap();
     let (arguments, spec) = (TrainingArguments { max_steps: 2, ..arguments() }, fixture::spec(VOCAB, Head::Scalar));
-    let job = job(dir.path(), &arguments, &|_| false);
+    let quiet = StageContext::quiet();
+    let job = job(dir.path(), &arguments, &quiet, &|_| false);
     let need = |pass, eval_pass, evaluation: &[usize]| {
         let knobs = Knobs { pass, eval_pass, ..Knobs::on(&Device::default()) };
         let lengths = Lengths { training: vec![16; 12], evaluation: evaluation.to_vec() };
@@ -162,7 +172,8 @@ fn an_evaluation_counts_where_its_passes_are_larger() {
 fn the_largest_pass_is_the_one_with_the_most_tokens() {
     let dir = tempfile::tempdir().unwrap();
     let arguments = TrainingArguments { max_steps: 2, gradient_accumulation_steps: 1, ..arguments() };
-    let job = job(dir.path(), &arguments, &|_| false);
+    let quiet = StageContext::quiet();
+    let job = job(dir.path(), &arguments, &quiet, &|_| false);
     let lengths = [9, 1, 1, 1, 8, 1, 1, 7];
     let plan = job.plan(&lengths).unwrap();
     let passes = plan.from(0).flat_map(|step| step.micro_batches);
