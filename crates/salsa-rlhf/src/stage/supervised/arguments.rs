@@ -39,7 +39,7 @@ pub struct TrainingArguments {
     /// Share of all steps over which the learning rate rises from 0, from 0 to 1; used if `warmup_steps` is 0. TRL: 0.
     #[schemars(extend("x-heading" = "Optimizer"))]
     pub warmup_ratio: f64,
-    /// Steps over which the learning rate rises from 0 to its peak; 0: determined by `warmup_ratio`. TRL: 0.
+    /// Steps over which the learning rate rises from 0 to its highest; 0: determined by `warmup_ratio`. TRL: 0.
     pub warmup_steps: u64,
     /// Optimizer settings apart from the learning rate.
     #[serde(flatten)]

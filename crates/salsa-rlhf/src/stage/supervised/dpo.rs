@@ -63,7 +63,7 @@ pub struct DpoConfig {
     pub beta: f64,
     /// Share of labels assumed to be wrong, from 0 to below 0.5; used by `sigmoid` only. TRL: 0.
     pub label_smoothing: f64,
-    /// Peak learning rate, at least 0. TRL: 1e-6.
+    /// Highest learning rate, at least 0. TRL: 1e-6.
     pub learning_rate: f64,
     /// Passes over the pairs if `max_steps` is -1; fractions are allowed. TRL: 3.
     pub num_train_epochs: f64,

@@ -75,7 +75,7 @@ pub struct PretrainConfig {
     /// without attending to each other.
     #[schemars(extend("x-heading" = "Training"))]
     pub max_length: usize,
-    /// Peak learning rate, at least 0.
+    /// Highest learning rate, at least 0.
     pub learning_rate: f64,
     /// Passes over the texts if `max_steps` is -1; fractions are allowed.
     pub num_train_epochs: f64,

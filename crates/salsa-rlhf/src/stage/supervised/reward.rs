@@ -47,7 +47,7 @@ pub struct RewardConfig {
     pub eval_dataset: Option<DataSource>,
     /// Directory of the reward model, its metrics and its checkpoints.
     pub output_dir: PathBuf,
-    /// Peak learning rate, at least 0. TRL: 1e-4.
+    /// Highest learning rate, at least 0. TRL: 1e-4.
     #[schemars(extend("x-heading" = "Training"))]
     pub learning_rate: f64,
     /// Passes over the pairs if `max_steps` is -1; fractions are allowed. TRL: 3.

@@ -46,7 +46,7 @@ pub struct SftConfig {
     pub eval_dataset: Option<DataSource>,
     /// Directory of the trained model, its metrics and its checkpoints.
     pub output_dir: PathBuf,
-    /// Peak learning rate, at least 0. TRL: 2e-5.
+    /// Highest learning rate, at least 0. TRL: 2e-5.
     #[schemars(extend("x-heading" = "Training"))]
     pub learning_rate: f64,
     /// Passes over the data if `max_steps` is -1; fractions are allowed. TRL: 3.

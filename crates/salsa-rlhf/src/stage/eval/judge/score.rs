@@ -32,7 +32,7 @@ mod tests;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StyleControl {
-    /// Not controlled.
+    /// Scores are not controlled.
     #[default]
     None,
     /// As computed by the tool, including its optimiser, which in v2 stops before the optimum.

@@ -90,12 +90,12 @@ pub struct PpoConfig {
     #[serde(flatten)]
     pub lora: LoraArguments,
 
-    /// Peak learning rate, at least 0. TRL: 3e-6.
+    /// Highest learning rate, at least 0. TRL: 3e-6.
     #[schemars(extend("x-heading" = "Optimizer"))]
     pub learning_rate: f64,
-    /// Peak learning rate of a separate critic, at least 0. None: the policy's, as in TRL.
+    /// Highest learning rate of a separate critic, at least 0. None: the policy's, as in TRL.
     pub critic_learning_rate: Option<f64>,
-    /// Updates over which the learning rate rises from 0 to its peak. TRL: 0.
+    /// Updates over which the learning rate rises from 0 to its highest. TRL: 0.
     pub warmup_steps: u64,
     /// Initial updates in which only the critic is trained. TRL: not there.
     pub critic_warmup: u64,

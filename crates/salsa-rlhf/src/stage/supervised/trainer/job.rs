@@ -23,7 +23,7 @@ pub(crate) struct Job<'a> {
     pub output_dir: &'a Path,
     /// The keys that all supervised stages share.
     pub arguments: &'a TrainingArguments,
-    /// Peak learning rate.
+    /// Highest learning rate.
     pub learning_rate: f64,
     /// How examples are grouped into passes.
     pub batching: Batching,
