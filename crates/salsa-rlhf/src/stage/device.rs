@@ -1,4 +1,4 @@
-//! Where a stage computes: the key `device`, and the device it stands for on this machine.
+//! The key `device`, and the device it selects on this machine.
 use std::{
     borrow::Cow,
     env, fmt,
@@ -18,18 +18,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::{keys::ComputeType, memory};
 use crate::config::Usage;
 
-/// The variable that answers for `auto`.
+/// The environment variable that overrides `auto`.
 pub(crate) const VARIABLE: &str = "SALSA_DEVICE";
 
-/// What the key `device` may say.
+/// Values of the key `device`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// The GPU with the most free memory, or the processor where there is none that can be used.
+    /// The GPU with the most free memory, or the CPU if no GPU is usable.
     #[default]
     Auto,
-    /// The processor.
+    /// The CPU.
     Cpu,
-    /// The GPU of this number; without one that with the most free memory.
+    /// The GPU with this index; `None`: the one with the most free memory.
     Cuda(Option<usize>),
 }
 
@@ -88,7 +88,7 @@ impl JsonSchema for Choice {
 }
 
 impl Choice {
-    /// What [`VARIABLE`] answers for `auto`, if it is set.
+    /// The value of [`VARIABLE`], if it is set.
     ///
     /// # Errors
     /// If it names no device.
@@ -100,10 +100,10 @@ impl Choice {
         }
     }
 
-    /// The device, ready for work, with products in this number type.
+    /// Opens the device with this number type for matrix products.
     ///
     /// # Errors
-    /// If a GPU is asked for that cannot be used.
+    /// If the requested GPU cannot be used.
     pub fn open(self, dtype: ComputeType) -> anyhow::Result<Opened> {
         match self {
             Choice::Auto => automatic(dtype),
@@ -116,11 +116,11 @@ impl Choice {
     }
 }
 
-/// A device and why it is this one.
+/// A device and why it was chosen.
 pub struct Opened {
     /// The device.
     pub device: Device,
-    /// One line for people: the device, its number type, the reason.
+    /// One line for the user: device, number type, reason.
     pub line: String,
 }
 
@@ -138,7 +138,7 @@ impl Opened {
     }
 }
 
-/// Tests of the library are about the processor, whatever the machine has.
+/// Tests of the library use the CPU on every machine.
 fn automatic(dtype: ComputeType) -> anyhow::Result<Opened> {
     if cfg!(test) {
         return Ok(Opened::processor(dtype, ""));
@@ -149,7 +149,7 @@ fn automatic(dtype: ComputeType) -> anyhow::Result<Opened> {
         return Ok(opened);
     }
     match cuda::available() {
-        // Without NVIDIA's driver there is nothing to explain; with it, what is missing is worth a word.
+        // Without NVIDIA's driver there is nothing to explain; with it, the missing part is reported.
         Err(DeviceError::Library { library, .. }) if library.starts_with("libcuda.") => {
             Ok(Opened::processor(dtype, ""))
         }
@@ -161,7 +161,7 @@ fn automatic(dtype: ComputeType) -> anyhow::Result<Opened> {
     }
 }
 
-/// On a GPU `auto` is bfloat16.
+/// On a GPU, `auto` means bfloat16.
 fn on_card(dtype: ComputeType) -> Dtype {
     match dtype {
         ComputeType::Float32 => Dtype::F32,
@@ -169,7 +169,7 @@ fn on_card(dtype: ComputeType) -> Dtype {
     }
 }
 
-/// The first of those with the most free memory.
+/// The first GPU with the most free memory.
 fn freest(cards: &[CardInfo]) -> Option<&CardInfo> {
     cards.iter().rev().max_by_key(|card| card.free)
 }
@@ -185,10 +185,10 @@ fn pick(cards: &[CardInfo], number: Option<usize>) -> anyhow::Result<&CardInfo> 
     })
 }
 
-/// A card with the number type of its products.
+/// An open GPU and its key: index and number type of products.
 type OpenCard = ((usize, Dtype), Cuda);
 
-/// The card of this number, kept for later stages of the process.
+/// Opens a GPU, or returns it if the process has it open already.
 fn open(index: usize, dtype: Dtype) -> anyhow::Result<Cuda> {
     static OPEN: Mutex<Vec<OpenCard>> = Mutex::new(Vec::new());
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -200,10 +200,10 @@ fn open(index: usize, dtype: Dtype) -> anyhow::Result<Cuda> {
     Ok(cuda)
 }
 
-/// Runs `work`. A failure of the card, which operations panic with, is an error like any other.
+/// Runs `work` and converts a GPU failure, which operations report by a panic, into an error.
 ///
 /// # Errors
-/// What `work` returns, or what the card said.
+/// The errors of `work`, and GPU failures.
 pub(crate) fn caught<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| match payload.downcast::<DeviceError>() {
         Ok(error) => Err(explained(*error)),
@@ -211,7 +211,7 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Res
     })
 }
 
-/// Failures of the card are told as errors, see [`caught`], and not as panics where they happen.
+/// Suppresses the panic message of GPU failures, which [`caught`] turns into errors.
 pub(crate) fn silence_failures() {
     let hook = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -221,7 +221,7 @@ pub(crate) fn silence_failures() {
     }));
 }
 
-/// A full card, with the keys that lower what a stage needs there.
+/// Adds to an out-of-memory error the keys that lower what a stage needs.
 fn explained(error: DeviceError) -> anyhow::Error {
     let full = matches!(error, DeviceError::OutOfMemory { .. });
     let error = anyhow::Error::new(error);
@@ -231,17 +231,17 @@ fn explained(error: DeviceError) -> anyhow::Error {
     error.context(format!("the GPU's memory does not suffice; what lowers it: {}", memory::Saving::every().join(", ")))
 }
 
-/// The device's name in metrics and reports: `cpu`, or that of the card.
+/// The device's name in metrics and reports: `cpu`, or the name of the GPU.
 pub(crate) fn label(device: &Device) -> String {
     device.cuda().map_or_else(|| "cpu".to_owned(), |cuda| cuda.name().to_owned())
 }
 
-/// The most memory that arrays took on the card so far, in MiB; none on the processor.
+/// Peak memory of arrays on the GPU, in MiB; `None` on the CPU.
 pub(crate) fn peak_mib(device: &Device) -> Option<f64> {
     Some(device.cuda()?.memory().peak as f64 / (1024.0 * 1024.0))
 }
 
-/// Bytes that are left on this card, if the driver says.
+/// Free bytes on this GPU, if the driver reports them.
 pub(crate) fn free_on_card(card: &Cuda) -> Option<u64> {
     let (memory, index) = (card.memory(), card.index());
     let card = cuda::available().ok()?.into_iter().find(|card| card.index == index)?;

@@ -1,4 +1,4 @@
-//! What the tests of the stages share: a tiny model and tiny data.
+//! Shared fixtures of the stage tests: a tiny model and tiny data.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -42,20 +42,20 @@ pub(crate) fn spec(vocab_size: usize, head: Head) -> ModelSpec {
     }
 }
 
-/// A freshly made tiny model in training.
+/// A freshly initialised tiny model for training.
 pub(crate) fn trainable(vocab_size: usize, head: Head) -> Trainable {
     let spec = spec(vocab_size, head);
     let weights = spec.init(1);
     Trainable::new(spec, weights, Device::default(), Recompute::KeepActivations).unwrap()
 }
 
-/// `count` sequences of rising tokens, of lengths 3 to 9: easy to learn.
+/// `count` sequences of consecutive tokens, of lengths 3 to 9: easy to learn.
 pub(crate) fn counting(count: u32) -> NextToken {
     let sequence = |i: u32| (i % 5..i % 5 + 3 + i % 7).collect();
     NextToken { examples: (0..count).map(|i| vec![Sequence::whole(sequence(i))]).collect() }
 }
 
-/// A tokenizer, template and untrained-to-nearly-trained language model in `dir/base`, made by `pretrain` from a few texts.
+/// Trains a tokenizer and a barely trained language model with a template by `pretrain` on a few texts, in `dir/base`.
 pub(crate) fn base(dir: &Path) -> PathBuf {
     let texts = dir.join("texts.jsonl");
     let lines: Vec<Value> = SENTENCES.iter().cycle().take(24).map(|text| json!({"text": text})).collect();
@@ -78,7 +78,7 @@ pub(crate) fn base(dir: &Path) -> PathBuf {
     output_dir
 }
 
-/// A reward model of this base, with a head of random weights, beside it.
+/// Saves a reward model of this base, with a random head, next to the base.
 pub(crate) fn reward_model(base: &Path) -> PathBuf {
     let (checkpoint, companions) = (Checkpoint::open(base).unwrap(), Companions::from_dir(base).unwrap());
     let spec = checkpoint.spec.with_head(Head::Scalar);
@@ -88,10 +88,10 @@ pub(crate) fn reward_model(base: &Path) -> PathBuf {
     dir
 }
 
-/// A model beside a base: its name, the seed of what moves its weights, what changes its shape.
+/// Name, seed of the weight perturbation, and shape edit of a model next to a base.
 pub(crate) type Variant<'a> = (&'a str, u64, fn(&mut ModelSpec));
 
-/// Saves models beside a base: its shape as each `edit` changes it, and its weights moved a little, by each seed otherwise.
+/// Saves perturbed variants of a base next to it: shape changed by `edit`, weights perturbed by the seed.
 pub(crate) fn variants(base: &Path, variants: &[Variant<'_>]) {
     let checkpoint = Checkpoint::open(base).unwrap();
     let weights = checkpoint.read_weights().unwrap();
@@ -105,7 +105,7 @@ pub(crate) fn variants(base: &Path, variants: &[Variant<'_>]) {
     }
 }
 
-/// A context that says nothing.
+/// A context that prints nothing.
 pub(crate) fn quiet() -> StageContext {
     StageContext { talk: Talk::Quiet, ..StageContext::default() }
 }
@@ -132,6 +132,6 @@ pub(crate) fn preferences(path: &Path) -> DataSource {
     DataSource::Path(path.to_owned().into())
 }
 
-/// What the tiny models read.
+/// The texts of the tiny models.
 pub(crate) const SENTENCES: [&str; 4] =
     ["the cat sat", "a dog ran home", "the cat ran to the dog", "one day it rained"];

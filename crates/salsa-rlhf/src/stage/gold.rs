@@ -1,8 +1,8 @@
-//! Rewards that the program computes itself, without a model: the key `gold`.
+//! Rewards that the program computes without a model: the key `gold`.
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Reward functions that the program carries with it.
+/// Built-in reward functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Gold {

@@ -1,4 +1,4 @@
-//! Values that the keys of many stages share: number types, sizes, schedules, and the checks of their ranges.
+//! Value types and range checks shared by the keys of many stages.
 use std::ops::RangeInclusive;
 
 use anyhow::ensure;
@@ -9,10 +9,10 @@ mod byte_size;
 
 pub(crate) use byte_size::ByteSize;
 
-/// Checks that the value of a key lies in a range.
+/// Checks that the value of a key is in a range.
 ///
 /// # Errors
-/// If it does not; names the key.
+/// If it is not; the error names the key.
 pub(crate) fn check_range(key: &str, value: f64, range: RangeInclusive<f64>) -> anyhow::Result<()> {
     let (low, high) = (range.start(), range.end());
     let wanted = match (*low == f64::MIN_POSITIVE, *high >= f64::MAX) {
@@ -37,17 +37,17 @@ pub(crate) fn check_most(key: &str, value: u64, most: u64) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Most sequences that anything has at a time.
+/// Upper limit for numbers of sequences held at a time.
 pub(crate) const MOST_SEQUENCES: u64 = 1 << 20;
 
-/// Most tokens of a sequence.
+/// Upper limit for tokens of a sequence.
 pub(crate) const MOST_TOKENS: u64 = 1 << 30;
 
-/// Most optimizer steps or responses of a run: a second each would be thirty thousand years.
+/// Upper limit for optimizer steps or responses of a run.
 pub(crate) const MOST_STEPS: u64 = 1_000_000_000_000;
 
 impl ComputeType {
-    /// What it is on this machine.
+    /// The number type to use on this machine's CPU.
     pub fn resolve(self) -> salsa_engine::Dtype {
         match self {
             ComputeType::Auto => salsa_engine::Dtype::fastest(),

@@ -1,4 +1,4 @@
-//! What a stage is to the rest of the program.
+//! The interface between a stage and the rest of the program.
 use std::{
     path::{Path, PathBuf},
     rc::Rc,
@@ -22,147 +22,148 @@ use crate::{
     hub,
 };
 
-/// A stage: its configuration, and all that the rest of the program knows of it. The command line, recipes, `--check`,
-/// the schema, the skip logic and the report are made from this; [`super::table::STAGES`] has a line for each.
+/// A stage: its configuration, and everything that the rest of the program needs to know about it. The command line,
+/// recipes, `--check`, the schema, the skip logic and the report derive from this; [`super::table::STAGES`] has a line
+/// for each.
 pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     /// The name in recipes and on the command line.
     const NAME: &'static str;
     /// One line of help.
     const ABOUT: &'static str;
-    /// The flags of an example, which follow the command.
+    /// Flags of an example, appended to the command.
     const EXAMPLE: &'static str;
-    /// What it leaves.
+    /// The kind of output, and the key that sets its path.
     const PRODUCT: Product;
-    /// What others find there.
+    /// What later stages can use the output for.
     const LEAVES: Leaves;
-    /// What can be done with it: a few words, and a command or file in which `OUT` is its path and other words in capitals
-    /// are the user's.
+    /// Suggested next steps: a description, and a command or file in which `OUT` stands for the output path and other
+    /// words in capitals are placeholders for the user.
     const NEXT: &'static [(&'static str, &'static str)];
-    /// The words of its command.
+    /// The words of its subcommand.
     const COMMAND: &'static [&'static str] = &[Self::NAME];
-    /// How a report shows its results.
+    /// How a report shows the results.
     const SHOWN: Shown = Shown::Facts;
 
     /// Checks ranges and relations of the values.
     ///
     /// # Errors
-    /// If a value makes no sense.
+    /// If a value is invalid.
     fn check(&self) -> anyhow::Result<()>;
 
-    /// What it makes of what it reads. That these are read, and count when runs are compared, follows from the types
-    /// [`crate::config::paths::ModelPath`] and [`crate::config::paths::DataPath`] of its fields.
+    /// How the stage uses its inputs. The inputs themselves (read, and compared between runs) follow from the field
+    /// types [`crate::config::paths::ModelPath`] and [`crate::config::paths::DataPath`].
     fn reads(&self) -> Reads;
 
-    /// Where it computes, and in which number type; none for a stage that runs no model.
+    /// Device and number type; `None` for a stage that runs no model.
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)>;
 
-    /// Whether [`Stage::run`] in a rehearsal ([`StageContext::rehearsal`]) ends with the memory that it needs, soon and
-    /// before anything is written. A stage that runs a model does, unless it has work to do before it can plan.
+    /// Whether [`Stage::run`] in a rehearsal ([`StageContext::rehearsal`]) ends quickly with the memory estimate,
+    /// before anything is written. True for stages that run a model, unless they have work to do before they can plan.
     fn plans_memory(&self) -> bool {
         self.computes().is_some()
     }
 
-    /// Checks whether what it reads fits together, as far as that needs no weights and [`Stage::plans_memory`] does not
-    /// show it.
+    /// Checks that the inputs are compatible, as far as possible without weights and where [`Stage::plans_memory`] does
+    /// not cover it.
     ///
     /// # Errors
-    /// If it does not.
+    /// If they are not.
     fn check_inputs(&self) -> anyhow::Result<()> {
         Ok(())
     }
 
-    /// Whether it only says what it would do, so that nothing is written and nothing is done afterwards.
+    /// Whether the stage only prints what it would do, so that nothing is written and nothing follows.
     fn only_looks(&self) -> bool {
         false
     }
 
-    /// What an arm of a report is that this stage made, in a few words.
+    /// A short description of a model made by this stage, for an arm of a report.
     fn role(&self) -> String {
         Self::NAME.to_owned()
     }
 
-    /// Does the work and returns the results.
+    /// Runs the stage and returns its results.
     ///
     /// # Errors
-    /// If it cannot be done, or was interrupted.
+    /// If it fails or was interrupted.
     fn run(&self, context: &StageContext) -> anyhow::Result<Value>;
 }
 
-/// A kind of stage.
+/// A type-erased description of a [`Stage`] type.
 pub struct Kind {
-    /// Its name in recipes and on the command line.
+    /// Name in recipes and on the command line.
     pub name: &'static str,
     /// One line of help.
     pub about: &'static str,
-    /// The flags of an example.
+    /// Flags of an example.
     pub example: &'static str,
-    /// The words of its command.
+    /// The words of its subcommand.
     pub command: &'static [&'static str],
-    /// What it leaves.
+    /// The kind of output, and the key that sets its path.
     pub product: Product,
-    /// What others find there.
+    /// What later stages can use the output for.
     pub leaves: Leaves,
-    /// What can be done with it: a few words and a command or file, in which `OUT` is its path.
+    /// Suggested next steps: a description, and a command or file in which `OUT` stands for the output path.
     pub next: &'static [(&'static str, &'static str)],
-    /// How a report shows its results.
+    /// How a report shows the results.
     pub shown: Shown,
     /// Every key with its default.
     pub defaults: fn() -> Map<String, Value>,
-    /// What its keys mean, as a JSON schema.
+    /// JSON schema of its keys.
     pub schema: fn() -> Value,
-    /// A stage from a recipe.
+    /// Plans a stage from the keys of a recipe.
     pub from_mapping: FromMapping,
-    /// The inputs among the values of a configuration that was written down; none where it is not one of this kind.
+    /// The inputs among the values of a saved configuration; `None` if it is not a configuration of this kind.
     pub places: fn(&Value) -> Option<Places>,
-    /// What an arm of this configuration is, in a few words; nothing where it is not one of this kind.
+    /// Short description of an arm with this configuration; empty if it is not one of this kind.
     pub role: fn(&Value) -> String,
-    /// A stage from a file and flags.
+    /// Plans a stage from a file and flags.
     pub load: Load,
 }
 
 /// How a report shows the results of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shown {
-    /// A few numbers in its box of the pipeline.
+    /// A few numbers in its pipeline box.
     Facts,
-    /// Besides, the curves of its metrics.
+    /// In addition, the curves of its metrics.
     Trajectory,
-    /// Besides, the picture of its `landscape.json`.
+    /// In addition, a plot of its `landscape.json`.
     Landscape,
-    /// Its arms in the box; the report is about its `evaluation.json`.
+    /// Its arms in the pipeline box; the report shows its `evaluation.json`.
     Evaluation,
-    /// Besides, a section with its scores and their rules.
+    /// In addition, a section with its scores and their rules.
     Judgments,
 }
 
-/// What a stage leaves, and so which key names its place.
+/// The kind of output of a stage, which determines the key that sets its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Product {
     /// A directory: `output_dir`.
     Directory,
-    /// One file: `output`, in recipes under this name in the stage's directory.
+    /// One file: `output`; in recipes, a file of this name in the stage's directory.
     File(&'static str),
-    /// Nothing but its results.
+    /// No output besides its results.
     Results,
 }
 
-/// What other stages find in what a stage leaves.
+/// What later stages can use the output of a stage for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leaves {
     /// A language model, with the metrics of its training.
     LanguageModel,
     /// A reward model, with the metrics of its training.
     RewardModel,
-    /// A model of the kind of those that it reads.
+    /// A model of the same kind as its input models.
     SameModel,
     /// Data.
     Data,
-    /// Numbers, pictures and answers.
+    /// Numbers, plots and answers.
     Results,
 }
 
 impl Leaves {
-    /// What it is.
+    /// A noun phrase for messages.
     pub fn in_words(self) -> &'static str {
         match self {
             Leaves::LanguageModel => "a language model",
@@ -174,32 +175,32 @@ impl Leaves {
     }
 }
 
-/// Makes a stage from a configuration file and `--key value` flags.
+/// Plans a stage from a configuration file and `--key value` flags.
 pub(crate) type Load = fn(Option<&Path>, &[(String, String)]) -> anyhow::Result<Planned>;
 
-/// Makes a stage from the keys of a recipe; another value may be put in the place of each input before it is checked.
+/// Plans a stage from the keys of a recipe; the visitor may replace each input before the values are checked.
 pub(crate) type FromMapping = fn(&Map<String, Value>, &Origin, &mut Visit<'_>) -> anyhow::Result<Planned>;
 
-/// The work of a stage.
+/// Runs a stage.
 pub(crate) type Work = Box<dyn Fn(&StageContext) -> anyhow::Result<Value>>;
 
 /// A stage that is ready to run.
 pub struct Planned {
-    /// Every value.
+    /// All values.
     pub config: Value,
-    /// Which of them are inputs.
+    /// The places of its inputs in `config`.
     pub places: Places,
-    /// What it reads.
+    /// Paths of its inputs.
     pub inputs: Vec<PathBuf>,
-    /// What it makes of that.
+    /// How they are used.
     pub reads: Reads,
-    /// Whether the work in a rehearsal ends with the memory that it needs.
+    /// Whether a rehearsal ends with the memory estimate.
     pub plans_memory: bool,
-    /// Whether it only says what it would do.
+    /// Whether the stage only prints what it would do.
     pub only_looks: bool,
-    /// Checks whether what it reads fits together.
+    /// Checks that the inputs are compatible.
     pub check_inputs: Box<dyn Fn() -> anyhow::Result<()>>,
-    /// The work itself.
+    /// Runs the stage.
     pub work: Work,
 }
 
@@ -224,14 +225,14 @@ impl Kind {
         }
     }
 
-    /// The example of its help: a whole command line.
+    /// The example for its help page: a whole command line.
     pub fn example(&self) -> String {
         format!("salsa {} {}", self.command.join(" "), self.example)
     }
 }
 
 impl Product {
-    /// The key that says where the product goes.
+    /// The key that sets the output path.
     pub fn key(self) -> Option<&'static str> {
         match self {
             Product::Directory => Some("output_dir"),
@@ -240,7 +241,7 @@ impl Product {
         }
     }
 
-    /// Where the product of a stage with this directory goes.
+    /// The output path of a stage with this directory.
     pub fn path(self, dir: &Path) -> PathBuf {
         match self {
             Product::Directory | Product::Results => dir.to_owned(),

@@ -1,4 +1,4 @@
-//! The data of the toy world, written as files: what every other stage of the quickstart reads.
+//! The data of the toy world, written as files: the inputs of the other stages of the quickstart.
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -16,7 +16,7 @@ use crate::{
     world::{self, Sizes},
 };
 
-/// How much of the toy world is written.
+/// Sizes of the toy world's data sets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KitchenConfig {
@@ -33,11 +33,11 @@ pub struct KitchenConfig {
     pub prompts_validation: usize,
     /// Prompts for the final test, at least 1.
     pub prompts_test: usize,
-    /// Prompts of families and wordings that no training saw, at least 1.
+    /// Prompts of families and wordings unseen in training, at least 1.
     pub prompts_ood: usize,
-    /// Seed of all of it: another seed, other texts.
+    /// Seed of all texts.
     pub seed: u64,
-    /// Directory of the files, one `.jsonl` each.
+    /// Output directory; one `.jsonl` file per data set.
     pub output_dir: PathBuf,
 }
 
@@ -57,7 +57,7 @@ impl Default for KitchenConfig {
     }
 }
 
-/// Most examples of a file.
+/// Upper limit for examples of a file.
 const MOST_EXAMPLES: u64 = 100_000_000;
 
 impl Stage for KitchenConfig {
@@ -100,7 +100,7 @@ impl Stage for KitchenConfig {
 /// Writes `pretrain.jsonl`, `sft.jsonl`, `preferences.jsonl` and `prompts_*.jsonl`.
 ///
 /// # Errors
-/// If the disk refuses.
+/// If a file cannot be written.
 pub(super) fn run(config: &KitchenConfig, _: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let sizes = Sizes {

@@ -1,13 +1,14 @@
-//! Stages: one directory in, one directory out.
+//! Stages: each reads files and fills one output directory.
 //!
-//! A stage is a configuration with an `impl` of [`kind::Stage`] and a line in [`table::STAGES`]. Its `run` fills its output
-//! directory and returns its results as JSON. [`run_stage`] wraps it: skip what is done, refuse what has changed, one
-//! process per directory, `stage.json` written last.
+//! A stage is a configuration with an `impl` of [`kind::Stage`] and a line in [`table::STAGES`]. Its `run` fills its
+//! output directory and returns its results as JSON. [`run_stage`] wraps it: it skips a finished stage, refuses a
+//! changed one, locks the directory for one process and writes `stage.json` last.
 //!
-//! Folders are rooms, each with a line on what it may import; what all of them need stands beside this file.
+//! The `mod.rs` of each folder states what the folder may import; modules shared by all of them are directly in
+//! `stage`.
 //!
-//! From Rust a stage is its configuration, with the keys that recipes have, and [`Stage::run`]; to skip what is done and
-//! resume what was interrupted, run it in a [`crate::recipe::Recipe`].
+//! In Rust, a stage is its configuration, with the same keys as in recipes, and [`Stage::run`]; to skip finished stages
+//! and resume interrupted ones, run it in a [`crate::recipe::Recipe`].
 //!
 //! ```
 //! use salsa_rlhf::stage::{
@@ -110,42 +111,42 @@ pub use soup::{SoupConfig, greedy::GreedyConfig};
 pub use supervised::{dpo::DpoConfig, pretrain::PretrainConfig, reward::RewardConfig, sft::SftConfig};
 pub use table::STAGES;
 
-/// What a stage may ask of its surroundings.
+/// Execution context of a stage: verbosity, device, interruption.
 #[derive(Clone, Debug, Default)]
 pub struct StageContext {
-    /// How much is said on stderr.
+    /// Verbosity on stderr.
     pub talk: Talk,
-    /// How far a stage goes.
+    /// Whether the stage runs to its result or stops after planning.
     pub until: Until,
-    /// Where models live and compute; the CPU in f32 until a stage has opened the device that its keys name.
+    /// Where models are stored and computed; the CPU in f32 until the stage opens the device of its `device` key.
     pub device: Device,
     interrupted: Arc<AtomicBool>,
     said: Arc<Mutex<BTreeSet<String>>>,
 }
 
-/// How far a stage goes.
+/// Where a stage stops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Until {
-    /// To its result.
+    /// After its result.
     #[default]
     Done,
-    /// To where it knows what memory it needs: it stops with [`memory::Rehearsed`] before it reads a weight.
+    /// After planning its memory: it returns [`memory::Rehearsed`] as an error before it reads any weight.
     Planned,
 }
 
-/// How much is said on stderr.
+/// Verbosity on stderr.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Talk {
-    /// What is being done, and progress.
+    /// Current work, and progress.
     #[default]
     Normal,
-    /// Nothing but errors.
+    /// Errors only.
     Quiet,
 }
 
 impl StageContext {
-    /// A context that notices Ctrl-C and termination requests: the first is reported by [`StageContext::interrupted`],
-    /// the second ends the process at once.
+    /// A context that handles Ctrl-C and termination requests: the first sets [`StageContext::interrupted`], the second
+    /// ends the process at once.
     ///
     /// # Errors
     /// If the process already has such a handler.
@@ -157,39 +158,40 @@ impl StageContext {
                 process::exit(130);
             }
             let note = "\ninterrupted: stopping where it can be resumed (once more to stop at once)";
-            // stderr may be gone; the checkpoint is what matters.
+            // stderr may be closed; saving the checkpoint matters more.
             let _ = writeln!(std::io::stderr(), "{note}");
         })
         .context("cannot listen for Ctrl-C")?;
         Ok(context)
     }
 
-    /// The same work on this device.
+    /// A copy of this context that shares its state, on another device.
     pub fn on(&self, device: Device) -> StageContext {
         StageContext { device, ..self.clone() }
     }
 
-    /// A context that says nothing and hears no signals.
+    /// A context that prints nothing and handles no signals.
     pub fn quiet() -> StageContext {
         StageContext { talk: Talk::Quiet, ..StageContext::default() }
     }
 
-    /// A context for a rehearsal, in which nothing is said either.
+    /// A quiet context for a rehearsal (dry run): the stage stops after planning.
     pub fn rehearsal() -> StageContext {
         StageContext { until: Until::Planned, ..StageContext::quiet() }
     }
 
-    /// Whether somebody asked to stop. A stage looks after every step, saves a checkpoint and returns [`Interrupted`].
+    /// Whether an interruption was requested. A stage checks this after every step, saves a checkpoint and returns
+    /// [`Interrupted`].
     pub fn interrupted(&self) -> bool {
         self.interrupted.load(Ordering::SeqCst)
     }
 
-    /// Asks to stop, as Ctrl-C would.
+    /// Requests an interruption, as Ctrl-C does.
     pub fn interrupt(&self) {
         self.interrupted.store(true, Ordering::SeqCst);
     }
 
-    /// One line on stderr, the first time that it is said: a stage may read a data set several times.
+    /// Prints a line on stderr unless it was printed before: a stage may read a data set several times.
     pub fn say_once(&self, line: &str) {
         let is_new = self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(line.to_owned());
         if is_new {
@@ -197,16 +199,16 @@ impl StageContext {
         }
     }
 
-    /// One line on stderr.
+    /// Prints a line on stderr.
     pub fn say(&self, line: &str) {
         if self.talk == Talk::Normal {
-            // Nobody can be told if stderr is gone; the work itself goes on.
+            // If stderr is closed, the work still continues.
             let _ = writeln!(std::io::stderr(), "{line}");
         }
     }
 }
 
-/// The error of a stage that stopped because it was asked to; a resumable checkpoint was written.
+/// The error of an interrupted stage; a resumable checkpoint was written.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted after step {step} of {total}; the same command goes on from there")]
 pub struct Interrupted {

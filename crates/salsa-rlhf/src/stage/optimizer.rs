@@ -1,4 +1,4 @@
-//! The keys of AdamW and of the learning rate's shape, which all stages that train share.
+//! The keys of AdamW and of the learning-rate schedule, shared by all training stages.
 use anyhow::ensure;
 use salsa_algo::schedule::Decay;
 use salsa_engine::AdamW;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::keys::check_range;
 
-/// How weights move, given a learning rate.
+/// Optimizer settings apart from the learning rate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct OptimizerArguments {
@@ -40,10 +40,10 @@ impl Default for OptimizerArguments {
 }
 
 impl OptimizerArguments {
-    /// Checks ranges.
+    /// Checks ranges; the error names the key.
     ///
     /// # Errors
-    /// Names the key.
+    /// If a value is out of range.
     pub fn validate(&self) -> anyhow::Result<()> {
         check_range("weight_decay", self.weight_decay, 0.0..=f64::MAX)?;
         for (key, beta) in [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)] {
@@ -53,7 +53,7 @@ impl OptimizerArguments {
         check_range("max_grad_norm", self.max_grad_norm, 0.0..=f64::MAX)
     }
 
-    /// The optimizer.
+    /// The configured optimizer.
     pub fn adamw(&self) -> AdamW {
         AdamW {
             beta1: self.adam_beta1,

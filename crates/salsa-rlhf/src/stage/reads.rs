@@ -1,4 +1,4 @@
-//! What a stage makes of the models and data that it reads, for `salsa run --check` to open them in the same way.
+//! How a stage uses the models and data that it reads, so that `salsa run --check` can open them in the same way.
 use std::path::{Path, PathBuf};
 
 use salsa_engine::Head;
@@ -9,58 +9,58 @@ use super::{
 };
 use crate::config::paths::{DataPath, TemplateChoice};
 
-/// What a stage makes of what it reads. Paths that are not mentioned are models of the kind [`ModelUse::Language`].
+/// How a stage uses its inputs. Models that are not listed have the use [`ModelUse::Language`].
 #[derive(Clone, Debug, Default)]
 pub struct Reads {
-    /// The model whose tokenizer writes and reads the texts of the stage.
+    /// The model whose tokenizer encodes and decodes the texts of the stage.
     pub reader: Option<PathBuf>,
-    /// Whether the stage can do without a tokenizer: its rows may hold token ids.
+    /// Whether the stage needs a tokenizer: rows may hold token ids.
     pub tokenizer: TokenizerUse,
-    /// A template in place of the reader's own, if it is not empty.
+    /// A template that replaces the reader's own, if not empty.
     pub template: TemplateChoice,
     /// How prompts become tokens.
     pub chat: ChatArguments,
-    /// How models are used: the end of their place in the configuration, and the use.
+    /// Uses of models, each with the end of the model's place in the configuration.
     pub models: Vec<(&'static str, ModelUse)>,
     /// Data sets, each with its place in the configuration.
     pub examples: Vec<(String, DataSource, ExampleUse)>,
-    /// Files of rows, each with its key.
+    /// Row files, each with its key.
     pub rows: Vec<(&'static str, PathBuf, RowUse)>,
 }
 
 /// Whether a stage needs a tokenizer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TokenizerUse {
-    /// It cannot do without.
+    /// A tokenizer is required.
     #[default]
     Required,
-    /// It reads token ids where there is none.
+    /// Used if there is one; otherwise rows hold token ids.
     IfAny,
 }
 
-/// What a stage makes of a model.
+/// How a stage uses a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelUse {
-    /// It must have a language-model head.
+    /// Must have a language-model head.
     Language,
-    /// It must be a reward model.
+    /// Must be a reward model.
     Reward,
-    /// It must be a reward model that scores the answers of the reader, with the reader's tokenizer.
+    /// Must be a reward model with the reader's tokenizer; it scores the reader's answers.
     RewardOfReader,
     /// A model of either kind.
     Any,
-    /// Its tokenizer alone is read.
+    /// Only its tokenizer is read.
     Tokenizer,
-    /// Its metrics alone are read: the directory of an earlier stage.
+    /// Only its metrics are read: the directory of an earlier stage.
     Metrics,
 }
 
-/// What a stage makes of an example.
+/// How a stage uses an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExampleUse {
-    /// Text to train a tokenizer and a base model on.
+    /// Text for training a tokenizer and a base model.
     Text,
-    /// A demonstration to learn.
+    /// A demonstration to train on.
     Demonstration,
     /// A preference pair.
     Preference,
@@ -68,7 +68,7 @@ pub enum ExampleUse {
     Prompt,
 }
 
-/// What a stage makes of a row.
+/// How a stage uses a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowUse {
     /// A prompt to answer.
@@ -80,40 +80,40 @@ pub enum RowUse {
 }
 
 impl Reads {
-    /// A stage whose texts are read by the tokenizer of this model, if there is one; an empty path is none.
+    /// Reads texts with the tokenizer of this model, if given; an empty path counts as `None`.
     pub fn with_reader(model: Option<&Path>, chat: &ChatArguments) -> Reads {
         let reader = model.filter(|path| !path.as_os_str().is_empty()).map(Path::to_owned);
         Reads { reader, chat: chat.clone(), ..Reads::default() }
     }
 
-    /// The same for a model that may be a soup made in memory: its first ingredient.
+    /// As [`Reads::with_reader`], for a model that may be a soup made in memory: its first ingredient is the reader.
     pub fn with_source(model: Option<&ModelSource>, chat: &ChatArguments) -> Reads {
         Reads::with_reader(model.and_then(|model| model.paths().first().copied()), chat)
     }
 
-    /// A template in place of the reader's own.
+    /// Sets a template that replaces the reader's own.
     pub fn template(self, template: &TemplateChoice) -> Reads {
         Reads { template: template.clone(), ..self }
     }
 
-    /// Rows that may hold token ids, so that no tokenizer is needed.
+    /// Makes the tokenizer optional, since rows may hold token ids.
     pub fn tokenizer_if_any(self) -> Reads {
         Reads { tokenizer: TokenizerUse::IfAny, ..self }
     }
 
-    /// Models whose place ends so.
+    /// Sets the use of models whose place ends with `place`.
     pub fn models(mut self, place: &'static str, used: ModelUse) -> Reads {
         self.models.push((place, used));
         self
     }
 
-    /// A data set.
+    /// Adds a data set.
     pub fn examples(mut self, place: impl Into<String>, source: &DataSource, used: ExampleUse) -> Reads {
         self.examples.push((place.into(), source.clone(), used));
         self
     }
 
-    /// A data set that may be absent.
+    /// Adds an optional data set.
     pub fn examples_if_any(self, place: &str, source: Option<&DataSource>, used: ExampleUse) -> Reads {
         match source {
             Some(source) => self.examples(place, source, used),
@@ -121,13 +121,13 @@ impl Reads {
         }
     }
 
-    /// A file of rows.
+    /// Adds a row file.
     pub fn rows(mut self, key: &'static str, path: &DataPath, used: RowUse) -> Reads {
         self.rows.push((key, path.to_path_buf(), used));
         self
     }
 
-    /// What the stage makes of the model at this place.
+    /// The use of the model at this place.
     pub fn model_use(&self, place: &str) -> ModelUse {
         let key = |text: &str| text.replace('-', "_");
         let place = key(place.split('[').next().unwrap_or_default());
@@ -138,7 +138,7 @@ impl Reads {
 }
 
 impl ModelUse {
-    /// The head that a model needs; none where any or none is fine.
+    /// The required head; `None` if any or none will do.
     pub fn head(self) -> Option<Head> {
         match self {
             ModelUse::Language => Some(Head::LanguageModel),

@@ -1,27 +1,27 @@
-//! Responses of the policy, laid end to end: what one PPO update learns from.
+//! Responses of the policy, concatenated: the data of one PPO update.
 use salsa_algo::reward::Ending;
 use salsa_engine::{Batch, Finish, Model, Output, Query, Response};
 
-/// The responses of one update. Per-token numbers lie end to end, response after response.
+/// The responses of one update. Per-token numbers are concatenated, response after response.
 #[derive(Clone, Debug)]
 pub(crate) struct Rollouts {
-    /// Prompt and response of each.
+    /// Prompt and response tokens of each.
     pub sequences: Vec<Vec<u32>>,
-    /// Tokens of the prompt of each.
+    /// Prompt lengths in tokens.
     pub contexts: Vec<usize>,
     /// How each ended.
     pub endings: Vec<Ending>,
-    /// Log-prob of every response token when it was sampled.
+    /// Log-prob of every response token at sampling.
     pub logprobs: Vec<f64>,
     /// The sampling temperature, used for every log-prob.
     pub temperature: f32,
 }
 
-/// Tokens of a forward pass over frozen models; changes speed and memory, never a number.
+/// Tokens per forward pass over frozen models; affects speed and memory only.
 pub(in crate::stage) const PASS: usize = 8192;
 
 impl Rollouts {
-    /// Joins prompts and responses.
+    /// Concatenates prompts and responses.
     pub(crate) fn new(prompts: &[&[u32]], responses: Vec<Response>, temperature: f32) -> Rollouts {
         let mut rollouts = Rollouts {
             sequences: Vec::with_capacity(prompts.len()),
@@ -38,23 +38,23 @@ impl Rollouts {
         rollouts
     }
 
-    /// How many responses.
+    /// The number of responses.
     pub(crate) fn len(&self) -> usize {
         self.sequences.len()
     }
 
-    /// Tokens of the response of each.
+    /// Response lengths in tokens.
     pub(crate) fn lengths(&self) -> Vec<usize> {
         self.sequences.iter().zip(&self.contexts).map(|(sequence, context)| sequence.len() - context).collect()
     }
 
-    /// The response tokens of one.
+    /// The tokens of one response.
     pub(crate) fn response(&self, index: usize) -> &[u32] {
         &self.sequences[index][self.contexts[index]..]
     }
 
-    /// Makes the log-probs of sampling those that training computes, so that the ratio of new to old is 1 before the
-    /// first optimizer step: where decoding is not bitwise equal to training they are computed again, as in TRL.
+    /// Replaces the log-probs of sampling by those of training where decoding is not bitwise equal to training, as in
+    /// TRL, so that the ratio of new to old is 1 before the first optimizer step.
     pub(crate) fn with_training_logprobs(mut self, policy: &Model) -> Rollouts {
         if !policy.backend().decodes_as_trained() {
             self.recompute_logprobs(policy);
@@ -72,29 +72,29 @@ impl Rollouts {
         self.logprobs_by(|batch, query| model.forward(batch, query))
     }
 
-    /// Log-probs of all response tokens, by any forward pass.
+    /// Log-probs of all response tokens from the given forward pass.
     pub(crate) fn logprobs_by(&self, forward: impl Fn(&Batch, &Query) -> Output) -> Vec<f64> {
         self.passes(|index, rows, query| self.query_logprobs(index, rows, query), |output| output.logprobs, forward)
     }
 
-    /// The values of all slots: `slots[i]` for response i, the first one read at the last prompt token.
+    /// The values of all slots: `slots[i]` for response i, the first one at the last prompt token.
     pub(crate) fn values_of(&self, model: &Model, slots: &[usize]) -> Vec<f64> {
         let ask = |index: usize, rows, query: &mut Query| self.query_values(index, slots[index], rows, query);
         self.passes(ask, |output| output.values, |batch, query| model.forward(batch, query))
     }
 
-    /// The scalar head at the last token of each: the score of a reward model.
+    /// The scalar head's output at the last token of each: the score of a reward model.
     pub(crate) fn last_values_of(&self, model: &Model) -> Vec<f64> {
         let ask = |_, rows: std::ops::Range<usize>, query: &mut Query| query.value_rows.push(rows.end as u32 - 1);
         self.passes(ask, |output| output.values, |batch, query| model.forward(batch, query))
     }
 
-    /// Queries the log-probs of the response at `rows`.
+    /// Adds the log-probs of the response at `rows` to the query.
     pub(crate) fn query_logprobs(&self, index: usize, rows: std::ops::Range<usize>, query: &mut Query) {
         query.push_logprobs(rows, &self.sequences[index], self.contexts[index]);
     }
 
-    /// Queries the values of the response at `rows`: slot t is read before token t.
+    /// Adds the values of the response at `rows` to the query: slot t is read before token t.
     pub(crate) fn query_values(&self, index: usize, slots: usize, rows: std::ops::Range<usize>, query: &mut Query) {
         let first = rows.start + self.contexts[index] - 1;
         query.value_rows.extend((first..first + slots).map(|row| row as u32));
@@ -122,7 +122,7 @@ impl Rollouts {
     }
 }
 
-/// How a response ended, in the words of the arithmetic.
+/// Converts the engine's finish reason.
 pub(crate) fn ending(finish: Finish) -> Ending {
     match finish {
         Finish::Stop => Ending::Eos,
@@ -130,7 +130,7 @@ pub(crate) fn ending(finish: Finish) -> Ending {
     }
 }
 
-/// Splits numbers that lie end to end into parts of the given lengths.
+/// Splits concatenated numbers into parts of the given lengths.
 pub(crate) fn split<'a>(mut numbers: &'a [f64], lengths: &[usize]) -> Vec<&'a [f64]> {
     let mut parts = Vec::with_capacity(lengths.len());
     for &length in lengths {

@@ -1,7 +1,7 @@
-//! `salsa soup`: the weights of several models made into one model.
+//! `salsa soup`: merges the weights of several models into one model.
 //!
-//! Tensors are read, combined in float32 and written piece by piece: the memory of the process does not grow with the
-//! model. What the methods compute is in [`salsa_algo::soup`].
+//! Tensors are read, combined in float32 and written piece by piece, so memory use does not grow with the model. The
+//! arithmetic of the methods is in [`salsa_algo::soup`].
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -52,69 +52,68 @@ use merge::Merge;
 use provenance::Digests;
 use setting::Setting;
 
-/// What `salsa soup` can be told.
+/// Configuration of `salsa soup`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SoupConfig {
-    /// The ingredients: checkpoints of one architecture, vocabulary and tokenizer.
+    /// The ingredients: checkpoints with the same architecture, vocabulary and tokenizer.
     #[schemars(extend("x-heading" = "Ingredients"))]
     pub models: Vec<ModelPath>,
-    /// One for each model: a LoRA adapter (a PEFT directory) that is merged into it while it is read, or an empty text.
-    /// Empty: no adapters. On the command line and in mergekit's files `MODEL+ADAPTER` under `models` is the same.
+    /// One for each model: a LoRA adapter (a PEFT directory) to merge into it while reading, or an empty text. Empty:
+    /// no adapters. On the command line and in mergekit files, `MODEL+ADAPTER` under `models` is equivalent.
     pub adapters: Vec<ModelPath>,
-    /// One number for each ingredient. Empty: all the same, with sum 1. The paper's `alpha` is the second of two. Each
-    /// may differ from tensor to tensor: a list of numbers over the layers, or filters by name.
+    /// One number for each ingredient. Empty: equal weights with sum 1. The paper's `alpha` is the second of two. Each
+    /// may vary by tensor: a list of numbers over the layers, or filters by name.
     pub weights: Vec<Setting>,
-    /// How they are combined. The paper: linear.
+    /// How the ingredients are combined. The paper: linear.
     #[schemars(extend("x-heading" = "Method"))]
     pub method: Method,
-    /// What the ingredients were fine-tuned from. Needed by `ties`, `dare_linear`, `dare_ties`, `task_arithmetic` and
-    /// `model_stock`; makes `slerp` and `nuslerp` follow the arc between task vectors; otherwise only the report looks at
-    /// it.
+    /// The model that the ingredients were fine-tuned from. Required by `ties`, `dare_linear`, `dare_ties`,
+    /// `task_arithmetic` and `model_stock`; makes `slerp` and `nuslerp` interpolate between task vectors; otherwise
+    /// used only by the report.
     pub base_model: Option<ModelPath>,
-    /// Share of the entries of a task vector that `ties` and the `dare` methods keep, between 0 and 1; 0 leaves a model
-    /// out, and not all may be 0. May differ from tensor to tensor.
+    /// Share of the entries of a task vector that `ties` and the `dare` methods keep, between 0 and 1; 0 omits a model,
+    /// and not all may be 0. May vary by tensor.
     pub density: Setting,
-    /// The same, one for each ingredient, in place of `density`. Empty: `density` is that of all.
+    /// Densities, one for each ingredient, instead of `density`. Empty: `density` applies to all.
     pub densities: Vec<Setting>,
-    /// Factor of the merged task vector, lambda in the papers, or of the model of a `passthrough`; may differ from tensor
-    /// to tensor.
+    /// Factor of the merged task vector, lambda in the papers, or of the model of a `passthrough`; may vary by tensor.
     pub scale: Setting,
-    /// Place of a `slerp` between the first model (0) and the second (1); may differ from tensor to tensor.
+    /// Position of a `slerp` between the first model (0) and the second (1); may vary by tensor.
     pub t: Setting,
-    /// What `greedy` measures ingredients and soups by; that method cannot be without it. None: nothing is measured.
+    /// The measure of ingredients and soups for the method `greedy`, which requires it. None: nothing is measured.
     pub greedy: Option<GreedyConfig>,
-    /// Whether `model_stock` measures angles row by row in place of tensor by tensor.
+    /// Whether `model_stock` measures angles row by row instead of tensor by tensor.
     pub filter_wise: bool,
-    /// Whether `nuslerp` takes a tensor as one vector; if not, each row or column is one.
+    /// Whether `nuslerp` treats a tensor as one vector instead of a vector for each row or column.
     pub nuslerp_flatten: bool,
-    /// Whether `nuslerp` without `nuslerp_flatten` takes columns in place of rows (mergekit's name for it).
+    /// Whether `nuslerp` without `nuslerp_flatten` uses columns instead of rows (mergekit's name for it).
     pub nuslerp_row_wise: bool,
-    /// Most steps in the search for a `karcher` mean.
+    /// Maximum number of iterations for a `karcher` mean.
     pub max_iter: usize,
-    /// A step of `karcher` shorter than this, in radians, is the last one; a tensor not longer than this counts as zero;
-    /// above 0.
+    /// `karcher` ends with the first step shorter than this, in radians; a tensor with a norm of at most this counts as
+    /// zero; above 0.
     pub tol: f64,
-    /// Seed of what the `dare` methods drop.
+    /// Seed of the entries that the `dare` methods drop.
     pub seed: u64,
-    /// Whether weights are divided by their sum. None: as the method has it, which is yes for `linear` and `ties`.
+    /// Whether weights are divided by their sum. None: the method's default, which is yes for `linear` and `ties`.
     pub normalize: Option<bool>,
-    /// Number type of the soup. None: that of the ingredients, tensor by tensor; where they differ, the wider one.
+    /// Number type of the soup. None: the ingredients' type of each tensor; if they differ, the wider one.
     #[schemars(extend("x-heading" = "Output"))]
     pub dtype: Option<Dtype>,
-    /// Of adapters: rank of the soup, at least 1, by the nearest adapter of that rank. None: the sum of the
+    /// For adapters: rank of the soup, at least 1, as the best approximation of that rank. None: the sum of the
     /// ingredients' ranks, exact.
     pub svd_rank: Option<usize>,
-    /// Most bytes of weights in one file: a number, or such as 5GB (powers of ten).
+    /// Maximum bytes of weights per file: a number, or text such as 5GB (powers of ten).
     pub max_shard_size: ByteSize,
-    /// Where tokenizer and chat template come from. None: the first ingredient that has a tokenizer.
+    /// Source of tokenizer and chat template. None: the first ingredient that has a tokenizer.
     pub tokenizer_source: Option<ModelPath>,
-    /// The soup's chat template: `chatml`, `llama3`, `alpaca` or `mistral`, a Jinja file, a Jinja text, or `auto` for the
-    /// one that most of the models have. None: that of the tokenizer.
+    /// The soup's chat template: `chatml`, `llama3`, `alpaca` or `mistral`, a Jinja file, a Jinja text, or `auto` for
+    /// the one that most models have. None: that of the tokenizer.
     pub chat_template: Option<TemplateChoice>,
-    /// Whether norms, angles and distances go to `geometry.json` and, as a picture, to `geometry.html`.
+    /// Whether to write norms, angles and distances to `geometry.json` and, as plots, to `geometry.html`.
     pub report: bool,
-    /// Whether `soup.json` gets the BLAKE3 digest of every weight file, as `b3sum` prints it.
+    /// Whether to write the BLAKE3 digest of every weight file, as printed by `b3sum`, to `soup.json`.
     pub digests: bool,
     /// Directory of the soup; must be empty or absent.
     pub output_dir: PathBuf,
@@ -153,11 +152,11 @@ impl Default for SoupConfig {
 }
 
 impl SoupConfig {
-    /// The same with `MODEL+ADAPTER` among the models written as a model and an adapter. What is there under such a name
-    /// as a whole stays.
+    /// Splits every `MODEL+ADAPTER` among the models into a model and an adapter, unless a file or folder with that
+    /// whole name exists.
     ///
     /// # Errors
-    /// If there is more than one adapter to a model, or adapters are given otherwise too; if the base has one.
+    /// If a model has more than one adapter, if adapters are also given separately, or if the base has one.
     pub fn with_adapters_apart(mut self) -> anyhow::Result<SoupConfig> {
         let apart = |path: &Path| -> Option<(PathBuf, PathBuf)> {
             let (model, adapter) = path.to_str()?.split_once('+').filter(|_| !path.exists())?;
@@ -254,32 +253,33 @@ impl Stage for SoupConfig {
     }
 }
 
-/// Writes the soup into `output_dir`, which may hold what the stage runner put there: weights, companions, `soup.json`,
-/// `geometry.json` and `geometry.html` if asked for and, last, `config.json`. Everything is on the disk when it returns.
-/// A soup of adapters of one base is an adapter: `output_dir` becomes a PEFT directory.
+/// Writes the soup into `output_dir`, which may hold files of the stage runner: weights, companions, `soup.json`,
+/// `geometry.json` and `geometry.html` if requested and, last, `config.json`. All files are synced on return. A soup of
+/// adapters of one base is an adapter: `output_dir` becomes a PEFT directory.
 ///
 /// # Errors
-/// If the ingredients do not fit together (nothing is read or written then), a weight is not finite, or a file cannot be
+/// If the ingredients are incompatible (then nothing is read or written), a weight is not finite, or a file cannot be
 /// written.
 pub(crate) fn run(config: &SoupConfig, context: &StageContext) -> anyhow::Result<Value> {
     Ok(cook(config, &config.output_dir, Durability::Synced, context)?.summary)
 }
 
-/// What a soup came to.
+/// The result of a soup.
 #[derive(Debug)]
 pub(crate) struct Cooked {
-    /// Numbers about it.
+    /// Statistics of the soup.
     pub summary: Value,
-    /// The report, if asked for.
+    /// The report, if requested.
     pub geometry: Option<Geometry>,
 }
 
-/// Writes the soup to `output_dir`, which must be empty or absent: into `OUTPUT_DIR.tmp`, which gets its name when all is
-/// done. So there is either a whole soup or none. Syncing is left to the operating system. It has the `stage.json` and
-/// `timings.json` of a stage, but for the SHA-256 of what was read: that would be as much work as the soup.
+/// Writes the soup to `output_dir`, which must be empty or absent. It is written to `OUTPUT_DIR.tmp`, which is renamed
+/// at the end, so that no partial soup can exist. Syncing is left to the operating system. The directory has the
+/// `stage.json` and `timings.json` of a stage, without SHA-256 digests of the inputs: they would take as long as the
+/// soup.
 ///
 /// # Errors
-/// As [`run`], and if `output_dir` holds anything.
+/// As [`run`], and if `output_dir` is not empty.
 pub(crate) fn write_new_directory(config: &SoupConfig, context: &StageContext) -> anyhow::Result<Cooked> {
     let dir = &config.output_dir;
     let shown = dir.display();
@@ -301,7 +301,7 @@ pub(crate) fn write_new_directory(config: &SoupConfig, context: &StageContext) -
         Ok(cooked)
     });
     if done.is_err() {
-        // The error is what matters; the next attempt removes what is left.
+        // Report the first error; the next attempt removes the remaining files.
         let _ = fs::remove_dir_all(&tmp);
     }
     done
@@ -314,19 +314,19 @@ fn temporary(dir: &Path) -> anyhow::Result<PathBuf> {
     Ok(dir.with_file_name(name))
 }
 
-/// Opens what goes into a soup, and holds the ingredients against each other. Nothing is read or written.
+/// Opens the ingredients and checks that they are compatible. Reads no weights and writes nothing.
 ///
 /// # Errors
-/// If one cannot be opened, or they do not fit together.
+/// If one cannot be opened, or they are incompatible.
 pub(crate) fn check_fit(config: &SoupConfig) -> anyhow::Result<()> {
     if adapters::any(&config.models) {
-        // They are compared as they are read.
+        // Adapters are compared when they are read.
         return Ok(());
     }
     Ingredients::open(config)?.tensors(config.dtype).map(drop)
 }
 
-/// The order is the promise: checks, weights, the rest, `config.json`.
+/// Keeps the guaranteed order: checks, weights, the rest, `config.json`.
 fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &StageContext) -> anyhow::Result<Cooked> {
     let arithmetic = Arithmetic::new(config)?;
     if adapters::any(&config.models) {
@@ -375,7 +375,7 @@ fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &Stage
     Ok(Cooked { summary, geometry })
 }
 
-/// A greedy soup is, once its ingredients are chosen, a mean of which some have the weight 0.
+/// Turns a greedy soup, after choosing its ingredients, into a mean in which some have the weight 0.
 fn chosen(
     config: &SoupConfig,
     ingredients: &Ingredients,
@@ -390,7 +390,7 @@ fn chosen(
     Ok((SoupConfig { method: Method::Linear, greedy: None, weights, ..config.clone() }, Some(selection)))
 }
 
-/// The type that holds most numbers.
+/// The number type of most weights.
 fn main_dtype(tensors: &[NewTensor]) -> Dtype {
     let held = |dtype: Dtype| -> usize {
         tensors.iter().filter(|t| t.dtype == dtype).map(|t| t.shape.iter().product::<usize>()).sum()

@@ -29,7 +29,7 @@ pub const STAGES: &[Kind] = &[
     Kind::of::<tests::Census>(),
 ];
 
-/// The kind of this name.
+/// Finds a kind by name.
 pub(crate) fn find(name: &str) -> Option<&'static Kind> {
     STAGES.iter().find(|kind| kind.name == name)
 }

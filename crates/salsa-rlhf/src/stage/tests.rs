@@ -84,7 +84,7 @@ fn dpo_config(dir: &Path, base: &Path, loss_type: DpoLoss) -> DpoConfig {
     }
 }
 
-/// Runs a stage undisturbed into one directory, and interrupted after every single step into another: same bytes.
+/// Runs a stage once without interruption and once interrupted after every step; both must give the same bytes.
 pub(super) fn resumes_bytewise(run: impl Fn(&Path, &StageContext) -> Result<Value>) {
     let dir = tempfile::tempdir().unwrap();
     let (whole, torn) = (dir.path().join("whole"), dir.path().join("torn"));
@@ -184,7 +184,7 @@ fn the_reward_model_learns_the_preference_and_resumes() {
     let first: Vec<&String> = results.as_object().unwrap().keys().take(2).collect();
     assert_eq!(first, ["eval_accuracy", "eval_longer_wins_accuracy"], "terminal and report show the first results");
 
-    // The saved score normalisation is that of the scores `salsa score` gives to the same pairs.
+    // The saved score normalisation matches the scores that `salsa score` gives to the same pairs.
     let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
     let rows: Vec<Value> = fixture::read_lines(&dir.path().join("pairs.jsonl"))
         .iter()
@@ -292,7 +292,7 @@ fn rows_of_tokens_need_no_tokenizer() {
     }
 }
 
-/// As TRL's SFT and reward trainers, which append the end token to text that has none.
+/// As TRL's SFT and reward trainers, which append the end token to text without one.
 #[test]
 fn texts_end_with_an_end_token_unless_they_were_cut_off() {
     let dir = tempfile::tempdir().unwrap();
@@ -367,7 +367,7 @@ fn no_example_is_longer_than_the_context() {
     assert_eq!((pairs(96), pairs(1024)), (1, 1), "longer pairs are left out");
 }
 
-/// Neither the thread nor what other threads compute decides where a stage computes, and in which numbers.
+/// The device and number type depend neither on the thread nor on what other threads compute.
 #[test]
 fn a_stage_on_a_spawned_thread_computes_as_its_keys_say() {
     let dir = tempfile::tempdir().unwrap();

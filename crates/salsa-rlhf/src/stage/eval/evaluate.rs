@@ -42,7 +42,7 @@ pub(crate) use config::{EvalSet, EvaluateConfig, Landscape};
 use plan::Plan;
 use profile::{Rewards, profile};
 
-/// What every arm is measured with.
+/// Models and settings shared by all arms.
 struct Bench<'a> {
     config: &'a EvaluateConfig,
     exam: Exam,
@@ -82,10 +82,10 @@ impl Stage for EvaluateConfig {
     }
 }
 
-/// Evaluates all arms and writes `evaluation.json` (all that a report needs) and `answers-ARM-SET.jsonl`.
+/// Evaluates all arms and writes `evaluation.json` (all data of a report) and `answers-ARM-SET.jsonl`.
 ///
 /// # Errors
-/// If a model or a set cannot be used, or the disk refuses.
+/// If a model or a set cannot be used, or a file cannot be written.
 pub(crate) fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let (mut bench, sets) = Bench::open(config, context)?;
@@ -151,8 +151,8 @@ pub(crate) fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Re
 }
 
 impl EvaluateConfig {
-    /// The arm that is the model at an end of the line: it answers the same prompts with the same random numbers, so its
-    /// answers are those of the end.
+    /// The arm that equals the model at an end of the line. Since it answers the same prompts with the same random
+    /// numbers, its answers serve for that end.
     fn arm_at_end(&self, line: &Landscape, alpha: f64) -> Option<&str> {
         let model = match alpha {
             0.0 => &line.models.0,
@@ -163,7 +163,7 @@ impl EvaluateConfig {
         self.arms.iter().find(|(_, source)| is_it(source)).map(|(arm, _)| arm.as_str())
     }
 
-    /// What an arm or an anchor that is this model is called, or else the model's folder.
+    /// The name of the arm or anchor with this model, or else the model's folder.
     fn name_of(&self, model: &Path) -> String {
         let mut named = self.arms.iter().chain(&self.anchors);
         let is_it = |source: &ModelSource| matches!(source, ModelSource::Path(path) if path.as_ref() == model);
@@ -230,7 +230,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Gold and proxy reward along the line, set by set.
+    /// Gold and proxy reward along the line, for each set.
     fn landscape(
         &self,
         sets: &[Questions],
@@ -255,7 +255,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// Arms in the order in which people think of them: the known ones first.
+/// Arms in display order: known names first.
 fn in_order<'a>(arms: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let known = ["sft_a", "sft_b", "soup", "ppo", "salsa"];
     let mut arms: Vec<&str> = arms.collect();
@@ -263,7 +263,7 @@ fn in_order<'a>(arms: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     arms
 }
 
-/// The summaries, arm by arm.
+/// The summaries of all arms, in display order.
 fn arms_in_order(summaries: &BTreeMap<&str, Vec<SplitSummary>>, sets: &[Questions]) -> Ordered<Ordered<SplitSummary>> {
     let mut arms = Ordered::new();
     for arm in in_order(summaries.keys().copied()) {
@@ -304,7 +304,7 @@ fn training_runs(config: &EvaluateConfig) -> anyhow::Result<Vec<Run>> {
     config.runs.iter().map(|(arm, dir)| Ok(Run::from_metrics(arm, &metrics::read(dir)?))).collect()
 }
 
-/// The first prompts of each set with all answers.
+/// The first prompts of each set with the answers of all arms.
 fn samples(config: &EvaluateConfig, answers: &BTreeMap<&str, Vec<Answers>>, sets: &[Questions]) -> Vec<Sample> {
     let mut all = Vec::new();
     for (i, set) in sets.iter().enumerate() {
@@ -321,7 +321,7 @@ fn samples(config: &EvaluateConfig, answers: &BTreeMap<&str, Vec<Answers>>, sets
     all
 }
 
-/// One line per prompt, as `salsa generate` writes it, so that the answers can be judged again.
+/// Writes one line per prompt in the format of `salsa generate`, so that the answers can be judged again.
 fn write_answers(dir: &Path, arm: &str, set: &Questions, answers: &Answers) -> anyhow::Result<()> {
     let mut text = String::new();
     for (i, prompt) in set.prompts.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The same questions to any model, with the same random numbers: answers and their scores.
+//! Answers of any model to the same questions, with the same random numbers, and their scores.
 use std::path::Path;
 
 use anyhow::bail;
@@ -26,55 +26,55 @@ use crate::{
     },
 };
 
-/// What every model is asked and scored with. The weights of the reward model are still to be read.
+/// Settings shared by all evaluated models, before the weights of the reward model are read.
 pub(in crate::stage) struct Syllabus {
     encoder: Encoder,
     reward_model: Checkpoint,
     answering: Answering,
-    /// The shape of the models to be asked.
+    /// The shape of the evaluated models.
     pub spec: ModelSpec,
 }
 
-/// What every model is asked and scored with.
+/// Settings and reward model shared by all evaluated models.
 pub(in crate::stage) struct Exam {
     encoder: Encoder,
     reward_model: RewardModel,
     answering: Answering,
-    /// Tokens that the models must have embeddings for.
+    /// Vocabulary size that the models must have.
     pub vocab_size: usize,
 }
 
-/// How answers are given and judged.
+/// How answers are generated and scored.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::stage) struct Answering {
-    /// Most tokens of an answer.
+    /// Maximum number of tokens of an answer.
     pub max_new_tokens: usize,
-    /// Sampling temperature; 0 always takes the likeliest token.
+    /// Sampling temperature; 0 always takes the most likely token.
     pub temperature: f32,
     /// Seed of the answers.
     pub seed: u64,
-    /// Answers generated at once; changes none of them.
+    /// Answers generated at once; affects speed and memory only.
     pub slots: usize,
-    /// A reward function besides the learned one.
+    /// A reward function in addition to the learned one.
     pub gold: Option<Gold>,
 }
 
-/// Prompts as they were given and as tokens.
+/// Prompts as given and as tokens.
 pub(in crate::stage) struct Questions {
     pub name: String,
     pub prompts: Vec<Content>,
     pub tokens: Vec<Vec<u32>>,
-    /// How many prompts of the set are too long.
+    /// The number of prompts that are too long.
     pub left_out: usize,
 }
 
-/// Which prompts are asked.
+/// Selection of prompts.
 pub(in crate::stage) struct Asked<'a> {
     pub name: &'a str,
     pub dataset: &'a DataSource,
-    /// At most so many, from the start.
+    /// Maximum number of prompts, taken from the start.
     pub max_prompts: Option<usize>,
-    /// Longer ones, in tokens, are left out.
+    /// Longer prompts, in tokens, are omitted.
     pub max_prompt_length: usize,
 }
 
@@ -87,10 +87,10 @@ pub(in crate::stage) struct Answers {
 }
 
 impl Syllabus {
-    /// Opens the reward model, and tokenizer and chat template of one of the models to be asked. No weight is read.
+    /// Opens the reward model, and the tokenizer and chat template of one of the evaluated models. Reads no weights.
     ///
     /// # Errors
-    /// If they cannot be used or do not belong together.
+    /// If they cannot be used or are incompatible.
     pub(crate) fn open(
         model: &Path,
         reward_model: &Path,
@@ -105,7 +105,7 @@ impl Syllabus {
         Ok(Syllabus { encoder, reward_model, answering, spec })
     }
 
-    /// Reads prompts and tokenises them, once for all models.
+    /// Reads and tokenises prompts, once for all models.
     ///
     /// # Errors
     /// If the set cannot be read, or no prompt is short enough.
@@ -119,18 +119,18 @@ impl Syllabus {
         Ok(Questions { name: asked.name.to_owned(), prompts, tokens, left_out })
     }
 
-    /// What decides about memory.
+    /// The settings that affect memory.
     pub(crate) fn knobs(&self, device: &Device) -> Knobs {
         Knobs { slots: self.answering.slots, ..Knobs::on(device) }
     }
 
-    /// Adds the reward model.
+    /// Adds the memory of the reward model.
     pub(crate) fn add_reward_model(&self, roles: &mut Roles) {
         roles.frozen(&self.reward_model, Head::Scalar);
     }
 
-    /// Adds what it takes to answer all questions with a model and to score the answers. Answers count as long as they may
-    /// become.
+    /// Adds the memory of answering all questions with a model and of scoring the answers. Answers count with their
+    /// maximum length.
     pub(crate) fn add_passes(&self, sets: &[Questions], model: Passed<'_>, knobs: &Knobs, passes: &Passes) {
         let reward = self.reward_model.spec.with_head(Head::Scalar);
         let reward = Passed::new(&reward, self.reward_model.adapter().map(|adapter| &adapter.lora));
@@ -142,13 +142,13 @@ impl Syllabus {
         }
     }
 
-    /// The lengths of the largest pass over questions with their answers.
+    /// Sequence lengths of the largest pass over questions with their answers.
     pub(crate) fn scoring_pass(&self, tokens: &[Vec<u32>]) -> Vec<u64> {
         let responses = Responses::new(tokens, self.answering.max_new_tokens, Order::Given);
         responses.scoring(tokens.len(), rollout::PASS as u64)
     }
 
-    /// Reads the reward model.
+    /// Reads the weights of the reward model.
     ///
     /// # Errors
     /// If a weight cannot be read or is not finite.
@@ -160,7 +160,7 @@ impl Syllabus {
 }
 
 impl Exam {
-    /// One answer to each prompt. The random numbers are the same for every model.
+    /// Generates one answer to each prompt. The random numbers are the same for every model.
     ///
     /// # Errors
     /// If a score or a log-probability is not finite, or the tokenizer cannot decode an answer.
@@ -172,7 +172,7 @@ impl Exam {
         let sampling = Sampling { temperature, seed, max_new_tokens, stop_tokens, slots, ..Sampling::default() };
         let responses = model.generate(&prompts, &sampling, &mut |_| ());
         let prompts: Vec<&[u32]> = set.tokens.iter().map(|tokens| &tokens[..]).collect();
-        // Log-probs of the likeliest tokens are those of the model as it is.
+        // Greedy decoding reports unscaled log-probs.
         let rollouts = Rollouts::new(&prompts, responses, if temperature > 0.0 { temperature } else { 1.0 });
         let scores = self.reward_model.scores(&rollouts);
         for (what, values) in [("score", &scores), ("log-probability", &rollouts.logprobs)] {
@@ -190,7 +190,7 @@ impl Exam {
 }
 
 impl Answers {
-    /// What win rates are counted by.
+    /// The values that win rates compare.
     pub(crate) fn judged(&self) -> &[f64] {
         self.gold.as_deref().unwrap_or(&self.scores)
     }

@@ -1,4 +1,4 @@
-//! Loss on held-out examples: what SFT minimises, with an interval.
+//! Loss on held-out examples, the objective of SFT, with an interval.
 use std::ops::Range;
 
 use anyhow::ensure;
@@ -19,19 +19,19 @@ use crate::{
     },
 };
 
-/// Tokens of a forward pass; changes speed and memory, never a number.
+/// Tokens per forward pass; affects speed and memory only.
 const PASS: usize = 8192;
 
-/// Examples as sequences of tokens.
+/// Encoded examples.
 pub(in crate::stage) struct HeldOut {
     lesson: NextToken,
 }
 
 impl HeldOut {
-    /// Reads examples and tokenises them, once for all models; longer ones are cut off behind `max_length` tokens.
+    /// Reads and tokenises examples, once for all models; longer ones are truncated to `max_length` tokens.
     ///
     /// # Errors
-    /// If the set cannot be read, or nothing in it has a loss.
+    /// If the set cannot be read, or no example has a learned token.
     pub(crate) fn open(
         dataset: &DataSource,
         encoder: &Encoder,
@@ -49,22 +49,22 @@ impl HeldOut {
         Ok(HeldOut { lesson: NextToken { examples } })
     }
 
-    /// How many examples there are.
+    /// The number of examples.
     pub(crate) fn len(&self) -> usize {
         self.lesson.examples()
     }
 
-    /// The lengths of the sequences of the largest pass that it takes to look at all of them.
+    /// Sequence lengths of the largest pass over the examples.
     pub(crate) fn largest_pass(&self) -> Vec<u64> {
         let lengths = |examples: Range<usize>| examples.map(|i| self.lesson.length(i) as u64).collect::<Vec<_>>();
         let passes = self.batches().into_iter().map(lengths);
         passes.max_by_key(|pass| pass.iter().sum::<u64>()).unwrap_or_default()
     }
 
-    /// What a model loses on each example.
+    /// The loss of a model on each example.
     ///
     /// # Errors
-    /// If one is not finite.
+    /// If a loss is not finite.
     pub(crate) fn losses(&self, model: &Model) -> anyhow::Result<Losses> {
         let counts: Vec<f64> = (0..self.len()).map(|i| self.lesson.weight(i)).collect();
         let mut sums = Vec::with_capacity(self.len());
@@ -99,17 +99,17 @@ impl HeldOut {
     }
 }
 
-/// Losses of one model, example by example.
+/// Losses of one model on each example.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(in crate::stage) struct Losses {
-    /// Summed over the learned tokens of each example.
+    /// Sums over the learned tokens of each example.
     sums: Vec<f64>,
-    /// How many these are.
+    /// The number of learned tokens of each example.
     counts: Vec<f64>,
 }
 
 impl Losses {
-    /// The mean loss of a token, with its interval over examples.
+    /// The mean loss per token, with its interval over examples.
     ///
     /// ```text
     /// L = sum_i loss_i / sum_i n_i          loss_i: summed over the n_i learned tokens of example i
@@ -119,7 +119,7 @@ impl Losses {
         ratio(&self.sums, &self.counts)
     }
 
-    /// The same of what this model loses more than another on the same examples.
+    /// The estimate of this model's excess loss over another on the same examples.
     pub(crate) fn difference(&self, other: &Losses) -> Estimate {
         let differences: Vec<f64> = self.sums.iter().zip(&other.sums).map(|(own, other)| own - other).collect();
         ratio(&differences, &self.counts)
@@ -132,7 +132,7 @@ fn ratio(sums: &[f64], counts: &[f64]) -> Estimate {
     let (loss, count) = (sums.iter().sum::<f64>() / total, total / counts.len() as f64);
     let values: Vec<f64> = sums.iter().zip(counts).map(|(sum, n)| loss + (sum - loss * n) / count).collect();
     let Estimate { mean, ci95 } = estimate(&values);
-    // The mean of the values is the ratio up to rounding.
+    // The mean of the values equals the ratio up to rounding.
     Estimate { mean: loss, ci95: ci95.map(|end| end - mean + loss) }
 }
 
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(mean, 2.0);
         let half = 1.5 * 1.959_963_984_540_054; // the standard error of (0.5, 3.5) is 1.5
         assert!((ci95[1] - 2.0 - half).abs() < 1e-9 && (ci95[0] - 2.0 + half).abs() < 1e-9, "{ci95:?}");
-        // Examples of one length: the interval of a plain mean.
+        // Examples of equal length: the interval of a plain mean.
         let (plain, of_ratio) = (estimate(&[1.0, 2.0, 6.0]), ratio(&[4.0, 8.0, 24.0], &[4.0; 3]));
         assert!((plain.ci95[0] - of_ratio.ci95[0]).abs() < 1e-12 && plain.mean == of_ratio.mean);
     }

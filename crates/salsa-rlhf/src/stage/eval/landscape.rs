@@ -1,8 +1,8 @@
-//! `salsa landscape`: rewards and loss of the models on a line through two checkpoints, or on the plane of three.
+//! `salsa landscape`: rewards and losses of the models on a line through two checkpoints, or on the plane of three.
 //!
-//! Every point is a weighted mean of the checkpoints' weights, inside and outside of them. Prompts are tokenised once, the
-//! reward model is loaded once, all points answer with the same random numbers, and the weights of one point replace those
-//! of the one before in place. A finished point is kept if the run is interrupted.
+//! Every point is a weighted mean of the checkpoints' weights, possibly an extrapolation. Prompts are tokenised once,
+//! the reward model is loaded once, all points use the same random numbers, and the weights of each point replace those
+//! of the previous one in place. Finished points are kept if the run is interrupted.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -39,58 +39,58 @@ mod tests;
 
 use survey::{Measured, Survey};
 
-/// What `salsa landscape` can be told.
+/// Configuration of `salsa landscape`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LandscapeConfig {
-    /// Two checkpoints for a line, three for a plane; of one architecture and tokenizer.
+    /// Two checkpoints for a line, three for a plane, with the same architecture and tokenizer.
     #[schemars(extend("x-heading" = "Models and data"))]
     pub models: Vec<ModelPath>,
     /// The reward model that scores answers.
     pub reward_model_path: ModelPath,
     /// The prompts that every point answers.
     pub prompts: DataSource,
-    /// A reward function besides the learned one. None: none.
+    /// A reward function in addition to the learned one. None: none.
     pub gold: Option<Gold>,
-    /// Held-out examples on which every point's loss is taken. None: no loss.
+    /// Held-out examples for the loss of every point. None: no loss.
     pub eval_dataset: Option<DataSource>,
-    /// Where a line begins: 0 is the first model, 1 the second.
+    /// Start of a line: 0 is the first model, 1 the second.
     #[schemars(extend("x-heading" = "Points"))]
     pub start: f64,
-    /// Where a line ends, on the same scale; above `start`.
+    /// End of a line, on the same scale; above `start`.
     pub end: f64,
-    /// Points on a line, at least 2, at equal distances, both ends among them. The models themselves are added if they
-    /// are not.
+    /// Number of equally spaced points on a line, including both ends; at least 2. The models themselves are added if
+    /// they are not among them.
     pub steps: usize,
-    /// Of a plane: how many parts the way from one model to another is cut into, at least 1.
+    /// For a plane: number of steps from one model to another, at least 1.
     pub divisions: usize,
-    /// Of a plane: how far beyond the triangle of the models it goes, as a share of that way, from 0 to 10. No weight
-    /// is below minus this.
+    /// For a plane: extent beyond the triangle of the models, as a share of its sides, from 0 to 10. No weight is below
+    /// minus this.
     pub margin: f64,
-    /// Only the first so many prompts, at least 1. None: all.
+    /// Maximum number of prompts, taken from the start, at least 1. None: all.
     #[schemars(extend("x-heading" = "Answers and losses"))]
     pub max_prompts: Option<usize>,
-    /// Prompts longer than this many tokens are left out.
+    /// Prompts longer than this many tokens are omitted.
     pub max_prompt_length: usize,
-    /// The longest answer, in tokens, at least 1.
+    /// Maximum number of tokens of an answer, at least 1.
     pub max_new_tokens: usize,
     /// How prompts become tokens.
     #[serde(flatten)]
     pub chat: ChatArguments,
-    /// Only the first so many examples for the loss, at least 1. None: all.
+    /// Maximum number of examples for the loss, taken from the start, at least 1. None: all.
     pub max_examples: Option<usize>,
-    /// Examples for the loss are cut off behind so many tokens, at least 2.
+    /// Examples for the loss are truncated to this many tokens, at least 2.
     pub max_length: usize,
-    /// Sampling temperature; 0 always takes the likeliest token.
+    /// Sampling temperature; 0 always takes the most likely token.
     #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
-    /// Answers generated at once, at least 1; changes none of them, only speed and memory.
+    /// Answers generated at once, at least 1; affects speed and memory only.
     pub decode_slots: NoEffect<usize>,
-    /// Seed of the sampling: the same random numbers for every point.
+    /// Seed of the sampling: every point gets the same random numbers.
     pub seed: u64,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
     pub dtype: ComputeType,
-    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
+    /// Device; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
     /// Directory of `landscape.json` and `landscape.html`.
     pub output_dir: PathBuf,
@@ -135,10 +135,10 @@ impl LandscapeConfig {
     }
 }
 
-/// More would take days, and be a mistyped number.
+/// Upper limit for points: more would take days, so a larger number is taken for a typing error.
 const MOST_POINTS: usize = 10_000;
 
-/// The file with the numbers.
+/// The file of the results.
 pub(crate) const LANDSCAPE: &str = "landscape.json";
 
 impl Stage for LandscapeConfig {
@@ -199,7 +199,7 @@ impl Stage for LandscapeConfig {
 /// Measures every point and writes `landscape.json` and `landscape.html`.
 ///
 /// # Errors
-/// If a model or a set cannot be used, the disk refuses, or the run was interrupted (finished points are kept).
+/// If a model or a set cannot be used, a file cannot be written, or the run was interrupted (finished points are kept).
 pub(crate) fn run(config: &LandscapeConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let mut survey = Survey::open(config, context)?;
@@ -243,7 +243,7 @@ pub(crate) fn run(config: &LandscapeConfig, context: &StageContext) -> anyhow::R
     }))
 }
 
-/// A point that an earlier run finished.
+/// Reads a point finished by an earlier run; `None` if it does not exist.
 fn read(path: &Path) -> anyhow::Result<Option<Measured>> {
     let Some(bytes) = input::read_if_any(path)? else { return Ok(None) };
     match serde_json::from_slice(&bytes) {
@@ -255,7 +255,7 @@ fn read(path: &Path) -> anyhow::Result<Option<Measured>> {
     }
 }
 
-/// A point for a progress bar.
+/// The name of a point in the progress bar.
 fn place(weights: &[f64]) -> String {
     match weights {
         [_, t] => format!("t {t:.3}"),

@@ -1,6 +1,6 @@
-//! Measuring finished models: `evaluate`, `landscape`, `winrate` and `judge`, and the loss on held-out examples.
+//! Evaluation of finished models: `evaluate`, `landscape`, `winrate` and `judge`, and the loss on held-out examples.
 //!
-//! May import `models`, `text`, `memory`, `lifecycle` and what stands directly in `stage`; trains nothing.
+//! May import `models`, `text`, `memory`, `lifecycle` and modules directly in `stage`; contains no training.
 pub(crate) mod evaluate;
 pub(super) mod exam;
 pub(super) mod held_out;

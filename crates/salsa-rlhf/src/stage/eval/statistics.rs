@@ -3,20 +3,20 @@ use salsa_algo::stats::{Resampling, Tally, Verdict, Z95, bootstrap_difference, m
 
 use crate::report::Estimate;
 
-/// Mean of one number per prompt, with the normal interval. One prompt has a mean and no interval, which is then NaN.
+/// Mean of one number per prompt, with the normal interval. For a single prompt the interval is NaN.
 pub(crate) fn estimate(values: &[f64]) -> Estimate {
     mean_interval(values, Z95).map_or(without_interval(values), from_algo)
 }
 
-/// Share of prompts on which `own` is larger than `base`, ties half, with the Wilson interval.
+/// Share of prompts on which `own` is larger than `base`, ties count half, with the Wilson interval.
 pub(crate) fn win_rate(own: &[f64], base: &[f64]) -> Estimate {
     let tally: Tally = own.iter().zip(base).map(|(&own, &base)| Verdict::from_scores(own, base)).collect();
     let interval = tally.interval(Z95);
     Estimate::new(tally.win_rate().unwrap_or(f64::NAN), interval.low, interval.high)
 }
 
-/// Mean difference over the same prompts, with the interval of the paired bootstrap; NaN for one prompt, which drawn again
-/// and again is always itself.
+/// Mean difference over the same prompts, with the interval of the paired bootstrap; NaN for a single prompt, whose
+/// resamples are all equal.
 pub(crate) fn paired_difference(a: &[f64], b: &[f64], seed: u64) -> Estimate {
     if let ([a], [b]) = (a, b) {
         return without_interval(&[a - b]);
@@ -31,7 +31,7 @@ pub(crate) fn share(share: f64, n: usize) -> [f64; 2] {
     [interval.low, interval.high]
 }
 
-/// The value of one prompt, NaN for none.
+/// The value of a single prompt, NaN for none; the interval is NaN.
 fn without_interval(values: &[f64]) -> Estimate {
     Estimate::new(values.first().copied().unwrap_or(f64::NAN), f64::NAN, f64::NAN)
 }
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_difference_is_paired() {
-        // The same difference on every prompt: no uncertainty, however much the prompts differ.
+        // The same difference on every prompt: no uncertainty, even if the prompts differ.
         let difference = paired_difference(&[1.5, 10.5, -3.5], &[1.0, 10.0, -4.0], 1);
         assert_eq!((difference.mean, difference.ci95), (0.5, [0.5, 0.5]));
     }

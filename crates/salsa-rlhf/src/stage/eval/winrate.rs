@@ -1,4 +1,5 @@
-//! `salsa eval winrate`: how often one set of answers beats another, by a reward model or the gold reward of the toy world.
+//! `salsa eval winrate`: how often one set of answers beats another, by a reward model or the gold reward of the toy
+//! world.
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail, ensure};
@@ -27,22 +28,22 @@ use crate::{
     world,
 };
 
-/// What `salsa eval winrate` can be told.
+/// Configuration of `salsa eval winrate`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct WinrateConfig {
-    /// JSON lines with `prompt` (or `messages`) and `response`, as `salsa generate` and `salsa evaluate` write them:
-    /// the side that wins or loses.
+    /// JSON lines with `prompt` (or `messages`) and `response`, in the format of `salsa generate` and `salsa evaluate`:
+    /// the side whose wins are counted.
     #[schemars(extend("x-heading" = "Answers"))]
     pub answers: DataPath,
-    /// Answers to the same prompts: the side it is compared with.
+    /// Answers to the same prompts: the side to compare with.
     pub baseline: DataPath,
-    /// Who says which answer is better.
+    /// How the better answer is determined.
     #[schemars(extend("x-heading" = "Judgement"))]
     pub judge: Judge,
-    /// The reward model, if it is the judge. None: for judge `gold`, which has no model.
+    /// The reward model, required by the judge `reward_model`. None: for judge `gold`, which has no model.
     pub reward_model_path: Option<ModelPath>,
-    /// Answers whose scores differ by no more than this tie; in units of score, at least 0.
+    /// Maximum score difference of a tie; in units of score, at least 0.
     pub tie_margin: f64,
     /// Resamples of the bootstrap intervals, at least 1.
     pub resamples: usize,
@@ -68,7 +69,7 @@ impl Default for WinrateConfig {
     }
 }
 
-/// Who says which answer is better.
+/// How the better answer is determined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Judge {
@@ -78,7 +79,7 @@ pub enum Judge {
     Gold,
 }
 
-/// Most resamples of the bootstrap.
+/// Upper limit for bootstrap resamples.
 const MOST_RESAMPLES: u64 = 10_000_000;
 
 impl Stage for WinrateConfig {
@@ -123,11 +124,11 @@ impl Stage for WinrateConfig {
     }
 }
 
-/// Compares the two files: wins, ties and losses, the win rate with ties counted half, and the difference of scores, with
-/// 95 % intervals (Wilson's and paired bootstrap).
+/// Compares the two files: wins, ties and losses, the win rate with ties counted half, and the difference of scores,
+/// with 95 % intervals (Wilson and paired bootstrap).
 ///
 /// # Errors
-/// If the files do not answer the same prompts, a line (which is named) cannot be used, or the reward model cannot.
+/// If the files answer different prompts, or a line (which is named) or the reward model cannot be used.
 pub(crate) fn run(config: &WinrateConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let (ours, theirs) = (Rows::read(&config.answers)?, Rows::read(&config.baseline)?);
@@ -183,7 +184,7 @@ fn points(verdict: Verdict) -> f64 {
     }
 }
 
-/// Which rows answer the same prompt: line by line where the prompts agree so, else by prompt.
+/// Pairs of rows that answer the same prompt: line by line if all prompts match, otherwise by prompt.
 fn pairs(ours: &Rows, theirs: &Rows) -> anyhow::Result<Vec<(usize, usize)>> {
     let (our_keys, their_keys) = (ours.try_map(key)?, theirs.try_map(key)?);
     if our_keys == their_keys {
@@ -214,7 +215,7 @@ fn pairs(ours: &Rows, theirs: &Rows) -> anyhow::Result<Vec<(usize, usize)>> {
         .collect()
 }
 
-/// What makes two rows answers to the same prompt.
+/// A key that is equal for answers to the same prompt.
 fn key(row: &Row) -> anyhow::Result<String> {
     Ok(match row.prompt()? {
         Content::Text(text) => format!("{text:?}"),
@@ -222,7 +223,7 @@ fn key(row: &Row) -> anyhow::Result<String> {
     })
 }
 
-/// What the judge gives to each answer of both sides; none where one is left out.
+/// The judge's scores of both sides; `None` for omitted answers.
 fn scores(
     config: &WinrateConfig,
     ours: &Rows,
@@ -258,10 +259,10 @@ fn scores(
     Ok((ours, scores("baseline", theirs, &their_rows, &their_sequences)?))
 }
 
-/// A score for each row that is not left out.
+/// A score for each row that is not omitted.
 type Scores = Vec<Option<f64>>;
 
-/// The toy world's reward of a row's response.
+/// The toy world's reward of the row's response.
 fn gold(row: &Row) -> anyhow::Result<f64> {
     let prompt = match row.prompt()? {
         Content::Text(text) => text,
@@ -363,7 +364,7 @@ mod tests {
             run(&config, &fixture::quiet()).unwrap()["score"]["mean"].clone()
         };
         assert_eq!(judged("sampled"), scored("sampled"));
-        // Text alone, and the tokens of another tokenizer, which are not this judge's.
+        // Text alone, and tokens of another tokenizer than the judge's.
         rows.iter_mut().for_each(|row| row["tokens"] = json!([5, 5, 5]));
         fixture::write_lines(&path("foreign"), &rows);
         rows.iter_mut().for_each(|row| drop(row.as_object_mut().unwrap().remove("tokens")));

@@ -1,4 +1,4 @@
-//! Sizes of files, as people write them.
+//! File sizes in a human-readable format.
 use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};

@@ -1,4 +1,4 @@
-//! What a stage's result depends on apart from its inputs.
+//! Everything that a stage's result depends on apart from its inputs.
 use std::collections::BTreeSet;
 
 use anyhow::Context;
@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::resume::Fingerprint;
 use crate::config::paths::{Places, below};
 
-/// All that the result of a stage depends on apart from its inputs: its configuration without paths, which
-/// [`crate::stage::run_stage`] compares by what they lead to.
+/// Everything that the result of a stage depends on apart from its inputs: its configuration without paths, whose
+/// contents [`crate::stage::run_stage`] compares.
 ///
 /// # Errors
 /// If the configuration has no JSON form.

@@ -1,4 +1,4 @@
-//! What a stage was made from: paths and their SHA-256.
+//! The inputs of a stage: paths and their SHA-256.
 mod known;
 
 use std::{
@@ -17,16 +17,17 @@ use crate::{checkpoint::PeftAdapter, input};
 /// One input of a stage: a file, a data folder or a model directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
-    /// Where it was.
+    /// Its path when it was read.
     pub path: PathBuf,
-    /// What it was: a digest of its bytes; of a directory, of its files' names and bytes.
+    /// A digest of its content: the bytes of a file, or names and bytes of a directory's files.
     pub sha256: String,
-    /// Of a PEFT directory, the digest that records had in which the path of its base counted, too.
+    /// For a PEFT directory, the digest of older records, which included the path of the base.
     #[serde(skip)]
     pub with_path_of_base: Option<String>,
 }
 
-/// What a stage writes beside a model without changing it. What a soup says of itself names its ingredients by their paths.
+/// Files that a stage writes next to a model without changing it. A soup's report contains the paths of its
+/// ingredients.
 const BESIDE: &[&str] = &[
     "metrics.jsonl",
     "trainer_state.json",
@@ -42,9 +43,9 @@ const BESIDE: &[&str] = &[
 impl Input {
     /// Reads and digests an input.
     ///
-    /// Of a directory every file counts, sub-folders included, but not hidden files, logs, and what the stage runner
-    /// itself writes. Of a PEFT directory the base model counts too, by its bytes and not by its path: an adapter that is
-    /// made anew after its run was moved is the same.
+    /// For a directory, every file counts, including subfolders, but not hidden files, logs, and files of the stage
+    /// runner. For a PEFT directory, the bytes of the base model count too, but not its path: an adapter that is
+    /// recreated after its run was moved has the same digest.
     ///
     /// # Errors
     /// If it does not exist or cannot be read.
@@ -58,13 +59,13 @@ impl Input {
         Ok(Input { path: path.to_owned(), sha256, with_path_of_base })
     }
 
-    /// Whether it is what an input of a record was.
+    /// Whether its content equals that of a recorded input.
     pub fn is_still(&self, then: &Input) -> bool {
         self.sha256 == then.sha256 || self.with_path_of_base.as_ref() == Some(&then.sha256)
     }
 }
 
-/// How the base of a PEFT directory counts.
+/// How the base of a PEFT directory is included in a digest.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Base {
     ByBytes,
@@ -100,7 +101,7 @@ fn directory(dir: &Path, base: Base) -> anyhow::Result<String> {
     Ok(hex(&digest.finalize()))
 }
 
-/// The file of a PEFT directory that says where its base is.
+/// The file of a PEFT directory that contains the path of its base.
 const ADAPTER: &str = "adapter_config.json";
 
 /// Whether a file below such a directory is one: that of the adapter, or of the critic trained with it.
@@ -108,7 +109,7 @@ fn is_adapter_config(name: &str) -> bool {
     name.rsplit('/').next() == Some(ADAPTER)
 }
 
-/// The digest of what such a file says besides.
+/// The digest of this file without the base's path.
 fn without_base(path: &Path) -> anyhow::Result<String> {
     let mut config: Value =
         serde_json::from_slice(&input::read(path)?).with_context(|| format!("{} is damaged", path.display()))?;

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 
 use crate::atomic;
 
-/// Holds `DIR/.lock`; dropping it lets the next process in. The operating system releases the lock of a killed process.
+/// Holds `DIR/.lock` until dropped. The operating system releases the lock of a killed process.
 #[derive(Debug)]
 pub(crate) struct Lock {
     path: PathBuf,
@@ -16,7 +16,7 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Locks an existing directory. What is called `.lock` there is neither followed, if it is a link, nor emptied.
+    /// Locks an existing directory. An existing `.lock` is neither followed, if it is a link, nor truncated.
     ///
     /// # Errors
     /// If another process holds it, the directory cannot be written, or `.lock` is no file.
@@ -34,7 +34,7 @@ impl Lock {
                     return Err(error).with_context(|| format!("cannot lock {}", path.display()));
                 }
             }
-            // The holder before us may have removed the file between our opening and locking it.
+            // The previous holder may have removed the file between opening and locking it here.
             if atomic::is_at(&file, &path) {
                 return Ok(Lock { path, file });
             }
@@ -43,7 +43,7 @@ impl Lock {
 }
 
 impl Lock {
-    /// The locked directory has been renamed to `dir`.
+    /// Updates the path after the locked directory was renamed to `dir`.
     pub(crate) fn moved_to(&mut self, dir: &Path) {
         self.path = dir.join(".lock");
     }
@@ -51,7 +51,8 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Removed while still locked, so nobody else's lock is ever removed. Failing leaves an empty, unlocked file.
+        // Removed while still locked, so no lock of another process is removed. On failure, an empty, unlocked file
+        // remains.
         let _ = fs::remove_file(&self.path);
         let _ = self.file.unlock();
     }

@@ -1,6 +1,6 @@
-//! When a stage runs: skip what is done, refuse what has changed, lock a directory, record inputs, save and resume.
+//! Execution of a stage: skip finished work, refuse changed work, lock a directory, record inputs, save and resume.
 //!
-//! Knows no particular stage and no model; may import `memory` and what stands directly in `stage`.
+//! Knows no particular stage and no model; may import `memory` and modules directly in `stage`.
 pub(super) mod fingerprint;
 pub(crate) mod inputs;
 pub(crate) mod lock;

@@ -1,4 +1,5 @@
-//! `stage.json`: what made a directory, so that the same work is not done twice and other work is not mistaken for it.
+//! `stage.json`: the origin of a directory, so that finished work is not repeated and other work is not mistaken for
+//! it.
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -14,36 +15,35 @@ use crate::{
     input,
 };
 
-/// What a stage was told, what it read and, once done, what came out.
+/// The configuration, the inputs and, once done, the results of a stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Name of the stage's kind.
     pub stage: String,
     /// Version of the program.
     pub version: String,
-    /// Every value of its configuration.
+    /// All values of its configuration.
     pub config: Value,
-    /// What it read.
+    /// Its inputs.
     pub inputs: Vec<Input>,
-    /// What it reports; null while it is not done.
+    /// Its results; null if it is not done.
     pub results: Value,
-    /// What the values of the configuration are; a record that was read back has none.
+    /// The roles of the configuration's values; a record that was read from a file has none.
     #[serde(skip)]
     pub places: Places,
-    /// Inputs whose bytes are not known yet, because another stage is going to write them: whatever they were is no
-    /// difference.
+    /// Inputs that another stage has yet to write, so their bytes are unknown: they never count as a difference.
     #[serde(skip)]
     pub later: Vec<PathBuf>,
 }
 
 impl Record {
-    /// A record of work to do.
+    /// A record of work not done yet.
     pub fn new(stage: &str, config: Value, places: Places, inputs: Vec<Input>) -> Record {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         Record { stage: stage.to_owned(), version, config, inputs, results: Value::Null, places, later: Vec::new() }
     }
 
-    /// The record at `path`, if there is one.
+    /// The record at `path`; `None` if there is none.
     ///
     /// # Errors
     /// If it cannot be read or is not a record.
@@ -55,11 +55,11 @@ impl Record {
         }
     }
 
-    /// The first thing in which `now` differs from this record, in words.
+    /// Describes the first difference between this record and `now`.
     ///
-    /// The output directory, the version and values of no effect do not count. A key that this record lacks counts as its
-    /// default: there was no such key then. An input counts by the place where it is named and by its bytes, not by its
-    /// path: a run directory may be moved, two inputs cannot change places.
+    /// The output directory, the version and values of no effect are ignored. A key missing in this record counts as
+    /// its default, since it did not exist then. An input is compared by its place in the configuration and by its
+    /// bytes, not by its path: a run directory may be moved, but two inputs cannot be exchanged.
     pub fn difference(&self, now: &Record) -> Option<String> {
         if self.stage != now.stage {
             return Some(format!("it was made by `{}`, not `{}`", self.stage, now.stage));
@@ -80,7 +80,7 @@ impl Record {
         )
     }
 
-    /// The input that is named at each of these places of the configuration.
+    /// The inputs by their places in the configuration.
     fn inputs_by_place(&self, places: &Places) -> HashMap<String, &Input> {
         let mut inputs = HashMap::new();
         visit_strings(&mut self.config.clone(), "", &mut |place, text| {
@@ -94,7 +94,7 @@ impl Record {
     }
 }
 
-/// What the inputs of two records were, place by place of the later one.
+/// The inputs of two records, by the places of the later one.
 struct Comparison<'a> {
     then: HashMap<String, &'a Input>,
     now: HashMap<String, &'a Input>,
@@ -141,14 +141,14 @@ impl Comparison<'_> {
         }
     }
 
-    /// Whether an input is going to be written.
+    /// Whether an input has yet to be written.
     fn is_later(&self, place: &str, path: &str) -> bool {
         self.places.inputs.contains_key(place) && self.later.iter().any(|later| later == Path::new(path))
     }
 }
 
-/// Whether `then` is the 64-bit form of the 32-bit number that `now` is the shortest form of: versions before this one
-/// wrote 0.699999988079071 for 0.7.
+/// Whether `then` is the 64-bit form of the 32-bit number that `now` is the shortest form of: older versions wrote
+/// 0.699999988079071 for 0.7.
 pub(in crate::stage) fn is_longer_form(then: &Value, now: &Value) -> bool {
     let [(Some(was), was_written), (Some(is), is_written)] =
         [then, now].map(|number| (number.as_f64(), number.to_string()))
@@ -285,14 +285,14 @@ mod tests {
             ),
             (json!({"arms": {"a": "x", "b": "y"}}), json!({"arms": {"a": "y", "b": "x"}}), "arms.a was x and is y now"),
             (json!({"models": ["x", "x"]}), json!({"models": ["x", "y"]}), "models[1] was x and is y now"),
-            // An input that was named elsewhere already.
+            // An input that was already used in another place.
             (
                 json!({"model": "x", "reward_model_path": "y"}),
                 json!({"model": "x", "reward_model_path": "x"}),
                 "reward_model_path was y and is x now",
             ),
             (json!({"models": ["x"]}), json!({"models": ["x", "y"]}), "models was [\"x\"] and is [\"x\",\"y\"] now"),
-            // The name of an arm is no path, even where an input is called so.
+            // The name of an arm is no path, even if an input has the same name.
             (json!({"model": "x", "arm": "x"}), json!({"model": "x", "arm": "y"}), "arm was \"x\" and is \"y\" now"),
         ] {
             assert_eq!(differs(then, now).as_deref(), Some(told));

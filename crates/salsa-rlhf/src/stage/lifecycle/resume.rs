@@ -1,8 +1,9 @@
-//! Resumable checkpoints: `OUT/checkpoints/step-N/`, written atomically, the newest valid one found again.
+//! Resumable checkpoints in `OUT/checkpoints/step-N/`: atomic writes, and the search for the newest valid one.
 //!
-//! One directory holds `buffers.safetensors` (named f32 buffers: weights and optimizer moments of one or more models) and
-//! `state.json` (the step, the fingerprint of the run, whatever else the stage must remember, and a digest of all that). A
-//! checkpoint that does not match its digest is passed over; one with a number that is not finite is never written.
+//! A checkpoint directory contains `buffers.safetensors` (named f32 buffers: weights and optimizer moments of one or
+//! more models) and `state.json` (the step, the fingerprint of the run, further state of the stage, and a digest of all
+//! that). Checkpoints that do not match their digest are ignored; checkpoints with non-finite numbers are never
+//! written.
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
@@ -21,11 +22,11 @@ use serde_json::Value;
 use super::record::is_longer_form;
 use crate::{atomic, config::paths::below, input};
 
-/// Everything a stage needs to go on after `step` as if it had never stopped.
+/// The complete state of a stage after `step`, from which it can be resumed without a difference.
 pub(crate) struct Snapshot<'a> {
     /// Steps done.
     pub step: u64,
-    /// What the stage must remember besides the models.
+    /// State of the stage besides the models.
     pub state: Value,
     buffers: Vec<(String, Cow<'a, [f32]>)>,
     optimizer_steps: BTreeMap<String, u64>,
@@ -53,11 +54,11 @@ impl<'a> Snapshot<'a> {
     }
 }
 
-/// A snapshot read back.
+/// A snapshot that was read.
 pub(crate) struct Restored {
     /// Steps done.
     pub step: u64,
-    /// What the stage remembered.
+    /// State of the stage besides the models.
     pub state: Value,
     buffers: BTreeMap<String, Vec<f32>>,
     optimizer_steps: BTreeMap<String, u64>,
@@ -65,7 +66,7 @@ pub(crate) struct Restored {
 }
 
 impl Restored {
-    /// Takes a named buffer out.
+    /// Removes and returns a named buffer.
     ///
     /// # Errors
     /// If the checkpoint has no such buffer.
@@ -73,7 +74,7 @@ impl Restored {
         self.buffers.remove(name).with_context(|| format!("checkpoint {} has no buffer {name:?}", self.dir.display()))
     }
 
-    /// Puts weights, moments and step count of the named model back into `model`.
+    /// Restores weights, moments and step count of `model` from the model of this name.
     ///
     /// # Errors
     /// If the checkpoint has no such model, or one of another size.
@@ -95,14 +96,14 @@ pub(crate) struct Checkpoints {
     fingerprint: Fingerprint,
 }
 
-/// All that the result of a run depends on.
+/// Everything that the result of a run depends on.
 #[derive(Clone, Debug)]
 pub(crate) struct Fingerprint {
-    /// What is written down.
+    /// The value saved in checkpoints.
     pub value: Value,
-    /// The places in it of values that change no result.
+    /// The places of values that change no result.
     pub no_effect: BTreeSet<String>,
-    /// The places in it of keys at their default: a checkpoint of a version that had no such key means this value.
+    /// The places of keys at their default: if a checkpoint of an older version lacks such a key, this value applies.
     pub at_default: BTreeSet<String>,
 }
 
@@ -113,16 +114,16 @@ impl From<Value> for Fingerprint {
 }
 
 impl Checkpoints {
-    /// Checkpoints under `output_dir` of a run described by `fingerprint`: all that its result depends on.
+    /// Checkpoints under `output_dir` of a run with this fingerprint.
     pub(crate) fn new(output_dir: &Path, fingerprint: impl Into<Fingerprint>) -> Checkpoints {
         Checkpoints { dir: output_dir.join("checkpoints"), fingerprint: fingerprint.into() }
     }
 
-    /// Writes a snapshot atomically and removes all but the newest two, and those of later steps: they were damaged, or
-    /// the run would have begun with them.
+    /// Writes a snapshot atomically. Removes all but the newest two checkpoints, and those of later steps: they are
+    /// damaged, since otherwise the run would have started from them.
     ///
     /// # Errors
-    /// If a number is not finite, or the disk refuses; the previous checkpoints are then still there.
+    /// If a number is not finite, or a file cannot be written; the previous checkpoints are then kept.
     pub(crate) fn save(&self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
         let digest = digest(snapshot).with_context(|| self.kept())?;
         fs::create_dir_all(&self.dir).with_context(|| format!("cannot create {}", self.dir.display()))?;
@@ -149,7 +150,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The newest checkpoint that is whole, or none. Damaged ones are passed over with a line on standard error.
+    /// The newest valid checkpoint; `None` if there is none. Damaged ones are ignored with a line on stderr.
     ///
     /// # Errors
     /// If the newest whole checkpoint belongs to a run with another fingerprint.
@@ -166,7 +167,7 @@ impl Checkpoints {
         Ok(None)
     }
 
-    /// What a run that cannot go on leaves, for its error message.
+    /// Describes the newest checkpoint, for the error message of a run that cannot continue.
     pub(crate) fn kept(&self) -> String {
         match self.listed().unwrap_or_default().first() {
             Some((step, dir)) => format!("the newest checkpoint, {}, is of step {step}", dir.display()),
@@ -207,11 +208,11 @@ impl Checkpoints {
     }
 }
 
-/// What to do about numbers that are no longer finite.
+/// Advice on numbers that are not finite.
 pub(crate) const REMEDY: &str =
     "a smaller learning_rate may help, with another output_dir, since a checkpoint goes on with its own settings only";
 
-/// How many checkpoints are kept: if the newest is torn by a failing disk, one more is there.
+/// Number of checkpoints to keep: if the newest is damaged, there is one more.
 const KEPT: usize = 2;
 const BUFFERS: &str = "buffers.safetensors";
 const STATE: &str = "state.json";
@@ -236,7 +237,7 @@ struct Contents {
 }
 
 impl Contents {
-    /// The digest of what `state.json` says and of the digest of the buffers.
+    /// The digest of the contents of `state.json` and of the digest of the buffers.
     fn seal(&self, buffers: &Hash) -> anyhow::Result<String> {
         let mut hasher = Hasher::new();
         hasher.update(&serde_json::to_vec(self)?).update(buffers.as_bytes());
@@ -247,7 +248,7 @@ impl Contents {
 /// The digest of a snapshot's buffers.
 ///
 /// # Errors
-/// Names the first buffer with a number that is not finite.
+/// If a number is not finite; the error names the first such buffer.
 fn digest(snapshot: &Snapshot<'_>) -> anyhow::Result<Hash> {
     let mut hasher = Hasher::new();
     let mut buffers: Vec<&(String, Cow<'_, [f32]>)> = snapshot.buffers.iter().collect();
@@ -263,7 +264,7 @@ fn digest(snapshot: &Snapshot<'_>) -> anyhow::Result<Hash> {
     Ok(hasher.finalize())
 }
 
-/// Adds a buffer to a digest: its name, its length and its numbers, little-endian. Returns whether all are finite.
+/// Adds name, length and little-endian numbers of a buffer to a digest. Returns whether all numbers are finite.
 fn add_buffer(hasher: &mut Hasher, name: &str, values: &[f32]) -> bool {
     hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
     hasher.update(&(values.len() as u64).to_le_bytes());
@@ -283,10 +284,10 @@ fn to_bytes(values: &[f32], bytes: &mut [u8]) {
     }
 }
 
-/// Numbers that are hashed at a time: they stay in the cache between being looked at and being hashed.
+/// Numbers checked and hashed at a time: they stay in the cache between the two.
 const CHUNK: usize = 16 << 10;
 
-/// A flat buffer as safetensors wants to see it.
+/// A flat buffer as a safetensors view.
 struct Buffer<'a> {
     values: &'a [f32],
     shape: [usize; 1],
@@ -309,7 +310,7 @@ impl View for Buffer<'_> {
     }
 }
 
-/// Reads one checkpoint directory whole.
+/// Reads a complete checkpoint directory.
 fn read(dir: &Path, step: u64) -> anyhow::Result<(Value, Restored)> {
     let state: StateFile = serde_json::from_slice(&input::read(&dir.join(STATE))?).context(STATE)?;
     let StateFile { contents, buffers_blake3, blake3 } = state;
@@ -344,7 +345,7 @@ fn read(dir: &Path, step: u64) -> anyhow::Result<(Value, Restored)> {
 }
 
 impl Fingerprint {
-    /// Lists the keys in which two values differ, with both values.
+    /// Collects the keys in which two values differ, with both values.
     fn differing(&self, key: &str, found: &Value, wanted: &Value, differences: &mut Vec<String>) {
         match (found, wanted) {
             (Value::Object(a), Value::Object(b)) => {

@@ -24,25 +24,25 @@ use crate::{
     stage::{StageContext, memory::available},
 };
 
-/// How a stage came by its results.
+/// How a stage obtained its results.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// It ran.
+    /// The stage ran.
     Done {
-        /// What it reported.
+        /// Its results.
         results: Value,
-        /// Wall-clock time, the parts of interrupted runs included.
+        /// Wall-clock time, including interrupted runs.
         seconds: f64,
     },
-    /// It had run before with the same configuration and inputs.
+    /// The stage had run before with the same configuration and inputs.
     Skipped {
-        /// What it reported then.
+        /// Its earlier results.
         results: Value,
     },
 }
 
 impl Outcome {
-    /// What the stage reported, now or then.
+    /// The results, new or earlier.
     pub fn results(&self) -> &Value {
         match self {
             Outcome::Done { results, .. } | Outcome::Skipped { results } => results,
@@ -52,12 +52,12 @@ impl Outcome {
 
 /// Runs `work` unless `output_dir` already holds its result.
 ///
-/// `config` is every value the stage was given, with the places of its inputs. `work` fills `output_dir` and returns
-/// its results, which go into `stage.json`. If `work` fails, its checkpoints stay and the next call resumes.
+/// `config` contains all values of the stage, `places` the places of its inputs. `work` fills `output_dir` and returns
+/// its results, which are written to `stage.json`. If `work` fails, its checkpoints are kept and the next call resumes.
 ///
 /// # Errors
-/// If the directory holds something else (the message says in what it differs), another process works on it, an input
-/// cannot be read, or `work` fails.
+/// If the directory holds something else (the error names the difference), another process works on it, an input cannot
+/// be read, or `work` fails.
 pub(crate) fn run_stage(
     name: &str,
     output_dir: &Path,
@@ -69,7 +69,7 @@ pub(crate) fn run_stage(
     let record = Record::new(name, config, places, inputs);
     if let Standing::Done(results) = standing(output_dir, &record)? {
         if [".lock", "running.json", "checkpoints"].iter().any(|name| output_dir.join(name).exists()) {
-            // A process was killed between its last result and its tidying up.
+            // A process was killed between writing its results and cleaning up.
             let _lock = Lock::take(output_dir)?;
             tidy(output_dir)?;
         }
@@ -77,7 +77,7 @@ pub(crate) fn run_stage(
     }
     fs::create_dir_all(output_dir).with_context(|| format!("cannot make {}", output_dir.display()))?;
     let lock = Lock::take(output_dir)?;
-    // Another process may have finished it while we read the inputs.
+    // Another process may have finished it while the inputs were read.
     if let Standing::Done(results) = standing(output_dir, &record)? {
         return Ok(Outcome::Skipped { results });
     }
@@ -105,29 +105,29 @@ pub(crate) fn run_stage(
     }
 }
 
-/// Marks the directory as ours. What is there already is a part of this work, or nothing that would be kept.
+/// Marks the directory as belonging to this work. Existing files are part of it, or not worth keeping.
 fn begin(dir: &Path, record: &Record) -> anyhow::Result<()> {
     remove_leftovers(dir)?;
     write(&dir.join("running.json"), &serde_json::to_value(record).context("stage record")?)
 }
 
-/// Marks a directory as the result of a stage that took so long.
+/// Marks a directory as the result of a stage that took `seconds`.
 ///
 /// # Errors
-/// If the disk refuses.
+/// If a file cannot be written.
 pub(crate) fn mark_done(dir: &Path, record: &Record, seconds: f64) -> anyhow::Result<()> {
     let timings = json!({"seconds": seconds, "peak_rss_mib": available::peak_mib()});
     write(&dir.join("timings.json"), &timings)?;
     write(&dir.join("stage.json"), &serde_json::to_value(record).context("stage record")?)
 }
 
-/// Removes what only unfinished work needs.
+/// Removes the files that only unfinished work needs.
 fn tidy(dir: &Path) -> anyhow::Result<()> {
     remove(&dir.join("checkpoints"))?;
     remove(&dir.join("running.json"))
 }
 
-/// After a failure: keeps what can be resumed or looked at, and takes back a directory in which nothing was written.
+/// After a failure: keeps a directory with checkpoints or files, and removes one in which nothing was written.
 fn abandon(dir: &Path, seconds: f64, lock: Lock) -> anyhow::Result<()> {
     if has_checkpoints(dir) {
         return write(&dir.join("timings.json"), &json!({"seconds": seconds}));
@@ -136,13 +136,13 @@ fn abandon(dir: &Path, seconds: f64, lock: Lock) -> anyhow::Result<()> {
     if only_contains(dir, &[".lock", "running.json"])? {
         remove(&dir.join("running.json"))?;
         drop(lock);
-        // Fails, harmlessly, if somebody else began to use it.
+        // Fails, harmlessly, if another process has started to use it.
         let _ = fs::remove_dir(dir);
     }
     Ok(())
 }
 
-/// Half-written files of a process that was killed.
+/// Removes partially written files of a killed process.
 fn remove_leftovers(dir: &Path) -> anyhow::Result<()> {
     for folder in [dir.to_owned(), dir.join("checkpoints")] {
         for entry in fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok) {
@@ -154,7 +154,7 @@ fn remove_leftovers(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How long a stage took, or has taken so far; none if its directory does not say.
+/// The duration of a stage so far; `None` if its directory has none.
 pub(crate) fn seconds_of(dir: &Path) -> Option<f64> {
     let text = input::read(&dir.join("timings.json")).ok()?;
     serde_json::from_slice::<Value>(&text).ok()?["seconds"].as_f64()
@@ -204,7 +204,7 @@ mod tests {
             self.dir.path().join(name)
         }
 
-        /// Two data sets under the seed.
+        /// Two data sets and the seed.
         fn reading(&self, dataset: &str, eval_dataset: &str) -> Value {
             json!({"dataset": self.path(dataset), "eval_dataset": self.path(eval_dataset), "seed": 1})
         }

@@ -1,4 +1,4 @@
-//! What a stage's directory holds, compared with the work that is wanted there.
+//! Compares the content of a stage's directory with the work to do there.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -10,18 +10,18 @@ use serde_json::Value;
 use super::record::Record;
 use crate::{atomic, checkpoint};
 
-/// What a directory holds.
+/// State of a directory.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Standing {
-    /// Nothing that would be kept.
+    /// Nothing worth keeping.
     Empty,
-    /// A part of this work, from which it goes on.
+    /// Part of this work, which can be resumed.
     Begun,
-    /// This work, with these results.
+    /// The finished work, with its results.
     Done(Value),
 }
 
-/// Why a directory is left as it is.
+/// Why a directory may not be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{}; {}", self.what(), self.remedy())]
 pub(crate) enum Refused {
@@ -32,14 +32,14 @@ pub(crate) enum Refused {
         /// The first difference.
         difference: String,
     },
-    /// It holds a part of other work.
+    /// It holds part of other work.
     Begun {
         /// The directory.
         dir: PathBuf,
         /// The first difference.
         difference: String,
     },
-    /// No stage made it.
+    /// It was not made by a stage.
     Foreign {
         /// The directory.
         dir: PathBuf,
@@ -47,7 +47,7 @@ pub(crate) enum Refused {
 }
 
 impl Refused {
-    /// What stands in the way.
+    /// Describes the obstacle.
     pub(crate) fn what(&self) -> String {
         match self {
             Refused::Done { dir, difference } => {
@@ -62,7 +62,7 @@ impl Refused {
         }
     }
 
-    /// What a single stage can do about it.
+    /// Suggests a remedy for a single stage.
     fn remedy(&self) -> &'static str {
         match self {
             Refused::Done { .. } => "remove the directory to make it anew, or choose another output directory",
@@ -72,7 +72,7 @@ impl Refused {
     }
 }
 
-/// Compares what `dir` holds with the work that `wanted` describes.
+/// Compares the content of `dir` with the work `wanted`.
 ///
 /// # Errors
 /// [`Refused`], and if a record or the model is damaged.
@@ -101,12 +101,12 @@ pub(crate) fn standing(dir: &Path, wanted: &Record) -> anyhow::Result<Standing> 
     }
 }
 
-/// Whether there is something to resume from.
+/// Whether there are checkpoints to resume from.
 pub(super) fn has_checkpoints(dir: &Path) -> bool {
     fs::read_dir(dir.join("checkpoints")).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-/// Whether there is nothing else in the directory than these and what a killed process left of a marker.
+/// Whether the directory contains only files of these names and temporary files of a killed process.
 pub(super) fn only_contains(dir: &Path, names: &[&str]) -> anyhow::Result<bool> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
     Ok(entries

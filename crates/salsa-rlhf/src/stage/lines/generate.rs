@@ -28,19 +28,19 @@ use crate::{
     },
 };
 
-/// What `salsa generate` can be told.
+/// Configuration of `salsa generate`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct GenerateConfig {
     /// Language-model checkpoint that answers.
     #[schemars(extend("x-heading" = "Model and files"))]
     pub model: ModelPath,
-    /// JSON lines with `tokens`, `prompt`, `messages` (without the assistant's message at their end) or another layout that
-    /// has a prompt.
+    /// JSON lines with `tokens`, `prompt`, `messages` (without a final assistant message) or another layout that has a
+    /// prompt.
     pub input: DataPath,
     /// File of the same lines with `tokens` (prompt and response), `response`, `logprobs` and `finish_reason`.
     pub output: PathBuf,
-    /// What happens to a prompt that does not fit the model's context with `max_new_tokens` behind it.
+    /// What happens to a prompt that exceeds the model's context together with `max_new_tokens`.
     pub on_overlong: Overlong,
     /// How prompts become tokens.
     #[serde(flatten)]
@@ -48,23 +48,23 @@ pub struct GenerateConfig {
     /// Most tokens of a response, its end token included; at least 1.
     #[schemars(extend("x-heading" = "Sampling"))]
     pub max_new_tokens: usize,
-    /// Divides the logits, 0 or above; 0 always takes the likeliest token.
+    /// Divides the logits, 0 or above; 0 always takes the most likely token.
     #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
-    /// Sample among the likeliest tokens that together have this probability, above 0; 1: among all.
+    /// Sample among the most likely tokens that together have this probability, above 0; 1: among all.
     #[serde(serialize_with = "crate::config::shortest")]
     pub top_p: f32,
-    /// Sample among this many likeliest tokens; 0: among all.
+    /// Sample among this many most likely tokens; 0: among all.
     pub top_k: usize,
-    /// Responses per prompt, at least 1, written one after the other.
+    /// Responses per prompt, at least 1, written consecutively.
     pub num_return_sequences: u32,
-    /// Seed of the sampling: a response depends on it, the number of its prompt and the number of the sample only.
+    /// Seed of the sampling: a response depends only on it, the index of its prompt and the index of the sample.
     pub seed: u64,
-    /// Sequences decoded at once, at least 1; changes no response, only memory and speed.
+    /// Sequences decoded at once, at least 1; affects memory and speed only.
     pub batch_size: NoEffect<usize>,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
     pub dtype: ComputeType,
-    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
+    /// Device; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
 }
 
@@ -126,10 +126,10 @@ impl Stage for GenerateConfig {
     }
 }
 
-/// Generates a response (or several) for every input line.
+/// Generates one or several responses for every input line.
 ///
 /// # Errors
-/// If the model cannot be used, or a line (which is named) cannot, as when prompt and response would exceed the context.
+/// If the model or a line (which is named) cannot be used, e.g. if prompt and response would exceed the context.
 pub(crate) fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let found = Found::open(&config.model, Head::LanguageModel)?.with_chat(&config.chat);
@@ -153,7 +153,7 @@ pub(crate) fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Resu
     let asked = Responses::new(&prompts, config.max_new_tokens, Order::Given);
     let generation = |model: Passed<'_>, knobs: &Knobs, need: &mut Need| {
         let passes = Passes::new(knobs);
-        // Samples of one prompt read it once; those of two prompts more than whole ones may begin together.
+        // Samples of one prompt share one prefill; besides whole groups, two partial ones may start together.
         let distinct = (knobs.slots / config.num_return_sequences as usize + 2).min(knobs.slots).min(prompts.len());
         asked.add_generation(model, knobs.slots, distinct, &passes);
         need.add(part::GENERATION, passes.bytes() + asked.kept(config.num_return_sequences.into()));

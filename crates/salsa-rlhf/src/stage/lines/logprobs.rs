@@ -1,4 +1,4 @@
-//! `salsa logprobs`: the log-probability a model gives to every token of given sequences.
+//! `salsa logprobs`: the log-probability of every token of given sequences under a model.
 use std::path::PathBuf;
 
 use salsa_engine::{Batch, Head, Query};
@@ -20,11 +20,11 @@ use crate::{
     },
 };
 
-/// What `salsa logprobs` can be told.
+/// Configuration of `salsa logprobs`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LogprobsConfig {
-    /// Language-model checkpoint whose log-probabilities are wanted.
+    /// Language-model checkpoint that computes the log-probabilities.
     #[schemars(extend("x-heading" = "Model and files"))]
     pub model: ModelPath,
     /// JSON lines with `tokens`, `prompt` and `response`, `messages`, or `text`.
@@ -68,7 +68,7 @@ impl Stage for LogprobsConfig {
 /// Writes, for every input line, `logprobs[i] = log p(tokens[i+1] | tokens[..=i])`.
 ///
 /// # Errors
-/// If the model cannot be used, or a line (which is named) cannot.
+/// If the model or a line (which is named) cannot be used.
 pub(crate) fn run(config: &LogprobsConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let found = Found::open(&config.model, Head::LanguageModel)?.with_chat(&config.reading.chat);

@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// What `salsa score` can be told.
+/// Configuration of `salsa score`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ScoreConfig {
@@ -32,7 +32,7 @@ pub struct ScoreConfig {
     pub model: ModelPath,
     /// JSON lines with `tokens`, `prompt` and `response`, `messages`, or `text`.
     pub input: DataPath,
-    /// File of the same lines with `score` and, where the model knows how, `score_normalized`.
+    /// File of the same lines with `score` and, if the model stores its score statistics, `score_normalized`.
     pub output: PathBuf,
     /// How rows are read.
     #[serde(flatten)]
@@ -67,13 +67,14 @@ impl Stage for ScoreConfig {
     }
 }
 
-/// Writes the score of every input line: the scalar at its last token, whichever token that is.
+/// Writes the score of every input line: the scalar at its last token, even if that is no end token.
 ///
-/// Lines of `tokens` are scored as they are; a response given as text or messages gets its end token first, unless its
-/// `finish_reason` is `length`. If the checkpoint knows the mean and standard deviation of its scores, `score_normalized` is written too.
+/// Lines of `tokens` are scored unchanged; to a response given as text or messages the end token is appended, unless
+/// its `finish_reason` is `length`. If the checkpoint stores the mean and standard deviation of its scores,
+/// `score_normalized` is written too.
 ///
 /// # Errors
-/// If the model cannot be used, or a line (which is named) cannot.
+/// If the model or a line (which is named) cannot be used.
 pub(crate) fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let found = Found::open(&config.model, Head::Scalar)?.with_chat(&config.reading.chat);

@@ -1,4 +1,4 @@
-//! How much memory a stage may plan with.
+//! The memory that a stage may plan with.
 use std::{env, fs, path::Path};
 
 use anyhow::{Context, bail};
@@ -9,26 +9,26 @@ use serde_json::json;
 use super::Place;
 use crate::stage::{device, keys::ByteSize};
 
-/// The variable that states it instead.
+/// The environment variable that overrides it.
 pub(crate) const VARIABLE: &str = "SALSA_MEMORY";
 
 /// Memory to plan with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Available {
-    /// So many bytes, as the system says.
+    /// Bytes reported by the system.
     Free(u64),
-    /// So many bytes, as [`VARIABLE`] says.
+    /// Bytes stated in [`VARIABLE`].
     Stated(u64),
-    /// This system does not say.
+    /// The system reports nothing.
     Unknown,
 }
 
 impl Available {
-    /// What [`VARIABLE`] says, or else what the device has left: a GPU of its own memory, the machine by the
-    /// system's estimate, and less where a control group sets a limit.
+    /// The value of [`VARIABLE`], or else the free memory of the device: for a GPU its own memory, for the CPU the
+    /// system's estimate, reduced by the limit of a control group.
     ///
     /// # Errors
-    /// If the variable holds no size.
+    /// If the variable is no size.
     pub(crate) fn now(device: &Device) -> anyhow::Result<Available> {
         if let Ok(text) = env::var(VARIABLE) {
             let size = ByteSize::deserialize(json!(text)).with_context(|| VARIABLE.to_owned())?;
@@ -43,8 +43,8 @@ impl Available {
         })
     }
 
-    /// What the machine has left for data, whatever the device: as [`Available::now`], and less where the process may not
-    /// have more addresses (`ulimit -v`).
+    /// Free memory of the machine for data, regardless of the device: as [`Available::now`], reduced by the limit of
+    /// the process's address space (`ulimit -v`).
     pub(crate) fn of_machine() -> Available {
         let (status, limits) = (read("/proc/self/status"), read("/proc/self/limits"));
         match (Available::of_system(), addresses_left(&status, &limits)) {
@@ -64,7 +64,7 @@ impl Available {
         }
     }
 
-    /// With the bytes that this process uses already: what it may have in all.
+    /// Adds the bytes that this process uses already: its total.
     pub(crate) fn and_used(self, resident: u64, place: Place) -> Available {
         match self {
             Available::Free(bytes) if place == Place::Cpu => Available::Free(bytes + resident),
@@ -81,12 +81,12 @@ impl Available {
     }
 }
 
-/// The highest resident size of this process so far, in MiB, if the system says.
+/// Peak resident size of this process, in MiB, if the system reports it.
 pub(crate) fn peak_mib() -> Option<f64> {
     status_kib("VmHWM:").map(|kib| kib as f64 / 1024.0)
 }
 
-/// The resident size of this process, in bytes, if the system says.
+/// Resident size of this process, in bytes, if the system reports it.
 pub(crate) fn resident_bytes() -> Option<u64> {
     status_kib("VmRSS:").map(|kib| kib * 1024)
 }
@@ -101,7 +101,7 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// How many bytes of addresses a process may still get, if that is limited; from its `status` and its `limits`.
+/// Bytes of address space that a process may still allocate, if limited; from its `status` and `limits`.
 fn addresses_left(status: &str, limits: &str) -> Option<u64> {
     let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
     let limit: u64 = limit.split_whitespace().next()?.parse().ok()?;
@@ -116,8 +116,8 @@ fn mem_available(meminfo: &str) -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
-/// The least room that a control group above this process leaves: its limit less what it uses, files that can be
-/// forgotten not counted. `membership` is `/proc/self/cgroup`. None without a limit.
+/// The smallest remaining allowance of the control groups of this process: limit minus usage, not counting reclaimable
+/// page cache. `membership` is `/proc/self/cgroup`. `None` without a limit.
 fn cgroup_room(root: &Path, membership: &str) -> Option<u64> {
     let second = membership.lines().find_map(|line| line.strip_prefix("0::"));
     let first = membership.lines().find_map(|line| {

@@ -1,7 +1,7 @@
 //! A shape for tests.
 use salsa_engine::ModelSpec;
 
-/// TinyLlama-1.1B: 1,100,048,384 parameters; as a reward model without the 32000 x 2048 output matrix, and with one row
+/// TinyLlama-1.1B: 1,100,048,384 parameters; as a reward model, without the 32000 x 2048 output matrix and with one row
 /// for the score.
 pub(crate) fn tiny_llama() -> ModelSpec {
     let config = serde_json::json!({

@@ -1,4 +1,4 @@
-//! What a stage needs memory for, known before any weight is read, and the refusal where there is too little.
+//! Estimates the memory of a stage before any weight is read, and fails if there is too little.
 //!
 //! ```text
 //! open checkpoints (headers) → read the data → plan → print, or refuse with what would help → load weights
@@ -30,14 +30,14 @@ pub(crate) struct Need {
 }
 
 impl Need {
-    /// What every run needs on a GPU: logits of a pass, and the workspace of products.
+    /// Fixed need of a run on a GPU: logits of a pass, and the workspace of products.
     const CARD: u64 = (512 + 32) << 20;
 
-    /// What every process needs: the program, its threads, texts and tokens; where they are not there yet.
+    /// Estimated fixed need of a process, if its resident size is unknown: the program, its threads, texts and tokens.
     pub(crate) const PROGRAM: u64 = 64 << 20;
 
-    /// Adds what is there already, whatever the models are: `resident` bytes of this process, or what every run needs on
-    /// a GPU.
+    /// Adds the need that does not depend on the models: on the CPU, mainly the `resident` bytes of this process; on a
+    /// GPU, the fixed need of a run.
     fn with_program(mut self, resident: u64, place: Place) -> Need {
         let bytes = match place {
             Place::Gpu => Need::CARD,
@@ -47,10 +47,10 @@ impl Need {
         self
     }
 
-    /// One byte of so many is backed by memory without being asked for: weights and pages end in different places.
+    /// Allowance for page rounding: 1/32 of the total.
     const PAGES: u64 = 32;
 
-    /// What the threads of the engine need for themselves.
+    /// Scratch memory of the engine's threads.
     fn scratch() -> u64 {
         (2 << 20) * salsa_engine::threads() as u64
     }
@@ -69,7 +69,7 @@ impl Need {
         self.parts.iter().find(|(known, _)| *known == part).map_or(0, |(_, bytes)| *bytes)
     }
 
-    /// All of it.
+    /// The sum of all parts.
     pub(crate) fn total(&self) -> u64 {
         self.parts.iter().map(|(_, bytes)| bytes).sum::<u64>()
     }
@@ -82,59 +82,59 @@ impl fmt::Display for Need {
     }
 }
 
-/// The parts, by name.
+/// Names of the parts.
 pub(crate) mod part {
-    /// What the process has before it opens a model.
+    /// Memory of the process before it opens a model.
     pub(crate) const PROGRAM: &str = "program";
-    /// Weights that nobody trains.
+    /// Weights that are not trained.
     pub(crate) const FROZEN: &str = "frozen weights";
-    /// Whole models in f32, from which others are made.
+    /// Whole models in f32, from which others are computed.
     pub(crate) const INGREDIENTS: &str = "ingredients";
-    /// Weights that are trained, with gradients and moments.
+    /// Trained weights, with gradients and moments.
     pub(crate) const TRAINED: &str = "weights in training";
-    /// What passes keep and work with.
+    /// Stored activations and working memory of passes.
     pub(crate) const ACTIVATIONS: &str = "activations";
-    /// Keys, values and logits of generation, and what passes keep and work with before and after it.
+    /// Keys, values and logits of generation, and activations of the passes before and after it.
     pub(crate) const GENERATION: &str = "generation and activations";
 }
 
-/// Whose memory it is.
+/// The memory of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// The machine's.
+    /// The machine's memory.
     Cpu,
-    /// That of a GPU.
+    /// The memory of a GPU.
     Gpu,
 }
 
 impl Place {
-    /// That of this device.
+    /// The memory used by this device.
     pub(crate) fn of(device: &Device) -> Place {
         if device.cuda().is_some() { Place::Gpu } else { Place::Cpu }
     }
 }
 
-/// The keys of a stage that decide how much memory it needs.
+/// The settings of a stage that determine its memory.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Knobs {
-    /// The adapter that is trained; none: all weights.
+    /// The trained adapter; `None`: all weights are trained.
     pub adapter: Option<LoraSpec>,
-    /// What a training pass keeps.
+    /// Which activations a training pass recomputes.
     pub recompute: Recompute,
-    /// Examples in a pass.
+    /// Examples per training pass.
     pub pass: usize,
-    /// Examples in a pass of an evaluation.
+    /// Examples per evaluation pass.
     pub eval_pass: usize,
     /// Sequences decoded at once.
     pub slots: usize,
     /// Number type of products.
     pub dtype: Dtype,
-    /// Where they are computed.
+    /// The memory in use.
     pub place: Place,
 }
 
 impl Knobs {
-    /// Of a stage that trains nothing: one sequence after the other, on this device.
+    /// Settings of a stage without training: one sequence at a time, on this device.
     pub(crate) fn on(device: &Device) -> Knobs {
         Knobs {
             adapter: None,
@@ -155,18 +155,18 @@ pub(crate) enum Saving {
     Adapter,
     /// `gradient_checkpointing: true`
     Recompute,
-    /// A smaller number under this key, which counts the examples (or tokens) of a pass: 1, or less.
+    /// A smaller number of examples (or tokens) per pass under this key: at most the given one.
     Pass(&'static str, usize),
-    /// The same for the passes of an evaluation: 1.
+    /// The same for evaluation passes: 1.
     Evaluation(&'static str),
-    /// A smaller number under this key, which counts the sequences decoded at once.
+    /// A smaller number of sequences decoded at once under this key.
     Slots(&'static str),
     /// `dtype: bf16`
     Dtype,
 }
 
 impl Saving {
-    /// What training stages can do.
+    /// The savings available to training stages.
     pub(crate) const TRAINING: &[Saving] = &[
         Saving::Adapter,
         Saving::Recompute,
@@ -175,7 +175,7 @@ impl Saving {
         Saving::Dtype,
     ];
 
-    /// What helps in one stage or another, as it is written there.
+    /// All savings of any stage, in the syntax of the configuration.
     pub(crate) fn every() -> Vec<String> {
         let (pass, eval_pass, slots) = (usize::MAX, usize::MAX, usize::MAX);
         let most = Knobs { pass, eval_pass, slots, ..Knobs::on(&Device::default()) };
@@ -183,7 +183,7 @@ impl Saving {
         Saving::TRAINING.iter().chain([&slots]).filter_map(|saving| Some(saving.applied(&most)?.1)).collect()
     }
 
-    /// The knobs with it, and how it is written; none if it is so already.
+    /// The settings with this saving, and its syntax; `None` if it is in effect already.
     fn applied(self, knobs: &Knobs) -> Option<(Knobs, String)> {
         let mut changed = knobs.clone();
         let text = match self {
@@ -217,16 +217,16 @@ impl Saving {
     }
 }
 
-/// The error of a stage that was to go no further than this: what it would need.
+/// The error that ends a rehearsal: the memory that the stage would need.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Rehearsed(pub Need);
 
-/// Says what a stage needs, and refuses it if that is more than there is.
+/// Reports the memory that a stage needs, and fails if that is more than available.
 ///
 /// # Errors
-/// Names the need, what is available, and the keys that would lower it, each with what it would leave. [`Rehearsed`] where
-/// the stage was to stop here.
+/// If memory does not suffice: states the need, what is available, and the keys that would lower the need, each with
+/// the result. [`Rehearsed`] in a rehearsal.
 pub(crate) fn check(
     stage: &str,
     knobs: &Knobs,
@@ -258,7 +258,7 @@ pub(crate) fn check(
     );
 }
 
-/// Every saving with what it leaves, and all that help together if none is enough alone.
+/// Every saving with its result, and all of them together if none suffices alone.
 fn advice(knobs: &Knobs, savings: &[Saving], need: &dyn Fn(&Knobs) -> Need, available: u64) -> String {
     let total = need(knobs).total();
     let verdict = |bytes: u64| if bytes <= available { "fits" } else { "still too much" };
@@ -284,7 +284,7 @@ fn advice(knobs: &Knobs, savings: &[Saving], need: &dyn Fn(&Knobs) -> Need, avai
     format!("With {}", lines.join("; with "))
 }
 
-/// What one model that is trained needs, apart from passes.
+/// The need of one trained model, apart from passes.
 pub(crate) fn one_model(spec: &ModelSpec, file_is_bf16: bool, knobs: &Knobs) -> Need {
     let mut need = Need::default();
     match &knobs.adapter {
@@ -297,7 +297,7 @@ pub(crate) fn one_model(spec: &ModelSpec, file_is_bf16: bool, knobs: &Knobs) -> 
     need
 }
 
-/// `1.2 GiB`
+/// Formats bytes as `1.2 GiB`.
 pub(crate) fn size(bytes: u64) -> String {
     let mib = bytes as f64 / (1024.0 * 1024.0);
     if mib >= 1024.0 { format!("{:.1} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }

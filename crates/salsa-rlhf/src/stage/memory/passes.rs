@@ -1,4 +1,4 @@
-//! What passes and generation take: on the CPU found by running them without numbers, on a GPU from the models' shapes.
+//! Memory of passes and generation: on the CPU by running them without numbers, on a GPU from the models' shapes.
 use std::{cell::Cell, sync::Arc};
 
 use salsa_engine::{
@@ -8,15 +8,15 @@ use salsa_engine::{
 
 use super::{Knobs, Place, shape};
 
-/// The passes of a run, one after the other. They use one another's memory.
+/// The passes of a run, which reuse each other's memory.
 pub(crate) struct Passes {
     knobs: Knobs,
     cpu: Planned,
-    /// Bytes of the largest one on a GPU; none on the CPU.
+    /// Bytes of the largest pass on a GPU; `None` on the CPU.
     gpu: Option<Cell<u64>>,
 }
 
-/// A model that passes go through.
+/// The model of a pass.
 #[derive(Clone, Copy)]
 pub(crate) struct Passed<'a> {
     spec: &'a ModelSpec,
@@ -24,13 +24,12 @@ pub(crate) struct Passed<'a> {
 }
 
 impl<'a> Passed<'a> {
-    /// A model of this shape, with an adapter if `lora` is one.
+    /// A model of this shape, with an adapter of the shape `lora` if given.
     pub(crate) fn new(spec: &'a ModelSpec, lora: Option<&'a LoraSpec>) -> Passed<'a> {
         Passed { spec, lora }
     }
 
-    /// What is asked of it about sequences of these lengths: all log-probs and, at its scalar head, the last value of
-    /// each.
+    /// Batch and query for sequences of these lengths: all log-probs and, at a scalar head, the last value of each.
     fn asked(self, lengths: &[u64]) -> (Batch, Query) {
         let (mut batch, mut query) = (Batch::new(), Query::default());
         for (index, &length) in lengths.iter().enumerate().filter(|(_, length)| **length > 0) {
@@ -46,7 +45,7 @@ impl<'a> Passed<'a> {
         (batch, query)
     }
 
-    /// The same with the values at all places.
+    /// The same with the values at all positions.
     fn asked_for_values(self, lengths: &[u64]) -> (Batch, Query) {
         let (batch, mut query) = self.asked(lengths);
         if self.spec.head.has_scalar() {
@@ -56,24 +55,24 @@ impl<'a> Passed<'a> {
     }
 }
 
-/// So many tokens; neighbouring sequences differ.
+/// `length` equal tokens; adjacent sequences differ.
 fn tokens(index: usize, length: u64, spec: &ModelSpec) -> Vec<u32> {
     vec![(index % spec.vocab_size.min(2)) as u32; length as usize]
 }
 
 impl Passes {
-    /// None yet.
+    /// An empty set.
     pub(crate) fn new(knobs: &Knobs) -> Passes {
         let gpu = (knobs.place == Place::Gpu).then(|| Cell::new(0));
         Passes { knobs: knobs.clone(), cpu: Planned::new(knobs.dtype), gpu }
     }
 
-    /// Bytes that the largest of them takes.
+    /// Bytes of the largest pass.
     pub(crate) fn bytes(&self) -> u64 {
         self.gpu.as_ref().map_or_else(|| self.cpu.peak(), Cell::get)
     }
 
-    /// A forward pass over sequences of these lengths.
+    /// Adds a forward pass over sequences of these lengths.
     pub(crate) fn forward(&self, model: Passed<'_>, lengths: &[u64]) {
         if self.on_gpu(|| shape::forward_pass(model.spec, &self.knobs, lengths.iter().sum())) {
             return;
@@ -84,7 +83,7 @@ impl Passes {
         }
     }
 
-    /// A forward pass over sequences of these lengths, and one that also ranks the tokens at every place.
+    /// Adds a forward pass over sequences of these lengths, and one that also ranks the tokens at every position.
     pub(crate) fn rank(&self, model: Passed<'_>, lengths: &[u64]) {
         self.forward(model, lengths);
         let (batch, query) = model.asked(lengths);
@@ -93,7 +92,7 @@ impl Passes {
         }
     }
 
-    /// A training pass over sequences of these lengths; `reference` is a model that the loss asks about them.
+    /// Adds a training pass over sequences of these lengths; `reference` is a model that the loss runs on them too.
     pub(crate) fn train(&self, model: Passed<'_>, reference: Option<Passed<'_>>, knobs: &Knobs, lengths: &[u64]) {
         let tokens = lengths.iter().sum();
         let beside = || reference.map_or(0, |model| shape::forward_pass(model.spec, knobs, tokens));
@@ -112,7 +111,8 @@ impl Passes {
         trained.backward(tape, &OutputGradient { d_logprobs: &output.logprobs, d_values: &output.values });
     }
 
-    /// A training pass of a policy and of its critic, if that is a model of its own: both keep theirs at the same time.
+    /// Adds a training pass of a policy and of its critic, if that is separate: both store their activations at the
+    /// same time.
     pub(crate) fn train_together(
         &self,
         policy: Passed<'_>,
@@ -137,8 +137,8 @@ impl Passes {
         }
     }
 
-    /// Generation for prompts of these lengths, all of which begin at once and can become `longest` tokens with their
-    /// response, in that many slots.
+    /// Adds generation for prompts of these lengths, all prefilled at once, in `slots` slots; `longest` is the maximum
+    /// length of a prompt with its response.
     pub(crate) fn generate(&self, model: Passed<'_>, prompts: &[u64], slots: usize, longest: u64) {
         let spec = &model.spec.with_head(Head::LanguageModel);
         let generated = || shape::generation(spec, self.knobs.dtype, slots as u64, longest);
@@ -159,7 +159,7 @@ impl Passes {
         TrainableTransformer::planned(model.spec, model.lora, &self.cpu, recompute)
     }
 
-    /// On a GPU, notes what a pass takes.
+    /// On a GPU, records the bytes of a pass. Returns whether the device is a GPU.
     fn on_gpu(&self, bytes: impl FnOnce() -> u64) -> bool {
         if let Some(most) = &self.gpu {
             most.set(most.get().max(bytes()));

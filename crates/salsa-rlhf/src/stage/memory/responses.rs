@@ -1,8 +1,8 @@
-//! Responses to prompts: the passes that generating them takes, and those of models that read them afterwards.
+//! Responses to prompts: the passes that generate them, and those of models that read them afterwards.
 
 use super::passes::{Passed, Passes};
 
-/// Prompts, and the most tokens of a response to each.
+/// Prompts, and the maximum number of tokens of a response.
 #[derive(Clone, Debug)]
 pub(crate) struct Responses {
     /// Tokens of the prompts.
@@ -11,17 +11,17 @@ pub(crate) struct Responses {
     order: Order,
 }
 
-/// In which order prompts are answered.
+/// The order in which prompts are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// As they are.
+    /// The given order.
     Given,
-    /// Any: which prompts meet is a matter of chance, and the longest ones may. Each can come several times.
+    /// Any order: arbitrary prompts can be in the same pass, also the longest ones. Each can occur several times.
     Shuffled,
 }
 
 impl Responses {
-    /// One to each prompt.
+    /// One response to each prompt.
     pub(crate) fn new<'a>(
         prompts: impl IntoIterator<Item = &'a Vec<u32>>,
         new_tokens: usize,
@@ -34,46 +34,46 @@ impl Responses {
         Responses { prompts, new_tokens: new_tokens as u64, order }
     }
 
-    /// Adds their generation, with so many sequences at once; `distinct` of them begin with a prompt of their own.
+    /// Adds their generation with `slots` sequences at once, `distinct` of which start with different prompts.
     pub(crate) fn add_generation(&self, model: Passed<'_>, slots: usize, distinct: usize, passes: &Passes) {
-        // Those that share a prompt are drawn for as well.
+        // Sequences that share a prompt also need logits for their first token.
         let reading = self.reading(distinct);
         let steps = vec![1; slots.saturating_sub(reading.len())];
         passes.generate(model, &[reading, steps].concat(), slots, self.longest());
     }
 
-    /// Tokens of the longest prompt with its response.
+    /// Length of the longest prompt with its response.
     pub(crate) fn longest(&self) -> u64 {
         self.prompts.iter().max().copied().unwrap_or(0) + self.new_tokens
     }
 
-    /// So many responses to each prompt, finished and kept: their prompts, tokens and log-probabilities.
+    /// Bytes of the finished responses, `each` per prompt: prompts, tokens and log-probabilities.
     pub(crate) fn kept(&self, each: u64) -> u64 {
         let tokens: u64 = self.prompts.iter().map(|prompt| 4 * prompt + 8 * self.new_tokens).sum();
         tokens.saturating_add(128 * self.prompts.len() as u64).saturating_mul(each)
     }
 
-    /// The prompts with their responses of the largest forward pass, `batch` at a time, as many together as fit into
-    /// `budget` tokens.
+    /// Sequence lengths of the largest forward pass over prompts with responses, `batch` at a time, split by a `budget`
+    /// of tokens.
     pub(crate) fn scoring(&self, batch: usize, budget: u64) -> Vec<u64> {
         let whole: Vec<u64> = self.repeated(batch).map(|prompt| prompt + self.new_tokens).collect();
         let passes = whole.chunks(batch.max(1)).flat_map(|batch| within(batch, budget));
         passes.max_by_key(|pass| pass.iter().sum::<u64>()).map(<[u64]>::to_vec).unwrap_or_default()
     }
 
-    /// The prompts with their responses of the largest pass over so many of them together.
+    /// Sequence lengths of the largest pass over this many prompts with responses.
     pub(crate) fn learning(&self, together: usize) -> Vec<u64> {
         self.reading(together).iter().map(|prompt| prompt + self.new_tokens).collect()
     }
 
-    /// The prompts of `count` neighbours that have the most tokens together.
+    /// The `count` adjacent prompts with the most tokens.
     pub(crate) fn reading(&self, count: usize) -> Vec<u64> {
         let prompts: Vec<u64> = self.repeated(count).collect();
         let windows = prompts.windows(count.clamp(1, prompts.len().max(1)));
         windows.max_by_key(|prompts| prompts.iter().sum::<u64>()).map(<[u64]>::to_vec).unwrap_or_default()
     }
 
-    /// All prompts in the order that matters. Where each can come several times, the first `count` of them.
+    /// All prompts in the relevant order; if each can occur several times, the first `count` of the repeated prompts.
     fn repeated(&self, count: usize) -> impl Iterator<Item = u64> {
         let most = match self.order {
             Order::Given => self.prompts.len(),
@@ -85,7 +85,7 @@ impl Responses {
     }
 }
 
-/// Neighbours that fit into `budget` tokens together; a longer one is alone.
+/// Groups of neighbours that fit into `budget` tokens; a longer one is alone.
 fn within(lengths: &[u64], budget: u64) -> Vec<&[u64]> {
     let (mut parts, mut start, mut tokens) = (Vec::new(), 0, 0);
     for (at, length) in lengths.iter().enumerate() {
@@ -112,7 +112,7 @@ mod tests {
         let given = responses(Order::Given);
         assert_eq!(given.reading(2), [22, 12], "neighbours");
         assert_eq!(given.reading(9), [6, 22, 12]);
-        // 16 + 32 + 22: all fit into 70, within 48 two and one, within 10 each is alone.
+        // 16 + 32 + 22: all fit into 70; within 48, two and one; within 10, each is alone.
         assert_eq!(given.scoring(3, 70), [16, 32, 22]);
         assert_eq!(given.scoring(3, 48), [16, 32]);
         assert_eq!(given.scoring(3, 10), [32]);

@@ -1,4 +1,4 @@
-//! The plan against numbers by hand, what is refused, and what is said to help.
+//! Memory plans compared with numbers computed by hand, refusals, and advice.
 use super::{fixture::tiny_llama, *};
 use crate::stage::{memory::shape::Backward, models::roles::Roles};
 
@@ -21,13 +21,13 @@ fn bytes_follow_from_the_shape() {
     assert_eq!(shape::weights(&spec, Dtype::Bf16), 2 * parameters + 2 * (table + 45 * 2048));
     assert_eq!(shape::trained(&spec, Dtype::F32), 20 * parameters);
     let tied = ModelSpec { tied_embeddings: true, ..spec.clone() };
-    // Packed in f32, or in bf16 from bf16, the embedding is the output matrix; else it is there in both forms.
+    // If packing is lossless (f32, or bf16 from bf16), the embedding is the output matrix; otherwise both forms exist.
     assert_eq!(shape::weights(&tied, Dtype::F32), 4 * (parameters - table));
     assert_eq!(shape::weights(&tied, Dtype::Bf16), shape::weights(&spec, Dtype::Bf16));
     assert_eq!(shape::stored(&tied, Dtype::Bf16, false), shape::weights(&spec, Dtype::Bf16));
     assert_eq!(shape::stored(&tied, Dtype::Bf16, true), 2 * (parameters - table) + 2 * 45 * 2048);
     assert_eq!(shape::stored(&spec, Dtype::Bf16, true), shape::weights(&spec, Dtype::Bf16));
-    // Input and middle, queries, keys, values and attention, gate and up: of 22 layers, or their inputs alone.
+    // Input and middle, queries, keys, values and attention, gate and up: for 22 layers, or their inputs alone.
     let layer = 4 * (2 * 2048 + 2 * 36 * 64 + 2 * 5632);
     let kept = |recompute| shape::kept_per_token(&spec, &Knobs { recompute, ..knobs() });
     assert_eq!(kept(Recompute::KeepActivations), 22 * layer);
@@ -47,14 +47,14 @@ fn what_does_not_fit_is_refused_with_what_would_help() {
         said.push(advice(knobs, Saving::TRAINING, &trained, available));
         said.last().unwrap().clone()
     };
-    // All weights: 20.5 GiB of them, far from 8. An adapter fits.
+    // All weights: 20.5 GiB, far above 8. An adapter fits.
     let text = advise(8 * gib, &knobs());
     let one = size(trained(&Knobs { adapter: Some(LoraSpec::default()), ..knobs() }).total());
     assert!(text.contains(&format!("With use_peft: true: {one}, fits; with ")), "{text}");
     assert!(text.contains("gradient_checkpointing: true: 2") && text.contains("GiB, still too much"), "{text}");
     assert!(text.contains("per_device_train_batch_size: 1: 2") && text.contains("dtype: bf16"), "{text}");
     assert!(!text.contains("all of these"), "one is enough: {text}");
-    // 3 GiB: only all together.
+    // 3 GiB: only with all savings together.
     let text = advise(3 * gib, &knobs());
     let all = Knobs {
         adapter: Some(LoraSpec::default()),
@@ -64,7 +64,7 @@ fn what_does_not_fit_is_refused_with_what_would_help() {
         ..knobs()
     };
     assert!(text.ends_with(&format!("with all of these: {}, fits", size(trained(&all).total()))), "{text}");
-    // Nothing is left to change.
+    // No saving is left.
     assert!(advise(gib, &all).contains("No key would lower it"), "{:?}", said);
 }
 

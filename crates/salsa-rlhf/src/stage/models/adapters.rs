@@ -1,21 +1,21 @@
-//! The weighted mean of low-rank adapters of one base, which is a low-rank adapter itself.
+//! The weighted mean of low-rank adapters of one base, itself a low-rank adapter.
 use anyhow::{Context, bail, ensure};
 use salsa_algo::soup::{LowRank, Normalize, Weights, concatenate, weighted_mean};
 use salsa_engine::{LoraSpec, Target, TensorView};
 
 use crate::checkpoint::{Checkpoint, PeftAdapter};
 
-/// Whether all these models are adapters of the same base folder.
+/// Whether all models are adapters of the same base folder.
 pub(crate) fn share_a_base(models: &[Checkpoint]) -> bool {
     models.first().is_some_and(|first| models.iter().all(|model| model.adapter().is_some() && same_base(first, model)))
 }
 
-/// The weighted mean of adapters of one base, as an adapter of scale 1 whose rank is the sum of theirs; scales and weights
-/// are folded into the factors B. Where an adapter has no factors for a matrix that another one adapts, its part is zero.
-/// Scalar heads are averaged. Weights must sum to 1: else the base itself would have to change.
+/// The weighted mean of adapters of one base, as an adapter of scale 1 whose rank is the sum of their ranks; scales and
+/// weights are folded into the factors B. An adapter without factors for a matrix that another one adapts contributes
+/// zero. Scalar heads are averaged. Weights must sum to 1: otherwise the base itself would have to change.
 ///
 /// # Errors
-/// If the models are not adapters of one base and of one kind, or one cannot be read.
+/// If the models are not adapters of the same base and kind, or one cannot be read.
 pub(crate) fn mean(models: &[Checkpoint], weights: &[f64]) -> anyhow::Result<(LoraSpec, Vec<f32>)> {
     let parts = models.iter().map(Part::read).collect::<anyhow::Result<Vec<_>>>()?;
     let first = models.first().context("a soup needs at least one model")?;
@@ -61,7 +61,7 @@ fn same_base(a: &Checkpoint, b: &Checkpoint) -> bool {
     base(a).is_some() && base(a) == base(b)
 }
 
-/// An ingredient.
+/// An adapter of the mean, with its weights.
 struct Part<'a> {
     adapter: &'a PeftAdapter,
     weights: Vec<f32>,

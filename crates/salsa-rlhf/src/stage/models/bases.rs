@@ -1,4 +1,4 @@
-//! One base, many roles: models of a run that stand on the same weights share them in memory.
+//! Models of a run with the same base weights share them in memory.
 use std::{
     path::PathBuf,
     sync::{Arc, Weak},
@@ -10,22 +10,22 @@ use salsa_engine::{Base, Device, Head, LoraSpec, Model, ModelSpec, Recompute, Tr
 use super::lora::LoraArguments;
 use crate::{checkpoint::Checkpoint, stage::models::adapters};
 
-/// The frozen bases in use, by folder. A base goes when the last model on it does.
+/// The frozen bases in use, by folder. A base is freed with the last model that uses it.
 ///
-/// What is shared: the base of all adapters of one checkpoint, whatever their heads, with that checkpoint itself.
+/// All adapters of one checkpoint share its base, with any heads, and share it with that checkpoint itself.
 pub struct Bases {
     device: Device,
     known: Vec<(Ground, Weak<Base<Device>>)>,
 }
 
-/// What a base is: whose files, and the head that they are read under.
+/// Identity of a base: its folder, and the head it is read with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Ground {
     dir: PathBuf,
     head: Head,
 }
 
-/// The base that a model stands on.
+/// What a model requires of its base.
 struct Footing {
     dir: PathBuf,
     head: Head,
@@ -38,17 +38,17 @@ impl Footing {
         Footing { dir: dir.canonicalize().unwrap_or_else(|_| dir.to_owned()), head, scalar }
     }
 
-    /// Whether the model can stand on it.
+    /// Whether the model can use this base.
     fn fits(&self, ground: &Ground) -> bool {
         let head = match self.scalar {
             Scalar::OfFiles => ground.head == self.head,
-            // The language-model head of a base is in nobody's way.
+            // An unused language-model head does no harm.
             Scalar::OfAdapter => ground.head != Head::Scalar || self.head == Head::Scalar,
         };
         head && ground.dir == self.dir
     }
 
-    /// What is read for it where nothing fits yet.
+    /// The base to read if no known one fits.
     fn ground(&self) -> Ground {
         let head = match self.scalar {
             Scalar::OfAdapter if self.head != Head::Scalar => Head::LanguageModel,
@@ -58,20 +58,21 @@ impl Footing {
     }
 }
 
-/// The bases that a run is going to hold, found without reading one: as [`Bases`] will share them.
+/// The bases that a run will hold, found without reading any: shared as by [`Bases`].
 #[derive(Clone, Default)]
 pub(crate) struct PlannedBases {
     known: Vec<Ground>,
 }
 
 impl PlannedBases {
-    /// A model for use. Returns the shape of its base, if that is one more.
+    /// Adds a model for inference. Returns the shape of its base, if that is a new one.
     pub(crate) fn frozen(&mut self, checkpoint: &Checkpoint, head: Head) -> Option<ModelSpec> {
         let scalar = if checkpoint.adapter().is_some() { Scalar::OfAdapter } else { Scalar::OfFiles };
         self.add(checkpoint, head, scalar)
     }
 
-    /// A model whose adapter is trained, or a soup of adapters. Returns the shape of its base, if that is one more.
+    /// Adds a model whose adapter is trained, or a soup of adapters. Returns the shape of its base, if that is a new
+    /// one.
     pub(crate) fn adapted(&mut self, checkpoint: &Checkpoint, head: Head) -> Option<ModelSpec> {
         self.add(checkpoint, head, Scalar::OfAdapter)
     }
@@ -87,17 +88,17 @@ impl PlannedBases {
 }
 
 impl Bases {
-    /// None yet; those to come live on this device.
+    /// An empty set; bases will be stored on this device.
     pub fn on(device: &Device) -> Bases {
         Bases { device: device.clone(), known: Vec::new() }
     }
 
-    /// Where they live.
+    /// The device of the bases.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// A model for use, with this head.
+    /// Loads a model for inference, with this head.
     ///
     /// # Errors
     /// If weights cannot be read or are not finite.
@@ -110,8 +111,8 @@ impl Bases {
         Model::on(base, head, &adapter.lora, &weights).with_context(|| format!("adapter {}", adapter.dir().display()))
     }
 
-    /// A model whose adapter is trained: that of a PEFT directory, or a new one of the shape that `lora` says. The scalar
-    /// head is that of the checkpoint; where it has none, it is made from `seed`, as a new adapter is.
+    /// Loads a model whose adapter is trained: that of a PEFT directory, or a new one with the shape of `lora`. The
+    /// scalar head is read from the checkpoint or, if it has none, initialised from `seed`, like a new adapter.
     ///
     /// # Errors
     /// As [`Bases::frozen`].
@@ -129,7 +130,7 @@ impl Bases {
         let mut weights = shape.init(&spec, seed);
         let own = |name: &str| shape.tensors(&spec).into_iter().find(|tensor| tensor.name == name).map(|t| t.range);
         if let Some(adapter) = checkpoint.adapter() {
-            // Factors come first, a head last: what the directory lacks is a head.
+            // Factors come first, a head last: only a head can be missing in the directory.
             let read = adapter.read(&checkpoint.spec.with_head(adapter.head))?;
             let shared = read.len().min(weights.len());
             weights[..shared].copy_from_slice(&read[..shared]);
@@ -150,7 +151,7 @@ impl Bases {
         Ok(AdapterSoup { base: self.base(first, head, Scalar::OfAdapter)?, head, lora, weights })
     }
 
-    /// The base on which a checkpoint stands, for a model with this head.
+    /// Returns the base of a checkpoint for a model with this head: a shared one if possible.
     fn base(&mut self, checkpoint: &Checkpoint, head: Head, scalar: Scalar) -> anyhow::Result<Arc<Base<Device>>> {
         let footing = Footing::of(checkpoint, head, scalar);
         self.known.retain(|(_, base)| base.strong_count() > 0);
@@ -167,16 +168,16 @@ impl Bases {
     }
 }
 
-/// Whose scalar head a model has, if it has one.
+/// Origin of a model's scalar head, if it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scalar {
-    /// The base's, from its files.
+    /// The base, from its files.
     OfFiles,
-    /// The adapter's own.
+    /// The adapter.
     OfAdapter,
 }
 
-/// The mean of adapters, on their base.
+/// A mean of adapters, with their base.
 pub struct AdapterSoup {
     base: Arc<Base<Device>>,
     head: Head,
@@ -185,15 +186,15 @@ pub struct AdapterSoup {
 }
 
 impl AdapterSoup {
-    /// As a model for use.
+    /// Converts it to a model for inference.
     ///
     /// # Errors
-    /// If a number is not finite.
+    /// If a weight is not finite.
     pub fn frozen(self) -> anyhow::Result<Model> {
         Ok(Model::on(self.base, self.head, &self.lora, &self.weights)?)
     }
 
-    /// As the start of training, under `head`, whose scalar part is new.
+    /// Converts it to a trainable model with `head`, whose scalar part is newly initialised.
     ///
     /// # Errors
     /// As [`AdapterSoup::frozen`].

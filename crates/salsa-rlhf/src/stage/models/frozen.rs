@@ -1,4 +1,4 @@
-//! Checkpoints opened for use, with what they need of memory.
+//! Checkpoints opened for inference, with their memory estimates.
 use std::path::Path;
 
 use anyhow::{bail, ensure};
@@ -14,10 +14,10 @@ use crate::{
     },
 };
 
-/// The adapter that training from a checkpoint trains, if `lora` asks for one.
+/// The shape of the adapter to train from a checkpoint; `None` if all weights are trained.
 ///
 /// # Errors
-/// If a key of the adapter makes no sense.
+/// If a key of the adapter is invalid.
 pub(crate) fn trained_adapter(checkpoint: &Checkpoint, lora: &LoraArguments) -> anyhow::Result<Option<LoraSpec>> {
     match checkpoint.adapter() {
         _ if !lora.use_peft => Ok(None),
@@ -26,18 +26,18 @@ pub(crate) fn trained_adapter(checkpoint: &Checkpoint, lora: &LoraArguments) -> 
     }
 }
 
-/// A checkpoint opened for use.
+/// A checkpoint loaded for inference.
 pub(crate) struct Frozen {
-    /// Where it came from.
+    /// Its checkpoint.
     pub checkpoint: Checkpoint,
-    /// Its way from text to tokens, if it has a tokenizer.
+    /// Its text encoder, if it has a tokenizer.
     pub encoder: Option<Encoder>,
     /// The model.
     pub model: Model,
 }
 
 impl Frozen {
-    /// Reads a checkpoint that was opened, its base shared with other models of the run.
+    /// Reads the weights of an opened checkpoint; its base is shared with other models of the run.
     ///
     /// # Errors
     /// If a weight cannot be read or is not finite.
@@ -48,18 +48,18 @@ impl Frozen {
     }
 }
 
-/// A checkpoint opened for use; its weights are still to be read.
+/// A checkpoint opened for inference, before its weights are read.
 pub(crate) struct Found {
-    /// Where it is.
+    /// Its checkpoint.
     pub checkpoint: Checkpoint,
-    /// Its way from text to tokens, if it has a tokenizer.
+    /// Its text encoder, if it has a tokenizer.
     pub encoder: Option<Encoder>,
     /// The head it is used with.
     pub head: Head,
 }
 
 impl Found {
-    /// Opens a checkpoint for use with the given head, which it must have. No weight is read.
+    /// Opens a checkpoint for inference with the given head, which it must have. Reads no weights.
     ///
     /// # Errors
     /// If the checkpoint is incomplete or of another kind.
@@ -76,7 +76,7 @@ impl Found {
         Ok(Found { checkpoint, encoder, head })
     }
 
-    /// The same with the stage's keys for prompts.
+    /// Applies the stage's prompt keys to the encoder.
     pub(crate) fn with_chat(self, chat: &ChatArguments) -> Found {
         Found { encoder: self.encoder.map(|encoder| encoder.with_chat(chat)), ..self }
     }
@@ -91,7 +91,7 @@ impl Found {
         self.checkpoint.adapter().map(|adapter| &adapter.lora)
     }
 
-    /// Says what memory the model needs, and what `more` adds; refuses if that is too much.
+    /// Reports the memory that the model needs, including what `more` adds; fails if that is too much.
     ///
     /// # Errors
     /// As [`memory::check`].
@@ -115,7 +115,7 @@ impl Found {
         memory::check(stage, knobs, savings, &need, context)
     }
 
-    /// The same for forward passes over sets of sequences, `budget` tokens at a time.
+    /// As [`Found::check_memory`], for forward passes over sets of sequences, `budget` tokens at a time.
     ///
     /// # Errors
     /// As [`memory::check`].
@@ -138,7 +138,7 @@ impl Found {
         self.check_memory(stage, &knobs, &[Saving::Pass("max_tokens_per_batch", 1024), Saving::Dtype], &passes, context)
     }
 
-    /// Reads the model.
+    /// Reads the weights.
     ///
     /// # Errors
     /// If a weight cannot be read or is not finite.
@@ -147,7 +147,7 @@ impl Found {
     }
 }
 
-/// Shape and flat weights of a checkpoint's language model; a second head that it may have is left out.
+/// Shape and flat weights of a checkpoint's language model, without a scalar head.
 ///
 /// # Errors
 /// If the checkpoint is incomplete or a reward model.

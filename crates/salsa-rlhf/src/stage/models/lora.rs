@@ -8,20 +8,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::stage::keys::check_count;
 
-/// The keys shared by `sft`, `reward`, `dpo` and `ppo`. They describe a new adapter; from a PEFT directory training goes on
-/// with the adapter that is there, whatever these keys say of its shape.
+/// The keys shared by `sft`, `reward`, `dpo` and `ppo`. They describe a new adapter; from a PEFT directory training
+/// continues with its adapter, and keys for the shape are ignored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LoraArguments {
-    /// Train a low-rank adapter on the frozen model, and save a PEFT directory. False trains all weights (those of a
-    /// PEFT directory merged into its base). TRL: false.
+    /// Train a low-rank adapter on the frozen model, and save a PEFT directory. False trains all weights (for a PEFT
+    /// directory, those of the adapter merged into its base). TRL: false.
     #[schemars(extend("x-heading" = "LoRA"))]
     pub use_peft: bool,
     /// Rank of the adapter, at least 1. TRL: 16.
     pub lora_r: usize,
     /// The adapter is scaled by `lora_alpha / lora_r`. TRL: 32.
     pub lora_alpha: f64,
-    /// Only 0 is possible: dropout would make the sampled log-probs and those of training differ. TRL: 0.05.
+    /// Must be 0: with dropout, the sampled log-probs and those of training would differ. TRL: 0.05.
     pub lora_dropout: f64,
     /// The matrices that get an adapter, in every block: `all-linear`, or a list of `q_proj`, `k_proj`, `v_proj`,
     /// `o_proj`, `gate_proj`, `up_proj`, `down_proj`. TRL: none, which PEFT fills in by family.
@@ -55,14 +55,14 @@ impl Default for LoraArguments {
 
 const ALL: &str = "all-linear";
 
-/// Largest rank: no matrix is wider.
+/// Upper limit for the rank: no matrix is wider.
 const MOST_RANK: u64 = 1 << 16;
 
 impl LoraArguments {
     /// Checks ranges and names.
     ///
     /// # Errors
-    /// If a value makes no sense or is not supported; names the key.
+    /// If a value is invalid or not supported; the error names the key.
     pub fn validate(&self) -> anyhow::Result<()> {
         ensure!(
             self.lora_dropout == 0.0,
@@ -80,7 +80,7 @@ impl LoraArguments {
         }
     }
 
-    /// The keys that mean nothing where all weights are trained.
+    /// The keys that have no effect when all weights are trained.
     fn shape(&self) -> [(&'static str, String); 4] {
         [
             ("lora_r", self.lora_r.to_string()),

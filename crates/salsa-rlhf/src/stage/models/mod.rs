@@ -1,6 +1,6 @@
-//! From checkpoints to models in memory: opening, shared bases, adapters, soups made in memory, reward models.
+//! From checkpoints to models in memory: opening, shared bases, adapters, in-memory soups, reward models.
 //!
-//! May import `memory`, `lifecycle`, `text` and what stands directly in `stage`; knows no algorithm.
+//! May import `memory`, `lifecycle`, `text` and modules directly in `stage`; knows no algorithm.
 pub(super) mod adapters;
 pub(crate) mod bases;
 pub(crate) mod frozen;

@@ -1,4 +1,4 @@
-//! Where a language model comes from: one checkpoint, or the mean of several, made in memory.
+//! Source of a language model: one checkpoint, or the mean of several, computed in memory.
 use std::{fmt, ops::Range, path::Path};
 
 use anyhow::{Context, ensure};
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{checkpoint::Checkpoint, config::paths::ModelPath, stage::models::adapters};
 
-/// A language model: a checkpoint, or the weighted mean of several, made in memory.
+/// A language model: a checkpoint, or the weighted mean of several, computed in memory.
 ///
 /// ```yaml
 /// model: runs/sft-a
@@ -34,13 +34,13 @@ pub enum ModelSource {
 pub struct SoupSource {
     /// The ingredients of a soup made in memory, at least one.
     pub models: Vec<ModelPath>,
-    /// One number for each, with sum 1. Empty: all the same. The paper's `alpha` is the second of two.
+    /// One number for each, with sum 1. Empty: equal weights. The paper's `alpha` is the second of two.
     #[serde(default)]
     pub weights: Vec<f64>,
 }
 
 impl ModelSource {
-    /// The directories it reads.
+    /// The checkpoint directories.
     pub fn paths(&self) -> Vec<&Path> {
         match self {
             ModelSource::Path(path) => vec![path],
@@ -48,10 +48,10 @@ impl ModelSource {
         }
     }
 
-    /// Its checkpoints, opened and held against each other. No weight is read.
+    /// Opens its checkpoints and checks that ingredients are compatible. Reads no weights.
     ///
     /// # Errors
-    /// If one is no language model, or ingredients differ in shape.
+    /// If a checkpoint is no language model, or ingredients differ in shape.
     pub fn open(&self) -> anyhow::Result<Vec<Checkpoint>> {
         match self {
             ModelSource::Path(path) => Ok(vec![open_language_model(path)?]),
@@ -59,8 +59,8 @@ impl ModelSource {
         }
     }
 
-    /// The model for use: read piece by piece, its base shared with others of the run. A soup of adapters of one base is
-    /// an adapter.
+    /// Loads the model for inference: read piece by piece, with its base shared within the run. A soup of adapters of
+    /// one base is an adapter.
     ///
     /// # Errors
     /// As [`ModelSource::read`].
@@ -71,7 +71,7 @@ impl ModelSource {
         }
     }
 
-    /// Shape and flat weights, of adapters those of the merged model.
+    /// Shape and flat weights; for adapters, those of the merged model.
     ///
     /// # Errors
     /// If a checkpoint cannot be used as a language model, or the ingredients do not fit together.
@@ -91,10 +91,10 @@ impl fmt::Display for ModelSource {
 }
 
 impl SoupSource {
-    /// The weights, made explicit.
+    /// The weights, with the default filled in.
     ///
     /// # Errors
-    /// If there is not one for each ingredient, one is not finite, or they do not sum to 1.
+    /// If their number is not that of the ingredients, one is not finite, or they do not sum to 1.
     pub fn checked_weights(&self) -> anyhow::Result<Vec<f64>> {
         ensure!(!self.models.is_empty(), "a soup needs at least one model");
         let count = self.models.len();
@@ -111,7 +111,7 @@ impl SoupSource {
         Ok(self.weights.clone())
     }
 
-    /// The ingredients, opened and held against each other.
+    /// Opens the ingredients and checks that they are compatible.
     ///
     /// # Errors
     /// If one is no language model, or they differ in shape.
@@ -147,7 +147,7 @@ impl SoupSource {
         Ok((mean.spec.clone(), weights))
     }
 
-    /// As `salsa soup` computes it.
+    /// The mean, computed as in `salsa soup`.
     fn mean<'a>(&self, models: &'a [Checkpoint]) -> anyhow::Result<Mean<'a>> {
         let mut weights = self.checked_weights()?;
         if self.weights.is_empty() {
@@ -193,7 +193,7 @@ impl Weights for Mean<'_> {
     }
 }
 
-/// Names the first shape in which two models differ.
+/// Describes the first difference in shape between two models.
 pub(crate) fn first_difference(a: &ModelSpec, b: &ModelSpec) -> String {
     let fields = |spec: &ModelSpec| {
         [

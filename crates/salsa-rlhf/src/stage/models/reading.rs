@@ -1,4 +1,5 @@
-//! Stages in which a frozen model reads sequences that are given (`score`, `logprobs`, `winrate`): their keys, and scores.
+//! Shared keys of the stages in which a frozen model reads given sequences (`score`, `logprobs`, `winrate`), and
+//! scoring.
 use salsa_engine::{Batch, Model, Query};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,22 +14,22 @@ use crate::{
     },
 };
 
-/// How rows become tokens, and how they go through the model.
+/// How rows are encoded and batched.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ReadingArguments {
     /// How prompts become tokens.
     #[serde(flatten)]
     pub chat: ChatArguments,
-    /// What happens to a row that is longer than the model's context. `winrate` leaves out the answer to the same prompt
-    /// with it.
+    /// What happens to a row that exceeds the model's context. `winrate` also omits the other answer to the same
+    /// prompt.
     pub on_overlong: Overlong,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
     #[schemars(extend("x-heading" = "Computation"))]
     pub dtype: ComputeType,
-    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
+    /// Device; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
-    /// Most tokens per forward pass, at least 1; changes no number, only memory.
+    /// Maximum number of tokens per forward pass, at least 1; affects memory only.
     pub max_tokens_per_batch: NoEffect<usize>,
 }
 
@@ -48,12 +49,12 @@ impl ReadingArguments {
     /// Checks ranges.
     ///
     /// # Errors
-    /// If a value makes no sense.
+    /// If a value is invalid.
     pub fn validate(&self) -> anyhow::Result<()> {
         check_count("max_tokens_per_batch", *self.max_tokens_per_batch as u64, u64::MAX)
     }
 
-    /// Where it is computed, and in which numbers.
+    /// Device and number type.
     pub fn computes(&self) -> (DeviceChoice, ComputeType) {
         (self.device, self.dtype)
     }

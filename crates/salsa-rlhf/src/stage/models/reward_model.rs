@@ -1,4 +1,4 @@
-//! A frozen reward model that scores responses.
+//! A frozen reward model for scoring responses.
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
@@ -15,12 +15,12 @@ use crate::{
     },
 };
 
-/// Whether scores are used as they come.
+/// Normalisation of reward-model scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScoreScale {
-    /// As the head gives them.
+    /// Unchanged output of the head.
     Raw,
-    /// Less the mean and over the deviation that the reward model was saved with, if it was.
+    /// Minus the mean, divided by the standard deviation that the reward model was saved with, if any.
     Normalized,
 }
 
@@ -29,17 +29,17 @@ pub(crate) struct RewardModel {
     pub model: Model,
     mean: f64,
     deviation: f64,
-    /// Where it came from; the critic starts there too.
+    /// Its checkpoint; the critic starts from it too.
     pub checkpoint: Checkpoint,
 }
 
 impl RewardModel {
-    /// The score of each response, normalised if the run asks for it.
+    /// The score of each response, normalised if configured.
     pub(in crate::stage) fn scores(&self, rollouts: &Rollouts) -> Vec<f64> {
         rollouts.last_values_of(&self.model).into_iter().map(|score| (score - self.mean) / self.deviation).collect()
     }
 
-    /// Its checkpoint, held against the policy's. No weight is read.
+    /// Opens its checkpoint and checks it against the policy's. Reads no weights.
     pub(crate) fn find(path: &Path, policy: &Checkpoint, context: &StageContext) -> anyhow::Result<Checkpoint> {
         ensure!(!path.as_os_str().is_empty(), "no reward model is given; say reward_model_path: DIR");
         let checkpoint = Checkpoint::open(path)?;
@@ -67,7 +67,7 @@ impl RewardModel {
         Ok(checkpoint)
     }
 
-    /// Reads its weights.
+    /// Reads the weights.
     pub(in crate::stage) fn load(
         checkpoint: Checkpoint,
         scale: ScoreScale,

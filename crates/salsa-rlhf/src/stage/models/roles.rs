@@ -1,4 +1,4 @@
-//! The models of a run together: bases that several stand on are counted once.
+//! Memory of all models of a run: shared bases are counted once.
 use salsa_engine::{Dtype, Head, LoraSpec, ModelSpec};
 
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     },
 };
 
-/// Adds up what the models of a run need, in the order in which the run opens them.
+/// Sums the memory needs of a run's models, in the order in which the run opens them.
 #[derive(Clone)]
 pub(crate) struct Roles {
     dtype: Dtype,
@@ -18,12 +18,12 @@ pub(crate) struct Roles {
 }
 
 impl Roles {
-    /// None yet.
+    /// An empty sum.
     pub(crate) fn new(dtype: Dtype) -> Roles {
         Roles { dtype, bases: PlannedBases::default(), need: Need::default() }
     }
 
-    /// A model for use.
+    /// Adds a model for inference.
     pub(crate) fn frozen(&mut self, checkpoint: &Checkpoint, head: Head) {
         let base = self.bases.frozen(checkpoint, head);
         self.add_base(base, checkpoint.embedding_is_bf16());
@@ -32,7 +32,7 @@ impl Roles {
         }
     }
 
-    /// The weighted mean of models: of adapters on one base an adapter, else a whole model.
+    /// Adds the weighted mean of models: for adapters on one base an adapter, otherwise a whole model.
     pub(crate) fn soup(&mut self, ingredients: &[Checkpoint]) {
         let Some(first) = ingredients.first() else { return };
         if !adapters::share_a_base(ingredients) {
@@ -47,7 +47,7 @@ impl Roles {
         }
     }
 
-    /// One model after the other, each gone before the next comes: the largest one counts.
+    /// Adds models held one at a time: only the largest counts.
     pub(crate) fn in_turn<T>(&mut self, models: &[T], add: impl Fn(&mut Roles, &T)) {
         let held = self.need.total();
         let more = |model: &T| {
@@ -58,7 +58,7 @@ impl Roles {
         self.need.add(part::FROZEN, models.iter().map(more).max().unwrap_or(0));
     }
 
-    /// A model of any source: a checkpoint, or the weighted mean of several.
+    /// Adds a model from any source: a checkpoint, or the weighted mean of several.
     pub(crate) fn source(&mut self, models: &[Checkpoint]) {
         match models {
             [model] => self.frozen(model, Head::LanguageModel),
@@ -66,17 +66,17 @@ impl Roles {
         }
     }
 
-    /// A model whose weights are replaced by others, again and again.
+    /// Adds a model whose weights are replaced repeatedly.
     pub(crate) fn changing(&mut self, spec: &ModelSpec) {
         self.need.add(part::FROZEN, shape::weights(spec, self.dtype));
     }
 
-    /// Flat weights of so many models, from which others are made.
+    /// Adds the flat weights of `models` models, from which others are made.
     pub(crate) fn ingredients(&mut self, spec: &ModelSpec, models: usize) {
         self.need.add(part::INGREDIENTS, shape::flat(spec, models) + shape::read_and_kept(spec));
     }
 
-    /// A model that is trained: the adapter of that shape, or without one all weights.
+    /// Adds a trained model: an adapter of the given shape, or all weights for `None`.
     pub(crate) fn trained(&mut self, checkpoint: &Checkpoint, head: Head, lora: Option<&LoraSpec>) {
         let spec = checkpoint.spec.with_head(head);
         let bytes = match lora {
@@ -90,7 +90,7 @@ impl Roles {
         self.need.add(part::TRAINED, bytes);
     }
 
-    /// A reference that follows the policy: its f32 weights, and the packed ones; of an adapter that of its factors.
+    /// Adds a reference that follows the policy: f32 and packed weights; for an adapter, those of its factors.
     pub(crate) fn moving(&mut self, spec: &ModelSpec, lora: Option<&LoraSpec>) {
         let (numbers, packed) = match lora {
             None => (spec.parameters(), shape::weights(spec, self.dtype)),
@@ -99,7 +99,7 @@ impl Roles {
         self.need.add(part::FROZEN, numbers as u64 * shape::F32 + packed);
     }
 
-    /// The sum.
+    /// Returns the sum.
     pub(crate) fn need(self) -> Need {
         self.need
     }

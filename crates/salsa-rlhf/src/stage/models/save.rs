@@ -1,4 +1,4 @@
-//! Writing what was trained: a whole model, or an adapter as a PEFT directory.
+//! Saves a trained model: a whole model, or an adapter as a PEFT directory.
 use std::{borrow::Cow, path::Path};
 
 use salsa_engine::{ModelSpec, Trainable};
@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use crate::checkpoint::{self, AdapterToSave, Checkpoint, Companions, SaveOptions, save_adapter};
 
-/// Saves what was trained of a model under the heads of `spec`, which may lack a head that the model has.
+/// Saves the trained weights under the heads of `spec`, which may omit a head of the model.
 ///
 /// # Errors
-/// If the disk refuses.
+/// If a file cannot be written.
 pub(crate) fn save_model(
     output_dir: &Path,
     source: &Checkpoint,

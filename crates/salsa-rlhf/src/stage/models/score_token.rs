@@ -1,10 +1,10 @@
-//! At which token a reward model's scores are read here and elsewhere, and what is said where these differ.
+//! Warnings where a reward model's scores are read at another token here than elsewhere.
 use crate::{
     checkpoint::Checkpoint,
     stage::{StageContext, text::encoder::Encoder},
 };
 
-/// Says so if whoever trained a reward model read its scores elsewhere than they are read here: at the end token.
+/// Warns if a reward model was trained to be scored elsewhere than at the end token, where scores are read here.
 pub(crate) fn say_where_scores_are_read(checkpoint: &Checkpoint, encoder: Option<&Encoder>, context: &StageContext) {
     if !checkpoint.is_reward_model_of_others() {
         return;
@@ -24,7 +24,7 @@ pub(crate) fn say_where_scores_are_read(checkpoint: &Checkpoint, encoder: Option
     }
 }
 
-/// Says so if PEFT will read the scores of a reward adapter elsewhere than Salsa, which trains them to be read at the end
+/// Warns if PEFT would read the scores of a reward adapter at another token than Salsa, which reads them at the end
 /// token: an adapter has no `config.json`, and that of its base pads with an end token.
 pub(crate) fn say_where_peft_reads_scores(base: &Checkpoint, context: &StageContext) {
     let Some(pad) = base.padding_end_token() else { return };

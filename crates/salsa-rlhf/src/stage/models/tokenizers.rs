@@ -1,4 +1,4 @@
-//! Whether two tokenizers turn the same text into the same numbers.
+//! Whether two tokenizers map the same text to the same ids.
 use std::path::Path;
 
 use anyhow::Context;
@@ -6,10 +6,10 @@ use serde_json::{Map, Value};
 
 use crate::{input, tokenizer::Tokenizer};
 
-/// The first difference between the tokenizers of two directories; none if one of them has no `tokenizer.json`.
+/// The first difference between the tokenizers of two directories; `None` if one of them has no `tokenizer.json`.
 ///
-/// Compared is what decides about ids. How the file is laid out does not count, nor how batches are padded and cut off,
-/// which trainers write into it.
+/// Compares what affects ids. File formatting is ignored, and so are the padding and truncation settings that trainers
+/// write.
 pub(in crate::stage) fn difference(a: &Path, b: &Path) -> anyhow::Result<Option<String>> {
     let dirs = [a, b];
     let (a, b) = (a.join("tokenizer.json"), b.join("tokenizer.json"));
@@ -29,7 +29,7 @@ pub(in crate::stage) fn difference(a: &Path, b: &Path) -> anyhow::Result<Option<
     }
 }
 
-/// The first token that the files beside `tokenizer.json` declare in one directory and not, or otherwise, in the other.
+/// The first token that the files next to `tokenizer.json` declare differently in the two directories.
 fn declared([a, b]: [&Path; 2]) -> anyhow::Result<Option<String>> {
     let (a, b) = (Tokenizer::declared_beside(a)?, Tokenizer::declared_beside(b)?);
     let id = a.keys().chain(b.keys()).find(|id| a.get(id) != b.get(id));
@@ -73,7 +73,7 @@ fn ids(a: &Map<String, Value>, b: &Map<String, Value>) -> Option<String> {
     Some(format!("the token {token:?} is {} and {}", id(a, token), id(b, token)))
 }
 
-/// Written as `"a b"` or as `["a", "b"]`, depending on the version that saved them.
+/// Merges are `"a b"` or `["a", "b"]`, depending on the version that saved them.
 fn merges(a: &Value, b: &Value) -> Option<String> {
     let pair = |merge: &Value| match merge {
         Value::Array(parts) => parts.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),

@@ -1,4 +1,4 @@
-//! The keys that methods of reinforcement learning share, in groups: a function takes the group that it needs.
+//! The keys shared by reinforcement-learning methods, in groups: functions take only the group they need.
 use salsa_algo::{
     kl::{KlController, KlEstimator},
     reward::{MissingEos, ScoreRule},
@@ -17,58 +17,58 @@ use crate::{
     },
 };
 
-/// How many responses are sampled, and how.
+/// Number of responses, and how they are sampled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SamplingArguments {
-    /// Responses sampled in all, at least 1; one per prompt is a pass over the data. TRL: none; its examples 10,000 and
-    /// more.
+    /// Total number of responses, at least 1; one per prompt is one pass over the data. TRL: none; its examples 10,000
+    /// and more.
     #[schemars(extend("x-heading" = "Batches and sampling"))]
     pub total_episodes: u64,
     /// Responses per update, at least 1. TRL: `per_device_train_batch_size * gradient_accumulation_steps`.
     pub batch_size: usize,
-    /// The longest response, in tokens, its end token included; at least 1. TRL: 53.
+    /// Maximum number of tokens of a response, its end token included; at least 1. TRL: 53.
     pub response_length: usize,
-    /// Prompts longer than this many tokens are left out; the model's context at most. TRL: none.
+    /// Prompts longer than this many tokens are omitted; capped at the model's context. TRL: none.
     pub max_prompt_length: usize,
-    /// Sampling temperature, from 0.001 to 100; all log-probs use it, too. Sampling is pure (no top-k, no top-p), so
-    /// that KL estimates are unbiased. TRL: 0.7.
+    /// Sampling temperature, from 0.001 to 100; also applied to all log-probs. No top-k or top-p, so that KL estimates
+    /// are unbiased. TRL: 0.7.
     #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
-    /// Responses generated at once, at least 1; changes speed and memory, never the result. TRL:
-    /// `local_rollout_forward_batch_size`, 64.
+    /// Responses generated at once, at least 1; affects speed and memory only. TRL: `local_rollout_forward_batch_size`,
+    /// 64.
     pub decode_slots: NoEffect<usize>,
 }
 
-/// What keeps the policy close to its reference.
+/// The KL penalty that keeps the policy close to its reference.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct PenaltyArguments {
     /// Coefficient beta of the KL penalty: each token's reward is `-beta * KL`; 0: no penalty. TRL: 0.05.
     #[schemars(extend("x-heading" = "Reward and KL"))]
     pub kl_coef: f64,
-    /// How the KL of a token is estimated. TRL: k1.
+    /// Estimator of the KL of a token. TRL: k1.
     pub kl_estimator: KlEstimator,
-    /// Wanted KL per response, in nats, above 0: beta adapts to it, as in TRL up to 0.11 (6). None: beta is fixed.
+    /// Target KL per response, in nats, above 0: beta adapts to it, as in TRL up to 0.11 (6). None: beta is fixed.
     pub kl_target: Option<f64>,
-    /// Responses after which an adaptive beta has moved by a fifth at most, above 0; used with `kl_target`. TRL up to 0.11:
-    /// 10,000.
+    /// Responses over which an adaptive beta changes by at most a fifth, above 0; used with `kl_target`. TRL up to
+    /// 0.11: 10,000.
     pub kl_horizon: f64,
 }
 
-/// What is done to the scores of the reward model.
+/// Post-processing of reward-model scores.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ScoreArguments {
-    /// Subtract the mean and divide by the deviation that the reward model was saved with. TRL: not there.
+    /// Subtract the mean and divide by the standard deviation that the reward model was saved with. TRL: not there.
     pub normalize_scores: bool,
-    /// Scores are clipped to plus and minus this, above 0, after they are normalised. None: not clipped, as in TRL.
+    /// Clips normalised scores to plus and minus this, above 0. None: not clipped, as in TRL.
     pub score_clip: Option<f64>,
-    /// Subtracted from the score of a response that was cut off before its end token. TRL and none: nothing is.
+    /// Subtracted from the score of a response without an end token. TRL and none: not subtracted.
     pub missing_eos_penalty: Option<f64>,
 }
 
-/// The run as a whole.
+/// Settings of the run as a whole.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct RunArguments {
@@ -78,13 +78,13 @@ pub struct RunArguments {
     /// Updates between two resumable checkpoints. 0: none before the end (an interruption by Ctrl-C still saves one).
     /// TRL: 500.
     pub save_steps: NoEffect<u64>,
-    /// How often sample responses are written to `samples.jsonl` over the run; 0: never. TRL: 10.
+    /// How often sample responses are written to `samples.jsonl` during the run; 0: never. TRL: 10.
     pub num_sample_generations: NoEffect<u64>,
-    /// A reward function to log beside the learned one, never trained on. None: none.
+    /// A reward function that is logged in addition to the learned one, but not trained on. None: none.
     pub gold: Option<Gold>,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way. TRL: the flag `bf16`.
     pub dtype: ComputeType,
-    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
+    /// Device; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
     /// Number type of the saved weights; training itself always keeps f32 master weights. TRL: the model's own.
     pub save_dtype: Dtype,
@@ -133,7 +133,7 @@ impl SamplingArguments {
     /// Checks ranges.
     ///
     /// # Errors
-    /// Names the key.
+    /// If a value is out of range; the error names the key.
     pub fn validate(&self) -> anyhow::Result<()> {
         check_count("total_episodes", self.total_episodes, MOST_STEPS)?;
         check_count("batch_size", self.batch_size as u64, MOST_SEQUENCES)?;
@@ -143,7 +143,7 @@ impl SamplingArguments {
         check_range("temperature", self.temperature.into(), 1e-3..=100.0)
     }
 
-    /// Updates in all.
+    /// The number of updates.
     pub fn updates(&self) -> u64 {
         self.total_episodes.div_ceil(self.batch_size as u64)
     }
@@ -153,14 +153,14 @@ impl PenaltyArguments {
     /// Checks ranges.
     ///
     /// # Errors
-    /// Names the key.
+    /// If a value is out of range; the error names the key.
     pub fn validate(&self) -> anyhow::Result<()> {
         check_range("kl_coef", self.kl_coef, 0.0..=f64::MAX)?;
         check_range("kl_target", self.kl_target.unwrap_or(1.0), f64::MIN_POSITIVE..=f64::MAX)?;
         check_range("kl_horizon", self.kl_horizon, f64::MIN_POSITIVE..=f64::MAX)
     }
 
-    /// How beta moves.
+    /// The controller of beta.
     pub fn controller(&self) -> KlController {
         let horizon = self.kl_horizon;
         self.kl_target.map_or(KlController::Fixed, |target| KlController::Adaptive { target, horizon })
@@ -171,18 +171,18 @@ impl ScoreArguments {
     /// Checks ranges.
     ///
     /// # Errors
-    /// Names the key.
+    /// If a value is out of range; the error names the key.
     pub fn validate(&self) -> anyhow::Result<()> {
         check_range("score_clip", self.score_clip.unwrap_or(1.0), f64::MIN_POSITIVE..=f64::MAX)?;
         check_range("missing_eos_penalty", self.missing_eos_penalty.unwrap_or(0.0), f64::MIN..=f64::MAX)
     }
 
-    /// Whether scores are used as they come.
+    /// Whether scores are normalised.
     pub fn scale(&self) -> ScoreScale {
         if self.normalize_scores { ScoreScale::Normalized } else { ScoreScale::Raw }
     }
 
-    /// What is done to scores.
+    /// The post-processing of scores.
     pub fn rule(&self) -> ScoreRule {
         ScoreRule {
             clip: self.score_clip.unwrap_or(f64::INFINITY),
@@ -192,7 +192,7 @@ impl ScoreArguments {
 }
 
 impl RunArguments {
-    /// How weights are saved, for a run that started from `source`.
+    /// The options for saving weights of a run that started from `source`.
     pub fn save_options(&self, source: &Checkpoint) -> SaveOptions {
         SaveOptions { dtype: self.save_dtype, ..SaveOptions::like(source) }
     }

@@ -1,6 +1,6 @@
 //! PPO against a reference: with a soup as reference it is SALSA, with one SFT model plain PPO.
 //!
-//! `Run::step` is the algorithm. What it calls is below it in order; rewards and advantages are computed in
+//! `Run::step` is the algorithm; the methods it calls follow in order. Rewards and advantages are computed in
 //! [`experience`], the optimizer steps in [`learner`], the arithmetic in `salsa_algo`.
 use std::path::Path;
 
@@ -48,12 +48,12 @@ use learner::{Learner, Rates};
 use measure::{Measured, Samples};
 use plan::Plan;
 
-/// A PPO run between two updates.
+/// The state of a PPO run between two updates.
 struct Run<'a> {
     config: &'a PpoConfig,
     encoder: Encoder,
     prompts: Vec<TextPrompt>,
-    /// How many prompts are too long.
+    /// The number of prompts that are too long.
     left_out: usize,
     learner: Learner,
     /// The policy's shape without a value head.
@@ -61,7 +61,7 @@ struct Run<'a> {
     reward_model: RewardModel,
     reference: Reference,
     frozen: FrozenModels,
-    /// Names of the anchors and their numbers among the frozen models.
+    /// Names of the anchors and their indices among the frozen models.
     anchors: Vec<(String, usize)>,
     controller: KlController,
     beta: f64,
@@ -95,13 +95,13 @@ impl Run<'_> {
         Ok((metrics, samples))
     }
 
-    /// The numbers of the next prompts and responses to them, each prompt visited once per pass over the data.
+    /// The indices of the next prompts and responses to them; every pass over the data visits each prompt once.
     fn sample(&self, update: u64) -> (Vec<usize>, Rollouts) {
         let config = self.config;
         let first = update * config.sampling.batch_size as u64;
         let responses = first..first + config.sampling.batch_size as u64;
         let asked = order::visit(self.prompts.len(), config.run.seed, responses);
-        // The stream of a response is its number in the run: a prompt met again is answered anew.
+        // The random stream is the index of the response in the run: a repeated prompt gets another response.
         let prompt = |(i, &at): (usize, &usize)| Prompt {
             tokens: self.prompts[at].tokens.clone(),
             id: first + i as u64,
@@ -129,7 +129,8 @@ impl Run<'_> {
         Rates { policy, critic: config.critic_learning_rate.unwrap_or(config.learning_rate) * share }
     }
 
-    /// The metrics of an update, the KLs to the anchors and the mean gold reward among them, and texts of some responses.
+    /// The metrics of an update, including the KLs to the anchors and the mean gold reward, and texts of some
+    /// responses.
     fn report(
         &self,
         asked: &[usize],
@@ -200,11 +201,11 @@ impl Stage for PpoConfig {
     }
 }
 
-/// Trains a policy and saves it with its tokenizer; `critic/` beside it holds the separate critic.
+/// Trains a policy and saves it with its tokenizer; a separate critic is saved in `critic/` next to it.
 ///
 /// # Errors
-/// If a model or the data cannot be used, models do not fit together, a number stops being finite (the last checkpoint
-/// stays), or the run was interrupted (a checkpoint is written first).
+/// If a model or the data cannot be used, models are incompatible, a number is not finite (the last checkpoint is
+/// kept), or the run was interrupted (a checkpoint is written first).
 pub(crate) fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     let (mut run, source) = Run::open(config, context)?;
@@ -255,7 +256,7 @@ pub(crate) fn run(config: &PpoConfig, context: &StageContext) -> anyhow::Result<
 }
 
 impl<'a> Run<'a> {
-    /// Loads models and prompts. Returns the checkpoint whose tokenizer and family the result keeps.
+    /// Loads models and prompts. Returns the checkpoint whose tokenizer and family are saved with the result.
     fn open(config: &'a PpoConfig, context: &StageContext) -> anyhow::Result<(Run<'a>, Checkpoint)> {
         let first =
             config.model_name_or_path.paths().into_iter().next().context("model_name_or_path names no model")?;
@@ -276,7 +277,7 @@ impl<'a> Run<'a> {
         )?;
         Plan::open(config, &reward)?.check_memory(config, &prompts, context)?;
         let mut bases = Bases::on(&context.device);
-        // A policy that is an adapter comes first: its base, which has a language-model head, serves all others.
+        // A policy that is an adapter is loaded first: its base, which has a language-model head, serves all others.
         let base = config.lora.use_peft.then(|| open_language_model(first)).transpose()?;
         let base = base.map(|checkpoint| bases.frozen(&checkpoint, Head::LanguageModel)).transpose()?;
         let reward_model = RewardModel::load(reward, config.scores.scale(), &mut bases)?;

@@ -1,6 +1,6 @@
-//! What the KL penalty is measured against, and the other frozen models that a PPO run looks at.
+//! The reference of the KL penalty, and the other frozen models of a PPO run.
 //!
-//! SALSA is one line here: [`ReferenceConfig::Soup`]. Setting the weight of the second ingredient to 0 makes plain PPO.
+//! SALSA is the variant [`ReferenceConfig::Soup`]. With weight 0 for the second ingredient it is plain PPO.
 use anyhow::{Context, bail, ensure};
 use salsa_algo::{
     kl::{KlEstimator, kls},
@@ -22,13 +22,13 @@ use crate::{
     },
 };
 
-/// What the KL penalty of a PPO run is measured against.
+/// The reference of the KL penalty of a PPO run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ReferenceConfig {
     /// One frozen SFT model: plain PPO.
     Sft {
-        /// The SFT model. None: where the policy starts.
+        /// The SFT model. None: the initial policy.
         #[serde(default)]
         model: Option<ModelPath>,
     },
@@ -36,16 +36,16 @@ pub enum ReferenceConfig {
     Soup {
         /// The models: ingredients of the soup, or references side by side.
         models: Vec<ModelPath>,
-        /// One number for each model, with sum 1. Empty: all the same (the paper's alpha = 0.5 for two).
+        /// One number for each model, with sum 1. Empty: equal weights (the paper's alpha = 0.5 for two).
         #[serde(default)]
         weights: Vec<f64>,
     },
-    /// A moving average of the policy (WARP, stage 1), from where the policy starts.
+    /// A moving average of the policy (WARP, stage 1), starting from the initial policy.
     Ema {
         /// Share of the old reference kept at each update, from 0 to 1. WARP: 0.99.
         decay: f64,
     },
-    /// The policy, copied now and then (TR-DPO), from where the policy starts.
+    /// The policy, copied periodically (TR-DPO), starting from the initial policy.
     Sync {
         /// Updates between two copies, at least 1. TRL: 512.
         every: u64,
@@ -56,7 +56,7 @@ pub enum ReferenceConfig {
     Multi {
         /// The models: ingredients of the soup, or references side by side.
         models: Vec<ModelPath>,
-        /// One number for each model, with sum 1. Empty: all the same (the paper's alpha = 0.5 for two).
+        /// One number for each model, with sum 1. Empty: equal weights (the paper's alpha = 0.5 for two).
         #[serde(default)]
         weights: Vec<f64>,
     },
@@ -64,7 +64,7 @@ pub enum ReferenceConfig {
     Geometric {
         /// The models: ingredients of the soup, or references side by side.
         models: Vec<ModelPath>,
-        /// One number for each model, with sum 1. Empty: all the same (the paper's alpha = 0.5 for two).
+        /// One number for each model, with sum 1. Empty: equal weights (the paper's alpha = 0.5 for two).
         #[serde(default)]
         weights: Vec<f64>,
     },
@@ -77,7 +77,7 @@ impl Default for ReferenceConfig {
 }
 
 impl ReferenceConfig {
-    /// The name of its kind, as `reference.kind` has it.
+    /// The kind, as in `reference.kind`.
     pub fn kind(&self) -> &'static str {
         match self {
             ReferenceConfig::Sft { .. } => "sft",
@@ -92,7 +92,7 @@ impl ReferenceConfig {
     /// Checks ranges.
     ///
     /// # Errors
-    /// If a number makes no sense; names the key.
+    /// If a value is invalid; the error names the key.
     pub fn validate(&self) -> anyhow::Result<()> {
         match self {
             ReferenceConfig::Sft { .. } => {}
@@ -115,11 +115,11 @@ impl ReferenceConfig {
 }
 
 impl ReferenceConfig {
-    /// The frozen models that the reference is made of and their weights; none where it follows the policy. `start` is
-    /// where the policy starts.
+    /// The frozen models of the reference and their weights; empty if it follows the policy. `start` is the source of
+    /// the initial policy.
     ///
     /// # Errors
-    /// If the weights do not go with the models.
+    /// If the weights do not match the models.
     pub fn frozen(&self, start: &ModelSource) -> anyhow::Result<Vec<(ModelSource, f64)>> {
         let soup =
             |models: &[ModelPath], weights: &[f64]| SoupSource { models: models.to_vec(), weights: weights.to_vec() };
@@ -137,14 +137,14 @@ impl ReferenceConfig {
     }
 }
 
-/// Frozen language models, each loaded once however many uses it has.
+/// Frozen language models, each loaded once even if it has several uses.
 #[derive(Default)]
 pub(super) struct FrozenModels {
     models: Vec<(ModelSource, Model)>,
 }
 
 impl FrozenModels {
-    /// The number of a model, which is loaded if it is new. It must share the policy's vocabulary.
+    /// Returns the index of a model, loading it if it is new. It must share the policy's vocabulary.
     ///
     /// # Errors
     /// If it cannot be read or has another vocabulary.
@@ -169,13 +169,13 @@ impl FrozenModels {
         Ok(self.models.len() - 1)
     }
 
-    /// Each of them once.
+    /// All models, without repetition.
     #[cfg(test)]
     pub(super) fn models(&self) -> impl Iterator<Item = &Model> {
         self.models.iter().map(|(_, model)| model)
     }
 
-    /// The log-probs of all response tokens under every model: one pass each.
+    /// The log-probs of all response tokens under every model, with one forward pass each.
     pub(super) fn logprobs(&self, rollouts: &Rollouts) -> Vec<Vec<f64>> {
         self.models.iter().map(|(_, model)| rollouts.logprobs_of(model)).collect()
     }
@@ -183,19 +183,20 @@ impl FrozenModels {
 
 /// The reference of a run.
 pub(super) enum Reference {
-    /// Frozen: one model (an SFT model or a soup).
+    /// One frozen model (an SFT model or a soup).
     Frozen(usize),
-    /// Frozen: several models, whose KLs are averaged.
+    /// Several frozen models, whose KLs are averaged.
     Multi(Vec<(usize, f64)>),
-    /// Frozen: the geometric mean of several.
+    /// The geometric mean of several frozen models.
     Geometric(Vec<(usize, f64)>),
-    /// Following the policy.
+    /// A model that follows the policy.
     Moving {
-        /// The model now.
+        /// The current model.
         model: Box<Model>,
-        /// Its weights; if the policy is an adapter, those of the adapter: then the factors follow, not their products.
+        /// Its weights; if the policy is an adapter, those of the adapter: the factors are averaged, not their
+        /// products.
         weights: Vec<f32>,
-        /// How it follows.
+        /// How it follows the policy.
         follow: Follow,
     },
 }
@@ -205,10 +206,10 @@ pub(super) enum Reference {
 pub(super) enum Follow {
     /// `reference <- decay * reference + (1 - decay) * policy` at every update.
     Ema {
-        /// Share kept.
+        /// Share of the old reference.
         decay: f64,
     },
-    /// `reference <- (1 - mixup) * reference + mixup * policy` every so many updates.
+    /// `reference <- (1 - mixup) * reference + mixup * policy` every `every` updates.
     Sync {
         /// Updates between copies.
         every: u64,
@@ -218,7 +219,7 @@ pub(super) enum Follow {
 }
 
 impl Reference {
-    /// Loads what the configuration names; `start` is where `policy` starts, which has not learned yet.
+    /// Loads the configured models; `start` is the source of `policy`, which is not trained yet.
     ///
     /// # Errors
     /// If a model cannot be used.
@@ -247,7 +248,7 @@ impl Reference {
         })
     }
 
-    /// The KL estimate of every response token. `frozen_logprobs` are those of `frozen`, model by model.
+    /// The KL estimate of every response token. `frozen_logprobs` are the log-probs of `frozen`, by model.
     pub(super) fn kls(
         &self,
         estimator: KlEstimator,
@@ -275,10 +276,10 @@ impl Reference {
         }
     }
 
-    /// Lets a moving reference follow the policy after an update (counted from 1).
+    /// Updates a moving reference after an update of the policy (counted from 1).
     ///
     /// # Errors
-    /// If the policy's weights are no longer finite.
+    /// If the policy's weights are not finite.
     pub(super) fn follow(&mut self, policy: &Trainable, language_model: &ModelSpec, update: u64) -> anyhow::Result<()> {
         let Reference::Moving { model, weights, follow } = self else { return Ok(()) };
         let share = match *follow {
@@ -291,7 +292,7 @@ impl Reference {
         Ok(())
     }
 
-    /// Adds what must survive an interruption.
+    /// Adds the state of a moving reference to a checkpoint.
     pub(super) fn snapshot<'a>(&'a self, snapshot: Snapshot<'a>) -> Snapshot<'a> {
         match self {
             Reference::Moving { weights, .. } => snapshot.with_buffer("reference.weights", weights),
@@ -299,7 +300,7 @@ impl Reference {
         }
     }
 
-    /// Goes on from a checkpoint.
+    /// Restores a moving reference from a checkpoint.
     ///
     /// # Errors
     /// If the checkpoint lacks the reference.
@@ -315,7 +316,7 @@ impl Reference {
     }
 }
 
-/// What a policy has learned so far, without the head that a shared critic adds.
+/// The trained weights of a policy, without the head that a shared critic adds.
 fn language_weights(policy: &Trainable, language_model: &ModelSpec) -> Vec<f32> {
     match policy.lora() {
         Some(lora) => policy.weights()[..lora.parameters(language_model)].to_vec(),
@@ -323,7 +324,7 @@ fn language_weights(policy: &Trainable, language_model: &ModelSpec) -> Vec<f32> 
     }
 }
 
-/// A frozen language model that is like `model` but for these weights.
+/// A frozen language model like `model`, with these weights.
 fn with_weights(model: &Model, language_model: &ModelSpec, weights: &[f32]) -> Result<Model, ModelError> {
     match model.lora() {
         Some(_) => model.sibling(Head::LanguageModel, weights),

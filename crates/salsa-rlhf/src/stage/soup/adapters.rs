@@ -30,7 +30,7 @@ pub(super) fn any(models: &[ModelPath]) -> bool {
     models.iter().any(|dir| PeftAdapter::is_one(dir))
 }
 
-/// Writes the soup of adapters as a PEFT directory with `soup.json`. Ingredients of weight 0 are left out.
+/// Writes the soup of adapters as a PEFT directory with `soup.json`. Ingredients of weight 0 are omitted.
 pub(super) fn cook(
     config: &SoupConfig,
     arithmetic: &Arithmetic,
@@ -107,7 +107,7 @@ pub(super) fn cook(
     Ok(Cooked { summary, geometry: None })
 }
 
-/// What the soup was made of.
+/// The content of `soup.json`.
 fn record(config: &SoupConfig, weights: &[f64], summary: &Value) -> anyhow::Result<Value> {
     let ingredient = |(dir, weight): (&ModelPath, &f64)| -> anyhow::Result<Value> {
         let path = dir.join("adapter_model.safetensors");
@@ -121,7 +121,7 @@ fn record(config: &SoupConfig, weights: &[f64], summary: &Value) -> anyhow::Resu
     Ok(json!({ "salsa": env!("CARGO_PKG_VERSION"), "ingredients": ingredients, "soup": summary }))
 }
 
-/// The normalisation of scores, if all ingredients have the same.
+/// The score normalisation, if all ingredients have the same.
 fn same_scores(models: &[Checkpoint]) -> Vec<(&'static str, Value)> {
     let first = models[0].score_normalization();
     let same = models.iter().all(|model| model.score_normalization() == first);
@@ -129,14 +129,14 @@ fn same_scores(models: &[Checkpoint]) -> Vec<(&'static str, Value)> {
     pair.map_or_else(Vec::new, |(mean, std)| vec![("score_mean", json!(mean)), ("score_std", json!(std))])
 }
 
-/// What a smaller rank cost: Frobenius norm of what was cut off over that of the whole.
+/// Relative error of a reduced rank: Frobenius norm of the cut-off part divided by that of the whole.
 struct Lost {
     overall: f64,
     worst: f64,
     worst_matrix: String,
 }
 
-/// The nearest adapter of this rank, matrix by matrix.
+/// The best approximation with this rank, matrix by matrix.
 fn compressed(lora: &LoraSpec, factors: &[f32], spec: &ModelSpec, rank: usize) -> (LoraSpec, Vec<f32>, Lost) {
     let small = LoraSpec { rank, alpha: rank as f64, ..lora.clone() };
     let (views, small_views) = (lora.tensors(spec), small.tensors(spec));

@@ -1,4 +1,4 @@
-//! The method of a soup, checked, and settled for each tensor.
+//! The checked method of a soup, and its parameters for each tensor.
 use anyhow::{Context, bail, ensure};
 use salsa_algo::{
     random::bits,
@@ -13,22 +13,22 @@ use super::{
     setting::{Setting, place},
 };
 
-/// How ingredients are combined; mergekit's names, and `greedy`. Below, `x` are ingredients, `d = x - base` task vectors,
-/// `w` weights; each formula is for one tensor.
+/// How ingredients are combined; mergekit's names, and `greedy`. Below, `x` are ingredients, `d = x - base` task
+/// vectors, `w` weights; each formula is for one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
     /// The weighted mean, the soup of the paper: `sum w x / sum w`. Takes weights, normalize.
     Linear,
-    /// The mean of those ingredients that do not make it worse, as measured. Takes greedy.
+    /// The mean of those ingredients that do not worsen the measured result. Takes greedy.
     Greedy,
-    /// A point on the arc between two models: `(sin((1 - t) W) a + sin(t W) b) / sin W` with W their angle; with a base,
-    /// between task vectors. Takes t, base_model.
+    /// A point on the arc between two models: `(sin((1 - t) W) a + sin(t W) b) / sin W` with W their angle; with a
+    /// base, between task vectors. Takes t, base_model.
     Slerp,
-    /// The same at `t = w2 / (w1 + w2)`, with an angle for each tensor, row or column. Takes weights, base_model,
+    /// As slerp with `t = w2 / (w1 + w2)`, with an angle for each tensor, row or column. Takes weights, base_model,
     /// nuslerp_flatten, nuslerp_row_wise.
     Nuslerp,
-    /// The middle on a sphere: the direction with the least sum of squared angles, times the mean length. Takes max_iter,
+    /// The mean on a sphere: the direction with the least sum of squared angles, times the mean norm. Takes max_iter,
     /// tol.
     Karcher,
     /// Task vectors trimmed to the largest entries, signs elected: `base + scale sum w d / sum w` over those with the
@@ -37,19 +37,19 @@ pub enum Method {
     /// Entries of task vectors dropped at random, the others divided by the density, then summed:
     /// `base + scale sum w d`. Takes weights, density or densities, scale, seed, normalize.
     DareLinear,
-    /// The same with the election of signs of ties.
+    /// As dare_linear, with the sign election of ties.
     DareTies,
     /// The weighted sum of task vectors: `base + scale sum w d`. Takes weights, scale, normalize.
     TaskArithmetic,
-    /// Towards the mean as far as angles say: `r mean(x) + (1 - r) base`, `r = n c / (1 + (n - 1) c)`, with c the mean
-    /// cosine between task vectors. Takes filter_wise.
+    /// Interpolation towards the mean, by angle: `r mean(x) + (1 - r) base`, `r = n c / (1 + (n - 1) c)`, with c the
+    /// mean cosine between task vectors. Takes filter_wise.
     ModelStock,
-    /// One model as it is, times scale. Takes scale.
+    /// One model, times scale. Takes scale.
     Passthrough,
 }
 
 impl Method {
-    /// Its name in configurations.
+    /// The method's name in configurations.
     pub fn name(self) -> &'static str {
         match self {
             Method::Linear => "linear",
@@ -66,7 +66,7 @@ impl Method {
         }
     }
 
-    /// Whether it works on differences from a base model.
+    /// Whether the method works on differences from a base model.
     pub fn needs_base(self) -> bool {
         self.merges_task_vectors() || self == Method::ModelStock
     }
@@ -83,7 +83,7 @@ impl Method {
         self.merges_task_vectors() || self == Method::Passthrough
     }
 
-    /// How many models it takes, in words, if there is a rule.
+    /// The allowed numbers of models, also in words, if restricted.
     fn count(self) -> Option<(std::ops::RangeInclusive<usize>, &'static str)> {
         match self {
             Method::Slerp | Method::Nuslerp => Some((2..=2, "exactly 2 models")),
@@ -98,13 +98,13 @@ impl Method {
     }
 }
 
-/// A checked method, whose numbers may differ from tensor to tensor.
+/// A checked method, whose parameters may vary by tensor.
 #[derive(Clone, Debug)]
 pub(super) struct Arithmetic {
     method: Method,
-    /// How many ingredients there are.
+    /// The number of ingredients.
     count: usize,
-    /// One for each ingredient; none where the method has no weights.
+    /// One for each ingredient; empty if the method has no weights.
     weights: Vec<Setting>,
     /// One for each ingredient.
     densities: Vec<Setting>,
@@ -118,10 +118,10 @@ pub(super) struct Arithmetic {
 }
 
 impl Arithmetic {
-    /// Checks the values that belong together.
+    /// Checks the parameters together.
     ///
     /// # Errors
-    /// If weights are missing or unusable, a base is missing, or a value is given that the method does not use.
+    /// If weights are missing or invalid, a base is missing, or a value is given that the method does not use.
     pub(super) fn new(config: &SoupConfig) -> anyhow::Result<Arithmetic> {
         let (method, count) = (config.method, config.models.len());
         let name = method.name();
@@ -149,13 +149,13 @@ impl Arithmetic {
         };
         arithmetic.check_numbers()?;
         if arithmetic.is_constant() {
-            // What can be known before the ingredients are opened.
+            // Fail early, before the ingredients are opened.
             arithmetic.rule(0, "", 0.0)?;
         }
         Ok(arithmetic)
     }
 
-    /// The weights as used, if they are the same for all tensors and not a matter of angles.
+    /// The effective weights, if they are the same for all tensors and do not depend on angles.
     pub(super) fn constant_weights(&self) -> Option<Vec<f64>> {
         if matches!(self.method, Method::Karcher | Method::ModelStock) {
             return None;
@@ -164,10 +164,10 @@ impl Arithmetic {
         Some(weights)
     }
 
-    /// The method for each of these tensors of a model with this many layers.
+    /// The rules for these tensors of a model with this many layers.
     ///
     /// # Errors
-    /// If a tensor gets no number because no filter fits, or unusable weights; names it.
+    /// If a tensor has no number because no filter matches, or its weights are invalid; the error names it.
     pub(super) fn rules<'a>(
         &self,
         tensors: impl Iterator<Item = &'a str>,
@@ -196,7 +196,7 @@ impl Arithmetic {
                 let weights = vec![1.0 / self.count as f64; self.count];
                 return Ok(TensorRule { weights, rule: Rule::Stock(self.angles) });
             }
-            // Where no filter fits, the tensor stays as it is, as in mergekit.
+            // As in mergekit, a tensor that matches no filter is unchanged.
             Method::Passthrough => return Ok(rule::scaled(self.scale.at(name, place).unwrap_or(1.0))?),
             _ => {}
         }
@@ -211,7 +211,7 @@ impl Arithmetic {
             ensure!(weights.iter().any(|w| *w != 0.0), "all weights are 0; at least one must be something else");
             return Ok(rule::mean(&weights, self.normalize)?);
         }
-        // Where no filter fits, all of a task vector is kept and it counts once, as in mergekit.
+        // As in mergekit, the default without a matching filter is density 1 and scale 1.
         let densities: Vec<f64> = self.densities.iter().map(|d| d.at(name, place).unwrap_or(1.0)).collect();
         let scale = self.scale.at(name, place).unwrap_or(1.0);
         let seed = bits(self.seed, 0, tensor as u64);
@@ -226,7 +226,7 @@ impl Arithmetic {
         Ok(TensorRule { weights, rule: Rule::Task { merge, densities } })
     }
 
-    /// Whether all tensors are treated the same.
+    /// Whether all tensors have the same parameters.
     fn is_constant(&self) -> bool {
         let settings = self.weights.iter().chain(&self.densities).chain([&self.scale, &self.t]);
         settings.into_iter().all(|setting| setting.constant().is_some())
@@ -249,7 +249,7 @@ impl Arithmetic {
                 bad.unwrap_or(f64::NAN)
             );
         }
-        // Of one model it leaves that one out; of all there is nothing to merge.
+        // Density 0 omits one model; for all of them there would be nothing to merge.
         let keeps_nothing = self.densities.iter().all(|density| density.constant() == Some(0.0));
         ensure!(
             !keeps_nothing || !self.method.is_sparse(),
@@ -259,7 +259,7 @@ impl Arithmetic {
     }
 }
 
-/// A value that would be ignored is a misunderstanding.
+/// Fails on a given value that the method would ignore.
 fn refuse_unused(config: &SoupConfig) -> anyhow::Result<()> {
     let (method, unset) = (config.method, SoupConfig::default());
     let weights = match method {
@@ -307,7 +307,7 @@ fn given_weights(config: &SoupConfig) -> anyhow::Result<Vec<Setting>> {
         return Ok(Vec::new());
     }
     if config.weights.is_empty() {
-        // Divided by their sum, ones are the exact way of saying so.
+        // With division by their sum, ones represent equal weights exactly.
         let divided = matches!(config.method, Method::Linear | Method::Greedy) && config.normalize != Some(false);
         let equal = if divided { 1.0 } else { 1.0 / count as f64 };
         return Ok(vec![Setting::number(equal); count]);
@@ -330,8 +330,8 @@ fn given_densities(config: &SoupConfig) -> anyhow::Result<Vec<Setting>> {
     Ok(config.densities.clone())
 }
 
-/// mergekit's `nuslerp` takes angles along the last dimension or, "row-wise", along the first: of rows or of columns, as
-/// matrices lie here.
+/// mergekit's `nuslerp` takes angles along the last dimension or, "row-wise", along the first: of rows or of columns in
+/// the layout used here.
 fn angles(config: &SoupConfig) -> AngleOf {
     match (config.method, config.filter_wise, config.nuslerp_flatten, config.nuslerp_row_wise) {
         (Method::ModelStock, true, ..) | (Method::Nuslerp, _, false, false) => AngleOf::Row,

@@ -1,13 +1,13 @@
-//! The weighted mean of bfloat16 tensors without a detour: half the memory traffic of going through float32 buffers.
+//! The weighted mean of bfloat16 tensors without float32 buffers, which halves the memory traffic.
 use salsa_algo::soup::{Weights, add_product, divide};
 
 use crate::checkpoint::round_to_bf16;
 
-/// Numbers whose float32 sums lie in the nearest cache.
+/// Chunk size whose float32 sums fit into the L1 cache.
 const CHUNK: usize = 1024;
 
-/// Computes the weighted mean of ingredients, in float32, rounded once more to nearest even; bytes are little-endian
-/// bfloat16. Returns whether all results are finite, which they are not if a number read is not.
+/// Computes the weighted mean of ingredients in float32, then rounded to nearest even; bytes are little-endian
+/// bfloat16. Returns whether all results are finite; a non-finite input makes them non-finite.
 pub(super) fn weighted_mean(ingredients: &[&[u8]], weights: &Weights, out: &mut [u8]) -> bool {
     let mut sums = [0f32; CHUNK];
     let mut finite = true;
@@ -39,10 +39,10 @@ fn widen(bytes: &[u8]) -> f32 {
     f32::from_bits(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])) << 16)
 }
 
-/// Whether [`weighted_mean`] gives what [`salsa_algo::soup::weighted_mean`], rounded to bfloat16, gives.
+/// Whether [`weighted_mean`] equals [`salsa_algo::soup::weighted_mean`] rounded to bfloat16.
 ///
-/// That function lets an element on which all ingredients agree pass unchanged if the weights sum to one. Here that comes
-/// by itself where no weight is negative: of `k` weights, sums in float32 are off by less than `2 k * 2^-23` of the
+/// That function keeps an element unchanged if all ingredients agree on it and the weights sum to one. Here that holds
+/// automatically if no weight is negative: for `k` weights, the error of float32 sums is below `2 k * 2^-23` of the
 /// element, and half a step of bfloat16 is at least `2^-9` of it.
 pub(super) fn is_exact(weights: &Weights) -> bool {
     !weights.sum_to_one() || (weights.factors().iter().all(|w| *w >= 0.0) && weights.factors().len() < 1000)
@@ -54,7 +54,7 @@ mod tests {
     use crate::checkpoint::Dtype;
     use salsa_algo::{random::bits, soup, soup::Normalize};
 
-    /// More than two chunks and not a multiple of one; any finite bit patterns below 2^126.
+    /// Arbitrary finite bit patterns below 2^126; more than two chunks and not a multiple of one.
     fn wild(stream: u64) -> Vec<u8> {
         let number = |i| bits(4, stream, i) as u16;
         let fine = |x: &u16| x & 0x7f80 < 0x7e80;

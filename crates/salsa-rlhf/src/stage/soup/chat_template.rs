@@ -1,4 +1,4 @@
-//! The chat template of a soup, where another than the tokenizer's is asked for.
+//! The chat template of a soup, if it is not the tokenizer's.
 use std::path::Path;
 
 use anyhow::Context;
@@ -10,11 +10,11 @@ use crate::{
     tokenizer::SpecialTokenNames,
 };
 
-/// The companions with the chat template that the configuration asks for, if it does. `models` are the folders of all
-/// models, in order.
+/// Replaces the chat template of the companions by the configured one, if any. `models` are the folders of all models,
+/// in order.
 ///
 /// # Errors
-/// If there is no such template, or it cannot be compiled.
+/// If the template does not exist or does not compile.
 pub(super) fn put<'a>(
     config: &SoupConfig,
     companions: Companions,
@@ -31,7 +31,7 @@ pub(super) fn put<'a>(
     Ok(companions.with_chat_template(&source))
 }
 
-/// The template that most of the models have, of equals the one that comes first; none if none has one.
+/// The most common template of the models, the earliest in a tie; `None` if no model has one.
 fn most_common<'a>(models: impl Iterator<Item = &'a Path>) -> anyhow::Result<Option<String>> {
     let mut counts: Vec<(String, usize)> = Vec::new();
     for dir in models {

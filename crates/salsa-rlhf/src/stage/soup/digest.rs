@@ -1,6 +1,6 @@
-//! BLAKE3 of weight files, taken from the bytes as they pass by, so that no file is read for it again.
+//! BLAKE3 of weight files, computed from the bytes as they are read or written, so that no file is read again.
 //!
-//! BLAKE3 is a tree over blocks whose parts can be computed in any order. What `b3sum FILE` prints comes out.
+//! BLAKE3 is a tree over blocks whose parts can be computed in any order. The result equals the output of `b3sum FILE`.
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -14,16 +14,16 @@ use rayon::prelude::*;
 
 use crate::{checkpoint::positioned, input};
 
-/// Bytes of a leaf: sixteen of BLAKE3's chunks, as many as its widest kernel takes at once.
+/// Bytes of a leaf: sixteen BLAKE3 chunks, the number that its widest kernel processes at once.
 const BLOCK: u64 = 16 << 10;
 
-/// Leaves of a group, which is taken at once where it passes by as a whole: fewer steps up the tree.
+/// Leaves of a group, hashed at once if passed as a whole: fewer steps up the tree.
 const GROUP: u64 = 4;
 
-/// Leaves that are read at a time where they did not pass by.
+/// Leaves read at a time in [`FileDigest::finish`].
 const RUN: usize = 16;
 
-/// The digest of one file in the making.
+/// The incremental digest of one file.
 #[derive(Debug)]
 pub(super) struct FileDigest {
     path: PathBuf,
@@ -33,20 +33,20 @@ pub(super) struct FileDigest {
     torn: Mutex<BTreeMap<u64, Torn>>,
 }
 
-/// A block of which only parts have passed by.
+/// A block of which only parts were passed so far.
 #[derive(Debug)]
 struct Torn {
     bytes: Vec<u8>,
-    /// Where the parts begin and end; none overlap.
+    /// Start and end of the passed parts; they do not overlap.
     parts: Vec<(usize, usize)>,
 }
 
 impl FileDigest {
-    /// Of a file of this length.
+    /// Creates the digest of a file with this length.
     pub(super) fn new(path: &Path, bytes: u64) -> FileDigest {
         let empty = |count: u64| (0..count).map(|_| OnceLock::new()).collect();
         let blocks = bytes.div_ceil(BLOCK);
-        // The root is computed differently, so no group may be all of the file.
+        // The root is computed differently, so no group may cover the whole file.
         let groups = if blocks > GROUP { bytes / (GROUP * BLOCK) } else { 0 };
         FileDigest {
             path: path.to_owned(),
@@ -57,7 +57,7 @@ impl FileDigest {
         }
     }
 
-    /// Takes note of bytes that lie at `offset` in the file; from any thread, in any order, any of them twice.
+    /// Adds the bytes at `offset` in the file; from any thread, in any order, duplicates allowed.
     pub(super) fn pass(&self, offset: u64, bytes: &[u8]) {
         let mut block = offset.div_ceil(BLOCK);
         let (end, mut rest) = bytes.split_at(bytes.len().min((block * BLOCK - offset) as usize));
@@ -80,7 +80,7 @@ impl FileDigest {
         }
     }
 
-    /// Takes note of a part of a block; the last one completes it. (What is not completed is read by [`FileDigest::finish`].)
+    /// Adds a part of a block; the last part completes it. Incomplete blocks are read by [`FileDigest::finish`].
     fn pass_part(&self, block: u64, at: usize, part: &[u8]) {
         let length = self.length(block) as usize;
         let end = at + part.len();
@@ -111,11 +111,11 @@ impl FileDigest {
         group.is_some_and(|group| group.get().is_some()) || self.blocks[block as usize].get().is_some()
     }
 
-    /// The digest in lower-case hexadecimal. Blocks that have not passed by are read now: headers, what lies across two
-    /// passes, tensors that were left out.
+    /// The digest in lower-case hexadecimal. Reads the blocks that were not passed: headers, blocks across two passes,
+    /// omitted tensors.
     ///
     /// # Errors
-    /// When the file cannot be read or has become shorter.
+    /// If the file cannot be read or has become shorter.
     pub(super) fn finish(&self) -> anyhow::Result<String> {
         if self.blocks.len() < 2 {
             let bytes = input::read(&self.path)?;
@@ -132,7 +132,7 @@ impl FileDigest {
         Ok(merge_subtrees_root(&left, &right, Mode::Hash).to_string())
     }
 
-    /// Reads blocks from the file.
+    /// Reads and hashes blocks of the file.
     fn read(&self, file: &File, first: usize, count: usize) -> anyhow::Result<()> {
         let start = first as u64 * BLOCK;
         let end = ((first + count) as u64 * BLOCK).min(self.bytes);
@@ -147,7 +147,7 @@ impl FileDigest {
         BLOCK.min(self.bytes.saturating_sub(block * BLOCK))
     }
 
-    /// The value of the blocks `from..to`, of which there is at least one.
+    /// The chaining value of the blocks `from..to`, a non-empty range.
     fn subtree(&self, from: u64, to: u64) -> ChainingValue {
         let group = self.groups.get((from / GROUP) as usize).filter(|_| to - from == GROUP);
         if let Some(value) = group.and_then(OnceLock::get) {
@@ -190,7 +190,7 @@ mod tests {
             let (_dir, path, bytes) = file(length);
             let expected = blake3::hash(&bytes).to_string();
             assert_eq!(FileDigest::new(&path, length as u64).finish().unwrap(), expected, "{length}");
-            // Pieces of random lengths, last ones first, some left out, some twice.
+            // Pieces of random lengths, in reverse order, some omitted, some passed twice.
             let (digest, mut cuts) = (FileDigest::new(&path, length as u64), vec![0]);
             while *cuts.last().unwrap() < length {
                 let next = cuts.last().unwrap() + 1 + below(3, 4, cuts.len() as u64, 9 * block);
@@ -210,7 +210,7 @@ mod tests {
     fn bytes_that_pass_by_are_not_read_again() {
         let (_dir, path, bytes) = file(13 * BLOCK as usize + 700);
         let digest = FileDigest::new(&path, bytes.len() as u64);
-        // Neither whole blocks nor in order: parts of a block are put together.
+        // Neither whole blocks nor in order: parts of a block are assembled.
         let cuts = [0, 300, 1000, 5 * BLOCK as usize + 9, 9 * BLOCK as usize, 13 * BLOCK as usize + 5, bytes.len()];
         for cut in cuts.windows(2).rev() {
             digest.pass(cut[0] as u64, &bytes[cut[0]..cut[1]]);

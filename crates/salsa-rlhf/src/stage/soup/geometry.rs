@@ -1,4 +1,4 @@
-//! How the ingredients lie to each other and to the soup: whether there is anything to average.
+//! Norms, angles and distances of the ingredients and the soup: whether averaging has an effect.
 use std::fmt::Write;
 
 use salsa_algo::soup::Gram;
@@ -10,29 +10,29 @@ use crate::{
     report::{GeometryPart, SoupGeometry, letter},
 };
 
-/// Norms, angles and distances: of each tensor, of each layer, of the whole.
+/// Norms, angles and distances for each tensor, for each layer, and for the whole model.
 #[derive(Debug)]
 pub(crate) struct Geometry {
     ingredients: Vec<String>,
     base: Option<String>,
-    /// None where they differ from tensor to tensor.
+    /// `None` if they vary by tensor.
     weights: Option<Vec<f64>>,
     overall: Part,
     groups: Vec<Part>,
     tensors: Vec<Part>,
 }
 
-/// Some of the weights.
+/// The statistics of some of the weights.
 #[derive(Debug)]
 struct Part {
     name: String,
     parameters: usize,
-    /// Of the ingredients and, last, the soup.
+    /// Inner products of the ingredients and, last, the soup.
     gram: Gram,
 }
 
 impl Geometry {
-    /// Sums what the pieces of the tensors gave; `grams` come in a fixed order.
+    /// Sums the Gram matrices of the tensors' pieces; `grams` are in a fixed order.
     pub(super) fn new(
         ingredients: &Ingredients,
         arithmetic: &Arithmetic,
@@ -66,7 +66,7 @@ impl Geometry {
         }
     }
 
-    /// What `geometry.json` holds.
+    /// The content of `geometry.json`.
     pub(crate) fn to_json(&self) -> Value {
         let all = |parts: &[Part]| parts.iter().map(|part| self.part(part)).collect::<Vec<_>>();
         json!({
@@ -79,7 +79,7 @@ impl Geometry {
         })
     }
 
-    /// The page `geometry.html`.
+    /// The content of `geometry.html`.
     pub(crate) fn html(&self) -> String {
         let page = SoupGeometry {
             ingredients: self.ingredients.clone(),
@@ -133,13 +133,13 @@ impl Geometry {
         json
     }
 
-    /// The soup's distance from the base as a share of the mean distance of its ingredients; none where that is 0, or where
-    /// weights differ from tensor to tensor.
+    /// The soup's distance from the base divided by the mean distance of its ingredients; `None` if that is 0, or if
+    /// weights vary by tensor.
     fn shrinkage(&self, gram: &Gram) -> Option<f64> {
         self.share(gram, gram.norm(self.ingredients.len()))
     }
 
-    /// The same for the weighted mean, from norms and cosines alone, whatever the soup's method is.
+    /// The same quotient for the weighted mean, computed from norms and cosines alone, for any method of the soup.
     ///
     /// ```text
     /// sqrt(sum_ij w_i w_j |d_i| |d_j| cos_ij) / sum_i w_i |d_i|
@@ -160,7 +160,7 @@ impl Geometry {
         (mean != 0.0).then(|| norm / mean)
     }
 
-    /// The report as a table: a line for each layer and one for all. Ingredients are called A, B, C and so on.
+    /// The report as a table: a line for each layer and one for the whole. Ingredients are called A, B, C and so on.
     pub(crate) fn table(&self) -> String {
         let count = self.ingredients.len();
         let mut rows = vec![self.head()];
@@ -220,7 +220,7 @@ impl Geometry {
         row
     }
 
-    /// The pairs that table and page show; of more than three ingredients those with the first.
+    /// The pairs shown in table and page; with more than three ingredients, those with the first.
     fn pairs(&self) -> Vec<(usize, usize)> {
         let count = self.ingredients.len();
         let firsts = if count > 3 { 1 } else { count };
@@ -228,7 +228,7 @@ impl Geometry {
     }
 }
 
-/// The layer that a tensor belongs to, or its own name.
+/// The layer of a tensor, or its own name outside the layers.
 fn group(tensor: &str) -> String {
     let layer = tensor.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
     match layer {

@@ -1,4 +1,4 @@
-//! The greedy soup: ingredients from the best to the worst, each kept only if the mean does not get worse with it.
+//! The greedy soup: tries ingredients from best to worst and keeps each one that does not worsen the mean.
 //!
 //! Source: Wortsman et al. 2022 (2203.05482), recipe 1.
 
@@ -28,29 +28,29 @@ use crate::{
     },
 };
 
-/// What the greedy soup is measured by: the loss on examples or, if a reward model is given, its score of answers.
+/// How the greedy soup is measured: by the loss on examples or, with a reward model, by its score of answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct GreedyConfig {
     /// Held-out examples for the loss, or prompts for the score.
     pub dataset: DataSource,
-    /// The reward model that scores answers. None: the loss decides.
+    /// The reward model that scores answers. None: the loss is used.
     pub reward_model_path: Option<ModelPath>,
-    /// At most so many examples or prompts, from the start. None: all.
+    /// Maximum number of examples or prompts, taken from the start. None: all.
     pub max_examples: Option<usize>,
-    /// Longer examples are cut off behind so many tokens, at least 2; longer prompts are left out.
+    /// Maximum length in tokens, at least 2: longer examples are truncated, longer prompts omitted.
     pub max_length: usize,
     /// How prompts become tokens.
     #[serde(flatten)]
     pub chat: ChatArguments,
-    /// Most tokens of an answer, at least 1.
+    /// Maximum number of tokens of an answer, at least 1.
     pub max_new_tokens: usize,
-    /// Sampling temperature of answers; 0 always takes the likeliest token.
+    /// Sampling temperature of answers; 0 always takes the most likely token.
     #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
-    /// Answers generated at once, at least 1; changes none of them, only speed and memory.
+    /// Answers generated at once, at least 1; affects speed and memory only.
     pub decode_slots: NoEffect<usize>,
-    /// Seed of the answers: the same random numbers for every model.
+    /// Seed of the answers: every model gets the same random numbers.
     pub seed: u64,
 }
 
@@ -74,7 +74,7 @@ impl GreedyConfig {
     /// Checks ranges.
     ///
     /// # Errors
-    /// If a value makes no sense.
+    /// If a value is invalid.
     pub(super) fn validate(&self) -> anyhow::Result<()> {
         let given = self.dataset.paths().iter().any(|path| !path.as_os_str().is_empty());
         ensure!(
@@ -94,22 +94,22 @@ impl GreedyConfig {
     }
 }
 
-/// How a greedy soup came about.
+/// The record of a greedy selection.
 #[derive(Clone, Debug)]
 pub(crate) struct Selection {
     measure: &'static str,
-    /// Of each ingredient alone.
+    /// Measurement of each ingredient alone.
     alone: Vec<Estimate>,
     steps: Vec<Step>,
-    /// The ingredients of the soup, in the order in which they were taken.
+    /// The ingredients of the soup, in the order of their addition.
     pub kept: Vec<usize>,
 }
 
-/// One ingredient tried.
+/// A trial of one ingredient.
 #[derive(Clone, Debug)]
 struct Step {
     ingredient: usize,
-    /// Of the mean with it.
+    /// Measurement of the mean with it.
     measured: Estimate,
     kept: bool,
 }
@@ -120,7 +120,7 @@ impl Selection {
         (0..ingredients).map(|i| if self.kept.contains(&i) { 1.0 } else { 0.0 }).collect()
     }
 
-    /// What `soup.json` holds about it. Ingredients are counted from 0.
+    /// The entry in `soup.json`. Ingredients are counted from 0.
     pub(super) fn to_json(&self) -> Value {
         let step = |step: &Step| json!({"ingredient": step.ingredient, "soup": step.measured, "kept": step.kept});
         json!({
@@ -132,7 +132,7 @@ impl Selection {
     }
 }
 
-/// Chooses the ingredients. `tensors` are those of the soup, whose types decide about the rounding of what is measured.
+/// Chooses the ingredients. `tensors` are those of the soup; measured means are rounded to their types.
 ///
 /// # Errors
 /// If a model, the data or the reward model cannot be used, or the work was interrupted.
@@ -160,7 +160,7 @@ pub(super) fn choose(
     let alone = (0..count).map(|i| measure(&[i])).collect::<anyhow::Result<Vec<Estimate>>>()?;
     let goodness = |measured: &Estimate| judge.goodness(measured);
     let mut order: Vec<usize> = (0..count).collect();
-    // Stable: of equals, the one named first.
+    // Stable: in a tie, the one named first.
     order.sort_by(|a, b| goodness(&alone[*b]).total_cmp(&goodness(&alone[*a])));
     let mut kept = vec![order[0]];
     let mut best = alone[order[0]];
@@ -178,7 +178,7 @@ pub(super) fn choose(
     Ok(Selection { measure: judge.name(), alone, steps, kept })
 }
 
-/// What measures a model.
+/// The measure of a model.
 enum Judge {
     Loss(HeldOut),
     Score(Box<Exam>, Questions),
@@ -256,10 +256,10 @@ impl Judge {
     }
 }
 
-/// The name under which memory is refused.
+/// Name for memory errors.
 const STAGE: &str = "soup";
 
-/// What is needed with the mean of some ingredients of this shape, as it is computed and as a model.
+/// Memory of the mean of some ingredients of this shape, both while it is computed and as a model.
 fn with_soup(mut roles: Roles, spec: &ModelSpec) -> Need {
     let language = spec.with_head(Head::LanguageModel);
     roles.ingredients(spec, 1);
@@ -270,7 +270,7 @@ fn with_soup(mut roles: Roles, spec: &ModelSpec) -> Need {
     roles.need()
 }
 
-/// The model of the mean of these ingredients, rounded as the soup will be.
+/// Loads the mean of these ingredients into a model, rounded like the soup.
 fn load<'m>(
     model: &'m mut Option<Model>,
     ingredients: &Ingredients,
@@ -289,10 +289,10 @@ fn load<'m>(
     Ok(model.as_ref().expect("made above"))
 }
 
-/// The equal mean of ingredients, as [`super::arithmetic::Method::Linear`] writes it.
+/// The equal mean of ingredients, computed as by [`super::arithmetic::Method::Linear`].
 fn mean(ingredients: &Ingredients, tensors: &[NewTensor], members: &[usize]) -> anyhow::Result<Vec<f32>> {
     let weights = Weights::new(&vec![1.0; members.len()], Normalize::Divide)?;
-    // In the order in which the soup will add them up.
+    // In the order of summation in the soup.
     let mut members = members.to_vec();
     members.sort_unstable();
     let sources = members.iter().map(|i| ingredients.models[*i].raw()).collect::<anyhow::Result<Vec<_>>>()?;
@@ -315,5 +315,5 @@ fn mean(ingredients: &Ingredients, tensors: &[NewTensor], members: &[usize]) -> 
     Ok(all)
 }
 
-/// Numbers read at a time.
+/// Number of weights read at a time.
 const BLOCK: usize = 1 << 16;

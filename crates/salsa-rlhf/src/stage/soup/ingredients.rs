@@ -1,4 +1,4 @@
-//! The models that go into a soup: opened, and refused if they do not fit together, before any weight is read.
+//! Opens the models of a soup and checks their compatibility before any weight is read.
 use std::path::Path;
 
 use anyhow::{bail, ensure};
@@ -12,12 +12,12 @@ use crate::{
     stage::{StageContext, models::tokenizers},
 };
 
-/// Checkpoints of one architecture.
+/// Checkpoints with the same architecture.
 #[derive(Debug)]
 pub(super) struct Ingredients {
     pub models: Vec<Checkpoint>,
     pub base: Option<Checkpoint>,
-    /// The shape of the soup: that of the models, with an output layer of its own if one of them has one.
+    /// The shape of the soup: that of the models, with a separate output layer if one of them has one.
     pub spec: ModelSpec,
 }
 
@@ -54,7 +54,8 @@ impl Ingredients {
         Ok(Ingredients { models, base, spec })
     }
 
-    /// Which tensor of a model is read for each of the soup's: with tied embeddings the output layer is the embedding.
+    /// The index of the model's tensor for each of the soup's tensors; with tied embeddings, the output layer maps to
+    /// the embedding.
     pub(super) fn places(&self, model: &Checkpoint) -> Vec<usize> {
         let views = model.spec.tensors();
         let find = |name: &str| views.iter().position(|view| view.name == name);
@@ -65,12 +66,13 @@ impl Ingredients {
         self.spec.tensors().into_iter().map(place).collect()
     }
 
-    /// Folders that may hold a tokenizer, those of the ingredients first.
+    /// Folders that may hold a tokenizer; ingredients first.
     pub(super) fn dirs(&self) -> impl Iterator<Item = &Path> {
         self.models.iter().chain(&self.base).map(Checkpoint::dir)
     }
 
-    /// Of reward models each of which brings the normalisation of its scores, a soup has none: it would have to be measured.
+    /// Reports that the soup has no score normalisation although its ingredients, reward models, have: it would have to
+    /// be measured.
     pub(super) fn say_lost_normalization(&self, config: &Value, context: &StageContext) {
         let had = self.models.iter().any(|model| model.score_normalization().is_some());
         if had && (config.get("score_mean").or(config.get("mean"))).is_none_or(Value::is_null) {
@@ -78,7 +80,7 @@ impl Ingredients {
         }
     }
 
-    /// The tensors of the soup. `dtype` is their type, if one is asked for.
+    /// The tensors of the soup, with the type `dtype` if given.
     pub(super) fn tensors(&self, dtype: Option<Dtype>) -> anyhow::Result<Vec<NewTensor>> {
         let stored = |model: &Checkpoint| -> anyhow::Result<Vec<Dtype>> {
             let raw = model.raw()?;
@@ -99,7 +101,7 @@ impl Ingredients {
         self.spec.parameters()
     }
 
-    /// A checkpoint may carry its tied embedding twice; the copies must agree.
+    /// Checks the copies of a tied embedding that a checkpoint stores twice: they must be equal.
     pub(super) fn check_tied_copies(&self) -> anyhow::Result<()> {
         self.models.iter().chain(&self.base).try_for_each(|model| model.raw()?.check_tied_copy())
     }
@@ -114,14 +116,14 @@ impl Ingredients {
         Companions::from_dir(self.with_tokenizer().dir())
     }
 
-    /// The first ingredient that has a tokenizer; if none has, the first one.
+    /// The first ingredient that has a tokenizer; otherwise the first one.
     pub(super) fn with_tokenizer(&self) -> &Checkpoint {
         let with_tokenizer = self.models.iter().find(|model| model.dir().join("tokenizer.json").exists());
         with_tokenizer.unwrap_or(&self.models[0])
     }
 
-    /// `config.json` of the first ingredient, in the soup's type. Numbers that describe one ingredient (the
-    /// normalisation of a reward model's scores) stay only if all have them.
+    /// `config.json` of the first ingredient, in the soup's type. Score normalisation, which describes one reward
+    /// model, is kept only if all ingredients have the same.
     pub(super) fn config(&self, dtype: Dtype) -> Value {
         let mut config = self.models[0].config.clone();
         if let Value::Object(keys) = &mut config {
@@ -142,13 +144,13 @@ impl Ingredients {
     }
 }
 
-/// What is said of a soup of reward models that had normalised scores.
+/// Note on a soup of reward models with normalised scores.
 pub(super) const LOST_NORMALIZATION: &str = "the soup of reward models has no score_mean and score_std, although \
      ingredients have: they would have to be measured anew, and the mean of theirs would be wrong. ppo takes its scores \
      as they are, so kl_coef weighs otherwise; to normalise them, score held-out answers (salsa score) and put the mean \
      and the standard deviation into its config.json as score_mean and score_std";
 
-/// The model that an adapter makes of a whole one.
+/// Attaches an adapter to a whole model.
 fn adapted(model: Checkpoint, adapter: &Path) -> anyhow::Result<Checkpoint> {
     let (head, dir) = (model.spec.head, model.dir().to_owned());
     ensure!(
@@ -177,12 +179,12 @@ fn open(dir: &Path) -> anyhow::Result<Checkpoint> {
     Checkpoint::open(dir)
 }
 
-/// The narrowest type that holds the numbers of both.
+/// The narrowest type that represents the values of both.
 fn wider(a: Dtype, b: Dtype) -> Dtype {
     if a == b { a } else { Dtype::F32 }
 }
 
-/// The first thing in which the architectures differ. How long a text may be is none: it changes no weight.
+/// The first difference between the architectures. The context length is ignored: it changes no weight.
 fn difference(a: &Checkpoint, b: &Checkpoint) -> Option<String> {
     let facts = |model: &Checkpoint| {
         let ModelSpec {
@@ -202,7 +204,7 @@ fn difference(a: &Checkpoint, b: &Checkpoint) -> Option<String> {
             qkv_bias,
             qk_norm,
             sliding_window,
-            // A soup of both has an output layer of its own.
+            // A soup of tied and untied models has a separate output layer.
             tied_embeddings: _,
             head,
         } = &model.spec;

@@ -1,4 +1,4 @@
-//! The pass over the weights: read a piece of every ingredient, combine, write.
+//! The pass over the weights: reads a piece of every ingredient, combines, writes.
 use std::{
     sync::{
         Mutex, PoisonError,
@@ -21,15 +21,15 @@ use crate::{
     stage::StageContext,
 };
 
-/// Numbers of a piece: all of it, from all ingredients, stays in a core's own cache. No more of a tensor than a piece is in
-/// memory, whatever the method.
+/// Numbers per piece: a piece of all ingredients fits into a core's own cache. At most one piece of a tensor is in
+/// memory at a time, for every method.
 const PIECE: usize = 1 << 17;
 const _: () = assert!(PIECE.is_multiple_of(SlerpStream::STEP));
 
 /// The unit of the progress bar.
 const MB: u64 = 1_000_000;
 
-/// Everything the pass needs; nothing in it changes.
+/// Everything the pass needs; immutable.
 pub(super) struct Merge<'a> {
     models: Vec<Source<'a>>,
     base: Option<Source<'a>>,
@@ -37,23 +37,23 @@ pub(super) struct Merge<'a> {
     rules: Vec<TensorRule>,
     tensors: &'a [NewTensor],
     ingredients: &'a Ingredients,
-    /// Of the files in the making; empty where no digests are wanted.
+    /// Digests of the soup's files; empty if not requested.
     soup: &'a [FileDigest],
     report: bool,
 }
 
-/// A model that is read, and the digests of its files.
+/// An input model and the digests of its files.
 struct Source<'a> {
     raw: RawTensors<'a>,
     digests: &'a [FileDigest],
-    /// Which of its tensors is read for each of the soup's.
+    /// The index of the model's tensor for each of the soup's tensors.
     places: Vec<usize>,
     views: Vec<TensorView>,
-    /// What its adapter adds.
+    /// The contribution of its adapter.
     delta: Option<Delta>,
 }
 
-/// Some of a tensor's numbers.
+/// A range of a tensor.
 #[derive(Clone, Copy)]
 struct Piece {
     tensor: usize,
@@ -61,7 +61,7 @@ struct Piece {
     len: usize,
 }
 
-/// What one thread does at a time: a piece where elements are independent of each other, else a tensor, piece by piece.
+/// Unit of work of a thread: a piece if elements are independent of each other, otherwise a tensor, piece by piece.
 #[derive(Clone, Copy)]
 enum Job {
     Piece(Piece),
@@ -103,7 +103,7 @@ impl<'a> Merge<'a> {
         Ok(Merge { models, base, arithmetic, rules, tensors, ingredients, soup: &digests.soup, report })
     }
 
-    /// Writes all of the soup's weights; all cores share the jobs, in order.
+    /// Writes all weights of the soup; all cores take jobs in order.
     pub(super) fn run(&self, writer: &Writer, context: &StageContext) -> anyhow::Result<Option<Geometry>> {
         let jobs = self.jobs();
         let grams: Vec<Mutex<Option<Gram>>> = jobs.iter().map(|_| Mutex::new(None)).collect();
@@ -150,8 +150,8 @@ impl<'a> Merge<'a> {
         Ok(self.report.then(|| Geometry::new(self.ingredients, self.arithmetic, self.tensors, grams)))
     }
 
-    /// In the order of the files where elements are independent; the largest tensors first where they are not, so that the
-    /// threads end together.
+    /// Jobs in file order if elements are independent; otherwise the largest tensors first, so that the threads finish
+    /// together.
     fn jobs(&self) -> Vec<Job> {
         let (mut jobs, mut whole) = (Vec::new(), Vec::new());
         for (tensor, (new, rule)) in self.tensors.iter().zip(&self.rules).enumerate() {
@@ -183,7 +183,7 @@ impl<'a> Merge<'a> {
         }
         let mut stream = self.rules[tensor].stream(&self.tensors[tensor].shape);
         let pieces = job.pieces();
-        // A tensor of one piece is read once.
+        // A tensor with a single piece is read once.
         let mut held = false;
         while stream.wants_a_look() {
             for &piece in &pieces {
@@ -216,7 +216,7 @@ impl<'a> Merge<'a> {
         Ok(sum)
     }
 
-    /// The short way for a mean of bfloat16 into bfloat16; says whether it could be gone.
+    /// Fast path for a mean of bfloat16 into bfloat16; returns whether it applied.
     fn mix_bf16(&self, piece: Piece, writer: &Writer, scratch: &mut Scratch) -> anyhow::Result<bool> {
         let rule = &self.rules[piece.tensor];
         let Some(weights) = rule.mean() else { return Ok(false) };
@@ -232,7 +232,7 @@ impl<'a> Merge<'a> {
         }
         let stored: Vec<&[u8]> = scratch.stored.iter().map(Vec::as_slice).collect();
         scratch.out.resize(piece.len * 2, 0);
-        // What is not finite is found and named on the long way.
+        // Non-finite values are found and named on the slow path.
         let finite = bf16::weighted_mean(&stored, weights, &mut scratch.out);
         if finite {
             self.put(piece, writer, &scratch.out)?;
@@ -240,7 +240,7 @@ impl<'a> Merge<'a> {
         Ok(finite)
     }
 
-    /// Reads a piece of all that the method or the report looks at.
+    /// Reads a piece of everything that the method or the report needs.
     fn read_all(&self, piece: Piece, scratch: &mut Scratch) -> anyhow::Result<()> {
         let rule = &self.rules[piece.tensor];
         let reads = if self.report { (0..self.models.len()).collect() } else { rule.reads() };
@@ -256,12 +256,12 @@ impl<'a> Merge<'a> {
         Ok(())
     }
 
-    /// The ingredients that the method takes.
+    /// The ingredients that the method uses.
     fn used<'s>(&self, tensor: usize, scratch: &'s Scratch) -> Vec<&'s [f32]> {
         self.rules[tensor].reads().iter().map(|i| scratch.wide[*i].as_slice()).collect()
     }
 
-    /// Rounds and writes what was mixed; for the report, leaves what was written in its place.
+    /// Rounds and writes the result; for the report, leaves the rounded values in `mixed`.
     fn write(&self, piece: Piece, writer: &Writer, scratch: &mut Scratch) -> anyhow::Result<()> {
         let (dtype, numbers) = (self.tensors[piece.tensor].dtype, &mut scratch.mixed);
         dtype
@@ -283,7 +283,7 @@ impl<'a> Merge<'a> {
         Ok(())
     }
 
-    /// Inner products of what was read and written. Seen from the base; without one, from the first ingredient.
+    /// Inner products of the inputs and the result, relative to the base or, without one, to the first ingredient.
     fn measure(&self, scratch: &Scratch) -> Option<Gram> {
         if !self.report {
             return None;
@@ -295,7 +295,7 @@ impl<'a> Merge<'a> {
         Some(gram)
     }
 
-    /// Reads a piece and refuses a broken model.
+    /// Reads a piece and fails if the model is broken.
     fn read(&self, model: &Source<'_>, piece: Piece, stored: &mut Vec<u8>, out: &mut Vec<f32>) -> anyhow::Result<()> {
         model.read(piece, stored)?;
         out.resize(piece.len, 0.0);
@@ -326,12 +326,12 @@ impl<'a> Merge<'a> {
 }
 
 impl Source<'_> {
-    /// Whether the bytes of the soup's tensor are bfloat16 numbers to be taken as they are.
+    /// Whether the bytes of the soup's tensor are bfloat16 numbers that can be used unchanged.
     fn is_plain_bf16(&self, tensor: usize) -> bool {
         self.delta.is_none() && self.raw.dtype(self.places[tensor]) == Dtype::BF16
     }
 
-    /// Reads a piece as it is stored; its digest takes note of it.
+    /// Reads the stored bytes of a piece and passes them to its digest.
     fn read(&self, piece: Piece, bytes: &mut Vec<u8>) -> anyhow::Result<()> {
         let Piece { tensor, start, len } = piece;
         let tensor = self.places[tensor];
@@ -358,7 +358,7 @@ impl Job {
         }
     }
 
-    /// Its pieces in order.
+    /// The pieces of the job in order.
     fn pieces(self) -> Vec<Piece> {
         match self {
             Job::Piece(piece) => vec![piece],
@@ -367,12 +367,12 @@ impl Job {
     }
 }
 
-/// A tensor cut into pieces.
+/// Splits a tensor into pieces.
 fn pieces(tensor: usize, len: usize) -> impl Iterator<Item = Piece> {
     (0..len).step_by(PIECE).map(move |start| Piece { tensor, start, len: PIECE.min(len - start) })
 }
 
-/// A panic in one thread is passed on by the scope; until then the others may go on.
+/// Ignores poisoning: the scope propagates a panic; until then other threads may continue.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -32,38 +32,38 @@ const METHODS: [&str; 10] = [
     "model_stock",
     "passthrough",
 ];
-/// Numbers that may differ from tensor to tensor.
+/// Parameters that may vary by tensor.
 const NUMBERS: [&str; 5] = ["weight", "density", "t", "lambda", "scale"];
 const SWITCHES: [&str; 6] = ["normalize", "int8_mask", "rescale", "filter_wise", "nuslerp_flatten", "nuslerp_row_wise"];
-/// Numbers that are the same for all tensors, and have our name.
+/// Parameters that are the same for all tensors and have the same name here.
 const CONSTANTS: [&str; 2] = ["max_iter", "tol"];
 const OF_A_MODEL: [&str; 3] = ["weight", "density", "scale"];
 
-/// A file of mergekit's in our keys.
+/// A mergekit file converted to Salsa's keys.
 #[derive(Debug)]
 pub(crate) struct Converted {
     /// The configuration, in the keys of [`super::SoupConfig`].
     pub soup: Map<String, Value>,
-    /// A line for each key that mergekit, and so this program, passes over.
+    /// A line for each key that mergekit, and so this program, ignores.
     pub passed_over: Vec<String>,
 }
 
-/// Whether a mapping is a mergekit configuration and not one of ours.
+/// Whether a mapping is a mergekit configuration instead of Salsa's.
 pub(crate) fn is_one(mapping: &Map<String, Value>) -> bool {
     let has = |key: &str| mapping.contains_key(key);
     let models = mapping.get("models").and_then(Value::as_array);
     has("slices") || has("modules") || models.is_some_and(|models| models.iter().any(Value::is_object))
 }
 
-/// The same soup in the keys of [`super::SoupConfig`].
+/// Converts a mergekit configuration to the keys of [`super::SoupConfig`].
 ///
-/// A model's own parameter goes before the slice's, that before the common one; where no filter of one fits, the next is
-/// asked. `dtype` asks only for the type of the result here, the arithmetic is in float32 in any case; `out_dtype` goes
-/// before it. `int8_mask` saves memory in mergekit and changes nothing. Keys on top that mergekit does not know are passed
-/// over, as it does, so that YAML anchors can stand there; each is told.
+/// A model's own parameter takes precedence over the slice's, and that over the common one; if no filter matches, the
+/// next applies. `dtype` sets only the type of the result, since arithmetic is always in float32; `out_dtype` takes
+/// precedence. `int8_mask` saves memory in mergekit and changes nothing. Top-level keys unknown to mergekit are
+/// ignored, as mergekit does, so that they can hold YAML anchors; each is reported.
 ///
 /// # Errors
-/// What is not supported (several slices, other methods, other keys further down) is named.
+/// If something is not supported (several slices, other methods, other nested keys); the error names it.
 pub(crate) fn convert(given: &Map<String, Value>) -> anyhow::Result<Converted> {
     let unknown = given.keys().filter(|key| !KEYS.contains(&key.as_str()));
     let passed_over = unknown.map(|key| passed_over(key)).collect();
@@ -125,7 +125,7 @@ fn soup(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
             weights(&models, &mut soup)?;
             let flatten = shared.switch("nuslerp_flatten").unwrap_or(true);
             soup.insert("nuslerp_flatten".to_owned(), json!(flatten));
-            // mergekit reads this one only without the other.
+            // mergekit uses this key only without the other.
             let row_wise = shared.switch("nuslerp_row_wise").filter(|_| !flatten).unwrap_or(false);
             soup.insert("nuslerp_row_wise".to_owned(), json!(row_wise));
         }
@@ -165,17 +165,17 @@ fn soup(given: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
     Ok(soup)
 }
 
-/// Whether a method divides by the sum of weights, or may: of others mergekit does not look at `normalize`.
+/// Whether a method can divide by the sum of weights: for others mergekit ignores `normalize`.
 fn divides(method: &str) -> bool {
     matches!(method, "linear" | "ties" | "dare_linear" | "dare_ties" | "task_arithmetic")
 }
 
-/// The names of `parameters` that are not those of one model.
+/// The names of common `parameters`, as opposed to those of one model.
 fn common() -> Vec<&'static str> {
     [&NUMBERS[..], &SWITCHES, &CONSTANTS].concat()
 }
 
-/// Names and Jinja texts are taken; of a name that it does not know mergekit says "Invalid chat template".
+/// Accepts names and Jinja texts; for unknown names mergekit reports "Invalid chat template".
 fn chat_template(given: &str) -> anyhow::Result<&str> {
     let known = given == "auto" || named::NAMES.contains(&given);
     ensure!(
@@ -234,7 +234,7 @@ impl Parameters {
         self.switches.iter().find(|(name, _)| name == key).map(|(_, switch)| *switch)
     }
 
-    /// This one's value, and `next`'s where no filter fits.
+    /// This value, with `next`'s as fallback if no filter matches.
     fn number_or(&self, key: &str, next: &Parameters) -> Option<Setting> {
         match (self.number(key).cloned(), next.number(key).cloned()) {
             (Some(own), Some(next)) => Some(own.or(next)),
@@ -242,7 +242,7 @@ impl Parameters {
         }
     }
 
-    /// Both, this one going first.
+    /// Merges both; this one takes precedence.
     fn over(self, next: Parameters) -> Parameters {
         let mut numbers: Vec<(String, Setting)> = Vec::new();
         for (key, _) in self.numbers.iter().chain(&next.numbers) {
@@ -250,7 +250,7 @@ impl Parameters {
                 numbers.extend(self.number_or(key, &next).map(|setting| (key.clone(), setting)));
             }
         }
-        // The first of a name is the one that is found.
+        // The first entry of a name is the one that is found.
         let switches = self.switches.into_iter().chain(next.switches).collect();
         let constants = next.constants.into_iter().chain(self.constants).collect();
         Parameters { numbers, switches, constants }
@@ -276,7 +276,7 @@ fn models(owner: &Map<String, Value>, key: &str, place: &str, shared: &Parameter
     list.iter().enumerate().map(model).collect()
 }
 
-/// `slices`, if there is one and it spans all layers: then it is `models` in another spelling.
+/// Reads `slices` if it is one slice of all layers, which is equivalent to `models`.
 fn slice(slices: &Value, shared: &mut Parameters, base: &mut Option<String>) -> anyhow::Result<Vec<Model>> {
     let list = slices.as_array().ok_or_else(|| anyhow!("slices is no list"))?;
     let [Value::Object(slice)] = &list[..] else {
@@ -296,7 +296,7 @@ fn slice(slices: &Value, shared: &mut Parameters, base: &mut Option<String>) -> 
         let range: Option<Vec<i64>> =
             source["layer_range"].as_array().and_then(|ends| ends.iter().map(Value::as_i64).collect());
         let Some([from, to]) = range.as_deref() else { bail!("{place} is missing, or not two whole numbers") };
-        // A model that cannot be read is refused with its own error when it is opened.
+        // An unreadable model fails with its own error when it is opened.
         let layers = layers(Path::new(&model.path)).unwrap_or(*to);
         let all = if layers > 0 { format!(" (all layers are [0, {layers}])") } else { String::new() };
         ensure!(
@@ -317,7 +317,7 @@ fn layers(model: &Path) -> Option<i64> {
     config["num_hidden_layers"].as_i64()
 }
 
-/// mergekit counts the base among the models, also where it is not named there.
+/// mergekit counts the base among the models, even if it is not listed there.
 fn add_base(method: &str, base: Option<&str>, shared: &Parameters, models: &mut Vec<Model>) -> anyhow::Result<()> {
     let Some(base) = base.filter(|base| models.iter().all(|model| model.path != *base)) else { return Ok(()) };
     match method {
@@ -360,7 +360,7 @@ fn densities(models: &[Model], soup: &mut Map<String, Value>) {
     };
 }
 
-/// Ours is DARE as published, which rescales, and TIES as published, which does not.
+/// Checks `rescale`: Salsa has DARE as published, which rescales, and TIES as published, which does not.
 fn rescale(method: &str, shared: &Parameters) -> anyhow::Result<()> {
     let Some(rescale) = shared.switch("rescale") else { return Ok(()) };
     ensure!(rescale == method.starts_with("dare"), "parameters.rescale: {rescale} is not supported with {method}");
@@ -383,7 +383,7 @@ fn tokenizer(given: &Map<String, Value>, base: Option<&str>, models: &[Model]) -
     };
     let source = path(source).ok_or_else(|| anyhow!("{place} is {source}; give base, union or a path"))?;
     if source == "union" {
-        // All tokenizers must be the same, and of those the union is any.
+        // All tokenizers must be equal, so any of them is the union.
         return Ok(None);
     }
     let first = models.first().map(|model| model.path.as_str());
@@ -397,7 +397,7 @@ fn text(given: &Map<String, Value>, key: &str) -> anyhow::Result<Option<String>>
     }
 }
 
-/// `dir`, `dir+adapter`, or `{model: {path: dir}, lora: {path: adapter}}` as mergekit also writes it.
+/// `dir`, `dir+adapter`, or `{model: {path: dir}, lora: {path: adapter}}`, an alternative form in mergekit.
 fn path(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),

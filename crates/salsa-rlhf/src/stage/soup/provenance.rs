@@ -1,4 +1,4 @@
-//! `soup.json`: what a soup was made of, and the digest of every weight file.
+//! `soup.json`: the inputs of a soup, and the digest of every weight file.
 use std::path::Path;
 
 use anyhow::Context;
@@ -16,16 +16,16 @@ use crate::{
     checkpoint::{Checkpoint, Writer},
 };
 
-/// The digests of all weight files, in the making; empty where none are wanted.
+/// The digests of all weight files, during the pass; empty if not requested.
 pub(super) struct Digests {
-    /// File by file, of the ingredients and, last, the base.
+    /// Digests by file, of the ingredients and, last, the base.
     pub models: Vec<Vec<FileDigest>>,
-    /// Of the soup's files.
+    /// Digests of the soup's files.
     pub soup: Vec<FileDigest>,
 }
 
 impl Digests {
-    /// Of these models and of what `writer` makes.
+    /// Creates the digests of the inputs and of the files of `writer`.
     pub(super) fn new(config: &SoupConfig, ingredients: &Ingredients, writer: &Writer) -> anyhow::Result<Digests> {
         if !config.digests {
             return Ok(Digests { models: Vec::new(), soup: Vec::new() });
@@ -37,7 +37,7 @@ impl Digests {
     }
 }
 
-/// Method, numbers, ingredients and result. The soup's files must be in place.
+/// The content of `soup.json`: method, numbers, ingredients and result. The soup's files must be in place.
 pub(super) fn record(
     config: &SoupConfig,
     arithmetic: &Arithmetic,
@@ -63,7 +63,7 @@ pub(super) fn record(
     let mut list = described.by_ref().take(ingredients.models.len()).collect::<anyhow::Result<Vec<Value>>>()?;
     let weights = arithmetic.constant_weights();
     for (i, model) in list.iter_mut().enumerate() {
-        // Where it differs from tensor to tensor, as it was given.
+        // If it varies by tensor, the configured setting.
         model["weight"] = match &weights {
             Some(weights) => json!(weights[i]),
             None => json!(config.weights.get(i)),

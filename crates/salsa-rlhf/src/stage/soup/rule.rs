@@ -1,13 +1,13 @@
-//! What a soup's method is for one tensor, and the method at work on it.
+//! The method of a soup for one tensor, and its streaming computation.
 use salsa_algo::soup::{
     KarcherSearch, KarcherStream, Normalize, NuSlerpStream, Origin, SlerpStream, StockStream, TaskMerge, TaskStream,
     Vectors, Weights, weighted_mean,
 };
 
-/// The method for one tensor, its numbers settled.
+/// The method for one tensor, with its parameters.
 #[derive(Clone, Debug)]
 pub(super) struct TensorRule {
-    /// One weight for each ingredient, as used; of an arc, `1 - t` and `t`. Where angles decide, they are not used.
+    /// The effective weight of each ingredient; for an arc, `1 - t` and `t`. Not used if angles determine the result.
     pub weights: Vec<f64>,
     /// The arithmetic.
     pub rule: Rule,
@@ -16,21 +16,21 @@ pub(super) struct TensorRule {
 /// The arithmetic for one tensor.
 #[derive(Clone, Debug)]
 pub(super) enum Rule {
-    /// Of the ingredients whose weight is not 0.
+    /// Mean of the ingredients whose weight is not 0.
     Mean(Weights),
     /// A point on the arc between two tensors.
     Arc { t: f64, origin: Origin },
-    /// The same with an angle for each vector.
+    /// As `Arc`, with an angle for each vector.
     Arcs { t: f64, origin: Origin, angles: AngleOf },
-    /// Towards the mean as far as the angles of the task vectors say.
+    /// Interpolation towards the mean, by the angles of the task vectors.
     Stock(AngleOf),
-    /// The middle on a sphere.
+    /// Mean on a sphere.
     Karcher(KarcherSearch),
     /// Task vectors, with one density for each.
     Task { merge: TaskMerge, densities: Vec<f64> },
 }
 
-/// Of what an angle is taken.
+/// The vectors between which angles are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AngleOf {
     Tensor,
@@ -39,7 +39,7 @@ pub(super) enum AngleOf {
 }
 
 impl AngleOf {
-    /// In a tensor of this shape; one with a single dimension is a vector as a whole.
+    /// The vectors in a tensor of this shape; a one-dimensional tensor is a single vector.
     fn vectors(self, shape: &[usize]) -> Vectors {
         match (self, shape) {
             (AngleOf::Row, [_, width]) => Vectors::Rows(*width),
@@ -50,7 +50,7 @@ impl AngleOf {
 }
 
 impl TensorRule {
-    /// The weights of a plain mean, of the ingredients that it reads.
+    /// The weights of a plain mean, for the ingredients that it reads.
     pub(super) fn mean(&self) -> Option<&Weights> {
         match &self.rule {
             Rule::Mean(weights) => Some(weights),
@@ -58,11 +58,11 @@ impl TensorRule {
         }
     }
 
-    /// The ingredients that are read: a mean does not look at those of weight 0.
+    /// The ingredients to read: a mean skips those of weight 0.
     pub(super) fn reads(&self) -> Vec<usize> {
         let all = 0..self.weights.len();
         match self.rule {
-            // All of no weight are read too: a sum that is zero must still not hide a broken model.
+            // If all weights are 0, all are read: a sum of zero must not hide a broken model.
             Rule::Mean(_) if self.weights.iter().any(|weight| *weight != 0.0) => {
                 all.filter(|i| self.weights[*i] != 0.0).collect()
             }
@@ -79,7 +79,7 @@ impl TensorRule {
         }
     }
 
-    /// Starts on the tensor, which has this shape.
+    /// Starts the computation of a tensor of this shape.
     pub(super) fn stream(&self, shape: &[usize]) -> Stream<'_> {
         let models = self.weights.len();
         match &self.rule {
@@ -98,7 +98,7 @@ impl TensorRule {
     }
 }
 
-/// A method at work on one tensor, piece by piece, the ingredients being those of [`TensorRule::reads`].
+/// The streaming computation of one tensor, piece by piece, from the ingredients of [`TensorRule::reads`].
 ///
 /// ```text
 /// look at all pieces, then `looked`, as long as it `wants_a_look` → apply to all pieces; always in order
@@ -112,7 +112,7 @@ pub(super) enum Stream<'a> {
     Task(TaskStream),
 }
 
-/// Whether angles of the tensor are known.
+/// Whether the angles of the tensor are known.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Looks {
     Wanted,
@@ -180,7 +180,7 @@ pub(super) fn mean(given: &[f64], normalize: Normalize) -> Result<TensorRule, sa
     Ok(TensorRule { weights: given.iter().map(|w| w / sum).collect(), rule: Rule::Mean(weights) })
 }
 
-/// The rule of one model multiplied by a number.
+/// The rule of one model times a number.
 ///
 /// # Errors
 /// If the number is not finite.

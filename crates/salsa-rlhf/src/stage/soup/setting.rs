@@ -1,4 +1,4 @@
-//! A number that may differ from tensor to tensor: mergekit's filters and gradients.
+//! A number that may vary by tensor: mergekit's filters and gradients.
 use std::borrow::Cow;
 
 use anyhow::{Context, bail, ensure};
@@ -14,15 +14,15 @@ use serde_json::Value;
 /// t: [{filter: self_attn, value: 0.2}, {filter: mlp, value: [0, 1]}, {value: 0.5}]
 /// ```
 ///
-/// A gradient's values stand at equal distances over the layers, with straight lines between them; embedding, last norm
-/// and head take the first one. Of filters, the first whose text is part of the tensor's name decides; one without text, or
-/// with `*`, fits all.
+/// A gradient's values are equally spaced over the layers and linearly interpolated; embedding, last norm and head take
+/// the first one. The first filter whose text is part of the tensor's name applies; one without text, or with `*`,
+/// matches all.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Setting {
-    /// Everywhere the same.
+    /// The same rule for all tensors.
     Everywhere(Ramp),
-    /// By the names of the tensors.
+    /// By tensor name.
     Filters(Vec<Filter>),
 }
 
@@ -36,10 +36,10 @@ pub enum Ramp {
     Gradient(Vec<f64>),
 }
 
-/// A value for the tensors whose name has this text in it.
+/// A value for the tensors whose name contains this text.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Filter {
-    /// The text; none or `*`: all tensors.
+    /// The text; `None` or `*`: all tensors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
     /// The value.
@@ -52,7 +52,8 @@ impl Setting {
         Setting::Everywhere(Ramp::Number(value))
     }
 
-    /// The number for a tensor that stands at `place`, from 0 in the first layer to 1 in the last; none if no filter fits.
+    /// The number for a tensor at relative depth `place`, from 0 in the first layer to 1 in the last; `None` if no
+    /// filter matches.
     pub fn at(&self, tensor: &str, place: f64) -> Option<f64> {
         match self {
             Setting::Everywhere(ramp) => Some(ramp.at(place)),
@@ -64,7 +65,7 @@ impl Setting {
         }
     }
 
-    /// Its number, if it is the same for all tensors.
+    /// The number, if it is the same for all tensors.
     pub fn constant(&self) -> Option<f64> {
         match self {
             Setting::Everywhere(Ramp::Number(value)) => Some(*value),
@@ -72,7 +73,7 @@ impl Setting {
         }
     }
 
-    /// Every number in it.
+    /// All numbers of the setting.
     pub fn numbers(&self) -> Vec<f64> {
         match self {
             Setting::Everywhere(ramp) => ramp.numbers().to_vec(),
@@ -80,7 +81,7 @@ impl Setting {
         }
     }
 
-    /// This one, and `next` where no filter fits.
+    /// This setting, with `next` as fallback if no filter matches.
     pub(super) fn or(self, next: Setting) -> Setting {
         match self {
             Setting::Filters(mut filters) => {
@@ -94,10 +95,10 @@ impl Setting {
         }
     }
 
-    /// Reads a setting.
+    /// Parses a setting.
     ///
     /// # Errors
-    /// Says what it is instead.
+    /// If the value has another form; the error names it.
     pub(super) fn read(value: &Value) -> anyhow::Result<Setting> {
         match value {
             Value::Array(items) if items.iter().any(Value::is_object) => {
@@ -194,7 +195,7 @@ impl JsonSchema for Setting {
     }
 }
 
-/// Where a tensor stands in the layers, from 0 to 1; outside them at 0.
+/// Relative depth of a tensor in the layers, from 0 to 1; 0 outside of them.
 pub(super) fn place(tensor: &str, layers: usize) -> f64 {
     let layer = tensor.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
     match layer {

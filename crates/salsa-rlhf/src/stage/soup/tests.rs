@@ -1,4 +1,4 @@
-//! Soups of small random checkpoints, held against plain arithmetic.
+//! Soups of small random checkpoints, compared with plain arithmetic.
 use std::{collections::BTreeMap, fs, path::Path};
 
 use half::{bf16, f16};
@@ -27,7 +27,7 @@ mod twins;
 /// A folder for the checkpoints of one test.
 struct Kitchen(tempfile::TempDir);
 
-/// How a test wants its checkpoints.
+/// File format of a test checkpoint.
 #[derive(Clone, Copy)]
 struct Style {
     dtype: Dtype,
@@ -45,7 +45,7 @@ impl Kitchen {
         self.0.path().join(name)
     }
 
-    /// A checkpoint with these weights, rounded to the style's type.
+    /// Saves a checkpoint with these weights, rounded to the style's type.
     fn put(&self, name: &str, spec: &ModelSpec, weights: &[f32], style: Style) -> PathBuf {
         let tokens = SpecialTokens { bos: Some(1), eos: vec![2], pad: Some(0) };
         let mut options = SaveOptions::new(Family::Llama, tokens, style.dtype);
@@ -63,7 +63,7 @@ impl Kitchen {
         SoupConfig { models, output_dir: self.path("soup"), ..SoupConfig::default() }
     }
 
-    /// Makes the soup, reads it back, and removes it.
+    /// Makes the soup, reads it, and removes it.
     fn soup(&self, config: &SoupConfig) -> Vec<f32> {
         write_new_directory(config, &StageContext::quiet()).unwrap();
         let weights = Checkpoint::open(&config.output_dir).unwrap().read_weights().unwrap();
@@ -71,7 +71,7 @@ impl Kitchen {
         weights
     }
 
-    /// The error of a soup that is refused, after which nothing may be there.
+    /// The error of a refused soup, which must leave no files.
     fn refused(&self, config: &SoupConfig) -> String {
         let error = write_new_directory(config, &StageContext::quiet()).unwrap_err();
         assert!(!config.output_dir.exists() && !self.path("soup.tmp").exists());
@@ -79,7 +79,7 @@ impl Kitchen {
     }
 }
 
-/// Enough rows that the embedding is more than two pieces.
+/// A model whose embedding has more than two pieces.
 fn big() -> ModelSpec {
     ModelSpec { layers: 1, ..fixture::spec(20_000, Head::LanguageModel) }
 }
@@ -108,7 +108,7 @@ fn round(x: f32, dtype: Dtype) -> f32 {
     }
 }
 
-/// All but the clock.
+/// All files except the timings.
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
     let entries = entries.filter(|entry| entry.file_name() != "timings.json");
@@ -132,7 +132,7 @@ fn linear_is_plain_f32_arithmetic_rounded_once() {
                 a.iter().zip(&b).map(|(a, b)| round(0.75f32.mul_add(*b, 0.25 * a), dtype)).collect();
             assert!(soup == expected, "{dtype} {shard}");
 
-            // Equal weights are a sum that is divided once.
+            // Equal weights: a sum that is divided once.
             let soup = kitchen.soup(&kitchen.config(&dirs.each_ref()));
             let expected: Vec<f32> =
                 a.iter().zip(&b).zip(&c).map(|((a, b), c)| round((a + b + c) / 3.0, dtype)).collect();
@@ -198,7 +198,7 @@ fn one_ingredient_or_equal_ones_come_out_byte_for_byte() {
 /// Base, first and second ingredient, result.
 type Apply<'a> = dyn Fn(&[f32], &[f32], &[f32], &mut [f32]) + 'a;
 
-/// The arithmetic is tested where it lives; here, that whole tensors reach it, and the right ones.
+/// The arithmetic has its own tests; this one checks that complete and correct tensors reach it.
 #[test]
 fn the_other_methods_work_on_whole_tensors() {
     let (kitchen, spec) = (Kitchen::new(), big());
@@ -236,7 +236,7 @@ fn the_other_methods_work_on_whole_tensors() {
 /// The tensor's name and place, base, first and second ingredient, result.
 type ApplyNamed<'a> = dyn Fn(&str, f64, [&[f32]; 3], &mut [f32]) + 'a;
 
-/// What mergekit's files can say: other numbers for other tensors and models.
+/// As in mergekit's files: different numbers for different tensors and models.
 #[test]
 fn numbers_may_differ_from_tensor_to_tensor() {
     let (kitchen, spec) = (Kitchen::new(), ModelSpec { layers: 3, ..small() });
@@ -388,7 +388,7 @@ fn numbers_of_one_reward_model_are_not_passed_off_as_the_soups() {
     let config = kitchen.config(&dirs.each_ref());
     write_new_directory(&config, &StageContext::quiet()).unwrap();
     let soup = json_file(&config.output_dir.join("config.json"));
-    // Half of the pair would be wrong too.
+    // One half of the pair alone would be wrong too.
     assert!(soup.get("score_mean").is_none() && soup.get("score_std").is_none());
 }
 
@@ -422,7 +422,7 @@ fn the_report_measures_what_was_written() {
         near(&part["soup_norm"], ss.sqrt());
         near(&part["soup_distances"][0], (aa + ss - 2.0 * dot(&wa, &soup)).sqrt());
         near(&part["shrinkage"], ss.sqrt() / (0.25 * aa.sqrt() + 0.75 * bb.sqrt()));
-        // Of a mean, up to the rounding of what was written.
+        // For a mean, up to the rounding of the result.
         let (found, predicted) = (part["shrinkage"].as_f64().unwrap(), part["predicted_shrinkage"].as_f64().unwrap());
         assert!((found - predicted).abs() < 1e-3, "{found} {predicted}");
         assert_eq!(part["parameters"], range.len());
@@ -437,7 +437,7 @@ fn the_report_measures_what_was_written() {
     let table = cooked.geometry.unwrap().table();
     assert!(table.contains("cos(A,B)") && table.lines().any(|line| line.starts_with("all ")), "{table}");
 
-    // Without a base there are distances all the same.
+    // Distances are reported without a base, too.
     fs::remove_dir_all(&config.output_dir).unwrap();
     let config = SoupConfig { base_model: None, dtype: None, ..config };
     write_new_directory(&config, &StageContext::quiet()).unwrap();

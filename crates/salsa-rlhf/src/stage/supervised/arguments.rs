@@ -1,4 +1,4 @@
-//! What every supervised stage can be told: the keys of Hugging Face's `TrainingArguments`, under their own names.
+//! Keys shared by the supervised stages, named as in Hugging Face's `TrainingArguments`.
 use std::path::Path;
 
 use anyhow::{Context, ensure};
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// The keys shared by `pretrain`, `sft`, `reward` and `dpo`; each stage's own struct contains them flat.
+/// The keys shared by `pretrain`, `sft`, `reward` and `dpo`, flattened into each stage's own struct.
 ///
 /// "TRL" below is the default of TRL 1.10's `SFTConfig`, `RewardConfig` and `DPOConfig`, which agree on these.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -28,23 +28,23 @@ pub struct TrainingArguments {
     /// Sequences (or pairs) per forward and backward pass, at least 1. TRL: 8.
     #[schemars(extend("x-heading" = "Batches and steps"))]
     pub per_device_train_batch_size: usize,
-    /// Sequences (or pairs) per forward pass of the evaluation, at least 1; changes memory, and the rounding of means. TRL: 8.
+    /// Sequences (or pairs) per forward pass of the evaluation, at least 1; affects memory, and the rounding of means.
+    /// TRL: 8.
     pub per_device_eval_batch_size: usize,
     /// Passes per optimizer step, at least 1. The mean loss is taken over all tokens (or pairs) of the step, so one
-    /// pass of 16 and two passes of 8 are the same step. TRL: 1.
+    /// pass of 16 and two passes of 8 give the same step. TRL: 1.
     pub gradient_accumulation_steps: usize,
-    /// Optimizer steps in all; -1: `num_train_epochs` tells instead. TRL: -1.
+    /// Total optimizer steps; -1: determined by `num_train_epochs`. TRL: -1.
     pub max_steps: i64,
-    /// Share of all steps over which the learning rate rises from 0, from 0 to 1; used where `warmup_steps` is 0. TRL:
-    /// 0.
+    /// Share of all steps over which the learning rate rises from 0, from 0 to 1; used if `warmup_steps` is 0. TRL: 0.
     #[schemars(extend("x-heading" = "Optimizer"))]
     pub warmup_ratio: f64,
-    /// Steps over which the learning rate rises from 0 to its highest; 0: `warmup_ratio` tells. TRL: 0.
+    /// Steps over which the learning rate rises from 0 to its highest; 0: determined by `warmup_ratio`. TRL: 0.
     pub warmup_steps: u64,
-    /// How weights move.
+    /// Optimizer settings apart from the learning rate.
     #[serde(flatten)]
     pub optimizer: OptimizerArguments,
-    /// Seed of the data order and of newly made weights. TRL: 42.
+    /// Seed of the data order and of newly initialised weights. TRL: 42.
     #[schemars(extend("x-heading" = "Run and output"))]
     pub seed: u64,
     /// Steps between two lines of `metrics.jsonl`, at least 1. TRL: 10.
@@ -54,18 +54,18 @@ pub struct TrainingArguments {
     /// Steps between two resumable checkpoints. 0: none before the end (an interruption by Ctrl-C still saves one).
     /// TRL: 500.
     pub save_steps: NoEffect<u64>,
-    /// Recompute activations in the backward pass instead of keeping them: less memory, about a third more time, the same
-    /// numbers. TRL: true.
+    /// Recompute activations in the backward pass instead of storing them: less memory, about a third more time, the
+    /// same results. TRL: true.
     pub gradient_checkpointing: NoEffect<bool>,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way. TRL: the flag `bf16`.
     pub dtype: ComputeType,
-    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
+    /// Device; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
     /// Number type of the saved weights; training itself always keeps f32 master weights. TRL: the model's own.
     pub save_dtype: Dtype,
-    /// Most bytes of weights in one file: a number, or such as 5GB (powers of ten). transformers: 5GB.
+    /// Maximum bytes of weights per file: a number, or text such as 5GB (powers of ten). transformers: 5GB.
     pub max_shard_size: ByteSize,
-    /// A chat template in place of the model's own, which the trained model takes along: a Jinja file, or `chatml`.
+    /// A chat template that replaces the model's own and is saved with the trained model: a Jinja file, or `chatml`.
     /// Empty: the model's own. TRL: `chat_template_path`.
     pub chat_template: TemplateChoice,
     /// How prompts become tokens.
@@ -99,10 +99,10 @@ impl Default for TrainingArguments {
 }
 
 impl TrainingArguments {
-    /// Checks ranges, those of the two keys that each stage has for itself included; errors name the key.
+    /// Checks ranges, including those of the two keys that each stage defines itself; errors name the key.
     ///
     /// # Errors
-    /// If a value makes no sense.
+    /// If a value is invalid.
     pub fn validate(&self, learning_rate: f64, num_train_epochs: f64) -> anyhow::Result<()> {
         let counts = [
             ("per_device_train_batch_size", self.per_device_train_batch_size as u64, MOST_SEQUENCES),
@@ -127,10 +127,10 @@ impl TrainingArguments {
         self.optimizer.validate()
     }
 
-    /// The way from text to tokens for a model that is trained.
+    /// The text encoder for training from this checkpoint.
     ///
     /// # Errors
-    /// As [`Encoder::open`], and if the chat template is none.
+    /// As [`Encoder::open`], and if the chat template is invalid.
     pub fn encoder(&self, checkpoint: &Checkpoint) -> anyhow::Result<Encoder> {
         let encoder = Encoder::open(checkpoint)?.with_chat(&self.chat);
         match &*self.chat_template {
@@ -141,7 +141,7 @@ impl TrainingArguments {
         }
     }
 
-    /// What a trained model takes along from the one it began as.
+    /// The files that are saved along with the trained model: those of `dir`, with the configured chat template.
     ///
     /// # Errors
     /// If a file cannot be read.
@@ -153,7 +153,7 @@ impl TrainingArguments {
         }
     }
 
-    /// How the learning rate rises and falls.
+    /// The learning-rate schedule.
     pub fn schedule(&self) -> schedule::Schedule {
         let warmup = match self.warmup_steps {
             0 => Warmup::Ratio(self.warmup_ratio),
@@ -162,11 +162,11 @@ impl TrainingArguments {
         schedule::Schedule { warmup, decay: self.optimizer.lr_scheduler_type }
     }
 
-    /// What the backward pass keeps.
+    /// Which activations the backward pass recomputes.
     pub fn recompute(&self) -> Recompute {
         if *self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
     }
 }
 
-/// Most passes over data.
+/// Upper limit for passes over the data.
 const MOST_EPOCHS: f64 = 1e6;

@@ -1,4 +1,5 @@
-//! Direct preference optimisation: preferences without reward model and without sampling, against a frozen reference.
+//! Direct preference optimisation: training on preferences against a frozen reference, without reward model or
+//! sampling.
 use std::path::PathBuf;
 
 use anyhow::ensure;
@@ -39,14 +40,14 @@ use crate::{
     },
 };
 
-/// What `salsa dpo` can be told, beside [`TrainingArguments`].
+/// Configuration of `salsa dpo`, in addition to [`TrainingArguments`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DpoConfig {
     /// Checkpoint to start from, usually an SFT model.
     #[schemars(extend("x-heading" = "Models and data"))]
     pub model_name_or_path: ModelPath,
-    /// The frozen reference, a soup for instance. None: the starting checkpoint itself, as in TRL.
+    /// The frozen reference, e.g. a soup. None: the starting checkpoint itself, as in TRL.
     pub ref_model_name_or_path: Option<ModelPath>,
     /// Preference pairs: a chosen and a rejected response to the same prompt. TRL: `dataset_name`.
     pub dataset: DataSource,
@@ -54,19 +55,19 @@ pub struct DpoConfig {
     pub eval_dataset: Option<DataSource>,
     /// Directory of the trained model, its metrics and its checkpoints.
     pub output_dir: PathBuf,
-    /// The loss on `h`, the log-ratio of policy to reference of the chosen response less that of the rejected one. TRL:
-    /// sigmoid.
+    /// The loss on `h`, the log-ratio of policy to reference of the chosen response minus that of the rejected one.
+    /// TRL: sigmoid.
     #[schemars(extend("x-heading" = "Training"))]
     pub loss_type: DpoLoss,
-    /// How dear it is to leave the reference, above 0: beta of the DPO paper, tau of the IPO paper. TRL: 0.1.
+    /// Strength of the pull towards the reference, above 0: beta of the DPO paper, tau of the IPO paper. TRL: 0.1.
     pub beta: f64,
-    /// Share of labels believed to be wrong, from 0 to below 0.5; used by `sigmoid` only. TRL: 0.
+    /// Share of labels assumed to be wrong, from 0 to below 0.5; used by `sigmoid` only. TRL: 0.
     pub label_smoothing: f64,
     /// Highest learning rate, at least 0. TRL: 1e-6.
     pub learning_rate: f64,
-    /// Passes over the pairs, where `max_steps` is -1; parts of one are possible. TRL: 3.
+    /// Passes over the pairs if `max_steps` is -1; fractions are allowed. TRL: 3.
     pub num_train_epochs: f64,
-    /// Longest prompt with response, in tokens; the model's context at most. TRL: 1024.
+    /// Maximum length of prompt and response, in tokens; capped at the model's context. TRL: 1024.
     pub max_length: usize,
     /// What happens to longer ones. TRL: keep_start.
     pub truncation_mode: TruncationMode,
@@ -99,7 +100,7 @@ impl Default for DpoConfig {
     }
 }
 
-/// Which loss on the difference of implicit rewards.
+/// The loss on the difference of implicit rewards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DpoLoss {
@@ -154,10 +155,10 @@ impl Stage for DpoConfig {
     }
 }
 
-/// Trains against the reference that the configuration names.
+/// Trains against the configured reference.
 ///
 /// # Errors
-/// If the data or a model cannot be used, or training stops.
+/// If the data or a model cannot be used, or training fails or is interrupted.
 pub(crate) fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let path = config.ref_model_name_or_path.as_ref().unwrap_or(&config.model_name_or_path);
@@ -219,7 +220,7 @@ pub(crate) fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<
     Ok(json!({"training": outcome.to_json(), "left_out": left_out}))
 }
 
-/// The DPO objective: the model shall raise the preferred response more over the reference than the rejected one.
+/// The DPO objective: the policy raises the preferred response more over the reference than the rejected one.
 ///
 /// ```text
 /// h = (logp_chosen - ref_logp_chosen) - (logp_rejected - ref_logp_rejected)
@@ -296,12 +297,12 @@ struct Responses {
 }
 
 impl DirectPreference<'_> {
-    /// Chosen and rejected responses of a pass, alternately, as they were laid.
+    /// The chosen and rejected sides of a pass, alternately, in batch order.
     fn sides<'s>(&'s self, laid: &'s Laid) -> impl Iterator<Item = &'s Side> {
         laid.examples.iter().map(|&example| &self.pairs[example]).flat_map(|pair| [&pair.chosen, &pair.rejected])
     }
 
-    /// What a token's log-probability counts in that of its response: IPO takes the mean, as TRL does, DPO the sum.
+    /// Weight of a token's log-probability in that of its response: IPO takes the mean, as in TRL, DPO the sum.
     fn per_token(&self, side: &Side) -> f64 {
         match self.objective {
             dpo::Objective::Sigmoid { .. } => 1.0,
@@ -309,7 +310,7 @@ impl DirectPreference<'_> {
         }
     }
 
-    /// Log-probabilities of tokens to log-probabilities of responses.
+    /// Reduces log-probabilities of tokens to log-probabilities of responses.
     fn responses(&self, laid: &Laid, logprobs: &[f32]) -> Responses {
         let mut rest = logprobs;
         let mut totals = self.sides(laid).map(|side| {

@@ -1,6 +1,6 @@
-//! Stages that learn from given examples with one shared loop: `pretrain`, `sft`, `reward` and `dpo`.
+//! Stages that train on given examples with one shared loop: `pretrain`, `sft`, `reward` and `dpo`.
 //!
-//! May import `models`, `text`, `memory`, `lifecycle` and what stands directly in `stage`.
+//! May import `models`, `text`, `memory`, `lifecycle` and modules directly in `stage`.
 pub(super) mod arguments;
 pub(super) mod dpo;
 mod model;

@@ -1,4 +1,4 @@
-//! The model that a supervised stage trains: opened, read and saved.
+//! Opens, reads and saves the model that a supervised stage trains.
 use std::path::Path;
 
 use anyhow::Context;
@@ -21,18 +21,18 @@ use crate::{
     },
 };
 
-/// A checkpoint opened for training; its weights are still to be read.
+/// A checkpoint opened for training, before its weights are read.
 pub(super) struct Start {
-    /// Where it came from.
+    /// Its checkpoint.
     pub checkpoint: Checkpoint,
-    /// Its way from text to tokens.
+    /// Its text encoder.
     pub encoder: Encoder,
     /// The model's shape with the head that the stage needs.
     pub spec: ModelSpec,
 }
 
 impl Start {
-    /// Opens a checkpoint for training under the given head. No weight is read.
+    /// Opens a checkpoint for training with the given head. Reads no weights.
     ///
     /// # Errors
     /// If the checkpoint is incomplete, or a reward model where a language model is needed.
@@ -43,16 +43,16 @@ impl Start {
         Ok(Start { spec: checkpoint.spec.with_head(head), checkpoint, encoder })
     }
 
-    /// The adapter that is going to be trained: that of the checkpoint, or a new one; none if all weights are.
+    /// The shape of the adapter to train: that of the checkpoint, or a new one; `None` if all weights are trained.
     ///
     /// # Errors
-    /// If a key of the adapter makes no sense.
+    /// If a key of the adapter is invalid.
     pub(super) fn adapter(&self, lora: &LoraArguments) -> anyhow::Result<Option<LoraSpec>> {
         trained_adapter(&self.checkpoint, lora)
     }
 
-    /// Reads the model: all its weights, or an adapter. A head that it lacks is made new from `arguments.seed`, except a
-    /// language-model head.
+    /// Reads the model: all its weights, or an adapter. A missing head is initialised from `arguments.seed`, unless it
+    /// is a language-model head.
     ///
     /// # Errors
     /// If a weight cannot be read or is not finite.
@@ -72,7 +72,7 @@ impl Start {
     }
 }
 
-/// The longest example for a model of this context, which cuts as `max_length` does; says so if that is less.
+/// The effective maximum length: `max_length`, or the model's context if that is shorter, which is reported.
 pub(super) fn within_context(max_length: usize, positions: usize, context: &StageContext) -> usize {
     if max_length > positions {
         context
@@ -81,11 +81,10 @@ pub(super) fn within_context(max_length: usize, positions: usize, context: &Stag
     max_length.min(positions)
 }
 
-/// Saves a trained model, or a trained adapter as a PEFT directory, with the tokenizer it came with, and
-/// `trainer_state.json`.
+/// Saves a trained model, or a trained adapter as a PEFT directory, with its tokenizer and `trainer_state.json`.
 ///
 /// # Errors
-/// If the disk refuses.
+/// If a file cannot be read or written.
 pub(super) fn save(
     output_dir: &Path,
     source: &Checkpoint,
@@ -104,7 +103,7 @@ pub(super) fn save(
 /// Writes `trainer_state.json`.
 ///
 /// # Errors
-/// If the disk refuses.
+/// If a file cannot be written.
 pub(super) fn write_trainer_state(
     output_dir: &Path,
     arguments: &TrainingArguments,
@@ -120,7 +119,7 @@ pub(super) fn write_trainer_state(
     metrics::write_trainer_state(output_dir, &state)
 }
 
-/// The checkpoint's weights for a model with the head of `spec`; what it lacks is made from `seed`.
+/// Converts the checkpoint's weights to the head of `spec`; missing parts are initialised from `seed`.
 fn with_head(checkpoint: &Checkpoint, weights: Vec<f32>, spec: &ModelSpec, seed: u64) -> Vec<f32> {
     if *spec == checkpoint.spec { weights } else { checkpoint.spec.convert(&weights, spec, seed) }
 }

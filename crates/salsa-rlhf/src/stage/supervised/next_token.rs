@@ -1,4 +1,4 @@
-//! Next-token prediction on chosen tokens: the objective of `pretrain` and `sft`.
+//! Next-token prediction on selected tokens: the objective of `pretrain` and `sft`.
 use salsa_engine::{Batch, Output, Query};
 
 use super::{
@@ -7,21 +7,22 @@ use super::{
 };
 use crate::stage::text::sequence::Sequence;
 
-/// Mean negative log-likelihood of the learned tokens.
+/// Mean negative log-likelihood of the tokens trained on ("learned" tokens).
 ///
 /// ```text
 /// loss = -1/N * sum over learned tokens t of log p(t | tokens before it in the same sequence)
 /// ```
 ///
-/// `N` counts the learned tokens of the whole optimizer step, so every token weighs the same however the step is split
-/// into passes. An example may hold several sequences (pieces of documents); they do not see each other.
+/// `N` counts the learned tokens of the whole optimizer step, so every token has the same weight regardless of how the
+/// step is split into passes. An example may hold several sequences (pieces of documents); they do not attend to each
+/// other.
 pub(crate) struct NextToken {
-    /// Each example's sequences.
+    /// The sequences of each example.
     pub examples: Vec<Vec<Sequence>>,
 }
 
 impl NextToken {
-    /// How many tokens one pass over the data learns.
+    /// The number of learned tokens in one pass over the data.
     pub(crate) fn learned_count(&self) -> usize {
         self.examples.iter().flatten().map(Sequence::learned_count).sum()
     }

@@ -1,10 +1,10 @@
-//! Which examples make up each optimizer step: a pure function of seed, epoch and lengths.
+//! The examples of each optimizer step: a pure function of seed, epoch and lengths.
 use salsa_engine::random::Random;
 
-/// Every optimizer step of a run, in order. No step is kept: each is made when it is asked for.
+/// Every optimizer step of a run, in order. Steps are computed on demand, not stored.
 ///
-/// The order of an epoch is a shuffle keyed by (seed, epoch). It depends on nothing that happened before, so a resumed
-/// run continues exactly where it stopped.
+/// The order of an epoch is a shuffle keyed by (seed, epoch). It depends on no earlier state, so a resumed run
+/// continues exactly where it stopped.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Plan<'a> {
     lengths: &'a [usize],
@@ -18,22 +18,22 @@ pub(super) struct Plan<'a> {
 /// The examples of one optimizer step.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Step {
-    /// Example numbers of each forward and backward pass.
+    /// Example indices of each forward and backward pass.
     pub micro_batches: Vec<Vec<usize>>,
-    /// Passes over the data when this step is done, in epochs.
+    /// Epochs completed after this step.
     pub epoch: f64,
 }
 
-/// How examples are put together into one forward and backward pass.
+/// How examples are grouped into one forward and backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Batching {
-    /// This many examples, whatever their lengths.
+    /// This many examples, regardless of their lengths.
     Examples(usize),
-    /// As many examples as fit into this many tokens (`packing`). A longer example makes a pass of its own.
+    /// As many examples as fit into this many tokens (`packing`). A longer example gets a pass to itself.
     Tokens(usize),
 }
 
-/// How long a run lasts.
+/// Length of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Duration {
     /// Passes over the data; a fraction of one is rounded up to whole steps.
@@ -43,8 +43,8 @@ pub(super) enum Duration {
 }
 
 impl<'a> Plan<'a> {
-    /// Plans a run over examples of the given lengths (in tokens), `accumulation` passes to a step. None if `stop`, asked
-    /// after each epoch that had to be looked at, says so.
+    /// Plans a run over examples of the given lengths (in tokens), with `accumulation` passes per step. Returns `None`
+    /// if `stop`, called after each epoch whose passes are counted, returns true.
     ///
     /// The last step of an epoch may be smaller than the others; no example is dropped. Without examples, or for zero
     /// steps, the plan is empty.
@@ -62,7 +62,7 @@ impl<'a> Plan<'a> {
         }
         plan.steps = match (duration, batching) {
             (Duration::Steps(steps), _) => steps,
-            // Every epoch has as many steps as any other.
+            // All epochs have the same number of steps.
             (Duration::Epochs(epochs), Batching::Examples(_)) => {
                 let whole = epochs.max(0.0).floor();
                 let of_epoch = plan.steps_of_epoch(0);
@@ -73,24 +73,24 @@ impl<'a> Plan<'a> {
         Some(plan)
     }
 
-    /// Steps in all.
+    /// The number of steps.
     pub(super) fn len(&self) -> u64 {
         self.steps
     }
 
-    /// Whether there are none.
+    /// Whether there are no steps.
     pub(super) fn is_empty(&self) -> bool {
         self.steps == 0
     }
 
-    /// The steps from this one on, counted from 0.
+    /// The steps from `first` on, counted from 0.
     pub(super) fn from(&self, first: u64) -> Steps<'_> {
         let mut steps = Steps { plan: self, epoch: 0, passes: Vec::new(), of_epoch: 0, next: 0, at: 0 };
         if self.is_empty() {
             return steps;
         }
         if let Batching::Examples(_) = self.batching {
-            // Straight to the epoch; a partial one is the last.
+            // Skip to the epoch; only the last one can be partial.
             let of_epoch = self.steps_of_epoch(0) as u64;
             steps.epoch = first / of_epoch;
             steps.at = steps.epoch * of_epoch;
@@ -106,7 +106,8 @@ impl<'a> Plan<'a> {
         steps
     }
 
-    /// Tokens of all steps, for a progress bar: exact where the run ends with an epoch, and else by the mean length.
+    /// Tokens of all steps, for a progress bar: exact if the run ends with an epoch, otherwise estimated by the mean
+    /// length.
     pub(super) fn tokens(&self) -> u64 {
         let Some(per_step) = self.tokens_per_epoch().checked_div(self.steps_of_epoch(0) as u64) else { return 0 };
         match self.duration {
@@ -128,7 +129,7 @@ impl<'a> Plan<'a> {
         passes.div_ceil(self.accumulation)
     }
 
-    /// How many of the steps of this epoch belong to the run, as far as its duration in epochs says.
+    /// How many steps of this epoch belong to the run, according to its duration in epochs.
     fn kept(&self, epoch: u64, of_epoch: usize) -> usize {
         match self.duration {
             Duration::Steps(_) => of_epoch,
@@ -137,7 +138,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// The steps of all epochs, counted one by one: packing makes more passes of one order than of another.
+    /// The number of steps of all epochs, counted one by one: with packing it depends on the order of an epoch.
     fn counted(&self, stop: &dyn Fn() -> bool) -> Option<u64> {
         let mut steps = 0;
         for epoch in 0.. {
@@ -153,17 +154,17 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Steps of a plan, one after the other.
+/// Iterator over the steps of a plan.
 pub(super) struct Steps<'a> {
     plan: &'a Plan<'a>,
     epoch: u64,
-    /// The passes of this epoch.
+    /// The passes of the current epoch.
     passes: Vec<Vec<usize>>,
-    /// Steps of this epoch if it were whole.
+    /// Number of steps of the current epoch if it were complete.
     of_epoch: usize,
-    /// The next step of this epoch.
+    /// Index of the next step in the current epoch.
     next: usize,
-    /// The next step of the run.
+    /// Index of the next step in the run.
     at: u64,
 }
 
@@ -196,7 +197,7 @@ impl Iterator for Steps<'_> {
     }
 }
 
-/// Example numbers of each pass of one epoch.
+/// Example indices of each pass of one epoch.
 fn passes_of_epoch(lengths: &[usize], batching: Batching, seed: u64, epoch: u64) -> Vec<Vec<usize>> {
     let mut random = Random::new(seed, ORDER_STREAM + epoch);
     let mut order: Vec<usize> = (0..lengths.len()).collect();
@@ -232,7 +233,7 @@ fn first_fit_decreasing(examples: &[usize], lengths: &[usize], budget: usize) ->
     bins.into_iter().map(|(_, bin)| bin).collect()
 }
 
-/// Examples among which packing chooses: large enough to fill bins well, small enough to keep the shuffle a shuffle.
+/// Number of examples that packing chooses from: large enough to fill bins well, small enough to preserve the shuffle.
 const PACKING_WINDOW: usize = 1024;
 
 /// Random stream of epoch 0's order ("ORDER" in ASCII, then room for 65536 epochs).
@@ -254,7 +255,7 @@ mod tests {
         steps(plan).iter().flat_map(|step| step.micro_batches.concat()).collect()
     }
 
-    /// The definition: every step of every epoch in a list.
+    /// The reference implementation: every step of every epoch in a list.
     fn listed(lengths: &[usize], batching: Batching, accumulation: usize, duration: Duration, seed: u64) -> Vec<Step> {
         let mut steps = Vec::new();
         for epoch in 0u64.. {
@@ -347,7 +348,7 @@ mod tests {
 
     #[test]
     fn packing_fills_the_budget() {
-        // 6 + 2, 5 + 3, 4 + 4 fill three bins of 8; the 9 has a bin of its own.
+        // 6 + 2, 5 + 3, 4 + 4 fill three bins of 8; the 9 gets a bin to itself.
         let bins = first_fit_decreasing(&[0, 1, 2, 3, 4, 5, 6], &[2, 4, 6, 3, 5, 4, 9], 8);
         assert_eq!(bins, [vec![6], vec![2, 0], vec![4, 3], vec![1, 5]]);
     }

@@ -1,4 +1,4 @@
-//! A language model from nothing: a tokenizer, random weights, and a lot of text.
+//! Pre-training from scratch: a tokenizer, random weights, and text.
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
@@ -32,11 +32,13 @@ use crate::{
     tokenizer::{SpecialTokenNames, Tokenizer},
 };
 
-/// What `salsa pretrain` can be told, beside [`TrainingArguments`]. The model's keys have the names of Hugging Face's `LlamaConfig`.
+/// Configuration of `salsa pretrain`, in addition to [`TrainingArguments`]. Model keys are named as in Hugging Face's
+/// `LlamaConfig`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct PretrainConfig {
-    /// Texts; records of other layouts are learned as a chat writes them, from the first token to the last.
+    /// Texts; records of other layouts are rendered by the chat template and trained on from the first token to the
+    /// last.
     #[schemars(extend("x-heading" = "Data"))]
     pub dataset: DataSource,
     /// Held-out texts for the evaluation. None: no evaluation.
@@ -46,36 +48,36 @@ pub struct PretrainConfig {
     /// Directory with a tokenizer to use. None: one is trained on the texts.
     #[schemars(extend("x-heading" = "Tokenizer and shape"))]
     pub tokenizer_name_or_path: Option<ModelPath>,
-    /// Most tokens of a tokenizer trained here, special ones included.
+    /// Maximum vocabulary size of a tokenizer trained here, including special tokens.
     pub vocab_size: usize,
-    /// Width of the model, the number of entries in each token's vector.
+    /// Width of the model: the size of each token's vector.
     pub hidden_size: usize,
     /// Width inside the gated MLP. 0: `hidden_size * 8 / 3`, rounded down to a multiple of 8.
     pub intermediate_size: usize,
-    /// Blocks of attention and MLP, one on top of the other.
+    /// Number of blocks, each with attention and MLP.
     pub num_hidden_layers: usize,
     /// Attention heads of each block, at least 1.
     pub num_attention_heads: usize,
-    /// Heads of keys and values. 0: as many as `num_attention_heads`.
+    /// Heads of keys and values. 0: the same as `num_attention_heads`.
     pub num_key_value_heads: usize,
     /// Width of an attention head. 0: `hidden_size / num_attention_heads`.
     pub head_dim: usize,
-    /// Longest sequence the model will ever see, in tokens.
+    /// Maximum sequence length of the model, in tokens.
     pub max_position_embeddings: usize,
     /// Base theta of the rotary positions.
     pub rope_theta: f64,
     /// Added to the mean square in every RMSNorm.
     #[serde(serialize_with = "crate::config::shortest")]
     pub rms_norm_eps: f32,
-    /// Use the embeddings as output layer, too, instead of a matrix of its own.
+    /// Use the embeddings as output layer, too, instead of a separate matrix.
     pub tie_word_embeddings: bool,
-    /// Tokens per training window, from 2 to `max_position_embeddings`; pieces of several documents share one without
-    /// seeing each other.
+    /// Tokens per training window, from 2 to `max_position_embeddings`; pieces of several documents share a window
+    /// without attending to each other.
     #[schemars(extend("x-heading" = "Training"))]
     pub max_length: usize,
     /// Highest learning rate, at least 0.
     pub learning_rate: f64,
-    /// Passes over the texts, where `max_steps` is -1; parts of one are possible.
+    /// Passes over the texts if `max_steps` is -1; fractions are allowed.
     pub num_train_epochs: f64,
     /// The keys that all training stages share.
     #[serde(flatten)]
@@ -109,7 +111,7 @@ impl Default for PretrainConfig {
 }
 
 impl PretrainConfig {
-    /// The model these keys describe, for a vocabulary of the given size.
+    /// The model described by these keys, for a vocabulary of the given size.
     pub fn spec(&self, vocab_size: usize) -> ModelSpec {
         let or = |given: usize, otherwise: usize| if given == 0 { otherwise } else { given };
         ModelSpec {
@@ -152,7 +154,7 @@ impl Stage for PretrainConfig {
             self.max_length,
             self.max_position_embeddings
         );
-        // So no product of these overflows; the memory plan knows what is too large for this machine.
+        // Limits that prevent overflow of their products; the memory plan rejects what is too large for this machine.
         for (key, value, most) in [
             ("vocab_size", self.vocab_size, 1 << 24),
             ("hidden_size", self.hidden_size, 1 << 20),
@@ -183,7 +185,7 @@ impl Stage for PretrainConfig {
     }
 
     fn plans_memory(&self) -> bool {
-        // A tokenizer is trained first.
+        // A tokenizer must be trained first.
         false
     }
 
@@ -192,10 +194,10 @@ impl Stage for PretrainConfig {
     }
 }
 
-/// Trains a tokenizer (or takes one) and a new model, and saves both.
+/// Trains a tokenizer (or uses a given one) and a new model, and saves both.
 ///
 /// # Errors
-/// If the texts cannot be used, the keys describe no model, or training stops.
+/// If the texts cannot be used, the keys are invalid, or training fails or is interrupted.
 pub(crate) fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let loaded = config.dataset.load()?;
@@ -228,7 +230,7 @@ pub(crate) fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Re
     };
     let models = |knobs: &Knobs| memory::one_model(&spec, false, knobs);
     let eval = eval.as_ref().map(|eval| eval as &dyn Objective);
-    // All of them but an adapter.
+    // All of them except an adapter.
     let savings = &Saving::TRAINING[1..];
     job.check_memory(&spec, None, None, &models, &Batching::Examples, &Lengths::of(&data, eval), savings, context)?;
     let weights = spec.init(config.training.seed);
@@ -253,7 +255,7 @@ struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// The tokenizer that the configuration names, or one trained on the texts, for the built-in chat template.
+    /// Opens the configured tokenizer, or trains one on the texts, for the built-in chat template.
     fn open(config: &PretrainConfig, examples: &[Example]) -> anyhow::Result<Vocabulary> {
         let vocabulary = Vocabulary::with_own_template(config, examples)?;
         match &*config.training.chat_template {
@@ -293,7 +295,7 @@ impl Vocabulary {
     }
 }
 
-/// What a tokenizer can learn from an example.
+/// The texts of an example, for training a tokenizer.
 fn texts(example: &Example) -> Vec<String> {
     let of = |content: &Content| match content {
         Content::Text(text) => vec![text.clone()],
@@ -308,7 +310,7 @@ fn texts(example: &Example) -> Vec<String> {
     }
 }
 
-/// The texts as windows of tokens.
+/// Encodes the texts into windows of tokens.
 fn documents(examples: &[Example], encoder: &Encoder, config: &PretrainConfig) -> anyhow::Result<NextToken> {
     let documents: Vec<Vec<u32>> =
         examples.iter().map(|example| Ok(encoder.example(example)?.tokens)).collect::<anyhow::Result<_>>()?;
@@ -319,9 +321,9 @@ fn documents(examples: &[Example], encoder: &Encoder, config: &PretrainConfig) -
 
 /// Cuts documents into windows of `max_length` tokens.
 ///
-/// Documents follow one another; each one's piece in a window is a sequence of its own, so documents never see each other. A
-/// document that goes on in the next window starts there with the last token of the piece before, so that every token but
-/// a document's first is learned exactly once.
+/// Documents follow one another; each document's piece in a window is a separate sequence, so documents do not attend
+/// to each other. If a document continues in the next window, its piece there starts with the last token of the
+/// previous piece, so that every token except a document's first is learned exactly once.
 pub(crate) fn windows(documents: &[Vec<u32>], max_length: usize) -> Vec<Vec<Sequence>> {
     assert!(max_length >= 2, "a window of one token teaches nothing");
     let mut windows = Vec::new();
@@ -356,7 +358,7 @@ mod tests {
             .into_iter()
             .map(|window| window.into_iter().map(|sequence| sequence.tokens).collect())
             .collect();
-        // The first window holds five tokens; 5 is repeated as context; 8 alone teaches nothing.
+        // The first window holds five tokens; 5 is repeated as context; a lone 8 gives no training signal.
         assert_eq!(pieces, [vec![vec![1, 2, 3, 4, 5]], vec![vec![5, 6, 7], vec![9, 10]], vec![vec![10, 11]]]);
         let learned: Vec<u32> =
             windows(&documents, 5).iter().flatten().flat_map(|s| s.learned_tokens().collect::<Vec<_>>()).collect();

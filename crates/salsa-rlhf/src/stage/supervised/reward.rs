@@ -1,4 +1,4 @@
-//! The reward model: a language model whose head is one scalar, taught which of two responses people prefer.
+//! Reward-model training: a language model with a scalar head, trained on which of two responses is preferred.
 use std::path::PathBuf;
 
 use anyhow::ensure;
@@ -34,7 +34,7 @@ use crate::{
     },
 };
 
-/// What `salsa reward` can be told, beside [`TrainingArguments`].
+/// Configuration of `salsa reward`, in addition to [`TrainingArguments`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct RewardConfig {
@@ -50,9 +50,9 @@ pub struct RewardConfig {
     /// Highest learning rate, at least 0. TRL: 1e-4.
     #[schemars(extend("x-heading" = "Training"))]
     pub learning_rate: f64,
-    /// Passes over the pairs, where `max_steps` is -1; parts of one are possible. TRL: 3.
+    /// Passes over the pairs if `max_steps` is -1; fractions are allowed. TRL: 3.
     pub num_train_epochs: f64,
-    /// Longest prompt with response, in tokens; the model's context at most. TRL: 1024.
+    /// Maximum length of prompt and response, in tokens; capped at the model's context. TRL: 1024.
     pub max_length: usize,
     /// What happens to longer ones. TRL: drop.
     pub truncation_mode: TruncationMode,
@@ -123,7 +123,7 @@ impl Stage for RewardConfig {
 /// its scores.
 ///
 /// # Errors
-/// If the data or the model cannot be used, or training stops.
+/// If the data or the model cannot be used, or training fails or is interrupted.
 pub(crate) fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let start = Start::open(&config.model_name_or_path, Head::Scalar, &config.training)?;
@@ -151,7 +151,7 @@ pub(crate) fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Resu
         context,
         stop: &|_| context.interrupted(),
     };
-    // The mean of the scores is taken on what is evaluated, or else on the training pairs.
+    // Score statistics are computed on the evaluation pairs or, without any, on the training pairs.
     let held_out = eval.as_ref().unwrap_or(&data);
     let mut lengths = Lengths::of(&data, Some(held_out));
     lengths.evaluation.truncate(if eval.is_some() { usize::MAX } else { SCORED_PAIRS });
@@ -190,9 +190,9 @@ pub(crate) fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Resu
     }))
 }
 
-/// Bradley–Terry: the preferred response shall have the higher score.
+/// Bradley–Terry: the preferred response should get the higher score.
 ///
-/// The score is the scalar at the last token of prompt and response, found by length, never by token number.
+/// The score is the scalar at the last token of prompt and response, located by length, not by token id.
 pub(crate) struct PairRanking {
     /// The pairs.
     pub pairs: Vec<Pair>,
@@ -201,7 +201,7 @@ pub(crate) struct PairRanking {
 }
 
 impl PairRanking {
-    /// Share of pairs that the rule "the longer response wins" gets right, ties counted half.
+    /// Accuracy of the rule "the longer response wins" on the pairs; ties count half.
     pub(crate) fn longer_wins_accuracy(&self) -> f64 {
         self.pairs.iter().map(|pair| pair.longer_wins).sum::<f64>() / self.pairs.len() as f64
     }
@@ -265,5 +265,5 @@ fn score_mean_and_std(model: &Model, data: &PairRanking, batch_size: usize) -> (
     (mean, variance.sqrt())
 }
 
-/// Enough that the mean is known to a few hundredths of a standard deviation.
+/// Enough pairs to know the mean to a few hundredths of a standard deviation.
 const SCORED_PAIRS: usize = 1000;

@@ -1,4 +1,4 @@
-//! Supervised fine-tuning: learning to give the responses of a data set.
+//! Supervised fine-tuning on the responses of a data set.
 use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
@@ -33,14 +33,14 @@ use crate::{
     },
 };
 
-/// What `salsa sft` can be told, beside [`TrainingArguments`].
+/// Configuration of `salsa sft`, in addition to [`TrainingArguments`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SftConfig {
     /// Checkpoint to start from: a Hugging Face or PEFT directory.
     #[schemars(extend("x-heading" = "Model and data"))]
     pub model_name_or_path: ModelPath,
-    /// Messages, prompts with completions, preferences (the chosen response is learned) or texts. TRL: `dataset_name`.
+    /// Messages, prompts with completions, preferences (trains on the chosen response) or texts. TRL: `dataset_name`.
     pub dataset: DataSource,
     /// Held-out examples for the evaluation. None: no evaluation.
     pub eval_dataset: Option<DataSource>,
@@ -49,16 +49,16 @@ pub struct SftConfig {
     /// Highest learning rate, at least 0. TRL: 2e-5.
     #[schemars(extend("x-heading" = "Training"))]
     pub learning_rate: f64,
-    /// Passes over the data, where `max_steps` is -1; parts of one are possible. TRL: 3.
+    /// Passes over the data if `max_steps` is -1; fractions are allowed. TRL: 3.
     pub num_train_epochs: f64,
-    /// Longest example, in tokens, at least 2; the model's context at most. TRL: 1024.
+    /// Maximum length of an example, in tokens, at least 2; capped at the model's context. TRL: 1024.
     pub max_length: usize,
     /// What happens to longer examples. TRL: keep_start.
     pub truncation_mode: TruncationMode,
-    /// Fill every pass with as many examples as fit into `per_device_train_batch_size * max_length` tokens, instead of a
-    /// fixed number of examples. Examples never see each other either way, and nothing is ever padded. TRL: false.
+    /// Fill every pass with as many examples as fit into `per_device_train_batch_size * max_length` tokens, instead of
+    /// a fixed number of examples. Either way, examples do not attend to each other and nothing is padded. TRL: false.
     pub packing: bool,
-    /// Learn completions and assistant turns only, not the prompts. TRL: true for prompts with completions.
+    /// Train on completions and assistant turns only, not on prompts. TRL: true for prompts with completions.
     pub completion_only_loss: bool,
     /// The keys of adapters.
     #[serde(flatten)]
@@ -134,7 +134,7 @@ impl Stage for SftConfig {
 /// Fine-tunes a language model and saves it with its tokenizer and chat template.
 ///
 /// # Errors
-/// If the data or the model cannot be used, or training stops.
+/// If the data or the model cannot be used, or training fails or is interrupted.
 pub(crate) fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
     let start = Start::open(&config.model_name_or_path, Head::LanguageModel, &config.training)?;
@@ -187,10 +187,10 @@ pub(crate) fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<
     }))
 }
 
-/// Examples ready to be learned.
+/// Encoded training examples.
 struct Lesson {
     objective: NextToken,
-    /// Examples of which nothing learnable is left within `max_length`.
+    /// The number of examples without learned tokens within `max_length`.
     left_out: usize,
 }
 
@@ -215,7 +215,7 @@ impl Lesson {
     }
 }
 
-/// A model that never learns an end token never stops talking.
+/// Fails if no example trains an end token: the model would never stop generating.
 fn check_ends_are_learned(data: &NextToken, encoder: &Encoder) -> anyhow::Result<()> {
     let mut sequences = data.examples.iter().flatten();
     let ends = sequences.any(|sequence| sequence.learned_tokens().any(|token| encoder.ends().contains(&token)));

@@ -1,4 +1,4 @@
-//! Running statistics of a logging window: exact means over tokens or pairs, however they were split into passes.
+//! Running statistics of a logging window: exact means over tokens or pairs, regardless of the split into passes.
 use serde::{Deserialize, Serialize};
 
 /// Named statistics in the order in which they were first added.
@@ -25,12 +25,12 @@ impl Tally {
         self.merge(name, Statistic::Mean { sum, count });
     }
 
-    /// Adds one observation of which the least is kept.
+    /// Adds an observation to a minimum.
     pub(crate) fn min(&mut self, name: &str, value: f64) {
         self.merge(name, Statistic::Min(value));
     }
 
-    /// Adds one observation of which the greatest is kept.
+    /// Adds an observation to a maximum.
     pub(crate) fn max(&mut self, name: &str, value: f64) {
         self.merge(name, Statistic::Max(value));
     }
@@ -47,7 +47,7 @@ impl Tally {
         self.values().find(|(found, _)| *found == name).map(|(_, value)| value)
     }
 
-    /// All values, in order of first addition; means over nothing are left out.
+    /// All values, in order of first addition; means with count 0 are omitted.
     pub(crate) fn values(&self) -> impl Iterator<Item = (&str, f64)> {
         self.entries.iter().filter_map(|(name, statistic)| match *statistic {
             Statistic::Mean { count: 0.0, .. } => None,

@@ -1,4 +1,5 @@
-//! The one loop of the supervised stages (`pretrain`, `sft`, `reward`, `dpo`): order → loss → gradient → AdamW → logs.
+//! The shared loop of the supervised stages (`pretrain`, `sft`, `reward`, `dpo`): order → loss → gradient → AdamW →
+//! logs.
 use anyhow::{Context, bail};
 use salsa_engine::{Batch, Model, Output, OutputGradient, Query, Trainable};
 use serde::{Deserialize, Serialize};
@@ -17,50 +18,50 @@ mod tests;
 
 pub(crate) use job::{Job, Lengths};
 
-/// What a supervised stage teaches: a data set and a loss on it.
+/// A data set and a loss on it.
 ///
-/// The model is met at two places only: the log-probability of chosen tokens and the scalar at chosen rows.
+/// Losses use only two model outputs: log-probabilities of selected tokens and scalars at selected rows.
 pub(crate) trait Objective {
     /// Number of examples.
     fn examples(&self) -> usize;
-    /// Tokens that an example adds to a batch.
+    /// Number of tokens that an example adds to a batch.
     fn length(&self, example: usize) -> usize;
-    /// What an example adds to the divisor of the mean loss: learned tokens or pairs. Above 0.
+    /// The example's share of the divisor of the mean loss: learned tokens or pairs. Above 0.
     fn weight(&self, example: usize) -> f64;
-    /// Lays examples end to end and says what the model shall compute of them.
+    /// Concatenates examples into a batch and states the outputs that the loss needs.
     fn lay(&self, examples: &[usize]) -> Laid;
     /// Loss and gradient of a pass, divided by `weight`, the sum of the weights of the whole optimizer step.
     /// The tally must contain `loss`.
     fn loss(&self, laid: &Laid, output: &Output, weight: f64) -> Loss;
 }
 
-/// One forward pass: examples laid end to end.
+/// One forward pass over concatenated examples.
 pub(crate) struct Laid {
-    /// Their numbers.
+    /// Indices of the examples.
     pub examples: Vec<usize>,
-    /// Their tokens.
+    /// Tokens of the examples.
     pub batch: Batch,
-    /// What the model computes.
+    /// Requested model outputs.
     pub query: Query,
 }
 
-/// What a loss hands back.
+/// The result of a loss.
 pub(crate) struct Loss {
-    /// Derivative of the step's mean loss in each log-probability asked for.
+    /// Derivatives of the step's mean loss with respect to the queried log-probabilities.
     pub d_logprobs: Vec<f32>,
-    /// Derivative of the step's mean loss in each value asked for.
+    /// Derivatives of the step's mean loss with respect to the queried values.
     pub d_values: Vec<f32>,
-    /// The numbers to log.
+    /// Statistics to log.
     pub tally: Tally,
 }
 
-/// What a finished training leaves to report.
+/// Results of a finished training.
 pub(crate) struct Outcome {
     /// Optimizer steps.
     pub steps: u64,
     /// Passes over the data.
     pub epoch: f64,
-    /// Tokens seen in training.
+    /// Number of tokens trained on.
     pub tokens: u64,
     /// Means over the whole training.
     pub train: Tally,
@@ -69,7 +70,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// The numbers as a JSON object.
+    /// The results as a JSON object.
     pub(crate) fn to_json(&self) -> Value {
         let object = |tally: &Tally| tally.values().map(|(name, value)| (name.to_owned(), value.into())).collect();
         let (train, eval): (serde_json::Map<_, _>, serde_json::Map<_, _>) = (object(&self.train), object(&self.eval));
@@ -77,11 +78,11 @@ impl Outcome {
     }
 }
 
-/// Trains `model` until the job is done, from the newest checkpoint if there is one.
+/// Trains `model` until the job is done, starting from the newest checkpoint if there is one.
 ///
 /// # Errors
-/// If there is nothing to train on, if loss or gradient stop being finite, if the disk refuses, or if `job.stop` says so
-/// (a checkpoint is then written first). In all cases the last good checkpoint stays.
+/// If there is nothing to train on, if loss or gradient are not finite, if a file cannot be written, or if `job.stop`
+/// returns true (after writing a checkpoint). In all cases the last good checkpoint is kept.
 pub(crate) fn train(
     job: &Job<'_>,
     model: &mut Trainable,
@@ -134,12 +135,12 @@ pub(crate) fn train(
         progress.message(&format!("step {}/{total} loss {:.4}", state.step, tally.get("loss").unwrap_or(f64::NAN)));
     }
     progress.finish(&format!("{total} steps"));
-    // A run that was stopped after its last step has nothing left to do.
+    // A run that was stopped after its last step has no steps left.
     let epoch = epoch.or_else(|| Some(plan.from(total - 1).next()?.epoch)).unwrap_or(0.0);
     Ok(Outcome { steps: total, epoch, tokens: state.tokens, train: state.total, eval: state.eval })
 }
 
-/// Mean numbers of a model over a data set.
+/// Mean statistics of a model over a data set.
 pub(crate) fn evaluate(model: &Model, data: &dyn Objective, batch_size: usize) -> Tally {
     let mut tally = Tally::new();
     let examples: Vec<usize> = (0..data.examples()).collect();
@@ -177,7 +178,7 @@ fn optimizer_step(
     Ok(tally)
 }
 
-/// What the loop carries from step to step, and a checkpoint keeps.
+/// The state carried from step to step and saved in checkpoints.
 #[derive(Default, Serialize, Deserialize)]
 struct State {
     step: u64,
@@ -213,7 +214,7 @@ fn resume(job: &Job<'_>, checkpoints: &Checkpoints, model: &mut Trainable) -> an
     serde_json::from_value(restored.state).context("state of the checkpoint")
 }
 
-/// Whether something that happens every `every` steps, and at the end, happens after `step`.
+/// Whether an action that runs every `every` steps, and at the end, is due after `step`.
 fn is_due(step: u64, every: u64, total: u64) -> bool {
     step == total || (every > 0 && step.is_multiple_of(every))
 }

@@ -1,4 +1,4 @@
-//! The table, and a stage made for these tests alone.
+//! The table of stages, with a stage defined only for these tests.
 mod no_effect;
 
 use std::{
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// A stage that counts parameters and examples: all that a new stage is, apart from its line in the table.
+/// A stage that counts parameters and examples: the whole definition of a stage, apart from its line in the table.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(super) struct Census {
@@ -83,7 +83,7 @@ impl Stage for Census {
     }
 }
 
-/// What the whole program says of a stage of which it knows this file alone.
+/// Checks everything the program shows of a stage that is defined only in this file.
 #[test]
 fn a_stage_is_one_declaration() {
     let kind = find("census").unwrap();
@@ -124,7 +124,7 @@ fn a_stage_is_one_declaration() {
     assert!(format!("{error:#}").contains("more is 100; it must be below 100"), "{error:#}");
 }
 
-/// The fields with a bare path, among the types that are part of a configuration, in the sources under `dir`.
+/// Collects the fields with a bare path, among the types that are part of a configuration, in the sources under `dir`.
 fn bare_paths(dir: &Path, found: &mut Vec<String>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -167,7 +167,7 @@ fn every_kind_has_a_key_for_its_product_and_keeps_its_defaults() {
     }
 }
 
-/// A recipe that was written for an older version is read by this one: no key of a stage goes, and no alias of one.
+/// Recipes written for older versions stay readable: no key or alias of a stage is ever removed.
 #[test]
 fn every_key_that_was_accepted_once_is_accepted_still() {
     let (mut kind, mut keys) = (None, 0);

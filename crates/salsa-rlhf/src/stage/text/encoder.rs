@@ -1,9 +1,9 @@
-//! Text and messages to tokens, in one way for every stage: what SFT learns is what generation asks for and the reward
-//! model scores.
+//! Encodes text and messages in the same way for every stage: SFT trains on the token sequences that generation uses
+//! and the reward model scores.
 //!
-//! Prompt and response are tokenised apart and put end to end, because that is what happens when a response is sampled.
-//! "Apart" means: what [`Tokenizer::encode_after`] says, which for tokenizers that begin every text with a space (Llama 2)
-//! puts none into the middle.
+//! Prompt and response are tokenised separately and concatenated, as when a response is sampled.
+//! [`Tokenizer::encode_after`] encodes the response, so that tokenizers that begin every text with a space (Llama 2) do
+//! not insert one in the middle.
 use std::{borrow::Cow, path::Path};
 
 use anyhow::{Context, bail, ensure};
@@ -19,7 +19,7 @@ use crate::{
     tokenizer::Tokenizer,
 };
 
-/// What the assistant says where the form of a conversation is looked at.
+/// An assistant message for probing the template.
 const SAMPLE_RESPONSE: &str = "A response.";
 
 /// A checkpoint's tokenizer, chat template and end tokens.
@@ -31,10 +31,10 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// The encoder of a checkpoint, or none if it holds no `tokenizer.json`.
+    /// The encoder of a checkpoint, or `None` if it has no `tokenizer.json`.
     ///
     /// # Errors
-    /// If tokenizer or template cannot be read, or tokens lie outside the model's vocabulary.
+    /// If tokenizer or template cannot be read, or token ids exceed the model's vocabulary.
     pub fn open_if_any(checkpoint: &Checkpoint) -> anyhow::Result<Option<Encoder>> {
         if !checkpoint.dir().join("tokenizer.json").exists() {
             return Ok(None);
@@ -59,7 +59,7 @@ impl Encoder {
         Ok(encoder)
     }
 
-    /// The encoder of a directory that need hold no weights, with the chat template that `template` names
+    /// The encoder of a directory that may lack weights, with the chat template named by `template`
     /// ([`chat::source_of`]) or else its own.
     ///
     /// # Errors
@@ -75,7 +75,7 @@ impl Encoder {
         }
     }
 
-    /// The same with another chat template.
+    /// Replaces the chat template.
     ///
     /// # Errors
     /// If the source is no valid template.
@@ -84,17 +84,18 @@ impl Encoder {
         Ok(Encoder { template: Some(template), ..self })
     }
 
-    /// An encoder of these parts; the first of `ends` is appended where an end is missing.
+    /// An encoder of these parts; the first of `ends` is appended where an end token is missing.
     pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>, ends: Vec<u32>) -> Encoder {
         Encoder { tokenizer, template, ends, chat: ChatArguments::default() }
     }
 
-    /// The same with other keys of the stage for prompts.
+    /// Replaces the stage's keys for prompts.
     pub fn with_chat(self, chat: &ChatArguments) -> Encoder {
         Encoder { chat: chat.clone(), ..self }
     }
 
-    /// What to say of prompts that are text: how they are taken, and what changes it. None where there is no choice.
+    /// A note on prompts given as text: how they are interpreted, and which key changes that. `None` if there is no
+    /// choice.
     pub fn of_text_prompts(&self) -> Option<&'static str> {
         match self.chat.text_prompts {
             TextPrompts::Plain if self.has_template() => Some(
@@ -108,7 +109,8 @@ impl Encoder {
         }
     }
 
-    /// What the chat template writes behind the end token of the last response, if anything: the line feed of ChatML.
+    /// The text that the chat template writes after the end token of the last response, if any: the line feed of
+    /// ChatML.
     pub fn behind_the_end(&self) -> Option<String> {
         let tokens = self.tokens_of_two_turns()?;
         let end = tokens.iter().rposition(|token| self.ends.contains(token))?;
@@ -116,13 +118,13 @@ impl Encoder {
         (!behind.is_empty() && !behind.contains(SAMPLE_RESPONSE)).then_some(behind)
     }
 
-    /// Whether the chat template begins each turn, not only a conversation, with the token that begins sequences.
+    /// Whether the chat template begins every turn, not only the conversation, with the BOS token.
     pub fn begins_turns_with_bos(&self) -> bool {
         let tokens = self.tokens_of_two_turns().unwrap_or_default();
         self.bos().is_some_and(|bos| tokens.iter().filter(|token| **token == bos).count() > 1)
     }
 
-    /// A question and a response as the chat template writes them; none where there is no template, or it refuses them.
+    /// Tokens of a rendered question and response; `None` if there is no template, or it refuses them.
     fn tokens_of_two_turns(&self) -> Option<Vec<u32>> {
         let messages = vec![Message::new("user", "A question."), Message::new("assistant", SAMPLE_RESPONSE)];
         let text = self.render(&messages.into(), GenerationPrompt::Omit).ok()?;
@@ -134,17 +136,17 @@ impl Encoder {
         &self.ends
     }
 
-    /// Whether there is a chat template.
+    /// Whether the encoder has a chat template.
     pub fn has_template(&self) -> bool {
         self.template.is_some()
     }
 
-    /// The token that begins sequences, if the tokenizer has one.
+    /// The BOS token, if the tokenizer has one.
     pub fn bos(&self) -> Option<u32> {
         self.tokenizer.bos()
     }
 
-    /// A conversation as the chat template writes it.
+    /// Renders a conversation by the chat template.
     ///
     /// # Errors
     /// If there is no chat template, or it refuses the messages.
@@ -153,7 +155,7 @@ impl Encoder {
         self.template()?.render_with(conversation, &arguments, prompt)
     }
 
-    /// The tokens of a text that a chat template wrote: the template alone decides about special tokens.
+    /// The tokens of a rendered text: no special tokens are added to those of the template.
     ///
     /// # Errors
     /// If the text cannot be tokenised.
@@ -161,7 +163,7 @@ impl Encoder {
         self.tokenizer.encode(text)
     }
 
-    /// Text of tokens, special ones spelled out.
+    /// Decodes tokens, including special ones.
     ///
     /// # Errors
     /// If the tokenizer's decoder fails.
@@ -169,7 +171,7 @@ impl Encoder {
         self.tokenizer.decode_with_special(tokens)
     }
 
-    /// Text of tokens, special ones left out.
+    /// Decodes tokens, omitting special ones.
     ///
     /// # Errors
     /// If the tokenizer's decoder fails.
@@ -177,7 +179,7 @@ impl Encoder {
         self.tokenizer.decode(tokens)
     }
 
-    /// The bytes that a token stands for in the middle of a text.
+    /// The bytes of a token within a text.
     ///
     /// # Errors
     /// If the tokenizer's decoder fails.
@@ -185,7 +187,7 @@ impl Encoder {
         self.tokenizer.token_bytes(token)
     }
 
-    /// A text from its first token (with the tokenizer's own beginning, once) to an end token.
+    /// Tokens of a complete text, with the tokenizer's prefix (once) and an end token.
     ///
     /// # Errors
     /// If the text cannot be tokenised.
@@ -195,7 +197,7 @@ impl Encoder {
         Ok(tokens)
     }
 
-    /// A text that was cut off, so that no end token follows.
+    /// Tokens of a truncated text, without an end token.
     ///
     /// # Errors
     /// If the text cannot be tokenised.
@@ -203,7 +205,7 @@ impl Encoder {
         self.opening(text)
     }
 
-    /// A prompt, up to where the response begins.
+    /// Tokens of a prompt, up to the start of the response.
     ///
     /// # Errors
     /// If there are messages and no chat template, or the template refuses them.
@@ -214,12 +216,12 @@ impl Encoder {
         }
     }
 
-    /// A prompt, its response and an end token; and how many of the tokens are prompt.
+    /// Tokens of a prompt, its response and an end token; and the number of prompt tokens.
     ///
-    /// A response that is text after a prompt of messages is the assistant's next message.
+    /// A response given as text after a prompt of messages is the assistant's next message.
     ///
     /// # Errors
-    /// As [`Encoder::prompt`], and if the template does not continue its own prompt.
+    /// As [`Encoder::prompt`], and if the rendered conversation does not start with the rendered prompt.
     pub fn prompt_and_response(&self, prompt: &Content, response: &Content) -> anyhow::Result<(Vec<u32>, usize)> {
         let (mut tokens, mut response) = self.apart(prompt, response)?;
         self.close(&mut response)?;
@@ -228,7 +230,7 @@ impl Encoder {
         Ok((tokens, length))
     }
 
-    /// A prompt and a response that was cut off, so that no end token follows.
+    /// Tokens of a prompt and a truncated response, without an end token.
     ///
     /// # Errors
     /// As [`Encoder::prompt_and_response`].
@@ -241,7 +243,7 @@ impl Encoder {
         Ok(tokens)
     }
 
-    /// The tokens of a prompt, and those of its response with whatever end they have.
+    /// Tokens of a prompt and of its response; the response's end, if any, is unchanged.
     fn apart(&self, prompt: &Content, response: &Content) -> anyhow::Result<(Vec<u32>, Vec<u32>)> {
         let prompt = &*self.taken(prompt)?;
         let (before, text) = match (prompt, response) {
@@ -255,10 +257,10 @@ impl Encoder {
         Ok((self.prompt(prompt)?, self.tokenizer.encode_after(&before, &text)?))
     }
 
-    /// A conversation whose assistant turns are learned, each with its end token. What follows the last one is left out.
+    /// A conversation whose assistant turns are learned, each with its end token. Text after the last one is omitted.
     ///
     /// # Errors
-    /// As [`Encoder::prompt_and_response`], and if no message is the assistant's.
+    /// As [`Encoder::prompt_and_response`], and if there is no assistant message.
     pub fn conversation(&self, conversation: &Conversation) -> anyhow::Result<Sequence> {
         let arguments = conversation.arguments.over(&self.chat.chat_template_kwargs);
         let (text, turns) = self.template()?.render_with_spans_and(conversation, &arguments)?;
@@ -280,10 +282,10 @@ impl Encoder {
         Ok(sequence)
     }
 
-    /// What SFT learns of an example: completions, assistant turns, the preferred response, or a text from its start.
+    /// The sequence that SFT trains on: completions, assistant turns, the preferred response, or a whole text.
     ///
     /// # Errors
-    /// If the example is a prompt alone, or cannot be tokenised.
+    /// If the example is a prompt without response, or cannot be tokenised.
     pub fn example(&self, example: &Example) -> anyhow::Result<Sequence> {
         let completion = |prompt: &Content, response: &Content| -> anyhow::Result<Sequence> {
             let (tokens, prompt) = self.prompt_and_response(prompt, response)?;
@@ -298,7 +300,7 @@ impl Encoder {
         }
     }
 
-    /// A prompt as `text_prompts` takes it.
+    /// The prompt as interpreted by `text_prompts`.
     fn taken<'a>(&self, prompt: &'a Content) -> anyhow::Result<Cow<'a, Content>> {
         match (self.chat.text_prompts, prompt) {
             (TextPrompts::Chat, Content::Text(text)) => {
@@ -319,8 +321,7 @@ impl Encoder {
         })
     }
 
-    /// A text with whatever the tokenizer puts in front, but nothing behind. Before an empty text that is the token that
-    /// begins sequences.
+    /// Tokens of a text with the tokenizer's prefix, but without its suffix. For an empty text, the BOS token.
     fn opening(&self, text: &str) -> anyhow::Result<Vec<u32>> {
         let mut tokens = self.tokenizer.encode_with_special(text)?;
         let bare = self.tokenizer.encode(text)?;
@@ -334,7 +335,7 @@ impl Encoder {
         Ok(tokens)
     }
 
-    /// How the template writes `before`, and what it adds when `after` follows.
+    /// The rendered `before`, and the text that the template adds for `after`.
     fn continuation(&self, before: &Conversation, after: &[Message]) -> anyhow::Result<(String, String)> {
         let opening = self.render(before, GenerationPrompt::Add)?;
         let messages = [before, after].concat();
@@ -344,7 +345,7 @@ impl Encoder {
         Ok((opening, added))
     }
 
-    /// Makes tokens end with an end token: white space behind one goes, a missing one is appended.
+    /// Makes tokens end with an end token: removes white space after one, or appends a missing one.
     fn close(&self, tokens: &mut Vec<u32>) -> anyhow::Result<()> {
         match self.end_of_turn(tokens)? {
             Some(end) => tokens.truncate(end),
@@ -353,7 +354,7 @@ impl Encoder {
         Ok(())
     }
 
-    /// Where the tokens end if nothing but white space follows their last end token.
+    /// The length up to and including the last end token, if only white space follows it.
     fn end_of_turn(&self, tokens: &[u32]) -> anyhow::Result<Option<usize>> {
         let Some(last) = tokens.iter().rposition(|token| self.ends.contains(token)) else { return Ok(None) };
         let behind = self.tokenizer.decode_with_special(&tokens[last + 1..])?;
@@ -361,20 +362,20 @@ impl Encoder {
     }
 }
 
-/// What happens to sequences longer than `max_length`.
+/// How sequences longer than `max_length` are shortened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TruncationMode {
-    /// Their end is cut off.
+    /// Cut off their end.
     KeepStart,
-    /// Their beginning is cut off.
+    /// Cut off their beginning.
     KeepEnd,
-    /// They are left out, and counted.
+    /// Omit and count them.
     Drop,
 }
 
 impl TruncationMode {
-    /// At most `max_length` of the tokens, and how many were cut off in front; none if they are to be left out.
+    /// At most `max_length` tokens, and the number cut off in front; `None` if the sequence is omitted.
     pub fn apply(self, mut tokens: Vec<u32>, max_length: usize) -> Option<(Vec<u32>, usize)> {
         let excess = tokens.len().saturating_sub(max_length);
         match self {

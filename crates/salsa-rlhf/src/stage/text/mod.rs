@@ -1,6 +1,6 @@
-//! From data sets to tokens: which examples are read, how prompts and answers are encoded and cut.
+//! From data sets to tokens: which examples are read, how prompts and answers are encoded and truncated.
 //!
-//! May import what stands directly in `stage`; knows no model weights and no algorithm.
+//! May import modules directly in `stage`; knows no model weights and no algorithm.
 pub(crate) mod chat_arguments;
 pub(crate) mod encoder;
 pub(crate) mod overlong;

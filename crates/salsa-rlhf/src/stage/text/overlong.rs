@@ -1,4 +1,4 @@
-//! Rows that do not fit the model: left out and counted, unless the run shall end.
+//! Rows that exceed the model's context: omitted and counted, or an error.
 use std::fmt;
 
 use anyhow::{Context, bail, ensure};
@@ -12,14 +12,14 @@ use crate::stage::StageContext;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Overlong {
-    /// It is left out, and counted.
+    /// It is omitted and counted.
     #[default]
     Drop,
-    /// The run ends with an error that names it.
+    /// The run ends with an error that names the row.
     Error,
 }
 
-/// More tokens than a model has positions.
+/// The error of a row with more tokens than the model has positions.
 #[derive(Debug)]
 pub(crate) struct TooLong(pub String);
 
@@ -31,15 +31,15 @@ impl fmt::Display for TooLong {
 
 impl std::error::Error for TooLong {}
 
-/// Whether an error says that a row is too long.
+/// Whether the error is [`TooLong`].
 fn is_too_long(error: &anyhow::Error) -> bool {
     error.downcast_ref::<TooLong>().is_some()
 }
 
-/// Looks for the first row that `f` does not find too long, in place of all of them.
+/// Checks that at least one row fits, stopping at the first row for which `f` does not return [`TooLong`].
 ///
 /// # Errors
-/// The first error of `f` that says something else; if every row is too long.
+/// The error of `f` for that row; if every row is too long.
 pub(crate) fn check_one_fits<T>(rows: &Rows, f: impl Fn(&Row) -> anyhow::Result<T>) -> anyhow::Result<()> {
     let mut first = None;
     for row in &rows.rows {
@@ -58,10 +58,10 @@ fn none_fits(rows: &Rows, first: &Row, why: &str) -> String {
 }
 
 impl Overlong {
-    /// `f` of every row, none for a row that is left out. Says how many these are, and which one is the first.
+    /// Applies `f` to every row; `None` for an omitted row. Reports the number of omitted rows and the first of them.
     ///
     /// # Errors
-    /// The first error of `f` that ends the run; if no row is left.
+    /// The first error of `f` that is not handled by omission; if no row is left.
     pub fn map<T>(
         self,
         rows: &Rows,
@@ -90,8 +90,7 @@ impl Overlong {
         Ok(mapped)
     }
 
-    /// The same, of which rows without a value are taken off: values in the order of the rows, and how many rows there
-    /// were that have none.
+    /// As [`Overlong::map`], but removes omitted rows. Returns the values in row order, and the number of omitted rows.
     ///
     /// # Errors
     /// As [`Overlong::map`].

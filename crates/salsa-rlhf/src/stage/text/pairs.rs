@@ -1,4 +1,4 @@
-//! Preference pairs as tokens: what `reward` and `dpo` train on.
+//! Preference pairs as tokens: the training data of `reward` and `dpo`.
 use std::cmp::Ordering;
 
 use anyhow::bail;
@@ -19,9 +19,10 @@ pub(crate) struct Pair {
     pub chosen: Side,
     /// Prompt and rejected response.
     pub rejected: Side,
-    /// How much better the preferred one is by the data's own account, in units of score; 0 where it does not say.
+    /// How much better the preferred response is according to the data, in units of score; 0 if not given.
     pub margin: f64,
-    /// What the rule "the longer response wins" scores on this pair: 1, 0, or 0.5 where both have as many characters.
+    /// Score of the rule "the longer response wins" on this pair: 1, 0, or 0.5 if both have the same number of
+    /// characters.
     pub longer_wins: f64,
 }
 
@@ -37,23 +38,23 @@ impl Pair {
 pub(crate) struct Side {
     /// Prompt and response, the end token included.
     pub tokens: Vec<u32>,
-    /// How many of them are prompt.
+    /// The number of prompt tokens.
     pub prompt: usize,
 }
 
-/// Pairs ready for training, and how many were left out.
+/// Encoded pairs, and the number of omitted ones.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Pairs {
     /// The pairs.
     pub pairs: Vec<Pair>,
-    /// Pairs whose two responses are the same: they carry no preference.
+    /// The number of pairs with identical responses: they carry no preference.
     pub identical: usize,
-    /// Pairs of which nothing learnable is left within `max_length`.
+    /// The number of pairs without response tokens within `max_length`.
     pub too_long: usize,
 }
 
 impl Pairs {
-    /// Reads preferences and tokenises them, and says how many.
+    /// Reads and tokenises preferences, and reports their number.
     ///
     /// # Errors
     /// If an example is not a preference, cannot be tokenised, or no pair is left.
@@ -94,14 +95,14 @@ impl Pairs {
         Ok(pairs)
     }
 
-    /// One line for people.
+    /// One line for the user.
     fn summary(&self) -> String {
         let Pairs { pairs, identical, too_long } = self;
         format!("{} pairs; left out: {identical} with identical responses, {too_long} too long", pairs.len())
     }
 }
 
-/// The example as a preference.
+/// Returns the example as a preference.
 ///
 /// # Errors
 /// If it is none.
@@ -113,12 +114,12 @@ pub(crate) fn preference(example: &Example) -> anyhow::Result<&Preference> {
 }
 
 impl Side {
-    /// How many tokens are response.
+    /// The number of response tokens.
     pub(crate) fn response_length(&self) -> usize {
         self.tokens.len() - self.prompt
     }
 
-    /// The side within `max_length` tokens; none if it is left out or one token of prompt or response is not left.
+    /// Truncates the side to `max_length` tokens; `None` if it is omitted or no token of prompt or response is left.
     fn truncated(self, max_length: usize, mode: TruncationMode) -> Option<Side> {
         let (tokens, cut) = mode.apply(self.tokens, max_length)?;
         let prompt = self.prompt.saturating_sub(cut).max(1); // the first token has no log-probability
@@ -166,7 +167,7 @@ mod tests {
         assert_eq!(longer_wins(&text("abc"), &text("éé")), 1.0);
     }
 
-    /// 1,399 longer, 938 shorter and 15 equal, counted by another program.
+    /// 1,399 longer, 938 shorter and 15 equal, counted by an independent program.
     #[test]
     fn longer_wins_on_real_pairs() {
         let data =

@@ -1,18 +1,18 @@
-//! Prompts to sample responses to: what `ppo` and evaluations read of a data set.
+//! Prompts for sampling responses: the data of `ppo` and evaluations.
 use anyhow::{Context, ensure};
 
 use super::{encoder::Encoder, source::DataSource};
 use crate::{data::Content, stage::StageContext};
 
-/// A prompt as it was given and as tokens.
+/// A prompt as given and as tokens.
 pub(in crate::stage) struct TextPrompt {
     /// Its text or messages.
     pub content: Content,
-    /// The whole prompt, up to where the response begins.
+    /// The whole prompt, up to the start of the response.
     pub tokens: Vec<u32>,
 }
 
-/// The prompts of a data set, and how many do not fit.
+/// The prompts of a data set, and the number of prompts that do not fit.
 pub(in crate::stage) struct Prompts {
     pub prompts: Vec<TextPrompt>,
     pub left_out: usize,

@@ -1,4 +1,5 @@
-//! The JSON lines that `generate`, `score`, `logprobs` and `eval winrate` read: one object per line, output in input order.
+//! The JSON lines read by `generate`, `score`, `logprobs` and `eval winrate`: one object per line, output in input
+//! order.
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -20,22 +21,22 @@ use crate::{
 /// All rows of a file.
 pub struct Rows {
     path: PathBuf,
-    /// The rows in order; blank lines are left out.
+    /// The rows in order, without blank lines.
     pub rows: Vec<Row>,
 }
 
-/// One line.
+/// One line of a file.
 pub struct Row {
-    /// Its number in the file, from 1.
+    /// Line number in the file, from 1.
     pub line: usize,
-    /// Its number among the rows of the file, from 0, whichever of them are left out.
+    /// Index among all rows of the file, from 0, including rows omitted later.
     pub index: usize,
-    /// What it says.
+    /// The JSON object.
     pub object: Map<String, Value>,
 }
 
 impl Rows {
-    /// Reads a `.jsonl` file. Lines end at `\n` and nowhere else.
+    /// Reads a `.jsonl` file. Only `\n` ends a line.
     ///
     /// # Errors
     /// If the file cannot be read, holds no row, or a line is not a JSON object (the line is named).
@@ -49,7 +50,7 @@ impl Rows {
         Ok(Rows { path: path.to_owned(), rows })
     }
 
-    /// Rows of a file of another form, in order; each counts as a line.
+    /// Rows from a file of another format, in order; each counts as a line.
     pub fn of(path: &Path, objects: Vec<Map<String, Value>>) -> Rows {
         let row = |(index, object)| Row { line: index + 1, index, object };
         Rows { path: path.to_owned(), rows: objects.into_iter().enumerate().map(row).collect() }
@@ -60,10 +61,10 @@ impl Rows {
         self.path.display()
     }
 
-    /// Makes sure that the results of every row are numbers.
+    /// Checks that the results of every row are finite.
     ///
     /// # Errors
-    /// As [`check_finite`], with file and line in front.
+    /// As [`check_finite`], prefixed with file and line.
     pub fn check_finite<'a>(&self, what: &str, results: impl Iterator<Item = &'a [f32]>) -> anyhow::Result<()> {
         self.rows
             .iter()
@@ -71,12 +72,12 @@ impl Rows {
             .try_for_each(|(row, values)| check_finite(what, values).with_context(|| self.place(row)))
     }
 
-    /// Where a row stands.
+    /// File and line of a row, for messages.
     pub fn place(&self, row: &Row) -> String {
         format!("{}: line {}", self.path.display(), row.line)
     }
 
-    /// Applies `f` to every row; an error gets the file and line in front.
+    /// Applies `f` to every row; errors are prefixed with file and line.
     ///
     /// # Errors
     /// The first error of `f`.
@@ -86,7 +87,7 @@ impl Rows {
 }
 
 impl Rows {
-    /// Says which columns are not read, and how prompts of text are taken.
+    /// Reports unread columns and the interpretation of prompts given as text.
     pub fn say_how_read(&self, encoder: Option<&Encoder>, context: &StageContext) {
         let texts = || self.rows.iter().filter(|row| !row.object.contains_key("tokens"));
         let mut unread: BTreeMap<String, usize> = BTreeMap::new();
@@ -104,11 +105,12 @@ impl Rows {
 }
 
 impl Row {
-    /// The whole sequence of a row: its `tokens`, its `prompt` with `response` (or `completion`), its `messages`, or its `text`,
-    /// whichever comes first. A response and a text are given their end token, unless their `finish_reason` is `length`.
+    /// The whole sequence of a row: the first of its `tokens`, its `prompt` with `response` (or `completion`), its
+    /// `messages`, and its `text`. An end token is appended to a response or text, unless its `finish_reason` is
+    /// `length`.
     ///
     /// # Errors
-    /// If the row has none of these, needs a tokenizer where there is none, or does not fit the model.
+    /// If the row has none of these, needs a missing tokenizer, or does not fit the model.
     pub fn sequence(&self, encoder: Option<&Encoder>, spec: &ModelSpec) -> anyhow::Result<Vec<u32>> {
         let tokens = match self.response() {
             _ if self.object.contains_key("tokens") => self.tokens()?,
@@ -126,8 +128,8 @@ impl Row {
         Ok(tokens)
     }
 
-    /// What a judge reads: [`Row::sequence`], but prompt and response as the judge's own tokenizer writes them where the
-    /// row's tokens are not that tokenizer's tokens of both.
+    /// The sequence for a judge: as [`Row::sequence`], but prompt and response are re-encoded by the judge's tokenizer
+    /// if the row's tokens are not its encoding of them.
     ///
     /// # Errors
     /// As [`Row::sequence`].
@@ -142,7 +144,8 @@ impl Row {
         }
     }
 
-    /// Whether the row's tokens begin as this tokenizer writes the prompt, and the others read as the response.
+    /// Whether the row's tokens start with this tokenizer's encoding of the prompt, and the rest decodes to the
+    /// response.
     fn has_tokens_of(&self, encoder: &Encoder, response: &Value) -> anyhow::Result<bool> {
         if !self.object.contains_key("tokens") {
             return Ok(false);
@@ -168,7 +171,7 @@ impl Row {
         self.object.get(FINISH_REASON).is_some_and(|reason| reason == finish_reason(Ending::Cut))
     }
 
-    /// The row's `messages` with what stands beside them.
+    /// The row's `messages` with the other columns of the record.
     fn conversation(&self) -> anyhow::Result<Conversation> {
         let mut object = self.object.clone();
         object.retain(|name, _| name != "chosen" && name != "rejected");
@@ -178,10 +181,10 @@ impl Row {
         }
     }
 
-    /// What a response shall be generated for: the row's `tokens`, or its prompt.
+    /// The prompt to generate a response for: the row's `tokens`, or its encoded prompt.
     ///
     /// # Errors
-    /// If the row has none of these, needs a tokenizer where there is none, or does not fit the model.
+    /// If the row has none of these, needs a missing tokenizer, or does not fit the model.
     pub fn prompt_tokens(&self, encoder: Option<&Encoder>, spec: &ModelSpec) -> anyhow::Result<Vec<u32>> {
         let tokens = if self.object.contains_key("tokens") && !self.object.contains_key("prompt") {
             self.tokens()?
@@ -192,8 +195,8 @@ impl Row {
         Ok(tokens)
     }
 
-    /// The prompt, as text or messages: the column `prompt` ([`data::prompt`]), or else what `ppo` and `evaluate` take of a record
-    /// with these columns ([`data::Example::prompt`]).
+    /// The prompt, as text or messages: the column `prompt` ([`data::prompt`]), or else the prompt that `ppo` and
+    /// `evaluate` read from a record with these columns ([`data::Example::prompt`]).
     ///
     /// # Errors
     /// If the row has none.
@@ -204,7 +207,7 @@ impl Row {
         }
     }
 
-    /// The response, under either of its names.
+    /// The response, from column `response` or `completion`.
     pub fn response(&self) -> Option<&Value> {
         self.object.get("response").or_else(|| self.object.get("completion"))
     }
@@ -219,10 +222,10 @@ impl Row {
     }
 }
 
-/// The column that says how a sampled response ended.
+/// The column with the finish reason of a sampled response.
 pub(crate) const FINISH_REASON: &str = "finish_reason";
 
-/// What it says: `stop` at an end token, `length` where the response was cut off.
+/// Its value: `stop` at an end token, `length` if the response was cut off.
 pub(crate) fn finish_reason(ending: Ending) -> &'static str {
     match ending {
         Ending::Eos => "stop",
@@ -230,10 +233,10 @@ pub(crate) fn finish_reason(ending: Ending) -> &'static str {
     }
 }
 
-/// Makes sure that results of a model are numbers, before they are written.
+/// Checks that results of a model are finite before they are written.
 ///
 /// # Errors
-/// Names the result and the first value that is not finite.
+/// If a value is not finite; the error names the result and the first such value.
 pub(crate) fn check_finite(what: &str, values: &[f32]) -> anyhow::Result<()> {
     match values.iter().find(|value| !value.is_finite()) {
         Some(value) => bail!("a {what} is {value}: the model's numbers overflow on this input; check its weights"),
@@ -244,7 +247,7 @@ pub(crate) fn check_finite(what: &str, values: &[f32]) -> anyhow::Result<()> {
 /// Writes one object per line, atomically.
 ///
 /// # Errors
-/// If the disk refuses.
+/// If the file cannot be written.
 pub(crate) fn write(path: &Path, rows: impl Iterator<Item = Map<String, Value>>) -> anyhow::Result<()> {
     atomic::write_with(path, |file| {
         for row in rows {
@@ -255,7 +258,7 @@ pub(crate) fn write(path: &Path, rows: impl Iterator<Item = Map<String, Value>>)
     })
 }
 
-/// Splits consecutive sequences into batches of at most `budget` tokens (a longer sequence makes one of its own).
+/// Splits consecutive sequences into batches of at most `budget` tokens (a longer sequence is a batch by itself).
 pub(crate) fn batches(sequences: &[Vec<u32>], budget: usize) -> Vec<&[Vec<u32>]> {
     let mut batches = Vec::new();
     let (mut start, mut used) = (0, 0);

@@ -1,14 +1,14 @@
-//! A sequence of tokens and which of them are learned: what data sets become for `pretrain` and `sft`.
+//! A sequence of tokens with the tokens to train on: the training data of `pretrain` and `sft`.
 use std::ops::Range;
 
 use super::encoder::TruncationMode;
 
-/// A sequence and those of its tokens that are to be learned.
+/// A sequence and its learned tokens: those to train on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sequence {
-    /// Token numbers.
+    /// Token ids.
     pub tokens: Vec<u32>,
-    /// Positions of learned tokens, ascending and apart; position 0 has nothing before it and is never among them.
+    /// Positions of learned tokens, ascending and disjoint; never position 0, which has no predecessor.
     pub learned: Vec<Range<usize>>,
 }
 
@@ -24,7 +24,7 @@ impl Sequence {
         Sequence { learned: Some(learned).filter(|range| !range.is_empty()).into_iter().collect(), tokens }
     }
 
-    /// The sequence within `max_length` tokens; none if it is left out or nothing learnable is left.
+    /// Truncates the sequence to `max_length` tokens; `None` if it is omitted or has no learned token left.
     pub fn truncated(self, max_length: usize, mode: TruncationMode) -> Option<Sequence> {
         let (tokens, cut) = mode.apply(self.tokens, max_length)?;
         let within = |position: usize| position.saturating_sub(cut).clamp(1, tokens.len());
@@ -33,12 +33,12 @@ impl Sequence {
         (sequence.learned_count() > 0).then_some(sequence)
     }
 
-    /// The tokens that are learned.
+    /// The learned tokens.
     pub fn learned_tokens(&self) -> impl Iterator<Item = u32> {
         self.learned.iter().cloned().flatten().map(|position| self.tokens[position])
     }
 
-    /// How many tokens are learned.
+    /// The number of learned tokens.
     pub fn learned_count(&self) -> usize {
         self.learned.iter().map(Range::len).sum()
     }

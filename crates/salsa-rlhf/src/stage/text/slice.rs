@@ -1,7 +1,7 @@
-//! Slices of splits, as the `datasets` library writes them: `train[:500]`, `train[10%:20%]`, `test[-100:]`.
+//! Slices of splits, in the syntax of the `datasets` library: `train[:500]`, `train[10%:20%]`, `test[-100:]`.
 use std::{fmt, ops::Range};
 
-/// From one record to before another; both may count from the end, or be shares.
+/// A half-open range of records; bounds may count from the end, or be percentages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slice {
     from: Option<i64>,
@@ -9,7 +9,7 @@ pub struct Slice {
     unit: Unit,
 }
 
-/// What the numbers of a slice count.
+/// The unit of a slice's bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unit {
     Records,
@@ -17,7 +17,7 @@ enum Unit {
 }
 
 impl Slice {
-    /// The name of the split and the slice in `train[:500]`; none if this is no slice of anything.
+    /// Parses `train[:500]` into the name of the split and the slice; `None` if the text is no slice.
     pub fn parse(text: &str) -> Option<(&str, Slice)> {
         let (name, bounds) = text.strip_suffix(']')?.split_once('[')?;
         let (from, to) = bounds.split_once(':')?;
@@ -39,7 +39,7 @@ impl Slice {
         (!name.is_empty() && is_sound(from) && is_sound(to)).then_some((name, slice))
     }
 
-    /// The records of a split of `count` that are meant.
+    /// The selected records of a split of `count` records.
     ///
     /// ```text
     /// percent: p count / 100, rounded to the nearest whole number, halves to the even one
@@ -71,7 +71,7 @@ impl fmt::Display for Slice {
 mod tests {
     use super::*;
 
-    /// What `datasets.load_dataset(…, split=…)` takes of as many records.
+    /// The ranges that `datasets.load_dataset(…, split=…)` selects from as many records.
     #[test]
     fn a_slice_means_what_it_means_to_the_datasets_library() {
         for (text, count, range) in [

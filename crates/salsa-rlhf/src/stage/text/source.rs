@@ -20,7 +20,7 @@ use crate::{
     stage::StageContext,
 };
 
-/// Where examples come from: a path, one part of it, or several of these together.
+/// Source of examples: a path, a part of it, or several of these together.
 ///
 /// ```yaml
 /// dataset: pairs.jsonl
@@ -30,26 +30,26 @@ use crate::{
 /// dataset: {path: pairs.jsonl, max_samples: 500, seed: 1}
 /// ```
 ///
-/// Where the names of a folder's files tell splits (`data/test-00000-of-00001.parquet`), `split` means those.
+/// If the file names of a folder denote splits (`data/test-00000-of-00001.parquet`), `split` selects among those.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum DataSource {
     /// All examples of a file or folder.
     Path(DataPath),
-    /// Several sources, one after the other.
+    /// Several sources, concatenated.
     Mixture(Vec<DataSource>),
     /// The examples of one part.
     Part(DataPart),
 }
 
-/// By hand: of an untagged enum, serde does not say which key of a mapping is wrong.
+/// Written by hand: for an untagged enum, serde does not report which key of a mapping is wrong.
 impl<'de> Deserialize<'de> for DataSource {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<DataSource, D::Error> {
         deserializer.deserialize_any(Forms)
     }
 }
 
-/// The forms of a [`DataSource`].
+/// Visitor for the forms of a [`DataSource`].
 struct Forms;
 
 impl<'de> Visitor<'de> for Forms {
@@ -82,22 +82,22 @@ impl<'de> Visitor<'de> for Forms {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataPart {
-    /// A file or folder of data, or an id of the hub.
+    /// A file or folder of data, or an id on the Hub.
     pub path: DataPath,
-    /// Which part of it: a published split or, where there is none, a part by the hash of the prompt; `train[:500]`,
-    /// `train[10%:20%]` and `train[-100:]` are slices of one. None: everything, of what has one split at most.
+    /// Which part of it: a published split or, if there is none, a part by the hash of the prompt; `train[:500]`,
+    /// `train[10%:20%]` and `train[-100:]` are slices of one. None: everything, if the data has at most one split.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<Part>,
-    /// Most examples: the first ones or, with `seed`, any of them, in the order of the file. None: all.
+    /// Maximum number of examples: the first ones or, with `seed`, a random sample in file order. None: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_samples: Option<NonZeroUsize>,
-    /// Draws the `max_samples` examples. None: the first ones are taken.
+    /// Seed of the sample that `max_samples` draws. None: the first examples are taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
 }
 
-/// Part of a data set: a split that it was published with or, of one without, part of the deterministic split by prompt,
-/// where a hash of the prompt decides, so that equal prompts always land together.
+/// Part of a data set: a published split or, for data without splits, part of a deterministic split by a hash of the
+/// prompt, so that equal prompts are always in the same part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub enum Part {
@@ -109,13 +109,13 @@ pub enum Part {
     Test,
     /// Everything.
     All,
-    /// A split of another name, as published; `eval`, of a data set without splits, is the validation part.
+    /// A split with another name, as published; for data without splits, `eval` is the validation part.
     Named(String),
     /// A slice of one of these.
     Slice(Box<Part>, Slice),
 }
 
-/// Random stream of the examples that `max_samples` takes ("SAMPLE" in ASCII).
+/// Random stream for sampling `max_samples` examples ("SAMPLE" in ASCII).
 const SAMPLE_STREAM: u64 = 0x53_41_4D_50_4C_45;
 
 impl From<String> for Part {
@@ -161,11 +161,11 @@ impl JsonSchema for Part {
 pub struct Loaded {
     /// Examples, in the order of the sources and of their files.
     pub examples: Vec<Example>,
-    /// The record of each.
+    /// The record of each example.
     places: Vec<Place>,
-    /// Preference pairs left out because both answers are the same.
+    /// The number of preference pairs omitted because both answers are the same.
     pub dropped_identical: usize,
-    /// What to say of how they were read, each with its file or folder in front.
+    /// Notes on how they were read, each prefixed with its file or folder.
     pub notes: Vec<String>,
 }
 
@@ -187,7 +187,7 @@ impl DataSource {
         Ok(loaded)
     }
 
-    /// The files and folders it names.
+    /// The files and folders of the source.
     pub fn paths(&self) -> Vec<&Path> {
         match self {
             DataSource::Path(path) | DataSource::Part(DataPart { path, .. }) => vec![path],
@@ -210,7 +210,7 @@ impl DataSource {
 }
 
 impl Loaded {
-    /// Applies `f` to every example; an error gets the file and record in front.
+    /// Applies `f` to every example; errors are prefixed with file and record.
     ///
     /// # Errors
     /// The first error of `f`.
@@ -219,7 +219,7 @@ impl Loaded {
         records.map(|(example, place)| f(example).with_context(|| place.to_string())).collect()
     }
 
-    /// Says what a person should know of how the examples were read, and how prompts of text are taken.
+    /// Reports notes on how the examples were read, and the interpretation of prompts given as text.
     pub fn say_how_read(&self, source: &DataSource, encoder: &Encoder, context: &StageContext) {
         self.notes.iter().for_each(|note| context.say_once(note));
         let is_text = |example: &Example| match example.prompt() {

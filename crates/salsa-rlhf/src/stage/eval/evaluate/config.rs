@@ -20,55 +20,55 @@ use crate::{
     },
 };
 
-/// What an evaluation can be told.
+/// Configuration of `salsa evaluate`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct EvaluateConfig {
-    /// The models to compare, by names of your own. `sft_a`, `sft_b`, `soup`, `ppo` and `salsa` are known to the report
+    /// The models to compare, by names of your choice. The report describes `sft_a`, `sft_b`, `soup`, `ppo` and `salsa`
     /// by name, others by their keys.
     #[schemars(extend("x-heading" = "Models and data"))]
     pub arms: BTreeMap<String, ModelSource>,
-    /// The arm against which win rates are counted, by its name.
+    /// Name of the arm that win rates compare with.
     pub baseline: String,
-    /// The prompts, set by set, all of which every arm answers.
+    /// The sets of prompts, answered by every arm.
     pub datasets: Vec<EvalSet>,
     /// The reward model that scores every answer.
     pub reward_model_path: ModelPath,
-    /// Models to which each arm's KL is measured, by names of your own; `kl_NAME` in the results. Empty: none.
+    /// Models that each arm's KL is measured against, by names of your choice; `kl_NAME` in the results. Empty: none.
     pub anchors: BTreeMap<String, ModelSource>,
-    /// Pairs of arms to compare on top, the first against the second, such as `[[salsa, ppo]]`. Empty: none.
+    /// Additional pairs of arms to compare, the first against the second, such as `[[salsa, ppo]]`. Empty: none.
     pub comparisons: Vec<(String, String)>,
-    /// Rewards on the line between two models, on every set. None: no such line.
+    /// Rewards on the line between two models, on every set. None: not computed.
     pub landscape: Option<Landscape>,
-    /// Training runs whose curves the report shows: the directory of a stage, by the name of its arm. Empty: none.
+    /// Training runs whose curves the report shows: the stage directory, by the name of its arm. Empty: none.
     pub runs: NoEffect<BTreeMap<String, ModelPath>>,
-    /// A reward function besides the learned one; win rates are then counted by it. None: by the reward model.
+    /// A reward function in addition to the learned one, used for win rates. None: win rates use the reward model.
     pub gold: Option<Gold>,
-    /// The longest answer, in tokens, at least 1.
+    /// Maximum number of tokens of an answer, at least 1.
     #[schemars(extend("x-heading" = "Answers"))]
     pub max_new_tokens: usize,
-    /// Prompts longer than this many tokens are left out.
+    /// Prompts longer than this many tokens are omitted.
     pub max_prompt_length: usize,
     /// How prompts become tokens.
     #[serde(flatten)]
     pub chat: ChatArguments,
-    /// Sampling temperature, above 0; KLs are measured at it.
+    /// Sampling temperature, above 0; also used for KLs.
     #[serde(serialize_with = "crate::config::shortest")]
     pub temperature: f32,
-    /// Answers generated at once, at least 1; changes none of them, only speed and memory.
+    /// Answers generated at once, at least 1; affects speed and memory only.
     pub decode_slots: NoEffect<usize>,
-    /// Seed of the sampling: the same random numbers for every arm.
+    /// Seed of the sampling: every arm gets the same random numbers.
     pub seed: u64,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
     pub dtype: ComputeType,
-    /// Where it is computed; `cuda:N` is the GPU of that number, from 0.
+    /// Device; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
     /// Prompts shown side by side in the report, per set; 0: none.
     #[schemars(extend("x-heading" = "Report"))]
     pub samples: NoEffect<usize>,
-    /// Title of the report, and of the page.
+    /// Title of the report and of its page.
     pub title: NoEffect<String>,
-    /// What was run, in one or two sentences, below the title. Empty: nothing.
+    /// Description below the title, one or two sentences. Empty: none.
     pub description: NoEffect<String>,
     /// Directory of `evaluation.json` and the answers.
     pub output_dir: PathBuf,
@@ -82,7 +82,7 @@ pub struct EvalSet {
     pub name: String,
     /// The prompts of this set.
     pub dataset: DataSource,
-    /// Only the first so many prompts, at least 1. None: all.
+    /// Maximum number of prompts, taken from the start, at least 1. None: all.
     pub max_prompts: Option<usize>,
 }
 
@@ -92,7 +92,7 @@ pub struct EvalSet {
 pub struct Landscape {
     /// The two models at the ends of the line.
     pub models: (ModelPath, ModelPath),
-    /// Places on the line: 0 is the first model, 1 the second; others are blends of their weights.
+    /// Points on the line: 0 is the first model, 1 the second; others are interpolations of their weights.
     pub alphas: Vec<f64>,
 }
 
@@ -125,10 +125,10 @@ impl Default for EvaluateConfig {
 }
 
 impl EvaluateConfig {
-    /// Checks relations.
+    /// Checks that the values are consistent.
     ///
     /// # Errors
-    /// Names the key that makes no sense.
+    /// If a value is invalid; the error names the key.
     pub fn validate(&self) -> anyhow::Result<()> {
         let known = |arm: &String| self.arms.contains_key(arm);
         ensure!(!self.arms.is_empty(), "arms names no model; say arms: {{sft_a: DIR, salsa: DIR}}");
@@ -157,7 +157,7 @@ impl EvaluateConfig {
         self.check_names()
     }
 
-    /// Names of arms and sets make file names, and no two files may have the same one.
+    /// Names of arms and sets are part of file names, which must be valid and distinct.
     fn check_names(&self) -> anyhow::Result<()> {
         self.arms.keys().try_for_each(|name| names::check_component("arms", name))?;
         self.anchors.keys().try_for_each(|name| names::check_component("anchors", name))?;

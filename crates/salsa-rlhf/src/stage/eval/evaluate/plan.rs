@@ -1,4 +1,4 @@
-//! What is known of an evaluation before a weight is read: whether its models fit the questions, and the memory it takes.
+//! Checks of an evaluation before any weight is read: compatibility of its models with the questions, and memory.
 use anyhow::{Context, ensure};
 use salsa_engine::{Head, LoraSpec, ModelSpec};
 
@@ -13,17 +13,17 @@ use crate::{
     },
 };
 
-/// The models that answer or are measured against.
+/// The opened models of an evaluation.
 pub(super) struct Plan<'a> {
     config: &'a EvaluateConfig,
     arms: Vec<Vec<Checkpoint>>,
     anchors: Vec<Vec<Checkpoint>>,
-    /// The ends of the line.
+    /// The models at the ends of the line.
     line: Option<[Checkpoint; 2]>,
 }
 
 impl Plan<'_> {
-    /// Opens them. No weight is read.
+    /// Opens the models. Reads no weights.
     ///
     /// # Errors
     /// If a model cannot be opened.
@@ -40,10 +40,12 @@ impl Plan<'_> {
         })
     }
 
-    /// Holds vocabulary and context of every model against the questions, which the baseline's tokenizer wrote.
+    /// Checks vocabulary and context of every model against the questions, which are encoded by the baseline's
+    /// tokenizer.
     ///
     /// # Errors
-    /// Names the first model that has another vocabulary, or no room for the longest prompt and a response.
+    /// If a model has another vocabulary, or no room for the longest prompt and a response; the error names the first
+    /// such model.
     pub(super) fn check_fit(&self, syllabus: &Syllabus, sets: &[Questions]) -> anyhow::Result<()> {
         let (baseline, expected) = (&self.config.baseline, syllabus.spec.vocab_size);
         let longest = sets.iter().flat_map(|set| &set.tokens).map(Vec::len).max().unwrap_or(0);
@@ -65,7 +67,7 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// Says what memory the evaluation needs, and refuses it if that is too much.
+    /// Reports the memory that the evaluation needs, and fails if that is too much.
     ///
     /// # Errors
     /// As [`memory::check`].
@@ -111,11 +113,11 @@ impl Plan<'_> {
     }
 }
 
-/// What answers questions.
+/// A model that answers questions, one at a time.
 enum Turn<'a> {
     /// One of the arms: the ingredients of a soup, or one checkpoint.
     Arm(&'a [Checkpoint]),
-    /// The model that goes along the line, of this shape.
+    /// The interpolated model on the line, of this shape.
     Line(&'a ModelSpec),
 }
 
@@ -127,7 +129,7 @@ impl Turn<'_> {
         }
     }
 
-    /// The shape of its adapter, if it is one; of a soup that of an ingredient.
+    /// The shape of its adapter, if it is one; for a soup, that of its first ingredient.
     fn lora(&self) -> Option<&LoraSpec> {
         match self {
             Turn::Arm(models) => models[0].adapter().map(|adapter| &adapter.lora),

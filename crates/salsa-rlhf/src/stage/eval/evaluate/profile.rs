@@ -1,12 +1,12 @@
-//! Rewards along the line between two models: one point for each alpha, and what lies between the ends against the better
-//! of them.
+//! Rewards along the line between two models: one point for each alpha, with the difference of inner points from the
+//! better end.
 use super::{Answers, LandscapePoint};
 use crate::stage::eval::statistics::{estimate, paired_difference};
 
-/// Seed of the bootstrap of differences; a constant, so that a landscape is a function of the answers alone.
+/// Seed of the bootstrap of differences; constant, so that a landscape is a function of the answers alone.
 const SEED: u64 = 1;
 
-/// Rewards of the answers to one set, a number for each prompt.
+/// Rewards of the answers to one set, one number per prompt.
 pub(super) struct Rewards {
     gold: Option<Vec<f64>>,
     proxy: Vec<f64>,
@@ -17,7 +17,7 @@ impl Rewards {
         Rewards { gold: answers.gold.clone(), proxy: answers.scores.clone() }
     }
 
-    /// The gold rewards where there are any, else the scores.
+    /// The gold rewards if available, otherwise the scores.
     fn judged(&self) -> &[f64] {
         self.gold.as_deref().unwrap_or(&self.proxy)
     }

@@ -1,5 +1,4 @@
-//! What a report shows of an evaluation besides its numbers: keys that may change when it is done, since no number depends
-//! on them.
+//! Presentation keys of an evaluation. They may change after it is done, since no result depends on them.
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -12,9 +11,9 @@ use crate::{
 };
 
 impl EvaluateConfig {
-    /// Puts title, description, training curves and samples as this configuration has them into the report of an evaluation
-    /// that was made under another title, with other curves, or with another number of samples. `dir` is the evaluation's;
-    /// `place` says where a directory that the configuration names lies now.
+    /// Updates title, description, training curves and samples in the report of an evaluation that was made with other
+    /// values of these keys. `dir` is the evaluation's directory; `place` maps a configured directory to its current
+    /// location.
     ///
     /// # Errors
     /// If the answers cannot be read.
@@ -29,7 +28,7 @@ impl EvaluateConfig {
         Ok(())
     }
 
-    /// The first prompts of each set with all answers, as the evaluation wrote them down.
+    /// The first prompts of each set with the answers of all arms, read from the evaluation's files.
     pub(super) fn samples_of(&self, dir: &Path) -> anyhow::Result<Vec<Sample>> {
         let arms = in_order(self.arms.keys().map(String::as_str));
         let mut all: Vec<Sample> = Vec::new();
@@ -54,7 +53,7 @@ impl EvaluateConfig {
     }
 }
 
-/// The curves of a training run as they are there or, if they are not, as the evaluation found them.
+/// The current curves of a training run, or, if they cannot be read, those in the report.
 fn curves(report: &Report, arm: &str, run: &Path) -> Option<Run> {
     match metrics::read(run) {
         Ok(rows) => Some(Run::from_metrics(arm, &rows)),

@@ -1,4 +1,4 @@
-//! Evaluations of tiny models, by what they leave.
+//! Evaluations of tiny models, checked by their output files.
 use std::{fs, path::PathBuf};
 
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// Two models, one of them also with a shorter context, and a reward model, of one base.
+/// Two models, a copy of one with a shorter context, and a reward model, all from one base.
 struct World(tempfile::TempDir);
 
 /// Positions of the model with a shorter context.
@@ -55,7 +55,7 @@ impl World {
     }
 }
 
-/// The numbers of an arm, as the file has them.
+/// The numbers of an arm in the file.
 fn numbers(config: &EvaluateConfig, arm: &str) -> Value {
     let text = fs::read(config.output_dir.join(EVALUATION)).unwrap();
     serde_json::from_slice::<Value>(&text).unwrap()["summary"]["arms"][arm]["test"].clone()

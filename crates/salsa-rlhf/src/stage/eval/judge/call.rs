@@ -1,4 +1,4 @@
-//! What a judge is asked, and what it answered.
+//! Requests to a judge, and its answers.
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -7,42 +7,42 @@ use crate::chat::Message;
 /// One request to a judge.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Call {
-    /// What is judged.
+    /// The comparison or answer that the call judges.
     pub subject: Subject,
-    /// The conversation, which ends with what the judge is to answer.
+    /// The conversation up to the judge's turn.
     pub messages: Vec<Message>,
 }
 
-/// What a call is about.
+/// Identifies what a call judges.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Subject {
     /// The id of the question.
     pub question: String,
-    /// The models whose answers are judged, the baseline last.
+    /// The judged models, the baseline last.
     pub models: Vec<String>,
     /// The judge's name.
     pub judge: String,
     /// The name of the template.
     pub template: String,
-    /// 1, or 2 where the answers were exchanged.
+    /// 1, or 2 if the answers are swapped.
     pub order: u8,
 }
 
-/// How a judge is asked. What changes its answer counts in the identity of a call; the limit of tokens does not, so that a
-/// verdict that was cut off can be asked for again with a higher one.
+/// Request settings. Those that change the judge's answer are part of the identity of a call; the token limit is not,
+/// so that a truncated verdict can be requested again with a higher limit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Settings {
     /// Sampling temperature.
     pub temperature: f64,
-    /// Log-probs of so many likeliest tokens; 0 for none.
+    /// Number of most likely tokens with log-probs; 0 for none.
     pub top_logprobs: u32,
-    /// Most tokens of an answer.
+    /// Maximum number of tokens of an answer.
     #[serde(skip)]
     pub max_tokens: usize,
 }
 
 impl Call {
-    /// The digest of what is asked, the system prompt apart.
+    /// The digest of the messages without the system prompt.
     pub(super) fn prompt_digest(&self) -> String {
         let said = self.messages.iter().filter(|message| message.role != "system");
         digest(said.flat_map(|message| [message.role.as_bytes(), message.content.as_bytes()]))
@@ -62,7 +62,7 @@ impl Call {
     }
 }
 
-/// The SHA-256 of parts, each after its length, in hexadecimal.
+/// The SHA-256 of length-prefixed parts, in hexadecimal.
 pub(super) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -72,42 +72,42 @@ pub(super) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What came back from a judge.
+/// The judge's answer to a call.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Reply {
-    /// What it said.
+    /// The text.
     pub text: String,
-    /// Why it stopped.
+    /// The finish reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish_reason: Option<String>,
-    /// What was counted for it.
+    /// Token usage.
     #[serde(default)]
     pub usage: Usage,
-    /// The model that answered, as the server calls it, with its fingerprint.
+    /// The model that answered, as named by the server, with its fingerprint.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub answered_by: String,
-    /// The likeliest first tokens with their log-probs, where they were asked for and given.
+    /// The most likely first tokens with their log-probs, if requested and provided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_token: Option<Vec<(String, f64)>>,
 }
 
-/// Tokens that a server counted.
+/// Token usage reported by a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Usage {
-    /// Of the prompt.
+    /// Tokens of the prompt.
     pub prompt_tokens: u64,
-    /// Of the answer.
+    /// Tokens of the answer.
     pub completion_tokens: u64,
 }
 
-/// Why there is no reply.
+/// A call without a reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Failure {
-    /// The kind, by which failures are counted.
+    /// The kind, for counting.
     pub kind: FailureKind,
-    /// What the server said, or what happened.
+    /// The server's message, or a description.
     pub message: String,
-    /// What was counted for it.
+    /// Token usage.
     #[serde(default)]
     pub usage: Usage,
 }
@@ -116,27 +116,27 @@ pub(super) struct Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum FailureKind {
-    /// The server asked to wait, again and again or for too long.
+    /// The server limited the rate repeatedly or for too long.
     RateLimited,
     /// The server failed.
     ServerError,
-    /// No answer in time.
+    /// No answer within the timeout.
     Timeout,
-    /// The connection could not be made, or broke.
+    /// The connection failed.
     Connection,
-    /// What came is no answer of this interface: HTML, half a document.
+    /// The response is no answer of this interface, e.g. HTML or a truncated document.
     NotAnAnswer,
     /// The server refused the request.
     BadRequest,
-    /// The answer holds no text.
+    /// The answer has no text.
     Empty,
-    /// The limit of tokens came before the end of the judgment.
+    /// The judgment was truncated by the token limit.
     CutOff,
     /// The judge refused.
     Refusal,
-    /// A filter held the judgment back.
+    /// A content filter withheld the judgment.
     ContentFilter,
-    /// The prompt does not fit the judge's context.
+    /// The prompt exceeds the judge's context.
     TooLong,
 }
 
@@ -160,13 +160,13 @@ impl FailureKind {
 }
 
 impl Failure {
-    /// One that cost nothing.
+    /// A failure without token usage.
     pub(super) fn new(kind: FailureKind, message: impl Into<String>) -> Failure {
         Failure { kind, message: message.into(), usage: Usage::default() }
     }
 }
 
-/// A reply, or why there is none.
+/// The result of a call.
 pub(super) type Answer = Result<Reply, Failure>;
 
 #[cfg(test)]
@@ -187,7 +187,7 @@ mod tests {
         Call { subject, messages: vec![Message::new("system", "s"), Message::new("user", prompt)] }
     }
 
-    /// What is another request has another identity; a higher limit of tokens is the same request.
+    /// Different requests have different identities; a higher token limit does not make a different request.
     #[test]
     fn the_identity_of_a_call_is_all_that_changes_its_answer() {
         let settings = Settings { temperature: 0.0, top_logprobs: 0, max_tokens: 10 };

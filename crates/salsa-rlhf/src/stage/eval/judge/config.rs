@@ -23,74 +23,75 @@ use crate::{
     },
 };
 
-/// What `salsa judge` can be told.
+/// Configuration of `salsa judge`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct JudgeConfig {
-    /// How the judge is asked and how its verdicts are counted.
+    /// How the judge is prompted and how its verdicts are counted.
     #[schemars(extend("x-heading" = "What is judged"))]
     pub protocol: Protocol,
-    /// Questions: `question.jsonl` of FastChat or Arena-Hard, a list of instructions of AlpacaEval, or rows with `prompt`.
-    /// None: for `pairwise` and `alpaca_eval2` those that the baseline answers.
+    /// Questions: `question.jsonl` of FastChat or Arena-Hard, a list of instructions of AlpacaEval, or rows with
+    /// `prompt`. None: for `pairwise` and `alpaca_eval2`, those answered by the baseline.
     pub questions: Option<DataPath>,
-    /// Files of answers by the name of the model, in the tool's layout (`model_answer/NAME.jsonl`, `model_outputs.json`) or as
-    /// `salsa generate` writes them. Baselines are given here too. Empty: none.
+    /// Answer files by model name, in the tool's layout (`model_answer/NAME.jsonl`, `model_outputs.json`) or in that of
+    /// `salsa generate`. Baselines belong here too. Empty: none.
     pub answers: BTreeMap<String, DataPath>,
-    /// Checkpoints by name, which answer the questions first. Empty: none.
+    /// Checkpoints by name that generate answers to the questions first. Empty: none.
     pub models: BTreeMap<String, ModelPath>,
-    /// The model that the others are compared with. Empty: `arena_hard_v0.1` and `arena_hard_v2` take the tool's own, and
+    /// The model to compare the others with. Empty: `arena_hard_v0.1` and `arena_hard_v2` use the tool's own, and
     /// `mt_bench_pair` compares all pairs.
     pub baseline: String,
-    /// Only so many questions, from the start; 0: all.
+    /// Maximum number of questions, taken from the start; 0: all.
     pub limit: usize,
-    /// Judgments that exist already: a `judgments.jsonl` of another run, or files of the tool. What they hold is not asked
-    /// again; without answers and models they are counted as they are. Empty: none.
+    /// Existing judgments: a `judgments.jsonl` of another run, or files of the tool. They are not requested again;
+    /// without answers and models they are only counted. Empty: none.
     pub judgments: Vec<DataPath>,
-    /// Judge prompts: FastChat's `judge_prompts.jsonl`, Arena-Hard's `judge_config.yaml` (v0.1) or `arena-hard-v2.0.yaml`,
-    /// AlpacaEval's `alpaca_eval_clf.txt`. None: where judgments are only counted.
+    /// Judge prompts: FastChat's `judge_prompts.jsonl`, Arena-Hard's `judge_config.yaml` (v0.1) or
+    /// `arena-hard-v2.0.yaml`, AlpacaEval's `alpaca_eval_clf.txt`. None: if judgments are only counted.
     #[schemars(extend("x-heading" = "The judge"))]
     pub templates: Option<DataPath>,
-    /// `arena_hard_v2`: the tool's `utils/judge_utils.py`, which holds the system prompts; it is read, not run. None: the
-    /// `system_prompt` of `templates`.
+    /// `arena_hard_v2`: the tool's `utils/judge_utils.py`, which contains the system prompts; it is parsed, not
+    /// executed. None: the `system_prompt` of `templates`.
     pub judge_settings: Option<DataPath>,
-    /// FastChat's `reference_answer/JUDGE.jsonl`, for math, reasoning and coding. None: there are none.
+    /// FastChat's `reference_answer/JUDGE.jsonl`, for math, reasoning and coding. None: no references.
     pub reference_answers: Option<DataPath>,
     /// `pairwise`: the name of the template.
     pub template: String,
     /// The judge's name, on the server and in files.
     pub judge_model: String,
-    /// How the judge is reached.
+    /// How calls reach the judge.
     pub transport: Transport,
-    /// Most tokens of a judgment. None: as the tool, 2048, 4096 (v0.1), 16000 (v2) or 1 (AlpacaEval).
+    /// Maximum number of tokens of a judgment. None: as the tool, 2048, 4096 (v0.1), 16000 (v2) or 1 (AlpacaEval).
     pub max_tokens: Option<usize>,
     /// The judge's temperature, 0 or above. None: as the tool, 0, or 1 (AlpacaEval, whose verdict is a probability).
     pub temperature: Option<f64>,
     /// `http`: address of an OpenAI-compatible server, up to `/chat/completions`.
     #[schemars(extend("x-heading" = "Transport"))]
     pub base_url: NoEffect<String>,
-    /// `http`: the variable of the environment that holds the key. Keys are never part of a recipe.
+    /// `http`: the environment variable with the key. Keys are never part of a recipe.
     pub api_key_env: NoEffect<String>,
-    /// `http`: a file that holds the key instead. Empty: none.
+    /// `http`: a file with the key, used instead. Empty: none.
     pub api_key_file: NoEffect<String>,
-    /// `http`: calls at the same time, at least 1.
+    /// `http`: number of concurrent calls, at least 1.
     pub concurrency: NoEffect<usize>,
-    /// `http`: seconds that a call may take, above 0.
+    /// `http`: timeout of a call in seconds, above 0.
     pub timeout: NoEffect<f64>,
-    /// `http`: how often a call is tried again when the server is busy or fails.
+    /// `http`: number of retries of a call if the server is busy or fails.
     pub max_retries: NoEffect<u32>,
-    /// `local`: the checkpoint that judges. None: another transport.
+    /// `local`: the checkpoint that judges. None: for other transports.
     pub judge_path: Option<ModelPath>,
-    /// The stage is done even if so many calls have no reply; with more it stops, and the next run asks those again.
+    /// Number of calls without a reply with which the stage is still complete; with more it stops, and the next run
+    /// retries them.
     pub max_failures: NoEffect<usize>,
-    /// Says how many calls and tokens it would be, and asks nothing.
+    /// Only reports how many calls and tokens the run would need.
     pub dry_run: NoEffect<bool>,
     /// Arena-Hard: scores controlled for style.
     #[schemars(extend("x-heading" = "Counting"))]
     pub style_control: StyleControl,
-    /// Arena-Hard: what is controlled for.
+    /// Arena-Hard: the features to control for.
     pub control_features: Vec<StyleFeature>,
-    /// Arena-Hard: JSON with `mean` and `deviation` of the four features, by which they are standardised, so that scores do
-    /// not move when a model is added. None: those of the models here, as the tool.
+    /// Arena-Hard: JSON with `mean` and `deviation` of the four features for their standardisation, so that adding a
+    /// model does not change scores. None: computed from the models of this run, as the tool does.
     pub style_scale: Option<DataPath>,
     /// `alpaca_eval2`: `instruction_difficulty.csv`. None: the length-controlled rate is that of `length_controlled_minimal`.
     pub instruction_difficulty: Option<DataPath>,
@@ -100,23 +101,23 @@ pub struct JudgeConfig {
     pub resamples: usize,
     /// Seed of the intervals and of the answers of `models`.
     pub seed: u64,
-    /// Most tokens of an answer of `models`. None: 1024 for MT-Bench, else 4096.
+    /// Maximum number of tokens of an answer of `models`. None: 1024 for MT-Bench, else 4096.
     #[schemars(extend("x-heading" = "Answers of checkpoints"))]
     pub max_new_tokens: Option<usize>,
     /// Temperature of the answers of `models`. None: MT-Bench by category (0.7 for writing and roleplay, 0.1 for stem and
     /// humanities, else 0), others 0.
     pub answer_temperature: Option<f64>,
-    /// Sequences decoded at once, at least 1; changes no answer, only memory and speed.
+    /// Sequences decoded at once, at least 1; affects memory and speed only.
     pub batch_size: NoEffect<usize>,
     /// How prompts become tokens.
     #[serde(flatten)]
     pub chat: ChatArguments,
     /// Number type of matrix products; sums, norms and softmax are 32-bit either way.
     pub dtype: ComputeType,
-    /// Where `models` and a local judge compute; `cuda:N` is the GPU of that number, from 0.
+    /// Device of `models` and of a local judge; `cuda:N` is the GPU of that number, from 0.
     pub device: DeviceChoice,
-    /// Directory of `judgments.jsonl` (every answer of the judge, as it came), `model_judgment` and `model_answer` (the tool's
-    /// layouts) and `judgment.json` (the scores).
+    /// Directory of `judgments.jsonl` (every answer of the judge, unchanged), `model_judgment` and `model_answer` (the
+    /// tool's layouts) and `judgment.json` (the scores).
     pub output_dir: PathBuf,
 }
 
@@ -165,17 +166,17 @@ impl Default for JudgeConfig {
     }
 }
 
-/// Most resamples of the bootstrap.
+/// Upper limit for bootstrap resamples.
 const MOST_RESAMPLES: u64 = 10_000_000;
 
-/// Most calls at the same time.
+/// Upper limit for concurrent calls.
 const MOST_CALLS: u64 = 1024;
 
 impl JudgeConfig {
-    /// Checks ranges and relations.
+    /// Checks ranges and consistency.
     ///
     /// # Errors
-    /// If a value makes no sense.
+    /// If a value is invalid.
     pub fn validate(&self) -> anyhow::Result<()> {
         self.check_ranges()?;
         self.answers.keys().try_for_each(|name| check_component("answers", name))?;
@@ -252,12 +253,12 @@ impl JudgeConfig {
         Ok(())
     }
 
-    /// Whether nothing is asked: judgments are counted as they are.
+    /// Whether the run makes no calls and only counts existing judgments.
     pub fn only_counts(&self) -> bool {
         self.answers.is_empty() && self.models.is_empty()
     }
 
-    /// The judge's name as a part of file names.
+    /// The judge's name, escaped for file names.
     pub(super) fn judge_file_name(&self) -> String {
         self.judge_model.replace(['/', ':', '\\'], "__")
     }

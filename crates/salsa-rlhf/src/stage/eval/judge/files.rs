@@ -7,13 +7,13 @@ use serde_json::{Map, Value};
 
 use crate::{input, stage::text::rows::Rows};
 
-/// Most bytes of a file once it is unpacked.
+/// Maximum size of an unpacked file.
 const MOST_BYTES: u64 = 1 << 30;
 
 /// The rows of a file.
 ///
 /// # Errors
-/// If the file cannot be read, holds no row, or a row is no JSON object; names the row.
+/// If the file cannot be read, has no row, or a row is no JSON object; the error names the row.
 pub(super) fn rows(path: &Path) -> anyhow::Result<Rows> {
     let bytes = unpacked(path, input::read(path)?)?;
     let text = std::str::from_utf8(&bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
@@ -25,7 +25,7 @@ pub(super) fn rows(path: &Path) -> anyhow::Result<Rows> {
     Ok(Rows::of(path, objects))
 }
 
-/// Lines end at `\n` and nowhere else.
+/// Only `\n` ends a line.
 fn lines(path: &Path, text: &str) -> anyhow::Result<Vec<Map<String, Value>>> {
     let lines = text.split('\n').enumerate().filter(|(_, line)| !line.trim().is_empty());
     let object = |(number, line)| {

@@ -1,4 +1,4 @@
-//! Answers of checkpoints to the questions, written in the tool's own layout.
+//! Answers of checkpoints to the questions, written in the tool's layout.
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, ensure};
@@ -34,11 +34,11 @@ use crate::{
 /// How checkpoints answer.
 #[derive(Clone, Debug)]
 pub(super) struct Answering<'a> {
-    /// The protocol, which says how.
+    /// The protocol, which determines prompts and file layout.
     pub protocol: Protocol,
-    /// Most tokens of an answer.
+    /// Maximum number of tokens of an answer.
     pub max_new_tokens: usize,
-    /// One temperature for all questions; none for the protocol's.
+    /// One temperature for all questions; `None` for the protocol's.
     pub temperature: Option<f64>,
     /// Seed of the answers.
     pub seed: u64,
@@ -49,7 +49,7 @@ pub(super) struct Answering<'a> {
 }
 
 impl Answering<'_> {
-    /// The temperature for a question: the one that is given, the question's own, or MT-Bench's for its category.
+    /// The temperature for a question: the configured one, the question's own, or MT-Bench's for its category.
     fn temperature(&self, question: &Question) -> f64 {
         let of_category = || match (self.protocol, question.category.as_str()) {
             (_, "writing" | "roleplay") => 0.7,
@@ -61,7 +61,7 @@ impl Answering<'_> {
         self.temperature.or(question.required_temperature).unwrap_or_else(of_category)
     }
 
-    /// What these answers depend on.
+    /// Digest of everything that the answers depend on.
     fn digest(&self, model: &ModelPath, questions: &[Question]) -> anyhow::Result<String> {
         let chat = serde_json::to_string(self.chat)?;
         let how = format!(
@@ -78,7 +78,7 @@ impl Answering<'_> {
     }
 }
 
-/// Answers all questions and writes `model_answer/NAME.jsonl`, unless an earlier run has done it.
+/// Answers all questions and writes `model_answer/NAME.jsonl`, unless an earlier run has.
 ///
 /// # Errors
 /// If the checkpoint cannot be used, a question does not fit its context, or there is too little memory.
@@ -104,7 +104,7 @@ pub(super) fn answer(
     atomic::write(&mark, digest.as_bytes())
 }
 
-/// Says what memory a model needs to answer, and refuses if that is too much.
+/// Reports the memory that a model needs to answer, and fails if that is too much.
 ///
 /// # Errors
 /// As [`answer`].
@@ -117,12 +117,12 @@ pub(super) fn check(
     Asked::open(path, questions, answering)?.check_memory(context)
 }
 
-/// Where the answers of a model go.
+/// The path of a model's answers.
 pub(super) fn answers_file(dir: &Path, name: &str) -> std::path::PathBuf {
     dir.join("model_answer").join(format!("{name}.jsonl"))
 }
 
-/// The memory of generating responses to these prompts.
+/// Checks the memory for generating responses to these prompts.
 ///
 /// # Errors
 /// As [`Found::check_memory`].
@@ -144,15 +144,15 @@ pub(super) fn check_memory(
     found.check_memory(stage, &knobs, &[Saving::Slots("batch_size"), Saving::Dtype], &generation, context)
 }
 
-/// A prompt with the number of its question.
+/// The index of a question, and its prompt.
 type Numbered<'a> = (usize, &'a Vec<u32>);
 
-/// A checkpoint that is asked.
+/// An opened checkpoint and its questions.
 struct Asked<'a> {
     found: Found,
     questions: &'a [Question],
     answering: &'a Answering<'a>,
-    /// The first prompts.
+    /// The prompts of the first turn.
     prompts: Vec<Vec<u32>>,
 }
 
@@ -183,8 +183,8 @@ impl<'a> Asked<'a> {
         self.found.encoder.as_ref().with_context(|| format!("{dir} holds no tokenizer.json"))
     }
 
-    /// The first turn: what the user says, for the chat template; plain text where there is none, or where the prompts of
-    /// one's own are to be read as they are.
+    /// The first turn as the user's message for the chat template; as plain text if there is no template, or if custom
+    /// prompts have `text_prompts: plain`.
     fn first(&self, encoder: &Encoder, question: &Question) -> Content {
         let text = question.turns[0].clone();
         let is_plain =
@@ -195,7 +195,7 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// The longest prompts that may come: those of a second turn hold the first answer.
+    /// Checks the memory with the longest possible prompts: later turns include earlier answers.
     fn check_memory(&self, context: &StageContext) -> anyhow::Result<()> {
         let new = self.answering.max_new_tokens;
         let room = self.found.spec().max_positions;
@@ -208,7 +208,7 @@ impl<'a> Asked<'a> {
         check_memory(&self.found, "judge", &prompts, new.min(room), self.answering.slots, context)
     }
 
-    /// The answers, turn by turn: each question with what was said before.
+    /// Generates the answers turn by turn, each question with its conversation so far.
     fn answers(self, name: &str, context: &StageContext) -> anyhow::Result<Vec<Vec<String>>> {
         let Asked { found, questions, answering, prompts } = self;
         let room = found.spec().max_positions;
@@ -251,7 +251,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// A model that answers.
+/// A loaded model that answers.
 struct Speaker<'a> {
     model: &'a Model,
     encoder: &'a Encoder,
@@ -271,8 +271,8 @@ impl Speaker<'_> {
         tokens.with_context(|| format!("question {}: turn {}", question.id, turn + 1))
     }
 
-    /// Answers to prompts. Those that share a temperature and a limit are generated together; a prompt that leaves little
-    /// room gets a shorter answer, and one that leaves none an empty one.
+    /// Generates answers. Prompts with the same temperature and limit are batched; the limit shrinks to the room that
+    /// the prompt leaves, and without room the answer is empty.
     fn say(
         &self,
         questions: &[Question],
@@ -280,7 +280,7 @@ impl Speaker<'_> {
         turn: usize,
         finished: &dyn Fn(u64),
     ) -> anyhow::Result<Vec<(usize, String)>> {
-        // By the bits of the temperature and the most tokens of an answer.
+        // Keys: bits of the temperature, and the token limit.
         let mut groups: BTreeMap<(u64, usize), Vec<Numbered<'_>>> = BTreeMap::new();
         let mut answers = Vec::with_capacity(asked.len());
         for (number, tokens) in asked {
@@ -318,7 +318,7 @@ impl Speaker<'_> {
     }
 }
 
-/// A row of an answer file of the protocol's tool.
+/// A row in the answer file of the protocol's tool.
 fn written(protocol: Protocol, name: &str, question: &Question, turns: &[String]) -> Map<String, Value> {
     let id = &digest([name.as_bytes(), question.key().as_bytes(), turns.concat().as_bytes()])[..22];
     let counts = |text: &str, encoding: Encoding| {
@@ -395,7 +395,7 @@ mod tests {
         assert_eq!(of.temperature(&asking), 0.9);
     }
 
-    /// What a model says in the second turn is what it says to the conversation so far.
+    /// The second turn's answer equals the response to the conversation so far.
     #[test]
     fn the_second_turn_knows_the_first_answer() {
         let dir = tempfile::tempdir().unwrap();
@@ -422,7 +422,7 @@ mod tests {
         generate::run(&config, &quiet()).unwrap();
         let response = fixture::read_lines(&config.output)[0]["response"].as_str().unwrap().trim().to_owned();
         assert_eq!(turns(0)[1], json!(response));
-        // Answers that are there are kept; others are made where something changed.
+        // Existing answers are kept; they are regenerated if something changed.
         let file = answers_file(&out, "m");
         let before = fs::metadata(&file).unwrap().modified().unwrap();
         answer(&out, ("m", &path), &questions, &answering(&chat), &quiet()).unwrap();

@@ -1,4 +1,4 @@
-//! What a configuration names, read: questions, answers, judge prompts.
+//! Reads the configured questions, answers and judge prompts.
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::input;
 
-/// The questions, or those that the baseline's answers were given to.
+/// The configured questions, or those answered by the baseline.
 ///
 /// # Errors
 /// If there are none, or they cannot be read.
@@ -30,7 +30,7 @@ pub(super) fn questions(config: &JudgeConfig) -> anyhow::Result<Vec<Question>> {
     Ok(questions)
 }
 
-/// All that prompts are made of.
+/// Reads everything that prompts are built from.
 ///
 /// # Errors
 /// If a file is missing or cannot be read.

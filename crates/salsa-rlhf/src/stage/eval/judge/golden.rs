@@ -1,5 +1,6 @@
-//! Published judgments of the three families, counted again: prompts byte for byte, verdicts and scores to the digit. The
-//! files lie outside the tree (`SALSA_DATA`, or `../shared/data` beside it); where one is absent its test says so.
+//! Published judgments of the three families, recounted: prompts byte for byte, verdicts and scores to the digit. The
+//! files are outside the tree (`SALSA_DATA`, or `../shared/data` next to it); tests of absent files are skipped with a
+//! message.
 use std::{
     collections::HashMap,
     env,
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::stage::fixture::quiet;
 
-/// A file of the data, or none and a line that says so.
+/// The path of a data file; if absent, prints a message and returns `None`.
 fn data(name: &str) -> Option<PathBuf> {
     let folder = env::var_os("SALSA_DATA").map(PathBuf::from);
     let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"));
@@ -35,7 +36,7 @@ fn data(name: &str) -> Option<PathBuf> {
     None
 }
 
-/// The path of a file of the data; ends the test, and says so, where it is absent.
+/// The path of a data file; skips the test with a message if it is absent.
 macro_rules! data {
     ($name:expr) => {
         match data($name) {

@@ -1,5 +1,5 @@
-//! `judgments.jsonl`: every answer of the judge, one line each, written and synced as it comes. Nothing is ever rewritten,
-//! so what was paid for is kept whatever happens.
+//! `judgments.jsonl`: every answer of the judge, one line each, written and synced on arrival. Lines are never
+//! rewritten, so no paid answer is lost.
 use std::{
     collections::HashMap,
     fs::File,
@@ -23,7 +23,7 @@ pub(super) struct Journal {
     answers: Answers,
 }
 
-/// Answers by the identity of their calls. The first reply to a call counts, further ones never do.
+/// Answers by the identity of their calls. Only the first reply to a call counts.
 #[derive(Debug, Default)]
 pub(super) struct Answers {
     replies: HashMap<String, Reply>,
@@ -49,7 +49,7 @@ impl Answers {
         self.replies.get(id)
     }
 
-    /// Why a call has no reply, if it was tried.
+    /// The failure of a call without a reply, if it was tried.
     pub(super) fn failure(&self, id: &str) -> Option<&Failure> {
         self.failures.get(id).filter(|_| !self.replies.contains_key(id))
     }
@@ -64,10 +64,10 @@ impl Answers {
 }
 
 impl Journal {
-    /// Opens the journal of a directory. A last line that was cut off when a process was killed is dropped, and said.
+    /// Opens the journal of a directory. An incomplete last line, left by a killed process, is dropped and reported.
     ///
     /// # Errors
-    /// If the file cannot be read or written, or holds a whole line that is none of ours.
+    /// If the file cannot be read or written, or has a complete line of another format.
     pub(super) fn open(dir: &Path, context: &StageContext) -> anyhow::Result<Journal> {
         let path = dir.join(FILE_NAME);
         let mut file = atomic::open_to_continue(&path)?;
@@ -91,10 +91,10 @@ impl Journal {
         &self.answers
     }
 
-    /// Appends an answer; when this returns, it is on the disk.
+    /// Appends an answer and syncs it to disk.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the file cannot be written.
     pub(super) fn add(&mut self, call: &Call, settings: &Settings, answer: Answer) -> anyhow::Result<()> {
         let (reply, failure) = match answer {
             Ok(reply) => (Some(reply), None),
@@ -111,7 +111,7 @@ impl Journal {
     }
 }
 
-/// The answers of another journal, without a last line that was cut off.
+/// The answers of another journal; an incomplete last line is ignored.
 ///
 /// # Errors
 /// If it cannot be read.
@@ -122,7 +122,7 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Answers> {
     Ok(answers)
 }
 
-/// Whether a file is a journal, by its first line.
+/// Whether the first line of a file is that of a journal.
 ///
 /// # Errors
 /// If it cannot be read.
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(journal.answers().failure(&b.id(&settings())), None, "a later reply ends a failure");
     }
 
-    /// Cut at every byte, as a kill or a full disk may leave it: whole lines stay, and writing goes on.
+    /// Truncated at every byte, as after a kill or a full disk: whole lines are kept, and writing continues.
     #[test]
     fn a_torn_line_is_dropped_wherever_it_is_torn() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! A run whose calls are known: asks what is missing, writes down what comes, and counts.
+//! A run with known calls: makes the missing ones, records the answers, and counts.
 use std::{
     collections::{BTreeMap, HashSet},
     time::Duration,
@@ -27,17 +27,17 @@ use crate::{
     stage::{Interrupted, StageContext, Until},
 };
 
-/// Most characters of a text for each of its tokens; English has between four and five.
+/// Maximum number of characters per token; English has between four and five.
 const MOST_CHARACTERS: usize = 8;
 
-/// Whether a server counted so few tokens that it cannot have read all of the prompt.
+/// Whether the server counted too few tokens to have read the whole prompt.
 fn is_cut(call: &Call, usage: Usage) -> bool {
     let characters: usize = call.messages.iter().map(|message| message.content.chars().count()).sum();
     let counted = usage.prompt_tokens as usize;
     counted > 0 && counted * MOST_CHARACTERS < characters
 }
 
-/// A run whose calls are known.
+/// A run with known calls.
 pub(super) struct Judging<'a> {
     config: &'a JudgeConfig,
     inputs: &'a Inputs,
@@ -46,19 +46,19 @@ pub(super) struct Judging<'a> {
     journal: Journal,
     recorded: Recorded,
     context: &'a StageContext,
-    /// Replies that this run got.
+    /// The number of replies received in this run.
     made: usize,
-    /// What the server wanted to have left out.
+    /// Parameters that the server refused.
     dialect: Dialect,
-    /// Prompts that the server probably cut.
+    /// The number of prompts that the server probably truncated.
     cut: usize,
 }
 
 impl<'a> Judging<'a> {
-    /// Opens the journal, and the judgments that are given.
+    /// Opens the journal and the given judgments.
     ///
     /// # Errors
-    /// If one cannot be read, or a rehearsal ends here.
+    /// If one cannot be read, or the run is a rehearsal.
     pub(super) fn open(
         config: &'a JudgeConfig,
         inputs: &'a Inputs,
@@ -94,7 +94,7 @@ impl<'a> Judging<'a> {
         Book { journal: &self.journal, recorded: &self.recorded, settings: &self.settings }
     }
 
-    /// Every call that there is by now: those of the plan, and second attempts.
+    /// All calls known so far: those of the plan, and second attempts.
     fn calls(&self) -> Vec<Call> {
         let planned = self.matches.iter().flat_map(|found| found.games.iter().cloned());
         planned.chain(self.inputs.second_attempts(self.matches, &self.book())).collect()
@@ -107,7 +107,7 @@ impl<'a> Judging<'a> {
         self.calls().into_iter().filter(is_missing).collect()
     }
 
-    /// Asks what is missing, and then what follows from the replies.
+    /// Makes the missing calls, then those that follow from the replies.
     pub(super) fn ask(&mut self) -> anyhow::Result<()> {
         let mut tried = HashSet::new();
         loop {
@@ -167,7 +167,7 @@ impl<'a> Judging<'a> {
         }
     }
 
-    /// Takes what came back of a batch, and writes requests for what is still missing.
+    /// Reads the answers of a batch, and writes requests for the calls still missing.
     fn ask_by_files(&mut self, calls: &[&Call]) -> anyhow::Result<()> {
         let dir = self.config.output_dir.as_path();
         let mut answers = batch::read(dir, &self.settings)?;
@@ -176,7 +176,7 @@ impl<'a> Judging<'a> {
             match answers.remove(&call.id(&self.settings)) {
                 Some(Ok(reply)) => self.add(call, Ok(reply))?,
                 Some(Err(failure)) => {
-                    // A failure that was taken before is asked again; a new one is written down.
+                    // A failure recorded before is requested again; a new one is recorded.
                     if self.journal.answers().failure(&call.id(&self.settings)) != Some(&failure) {
                         self.add(call, Err(failure))?;
                     }
@@ -196,7 +196,7 @@ impl<'a> Judging<'a> {
         self.journal.add(call, &self.settings, answer)
     }
 
-    /// Stops where more calls failed than may.
+    /// Fails if more calls failed than allowed.
     fn refuse_failures(&self) -> anyhow::Result<()> {
         let (missing, most) = (self.missing(), self.config.max_failures.0);
         if missing.len() <= most {
@@ -225,7 +225,7 @@ impl<'a> Judging<'a> {
         kinds
     }
 
-    /// Writes the tool's own files and counts.
+    /// Writes the tool's files and counts.
     pub(super) fn results(&self) -> anyhow::Result<Value> {
         let book = self.book();
         let rows = results::rows(self.inputs, self.matches, &book);
@@ -265,7 +265,7 @@ impl<'a> Judging<'a> {
     }
 }
 
-/// Takes answers as they come: into the journal, and into the progress.
+/// Records arriving answers in the journal and updates the progress.
 struct Taker<'t, 'a> {
     judging: &'t mut Judging<'a>,
     calls: &'t [&'t Call],
@@ -294,7 +294,7 @@ impl<'t, 'a> Taker<'t, 'a> {
         Ok(())
     }
 
-    /// Tokens so far, and what is left if the other calls are as long.
+    /// Tokens used so far, and the expected remainder at the same mean.
     fn tokens_in_words(&self) -> String {
         let so_far = self.usage.prompt_tokens + self.usage.completion_tokens;
         let left = so_far.checked_div(self.done as u64).unwrap_or(0) * (self.calls.len() - self.done) as u64;

@@ -1,10 +1,11 @@
-//! `salsa judge`: answers judged by a language model, by the protocols of MT-Bench, Arena-Hard and AlpacaEval.
+//! `salsa judge`: answers judged by a language model, with the protocols of MT-Bench, Arena-Hard and AlpacaEval.
 //!
 //! ```text
 //! questions, answers ─► protocol ─► calls ─► transport ─► judgments.jsonl ─► rows of the tool ─► scores
 //! ```
 //!
-//! A call is known by what is asked, so a run that was stopped goes on where it was, and nothing is paid for twice.
+//! A call is identified by its content, so an interrupted run continues where it stopped, and no call is paid for
+//! twice.
 use salsa_engine::Head;
 use serde_json::Value;
 

@@ -11,24 +11,24 @@ use crate::{data::Content, stage::text::rows::Row};
 /// A question.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Question {
-    /// Its id as it is written in files: a number or a text.
+    /// Its id as in the files: a number or a text.
     pub id: Value,
-    /// Its category; empty where there is none.
+    /// Its category, or empty.
     pub category: String,
-    /// What the user says, turn by turn.
+    /// The user's messages, by turn.
     pub turns: Vec<String>,
-    /// The temperature that it asks for.
+    /// Its required temperature.
     pub required_temperature: Option<f64>,
-    /// AlpacaEval: the set it comes from.
+    /// AlpacaEval: its source data set.
     pub dataset: Option<String>,
 }
 
 /// An answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Answer {
-    /// What the model says, turn by turn.
+    /// The model's messages, by turn.
     pub turns: Vec<String>,
-    /// What was counted of it, where the file says so.
+    /// Its style counts, if the file contains them.
     pub style: Option<Style>,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Answer {
 pub(super) type Answers = HashMap<String, Answer>;
 
 impl Question {
-    /// The id as text, by which answers are found.
+    /// The id as text, the key of its answers.
     pub(super) fn key(&self) -> String {
         key_of(&self.id)
     }
@@ -47,8 +47,8 @@ pub(super) fn key_of(id: &Value) -> String {
     id.as_str().map_or_else(|| id.to_string(), str::to_owned)
 }
 
-/// The questions of a file: FastChat's and Arena-Hard's `question.jsonl`, AlpacaEval's list of instructions, or prompts as
-/// other stages read them.
+/// The questions of a file: FastChat's and Arena-Hard's `question.jsonl`, AlpacaEval's list of instructions, or prompts
+/// in the layouts of other stages.
 ///
 /// # Errors
 /// If a row is no question, or two have the same id.
@@ -91,7 +91,7 @@ fn turn(value: &Value) -> anyhow::Result<String> {
     Ok(text.context("a turn is no text and has no \"content\"")?.to_owned())
 }
 
-/// What the user says in a prompt of another layout: the text, or the last message of the user.
+/// The user's text in a prompt of another layout: the text, the only message, or all messages with their roles.
 fn words_of_prompt(row: &Row) -> anyhow::Result<String> {
     Ok(match row.prompt()? {
         Content::Text(text) => text,
@@ -106,7 +106,7 @@ fn words_of_prompt(row: &Row) -> anyhow::Result<String> {
     })
 }
 
-/// The answers of a file, by the id of the question; of two to the same question the last one counts, as in the tools.
+/// The answers of a file by question id; the last of several to the same question counts, as in the tools.
 ///
 /// # Errors
 /// If a row is no answer.
@@ -130,7 +130,7 @@ fn answer(row: &Row) -> anyhow::Result<(String, Answer)> {
     Ok((question_key(row)?, Answer { turns, style }))
 }
 
-/// The id of the question that a row answers; a row without one answers its own prompt.
+/// The id of the question that a row answers; without an id, that of its own prompt.
 fn question_key(row: &Row) -> anyhow::Result<String> {
     match ["question_id", "uid", "id"].iter().find_map(|key| row.object.get(*key)) {
         Some(id) => Ok(key_of(id)),
@@ -138,7 +138,7 @@ fn question_key(row: &Row) -> anyhow::Result<String> {
     }
 }
 
-/// The turns of the first choice, the only one that is judged.
+/// The turns of the first choice; only this one is judged.
 fn choice(object: &Map<String, Value>) -> anyhow::Result<Vec<String>> {
     let turns = object["choices"].pointer("/0/turns").and_then(Value::as_array);
     turns.context("\"choices\" has no first choice with \"turns\"")?.iter().map(turn).collect()
@@ -152,7 +152,7 @@ fn last_message(object: &Map<String, Value>) -> anyhow::Result<String> {
     Ok(text.context("the last message has no text and no \"answer\"")?.to_owned())
 }
 
-/// The counts that Arena-Hard keeps with an answer; those of a mapping are added up.
+/// The style counts that Arena-Hard stores with an answer; counts in a mapping are summed.
 fn style(metadata: &Value) -> Option<Style> {
     let count = |key: &str| match &metadata[key] {
         Value::Object(parts) => Some(parts.values().filter_map(Value::as_f64).sum()),

@@ -1,4 +1,4 @@
-//! Judgments that exist already: our own journals, and files of the tools. What they hold need not be paid for again.
+//! Existing judgments: journals of this program, and files of the tools. They need not be paid for again.
 use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, bail};
@@ -13,10 +13,10 @@ use super::{
     score::Rows,
 };
 
-/// Where replies come from: the journal of this run, other journals, and files of the tools.
+/// Sources of replies: other journals, and files of the tools.
 pub(super) struct Recorded {
     journals: Vec<Answers>,
-    /// Judgments of tools, by what they are about.
+    /// Judgments of tools, by what they judge.
     foreign: HashMap<String, Reply>,
 }
 
@@ -24,9 +24,9 @@ pub(super) struct Recorded {
 pub(super) struct Book<'a> {
     /// The journal of this run.
     pub journal: &'a Journal,
-    /// What was given.
+    /// Existing judgments.
     pub recorded: &'a Recorded,
-    /// How the judge is asked.
+    /// The request settings.
     pub settings: &'a Settings,
 }
 
@@ -47,7 +47,7 @@ impl Replies for Book<'_> {
     }
 }
 
-/// What a judgment is about, as far as the tools write it down.
+/// A key of what a judgment is about, from the fields that the tools record.
 fn about(subject: &Subject, user_prompt: &str) -> String {
     let order = [subject.order];
     let parts = [subject.question.as_bytes(), subject.judge.as_bytes(), subject.template.as_bytes(), &order];
@@ -56,7 +56,7 @@ fn about(subject: &Subject, user_prompt: &str) -> String {
 }
 
 impl Recorded {
-    /// Reads files as sources of replies.
+    /// Reads existing judgments.
     ///
     /// # Errors
     /// If a file cannot be read, or is no file of judgments of this protocol.
@@ -114,13 +114,13 @@ impl Recorded {
                     add(subject(&row.uid, models.clone(), &row.judge, "arena-hard", order), game.asked(), game.said());
                 }
             }),
-            // Their prompts are not written down; they can only be counted as they are.
+            // Their prompts are not recorded; they can only be counted.
             Rows::Alpaca(_) => {}
         }
     }
 }
 
-/// The rows of a tool's file of judgments.
+/// The rows of a tool's judgment file.
 ///
 /// # Errors
 /// If the file cannot be read, or is no such file of this protocol.
@@ -144,10 +144,10 @@ fn parsed<T: DeserializeOwned>(path: &Path, what: &str) -> anyhow::Result<Vec<T>
     })
 }
 
-/// The rows of several files, one after the other.
+/// The concatenated rows of several files.
 ///
 /// # Errors
-/// As [`rows`]; and if one is a journal of ours, which says nothing without the answers.
+/// As [`rows`]; and if one is a journal of this program, which is useless without the answers.
 pub(super) fn all_rows<'a>(paths: impl IntoIterator<Item = &'a Path>, protocol: Protocol) -> anyhow::Result<Rows> {
     let mut all: Option<Rows> = None;
     for path in paths {

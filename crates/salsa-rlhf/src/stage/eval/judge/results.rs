@@ -1,4 +1,4 @@
-//! What a run leaves: rows in the tool's own layout, and scores.
+//! Output of a run: rows in the tool's layout, and scores.
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::Context;
@@ -15,19 +15,19 @@ use super::{
 };
 use crate::{atomic, stage::text::rows as jsonl};
 
-/// The scores of a directory, beside `stage.json`.
+/// The file of scores, next to `stage.json`.
 const SCORES: &str = "judgment.json";
 
 /// Writes the scores.
 ///
 /// # Errors
-/// If the disk refuses.
+/// If the file cannot be written.
 pub(super) fn write(config: &JudgeConfig, results: &Value) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(results)? + "\n";
     atomic::write(&config.output_dir.join(SCORES), text.as_bytes())
 }
 
-/// The rows that the replies make.
+/// The rows made from the replies.
 pub(super) fn rows(inputs: &Inputs, matches: &[Match], book: &Book<'_>) -> Rows {
     match inputs.protocol {
         Protocol::MtBenchSingle => Rows::Single(mt_bench::single_rows(inputs, matches, book)),
@@ -37,10 +37,10 @@ pub(super) fn rows(inputs: &Inputs, matches: &[Match], book: &Book<'_>) -> Rows 
     }
 }
 
-/// Writes the files of the tool's own layout below `model_judgment`.
+/// Writes the files in the tool's layout below `model_judgment`.
 ///
 /// # Errors
-/// If the disk refuses.
+/// If a file cannot be written.
 pub(super) fn write_rows(config: &JudgeConfig, rows: &Rows) -> anyhow::Result<()> {
     let (dir, judge) = (config.output_dir.join("model_judgment"), config.judge_file_name());
     let lines = |path: &Path, rows: Vec<Value>| {
@@ -82,10 +82,10 @@ pub(super) fn write_rows(config: &JudgeConfig, rows: &Rows) -> anyhow::Result<()
     }
 }
 
-/// The scores, with what the configuration says of counting.
+/// The scores, by the configured counting.
 ///
 /// # Errors
-/// If a table that counting needs cannot be read, or an answer is missing.
+/// If a table needed for counting cannot be read, or an answer is missing.
 pub(super) fn scores(config: &JudgeConfig, rows: &Rows, inputs: Option<&Inputs>) -> anyhow::Result<Value> {
     let none = BTreeMap::new();
     let answers = inputs.map_or(&none, |inputs| &inputs.answers);

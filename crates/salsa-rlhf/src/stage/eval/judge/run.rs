@@ -1,4 +1,4 @@
-//! One run: answers, calls, what is missing, rows, scores.
+//! One run: answers, calls, missing calls, rows, scores.
 use anyhow::ensure;
 use serde_json::{Value, json};
 
@@ -14,10 +14,10 @@ use super::{
 };
 use crate::stage::{StageContext, Until};
 
-/// Does the work.
+/// Runs the stage.
 ///
 /// # Errors
-/// If something is missing or cannot be read, the judge cannot be reached, or more calls have no reply than may.
+/// If something is missing or cannot be read, the judge cannot be reached, or more calls than allowed have no reply.
 pub(super) fn run(config: &JudgeConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.validate()?;
     if config.only_counts() {
@@ -53,10 +53,10 @@ pub(super) fn run(config: &JudgeConfig, context: &StageContext) -> anyhow::Resul
     judging.results()
 }
 
-/// Checks whether questions, answers and templates fit together.
+/// Checks that questions, answers and templates are compatible.
 ///
 /// # Errors
-/// If they do not.
+/// If they are not.
 pub(super) fn check(config: &JudgeConfig) -> anyhow::Result<()> {
     if config.only_counts() {
         return count_only(config).map(drop);
@@ -68,7 +68,7 @@ pub(super) fn check(config: &JudgeConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Counts judgments as they are.
+/// Counts existing judgments only.
 fn count_only(config: &JudgeConfig) -> anyhow::Result<Value> {
     let mut rows = recorded::all_rows(config.judgments.iter().map(AsRef::as_ref), config.protocol)?;
     let duplicates = rows.remove_duplicates();
@@ -101,7 +101,7 @@ fn settings(config: &JudgeConfig) -> Settings {
     }
 }
 
-/// How many calls and tokens it would be.
+/// The number of calls and tokens of a run.
 fn forecast(matches: &[Match], settings: &Settings) -> Value {
     let calls: Vec<&Call> = matches.iter().flat_map(|found| &found.games).collect();
     let tokens: usize = calls.iter().map(|call| estimated_tokens(call)).sum();
@@ -113,7 +113,7 @@ fn forecast(matches: &[Match], settings: &Settings) -> Value {
     })
 }
 
-/// The tokens of a prompt, about: those of its texts by gpt-4o's tokenizer, and a few for each message.
+/// Estimated tokens of a prompt: those of its texts by gpt-4o's tokenizer, and a few for each message.
 fn estimated_tokens(call: &Call) -> usize {
     call.messages.iter().map(|message| Encoding::O200k.tokens(&message.content) + 4).sum()
 }
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
     use crate::stage::eval::judge::transport::Transport;
 
-    /// With one token a judge says nothing or does not come to its end: every call fails, and the stage is not done.
+    /// With one token, a judge says nothing or is cut off: every call fails, and the stage is not done.
     #[test]
     fn a_local_judge_without_a_whole_judgment_has_failed() {
         let dir = tempfile::tempdir().unwrap();

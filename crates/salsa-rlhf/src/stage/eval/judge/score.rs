@@ -1,5 +1,5 @@
-//! Scores from rows, each by the rule of its tool; and beside it what the tool does not say: an interval over prompts, the
-//! bias of position, lengths.
+//! Scores from rows by the rule of each tool, and additional statistics: an interval over prompts, position bias,
+//! lengths.
 use std::collections::{BTreeMap, BTreeSet};
 
 use salsa_algo::{
@@ -32,16 +32,16 @@ mod tests;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StyleControl {
-    /// They are not.
+    /// Scores are not controlled.
     #[default]
     None,
-    /// As the tool computes it, its optimiser included, which in v2 stops before the optimum.
+    /// As computed by the tool, including its optimiser, which in v2 stops before the optimum.
     Compat,
     /// The same model at its optimum.
     Exact,
 }
 
-/// A feature that style control takes into account.
+/// A feature that style control accounts for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StyleFeature {
@@ -68,13 +68,13 @@ pub(super) enum Rows {
 pub(super) struct Counting<'a> {
     /// The protocol.
     pub protocol: Protocol,
-    /// The model that the others are compared with, if one is given.
+    /// The model to compare the others with; may be empty.
     pub baseline: &'a str,
-    /// Our interval.
+    /// Resampling of the interval over prompts.
     pub how: Resampling,
     /// Arena-Hard's style control.
     pub style: StyleControl,
-    /// Which of the four features it takes.
+    /// Which of the four features are controlled.
     pub controlled: [bool; FEATURES],
     /// A fixed scale of the features.
     pub scale: Option<Scale>,
@@ -91,7 +91,7 @@ pub(super) struct Counting<'a> {
 }
 
 impl Rows {
-    /// How many there are.
+    /// The number of rows.
     pub(super) fn len(&self) -> usize {
         match self {
             Rows::Single(rows) => rows.len(),
@@ -101,7 +101,7 @@ impl Rows {
         }
     }
 
-    /// Takes out rows that judge the same once more; returns how many. The first one stays.
+    /// Removes later rows with the same subject; returns their number.
     pub(super) fn remove_duplicates(&mut self) -> usize {
         let before = self.len();
         match self {
@@ -117,10 +117,10 @@ impl Rows {
         before - self.len()
     }
 
-    /// The score of every model, with the rule that it is computed by.
+    /// The score of every model, with the rule of its computation.
     ///
     /// # Errors
-    /// If style is to be controlled and the style of an answer is not known, or difficulties do not fit.
+    /// If style control lacks the style of an answer, or difficulties do not match the instructions.
     pub(super) fn scores(&self, counting: &Counting<'_>) -> anyhow::Result<Value> {
         match self {
             Rows::Single(rows) => Ok(fastchat::singles(rows, counting)),
@@ -136,7 +136,7 @@ fn retain_first<T>(rows: &mut Vec<T>, key: impl Fn(&T) -> Value) {
     rows.retain(|row| seen.insert(key(row).to_string()));
 }
 
-/// A map from names to values, in the order of the names.
+/// A map from names to values, sorted by name.
 fn by_name(entries: impl IntoIterator<Item = (String, Value)>) -> Value {
     let sorted: BTreeMap<String, Value> = entries.into_iter().collect();
     Value::Object(sorted.into_iter().collect::<Map<_, _>>())
@@ -146,7 +146,7 @@ fn ends(interval: Interval, factor: f64) -> Value {
     json!([interval.low * factor, interval.high * factor])
 }
 
-/// Our interval over prompts of values under the keys of their prompts.
+/// The interval over prompts of `(prompt key, value, weight)` entries.
 fn over_prompts(values: impl IntoIterator<Item = (String, f64, f64)>, counting: &Counting<'_>, factor: f64) -> Value {
     let mut of: BTreeMap<String, Unit> = BTreeMap::new();
     values.into_iter().for_each(|(key, value, weight)| of.entry(key).or_default().add(value, weight));
@@ -162,7 +162,7 @@ fn bias(rows: impl IntoIterator<Item = pair::Row>) -> Value {
     })
 }
 
-/// Adds mean lengths, and the win rate at equal length where it can be fitted.
+/// Adds mean lengths, and the win rate at equal length if it can be fitted.
 fn add_lengths(found: &mut Value, instructions: &[Instruction]) {
     if instructions.is_empty() {
         return;

@@ -1,4 +1,4 @@
-//! What Arena-Hard counts of an answer: its tokens and its markdown.
+//! Style counts of Arena-Hard: tokens and markdown.
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -16,10 +16,10 @@ static LISTS: LazyLock<[Regex; 2]> =
     LazyLock::new(|| [pattern(&format!(r"(?m)^{SPACE}*\d+\.{SPACE}")), pattern(&format!("(?m)^{SPACE}*[-*+]{SPACE}"))]);
 static BOLD: LazyLock<[Regex; 2]> = LazyLock::new(|| [pattern(r"\*\*[^*\n]+\*\*"), pattern(r"__[^_\n]+__")]);
 
-/// What Python's `\s` matches: white space of Unicode, and four control characters that separate records.
+/// Matches like Python's `\s`: Unicode white space, and four separator control characters.
 const SPACE: &str = r"[\s\x1c-\x1f]";
 
-/// Which tokens are counted.
+/// The encoding whose tokens are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
     /// v0.1: those of gpt-3.5-turbo.
@@ -36,13 +36,13 @@ impl Encoding {
         }
     }
 
-    /// The number of tokens of a text; what looks like a special token is text.
+    /// The number of tokens of a text; special tokens are encoded as text.
     pub(super) fn tokens(self, text: &str) -> usize {
         self.tokenizer().encode_ordinary(text).len()
     }
 }
 
-/// The counts of an answer: tokens of the whole; headers, items of lists and bold passages outside of code.
+/// The counts of an answer: tokens of the whole; headers, list items and bold passages outside of code.
 pub(super) fn of(answer: &str, encoding: Encoding) -> Style {
     let text = without_code(answer);
     let count =
@@ -55,7 +55,7 @@ pub(super) fn of(answer: &str, encoding: Encoding) -> Style {
     }
 }
 
-/// The answer without what stands between triple backticks, wherever the same text occurs; the backticks stay.
+/// Removes the text between triple backticks, including all its other occurrences; the backticks stay.
 fn without_code(answer: &str) -> String {
     let blocks: Vec<&str> = CODE.captures_iter(answer).filter_map(|found| Some(found.get(1)?.as_str())).collect();
     let mut text = answer.to_owned();

@@ -1,4 +1,4 @@
-//! Which of the two outputs AlpacaEval shows first: drawn for each instruction from its text, by CPython's generator.
+//! The order of the two outputs in AlpacaEval: drawn for each instruction from its text, by CPython's generator.
 use sha2::{Digest, Sha512};
 
 /// Whether the model's output is shown before the baseline's.
@@ -10,10 +10,10 @@ pub(super) fn is_switched(instruction: &str) -> bool {
     first_double(&format!("is_switched_outputs{instruction}0")) >= 0.5
 }
 
-/// The first `random()` of a generator that CPython seeds with this text.
+/// The first `random()` of a CPython generator seeded with this text.
 fn first_double(seed: &str) -> f64 {
     let bytes = [seed.as_bytes(), &Sha512::digest(seed.as_bytes())[..]].concat();
-    // One number, its first byte the most significant, in words of 32 bits from the least; leading zeros are no part of it.
+    // The seed as a big-endian integer, split into 32-bit words, least significant first, without leading zeros.
     let bytes: Vec<u8> = bytes.into_iter().skip_while(|byte| *byte == 0).collect();
     let words: Vec<u32> =
         bytes.rchunks(4).map(|word| word.iter().fold(0, |w, byte| w << 8 | u32::from(*byte))).collect();

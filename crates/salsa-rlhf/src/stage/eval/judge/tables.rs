@@ -1,4 +1,4 @@
-//! Tables that counting needs: a scale of style, AlpacaEval's difficulties and gamed baseline.
+//! Tables for counting: style scale, AlpacaEval's difficulties and gamed baseline.
 use std::path::Path;
 
 use anyhow::{Context, ensure};
@@ -14,7 +14,7 @@ use crate::input;
 /// A fixed scale of style features.
 ///
 /// # Errors
-/// If the file is none.
+/// If the file has another format.
 pub(super) fn scale(path: &Path) -> anyhow::Result<Scale> {
     #[derive(Deserialize)]
     struct Fixed {
@@ -29,7 +29,7 @@ pub(super) fn scale(path: &Path) -> anyhow::Result<Scale> {
     Ok(Scale { mean, deviation })
 }
 
-/// The column of a CSV file, in the order of its rows.
+/// A numeric column of a CSV file, in row order.
 fn column(path: &Path, rows: &[Map<String, Value>], name: &str) -> anyhow::Result<Vec<f64>> {
     let number = |(i, row): (usize, &Map<String, Value>)| {
         let text = row.get(name).with_context(|| format!("{} has no column {name}", path.display()))?;
@@ -55,7 +55,7 @@ fn csv_rows(path: &Path) -> anyhow::Result<Vec<Map<String, Value>>> {
 /// The difficulty of each instruction: the column `instruction_difficulty`, or the last one.
 ///
 /// # Errors
-/// If the file holds no such numbers; names the row.
+/// If a value is no number; the error names the row.
 pub(super) fn difficulties(path: &Path) -> anyhow::Result<Vec<f64>> {
     let rows = csv_rows(path)?;
     let named = |row: &Map<String, Value>| row.contains_key("instruction_difficulty");
@@ -70,7 +70,7 @@ pub(super) fn difficulties(path: &Path) -> anyhow::Result<Vec<f64>> {
 /// The rows of the gamed baseline.
 ///
 /// # Errors
-/// If a column is missing or holds something else; names the row.
+/// If a column is missing or a value is no number; the error names the row.
 pub(super) fn gamed(path: &Path) -> anyhow::Result<Vec<Gamed>> {
     let rows = csv_rows(path)?;
     let of = |name| column(path, &rows, name);

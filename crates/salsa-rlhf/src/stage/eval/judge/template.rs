@@ -1,4 +1,4 @@
-//! Judge prompts, from the files in which the tools keep them.
+//! Judge prompts, read from the files of the tools.
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, bail, ensure};
@@ -16,12 +16,12 @@ pub(super) struct Template {
     /// `single` or `pairwise`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// What the system message says; may be empty.
+    /// The system message; may be empty.
     #[serde(default)]
     pub system_prompt: String,
-    /// What the user's message says, with `{field}`s.
+    /// The user's message, with `{field}`s.
     pub prompt_template: String,
-    /// How the verdict is written.
+    /// The format of the verdict.
     pub output_format: String,
 }
 
@@ -39,10 +39,10 @@ pub(super) fn read(path: &Path) -> anyhow::Result<BTreeMap<String, Template>> {
     Ok(templates.into_iter().collect())
 }
 
-/// The template of this name.
+/// Finds a template by name.
 ///
 /// # Errors
-/// If there is none; names those there are.
+/// If there is none; the error lists the existing names.
 pub(super) fn named<'a>(templates: &'a BTreeMap<String, Template>, name: &str) -> anyhow::Result<&'a Template> {
     templates.get(name).with_context(|| {
         let names: Vec<&str> = templates.keys().map(String::as_str).collect();
@@ -51,10 +51,10 @@ pub(super) fn named<'a>(templates: &'a BTreeMap<String, Template>, name: &str) -
 }
 
 impl Template {
-    /// The conversation with these fields.
+    /// The conversation, filled with these fields.
     ///
     /// # Errors
-    /// If the template names a field that is not among them.
+    /// If the template uses a field that is not among them.
     pub(super) fn messages(&self, fields: &[(&str, &str)]) -> anyhow::Result<Vec<Message>> {
         let user = fill(&self.prompt_template, fields).with_context(|| format!("template {}", self.name))?;
         let system = (!self.system_prompt.is_empty()).then(|| Message::new("system", self.system_prompt.as_str()));
@@ -62,11 +62,11 @@ impl Template {
     }
 }
 
-/// Puts fields into a template in one pass, as Python's `str.format` does: what a field holds is not looked at again, and
-/// doubled braces are single ones.
+/// Fills fields into a template in one pass, like Python's `str.format`: field values are not expanded again, and
+/// doubled braces become single ones.
 ///
 /// # Errors
-/// If the template names a field that is not given, or a brace stands alone.
+/// If the template uses a field that is not given, or has an unpaired brace.
 pub(super) fn fill(template: &str, fields: &[(&str, &str)]) -> anyhow::Result<String> {
     let (mut out, mut rest) = (String::with_capacity(template.len()), template);
     while let Some(at) = rest.find(['{', '}']) {
@@ -98,7 +98,7 @@ pub(super) struct ArenaConfig {
     pub system_prompt: Option<String>,
     /// The user's message, with `{field}`s: a text, or a list of one text.
     pub prompt_template: OneOrList,
-    /// v2: how verdicts are found.
+    /// v2: the patterns for verdicts.
     pub regex_patterns: Vec<String>,
 }
 
@@ -119,10 +119,10 @@ impl Default for OneOrList {
 }
 
 impl ArenaConfig {
-    /// Reads it.
+    /// Reads the file.
     ///
     /// # Errors
-    /// If it is no such file, or has more than one turn.
+    /// If the file has another format, or more than one turn.
     pub(super) fn read(path: &Path) -> anyhow::Result<ArenaConfig> {
         let text = input::read_to_string(path)?;
         let config: ArenaConfig = serde_saphyr::from_str(&text)
@@ -145,7 +145,7 @@ impl ArenaConfig {
         }
     }
 
-    /// The user's message. The fields of both versions are understood.
+    /// The user's message. Accepts the field names of both versions.
     ///
     /// # Errors
     /// As [`fill`].
@@ -162,11 +162,11 @@ impl ArenaConfig {
     }
 }
 
-/// The system prompts of Arena-Hard v2 by category, from its `utils/judge_utils.py`: the literals of `JUDGE_SETTINGS` are
-/// read, nothing is run.
+/// The system prompts of Arena-Hard v2 by category, parsed from the literals of `JUDGE_SETTINGS` in its
+/// `utils/judge_utils.py`; nothing is executed.
 ///
 /// # Errors
-/// If the file does not have that form.
+/// If the file has another form.
 pub(super) fn system_prompts(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
     let text = input::read_to_string(path)?;
     system_prompts_of(&text)
@@ -204,7 +204,7 @@ fn system_prompts_of(text: &str) -> anyhow::Result<BTreeMap<String, String>> {
     Ok(prompts)
 }
 
-/// A text literal in double quotes, which Python and JSON write alike but for `\'`, and what follows it.
+/// Splits off a double-quoted string literal, which is the same in Python and JSON except for `\'`.
 fn literal(text: &str) -> anyhow::Result<(String, &str)> {
     let mut escaped = false;
     let end = text.char_indices().skip(1).find(|(_, c)| {
@@ -217,7 +217,9 @@ fn literal(text: &str) -> anyhow::Result<(String, &str)> {
     Ok((read, &text[end + 1..]))
 }
 
-/// AlpacaEval's prompt: parts between `<|im_start|>ROLE` and `<|im_end|>`. Braces that are no field stay as they are.
+/// AlpacaEval's prompt: parts between `<|im_start
+/// ROLE` and `<|im_end
+/// `. Braces that enclose no field are kept.
 ///
 /// # Errors
 /// If the text has no such parts.
@@ -227,13 +229,13 @@ pub(super) fn alpaca_messages(template: &str, fields: &[(&str, &str)]) -> anyhow
     let message = |part: &&str| {
         let (role, content) = part.split_once('\n').context("a part of the template has no line behind its role")?;
         let content = content.split_once("<|im_end|>").context("a part of the template has no <|im_end|>")?.0;
-        // Fields last: an answer may hold the marks of the template.
+        // Fields last: an answer may contain the markers of the template.
         Ok(Message::new(role.trim(), replaced(content.trim(), fields)))
     };
     parts.iter().map(message).collect()
 }
 
-/// Fields put in in one pass; all else stays.
+/// Replaces fields in one pass; everything else is kept.
 fn replaced(template: &str, fields: &[(&str, &str)]) -> String {
     let (mut out, mut rest) = (String::new(), template);
     while let Some(at) = rest.find('{') {

@@ -1,14 +1,14 @@
-//! Verdicts in the text of a judgment. The tools read them by three different rules, which share nothing.
+//! Parses verdicts in judgments. The tools use three independent rules.
 use std::sync::LazyLock;
 
 use anyhow::Context;
 use regex::Regex;
 use serde_json::{Value, json};
 
-/// What stands before the judgment of a model that writes down its thoughts.
+/// The end marker of a reasoning model's thoughts.
 const END_OF_THOUGHTS: &str = "</think>";
 
-/// The text behind the last `</think>`, and whether there was one.
+/// The text after the last `</think>`, and whether there was one.
 pub(super) fn without_thoughts(text: &str) -> (&str, bool) {
     match text.rfind(END_OF_THOUGHTS) {
         Some(at) => (&text[at + END_OF_THOUGHTS.len()..], true),
@@ -27,8 +27,8 @@ static SCORES: LazyLock<[Regex; 2]> = LazyLock::new(|| {
 });
 static LABEL: LazyLock<Regex> = LazyLock::new(|| pattern(r"\[\[([AB<>=]+)\]\]"));
 
-/// MT-Bench, single answers: the first `[[number]]`, else the first `[number]`; whole numbers stay whole. None if there is
-/// none. Any number counts: the tool checks no range.
+/// MT-Bench, single answers: the first `[[number]]`, else the first `[number]`, else `None`; integers stay integers. As
+/// in the tool, the range is not checked.
 pub(super) fn score(text: &str) -> Option<Value> {
     let found = SCORE.iter().find_map(|pattern| pattern.captures(text))?;
     number(&found[1])
@@ -37,7 +37,7 @@ pub(super) fn score(text: &str) -> Option<Value> {
 fn number(text: &str) -> Option<Value> {
     match text.contains('.') {
         true => text.parse::<f64>().ok().map(|number| json!(number)),
-        // A number of more digits than an integer has is a number all the same.
+        // Numbers beyond the integer range become floats.
         false => {
             text.parse::<u64>().map(|number| json!(number)).or_else(|_| text.parse::<f64>().map(|n| json!(n))).ok()
         }
@@ -55,17 +55,17 @@ pub(super) enum Preferred {
     Tie,
 }
 
-/// MT-Bench, pairs: whichever of `[[A]]`, `[[B]]`, `[[C]]` occurs, looked for in this order and anywhere; so a judgment
-/// that mentions `[[A]]` and ends with `[[B]]` is for A, as the tool has it.
+/// MT-Bench, pairs: the first of `[[A]]`, `[[B]]`, `[[C]]`, in this order, that occurs anywhere. As in the tool, a
+/// judgment that mentions `[[A]]` and ends with `[[B]]` is for A.
 pub(super) fn preferred(text: &str) -> Option<Preferred> {
     let verdicts = [("[[A]]", Preferred::A), ("[[B]]", Preferred::B), ("[[C]]", Preferred::Tie)];
     verdicts.into_iter().find(|(label, _)| text.contains(label)).map(|(_, preferred)| preferred)
 }
 
-/// Scores that differ by no more than this tie.
+/// Maximum score difference of a tie.
 const TIE: f64 = 0.1;
 
-/// MT-Bench, pairs that are graded: `[[a,b]]`, else `[a,b]`; scores within 0.1 tie.
+/// MT-Bench, graded pairs: `[[a,b]]`, else `[a,b]`; scores within 0.1 tie.
 pub(super) fn preferred_by_scores(text: &str) -> Option<Preferred> {
     let found = SCORES.iter().find_map(|pattern| pattern.captures(text))?;
     let (a, b): (f64, f64) = (found[1].parse().ok()?, found[2].parse().ok()?);
@@ -76,18 +76,18 @@ pub(super) fn preferred_by_scores(text: &str) -> Option<Preferred> {
     })
 }
 
-/// What Arena-Hard v0.1 finds in all attempts together.
+/// The labels that Arena-Hard v0.1 finds in all attempts together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// One label, however often.
+    /// One label, possibly repeated.
     Label(String),
-    /// None: the judge is asked once more.
+    /// None: a second attempt follows.
     Nothing,
-    /// Several that differ: no verdict, and no second attempt.
+    /// Several different ones: no verdict, and no second attempt.
     Contradiction,
 }
 
-/// Arena-Hard v0.1: the one label that occurs in `[[…]]`.
+/// Arena-Hard v0.1: the only label in `[[…]]`.
 pub(super) fn only_label(text: &str) -> Found {
     let mut labels = LABEL.captures_iter(text).map(|found| found[1].to_owned());
     let Some(first) = labels.next() else { return Found::Nothing };
@@ -98,15 +98,15 @@ pub(super) fn only_label(text: &str) -> Found {
 pub(super) struct Patterns(Vec<Regex>);
 
 impl Patterns {
-    /// The tool's own two: `[[label]]`, else `[label]`.
+    /// The tool's default patterns: `[[label]]`, else `[label]`.
     pub(super) fn standard() -> Patterns {
         Patterns(vec![LABEL.clone(), pattern(r"\[([AB<>=]+)\]")])
     }
 
-    /// Those of a configuration file.
+    /// The patterns of a configuration file.
     ///
     /// # Errors
-    /// If one is no pattern, or has no group.
+    /// If one is no valid pattern, or has no group.
     pub(super) fn new(texts: &[String]) -> anyhow::Result<Patterns> {
         let compiled = texts.iter().map(|text| {
             let pattern =
@@ -117,7 +117,7 @@ impl Patterns {
         Ok(Patterns(compiled.collect::<anyhow::Result<_>>()?))
     }
 
-    /// Arena-Hard v2: the last match, in the text in capitals, of the first pattern that has one.
+    /// Arena-Hard v2: the last match of the first pattern that matches the upper-cased text.
     pub(super) fn last_label(&self, text: &str) -> Option<String> {
         let text = text.to_uppercase();
         let last = |pattern: &Regex| {
@@ -128,7 +128,7 @@ impl Patterns {
     }
 }
 
-/// What a label means: the five of v0.1, and five more that v2 knows.
+/// The meaning of a label: the five of v0.1, and five more of v2.
 pub(super) fn label(text: &str) -> Option<salsa_algo::judge::arena::Label> {
     use salsa_algo::judge::arena::Label;
     Some(match text {

@@ -1,4 +1,4 @@
-//! One model that goes from point to point between checkpoints.
+//! A model that moves between checkpoints, point by point.
 
 use anyhow::{Context, ensure};
 use salsa_algo::soup::{Normalize, Weights, weighted_mean};
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// The weights of some checkpoints, and a model whose weights are a mean of theirs.
+/// The weights of some checkpoints, and a model with a weighted mean of them.
 pub(in crate::stage) struct Blend {
     spec: ModelSpec,
     ends: Vec<Vec<f32>>,
@@ -25,7 +25,7 @@ impl Blend {
     /// Reads the checkpoints.
     ///
     /// # Errors
-    /// If one cannot be used as a language model, or they do not fit together.
+    /// If one cannot be used as a language model, or they are incompatible.
     pub(crate) fn open(paths: &[ModelPath], vocab_size: usize, device: &Device) -> anyhow::Result<Blend> {
         let mut read = Vec::new();
         for path in paths {
@@ -55,10 +55,10 @@ impl Blend {
         })
     }
 
-    /// The model with these weights of the checkpoints, which need not lie between 0 and 1.
+    /// Sets the model to the mean with these weights of the checkpoints, which may be outside 0 to 1.
     ///
     /// # Errors
-    /// If a weight of the model is not finite there.
+    /// If a weight of the mean is not finite.
     pub(crate) fn at(&mut self, weights: &[f64]) -> anyhow::Result<&Model> {
         let ends: Vec<&[f32]> = self.ends.iter().map(Vec::as_slice).collect();
         weighted_mean(&ends, &Weights::new(weights, Normalize::Keep)?, &mut self.mixed);

@@ -1,7 +1,7 @@
-//! Where a landscape is measured.
+//! The points of a landscape.
 
-/// Weights `1 - t` and `t` at equal distances from `start` to `end`, in order; 0 and 1 are added if they lie between and are
-/// not among them.
+/// Weights `1 - t` and `t` with `t` equally spaced from `start` to `end`; 0 and 1 are inserted if they are in between
+/// and not among the points.
 pub(super) fn line(start: f64, end: f64, steps: usize) -> Vec<Vec<f64>> {
     let place = |i: usize| rounded(start + (end - start) * i as f64 / (steps - 1) as f64);
     let mut places: Vec<f64> = (0..steps).map(place).collect();
@@ -14,13 +14,13 @@ pub(super) fn line(start: f64, end: f64, steps: usize) -> Vec<Vec<f64>> {
     places.into_iter().map(|t| vec![rounded(1.0 - t), t]).collect()
 }
 
-/// How many points [`plane`] has.
+/// The number of points of [`plane`].
 pub(super) fn plane_points(divisions: usize, margin: f64) -> usize {
     let edge = divisions + 3 * beyond(divisions, margin) as usize;
     (edge + 1) * (edge + 2) / 2
 }
 
-/// Rows beyond the triangle. A margin that is a multiple up to rounding counts as one.
+/// Rows beyond the triangle. A margin that is a multiple of a step up to rounding counts as one.
 fn beyond(divisions: usize, margin: f64) -> i64 {
     (margin * divisions as f64 + 1e-9).floor() as i64
 }
@@ -42,7 +42,7 @@ pub(super) fn plane(divisions: usize, margin: f64) -> Vec<Vec<f64>> {
     points
 }
 
-/// Without the noise of the last digits: `0.30000000000000004` becomes `0.3`.
+/// Rounds off noise in the last digits: `0.30000000000000004` becomes `0.3`.
 fn rounded(x: f64) -> f64 {
     let rounded = (x * 1e12).round() / 1e12;
     if rounded == 0.0 { 0.0 } else { rounded }

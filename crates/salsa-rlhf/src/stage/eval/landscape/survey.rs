@@ -1,4 +1,4 @@
-//! What all points of a landscape share, and what is measured at one.
+//! Data and models shared by all points of a landscape, and the measurement of a point.
 use salsa_engine::Model;
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// What one point gave, prompt by prompt: what is kept of an interrupted run.
+/// Measurements of one point, by prompt; kept if the run is interrupted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Measured {
     pub scores: Vec<f64>,
@@ -29,7 +29,7 @@ pub(super) struct Measured {
     pub lengths: Vec<f64>,
 }
 
-/// Everything that all points share.
+/// Data and models shared by all points.
 pub(super) struct Survey<'a> {
     config: &'a LandscapeConfig,
     exam: Exam,
@@ -39,10 +39,10 @@ pub(super) struct Survey<'a> {
 }
 
 impl<'a> Survey<'a> {
-    /// Opens data and models, if there is memory for them.
+    /// Opens data and models after checking the memory.
     ///
     /// # Errors
-    /// If a model or a set cannot be used, or memory is short.
+    /// If a model or a set cannot be used, or memory does not suffice.
     pub(super) fn open(config: &'a LandscapeConfig, context: &StageContext) -> anyhow::Result<Survey<'a>> {
         let LandscapeConfig { max_new_tokens, max_prompts, max_prompt_length, temperature, seed, gold, .. } = *config;
         let answering = Answering { max_new_tokens, temperature, seed, slots: *config.decode_slots, gold };
@@ -64,7 +64,7 @@ impl<'a> Survey<'a> {
         let need = |knobs: &Knobs| {
             let mut roles = Roles::new(knobs.dtype);
             syllabus.add_reward_model(&mut roles);
-            // The models, and their mean.
+            // The models and their mean.
             roles.ingredients(&syllabus.spec, config.models.len() + 1);
             roles.changing(&syllabus.spec);
             let (mut need, passes) = (roles.need(), Passes::new(knobs));
@@ -84,10 +84,10 @@ impl<'a> Survey<'a> {
         Ok(Survey { config, exam, questions, held_out, blend })
     }
 
-    /// What the mean with these weights gives.
+    /// Measures the mean with these weights.
     ///
     /// # Errors
-    /// If a weight is not finite there, or an answer cannot be decoded.
+    /// If a weight of the mean is not finite, or an answer cannot be decoded.
     pub(super) fn measure(&mut self, weights: &[f64]) -> anyhow::Result<Measured> {
         let model: &Model = self.blend.at(weights)?;
         let answers = self.exam.answer(model, &self.questions)?;
@@ -96,7 +96,7 @@ impl<'a> Survey<'a> {
         Ok(Measured { scores: answers.scores, gold: answers.gold, losses, lengths })
     }
 
-    /// The estimates of all points; differences are taken prompt by prompt against the first model.
+    /// The estimates of all points; differences are taken prompt by prompt from the first model.
     pub(super) fn landscape(&self, points: &[Vec<f64>], measured: &[Measured]) -> Landscape {
         let is_first = |weights: &[f64]| weights[0] == 1.0 && weights[1..].iter().all(|w| *w == 0.0);
         let first = points.iter().position(|weights| is_first(weights)).map(|i| &measured[i]);

@@ -1,4 +1,4 @@
-//! Landscapes between tiny models, held against what the models at their points say for themselves.
+//! Landscapes between tiny models, compared with separate measurements of the models at their points.
 use std::fs;
 
 use serde_json::json;
@@ -10,7 +10,7 @@ use crate::{
     stage::{Outcome, fixture, run_stage, soup, table},
 };
 
-/// Three models and a reward model of one base.
+/// Three models and a reward model from one base.
 struct World(tempfile::TempDir);
 
 impl World {
@@ -46,7 +46,7 @@ impl World {
         }
     }
 
-    /// As the command does it.
+    /// Runs the stage as the command does.
     fn run(&self, config: &LandscapeConfig, context: &StageContext) -> anyhow::Result<Outcome> {
         let given = serde_json::to_value(config).unwrap();
         let kind = table::find("landscape").unwrap();
@@ -78,7 +78,7 @@ fn a_point_of_the_line_is_the_soup_of_its_weights() {
     );
     assert!(config.output_dir.join("landscape.html").exists() && !config.output_dir.join("checkpoints").exists());
 
-    // The soup written to disk, measured alone.
+    // The soup written to disk, measured separately.
     let soup = soup::SoupConfig {
         models: config.models.clone(),
         output_dir: world.path("soup"),
@@ -99,7 +99,7 @@ fn a_point_of_the_line_is_the_soup_of_its_weights() {
     assert_eq!((middle.loss, middle.gold_reward), (soup.loss, soup.gold_reward));
     assert!(middle.loss.unwrap().mean > 0.0 && middle.gold_reward.is_some());
 
-    // Differences are against the first model, which has none itself.
+    // Differences are from the first model, which has none.
     let (first, last) = (&landscape.points[1], &landscape.points[4]);
     assert!(first.proxy_difference.is_none());
     let difference = last.proxy_score.mean - first.proxy_score.mean;
@@ -145,7 +145,7 @@ fn an_interrupted_run_keeps_its_points_and_goes_on() {
     let error = world.run(&config, &context).unwrap_err();
     assert!(error.to_string().starts_with("interrupted after step 0 of 5"), "{error}");
 
-    // Two points of another process: recognisable, so that it shows that they are not measured again.
+    // Recognisable points of an earlier process, to show that they are not measured again.
     world.run(&LandscapeConfig { output_dir: world.path("whole"), ..config.clone() }, &fixture::quiet()).unwrap();
     let point = Measured { scores: vec![7.0; 4], gold: None, losses: None, lengths: vec![1.0; 4] };
     let out = world.path("out");

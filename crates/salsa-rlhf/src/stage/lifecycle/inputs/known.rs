@@ -1,5 +1,5 @@
-//! Digests of files that this process has read already: the roles of a PPO run may name one base model five times, and each
-//! stage of a recipe names it again.
+//! Caches digests of files that this process has read: a PPO run may use one base model in five roles, and each stage
+//! of a recipe uses it again.
 use std::{
     collections::HashMap,
     fs::{self, Metadata},
@@ -9,16 +9,16 @@ use std::{
 
 use crate::atomic;
 
-/// What tells a file as it is from every other file and from itself before and after a change.
+/// Identifies a version of a file: differs between files, and changes with every change of the file.
 type Identity = [i128; 4];
 
-/// A file's digest, computed by the first who asks.
+/// A file's digest, computed by the first caller.
 type Known = Arc<Mutex<Option<String>>>;
 
 /// The SHA-256 of a file, as [`atomic::sha256_file`].
 ///
 /// # Errors
-/// When the file cannot be read; names it.
+/// If the file cannot be read; the error names it.
 pub(super) fn sha256(path: &Path) -> anyhow::Result<String> {
     digest(path, SETTLED)
 }
@@ -31,21 +31,22 @@ fn digest(path: &Path, settled: i128) -> anyhow::Result<String> {
         return Ok(digest.clone());
     }
     let digest = atomic::sha256_file(path)?;
-    // What changed while it was read has another identity now, and is not remembered.
+    // A file that changed while it was read now has another identity, so its digest is not cached.
     if self::identity(path, settled) == Some(identity) {
         *known = Some(digest.clone());
     }
     Ok(digest)
 }
 
-/// What is known of a file.
+/// The cache entry of a file.
 fn known(identity: Identity) -> Known {
     static KNOWN: OnceLock<Mutex<HashMap<Identity, Known>>> = OnceLock::new();
     let mut known = KNOWN.get_or_init(Mutex::default).lock().expect("no code panics under this lock");
     known.entry(identity).or_default().clone()
 }
 
-/// None where the system cannot say, or where the file changed so lately that another change might bear the same time.
+/// `None` if the system provides no identity, or if the file changed so recently that another change could get the same
+/// time.
 fn identity(path: &Path, settled: i128) -> Option<Identity> {
     let file = fs::metadata(path).ok()?;
     let changed = changed(&file)?;
@@ -53,10 +54,10 @@ fn identity(path: &Path, settled: i128) -> Option<Identity> {
     (now - changed > settled).then(|| of(&file, changed))
 }
 
-/// Nanoseconds after which a file counts as settled: more than the step of any file system's clock.
+/// Nanoseconds after which a file counts as settled: more than the clock resolution of any file system.
 const SETTLED: i128 = 3_000_000_000;
 
-/// When the file or what the system knows of it changed last, in nanoseconds since 1970. No program can set this time.
+/// Time of the last change of the file or its metadata, in nanoseconds since 1970. Programs cannot set this time.
 #[cfg(unix)]
 fn changed(file: &Metadata) -> Option<i128> {
     use std::os::unix::fs::MetadataExt;
@@ -96,10 +97,10 @@ mod tests {
         let (before, first) = (identity(&path, SOON).expect("it has settled"), digest(&path, SOON).unwrap());
         assert_eq!(first, atomic::sha256_file(&path).unwrap());
         assert_eq!(*known(before).lock().unwrap(), Some(first.clone()));
-        // What is known is what is said: the file is not read again.
+        // The cached digest is returned: the file is not read again.
         *known(before).lock().unwrap() = Some("remembered".to_owned());
         assert_eq!(digest(&path, SOON).unwrap(), "remembered");
-        // The same length and time of modification: the system still knows.
+        // Same length and modification time: the system still detects the change.
         let times = fs::FileTimes::new().set_modified(fs::metadata(&path).unwrap().modified().unwrap());
         fs::write(&path, "abd").unwrap();
         fs::File::options().write(true).open(&path).unwrap().set_times(times).unwrap();

@@ -29,7 +29,7 @@ fn the_newest_comes_back_bit_for_bit() {
     assert_eq!(kept, [10, 9], "only the last two stay");
 }
 
-/// The steps that are there.
+/// The steps of the existing checkpoints.
 fn steps(checkpoints: &Checkpoints) -> Vec<u64> {
     checkpoints.listed().unwrap().into_iter().map(|(step, _)| step).collect()
 }
@@ -43,7 +43,7 @@ fn damaged_checkpoints_are_passed_over_and_count_for_nothing() {
         let at = bytes.len() - 4;
         bytes[at..].copy_from_slice(&f32::NAN.to_le_bytes());
     };
-    // Another digit of a number that the stage remembered.
+    // Another digit of a number in the stage's state.
     let digit: Damage = |bytes| {
         let at = bytes.windows(3).position(|three| three == b"0.3").unwrap();
         bytes[at + 2] = b'4';

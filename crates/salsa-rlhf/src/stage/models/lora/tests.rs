@@ -114,7 +114,7 @@ fn fine_tuning_an_adapter_learns_resumes_and_leaves_the_base_alone() {
     let results = sft::run(&config, &quiet()).unwrap();
     let loss = results["training"]["eval"]["loss"].as_f64().unwrap();
     let first = fixture::read_lines(&config.output_dir.join("metrics.jsonl"))[0]["loss"].as_f64().unwrap();
-    // The base is nearly random, and so are its frozen embedding and head.
+    // The base is nearly random, as are its frozen embedding and head.
     assert!(loss < first - 0.2, "from {first} to {loss}");
     assert!(files(&config.model_name_or_path) == before);
 
@@ -124,7 +124,7 @@ fn fine_tuning_an_adapter_learns_resumes_and_leaves_the_base_alone() {
     assert!(names.contains(&"tokenizer.json".to_owned()) && !names.contains(&"model.safetensors".to_owned()));
     assert_ne!(logprobs(&config.output_dir), logprobs(&config.model_name_or_path));
 
-    // Training goes on with the adapter that is there, whatever rank a new one would have.
+    // Training continues with the existing adapter, even if the keys name another rank.
     let more = LoraArguments { lora_r: 2, ..adapter() };
     let again = SftConfig {
         model_name_or_path: config.output_dir.clone().into(),

@@ -28,18 +28,18 @@ use crate::{
     },
 };
 
-/// The keys of a PPO run. Names are TRL's where TRL has one; "TRL" is `PPOConfig` of TRL 1.12.
+/// The keys of a PPO run. Names are those of TRL if it has one; "TRL" is `PPOConfig` of TRL 1.12.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct PpoConfig {
-    /// Where the policy starts: an SFT model (SALSA and PPO), or a soup made in memory. TRL: `sft_model_path`.
+    /// The initial policy: an SFT model (SALSA and PPO), or a soup computed in memory. TRL: `sft_model_path`.
     #[schemars(extend("x-heading" = "Models and data"))]
     pub model_name_or_path: ModelSource,
     /// The reward model; a separate critic starts from it, too.
     pub reward_model_path: ModelPath,
-    /// What the KL penalty is measured against. TRL: the model that the policy starts from.
+    /// The reference of the KL penalty. TRL: the model that the policy starts from.
     pub reference: ReferenceConfig,
-    /// Models to which the policy's KL is logged besides, by names of your own (`--anchors.NAME DIR`): the same for all
+    /// Models for additional logged KLs of the policy, by names of your choice (`--anchors.NAME DIR`): the same for all
     /// arms of an experiment, so that their reward-KL curves can be compared. Empty: none.
     pub anchors: BTreeMap<String, ModelSource>,
     /// The prompts; of records with responses, the prompts alone. TRL: `dataset_name`.
@@ -47,25 +47,25 @@ pub struct PpoConfig {
     /// Directory of the trained policy, its metrics and its checkpoints.
     pub output_dir: PathBuf,
 
-    /// How many responses are sampled, and how.
+    /// Number of responses, and how they are sampled.
     #[serde(flatten)]
     pub sampling: SamplingArguments,
     /// Passes over the responses of an update, at least 1. TRL: 4.
     pub num_ppo_epochs: usize,
     /// Optimizer steps per pass, from 1 to `batch_size`; each sees `batch_size / num_mini_batches` responses. TRL: 1.
     pub num_mini_batches: usize,
-    /// Responses per forward and backward pass, at least 1; changes memory and the rounding of sums. TRL: 8.
+    /// Responses per forward and backward pass, at least 1; affects memory and the rounding of sums. TRL: 8.
     pub per_device_train_batch_size: usize,
 
-    /// What keeps the policy close to its reference.
+    /// The KL penalty that keeps the policy close to its reference.
     #[serde(flatten)]
     pub penalty: PenaltyArguments,
-    /// Where a response's score is added. TRL since 0.12: after_eos; nearly all others: last_token.
+    /// The slot that gets a response's score. TRL since 0.12: after_eos; nearly all others: last_token.
     pub score_position: ScorePosition,
-    /// What is done to scores.
+    /// Post-processing of scores.
     #[serde(flatten)]
     pub scores: ScoreArguments,
-    /// Divide the rewards of an update by their deviation, their mean kept. TRL: false.
+    /// Divide the rewards of an update by their standard deviation, without subtracting the mean. TRL: false.
     pub whiten_rewards: bool,
     /// Discount of later rewards, per token, from 0 to 1. TRL: 1.
     #[schemars(extend("x-heading" = "PPO"))]
@@ -78,14 +78,14 @@ pub struct PpoConfig {
     pub cliprange_value: f64,
     /// Weight of the value loss, at least 0. TRL: 0.1.
     pub vf_coef: f64,
-    /// Where values come from. TRL since 0.12: separate; before: shared.
+    /// Source of values. TRL since 0.12: separate; before: shared.
     pub critic: CriticKind,
 
     /// How prompts become tokens.
     #[serde(flatten)]
     pub chat: ChatArguments,
 
-    /// The keys of adapters: with `use_peft` policy and critic are adapters, and all models of the run that stand on the same
+    /// The keys of adapters: with `use_peft`, policy and critic are adapters, and all models of the run with the same
     /// base share it.
     #[serde(flatten)]
     pub lora: LoraArguments,
@@ -97,28 +97,28 @@ pub struct PpoConfig {
     pub critic_learning_rate: Option<f64>,
     /// Updates over which the learning rate rises from 0 to its highest. TRL: 0.
     pub warmup_steps: u64,
-    /// Updates at the start in which only the critic learns. TRL: not there.
+    /// Initial updates in which only the critic is trained. TRL: not there.
     pub critic_warmup: u64,
-    /// How weights move.
+    /// Optimizer settings apart from the learning rate.
     #[serde(flatten)]
     pub optimizer: OptimizerArguments,
-    /// Recompute activations in the backward pass instead of keeping them: less memory, about a third more time, the
-    /// same numbers. TRL: true.
+    /// Recompute activations in the backward pass instead of storing them: less memory, about a third more time, the
+    /// same results. TRL: true.
     pub gradient_checkpointing: NoEffect<bool>,
 
-    /// The run as a whole.
+    /// Settings of the run as a whole.
     #[serde(flatten)]
     pub run: RunArguments,
 }
 
-/// Where values come from.
+/// Source of values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CriticKind {
-    /// A model of its own, started from the reward model.
+    /// A separate model, initialised from the reward model.
     #[default]
     Separate,
-    /// A second head on the policy's trunk, started at random.
+    /// A second head on the policy's trunk, initialised at random.
     Shared,
 }
 
@@ -158,14 +158,14 @@ impl Default for PpoConfig {
     }
 }
 
-/// Most passes over the responses of an update.
+/// Upper limit for passes over the responses of an update.
 const MOST_PASSES: u64 = 10_000;
 
 impl PpoConfig {
-    /// Checks ranges and relations.
+    /// Checks ranges and consistency.
     ///
     /// # Errors
-    /// If a value makes no sense; names the key.
+    /// If a value is invalid; the error names the key.
     pub fn validate(&self) -> anyhow::Result<()> {
         self.sampling.validate()?;
         let counts = [
@@ -202,7 +202,7 @@ impl PpoConfig {
         self.reference.validate()
     }
 
-    /// How the learning rate moves over the updates.
+    /// The learning-rate schedule over the updates.
     pub fn schedule(&self) -> Schedule {
         Schedule { warmup: Warmup::Steps(self.warmup_steps as usize), decay: self.optimizer.lr_scheduler_type }
     }
@@ -212,7 +212,7 @@ impl PpoConfig {
         Settings { clip_ratio: self.cliprange, clip_value: self.cliprange_value, value_coef: self.vf_coef }
     }
 
-    /// What the backward pass keeps.
+    /// Which activations the backward pass recomputes.
     pub fn recompute(&self) -> Recompute {
         if *self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
     }

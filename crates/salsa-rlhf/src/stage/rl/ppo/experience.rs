@@ -1,4 +1,4 @@
-//! What an update learns from: scores, KLs and values become rewards, advantages and returns.
+//! The training data of an update: rewards, advantages and returns from scores, KLs and values.
 use salsa_algo::{
     gae::gae,
     reward,
@@ -9,13 +9,13 @@ use salsa_engine::Model;
 use super::PpoConfig;
 use crate::stage::rollout::{Rollouts, split};
 
-/// The responses of an update with what the losses need of them. Per-token and per-slot numbers lie end to end.
+/// The responses of an update with the data of the losses. Per-token and per-slot numbers are concatenated.
 pub(crate) struct Experience {
     /// The responses.
     pub(crate) rollouts: Rollouts,
-    /// Slots of each response: its tokens, and one more where the score goes after the end token.
+    /// Slots of each response: its tokens, and one more if the score is added after the end token.
     pub(crate) slots: Vec<usize>,
-    /// Value of each slot when the response was sampled.
+    /// Value of each slot at sampling.
     pub(crate) old_values: Vec<f64>,
     /// Whitened advantage of each token.
     pub(crate) advantages: Vec<f64>,
@@ -24,10 +24,10 @@ pub(crate) struct Experience {
 }
 
 impl Experience {
-    /// Computes rewards from the scores of responses and the KLs of their tokens, penalised with `beta`, and from them
-    /// and the critic's values advantages and returns.
+    /// Computes rewards from the scores of responses and the KLs of their tokens, penalised with `beta`; then
+    /// advantages and returns from rewards and the critic's values.
     ///
-    /// `scores` has a number for each response, `kls` one for each token, responses end to end.
+    /// `scores` has one number per response, `kls` one per token, concatenated over the responses.
     pub(crate) fn new(
         config: &PpoConfig,
         beta: f64,

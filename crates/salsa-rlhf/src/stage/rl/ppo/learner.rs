@@ -21,22 +21,22 @@ use crate::{
 pub(crate) struct Learner {
     /// The policy.
     pub policy: Trainable,
-    /// Where values come from.
+    /// Source of values.
     pub critic: Critic,
     /// The optimizer of both.
     pub adamw: AdamW,
 }
 
-/// Where values come from.
+/// Source of values.
 pub(crate) enum Critic {
-    /// A model of its own.
+    /// A separate model.
     Separate(Box<Trainable>),
     /// A second head of the policy.
     Shared,
 }
 
 impl Critic {
-    /// The model, if it is one of its own.
+    /// The critic's model, if it is separate.
     pub(crate) fn separate(&self) -> Option<&Trainable> {
         match self {
             Critic::Separate(model) => Some(model),
@@ -44,7 +44,7 @@ impl Critic {
         }
     }
 
-    /// The model, if it is one of its own.
+    /// The critic's model, if it is separate.
     pub(crate) fn separate_mut(&mut self) -> Option<&mut Trainable> {
         match self {
             Critic::Separate(model) => Some(model),
@@ -53,16 +53,16 @@ impl Critic {
     }
 }
 
-/// Learning rates of one update. A rate of 0 leaves a model exactly as it is.
+/// Learning rates of one update. A rate of 0 leaves a model unchanged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Rates {
-    /// Of the policy.
+    /// Learning rate of the policy.
     pub policy: f64,
-    /// Of the critic.
+    /// Learning rate of the critic.
     pub critic: f64,
 }
 
-/// What an optimizer step reports, every number over its real tokens; also the mean over the steps of an update.
+/// Statistics of an optimizer step, each over its real tokens; also their mean over the steps of an update.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct StepStats {
     /// Clipped policy loss.
@@ -79,13 +79,13 @@ pub(crate) struct StepStats {
     pub entropy: f64,
     /// Norm of the policy's gradient before clipping.
     pub policy_grad_norm: f64,
-    /// Norm of the critic's.
+    /// Norm of the critic's gradient before clipping.
     pub critic_grad_norm: f64,
 }
 
 impl Learner {
-    /// Opens the models that learn: all weights of what the configuration names, or adapters on it. A critic of its own
-    /// starts from the reward model, a shared one at random.
+    /// Opens the trained models: all weights of the configured models, or adapters on them. A separate critic starts
+    /// from the reward model, a shared one is initialised at random.
     ///
     /// # Errors
     /// If weights cannot be read, do not fit or are not finite.
@@ -108,8 +108,8 @@ impl Learner {
         Ok(Learner { policy, critic, adamw: config.optimizer.adamw() })
     }
 
-    /// Makes the models that learn. `policy` and `critic` are shapes and weights to start from; a shared critic starts
-    /// at random.
+    /// Creates the trained models from shapes and initial weights of `policy` and `critic`; a shared critic is
+    /// initialised at random.
     ///
     /// # Errors
     /// If weights do not fit or are not finite.
@@ -136,12 +136,12 @@ impl Learner {
         Ok(Learner { policy: policy.context("policy")?, critic, adamw: config.optimizer.adamw() })
     }
 
-    /// The model that gives values.
+    /// The model that computes values.
     pub(crate) fn value_model(&self) -> &Model {
         self.critic.separate().unwrap_or(&self.policy)
     }
 
-    /// The epochs of an update, counted from 0: minibatches in a new order each time, one optimizer step per minibatch.
+    /// Runs the epochs of an update, counted from 0: each with new minibatches, and one optimizer step per minibatch.
     /// Returns means over the steps.
     ///
     /// # Errors
@@ -163,11 +163,11 @@ impl Learner {
         Ok(sum.mean(steps))
     }
 
-    /// One optimizer step on the responses of these numbers. Gradients of passes of at most
-    /// `per_device_train_batch_size` responses add up.
+    /// One optimizer step on the responses with these indices. Gradients are accumulated over passes of at most
+    /// `per_device_train_batch_size` responses.
     ///
     /// # Errors
-    /// If a gradient is not finite; then neither model has changed.
+    /// If a gradient is not finite; then neither model is changed.
     fn step(
         &mut self,
         config: &PpoConfig,
@@ -200,10 +200,10 @@ impl Learner {
         Ok(stats)
     }
 
-    /// Makes sure, before anything is saved, that both models are made of numbers.
+    /// Checks, before anything is saved, that the weights of both models are finite.
     ///
     /// # Errors
-    /// Names the model.
+    /// If a weight is not finite; the error names the model.
     pub(crate) fn ensure_finite(&self) -> anyhow::Result<()> {
         for (name, model) in [("policy", Some(&self.policy)), ("critic", self.critic.separate())] {
             let finite = model.is_none_or(|model| model.weights().iter().all(|weight| weight.is_finite()));
@@ -212,7 +212,7 @@ impl Learner {
         Ok(())
     }
 
-    /// Forward, loss and backward of the responses of these numbers.
+    /// Forward pass, loss and backward pass on the responses with these indices.
     fn accumulate(
         &mut self,
         experience: &Experience,
@@ -264,7 +264,8 @@ impl Learner {
         stats.entropy += entropies.iter().map(|&e| f64::from(e)).sum::<f64>() / denominators.tokens as f64;
     }
 
-    /// Packs responses end to end and queries their log-probs and values. A shared critic answers in the same query.
+    /// Concatenates responses and queries their log-probs and values. With a shared critic, the policy's query includes
+    /// the values.
     fn pack(&self, experience: &Experience, responses: &[usize]) -> (Batch, Query, Query) {
         let mut batch = Batch::new();
         let rollouts = &experience.rollouts;
@@ -280,7 +281,7 @@ impl Learner {
     }
 }
 
-/// The adapter that the configuration names, or a new one.
+/// The configured adapter, or a new one.
 fn adapted_policy(config: &PpoConfig, head: Head, bases: &mut Bases) -> anyhow::Result<Trainable> {
     let (seed, recompute) = (config.run.seed, config.recompute());
     match &config.model_name_or_path {
@@ -307,21 +308,21 @@ fn advance(model: &mut Trainable, adamw: &AdamW, rate: f64) -> anyhow::Result<()
 }
 
 impl StepStats {
-    /// Adds another minibatch's numbers.
+    /// Adds the statistics of another minibatch.
     pub(crate) fn add(&mut self, other: &StepStats) {
         self.each(other, |sum, x| *sum += x);
     }
 
-    /// The mean of sums over `steps` minibatches.
+    /// Divides sums over `steps` minibatches by their number.
     pub(crate) fn mean(mut self, steps: usize) -> StepStats {
         let sums = self;
         self.each(&sums, |mean, sum| *mean = sum / steps.max(1) as f64);
         self
     }
 
-    /// Calls `f` with every number and the one that belongs to it.
+    /// Calls `f` with every statistic and its counterpart in `other`.
     fn each(&mut self, other: &StepStats, f: impl Fn(&mut f64, f64)) {
-        // Taken apart without `..`: a new number that is not treated here does not compile.
+        // Destructured without `..`: a new field that is not handled here does not compile.
         let StepStats {
             policy_loss,
             value_loss,

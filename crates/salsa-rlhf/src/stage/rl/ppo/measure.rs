@@ -1,4 +1,4 @@
-//! What a PPO update reports: metrics under TRL's names, and samples of text.
+//! Reports of a PPO update: metrics under TRL's names, and text samples.
 use std::{
     io::{Read, Seek, SeekFrom, Write},
     path::Path,
@@ -15,7 +15,7 @@ use crate::{
     stage::{lifecycle::resume::REMEDY, rollout::Rollouts},
 };
 
-/// The numbers of one update.
+/// The measurements of one update.
 pub(super) struct Measured<'a> {
     /// Score of each response, before clip and penalty.
     pub scores: &'a [f64],
@@ -23,9 +23,9 @@ pub(super) struct Measured<'a> {
     pub kls: &'a [f64],
     /// Coefficient of the KL penalty in this update.
     pub beta: f64,
-    /// Share of the returns' variance that the critic foresaw.
+    /// Share of the returns' variance that the critic explains.
     pub explained_variance: f64,
-    /// What the epochs report.
+    /// Statistics of the optimizer steps.
     pub learned: &'a StepStats,
 }
 
@@ -63,7 +63,7 @@ impl Measured<'_> {
     }
 }
 
-/// How long responses are, and how they end.
+/// Statistics of response lengths and endings.
 fn lengths(rollouts: &Rollouts, metrics: &mut Metrics) {
     let responses = rollouts.len() as f64;
     let mut lengths = rollouts.lengths();
@@ -92,17 +92,17 @@ pub(super) fn kl_per_response(rollouts: &Rollouts, logprobs: &[f64]) -> f64 {
     total / rollouts.len() as f64
 }
 
-/// The one line that the progress bar shows.
+/// The summary shown in the progress bar.
 pub(super) fn headline(metrics: &Metrics) -> String {
     let get = |name| metrics.get(name).unwrap_or(f64::NAN);
     let gold = metrics.get(names::GOLD).map(|gold| format!(" gold {gold:.3}")).unwrap_or_default();
     format!("score {:.3}{gold} kl {:.2} length {:.1}", get(names::SCORE), get(names::KL), get(names::LENGTH))
 }
 
-/// The guard: a run whose numbers are no longer numbers stops before it writes anything.
+/// Guard against divergence: stops the run before it writes anything.
 ///
 /// # Errors
-/// Names the first metric that is not finite.
+/// If a metric is not finite; the error names the first one.
 pub(super) fn ensure_finite(metrics: &Metrics) -> anyhow::Result<()> {
     for (name, value) in metrics.iter() {
         ensure!(value.is_finite(), "{name} is {value}: the run diverged and was stopped; {REMEDY}");
@@ -117,7 +117,7 @@ pub(super) struct Samples(Vec<Value>);
 const SAMPLES: &str = "samples.jsonl";
 
 impl Samples {
-    /// How many responses of an update are kept.
+    /// The number of responses kept per update.
     pub(super) const KEPT: usize = 8;
 
     /// Adds a response.
@@ -132,7 +132,7 @@ impl Samples {
     /// Appends the samples of an update to `samples.jsonl`.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the file cannot be written.
     pub(super) fn append(self, dir: &Path, update: u64) -> anyhow::Result<()> {
         let path = dir.join(SAMPLES);
         let mut file = atomic::open_to_continue(&path)?;
@@ -148,10 +148,10 @@ impl Samples {
     }
 }
 
-/// Cuts off samples of updates after `done`, which a resumed run will make again.
+/// Removes samples of updates after `done`, which a resumed run will repeat.
 ///
 /// # Errors
-/// If the disk refuses.
+/// If the file cannot be read or written.
 pub(super) fn truncate_samples(dir: &Path, done: u64) -> anyhow::Result<()> {
     let path = dir.join(SAMPLES);
     let Some(mut file) = input::open_if_any(&path)? else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! Which prompts an update answers, and which responses learn together: known before the run begins.
+//! The prompts of an update, and the responses of a minibatch: determined before the run starts.
 use std::ops::Range;
 
 use salsa_engine::random::Random;
@@ -9,7 +9,7 @@ use super::config::PpoConfig;
 const PROMPT_STREAM: u64 = 0x5052_4f4d_5000_0000;
 const MINIBATCH_STREAM: u64 = 0x4d49_4e49_0000_0000;
 
-/// The prompts of these responses of the run: every pass visits each prompt once, in an order of its own.
+/// The prompts of these responses of the run: every pass visits each prompt once, in a new order.
 pub(super) fn visit(prompts: usize, seed: u64, responses: Range<u64>) -> Vec<usize> {
     let count = prompts as u64;
     let mut chosen = Vec::new();
@@ -23,7 +23,7 @@ pub(super) fn visit(prompts: usize, seed: u64, responses: Range<u64>) -> Vec<usi
     chosen
 }
 
-/// The minibatches of an epoch of an update with so many responses, in a new order each time.
+/// The minibatches of an epoch of an update with this many responses, in a new order each time.
 pub(super) fn minibatches(config: &PpoConfig, responses: usize, update: u64, epoch: u64) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..responses).collect();
     Random::new(config.run.seed, MINIBATCH_STREAM + update * config.num_ppo_epochs as u64 + epoch).shuffle(&mut order);

@@ -1,4 +1,4 @@
-//! The memory plan of a PPO run: its models before any is read, and what they and the run will take.
+//! The memory plan of a PPO run, made from its checkpoints before any weight is read.
 use anyhow::Context;
 use salsa_engine::{Head, ModelSpec};
 
@@ -18,11 +18,11 @@ use crate::{
     },
 };
 
-/// The checkpoints of a run, opened.
+/// The opened checkpoints of a run.
 pub(super) struct Plan<'a> {
     policy: Vec<Checkpoint>,
     reward: &'a Checkpoint,
-    /// The frozen language models, each once: the ingredients of each.
+    /// The frozen language models without repetition, each as a list of ingredients.
     frozen: Vec<Vec<Checkpoint>>,
 }
 
@@ -30,7 +30,7 @@ impl<'a> Plan<'a> {
     /// Opens every configured checkpoint and checks that soup ingredients are compatible.
     ///
     /// # Errors
-    /// If one is incomplete or no language model, or ingredients do not fit together.
+    /// If one is incomplete or no language model, or ingredients are incompatible.
     pub(super) fn open(config: &PpoConfig, reward: &'a Checkpoint) -> anyhow::Result<Plan<'a>> {
         let reference = config.reference.frozen(&config.model_name_or_path).context("reference")?;
         let sources = reference.into_iter().map(|(source, _)| source).chain(config.anchors.values().cloned());
@@ -48,7 +48,7 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// Says what memory the run needs, and refuses it if that is too much.
+    /// Reports the memory that the run needs, and fails if that is too much.
     ///
     /// # Errors
     /// As [`memory::check`].
@@ -81,7 +81,7 @@ impl<'a> Plan<'a> {
             CriticKind::Separate => Head::LanguageModel,
             CriticKind::Shared => Head::LanguageModelWithValue,
         };
-        // A policy that is an adapter comes first: its base serves all others.
+        // A policy that is an adapter is counted first: its base serves all others.
         roles.trained(policy, head, lora);
         roles.frozen(self.reward, Head::Scalar);
         if config.critic == CriticKind::Separate {
@@ -96,7 +96,7 @@ impl<'a> Plan<'a> {
         roles
     }
 
-    /// The largest passes of the run, in the order of an update, responses being as long as they may.
+    /// Adds the largest passes of the run, in the order of an update, with responses of maximum length.
     fn add_passes(&self, config: &PpoConfig, prompts: &[TextPrompt], knobs: &Knobs, need: &mut Need) {
         let lora = knobs.adapter.as_ref();
         let (policy, reward) = (self.policy_spec(config), self.reward.spec.with_head(Head::Scalar));
@@ -120,23 +120,23 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The lengths of the sequences of the largest passes, by their tokens.
+/// Sequence lengths of the largest passes, by number of tokens.
 #[derive(Default)]
 struct Largest {
-    /// Prompts that are read together.
+    /// Prompts prefilled together.
     reading: Vec<u64>,
-    /// The longest prompt with its response.
+    /// Length of the longest prompt with its response.
     longest: u64,
-    /// Prompts with responses that frozen models read together.
+    /// Prompts with responses in one pass of frozen models.
     scoring: Vec<u64>,
-    /// Those that are learned from together.
+    /// Prompts with responses in one training pass.
     learning: Vec<u64>,
 }
 
 impl Largest {
-    /// Those of the run: which prompts meet follows from the seed.
+    /// The largest passes of the run; the seed determines which prompts are in the same pass.
     fn of(config: &PpoConfig, prompts: &[TextPrompt], knobs: &Knobs) -> Largest {
-        // Of longer runs no pass has more tokens than the longest prompts.
+        // For longer runs, the longest prompts give an upper limit.
         const LOOKED_AT: u64 = 10_000_000;
         let (updates, batch, new) =
             (config.sampling.updates(), config.sampling.batch_size as u64, config.sampling.response_length);
@@ -170,7 +170,7 @@ impl Largest {
     }
 }
 
-/// Keeps what has more tokens.
+/// Keeps the pass with more tokens.
 fn keep(largest: &mut Vec<u64>, lengths: Vec<u64>) {
     if lengths.iter().sum::<u64>() > largest.iter().sum() {
         *largest = lengths;

@@ -1,4 +1,4 @@
-//! One base, many roles: what is shared, and that sharing changes nothing.
+//! Bases shared by the models of a run: what is shared, and that sharing changes no result.
 use std::{fs, path::Path};
 
 use salsa_engine::{Head, Model};
@@ -84,7 +84,7 @@ fn soup(dir: &Path) -> ReferenceConfig {
     ReferenceConfig::Soup { models: vec![dir.join("sft-a").into(), dir.join("sft-b").into()], weights: Vec::new() }
 }
 
-/// Makes an adapter stand on a copy of its base.
+/// Moves an adapter to a copy of its base.
 fn move_to_own_base(dir: &Path, name: &str) {
     let copy = dir.join(format!("base-of-{name}"));
     fs::create_dir(&copy).unwrap();
@@ -97,7 +97,7 @@ fn move_to_own_base(dir: &Path, name: &str) {
     fs::write(path, config.to_string()).unwrap();
 }
 
-/// Policy and critic after two updates, and all metrics.
+/// Weights of policy and critic after two updates, and all metrics.
 fn learned(config: &PpoConfig) -> (Vec<f32>, Vec<f32>, Vec<Metrics>) {
     let (mut run, _) = Run::open(config, &quiet()).unwrap();
     let metrics = (0..2).map(|update| run.step(update).unwrap().0).collect();
@@ -195,7 +195,7 @@ fn policies_start_from_soups_of_adapters_and_references_follow_them() {
     assert!(error.contains("a soup of whole models"), "{error}");
 }
 
-/// What is done where decoding and training give different numbers changes none where they give the same.
+/// Recomputing log-probs changes nothing where decoding and training give the same numbers.
 #[test]
 fn logprobs_of_a_forward_pass_are_those_that_were_sampled() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The soup of adapters is the soup of the merged models.
+//! The soup of adapters equals the soup of the merged models.
 use salsa_engine::{Activation, Batch, Device, Model, NormWeight, Query, Target, random::Random};
 
 use super::*;

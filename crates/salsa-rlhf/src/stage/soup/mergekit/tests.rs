@@ -1,4 +1,4 @@
-//! Files as they are published and as people write them.
+//! mergekit files, as published and as written by users.
 use super::*;
 use crate::config;
 

@@ -1,4 +1,4 @@
-//! Soups that take in an ingredient only if it helps.
+//! Greedy soups.
 use super::*;
 
 #[test]
@@ -8,7 +8,7 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
     let checkpoint = Checkpoint::open(&base).unwrap();
     let weights = checkpoint.read_weights().unwrap();
     let companions = Companions::from_dir(&base).unwrap();
-    // A model, the same a little and much disturbed, and one disturbed the other way.
+    // A model, the same with a small and a large perturbation, and one perturbed in the opposite direction.
     let disturbed = |name: &str, by: f32| {
         let noise = |i: usize| (uniform(7, 0, i as u64) - 0.5) as f32 * by;
         let weights: Vec<f32> = weights.iter().enumerate().map(|(i, w)| w + noise(i)).collect();
@@ -38,7 +38,7 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
     let alone: Vec<f64> = record["greedy"]["alone"].as_array().unwrap().iter().map(loss).collect();
     assert!(alone[0] > alone[1] && alone[0] > alone[2], "{alone:?}");
     assert_eq!((record["method"].as_str(), record["greedy"]["measure"].as_str()), (Some("greedy"), Some("loss")));
-    // The two small disturbances cancel out; with the large one it gets worse.
+    // The two small perturbations cancel out; the large one makes it worse.
     assert_eq!(steps.iter().map(|step| step["kept"].as_bool().unwrap()).collect::<Vec<_>>(), [true, true, false]);
     assert_eq!(steps[2]["ingredient"], 0);
     assert!(loss(&steps[1]["soup"]) < alone[1].min(alone[2]) && loss(&steps[2]["soup"]) > loss(&steps[1]["soup"]));
@@ -57,7 +57,7 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
     write_new_directory(&plain, &context).unwrap();
     assert!(read(&config.output_dir) == read(&plain.output_dir));
 
-    // By a reward model's score of answers: the same work, other numbers, as often as it is asked.
+    // By a reward model's score of answers: same procedure, other numbers, reproducible.
     let reward = fixture::reward_model(&base);
     let prompts: Vec<Value> = fixture::SENTENCES.iter().map(|text| json!({"prompt": text})).collect();
     fixture::write_lines(&place.path().join("held-out.jsonl"), &prompts);
@@ -74,7 +74,7 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
     assert!(singles.iter().all(|score| *score <= best) && singles.contains(&best), "{scored}");
     assert_eq!(once("again"), scored);
 
-    // One prompt has a score too.
+    // A single prompt gives a score too.
     fixture::write_lines(&place.path().join("held-out.jsonl"), &prompts[..1]);
     assert!(once("one")["alone"][0]["mean"].is_f64());
 

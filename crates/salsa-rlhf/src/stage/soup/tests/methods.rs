@@ -1,4 +1,4 @@
-//! The methods whose weights are angles, and the plain copy, on whole checkpoints.
+//! The methods based on angles, and the plain copy, on whole checkpoints.
 use salsa_algo::soup::{KarcherSearch, NuSlerpStream, Origin, StockStream, Vectors, karcher};
 
 use super::*;
@@ -12,7 +12,7 @@ fn matrix(shape: &[usize], rows: fn(usize) -> Vectors) -> Vectors {
 
 #[test]
 fn angles_are_those_of_whole_tensors_rows_and_columns() {
-    // The embedding is more than two pieces, cut within its rows.
+    // The embedding has more than two pieces, split within its rows.
     let (kitchen, spec) = (Kitchen::new(), big());
     let [base, a, b] = ["base", "a", "bb"].map(|name| kitchen.random(name, &spec, F32));
     let [w0, wa, wb] = [&base, &a, &b].map(|dir| read(dir));

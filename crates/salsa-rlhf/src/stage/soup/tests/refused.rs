@@ -1,4 +1,4 @@
-//! What no soup is made of, and what is left when the making ends early: nothing.
+//! Refused soups, and the absence of files after a failure.
 use super::*;
 
 #[test]
@@ -83,10 +83,10 @@ fn broken_ingredients_are_named_and_leave_nothing() {
         let last = spec.tensors().pop().unwrap();
         assert!(error.contains("bb/model.safetensors: number") && error.contains(&last.name), "{error}");
         assert!(error.contains("NaN: the model is broken"), "{error}");
-        // Of weight 0, it is not even read.
+        // With weight 0, it is not even read.
         assert_eq!(kitchen.soup(&SoupConfig { weights: numbers(&[1.0, 0.0]), ..config.clone() }), read(&a));
 
-        // As a stage: the directory stays, without anything that looks like a model.
+        // As a stage: the directory is kept, without any file of a model.
         fs::create_dir(&config.output_dir).unwrap();
         run(&config, &StageContext::quiet()).unwrap_err();
         assert_eq!(fs::read_dir(&config.output_dir).unwrap().count(), 0);
@@ -120,7 +120,7 @@ fn an_interrupted_soup_leaves_nothing_and_can_be_made_again() {
     assert!(write_new_directory(&config, &context).unwrap_err().to_string().starts_with("interrupted"));
     assert!(!config.output_dir.exists() && !kitchen.path("soup.tmp").exists());
 
-    // What a killed process leaves behind.
+    // Files of a killed process.
     fs::create_dir(kitchen.path("soup.tmp")).unwrap();
     fs::write(kitchen.path("soup.tmp/model.safetensors.tmp"), "half").unwrap();
     fs::create_dir(&config.output_dir).unwrap();

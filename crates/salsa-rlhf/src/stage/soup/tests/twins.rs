@@ -1,4 +1,4 @@
-//! Ingredients that are not all stored alike: tied and untied, with adapters, with templates, in a run that was moved.
+//! Ingredients stored in different ways: tied and untied, with adapters, with templates, in a run that was moved.
 use salsa_engine::LoraSpec;
 
 use super::*;
@@ -8,7 +8,7 @@ use crate::{
     stage::lifecycle::inputs::Input,
 };
 
-/// The weights of a tied model as those of one with an output layer.
+/// Converts the weights of a tied model to those of one with an output layer.
 fn untied(spec: &ModelSpec, weights: &[f32]) -> Vec<f32> {
     let embedding = spec.tensors().into_iter().find(|view| view.name == "model.embed_tokens.weight").unwrap();
     [weights, &weights[embedding.range]].concat()
@@ -37,7 +37,7 @@ fn a_soup_of_tied_and_untied_twins_has_an_output_layer() {
             }
             fs::remove_dir_all(&config.output_dir).unwrap();
         }
-        // Twins that are all tied stay so, and one of weight 1 is itself.
+        // If all models are tied, the soup is, and one of weight 1 is unchanged.
         let alone = SoupConfig { weights: numbers(&[1.0]), ..kitchen.config(&[&a]) };
         assert!(kitchen.soup(&alone) == read(&a));
         [a, b].iter().for_each(|dir| fs::remove_dir_all(dir).unwrap());
@@ -63,7 +63,7 @@ fn adapter(kitchen: &Kitchen, base: &Path, spec: &ModelSpec) -> PathBuf {
 
 #[test]
 fn an_adapter_is_merged_into_its_model_while_it_is_read() {
-    // Matrices are wider than a piece is long, and cut within rows.
+    // Rows of the matrices span several pieces.
     let (kitchen, spec) = (Kitchen::new(), ModelSpec { intermediate_size: 70_001, layers: 1, ..small() });
     let [base, other] = ["base", "other"].map(|name| kitchen.random(name, &spec, F32));
     let lora = adapter(&kitchen, &base, &spec);
@@ -78,7 +78,7 @@ fn an_adapter_is_merged_into_its_model_while_it_is_read() {
     );
     let expected: Vec<f32> = merged.iter().zip(read(&other)).map(|(x, y)| (x + y) / 2.0).collect();
     assert!(kitchen.soup(&config) == expected);
-    // The adapter is put on the model that is named, not on the one that its configuration names.
+    // The adapter is applied to the named model, not to the one in its configuration.
     let moved = SoupConfig { method: Method::Passthrough, models: vec![named(&other)], ..kitchen.config(&[]) };
     let moved = moved.with_adapters_apart().unwrap();
     let shift = |at: usize| merged[at] - read(&base)[at];
@@ -107,7 +107,7 @@ fn an_adapter_that_cannot_be_merged_is_refused_by_name() {
     assert_eq!(apart(&["a", "b"]).unwrap().adapters, [] as [ModelPath; 0]);
     let with_base = SoupConfig { base_model: Some("x+y".into()), ..SoupConfig::default() };
     assert!(with_base.with_adapters_apart().unwrap_err().to_string().contains("salsa merge y --output DIR"));
-    // A folder that has such a name is a model.
+    // A folder with such a name is a model.
     let plus = kitchen.random("plus+minus", &spec, F32);
     assert_eq!(kitchen.config(&[&plus]).with_adapters_apart().unwrap().models, [ModelPath::from(plus.clone())]);
 

@@ -1,4 +1,4 @@
-//! What a training is told, and what follows from it before it starts: its steps, and the memory that it needs.
+//! Settings of a training, its steps, and its memory estimate.
 use std::path::Path;
 
 use anyhow::bail;
@@ -15,32 +15,32 @@ use crate::stage::{
     },
 };
 
-/// How to train, apart from what.
+/// How to train, apart from model and data.
 pub(crate) struct Job<'a> {
-    /// Name of the stage, for people.
+    /// Name of the stage, for messages.
     pub title: &'a str,
-    /// Where metrics and checkpoints go.
+    /// Directory of metrics and checkpoints.
     pub output_dir: &'a Path,
     /// The keys that all supervised stages share.
     pub arguments: &'a TrainingArguments,
     /// Highest learning rate.
     pub learning_rate: f64,
-    /// How examples make a pass.
+    /// How examples are grouped into passes.
     pub batching: Batching,
     /// Passes over the data, used where `max_steps` is negative.
     pub num_train_epochs: f64,
-    /// All that the result depends on: a checkpoint of a run with another one is refused.
+    /// Everything the result depends on: a checkpoint with another fingerprint is refused.
     pub fingerprint: Fingerprint,
     /// Where the stage runs.
     pub context: &'a StageContext,
-    /// Asked after every step with the number of steps done: whether to checkpoint and stop here.
+    /// Called after every step with the number of steps done; returns whether to checkpoint and stop.
     pub stop: &'a dyn Fn(u64) -> bool,
 }
 
 impl Job<'_> {
-    /// Says what memory the job needs, and refuses it if that is too much: `models` is what the models need, `spec` the
-    /// one that is trained, `reference` one that the loss asks in every pass, `batching` how a number of examples makes a
-    /// pass.
+    /// Reports the memory that the job needs, and fails if that is too much: `models` is the need of the models, `spec`
+    /// the trained one, `reference` one that the loss runs in every pass, `batching` maps a number of examples per pass
+    /// to a batching.
     ///
     /// # Errors
     /// As [`memory::check`].
@@ -89,9 +89,9 @@ impl Job<'_> {
         }
     }
 
-    /// The lengths of the examples of the pass with the most tokens.
+    /// Example lengths of the pass with the most tokens.
     pub(super) fn largest_pass(&self, batching: Batching, lengths: &[usize]) -> Vec<u64> {
-        // Of more steps than this no pass has more tokens than the longest examples.
+        // Above this number of steps, the longest examples stand in for the largest pass.
         const LOOKED_AT: u64 = 50_000;
         let steps = match self.duration() {
             Duration::Steps(steps) => Duration::Steps(steps.min(LOOKED_AT)),
@@ -110,7 +110,7 @@ impl Job<'_> {
     /// All steps over examples of these lengths.
     ///
     /// # Errors
-    /// If there are none, or somebody asked to stop.
+    /// If there are none, or an interruption was requested.
     pub(super) fn plan<'l>(&self, lengths: &'l [usize]) -> anyhow::Result<Plan<'l>> {
         let Some(plan) = self.plan_of(self.batching, lengths, self.duration()) else {
             bail!(Interrupted { step: 0, total: 0 });
@@ -132,17 +132,17 @@ impl Job<'_> {
         }
     }
 
-    /// All steps over examples of these lengths; none if somebody asked to stop.
+    /// All steps over examples of these lengths; `None` if an interruption was requested.
     fn plan_of<'l>(&self, batching: Batching, lengths: &'l [usize], duration: Duration) -> Option<Plan<'l>> {
         let TrainingArguments { gradient_accumulation_steps, seed, .. } = *self.arguments;
         Plan::new(lengths, batching, gradient_accumulation_steps, duration, seed, &|| (self.stop)(0))
     }
 }
 
-/// Epochs of which the memory plan looks at every pass; more give no other sizes worth the time.
+/// Epochs whose passes the memory plan enumerates; for more, the longest examples stand in.
 const MOST_EPOCHS_LOOKED_AT: f64 = 1000.0;
 
-/// A pass that no other exceeds.
+/// Lengths of a pass that no other exceeds.
 fn longest_pass(batching: Batching, lengths: &[usize]) -> Vec<u64> {
     let mut lengths: Vec<u64> = lengths.iter().map(|&length| length as u64).collect();
     lengths.sort_unstable_by(|a, b| b.cmp(a));
@@ -152,22 +152,22 @@ fn longest_pass(batching: Batching, lengths: &[usize]) -> Vec<u64> {
     }
 }
 
-/// The tokens of every example of a job.
+/// Lengths of all examples of a job, in tokens.
 pub(crate) struct Lengths {
-    /// Of those that are learned.
+    /// Training examples.
     pub training: Vec<usize>,
-    /// Of those that are only looked at, in the order in which they are; empty: no evaluation.
+    /// Evaluation examples, in evaluation order; empty: no evaluation.
     pub evaluation: Vec<usize>,
 }
 
 impl Lengths {
-    /// Those of a data set, and of one to evaluate on.
+    /// Lengths of a training set and of an evaluation set.
     pub(crate) fn of(training: &dyn Objective, evaluation: Option<&dyn Objective>) -> Lengths {
         Lengths { training: lengths(training), evaluation: evaluation.map(lengths).unwrap_or_default() }
     }
 }
 
-/// The length of every example, in tokens.
+/// Length of every example, in tokens.
 pub(super) fn lengths(data: &dyn Objective) -> Vec<usize> {
     (0..data.examples()).map(|example| data.length(example)).collect()
 }

@@ -82,7 +82,7 @@ fn a_stopped_run_goes_on_to_the_same_bytes() {
     let (undisturbed, weights) = run(whole.path(), &|_| false).unwrap();
     let log = fs::read(whole.path().join("metrics.jsonl")).unwrap();
 
-    // Asked to stop after steps 1, 7 and 15, and, as by a kill, thrown back to the last periodic checkpoint.
+    // Stopped after steps 1, 7 and 15, each time reset to the last periodic checkpoint, as after a kill.
     let dir = tempfile::tempdir().unwrap();
     for stop in [1, 7, 15] {
         let error = run(dir.path(), &|step| step == stop).err().unwrap();
@@ -94,7 +94,7 @@ fn a_stopped_run_goes_on_to_the_same_bytes() {
     assert_eq!(resumed.to_json(), undisturbed.to_json());
     assert_eq!(fs::read(dir.path().join("metrics.jsonl")).unwrap(), log);
 
-    // Nothing left to do: the last checkpoint, step 15, and one step.
+    // No steps left.
     let (again, again_weights) = run(dir.path(), &|_| false).unwrap();
     assert_eq!((again.to_json(), again_weights), (undisturbed.to_json(), weights));
 }

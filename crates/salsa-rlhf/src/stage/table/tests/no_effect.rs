@@ -1,4 +1,4 @@
-//! Which keys change a result, and which do not: a decision for every key of every stage.
+//! Which keys change a result and which do not: a decision for every key of every stage.
 use std::collections::BTreeSet;
 
 use serde_json::Value;
@@ -7,9 +7,10 @@ use crate::{config::paths::CHANGES_NO_RESULT, stage::table::STAGES};
 
 /// Keys on which the result of some stage depends.
 ///
-/// A new key belongs here, or its type is [`crate::config::paths::NoEffect`] if the results of a stage (models, answers and
-/// `stage.json`, not logs) are the same bytes whatever it is. `max_shard_size`, `digests` and a soup's `report` are here,
-/// since they say which files a stage leaves; `per_device_eval_batch_size`, since means are rounded batch by batch.
+/// A new key belongs here, or its type is [`crate::config::paths::NoEffect`] if the results of a stage (models, answers
+/// and `stage.json`, not logs) are the same bytes for all its values. `max_shard_size`, `digests` and a soup's `report`
+/// are here, since they determine which files a stage writes; `per_device_eval_batch_size`, since means are rounded
+/// batch by batch.
 const CHANGES_RESULTS: &str = "\
     adam_beta1 adam_beta2 adam_epsilon adapters alphas anchors answer_temperature answers arms base_model baseline \
     batch_size beta center_rewards_coefficient chat_template chat_template_kwargs cliprange cliprange_value \
@@ -30,7 +31,7 @@ const CHANGES_RESULTS: &str = "\
     tokenizer_name_or_path tokenizer_source tol top_k top_p total_episodes transport truncation_mode use_peft \
     use_rslora value vf_coef vocab_size warmup_ratio warmup_steps weight_decay weights whiten_rewards";
 
-/// `KIND.KEY`, or `KIND.KEY.KEY` of a mapping below, of all keys on which no result depends.
+/// `KIND.KEY`, or `KIND.KEY.KEY` for nested keys, of all keys that affect no result.
 const CHANGES_NONE: &[&str] = &[
     "dpo.eval_steps",
     "dpo.gradient_checkpointing",
@@ -74,7 +75,7 @@ const CHANGES_NONE: &[&str] = &[
     "winrate.max_tokens_per_batch",
 ];
 
-/// Every key in a schema with its place and its own schema.
+/// Collects every key of a schema with its place and its own schema.
 fn keys<'a>(place: &str, schema: &'a Value, found: &mut Vec<(String, &'a Value)>) {
     for (key, property) in schema["properties"].as_object().into_iter().flatten() {
         if !property["description"].as_str().is_some_and(|said| said.starts_with("Another name of")) {

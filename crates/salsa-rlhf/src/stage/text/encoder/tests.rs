@@ -30,7 +30,7 @@ fn dialogue() -> Vec<Message> {
         .to_vec()
 }
 
-/// As the built-in template, but without marks around what the assistant says.
+/// The built-in template without markers around assistant messages.
 const UNMARKED: &str = "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>\n' }}\
                         {% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
 
@@ -110,7 +110,9 @@ fn what_a_template_writes_behind_the_last_end_token_is_known() {
     assert_eq!(Encoder { template: None, ..encoder(UNMARKED) }.behind_the_end(), None);
 }
 
-/// As Llama's: `<|begin|>` in front of every text, and `<|end|>` behind it.
+/// Like Llama's: `<|begin
+/// ` before every text, and `<|end
+/// ` after it.
 fn encoder_with_bos() -> Encoder {
     let dir = tempfile::tempdir().unwrap();
     let specials = ["<|begin|>", "<|end|>"];
@@ -178,7 +180,7 @@ fn truncation_modes() {
     assert_eq!(TruncationMode::Drop.apply(tokens.clone(), 3), Some((tokens, 0)));
 }
 
-/// As Qwen 3's, in short: tools in front, and an empty thought where thinking is switched off.
+/// A short form of Qwen 3's: tools in front, and an empty thought if thinking is disabled.
 const THINKING: &str = "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}{{ '<|' + m.role + '|>' }}\
                         {% if m.role == 'assistant' and quiet %}{{ '()' }}{% endif %}{{ m.content + '<|end|>' }}{% endfor %}\
                         {% if add_generation_prompt %}{{ '<|assistant|>' }}{% if quiet %}{{ '()' }}{% endif %}{% endif %}";
@@ -250,7 +252,7 @@ fn prompts_of_text_are_taken_as_the_key_says() {
         assert_eq!(encoder.prompt(&text("the cat")).unwrap(), tokens[..length]);
         let cut = encoder.prompt_and_cut_response(&text("the cat"), &text("sat")).unwrap();
         assert_eq!(whole(encoder, &cut), format!("{prompt}sat"));
-        // A text that is modelled from its start is no prompt.
+        // A text that is trained on from its start is no prompt.
         assert_eq!(whole(encoder, &encoder.example(&Example::Text("yes".to_owned())).unwrap().tokens), "yes<|end|>");
     }
     assert!(plain.of_text_prompts().unwrap().contains("text_prompts: chat makes each"));

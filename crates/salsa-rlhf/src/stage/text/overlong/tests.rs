@@ -1,4 +1,4 @@
-//! A row that does not fit, in every command that reads lines.
+//! An overlong row, in every command that reads lines.
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ fn reading(on_overlong: Overlong) -> ReadingArguments {
     ReadingArguments { on_overlong, ..ReadingArguments::default() }
 }
 
-/// Rows of which the second is too long for the base's context of 96 tokens.
+/// Three rows; the second is too long for the base's context of 96 tokens.
 fn lines(dir: &Path, name: &str) -> PathBuf {
     let path = dir.join(name);
     let lengths = [4, 97, 3];

@@ -36,7 +36,7 @@ fn a_split_called_eval_is_the_published_one_or_the_validation_part() {
     assert!(error.contains("has no split \"validation\": it has eval, train"), "{error}");
 }
 
-/// The prompts of a source as it is written.
+/// The prompts of a source given as JSON.
 fn sampled(source: &str) -> anyhow::Result<Vec<String>> {
     let source: DataSource = serde_json::from_str(source)?;
     assert_eq!(serde_json::from_value::<DataSource>(serde_json::to_value(&source)?)?, source);

@@ -9,10 +9,10 @@ use super::{
     Inputs, Match, Prompts, Replies,
 };
 
-/// The name of the template in the identity of calls.
+/// The template name in the identity of calls.
 const TEMPLATE: &str = "alpaca_eval_clf";
 
-/// The tokens with which the judge names the output shown first and the one shown second.
+/// The tokens by which the judge names the first and the second output.
 const NAMES: [&str; 2] = ["m", "M"];
 
 /// A row of `annotations.json`.
@@ -34,9 +34,9 @@ pub(in super::super) struct Annotation {
     /// The judge.
     #[serde(default)]
     pub annotator: String,
-    /// From 1, the baseline is better, to 2, the model is; none where the judge named neither.
+    /// From 1 (the baseline is better) to 2 (the model is better); `None` if the judge named neither.
     pub preference: Option<f64>,
-    /// What the judge said.
+    /// The judge's reply.
     #[serde(default)]
     pub raw_completion: Value,
 }
@@ -51,7 +51,7 @@ pub(super) fn plan(inputs: &Inputs) -> anyhow::Result<Vec<Match>> {
             let theirs = inputs.answer(&inputs.baseline, question, 1)?.turns[0].as_str();
             let models = vec![model.to_owned(), inputs.baseline.clone()];
             let (order, first, second) = if is_switched(instruction) { (2, ours, theirs) } else { (1, theirs, ours) };
-            // Equal outputs need no judge.
+            // Equal outputs need no judgment.
             let mut games = Vec::new();
             if ours != theirs {
                 let fields = [("instruction", instruction), ("output_1", first), ("output_2", second)];
@@ -64,7 +64,7 @@ pub(super) fn plan(inputs: &Inputs) -> anyhow::Result<Vec<Match>> {
     Ok(matches)
 }
 
-/// The rows of all instructions, model by model.
+/// The rows of all instructions, by model.
 pub(in super::super) fn rows(inputs: &Inputs, matches: &[Match], replies: &dyn Replies) -> Vec<Annotation> {
     let row = |found: &Match| {
         let question = &inputs.questions[found.question];
@@ -90,7 +90,7 @@ pub(in super::super) fn rows(inputs: &Inputs, matches: &[Match], replies: &dyn R
     matches.iter().map(row).collect()
 }
 
-/// The preference in a reply: by the probabilities of its first token, or by the token itself where there are none.
+/// The preference in a reply: by the probabilities of its first token, or by the token itself without them.
 fn preference_of(order: u8, reply: &Reply) -> Option<f64> {
     let shown = match &reply.first_token {
         Some(tokens) => {
@@ -106,7 +106,7 @@ fn preference_of(order: u8, reply: &Reply) -> Option<f64> {
     Some(if order == 2 { 3.0 - shown } else { shown })
 }
 
-/// The reply in the form that AlpacaEval keeps.
+/// The reply in AlpacaEval's format.
 fn raw(reply: &Reply) -> Value {
     let token = |(token, logprob): &(String, f64)| serde_json::json!({"token": token, "logprob": logprob});
     let likeliest = reply.first_token.as_ref().map(|tokens| tokens.iter().map(token).collect::<Vec<_>>());

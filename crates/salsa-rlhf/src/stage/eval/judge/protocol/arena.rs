@@ -1,4 +1,4 @@
-//! Arena-Hard-Auto: each prompt is two games against a baseline, whose answer is A in the first and B in the second.
+//! Arena-Hard-Auto: two games per prompt against a baseline, whose answer is A in the first and B in the second.
 use anyhow::Context;
 use salsa_algo::judge::arena::Row;
 use serde::{Deserialize, Serialize};
@@ -14,10 +14,10 @@ use super::{
 };
 use crate::chat::Message;
 
-/// The name of the template in the identity of calls.
+/// The template name in the identity of calls.
 const TEMPLATE: &str = "arena-hard";
 
-/// What v0.1 says to a judge that gave no label.
+/// v0.1's follow-up message to a judge that gave no label.
 const ONCE_MORE: &str = "continue your judgment and finish by outputting a final verdict label";
 
 /// A row of `model_judgment/JUDGE/MODEL.jsonl`, of either version.
@@ -29,7 +29,7 @@ pub(in super::super) struct ArenaRow {
     /// v2: the category.
     #[serde(default)]
     pub category: String,
-    /// The model that plays against the baseline.
+    /// The model compared with the baseline.
     pub model: String,
     /// The judge.
     #[serde(default)]
@@ -37,7 +37,7 @@ pub(in super::super) struct ArenaRow {
     /// v2: the baseline.
     #[serde(default)]
     pub baseline: String,
-    /// Two games; null where the judge could not be asked.
+    /// Two games; null if the judge could not be reached.
     pub games: Vec<Option<ArenaGame>>,
 }
 
@@ -46,9 +46,9 @@ pub(in super::super) struct ArenaRow {
 pub(in super::super) struct ArenaGame {
     /// The label, if there is one.
     pub score: Option<String>,
-    /// What the judge said: a text, or in v2 a mapping with `answer`.
+    /// The judge's reply: a text, or in v2 a mapping with `answer`.
     pub judgment: Value,
-    /// v0.1: what the judge was asked.
+    /// v0.1: the prompt.
     #[serde(default)]
     pub user_prompt: Option<String>,
     /// v2: the conversation.
@@ -57,13 +57,13 @@ pub(in super::super) struct ArenaGame {
 }
 
 impl ArenaRow {
-    /// Both verdicts. A label that has no meaning is none.
+    /// Both verdicts. Labels without a meaning count as missing.
     pub(crate) fn verdicts(&self) -> Row {
         let label = |game: usize| self.games.get(game)?.as_ref()?.score.as_deref().and_then(verdict::label);
         Row { first: label(0), second: label(1) }
     }
 
-    /// The row as the version writes it.
+    /// The row in the layout of the version.
     pub(crate) fn written(&self, protocol: Protocol) -> Value {
         let game = |game: &Option<ArenaGame>| match game {
             None if protocol == Protocol::ArenaHardV2 => Value::Null,
@@ -85,12 +85,12 @@ impl ArenaRow {
 }
 
 impl ArenaGame {
-    /// What the judge said.
+    /// The judge's reply.
     pub(crate) fn said(&self) -> &str {
         self.judgment.as_str().or_else(|| self.judgment["answer"].as_str()).unwrap_or_default()
     }
 
-    /// What the judge was asked.
+    /// The judge's prompt.
     pub(crate) fn asked(&self) -> &str {
         let of_v2 = || {
             let user = self.prompt.as_ref()?.as_array()?.iter().find(|message| message["role"] == "user")?;
@@ -100,7 +100,7 @@ impl ArenaGame {
     }
 }
 
-/// The baseline of a category: the one that is given, else the tool's.
+/// The baseline for a category: the configured one, otherwise the tool's.
 pub(super) fn baseline<'a>(inputs: &'a Inputs, category: &str) -> &'a str {
     match (inputs.baseline.as_str(), inputs.protocol) {
         ("", protocol) => default_baseline(protocol, category),
@@ -108,7 +108,7 @@ pub(super) fn baseline<'a>(inputs: &'a Inputs, category: &str) -> &'a str {
     }
 }
 
-/// The baseline that the tool has for a category.
+/// The tool's baseline for a category.
 pub(in super::super) fn default_baseline(protocol: Protocol, category: &str) -> &'static str {
     match (protocol, category) {
         (Protocol::ArenaHardV01, _) | (_, "arena-hard-v0.1") => "gpt-4-0314",
@@ -151,7 +151,7 @@ fn games(inputs: &Inputs, model: &str, question: &Question) -> anyhow::Result<Ve
     Ok(vec![game(1, theirs, ours)?, game(2, ours, theirs)?])
 }
 
-/// The second attempts of v0.1, where the first gave no label at all.
+/// The second attempts of v0.1, for calls whose first reply has no label.
 pub(super) fn second_attempts(matches: &[Match], replies: &dyn Replies) -> Vec<Call> {
     let calls = matches.iter().flat_map(|found| &found.games);
     calls.filter_map(|call| second_attempt(call, replies)).collect()

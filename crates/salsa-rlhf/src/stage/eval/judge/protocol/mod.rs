@@ -1,4 +1,4 @@
-//! The protocols: which calls they make, and what rows of the tool's own files come of the answers.
+//! The protocols: their calls, and the rows of the tool's files made from the answers.
 use std::collections::BTreeMap;
 
 use anyhow::Context;
@@ -19,7 +19,7 @@ pub(super) mod mt_bench;
 #[cfg(test)]
 mod tests;
 
-/// What is asked, and how verdicts are counted.
+/// Which prompts are used, and how verdicts are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Protocol {
     /// MT-Bench, each answer graded from 1 to 10 (FastChat's mode `single`).
@@ -28,10 +28,10 @@ pub enum Protocol {
     /// MT-Bench, pairs in both orders (FastChat's modes `pairwise-baseline` and `pairwise-all`).
     #[serde(rename = "mt_bench_pair")]
     MtBenchPair,
-    /// Arena-Hard-Auto v0.1: two games of each prompt against gpt-4-0314.
+    /// Arena-Hard-Auto v0.1: two games per prompt against gpt-4-0314.
     #[serde(rename = "arena_hard_v0.1")]
     ArenaHardV01,
-    /// Arena-Hard-Auto v2: two games of each prompt against a baseline of its category.
+    /// Arena-Hard-Auto v2: two games per prompt against a baseline of its category.
     #[serde(rename = "arena_hard_v2")]
     ArenaHardV2,
     /// AlpacaEval 2: one order, the probability of the first token.
@@ -43,7 +43,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// Most tokens of a judgment, as the tool asks for them.
+    /// The tool's token limit for a judgment.
     pub fn max_tokens(self) -> usize {
         match self {
             Protocol::MtBenchSingle | Protocol::MtBenchPair | Protocol::Pairwise => 2048,
@@ -53,17 +53,17 @@ impl Protocol {
         }
     }
 
-    /// The judge's temperature, as the tool asks for it.
+    /// The tool's temperature of the judge.
     pub fn temperature(self) -> f64 {
         if self == Protocol::AlpacaEval2 { 1.0 } else { 0.0 }
     }
 
-    /// How many likeliest tokens the protocol looks at.
+    /// The number of most likely tokens that the protocol reads.
     pub fn top_logprobs(self) -> u32 {
         if self == Protocol::AlpacaEval2 { 5 } else { 0 }
     }
 
-    /// Whether the score is of one model against another.
+    /// Whether the protocol compares two models.
     pub fn has_pairs(self) -> bool {
         self != Protocol::MtBenchSingle
     }
@@ -81,7 +81,7 @@ impl Protocol {
     }
 }
 
-/// Everything that is judged, read into memory.
+/// The inputs of a judgment, read into memory.
 pub(super) struct Inputs {
     /// The protocol.
     pub protocol: Protocol,
@@ -91,15 +91,15 @@ pub(super) struct Inputs {
     pub questions: Vec<Question>,
     /// The answers of each model, baselines included.
     pub answers: BTreeMap<String, Answers>,
-    /// The model that the others are compared with; empty for the protocol's own, or all pairs.
+    /// The model to compare the others with; empty for the protocol's own, or all pairs.
     pub baseline: String,
-    /// How the judge is asked.
+    /// The judge prompts.
     pub prompts: Prompts,
-    /// Reference answers, where a template wants them.
+    /// Reference answers, if a template needs them.
     pub references: Option<Answers>,
 }
 
-/// How the judge is asked.
+/// The judge prompts.
 pub(super) enum Prompts {
     /// FastChat's templates, and the name of the one for [`Protocol::Pairwise`].
     FastChat(BTreeMap<String, Template>, String),
@@ -109,12 +109,12 @@ pub(super) enum Prompts {
     Alpaca(String),
 }
 
-/// What is judged at once: one answer, or two in one or both orders.
+/// A unit of judgment: one answer, or two in one or both orders.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Match {
-    /// The number of the question.
+    /// The index of the question.
     pub question: usize,
-    /// The turn that is judged.
+    /// The judged turn.
     pub turn: u32,
     /// The template's name.
     pub template: String,
@@ -124,20 +124,20 @@ pub(super) struct Match {
     pub games: Vec<Call>,
 }
 
-/// How replies to calls are found.
+/// Finds replies to calls.
 pub(super) trait Replies {
     /// The reply to a call, if there is one.
     fn reply(&self, call: &Call) -> Option<&Reply>;
 
-    /// The text of a whole judgment that another tool made of this call, further attempts included.
+    /// The text of a complete judgment of this call by another tool, including further attempts.
     fn whole(&self, call: &Call) -> Option<&str>;
 }
 
 impl Inputs {
-    /// The calls of the protocol, match by match in the order of the tool.
+    /// The calls of the protocol, by match, in the order of the tool.
     ///
     /// # Errors
-    /// If an answer or a reference answer is missing, or a template is.
+    /// If an answer, a reference answer or a template is missing.
     pub(super) fn plan(&self) -> anyhow::Result<Vec<Match>> {
         match self.protocol {
             Protocol::MtBenchSingle | Protocol::MtBenchPair => mt_bench::plan(self),
@@ -147,7 +147,7 @@ impl Inputs {
         }
     }
 
-    /// Calls that follow from replies: Arena-Hard v0.1 asks a second time where a judgment has no label.
+    /// Calls that follow from replies: Arena-Hard v0.1 repeats a call whose judgment has no label.
     pub(super) fn second_attempts(&self, matches: &[Match], replies: &dyn Replies) -> Vec<Call> {
         match self.protocol {
             Protocol::ArenaHardV01 => arena::second_attempts(matches, replies),
@@ -155,13 +155,13 @@ impl Inputs {
         }
     }
 
-    /// The models that are judged, without baselines, in the order of their names.
+    /// The judged models without baselines, sorted by name.
     pub(super) fn judged(&self) -> Vec<&str> {
         let baselines = self.baselines();
         self.answers.keys().map(String::as_str).filter(|name| !baselines.contains(name)).collect()
     }
 
-    /// The baselines of the protocol: the one that is given, else those of the tool.
+    /// The baselines of the protocol: the configured one, otherwise those of the tool.
     fn baselines(&self) -> Vec<&str> {
         match self.protocol {
             _ if !self.baseline.is_empty() => vec![self.baseline.as_str()],
@@ -179,7 +179,7 @@ impl Inputs {
     /// The answer of a model to a question.
     ///
     /// # Errors
-    /// If it has none, or too few turns.
+    /// If there is none, or it has too few turns.
     pub(super) fn answer(&self, model: &str, question: &Question, turns: usize) -> anyhow::Result<&Answer> {
         let answers = self.answers.get(model).with_context(|| {
             let given: Vec<&str> = self.answers.keys().map(String::as_str).collect();

@@ -1,4 +1,4 @@
-//! FastChat's MT-Bench: answers graded one by one, or compared in both orders; and its pair template for any prompts.
+//! FastChat's MT-Bench: answers graded individually, or compared in both orders; and its pair template for any prompts.
 use anyhow::{Context, ensure};
 use salsa_algo::{judge::pair, stats::Verdict};
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ use super::{
 /// Questions of these categories are judged with a reference answer.
 const WITH_REFERENCE: &[&str] = &["math", "reasoning", "coding", "arena-hard-200"];
 
-/// What stands in a row for a judgment that could not be had.
+/// Placeholder in a row for a missing judgment.
 pub(in super::super) const ERROR: &str = "$ERROR$";
 
 /// A row of `model_judgment/JUDGE_single.jsonl`.
@@ -29,13 +29,13 @@ pub(in super::super) struct SingleRow {
     pub model: String,
     /// The judge and the template.
     pub judge: (String, String),
-    /// What the judge was asked.
+    /// The judge's prompt.
     pub user_prompt: String,
-    /// What it said.
+    /// The judge's reply.
     pub judgment: String,
     /// The grade; −1 for none.
     pub score: Option<f64>,
-    /// The turn that was judged.
+    /// The judged turn.
     pub turn: u32,
 }
 
@@ -50,19 +50,19 @@ pub(in super::super) struct PairRow {
     pub model_2: String,
     /// `model_1`, `model_2`, `tie` or `error`.
     pub g1_winner: String,
-    /// The same of the second game.
+    /// The same for the second game.
     pub g2_winner: String,
     /// The judge and the template.
     pub judge: (String, String),
-    /// What the judge was asked in the first game.
+    /// The judge's prompt in the first game.
     pub g1_user_prompt: String,
-    /// What it said.
+    /// The judge's reply in the first game.
     pub g1_judgment: String,
-    /// What the judge was asked in the second game.
+    /// The judge's prompt in the second game.
     pub g2_user_prompt: String,
-    /// What it said.
+    /// The judge's reply in the second game.
     pub g2_judgment: String,
-    /// The turn that was judged.
+    /// The judged turn.
     #[serde(default = "first_turn")]
     pub turn: u32,
 }
@@ -72,12 +72,12 @@ fn first_turn() -> u32 {
 }
 
 impl SingleRow {
-    /// The grade; none where the judge gave none.
+    /// The grade; `None` if the judge gave none.
     pub(crate) fn grade(&self) -> Option<f64> {
         self.score.filter(|score| *score != -1.0)
     }
 
-    /// The row as FastChat writes it: whole grades without a point.
+    /// The row in FastChat's layout: whole grades without a decimal point.
     pub(crate) fn written(&self) -> Value {
         let mut row = serde_json::to_value(self).expect("a row is JSON");
         let score = self.score.unwrap_or(-1.0);
@@ -91,7 +91,7 @@ impl SingleRow {
 }
 
 impl PairRow {
-    /// Both games, seen from the first model.
+    /// Both games, from the perspective of the first model.
     pub(crate) fn games(&self) -> pair::Row {
         let verdict = |winner: &str| match winner {
             "model_1" => Some(Verdict::Win),
@@ -125,7 +125,7 @@ pub(super) fn plan(inputs: &Inputs) -> anyhow::Result<Vec<Match>> {
     Ok(matches)
 }
 
-/// The matches over any prompts: one turn, the template that the configuration names.
+/// The matches for any prompts: one turn, with the configured template.
 pub(super) fn plan_pairwise(inputs: &Inputs) -> anyhow::Result<Vec<Match>> {
     let Prompts::FastChat(_, name) = &inputs.prompts else { unreachable!("this protocol reads FastChat's templates") };
     let mut matches = Vec::new();
@@ -152,7 +152,7 @@ fn template_name(protocol: Protocol, turn: u32, with_reference: bool) -> &'stati
     }
 }
 
-/// Who is judged: each model alone; each against the baseline; or all pairs.
+/// The compared models: each alone, each against the baseline, or all pairs.
 fn sides(inputs: &Inputs) -> anyhow::Result<Vec<Vec<String>>> {
     let names: Vec<&String> = inputs.answers.keys().collect();
     if inputs.protocol == Protocol::MtBenchSingle {
@@ -172,7 +172,7 @@ fn sides(inputs: &Inputs) -> anyhow::Result<Vec<Vec<String>>> {
     Ok(pairs)
 }
 
-/// A turn of a question that is judged.
+/// A turn of a question to judge.
 struct Asked<'a> {
     inputs: &'a Inputs,
     question: &'a Question,
@@ -244,7 +244,7 @@ impl Asked<'_> {
     }
 }
 
-/// The rows of graded answers. A call without a reply has the judgment `$ERROR$`.
+/// The rows of graded answers. A call without a reply gets the judgment `$ERROR$`.
 pub(in super::super) fn single_rows(inputs: &Inputs, matches: &[Match], replies: &dyn Replies) -> Vec<SingleRow> {
     let row = |found: &Match| {
         let (prompt, judgment) = said(&found.games[0], replies);

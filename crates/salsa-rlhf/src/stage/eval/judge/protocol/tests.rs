@@ -8,7 +8,7 @@ use super::{
     *,
 };
 
-/// Replies by what the user said last, or by all of the conversation.
+/// Replies by the last user message, or by the whole conversation.
 #[derive(Default)]
 struct Said {
     replies: HashMap<String, Reply>,
@@ -221,7 +221,7 @@ fn equal_outputs_of_alpaca_eval_need_no_judge() {
         references: None,
     };
     let matches = inputs.plan().unwrap();
-    // The instruction `Hello` is drawn not to be switched.
+    // For the instruction `Hello`, the drawn order is unswitched.
     assert_eq!(prompts(&matches), ["Hello|hi|hey"]);
     let mut said = Said::default();
     said.say(&matches[0].games[0], "M");

@@ -1,4 +1,4 @@
-//! AlpacaEval's scores: win rates, and those at equal length.
+//! AlpacaEval's scores: win rates, plain and at equal length.
 use std::collections::BTreeSet;
 
 use anyhow::{Context, ensure};
@@ -22,7 +22,7 @@ pub(super) fn alpacas(rows: &[Annotation], counting: &Counting<'_>) -> anyhow::R
 }
 
 fn alpaca(rows: &[&Annotation], counting: &Counting<'_>) -> anyhow::Result<Value> {
-    // 0 is an older spelling of a draw.
+    // 0 is an older notation for a draw.
     let preference = |row: &&Annotation| row.preference.map(|p| if p == 0.0 { 1.5 } else { p });
     let preferences: Vec<Option<f64>> = rows.iter().map(preference).collect();
     let valid = preferences.iter().flatten().all(|p| (1.0..=2.0).contains(p));

@@ -21,7 +21,7 @@ use crate::stage::eval::judge::{
     question::key_of,
 };
 
-/// Rounds of the bootstrap that Arena-Hard does.
+/// Bootstrap rounds of Arena-Hard.
 const ROUNDS: usize = 100;
 
 const ARENA_V01_RULE: &str = "Arena-Hard-Auto v0.1: win rate against the baseline in percent; each game is a battle, a \
@@ -88,7 +88,7 @@ fn arena(rows: &[&ArenaRow], category: &str, counting: &Counting<'_>) -> anyhow:
     Ok(table)
 }
 
-/// The verdicts of a row seen from the model, the game in which it was shown first in front.
+/// The verdicts of a row from the model's perspective; first the game in which it was shown first.
 fn games_by_order(row: &ArenaRow) -> pair::Row {
     let seen = |label: Option<arena::Label>, baseline| {
         let points = label?.game(baseline).points;
@@ -101,7 +101,7 @@ fn games_by_order(row: &ArenaRow) -> pair::Row {
     }
 }
 
-/// Scores that are controlled for style.
+/// Scores controlled for style.
 fn styled(
     rows: &[&ArenaRow],
     models: &[&str],
@@ -152,7 +152,7 @@ fn styled(
     let regression = Regression::new(&battles, models.len(), counting.controlled, scale, fit);
     let scores = regression.scores();
     let drawn = regression.resampled_battles(ROUNDS, counting.how.seed);
-    // Every resample is a regression, so there are fewer of them than of means.
+    // Every resample is a regression, so there are fewer of them than for means.
     let how = Resampling { resamples: counting.how.resamples.min(MOST_REGRESSIONS), ..counting.how };
     let ours = regression.intervals_over_prompts(&how);
     let (shares, key) = match version {
@@ -162,7 +162,7 @@ fn styled(
     let mut found = Map::new();
     for (number, model) in models.iter().enumerate() {
         let tool = quantiles(&drawn[number], &shares).unwrap_or_default();
-        // v2 shows the median of its resamples.
+        // v2 reports the median of its resamples.
         let score = if fit == Fit::Compat { tool[1] } else { scores.win_rates[number] };
         let mut entry = json!({
             "score": 100.0 * score,
@@ -183,7 +183,7 @@ fn styled(
     }))
 }
 
-/// Most regressions for an interval over prompts.
+/// Upper limit for regressions of an interval over prompts.
 const MOST_REGRESSIONS: usize = 500;
 
 fn style_rule(fit: Fit) -> &'static str {

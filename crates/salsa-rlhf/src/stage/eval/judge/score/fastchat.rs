@@ -83,7 +83,7 @@ pub(super) fn pairs(rows: &[PairRow], counting: &Counting<'_>) -> Value {
     json!({"rule": PAIR_RULE, "models": models, "position_bias": bias(rows.iter().map(PairRow::games))})
 }
 
-/// The games of a row seen from a model; none where it does not play.
+/// The games of a row from a model's perspective; `None` if it does not take part.
 fn seen_from(model: &str, row: &PairRow) -> Option<pair::Row> {
     let games = row.games();
     let turned = |verdict: Option<Verdict>| verdict.map(Verdict::reversed);

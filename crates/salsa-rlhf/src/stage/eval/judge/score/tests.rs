@@ -1,4 +1,4 @@
-//! Scores against numbers by hand.
+//! Scores compared with numbers computed by hand.
 use super::*;
 
 fn counting<'a>(protocol: Protocol, baseline: &'a str) -> Counting<'a> {

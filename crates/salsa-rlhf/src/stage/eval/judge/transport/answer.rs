@@ -1,4 +1,4 @@
-//! What an answer of a server means: a reply, a failure, something to try again, or the end.
+//! Interpretation of a server's response: a reply, a failure, a retry, or the end.
 use std::time::Duration;
 
 use serde_json::Value;
@@ -8,25 +8,25 @@ use super::{
     Dialect,
 };
 
-/// What to do about an answer.
+/// How to proceed after a response.
 #[derive(Debug, PartialEq)]
 pub(in super::super) enum Meaning {
     /// The judge replied.
     Reply(Reply),
-    /// There is no reply, and another try would not bring one.
+    /// There is no reply, and a retry would not help.
     Failed(Failure),
-    /// Another try may bring one; after the pause that the server wants.
+    /// A retry may succeed, after the pause that the server requested.
     Again(Failure, Option<Duration>),
-    /// The server refuses a parameter; without it the call may be repeated.
+    /// The server refuses a parameter; the call may be repeated without it.
     Without(Dialect),
-    /// No call at all will succeed.
+    /// No call can succeed.
     Fatal(String),
 }
 
-/// Most characters of a message of a server.
+/// Maximum number of characters of a server's message.
 const LONGEST_MESSAGE: usize = 300;
 
-/// What an answer with this status and body means.
+/// Interprets a response with this status and body.
 pub(in super::super) fn read(
     status: u16,
     wait: Option<Duration>,
@@ -69,7 +69,7 @@ pub(in super::super) fn read(
     }
 }
 
-/// A request that was refused: for a parameter that can be left out, for its length, or for what it says.
+/// A refused request: for an optional parameter, for its length, or for its content.
 fn refused(refusal: &Refusal, settings: &Settings, dialect: Dialect) -> Meaning {
     let says = |word: &str| refusal.param == word || refusal.message.contains(word);
     let about = |parameter: &str| refusal.param == parameter || (refusal.param.is_empty() && says(parameter));
@@ -94,7 +94,7 @@ fn refused(refusal: &Refusal, settings: &Settings, dialect: Dialect) -> Meaning 
     Meaning::Failed(Failure::new(FailureKind::BadRequest, refusal.message.clone()))
 }
 
-/// What a server says about an error.
+/// The error in a server's response.
 struct Refusal {
     message: String,
     code: String,
@@ -128,7 +128,7 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// The reply in an answer, or why there is none.
+/// The reply in a response, or the reason why there is none.
 fn reply(value: &Value, settings: &Settings) -> Meaning {
     let choice = &value["choices"][0];
     let message = &choice["message"];
@@ -144,7 +144,7 @@ fn reply(value: &Value, settings: &Settings) -> Meaning {
     if reason == "content_filter" {
         return failed(FailureKind::ContentFilter, "the judgment was held back by a filter");
     }
-    // One token is all that is asked for where its log-probs are the verdict.
+    // If log-probs are the verdict, only one token is requested.
     if reason == "length" && settings.top_logprobs == 0 {
         let limit = settings.max_tokens;
         return failed(FailureKind::CutOff, &format!("cut off at {limit} tokens before its end; raise max_tokens"));
@@ -158,7 +158,7 @@ fn reply(value: &Value, settings: &Settings) -> Meaning {
     Meaning::Reply(Reply { text: text.to_owned(), finish_reason, usage, answered_by, first_token })
 }
 
-/// The likeliest first tokens, where the server gives them.
+/// The most likely first tokens, if the server provides them.
 fn first_token(choice: &Value) -> Option<Vec<(String, f64)>> {
     let tokens = choice.pointer("/logprobs/content/0/top_logprobs")?.as_array()?;
     let token = |value: &Value| Some((value["token"].as_str()?.to_owned(), value["logprob"].as_f64()?));

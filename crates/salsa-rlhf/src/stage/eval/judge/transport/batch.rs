@@ -1,5 +1,5 @@
-//! Calls as files of a batch: `requests.jsonl` is written, `responses.jsonl` read. OpenAI's batch interface and vLLM's
-//! `run_batch` take and give the same lines.
+//! Calls as batch files: writes `requests.jsonl` and reads `responses.jsonl`, in the format of OpenAI's batch interface
+//! and vLLM's `run_batch`.
 use std::{
     collections::HashMap,
     fs,
@@ -20,11 +20,11 @@ use super::{
 };
 use crate::atomic;
 
-/// Most requests of a file, and most bytes, that OpenAI takes.
+/// OpenAI's limits for requests and bytes of a file.
 const MOST_REQUESTS: usize = 50_000;
 const MOST_BYTES: usize = 200 << 20;
 
-/// The error of a run that wrote requests and waits for their answers.
+/// The error of a run that wrote requests, whose answers are pending.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{requests} requests are in {files}; send them to the judge (OpenAI: a batch of /v1/chat/completions; vLLM: run_batch), put \
@@ -37,10 +37,10 @@ pub(in super::super) struct Waiting {
     folder: String,
 }
 
-/// Writes the calls as requests, in as many files as are needed.
+/// Writes the calls as requests, split into files by the limits, and returns the error that ends the run.
 ///
 /// # Errors
-/// If the disk refuses; else always [`Waiting`].
+/// If a file cannot be written.
 pub(in super::super) fn write(
     dir: &Path,
     model: &str,
@@ -75,10 +75,11 @@ pub(in super::super) fn write(
     Ok(Waiting { requests: calls.len(), files: names.join(", "), folder: dir.display().to_string() })
 }
 
-/// The answers in the files of a directory, by the identity of their calls. Of several to one call a reply wins.
+/// The answers in the files of a directory, by the identity of their calls. A reply takes precedence over failures of
+/// the same call.
 ///
 /// # Errors
-/// If a file cannot be read or a line is no answer of a batch.
+/// If a file cannot be read or a line is no batch answer.
 pub(in super::super) fn read(dir: &Path, settings: &Settings) -> anyhow::Result<HashMap<String, Answer>> {
     let mut answers: HashMap<String, Answer> = HashMap::new();
     for path in named(dir, "responses")?.into_iter().chain(named(dir, "errors")?) {
@@ -115,7 +116,7 @@ fn one(line: &Value, settings: &Settings) -> anyhow::Result<(String, Answer)> {
     Ok((id.to_owned(), answer))
 }
 
-/// The files of a directory whose names begin so and end with `.jsonl`, in the order of their names.
+/// The files of a directory whose names start with `start` and end with `.jsonl`, sorted by name.
 fn named(dir: &Path, start: &str) -> anyhow::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
     let names = entries.filter_map(Result::ok).map(|entry| entry.path());

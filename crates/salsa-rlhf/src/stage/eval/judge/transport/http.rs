@@ -1,4 +1,4 @@
-//! Calls to an OpenAI-compatible server, several at once.
+//! Concurrent calls to an OpenAI-compatible server.
 use std::{
     sync::{
         Mutex, PoisonError,
@@ -23,13 +23,13 @@ use super::{
 };
 use crate::stage::StageContext;
 
-/// A judgment is text; a longer answer is none.
+/// Maximum size of a response; a longer one cannot be a judgment.
 const LONGEST_ANSWER: u64 = 16 << 20;
 
-/// How often a thread that waits looks whether it is still wanted.
+/// Interval at which a waiting thread checks whether to stop.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How the server is reached.
+/// A server and its settings.
 pub(in super::super) struct Endpoint {
     agent: Agent,
     url: String,
@@ -40,7 +40,7 @@ pub(in super::super) struct Endpoint {
     retries: u32,
 }
 
-/// What is asked of a server, and how often at a time.
+/// How to reach a server.
 pub(in super::super) struct Access<'a> {
     /// The address up to `/chat/completions`; it may end with a query.
     pub base_url: &'a str,
@@ -48,17 +48,17 @@ pub(in super::super) struct Access<'a> {
     pub model: &'a str,
     /// The key.
     pub secret: Secret,
-    /// How long a call may take.
+    /// The timeout of a call.
     pub timeout: Duration,
-    /// How often a call is tried again.
+    /// The number of retries of a call.
     pub retries: u32,
 }
 
 impl Endpoint {
-    /// The server of a configuration. Nothing is sent.
+    /// Prepares calls to the configured server. Sends nothing.
     ///
     /// # Errors
-    /// If the address is none, or OpenAI's own and there is no key.
+    /// If the address is invalid, or is OpenAI's and there is no key.
     pub(crate) fn new(access: Access<'_>) -> anyhow::Result<Endpoint> {
         let Access { base_url, model, secret, timeout, retries } = access;
         let (address, query) =
@@ -75,7 +75,7 @@ impl Endpoint {
             secret.is_known() || !is_openai,
             "{address} needs a key: set the variable that api_key_env names, or give api_key_file"
         );
-        // Azure has deployments in the address, and a header of its own.
+        // Azure has deployments in the address, and another header.
         let is_azure = address.contains("/openai/deployments/");
         let (header, prefix) = if is_azure { ("api-key", "") } else { ("authorization", "Bearer ") };
         let config = Agent::config_builder()
@@ -90,13 +90,13 @@ impl Endpoint {
         Ok(Endpoint { agent: config.into(), url, header, authorization, secret, model: model.to_owned(), retries })
     }
 
-    /// Asks all calls, at most `concurrency` at a time, and hands each answer to `take` on this thread as it comes. The
-    /// first call goes alone, so that a wrong address or key costs one call.
+    /// Makes all calls, at most `concurrency` at a time, and passes each answer to `take` on this thread. The first
+    /// call is made alone, so that a wrong address or key costs one call.
     ///
-    /// Returns what the server wants to have left out. When interrupted, calls under way are still taken.
+    /// Returns the parameters that the server refuses. After an interruption, pending calls are still received.
     ///
     /// # Errors
-    /// What no call can get past, and the errors of `take`.
+    /// A failure that affects every call, and the errors of `take`.
     pub(crate) fn ask(
         &self,
         calls: &[&Call],
@@ -130,7 +130,7 @@ impl Endpoint {
         Ok(*lock(&shared.dialect))
     }
 
-    /// One request: what came back means.
+    /// Sends one request and interprets the response.
     fn send(&self, call: &Call, settings: &Settings, dialect: Dialect) -> Meaning {
         let mut request = self.agent.post(&self.url).header("content-type", "application/json");
         if let Some(value) = &self.authorization {
@@ -164,20 +164,20 @@ impl Endpoint {
     }
 }
 
-/// What the threads of one [`Endpoint::ask`] share.
+/// State shared by the threads of one [`Endpoint::ask`].
 struct Shared<'a> {
     endpoint: &'a Endpoint,
     calls: &'a [&'a Call],
     settings: &'a Settings,
     dialect: Mutex<Dialect>,
-    /// Nothing is sent before this: the server asked to wait.
+    /// Nothing is sent before this time, as requested by the server.
     pause: Mutex<Instant>,
     next: AtomicUsize,
     stop: AtomicBool,
 }
 
 impl Shared<'_> {
-    /// Asks on so many threads: with one thread one call, else all that are left.
+    /// Makes calls on this many threads: one call with a single thread, otherwise all remaining ones.
     fn work(
         &self,
         threads: usize,
@@ -185,8 +185,8 @@ impl Shared<'_> {
         context: &StageContext,
     ) -> anyhow::Result<()> {
         let end = if threads == 1 && self.next.load(Ordering::SeqCst) == 0 { 1 } else { self.calls.len() };
-        // A thread makes its next call when its answer is being written down: a killed process loses what was under way
-        // and the one answer in hand, not a queue of them.
+        // A thread makes its next call while its answer is being recorded: a killed process loses the pending calls and
+        // the answer being recorded, not a queue of answers.
         let (sender, receiver) = mpsc::sync_channel(0);
         thread::scope(|scope| {
             for _ in 0..threads.min(end) {
@@ -195,7 +195,7 @@ impl Shared<'_> {
                     while !self.is_stopped() {
                         let number = self.next.fetch_add(1, Ordering::SeqCst);
                         if number >= end {
-                            // It is the next one's turn.
+                            // The next thread stops too.
                             self.next.fetch_min(end, Ordering::SeqCst);
                             break;
                         }
@@ -208,7 +208,7 @@ impl Shared<'_> {
             }
             drop(sender);
             let mut result = Ok(());
-            // Every answer that comes is taken, whatever else happened: it may have been paid for.
+            // Receive every answer, even after a failure: it may have been paid for.
             loop {
                 let received = receiver.recv_timeout(LOOK);
                 if context.interrupted() {
@@ -237,7 +237,7 @@ impl Shared<'_> {
         self.stop.load(Ordering::SeqCst)
     }
 
-    /// One call with its retries; none if it was not to be made any more, an error if none can be.
+    /// One call with its retries; `None` if calls were stopped, an error if no call can succeed.
     fn call(&self, number: usize) -> Option<Result<Answer, String>> {
         let mut retries = 0;
         loop {
@@ -258,7 +258,7 @@ impl Shared<'_> {
                     let wait = wanted.unwrap_or_else(|| wait::backoff(retries, number as u64));
                     retries += 1;
                     if failure.kind == FailureKind::RateLimited && wanted.is_some() {
-                        // What one thread is told holds for all.
+                        // A pause requested from one thread applies to all.
                         let until = Instant::now() + wait;
                         let mut pause = lock(&self.pause);
                         *pause = (*pause).max(until);
@@ -270,7 +270,7 @@ impl Shared<'_> {
         }
     }
 
-    /// Takes over what a server refuses, unless another thread has learned something meanwhile.
+    /// Stores a refused parameter, unless another thread changed the dialect meanwhile.
     fn learn(&self, asked: Dialect, changed: Dialect) {
         let mut dialect = lock(&self.dialect);
         if *dialect == asked {
@@ -296,7 +296,7 @@ impl Shared<'_> {
         }
     }
 
-    /// Sleeps; false if it was stopped.
+    /// Sleeps until the given time; returns false if stopped.
     fn sleep_until(&self, until: Instant) -> bool {
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             if self.is_stopped() {
@@ -312,10 +312,10 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Checks the address of a configuration.
+/// Checks the configured address.
 ///
 /// # Errors
-/// As [`Endpoint::new`], the key apart.
+/// As [`Endpoint::new`], except for the key.
 pub(in super::super) fn check_address(base_url: &str) -> anyhow::Result<()> {
     let host = base_url.split_once("://").map(|(_, rest)| rest.split(['/', '?']).next().unwrap_or_default());
     if host.is_none_or(str::is_empty) {

@@ -17,10 +17,10 @@ use crate::{
     },
 };
 
-/// Seed of a judge that samples.
+/// Seed of a sampling judge.
 const SEED: u64 = 0;
 
-/// The judge, opened; its weights are still to be read.
+/// The opened judge, before its weights are read.
 pub(in super::super) struct LocalJudge {
     found: Found,
     slots: usize,
@@ -30,14 +30,14 @@ impl LocalJudge {
     /// Opens the checkpoint.
     ///
     /// # Errors
-    /// If it is none, or has no tokenizer.
+    /// If it is no checkpoint, or has no tokenizer.
     pub(crate) fn open(path: &ModelPath, chat: &ChatArguments, slots: usize) -> anyhow::Result<LocalJudge> {
         let found = Found::open(path, Head::LanguageModel)?.with_chat(chat);
         found.encoder.as_ref().with_context(|| format!("{} holds no tokenizer.json", path.display()))?;
         Ok(LocalJudge { found, slots })
     }
 
-    /// Refuses what does not fit into memory.
+    /// Fails if memory does not suffice.
     ///
     /// # Errors
     /// As [`Found::check_memory`].
@@ -55,7 +55,7 @@ impl LocalJudge {
         generating::check_memory(&self.found, "judge", &tokens, settings.max_tokens, self.slots, context)
     }
 
-    /// Asks all calls, some at a time, and hands each answer to `take`.
+    /// Makes all calls in batches, and passes each answer to `take`.
     ///
     /// # Errors
     /// If a weight cannot be read or is not finite, and the errors of `take`.
@@ -114,7 +114,7 @@ impl LocalJudge {
     }
 }
 
-/// Messages for the chat template; without one, what they say, one below the other.
+/// Messages for the chat template; without a template, their texts, separated by blank lines.
 fn content(encoder: &Encoder, messages: &[Message]) -> Content {
     match encoder.has_template() {
         true => messages.to_vec().into(),
@@ -124,7 +124,7 @@ fn content(encoder: &Encoder, messages: &[Message]) -> Content {
     }
 }
 
-/// What the judge says.
+/// The judge's texts.
 fn texts(
     loaded: &Frozen,
     asked: &[(usize, &Vec<u32>)],
@@ -162,7 +162,7 @@ fn texts(
     prompts.iter().zip(responses).map(answer).collect()
 }
 
-/// The two tokens that a judge of AlpacaEval may answer with.
+/// The two tokens by which an AlpacaEval judge answers.
 const NAMES: [&str; 2] = ["m", "M"];
 
 /// The log-probs of the two names as the judge's first token.

@@ -18,33 +18,33 @@ mod wait;
 pub enum Transport {
     /// To an OpenAI-compatible server at `base_url`, call by call.
     Http,
-    /// As `requests.jsonl` for OpenAI's batch interface or vLLM's `run_batch`; `responses.jsonl` is read when it is there.
+    /// As `requests.jsonl` for OpenAI's batch interface or vLLM's `run_batch`; reads `responses.jsonl` if it exists.
     Batch,
     /// To the checkpoint `judge_path` on this machine.
     Local,
-    /// Nothing is asked: what `judgments` hold must suffice.
+    /// No calls: `judgments` must contain all that are needed.
     Recorded,
 }
 
-/// Which parameters a server takes. Servers say what they refuse, once; it is remembered for all further calls.
+/// The parameters that a server accepts. A parameter that the server refuses once is changed for all further calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Dialect {
-    /// The limit of tokens is called `max_completion_tokens`.
+    /// The token limit is called `max_completion_tokens`.
     pub completion_tokens: bool,
-    /// The temperature is left to the server.
+    /// The temperature is not sent.
     pub own_temperature: bool,
-    /// `top_p` is left to the server.
+    /// `top_p` is not sent.
     pub own_top_p: bool,
-    /// No log-probs are asked for.
+    /// Log-probs are not requested.
     pub no_logprobs: bool,
 }
 
 impl Dialect {
-    /// What every server understands until it says otherwise.
+    /// The initial assumption for every server.
     pub(super) const FIRST: Dialect =
         Dialect { completion_tokens: false, own_temperature: false, own_top_p: false, no_logprobs: false };
 
-    /// What was left out or renamed, in words for the report.
+    /// Descriptions of the omitted or renamed parameters, for the report.
     pub(super) fn in_words(self) -> Vec<&'static str> {
         let all = [
             (self.completion_tokens, "the limit of tokens is sent as max_completion_tokens"),
@@ -56,7 +56,7 @@ impl Dialect {
     }
 }
 
-/// The body of a request. Temperature and `top_p` are always written: servers have defaults of their own.
+/// The body of a request. Temperature and `top_p` are always sent unless refused: servers have other defaults.
 pub(super) fn body(model: &str, call: &Call, settings: &Settings, dialect: Dialect) -> Value {
     let mut body = json!({"model": model, "messages": call.messages});
     let limit = if dialect.completion_tokens { "max_completion_tokens" } else { "max_tokens" };

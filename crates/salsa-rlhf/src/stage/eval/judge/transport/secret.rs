@@ -1,15 +1,15 @@
-//! The key of a server. It is read from the environment or a file, is in no configuration, and has no way into a text.
+//! The key of a server. It is read from the environment or a file, is in no configuration, and is never printed.
 use std::{env, path::Path};
 
 use anyhow::ensure;
 
 use crate::input;
 
-/// A key. It can be put into a request and taken out of a text, and is shown nowhere.
+/// A key. It can be put into a request header and removed from texts, and has no `Debug` or `Display`.
 pub(in super::super) struct Secret(Option<String>);
 
 impl Secret {
-    /// The key in a file, or else in a variable of the environment; none if neither is given.
+    /// The key in a file, or else in an environment variable; no key if neither is given.
     ///
     /// # Errors
     /// If the file cannot be read, or the key cannot be sent in a header.
@@ -28,17 +28,17 @@ impl Secret {
         Ok(Secret(key))
     }
 
-    /// The value of a header with the key behind this prefix.
+    /// A header value: the key after this prefix.
     pub(crate) fn header(&self, prefix: &str) -> Option<String> {
         self.0.as_ref().map(|key| format!("{prefix}{key}"))
     }
 
-    /// Whether there is a key.
+    /// Whether a key is set.
     pub(crate) fn is_known(&self) -> bool {
         self.0.is_some()
     }
 
-    /// The text without the key.
+    /// The text with the key masked.
     pub(crate) fn out_of(&self, text: &str) -> String {
         match &self.0 {
             Some(key) => text.replace(key.as_str(), "***"),

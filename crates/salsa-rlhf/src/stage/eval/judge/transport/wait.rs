@@ -1,13 +1,13 @@
-//! How long to wait before a call is tried again.
+//! Pauses before retries.
 use std::time::Duration;
 
 use jiff::{Timestamp, fmt::rfc2822};
 use salsa_algo::random::uniform;
 
-/// A server that wants a longer pause is left alone.
+/// Longer pauses are not waited for.
 pub(super) const LONGEST: Duration = Duration::from_secs(120);
 
-/// What a server says about waiting: `retry-after-ms`, else `retry-after` in seconds or as a date.
+/// The pause requested by a server: `retry-after-ms`, else `retry-after` in seconds or as a date.
 pub(super) fn wanted<'a>(header: &dyn Fn(&str) -> Option<&'a str>, now: Timestamp) -> Option<Duration> {
     let seconds = |text: &str, unit: f64| {
         let number: f64 = text.trim().parse().ok()?;
@@ -23,8 +23,8 @@ pub(super) fn wanted<'a>(header: &dyn Fn(&str) -> Option<&'a str>, now: Timestam
     })
 }
 
-/// The pause before the retry of this number, from 0, where the server says nothing: ½ s, 1 s, 2 s … 8 s, less up to a
-/// quarter, by the number of the call.
+/// The default pause before a retry (counted from 0): ½ s, 1 s, 2 s … 8 s, reduced by up to a quarter depending on the
+/// number of the call.
 pub(super) fn backoff(retry: u32, call: u64) -> Duration {
     let seconds = (0.5 * 2f64.powi(retry.min(10) as i32)).min(8.0);
     Duration::from_secs_f64(seconds * (1.0 - 0.25 * uniform(0, call, retry.into())))
