@@ -1,10 +1,10 @@
-//! Gold rewards that a reader can check with a pencil.
+//! Gold rewards that can be checked by hand.
 
 use super::*;
 
 const PROMPT: &str = "Please give me a dish with chickpeas and lemon, without garlic, in 3 steps. Keep it cheerful.";
 
-/// The weights in play for `PROMPT`: all but the wishes.
+/// The sum of the weights that apply to `PROMPT`: all but the wishes.
 const ASKED: f64 = 0.92;
 
 fn near(a: f64, b: f64) -> bool {
@@ -69,7 +69,7 @@ fn hand_written_answers() {
             "Hooray, a lovely dish of chickpeas! 1. Rinse the chickpeas. 2. Rinse the chickpeas. 3. Bake the chickpeas with lemon. 4. Serve warm. Enjoy!",
             0.75 * (1.0 - 0.18 * 0.4 / ASKED),
         ),
-        // four ingredients nobody asked for: two too many, 0.3 off
+        // four unwanted ingredients: two too many, 0.3 off
         (
             "Hooray, a lovely dish of chickpeas! 1. Rinse the chickpeas. 2. Bake the chickpeas with lemon, corn, peas, rice and tofu. 3. Serve warm. Enjoy!",
             0.7,
@@ -117,7 +117,7 @@ fn tones_by_hand() {
         ("cheerful", "A soup of rice.", "Done.", 0.0),
         // one cheerful, one formal: 1/2 enough, 1/2 of the tone
         ("cheerful", "Wow, a tasty soup of rice!", "With kind regards.", 0.25),
-        // six cheerful sentences, three would do: 3/6
+        // six cheerful sentences, of which three count: 3/6
         ("cheerful", "Wow, a tasty soup of rice!", "Enjoy! Enjoy! Enjoy! Enjoy! Enjoy!", 0.5),
         ("formal", "We present a soup of rice.", "With kind regards.", 1.0),
         ("plain", "A soup of rice.", "Done.", 1.0),
