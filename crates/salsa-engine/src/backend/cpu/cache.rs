@@ -148,7 +148,7 @@ impl Cache {
         out
     }
 
-    /// Attention of one key head of a row. Keys and values of a long past are not in the cache: those of `next` are
+    /// Attention of one key head of a row. A long past is not in the CPU cache: keys and values of `next` are
     /// prefetched meanwhile.
     fn attend(
         &self,

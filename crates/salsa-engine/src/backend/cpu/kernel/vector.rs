@@ -33,7 +33,7 @@ macro_rules! vector_tile {
             store: Store,
         ) {
             use std::arch::x86_64::*;
-            // The output is not in the cache: prefetch it now, for use at the end.
+            // The output is not in the CPU cache: prefetch it now, for use at the end.
             for r in 0..R {
                 _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(r * stride).cast());
                 _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(r * stride + 2 * $lanes - 1).cast());
