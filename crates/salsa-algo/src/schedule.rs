@@ -72,7 +72,7 @@ impl Schedule {
     /// else        Constant 1      Linear 1 - p      Cosine (1 + cos(pi p)) / 2          p = (step - w) / (total - w)
     /// ```
     ///
-    /// With a warm-up the very first step has factor 0, as in `transformers`. After `total` the factor stays at its
+    /// With a warm-up the first step has factor 0, as in `transformers`. After `total` the factor stays at its
     /// value at `total`: 0, or 1 if constant. Source: `transformers.optimization`, `get_*_schedule_with_warmup`.
     ///
     /// ```

@@ -117,7 +117,7 @@ either!(
     Cache, cpu::Cache, cuda::Cache,
 );
 either!(
-    /// Flat memory of what is trained.
+    /// Flat memory of the trained parameters.
     Flat, Vec<f32>, cuda::Flat,
 );
 either!(

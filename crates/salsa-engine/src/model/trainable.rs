@@ -129,7 +129,7 @@ impl<B: Backend> TrainableTransformer<B> {
         TrainableTransformer { gradients, m, v, model, trained, weights, step: 0, recompute }
     }
 
-    /// The flat master weights of what is trained: in the layout of [`ModelSpec::tensors`], or for an adapter of
+    /// The flat master weights of the trained parameters: in the layout of [`ModelSpec::tensors`], or for an adapter of
     /// [`LoraSpec::tensors`].
     pub fn weights(&self) -> Cow<'_, [f32]> {
         self.model.base.backend.numbers(&self.weights)

@@ -56,7 +56,7 @@ pub struct SpecialTokens {
 }
 
 /// A model directory whose config, headers, tensor names, shapes and types have been checked; no weight is read yet.
-/// A PEFT directory stands for its adapter merged into its base.
+/// A PEFT directory represents its adapter merged into its base.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// The architecture, for saving a model of the same kind.

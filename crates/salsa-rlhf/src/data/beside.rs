@@ -14,7 +14,7 @@ pub(super) struct Question {
     /// Determines the record's part in a split.
     pub key: String,
     pub prompt: Content,
-    /// Whether a text prompt became messages because of a column beside it.
+    /// Whether a text prompt became messages because of an accompanying column.
     pub is_lifted: bool,
 }
 

@@ -17,7 +17,7 @@ pub(super) struct Row {
     pub key: String,
     /// The name of its layout.
     pub recognised: &'static str,
-    /// Whether its text became messages because of a column beside it.
+    /// Whether its text became messages because of an accompanying column.
     pub is_lifted: bool,
     /// Whether the answer is a wanted one, if the record is labelled.
     pub label: Option<bool>,

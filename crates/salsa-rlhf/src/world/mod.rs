@@ -29,9 +29,9 @@
 //! | file | subject |
 //! |---|---|
 //! | `pantry` | the words: ingredients, verbs, dishes, openings and closings |
-//! | `request` | what a prompt asks for, read back from its text |
+//! | `request` | the request of a prompt, parsed from its text |
 //! | `wording` | requests in varied English |
-//! | `split` | [`prompts`] of each [`Split`]; what is held out |
+//! | `split` | [`prompts`] of each [`Split`]; held-out requests |
 //! | `cook` | [`perfect`] answers and noisy [`demonstration`]s |
 //! | `slips` | the mistakes of the noisy cook and their probabilities |
 //! | `reading` | the parsed answer |

@@ -16,7 +16,7 @@ pub(crate) use student::student_t_two_sided;
 
 /// Returns the largest `x` between two ends for which a predicate that changes from true to false still holds.
 ///
-/// Halves the range until its ends are neighbouring floating-point numbers.
+/// Halves the range until its ends are adjacent floating-point numbers.
 fn last_true(mut low: f64, mut high: f64, holds: impl Fn(f64) -> bool) -> f64 {
     loop {
         let middle = low + (high - low) / 2.0;

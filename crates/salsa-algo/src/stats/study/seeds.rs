@@ -72,7 +72,7 @@ impl SeedEstimate {
 ///
 /// RL seeds that share a world (its data, base model, SFT models and reward model) are not independent: counted
 /// separately, they would make a study look more certain than it is. Their mean is one value per prompt of the world,
-/// which is then the unit. A study that varies only the RL seed uses each one as a unit, and its results hold for one world.
+/// which is then the unit. A study that varies only the RL seed has each one as a unit; its results hold for one world.
 ///
 /// ```
 /// let world = salsa_algo::stats::study::average_runs(7, &[&[1.0, 2.0], &[3.0, 6.0]]).unwrap();

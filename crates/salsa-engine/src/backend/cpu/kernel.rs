@@ -1,6 +1,6 @@
 //! The inner kernels of matrix multiplication: one tile of the product, for each instruction set and number type.
 //!
-//! Operands are *words* of 32 bits: one f32, or two neighbouring terms of the sum as bfloat16, the first in the low half.
+//! Operands are *words* of 32 bits: one f32, or two adjacent terms of the sum as bfloat16, the first in the low half.
 //! Every kernel computes, for `r < R` and `c < width`,
 //!
 //! ```text
@@ -8,7 +8,7 @@
 //! ```
 //!
 //! with one accumulator in f32 per output element and the steps ascending; the two terms of a bfloat16 word are added
-//! high half first. So an element has the same bits for every tile height, neighbourhood and number of threads, and
+//! high half first. So an element has the same bits for every tile height, number of columns and threads, and
 //! whether it is computed one row at a time (decoding) or a thousand (training). With fused multiply-add (all but
 //! `scalar`) the bits are even the same across instruction sets, except for products of bfloat16 that underflow: the
 //! dot-product instruction takes them as zero. AMX tiles sum bfloat16 products in another order, which is also fixed:
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
         let mut random = Random::new(2, 2);
-        // Numbers whose products neither overflow nor underflow, rounded as the type says.
+        // Numbers whose products neither overflow nor underflow, rounded as the type requires.
         let mut number = |dtype: Dtype| match dtype {
             Dtype::F32 => random.normal() as f32,
             Dtype::Bf16 => f32::from_bits(super::super::pack::bf16(random.normal() as f32) << 16),

@@ -83,7 +83,7 @@ pub(super) fn load_compiler() -> Result<&'static str, DeviceError> {
 /// Loads a library so that opening it by name finds it from now on.
 fn find(wanted: &Wanted) -> Result<String, DeviceError> {
     let mut reason = None;
-    // The driver comes with the system; a toolkit has only a stub of it.
+    // The driver comes with the system; a toolkit contains only a stub.
     let folders = if std::ptr::eq(wanted.names, DRIVER.names) { Vec::new() } else { folders() };
     for name in wanted.names {
         match open(name.as_bytes()) {
