@@ -165,7 +165,7 @@ fn parts_by_hand() {
         // the cook may choose, from two to five: six is one too many, one is one too few
         (ANY, "1. Boil the rice.", |p| p.steps, 0.6),
         (ANY, "1. Boil rice. 2. Add oil. 3. Add rice. 4. Mix rice. 5. Mix oil. 6. Serve warm.", |p| p.steps, 0.6),
-        // no tone asked: any is accepted, but they must not mix (2 cheerful, 1 formal) at most three (4 cheerful)
+        // no tone asked: any is accepted, but they must not mix (2 cheerful, 1 formal), at most three (4 cheerful)
         (ANY, "Wow, a tasty soup of rice! 1. Boil the rice. Enjoy!", |p| p.tone, 1.0),
         (ANY, "Wow, a tasty soup of rice! 1. Kindly boil the rice. Enjoy!", |p| p.tone, 2.0 / 3.0),
         (ANY, "Wow, a tasty soup of rice! 1. Boil the rice. Enjoy! Enjoy! Enjoy!", |p| p.tone, 0.75),
