@@ -1,4 +1,4 @@
-//! Random studies and their statistics as JSON lines, for `crates/salsa-algo/tests/stats.py`, which computes them anew.
+//! Random studies and their statistics as JSON lines, for `crates/salsa-algo/tests/stats.py`, which recomputes them.
 use salsa_algo::{
     random::{below, uniform},
     stats::{

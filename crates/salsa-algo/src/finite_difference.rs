@@ -11,7 +11,7 @@ pub(crate) fn gradient(f: impl Fn(&[f64]) -> f64, x: &[f64]) -> Vec<f64> {
     (0..x.len()).map(|i| (moved(i, STEP) - moved(i, -STEP)) / (2.0 * STEP)).collect()
 }
 
-/// Panics unless every element of `a` is within `tolerance` of its partner in `b`.
+/// Panics unless every element of `a` is within `tolerance` of the corresponding one of `b`.
 #[track_caller]
 pub(crate) fn assert_close(a: &[f64], b: &[f64], tolerance: f64) {
     assert_eq!(a.len(), b.len(), "lengths differ: {a:?} and {b:?}");

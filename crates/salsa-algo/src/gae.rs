@@ -3,9 +3,9 @@
 /// Advantages and returns of one response, one of each per slot.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gae {
-    /// How much better each action turned out than the critic expected, before any whitening.
+    /// How much better each action was than the critic's value, before any whitening.
     pub advantages: Vec<f64>,
-    /// What the critic should have said: `advantages + values`.
+    /// The targets of the critic: `advantages + values`.
     pub returns: Vec<f64>,
 }
 

@@ -1,4 +1,4 @@
-//! KL divergence between policy and reference, estimated from sampled tokens, and the coefficient that weighs it.
+//! KL divergence between policy and reference, estimated from sampled tokens, and its coefficient.
 
 /// Estimators of a token's KL from its log-probs under policy and reference, in Schulman's names; see [`kl`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,8 +14,8 @@ pub enum KlEstimator {
     K3,
 }
 
-/// Above this log-ratio `exp` is not taken any further (`exp(20)` is about 4.9e8), so that one absurd token leaves a
-/// huge number and not an infinity.
+/// Log-ratios are capped at this value before `exp` (`exp(20)` is about 4.9e8), so that one extreme token gives a huge
+/// number and not an infinity.
 pub(crate) const MAX_LOG_RATIO: f64 = 20.0;
 
 /// Returns `exp(min(log_ratio, 20))`; NaN stays NaN.
@@ -74,7 +74,7 @@ pub fn kls(estimator: KlEstimator, logprobs: &[f64], ref_logprobs: &[f64]) -> Ve
     logprobs.iter().zip(ref_logprobs).map(|(&p, &r)| kl(estimator, p, r)).collect()
 }
 
-/// How the KL coefficient `beta` moves from one PPO step to the next.
+/// How the KL coefficient `beta` changes from one PPO step to the next.
 ///
 /// SALSA and today's TRL keep it fixed; TRL up to 0.11 adapted it (target 6, horizon 10000).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -84,7 +84,7 @@ pub enum KlController {
     Fixed,
     /// `beta` grows while the measured KL is above `target`, and shrinks below it.
     Adaptive {
-        /// Wanted KL of a whole response, in nats.
+        /// Target KL of a whole response, in nats.
         target: f64,
         /// Responses after which a KL off by 20 % or more has moved `beta` by about 20 %.
         horizon: f64,
@@ -100,7 +100,7 @@ impl KlController {
     /// ```
     ///
     /// `measured_kl` is the KL summed over a response and averaged over the `responses` of the step. A NaN measurement
-    /// leaves `beta` as it is. Source: Ziegler et al. 2019 (1909.08593), section 2.2; TRL 0.11 `AdaptiveKLController`.
+    /// leaves `beta` unchanged. Source: Ziegler et al. 2019 (1909.08593), section 2.2; TRL 0.11 `AdaptiveKLController`.
     ///
     /// ```
     /// use salsa_algo::kl::KlController;

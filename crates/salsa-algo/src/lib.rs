@@ -1,12 +1,12 @@
 //! The arithmetic of RLHF, with no dependencies by default: plain slices in, plain values out, gradients in closed form.
 //!
-//! A loss here is a pure function of log-probabilities and values, and it returns its own derivative with respect to
-//! them. Whatever computes those numbers (a transformer, a table, a test) multiplies on. So every formula of a PPO
-//! run can be read on one page and checked with a pencil.
+//! A loss here is a pure function of log-probabilities and values, and it returns its derivative with respect to them.
+//! The code that computes those numbers (a transformer, a table, a test) applies the chain rule. So every formula of a
+//! PPO run can be read on one page and checked by hand.
 //!
 //! # Layout
 //!
-//! | module | what it holds |
+//! | module | content |
 //! |---|---|
 //! | [`kl`] | per-token KL estimators k1, k2, k3; the fixed and the adaptive coefficient |
 //! | [`reward`] | from one score per response and one KL per token to one reward per slot |
@@ -14,23 +14,23 @@
 //! | [`whiten`] | mean and variance of a batch; whitening with the mean removed or kept |
 //! | [`ppo`] | the clipped policy and value losses, their derivatives and their statistics |
 //! | [`preference`] | losses on pairs: Bradley–Terry for reward models, DPO and IPO for policies |
-//! | [`soup`] | averaging weights: mean, line, arc, task arithmetic, TIES, DARE; angles between task vectors |
+//! | [`soup`] | averaging weights: mean, lerp, slerp, task arithmetic, TIES, DARE; angles between task vectors |
 //! | [`stats`] | win rates, intervals, bootstrap, quantiles; studies over several seeds |
-//! | [`judge`] | how MT-Bench, Arena-Hard and AlpacaEval count verdicts; intervals over prompts |
+//! | [`judge`] | the scoring rules of MT-Bench, Arena-Hard and AlpacaEval; intervals over prompts |
 //! | [`schedule`] | learning-rate schedules |
 //! | [`random`] | the counter-based generator behind DARE and the bootstrap |
 //!
 //! # Conventions
 //!
-//! - One response is one slice of real tokens: no padding, no masks. A batch is responses laid end to end.
+//! - One response is one slice of real tokens: no padding, no masks. A batch is concatenated responses.
 //! - A **score** is one number per response, a **reward** one per slot. A *slot* is a token, or the one place after EOS
 //!   where [`reward::ScorePosition::AfterEos`] puts the score.
 //! - The feature `serde` derives `Serialize`, `Deserialize` and `JsonSchema` for the enums that configurations name.
 //! - Everything is `f64`, except [`soup`], which works on `f32` weights in `f32` arithmetic.
-//! - Losses are means whose denominators the caller passes in: the parts of a minibatch that is processed in
-//!   several micro-batches then add up to the loss of the whole, token by token, however it was cut.
-//! - Lengths that do not fit together are a defect of the caller and panic; numbers a person may have typed (soup
-//!   weights, densities) are checked and come back as an error. NaN is passed on, never swallowed.
+//! - Losses are means whose denominators are arguments: the shares of a minibatch's micro-batches then add up to its
+//!   loss, token by token, however it was split.
+//! - Inconsistent lengths are a bug of the caller and panic; invalid user input (soup weights, densities) gives an
+//!   error. NaN is propagated.
 #![forbid(unsafe_code)]
 
 pub mod gae;

@@ -1,6 +1,6 @@
-//! A counter-based random generator: a number is a function of (seed, stream, index), with no state to carry.
+//! A counter-based random generator: a number is a function of (seed, stream, index), without state.
 //!
-//! So a draw does not depend on which draws came before it, on threads, or on how the work was cut. Not for secrets.
+//! So a draw does not depend on earlier draws, on threads, or on how the work was split. Not for cryptography.
 
 /// Returns 64 well-mixed bits for (seed, stream, index).
 ///
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn the_numbers_are_pinned() {
-        // Bootstrap intervals and DARE masks in people's files depend on them: a change must be a decision.
+        // Users' bootstrap intervals and DARE masks depend on them: a change must be deliberate.
         assert_eq!([bits(0, 0, 0), bits(1, 2, 3), bits(u64::MAX, 7, u64::MAX)], PINNED);
     }
     // Computed once with a few lines of Python from the formula above.

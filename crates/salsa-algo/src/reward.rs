@@ -1,4 +1,4 @@
-//! From one score per response and one KL per token to one reward per slot.
+//! Computes one reward per slot from one score per response and one KL per token.
 
 /// Where in a response its score is added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,22 +44,22 @@ pub fn slots(at: ScorePosition, tokens: usize, ending: Ending) -> usize {
     }
 }
 
-/// What happens to the score of a response that does not end with EOS.
+/// Treatment of the score of a response that does not end with EOS.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum MissingEos {
-    /// Nothing.
+    /// Unchanged.
     #[default]
     Keep,
     /// This much is subtracted (TRL's `missing_eos_penalty`, usually 1).
     Subtract(f64),
 }
 
-/// What is done to the reward model's score before it becomes a reward.
+/// Processing of the reward model's score before it becomes a reward.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScoreRule {
-    /// Scores are clipped to `[-clip, clip]`; infinity (the default) switches that off.
+    /// Scores are clipped to `[-clip, clip]`; infinity (the default) disables clipping.
     pub clip: f64,
-    /// What a missing EOS costs. Applied after the clip, so that the clip cannot hide it.
+    /// The penalty for a missing EOS. Applied after clipping, so that clipping cannot hide it.
     pub missing_eos: MissingEos,
 }
 
@@ -70,7 +70,7 @@ impl Default for ScoreRule {
 }
 
 impl ScoreRule {
-    /// Returns the score that counts.
+    /// Returns the processed score.
     ///
     /// ```text
     /// clipped = max(-clip, min(clip, score))
@@ -104,9 +104,9 @@ impl ScoreRule {
 /// reward[t] = -beta * kl[t]   (0 behind the last token)   + score if t is the last slot
 /// ```
 ///
-/// `kl` has one entry per token (see [`crate::kl::kls`]), `slots` comes from [`slots()`], the result has `slots` entries.
-/// A response of no slots has no rewards, and its score is lost: there is nowhere to put it. To whiten rewards over a
-/// batch, lay them end to end and use [`crate::whiten::whiten`] with the mean kept.
+/// `kl` has one entry per token (see [`crate::kl::kls`]), `slots` comes from [`slots()`], the result has `slots`
+/// entries. A response without slots has no rewards, and its score is dropped. To whiten rewards over a batch,
+/// concatenate them and use [`crate::whiten::whiten`] with the mean kept.
 /// Source: Ziegler et al. 2019 (1909.08593), equation 2, spread over the tokens as in Stiennon et al. 2020 (2009.01325).
 ///
 /// ```

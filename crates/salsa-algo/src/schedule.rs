@@ -54,17 +54,17 @@ impl Warmup {
     }
 }
 
-/// A learning-rate schedule: a rise, then a fall.
+/// A learning-rate schedule: warm-up, then decay.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Schedule {
-    /// The rise.
+    /// The warm-up.
     pub warmup: Warmup,
-    /// The fall.
+    /// The decay.
     pub decay: Decay,
 }
 
 impl Schedule {
-    /// Returns what the peak learning rate is multiplied by at optimizer step `step` (from 0) of `total`.
+    /// Returns the factor of the peak learning rate at optimizer step `step` (from 0) of `total`.
     ///
     /// ```text
     /// w = warm-up steps
@@ -72,8 +72,8 @@ impl Schedule {
     /// else        Constant 1      Linear 1 - p      Cosine (1 + cos(pi p)) / 2          p = (step - w) / (total - w)
     /// ```
     ///
-    /// With a warm-up the very first step has factor 0, as in `transformers`. Behind `total` the factor stays what it
-    /// is at `total`: 0, or 1 if constant. Source: `transformers.optimization`, `get_*_schedule_with_warmup`.
+    /// With a warm-up the first step has factor 0, as in `transformers`. After `total` the factor stays at its
+    /// value at `total`: 0, or 1 if constant. Source: `transformers.optimization`, `get_*_schedule_with_warmup`.
     ///
     /// ```
     /// use salsa_algo::schedule::{Decay, Schedule, Warmup};

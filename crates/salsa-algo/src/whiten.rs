@@ -1,14 +1,14 @@
-//! Whitening: a batch of numbers scaled to variance one, with its mean removed (advantages) or kept (rewards).
+//! Whitening: scaling a batch to variance one, with its mean removed (advantages) or kept (rewards).
 
-/// Added to the variance before the square root is taken, as in TRL.
+/// Added to the variance before taking the square root, as in TRL.
 const EPSILON: f64 = 1e-8;
 
 /// Mean and unbiased variance of some numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Moments {
-    /// The mean; 0 for no numbers.
+    /// The mean; 0 for an empty slice.
     pub mean: f64,
-    /// The variance with denominator `n - 1`; 0 for fewer than two numbers, where it is not defined.
+    /// The variance with denominator `n - 1`; 0 for fewer than two numbers, where it is undefined.
     pub variance: f64,
 }
 
@@ -32,12 +32,12 @@ pub fn moments(values: &[f64]) -> Moments {
     Moments { mean, variance: squares / (n.max(2) - 1) as f64 }
 }
 
-/// What whitening does with the mean.
+/// Treatment of the mean in whitening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mean {
     /// It is subtracted: the result has mean 0. For advantages.
     Remove,
-    /// It is put back after scaling. For rewards, whose sign means something.
+    /// It is added back after scaling. For rewards, whose sign is meaningful.
     Keep,
 }
 
@@ -48,9 +48,9 @@ pub enum Mean {
 /// Keep     (x - mean) / sqrt(variance + 1e-8) + mean
 /// ```
 ///
-/// `values` is a whole batch, responses end to end; only what is to be whitened together belongs in it (advantages: one
-/// per token, without the slot after EOS; see [`drop_score_slots`]). A single number becomes 0 with the mean removed and
-/// stays as it is with the mean kept, since its variance counts as 0; where `torch` gives NaN.
+/// `values` is a whole batch, responses concatenated; pass only what is to be whitened together (advantages: one per
+/// token, without the slot after EOS; see [`drop_score_slots`]). A single number becomes 0 with the mean removed and is
+/// unchanged with the mean kept, since its variance counts as 0; `torch` gives NaN.
 ///
 /// ```
 /// use salsa_algo::whiten::{Mean, whiten};
@@ -72,7 +72,7 @@ pub fn whiten(values: &mut [f64], mean: Mean) {
 
 /// Returns the numbers of the tokens only, without those of the slots after EOS.
 ///
-/// `per_slot` holds responses end to end, `slots[i]` entries for response i, of which the first `tokens[i]` are kept.
+/// `per_slot` holds concatenated responses, `slots[i]` entries for response i, of which the first `tokens[i]` are kept.
 ///
 /// ```
 /// // a response of 2 tokens and a slot after EOS, then one of 1 token without
@@ -81,8 +81,8 @@ pub fn whiten(values: &mut [f64], mean: Mean) {
 /// ```
 ///
 /// # Panics
-/// If there are not as many `slots` as `tokens`, if a response has fewer slots than tokens, or if the slots do not add
-/// up to `per_slot`.
+/// If the lengths of `slots` and `tokens` differ, if a response has fewer slots than tokens, or if the slots do not add
+/// up to the length of `per_slot`.
 pub fn drop_score_slots(per_slot: &[f64], slots: &[usize], tokens: &[usize]) -> Vec<f64> {
     assert_eq!(slots.len(), tokens.len(), "one slot count per token count");
     let mut kept = Vec::with_capacity(per_slot.len());

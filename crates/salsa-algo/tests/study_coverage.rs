@@ -1,7 +1,7 @@
-//! How often the intervals of a study hold the truth, by simulated studies whose truth is known.
+//! Coverage of the intervals of a study, in simulated studies with a known true value.
 //!
 //! `cargo test -p salsa-algo --test study_coverage -- --ignored --nocapture` prints the table of
-//! `docs/statistics.md`, with the bootstraps; the test that always runs asserts the interval that reports show.
+//! `docs/statistics.md`, including the bootstraps; the test that always runs checks the interval used in reports.
 use salsa_algo::{
     random::{below, uniform},
     stats::{
@@ -59,7 +59,7 @@ impl Dice {
     }
 }
 
-/// What studies are simulated.
+/// The parameters of the simulated studies.
 #[derive(Clone, Copy)]
 struct Case {
     seeds: u64,
@@ -115,7 +115,7 @@ fn study(number: u64, case: Case) -> Study {
     study
 }
 
-/// What is estimated; the truth is the effect in each case.
+/// The estimated quantity; its true value is the effect in each case.
 #[derive(Clone, Copy, Debug)]
 enum Quantity {
     MeanDifference,
@@ -137,7 +137,7 @@ impl Quantity {
     }
 }
 
-/// Share of studies, in percent, whose interval holds the truth, and the mean width of the interval.
+/// Share of studies, in percent, whose interval contains the true value, and the mean width of the interval.
 fn coverage(case: Case, interval: impl Fn(&Study) -> Interval) -> (f64, f64) {
     let (mut held, mut width) = (0u32, 0.0);
     for number in 0..STUDIES {
@@ -148,7 +148,7 @@ fn coverage(case: Case, interval: impl Fn(&Study) -> Interval) -> (f64, f64) {
     (100.0 * f64::from(held) / STUDIES as f64, width / STUDIES as f64)
 }
 
-/// All prompts of all seeds as if they were independent: what the unit of a study must not be.
+/// All prompts of all seeds treated as independent: the wrong unit of a study.
 fn over_prompts(study: &Study) -> Interval {
     let all = |samples: &[SeedSample]| samples.iter().flat_map(|sample| sample.values.clone()).collect::<Vec<f64>>();
     let how = Resampling { resamples: 1000, ..Resampling::default() };

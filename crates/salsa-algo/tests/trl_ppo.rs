@@ -1,7 +1,7 @@
 //! The crate against TRL's PPO arithmetic: every field of the golden numbers, TRL >= 0.12 and TRL <= 0.11.
 //!
-//! TRL pads; this crate does not. `Rollout` holds the real tokens only, and `padded` puts results back into TRL's
-//! layout, with TRL's filler behind the end of a response.
+//! TRL pads; this crate does not. `Rollout` holds the real tokens only, and `padded` converts results to TRL's layout,
+//! with TRL's filler after the end of a response.
 
 #[path = "golden/trl_ppo.rs"]
 mod golden;
@@ -19,7 +19,7 @@ use salsa_algo::whiten::{Mean, drop_score_slots, moments, whiten};
 const TOLERANCE: f64 = 1e-8;
 const EOS: u32 = 2;
 const PAD: f64 = 0.0;
-/// TRL's log-prob behind the end of a response.
+/// TRL's log-prob after the end of a response.
 const INVALID: f64 = 1.0;
 
 /// One of the two padded rows, without its padding.
@@ -38,7 +38,7 @@ fn rows(at: ScorePosition) -> Vec<Row> {
     INPUTS.response.iter().map(row).collect()
 }
 
-/// The golden numbers of one case, ticked off as they are compared.
+/// The golden numbers of one case, marked as they are compared.
 struct Case {
     name: &'static str,
     open: RefCell<Vec<&'static str>>,
@@ -66,13 +66,13 @@ impl Case {
     }
 }
 
-/// Lays per-response numbers into rows of six, end to end, filled up with `filler`.
+/// Arranges per-response numbers in rows of six, concatenated, padded with `filler`.
 fn padded(responses: &[Vec<f64>], filler: f64) -> Vec<f64> {
     let row = |r: &Vec<f64>| r.iter().copied().chain(std::iter::repeat(filler)).take(6).collect::<Vec<f64>>();
     responses.iter().flat_map(row).collect()
 }
 
-/// Cuts numbers laid end to end into responses.
+/// Splits concatenated numbers into responses.
 fn cut(flat: &[f64], lengths: impl Iterator<Item = usize>) -> Vec<Vec<f64>> {
     let mut rest = flat;
     lengths
@@ -92,7 +92,7 @@ fn sums(responses: &[Vec<f64>]) -> f64 {
     responses.iter().flatten().sum()
 }
 
-/// What both forms of TRL compute from a rollout.
+/// The computation of both forms of TRL on a rollout.
 struct Rollout {
     rows: Vec<Row>,
     kl: Vec<Vec<f64>>,
@@ -222,7 +222,7 @@ fn trl_losses() {
     case.compare("ratio_unmasked", &[over_all.ratio_mean + 3.0 / 12.0]);
     case.done();
 
-    // The same over the real tokens only, as we log them; the figures are 12/9 of TRL's without the padded places.
+    // Over the real tokens only, as we log them; the figures are 12/9 of TRL's without the padded places.
     assert!((result.policy.approx_kl - 0.016388889).abs() < TOLERANCE);
     assert!((result.policy.ratio_mean - 1.050338299).abs() < TOLERANCE);
 }
@@ -231,7 +231,7 @@ fn trl_losses() {
 fn trl_up_to_0_11() {
     let r = rollout(ScorePosition::LastToken, KlEstimator::K1, 0.2, ScoreRule::default(), Whitening::AdvantagesOnly);
     let case = Case::new("trl1_kl");
-    // This TRL leaves the penalty of the junk behind the end of row 0: -.2 * (-3 - -2).
+    // This TRL leaves the penalty of the arbitrary entries after the end of row 0: -.2 * (-3 - -2).
     case.compare("rewards", &padded(&r.rewards, 0.2));
     case.compare("raw_advantages", &padded(&r.raw_advantages(), 0.0));
     case.compare("returns", &padded(&r.returns(), 0.0));
@@ -260,7 +260,7 @@ fn no_case_is_forgotten() {
     }
 }
 
-/// The transcription equals the file it was made from, where that lies beside the project.
+/// The transcription equals the file it was made from, if that file exists.
 #[test]
 fn the_transcription_equals_the_json() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/golden/trl_ppo.json");
@@ -274,7 +274,7 @@ fn the_transcription_equals_the_json() {
 }
 
 /// Reads the two-level objects of the golden file: (case, field, all numbers in order; `true` as 1). Every number in it
-/// is the value of a field of a case or of a case itself, and no key holds an escape.
+/// is the value of a field of a case or of a case itself, and no key contains an escape.
 fn read_json(text: &str) -> Vec<(String, String, Vec<f64>)> {
     let mut fields: Vec<(String, String, Vec<f64>)> = Vec::new();
     let (mut depth, mut case) = (0, String::new());

@@ -1,4 +1,4 @@
-//! Speed of the engine's operations on the shapes of training. Throughput is in floating-point operations ("elements").
+//! Speed of the engine's operations at training shapes. Throughput is in floating-point operations ("elements").
 //!
 //! ```text
 //! cargo bench -p salsa-engine                      # everything
@@ -16,7 +16,7 @@ const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
 /// Rows of a training batch.
 const ROWS: usize = 2048;
 
-/// From -0.1 to 0.1, spread evenly, and made in no time: data are made for what a filter leaves out, too.
+/// Numbers from -0.1 to 0.1, evenly spread and cheap to make: data are also made for benchmarks that a filter skips.
 fn numbers(len: usize) -> Vec<f32> {
     (0..len as u32).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 8) as f32 / (1 << 24) as f32 * 0.2 - 0.1).collect()
 }
@@ -57,8 +57,8 @@ fn linear(c: &mut Criterion) {
     }
 }
 
-/// A token of each of sixteen sequences: products with weights that stay in the cache and with as many as come from memory,
-/// and attention to a past of 160 tokens.
+/// One token of each of sixteen sequences: products with weights that stay in the cache and with weights read from
+/// memory, and attention to a past of 160 tokens.
 fn decode(c: &mut Criterion) {
     const ROWS: usize = 16;
     let mut group = c.benchmark_group("decode");

@@ -1,8 +1,8 @@
-//! What goes into a model and what comes out: packed sequences, and numbers at the places asked for.
+//! Input and output of a model: packed sequences, queries, and results.
 
 use std::ops::Range;
 
-/// Sequences laid end to end, without padding.
+/// Concatenated sequences, without padding.
 ///
 /// ```
 /// let mut batch = salsa_engine::Batch::new();
@@ -23,7 +23,7 @@ impl Default for Batch {
 }
 
 impl Batch {
-    /// No sequences yet.
+    /// An empty batch.
     pub fn new() -> Batch {
         Batch::default()
     }
@@ -46,17 +46,17 @@ impl Batch {
         &self.tokens
     }
 
-    /// Where the sequences begin and, last, where they end.
+    /// The start of each sequence and, last, the end of the last one.
     pub fn cu_seqlens(&self) -> &[usize] {
         &self.cu_seqlens
     }
 
-    /// How many sequences.
+    /// The number of sequences.
     pub fn sequences(&self) -> usize {
         self.cu_seqlens.len() - 1
     }
 
-    /// How many tokens.
+    /// The number of tokens.
     pub fn rows(&self) -> usize {
         self.tokens.len()
     }
@@ -70,11 +70,11 @@ impl Batch {
 /// What to compute from the final hidden states.
 #[derive(Clone, Debug)]
 pub struct Query {
-    /// Rows whose next-token distribution is asked.
+    /// Rows whose next-token distribution is queried.
     pub rows: Vec<u32>,
-    /// The token whose log-prob is wanted, for each of `rows`.
+    /// The target token of each of `rows`.
     pub targets: Vec<u32>,
-    /// Rows whose value (or score) is asked.
+    /// Rows whose value (or score) is queried.
     pub value_rows: Vec<u32>,
     /// Logits are divided by this before the softmax.
     pub temperature: f32,
@@ -87,11 +87,11 @@ impl Default for Query {
 }
 
 impl Query {
-    /// Asks for the log-probs of `tokens[from..]`, each given all tokens before it, of a sequence that lies at `rows`.
+    /// Adds the log-probs of `tokens[from..]`, each given all tokens before it, of a sequence whose rows are `rows`.
     ///
     /// # Panics
     ///
-    /// If `from` is zero: the first token has nothing before it.
+    /// If `from` is zero: the first token has no predecessor.
     pub fn push_logprobs(&mut self, rows: Range<usize>, tokens: &[u32], from: usize) {
         assert!(from >= 1, "the first token of a sequence has no log-prob");
         for (i, &token) in tokens.iter().enumerate().skip(from) {
@@ -101,10 +101,10 @@ impl Query {
     }
 }
 
-/// The numbers asked for, in the order of the query.
+/// The results of a query, in its order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Output {
-    /// `log p(target)` of each row asked, in nats.
+    /// `log p(target)` of each queried row, in nats.
     pub logprobs: Vec<f32>,
     /// Entropy of each row's distribution, in nats.
     pub entropies: Vec<f32>,

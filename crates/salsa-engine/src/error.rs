@@ -1,17 +1,17 @@
-//! What can be wrong with a model.
+//! Errors of models.
 
-/// Why a model was refused, or a step not taken.
+/// Why a model was refused, or a step failed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ModelError {
-    /// The shape cannot be a model of this family.
+    /// The shape is not valid for this family.
     #[error("model shape: {0}")]
     Spec(String),
     /// The flat buffer does not fit the shape.
     #[error("{found} weights given, the model's shape has {expected}")]
     WeightCount {
-        /// What the shape asks for.
+        /// What the shape requires.
         expected: usize,
-        /// What was given.
+        /// What was passed.
         found: usize,
     },
     /// A weight is NaN or infinite.
@@ -32,7 +32,7 @@ pub enum ModelError {
         "the gradient is not finite (norm {norm}); the weights were left as they were. A lower learning rate may help"
     )]
     NonFiniteGradient {
-        /// The norm found.
+        /// The norm.
         norm: f64,
     },
 }

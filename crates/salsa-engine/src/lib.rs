@@ -1,7 +1,7 @@
 //! A transformer engine for RLHF: packed forward and hand-derived backward passes, KV-cache decoding, AdamW.
 //!
-//! The engine knows nothing of losses, data or what a reward means. A loss meets a model at two places, the log-prob of
-//! a token and one scalar per position; it is computed outside, and its gradient at those two places comes back in.
+//! The engine is independent of losses, data and rewards. A model has two outputs, the log-prob of a token and one
+//! scalar per position; the loss is computed outside, and its gradient with respect to these is passed back.
 //!
 //! ```
 //! use salsa_engine::*;
@@ -31,7 +31,7 @@
 //! | [`threads`] | threads for parallel regions of microseconds |
 //! | [`random`] | counter-based random numbers |
 //!
-//! # Promises
+//! # Guarantees
 //!
 //! On the CPU a sequence's numbers do not depend on the other sequences of the batch, on the number of threads, or on
 //! whether they were computed by decoding or by a training pass. Every reduction has a fixed order.
@@ -67,21 +67,22 @@ pub type Model = Transformer<Device>;
 /// A model in training.
 pub type Trainable = TrainableTransformer<Device>;
 
-/// The instruction set of the kernels in use: `amx-bf16`, `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`. See [`check_isa`] for `SALSA_ISA`.
+/// The instruction set of the kernels in use: `amx-bf16`, `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`; see
+/// [`check_isa`].
 pub fn isa() -> &'static str {
     backend::cpu::isa::isa().name()
 }
 
-/// Whether the instruction set that `SALSA_ISA` asks for can be used.
+/// Checks that the instruction set named by `SALSA_ISA` can be used.
 ///
 /// # Errors
 ///
-/// Says which names there are, or that this machine lacks the one asked for.
+/// When the name is unknown (lists the names), or this machine lacks the instruction set.
 pub fn check_isa() -> Result<(), String> {
     backend::cpu::isa::check().map(|_| ())
 }
 
-/// The smallest model that uses every part of the family's plain form: for examples and tests.
+/// The smallest model that uses every part of the family's basic form, for examples and tests.
 pub fn tiny() -> ModelSpec {
     ModelSpec {
         vocab_size: 11,

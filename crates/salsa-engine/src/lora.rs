@@ -1,4 +1,4 @@
-//! Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) as data: which matrices have one, and where its factors lie.
+//! Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) as data: the adapted matrices and the layout of the factors.
 //!
 //! ```text
 //! y = x W^T + scale * (x A^T) B^T,   A [rank, in],  B [out, rank],   scale = alpha / rank, or alpha / sqrt(rank)
@@ -9,7 +9,7 @@ use crate::random::Random;
 use crate::spec::{ModelSpec, TensorView, Tensors};
 use std::collections::BTreeSet;
 
-/// A matrix of a block that can have an adapter, in the order in which adapters lie in memory.
+/// A matrix of a block that can have an adapter, in the order of adapters in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
     /// Queries.
@@ -22,13 +22,13 @@ pub enum Target {
     Output,
     /// The gate of the MLP.
     Gate,
-    /// The wide half of the MLP that the gate multiplies.
+    /// The second MLP projection, which is multiplied by the gate.
     Up,
     /// The output of the MLP.
     Down,
 }
 
-/// Which matrices have adapters, and how strong these are. PEFT's `LoraConfig`.
+/// The adapted matrices, and the rank and scale of the adapters. PEFT's `LoraConfig`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraSpec {
     /// Rows of A and columns of B. PEFT: `r`.
@@ -46,7 +46,7 @@ impl Target {
     pub const ALL: [Target; 7] =
         [Target::Query, Target::Key, Target::Value, Target::Output, Target::Gate, Target::Up, Target::Down];
 
-    /// PEFT's name for it, such as `q_proj`.
+    /// PEFT's name, such as `q_proj`.
     pub fn name(self) -> &'static str {
         self.path().rsplit('.').next().expect("a split has at least one part")
     }
@@ -56,7 +56,7 @@ impl Target {
         Target::ALL.into_iter().find(|target| target.name() == name)
     }
 
-    /// Its name inside a block, such as `self_attn.q_proj`.
+    /// The name inside a block, such as `self_attn.q_proj`.
     pub fn path(self) -> &'static str {
         match self {
             Target::Query => "self_attn.q_proj",
@@ -83,7 +83,7 @@ impl Target {
     }
 }
 
-/// The matrices of a block that are one product because they read the same input, from the bottom up.
+/// Matrices of a block that are computed as one product because they read the same input, in forward order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Group {
     Qkv,
@@ -95,7 +95,7 @@ pub(crate) enum Group {
 impl Group {
     pub(crate) const ALL: [Group; 4] = [Group::Qkv, Group::Output, Group::GateUp, Group::Down];
 
-    /// Its parts, in the order of their columns in the product.
+    /// The members, in the order of their columns in the product.
     pub(crate) fn members(self) -> &'static [Target] {
         match self {
             Group::Qkv => &[Target::Query, Target::Key, Target::Value],
@@ -113,22 +113,22 @@ impl Group {
 }
 
 impl Default for LoraSpec {
-    /// TRL's: rank 16, alpha 32; on all matrices, as in "LoRA Without Regret" (Schulman et al. 2025).
+    /// TRL's values: rank 16, alpha 32; on all matrices, as in "LoRA Without Regret" (Schulman et al. 2025).
     fn default() -> LoraSpec {
         LoraSpec { rank: 16, alpha: 32.0, rslora: false, targets: Target::ALL.into() }
     }
 }
 
 impl LoraSpec {
-    /// What the product of the factors is multiplied by.
+    /// The factor of the low-rank product.
     pub fn scale(&self) -> f32 {
         let rank = self.rank as f64;
         (self.alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
     }
 
-    /// The factors in the order in which they lie in the flat buffer, without gaps, named as in a block of
-    /// [`ModelSpec::tensors`] with `lora_A.weight` or `lora_B.weight` at the end; last, the scalar head of `spec`, if it
-    /// has one. The A's of matrices that are one product are neighbours, and so one matrix themselves.
+    /// The factors in the order of the flat buffer, without gaps, named as in a block of [`ModelSpec::tensors`] with
+    /// `lora_A.weight` or `lora_B.weight` at the end; last, the scalar head of `spec`, if it has one. The A's of
+    /// matrices that are one product are adjacent, and so form one matrix.
     pub fn tensors(&self, spec: &ModelSpec) -> Vec<TensorView> {
         let mut list = Tensors::default();
         for layer in 0..spec.layers {
@@ -150,13 +150,13 @@ impl LoraSpec {
         list.views
     }
 
-    /// How many numbers are trained.
+    /// The number of trained parameters.
     pub fn parameters(&self, spec: &ModelSpec) -> usize {
         self.tensors(spec).last().map_or(0, |tensor| tensor.range.end)
     }
 
-    /// Fresh factors as PEFT makes them, A uniform in `+-1 / sqrt(in)` and B zero, so that the adapter changes nothing
-    /// yet; a scalar head is made as by [`ModelSpec::init`]. Each tensor has its own random stream.
+    /// Initial factors as in PEFT: A uniform in `+-1 / sqrt(in)` and B zero, so that the adapter has no effect yet; a
+    /// scalar head as in [`ModelSpec::init`]. Each tensor has its own random stream.
     pub fn init(&self, spec: &ModelSpec, seed: u64) -> Vec<f32> {
         let mut weights = vec![0f32; self.parameters(spec)];
         for (index, tensor) in self.tensors(spec).iter().enumerate() {
@@ -171,11 +171,11 @@ impl LoraSpec {
         weights
     }
 
-    /// Whether the numbers can be an adapter.
+    /// Checks that the values are valid.
     ///
     /// # Errors
     ///
-    /// Names what cannot be.
+    /// Names the invalid value.
     pub fn validate(&self) -> Result<(), ModelError> {
         let fail = |message: String| Err(ModelError::Spec(message));
         if self.rank == 0 {
@@ -191,7 +191,7 @@ impl LoraSpec {
     }
 }
 
-/// Random streams of adapters ("LORA" in ASCII, then room for a counter): none of them makes a base weight.
+/// Random streams of adapters ("LORA" in ASCII, then a counter); distinct from those of base weights.
 const STREAM: u64 = 0x4c4f_5241_0000_0000;
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! Large arrays on large pages, and arrays that are used again.
+//! Large arrays on huge pages, and reusable arrays.
 //!
-//! A product walks over matrices of megabytes in strides; with pages of 4 KiB the processor spends a good part of its
-//! time on looking up addresses, and the system on handing out pages.
+//! A product reads matrices of megabytes in strides; with pages of 4 KiB the CPU spends much of its time on address
+//! translation, and the system on providing pages.
 
 mod free;
 
@@ -9,10 +9,10 @@ pub(crate) use free::{FreeArrays, Taken};
 
 use memmap2::MmapMut;
 
-/// Arrays of fewer bytes are left as they are.
+/// Arrays of fewer bytes use ordinary pages.
 const LARGE: usize = 1 << 20;
 
-/// `len` zeros; on Linux the system is asked to back a large array with huge pages.
+/// Returns `len` zeros; on Linux the system is requested to back a large array with huge pages.
 pub(crate) fn zeros(len: usize) -> Vec<f32> {
     let data = vec![0f32; len];
     if size_of_val(&data[..]) >= LARGE {
@@ -21,7 +21,7 @@ pub(crate) fn zeros(len: usize) -> Vec<f32> {
     data
 }
 
-/// The same numbers on large pages.
+/// Moves the numbers to huge pages if there are many.
 pub(crate) fn settled(data: Vec<f32>) -> Vec<f32> {
     if size_of_val(&data[..]) < LARGE {
         return data;
@@ -31,8 +31,8 @@ pub(crate) fn settled(data: Vec<f32>) -> Vec<f32> {
     copy
 }
 
-/// An array whose memory goes back to the system when it is dropped. A large one has pages of its own: the allocator
-/// would keep some of them, and where a freed one ends up would decide how much memory a process has.
+/// An array whose memory returns to the system when it is dropped. A large one is mapped separately: the allocator
+/// would retain some of the freed memory, which would make a process's memory unpredictable.
 #[derive(Debug)]
 pub(crate) enum Array {
     Heap(Vec<f32>),
@@ -40,7 +40,7 @@ pub(crate) enum Array {
 }
 
 impl Array {
-    /// `len` zeros.
+    /// Returns `len` zeros.
     pub(crate) fn zeros(len: usize) -> Array {
         let bytes = len * size_of::<f32>();
         if bytes < LARGE {
@@ -48,17 +48,17 @@ impl Array {
         }
         match MmapMut::map_anon(bytes) {
             Ok(pages) => {
-                // A refusal is no error: the array then stays on small pages.
+                // A refusal is no error: the array then uses ordinary pages.
                 #[cfg(target_os = "linux")]
                 let _ = pages.advise(memmap2::Advice::HugePage);
                 Array::Pages(pages)
             }
-            // The allocator says what went wrong.
+            // Lets the allocator report the failure.
             Err(_) => Array::Heap(vec![0.0; len]),
         }
     }
 
-    /// How many numbers there are.
+    /// The number of elements.
     pub(crate) fn len(&self) -> usize {
         match self {
             Array::Heap(data) => data.len(),
@@ -91,8 +91,8 @@ fn ask_for_huge_pages(data: &[f32]) {
     let (from, to) = (range.start.addr().next_multiple_of(PAGE), range.end.addr() / PAGE * PAGE);
     if from < to {
         let at = range.start.cast::<u8>().wrapping_add(from - range.start.addr());
-        // SAFETY: the advice covers whole pages inside the array and changes no content. A refusal is no error: the array
-        // then stays on small pages.
+        // SAFETY: the advice covers whole pages inside the array and changes no content. A refusal is no error: the
+        // array then uses ordinary pages.
         unsafe { libc::madvise(at.cast_mut().cast(), to - from, libc::MADV_HUGEPAGE) };
     }
 }

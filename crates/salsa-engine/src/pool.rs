@@ -1,11 +1,11 @@
 //! Threads for short parallel regions.
 //!
 //! A decoding step is a hundred regions of some microseconds each; putting a thread to sleep between two of them and
-//! waking it again would cost more than the work. So who waits spins for a moment, then offers its core to others, and
-//! sleeps in the end: at once, if another process took the core, for then there is more to do than there are cores. A
-//! region is a number of tasks that threads take one by one; the thread that asks takes part and never waits for one that
-//! has not come yet.
-//! Results cannot depend on who computes what: tasks write disjoint parts and never add to each other's sums.
+//! waking it again would cost more than the work. So a waiting thread first spins, then yields its core between checks,
+//! and sleeps in the end; it sleeps at once if another process took the core, as there is then more work than cores. A
+//! region is a number of tasks that threads take one by one; the calling thread takes part and never waits for a worker
+//! that has not arrived yet. Results cannot depend on the assignment of tasks to threads: tasks write disjoint parts
+//! and never add to each other's sums.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell, UnsafeCell};
@@ -15,23 +15,23 @@ use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// How long who waits keeps its core to itself.
+/// How long a waiting thread spins.
 const SPIN: Duration = Duration::from_micros(20);
-/// How long who waits looks before it sleeps, the core being offered to others between two looks.
+/// How long a waiting thread checks before it sleeps, yielding its core between checks.
 const YIELD: Duration = Duration::from_micros(200);
-/// A core that comes back later than this was used by somebody else.
+/// A yield longer than this means that another process used the core.
 const TAKEN: Duration = Duration::from_micros(50);
 
 thread_local! {
-    /// How many threads regions started by this thread may use; 0: all.
+    /// Maximum number of threads of regions started by this thread; 0: all.
     static LIMIT: Cell<usize> = const { Cell::new(0) };
-    /// Whether this thread is inside a region: then what it starts runs on it alone.
+    /// Whether this thread is inside a region; regions that it starts then run on it alone.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
-    /// Numbers that this thread works with, kept from one task to the next.
+    /// Scratch numbers of this thread, kept from one task to the next.
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Calls `f` with an array of this thread, whose length and numbers are any.
+/// Calls `f` with this thread's scratch array, whose length and content are unspecified.
 ///
 /// # Panics
 ///
@@ -40,7 +40,7 @@ pub(crate) fn with_scratch<R>(f: impl FnOnce(&mut Vec<f32>) -> R) -> R {
     SCRATCH.with_borrow_mut(f)
 }
 
-/// Threads that parallel regions use: `RAYON_NUM_THREADS`, or the cores this process may use, which are the most.
+/// Number of threads of parallel regions: `RAYON_NUM_THREADS`, at most (and by default) the available cores.
 pub fn threads() -> usize {
     static DEFAULT: OnceLock<usize> = OnceLock::new();
     match LIMIT.get() {
@@ -49,12 +49,12 @@ pub fn threads() -> usize {
     }
 }
 
-/// The number of threads that `RAYON_NUM_THREADS` asks for.
+/// The number of threads that `RAYON_NUM_THREADS` requests.
 pub fn asked_threads() -> Option<usize> {
     std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0)
 }
 
-/// Cores that this process may use.
+/// Number of cores available to this process.
 fn cores() -> usize {
     thread::available_parallelism().map_or(1, |n| n.get())
 }
@@ -79,7 +79,7 @@ pub(crate) fn run(tasks: usize, f: impl Fn(usize) + Sync) {
     }
     let outcome = match pool().leader.try_lock() {
         Ok(mut spawned) => pool().lead(&mut spawned, workers, tasks, &f),
-        // Another thread has the workers: this one does its work itself.
+        // Another thread is using the workers: run the tasks on this one.
         Err(TryLockError::WouldBlock) => return (0..tasks).for_each(f),
         Err(TryLockError::Poisoned(_)) => unreachable!("a leader does not panic while it holds the lock"),
     };
@@ -104,7 +104,7 @@ pub(crate) fn map<T: Send>(tasks: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T
     results.into_iter().map(|result| result.expect("every task ran")).collect()
 }
 
-/// What workers do in a region.
+/// The work of a region.
 #[derive(Clone, Copy)]
 struct Job {
     f: *const (dyn Fn(usize) + Sync),
@@ -119,7 +119,7 @@ struct Worker {
 }
 
 struct Pool {
-    /// Held by the thread that leads a region.
+    /// Locked by the thread that leads a region.
     leader: Mutex<Vec<Worker>>,
     job: UnsafeCell<Option<Job>>,
     /// The next task to take.
@@ -132,12 +132,12 @@ struct Pool {
     sleeps: AtomicBool,
 }
 
-// SAFETY: `job` is written by the leader while the gate is closed and nobody is inside, and read inside only.
+// SAFETY: `job` is written by the leader while the gate is closed and no worker is inside, and read inside only.
 unsafe impl Sync for Pool {}
-// SAFETY: the pointer in `job` is to something that is `Sync`, and is not used after its region.
+// SAFETY: the pointer in `job` refers to something `Sync`, and is not used after its region.
 unsafe impl Send for Pool {}
 
-/// The bit of the gate that lets workers in. Above it the number of the region, below it the workers inside.
+/// The bit of the gate that admits workers. Above it is the region's number, below it the number of workers inside.
 const OPEN: u64 = 1 << 16;
 const NUMBER: u64 = 1 << 17;
 
@@ -155,7 +155,7 @@ fn pool() -> &'static Pool {
 }
 
 impl Pool {
-    /// Runs a region; an error is the payload of a panic in it.
+    /// Runs a region; the error is the payload of a panic in it.
     fn lead(
         &'static self,
         spawned: &mut Vec<Worker>,
@@ -167,9 +167,9 @@ impl Pool {
             let Some(worker) = self.spawn(spawned.len()) else { break };
             spawned.push(worker);
         }
-        // SAFETY: only the lifetime changes. The gate is closed and empty before `f` ends its life: see below.
+        // SAFETY: only the lifetime changes. The gate is closed and empty before the end of `f`'s lifetime: see below.
         let f: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(f) };
-        // SAFETY: the gate is closed and nobody is inside, so nobody reads.
+        // SAFETY: the gate is closed and no worker is inside, so there are no readers.
         unsafe { *self.job.get() = Some(Job { f, tasks, workers }) };
         self.next.store(0, SeqCst);
         self.gate.fetch_add(NUMBER + OPEN, SeqCst);
@@ -199,7 +199,7 @@ impl Pool {
         self.sleeps.store(false, SeqCst);
     }
 
-    /// A worker goes; the last one wakes a leader that sleeps.
+    /// Removes a worker from the region; the last one wakes a sleeping leader.
     fn leave(&self) {
         let before = self.gate.fetch_sub(1, SeqCst);
         if before % OPEN == 1 && self.sleeps.load(SeqCst) {
@@ -211,7 +211,7 @@ impl Pool {
     /// Takes tasks until none is left.
     fn work(&self, f: *const (dyn Fn(usize) + Sync), tasks: usize) -> thread::Result<()> {
         INSIDE.set(true);
-        // SAFETY: the leader keeps `f` alive until the gate is closed and everyone has left.
+        // SAFETY: the leader keeps `f` alive until the gate is closed and all workers have left.
         let f = unsafe { &*f };
         let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
@@ -229,7 +229,7 @@ impl Pool {
         result
     }
 
-    /// A new worker; none if the system refuses a thread.
+    /// Starts a worker; `None` if the system refuses a thread.
     fn spawn(&'static self, index: usize) -> Option<Worker> {
         let sleeps = Arc::new(AtomicBool::new(false));
         let own = sleeps.clone();
@@ -242,9 +242,9 @@ impl Pool {
         let mut served = 0;
         loop {
             self.wait(&mut served, sleeps);
-            // Entering is counting oneself while the gate is open; otherwise one takes it back.
+            // A worker enters by incrementing the count while the gate is open; otherwise it takes the increment back.
             if self.gate.fetch_add(1, SeqCst) & OPEN != 0 {
-                // SAFETY: inside, the job does not change.
+                // SAFETY: the job does not change while a worker is inside.
                 let job = unsafe { *self.job.get() };
                 if let Some(job) = job.filter(|job| index < job.workers)
                     && let Err(payload) = self.work(job.f, job.tasks)
@@ -256,7 +256,7 @@ impl Pool {
         }
     }
 
-    /// Returns when a region is open that this worker has not seen: spins first, then sleeps.
+    /// Returns when a region is open that this worker has not served: spins first, then sleeps.
     fn wait(&self, served: &mut u64, sleeps: &AtomicBool) {
         let fresh = |served: &mut u64| {
             let gate = self.gate.load(SeqCst);
@@ -278,7 +278,7 @@ impl Pool {
     }
 }
 
-/// Looks whether something has come: keeps the core for a moment, then offers it to others. False: time to sleep.
+/// Polls `has_come`: spins, then yields between checks. Returns false when it is time to sleep.
 fn look(mut has_come: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     let mut now = start;
@@ -319,7 +319,7 @@ mod tests {
                         with_threads(1 + round % 5, || {
                             run(tasks, |i| {
                                 counts[i].fetch_add(1, SeqCst);
-                                // A region inside a region.
+                                // A nested region.
                                 run(3, |_| {
                                     counts[i].fetch_add(1, SeqCst);
                                 });

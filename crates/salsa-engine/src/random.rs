@@ -1,8 +1,8 @@
 //! Counter-based random numbers: a number is a pure function of a key and a counter.
 //!
-//! So a sample depends on what it is (seed, prompt, sample, position) and not on when or beside what it was drawn, and
-//! a resumed run needs no saved generator. The function is Philox4x32-10 (Salmon et al., "Parallel random numbers: as
-//! easy as 1, 2, 3", SC 2011).
+//! So a sample depends only on its identity (seed, prompt, sample, position), not on when or with what it was drawn,
+//! and a resumed run needs no saved generator. The function is Philox4x32-10 (Salmon et al., "Parallel random numbers:
+//! as easy as 1, 2, 3", SC 2011).
 
 use crate::pool;
 
@@ -40,7 +40,7 @@ fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// A bijection of 64-bit words that leaves no pattern (the finaliser of SplitMix64).
+/// A mixing bijection of 64-bit words (the finaliser of SplitMix64).
 fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -48,7 +48,7 @@ fn mix(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// A sequence of random numbers from one stream, for shuffles and made-up data.
+/// A sequence of random numbers from one stream, for shuffles and synthetic data.
 #[derive(Clone, Debug)]
 pub struct Random {
     philox: Philox,
@@ -88,12 +88,12 @@ impl Random {
         box_muller(self.uniform(), self.uniform())
     }
 
-    /// Fills `out` with what [`Random::normal`] would give one after the other, times `deviation`; on all threads.
+    /// Fills `out` with successive values of [`Random::normal`] times `deviation`, on all threads.
     pub fn normals(&mut self, deviation: f64, out: &mut [f32]) {
         if !self.drawn.is_multiple_of(4) {
             return out.iter_mut().for_each(|x| *x = (deviation * self.normal()) as f32);
         }
-        // A normal number takes four words: those of one counter.
+        // A normal number takes the four words of one counter.
         let (philox, first) = (self.philox, self.drawn / 4);
         self.drawn += 4 * out.len() as u64;
         pool::each(out.chunks_mut(PART), |part, out| {
@@ -104,7 +104,7 @@ impl Random {
         });
     }
 
-    /// Brings the items into random order (Fisher and Yates).
+    /// Shuffles the items (Fisher and Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i + 1));
@@ -115,7 +115,7 @@ impl Random {
 /// Numbers drawn by one task.
 const PART: usize = 1 << 14;
 
-/// A number in `[0, 1)` from 64 bits, of which the 53 highest count.
+/// A number in `[0, 1)` from the 53 highest of 64 bits.
 fn unit(high: u32, low: u32) -> f64 {
     ((u64::from(high) << 32 | u64::from(low)) >> 11) as f64 / (1u64 << 53) as f64
 }

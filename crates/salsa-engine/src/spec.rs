@@ -22,7 +22,7 @@ pub struct ModelSpec {
     pub kv_heads: usize,
     /// Numbers per head; need not be `hidden_size / heads`.
     pub head_dim: usize,
-    /// The longest sequence the model was made for, in tokens.
+    /// The model's context, in tokens.
     pub max_positions: usize,
     /// Added to the mean square in RMSNorm.
     pub rms_norm_eps: f32,
@@ -30,7 +30,7 @@ pub struct ModelSpec {
     pub rope: Rope,
     /// The gate of the MLP.
     pub activation: Activation,
-    /// What an RMSNorm multiplies by.
+    /// The multiplier in RMSNorm.
     pub norm: NormWeight,
     /// Embeddings are multiplied by this (1; Gemma: the root of the hidden size).
     pub embedding_scale: f32,
@@ -42,7 +42,7 @@ pub struct ModelSpec {
     pub sliding_window: Option<usize>,
     /// The language-model head is the embedding.
     pub tied_embeddings: bool,
-    /// What stands on top.
+    /// The head.
     pub head: Head,
 }
 
@@ -51,29 +51,29 @@ pub struct ModelSpec {
 pub struct Rope {
     /// Base of the frequencies: `theta^(-2i / head_dim)`.
     pub theta: f64,
-    /// How the frequencies are stretched.
+    /// Scaling of the frequencies.
     pub scaling: RopeScaling,
 }
 
-/// How rotary frequencies are stretched for contexts longer than those trained on.
+/// Scaling of rotary frequencies for contexts longer than in pretraining.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// Not at all.
+    /// None.
     None,
     /// All divided by `factor`.
     Linear {
-        /// Stretch.
+        /// The factor.
         factor: f64,
     },
-    /// Llama 3.1: long waves divided by `factor`, short ones kept, those between interpolated.
+    /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, those between interpolated.
     Llama3 {
-        /// Stretch of the long waves.
+        /// Scaling of the long wavelengths.
         factor: f64,
-        /// Waves longer than `original_max_positions / low_freq_factor` are long.
+        /// Wavelengths above `original_max_positions / low_freq_factor` are long.
         low_freq_factor: f64,
-        /// Waves shorter than `original_max_positions / high_freq_factor` are short.
+        /// Wavelengths below `original_max_positions / high_freq_factor` are short.
         high_freq_factor: f64,
-        /// The context before stretching.
+        /// The context before scaling.
         original_max_positions: usize,
     },
 }
@@ -87,16 +87,16 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// What an RMSNorm multiplies by.
+/// The multiplier in RMSNorm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormWeight {
-    /// Its weight.
+    /// The weight.
     Plain,
-    /// One plus its weight (Gemma).
+    /// One plus the weight (Gemma).
     OnePlus,
 }
 
-/// What stands on top of the trunk.
+/// The head on top of the trunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Head {
     /// Log-probs of tokens.
@@ -125,13 +125,13 @@ pub struct TensorView {
     pub name: String,
     /// Its shape: `[out, in]` for matrices.
     pub shape: Vec<usize>,
-    /// Where it lies.
+    /// Its range in the buffer.
     pub range: Range<usize>,
 }
 
 impl ModelSpec {
-    /// The tensors in the order in which they lie in the flat buffer, without gaps. Projections that read the same
-    /// input (query, key, value; gate, up) are neighbours: together they are one matrix.
+    /// The tensors in the order of the flat buffer, without gaps. Projections that read the same input (query, key,
+    /// value; gate, up) are adjacent and together form one matrix.
     pub fn tensors(&self) -> Vec<TensorView> {
         let mut list = Tensors::default();
         let (hidden, wide) = (self.hidden_size, self.intermediate_size);
@@ -168,21 +168,21 @@ impl ModelSpec {
         list.views
     }
 
-    /// How many numbers the model has.
+    /// The number of parameters.
     pub fn parameters(&self) -> usize {
         self.tensors().last().map_or(0, |tensor| tensor.range.end)
     }
 
-    /// The same trunk under another head.
+    /// The same trunk with another head.
     pub fn with_head(&self, head: Head) -> ModelSpec {
         ModelSpec { head, ..self.clone() }
     }
 
-    /// Whether the numbers can be a model.
+    /// Checks that the shape is valid.
     ///
     /// # Errors
     ///
-    /// Names the first relation that does not hold.
+    /// Names the first violated relation.
     pub fn validate(&self) -> Result<(), ModelError> {
         let positive = [
             ("vocab_size", self.vocab_size),
@@ -222,8 +222,8 @@ impl ModelSpec {
         Ok(())
     }
 
-    /// Fresh weights: matrices `N(0, 0.02)` as transformers initialises them, norms at identity, biases zero, the scalar
-    /// head `N(0, 1 / sqrt(hidden + 1))`. Each tensor has its own random stream, so shapes can change independently.
+    /// Initial weights: matrices `N(0, 0.02)` as in transformers, norms at identity, biases zero, the scalar head
+    /// `N(0, 1 / sqrt(hidden + 1))`. Each tensor has its own random stream, so shapes can change independently.
     pub fn init(&self, seed: u64) -> Vec<f32> {
         let mut weights = vec![0f32; self.parameters()];
         let (tensors, mut rest, mut parts) = (self.tensors(), &mut weights[..], Vec::new());
@@ -238,7 +238,7 @@ impl ModelSpec {
         weights
     }
 
-    /// The numbers of one of [`ModelSpec::tensors`] in `init(seed)`.
+    /// The values of one of [`ModelSpec::tensors`] in `init(seed)`.
     pub fn initial(&self, tensor: usize, seed: u64) -> Vec<f32> {
         let view = &self.tensors()[tensor];
         let mut numbers = vec![0f32; view.range.len()];
@@ -262,8 +262,8 @@ impl ModelSpec {
         random.normals(deviation, out);
     }
 
-    /// The weights of this model in the layout of `target`, which has the same trunk. Tensors that only `target` has
-    /// (a new head) are those of `target.init(seed)`.
+    /// The weights of this model in the layout of `target`, which has the same trunk. Tensors that only `target` has (a
+    /// new head) are those of `target.init(seed)`.
     pub fn convert(&self, weights: &[f32], target: &ModelSpec, seed: u64) -> Vec<f32> {
         assert_eq!(weights.len(), self.parameters(), "the weights do not fit this shape");
         let mine: std::collections::BTreeMap<String, TensorView> =
@@ -280,7 +280,7 @@ impl ModelSpec {
     }
 }
 
-/// Tensors one after the other.
+/// Builds a list of consecutive tensors.
 #[derive(Default)]
 pub(crate) struct Tensors {
     pub(crate) views: Vec<TensorView>,

@@ -1,14 +1,14 @@
-//! Where the weights of a model come from: memory, or files read piece by piece.
+//! Sources of the weights of a model: memory, or files read in pieces.
 
 use crate::error::ModelError;
 use std::ops::Range;
 
-/// Numbers in the type in which they come.
+/// Numbers in their stored type.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Numbers<'a> {
     /// f32.
     F32(&'a [f32]),
-    /// bfloat16, two bytes each, the lower one first, as safetensors files have them.
+    /// bfloat16, two bytes each, little-endian, as in safetensors files.
     Bf16(&'a [[u8; 2]]),
 }
 
@@ -19,7 +19,7 @@ impl<'a> From<&'a [f32]> for Numbers<'a> {
 }
 
 impl<'a> Numbers<'a> {
-    /// How many there are.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         match self {
             Numbers::F32(numbers) => numbers.len(),
@@ -32,11 +32,11 @@ impl<'a> Numbers<'a> {
         self.len() == 0
     }
 
-    /// Some of them.
+    /// A range of the numbers.
     ///
     /// # Panics
     ///
-    /// If there are not so many.
+    /// If the range is out of bounds.
     pub fn part(&self, range: Range<usize>) -> Numbers<'a> {
         match self {
             Numbers::F32(numbers) => Numbers::F32(&numbers[range]),
@@ -44,11 +44,11 @@ impl<'a> Numbers<'a> {
         }
     }
 
-    /// Writes them as f32, exactly.
+    /// Converts the numbers to f32, exactly.
     ///
     /// # Panics
     ///
-    /// If `out` has not as many places.
+    /// If `out` has another length.
     pub fn widen(&self, out: &mut [f32]) {
         assert_eq!(out.len(), self.len(), "numbers and their place differ in length");
         match self {
@@ -59,9 +59,9 @@ impl<'a> Numbers<'a> {
         }
     }
 
-    /// The first that is infinite or NaN: its place and value.
+    /// The index and value of the first number that is infinite or NaN.
     pub fn first_not_finite(&self) -> Option<(usize, f32)> {
-        // Without an early exit the compiler looks at many numbers at once.
+        // Without an early exit the loop is vectorised.
         match self {
             Numbers::F32(numbers) => {
                 let sound = numbers.iter().fold(true, |all, x| all & x.is_finite());
@@ -82,7 +82,7 @@ fn widened(bytes: [u8; 2]) -> f32 {
     f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
 }
 
-/// Memory that [`Weights::read`] and [`Weights::read_stored`] use again.
+/// Reusable memory of [`Weights::read`] and [`Weights::read_stored`].
 #[derive(Debug, Default)]
 pub struct Room {
     /// For f32.
@@ -91,19 +91,19 @@ pub struct Room {
     pub bf16: Vec<[u8; 2]>,
 }
 
-/// Flat weights laid out as [`crate::ModelSpec::tensors`] says, read in pieces: a model is never in memory twice.
+/// Flat weights in the layout of [`crate::ModelSpec::tensors`], read in pieces: a model is never in memory twice.
 pub trait Weights {
-    /// How many numbers there are.
+    /// The number of weights.
     fn count(&self) -> usize;
 
-    /// The numbers of a range: in memory already, or read into `room`, which keeps its memory for the next ones.
+    /// Returns the numbers of a range: from memory, or read into `room`, whose memory is reused by later calls.
     ///
     /// # Errors
     ///
     /// When they cannot be read.
     fn read<'a>(&'a self, range: Range<usize>, room: &'a mut Vec<f32>) -> Result<&'a [f32], ModelError>;
 
-    /// The same in the type in which they are stored, where that saves work.
+    /// As [`Weights::read`], in the stored type where that saves work.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Adapters: gradients against finite differences, equality with the merged model, and the engine's promises to the bit.
+//! Adapters: gradients against finite differences, equality with the merged model, and determinism bit for bit.
 
 use salsa_engine::random::Random;
 use salsa_engine::*;
@@ -15,7 +15,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
-/// Every family's quirks, and every head.
+/// Variants of every family, and every head.
 fn kinds() -> Vec<(&'static str, ModelSpec)> {
     let gemma = ModelSpec {
         norm: NormWeight::OnePlus,
@@ -41,12 +41,12 @@ fn strong(spec: &ModelSpec) -> Vec<f32> {
     spec.init(3).iter().zip(normal(spec.parameters(), 77)).map(|(w, n)| w + 0.3 * n).collect()
 }
 
-/// Factors that matter as much as the base does.
+/// Factors as large as the base's weights.
 fn strong_adapter(lora: &LoraSpec, spec: &ModelSpec) -> Vec<f32> {
     normal(lora.parameters(spec), 78).iter().map(|n| 0.25 * n).collect()
 }
 
-/// The base of a model, whose own head is a language model's.
+/// The base of a model, with a language-model head.
 fn base_of(spec: &ModelSpec) -> Arc<Base<Device>> {
     let spec = spec.with_head(Head::LanguageModel);
     Arc::new(Base::new(spec.clone(), &strong(&spec), Device::default()).unwrap())
@@ -125,8 +125,8 @@ fn gradients_are_those_of_finite_differences() {
 
 #[test]
 fn the_gradient_of_a_target_does_not_depend_on_which_others_are_trained() {
-    // Stops below the lowest target, and goes through products without factors. With B zero, as after `init`, factors
-    // change no number, so that the gradient of one target is the same with and without the others.
+    // Stops below the lowest target, and passes products without factors. With B zero, as after `init`, factors change
+    // no number, so that the gradient of one target is the same with and without the others.
     let spec = tiny();
     let base = base_of(&spec);
     let all = lora(2, &Target::ALL);
@@ -201,7 +201,7 @@ fn without_effect_the_adapter_changes_no_bit() {
     }
 }
 
-/// Larger than the tiny one, so that work is really divided.
+/// Larger than the tiny one, so that work is split over threads.
 fn wide() -> ModelSpec {
     ModelSpec { vocab_size: 1500, hidden_size: 96, intermediate_size: 300, head_dim: 32, layers: 2, ..tiny() }
 }
@@ -252,7 +252,7 @@ fn training_lowers_the_loss_and_threads_do_not_matter() {
 
 #[test]
 fn roles_on_one_base_are_the_models_they_are_alone() {
-    // A policy, a reward model and a critic on one base; training one leaves the others as they are.
+    // A policy, a reward model and a critic on one base; training one does not change the others.
     let spec = tiny();
     let (shared, lora) = (base_of(&spec), lora(2, &Target::ALL));
     let scalar = spec.with_head(Head::Scalar);

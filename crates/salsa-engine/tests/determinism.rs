@@ -1,4 +1,4 @@
-//! The engine's promises, to the bit: decoding equals training, company and threads do not matter.
+//! The engine's guarantees, bit for bit: decoding equals training; neighbours and threads do not matter.
 
 use proptest::prelude::*;
 use salsa_engine::random::Random;
@@ -90,7 +90,7 @@ proptest! {
     }
 }
 
-/// Requests that come late, go early and are sampled otherwise leave the others' bits as they are.
+/// Requests that arrive late, are cancelled or have other settings leave the others' bits unchanged.
 #[test]
 fn requests_that_come_and_go_leave_the_others_alone() {
     let spec = spec_of(3);
@@ -110,7 +110,7 @@ fn requests_that_come_and_go_leave_the_others_alone() {
             tickets.push(decoding.submit(prompt(tickets.len()), &sampling(tickets.len()).into()));
         }
         if round == 5 {
-            // One that is being continued, one that is queued or not, and one twice.
+            // One being continued, one queued or not, and one twice.
             [1, 2, 1].iter().for_each(|&i| decoding.cancel(tickets[i]));
         }
         for event in decoding.step() {
@@ -135,7 +135,7 @@ fn requests_that_come_and_go_leave_the_others_alone() {
     }
 }
 
-/// Rankings tell the log-probs of a forward pass, whoever asks beside whom, and change nothing that is drawn.
+/// Rankings have the log-probs of a forward pass, independent of other requests, and do not change the tokens drawn.
 #[test]
 fn rankings_while_decoding_are_those_of_a_forward_pass() {
     for (choice, dtype) in (0..6).flat_map(|choice| [(choice, Dtype::F32), (choice, Dtype::Bf16)]) {
@@ -281,7 +281,7 @@ fn a_step_on_a_gradient_that_is_not_finite_changes_nothing() {
     assert_eq!((&model.weights()[..], model.optimizer_state().step), (&before[..], 0));
 }
 
-/// Weights that are stored as bfloat16.
+/// Weights stored as bfloat16.
 struct Stored(Vec<[u8; 2]>);
 
 impl Weights for Stored {
@@ -316,7 +316,7 @@ fn weights_stored_as_bfloat16_make_the_same_model_as_the_same_numbers_in_f32() {
             asked(&Model::new(spec.clone(), &wide, Cpu { dtype }.into()).unwrap()),
             "{choice} {dtype:?}"
         );
-        // New weights that no bfloat16 number equals.
+        // New weights that are not representable in bfloat16.
         let other: Vec<f32> = wide.iter().map(|w| w * 1.001).collect();
         model.set_weights(&other).unwrap();
         let fresh = Model::new(spec.clone(), &other, Cpu { dtype }.into()).unwrap();

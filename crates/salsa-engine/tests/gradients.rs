@@ -1,11 +1,11 @@
-//! Every gradient against finite differences: each operation by itself, then whole models of every kind.
+//! Every gradient against finite differences: each operation separately, then whole models of every kind.
 
 use salsa_engine::backend::cpu::Buffer;
 use salsa_engine::backend::{AttentionShape, Backend, LogprobQuery, RotaryTable};
 use salsa_engine::random::Random;
 use salsa_engine::*;
 
-/// Products in f32: what finite differences can check.
+/// Products in f32: precise enough for finite differences.
 const CPU: Cpu = Cpu { dtype: Dtype::F32 };
 
 fn normal(len: usize, stream: u64) -> Vec<f32> {
@@ -24,7 +24,7 @@ fn assert_gradient(what: &str, x: &[f32], gradient: &[f32], f: impl Fn(&[f32]) -
     assert!(size > 1e-6, "{what}: the gradient is zero, so the test would say nothing");
     for trial in 0..3 {
         let mut direction = normal(x.len(), 1000 + trial);
-        // Mostly along the gradient, so that the slope is not small by accident.
+        // Mostly along the gradient, so that the slope is not small by chance.
         for (d, g) in direction.iter_mut().zip(gradient) {
             *d = *d / (x.len() as f32).sqrt() + g / size as f32;
         }
@@ -146,7 +146,7 @@ fn head_norms() {
 
 #[test]
 fn attention() {
-    // Sequences longer than a block of queries, a window shorter than a sequence.
+    // Sequences longer than a block of queries, and a window shorter than a sequence.
     for (cu_seqlens, window) in [(vec![0, 3, 4, 9], None), (vec![0, 60, 61], None), (vec![0, 9], Some(4))] {
         let shape = attention_shape(window);
         let rows = *cu_seqlens.last().unwrap();
@@ -160,7 +160,7 @@ fn attention() {
 
 #[test]
 fn token_logprobs() {
-    // A vocabulary of more than one block, the last one not whole.
+    // A vocabulary of more than one block, the last one incomplete.
     let (vocabulary, temperature) = (1100, 0.7);
     let (x, w, c) = (normal(T * H, 1), normal(vocabulary * H, 2), normal(T, 3));
     let targets: Vec<u32> = (0..T as u32).map(|t| t * 170).collect();
@@ -190,7 +190,7 @@ fn log_probs_and_entropies_are_those_of_the_definition() {
     assert!((f64::from(stats.entropies[0]) - entropy).abs() < 1e-4, "{} {entropy}", stats.entropies[0]);
 }
 
-/// Every kind of model the shape can describe.
+/// Every kind of model that the shape can describe.
 fn kinds() -> Vec<(&'static str, ModelSpec)> {
     let scaling =
         RopeScaling::Llama3 { factor: 4.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 16 };
@@ -287,7 +287,7 @@ fn gradients_accumulate() {
 
 #[test]
 fn bf16_gradients_are_those_of_f32_within_its_rounding() {
-    // bfloat16 keeps 8 bits: each operand is off by at most 2^-9 of itself, and errors of many terms cancel in part.
+    // bfloat16 keeps 8 bits: each operand has a relative error of at most 2^-9, and errors of many terms partly cancel.
     for (name, spec) in kinds() {
         let weights: Vec<f32> =
             spec.init(3).iter().zip(normal(spec.parameters(), 78)).map(|(w, n)| w + 0.05 * n).collect();

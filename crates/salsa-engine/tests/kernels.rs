@@ -1,18 +1,17 @@
-//! The GPU's kernels on the processor: their text is compiled with a C++ compiler and held against references in f64,
-//! see `tests/kernels/emulate.h`.
+//! The GPU's kernels on the CPU: their source is compiled with a C++ compiler and compared with references in f64, see
+//! `tests/kernels/emulate.h`.
 //!
-//! Without a compiler, or where it has no `ucontext` (Windows, macOS), the tests say so and do nothing. `CXX` names
-//! the compiler.
+//! Without a compiler, or where it has no `ucontext` (Windows, macOS), the tests print a line and pass. `CXX` names the
+//! compiler.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Condvar, Mutex, OnceLock};
 
-/// What the compiler is given always. With `_FORTIFY_SOURCE`, which some systems turn on, jumps between stacks would be
-/// errors.
+/// Options of the compiler. With `_FORTIFY_SOURCE`, which some systems enable, jumps between stacks would be errors.
 const OPTIONS: [&str; 4] = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"];
 
-/// A program that needs what the tests need of the system.
+/// A program that needs the same system features as the tests.
 const PROBE: &str = "#include <ucontext.h>
 #include <vector>
 static void nothing() {}
@@ -23,12 +22,12 @@ int main() {
 }
 ";
 
-/// Where this test keeps what it builds.
+/// The folder of the test's build outputs.
 fn built(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{name}"))
 }
 
-/// A compiler that makes programs for this system, or why there is none.
+/// Returns a compiler that makes programs for this system, or why there is none.
 fn compiler() -> Result<&'static str, &'static str> {
     static FOUND: OnceLock<Result<String, String>> = OnceLock::new();
     let found = FOUND.get_or_init(|| {
@@ -57,7 +56,7 @@ fn compile(compiler: &str) -> Command {
     command
 }
 
-/// Lets two at a time work.
+/// Runs `work`, at most two at a time.
 fn with_a_place<T>(work: impl FnOnce() -> T) -> T {
     static TAKEN: Mutex<usize> = Mutex::new(0);
     static FREED: Condvar = Condvar::new();
@@ -73,8 +72,8 @@ fn with_a_place<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Compiles a file of `tests/kernels`, for a size of heads if it has one, unless that was done from the same sources,
-/// and runs it. Err says what went wrong.
+/// Compiles a file of `tests/kernels`, for a size of heads if it has one, unless a program from the same sources
+/// exists, and runs it.
 fn run(compiler: &str, file: &str, head_dim: Option<usize>) -> Result<(), String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let name = head_dim.map_or(file.to_string(), |size| format!("{file}-{size}"));
@@ -92,7 +91,7 @@ fn run(compiler: &str, file: &str, head_dim: Option<usize>) -> Result<(), String
     Ok(())
 }
 
-/// Everything that a program is made from: compiling takes longer than running.
+/// All sources of a program, to detect changes: compiling takes longer than running.
 fn sources(root: &Path) -> String {
     let list = |folder: &str| std::fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path());
     let mut paths: Vec<PathBuf> = list("src/backend/cuda/kernels").chain(list("tests/kernels")).collect();
@@ -100,7 +99,7 @@ fn sources(root: &Path) -> String {
     paths.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect()
 }
 
-/// What a command printed; with its status as Err when it failed.
+/// Runs a command and returns its output; as an error, with its status, if it failed.
 fn succeed(name: &str, command: &mut Command) -> Result<String, String> {
     let done = command.output().map_err(|error| format!("{name}: {command:?}: {error}"))?;
     let text = [done.stdout, done.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
@@ -120,7 +119,7 @@ fn check(file: &str, head_dims: &[Option<usize>]) {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-/// Heads that the tensor cores do not take, and two that they do: one tiled like most models, one in halves.
+/// Head sizes that use half tiles, full tiles, and no tensor cores.
 const HEAD_DIMS: [Option<usize>; 3] = [Some(256), Some(64), Some(24)];
 
 #[test]

@@ -1,4 +1,4 @@
-//! What a model takes on the planning backend against what it takes on the CPU. Alone in its process: it counts all arrays.
+//! Planned memory against actual memory on the CPU. The only test of its process, as it counts all arrays.
 
 use salsa_engine::backend::cpu::Buffer;
 use salsa_engine::*;
@@ -21,7 +21,7 @@ fn spec() -> ModelSpec {
     }
 }
 
-/// Sequences of these lengths, with all that can be asked about them.
+/// Sequences of these lengths, with everything queried.
 fn asked(lengths: &[usize]) -> (Batch, Query) {
     let (mut batch, mut query) = (Batch::new(), Query::default());
     for (index, &length) in lengths.iter().enumerate() {
@@ -74,11 +74,11 @@ fn the_plan_is_what_the_cpu_takes() {
             for recompute in [Recompute::KeepActivations, Recompute::PerLayer] {
                 let case = format!("{dtype:?}, adapter {}, {recompute:?}", lora.is_some());
                 let (taken, planned) = held(dtype, lora, recompute, &[one]);
-                // Stages plan a 32nd more, for pages and gaps.
+                // Stages plan 1/32 more, for page rounding and gaps.
                 assert!(planned + planned / 32 >= taken, "{case}: {planned} bytes planned, {taken} taken");
                 assert!(planned as f64 <= 1.05 * taken as f64, "{case}: {planned} bytes planned, {taken} taken");
                 let (mixed, _) = held(dtype, lora, recompute, &[two, one, two, one]);
-                // Arrays of unlike sizes leave gaps: up to 8 % were seen.
+                // Arrays of different sizes leave gaps: up to 8 % was observed.
                 assert!(
                     mixed as f64 <= 1.12 * planned as f64,
                     "{case}: passes of several sizes take {mixed}, the largest {planned}"

@@ -4,8 +4,8 @@
 
 use super::logistic::{Design, lasso, sigmoid};
 
-/// Returns the preference from the log-probs of the two tokens a judge may answer with: `m` where the first output shown is
-/// better, `M` where the second is. A token that is missing from the judge's list has probability 0; none where both are.
+/// Returns the preference from the log-probs of the two tokens a judge may answer with: `m` if the first output shown
+/// is better, `M` if the second is. A token missing from the judge's list has probability 0; none if both are missing.
 ///
 /// ```text
 /// 2 - p(m) / (p(m) + p(M))          the baseline's output was shown first
@@ -33,15 +33,15 @@ pub struct WinRate {
     pub win_rate: f64,
     /// Its standard error, in percent; none for one instruction.
     pub standard_error: Option<f64>,
-    /// The same with each preference rounded, in percent.
+    /// The win rate with each preference rounded, in percent.
     pub discrete_win_rate: f64,
     /// Instructions on which the model is preferred.
     pub wins: usize,
     /// Instructions on which the baseline is preferred.
     pub wins_baseline: usize,
-    /// Instructions on which neither is.
+    /// Instructions without a preferred output.
     pub draws: usize,
-    /// Instructions that count.
+    /// Instructions counted.
     pub total: usize,
     /// Instructions without a preference.
     pub dropped: usize,
@@ -93,7 +93,7 @@ fn deviation(values: &[f64]) -> Option<f64> {
     Some((squares / (values.len() - 1) as f64).sqrt())
 }
 
-/// What the length-controlled win rate needs of an instruction.
+/// The inputs of the length-controlled win rate for one instruction.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Instruction {
     /// The preference, if there is one.
@@ -102,14 +102,14 @@ pub struct Instruction {
     pub length: usize,
     /// Characters of the baseline's output.
     pub baseline_length: usize,
-    /// The difficulty of the instruction; 0 where it is left out.
+    /// The difficulty of the instruction; 0 if unknown.
     pub difficulty: f64,
 }
 
-/// A judged answer of the baseline told to be short or long: these rows hold the coefficients near those of the baseline.
+/// A judged answer of the baseline prompted to be short or long: these rows regularise the coefficients.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Gamed {
-    /// How far it was preferred to the baseline, from 0 to 1.
+    /// How strongly it was preferred to the baseline, from 0 to 1.
     pub preference: f64,
     /// The standardised difference of lengths.
     pub std_delta_len: f64,
@@ -117,7 +117,7 @@ pub struct Gamed {
     pub difficulty: f64,
 }
 
-/// Which form of the regression.
+/// The form of the regression.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Form<'a> {
     /// `length_controlled_v1`, with the rows of the gamed baseline.
@@ -139,7 +139,7 @@ pub struct LengthControlled {
     pub coefficients: [f64; 3],
 }
 
-/// Returns the length-controlled win rate; none without a preference or where all lengths differ alike.
+/// Returns the length-controlled win rate; none without a preference or if all differences of lengths are equal.
 ///
 /// ```text
 /// logit P(model preferred) = b0 * not_gamed + b1 * tanh(delta / sd(delta)) + b2 * difficulty
@@ -148,8 +148,8 @@ pub struct LengthControlled {
 /// win_rate = 100 * mean over instructions of P at delta = 0
 /// ```
 ///
-/// Weights: 1 for the model's rows, .1 for each of the gamed ones. The tool's solver (liblinear) stops within about 1e-3 of
-/// this optimum, in an order drawn at random. Source: Dubois et al. 2024; `metrics/glm_winrate.py`.
+/// Weights: 1 for the model's rows, .1 for each of the gamed ones. The tool's solver (liblinear) stops within about
+/// 1e-3 of this optimum, in a random order. Source: Dubois et al. 2024; `metrics/glm_winrate.py`.
 pub fn length_controlled(instructions: &[Instruction], form: Form<'_>) -> Option<LengthControlled> {
     let deltas: Vec<f64> = instructions.iter().map(|i| i.baseline_length as f64 - i.length as f64).collect();
     let spread = deviation(&deltas).filter(|spread| *spread > 0.0)?;
@@ -200,7 +200,7 @@ struct Observation {
 
 const FOLDS: usize = 5;
 
-/// The coefficients at the penalty that predicts best in five folds; none for fewer rows than folds.
+/// Returns the coefficients at the penalty with the lowest loss in five folds; none for fewer rows than folds.
 fn fitted(rows: &[Observation]) -> Option<[f64; 3]> {
     if rows.len() < FOLDS {
         return None;
@@ -223,15 +223,15 @@ fn fitted(rows: &[Observation]) -> Option<[f64; 3]> {
     };
     let penalties = (0..10).map(|i| 10f64.powf(-4.0 + 8.0 * f64::from(i) / 9.0));
     let losses: Vec<(f64, f64)> = penalties.map(|c| (held_out(c), c)).collect();
-    // The first of equal ones, as numpy's argmax takes it.
+    // The first of equal ones, as in numpy's argmax.
     let best = losses.iter().fold(losses[0], |best, next| if next.0 < best.0 { *next } else { best });
     let weights: Vec<f64> = rows.iter().map(|row| row.weight).collect();
     let b = lasso(&design, &weights, best.1);
     Some([b[0], b[1], b[2]])
 }
 
-/// Whether a length-controlled win rate is so far from the raw one (both in percent) that the fit may have failed: by more
-/// than 10 points and a quarter of what was possible.
+/// Whether a length-controlled win rate is so far from the raw one (both in percent) that the fit may have failed: by
+/// more than 10 points and more than a quarter of the possible change.
 ///
 /// ```
 /// use salsa_algo::judge::alpaca::is_extreme;
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(length_controlled(&rows, Form::Minimal).map(|found| found.coefficients[2]), Some(0.0));
     }
 
-    /// The gamed rows know that length changes everything; the model's own rows say nothing about it.
+    /// The gamed rows show that length determines the preference; the model's own rows contain no information on it.
     #[test]
     fn gamed_rows_hold_the_length_coefficient() {
         let rows = instructions(0.5, 0.0);

@@ -23,12 +23,12 @@ pub enum Label {
 /// How often a decisive verdict (`>>`) counts in both versions.
 pub const DECISIVE: usize = 3;
 
-/// A game as it counts for the model that plays against the baseline.
+/// A game, as counted for the model that plays against the baseline.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Game {
-    /// What the model gets: 1, ½ or 0.
+    /// The points of the model: 1, ½ or 0.
     pub points: f64,
-    /// How many battles the game is.
+    /// The number of battles that the game counts as.
     pub copies: usize,
 }
 
@@ -42,7 +42,7 @@ pub enum Baseline {
 }
 
 impl Label {
-    /// Returns what the game is for the model.
+    /// Returns the game from the model's side.
     ///
     /// ```
     /// use salsa_algo::judge::arena::{Baseline, Game, Label};
@@ -75,7 +75,7 @@ pub struct Row {
     pub second: Option<Label>,
 }
 
-/// Which rows count.
+/// Which rows are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
     /// v0.1: a game without a verdict is left out, the other one stays.
@@ -85,7 +85,7 @@ pub enum Version {
 }
 
 impl Row {
-    /// Returns the games that count.
+    /// Returns the games that are counted.
     pub fn games(&self, version: Version) -> Vec<Game> {
         let games = [(self.first, Baseline::First), (self.second, Baseline::Second)];
         let given = || games.iter().filter_map(|(label, baseline)| Some(label.as_ref()?.game(*baseline)));
@@ -103,8 +103,8 @@ impl Row {
 /// ```
 ///
 /// v0.1 fits a Bradley–Terry model without penalty by logistic regression. Every model meets only the baseline, so the
-/// graph of battles is a star, and the maximum of the likelihood gives each model exactly this rate (which a test of
-/// [`crate::judge::logistic`] shows). v2 takes the mean itself.
+/// graph of battles is a star, and the maximum of the likelihood gives each model exactly this rate (see a test of
+/// [`crate::judge::logistic`]). v2 takes the mean itself.
 ///
 /// ```
 /// use salsa_algo::judge::arena::{Game, win_rate};
@@ -117,7 +117,7 @@ pub fn win_rate(games: &[Game]) -> Option<f64> {
     (copies > 0).then(|| points / copies as f64)
 }
 
-/// Returns v0.1's interval of each model: every battle of all models may be drawn, the copies of a decisive game apart.
+/// Returns v0.1's interval of each model: battles of all models are resampled, each copy of a decisive game separately.
 ///
 /// ```text
 /// resample r: battles[below(seed, r, i, n)], i = 0..n, of all models together
@@ -126,7 +126,7 @@ pub fn win_rate(games: &[Game]) -> Option<f64> {
 /// ```
 ///
 /// None for a model without battles. The tool draws with numpy's generator (seed 42) in the order of its files, so its
-/// ends differ from these by chance; and since it draws the games of a prompt apart, they are too narrow
+/// ends differ from these by chance; and since it draws the games of a prompt separately, they are too narrow
 /// ([`crate::judge::units`] draws prompts).
 pub fn intervals_v01(models: &[Vec<Game>], rounds: usize, seed: u64) -> Vec<Option<Interval>> {
     let battles: Vec<(usize, f64)> =
@@ -154,9 +154,9 @@ pub fn intervals_v01(models: &[Vec<Game>], rounds: usize, seed: u64) -> Vec<Opti
     ratings.iter().map(ends).collect()
 }
 
-/// Returns v2's interval of a model: its battles are drawn, the copies of a decisive game apart; 5 % and 95 % quantiles.
+/// Returns v2's interval of a model, the 5 % and 95 % quantiles: battles are resampled, copies of a game separately.
 ///
-/// The tool calls it a confidence interval and does not say that it is one of 90 %; its draws have no seed.
+/// The tool calls it a confidence interval without stating the level of 90 %; its draws have no seed.
 pub fn interval_v2(games: &[Game], rounds: usize, seed: u64) -> Option<Interval> {
     let battles: Vec<f64> = battles(0, games).map(|(_, points)| points).collect();
     let n = battles.len();

@@ -6,7 +6,7 @@
 //!
 //! Outcomes are numbers in `[0, 1]`: ½ is a tie, which is the same as one win and one loss of half the weight.
 
-/// The rows of a regression, most of whose features are 0.
+/// The rows of a regression, as sparse features.
 #[derive(Clone, Debug, Default)]
 pub struct Design {
     parameters: usize,
@@ -21,7 +21,7 @@ impl Design {
         Design { parameters, starts: vec![0], entries: Vec::new(), outcomes: Vec::new() }
     }
 
-    /// Adds a row: its features that are not 0, and its outcome in `[0, 1]`.
+    /// Adds a row: its nonzero features, and its outcome in `[0, 1]`.
     ///
     /// # Panics
     /// If a feature has no parameter.
@@ -92,8 +92,8 @@ fn softplus(z: f64) -> f64 {
 
 /// Returns the coefficients at the optimum with the penalty `ridge / 2 * |b|^2`, by Newton's method from 0.
 ///
-/// `ridge` 0 is no penalty, 1 is scikit-learn's default (`C=1`). Where the likelihood has no maximum (a model that won
-/// every game) its coefficient is a large finite number, at which the probability is 0 or 1 to about ten digits.
+/// `ridge` 0 is no penalty, 1 is scikit-learn's default (`C=1`). If the likelihood has no maximum (a model that won
+/// every game), the coefficient is a large finite number, at which the probability is 0 or 1 to about ten digits.
 ///
 /// ```
 /// use salsa_algo::judge::logistic::{Design, exact, sigmoid};
@@ -105,7 +105,7 @@ fn softplus(z: f64) -> f64 {
 /// ```
 ///
 /// # Panics
-/// If there is not one weight for each row.
+/// If the number of weights differs from the number of rows.
 pub fn exact(design: &Design, weights: &[f64], ridge: f64) -> Vec<f64> {
     assert_eq!(weights.len(), design.rows(), "a weight for each row");
     let d = design.parameters;
@@ -116,7 +116,7 @@ pub fn exact(design: &Design, weights: &[f64], ridge: f64) -> Vec<f64> {
         let (mut gradient, mut hessian) = design.derivatives(weights, &b);
         for j in 0..d {
             gradient[j] += ridge * b[j];
-            // A little more than the Hessian: it may be singular where a parameter changes nothing.
+            // A small regularisation: the Hessian may be singular where a parameter has no effect.
             hessian[j * d + j] += ridge + SINGULAR;
         }
         let step = solve(&mut hessian, &gradient);
@@ -130,12 +130,12 @@ pub fn exact(design: &Design, weights: &[f64], ridge: f64) -> Vec<f64> {
     b
 }
 
-/// Newton's method converges in about ten steps; where there is no optimum each step adds about 1 to a logit.
+/// Newton's method converges in about ten steps; without an optimum each step adds about 1 to a logit.
 const MOST_STEPS: usize = 30;
 const CONVERGED: f64 = 1e-11;
 const SINGULAR: f64 = 1e-12;
 
-/// The first of b - step, b - step / 2, … that does not raise the loss; none where none does.
+/// Returns the first of b - step, b - step / 2, … that does not raise the loss, with its loss; none if all do.
 fn descend(b: &[f64], step: &[f64], loss: f64, of: &dyn Fn(&[f64]) -> f64) -> Option<(Vec<f64>, f64)> {
     (0..40).find_map(|halvings| {
         let share = 0.5f64.powi(halvings);
@@ -145,7 +145,7 @@ fn descend(b: &[f64], step: &[f64], loss: f64, of: &dyn Fn(&[f64]) -> f64) -> Op
     })
 }
 
-/// Solves `matrix * x = right` for a symmetric positive matrix, by Cholesky's factors.
+/// Solves `matrix * x = right` for a symmetric positive matrix, by Cholesky decomposition.
 fn solve(matrix: &mut [f64], right: &[f64]) -> Vec<f64> {
     let d = right.len();
     for j in 0..d {
@@ -177,7 +177,7 @@ fn solve(matrix: &mut [f64], right: &[f64]) -> Vec<f64> {
 /// 62 evaluations, history 100, tolerances 1e-9                               (torch.optim.LBFGS, lr = .1)
 /// ```
 ///
-/// Fifty steps of a tenth do not arrive: scores stay nearer to 50 % than at the optimum, by up to .3 points.
+/// Fifty steps of a tenth do not reach the optimum: scores stay nearer to 50 %, by up to .3 points.
 ///
 /// ```
 /// use salsa_algo::judge::logistic::{Design, as_arena_hard, sigmoid};
@@ -188,7 +188,7 @@ fn solve(matrix: &mut [f64], right: &[f64]) -> Vec<f64> {
 /// ```
 ///
 /// # Panics
-/// If there is not one weight for each row.
+/// If the number of weights differs from the number of rows.
 pub fn as_arena_hard(design: &Design, weights: &[f64]) -> Vec<f64> {
     assert_eq!(weights.len(), design.rows(), "a weight for each row");
     const RATE: f32 = 0.1;
@@ -239,7 +239,7 @@ pub fn as_arena_hard(design: &Design, weights: &[f64]) -> Vec<f64> {
     b.into_iter().map(f64::from).collect()
 }
 
-/// What L-BFGS remembers: changes of the gradient and the steps that made them.
+/// The history of L-BFGS: changes of the gradient and the corresponding steps.
 struct History {
     pairs: Vec<(Vec<f32>, Vec<f32>, f32)>,
     scale: f32,
@@ -282,7 +282,7 @@ fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |most: f32, value| most.max(value.abs()))
 }
 
-/// Returns the coefficients at the optimum of `|b|_1 + c * loss(b)`, as scikit-learn's `penalty="l1"` has it.
+/// Returns the coefficients at the optimum of `|b|_1 + c * loss(b)`, as scikit-learn's `penalty="l1"`.
 ///
 /// Newton steps whose quadratic model, with the penalty, is minimised one coordinate at a time.
 ///
@@ -297,7 +297,7 @@ fn largest(values: &[f32]) -> f32 {
 /// ```
 ///
 /// # Panics
-/// If there is not one weight for each row.
+/// If the number of weights differs from the number of rows.
 pub fn lasso(design: &Design, weights: &[f64], c: f64) -> Vec<f64> {
     assert_eq!(weights.len(), design.rows(), "a weight for each row");
     let d = design.parameters;
@@ -413,7 +413,7 @@ mod tests {
         assert!(sigmoid(b[0]) > 1.0 - 1e-9 && b[1].abs() < 1e-9, "{b:?}");
     }
 
-    /// In a simulation of 12 models the tool's scores are nearer to 50 % than the truth, by tenths of a point.
+    /// In a simulation of 12 models the tool's scores are nearer to 50 % than the true ones, by tenths of a point.
     #[test]
     fn the_tool_stops_short_of_the_optimum() {
         let rates = [0.81, 0.14, 0.06, 0.5];

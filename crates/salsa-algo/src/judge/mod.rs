@@ -1,4 +1,4 @@
-//! How the public judge benchmarks count: from verdicts of a language model to a score.
+//! The scoring rules of public judge benchmarks: from verdicts of a language model to a score.
 //!
 //! | module | rule of |
 //! |---|---|
@@ -8,10 +8,10 @@
 //! | [`style`] | Arena-Hard's style control: length and markdown as further features of a Bradley–Terry model |
 //! | [`alpaca`] | AlpacaEval 2: preferences of one order, win rate, length-controlled win rate |
 //! | [`logistic`] | logistic regression: the exact optimum, and the optimiser of Arena-Hard v2 |
-//! | [`units`] | our interval: prompts are drawn, with everything that was judged of them |
+//! | [`units`] | our interval: prompts are resampled, each with all its judgements |
 //!
-//! "Win rate" means something else in each of them, so no score should be shown without its rule. Reading a verdict out
-//! of a judge's text is not done here.
+//! "Win rate" means something else in each of them, so no score should be shown without its rule. Parsing a verdict
+//! from a judge's text is not done here.
 
 pub mod alpaca;
 pub mod arena;

@@ -1,9 +1,9 @@
-//! Pairs that a judge saw in both orders.
+//! Pairs judged in both orders.
 
 use crate::stats::{Tally, Verdict};
 
-/// The two games of a row, both seen from the first model: in the first game its answer was shown first, in the second
-/// game the other one. None where the judge gave no verdict.
+/// The two games of a row, both from the first model's side: in the first game its answer was shown first, in the
+/// second game second. None if the judge gave no verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     /// The game in which the first model's answer was shown first.
@@ -13,9 +13,9 @@ pub struct Row {
 }
 
 impl Row {
-    /// Returns the outcome of the row; none where a game has no verdict.
+    /// Returns the outcome of the row; none if a game has no verdict.
     ///
-    /// A win only if both games agree on it; all else is a tie. Source: FastChat `show_result.py`, mode `pairwise`.
+    /// Win or loss only if both games agree on it; all else is a tie. Source: FastChat `show_result.py`, `pairwise`.
     ///
     /// ```
     /// use salsa_algo::{judge::pair::Row, stats::Verdict::{Loss, Tie, Win}};
@@ -28,7 +28,7 @@ impl Row {
     }
 }
 
-/// Returns wins, ties and losses of the first model, and how many rows were dropped for want of a verdict.
+/// Returns wins, ties and losses of the first model, and the number of rows dropped because a verdict is missing.
 ///
 /// ```
 /// use salsa_algo::{judge::pair::{Row, tally}, stats::{Tally, Verdict::{Tie, Win}}};
@@ -47,7 +47,7 @@ pub fn tally(rows: impl IntoIterator<Item = Row>) -> (Tally, usize) {
     (tally, dropped)
 }
 
-/// What a judge's verdicts owe to the order in which answers were shown.
+/// How much a judge's verdicts depend on the order of the answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PositionBias {
     /// Rows with a verdict in both orders.
@@ -61,7 +61,7 @@ pub struct PositionBias {
 }
 
 impl PositionBias {
-    /// Returns the bias of a judge over rows; rows without both verdicts are left out.
+    /// Returns the bias of a judge over rows; rows without both verdicts are skipped.
     ///
     /// ```
     /// use salsa_algo::{judge::pair::{PositionBias, Row}, stats::Verdict::{Loss, Tie, Win}};
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
     use crate::stats::Verdict::{Loss, Tie, Win};
 
-    /// The table of the two games in a public file of 75 rows (FastChat, gpt-4 as the judge), seen from the first model.
+    /// The two games in a public file of 75 rows (FastChat, gpt-4 as the judge), from the first model's side.
     #[test]
     fn a_published_table_gives_its_win_rate() {
         let table = [

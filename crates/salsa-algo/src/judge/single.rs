@@ -5,7 +5,7 @@
 pub struct Grade {
     /// The turn of the conversation, from 1.
     pub turn: u32,
-    /// The grade; none where the judge gave none (FastChat writes −1).
+    /// The grade; none if the judge gave none (FastChat writes −1).
     pub score: Option<f64>,
 }
 
@@ -18,13 +18,13 @@ pub struct Means {
     pub turn_2: Option<f64>,
     /// Mean of all grades, of any turn; not the mean of the two means.
     pub all: Option<f64>,
-    /// Grades that count.
+    /// Number of grades.
     pub graded: usize,
-    /// Answers without a grade, which are left out.
+    /// Answers without a grade, which are skipped.
     pub dropped: usize,
 }
 
-/// Returns the means of a model's grades, those that are missing left out.
+/// Returns the means of a model's grades, skipping missing ones.
 ///
 /// ```text
 /// mean over { grade : grade given, turn = 1 };  the same for turn 2;  the same for all

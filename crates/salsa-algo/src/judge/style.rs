@@ -1,8 +1,8 @@
-//! Style control of Arena-Hard: what an answer owes to its length and its markdown.
+//! Style control of Arena-Hard: removes the effect of an answer's length and markdown.
 //!
 //! The difference of style between the two answers of a battle becomes further features of the Bradley–Terry model. The
-//! features are standardised over the battles of *all* models in the table, so a score says "at the average difference of
-//! everyone here", and adding a model moves every score.
+//! features are standardised over the battles of *all* models in the table, so a score means "at the average difference
+//! of all models here", and adding a model changes every score.
 
 use super::logistic::{self, Design, sigmoid};
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     stats::{Interval, Resampling, quantiles},
 };
 
-/// What is counted of an answer.
+/// The style counts of an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Style {
     /// Tokens.
@@ -80,19 +80,19 @@ impl Style {
 /// A battle of a model against the baseline.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Battle {
-    /// The model's number.
+    /// Index of the model.
     pub model: usize,
-    /// The prompt's number.
+    /// Index of the prompt.
     pub prompt: usize,
-    /// What the model got: 1, ½ or 0.
+    /// The points of the model: 1, ½ or 0.
     pub points: f64,
-    /// How often the battle counts.
+    /// Weight of the battle.
     pub copies: usize,
     /// The features of v0.1 or v2.
     pub features: Features,
 }
 
-/// What features are standardised by.
+/// Mean and deviation for standardising features.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scale {
     /// Mean of each feature.
@@ -101,17 +101,17 @@ pub struct Scale {
     pub deviation: Features,
 }
 
-/// Which divisor a standard deviation has.
+/// The divisor of a standard deviation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deviation {
-    /// n, as numpy: v0.1.
+    /// n, as in numpy: v0.1.
     Population,
-    /// n − 1, as torch: v2.
+    /// n − 1, as in torch: v2.
     Sample,
 }
 
 impl Scale {
-    /// Returns the scale of battles, each as often as it counts.
+    /// Returns the scale of battles, weighted by their copies.
     ///
     /// ```
     /// use salsa_algo::judge::style::{Battle, Deviation, Scale};
@@ -131,7 +131,7 @@ impl Scale {
         Scale { mean, deviation: spread }
     }
 
-    /// Standardised features; one that never varies controls nothing and is 0.
+    /// Standardises features; a constant one has no effect and becomes 0.
     fn apply(&self, features: &Features) -> Features {
         std::array::from_fn(|k| match self.deviation[k] > 0.0 {
             true => (features[k] - self.mean[k]) / self.deviation[k],
@@ -140,7 +140,7 @@ impl Scale {
     }
 }
 
-/// How the regression is done.
+/// The regression method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
     /// v0.1: features times ln 10 and ±1, scikit-learn's default penalty (C = 1) on all coefficients, to the optimum.
@@ -156,7 +156,7 @@ pub enum Fit {
 pub struct Controlled {
     /// Each model's win rate against the baseline at the average difference of style.
     pub win_rates: Vec<f64>,
-    /// The same where both answers have the same style.
+    /// The win rates if both answers have the same style.
     pub without_difference: Vec<f64>,
     /// Coefficients of the standardised features.
     pub coefficients: Features,
@@ -175,11 +175,11 @@ pub struct Regression {
 impl Regression {
     /// Returns the regression of battles of `models` models.
     ///
-    /// `controlled` says which of the four features take part. The scale is that of these battles, or a fixed one from
-    /// elsewhere, with which scores do not move when a model is added.
+    /// `controlled` selects the features. The scale is that of these battles, or a fixed one, with which scores do not
+    /// change when a model is added.
     ///
     /// # Panics
-    /// If a battle's model is not among them.
+    /// If the model of a battle is not below `models`.
     pub fn new(battles: &[Battle], models: usize, controlled: [bool; FEATURES], scale: Scale, fit: Fit) -> Regression {
         let mut design = Design::new(1 + models + FEATURES);
         for battle in battles {
@@ -194,7 +194,7 @@ impl Regression {
             row.extend((0..FEATURES).filter(|k| controlled[*k]).map(|k| (1 + models + k, z[k])));
             design.push(&row, outcome);
         }
-        // v0.1 writes every battle twice, which counts where there is a penalty.
+        // v0.1 writes every battle twice, which matters with a penalty.
         let doubled = if fit == Fit::V01 { 2.0 } else { 1.0 };
         let copies = battles.iter().map(|battle| doubled * battle.copies as f64).collect();
         let prompts = battles.iter().map(|battle| battle.prompt).collect();
@@ -223,7 +223,7 @@ impl Regression {
             Fit::Compat => logistic::as_arena_hard(&self.design, weights),
         };
         let coefficients: Features = std::array::from_fn(|k| b[1 + self.models + k]);
-        // Features of v0.1 speak for the baseline.
+        // Features of v0.1 favour the baseline.
         let (unit, sign) = if self.fit == Fit::V01 { (std::f64::consts::LN_10, -1.0) } else { (1.0, 1.0) };
         let equal: Features = self.scale.apply(&[0.0; FEATURES]);
         let shift: f64 = sign * coefficients.iter().zip(&equal).map(|(b, z)| b * z).sum::<f64>();
@@ -235,7 +235,7 @@ impl Regression {
         }
     }
 
-    /// Returns the win rates of each model in resamples in which battles are drawn one by one, as the tool draws them.
+    /// Returns the win rates of each model in resamples of individual battles, as in the tool.
     pub fn resampled_battles(&self, rounds: usize, seed: u64) -> Vec<Vec<f64>> {
         let unit = if self.fit == Fit::V01 { 2.0 } else { 1.0 };
         let single: Vec<usize> = (0..self.design.rows())
@@ -249,7 +249,7 @@ impl Regression {
         transposed((0..rounds as u64).map(draw), self.models)
     }
 
-    /// Returns the interval of each model over prompts, which are drawn with all their battles.
+    /// Returns the interval of each model over prompts, which are resampled with all their battles.
     pub fn intervals_over_prompts(&self, how: &Resampling) -> Vec<Option<Interval>> {
         let count = self.prompts.iter().max().map_or(0, |last| last + 1);
         let draw = |round: u64| {
@@ -276,7 +276,7 @@ mod tests {
     use super::*;
     use crate::random::uniform;
 
-    /// Model 0 wins by being long: at equal length it is no better than the baseline. Model 1 is always of equal length.
+    /// Model 0 wins only by length: at equal length it is no better than the baseline. Model 1 always has equal length.
     fn battles() -> Vec<Battle> {
         let mut battles = Vec::new();
         for prompt in 0..400usize {
@@ -318,7 +318,7 @@ mod tests {
         }
     }
 
-    /// v0.1's features are the other way round and its penalty shrinks: the same order, nearer to one half.
+    /// v0.1's features have the opposite sign and its penalty shrinks scores: the same order, nearer to one half.
     #[test]
     fn v01_is_the_same_model_with_a_penalty() {
         let mut mirrored = battles();

@@ -1,11 +1,11 @@
-//! Intervals over prompts: what was judged of one prompt (both orders, both turns) is drawn together.
+//! Intervals over prompts: all judgements of one prompt (both orders, both turns) are resampled together.
 
 use crate::{
     random::below,
     stats::{Estimate, Interval, Resampling, quantiles},
 };
 
-/// Everything that was judged of one prompt.
+/// All judgements of one prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Unit {
     /// The sum of weight times value.
@@ -30,7 +30,7 @@ impl FromIterator<f64> for Unit {
     }
 }
 
-/// Returns the weighted mean over units with a bootstrap interval in which whole units are drawn; none without weight.
+/// Returns the weighted mean over units with a bootstrap interval that resamples whole units; none if the weight is 0.
 ///
 /// ```text
 /// mean       = sum total / sum weight
@@ -38,7 +38,7 @@ impl FromIterator<f64> for Unit {
 /// interval   = quantiles (1 - level) / 2 and (1 + level) / 2
 /// ```
 ///
-/// The two games of a prompt go together: drawn apart, as Arena-Hard draws them, they give an interval that is too narrow.
+/// The two games of a prompt stay together: resampled separately, as in Arena-Hard, they narrow the interval too much.
 ///
 /// ```
 /// use salsa_algo::{judge::units::{Unit, mean}, stats::Resampling};
@@ -73,7 +73,7 @@ mod tests {
         assert_eq!(mean(&units, &how), bootstrap_mean(&values, &how));
     }
 
-    /// Two games that always agree are one piece of evidence, not two.
+    /// Two games that always agree are one observation, not two.
     #[test]
     fn agreeing_games_do_not_narrow_the_interval() {
         let how = Resampling { resamples: 2000, ..Resampling::default() };

@@ -12,9 +12,9 @@ pub use value::{ValueLoss, explained_variance, value_loss};
 /// The constants of the loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
-    /// How far the probability ratio may move from 1 before its gain is cut off (epsilon of the paper; .2).
+    /// How far the probability ratio may move from 1 before its gain is clipped (epsilon of the paper; .2).
     pub clip_ratio: f64,
-    /// How far a value may move from the old value before its gain is cut off (.2); infinity switches that off.
+    /// How far a value may move from the old value before its gain is clipped (.2); infinity disables clipping.
     pub clip_value: f64,
     /// Weight of the value loss in the total (`vf_coef`; TRL: .1).
     pub value_coef: f64,
@@ -26,7 +26,7 @@ impl Default for Settings {
     }
 }
 
-/// What the means of a whole minibatch divide by.
+/// The denominators of a minibatch's means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Denominators {
     /// Response tokens in the minibatch.
@@ -35,7 +35,7 @@ pub struct Denominators {
     pub slots: usize,
 }
 
-/// The numbers of one micro-batch, responses end to end.
+/// The inputs of one micro-batch, responses concatenated.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {
     /// Log-prob of each response token under the policy being trained.
@@ -67,11 +67,11 @@ pub struct Loss {
     pub value_loss: f64,
     /// Statistics of the policy's step, as shares.
     pub policy: PolicyStats,
-    /// Share of the slots whose value gain was cut off (`val/clipfrac_avg`).
+    /// Share of the slots whose value gain was clipped (`val/clipfrac_avg`).
     pub value_clip_fraction: f64,
 }
 
-/// Returns the PPO loss of one micro-batch with its derivatives by log-probs and values.
+/// Returns the PPO loss of one micro-batch with its derivatives with respect to log-probs and values.
 ///
 /// ```text
 /// loss = policy_loss + value_coef * value_loss
@@ -93,7 +93,7 @@ pub struct Loss {
 /// ```
 ///
 /// # Panics
-/// If lengths differ among the token slices or among the slot slices, or a denominator is smaller than what it counts.
+/// If lengths differ among the token slices or among the slot slices, or a denominator is smaller than its count.
 pub fn loss(batch: &Batch, settings: &Settings, denominators: Denominators) -> Loss {
     let policy =
         policy_loss(batch.logprobs, batch.old_logprobs, batch.advantages, settings.clip_ratio, denominators.tokens);
@@ -109,7 +109,7 @@ pub fn loss(batch: &Batch, settings: &Settings, denominators: Denominators) -> L
     }
 }
 
-/// Returns `1 / denominator`, the weight of one of `count` items in the mean; 0 items weigh nothing.
+/// Returns `1 / denominator`, the weight of one of `count` items in the mean; 1 for a denominator of 0.
 fn weight(count: usize, denominator: usize, what: &str) -> f64 {
     assert!(
         denominator >= count,

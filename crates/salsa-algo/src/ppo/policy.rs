@@ -14,13 +14,13 @@ pub struct PolicyLoss {
     pub stats: PolicyStats,
 }
 
-/// How far the policy has moved from the one that sampled; each field a share of a mean over the minibatch's tokens.
+/// How far the policy has moved from the sampling policy; each field is a share of a mean over the minibatch's tokens.
 ///
-/// With these a trainer can stop early: TRL up to 0.11 skipped a minibatch whose `ratio_mean` exceeded 10, and ended the
-/// epochs once `policy_kl` exceeded 1.5 times a target.
+/// They allow early stopping: TRL up to 0.11 skipped a minibatch whose `ratio_mean` exceeded 10, and ended the epochs
+/// once `policy_kl` exceeded 1.5 times a target.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PolicyStats {
-    /// Tokens whose gain was cut off (`policy/clipfrac_avg`).
+    /// Tokens whose gain was clipped (`policy/clipfrac_avg`).
     pub clip_fraction: f64,
     /// Mean of `(logprob - old_logprob)^2 / 2` (`policy/approxkl_avg`).
     pub approx_kl: f64,
@@ -63,8 +63,8 @@ impl PolicyStats {
 /// ```
 ///
 /// Slices have one entry per response token of the micro-batch; `tokens` counts those of the whole minibatch. The
-/// exponent is capped at 20: a token 5e8 times as likely as before enters, with its derivative, as if it were just that,
-/// so that one runaway token gives a huge number instead of an infinity. `approx_kl` and `policy_kl` show it uncapped.
+/// exponent is capped at 20: a token more than 5e8 times as likely as before enters, with its derivative, at that
+/// ratio: one runaway token gives a huge number instead of an infinity. `approx_kl` and `policy_kl` are not capped.
 /// Source: Schulman et al. 2017 (1707.06347), equation 7.
 ///
 /// ```

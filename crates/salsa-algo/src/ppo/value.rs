@@ -1,4 +1,4 @@
-//! The clipped value loss, and how much of the returns the critic explains.
+//! The clipped value loss, and the variance of the returns that the critic explains.
 
 use super::weight;
 
@@ -9,7 +9,7 @@ pub struct ValueLoss {
     pub loss: f64,
     /// Derivative of `loss` by each value.
     pub d_values: Vec<f64>,
-    /// Share of the slots whose gain was cut off.
+    /// Share of the slots whose gain was clipped.
     pub clip_fraction: f64,
 }
 
@@ -60,8 +60,8 @@ pub fn value_loss(values: &[f64], old_values: &[f64], returns: &[f64], clip_valu
 /// 1 - variance(returns - values) / variance(returns)
 /// ```
 ///
-/// 1 is a perfect critic, 0 one that knows only the mean, below 0 worse than that. 0 where the returns do not vary, since
-/// then there is nothing to explain.
+/// 1 is a perfect critic, 0 one that predicts only the mean, below 0 is worse than that. 0 if the returns do not vary,
+/// as there is then nothing to explain.
 ///
 /// ```
 /// use salsa_algo::ppo::explained_variance;
@@ -125,7 +125,7 @@ mod tests {
     fn explained_variance_by_hand() {
         // returns 1 2 3 (variance 1), errors 0 0 1 (variance 1/3)
         assert!((explained_variance(&[1.0, 2.0, 2.0], &[1.0, 2.0, 3.0]) - 2.0 / 3.0).abs() < 1e-15);
-        // the unit does not matter
+        // scale-invariant
         assert!((explained_variance(&[10.0, 20.0, 20.0], &[10.0, 20.0, 30.0]) - 2.0 / 3.0).abs() < 1e-15);
         // a constant offset costs nothing; the opposite of the truth costs 1 - 4
         assert_eq!(explained_variance(&[11.0, 12.0, 13.0], &[1.0, 2.0, 3.0]), 1.0);

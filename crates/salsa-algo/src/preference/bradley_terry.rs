@@ -2,13 +2,13 @@
 
 use super::{sigmoid, softplus, weight};
 
-/// By how much the chosen response should win.
+/// The margin by which the chosen response should win.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Margins<'a> {
-    /// By anything.
+    /// No margin.
     #[default]
     None,
-    /// By this much in each pair, as the annotators graded it.
+    /// One margin per pair, as graded by annotators.
     Each(&'a [f64]),
 }
 
@@ -21,7 +21,7 @@ pub struct Loss {
     pub d_chosen: Vec<f64>,
     /// Derivative of `loss` by each rejected score.
     pub d_rejected: Vec<f64>,
-    /// Share of the pairs in which chosen scores strictly higher (the margin does not enter).
+    /// Share of the pairs in which chosen scores strictly higher (margins are ignored).
     pub accuracy: f64,
     /// Share of the mean of `chosen - rejected`.
     pub score_gap: f64,
@@ -36,9 +36,9 @@ pub struct Loss {
 /// d_rejected = [ +sigmoid(-gap) + 2 * centering * (chosen + rejected) ] / pairs
 /// ```
 ///
-/// Slices have one score per pair; `pairs` counts the whole batch. `centering` 0 switches the second term off, .01 is
-/// TRL's advice. Sources: Bradley and Terry 1952; Ouyang et al. 2022 (2203.02155), equation 1; the margin: Touvron et al.
-/// 2023 (2307.09288), equation 2; centering: Eisenstein et al. 2023 (2312.09244).
+/// Slices have one score per pair; `pairs` counts the whole batch. `centering` 0 disables the second term, TRL
+/// recommends .01. Sources: Bradley and Terry 1952; Ouyang et al. 2022 (2203.02155), equation 1; the margin: Touvron et
+/// al. 2023 (2307.09288), equation 2; centering: Eisenstein et al. 2023 (2312.09244).
 ///
 /// ```
 /// use salsa_algo::preference::bradley_terry::{Margins, loss};

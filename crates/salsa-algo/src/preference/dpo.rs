@@ -2,7 +2,7 @@
 
 use super::{sigmoid, softplus, weight};
 
-/// Which function of the log-ratio gap is minimised.
+/// The function of the log-ratio gap to minimise.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Objective {
     /// DPO: the gap times `beta` is the logit of "chosen wins".
@@ -12,7 +12,7 @@ pub enum Objective {
         /// Probability that a label is wrong, in `[0, .5)`; 0 is plain DPO.
         label_smoothing: f64,
     },
-    /// IPO: the gap should be `1 / (2 beta)`, neither less nor more.
+    /// IPO: regresses the gap to `1 / (2 beta)`.
     Ipo {
         /// Strength of the pull towards the reference (tau of the paper).
         beta: f64,
@@ -26,7 +26,7 @@ impl Objective {
         }
     }
 
-    /// The loss of one pair and its derivative by the gap.
+    /// Returns the loss of one pair and its derivative with respect to the gap.
     fn at(&self, gap: f64) -> (f64, f64) {
         match *self {
             Objective::Sigmoid { beta, label_smoothing: e } => {
@@ -85,9 +85,9 @@ pub struct Loss {
 /// ```
 ///
 /// A response's log-prob is the **sum** over its tokens, so its derivative is that of each of its tokens. (TRL's IPO
-/// takes the mean over tokens instead: hand in means, and divide the derivatives by the lengths.) `pairs` counts the whole
-/// batch. Sources: Rafailov et al. 2023 (2305.18290), equation 7; Azar et al. 2023 (2310.12036), equation 17; label
-/// smoothing: E. Mitchell, "A note on DPO with noisy preferences" (2023).
+/// uses the mean over tokens: for that, pass means, and divide the derivatives by the lengths.) `pairs` counts the
+/// whole batch. Sources: Rafailov et al. 2023 (2305.18290), equation 7; Azar et al. 2023 (2310.12036), equation 17;
+/// label smoothing: E. Mitchell, "A note on DPO with noisy preferences" (2023).
 ///
 /// ```
 /// use salsa_algo::preference::dpo::{Batch, Objective, loss};

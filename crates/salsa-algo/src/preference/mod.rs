@@ -29,7 +29,7 @@ pub fn sigmoid(x: f64) -> f64 {
     if x < 0.0 { e / (1.0 + e) } else { 1.0 / (1.0 + e) }
 }
 
-/// Returns `1 / pairs` after checking that a micro-batch of `count` pairs can be part of that many.
+/// Returns `1 / pairs` after checking that a micro-batch of `count` pairs fits.
 fn weight(count: usize, pairs: usize) -> f64 {
     assert!(pairs >= count, "the batch cannot have fewer pairs ({pairs}) than this part of it ({count})");
     1.0 / pairs.max(1) as f64

@@ -1,20 +1,20 @@
-//! Low-rank adapters of a smaller rank: the nearest one, by a singular value decomposition of the factors alone.
+//! Compressing adapters: the nearest one of a smaller rank, by a singular value decomposition of the factors alone.
 
-/// A smaller adapter and what it lost.
+/// A compressed adapter and its error.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Compressed {
     /// `[rank, in]`.
     pub a: Vec<f32>,
     /// `[out, rank]`.
     pub b: Vec<f32>,
-    /// Squared Frobenius norm of what was cut off.
+    /// Squared Frobenius norm of the discarded part.
     pub lost: f64,
-    /// Squared Frobenius norm of the product before.
+    /// Squared Frobenius norm of the original product.
     pub total: f64,
 }
 
-/// The product of `rank` columns and rows nearest to `b a` in the Frobenius norm (Eckart and Young 1936), where
-/// `a[full, in]` and `b[out, full]`:
+/// Returns the product of rank `rank` nearest to `b a` in the Frobenius norm (Eckart and Young 1936), where `a[full,
+/// in]` and `b[out, full]`:
 ///
 /// ```text
 /// b = Q_b R_b,  a^T = Q_a R_a,  R_b R_a^T = U S V^T
@@ -32,7 +32,7 @@ pub struct Compressed {
 /// ```
 ///
 /// # Panics
-/// If a factor does not fit.
+/// If a factor has the wrong length.
 pub fn compress(a: &[f32], b: &[f32], full: usize, [out, input]: [usize; 2], rank: usize) -> Compressed {
     assert_eq!(a.len(), full * input, "a has one row for each rank");
     assert_eq!(b.len(), out * full, "b has one column for each rank");
@@ -66,8 +66,8 @@ struct Part {
 
 type Columns = Vec<Vec<f64>>;
 
-/// Columns `q` and, for each given vector, its coordinates: `v_k = sum_i coordinates[k][i] q_i`. The `q` are orthonormal,
-/// but for zeros in place of vectors that depend on earlier ones.
+/// Returns columns `q` and, for each given vector, its coordinates: `v_k = sum_i coordinates[k][i] q_i`. The `q` are
+/// orthonormal, except for zeros in place of vectors that depend on earlier ones.
 fn orthogonalise(mut vectors: Columns) -> (Columns, Columns) {
     let count = vectors.len();
     let mut coordinates = vec![vec![0.0; count]; count];
@@ -132,7 +132,7 @@ fn singular_parts(mut columns: Columns) -> Vec<Part> {
     parts
 }
 
-/// Rotations converge quadratically; more sweeps than these have never been seen to be needed.
+/// Rotations converge quadratically; more sweeps have never been needed.
 const SWEEPS: usize = 60;
 
 fn rotate(columns: &mut Columns, p: usize, q: usize, cosine: f64, sine: f64) {
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn no_other_pair_of_factors_of_this_rank_is_nearer() {
-        // Moving the best factors in any direction makes the distance larger.
+        // Perturbing the best factors in any direction increases the distance.
         let shape = [6, 5];
         let (a, b) = (numbers(4 * 5, 3), numbers(6 * 4, 4));
         let whole = product(&a, &b, 4, shape);
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_rank_that_is_not_full_is_found_and_zeros_are_harmless() {
-        // Twice the same adapter: rank 2 of 4, nothing is lost at rank 2.
+        // The same adapter twice: rank 2 of 4, nothing is lost at rank 2.
         let (a, b) = (numbers(2 * 5, 5), numbers(6 * 2, 6));
         let twice_a = [&a[..], &a].concat();
         let twice_b: Vec<f32> = b.chunks(2).flat_map(|row| [row, row].concat()).collect();

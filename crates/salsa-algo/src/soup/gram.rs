@@ -6,8 +6,8 @@
 /// d[i] = ingredient[i] - base          gram[i][j] = d[i] . d[j]
 /// ```
 ///
-/// Differences and sums are in `f64`, in a fixed order. RL task vectors stand at about 90 degrees to each other, SFT task
-/// vectors at 40 to 80 (Ramé et al. 2024, 2406.16768): whether a soup has anything to average shows here.
+/// Differences and sums are in `f64`, in a fixed order. RL task vectors are at about 90 degrees to each other, SFT task
+/// vectors at 40 to 80 (Ramé et al. 2024, 2406.16768): the angles show whether there is anything to average.
 ///
 /// ```
 /// let mut gram = salsa_algo::soup::Gram::new(2);
@@ -23,7 +23,7 @@ pub struct Gram {
 }
 
 impl Gram {
-    /// Starts with nothing added, for this many ingredients.
+    /// Returns an empty sum for this many ingredients.
     pub fn new(ingredients: usize) -> Gram {
         Gram { ingredients, products: vec![0.0; ingredients * ingredients] }
     }
@@ -46,7 +46,7 @@ impl Gram {
         }
     }
 
-    /// Adds what was collected elsewhere about the same ingredients: other tensors, or other pieces of one.
+    /// Adds the sums of another part of the same ingredients: other tensors, or other pieces of one.
     ///
     /// # Panics
     /// If the numbers of ingredients differ.
@@ -84,7 +84,7 @@ impl Gram {
         (self.product(i, i) + self.product(j, j) - 2.0 * self.product(i, j)).max(0.0).sqrt()
     }
 
-    /// Returns how many ingredients there are.
+    /// Returns the number of ingredients.
     pub fn count(&self) -> usize {
         self.ingredients
     }
@@ -99,9 +99,9 @@ impl Gram {
     }
 }
 
-/// The inner products of two tensors' differences from a base, of which pieces come in order.
+/// The inner products of two tensors' differences from a base, added in consecutive pieces.
 ///
-/// The numbers are those that [`Gram::add`] gives for the whole tensors, to the bit, if the length of every piece but the
+/// The numbers equal those of [`Gram::add`] for the whole tensors, bit for bit, if the length of every piece but the
 /// last is a multiple of [`PairProducts::STEP`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct PairProducts {
@@ -110,7 +110,7 @@ pub(super) struct PairProducts {
 }
 
 impl PairProducts {
-    /// What the length of a piece must be a multiple of.
+    /// Lengths of pieces must be a multiple of this.
     pub(super) const STEP: usize = LANES;
 
     /// Adds the next piece.
@@ -122,7 +122,7 @@ impl PairProducts {
         accumulate(own_b, base, b, b);
     }
 
-    /// The products of the whole.
+    /// Returns the products of all pieces.
     pub(super) fn gram(&self) -> Gram {
         let [aa, bb] = self.own.each_ref().map(|lanes| lanes.iter().sum());
         let ab = self.mixed.iter().sum();
@@ -130,24 +130,24 @@ impl PairProducts {
     }
 }
 
-/// The inner products of any number of vectors, or of their differences from a base, in pieces that are cut anywhere.
+/// The inner products of any number of vectors, or of their differences from a base, in pieces of any length.
 ///
-/// Number `j` of a vector goes to lane `j` modulo [`LANES`], so that sums do not depend on the cuts.
+/// Number `j` of a vector is added in lane `j` modulo [`LANES`], so that sums do not depend on the pieces.
 #[derive(Clone, Debug)]
 pub(super) struct Products {
     members: usize,
-    /// Of the pairs `i <= j`.
+    /// One sum for each pair `i <= j`.
     sums: Vec<Lanes>,
     seen: usize,
 }
 
 impl Products {
-    /// Of this many vectors.
+    /// Empty sums for this many vectors.
     pub(super) fn new(members: usize) -> Products {
         Products { members, sums: vec![Lanes::default(); members * (members + 1) / 2], seen: 0 }
     }
 
-    /// Starts anew.
+    /// Resets the sums.
     pub(super) fn clear(&mut self) {
         self.sums.fill(Lanes::default());
         self.seen = 0;
@@ -160,7 +160,7 @@ impl Products {
         super::same_lengths(base.unwrap_or(members[0]), members);
         let mut from = 0;
         while from < len {
-            // Up to the next multiple of the lanes, then as far as the zeros reach.
+            // Up to the next multiple of the lanes, then in chunks as long as the zeros.
             let torn = self.seen % LANES;
             let to = len.min(from + if torn == 0 { ZEROS.len() } else { LANES - torn });
             let base = base.map_or(&ZEROS[..to - from], |base| &base[from..to]);
@@ -176,7 +176,7 @@ impl Products {
         }
     }
 
-    /// The products of all pieces.
+    /// Returns the products of all pieces.
     pub(super) fn gram(&self) -> Gram {
         let mut gram = Gram::new(self.members);
         let mut sums = self.sums.iter();
@@ -191,10 +191,10 @@ impl Products {
     }
 }
 
-/// In place of a base.
+/// Used if there is no base.
 static ZEROS: [f32; 1024] = [0.0; 1024];
 
-/// As [`accumulate`], the first number going to lane `first`; where that is not the first lane, none goes beyond the last.
+/// As [`accumulate`], from lane `first` on; unless that is lane 0, all numbers fit the remaining lanes.
 fn accumulate_from(first: usize, lanes: &mut Lanes, base: &[f32], a: &[f32], b: &[f32]) {
     if first == 0 {
         return accumulate(lanes, base, a, b);
@@ -204,7 +204,7 @@ fn accumulate_from(first: usize, lanes: &mut Lanes, base: &[f32], a: &[f32], b: 
     }
 }
 
-/// Sums in parallel lanes, so that the processor need not wait for each addition; the order is fixed all the same.
+/// Sums in parallel lanes, so that the CPU need not wait for each addition; the order is still fixed.
 const LANES: usize = 8;
 type Lanes = [f64; LANES];
 

@@ -3,12 +3,12 @@
 use super::gram::{Gram, Products};
 use super::{Normalize, Weights, same_lengths, weighted_mean};
 
-/// When the search for a Karcher mean ends, and which tensors count as zero.
+/// The end condition of the search for a Karcher mean, and the threshold for zero tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KarcherSearch {
-    /// Most steps.
+    /// Maximum number of steps.
     pub max_iter: usize,
-    /// A step shorter than this (in radians) is the last one; a tensor not longer than this counts as zero.
+    /// A step shorter than this (in radians) ends the search; a tensor not longer than this counts as zero.
     pub tol: f64,
 }
 
@@ -19,7 +19,7 @@ impl Default for KarcherSearch {
     }
 }
 
-/// Computes the factors of the ingredients in their Karcher mean, of which only inner products are needed.
+/// Computes the factors of the ingredients in their Karcher mean from their inner products.
 ///
 /// ```text
 /// u[i] = x[i] / |x[i]|                                         of those longer than tol
@@ -32,8 +32,8 @@ impl Default for KarcherSearch {
 /// out  = m * mean_i |x[i]|                                     the mean length, of all ingredients
 /// ```
 ///
-/// Every `m` is a combination of the `u`, so the search works on its factors and never on tensors. An ingredient opposite
-/// to `m` (an angle of pi, up to tol) has no direction and takes no part in that step. Source: Karcher 1977; the steps are
+/// Every `m` is a combination of the `u`, so the search works on the factors instead of tensors. An ingredient opposite
+/// to `m` (an angle of pi, up to tol) has no direction and is skipped in that step. Source: Karcher 1977; the steps are
 /// those of mergekit's `karcher` (2603.04972), in f64.
 ///
 /// ```
@@ -62,7 +62,7 @@ pub fn karcher_factors(gram: &Gram, search: KarcherSearch) -> Vec<f64> {
     factors
 }
 
-/// Unit vectors, known by their cosines.
+/// Unit vectors, represented by their cosines.
 struct Directions {
     cosines: Vec<Vec<f64>>,
 }
@@ -115,7 +115,7 @@ impl Directions {
         mean
     }
 
-    /// The factors of the mean of the directions to all, in the tangent plane at `mean`.
+    /// The factors of the mean direction to all ingredients, in the tangent plane at `mean`.
     fn tangent(&self, mean: &[f64], alpha: f64, tol: f64) -> Vec<f64> {
         let mut tangent = vec![0.0; mean.len()];
         for i in 0..mean.len() {
@@ -134,7 +134,7 @@ impl Directions {
 
 /// Computes the Karcher mean of one tensor of each ingredient; the formula is at [`karcher_factors`].
 ///
-/// Hand in whole tensors, or use [`KarcherStream`]. Identical ingredients come out bit for bit.
+/// Pass whole tensors, or use [`KarcherStream`]. Identical ingredients give exactly that ingredient.
 ///
 /// ```
 /// use salsa_algo::soup::{KarcherSearch, karcher};
@@ -158,7 +158,7 @@ pub fn karcher(ingredients: &[&[f32]], search: KarcherSearch, out: &mut [f32]) {
 /// new → look at all pieces, in order → looked → apply to all pieces, in any order
 /// ```
 ///
-/// The result does not depend on how tensors are cut. In memory are the inner products of the ingredients.
+/// The result does not depend on how tensors are split. Memory holds the inner products of the ingredients.
 ///
 /// ```
 /// use salsa_algo::soup::{KarcherSearch, KarcherStream};
@@ -186,7 +186,7 @@ impl KarcherStream {
         KarcherStream { search, products: Products::new(ingredients), weights: None }
     }
 
-    /// Takes the next piece into the angles.
+    /// Adds the next piece to the angles.
     ///
     /// # Panics
     /// If lengths differ.
@@ -194,10 +194,10 @@ impl KarcherStream {
         self.products.add(None, ingredients);
     }
 
-    /// Says that all pieces have been looked at.
+    /// Ends the first pass, after all pieces.
     ///
     /// # Panics
-    /// If a number that was looked at is not finite.
+    /// If a number passed to `look` is not finite.
     pub fn looked(&mut self) {
         let factors = karcher_factors(&self.products.gram(), self.search);
         self.weights = Some(Weights::new(&factors, Normalize::Keep).expect("finite numbers have finite factors"));
@@ -206,7 +206,7 @@ impl KarcherStream {
     /// Computes one piece of the result.
     ///
     /// # Panics
-    /// If lengths differ, or not all pieces were looked at.
+    /// If lengths differ, or `look` did not get all pieces.
     pub fn apply(&self, ingredients: &[&[f32]], out: &mut [f32]) {
         same_lengths(out, ingredients);
         let weights = self.weights.as_ref().expect("all pieces were looked at before the first is merged");
@@ -241,7 +241,7 @@ mod tests {
         assert!((out[0] - 3f32.sqrt()).abs() < 1e-6 && (out[1] - 1.0).abs() < 1e-6, "{out:?}");
     }
 
-    /// On a circle the mean is that of the angles: 0, 0 and 90 degrees give 30; the mean of the vectors points to 26.6.
+    /// On a circle the mean is that of the angles: 0, 0 and 90 degrees give 30; the mean of the vectors is at 26.6.
     #[test]
     fn of_three_on_a_circle_it_is_the_mean_angle() {
         let out = mean(&[&[1.0, 0.0], &[1.0, 0.0], &[0.0, 1.0]]);
@@ -249,7 +249,7 @@ mod tests {
         assert!((out[0].hypot(out[1]) - 1.0).abs() < 1e-6);
     }
 
-    /// The condition that defines it: the tangents to all ingredients cancel.
+    /// The defining condition: the tangents to all ingredients cancel.
     #[test]
     fn the_sum_of_squared_angles_is_least() {
         let all = [0, 1, 2, 3].map(tensor);
@@ -272,7 +272,7 @@ mod tests {
         assert_eq!(mean(&[&a]), a);
         assert_eq!(mean(&[&a, &a, &a]), a);
         assert_eq!(mean(&[&[0.0, 0.0], &[0.0, 0.0]]), [0.0, 0.0]);
-        // A zero has no direction and halves the length.
+        // A zero tensor has no direction and halves the length.
         assert_eq!(mean(&[&[0.0, 0.0], &[0.0, 4.0]]), [0.0, 2.0]);
         // Opposite: the first one's direction.
         assert_eq!(mean(&[&[2.0, 0.0], &[-4.0, 0.0]]), [3.0, 0.0]);

@@ -10,14 +10,14 @@ use super::{Weights, same_lengths};
 /// out[j] = sum / divisor                           of weights that were divided by their sum
 /// ```
 ///
-/// This is, to the bit, what mergekit's `linear` computes with PyTorch's `addcmul`, with three promises besides:
+/// This equals, bit for bit, mergekit's `linear`, which uses PyTorch's `addcmul`, with three further guarantees:
 ///
 /// 1. An ingredient of weight 0 is not read: weights `(1, 0)` give the first ingredient bit for bit.
-/// 2. If the weights sum to one, an element whose bits agree in all ingredients comes out with these bits. (Plainly
-///    rounded, `0.3 * x + 0.7 * x` need not be `x`.) So the soup of identical models is that model.
+/// 2. If the weights sum to one, an element whose bits agree in all ingredients keeps these bits. (With plain rounding,
+/// `0.3 * x + 0.7 * x` need not be `x`.) So the soup of identical models is that model.
 /// 3. Halves are exact: with weights `(1/2, 1/2)` the result is the true mean, rounded once.
 ///
-/// Elements are independent of each other. Weights that sum to anything else give a plain sum, without promise 2.
+/// Elements are independent of each other. Weights with any other sum give a plain sum, without guarantee 2.
 ///
 /// ```
 /// use salsa_algo::soup::{Normalize, Weights, weighted_mean};
@@ -28,7 +28,7 @@ use super::{Weights, same_lengths};
 /// ```
 ///
 /// # Panics
-/// If there is not one weight per ingredient, or lengths differ.
+/// If the number of weights differs from the number of ingredients, or lengths differ.
 pub fn weighted_mean(ingredients: &[&[f32]], weights: &Weights, out: &mut [f32]) {
     assert_eq!(ingredients.len(), weights.factors().len(), "one weight per ingredient");
     same_lengths(out, ingredients);
@@ -61,7 +61,7 @@ pub fn weighted_mean(ingredients: &[&[f32]], weights: &Weights, out: &mut [f32])
 /// sums[j] = fused(weight * numbers[j] + sums[j])
 /// ```
 ///
-/// Where one of the two is longer, its end is left alone.
+/// If one of the two is longer, its end is ignored.
 ///
 /// ```
 /// let mut sums = [1.0, 2.0];
@@ -81,7 +81,7 @@ pub fn add_product(weight: f32, numbers: impl Iterator<Item = f32>, sums: &mut [
     }
 }
 
-/// Divides sums by what their weights sum to: the last step of [`weighted_mean`].
+/// Divides sums by the sum of their weights: the last step of [`weighted_mean`].
 ///
 /// ```
 /// let mut sums = [3.0, 6.0];
@@ -94,13 +94,13 @@ pub fn divide(sums: &mut [f32], divisor: f32) {
     }
 }
 
-/// Whether a product with it needs no rounding, so that there is nothing to fuse: a power of two that is not so small that
-/// numbers as checkpoints have them would leave the range.
+/// Whether products with it need no rounding, so that fusing has no effect: a power of two that is not so small that
+/// typical numbers of checkpoints would underflow.
 fn multiplies_exactly(weight: f32) -> bool {
     (2f32.powi(-16)..=2f32.powi(16)).contains(&weight.abs()) && weight.to_bits().trailing_zeros() >= 23
 }
 
-/// `weight * x + sum`, rounded once, in instructions that every processor has, several at a time.
+/// `weight * x + sum`, rounded once, in instructions that every CPU has, several at a time.
 ///
 /// The product of two `f32` is exact in `f64`. Its sum with a third is not; rounded to odd instead of nearest, it can be
 /// rounded again, to `f32`, with the result of a single rounding (Boldo and Melquiond 2008).
@@ -111,7 +111,7 @@ fn multiply_add(weight: f64, x: f32, sum: f32) -> f32 {
     let of_sum = near - product;
     let error = (product - (near - of_sum)) + (sum - of_sum);
     let bits = near.to_bits();
-    // Written so that NaN is not inexact.
+    // Written so that NaN counts as exact.
     let inexact = u64::from(error.abs() > 0.0);
     let too_long = ((error.to_bits() ^ bits) >> 63) & inexact;
     f64::from_bits((bits - too_long) | inexact) as f32
@@ -123,8 +123,8 @@ fn multiply_add(weight: f64, x: f32, sum: f32) -> f32 {
 /// out[j] = (1 - t) * a[j] + t * b[j]
 /// ```
 ///
-/// `t` is SALSA's `alpha`: 0 gives `a` and 1 gives `b`, bit for bit; `t` outside `[0, 1]` extrapolates. The same
-/// arithmetic and promises as [`weighted_mean`].
+/// `t` is SALSA's `alpha`: 0 gives `a` and 1 gives `b`, bit for bit; `t` outside `[0, 1]` extrapolates. Same arithmetic
+/// and guarantees as [`weighted_mean`].
 ///
 /// ```
 /// let mut out = [0.0; 2];
@@ -164,10 +164,10 @@ pub fn lerp_in_place(model: &mut [f32], target: &[f32], t: f64) {
     }
 }
 
-/// Elements worked on at a time, so that they stay in the nearest cache however many ingredients there are.
+/// Elements processed at a time, so that they stay in the nearest cache for any number of ingredients.
 const CHUNK: usize = 2048;
 
-/// Sets `out[j]` to `first[j]` where all the others have the same bits.
+/// Sets `out[j]` to `first[j]` if all the others have the same bits.
 fn restore_agreement<'a>(first: &[f32], others: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
     let mut differs = [0u32; CHUNK];
     let differs = &mut differs[..first.len()];
@@ -204,7 +204,7 @@ mod tests {
         x.iter().map(|x| x.to_bits()).collect()
     }
 
-    /// Any finite bit patterns: subnormals, signed zeros, the largest numbers.
+    /// Arbitrary finite bit patterns: subnormals, signed zeros, the largest numbers.
     fn wild(stream: u64) -> Vec<f32> {
         let number = |i: u64| f32::from_bits(bits(2, stream, i) as u32);
         let mut x: Vec<f32> = (0..N as u64).map(|i| if number(i).is_finite() { number(i) } else { -0.0 }).collect();
@@ -275,7 +275,7 @@ mod tests {
         assert!(soup(&[&a, &b, &c], &[1.0; 3], Normalize::Divide) == expected);
     }
 
-    /// Against the processor's (or the C library's) own.
+    /// Compared with the CPU's (or the C library's) `fma`.
     #[test]
     fn multiply_add_rounds_once() {
         let near_ties = |x: f32, y: f32| (x.to_bits() & 0xfff8_0000, y.to_bits() & 0xf000_0fff);

@@ -9,18 +9,18 @@ pub struct LowRank<'a> {
     pub b: &'a [f32],
     /// Rows of `a` and columns of `b`.
     pub rank: usize,
-    /// What the product is multiplied by.
+    /// The factor of the product.
     pub scale: f64,
 }
 
-/// The weighted sum of adapters as one adapter of scale 1, whose rank is the sum of theirs:
+/// Returns the weighted sum of adapters as one adapter of scale 1, whose rank is the sum of theirs:
 ///
 /// ```text
 /// sum_i w_i scale_i b_i a_i = [w_1 scale_1 b_1, w_2 scale_2 b_2, ...] [a_1; a_2; ...]
 /// ```
 ///
-/// Returns the factors `(a, b)` of a matrix `[out, in]`. Exact up to one rounding of each number of `b`, and none where
-/// `w_i scale_i` is a power of two. With weights that sum to 1 it is the adapter of the soup of the merged models.
+/// The result is the factors `(a, b)` of a matrix `[out, in]`. Exact up to one rounding of each number of `b`, and none
+/// if `w_i scale_i` is a power of two. With weights that sum to 1 it is the adapter of the soup of the merged models.
 ///
 /// ```
 /// use salsa_algo::soup::{LowRank, concatenate};
@@ -33,7 +33,7 @@ pub struct LowRank<'a> {
 /// ```
 ///
 /// # Panics
-/// If there is not one weight per adapter, or a factor does not fit.
+/// If the number of weights differs from the number of adapters, or a factor has the wrong length.
 pub fn concatenate(parts: &[LowRank<'_>], weights: &[f64], [out, input]: [usize; 2]) -> (Vec<f32>, Vec<f32>) {
     assert_eq!(parts.len(), weights.len(), "one weight for each adapter");
     for part in parts {

@@ -1,18 +1,18 @@
 //! Model soups: combining the weights of models fine-tuned from one base.
 //!
-//! Functions work on one tensor at a time, given as `f32` slices of equal length, and write into `out`. Those that look
-//! at one element at a time ([`weighted_mean`], [`lerp`]) may be called on pieces of a tensor in any order, in
-//! parallel, with the same result; those that look at the whole tensor (an angle, a magnitude threshold) say so, and have a
-//! twin that takes the tensor in pieces ([`SlerpStream`], [`TaskStream`], …) and gives the same bits.
+//! Functions work on one tensor at a time, given as `f32` slices of equal length, and write into `out`. Elementwise
+//! ones ([`weighted_mean`], [`lerp`]) may be called on pieces of a tensor in any order, in parallel, with the same
+//! result; those that depend on the whole tensor (an angle, a magnitude threshold) are documented as such, and have a
+//! streaming variant that takes the tensor in pieces ([`SlerpStream`], [`TaskStream`], …) and gives the same bits.
 //! SALSA's reference is `lerp(sft_a, sft_b, alpha)`, or [`weighted_mean`] for more than two.
 //!
 //! | function | method | source |
 //! |---|---|---|
 //! | [`weighted_mean`], [`lerp`] | linear | Wortsman et al. 2022 (2203.05482) |
 //! | [`slerp`], [`slerp_from`] | along the arc | Shoemake 1985; Ramé et al. 2024 (2406.16768) |
-//! | [`NuSlerpStream`] | the same, row by row or column by column | mergekit's `nuslerp` |
-//! | [`karcher`] | the middle of several on a sphere | Karcher 1977; 2603.04972 |
-//! | [`model_stock`] | towards the mean, as far as angles say | Jang et al. 2024 (2403.19522) |
+//! | [`NuSlerpStream`] | along the arc, row by row or column by column | mergekit's `nuslerp` |
+//! | [`karcher`] | the Karcher mean of several on a sphere | Karcher 1977; 2603.04972 |
+//! | [`model_stock`] | towards the mean, by a ratio from the angles | Jang et al. 2024 (2403.19522) |
 //! | [`TaskMerge`] | task arithmetic, TIES, DARE | 2212.04089, 2306.01708, 2311.03099 |
 //! | [`concatenate`] | the mean of low-rank adapters | |
 //! | [`compress`] | the nearest adapter of a smaller rank | Eckart and Young 1936 |

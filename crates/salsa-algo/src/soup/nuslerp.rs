@@ -1,19 +1,19 @@
-//! NuSLERP: the arc between two tensors as a whole, row by row or column by column.
+//! NuSLERP: interpolation along the arc between two tensors as a whole, row by row or column by column.
 
 use super::gram::Gram;
 use super::vectors::Angles;
 use super::{Origin, Vectors, lerp, same_lengths};
 
-/// A shorter vector counts as this long where it is divided by its length.
+/// Shorter vectors are divided by this instead of their length.
 const SHORTEST: f64 = 1e-7;
 
-/// Up to this square of the sine two vectors count as colinear.
+/// Two vectors are colinear if the squared sine is at most this.
 const COLINEAR: f64 = 1e-16;
 
-/// A sum of weights below this gives the middle.
+/// For a smaller sum of weights the place is the middle.
 const SMALLEST_SUM: f64 = 1e-6;
 
-/// Computes the place on the arc that two weights name.
+/// Computes the place on the arc from two weights.
 ///
 /// ```text
 /// t = w[1] / (w[0] + w[1])          1/2 where the sum is below 1e-6
@@ -28,7 +28,7 @@ pub fn nuslerp_place(weights: [f64; 2]) -> f64 {
     if sum.abs() < SMALLEST_SUM { 0.5 } else { weights[1] / sum }
 }
 
-/// A point on the arc between two tensors, for each vector of them, that are never in memory as a whole.
+/// A point on the arc between two tensors, for each vector of them, without holding whole tensors in memory.
 ///
 /// ```text
 /// W      = angle between a and b (Origin::Zero), or between a - base and b - base (Origin::Base), of one vector
@@ -38,9 +38,9 @@ pub fn nuslerp_place(weights: [f64; 2]) -> f64 {
 /// ```
 ///
 /// It differs from [`super::SlerpStream`] in three points: an angle may be that of a row or of a column, a base may be
-/// given, and the straight line is taken only where the sine is 0 (up to 1e-8), not from a cosine of .9995 on. A vector of
-/// zeros stands at a right angle to any other. `t` 0 and 1 give `a` and `b` bit for bit. The result does not depend on how
-/// tensors are cut. In memory are two numbers for each row, or 24 for each column. Source: mergekit's `nuslerp`, with
+/// given, and the straight line is used only if the sine is 0 (up to 1e-8), not from a cosine of .9995 on. A zero
+/// vector is at a right angle to any other. `t` 0 and 1 give `a` and `b` bit for bit. The result does not depend on how
+/// tensors are split. Memory holds two numbers for each row, or 24 for each column. Source: mergekit's `nuslerp`, with
 /// Shoemake's formula (1985).
 ///
 /// ```
@@ -59,18 +59,18 @@ pub fn nuslerp_place(weights: [f64; 2]) -> f64 {
 pub struct NuSlerpStream {
     t: f64,
     origin: Origin,
-    /// The weights of the two ends; none where they are colinear.
+    /// The weights of the two ends; none if they are colinear.
     weights: Angles<Option<[f64; 2]>>,
     at: usize,
 }
 
 impl NuSlerpStream {
-    /// Starts on one tensor; `t` is the place on the arc.
+    /// Begins one tensor; `t` is the place on the arc.
     pub fn new(t: f64, origin: Origin, vectors: Vectors) -> NuSlerpStream {
         NuSlerpStream { t, origin, weights: Angles::new(vectors, 2), at: 0 }
     }
 
-    /// Takes the next piece into the angles. Seen from zero, the base is not looked at and may be empty.
+    /// Adds the next piece to the angles. With [`Origin::Zero`] the base is ignored and may be empty.
     ///
     /// # Panics
     /// If lengths differ.
@@ -79,7 +79,7 @@ impl NuSlerpStream {
         self.weights.look(base, &[a, b], |gram| arc_weights(gram, t));
     }
 
-    /// Says that all pieces have been looked at.
+    /// Ends the first pass, after all pieces.
     pub fn looked(&mut self) {
         let t = self.t;
         self.weights.looked(|gram| arc_weights(gram, t));
@@ -88,7 +88,7 @@ impl NuSlerpStream {
     /// Computes the next piece of the result.
     ///
     /// # Panics
-    /// If lengths differ, or not all pieces were looked at.
+    /// If lengths differ, or `look` did not get all pieces.
     pub fn apply(&mut self, base: &[f32], a: &[f32], b: &[f32], out: &mut [f32]) {
         same_lengths(out, &[a, b]);
         let straight = self.t == 0.0 || self.t == 1.0;
@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(of(&[2.0], &[-2.0], 0.25), [1.0]);
         // sin(pi / 6)
         assert!((of(&[0.0, 0.0], &[2.0, 0.0], 1.0 / 3.0)[0] - 1.0).abs() < 1e-6);
-        // A cosine of 1 - 5e-5 is straight for a slerp, an arc here: half of it is longer than the chord.
+        // A cosine of 1 - 5e-5 is straight for a slerp, but an arc here: its middle is longer than the chord's.
         let [a, b] = [[1.0f32, 0.0], [0.01f32.cos(), 0.01f32.sin()]];
         let middle = of(&a, &b, 0.5);
         assert!((middle[0].hypot(middle[1]) - 1.0).abs() < 2e-7 && (a[0] + b[0]).hypot(b[1]) / 2.0 < 1.0 - 1e-5);

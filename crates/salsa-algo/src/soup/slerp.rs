@@ -3,10 +3,10 @@
 use super::gram::PairProducts;
 use super::{lerp, same_lengths};
 
-/// Above this |cosine| the arc is as good as straight, and dividing by its sine loses digits.
+/// Above this |cosine| the arc is practically straight, and dividing by its sine loses digits.
 const NEARLY_PARALLEL: f64 = 0.9995;
 
-/// A tensor that is not longer has no direction.
+/// A tensor of at most this length has no direction.
 const NO_DIRECTION: f64 = 1e-8;
 
 /// Computes a point on the arc between two tensors, seen from zero.
@@ -16,11 +16,11 @@ const NO_DIRECTION: f64 = 1e-8;
 /// out[j] = sin((1 - t) W) / sin W * a[j] + sin(t W) / sin W * b[j]
 /// ```
 ///
-/// Where `|cos W| > .9995` this is [`lerp`]. A tensor of zeros (a length up to 1e-8) has no direction and counts as standing
-/// at a right angle, as in mergekit: what comes out is `sin((1 - t) pi/2) a` and not `(1 - t) a` if `b` is zero. `t` 0 and 1 give `a` and `b` bit for bit. The angle is
-/// that of the whole slices: hand in one whole tensor at a time, or use [`SlerpStream`]. Full weights of two fine-tunes are
-/// nearly parallel, so for them this is a lerp; [`slerp_from`] is the one that differs. Source: Shoemake 1985; mergekit's
-/// `slerp`.
+/// If `|cos W| > .9995` this is [`lerp`]. A zero tensor (a length up to 1e-8) has no direction and counts as being at a
+/// right angle, as in mergekit: if `b` is zero, the result is `sin((1 - t) pi/2) a` and not `(1 - t) a`. `t` 0 and 1
+/// give `a` and `b` bit for bit. The angle is that of the whole slices: pass one whole tensor at a time, or use
+/// [`SlerpStream`]. Full weights of two fine-tunes are nearly parallel, so for them this is a lerp; [`slerp_from`]
+/// differs from it. Source: Shoemake 1985; mergekit's `slerp`.
 ///
 /// ```
 /// let mut out = [0.0; 2];
@@ -43,10 +43,10 @@ pub fn slerp(a: &[f32], b: &[f32], t: f64, out: &mut [f32]) {
 /// out[j] = base[j] + (sin((1 - t) W) / sin W * da[j] + sin(t W) / sin W * db[j])
 /// ```
 ///
-/// The task vector keeps its length on the way, where a lerp's shrinks by `cos(W / 2)` at the middle. The straight
-/// line, the exact ends and the whole-tensor angle are those of [`slerp`]. A task vector of zeros (a tensor that one of the
-/// two did not train) has no direction: there this is [`lerp`], as a right angle would carry the other one too far. For more than two models, WARP iterates.
-/// Source: Ramé et al. 2024 (2406.16768), equation 3.
+/// The task vector keeps its length along the arc, where a lerp's shrinks by `cos(W / 2)` at the middle. The straight
+/// line, the exact ends and the whole-tensor angle are those of [`slerp`]. A zero task vector (a tensor that one of the
+/// two did not train) has no direction: then this is [`lerp`], as a right angle would carry the other one too far. For
+/// more than two models, WARP iterates. Source: Ramé et al. 2024 (2406.16768), equation 3.
 ///
 /// ```
 /// let mut out = [0.0; 2];
@@ -62,23 +62,23 @@ pub fn slerp_from(base: &[f32], a: &[f32], b: &[f32], t: f64, out: &mut [f32]) {
     stream.apply(base, a, b, out);
 }
 
-/// From where the arc is seen.
+/// The origin of the arc.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// From zero: [`slerp`]. Bases handed in are not looked at and may be empty.
+    /// Zero: [`slerp`]. Bases are ignored and may be empty.
     Zero,
-    /// From the base: [`slerp_from`].
+    /// The base: [`slerp_from`].
     Base,
 }
 
-/// A point on the arc between two tensors that are never in memory as a whole.
+/// A point on the arc between two tensors, without holding whole tensors in memory.
 ///
 /// ```text
 /// new → look at all pieces, in order → apply to all pieces
 /// ```
 ///
-/// The result is that of [`slerp`] or [`slerp_from`] on the whole tensors, bit for bit, if all pieces that are looked at
-/// but the last have a length that is a multiple of [`SlerpStream::STEP`].
+/// The result is that of [`slerp`] or [`slerp_from`] on the whole tensors, bit for bit, if the length of all pieces
+/// passed to `look`, except the last, is a multiple of [`SlerpStream::STEP`].
 ///
 /// ```
 /// use salsa_algo::soup::{Origin, SlerpStream};
@@ -97,15 +97,15 @@ pub struct SlerpStream {
 }
 
 impl SlerpStream {
-    /// What the length of a piece must be a multiple of.
+    /// Lengths of pieces must be a multiple of this.
     pub const STEP: usize = PairProducts::STEP;
 
-    /// Starts on one tensor; `t` is the place on the arc.
+    /// Begins one tensor; `t` is the place on the arc.
     pub fn new(t: f64, origin: Origin) -> SlerpStream {
         SlerpStream { t, origin, products: PairProducts::default(), zeros: Vec::new() }
     }
 
-    /// Takes the next piece into the angle.
+    /// Adds the next piece to the angle.
     ///
     /// # Panics
     /// If lengths differ.
@@ -144,14 +144,14 @@ impl SlerpStream {
         }
     }
 
-    /// The weights of the two ends, or none where the arc is as good as straight.
+    /// Returns the weights of the two ends, or none if the arc is practically straight.
     fn arc_weights(&self) -> Option<[f64; 2]> {
         let cosine = self.cosine().filter(|c| c.abs() <= NEARLY_PARALLEL)?;
         let (t, angle) = (self.t, cosine.acos());
         Some([((1.0 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin()])
     }
 
-    /// Of the angle; none between task vectors of which one is zero.
+    /// Returns the cosine of the angle; none between task vectors if one is zero.
     fn cosine(&self) -> Option<f64> {
         let gram = self.products.gram();
         match self.origin {
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn lengths_differ_and_are_not_normalised() {
-        // 90 degrees, t = .5: weights sin 45 each, on the tensors as they are
+        // 90 degrees, t = .5: weights sin 45 each, on the tensors themselves
         let out = run(&[2.0, 0.0], &[0.0, 6.0], 0.5);
         assert!((out[0] - 2.0 * 0.5f32.sqrt()).abs() < 1e-6 && (out[1] - 6.0 * 0.5f32.sqrt()).abs() < 1e-6);
     }
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn both_sides_of_the_threshold() {
-        // two unit vectors at a cosine of .9994 (arc) and .9996 (line), told apart at t = .5
+        // two unit vectors at a cosine of .9994 (arc) and .9996 (line), which differ at t = .5
         for (cosine, arc) in [(0.9994f64, true), (0.9996, false)] {
             let b = [cosine as f32, (1.0 - cosine * cosine).sqrt() as f32];
             let out = run(&[1.0, 0.0], &b, 0.5);

@@ -1,4 +1,4 @@
-//! Thinning out task vectors: by magnitude (TIES) or at random (DARE).
+//! Sparsifying task vectors: by magnitude (TIES) or at random (DARE).
 
 use super::SoupError;
 use crate::random::uniform;
@@ -9,19 +9,19 @@ pub enum Sparsify {
     /// All of them.
     None,
     /// The `density` share of largest magnitude: `floor(density * n)` of them, at least one; among equals the first.
-    /// Looks at the whole tensor.
+    /// Depends on the whole tensor.
     Magnitude {
         /// Share of entries kept, in `(0, 1]`.
         density: f64,
     },
-    /// Each one with probability `density`, then divided by `density`, so that the expectation stays.
+    /// Each one with probability `density`, then divided by `density`, which preserves the expectation.
     ///
     /// Entry j of ingredient i is kept if `uniform(seed, i, j) < density` ([`crate::random::uniform`]). Give each tensor
     /// its own seed, for instance [`crate::random::bits`] of a run's seed and the tensor's number.
     Random {
         /// Probability that an entry is kept, in `(0, 1]`.
         density: f64,
-        /// Where the randomness comes from.
+        /// The random seed.
         seed: u64,
     },
 }
@@ -42,7 +42,7 @@ impl Sparsify {
         }
     }
 
-    /// The same with another density, which may be 0.
+    /// Replaces the density; it may be 0.
     ///
     /// # Errors
     /// If it is not in `[0, 1]`.
@@ -58,7 +58,7 @@ impl Sparsify {
     }
 }
 
-/// Thins out one ingredient's task vector, which comes in pieces.
+/// Sparsifies one ingredient's task vector, given in pieces.
 ///
 /// ```text
 /// new → look at all pieces, then `looked`, as long as it `wants_a_look` → `thin` all pieces, in order
@@ -67,7 +67,7 @@ impl Sparsify {
 pub(super) enum Thinning {
     All,
     Nothing,
-    /// Looking for the threshold.
+    /// Determining the threshold.
     Ranking(Ranking),
     /// Entries above the threshold, and the first `ties` of those equal to it. Magnitudes are compared by their bits.
     Above {
@@ -83,7 +83,7 @@ pub(super) enum Thinning {
 }
 
 impl Thinning {
-    /// For a tensor of this many numbers. A density of 0 keeps nothing.
+    /// Begins a tensor of this many numbers. A density of 0 keeps nothing.
     pub(super) fn new(sparsify: Sparsify, ingredient: usize, numbers: usize) -> Thinning {
         match sparsify {
             Sparsify::Magnitude { density: 0.0 } | Sparsify::Random { density: 0.0, .. } => Thinning::Nothing,
@@ -108,7 +108,7 @@ impl Thinning {
         }
     }
 
-    /// All pieces have been looked at.
+    /// Ends a pass of `look`, after all pieces.
     pub(super) fn looked(&mut self) {
         let Thinning::Ranking(ranking) = self else { return };
         if let Some((threshold, ties)) = ranking.narrow() {
@@ -116,7 +116,7 @@ impl Thinning {
         }
     }
 
-    /// Writes the next entries: the task vector's, or zero.
+    /// Writes the next entries of the task vector, or zero.
     pub(super) fn thin(&mut self, base: &[f32], tensor: &[f32], out: &mut [f32]) {
         out.iter_mut().zip(tensor).zip(base).for_each(|((out, x), b)| *out = x - b);
         match self {
@@ -144,11 +144,11 @@ impl Thinning {
     }
 }
 
-/// Finds the `kept`-th largest magnitude by counting, first by the upper bits, then by the lower bits of those that share
-/// the upper ones. The bits of non-negative floats are ordered like the floats themselves.
+/// Finds the `kept`-th largest magnitude by counting, first by the upper bits, then by the lower bits of those that
+/// share the upper ones. Bits of non-negative floats have the same order as the floats.
 #[derive(Clone, Debug)]
 pub(super) struct Ranking {
-    /// How many of those counted now are to be kept.
+    /// How many of the entries counted in this pass to keep.
     kept: u64,
     upper: Option<u32>,
     counts: Vec<u64>,
@@ -173,7 +173,7 @@ impl Ranking {
         }
     }
 
-    /// The threshold and how many equal to it are kept, if it is known now.
+    /// Returns the threshold and the number of equal entries to keep, once known.
     fn narrow(&mut self) -> Option<(u32, u64)> {
         let mut above = 0;
         let is_reached = |count: &u64| {
@@ -215,7 +215,7 @@ mod tests {
         out
     }
 
-    /// Selection in memory, which the counting in two passes must not differ from.
+    /// Selection in memory, the reference for counting in two passes.
     fn sorted(tensor: &[f32], density: f64) -> Vec<f32> {
         let kept = ((density * tensor.len() as f64) as usize).max(1);
         let mut order: Vec<usize> = (0..tensor.len()).collect();

@@ -1,25 +1,25 @@
-//! Model Stock: how far the mean of few models is from the centre of all, read off their angles.
+//! Model Stock: estimates from angles how far the mean of few models is from the centre of all.
 
 use super::gram::Gram;
 use super::vectors::Angles;
 use super::{Vectors, same_lengths};
 
-/// Norms whose product is smaller count as this: their angle is noise.
+/// Smaller products of norms are replaced by this: their angle is noise.
 const SMALLEST_PRODUCT: f64 = 1e-6;
 
 /// Below this the denominator counts as zero.
 const SINGULAR: f64 = 1e-6;
 
-/// Computes the ratio by which Model Stock goes from the base to the mean of `n` models.
+/// Computes the ratio by which Model Stock moves from the base to the mean of `n` models.
 ///
 /// ```text
 /// cosine = mean over pairs i < j of (d[i] . d[j]) / (|d[i]| |d[j]|)          d[i] = ingredient[i] - base
 /// ratio  = n cosine / (1 + (n - 1) cosine)                                   0 where the denominator is 0
 /// ```
 ///
-/// Task vectors at right angles (ratio 0) have only noise in common; parallel ones (ratio 1) have none. A product of two
-/// lengths below 1e-6 counts as 1e-6, and a denominator below 1e-6 as 0. Source: Jang et al. 2024 (2403.19522), equation 5
-/// for two models and its appendix for `n`; the two thresholds are mergekit's.
+/// Task vectors at right angles (ratio 0) share only noise; parallel ones (ratio 1) have none. A product of two lengths
+/// below 1e-6 counts as 1e-6, and a denominator below 1e-6 as 0. Source: Jang et al. 2024 (2403.19522), equation 5 for
+/// two models and its appendix for `n`; the two thresholds are mergekit's.
 ///
 /// ```
 /// use salsa_algo::soup::{Gram, stock_ratio};
@@ -52,7 +52,7 @@ pub fn stock_ratio(gram: &Gram) -> f64 {
 /// out[j] = ratio * mean_i(ingredient[i][j]) + (1 - ratio) * base[j]          ratio: stock_ratio
 /// ```
 ///
-/// Hand in whole tensors, or use [`StockStream`], which also has a ratio for each row.
+/// Pass whole tensors, or use [`StockStream`], which also supports a ratio per row.
 ///
 /// ```
 /// // Task vectors (1, 1) and (1, 0): cosine sqrt(1/2), ratio 2 * 0.7071 / 1.7071 = 0.8284; their mean is (1, 0.5).
@@ -76,8 +76,8 @@ pub fn model_stock(base: &[f32], ingredients: &[&[f32]], out: &mut [f32]) {
 /// new → look at all pieces, in order → looked → apply to all pieces, in order
 /// ```
 ///
-/// With [`Vectors::Rows`] each row has a ratio of its own (mergekit's `filter_wise`). The result does not depend on how
-/// tensors are cut. In memory is one number for each row.
+/// With [`Vectors::Rows`] each row has its own ratio (mergekit's `filter_wise`). The result does not depend on how
+/// tensors are split. Memory holds one number for each row.
 ///
 /// ```
 /// use salsa_algo::soup::{StockStream, Vectors};
@@ -97,7 +97,7 @@ pub struct StockStream {
 }
 
 impl StockStream {
-    /// Starts on one tensor of this many ingredients.
+    /// Begins one tensor of this many ingredients.
     ///
     /// # Panics
     /// If there are fewer than two ingredients.
@@ -106,7 +106,7 @@ impl StockStream {
         StockStream { ratios: Angles::new(vectors, ingredients), at: 0 }
     }
 
-    /// Takes the next piece into the angles.
+    /// Adds the next piece to the angles.
     ///
     /// # Panics
     /// If lengths differ.
@@ -114,7 +114,7 @@ impl StockStream {
         self.ratios.look(Some(base), ingredients, stock_ratio);
     }
 
-    /// Says that all pieces have been looked at.
+    /// Ends the first pass, after all pieces.
     pub fn looked(&mut self) {
         self.ratios.looked(stock_ratio);
     }
@@ -122,7 +122,7 @@ impl StockStream {
     /// Merges the next piece.
     ///
     /// # Panics
-    /// If lengths differ, or not all pieces were looked at.
+    /// If lengths differ, or `look` did not get all pieces.
     pub fn apply(&mut self, base: &[f32], ingredients: &[&[f32]], out: &mut [f32]) {
         same_lengths(out, ingredients);
         same_lengths(out, &[base]);

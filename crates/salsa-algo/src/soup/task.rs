@@ -1,9 +1,9 @@
-//! Merging task vectors: task arithmetic, TIES and DARE are one recipe with different choices.
+//! Merging task vectors: task arithmetic, TIES and DARE are one procedure with different options.
 
 use super::sparsify::Thinning;
 use super::{Normalize, SoupError, Sparsify, same_lengths};
 
-/// How the task vectors' entries become one.
+/// How the task vectors' entries are combined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Consensus {
     /// Their weighted sum.
@@ -31,8 +31,8 @@ pub enum Consensus {
 /// | [`TaskMerge::dare_linear`] | random | sum | keep | Yu et al. 2023 (2311.03099) |
 /// | [`TaskMerge::dare_ties`] | random | sign | keep | the same, with the signs of TIES |
 ///
-/// The fields may be changed afterwards, through the methods below. With two models, weights `1 - t` and `t` and neither
-/// sparsity nor signs, this is [`super::lerp`] up to rounding: an arm of its own it is not.
+/// The methods below change single options. With two models, weights `1 - t` and `t` and neither sparsity nor signs,
+/// this is [`super::lerp`] up to rounding, and so not a separate arm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TaskMerge {
     sparsify: Sparsify,
@@ -79,19 +79,19 @@ impl TaskMerge {
         TaskMerge::new(Sparsify::Random { density, seed }, Consensus::Sign, Normalize::Keep)
     }
 
-    /// The same with another normalisation.
+    /// Replaces the normalisation.
     pub fn with_normalize(self, normalize: Normalize) -> TaskMerge {
         TaskMerge { normalize, ..self }
     }
 
-    /// The same with the merged task vector multiplied by this (lambda in the papers).
+    /// Sets the factor of the merged task vector (lambda in the papers).
     pub fn with_scale(self, scale: f64) -> TaskMerge {
         TaskMerge { scale, ..self }
     }
 
     /// Merges one tensor of each ingredient into the base's; the formula is at [`TaskMerge`].
     ///
-    /// Hand in whole tensors: a magnitude threshold looks at all of one, and random drops count entries from its start.
+    /// Pass whole tensors: a magnitude threshold depends on all of one, and random drops count entries from its start.
     /// [`TaskMerge::stream`] does the same piece by piece.
     ///
     /// ```
@@ -105,7 +105,7 @@ impl TaskMerge {
     /// ```
     ///
     /// # Panics
-    /// If there is not one weight per ingredient, or lengths differ.
+    /// If the number of weights differs from the number of ingredients, or lengths differ.
     pub fn apply(&self, base: &[f32], ingredients: &[&[f32]], weights: &[f64], out: &mut [f32]) {
         let mut stream = self.stream(out.len(), weights);
         while stream.wants_a_look() {
@@ -115,20 +115,20 @@ impl TaskMerge {
         stream.apply(base, ingredients, out);
     }
 
-    /// Starts on one tensor of `numbers` numbers which is never in memory as a whole.
+    /// Begins one tensor of `numbers` numbers, given in pieces.
     pub fn stream(&self, numbers: usize, weights: &[f64]) -> TaskStream {
         let sparsify: Vec<Sparsify> = vec![self.sparsify; weights.len()];
         TaskStream::new(*self, numbers, weights, &sparsify)
     }
 
     /// As [`TaskMerge::stream`], with a density for each ingredient in place of the common one. A density of 0 keeps
-    /// nothing. A method without sparsity has none to change.
+    /// nothing. Without effect for a method without sparsity.
     ///
     /// # Errors
     /// If a density is not in `[0, 1]`.
     ///
     /// # Panics
-    /// If there are not as many densities as weights.
+    /// If the number of densities differs from the number of weights.
     pub fn stream_with_densities(
         &self,
         numbers: usize,
@@ -142,14 +142,14 @@ impl TaskMerge {
     }
 }
 
-/// A [`TaskMerge`] at work on one tensor, piece by piece.
+/// A [`TaskMerge`] in progress on one tensor, piece by piece.
 ///
 /// ```text
 /// stream → look at all pieces, then `looked`, as long as it `wants_a_look` → apply to all pieces, in order
 /// ```
 ///
-/// The result is that of [`TaskMerge::apply`] on the whole tensors, bit for bit, however they are cut. In memory are counts
-/// of magnitudes, half a megabyte for each ingredient that is trimmed, and nothing of the tensor's size.
+/// The result is that of [`TaskMerge::apply`] on the whole tensors, bit for bit, however they are split. Memory holds
+/// counts of magnitudes, half a megabyte for each trimmed ingredient, and nothing of the tensor's size.
 ///
 /// ```
 /// use salsa_algo::soup::TaskMerge;
@@ -172,7 +172,7 @@ pub struct TaskStream {
     weighted: Vec<f32>,
 }
 
-/// Entries worked on at a time, so that they stay in the nearest cache.
+/// Entries processed at a time, so that they stay in the nearest cache.
 const CHUNK: usize = 1024;
 
 impl TaskStream {
@@ -186,22 +186,22 @@ impl TaskStream {
         }
     }
 
-    /// Whether all pieces have to be looked at (again) before the first is merged.
+    /// Whether all pieces must be passed to `look` (again) before merging.
     pub fn wants_a_look(&self) -> bool {
         self.vectors.iter().any(Thinning::wants_a_look)
     }
 
-    /// Looks at a piece.
+    /// Processes a piece of the current pass.
     ///
     /// # Panics
-    /// If there are not as many tensors as weights, or lengths differ.
+    /// If the number of tensors differs from the number of weights, or lengths differ.
     pub fn look(&mut self, base: &[f32], ingredients: &[&[f32]]) {
         assert_eq!(ingredients.len(), self.weights.len(), "one weight per ingredient");
         same_lengths(base, ingredients);
         self.vectors.iter_mut().zip(ingredients).for_each(|(vector, tensor)| vector.look(base, tensor));
     }
 
-    /// Says that all pieces have been looked at.
+    /// Ends a pass, after all pieces.
     pub fn looked(&mut self) {
         self.vectors.iter_mut().for_each(Thinning::looked);
     }
@@ -209,7 +209,7 @@ impl TaskStream {
     /// Merges the next piece.
     ///
     /// # Panics
-    /// If there are not as many tensors as weights, lengths differ, or a look was left out.
+    /// If the number of tensors differs from the number of weights, lengths differ, or a pass is missing.
     pub fn apply(&mut self, base: &[f32], ingredients: &[&[f32]], out: &mut [f32]) {
         assert_eq!(ingredients.len(), self.weights.len(), "one weight per ingredient");
         same_lengths(out, ingredients);
@@ -227,7 +227,7 @@ impl TaskStream {
         }
     }
 
-    /// One chunk of the result from the weighted entries. Everything is added up in the order of the ingredients.
+    /// Computes one chunk of the result from the weighted entries. Sums are in the order of the ingredients.
     fn combine(&self, base: &[f32], out: &mut [f32]) {
         let (mut all, mut total, mut part) = ([0f32; CHUNK], [0f32; CHUNK], [0f32; CHUNK]);
         let (all, total, part) = (&mut all[..out.len()], &mut total[..out.len()], &mut part[..out.len()]);

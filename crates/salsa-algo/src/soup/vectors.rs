@@ -1,30 +1,30 @@
-//! The vectors that a tensor is made of, and what the angles between their versions come to.
+//! The vectors of a tensor, and results computed from the angles between their versions.
 
 use super::gram::{Gram, Products};
 
-/// Which numbers of a tensor are one vector, of which norms and angles are taken.
+/// Which numbers of a tensor form a vector, for norms and angles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vectors {
     /// All of them.
     Whole,
     /// Each row of a matrix, of this many numbers: the filters of a linear layer, one per output.
     Rows(usize),
-    /// Each column of a matrix, of which there are this many: one per input.
+    /// Each column of a matrix with this many columns: one per input.
     Columns(usize),
 }
 
-/// Takes a tensor's pieces, cut anywhere, and keeps one result for each of its vectors.
+/// Takes a tensor in pieces of any length, and keeps one result for each of its vectors.
 #[derive(Clone, Debug)]
 pub(super) struct Angles<T> {
     vectors: Vectors,
-    /// Of the vector, or the columns, that the last piece ended in.
+    /// Products of the vector, or the columns, in which the last piece ended.
     products: Vec<Products>,
     seen: usize,
     found: Vec<T>,
 }
 
 impl<T> Angles<T> {
-    /// Starts on one tensor of `members` models.
+    /// Begins one tensor of `members` models.
     ///
     /// # Panics
     /// If rows are empty, or there are no columns.
@@ -43,7 +43,7 @@ impl<T> Angles<T> {
         Angles { vectors, products: vec![Products::new(members); at_once], seen: 0, found: Vec::new() }
     }
 
-    /// Takes the next piece in; `result` is what a vector's inner products come to.
+    /// Adds the next piece; `result` computes a vector's result from its inner products.
     pub(super) fn look(&mut self, base: Option<&[f32]>, members: &[&[f32]], result: impl Fn(&Gram) -> T) {
         let mut from = 0;
         let len = members.first().map_or(0, |member| member.len());
@@ -64,10 +64,10 @@ impl<T> Angles<T> {
         }
     }
 
-    /// Says that all pieces were taken in.
+    /// Ends the pass, after all pieces.
     ///
     /// # Panics
-    /// If the last row is not whole.
+    /// If the last row is incomplete.
     pub(super) fn looked(&mut self, result: impl Fn(&Gram) -> T) {
         match self.vectors {
             Vectors::Rows(width) => assert!(self.seen.is_multiple_of(width), "the last row is not whole"),
@@ -75,11 +75,11 @@ impl<T> Angles<T> {
         }
     }
 
-    /// The result of the vector that number `at` of the tensor belongs to, and how many numbers from there on belong to
-    /// it too.
+    /// Returns the result of the vector that contains number `at` of the tensor, and how many numbers from there on
+    /// belong to the same vector.
     ///
     /// # Panics
-    /// If not all pieces were looked at.
+    /// If `look` did not get all pieces.
     pub(super) fn of(&self, at: usize) -> (&T, usize) {
         let (vector, rest) = match self.vectors {
             Vectors::Whole => (0, usize::MAX),

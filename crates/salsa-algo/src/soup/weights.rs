@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What is done to weights that do not sum to one.
+/// Treatment of weights that do not sum to one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Normalize {
     /// They are divided by their sum (mergekit's `normalize: true`).
@@ -24,7 +24,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Checks weights and normalises them as asked.
+    /// Checks weights and normalises them.
     ///
     /// ```text
     /// Divide   factors = w / 2^k      divisor = sum of factors, in f32, in order      2^k <= |sum w| < 2^(k + 1)
@@ -43,7 +43,7 @@ impl Weights {
     /// ```
     ///
     /// # Errors
-    /// If there are none, if one is not a finite number, or if they are to be divided by a sum of zero.
+    /// If there are none, if one is not finite, or if the sum to divide by is zero.
     pub fn new(given: &[f64], normalize: Normalize) -> Result<Weights, SoupError> {
         if given.is_empty() {
             return Err(SoupError::NoWeights);
@@ -83,12 +83,12 @@ impl Weights {
         Weights { factors: vec![(1.0 - t) as f32, t as f32], divisor: 1.0, sum_to_one: true }
     }
 
-    /// Returns what each ingredient is multiplied by, in their order.
+    /// Returns the factor of each ingredient, in order.
     pub fn factors(&self) -> &[f32] {
         &self.factors
     }
 
-    /// Returns what the sum of these products is divided by.
+    /// Returns the divisor of the sum of products.
     pub fn divisor(&self) -> f32 {
         self.divisor
     }
@@ -102,12 +102,12 @@ impl Weights {
 /// Below this, a sum of weights counts as zero.
 const SMALLEST_SUM: f64 = 1e-8;
 
-/// The largest power of two that is not larger, of a normal number's magnitude; with its sign.
+/// Returns the largest power of two not above the magnitude, if that is a normal number, with the sign of `x`.
 fn power_of_two_below(x: f64) -> f64 {
     f64::from_bits(x.to_bits() & (0xfff << 52))
 }
 
-/// What a person can get wrong when asking for a soup.
+/// Invalid input for a soup.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SoupError {
     /// No weights at all.
@@ -201,7 +201,7 @@ mod tests {
         let weights = Weights::new(&[0.3, 0.7, 0.2], Normalize::Divide).expect("fine");
         assert_eq!(weights.factors(), [0.3, 0.7, 0.2]);
         assert_eq!(weights.divisor(), 0.3f32 + 0.7f32 + 0.2f32);
-        // A sum that is there in f64 only.
+        // The sum is nonzero only in f64.
         assert!(Weights::new(&[1.0, -0.999_999_98], Normalize::Divide).is_err());
     }
 }

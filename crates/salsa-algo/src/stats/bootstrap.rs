@@ -1,16 +1,16 @@
-//! Bootstrap intervals: the spread of a mean, seen by drawing the sample again and again from itself.
+//! Bootstrap intervals: the spread of a mean over resamples of the sample.
 
 use super::{Estimate, Interval, quantiles};
 use crate::random::below;
 
-/// How to resample.
+/// Settings of resampling.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Resampling {
-    /// Number of resamples; 10000 leaves about 1 % of the interval's width to chance.
+    /// Number of resamples; with 10000 the random error is about 1 % of the interval's width.
     pub resamples: usize,
     /// Share of the resampled means inside the interval, such as .95.
     pub level: f64,
-    /// Where the randomness comes from; the same seed gives the same interval.
+    /// The random seed; the same seed gives the same interval.
     pub seed: u64,
 }
 
@@ -52,8 +52,8 @@ pub fn bootstrap_mean(values: &[f64], how: &Resampling) -> Option<Estimate> {
 /// bootstrap_mean of a[i] - b[i]
 /// ```
 ///
-/// `a[i]` and `b[i]` belong to the same prompt, so what makes a prompt easy or hard for both cancels. The difference is
-/// significant at `1 - level` where 0 lies outside the interval.
+/// `a[i]` and `b[i]` belong to the same prompt, so a prompt's difficulty, which affects both, cancels. The difference
+/// is significant at `1 - level` if 0 is outside the interval.
 ///
 /// ```
 /// use salsa_algo::stats::{Resampling, bootstrap_difference};

@@ -19,7 +19,7 @@ pub struct Interval {
 pub struct Estimate {
     /// The mean of the sample itself.
     pub mean: f64,
-    /// Where the true mean probably lies.
+    /// The confidence interval of the true mean.
     pub interval: Interval,
 }
 
@@ -31,7 +31,7 @@ pub struct Estimate {
 /// half   = z / (1 + z^2 / n) * sqrt(p (1 - p) / n + z^2 / 4n^2)
 /// ```
 ///
-/// `successes` may hold halves (ties). Never leaves `[0, 1]`; no trials give all of `[0, 1]`. Source: Wilson 1927.
+/// `successes` may hold halves (ties). Stays within `[0, 1]`; no trials give all of `[0, 1]`. Source: Wilson 1927.
 ///
 /// ```
 /// // nothing in 4 trials, z = 2: center (0 + .5) / 2, half 1 * sqrt(4 / 64)
@@ -60,7 +60,7 @@ pub fn wilson(successes: f64, n: usize, z: f64) -> Interval {
 /// mean ± z * sqrt(variance / n)          variance unbiased
 /// ```
 ///
-/// Good for a few dozen numbers or more; for fewer, or where they pile up at an end, see
+/// Good for a few dozen numbers or more; for fewer, or if they accumulate at an end, see
 /// [`bootstrap_mean`](super::bootstrap_mean).
 ///
 /// ```

@@ -21,7 +21,7 @@ pub fn quantiles(values: &[f64], shares: &[f64]) -> Option<Vec<f64>> {
         let place = share.clamp(0.0, 1.0) * last as f64;
         let below = sorted[place.floor() as usize];
         let above = sorted[place.ceil() as usize];
-        // Neither a weight of zero nor a neighbour that is infinite too may turn an infinite number into NaN.
+        // A weight of zero, or an infinite neighbour, must not turn an infinite number into NaN.
         let weight = place.fract();
         if weight == 0.0 || below == above { below } else { below + weight * (above - below) }
     };

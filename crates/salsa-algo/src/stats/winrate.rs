@@ -2,12 +2,12 @@
 
 use super::{Interval, wilson};
 
-/// The outcome of one comparison, seen from one side.
+/// The outcome of one comparison, from one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// This side is better.
     Win,
-    /// Neither is.
+    /// Both are equal.
     Tie,
     /// The other side is better.
     Loss,
@@ -16,7 +16,7 @@ pub enum Verdict {
 impl Verdict {
     /// Returns the outcome of comparing two scores: the higher one wins, equal ones tie.
     ///
-    /// A NaN on either side is a tie: it decides nothing.
+    /// A NaN on either side gives a tie.
     ///
     /// ```
     /// use salsa_algo::stats::Verdict;
@@ -33,11 +33,11 @@ impl Verdict {
         }
     }
 
-    /// Returns the outcome of a row that a judge saw in both orders.
+    /// Returns the outcome of a row judged in both orders.
     ///
-    /// Both verdicts are seen from the same side, whichever answer was shown first. The row is a tie if either order says
-    /// tie or the two disagree: a judge that prefers the first answer whatever it says wins nothing for anyone.
-    /// Source: FastChat `llm_judge` (MT-Bench pairwise).
+    /// Both verdicts are from the same side's view, whichever answer was shown first. The row is a tie if either
+    /// verdict is a tie or the two disagree: a judge that always prefers the first answer then gives only ties. Source:
+    /// FastChat `llm_judge` (MT-Bench pairwise).
     ///
     /// ```
     /// use salsa_algo::stats::Verdict::{Loss, Tie, Win, self};
@@ -48,7 +48,7 @@ impl Verdict {
         if one == other { one } else { Verdict::Tie }
     }
 
-    /// Returns the outcome seen from the other side.
+    /// Returns the outcome from the other side.
     pub fn reversed(self) -> Verdict {
         match self {
             Verdict::Win => Verdict::Loss,
@@ -58,7 +58,7 @@ impl Verdict {
     }
 }
 
-/// How many comparisons were won, tied and lost.
+/// The numbers of comparisons won, tied and lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Comparisons won.
@@ -94,8 +94,8 @@ impl Tally {
 
     /// Returns the Wilson interval of the adjusted win rate at `z` standard errors ([`super::Z95`] for 95 %).
     ///
-    /// Half-won rows enter as half a success each. A tie varies less than a win or a loss, so with many ties the interval
-    /// is wider than it need be: the truth is inside more often than stated, not less.
+    /// Ties enter as half a success each. A tie varies less than a win or a loss, so with many ties the interval is
+    /// conservative: its coverage is above the nominal level.
     pub fn interval(&self, z: f64) -> Interval {
         wilson(self.points(), self.rows(), z)
     }

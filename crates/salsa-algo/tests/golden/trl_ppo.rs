@@ -1,11 +1,11 @@
-//! Golden numbers: what TRL's PPO trainers compute from the inputs below, rounded to 9 decimals.
+//! Golden numbers: results of TRL's PPO trainers on the inputs below, rounded to 9 decimals.
 //!
-//! Made by `trl_ppo.py` beside this file (`python3 trl_ppo.py`), whose numbers were compared with the real trainers on the
-//! same inputs: TRL 1.12.0 and 1.10.0, `PPOTrainer.train()` in f64 with generation, forward and scoring replaced, largest
-//! difference 4.9e-10; TRL 0.11.4, `compute_rewards`, `compute_advantages` and `AdaptiveKLController`, 5.0e-10.
+//! Made by `trl_ppo.py` in this folder (`python3 trl_ppo.py`), whose numbers were compared with the real trainers on
+//! the same inputs: TRL 1.12.0 and 1.10.0, `PPOTrainer.train()` in f64 with generation, forward and scoring replaced,
+//! largest difference 4.9e-10; TRL 0.11.4, `compute_rewards`, `compute_advantages` and `AdaptiveKLController`, 5.0e-10.
 //! Tolerance: 1e-8 absolute, twenty times the rounding to 9 decimals.
 
-/// One padded row per response, six columns; what stands behind the end of row 0 is junk on purpose.
+/// One padded row per response, six columns; the entries after the end of row 0 are deliberately arbitrary.
 pub(crate) struct Inputs {
     pub(crate) response: [[u32; 6]; 2],
     pub(crate) old_logprobs: [[f64; 6]; 2],
@@ -27,7 +27,7 @@ pub(crate) const INPUTS: Inputs = Inputs {
     new_values: [[0.15, 0.5, 0.2, 0.45, 1.0, 1.0], [0.1, 0.1, 0.0, -0.1, 0.4, 0.0]],
 };
 
-/// Case, field, numbers: rows end to end, `true` as 1. In the order of the JSON.
+/// Case, field, numbers: rows concatenated, `true` as 1. In the order of the JSON.
 #[rustfmt::skip]
 pub(crate) const EXPECTED: &[(&str, &str, &[f64])] = &[
     ("trl2_k1", "postprocessed", &[11.0, 12.0, 2.0, 0.0, 0.0, 0.0, 21.0, 22.0, 23.0, 24.0, 25.0, 26.0]),

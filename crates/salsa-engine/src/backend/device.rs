@@ -1,7 +1,7 @@
-//! The device of a run, chosen when the program runs: the processor or a GPU behind one type.
+//! The device of a run, chosen at run time: the CPU or a GPU behind one type.
 //!
-//! Models are written against [`Backend`](super::Backend); the program uses this one, which hands each operation to the backend that the
-//! arrays live on.
+//! Models are written against [`Backend`](super::Backend); the program uses this one, which dispatches each operation
+//! to the backend that holds the arrays.
 
 use super::RotaryTable;
 use super::cpu::{self, Cpu, Dtype};
@@ -10,17 +10,17 @@ use super::cuda::{self, Cuda};
 mod arguments;
 mod dispatch;
 
-/// Where a model lives and computes.
+/// The device that holds and computes a model.
 #[derive(Clone, Debug)]
 pub enum Device {
-    /// The processor.
+    /// The CPU.
     Cpu(Cpu),
     /// An NVIDIA GPU.
     Cuda(Cuda),
 }
 
 impl Default for Device {
-    /// The processor, in f32.
+    /// The CPU, in f32.
     fn default() -> Device {
         Device::Cpu(Cpu::default())
     }
@@ -33,7 +33,7 @@ impl From<Cpu> for Device {
 }
 
 impl Device {
-    /// The number type of its products.
+    /// The number type of products.
     pub fn dtype(&self) -> Dtype {
         match self {
             Device::Cpu(cpu) => cpu.dtype,
@@ -41,7 +41,7 @@ impl Device {
         }
     }
 
-    /// The name in metrics and reports: the processor's instruction set, or the GPU's name.
+    /// The name in metrics and reports: the CPU's instruction set, or the GPU's name.
     pub fn name(&self) -> String {
         match self {
             Device::Cpu(cpu) => cpu.isa().to_owned(),
@@ -49,7 +49,7 @@ impl Device {
         }
     }
 
-    /// The GPU, if this is one.
+    /// Returns the GPU, if this is one.
     pub fn cuda(&self) -> Option<&Cuda> {
         match self {
             Device::Cpu(_) => None,
@@ -57,8 +57,8 @@ impl Device {
         }
     }
 
-    /// Whether a token's log-prob is the same to the bit in decoding and in a training pass. On a GPU the order of sums goes
-    /// by how many rows are computed together.
+    /// Whether a token's log-prob has the same bits in decoding and in a training pass. On a GPU the order of sums
+    /// depends on how many rows are computed together.
     pub fn decodes_as_trained(&self) -> bool {
         matches!(self, Device::Cpu(_))
     }
@@ -70,7 +70,7 @@ macro_rules! either {
         $(#[$doc])*
         #[derive($($derive),*)]
         pub enum $name {
-            /// On the processor.
+            /// On the CPU.
             Cpu($cpu),
             /// On a GPU.
             Cuda($cuda),
@@ -99,7 +99,7 @@ macro_rules! either {
     };
 }
 
-/// A model's arrays are made by its own backend.
+/// Panics: an array of one backend was passed to the other.
 fn elsewhere() -> ! {
     panic!("an array of one device in an operation of another")
 }
@@ -117,7 +117,7 @@ either!(
     Cache, cpu::Cache, cuda::Cache,
 );
 either!(
-    /// Flat memory of what is trained.
+    /// Flat memory of the trained parameters.
     Flat, Vec<f32>, cuda::Flat,
 );
 either!(

@@ -1,8 +1,9 @@
 //! The operations of a transformer, forward and backward, behind one trait.
 //!
-//! A model is written once against [`Backend`]; a backend supplies memory and arithmetic. [`cpu::Cpu`] is the oracle for
-//! [`cuda::Cuda`]; [`device::Device`] is either, chosen when the program runs. Rows are tokens of sequences laid end to end; `x[T, H]` has T rows of H numbers.
-//! Backward operations named `..._backward` take the gradient of the loss with respect to their forward's output.
+//! A model is written once against [`Backend`]; a backend supplies memory and arithmetic. [`cpu::Cpu`] is the reference
+//! for [`cuda::Cuda`]; [`device::Device`] is either, chosen at run time. Rows are tokens of concatenated sequences;
+//! `x[T, H]` has T rows of H numbers. Backward operations named `..._backward` take the gradient of the loss with
+//! respect to their forward's output.
 
 pub mod cpu;
 pub mod cuda;
@@ -39,12 +40,12 @@ impl AttentionShape {
     }
 }
 
-/// Neighbouring columns of a matrix with rows of `of` numbers.
+/// Adjacent columns of a matrix with rows of `of` numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Columns {
     /// The first column.
     pub first: usize,
-    /// How many.
+    /// The number of columns.
     pub count: usize,
     /// Numbers in a row of the whole matrix.
     pub of: usize,
@@ -57,27 +58,27 @@ impl Columns {
     }
 }
 
-/// What is asked of the log-prob head: whose log-probs, at which temperature.
+/// The query of the log-prob head: the targets, and the temperature.
 #[derive(Clone, Copy)]
 pub struct LogprobQuery<'a> {
-    /// The token asked for, one for each hidden row.
+    /// The target token of each hidden row.
     pub targets: &'a [u32],
     /// Logits are divided by this before the softmax.
     pub temperature: f32,
 }
 
-/// What the log-prob head returns: one number of each for each row.
+/// The result of the log-prob head: one number of each kind for each row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenStats {
     /// `log p(target)`.
     pub logprobs: Vec<f32>,
     /// `-sum_v p(v) log p(v)`, in nats.
     pub entropies: Vec<f32>,
-    /// `log sum_v exp(logit_v / temperature)`: what the backward pass needs.
+    /// `log sum_v exp(logit_v / temperature)`, for the backward pass.
     pub log_sums: Vec<f32>,
 }
 
-/// AdamW's numbers for one step (`bias_correction` = `1 - beta^step`).
+/// The parameters of one AdamW step.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamWStep {
     /// Step size.
@@ -98,21 +99,21 @@ pub struct AdamWStep {
     pub gradient_scale: f32,
 }
 
-/// A factor of low rank that adds to some columns of a product: `y[:, outer] += z[:, inner] * W^T`.
+/// A low-rank factor that adds to some columns of a product: `y[:, outer] += z[:, inner] * W^T`.
 #[derive(Clone, Copy, Debug)]
 pub struct LowRank<'a, M> {
     /// `[outer.count, inner.count]`.
     pub weight: &'a M,
-    /// The columns that it reads.
+    /// The columns it reads.
     pub inner: Columns,
-    /// The columns that it adds to.
+    /// The columns it adds to.
     pub outer: Columns,
 }
 
 /// Which tokens may be drawn from a distribution.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
-    /// Logits are divided by this; 0 takes the first of the most likely tokens.
+    /// Logits are divided by this; 0 takes the most likely token, the first of equal ones.
     pub temperature: f32,
     /// Only this many most likely tokens; 0 for all.
     pub top_k: usize,
@@ -120,25 +121,25 @@ pub struct Choice {
     pub top_p: f32,
 }
 
-/// What a distribution at temperature 1 says of a token, and which tokens are the most likely ones.
+/// The log-prob of a token at temperature 1, and the most likely tokens.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ranking {
-    /// The log-prob of the token asked for.
+    /// The log-prob of the target.
     pub logprob: f32,
-    /// The most likely tokens with their log-probs, the most likely first; of equally likely ones the smaller first.
+    /// The most likely tokens with their log-probs, most likely first; of equally likely ones, the smaller id first.
     pub top: Vec<(u32, f32)>,
 }
 
-/// A place in flat memory that an operation adds to.
+/// A range of flat memory that an operation adds to.
 pub struct Part<'a, F> {
     /// The memory.
     pub flat: &'a mut F,
-    /// Which of its numbers.
+    /// The range.
     pub range: Range<usize>,
 }
 
 impl<'a, F> Part<'a, F> {
-    /// Some numbers of `flat`.
+    /// Refers to `range` of `flat`.
     pub fn new(flat: &'a mut F, range: Range<usize>) -> Part<'a, F> {
         Part { flat, range }
     }
@@ -151,7 +152,7 @@ impl<'a> From<&'a mut Vec<f32>> for Part<'a, Vec<f32>> {
     }
 }
 
-/// What an AdamW step changes: flat memory of equal layout, see [`Backend::adamw`].
+/// The arrays that an AdamW step changes: flat memory of equal layout, see [`Backend::adamw`].
 pub struct Moments<'a, F> {
     /// Master weights.
     pub weights: &'a mut F,
@@ -163,24 +164,24 @@ pub struct Moments<'a, F> {
     pub v: &'a mut F,
 }
 
-/// Rows of a matrix that are packed together: a multiple of the columns of any kernel's panel.
+/// Row granularity of packing: a multiple of the columns of any kernel's panel.
 pub const PACKED_ROWS: usize = 256;
 
 /// Memory and arithmetic for one kind of device.
 ///
 /// # Contract
 ///
-/// The same work gives the same bits: every reduction has a fixed order. On the processor, moreover, the result for a row
-/// (or sequence) does not depend on the other rows, on threads, or on whether it was computed in a training pass or one
+/// The same work gives the same bits: every reduction has a fixed order. On the CPU, moreover, the result for a row (or
+/// sequence) does not depend on the other rows, on threads, or on whether it was computed in a training pass or one
 /// token at a time; on a GPU the last bits may.
 pub trait Backend: Send + Sync + 'static {
     /// An array of f32.
     type Buffer: Send + Sync + Clone;
-    /// A weight matrix `[out, in]` in the layout multiplication likes.
+    /// A weight matrix `[out, in]` in the layout of multiplication.
     type Matrix: Send + Sync;
     /// Keys and values of the sequences being decoded, for one layer.
     type Cache: Send + Sync;
-    /// Flat f32 memory of what is trained: master weights, gradients, moments.
+    /// Flat f32 memory of the trained parameters: master weights, gradients, moments.
     type Flat: Send + Sync;
     /// Cosines and sines of rotary angles.
     type Angles: Send + Sync;
@@ -189,34 +190,34 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Says what it cannot take.
+    /// When the backend does not support it; names the reason.
     fn check(&self, spec: &ModelSpec) -> Result<(), ModelError> {
         let _ = spec;
         Ok(())
     }
 
-    /// Takes numbers over into flat memory.
+    /// Moves numbers into flat memory.
     fn flat(&self, numbers: Vec<f32>) -> Self::Flat;
     /// Flat memory of `len` zeros.
     fn flat_zeros(&self, len: usize) -> Self::Flat;
-    /// The numbers of flat memory.
+    /// Returns the numbers of flat memory.
     fn numbers<'a>(&self, flat: &'a Self::Flat) -> Cow<'a, [f32]>;
     /// Fills flat memory with zeros.
     fn clear(&self, flat: &mut Self::Flat);
-    /// Some numbers of flat memory as an array.
+    /// Copies a range of flat memory to an array.
     fn copy(&self, flat: &Self::Flat, range: Range<usize>) -> Self::Buffer;
     /// Packs a whole matrix from flat memory, see [`Backend::refresh`].
     fn refresh_from(&self, matrix: &mut Self::Matrix, flat: &Self::Flat, range: Range<usize>);
-    /// The angles of `table`, where rotations want them.
+    /// The angles of `table`, in the memory of the device.
     fn angles(&self, table: RotaryTable) -> Self::Angles;
 
     /// Copies numbers to the device.
     fn upload(&self, data: &[f32]) -> Self::Buffer;
     /// Copies numbers from the device.
     fn download(&self, buffer: &Self::Buffer) -> Vec<f32>;
-    /// Room for numbers that [`Backend::store`] will bring: their values are any until then.
+    /// Allocates an uninitialised buffer; fill it with [`Backend::store`] before reading.
     fn room(&self, len: usize) -> Self::Buffer;
-    /// Copies numbers into a buffer, from place `at` on.
+    /// Copies numbers into a buffer, starting at `at`.
     fn store(&self, buffer: &mut Self::Buffer, at: usize, numbers: Numbers<'_>);
     /// Packs `[out, in]` weights, row-major.
     fn matrix(&self, weights: &[f32], out: usize, input: usize) -> Self::Matrix {
@@ -224,17 +225,16 @@ pub trait Backend: Send + Sync + 'static {
         self.refresh(&mut matrix, 0, weights.into());
         matrix
     }
-    /// Room for weights that [`Backend::refresh`] will bring: their values are any until then.
+    /// Allocates an uninitialised matrix; fill it with [`Backend::refresh`] before reading.
     fn matrix_room(&self, out: usize, input: usize) -> Self::Matrix;
-    /// Packs weights into the place of rows `first..`, as many as there are. Both ends are multiples of [`PACKED_ROWS`]
-    /// or the matrix's own.
+    /// Packs weights into rows `first..`. Both ends of the rows are multiples of [`PACKED_ROWS`] or ends of the matrix.
     fn refresh(&self, matrix: &mut Self::Matrix, first: usize, weights: Numbers<'_>);
-    /// Whether a packed matrix has these very numbers (subnormal ones apart), so that they can be had back from it.
+    /// Whether packing is lossless (subnormals aside), so that the original can be recovered.
     fn keeps(&self, numbers: Numbers<'_>) -> bool;
 
     /// `out[t] = scale * table[tokens[t]]`, rows of `hidden`.
     fn embed(&self, table: &Self::Buffer, tokens: &[u32], hidden: usize, scale: f32) -> Self::Buffer;
-    /// The same from a table in the layout of multiplication: that of a head whose weights are the embedding.
+    /// As [`Backend::embed`], from a packed table: that of a head whose weights are the embedding.
     fn embed_packed(&self, table: &Self::Matrix, tokens: &[u32], scale: f32) -> Self::Buffer;
     /// `d_table[tokens[t]] += scale * d_out[t]`.
     fn embed_backward(
@@ -257,7 +257,7 @@ pub trait Backend: Send + Sync + 'static {
         kind: NormWeight,
         eps: f32,
     ) -> (Self::Buffer, Self::Buffer);
-    /// `d_x += ...`, and `d_weight += ...` if it is trained.
+    /// `d_x += ...`, and `d_weight += ...` if it is given.
     fn rms_norm_backward(
         &self,
         d_out: &Self::Buffer,
@@ -305,7 +305,7 @@ pub trait Backend: Send + Sync + 'static {
         of: Columns,
         d_weight: Part<'_, Self::Flat>,
     );
-    /// `x W^T`, what the factors make of `z`, and the residual if there is one.
+    /// `x W^T`, plus the products of the factors with `z`, plus the residual if there is one.
     fn linear_low_rank(
         &self,
         x: &Self::Buffer,
@@ -343,8 +343,8 @@ pub trait Backend: Send + Sync + 'static {
     /// `d_bias += sum_t d_out[t]`.
     fn add_bias_backward(&self, d_out: &Self::Buffer, d_bias: Part<'_, Self::Flat>);
 
-    /// RMSNorm of each query (or key) head inside fused rows: heads `heads` of `head_dim` numbers, from `offset` on.
-    /// Returns the inverse norms, `[T, heads]`.
+    /// RMSNorm of query (or key) heads inside fused rows: heads `heads` of `head_dim` numbers each. Returns the inverse
+    /// norms, `[T, heads]`.
     fn head_norm(
         &self,
         fused: &mut Self::Buffer,
@@ -354,7 +354,7 @@ pub trait Backend: Send + Sync + 'static {
         eps: f32,
     ) -> Self::Buffer;
     /// Turns the gradient with respect to the normed heads, in `d_fused`, into that with respect to the raw ones.
-    /// `raw` holds the fused rows as they were before [`Backend::head_norm`].
+    /// `raw` holds the fused rows before [`Backend::head_norm`].
     fn head_norm_backward(
         &self,
         d_fused: &mut Self::Buffer,
@@ -372,7 +372,7 @@ pub trait Backend: Send + Sync + 'static {
     /// out[i] = x[i] cos - x[i + d/2] sin,   out[i + d/2] = x[i + d/2] cos + x[i] sin,   angle = position * frequency[i]
     /// ```
     fn rotary(&self, fused: &mut Self::Buffer, positions: &[u32], angles: &Self::Angles, shape: &AttentionShape);
-    /// The inverse rotation, which is the transpose: gradients go through it.
+    /// The inverse rotation (the transpose), for gradients.
     fn rotary_backward(
         &self,
         d_fused: &mut Self::Buffer,
@@ -381,16 +381,16 @@ pub trait Backend: Send + Sync + 'static {
         shape: &AttentionShape,
     );
 
-    /// Causal grouped-query attention inside each sequence, `softmax(q k^T / sqrt(head_dim)) v`. Returns the output and
-    /// what the backward pass wants to know of the softmax beside it, which may be nothing.
+    /// Causal grouped-query attention inside each sequence, `softmax(q k^T / sqrt(head_dim)) v`. Returns the output,
+    /// and statistics of the softmax for the backward pass, which may be empty.
     fn attention(
         &self,
         fused: &Self::Buffer,
         cu_seqlens: &[usize],
         shape: &AttentionShape,
     ) -> (Self::Buffer, Self::Buffer);
-    /// The gradient with respect to the fused projections, from that of the output and what [`Backend::attention`]
-    /// returned.
+    /// Returns the gradient with respect to the fused projections, from that of the output and the results of
+    /// [`Backend::attention`].
     fn attention_backward(
         &self,
         d_out: &Self::Buffer,
@@ -402,7 +402,7 @@ pub trait Backend: Send + Sync + 'static {
 
     /// `out = activation(gate) * up`, where rows of `x` are `[gate, up]`.
     fn gated(&self, x: &Self::Buffer, width: usize, activation: Activation) -> Self::Buffer;
-    /// The gradient with respect to `[gate, up]`.
+    /// Returns the gradient with respect to `[gate, up]`.
     fn gated_backward(
         &self,
         d_out: &Self::Buffer,
@@ -411,20 +411,20 @@ pub trait Backend: Send + Sync + 'static {
         activation: Activation,
     ) -> Self::Buffer;
 
-    /// The given rows of `x`.
+    /// Returns the given rows of `x`.
     fn gather(&self, x: &Self::Buffer, width: usize, rows: &[u32]) -> Self::Buffer;
     /// `x[rows[i]] += y[i]`, in order.
     fn scatter_add(&self, x: &mut Self::Buffer, width: usize, rows: &[u32], y: &Self::Buffer);
-    /// How many numbers an array has.
+    /// The number of elements of an array.
     fn len(&self, x: &Self::Buffer) -> usize;
     /// `len` zeros.
     fn zeros(&self, len: usize) -> Self::Buffer;
 
     /// Log-prob, entropy and log-sum of each hidden row under `softmax(sum_i mix[i] * hidden[i] * W[i]^T / temperature)`.
-    /// One head with weight 1 is a language model; several make the normalised geometric mean of their distributions.
+    /// One head with weight 1 is a language model; several give the normalised geometric mean of their distributions.
     /// The logits are computed in blocks of rows and vocabulary and never exist as a whole.
     fn token_stats(&self, heads: &[(&Self::Buffer, &Self::Matrix, f32)], query: LogprobQuery<'_>) -> TokenStats;
-    /// From `d_logprobs`: returns `d_hidden`, adds to `d_weight[vocab, hidden]` unless the head is frozen.
+    /// Returns `d_hidden` from `d_logprobs`, and adds to `d_weight[vocab, hidden]` unless the head is frozen.
     fn token_stats_backward(
         &self,
         d_logprobs: &[f32],
@@ -435,15 +435,15 @@ pub trait Backend: Send + Sync + 'static {
         d_weight: Option<Part<'_, Self::Flat>>,
     ) -> Self::Buffer;
     /// Draws a token from each hidden row's distribution by inverting its cumulative sum at that row's uniform number.
-    /// Returns it with its log-prob under the full softmax (not the one cut by top-k or top-p; at temperature 1 when
-    /// greedy), which is what a training forward gives.
+    /// Returns it with its log-prob under the full softmax (not truncated by top-k or top-p; at temperature 1 when
+    /// greedy), as a training forward pass computes it.
     fn draw(&self, hidden: &Self::Buffer, head: &Self::Matrix, choice: &Choice, uniforms: &[f32]) -> Vec<(u32, f32)>;
     /// The log-prob of each hidden row's target and the `count` most likely tokens, under the full softmax at
-    /// temperature 1. The log-probs are those of [`Backend::token_stats`], as far as the backend's contract goes.
+    /// temperature 1. The log-probs equal those of [`Backend::token_stats`], within the backend's contract.
     fn rank(&self, hidden: &Self::Buffer, head: &Self::Matrix, targets: &[u32], count: usize) -> Vec<Ranking>;
     /// `values[t] = x[t] . w`.
     fn scalar_head(&self, x: &Self::Buffer, weight: &Self::Buffer) -> Vec<f32>;
-    /// Returns `d_x`; `d_weight += sum_t d_values[t] * x[t]` if it is trained.
+    /// Returns `d_x`; `d_weight += sum_t d_values[t] * x[t]` if it is given.
     fn scalar_head_backward(
         &self,
         d_values: &[f32],
@@ -452,18 +452,18 @@ pub trait Backend: Send + Sync + 'static {
         d_weight: Option<Part<'_, Self::Flat>>,
     ) -> Self::Buffer;
 
-    /// Room for `slots` sequences of at most `capacity` tokens.
+    /// A cache for `slots` sequences of at most `capacity` tokens.
     fn cache(&self, slots: usize, capacity: usize, shape: &AttentionShape) -> Self::Cache;
     /// Stores the keys and values of row `row` of `fused` as token `position` of sequence `slot`, for each `(row, slot, position)`.
     fn cache_store(&self, cache: &mut Self::Cache, fused: &Self::Buffer, entries: &[(usize, usize, usize)]);
     /// Copies the first `len` tokens of sequence `from` to sequence `to`.
     fn cache_copy(&self, cache: &mut Self::Cache, from: usize, to: usize, len: usize);
-    /// Attention of one new token for each `(slot, position)` to the tokens `..= position` of its sequence, which are stored.
+    /// Attention of one new token for each `(slot, position)` to the stored tokens `..= position` of its sequence.
     fn cached_attention(&self, cache: &Self::Cache, fused: &Self::Buffer, entries: &[(usize, usize)]) -> Self::Buffer;
 
     /// `sum g^2`, in f64 and in fixed blocks.
     fn sum_of_squares(&self, gradients: &Self::Flat) -> f64;
-    /// One AdamW step on some of the weights, with decay where `decay` says so. Leaves zeros in their gradient.
+    /// One AdamW step on a range of the weights, with weight decay if `decay` is `Yes`. Zeroes their gradient.
     fn adamw(&self, of: Moments<'_, Self::Flat>, range: Range<usize>, decay: Decay, step: &AdamWStep);
 }
 

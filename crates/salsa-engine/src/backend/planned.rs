@@ -1,7 +1,7 @@
-//! A backend without numbers: models run on it to find what memory they take on the CPU.
+//! A backend without numbers: running a model on it finds how much memory it takes on the CPU.
 //!
-//! Each operation takes the arrays that [`super::cpu`] takes for it, results and scratch, from the same pool
-//! (`FreeArrays`), but only their sizes. So a plan is computed by the code that will run.
+//! Each operation takes arrays of the same sizes as [`super::cpu`] does, results and scratch, from the same kind of
+//! pool (`FreeArrays`), but without memory behind them. So a plan is computed by the code that will run.
 
 use super::cpu::{self, Cache, Dtype, Packed};
 use super::{
@@ -16,19 +16,19 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Takes memory for arrays of no numbers. Clones share one account. Weights, gradients and moments are not counted: their
-/// sizes follow from the shape alone.
+/// Accounts for memory without allocating it. Clones share one account. Weights, gradients and moments are not counted:
+/// their sizes follow from the shape alone.
 #[derive(Clone, Debug)]
 pub struct Planned {
     dtype: Dtype,
     account: Arc<Mutex<Account>>,
 }
 
-/// What is held.
+/// The account of memory.
 #[derive(Debug)]
 struct Account {
     arrays: FreeArrays<()>,
-    /// Bytes of all arrays, free ones too, and the most there were.
+    /// Bytes of all arrays, including free ones; `peak` is the maximum.
     resident: usize,
     peak: usize,
 }
@@ -40,7 +40,7 @@ impl Account {
     }
 }
 
-/// An array of no numbers.
+/// An array without content.
 #[derive(Debug)]
 pub struct Buffer {
     len: usize,
@@ -50,11 +50,11 @@ pub struct Buffer {
 
 #[derive(Debug)]
 enum Held {
-    /// Counted elsewhere.
+    /// Not counted.
     Nothing,
     /// The allocator's memory.
     Own,
-    /// The pool's, of that capacity. All of it counts: large pages reach from one array into the next.
+    /// The pool's, of that capacity. All of it counts: huge pages span adjacent arrays.
     Pooled(usize),
 }
 
@@ -103,7 +103,7 @@ fn take(account: &Arc<Mutex<Account>>, len: usize) -> Buffer {
     Buffer { len, held, account: account.clone() }
 }
 
-/// Keys and values of no numbers.
+/// Keys and values without content.
 #[derive(Debug)]
 pub struct PlannedCache {
     shape: AttentionShape,
@@ -118,18 +118,18 @@ pub struct Matrix {
 }
 
 impl Planned {
-    /// A CPU in this number type that has taken nothing yet.
+    /// An empty account of a CPU with this number type.
     pub fn new(dtype: Dtype) -> Planned {
         let account = Account { arrays: FreeArrays::new(), resident: 0, peak: 0 };
         Planned { dtype, account: Arc::new(Mutex::new(account)) }
     }
 
-    /// The most bytes that were held at the same time.
+    /// The peak of the bytes held.
     pub fn peak(&self) -> u64 {
         locked(&self.account).peak as u64
     }
 
-    /// The most bytes that large arrays have at the same time, as [`cpu::Buffer::in_use`] counts them.
+    /// The peak of the bytes of large arrays in use, as [`cpu::Buffer::in_use`] counts them.
     pub fn most_in_use(&self) -> usize {
         locked(&self.account).arrays.in_use()[1] * size_of::<f32>()
     }
@@ -142,12 +142,12 @@ impl Planned {
         Buffer { len, held: Held::Nothing, account: self.account.clone() }
     }
 
-    /// A packed right factor that an operation needs for itself.
+    /// A temporary packed right factor of an operation.
     fn packed(&self, depth: usize, columns: usize) -> Buffer {
         self.buffer(Packed::words(self.dtype, depth, columns))
     }
 
-    /// Scratch of tasks, of which every thread does one at a time.
+    /// Scratch of tasks: each thread runs one at a time.
     fn scratch(&self, tasks: usize, lengths: &[usize]) {
         let at_once = tasks.min(pool::threads());
         let _all: Vec<Buffer> = (0..at_once).flat_map(|_| lengths.iter().map(|&len| self.buffer(len))).collect();
@@ -158,7 +158,7 @@ impl Planned {
         let _partials: Vec<Buffer> = (0..rows.div_ceil(cpu::ROW_BLOCK)).map(|_| self.buffer(width)).collect();
     }
 
-    /// Scratch of attention over these sequences; `of` is that of a key head of a sequence of some length.
+    /// Scratch of attention over these sequences; `of` returns that of a key head of a sequence of a given length.
     fn attention_scratch(&self, cu_seqlens: &[usize], shape: &AttentionShape, of: impl Fn(usize) -> Vec<usize>) {
         let longest = cu_seqlens.windows(2).map(|ends| ends[1] - ends[0]).max().unwrap_or(0);
         self.scratch((cu_seqlens.len() - 1) * shape.kv_heads, &of(longest));

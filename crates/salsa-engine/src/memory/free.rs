@@ -1,36 +1,35 @@
-//! Which free array serves a request, and which ones go.
+//! The choice of a free array for a request, and of arrays to release.
 
 use std::collections::BTreeMap;
 
-/// Free arrays by capacity, and how many numbers the arrays in use have. `T` is an array, or what stands for one where
-/// memory is only planned.
+/// Free arrays by capacity, and the count of numbers in use. `T` is an array, or `()` where memory is only planned.
 ///
-/// All arrays together never have more numbers than were once in use at the same time: an array is made by giving up
-/// free ones if need be. So the memory of a run is that of its largest moment, whatever comes before and after.
+/// All arrays together never exceed the peak of numbers in use: if need be, free arrays are released before one is
+/// made. So the memory of a run is that of its peak, independent of what runs before and after.
 #[derive(Debug)]
 pub(crate) struct FreeArrays<T> {
     by_capacity: BTreeMap<usize, Vec<(u64, T)>>,
-    /// Numbers of all free arrays.
+    /// Total size of the free arrays.
     free: usize,
     in_use: usize,
-    /// The most that were in use at once.
+    /// The peak of `in_use`.
     most: usize,
-    /// Counts the arrays that became free.
+    /// Number of arrays freed so far; orders them by age.
     clock: u64,
 }
 
-/// What serves a request.
+/// The result of a request.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Taken<T> {
     /// A free array, and its capacity.
     Free(usize, T),
-    /// A new one of that capacity, to be made after these are gone: their capacities, and they.
+    /// Make a new one of that capacity, after dropping these: capacities and arrays.
     New(usize, Vec<(usize, T)>),
 }
 
-/// A free array serves a request for a little less: batches differ in size from step to step.
+/// A free array up to this much larger than the request is reused: batches differ in size from step to step.
 const NEAR: [usize; 2] = [3, 2];
-/// Before others are given up, one serves a request for much less.
+/// A free array up to this much larger is reused if a new one would exceed the peak.
 const FAR: [usize; 2] = [4, 1];
 
 impl<T> FreeArrays<T> {
@@ -38,7 +37,7 @@ impl<T> FreeArrays<T> {
         FreeArrays { by_capacity: BTreeMap::new(), free: 0, in_use: 0, most: 0, clock: 0 }
     }
 
-    /// An array of at least `len` numbers, for a while.
+    /// Takes an array of at least `len` numbers, for short-lived use.
     pub(crate) fn take(&mut self, len: usize) -> Taken<T> {
         let capacity = size_class(len);
         let grows = self.in_use + self.free + capacity > self.most;
@@ -46,7 +45,7 @@ impl<T> FreeArrays<T> {
         self.reuse(found).unwrap_or_else(|| self.make(capacity))
     }
 
-    /// An array of exactly `len` numbers, for long: in a larger one the rest would be lost.
+    /// Takes an array of exactly `len` numbers, for long-lived use: spare capacity would be wasted.
     pub(crate) fn take_exact(&mut self, len: usize) -> Taken<T> {
         let found = self.by_capacity.contains_key(&len).then_some(len);
         self.reuse(found).unwrap_or_else(|| self.make(len))
@@ -69,7 +68,7 @@ impl<T> FreeArrays<T> {
         Taken::New(capacity, gone)
     }
 
-    /// An array of this capacity is free.
+    /// Returns an array of this capacity.
     pub(crate) fn put(&mut self, capacity: usize, array: T) {
         self.in_use -= capacity;
         self.free += capacity;
@@ -77,12 +76,12 @@ impl<T> FreeArrays<T> {
         self.by_capacity.entry(capacity).or_default().push((self.clock, array));
     }
 
-    /// Numbers in use, and the most that were in use at once.
+    /// Numbers in use, and their peak.
     pub(crate) fn in_use(&self) -> [usize; 2] {
         [self.in_use, self.most]
     }
 
-    /// Forgets the free arrays, which it returns, and the most that were in use.
+    /// Removes and returns the free arrays, and resets the peak.
     pub(crate) fn trim(&mut self) -> Vec<T> {
         (self.free, self.most) = (0, self.in_use);
         let arrays = std::mem::take(&mut self.by_capacity).into_values().flatten();
@@ -94,7 +93,7 @@ impl<T> FreeArrays<T> {
         self.most = self.most.max(self.in_use);
     }
 
-    /// The smallest capacity of a free array from `capacity` up to so many times it.
+    /// The smallest capacity of a free array from `capacity` up to `times / of` times it.
     fn smallest(&self, capacity: usize, [times, of]: [usize; 2]) -> Option<usize> {
         self.by_capacity.range(capacity..=capacity.saturating_mul(times) / of).next().map(|(&found, _)| found)
     }
@@ -106,7 +105,7 @@ impl<T> FreeArrays<T> {
         array
     }
 
-    /// The array that has been free for longest.
+    /// Removes the array that has been free for longest.
     fn remove_oldest(&mut self) -> Option<(usize, T)> {
         let since = |arrays: &Vec<(u64, T)>| arrays.first().map(|(since, _)| *since);
         let (&capacity, _) = self.by_capacity.iter().min_by_key(|(_, arrays)| since(arrays))?;
@@ -123,7 +122,7 @@ impl<T> FreeArrays<T> {
     }
 }
 
-/// Eight sizes to each power of two: at most an eighth is wasted, and nearly equal sizes share memory.
+/// Eight sizes per power of two: at most an eighth is wasted, and nearly equal sizes share memory.
 pub(crate) fn size_class(len: usize) -> usize {
     let step = (len.next_power_of_two() / 16).max(1);
     len.div_ceil(step) * step
@@ -142,7 +141,7 @@ mod tests {
         }
     }
 
-    /// Takes arrays of these lengths at the same time and gives them back; returns what had to be made, and what went.
+    /// Takes arrays of these lengths together, then frees them. Returns the sizes made, and the released arrays.
     fn pass(free: &mut FreeArrays<&'static str>, lengths: &[(usize, &'static str)]) -> (Vec<usize>, Vec<&'static str>) {
         let (mut made, mut gone, mut held) = (Vec::new(), Vec::new(), Vec::new());
         for &(len, name) in lengths {
@@ -183,7 +182,7 @@ mod tests {
         pass(&mut free, &[(64, "old"), (512, "large")]);
         // 8 numbers are an eighth of 64: too few for either, and 576 were in use before.
         assert_eq!(pass(&mut free, &[(8, "small")]), (vec![8], vec!["old"]));
-        // The room that "old" left is enough for these.
+        // The space released by "old" is enough for these.
         assert_eq!(pass(&mut free, &[(8, "small"), (16, "next"), (16, "last")]), (vec![16, 16], vec![]));
         assert_eq!(pass(&mut free, &[(1024, "larger")]).1.len(), 4, "everything goes");
         assert_eq!((free.free, free.in_use, free.most), (1024, 0, 1024));

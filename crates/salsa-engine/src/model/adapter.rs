@@ -1,4 +1,4 @@
-//! An adapter in the form in which operations read it: factors packed, those of one product side by side.
+//! An adapter in the form used by operations: packed factors, those of one product joined.
 
 use super::Transformer;
 use crate::backend::{self, Backend, Columns, LowRank};
@@ -6,7 +6,7 @@ use crate::lora::{Group, LoraSpec};
 use crate::spec::{ModelSpec, TensorView};
 use std::ops::Range;
 
-/// The factors of all blocks, and a scalar head that belongs to them.
+/// The factors of all blocks, and the adapter's scalar head, if any.
 pub(super) struct Adapter<B: Backend> {
     pub spec: LoraSpec,
     pub tensors: Vec<TensorView>,
@@ -16,7 +16,7 @@ pub(super) struct Adapter<B: Backend> {
     scale: f32,
 }
 
-/// The factors of one block, group by group as [`Group::ALL`].
+/// The factors of one block, in the order of [`Group::ALL`].
 pub(super) struct LayerAdapter<B: Backend>([Option<Factors<B>>; 4]);
 
 /// The factors of one product. The A's of its parts are one matrix `[parts * rank, in]`.
@@ -47,7 +47,7 @@ impl<B: Backend> Adapter<B> {
         Adapter { spec: lora.clone(), layers, score, score_place, scale: lora.scale(), tensors }
     }
 
-    /// Takes over new weights of the same shape.
+    /// Loads new weights of the same shape.
     pub(super) fn refresh(&mut self, backend: &B, weights: &B::Flat) {
         for factors in self.layers.iter_mut().flat_map(|layer| layer.0.iter_mut().flatten()) {
             backend.refresh_from(&mut factors.a, weights, factors.a_place.clone());
@@ -60,7 +60,7 @@ impl<B: Backend> Adapter<B> {
         }
     }
 
-    /// The lowest group of a block that has factors.
+    /// The lowest group with factors in the first block.
     pub(super) fn lowest(&self) -> Option<Group> {
         let first = self.layers.first()?;
         Group::ALL.into_iter().find(|&group| first.get(group).is_some())
@@ -74,20 +74,20 @@ impl<B: Backend> LayerAdapter<B> {
 }
 
 impl<B: Backend> Part<B> {
-    /// The B as what adds to its columns of the product.
+    /// B as the factor that adds to its columns of the product.
     fn forth(&self) -> LowRank<'_, B::Matrix> {
         LowRank { weight: &self.b, inner: self.inner, outer: self.outer }
     }
 }
 
 impl<B: Backend> Factors<B> {
-    /// The A's as what takes the gradient of `x A^T` to that of `x`.
+    /// A as the factor that maps the gradient of `x A^T` to that of `x`.
     pub(super) fn back(&self) -> LowRank<'_, B::Matrix> {
         let [inner, input] = self.a_shape;
         LowRank { weight: &self.a, inner: Columns::all(inner), outer: Columns::all(input) }
     }
 
-    /// Takes the places of its tensors off the list of all.
+    /// Takes the ranges of its tensors from `places`.
     fn new(
         spec: &ModelSpec,
         lora: &LoraSpec,
@@ -125,13 +125,13 @@ impl<B: Backend> Factors<B> {
 }
 
 impl<B: Backend> Transformer<B> {
-    /// The factors that a product of a block has beside its matrix.
+    /// The factors of a product of a block.
     pub(super) fn factors(&self, layer: usize, group: Group) -> Option<&Factors<B>> {
         self.adapter.as_ref().and_then(|adapter| adapter.layers[layer].get(group))
     }
 
-    /// `x W^T`, what the adapter adds to it, and the residual if there is one.
-    /// Also returns what the adapter made of `x` on the way, for [`Transformer::factors_backward`].
+    /// `x W^T`, plus the adapter's term, plus the residual if there is one. Also returns the scaled `x A^T`, for
+    /// [`Transformer::factors_backward`].
     pub(super) fn product(
         &self,
         layer: usize,

@@ -8,7 +8,7 @@ use crate::lora::Group;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// What is trained, and where its gradient goes.
+/// The trained parameters, and the destination of their gradient.
 pub(super) enum Sink<'a, F> {
     /// All weights of the base: the gradient in the layout of the flat master weights.
     All { gradients: &'a mut F },
@@ -17,7 +17,7 @@ pub(super) enum Sink<'a, F> {
 }
 
 impl<F> Sink<'_, F> {
-    /// Where the gradient of a tensor of the base goes, if it is trained.
+    /// The destination of the gradient of a base tensor, if it is trained.
     fn base(&mut self, place: &Range<usize>) -> Option<Part<'_, F>> {
         match self {
             Sink::All { gradients } => Some(Part::new(gradients, place.clone())),
@@ -33,7 +33,7 @@ struct Pass<'a, B: Backend> {
 }
 
 impl<B: Backend> Transformer<B> {
-    /// Adds the gradient with respect to everything trained.
+    /// Adds the gradient with respect to all trained parameters.
     pub(super) fn backward_into(&self, tape: Tape<B>, d: &OutputGradient<'_>, sink: &mut Sink<'_, B::Flat>) {
         let Tape { batch, rotation, layers, last, .. } = &tape;
         let (backend, places, pass) = (&self.base.backend, &self.base.places, Pass { batch, rotation });
@@ -64,7 +64,7 @@ impl<B: Backend> Transformer<B> {
         }
     }
 
-    /// From the heads to the normed hidden states.
+    /// Returns the gradient with respect to the normed hidden states, from that of the heads' outputs.
     fn heads_backward(&self, tape: &Tape<B>, d: &OutputGradient<'_>, sink: &mut Sink<'_, B::Flat>) -> B::Buffer {
         let (backend, hidden, query) = (&self.base.backend, self.spec.hidden_size, &tape.query);
         let mut d_hidden = backend.zeros(tape.batch.rows() * hidden);
@@ -90,8 +90,8 @@ impl<B: Backend> Transformer<B> {
         d_hidden
     }
 
-    /// From the gradient with respect to a block's output to that with respect to its input. Below the lowest thing that
-    /// is trained the result is not a gradient; nobody reads it.
+    /// Returns the gradient with respect to a block's input, from that of its output. In the lowest block with anything
+    /// trained the result may be unfinished; it is not used.
     fn block_backward(
         &self,
         index: usize,
@@ -163,14 +163,14 @@ impl<B: Backend> Transformer<B> {
         d_x
     }
 
-    /// The product of a block below which nothing is trained.
+    /// The lowest product of a block with anything trained, if the backward pass can stop there.
     fn lowest(&self, index: usize, sink: &Sink<'_, B::Flat>) -> Option<Group> {
         let adapter = self.adapter.as_ref().filter(|_| index == 0 && matches!(sink, Sink::Adapter { .. }));
         adapter.and_then(|adapter| adapter.lowest())
     }
 
-    /// Adds the gradients of what is trained in a product, whose input `x` makes if it is needed from what was `kept`. Returns what
-    /// [`Transformer::input_backward`] needs of it.
+    /// Adds the gradients of the trained parameters of a product; `x` computes its input from `kept` if it is needed.
+    /// Returns the gradient that [`Transformer::input_backward`] takes as `d_z`.
     fn weight_backward<'x>(
         &self,
         index: usize,
@@ -192,7 +192,7 @@ impl<B: Backend> Transformer<B> {
         }
     }
 
-    /// The gradient with respect to the input of a product.
+    /// Returns the gradient with respect to the input of a product.
     fn input_backward(&self, index: usize, group: Group, d_y: &B::Buffer, d_z: Option<B::Buffer>) -> B::Buffer {
         let matrix = self.base.parameters.layers[index].matrix(group);
         match (self.factors(index, group), d_z) {
@@ -203,7 +203,7 @@ impl<B: Backend> Transformer<B> {
         }
     }
 
-    /// Back through rotation, norms of heads and biases, in place.
+    /// Backward through rotation, norms of heads and biases, in place.
     fn projections_backward(
         &self,
         index: usize,

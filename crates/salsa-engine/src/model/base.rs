@@ -1,4 +1,4 @@
-//! The weights of a model in the form in which operations read them. Frozen, they can be shared by many models.
+//! The weights of a model in the form used by operations. Frozen, they can be shared by many models.
 
 use crate::backend::planned::Planned;
 use crate::backend::{AttentionShape, Backend, PACKED_ROWS, RotaryTable};
@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-/// Weights packed for multiplication, with all that depends on them alone. Any number of models stand on one base: each
-/// adds an adapter and a head of its own, see [`super::Transformer::on`].
+/// Weights packed for multiplication, and data derived from them. Any number of models can share one base: each adds an
+/// adapter and a head, see [`super::Transformer::on`].
 pub struct Base<B: Backend> {
     pub(super) spec: ModelSpec,
     pub(super) backend: B,
@@ -23,8 +23,8 @@ pub struct Base<B: Backend> {
 }
 
 impl<B: Backend> Base<B> {
-    /// Packs weights laid out as [`ModelSpec::tensors`] says. They are read some rows at a time, each one once (a tied
-    /// embedding twice), so that memory holds the packed ones and little more.
+    /// Packs weights in the layout of [`ModelSpec::tensors`]. They are read some rows at a time, each once (a tied
+    /// embedding twice), so that memory holds little more than the packed weights.
     ///
     /// # Errors
     ///
@@ -44,7 +44,7 @@ impl<B: Backend> Base<B> {
         &self.spec
     }
 
-    /// Takes over new weights of the same shape.
+    /// Loads new weights of the same shape.
     pub(super) fn refresh(&mut self, weights: &Fresh<'_, B>) {
         self.parameters.refresh(&self.places, &self.backend, weights);
     }
@@ -67,7 +67,7 @@ impl<B: Backend> Base<B> {
 }
 
 impl Base<Planned> {
-    /// A base of this shape on which models run without numbers.
+    /// A base of this shape without weights, for planning memory.
     pub(super) fn planned(spec: ModelSpec, backend: Planned) -> Base<Planned> {
         let places = Places::of(&spec);
         let parameters = Parameters::new(&spec, &places, &backend, &Unread).expect("nothing is read");
@@ -75,7 +75,7 @@ impl Base<Planned> {
     }
 }
 
-/// New weights for a model: on the host, or where they are trained.
+/// New weights for a model: on the host, or in the device's flat memory.
 pub(super) enum Fresh<'a, B: Backend> {
     Host(&'a [f32]),
     Flat(&'a B::Flat),
@@ -97,9 +97,9 @@ impl<B: Backend> Fresh<'_, B> {
     }
 }
 
-/// Where weights come from as a base is made.
+/// The source of the weights of a new base.
 trait Rows {
-    /// Calls `each` with the rows of a matrix, some at a time, and the number of the first.
+    /// Calls `each` with the index of the first row and the numbers, some rows at a time.
     fn rows(
         &self,
         range: &Range<usize>,
@@ -108,7 +108,7 @@ trait Rows {
     ) -> Result<(), ModelError>;
 }
 
-/// No weights: a base is made for its shape alone.
+/// No weights: only the shape matters.
 struct Unread;
 
 impl Rows for Unread {
@@ -145,9 +145,9 @@ impl<W: Weights + ?Sized> Rows for Source<'_, W> {
     }
 }
 
-/// The weights in the form in which operations read them.
+/// The weights in the form used by operations.
 pub(super) struct Parameters<B: Backend> {
-    /// None where the packed head has the same numbers: then rows come from there.
+    /// None where the packed head has the same numbers; rows are then read from it.
     pub(super) embedding: Option<B::Buffer>,
     pub(super) layers: Vec<LayerParameters<B>>,
     pub(super) norm: B::Buffer,
@@ -167,13 +167,13 @@ pub(super) struct LayerParameters<B: Backend> {
     pub(super) down: B::Matrix,
 }
 
-/// Where the weights lie in the flat buffer.
+/// Ranges of the weights in the flat buffer.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
     pub(super) embedding: Range<usize>,
     pub(super) layers: Vec<LayerPlaces>,
     pub(super) norm: Range<usize>,
-    /// The language-model head's own matrix or, tied, the embedding.
+    /// The language-model head's own matrix or, if tied, the embedding.
     pub(super) head: Option<Range<usize>>,
     pub(super) score: Option<Range<usize>>,
 }
@@ -192,7 +192,7 @@ pub(super) struct LayerPlaces {
 }
 
 impl Places {
-    /// Whether the language-model head has the embedding's weights.
+    /// Whether the language-model head shares the embedding's weights.
     fn is_tied(&self) -> bool {
         self.head.as_ref() == Some(&self.embedding)
     }
@@ -228,7 +228,7 @@ impl Places {
 }
 
 impl<B: Backend> Parameters<B> {
-    /// Reads the weights, matrix by matrix.
+    /// Reads and packs the weights, matrix by matrix.
     fn new(spec: &ModelSpec, places: &Places, backend: &B, source: &dyn Rows) -> Result<Parameters<B>, ModelError> {
         let vector = |range: &Range<usize>| {
             let mut buffer = backend.room(range.len());
@@ -270,7 +270,7 @@ impl<B: Backend> Parameters<B> {
         })
     }
 
-    /// Takes over new weights of the same shape.
+    /// Loads new weights of the same shape.
     pub(super) fn refresh(&mut self, places: &Places, backend: &B, weights: &Fresh<'_, B>) {
         let copy = |buffer: &mut B::Buffer, range: &Range<usize>| *buffer = weights.copy(backend, range);
         let pack = |matrix: &mut B::Matrix, range: &Range<usize>| weights.refresh(backend, matrix, range);
@@ -281,7 +281,7 @@ impl<B: Backend> Parameters<B> {
         };
         // New weights are f32: a head packed in a narrower type no longer has the embedding's numbers.
         if self.embedding.is_some() || !backend.keeps(Numbers::F32(&[])) {
-            // The old one goes first: its memory serves the new one.
+            // Drop the old one first, so that its memory is reused.
             self.embedding = None;
             self.embedding = Some(weights.copy(backend, &places.embedding));
         }
@@ -337,7 +337,7 @@ impl ModelSpec {
     }
 }
 
-/// Checks trained weights against the tensors they are made of.
+/// Checks that trained weights match their tensors in number and are finite.
 pub(super) fn check(tensors: &[TensorView], weights: &[f32]) -> Result<(), ModelError> {
     let expected = tensors.last().map_or(0, |tensor| tensor.range.end);
     if weights.len() != expected {
@@ -351,10 +351,10 @@ fn check_count(spec: &ModelSpec, found: usize) -> Result<(), ModelError> {
     if found == expected { Ok(()) } else { Err(ModelError::WeightCount { expected, found }) }
 }
 
-/// About as many numbers are read at once: all threads have work, and the memory stays small.
+/// Approximate number of weights read at once: enough work for all threads, in little memory.
 const PIECE: usize = 1 << 22;
 
-/// Numbers looked at by one task.
+/// Numbers per task of the check.
 const BLOCK: usize = 1 << 18;
 
 fn first_not_finite(numbers: Numbers<'_>) -> Option<(usize, f32)> {

@@ -7,26 +7,26 @@ use crate::random::Philox;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// A prompt to be continued. `id` and `sample` name the random stream: a response depends on the weights, the prompt's
-/// tokens and `(seed, id, sample)` alone.
+/// A prompt to be continued. `id` and `sample` select the random stream: a response depends only on the weights, the
+/// prompt's tokens and `(seed, id, sample)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
     /// The tokens; at least one.
     pub tokens: Vec<u32>,
-    /// Which prompt this is.
+    /// Identifies the prompt.
     pub id: u64,
-    /// Which of its samples.
+    /// Number of the sample of this prompt.
     pub sample: u32,
 }
 
-/// How tokens are chosen and when to stop.
+/// How tokens are sampled and when to stop.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// Logits are divided by this; 0 takes the most likely token.
     pub temperature: f32,
-    /// Only this many most likely tokens are drawn from; 0 for all.
+    /// Samples only from this many most likely tokens; 0 for all.
     pub top_k: usize,
-    /// Only the most likely tokens that together reach this probability are drawn from; 1 for all.
+    /// Samples only from the most likely tokens that together reach this probability; 1 for all.
     pub top_p: f32,
     /// Key of the random numbers.
     pub seed: u64,
@@ -34,7 +34,7 @@ pub struct Sampling {
     pub max_new_tokens: usize,
     /// A response ends with the first of these.
     pub stop_tokens: Vec<u32>,
-    /// Sequences decoded at once; changes speed and memory, never the result.
+    /// Sequences decoded at once. Affects speed and memory, never the result.
     pub slots: usize,
 }
 
@@ -55,9 +55,9 @@ impl Default for Sampling {
 /// A continuation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Response {
-    /// The new tokens, with the stop token if there was one.
+    /// The new tokens, including the stop token if there was one.
     pub tokens: Vec<u32>,
-    /// Log-prob of each under the full softmax at the sampling temperature (at temperature 1 when greedy).
+    /// Log-prob of each token under the full softmax at the sampling temperature (at temperature 1 when greedy).
     pub logprobs: Vec<f32>,
     /// Why it ended.
     pub finish: Finish,
@@ -68,35 +68,35 @@ pub struct Response {
 pub enum Finish {
     /// With a stop token.
     Stop,
-    /// At the longest length allowed, or at the end of the model's context.
+    /// At the maximum length, or at the end of the model's context.
     Length,
 }
 
-/// A request to [`Decoding`], by the order in which it was submitted.
+/// Identifies a request to [`Decoding`], in the order of submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(u64);
 
-/// One more token of a response.
+/// A new token of a response.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// Whose token it is.
+    /// The request.
     pub ticket: Ticket,
     /// The token.
     pub token: u32,
     /// Its log-prob, as in [`Response`].
     pub logprob: f32,
-    /// Why the response ends here; none if it goes on.
+    /// Why the response ends with this token; `None` if it continues.
     pub finish: Option<Finish>,
-    /// Its log-prob at temperature 1 and the most likely tokens, if the request asked for them.
+    /// Its log-prob at temperature 1 and the most likely tokens, if requested.
     pub ranking: Option<Ranking>,
 }
 
-/// A request that has no slot yet.
+/// A request without a slot.
 struct Waiting {
     ticket: Ticket,
     prompt: Prompt,
     sampling: Arc<Sampling>,
-    /// How many of the most likely tokens are told with each token, if any ranking is.
+    /// How many of the most likely tokens to return with each token; `None` for no ranking.
     ranked: Option<usize>,
 }
 
@@ -104,13 +104,13 @@ struct Waiting {
 struct Active {
     request: Waiting,
     slot: usize,
-    /// The token drawn last, and how many were drawn.
+    /// The token drawn last; `drawn` counts them.
     last: u32,
     drawn: usize,
 }
 
 impl Active {
-    /// Place in the sequence of the token drawn last.
+    /// The position of the token drawn last.
     fn position(&self) -> usize {
         self.request.prompt.tokens.len() + self.drawn - 1
     }
@@ -120,17 +120,17 @@ impl Active {
         Choice { temperature, top_k, top_p }
     }
 
-    /// The random number that draws the next token.
+    /// The uniform number for the next token.
     fn uniform(&self) -> f32 {
         let Prompt { id, sample, .. } = self.request.prompt;
         Philox::new(self.request.sampling.seed, id).uniform_at(u64::from(sample), self.drawn as u64)
     }
 }
 
-/// Decoding step by step: requests come and go while others are being continued.
+/// Decoding step by step: requests may be added and cancelled while others are being continued.
 ///
-/// A response depends on the weights, its prompt and its sampling settings alone, whatever is decoded beside it: the
-/// tokens of [`Decoding::step`] are those of [`Transformer::generate`].
+/// A response depends only on the weights, its prompt and its sampling settings, not on concurrent requests: the tokens
+/// of [`Decoding::step`] are those of [`Transformer::generate`].
 ///
 /// ```
 /// use salsa_engine::*;
@@ -157,9 +157,10 @@ pub struct Decoding<'a, B: Backend> {
 }
 
 impl<B: Backend> Transformer<B> {
-    /// Continues every prompt; responses come in the order of the prompts. `progress` is told how many are finished.
+    /// Continues every prompt; responses are in the order of the prompts. `progress` is called with the number of
+    /// finished responses.
     ///
-    /// Equal prompts that wait beside each other are read once.
+    /// Adjacent equal prompts share one prefill.
     ///
     /// ```
     /// use salsa_engine::*;
@@ -212,8 +213,8 @@ impl<B: Backend> Transformer<B> {
         responses
     }
 
-    /// Decoding of up to `slots` sequences at once, each of at most `capacity` tokens with its prompt (at most the model's
-    /// context).
+    /// A decoder for up to `slots` sequences at once, each of at most `capacity` tokens including its prompt (limited
+    /// by the model's context).
     ///
     /// # Panics
     ///
@@ -242,7 +243,7 @@ impl Response {
 }
 
 impl<B: Backend> Decoding<'_, B> {
-    /// Queues a request; it begins as soon as a slot is free. `sampling.slots` is not looked at.
+    /// Queues a request, which begins as soon as a slot is free. `sampling.slots` is ignored.
     ///
     /// # Panics
     ///
@@ -251,8 +252,8 @@ impl<B: Backend> Decoding<'_, B> {
         self.queue(prompt, sampling, None)
     }
 
-    /// [`Decoding::submit`], where each event also tells the token's log-prob at temperature 1 and the `count` most likely
-    /// tokens. What is drawn stays the same.
+    /// As [`Decoding::submit`]; each event also has the token's log-prob at temperature 1 and the `count` most likely
+    /// tokens. The tokens drawn are the same.
     ///
     /// # Panics
     ///
@@ -272,8 +273,8 @@ impl<B: Backend> Decoding<'_, B> {
         ticket
     }
 
-    /// Reads waiting prompts into free slots, and draws the next token of every sequence that has a slot. Sequences that
-    /// begin draw two tokens.
+    /// Prefills waiting prompts into free slots, and draws the next token of every sequence that has a slot. New
+    /// sequences get two tokens.
     pub fn step(&mut self) -> Vec<Event> {
         let mut events = Vec::with_capacity(self.active.len());
         self.admit(&mut events);
@@ -281,7 +282,7 @@ impl<B: Backend> Decoding<'_, B> {
         events
     }
 
-    /// Forgets a request; its slot goes to the next one. One that is finished already is not there any more.
+    /// Cancels a request and frees its slot. Has no effect on finished requests.
     pub fn cancel(&mut self, ticket: Ticket) {
         self.waiting.retain(|waiting| waiting.ticket != ticket);
         if let Some(place) = self.active.iter().position(|active| active.request.ticket == ticket) {
@@ -290,15 +291,15 @@ impl<B: Backend> Decoding<'_, B> {
         }
     }
 
-    /// Whether no request waits or is being continued.
+    /// Whether no request is waiting or being continued.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.active.is_empty()
     }
 
-    /// Reads waiting prompts into free slots and draws their first tokens.
+    /// Prefills waiting prompts into free slots and draws their first tokens.
     fn admit(&mut self, events: &mut Vec<Event>) {
         let mut batch = Batch::new();
-        // One entry for each distinct prompt: its rows, and the sequences that begin with it.
+        // One entry for each run of equal prompts: its rows, and the sequences that begin with it.
         let mut groups: Vec<(std::ops::Range<usize>, Vec<Active>)> = Vec::new();
         while !self.free.is_empty() && !self.waiting.is_empty() {
             let (Some(slot), Some(request)) = (self.free.pop(), self.waiting.pop_front()) else { break };
@@ -347,7 +348,7 @@ impl<B: Backend> Decoding<'_, B> {
         backend.gather(&x, model.spec.hidden_size, &last)
     }
 
-    /// One more token for every active sequence.
+    /// Draws one more token for every active sequence.
     fn advance(&mut self, events: &mut Vec<Event>) {
         if self.active.is_empty() {
             return;
@@ -395,7 +396,7 @@ impl<B: Backend> Decoding<'_, B> {
         }
     }
 
-    /// What those that asked for it are told beside the token drawn.
+    /// The rankings to return with the drawn tokens, where requested.
     fn rankings(&self, hidden: &B::Buffer, active: &[Active], drawn: &[(u32, f32)]) -> Vec<Option<Ranking>> {
         let mut all: Vec<Option<Ranking>> = vec![None; active.len()];
         let asked = || active.iter().enumerate().filter_map(|(row, active)| Some((row, active.request.ranked?)));
@@ -413,7 +414,7 @@ impl<B: Backend> Decoding<'_, B> {
         all
     }
 
-    /// A token for each sequence, in one pass over the head for all that are drawn in the same way.
+    /// Draws a token for each sequence, in one pass over the head for all with the same sampling settings.
     fn choose(&self, hidden: &B::Buffer, active: &[Active]) -> Vec<(u32, f32)> {
         let model = self.model;
         let backend = &model.base.backend;

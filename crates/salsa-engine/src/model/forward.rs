@@ -1,4 +1,4 @@
-//! The forward pass: block by block, keeping what the backward pass will read.
+//! The forward pass, block by block, keeping what the backward pass reads.
 
 use super::Transformer;
 use super::base::Parameters;
@@ -8,7 +8,7 @@ use crate::lora::Group;
 use crate::model::Recompute;
 use std::sync::Arc;
 
-/// What the forward pass leaves for the backward pass.
+/// Values kept by the forward pass for the backward pass.
 pub struct Tape<B: Backend> {
     pub(super) batch: Batch,
     pub(super) query: Query,
@@ -20,30 +20,30 @@ pub struct Tape<B: Backend> {
     pub(super) heads: HeadsTape<B>,
 }
 
-/// What one block leaves.
+/// Values kept of one block.
 pub(super) enum LayerTape<B: Backend> {
-    /// Its input alone: the block runs again in the backward pass.
+    /// Only the input: the block is recomputed in the backward pass.
     Input(B::Buffer),
-    /// Everything.
+    /// All inner values.
     Full(Activations<B>),
 }
 
-/// The inner values of a block. Norm outputs and gate products are cheap and computed again.
+/// The inner values of a block. Norm outputs and gate products are cheap and recomputed.
 pub(super) struct Activations<B: Backend> {
     pub input: B::Buffer,
     pub input_inverse: B::Buffer,
-    /// Queries, keys and values before the norms of heads, where there are such.
+    /// Queries, keys and values before the norms of heads, if there are any.
     pub raw: Option<RawHeads<B>>,
     /// Rotated queries and keys, and values.
     pub fused: B::Buffer,
     pub attended: B::Buffer,
-    /// What attention returned beside its output.
+    /// The statistics returned by attention.
     pub softmax: B::Buffer,
     /// The residual stream between attention and MLP.
     pub middle: B::Buffer,
     pub middle_inverse: B::Buffer,
     pub gate_up: B::Buffer,
-    /// What the adapter made of the input of each product, in the order of [`Group::ALL`].
+    /// The adapter's scaled `x A^T` of each product, in the order of [`Group::ALL`].
     pub reduced: [Option<B::Buffer>; 4],
 }
 
@@ -53,14 +53,14 @@ pub(super) struct RawHeads<B: Backend> {
     pub key_inverse: B::Buffer,
 }
 
-/// The rows that the heads read.
+/// The rows read by the heads.
 pub(super) struct HeadsTape<B: Backend> {
     pub logprob_hidden: Option<B::Buffer>,
     pub log_sums: Vec<f32>,
     pub value_hidden: Option<B::Buffer>,
 }
 
-/// Positions of the rows and the angles that belong to them.
+/// Positions of the rows and the table of angles.
 pub(super) struct Rotation<B: Backend> {
     pub positions: Vec<u32>,
     pub angles: Arc<B::Angles>,
@@ -101,7 +101,7 @@ impl<B: Backend> Transformer<B> {
         self.norm(&x, &self.base.parameters.norm).0
     }
 
-    /// One forward pass that keeps what [`Transformer::backward_into`] needs.
+    /// A forward pass that keeps what [`Transformer::backward_into`] needs.
     pub(super) fn forward_tape(&self, batch: &Batch, query: &Query, recompute: Recompute) -> (Output, Tape<B>) {
         self.check_query(batch, query);
         let rotation = self.rotation(batch.positions());
@@ -124,7 +124,7 @@ impl<B: Backend> Transformer<B> {
         self.base.backend.attention(fused, batch.cu_seqlens(), &self.spec.attention_shape())
     }
 
-    /// `x + attend(norm(x))`, then `+ mlp(norm(.))`. Training, prefill and decoding differ in `attend` alone.
+    /// `x + attend(norm(x))`, then `+ mlp(norm(.))`. Training, prefill and decoding differ only in `attend`.
     pub(super) fn block(
         &self,
         layer: usize,
@@ -159,7 +159,7 @@ impl<B: Backend> Transformer<B> {
         )
     }
 
-    /// Rotated queries and keys, and values; what the adapter made of the input.
+    /// Returns the rotated queries and keys, and values; and the adapter's scaled `x A^T`.
     pub(super) fn projections(
         &self,
         layer: usize,
@@ -184,7 +184,7 @@ impl<B: Backend> Transformer<B> {
         (fused, reduced, raw)
     }
 
-    /// What the query asks of the normed hidden states.
+    /// Evaluates the query on the normed hidden states.
     pub(super) fn read_heads(&self, hidden: &B::Buffer, query: &Query) -> (Output, HeadsTape<B>) {
         let mut output = Output::default();
         let mut tape = HeadsTape { logprob_hidden: None, log_sums: Vec::new(), value_hidden: None };

@@ -23,16 +23,16 @@ use crate::weights::Weights;
 use adapter::Adapter;
 use std::sync::Arc;
 
-/// A model whose weights do not change: forward passes and generation. It stands on a [`Base`], which others may share.
+/// A model whose weights do not change: forward passes and generation. Its [`Base`] may be shared with others.
 pub struct Transformer<B: Backend> {
     base: Arc<Base<B>>,
-    /// The base's shape under this model's head.
+    /// The base's shape with this model's head.
     spec: ModelSpec,
     adapter: Option<Adapter<B>>,
 }
 
 impl Transformer<Planned> {
-    /// A model of this shape, with an adapter if `lora` is one, that takes memory without having numbers.
+    /// A model of this shape, with an adapter if `lora` is given, without numbers, for planning memory.
     pub fn planned(spec: &ModelSpec, lora: Option<&LoraSpec>, backend: &Planned) -> Self {
         let base = Arc::new(Base::planned(spec.clone(), backend.clone()));
         let adapter = |lora: &LoraSpec| Adapter::new(spec, lora, backend, &vec![0.0; lora.parameters(spec)]);
@@ -41,7 +41,7 @@ impl Transformer<Planned> {
 }
 
 impl<B: Backend> Transformer<B> {
-    /// A model from its flat weights, laid out as [`ModelSpec::tensors`] says.
+    /// A model from its flat weights, in the layout of [`ModelSpec::tensors`].
     ///
     /// # Errors
     ///
@@ -50,7 +50,7 @@ impl<B: Backend> Transformer<B> {
         Ok(Transformer::bare(Arc::new(Base::new(spec, weights, backend)?)))
     }
 
-    /// Where it lives and computes.
+    /// The device that holds and computes the model.
     pub fn backend(&self) -> &B {
         &self.base.backend
     }
@@ -61,7 +61,7 @@ impl<B: Backend> Transformer<B> {
     }
 
     /// A base with an adapter, and with the scalar head that is part of the adapter's weights if `head` has one.
-    /// `weights` are laid out as [`LoraSpec::tensors`] says for the base's shape under `head`.
+    /// `weights` are in the layout of [`LoraSpec::tensors`] for the base's shape with `head`.
     ///
     /// # Errors
     ///
@@ -78,7 +78,7 @@ impl<B: Backend> Transformer<B> {
         Ok(Transformer { base, spec, adapter: Some(adapter) })
     }
 
-    /// Another adapter of the same shape on the same base, under `head`.
+    /// Another adapter of the same shape on the same base, with `head`.
     ///
     /// # Errors
     ///
@@ -88,20 +88,20 @@ impl<B: Backend> Transformer<B> {
         Transformer::on(self.base.clone(), head, lora, weights)
     }
 
-    /// Whether two models stand on one base in memory.
+    /// Whether two models share one base in memory.
     pub fn shares_base(&self, other: &Transformer<B>) -> bool {
         Arc::ptr_eq(&self.base, &other.base)
     }
 
-    /// Takes over other weights of the same shape, in the place of the old ones.
+    /// Replaces the weights by others of the same shape.
     ///
     /// # Errors
     ///
-    /// When the count is wrong or a weight is not finite; the model then stays as it was.
+    /// When the count is wrong or a weight is not finite; the model is then unchanged.
     ///
     /// # Panics
     ///
-    /// If the model has an adapter, or others stand on its base.
+    /// If the model has an adapter, or shares its base.
     pub fn set_weights(&mut self, weights: &[f32]) -> Result<(), ModelError> {
         base::check(&self.spec.tensors(), weights)?;
         assert!(self.adapter.is_none(), "the weights of a model with an adapter are those of its base");
@@ -152,7 +152,7 @@ impl<B: Backend> Transformer<B> {
     ///
     /// # Panics
     ///
-    /// If a token is outside the vocabulary, a row outside the batch, or the model lacks the head that is asked for.
+    /// If a token is outside the vocabulary, a row outside the batch, or the model lacks a queried head.
     pub fn forward(&self, batch: &Batch, query: &Query) -> Output {
         self.check_query(batch, query);
         let hidden = self.final_hidden(batch);
@@ -193,7 +193,7 @@ impl<B: Backend> Transformer<B> {
 ///
 /// # Panics
 ///
-/// As [`Transformer::forward`], and if there are no models, or not one weight for each, or vocabularies differ.
+/// As [`Transformer::forward`], and if there are no models, the number of weights differs, or vocabularies differ.
 pub fn geometric_logprobs<B: Backend>(
     models: &[&Transformer<B>],
     weights: &[f32],

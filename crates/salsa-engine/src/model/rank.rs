@@ -1,4 +1,4 @@
-//! The most likely tokens at a place, beside the log-prob of the token that stands there.
+//! The most likely tokens at a position, and the log-prob of the actual token.
 
 use super::Transformer;
 use crate::backend::{Backend, Ranking};
@@ -8,10 +8,10 @@ use crate::batch::{Batch, Query};
 const ROWS: usize = 64;
 
 impl<B: Backend> Transformer<B> {
-    /// For each queried row the log-prob of its target and the `count` most likely tokens with theirs, at temperature 1
-    /// whatever the query says. Values are not computed.
+    /// Returns for each queried row the log-prob of its target and the `count` most likely tokens with theirs, at
+    /// temperature 1 (the query's is ignored). Values are not computed.
     ///
-    /// The log-probs are those of [`Transformer::forward`], on the CPU to the bit.
+    /// The log-probs are those of [`Transformer::forward`], on the CPU bit for bit.
     ///
     /// ```
     /// use salsa_engine::*;
@@ -38,7 +38,7 @@ impl<B: Backend> Transformer<B> {
         parts.flat_map(|(rows, targets)| self.rank_rows(&hidden, rows, targets, count)).collect()
     }
 
-    /// The same for some rows of normed hidden states.
+    /// As [`Transformer::rank`], for some rows of normed hidden states.
     pub(super) fn rank_rows(&self, hidden: &B::Buffer, rows: &[u32], targets: &[u32], count: usize) -> Vec<Ranking> {
         let backend = &self.base.backend;
         let hidden = backend.gather(hidden, self.spec.hidden_size, rows);

@@ -1,4 +1,4 @@
-//! A model in training: flat master weights, gradients and optimizer state beside it.
+//! A model in training, with flat master weights, gradients and optimizer state.
 
 use super::backward::Sink;
 use super::base::{Fresh, check};
@@ -20,8 +20,8 @@ pub enum Recompute {
     /// All inner values: fastest.
     #[default]
     KeepActivations,
-    /// The input of each block, which then runs again in the backward pass: a third more work, a tenth of the memory.
-    /// The gradients are the same to the bit.
+    /// The input of each block, which is recomputed in the backward pass: a third more work, a tenth of the memory.
+    /// The gradients have the same bits.
     PerLayer,
 }
 
@@ -36,7 +36,7 @@ pub struct AdamW {
     pub eps: f64,
     /// Decoupled weight decay of matrices, times the learning rate. Norms and biases are not decayed.
     pub weight_decay: f64,
-    /// Gradients of a larger norm are scaled down to it; infinity for no clipping.
+    /// Gradients of a larger norm are scaled down to this norm; infinity for no clipping.
     pub max_grad_norm: f64,
 }
 
@@ -47,7 +47,7 @@ impl Default for AdamW {
     }
 }
 
-/// AdamW's memory.
+/// The state of AdamW.
 #[derive(Clone, Debug)]
 pub struct OptimizerState<'a> {
     /// Steps taken.
@@ -58,7 +58,7 @@ pub struct OptimizerState<'a> {
     pub v: Cow<'a, [f32]>,
 }
 
-/// A model in training: all its weights, or an adapter on a frozen base. It can do all that its [`Transformer`] can.
+/// A model in training: all its weights, or an adapter on a frozen base. Includes the methods of [`Transformer`].
 pub struct TrainableTransformer<B: Backend> {
     model: Transformer<B>,
     trained: Trained,
@@ -73,9 +73,9 @@ pub struct TrainableTransformer<B: Backend> {
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trained {
-    /// Every weight. Nobody shares the base then.
+    /// Every weight. The base is then not shared.
     All,
-    /// The adapter with its head.
+    /// The adapter, including its head.
     Adapter,
 }
 
@@ -87,7 +87,7 @@ impl<B: Backend> Deref for TrainableTransformer<B> {
 }
 
 impl TrainableTransformer<Planned> {
-    /// A model in training that takes memory without having numbers: its adapter of that shape, or all its weights.
+    /// A model in training without numbers, for planning memory: trains an adapter of shape `lora`, or all weights.
     pub fn planned(spec: &ModelSpec, lora: Option<&LoraSpec>, backend: &Planned, recompute: Recompute) -> Self {
         let trained = if lora.is_some() { Trained::Adapter } else { Trained::All };
         Self::of(Transformer::planned(spec, lora, backend), trained, Vec::new(), recompute)
@@ -95,7 +95,7 @@ impl TrainableTransformer<Planned> {
 }
 
 impl<B: Backend> TrainableTransformer<B> {
-    /// A model all of whose weights are trained, from these flat ones.
+    /// A model whose weights are all trained, starting from these flat ones.
     ///
     /// # Errors
     ///
@@ -105,8 +105,8 @@ impl<B: Backend> TrainableTransformer<B> {
         Ok(Self::of(model, Trained::All, weights, recompute))
     }
 
-    /// A model whose adapter is trained, with the scalar head that is part of it. The base stays as it is; gradients and
-    /// optimizer state are those of the adapter alone.
+    /// A model whose adapter is trained, including its scalar head. The base does not change; gradients and optimizer
+    /// state are those of the adapter.
     ///
     /// # Errors
     ///
@@ -129,13 +129,13 @@ impl<B: Backend> TrainableTransformer<B> {
         TrainableTransformer { gradients, m, v, model, trained, weights, step: 0, recompute }
     }
 
-    /// The flat master weights of what is trained: laid out as [`ModelSpec::tensors`] says, or for an adapter as
+    /// The flat master weights of the trained parameters: in the layout of [`ModelSpec::tensors`], or for an adapter of
     /// [`LoraSpec::tensors`].
     pub fn weights(&self) -> Cow<'_, [f32]> {
         self.model.base.backend.numbers(&self.weights)
     }
 
-    /// Names and places of what is trained.
+    /// Names and ranges of the trained tensors.
     pub fn tensors(&self) -> Vec<TensorView> {
         match &self.model.adapter {
             Some(adapter) => adapter.tensors.clone(),
@@ -143,7 +143,7 @@ impl<B: Backend> TrainableTransformer<B> {
         }
     }
 
-    /// A forward pass that keeps what [`TrainableTransformer::backward`] needs. Same numbers as [`Transformer::forward`].
+    /// [`Transformer::forward`] that keeps what [`TrainableTransformer::backward`] needs.
     ///
     /// # Panics
     ///
@@ -152,11 +152,11 @@ impl<B: Backend> TrainableTransformer<B> {
         self.model.forward_tape(batch, query, self.recompute)
     }
 
-    /// Adds the gradient of a loss to the gradient buffer, from its gradient with respect to the output.
+    /// Adds the gradient of a loss to the gradient buffer, given its gradient with respect to the output.
     ///
     /// # Panics
     ///
-    /// If there is not one number for each output.
+    /// If the number of gradients differs from the number of outputs.
     pub fn backward(&mut self, tape: Tape<B>, gradient: &OutputGradient<'_>) {
         let mut sink = match self.trained {
             Trained::All => Sink::All { gradients: &mut self.gradients },
@@ -170,7 +170,7 @@ impl<B: Backend> TrainableTransformer<B> {
         self.model.base.backend.numbers(&self.gradients)
     }
 
-    /// Forgets the accumulated gradient.
+    /// Zeroes the accumulated gradient.
     pub fn zero_gradients(&mut self) {
         self.model.base.backend.clear(&mut self.gradients);
     }
@@ -184,7 +184,7 @@ impl<B: Backend> TrainableTransformer<B> {
     ///
     /// # Errors
     ///
-    /// If the norm is not finite; then nothing has changed.
+    /// If the norm is not finite; nothing is changed then.
     pub fn adamw_step(&mut self, adamw: &AdamW, learning_rate: f64) -> Result<f64, ModelError> {
         let norm = self.gradient_norm();
         if !norm.is_finite() {
@@ -211,13 +211,13 @@ impl<B: Backend> TrainableTransformer<B> {
         Ok(norm)
     }
 
-    /// AdamW's memory, for checkpoints.
+    /// The state of AdamW, for checkpoints.
     pub fn optimizer_state(&self) -> OptimizerState<'_> {
         let numbers = |flat| self.model.base.backend.numbers(flat);
         OptimizerState { step: self.step, m: numbers(&self.m), v: numbers(&self.v) }
     }
 
-    /// Goes on from a checkpoint.
+    /// Restores weights and optimizer state from a checkpoint.
     ///
     /// # Errors
     ///
@@ -236,7 +236,7 @@ impl<B: Backend> TrainableTransformer<B> {
         Ok(())
     }
 
-    /// Packs the master weights anew.
+    /// Packs the current master weights.
     fn refresh(&mut self) {
         let Transformer { base, adapter, .. } = &mut self.model;
         match (self.trained, adapter) {
@@ -246,7 +246,7 @@ impl<B: Backend> TrainableTransformer<B> {
     }
 }
 
-/// Weights side by side that decay alike: matrices do, norms and biases do not.
+/// Ranges of adjacent weights with the same decay: matrices decay, norms and biases do not.
 fn runs(tensors: Vec<TensorView>) -> Vec<(Range<usize>, Decay)> {
     let mut runs: Vec<(Range<usize>, Decay)> = Vec::new();
     for TensorView { shape, range, .. } in tensors {

@@ -1,6 +1,6 @@
-//! The GPU against the processor, which is the oracle: each operation by itself, then whole models of every kind.
+//! The GPU against the CPU as the reference: each operation separately, then whole models of every kind.
 //!
-//! Without a GPU the tests say so and do nothing.
+//! Without a GPU the tests print a line and pass.
 
 mod models;
 mod operations;
@@ -12,7 +12,7 @@ use salsa_engine::{Cpu, Dtype};
 
 const CPU: Cpu = Cpu { dtype: Dtype::F32 };
 
-/// The first GPU, or None with a word about it.
+/// The first GPU; without one prints a line and returns None.
 fn cuda(dtype: Dtype) -> Option<Cuda> {
     match Cuda::open(0, dtype) {
         Ok(cuda) => Some(cuda),
@@ -23,8 +23,8 @@ fn cuda(dtype: Dtype) -> Option<Cuda> {
     }
 }
 
-/// Both number types of the GPU, with the error allowed in what one operation makes, relative to its norm: f32 rounds
-/// in another order than the processor, bfloat16 keeps eight bits.
+/// Both number types of the GPU, with the allowed error of one operation, relative to the norm of its result: f32
+/// rounds in another order than the CPU, bfloat16 keeps eight bits.
 fn cards() -> Vec<(Cuda, f64)> {
     [(Dtype::F32, 2e-5), (Dtype::Bf16, 1e-2)]
         .into_iter()
@@ -34,7 +34,7 @@ fn cards() -> Vec<(Cuda, f64)> {
 
 fn normal(len: usize, stream: u64) -> Vec<f32> {
     let mut random = Random::new(21, stream);
-    // Exact in bfloat16, so that both sides are given the same numbers.
+    // Exact in bfloat16, so that both sides get the same numbers.
     (0..len).map(|_| f32::from_bits((random.normal() as f32).to_bits() & 0xffff_0000)).collect()
 }
 
@@ -48,7 +48,7 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     if distance.is_nan() { f64::INFINITY } else { distance }
 }
 
-/// Where an operation runs: arrays that feed products come in the type that products take.
+/// A backend under test: arrays that feed products are in the type of products.
 trait Side: Backend {
     fn activations(&self, data: &[f32]) -> Self::Buffer;
 }
@@ -68,7 +68,7 @@ impl Side for Cuda {
 /// A named result.
 type Named = (&'static str, Vec<f32>);
 
-/// Collects what disagrees over all cases of a test, so that one run shows all of it.
+/// Collects the differences over all cases of a test, so that one run shows all of them.
 #[derive(Default)]
 struct Report(Vec<String>);
 

@@ -5,7 +5,7 @@ use salsa_engine::*;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Every family's quirks, and every head.
+/// Variants of every family, and every head.
 fn kinds() -> Vec<(&'static str, ModelSpec)> {
     let plain = ModelSpec {
         vocab_size: 211,
@@ -58,7 +58,7 @@ fn batch_and_query(spec: &ModelSpec) -> (Batch, Query) {
     (batch, query)
 }
 
-/// The error allowed in what a whole model makes.
+/// The allowed error of a whole model.
 fn whole(cuda: &Cuda) -> f64 {
     match cuda.dtype() {
         Dtype::F32 => 1e-4,

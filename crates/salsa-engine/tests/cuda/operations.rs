@@ -1,4 +1,4 @@
-//! Each operation by itself.
+//! Each operation separately.
 
 use super::*;
 use salsa_engine::backend::{
@@ -117,7 +117,7 @@ fn products() {
         ]
     }
 
-    /// Two factors side by side, the second one added to the last columns.
+    /// Two adjacent factors, the second one added to the last columns.
     fn columns<B: Side>(b: &B, rows: usize, width: usize, input: usize, rank: usize) -> Vec<Named> {
         let x = b.activations(&normal(rows * input, 1));
         let a = b.matrix(&normal(2 * rank * input, 2), 2 * rank, input);
@@ -146,7 +146,7 @@ fn products() {
     }
 }
 
-/// Sequence lengths around the sizes of tiles; one long sequence; so many that there are blocks for every multiprocessor.
+/// Sequence lengths around the sizes of tiles; one long sequence; enough sequences for blocks on every multiprocessor.
 const LENGTHS: [&[usize]; 4] = [&[1, 5, 17], &[63, 64, 65, 1, 130], &[300], &[20; 140]];
 
 fn cu_seqlens(lengths: &[usize]) -> Vec<usize> {
@@ -309,7 +309,7 @@ fn log_probs_and_their_gradient() {
 fn draws() {
     for (cuda, _) in cards() {
         let (rows, hidden, vocabulary) = (500, 16, 300);
-        // Every row has the same logits, so that the tokens drawn follow one distribution.
+        // Every row has the same logits, so that all tokens are drawn from one distribution.
         let x = normal(hidden, 1).repeat(rows);
         let weights: Vec<f32> = normal(vocabulary * hidden, 2).iter().map(|w| w * 0.5).collect();
         let uniforms: Vec<f32> = (0..rows).map(|r| (r as f32 + 0.5) / rows as f32).collect();
@@ -325,7 +325,7 @@ fn draws() {
                 drawn.iter().for_each(|(token, _)| shares[*token as usize] += 1.0 / rows as f64);
                 shares
             };
-            // Equal up to the order in which the tokens are laid out along the uniform number.
+            // Equal up to the order of the tokens along the uniform number.
             let (a, b) = (shares(&on_gpu), shares(&on_cpu));
             let far: f64 = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).sum();
             assert!(far < 0.12, "{case}: the tokens drawn differ by {far:.3}");

@@ -19,22 +19,22 @@ const NAMES: [&str; 10] = [
     "generation_config.json",
 ];
 
-/// Files carried byte for byte from one checkpoint to the next.
+/// Files copied byte for byte from one checkpoint to the next.
 #[derive(Clone, Debug, Default)]
 pub struct Companions {
     files: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl Companions {
-    /// None.
+    /// No files.
     pub fn none() -> Companions {
         Companions::default()
     }
 
-    /// The tokenizer files, chat template and `generation_config.json` of `dir`, those that are there.
+    /// Reads the tokenizer files, chat template and `generation_config.json` of `dir`, as far as they exist.
     ///
     /// # Errors
-    /// When one is there and cannot be read; names it.
+    /// When an existing file cannot be read; names it.
     pub fn from_dir(dir: &Path) -> Result<Companions> {
         let mut files = Vec::new();
         for name in NAMES {
@@ -46,15 +46,14 @@ impl Companions {
         Ok(Companions { files })
     }
 
-    /// The same with this chat template, in `chat_template.jinja`, which every reader prefers to one in
-    /// `tokenizer_config.json`.
+    /// Adds `chat_template.jinja` with this template, which every reader prefers to one in `tokenizer_config.json`.
     pub fn with_chat_template(mut self, source: &str) -> Companions {
         self.files.retain(|(name, _)| !name.starts_with("chat_template."));
         self.files.push(("chat_template.jinja", source.as_bytes().to_vec()));
         self
     }
 
-    /// Whether a file of this name is carried.
+    /// Whether there is a file of this name.
     pub fn has(&self, name: &str) -> bool {
         self.files.iter().any(|(known, _)| *known == name)
     }

@@ -1,4 +1,4 @@
-//! Whether the files of a model directory are still there.
+//! Checks that the files of a model directory still exist.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,8 @@ use super::{
     peft::{self, PeftAdapter},
 };
 
-/// The first file that a model directory lacks; none if it has all, or is no model directory. Nothing is opened but the
-/// index of the weights.
+/// The first file missing from a model directory; `None` if it is complete, or no model directory. Only the index of
+/// the weights is opened.
 ///
 /// # Errors
 /// When the index cannot be read.

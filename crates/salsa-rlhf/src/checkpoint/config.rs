@@ -6,11 +6,11 @@ use serde_json::Value;
 
 use super::{family::Family, names::Named, rope};
 
-/// No published model is near these; beyond them a config is damaged or hostile.
+/// Far above any published model; larger values mean a damaged or hostile config.
 const LARGEST_DIMENSION: usize = 1 << 26;
 const MOST_LAYERS: usize = 10_000;
 const MOST_PARAMETERS: u128 = 1 << 44;
-/// The classes that OpenRLHF makes, now and in its first versions; transformers has none of these names.
+/// The reward-model classes of OpenRLHF, current and earliest; transformers has neither name.
 const OPENRLHF_REWARD_MODELS: [&str; 2] = ["RewardModel", "LLMForSequenceRegression"];
 
 /// The family and the shape that a config describes.
@@ -70,7 +70,7 @@ fn family(config: &Value) -> Result<Family> {
         .ok_or_else(|| anyhow!("model_type {name:?} is not supported; supported are {}", known()))
 }
 
-/// Options that would change what the model computes.
+/// Refuses options that would change what the model computes.
 fn refuse_unsupported(config: &Value, family: Family) -> Result<()> {
     let on = |key: &str| flag(config, key).map(|value| value == Some(true));
     if config["quantization_config"]
@@ -107,7 +107,7 @@ fn activation(config: &Value, family: Family) -> Result<Activation> {
     }
 }
 
-/// The window, where every layer has it. Families without windows have none, whatever the config says.
+/// The window, if every layer has it. Ignored for families without windows.
 fn sliding_window(config: &Value, family: Family, layers: usize) -> Result<Option<usize>> {
     let parts = family.description();
     let window = match config.get("sliding_window") {
@@ -117,8 +117,8 @@ fn sliding_window(config: &Value, family: Family, layers: usize) -> Result<Optio
     parts.window.map_or(Ok(None), |read| read(config, window, layers))
 }
 
-/// The longest sequence: with linear scaling the model was trained on longer ones than `max_position_embeddings` says,
-/// `factor` times as long, or `max_sequence_length` (Vicuna) where that is given.
+/// The context. With linear scaling the model was trained on `factor` times `max_position_embeddings`, or on
+/// `max_sequence_length` (Vicuna) where that is given.
 fn context(config: &Value, rope: &Rope, written: usize) -> Result<usize> {
     let RopeScaling::Linear { factor } = rope.scaling else { return Ok(written) };
     match size(config, "max_sequence_length")? {
@@ -127,7 +127,7 @@ fn context(config: &Value, rope: &Rope, written: usize) -> Result<usize> {
     }
 }
 
-/// The head that the class names of a config say.
+/// The head according to the class names in a config.
 pub(super) fn named(config: &Value, family: Family) -> Result<Named> {
     let prefix = family.description().class_prefix;
     let class = match &config["architectures"] {
@@ -195,7 +195,7 @@ fn refuse_absurd(spec: &ModelSpec) -> Result<()> {
     Ok(())
 }
 
-/// Whether a key is there and not `null`.
+/// Whether a key exists and is not `null`.
 fn explicit(config: &Value, key: &str) -> bool {
     !config[key].is_null()
 }

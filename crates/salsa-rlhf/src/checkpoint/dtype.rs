@@ -63,7 +63,7 @@ impl Dtype {
         first_not_finite(out)
     }
 
-    /// Little-endian bytes to float32, exactly, whatever the numbers are.
+    /// Little-endian bytes to float32, exactly; NaN and infinity are allowed.
     pub(crate) fn widen(self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len(), out.len() * self.size(), "as many bytes as numbers need");
         match self {
@@ -84,7 +84,7 @@ impl Dtype {
     }
 
     /// Float32 to little-endian bytes, rounded to nearest, ties to even. Returns the index of the first number that is
-    /// not finite, or not in this type.
+    /// not finite, or overflows this type.
     pub(crate) fn encode(self, numbers: &[f32], out: &mut Vec<u8>) -> Result<(), usize> {
         out.clear();
         out.resize(numbers.len() * self.size(), 0);
@@ -111,7 +111,7 @@ impl Dtype {
             Dtype::F16 => 0x7c00,
         };
         let is_infinite = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]) & infinite == infinite;
-        // Without an early exit the compiler looks at many numbers at once.
+        // Without an early exit the loop is vectorised.
         if !out.chunks_exact(2).fold(false, |any, b| any | is_infinite(b)) {
             return Ok(());
         }
@@ -140,7 +140,7 @@ fn fill(out: &mut [f32], numbers: impl Iterator<Item = f32>) {
 }
 
 fn first_not_finite(numbers: &[f32]) -> Result<(), usize> {
-    // Without an early exit the compiler looks at many numbers at once.
+    // Without an early exit the loop is vectorised.
     if numbers.iter().fold(true, |all, x| all & x.is_finite()) {
         return Ok(());
     }

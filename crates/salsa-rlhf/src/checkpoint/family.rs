@@ -1,5 +1,5 @@
-//! The architectures that are read and written. A file of `family/` holds all that is particular to one of them: its
-//! names, its parts, what transformers takes for keys left out of its configs, and what is written into them.
+//! The supported architectures. A file of `family/` holds everything specific to one of them: its names, its options,
+//! the defaults that transformers uses for missing config keys, and the keys to write.
 use std::fmt;
 
 use anyhow::{Result, bail};
@@ -12,10 +12,10 @@ mod mistral;
 mod qwen2;
 mod qwen3;
 
-/// An architecture, as Hugging Face names it.
+/// An architecture, by its Hugging Face name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// `llama`: also many others that are saved as Llama.
+    /// `llama`, and many others saved as Llama.
     Llama,
     /// `mistral`: Llama with a sliding attention window.
     Mistral,
@@ -27,35 +27,35 @@ pub enum Family {
     Qwen3,
 }
 
-/// What is particular to a family.
+/// The specifics of a family.
 pub(super) struct Description {
     /// The `model_type` of `config.json`.
     pub(super) model_type: &'static str,
-    /// How its class names begin: `Llama` in `LlamaForCausalLM`.
+    /// The prefix of its class names: `Llama` in `LlamaForCausalLM`.
     pub(super) class_prefix: &'static str,
-    /// The values of transformers' config class.
+    /// The defaults of transformers' config class.
     pub(super) defaults: Defaults,
-    /// Keys that must not be true in its configs, and what they would add to the model.
+    /// Keys that must not be true in its configs, and the model part they would add.
     pub(super) unsupported: &'static [(&'static str, &'static str)],
     pub(super) norm: NormWeight,
     /// Embeddings are multiplied by the root of the hidden size.
     pub(super) scaled_embeddings: bool,
     pub(super) qkv_bias: bool,
     pub(super) qk_norm: bool,
-    /// Whether its head dimension may be other than hidden size over heads.
+    /// Whether its head dimension may differ from hidden size over heads.
     pub(super) free_head_dim: bool,
-    /// How its configs set an attention window; none for a family without windows.
+    /// Reads the attention window from its configs; `None` for a family without windows.
     pub(super) window: Option<ReadWindow>,
     /// The activation that a config names.
     pub(super) activation: fn(&Value) -> Option<&str>,
-    /// Adds the keys that its configs have beside those of all.
+    /// Adds its specific keys to a config.
     pub(super) write: fn(&ModelSpec, &mut Map<String, Value>),
 }
 
-/// From a config, its `sliding_window` (or the default) and its number of layers to the window of every layer.
+/// Returns the window of every layer from a config, its `sliding_window` (or the default) and its number of layers.
 type ReadWindow = fn(&Value, Option<usize>, usize) -> Result<Option<usize>>;
 
-/// The values of transformers' config classes.
+/// The defaults of transformers' config classes.
 #[derive(Clone, Copy)]
 pub(super) struct Defaults {
     pub(super) vocab_size: usize,
@@ -63,22 +63,22 @@ pub(super) struct Defaults {
     pub(super) intermediate_size: usize,
     pub(super) layers: usize,
     pub(super) heads: usize,
-    /// `None`: as many as heads.
+    /// `None`: the number of heads.
     pub(super) kv_heads: Option<usize>,
     /// `None`: hidden size divided by heads.
     pub(super) head_dim: Option<usize>,
     pub(super) max_positions: usize,
     pub(super) activation: &'static str,
     pub(super) tied_embeddings: bool,
-    /// Of the key `sliding_window`.
+    /// Default of the key `sliding_window`.
     pub(super) sliding_window: Option<usize>,
 }
 
 impl Family {
-    /// All of them, the plainest first.
+    /// All families, the basic one first.
     pub const ALL: [Family; 5] = [Family::Llama, Family::Mistral, Family::Gemma, Family::Qwen2, Family::Qwen3];
 
-    /// What is particular to it.
+    /// The specifics of this family.
     pub(super) fn description(self) -> &'static Description {
         match self {
             Family::Llama => &llama::DESCRIPTION,
@@ -99,7 +99,7 @@ impl Family {
         Family::ALL.into_iter().find(|family| family.model_type() == name)
     }
 
-    /// The first family that has everything `spec` has, for models that do not come from a checkpoint.
+    /// The first family with all features of `spec`, for models that do not come from a checkpoint.
     pub fn for_spec(spec: &ModelSpec) -> Family {
         Family::ALL.into_iter().find(|family| family.check(spec).is_ok()).unwrap_or(Family::Llama)
     }
@@ -109,7 +109,7 @@ impl Family {
         if self.description().scaled_embeddings { (hidden_size as f32).sqrt() } else { 1.0 }
     }
 
-    /// Refuses a model from whose weights this family would compute something else.
+    /// Refuses a model whose weights this family would compute differently.
     pub(super) fn check(self, spec: &ModelSpec) -> Result<()> {
         let Description { norm, qkv_bias, qk_norm, free_head_dim, window, .. } = self.description();
         let split_heads = !free_head_dim && !spec.hidden_size.is_multiple_of(spec.heads);

@@ -1,4 +1,4 @@
-//! Which file holds which tensor: headers read and checked before any weight.
+//! Which file contains which tensor: headers are read and checked before any weight.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ use crate::input;
 pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
-/// Where a tensor is and what the header says about it.
+/// Location of a tensor and its description in the header.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     file: usize,
@@ -46,12 +46,12 @@ pub(super) struct Files {
     paths: Vec<PathBuf>,
     entries: BTreeMap<String, Entry>,
     dir: PathBuf,
-    /// Tensors that the index names and no file has, and the files they should be in. The model may need none of them.
+    /// Tensors in the index but in no file, and the files they should be in. The model may need none of them.
     absent: BTreeMap<String, String>,
     ignored: Vec<String>,
 }
 
-/// A tensor of the model in its file.
+/// A tensor of the model and its file.
 #[derive(Clone, Debug)]
 pub(super) struct Placed {
     pub file: usize,
@@ -59,7 +59,7 @@ pub(super) struct Placed {
     pub bytes: Range<usize>,
 }
 
-/// The model's tensors in their files.
+/// The model's tensors and their files.
 #[derive(Debug)]
 pub(super) struct Stored {
     pub paths: Vec<PathBuf>,
@@ -67,9 +67,9 @@ pub(super) struct Stored {
     pub tensors: Vec<Placed>,
     /// Their names.
     pub names: Vec<String>,
-    /// An `lm_head.weight` beside tied embeddings.
+    /// An `lm_head.weight` next to tied embeddings.
     pub tied_copy: Option<Placed>,
-    /// A line for each kind of tensor that was passed over.
+    /// A line for each kind of ignored tensor.
     pub ignored: Vec<String>,
 }
 
@@ -148,13 +148,13 @@ pub(super) fn map(path: &Path) -> Result<Mmap> {
     if meta.len() == 0 {
         bail!("{} is empty: download it again", path.display());
     }
-    // SAFETY: the map is read only, and no reference into it outlives it. That nobody shortens the file meanwhile is
-    // the condition that every reader of memory-mapped weights puts to its user; weights are replaced by renaming.
+    // SAFETY: the map is read-only, and no reference into it outlives it. The file must not be truncated meanwhile, a
+    // condition of every reader of memory-mapped weights; weights are replaced by renaming.
     unsafe { Mmap::map(&file) }.with_context(|| format!("cannot map {} into memory", path.display()))
 }
 
 impl Files {
-    /// Whether a tensor of this name is in one of the files.
+    /// Whether one of the files has a tensor of this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.entries.contains_key(name)
     }
@@ -176,7 +176,7 @@ impl Files {
         }
     }
 
-    /// Names of tensors and where they are.
+    /// The tensors' names and locations.
     pub(super) fn entries(&self) -> &BTreeMap<String, Entry> {
         &self.entries
     }
@@ -209,11 +209,11 @@ impl Files {
         Ok(())
     }
 
-    /// The model's shape with the head that its tensors and the class names of its config make; a head of another name
-    /// becomes `score.weight`.
+    /// Returns the model's shape with the head that its tensors and the class names of its config imply; a head of
+    /// another name becomes `score.weight`.
     ///
     /// # Errors
-    /// When what the tensors make a reward model has several labels.
+    /// When the tensors imply a reward model with several labels.
     pub(super) fn with_found_head(&mut self, spec: ModelSpec, named: Named, config: &Value) -> Result<ModelSpec> {
         let score = names::of_score(config).into_iter().find(|name| self.has(name));
         let Some(score) = score else { return Ok(spec) };
@@ -245,7 +245,7 @@ impl Files {
         }
     }
 
-    /// Takes out the tensors of these names, and notes why.
+    /// Removes the tensors of these names and records why.
     fn ignore(&mut self, why: &str, is_one: impl Fn(&str) -> bool) {
         let mut found: Vec<String> = self.entries.keys().filter(|name| is_one(name)).cloned().collect();
         self.entries.retain(|name, _| !is_one(name));
@@ -257,11 +257,11 @@ impl Files {
         self.ignored.push(format!("{}: {}{more} ignored: {why}", self.dir.display(), found.join(", ")));
     }
 
-    /// Finds every tensor of the model, in its shape and a type that can be read, and refuses others.
+    /// Finds every tensor of the model, in its shape and a supported type, and refuses others.
     pub(super) fn match_with(mut self, spec: &ModelSpec) -> Result<Stored> {
         let embedding = "model.embed_tokens.weight";
         if spec.tied_embeddings && !self.has(embedding) {
-            // Of two names for one tensor it was stored under the other.
+            // The tensor has two names and was stored under the other.
             let entry = self.entries.remove("lm_head.weight");
             self.entries.extend(entry.map(|entry| (embedding.to_owned(), entry)));
         }
@@ -344,7 +344,7 @@ impl Files {
 }
 
 impl Stored {
-    /// The type that holds most numbers.
+    /// The type of most numbers.
     pub(super) fn main_dtype(&self) -> Dtype {
         let held = |dtype: Dtype| {
             let bytes: usize = self.tensors.iter().filter(|t| t.dtype == dtype).map(|t| t.bytes.len()).sum();

@@ -1,4 +1,4 @@
-//! Lines on stderr about what opening a checkpoint passes over.
+//! Lines on stderr about tensors that are ignored when a checkpoint is opened.
 
 use std::{
     collections::BTreeSet,
@@ -6,11 +6,11 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// Prints a line the first time that it is said: a run opens a checkpoint several times.
+/// Prints a line once per process: a run opens a checkpoint several times.
 pub(super) fn say(line: &str) {
     static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(line.to_owned()) {
-        // Nobody can be told if stderr is gone; the work itself goes on.
+        // A failure to write to stderr must not stop the work.
         let _ = writeln!(std::io::stderr(), "{line}");
     }
 }

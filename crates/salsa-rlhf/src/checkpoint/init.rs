@@ -1,4 +1,4 @@
-//! Checkpoints of random weights: any shape, without a download.
+//! Checkpoints of random weights, of any shape, without a download.
 
 use std::{fs, path::Path};
 
@@ -16,10 +16,10 @@ use crate::tokenizer::Tokenizer;
 /// Numbers encoded at a time.
 const BLOCK: usize = 1 << 18;
 
-/// The shape that a `config.json`, or that of a directory, describes.
+/// The shape described by a `config.json` file, or by that of a directory.
 ///
 /// # Errors
-/// When it describes no supported shape.
+/// When the shape is not supported.
 pub fn shape_of(config: &Path) -> Result<ModelSpec> {
     let file = if config.is_dir() { config.join("config.json") } else { config.to_owned() };
     let (_, spec) = shape::parse(&read_json(&file)?).with_context(|| format!("in {}", file.display()))?;
@@ -27,13 +27,13 @@ pub fn shape_of(config: &Path) -> Result<ModelSpec> {
     Ok(spec)
 }
 
-/// Writes a model directory of the shape that the `config.json` at `config` describes, with the weights that training
-/// from nothing would begin with, and with the tokenizer of `tokenizer` if one is given, whose special tokens it then has.
-/// Memory holds as many tensors at once as there are threads.
+/// Writes a model directory of the shape described by the `config.json` at `config`, with initial weights for training
+/// from scratch, and with the tokenizer and special tokens of `tokenizer` if given. Memory holds at most one tensor per
+/// thread.
 ///
 /// # Errors
-/// When the config describes no supported shape, the tokenizer has more ids than the model embeddings, `dir` is not
-/// empty, or a file cannot be written.
+/// When the shape is not supported, the tokenizer has more ids than the model embeddings, `dir` is not empty, or a file
+/// cannot be written.
 pub fn init(config: &Path, tokenizer: Option<&Path>, dir: &Path, seed: u64, options: (Dtype, u64)) -> Result<usize> {
     let shown = dir.display();
     if dir.exists() && fs::read_dir(dir).with_context(|| format!("cannot list {shown}"))?.next().is_some() {

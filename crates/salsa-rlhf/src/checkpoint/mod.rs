@@ -1,4 +1,4 @@
-//! Checkpoints: Hugging Face model directories, opened, checked, read and written.
+//! Checkpoints: opening, checking, reading and writing Hugging Face model directories.
 
 mod companions;
 mod complete;
@@ -43,8 +43,8 @@ pub use self::write::{SaveOptions, outline, save};
 pub use self::writer::{Durability, NewTensor, Writer, write_file};
 use crate::{input, tokenizer::Tokenizer};
 
-/// The ids of the special tokens, from `generation_config.json`, `config.json` and `tokenizer_config.json`, the first
-/// that has one.
+/// The ids of the special tokens, each from the first of `generation_config.json`, `config.json` and
+/// `tokenizer_config.json` that has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpecialTokens {
     /// Beginning of sequence.
@@ -56,18 +56,18 @@ pub struct SpecialTokens {
 }
 
 /// A model directory whose config, headers, tensor names, shapes and types have been checked; no weight is read yet.
-/// A PEFT directory is the model that its adapter makes of its base.
+/// A PEFT directory represents its adapter merged into its base.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// The architecture, for saving a model of the same kind.
     pub family: Family,
     /// The shape of the model.
     pub spec: ModelSpec,
-    /// `config.json` as it is in the file.
+    /// The content of `config.json`.
     pub config: Value,
     /// The ids of the special tokens.
     pub tokens: SpecialTokens,
-    /// The type most of the weights are stored in.
+    /// The type of most of the weights.
     pub dtype: Dtype,
     dir: PathBuf,
     stored: Stored,
@@ -77,21 +77,22 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Whether the embedding is stored in bfloat16 (of a PEFT directory: that of its base).
+    /// Whether the embedding is stored in bfloat16 (for a PEFT directory: that of its base).
     pub fn embedding_is_bf16(&self) -> bool {
         let at = self.stored.names.iter().position(|name| name == "model.embed_tokens.weight");
         at.is_some_and(|at| self.stored.tensors[at].dtype == Dtype::BF16)
     }
 
     /// Opens a model directory: reads `config.json` and the headers of the safetensors files, and checks that every
-    /// tensor of the model is there in its shape, and no tensor that would change what the model computes.
+    /// tensor of the model exists in its shape, and no tensor that would change what the model computes.
     ///
-    /// Ignored, with a line on stderr, are `…rotary_emb.inv_freq` (recomputed), `lm_head.weight` of a reward model (unused),
-    /// and `v_head.…` of a language model (the critic of a PPO that is over). With tied embeddings `lm_head.weight` is a
-    /// copy; that it is one is checked when the weights are read. Names may carry what torch.compile, FSDP and DDP add.
+    /// Ignored, with a line on stderr, are `…rotary_emb.inv_freq` (recomputed), `lm_head.weight` of a reward model
+    /// (unused), and `v_head.…` of a language model (the critic of a finished PPO). With tied embeddings
+    /// `lm_head.weight` must be a copy, which is checked when the weights are read. Name prefixes of torch.compile,
+    /// FSDP and DDP are removed.
     ///
-    /// A language model that has a `score.weight` besides is a [`salsa_engine::Head::LanguageModelWithValue`]; with a
-    /// `score.weight` and no language-model head it is a reward model, whatever class the config names.
+    /// A language model with a `score.weight` is a [`salsa_engine::Head::LanguageModelWithValue`]; with a
+    /// `score.weight` and no language-model head it is a reward model, whichever class the config names.
     ///
     /// ```
     /// use salsa_engine::tiny;
@@ -108,7 +109,7 @@ impl Checkpoint {
     /// ```
     ///
     /// # Errors
-    /// Anything that is missing, damaged or not supported, named with its file, tensor or key, and what to do.
+    /// When anything is missing, damaged or not supported; names the file, tensor or key, and the remedy.
     pub fn open(dir: &Path) -> Result<Checkpoint> {
         if PeftAdapter::is_one(dir) {
             return Checkpoint::open_adapted(dir);
@@ -163,12 +164,12 @@ impl Checkpoint {
         self.adapter.as_ref()
     }
 
-    /// The folder of the whole weights: the checkpoint's own, or that of its base.
+    /// The folder of the full weights: the checkpoint's own, or that of its base.
     pub fn base_dir(&self) -> &Path {
         self.adapter.as_ref().map_or(&self.dir, |adapter| &adapter.base_dir)
     }
 
-    /// Where tokenizer and companions are: the checkpoint's folder; for an adapter without a tokenizer that of its base.
+    /// The folder of tokenizer and companions: the checkpoint's; for an adapter without a tokenizer, that of its base.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -183,20 +184,20 @@ impl Checkpoint {
     }
 }
 
-/// The shape that a `config.json` describes.
+/// The shape described by a `config.json`.
 ///
 /// # Errors
-/// When it describes none that is supported.
+/// When the shape is not supported.
 #[cfg(test)]
 pub(crate) fn spec_of(config: &Value) -> Result<ModelSpec> {
     config::parse(config).map(|(_, spec)| spec)
 }
 
 impl SpecialTokens {
-    /// The special tokens of a directory that need hold no weights.
+    /// The special tokens of a directory, which need not contain weights.
     ///
     /// # Errors
-    /// When a file that is there cannot be read.
+    /// When an existing file cannot be read.
     pub fn from_dir(dir: &Path) -> Result<SpecialTokens> {
         let path = dir.join("config.json");
         let config = if path.exists() { read_json(&path)? } else { Value::Null };
@@ -221,7 +222,7 @@ impl SpecialTokens {
         {
             let tokenizer = Tokenizer::from_dir(dir)?;
             tokens.bos = tokens.bos.or(tokenizer.bos());
-            // A padding token that no embedding is left for must not come into a config.
+            // A padding token without an embedding must not be written to a config.
             let rows = config["vocab_size"].as_u64().unwrap_or(u64::MAX);
             tokens.pad = tokens.pad.or(tokenizer.pad().filter(|pad| u64::from(*pad) < rows));
             if tokens.eos.is_empty() {

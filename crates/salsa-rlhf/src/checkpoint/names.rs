@@ -1,14 +1,14 @@
-//! Names of tensors and heads in the spellings of other trainers.
+//! Names of tensors and heads in the conventions of other trainers.
 
 use salsa_engine::Head;
 use serde_json::Value;
 
-/// What wrappers put into the names of all tensors: torch.compile, FSDP, activation checkpointing.
+/// Components that wrappers insert into tensor names: torch.compile, FSDP, activation checkpointing.
 const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
-/// What DistributedDataParallel puts in front of them.
+/// The prefix that DistributedDataParallel adds.
 const DISTRIBUTED: &str = "module.";
 
-/// A tensor's name without what wrappers of the model have added to it.
+/// A tensor's name without the components of wrappers.
 pub(super) fn plain(name: &str) -> String {
     let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
     let mut plain = parts.join(".");
@@ -18,10 +18,10 @@ pub(super) fn plain(name: &str) -> String {
     plain
 }
 
-/// What `architectures` of a config says about the head.
+/// The head according to a config's `architectures`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Named {
-    /// Nothing: there is no `architectures`.
+    /// No `architectures` given.
     None,
     /// A language model.
     LanguageModel,
@@ -30,7 +30,7 @@ pub(super) enum Named {
 }
 
 impl Named {
-    /// The head of a model of which only the config is known.
+    /// The head of a model whose tensors are not known.
     pub(super) fn head(self) -> Head {
         match self {
             Named::None | Named::LanguageModel => Head::LanguageModel,
@@ -39,8 +39,8 @@ impl Named {
     }
 }
 
-/// The names of the tensor that is `score.weight` in transformers, in the order in which they are looked for: the one
-/// that OpenRLHF's config names, and that of its first versions.
+/// The alternative names of the tensor that is `score.weight` in transformers, in the order of lookup: the one that
+/// OpenRLHF's config names, and that of its first versions.
 pub(super) fn of_score(config: &Value) -> Vec<String> {
     let prefix = config["value_head_prefix"].as_str().filter(|prefix| !prefix.is_empty());
     ["score"].into_iter().chain(prefix).chain(["value_head"]).map(|prefix| format!("{prefix}.weight")).collect()

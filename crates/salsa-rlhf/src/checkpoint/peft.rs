@@ -22,7 +22,7 @@ use crate::hub;
 
 const CONFIG: &str = "adapter_config.json";
 pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
-/// Mean and deviation of a reward model's scores, which have no place in PEFT's file.
+/// File of the mean and deviation of a reward model's scores, which PEFT's file has no place for.
 const SCORES: &str = "score_normalization.json";
 
 /// A PEFT directory whose configuration, header and tensor names have been checked.
@@ -30,7 +30,7 @@ const SCORES: &str = "score_normalization.json";
 pub struct PeftAdapter {
     /// Rank, scale and targets.
     pub lora: LoraSpec,
-    /// What the adapted model is: PEFT's `CAUSAL_LM` or, with a head of its own, `SEQ_CLS`.
+    /// The head of the adapted model: PEFT's `CAUSAL_LM` or, with a separate head, `SEQ_CLS`.
     pub head: Head,
     /// The folder of the base model.
     pub base_dir: PathBuf,
@@ -39,7 +39,7 @@ pub struct PeftAdapter {
 }
 
 impl PeftAdapter {
-    /// Whether a folder is one.
+    /// Whether a folder is a PEFT directory.
     pub fn is_one(dir: &Path) -> bool {
         dir.join(CONFIG).exists()
     }
@@ -47,7 +47,7 @@ impl PeftAdapter {
     /// The folder of a PEFT directory's base model.
     ///
     /// # Errors
-    /// When the configuration cannot be used, or the folder is not there or is an adapter itself.
+    /// When the configuration is unusable, or the folder does not exist or is an adapter itself.
     pub fn base_of(dir: &Path) -> Result<PathBuf> {
         base_dir(dir, &parsed(dir)?)
     }
@@ -55,7 +55,7 @@ impl PeftAdapter {
     /// Opens a PEFT directory.
     ///
     /// # Errors
-    /// Names the file and what is missing, damaged, or not supported.
+    /// When anything is missing, damaged, or not supported; names the file.
     pub(super) fn open(dir: &Path) -> Result<PeftAdapter> {
         let parsed = parsed(dir)?;
         let base_dir = base_dir(dir, &parsed)?;
@@ -75,15 +75,15 @@ impl PeftAdapter {
         Ok(PeftAdapter { lora, head, base_dir, dir: dir.to_path_buf(), factors })
     }
 
-    /// Where it is.
+    /// The PEFT directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Its factors, and its scalar head if the adapted model `spec` has one, laid out as [`LoraSpec::tensors`] says.
+    /// The factors, and the scalar head if the adapted model `spec` has one, in the layout of [`LoraSpec::tensors`].
     ///
     /// # Errors
-    /// When a tensor is not a finite number, or the file has changed.
+    /// When a number is not finite, or the file has changed.
     pub fn read(&self, spec: &ModelSpec) -> Result<Vec<f32>> {
         self.factors.read(&self.lora, spec)
     }
@@ -111,10 +111,10 @@ fn parsed(dir: &Path) -> Result<Parsed> {
     config::parse(&read_json(&path)?).with_context(|| format!("in {}", path.display()))
 }
 
-/// The base model's folder: as it is written or, where there is none, seen from the adapter's folder, or the model of this
-/// id in the hub's cache, or of that name beside the adapter's folder (a run that was moved), or the model on the hub.
+/// The base model's folder. Tried in order: the path as written; relative to the adapter's folder; as a model id in the
+/// hub's cache; the same name next to the adapter's folder (a run that was moved); a model on the hub.
 ///
-/// A base that is an adapter itself is refused here, so that nobody who follows bases can go in a circle.
+/// Refuses a base that is an adapter itself, so that following bases cannot loop.
 fn base_dir(dir: &Path, parsed: &Parsed) -> Result<PathBuf> {
     let base = find_base(dir, parsed)?;
     ensure!(
@@ -150,7 +150,7 @@ fn find_base(dir: &Path, parsed: &Parsed) -> Result<PathBuf> {
 }
 
 impl Checkpoint {
-    /// Opens a PEFT directory as the model it makes of its base.
+    /// Opens a PEFT directory as the adapted model.
     pub(super) fn open_adapted(dir: &Path) -> Result<Checkpoint> {
         let adapter = PeftAdapter::open(dir)?;
         let base_dir = &adapter.base_dir;
@@ -159,10 +159,10 @@ impl Checkpoint {
         base.adapted_by(adapter)
     }
 
-    /// The model that an adapter makes of this one, whatever base its configuration names.
+    /// Applies an adapter to this model, whichever base its configuration names.
     ///
     /// # Errors
-    /// When this is an adapted model already, or the adapter cannot be read or does not fit.
+    /// When this is already an adapted model, or the adapter cannot be read or does not fit.
     pub fn with_adapter(self, dir: &Path) -> Result<Checkpoint> {
         if let Some(adapter) = &self.adapter {
             bail!("{} is an adapter itself: merge it into its own base first (salsa merge)", adapter.dir.display());

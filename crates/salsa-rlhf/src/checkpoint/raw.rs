@@ -1,4 +1,4 @@
-//! The stored numbers of a checkpoint, piece by piece.
+//! The stored numbers of a checkpoint, read in pieces.
 
 use std::{fs::File, path::Path};
 
@@ -12,8 +12,8 @@ const BLOCK: usize = 1 << 16;
 
 /// A checkpoint opened for reading pieces of its tensors, from any thread and in any order; nothing is kept in memory.
 ///
-/// Tensors are counted as in `spec.tensors()`; of a PEFT directory they are those of its base. Reads go through the file, not a memory map: the memory of the process
-/// does not grow with what it has read, and a file that is cut short meanwhile is an error instead of a crash.
+/// Tensors are numbered as in `spec.tensors()`; for a PEFT directory they are those of its base. Reads use the file,
+/// not a memory map: memory does not grow with the amount read, and a truncated file is an error instead of a crash.
 #[derive(Debug)]
 pub struct RawTensors<'a> {
     checkpoint: &'a Checkpoint,
@@ -30,56 +30,56 @@ impl Checkpoint {
         Ok(RawTensors { checkpoint: self, files })
     }
 
-    /// The files that hold the weights, in the order of their names.
+    /// The files of the weights, in the order of their names.
     pub fn weight_files(&self) -> impl Iterator<Item = &Path> {
         self.stored.paths.iter().map(|path| path.as_path())
     }
 }
 
 impl RawTensors<'_> {
-    /// How tensor `tensor` is stored.
+    /// The stored type of tensor `tensor`.
     pub fn dtype(&self, tensor: usize) -> Dtype {
         self.placed(tensor).dtype
     }
 
-    /// The file that holds it.
+    /// The file that contains a tensor.
     pub fn path(&self, tensor: usize) -> &Path {
         &self.checkpoint.stored.paths[self.placed(tensor).file]
     }
 
-    /// Where number `start` of a tensor lies: which of [`Checkpoint::weight_files`], and at which byte of it.
+    /// The location of number `start` of a tensor: index in [`Checkpoint::weight_files`], and byte offset.
     pub fn position(&self, tensor: usize, start: usize) -> (usize, u64) {
         let placed = self.placed(tensor);
         (placed.file, (placed.bytes.start + start * placed.dtype.size()) as u64)
     }
 
-    /// Reads the bytes of numbers `start..` of a tensor, as many as fill `out`, as they are stored: little-endian.
+    /// Reads the stored little-endian bytes of a tensor from number `start` on, filling `out`.
     ///
     /// # Errors
-    /// When the file cannot be read or has become shorter.
+    /// When the file cannot be read or is truncated.
     ///
     /// # Panics
-    /// If the tensor has not so many numbers.
+    /// If the range exceeds the tensor.
     pub fn read(&self, tensor: usize, start: usize, out: &mut [u8]) -> Result<()> {
         self.read_placed(self.placed(tensor), start, out)
     }
 
-    /// Reads numbers `start..` of a tensor, as many as fill `out`, as float32. They may be infinite or NaN.
+    /// Reads a tensor from number `start` on as float32, filling `out`. Numbers may be infinite or NaN.
     ///
     /// # Errors
     /// As [`RawTensors::read`].
     ///
     /// # Panics
-    /// If the tensor has not so many numbers.
+    /// If the range exceeds the tensor.
     pub fn read_f32(&self, tensor: usize, start: usize, out: &mut [f32]) -> Result<()> {
         self.read_placed_f32(self.placed(tensor), start, out)
     }
 
-    /// With tied embeddings transformers reads the embedding and drops `lm_head.weight`; where the two differ, the model
-    /// was not trained as tied, and reading it so would change it without a word.
+    /// Checks that an `lm_head.weight` stored next to tied embeddings equals them. transformers reads only the
+    /// embedding; if the two differ, the model was not trained as tied, and reading it so would change it silently.
     ///
     /// # Errors
-    /// When there is such a copy and it differs.
+    /// When there is a copy and it differs.
     pub fn check_tied_copy(&self) -> Result<()> {
         let Some(copy) = &self.checkpoint.stored.tied_copy else { return Ok(()) };
         let tensors = self.checkpoint.spec.tensors();

@@ -1,4 +1,4 @@
-//! Stored weights to one flat float32 buffer.
+//! Reads stored weights into one flat float32 buffer.
 
 use anyhow::{Result, anyhow};
 use memmap2::Mmap;
@@ -7,7 +7,7 @@ use salsa_engine::ModelSpec;
 
 use super::files::{Placed, Stored, map};
 
-/// Numbers converted by one task.
+/// Numbers converted per task.
 const BLOCK: usize = 1 << 18;
 
 impl Stored {

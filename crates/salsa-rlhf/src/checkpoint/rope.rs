@@ -7,11 +7,11 @@ use serde_json::{Map, Value, json};
 use super::config::number;
 
 const DEFAULT_THETA: f64 = 10_000.0;
-/// Frequencies are computed in float32, where numbers far beyond these have no finite reciprocal or are 0.
+/// Frequencies are computed in float32, which overflows or underflows far beyond these limits.
 const LARGEST_THETA: f64 = 1e30;
 const FACTORS: std::ops::RangeInclusive<f64> = 1e-3..=1e9;
 
-/// Reads either spelling. Where both are there transformers 5 lets `rope_scaling` win, so this does too.
+/// Reads either form. Where both exist, `rope_scaling` takes precedence, as in transformers 5.
 pub(super) fn parse(config: &Value) -> Result<Rope> {
     let older = &config["rope_scaling"];
     let (key, table) =
@@ -70,13 +70,13 @@ fn scaling(table: &Value) -> Result<RopeScaling> {
     }
 }
 
-/// The context of a model with linear scaling whose config says `max_position_embeddings: written`.
+/// The context of a model with linear scaling and `max_position_embeddings: written` in its config.
 pub(super) fn scaled_context(written: usize, factor: f64) -> usize {
     (written as f64 * factor.max(1.0)) as usize
 }
 
-/// Writes the context so that it is read as the same: `max_position_embeddings`, without the factor of linear scaling, and
-/// `max_sequence_length` where the two do not determine it.
+/// Writes the context so that it is read back as the same: `max_position_embeddings`, without the factor of linear
+/// scaling, and `max_sequence_length` where the two do not determine it.
 pub(super) fn write_context(spec: &ModelSpec, config: &mut Map<String, Value>) {
     let RopeScaling::Linear { factor } = spec.rope.scaling else {
         config.insert("max_position_embeddings".into(), json!(spec.max_positions));

@@ -54,7 +54,7 @@ pub(super) fn config(
     Ok(config)
 }
 
-/// What transformers reads before it generates.
+/// The settings that transformers reads for generation.
 pub(super) fn generation_config(tokens: &SpecialTokens) -> Value {
     json!({ "bos_token_id": tokens.bos, "eos_token_id": eos(tokens), "pad_token_id": tokens.pad })
 }
@@ -67,8 +67,8 @@ fn eos(tokens: &SpecialTokens) -> Value {
     }
 }
 
-/// transformers reads a score at the last token that is no padding. Sequences end with an end token, so that one must not
-/// count as padding: without a padding token the last one of all is read, and a batch is refused instead of read wrongly.
+/// transformers reads a score at the last token that is not padding, so the end token of a sequence must not be
+/// padding. Without a padding token it reads the last token, and refuses a batch instead of reading it wrongly.
 fn pad(head: Head, tokens: &SpecialTokens) -> Option<u32> {
     match head {
         Head::Scalar => tokens.pad.filter(|pad| !tokens.eos.contains(pad)),
@@ -76,7 +76,7 @@ fn pad(head: Head, tokens: &SpecialTokens) -> Option<u32> {
     }
 }
 
-/// The shortest decimal number that is this float32.
+/// The float32 as its shortest decimal number.
 fn shortest(x: f32) -> Value {
     x.to_string().parse::<f64>().map_or(Value::Null, |x| json!(x))
 }

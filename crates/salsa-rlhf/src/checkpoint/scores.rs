@@ -1,4 +1,4 @@
-//! What a reward model's files say about its scores: their scale, and the token at which its trainer read them.
+//! The scale of a reward model's scores, and the token at which they are read, according to its files.
 
 use anyhow::{Result, bail};
 use salsa_engine::Head;
@@ -10,10 +10,10 @@ use super::Checkpoint;
 const OURS: (&str, &str) = ("score_mean", "score_std");
 const OPENRLHF: (&str, &str) = ("mean", "std");
 
-/// Mean and standard deviation of the scores of a model with this config and head.
+/// Returns mean and standard deviation of the scores of a model with this config and head.
 ///
 /// # Errors
-/// When one of the two is missing or cannot be used; names the key.
+/// When one of the two is missing or invalid; names the key.
 pub(super) fn normalization(config: &Value, head: Head) -> Result<Option<(f64, f64)>> {
     if head == Head::LanguageModel {
         return Ok(None);
@@ -36,31 +36,31 @@ pub(super) fn normalization(config: &Value, head: Head) -> Result<Option<(f64, f
 }
 
 impl Checkpoint {
-    /// The mean and standard deviation of a reward model's scores on the data it was made for, by which they are
-    /// normalised: `score_mean` and `score_std` of `config.json`, or OpenRLHF's `mean` and `std`.
+    /// The mean and standard deviation of a reward model's scores on its normalisation data: `score_mean` and
+    /// `score_std` of `config.json`, or OpenRLHF's `mean` and `std`.
     pub fn score_normalization(&self) -> Option<(f64, f64)> {
         self.scores
     }
 
-    /// Whether this is a reward model that Salsa trained, whose scores are read at the end token.
+    /// Whether this is a reward model trained by Salsa, whose scores are read at the end token.
     pub fn is_reward_model_of_salsa(&self) -> bool {
         self.spec.head == Head::Scalar && self.config[OURS.0].is_number()
     }
 
-    /// Whether this is a reward model that somebody else trained.
+    /// Whether this is a reward model trained by another program.
     pub fn is_reward_model_of_others(&self) -> bool {
         self.spec.head == Head::Scalar && !self.is_reward_model_of_salsa()
     }
 
-    /// The end token that is padding too, of a reward model. transformers, and so TRL and PEFT, reads the score of a
-    /// sequence that ends with it at the token before. OpenRLHF goes by the attention mask and is not concerned.
+    /// The end token of a reward model if it is also its padding token. transformers, and so TRL and PEFT, then reads
+    /// the score at the token before it. OpenRLHF uses the attention mask and is not affected.
     pub fn end_token_that_pads(&self) -> Option<u32> {
         let openrlhf = self.config[OPENRLHF.0].is_number() && self.scores.is_some();
         self.padding_end_token().filter(|_| self.spec.head == Head::Scalar && !openrlhf)
     }
 
-    /// The end token that is `pad_token_id` of `config.json` too (of a PEFT directory: of its base's): transformers takes
-    /// the score of the last token that is no padding.
+    /// The end token that is also `pad_token_id` of `config.json` (for a PEFT directory: of its base's): transformers
+    /// reads the score at the last token that is not padding.
     pub fn padding_end_token(&self) -> Option<u32> {
         let pad = self.config["pad_token_id"].as_u64();
         self.tokens.eos.iter().copied().find(|end| pad == Some(u64::from(*end)))

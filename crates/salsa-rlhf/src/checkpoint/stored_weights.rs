@@ -1,4 +1,4 @@
-//! The stored numbers of a checkpoint as the engine asks for them: piece by piece, never as a whole.
+//! The stored weights of a checkpoint for the engine, read in pieces and never as a whole.
 
 use std::ops::Range;
 
@@ -8,16 +8,16 @@ use salsa_engine::{Head, ModelError, ModelSpec, Numbers, Room, Weights};
 
 use super::{Checkpoint, Dtype, RawTensors};
 
-/// Numbers converted by one task.
+/// Numbers converted per task.
 const BLOCK: usize = 1 << 18;
 
-/// The weights of a checkpoint's whole model (of a PEFT directory: of its base) under some head, in the order of
-/// [`ModelSpec::tensors`]. A scalar head that the files lack reads as zeros: the adapter on top brings its own.
+/// The weights of a checkpoint's full model (for a PEFT directory: of its base) with a given head, in the order of
+/// [`ModelSpec::tensors`]. A scalar head that the files lack reads as zeros: the adapter has its own.
 pub struct StoredWeights<'a> {
-    /// The shape they are laid out for.
+    /// The shape that defines the layout.
     pub spec: ModelSpec,
     raw: RawTensors<'a>,
-    /// Where each tensor lies, and its number in the files.
+    /// The range of each tensor, and its number in the files.
     places: Vec<(Range<usize>, Option<usize>)>,
 }
 
@@ -35,10 +35,10 @@ impl Checkpoint {
         Ok(StoredWeights { spec, raw, places })
     }
 
-    /// One tensor of a whole model as float32.
+    /// One tensor of a full model as float32.
     ///
     /// # Errors
-    /// When there is none of this name, or it cannot be read.
+    /// When no tensor has this name, or it cannot be read.
     pub fn read_tensor(&self, name: &str) -> Result<Vec<f32>> {
         let views = self.spec.tensors();
         let view = views.iter().find(|view| view.name == name);
@@ -49,13 +49,13 @@ impl Checkpoint {
     }
 }
 
-/// A tensor's part of a range.
+/// The intersection of a tensor with a range.
 struct Part {
-    /// The tensor's number in the files, if they have it.
+    /// The tensor's number in the files, if it is stored.
     number: Option<usize>,
-    /// Where the part begins in the tensor.
+    /// Where the part starts in the tensor.
     start: usize,
-    /// Where it lies in the range.
+    /// Its place in the range.
     place: Range<usize>,
 }
 

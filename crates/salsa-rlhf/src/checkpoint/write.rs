@@ -15,29 +15,29 @@ use super::writer::{Durability, NewTensor, Writer, write_file};
 use super::{SpecialTokens, save_config};
 use crate::atomic;
 
-/// Numbers converted by one task.
+/// Numbers converted per task.
 const BLOCK: usize = 1 << 18;
 
 /// How a model is saved.
 #[derive(Clone, Debug)]
 pub struct SaveOptions {
-    /// As which architecture.
+    /// The architecture.
     pub family: Family,
     /// The special tokens, for `config.json` and `generation_config.json`.
     pub tokens: SpecialTokens,
     /// The type on disk.
     pub dtype: Dtype,
-    /// The most bytes of weights in one file; a single larger tensor gets a file of its own.
+    /// Maximum bytes of weights per file; a larger single tensor gets its own file.
     pub max_shard_bytes: u64,
 }
 
 impl SaveOptions {
-    /// In shards of 5 GB.
+    /// Options with shards of 5 GB.
     pub fn new(family: Family, tokens: SpecialTokens, dtype: Dtype) -> SaveOptions {
         SaveOptions { family, tokens, dtype, max_shard_bytes: 5_000_000_000 }
     }
 
-    /// As `checkpoint` is: its family, its special tokens and its type.
+    /// The family, special tokens and type of `checkpoint`.
     pub fn like(checkpoint: &Checkpoint) -> SaveOptions {
         SaveOptions::new(checkpoint.family, checkpoint.tokens.clone(), checkpoint.dtype)
     }
@@ -47,12 +47,12 @@ impl SaveOptions {
 /// where there are several files, the companions, `generation_config.json` (of language models; the companions' if they
 /// have one) and, last, `config.json` with `extra_config` added.
 ///
-/// Each file is replaced whole; a `config.json` that was there is removed first, so that an interrupted save is seen as
-/// such. The same input gives the same bytes. Memory beside `weights` stays below 100 MB.
+/// Each file is replaced atomically; an existing `config.json` is removed first, so that an interrupted save is
+/// detectable. The same input gives the same bytes. Memory besides `weights` stays below 100 MB.
 ///
 /// # Errors
-/// When the weights do not fit the model, one is not finite or too large for the type (the tensor is named), the model
-/// is not one of this family, or a file cannot be written.
+/// When the weights do not fit the model, one is not finite or overflows the type (names the tensor), the family does
+/// not support the model, or a file cannot be written.
 pub fn save(
     dir: &Path,
     spec: &ModelSpec,
@@ -89,11 +89,11 @@ pub fn save(
     atomic::write(&dir.join("config.json"), format!("{:#}\n", Value::Object(config)).as_bytes())
 }
 
-/// The rest of a model directory whose weights are written: the companions, a `generation_config.json` of its own for
+/// Completes a model directory whose weights are written: the companions, a generated `generation_config.json` for
 /// language models, and last `config.json` with `extra_config` added.
 ///
 /// # Errors
-/// When the model is not one of this family, or a file cannot be written.
+/// When the family does not support the model, or a file cannot be written.
 pub(super) fn finish(
     writer: Writer,
     dir: &Path,
@@ -116,10 +116,10 @@ pub(super) fn finish(
     write("config.json", &Value::Object(config))
 }
 
-/// Writes a model directory of which only the shape is meant: in the place of its weights is a hole, which takes no disk.
+/// Writes a model directory of which only the shape matters: its weights are a hole in the file and take no disk space.
 ///
 /// # Errors
-/// When the model is not one of this family, or a file cannot be written.
+/// When the family does not support the model, or a file cannot be written.
 pub fn outline(
     dir: &Path,
     spec: &ModelSpec,

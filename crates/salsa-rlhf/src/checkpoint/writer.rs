@@ -1,4 +1,4 @@
-//! Weight files, filled piece by piece.
+//! Weight files, written in pieces.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -22,26 +22,26 @@ pub struct NewTensor {
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// How it is stored.
+    /// The stored type.
     pub dtype: Dtype,
 }
 
-/// Whether files are on the disk when they are finished, or on their way.
+/// Whether finished files have been synced to disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// On the disk: they survive a power cut.
+    /// Synced: they survive a power cut.
     Synced,
-    /// In the hands of the operating system: they survive the end of the program.
+    /// Only written to the operating system: they survive the end of the program.
     Cached,
 }
 
-/// The weight files of a model directory in the making.
+/// The weight files of a new model directory.
 ///
 /// ```text
 /// create → write, in any order, from any thread → finish → companions → config.json
 /// ```
 ///
-/// Until [`Writer::finish`] the files are called `….tmp`; a writer that is dropped before removes them. An earlier
+/// Until [`Writer::finish`] the files have names `….tmp`; dropping the writer before removes them. An existing
 /// `config.json` is removed first, and the caller writes the new one last: a directory without it is not a model.
 pub struct Writer {
     dir: PathBuf,
@@ -75,11 +75,11 @@ impl NewTensor {
 }
 
 impl Writer {
-    /// Makes the files and writes their headers. Tensors go to the files in the order given, as many to each as
-    /// `max_shard_bytes` allows; a single larger one gets a file of its own.
+    /// Creates the files and writes their headers. Tensors are assigned to files in the given order, as many to each as
+    /// `max_shard_bytes` allows; a larger single one gets its own file.
     ///
     /// # Errors
-    /// When a file cannot be made.
+    /// When a file cannot be created.
     pub fn create(dir: &Path, tensors: Vec<NewTensor>, max_shard_bytes: u64, durability: Durability) -> Result<Writer> {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         remove_if_there(&dir.join("config.json"))?;
@@ -118,13 +118,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the bytes of numbers `start..` of tensor `tensor`. Every number is to be written once.
+    /// Writes the bytes of tensor `tensor` from number `start` on. Every number must be written once.
     ///
     /// # Errors
     /// When the disk is full or cannot be written.
     ///
     /// # Panics
-    /// If the tensor has not so many numbers.
+    /// If the range exceeds the tensor.
     pub fn write(&self, tensor: usize, start: usize, bytes: &[u8]) -> Result<()> {
         let offset = (start * self.tensors[tensor].dtype.size()) as u64;
         assert!(offset + bytes.len() as u64 <= self.tensors[tensor].bytes(), "the tensor has not so many numbers");
@@ -137,11 +137,11 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes the files as long as they will be without writing a number: zeros that take no place where the disk can leave
-    /// holes in files.
+    /// Extends the files to their final lengths without writing numbers: zeros that take no space where the file system
+    /// supports holes.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the file system refuses.
     pub fn leave_empty(&self) -> Result<()> {
         for (shard, (path, bytes)) in self.shards.iter().zip(self.files()) {
             let made = shard.file.set_len(bytes);
@@ -151,7 +151,7 @@ impl Writer {
         Ok(())
     }
 
-    /// The files in the making: their final paths and lengths.
+    /// The unfinished files: final paths and lengths.
     pub fn files(&self) -> Vec<(PathBuf, u64)> {
         let end = |shard: &Shard| {
             let last = shard.tensors.end.checked_sub(1).filter(|last| *last >= shard.tensors.start);
@@ -160,16 +160,16 @@ impl Writer {
         self.shards.iter().map(|shard| (self.dir.join(&shard.name), end(shard))).collect()
     }
 
-    /// Where number `start` of a tensor goes: which of [`Writer::files`], and at which byte of it.
+    /// The location of number `start` of a tensor: index in [`Writer::files`], and byte offset.
     pub fn position(&self, tensor: usize, start: usize) -> (usize, u64) {
         let Place { shard, at } = self.places[tensor];
         (shard, at + (start * self.tensors[tensor].dtype.size()) as u64)
     }
 
-    /// Puts the files in place, writes the index where there are several, and removes other weights.
+    /// Renames the files to their final names, writes the index if there are several, and removes other weights.
     ///
     /// # Errors
-    /// When a file cannot be put in place, or something was not written.
+    /// When a file cannot be renamed, or something was not written.
     pub fn finish(mut self) -> Result<()> {
         let (expected, written) = (self.bytes(), self.written.load(Ordering::Relaxed));
         if written != expected {
@@ -194,7 +194,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Bytes of weights.
+    /// Total bytes of weights.
     pub fn bytes(&self) -> u64 {
         self.tensors.iter().map(NewTensor::bytes).sum()
     }
@@ -210,7 +210,7 @@ impl Writer {
         json!({ "metadata": metadata, "weight_map": Map::from_iter(map) })
     }
 
-    /// Weights of an earlier save would be taken for this one's.
+    /// Weights of an earlier save would be mistaken for this one's.
     fn remove_other_weights(&self) -> Result<()> {
         for entry in fs::read_dir(&self.dir).with_context(|| format!("cannot list {}", self.dir.display()))? {
             let entry = entry.with_context(|| format!("cannot list {}", self.dir.display()))?;
@@ -228,14 +228,14 @@ impl Drop for Writer {
     fn drop(&mut self) {
         if !self.finished {
             for shard in &self.shards {
-                // Something failed already; a file that cannot be removed is overwritten by the next attempt.
+                // After a failure; a file that cannot be removed is overwritten by the next attempt.
                 let _ = fs::remove_file(temporary(&self.dir, &shard.name));
             }
         }
     }
 }
 
-/// Writes a small file whole.
+/// Writes a small file atomically.
 ///
 /// # Errors
 /// Names the path and the cause.
@@ -253,7 +253,7 @@ fn temporary(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("{name}.tmp"))
 }
 
-/// Runs of tensors for one file each.
+/// Splits tensors into ranges for one file each.
 fn shards(tensors: &[NewTensor], max_shard_bytes: u64) -> Vec<Range<usize>> {
     let (mut shards, mut start, mut held) = (Vec::new(), 0, 0);
     for (i, tensor) in tensors.iter().enumerate() {
@@ -267,7 +267,7 @@ fn shards(tensors: &[NewTensor], max_shard_bytes: u64) -> Vec<Range<usize>> {
     shards
 }
 
-/// Eight bytes of length, then JSON padded with spaces so that the numbers begin at a multiple of eight.
+/// The header: eight bytes of length, then JSON padded with spaces so that the numbers begin at a multiple of eight.
 fn header(tensors: &[NewTensor]) -> Vec<u8> {
     let mut json = Map::from_iter([("__metadata__".to_string(), json!({ "format": "pt" }))]);
     let mut at = 0;
@@ -282,7 +282,7 @@ fn header(tensors: &[NewTensor]) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes()[..], &text].concat()
 }
 
-/// `model.safetensors` or `model-00001-of-00002.safetensors`.
+/// Matches `model.safetensors` and names such as `model-00001-of-00002.safetensors`.
 fn is_weights(name: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let shard = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));

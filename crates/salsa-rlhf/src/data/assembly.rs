@@ -1,4 +1,4 @@
-//! Records to a data set: what all of them have in common, and what to say of how they were read.
+//! Assembles records into a data set: checks that all have one layout, and notes how they were read.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -10,13 +10,13 @@ use super::{
     unpaired::{Paired, Unpaired},
 };
 
-/// A data set under way.
+/// A data set under construction.
 pub(super) struct Assembly {
     set: Dataset,
-    /// What the records are, where the first one is that says so, and which of its columns are null.
+    /// The shape of the records, the place of the record that determined it, and its null columns.
     shape: Option<(Shape, String, Vec<String>)>,
     records: usize,
-    /// Records whose text became messages, which the others must then become too.
+    /// Number of records whose text became messages; all others must then become messages too.
     lifted: usize,
     unread: BTreeMap<String, usize>,
     unpaired: Unpaired,
@@ -39,10 +39,10 @@ impl Assembly {
         Assembly { set, shape: None, records: 0, lifted: 0, unread, unpaired }
     }
 
-    /// Takes in a record, of which these columns are null.
+    /// Adds a record; `nulls` are its null columns.
     ///
     /// # Errors
-    /// If it is something else than the first one.
+    /// If its layout differs from the first record's.
     pub(super) fn add(&mut self, row: Row, nulls: Vec<String>, place: &Place) -> Result<()> {
         self.check_shape(&row, nulls, place)?;
         if self.records == 0 {
@@ -76,7 +76,7 @@ impl Assembly {
         let shape = Shape { is_labelled: row.label.is_some(), ..Shape::of(&row.example) };
         match &mut self.shape {
             None => self.shape = Some((shape, place.to_string(), nulls)),
-            // Text beside which something stands has become messages; what stands beside no other record has not.
+            // Converted messages agree with text: those of this record, or those of all earlier ones.
             Some((expected, ..)) if expected.agrees(&shape) && (row.is_lifted || self.lifted == self.records) => {
                 if !row.is_lifted {
                     expected.messages = shape.messages;
@@ -92,10 +92,10 @@ impl Assembly {
         Ok(())
     }
 
-    /// The data set.
+    /// Completes the data set.
     ///
     /// # Errors
-    /// If no record is left, or answers with labels cannot be paired.
+    /// If no record is left, or labelled answers cannot be paired.
     pub(super) fn finish(mut self, sha256: String) -> Result<Dataset> {
         self.set.sha256 = sha256;
         let Some((shape, ..)) = self.shape.take() else {
@@ -144,7 +144,7 @@ impl Assembly {
         ));
     }
 
-    /// Takes the prompt off answers that repeat it, if all do: put behind the prompt they would say it twice.
+    /// Removes the prompt from answers that repeat it, if all do: otherwise it would appear twice.
     fn take_off_prompts(&mut self) {
         let count = self.set.examples.iter().filter(|example| repeats_prompt(example)).count();
         if count == self.set.examples.len() {
@@ -176,25 +176,25 @@ impl Assembly {
     }
 }
 
-/// A null often is why one record has another layout.
+/// Null columns for an error message: they are often the reason for another layout.
 fn named(nulls: &[String]) -> String {
     let names: Vec<String> = nulls.iter().map(|name| printable(name)).collect();
     if names.is_empty() { String::new() } else { format!(" (null: {})", names.join(", ")) }
 }
 
-/// What to say of columns that look like content and were not read, each in so many of `records`.
+/// A message about columns that look like content and were not read, each with its number of `records`.
 pub fn unread_columns(unread: &BTreeMap<String, usize>, records: usize) -> String {
     let column = |(name, count): (&String, &usize)| format!("{} ({count} of {records} records)", printable(name));
     let columns: Vec<String> = unread.iter().map(column).collect();
     format!("columns that are not read: {}", columns.join(", "))
 }
 
-/// A name of a file goes to a terminal.
+/// Escapes a name from a file for the terminal.
 fn printable(name: &str) -> String {
     name.escape_debug().collect()
 }
 
-/// Whether the answers, which are text, begin with the prompt and go on.
+/// Whether the answers are text that continues the prompt.
 fn repeats_prompt(example: &Example) -> bool {
     let (prompt, answers) = match example {
         Example::PromptCompletion { prompt, completion } => (prompt, vec![completion]),

@@ -1,4 +1,4 @@
-//! The question of a record, and what stands beside it: the same beside every layout.
+//! The question of a record and the columns that accompany any layout: system message, history, template arguments.
 
 use anyhow::{Result, bail};
 use serde_json::Value;
@@ -9,17 +9,17 @@ use super::message::{key_of, messages, prompt_of};
 use super::{Content, Example, hh};
 use crate::chat::{Message, TemplateArguments};
 
-/// A question with what it is about.
+/// A question with its context.
 pub(super) struct Question {
-    /// What decides the place of its record in a split.
+    /// Determines the record's part in a split.
     pub key: String,
     pub prompt: Content,
-    /// Whether a text prompt became messages because of a column beside it.
+    /// Whether a text prompt became messages because of an accompanying column.
     pub is_lifted: bool,
 }
 
-/// The question in `column`. Text of `prompt` stays text where nothing is beside it; text of other columns is what the
-/// user says.
+/// Reads the question in `column`. Text in `prompt` stays text if there is no context; text in other columns becomes a
+/// user message.
 pub(super) fn question(columns: &Columns, column: &'static str) -> Result<Question> {
     if matches!(column, "messages" | "conversations") {
         let prompt = messages(columns.need(column)?, column)?.into();
@@ -38,7 +38,7 @@ pub(super) fn question(columns: &Columns, column: &'static str) -> Result<Questi
     Ok(Question { key, prompt: vec![Message::new("user", text)].into(), is_lifted: column == "prompt" })
 }
 
-/// What the question is about, where it does not say so itself.
+/// The contexts of the question, except those that a `prompt` already contains.
 fn contexts<'a>(columns: &'a Columns, column: &str, asked: &str) -> Result<Vec<&'a str>> {
     let names: Vec<&'static str> = columns.of(Meaning::Context).filter(|name| *name != column).collect();
     let texts = names.into_iter().map(|name| columns.text(name)).collect::<Result<Vec<&str>>>()?;
@@ -70,9 +70,9 @@ impl Beside {
         Ok(Beside { system, history: history(column(Meaning::History))?, arguments })
     }
 
-    /// Puts all of it to an example; text becomes messages where there is something to put. Says whether it has.
+    /// Adds everything to an example; text becomes messages if there is anything to add. Returns whether it was text.
     ///
-    /// A system message that the conversation has itself stays, and the column counts as not read.
+    /// A system message in the conversation takes precedence; the column then counts as unread.
     pub(super) fn put_to(self, example: &mut Example, columns: &Columns) -> bool {
         if self.system.is_none() && self.history.is_empty() && self.arguments.is_empty() {
             return false;

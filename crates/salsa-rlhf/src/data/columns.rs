@@ -1,4 +1,4 @@
-//! One JSON record to one [`Example`], by the columns it has.
+//! Reads one JSON record as an [`Example`], according to its columns.
 
 use anyhow::{Result, anyhow, bail, ensure};
 use serde_json::Value;
@@ -10,16 +10,16 @@ use super::message::{content, first_user, messages};
 use super::{Content, Example, hh, preference, rated, tldr};
 use crate::chat::Message;
 
-/// A record read.
+/// A parsed record.
 pub(super) struct Row {
     pub example: Example,
-    /// What decides its place in a split.
+    /// Determines its part in a split.
     pub key: String,
-    /// Whose layout it has.
+    /// The name of its layout.
     pub recognised: &'static str,
-    /// Whether its text became messages because of a column beside it.
+    /// Whether its text became messages because of an accompanying column.
     pub is_lifted: bool,
-    /// Whether the answer is a wanted one, where the record says.
+    /// Whether the answer is a wanted one, if the record is labelled.
     pub label: Option<bool>,
     /// Columns that look like content and were not read.
     pub unread: Vec<String>,
@@ -58,7 +58,7 @@ pub(super) fn read(record: Record) -> Result<Row> {
     Ok(row)
 }
 
-/// The prompt of a record that has a column `prompt`: text stays text, transcripts included, where nothing is beside it.
+/// The prompt of a record with a column `prompt`: text stays text, including transcripts, if there is nothing to add.
 pub(super) fn prompt(record: Record) -> Result<Content> {
     let columns = Columns::new(record);
     let given = content(columns.need("prompt")?, "prompt")?;
@@ -77,7 +77,7 @@ pub(super) fn prompt(record: Record) -> Result<Content> {
 fn layout(columns: &Columns) -> Result<Row> {
     let has = |name: &str| columns.has(name);
     let answer = columns.first(&ANSWERS);
-    // An answer beside a prompt is what a reward function compares with.
+    // `answer` next to `prompt` is a reference for reward functions, not a completion.
     let completion = answer.filter(|name| has("prompt") && *name != "answer");
     let asked = columns.first(&["instruction", "question", "query", "input"]).filter(|_| !has("prompt"));
     if let (Some(there), Some(missing)) = (columns.first(&PAIR), PAIR.into_iter().find(|name| !has(name))) {
@@ -147,7 +147,7 @@ fn conversation(columns: &Columns, column: &'static str) -> Result<Row> {
     Ok(Row::new(first_user(&messages), Example::Messages(messages.into()), recognised))
 }
 
-/// UltraChat's first form: texts of user and assistant in turn.
+/// UltraChat's original form: alternating texts of user and assistant.
 fn alternating(list: &Value) -> Result<Row> {
     let texts = list.as_array().map(Vec::as_slice).unwrap_or_default();
     ensure!(!texts.is_empty(), "column data: the list of texts is empty");
@@ -180,8 +180,8 @@ fn first_turn(turns: &Value) -> Result<Row> {
     Ok(Row::new(hh::trim(asked).to_string(), Example::Prompt(prompt), "MT-Bench: turns"))
 }
 
-/// Whether the answer of an unpaired preference is wanted: TRL's `label`, LLaMA-Factory's `kto_tag`. Numbers mean that
-/// beside `prompt` and `completion` only; elsewhere they are classes.
+/// Whether the answer of an unpaired preference is wanted: TRL's `label`, LLaMA-Factory's `kto_tag`. Numbers count as
+/// labels only with `prompt` and `completion`; elsewhere they are classes.
 fn label(columns: &Columns, example: &Example) -> Result<Option<bool>> {
     let is_answer = matches!(example, Example::PromptCompletion { .. } | Example::Messages(_));
     let Some(column) = columns.first(&["kto_tag", "label"]).filter(|_| is_answer) else { return Ok(None) };

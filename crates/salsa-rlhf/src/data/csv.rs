@@ -1,4 +1,4 @@
-//! Records out of tables as text: `.csv`, and `.tsv` with tabs.
+//! Reads records from text tables: `.csv`, and tab-separated `.tsv`.
 
 use std::{path::Path, sync::Arc};
 
@@ -11,13 +11,13 @@ use super::{
     limits::{PerRecord, TooLong},
 };
 
-/// Columns that hold numbers; everything else is text, also where it looks like a number.
+/// Columns of numbers; all others are text, even if they look like numbers.
 const NUMBERS: &[&str] = &["margin", "score_chosen", "score_rejected"];
 
-/// Columns that hold lists, which stand in a table as JSON.
+/// Columns of lists, encoded as JSON.
 const LISTS: &[&str] = &["messages", "conversations"];
 
-/// Calls `visit` with every row: a text for each column of the first row, null where a cell is empty.
+/// Calls `visit` with every row: one text per column of the header row, null for an empty cell.
 pub(super) fn read(path: &Arc<Path>, separator: u8, stream: Stream<'_>, visit: Visit<'_>) -> Result<()> {
     let mut reader = ReaderBuilder::new().delimiter(separator).from_reader(PerRecord::new(stream));
     let names = reader.headers().cloned();

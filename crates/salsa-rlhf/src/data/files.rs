@@ -1,4 +1,4 @@
-//! Records out of files: one file or a folder of them, compressed or not.
+//! Reads records from a file, or from a folder of files, compressed or not.
 
 use std::{
     fmt,
@@ -21,7 +21,7 @@ use crate::{atomic::hex, input};
 
 pub(super) const KNOWN: &str = ".jsonl, .json, .csv, .tsv or .txt (also .gz), or .parquet";
 
-/// Where a record stands, for messages: its file, and its line, or its number there from 1.
+/// The location of a record, for messages: its file, and its line, or its number in the file from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     path: Arc<Path>,
@@ -48,8 +48,8 @@ impl Place {
 
 pub(super) type Visit<'a> = &'a mut dyn FnMut(&Place, Map<String, Value>) -> Result<()>;
 
-/// Calls `visit` with every record under `path`, in order, and returns the hash of what was read. An error of `visit`
-/// gets the place of its record.
+/// Calls `visit` with every record under `path`, in order, and returns the hash of the data read. Errors of `visit` get
+/// the record's location as context.
 pub(super) fn for_each_record(path: &Path, which: Which<'_>, visit: Visit<'_>) -> Result<String> {
     if !path.is_dir() {
         if let Which::Named(name) = which {
@@ -64,7 +64,7 @@ pub(super) fn for_each_record(path: &Path, which: Which<'_>, visit: Visit<'_>) -
     Ok(hex(&names.finalize()))
 }
 
-/// Calls `visit` with every row of a file of JSON lines, whatever its name. An error of `visit` gets the place in front.
+/// Calls `visit` with every row of a file of JSON lines of any name. Errors of `visit` are prefixed by the location.
 ///
 /// # Errors
 /// If the file cannot be read, or a line is not a JSON object; names the line.
@@ -78,7 +78,7 @@ pub fn for_each_row(path: &Path, visit: Visit<'_>) -> Result<()> {
     })
 }
 
-/// What a data file is, by its name.
+/// The format of a data file, by its name.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Format {
     Lines,
@@ -151,14 +151,14 @@ fn unknown_format(path: &Path) -> anyhow::Error {
     }
 }
 
-/// How a file is compressed.
+/// The compression of a file.
 #[derive(Clone, Copy, PartialEq)]
 enum Packing {
     None,
     Gzip,
 }
 
-/// A file that is digested while it is read.
+/// A file that is hashed while it is read.
 struct Source {
     path: Arc<Path>,
     packing: Packing,
@@ -186,7 +186,7 @@ impl Source {
         Ok(Source { path: Arc::from(path), packing, bytes: meta.len(), file: Digested { file, digest: Sha256::new() } })
     }
 
-    /// The unpacked bytes, without a byte order mark; refused if they are not of UTF-8's kind.
+    /// The unpacked bytes, without a byte order mark; UTF-16 and the like are refused.
     fn stream(&mut self) -> Result<Stream<'_>> {
         let file = BufReader::with_capacity(1 << 16, &mut self.file);
         let inner: Box<dyn Read> = match self.packing {
@@ -217,7 +217,7 @@ pub(super) struct Stream<'a> {
 }
 
 impl Stream<'_> {
-    /// What went wrong in reading.
+    /// The error for a failed read.
     pub(super) fn unread(&self, path: &Path, error: io::Error) -> anyhow::Error {
         unread(path, self.packing, error)
     }
@@ -249,7 +249,7 @@ fn unread(path: &Path, packing: Packing, error: io::Error) -> anyhow::Error {
     }
 }
 
-/// The first byte that is no white space, which is left in the stream, and its line.
+/// The first byte that is not white space (it stays in the stream), and its line.
 fn first_byte(stream: &mut Stream<'_>) -> io::Result<(Option<u8>, usize)> {
     let mut line = 1;
     loop {
@@ -270,7 +270,7 @@ fn first_byte(stream: &mut Stream<'_>) -> io::Result<(Option<u8>, usize)> {
 fn read_text(path: &Arc<Path>, mut stream: Stream<'_>, visit: Visit<'_>) -> Result<()> {
     let (mut bytes, mut room) = (Vec::new(), Room::now());
     stream.by_ref().take(room.free()).read_to_end(&mut bytes).map_err(|e| stream.unread(path, e))?;
-    // The bytes, and soon the text and its tokens.
+    // The bytes, and later the text and its tokens.
     room.take(2 * bytes.len() as u64, path)?;
     input::check_utf8(path, &bytes)?;
     ensure!(!bytes.contains(&0), "{} holds a zero byte: it is no text", path.display());
@@ -281,7 +281,7 @@ fn read_text(path: &Arc<Path>, mut stream: Stream<'_>, visit: Visit<'_>) -> Resu
     visit(&Place::new(path, 1, "text"), Map::from_iter([("text".to_string(), Value::from(text))]))
 }
 
-/// What a JSON value is, in words.
+/// The kind of a JSON value, for messages.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

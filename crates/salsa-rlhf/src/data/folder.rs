@@ -1,4 +1,4 @@
-//! Folders of data files: which files there are, and which split each belongs to.
+//! Folders of data files: which files they contain, and the split of each.
 
 use std::{
     collections::BTreeMap,
@@ -13,10 +13,10 @@ use super::{
 };
 use crate::input;
 
-/// Folders inside folders inside folders; data sets have two or three.
+/// Maximum nesting of folders; data sets have two or three levels.
 const DEEPEST: usize = 8;
 
-/// What Hugging Face's library writes beside data.
+/// Metadata files that Hugging Face's library writes next to data.
 const NO_DATA: &[&str] =
     &["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "metadata.json", "config.json"];
 
@@ -24,13 +24,13 @@ const NO_DATA: &[&str] =
 #[derive(Debug)]
 pub(super) struct DataFile {
     pub path: PathBuf,
-    /// Its path from the folder, with `/`.
+    /// Its path relative to the folder, with `/`.
     pub name: String,
-    /// The split its name says, in Hugging Face's ways of naming files.
+    /// The split according to its name, by Hugging Face's conventions.
     pub split: Option<String>,
 }
 
-/// The data files of a folder and of the folders in it that `which` asks for, in the order of their names.
+/// The data files of a folder and its subfolders that `which` selects, in the order of their names.
 pub(super) fn select(folder: &Path, which: Which<'_>) -> Result<Vec<DataFile>> {
     let files = list(folder)?;
     let sets = sets(&files);
@@ -70,7 +70,7 @@ pub(super) fn select(folder: &Path, which: Which<'_>) -> Result<Vec<DataFile>> {
     }
 }
 
-/// The names of the splits that the files of a folder tell, sorted; none for a file, or where no file tells one.
+/// The splits named by the files of a folder, sorted; empty for a file, or if no name contains one.
 pub(super) fn splits(path: &Path) -> Result<Vec<String>> {
     if path.is_dir() { Ok(names(&list(path)?)) } else { Ok(Vec::new()) }
 }
@@ -85,7 +85,7 @@ fn names(files: &[DataFile]) -> Vec<String> {
 fn list(folder: &Path) -> Result<Vec<DataFile>> {
     let all = input::files_below(folder, DEEPEST, &|name| !name.starts_with('.'))?;
     let mut files: Vec<_> = all.iter().filter(|(_, path)| is_data_file(path)).cloned().collect();
-    // Beside other data a table is a list of what there is, or figures about it.
+    // Next to other data, a table is a list of files or statistics.
     if files.iter().any(|(_, path)| !is_table(path)) {
         files.retain(|(_, path)| !is_table(path));
     }
@@ -102,13 +102,13 @@ fn is_table(path: &Path) -> bool {
     matches!(Format::of(path), Some(Format::Csv | Format::Tsv))
 }
 
-/// Whether a file of this name is data.
+/// Whether a file of this name contains data.
 pub(super) fn is_data_file(path: &Path) -> bool {
     let base = path.file_name().unwrap_or_default().to_string_lossy();
     !base.starts_with('.') && !NO_DATA.contains(&base.as_ref()) && Format::of(path).is_some()
 }
 
-/// How to convert what `save_to_disk` wrote, if that is what the folder holds: one data set, or one for each split.
+/// The command that converts the output of `save_to_disk`, if the folder contains that: one data set, or one per split.
 fn arrow_remedy(folder: &Path, files: &[(String, PathBuf)]) -> Option<String> {
     files.iter().find(|(name, _)| name.ends_with(".arrow"))?;
     let shown = folder.display();
@@ -119,7 +119,7 @@ fn arrow_remedy(folder: &Path, files: &[(String, PathBuf)]) -> Option<String> {
     Some(format!("python -c \"from datasets import load_from_disk; {convert}\""))
 }
 
-/// The data sets of a folder: what the folders of its files are called, apart from `data` and names of splits.
+/// The data sets of a folder: the names of its files' folders, apart from `data` and names of splits.
 fn sets(files: &[DataFile]) -> BTreeMap<String, usize> {
     let mut sets = BTreeMap::new();
     for file in files {
@@ -132,8 +132,8 @@ fn sets(files: &[DataFile]) -> BTreeMap<String, usize> {
     sets
 }
 
-/// `data/train_sft-00000-of-00003.parquet` says `train_sft`; otherwise a word for a split in the file's name, then in
-/// its folders' names, the innermost first.
+/// `data/train_sft-00000-of-00003.parquet` gives `train_sft`; otherwise a split's keyword in the file's name, then in
+/// its folders' names, innermost first.
 fn split_of(name: &str) -> Option<String> {
     let mut parts = name.rsplit('/');
     let base = parts.next().unwrap_or(name);
@@ -141,7 +141,7 @@ fn split_of(name: &str) -> Option<String> {
     sharded(stem).map(str::to_owned).or_else(|| std::iter::once(stem).chain(parts).find_map(keyword).map(str::to_owned))
 }
 
-/// The split of `SPLIT-00000-of-00003`, which a hash may follow.
+/// The split of `SPLIT-00000-of-00003`, optionally followed by a hash.
 fn sharded(stem: &str) -> Option<&str> {
     let at = stem.find("-of-")?;
     let (before, after) = (&stem[..at], &stem[at + 4..]);
@@ -151,7 +151,7 @@ fn sharded(stem: &str) -> Option<&str> {
     (digits(number) && digits(count) && !split.is_empty()).then_some(split)
 }
 
-/// The split that a word of this name stands for.
+/// The split of a keyword.
 fn keyword(name: &str) -> Option<&'static str> {
     name.split([' ', '-', '_', '.']).find_map(|word| match word.to_ascii_lowercase().as_str() {
         "train" | "training" => Some("train"),

@@ -5,21 +5,21 @@ use crate::chat::Message;
 const HUMAN: &str = "\n\nHuman:";
 const ASSISTANT: &str = "\n\nAssistant:";
 
-/// A pair of transcripts taken apart.
+/// A split pair of transcripts.
 pub(super) struct Pair {
     pub prompt: Vec<Message>,
     pub chosen: Vec<Message>,
     pub rejected: Vec<Message>,
 }
 
-/// Whether `text` is a transcript: it opens with a human turn.
+/// Whether `text` is a transcript: it begins with a human turn.
 pub(super) fn is_transcript(text: &str) -> bool {
     text.starts_with(HUMAN)
 }
 
-/// Splits two transcripts of one conversation. The prompt is their longest common beginning, cut after its last
-/// `"\n\nAssistant:"`; what follows in each is the reply, even where it contains a marker itself. `None` where the
-/// common beginning has no assistant marker: then the two do not answer the same prompt.
+/// Splits two transcripts of one conversation. The prompt is their longest common prefix, cut after its last
+/// `"\n\nAssistant:"`; the rest of each is the reply, even if it contains a marker. `None` if the common prefix has no
+/// assistant marker: the two then do not answer the same prompt.
 pub(super) fn pair(chosen: &str, rejected: &str) -> Option<Pair> {
     let common = common_prefix(chosen, rejected);
     let cut = common.rfind(ASSISTANT)? + ASSISTANT.len();
@@ -30,8 +30,8 @@ pub(super) fn pair(chosen: &str, rejected: &str) -> Option<Pair> {
     })
 }
 
-/// The turns of a transcript. Neighbouring turns of one speaker become one message, joined by an empty line; an open
-/// `"\n\nAssistant:"` at the end, which asks for a reply, is no turn, with white space behind it or without.
+/// The turns of a transcript. Consecutive turns of one speaker become one message, joined by an empty line; an open
+/// `"\n\nAssistant:"` at the end, with or without trailing white space, is not a turn.
 pub(super) fn messages(transcript: &str) -> Vec<Message> {
     let text = transcript.trim_end().strip_suffix(ASSISTANT).unwrap_or(transcript);
     let mut turns: Vec<Message> = Vec::new();
@@ -48,13 +48,13 @@ pub(super) fn messages(transcript: &str) -> Vec<Message> {
     turns
 }
 
-/// The opening human message: between the leading `"\n\nHuman:"` and the first `"\n\nAssistant:"`.
+/// The first human message: between the leading `"\n\nHuman:"` and the first `"\n\nAssistant:"`.
 pub(super) fn opening(transcript: &str) -> &str {
     let body = transcript.strip_prefix(HUMAN).unwrap_or(transcript);
     trim(&body[..body.find(ASSISTANT).unwrap_or(body.len())])
 }
 
-/// The longest beginning that two texts share, in whole characters.
+/// The longest common prefix of two texts, in whole characters.
 pub(super) fn common_prefix<'a>(a: &'a str, b: &str) -> &'a str {
     let equal = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
     let mut end = equal;
@@ -64,7 +64,7 @@ pub(super) fn common_prefix<'a>(a: &'a str, b: &str) -> &'a str {
     &a[..end]
 }
 
-/// Without spaces, tabs and line ends at both ends.
+/// Trims spaces, tabs and line ends at both ends.
 pub(super) fn trim(text: &str) -> &str {
     text.trim_matches([' ', '\t', '\r', '\n'])
 }

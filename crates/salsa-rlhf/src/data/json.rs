@@ -1,4 +1,4 @@
-//! JSON lines and JSON arrays, one record at a time, and what is wrong with one that is no JSON.
+//! JSON lines and JSON arrays, read one record at a time, and the causes of parse errors.
 
 use std::{
     fmt,
@@ -19,7 +19,7 @@ use super::{
     limits::{LONGEST_RECORD, PerRecord, TooLong},
 };
 
-/// Reads lines, of which the first has the number `line`.
+/// Reads lines; the first has the number `line`.
 pub(super) fn read_lines(path: &Arc<Path>, line: usize, mut stream: Stream<'_>, visit: Visit<'_>) -> Result<()> {
     let mut bytes = Vec::new();
     for number in line.. {
@@ -44,7 +44,7 @@ pub(super) fn read_lines(path: &Arc<Path>, line: usize, mut stream: Stream<'_>, 
     Ok(())
 }
 
-/// Reads an array, each element before the next.
+/// Reads an array, one element at a time.
 pub(super) fn read_array(path: &Arc<Path>, stream: Stream<'_>, visit: Visit<'_>) -> Result<()> {
     let mut stream = PerRecord::new(stream);
     let shared = std::cell::RefCell::new(&mut stream);
@@ -72,7 +72,7 @@ pub(super) fn read_array(path: &Arc<Path>, stream: Stream<'_>, visit: Visit<'_>)
     bail!("{place} (line {line}): {}", cause(&text, at.saturating_sub(1), &error))
 }
 
-/// A stream that is told, from beside its reader, that a record begins.
+/// A stream shared with its parser, so that the start of a record can be marked from outside.
 struct Shared<'a, 'b, 'c>(&'a std::cell::RefCell<&'b mut PerRecord<Stream<'c>>>);
 
 impl Read for Shared<'_, '_, '_> {
@@ -86,9 +86,9 @@ struct Records<'a, 'b, 'c, 'd> {
     path: &'a Arc<Path>,
     visit: Visit<'b>,
     stream: &'a std::cell::RefCell<&'c mut PerRecord<Stream<'d>>>,
-    /// How many were visited.
+    /// Number of visited elements.
     number: usize,
-    /// What `visit` said, where it ended the reading.
+    /// The error of `visit` that ended the reading.
     refused: Option<anyhow::Error>,
 }
 
@@ -124,7 +124,7 @@ fn visit_value(place: &Place, value: Value, visit: Visit<'_>) -> Result<()> {
     }
 }
 
-/// Why `text` is no JSON, where the parser stopped at the byte `at`.
+/// Why `text` is not JSON; the parser stopped at byte `at`.
 fn cause(text: &[u8], at: usize, error: &serde_json::Error) -> String {
     let column = error.column();
     if let Some(name) = number_of_python(text, at) {
@@ -158,14 +158,14 @@ fn cause(text: &[u8], at: usize, error: &serde_json::Error) -> String {
     format!("no valid JSON at column {}: {}{hint}", error.column(), without_position(error))
 }
 
-/// `NaN` or `Infinity` about this byte.
+/// `NaN` or `Infinity` near this byte.
 fn number_of_python(text: &[u8], at: usize) -> Option<&'static str> {
     let starts = |name: &str, from: usize| text.get(from..).is_some_and(|rest| rest.starts_with(name.as_bytes()));
     let from = at.saturating_sub(2)..=at + 1;
     ["-Infinity", "Infinity", "NaN"].into_iter().find(|name| from.clone().any(|from| starts(name, from)))
 }
 
-/// The escape of half a surrogate pair that lies within a dozen bytes before this one.
+/// The escape of half a surrogate pair within a dozen bytes before this one.
 fn half_of_a_pair(text: &[u8], at: usize) -> Option<String> {
     const ESCAPE: usize = "\\ud83d".len();
     let first = at.saturating_sub(2 * ESCAPE + 1);

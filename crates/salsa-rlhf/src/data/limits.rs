@@ -1,4 +1,4 @@
-//! How much may come out of data files: every size that a file states is checked against its bytes or a limit here.
+//! Limits on data files: every size stated in a file is checked against its bytes or a limit here.
 
 use std::{
     io::{self, Read},
@@ -11,43 +11,43 @@ use serde_json::Value;
 use super::{Content, Example};
 use crate::{chat::Conversation, stage::memory::Available};
 
-/// Most bytes of one record: a line of JSON, a row of Parquet.
+/// Maximum bytes of one record: a line of JSON, a row of Parquet.
 pub(super) const LONGEST_RECORD: u64 = 16 << 20;
 
-/// Text shrinks to a tenth or, repeating itself, to a hundredth; this much more than that is an attack.
+/// Maximum expansion. Text compresses to a tenth or, if repetitive, to a hundredth; far more indicates an attack.
 pub(super) const MOST_EXPANSION: u64 = 300;
 
-/// What a value takes beside its text.
+/// Memory of a value besides its text.
 pub(super) const PER_VALUE: u64 = 40;
 
-/// The most that may come out of a file of so many bytes, where `always` may come out of any.
+/// Maximum output of a file of this many bytes; at least `always`.
 pub(super) fn most_from(bytes: u64, always: u64) -> u64 {
     always.max(bytes.saturating_mul(MOST_EXPANSION))
 }
 
-/// Memory for the records of a data set.
+/// The memory budget of a data set's records.
 pub(super) struct Room {
     free: u64,
     held: u64,
 }
 
 impl Room {
-    /// What the machine has left, or without end where it does not say.
+    /// The machine's free memory, or unlimited if unknown.
     pub(super) fn now() -> Room {
         Room::of(Available::of_machine().bytes().unwrap_or(u64::MAX))
     }
 
-    /// So many bytes.
+    /// A budget of `free` bytes.
     pub(super) fn of(free: u64) -> Room {
         Room { free, held: 0 }
     }
 
-    /// How many bytes there are.
+    /// The size of the budget.
     pub(super) fn free(&self) -> u64 {
         self.free
     }
 
-    /// Counts so many bytes more of the data set at `path`.
+    /// Uses `bytes` of the budget for the data set at `path`.
     pub(super) fn take(&mut self, bytes: u64, path: &Path) -> Result<()> {
         self.held = self.held.saturating_add(bytes);
         if self.held <= self.free {
@@ -62,7 +62,7 @@ impl Room {
     }
 }
 
-/// What an example takes in memory, about.
+/// The approximate memory of an example.
 pub(super) fn bytes_of(example: &Example) -> u64 {
     let text = |text: &String| text.len() as u64 + PER_VALUE;
     let messages = |talk: &Conversation| {
@@ -83,7 +83,7 @@ pub(super) fn bytes_of(example: &Example) -> u64 {
     parts + size_of::<Example>() as u64 + PER_VALUE
 }
 
-/// What a JSON value takes in memory, about.
+/// The approximate memory of a JSON value.
 pub(super) fn bytes_of_value(value: &Value) -> u64 {
     let inside = match value {
         Value::String(text) => text.len() as u64,
@@ -96,7 +96,7 @@ pub(super) fn bytes_of_value(value: &Value) -> u64 {
     inside + PER_VALUE
 }
 
-/// A stream of which no record may be longer than [`LONGEST_RECORD`], where its parser says when one begins.
+/// A stream that limits each record to [`LONGEST_RECORD`]; the parser marks where records begin.
 pub(super) struct PerRecord<R> {
     inner: R,
     left: u64,
@@ -108,21 +108,21 @@ impl<R: Read> PerRecord<R> {
         PerRecord { inner, left: LONGEST_RECORD, recent: Vec::new() }
     }
 
-    /// The stream itself.
+    /// The underlying stream.
     pub(super) fn inner(&self) -> &R {
         &self.inner
     }
 
-    /// The next record begins.
+    /// Marks the start of a record.
     pub(super) fn begin(&mut self) {
         self.left = LONGEST_RECORD;
     }
 
-    /// What was read last, up to 64 bytes, and how many of them: then up to eight bytes more.
+    /// Returns the last up to 64 bytes read, followed by up to eight more, and the number of the former.
     pub(super) fn around(&mut self) -> (Vec<u8>, usize) {
         let mut text = std::mem::take(&mut self.recent);
         let before = text.len();
-        // What cannot be read is not shown.
+        // Bytes that cannot be read are not shown.
         let _ = self.inner.by_ref().take(8).read_to_end(&mut text);
         (text, before)
     }
@@ -145,12 +145,12 @@ impl<R: Read> Read for PerRecord<R> {
     }
 }
 
-/// A record is longer than it may be.
+/// A record exceeds the limit.
 #[derive(Debug, thiserror::Error)]
 #[error("it is longer than {} MiB, the most that a record may have: split or remove it", LONGEST_RECORD >> 20)]
 pub(super) struct TooLong;
 
-/// A stream that may not yield more than so many bytes.
+/// A stream with a limit on its total bytes.
 pub(super) struct Unpacked<R> {
     inner: R,
     left: u64,
@@ -171,7 +171,7 @@ impl<R: Read> Read for Unpacked<R> {
     }
 }
 
-/// A file unpacks to more than it may.
+/// A file unpacks to more than the limit.
 #[derive(Debug, thiserror::Error)]
 #[error("it unpacks to more than {MOST_EXPANSION} times its size, as no text does; if it is data, unpack it first")]
 pub(super) struct TooMuch;

@@ -1,4 +1,4 @@
-//! What columns mean, whatever the layout: one table, and the record of what was read of it.
+//! The meaning of columns in every layout, and which of a record's columns were read.
 
 use std::cell::RefCell;
 
@@ -8,12 +8,12 @@ use serde_json::{Map, Value};
 use super::files::kind;
 use super::hh;
 
-/// What a column says beside the answers of a record.
+/// The meaning of a column that accompanies the answers of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// What is asked: text, messages or an HH-RLHF transcript.
+    /// The question: text, messages or an HH-RLHF transcript.
     Question,
-    /// What the question is about; it follows the question after an empty line.
+    /// The context of the question; appended after an empty line.
     Context,
     /// The system message.
     System,
@@ -25,7 +25,7 @@ pub(super) enum Meaning {
     Arguments,
 }
 
-/// The columns of each meaning; of several questions or system messages in a record the first one counts.
+/// The columns of each meaning; if a record has several questions or system messages, the first one counts.
 const MEANINGS: [(Meaning, &[&str]); 6] = [
     (Meaning::Question, &["prompt", "instruction", "question", "query", "messages", "conversations", "input"]),
     (Meaning::Context, &["input", "context"]),
@@ -38,10 +38,10 @@ const MEANINGS: [(Meaning, &[&str]); 6] = [
 /// Columns of answers.
 const ANSWERS: [&str; 8] = ["completion", "response", "output", "answer", "chosen", "rejected", "text", "label"];
 
-/// So many words are a text that somebody may want to be read.
+/// Texts of at least this many words count as content.
 const FEW_WORDS: usize = 5;
 
-/// A record: columns that are `null` are not in it.
+/// A record without its `null` columns.
 pub(super) type Record = Map<String, Value>;
 
 /// The columns of a record, and which of them were read.
@@ -64,41 +64,41 @@ impl Columns {
         names.iter().all(|name| self.has(name))
     }
 
-    /// The first of these that is there.
+    /// The first existing column of these.
     pub(super) fn first(&self, names: &[&'static str]) -> Option<&'static str> {
         names.iter().copied().find(|name| self.has(name))
     }
 
-    /// Those of a meaning that are there.
+    /// The existing columns of a meaning.
     pub(super) fn of(&self, meaning: Meaning) -> impl Iterator<Item = &'static str> + '_ {
         let named = |(of, names): &(Meaning, &'static [&'static str])| (*of == meaning).then_some(*names);
         let names = MEANINGS.iter().find_map(named).unwrap_or_default();
         names.iter().copied().filter(|name| self.has(name))
     }
 
-    /// Without marking it as read.
+    /// A column, without marking it as read.
     pub(super) fn peek(&self, name: &str) -> Option<&Value> {
         self.record.get(name)
     }
 
-    /// A column, which counts as read from now on.
+    /// A column, which is marked as read.
     pub(super) fn get(&self, name: &'static str) -> Option<&Value> {
         self.used.borrow_mut().push(name);
         self.record.get(name)
     }
 
-    /// A column that must be there.
+    /// A required column.
     pub(super) fn need(&self, name: &'static str) -> Result<&Value> {
         self.get(name).ok_or_else(|| anyhow!("column {name} is missing"))
     }
 
-    /// A column of text that must be there.
+    /// A required column of text.
     pub(super) fn text(&self, name: &'static str) -> Result<&str> {
         let value = self.need(name)?;
         value.as_str().ok_or_else(|| anyhow!("column {name}: expected text, found {}", kind(value)))
     }
 
-    /// A column of numbers, if it is there.
+    /// An optional column of numbers.
     pub(super) fn number(&self, name: &'static str) -> Result<Option<f64>> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let number = value.as_f64().filter(|x| x.is_finite());
@@ -112,8 +112,8 @@ impl Columns {
         names
     }
 
-    /// Columns that look like content and were not read, sorted. `said` is what was read: a column that repeats part of
-    /// it, or all of it in another form, says nothing new.
+    /// Columns that look like content and were not read, sorted. `said` returns the texts that were read: a column that
+    /// repeats part of them, or all of them in another form, is not reported.
     pub(super) fn unread(&self, said: impl FnOnce() -> Vec<String>) -> Vec<String> {
         let used = self.used.borrow();
         let mut unread: Vec<(&String, Vec<&str>)> = self
@@ -140,7 +140,7 @@ impl Columns {
     }
 }
 
-/// The texts of a column that looks like content.
+/// The texts of a column, if it looks like content.
 fn content<'a>(name: &str, value: &'a Value) -> Option<Vec<&'a str>> {
     let is_known = ANSWERS.contains(&name) || MEANINGS.iter().any(|(_, names)| names.contains(&name));
     match value {
@@ -160,7 +160,7 @@ fn content<'a>(name: &str, value: &'a Value) -> Option<Vec<&'a str>> {
     }
 }
 
-/// What a message says.
+/// The text of a message.
 fn words_of(item: &Value) -> Option<&str> {
     let text = |names: [&str; 2]| names.into_iter().find_map(|name| item.get(name)?.as_str());
     text(["role", "from"]).and(text(["content", "value"]))

@@ -1,4 +1,4 @@
-//! Messages as files have them.
+//! Parses messages in the forms found in files.
 
 use anyhow::{Result, anyhow, bail};
 use serde_json::{Map, Value};
@@ -24,7 +24,7 @@ pub(super) fn content(value: &Value, column: &str) -> Result<Content> {
     }
 }
 
-/// A list of messages, or one message, which is a list of one.
+/// A list of messages, or one message as a list of one.
 pub(super) fn messages(value: &Value, column: &str) -> Result<Vec<Message>> {
     let rows;
     let items = match value {
@@ -49,7 +49,7 @@ fn is_message(fields: &Map<String, Value>) -> bool {
     ["role", "from"].iter().any(|name| fields.get(*name).is_some_and(Value::is_string))
 }
 
-/// A list of objects that is stored as an object of lists, as the `datasets` library may do.
+/// Converts an object of lists, which the `datasets` library may store, to a list of objects.
 fn transposed(columns: &Map<String, Value>) -> Option<Vec<Value>> {
     let lists: Vec<(&String, &Vec<Value>)> =
         columns.iter().map(|(name, list)| Some((name, list.as_array()?))).collect::<Option<_>>()?;
@@ -83,7 +83,7 @@ fn message(item: &Value) -> Result<Message> {
     Ok(Message::new(role_name(role), text))
 }
 
-/// Not `null`, nor an empty text, list or mapping, with which files of columns fill gaps.
+/// Whether a value is neither `null` nor an empty text, list or mapping, which columnar files use for missing values.
 fn says_something(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null) => false,
@@ -94,7 +94,7 @@ fn says_something(value: Option<&Value>) -> bool {
     }
 }
 
-/// The roles of ShareGPT's files, in the words of chat templates.
+/// Converts a ShareGPT role to that of chat templates.
 fn role_name(role: &str) -> &str {
     match role {
         "human" => "user",
@@ -123,7 +123,7 @@ pub(super) fn key_of(value: &Value, prompt: &Content) -> String {
     }
 }
 
-/// What the user says first.
+/// The first user message.
 pub(super) fn first_user(messages: &[Message]) -> String {
     let first = messages.iter().find(|m| m.role == "user").or(messages.first());
     first.map_or_else(String::new, |m| hh::trim(&m.content).to_string())

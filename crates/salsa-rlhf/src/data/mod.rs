@@ -1,4 +1,4 @@
-//! Data sets: files of records in the layouts people already have, read into one enum.
+//! Data sets: files of records in common layouts, read into one enum.
 //!
 //! | layout | columns recognised |
 //! |---|---|
@@ -10,11 +10,11 @@
 //! | preference, from labels | an answer with a `label` (`true` or `false`, KTO): a wanted and an unwanted answer to one prompt are a pair |
 //! | prompt | `prompt`; `turns` (MT-Bench: the first turn) |
 //!
-//! What stands beside the answers means the same in every layout: `meaning.rs` has the table. A column whose value is `null`
-//! counts as absent. Columns that look like content and are not read are named in [`Dataset::notes`].
+//! Columns besides the answers have the same meaning in every layout: see the table in `meaning.rs`. A column whose
+//! value is `null` counts as absent. Columns that look like content and are not read are listed in [`Dataset::notes`].
 //!
-//! In a folder, names of files and folders tell splits as they do on the Hugging Face hub: `data/train-00000-of-00002.parquet`,
-//! `test.jsonl.gz`, `validation/0000.parquet`.
+//! In a folder, names of files and folders determine splits as on the Hugging Face hub:
+//! `data/train-00000-of-00002.parquet`, `test.jsonl.gz`, `validation/0000.parquet`.
 
 mod assembly;
 mod beside;
@@ -55,7 +55,7 @@ use crate::chat::{Conversation, Message};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Content {
-    /// Text taken as it is, no template.
+    /// Text used verbatim, without a template.
     Text(String),
     /// Messages, for the model's chat template.
     Messages(Conversation),
@@ -64,32 +64,32 @@ pub enum Content {
 /// Two answers to one prompt, the first preferred.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Preference {
-    /// What both answer; empty text where the data has none. The three contents are all text or all messages.
+    /// The prompt of both; empty text if the data has none. The three contents are all text or all messages.
     pub prompt: Content,
     /// The preferred answer, without the prompt.
     pub chosen: Content,
     /// The other answer, without the prompt.
     pub rejected: Content,
-    /// By how much `chosen` is better, where the data says.
+    /// How much better `chosen` is, if given.
     pub margin: Option<f64>,
-    /// A score of `chosen`, where the data has one.
+    /// The score of `chosen`, if given.
     pub score_chosen: Option<f64>,
-    /// A score of `rejected`, where the data has one.
+    /// The score of `rejected`, if given.
     pub score_rejected: Option<f64>,
 }
 
 /// One record.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Example {
-    /// Text to model from the first token to the last.
+    /// Text to be learned from the first token to the last.
     Text(String),
-    /// A conversation, of which every assistant turn is to be learned.
+    /// A conversation whose assistant turns are all to be learned.
     Messages(Conversation),
-    /// A prompt and what is to be said to it; both text or both messages.
+    /// A prompt and its completion; both text or both messages.
     PromptCompletion {
-        /// What comes before.
+        /// The prompt.
         prompt: Content,
-        /// What is to be learned.
+        /// The completion to be learned.
         completion: Content,
     },
     /// Two answers to one prompt.
@@ -98,7 +98,7 @@ pub enum Example {
     Prompt(Content),
 }
 
-/// What every record of a data set is.
+/// The layout of a data set's records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// [`Example::Text`]
@@ -118,30 +118,30 @@ pub enum Layout {
 pub struct Dataset {
     /// The records, in file order (files of a folder by name).
     pub examples: Vec<Example>,
-    /// What every record is.
+    /// The layout of every record.
     pub layout: Layout,
-    /// Whose way of writing such records this is, in words: `ShareGPT: conversations (from, value)`.
+    /// A description of the records' format: `ShareGPT: conversations (from, value)`.
     pub recognised: &'static str,
-    /// Where it was read from.
+    /// The file or folder it was read from.
     pub path: PathBuf,
-    /// SHA-256 of the file as it is on disk; for a folder, of the `HASH  NAME` lines of its files.
+    /// SHA-256 of the file as stored; for a folder, of the `HASH  NAME` lines of its files.
     pub sha256: String,
-    /// Preference pairs that were left out because both answers are the same, or rated the same.
+    /// Number of preference pairs dropped because both answers are the same, or rated the same.
     pub dropped_identical: usize,
-    /// What a person should know of how it was read: columns that were not, and what was made of others.
+    /// Notes for the user on how the data was read: unread columns, and conversions.
     pub notes: Vec<String>,
-    /// For each example, its place from 0 to 99 in [`split_by_prompt`].
+    /// For each example, its bucket from 0 to 99 in [`split_by_prompt`].
     pub buckets: Vec<u8>,
-    /// For each example, the record it was read from.
+    /// For each example, the location of its record.
     pub places: Vec<Place>,
 }
 
-/// Which part of a folder is read.
+/// Selects the part of a folder to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which<'a> {
-    /// Everything, of a folder whose file names tell at most one split.
+    /// All files of a folder whose file names contain at most one split.
     TheOnly,
-    /// All files, whatever their names tell.
+    /// All files of all splits.
     All,
     /// The files of one split.
     Named(&'a str),
@@ -156,15 +156,15 @@ pub fn load(path: &Path) -> Result<Dataset> {
     load_split(path, Which::TheOnly)
 }
 
-/// Reads a file, or the files of a folder (and of folders in it) that `which` asks for, in name order.
+/// Reads a file, or the files of a folder and its subfolders that `which` selects, in name order.
 ///
 /// A `.json` file may hold one array or JSON lines. JSON lines are split at `\n` only.
 ///
 /// # Errors
-/// When nothing can be read, a record does not parse, has columns of no known layout or of another layout than the
-/// first record, or when no record is left. Names the file, the line (or record of an array, or row), the columns found
-/// and what was expected. Also when a folder has several splits and [`Which::TheOnly`] is asked for, or has not the one
-/// that is, and when it holds several data sets.
+/// When a file cannot be read, a record does not parse, its columns match no known layout or another one than the first
+/// record's, or no record is left. Names the file, the line (or record of an array, or row), the columns found and the
+/// ones expected. Also when a folder has several splits with [`Which::TheOnly`], lacks the split selected, or holds
+/// several data sets.
 pub fn load_split(path: &Path, which: Which<'_>) -> Result<Dataset> {
     let (mut assembly, mut room) = (Assembly::new(path), Room::now());
     let sha256 = files::for_each_record(path, which, &mut |place, record| {
@@ -176,55 +176,55 @@ pub fn load_split(path: &Path, which: Which<'_>) -> Result<Dataset> {
     assembly.finish(sha256)
 }
 
-/// The columns of a record that hold null, which count as absent.
+/// The null columns of a record, which count as absent.
 fn nulls(record: &Map<String, Value>) -> Vec<String> {
     record.iter().filter(|(_, value)| value.is_null()).map(|(name, _)| name.clone()).collect()
 }
 
-/// Reads one record by its columns, as [`load`] reads those of a file.
+/// Reads one record by its columns, as [`load`] does.
 ///
 /// # Errors
-/// When it has columns of no known layout, or one holds something else than it should.
+/// When its columns match no known layout, or a value has the wrong type.
 pub fn example(record: Map<String, Value>) -> Result<Example> {
     Ok(columns::read(record)?.example)
 }
 
-/// The prompt of a record with a column `prompt`, with what stands beside it. Text stays text, transcripts included, where
-/// nothing is beside it.
+/// The prompt of a record with a column `prompt`, including accompanying columns. Text stays text, including
+/// transcripts, if there are none.
 ///
 /// # Errors
-/// When there is no such column, or one holds something else than it should.
+/// When the column is missing, or a value has the wrong type.
 pub fn prompt(record: Map<String, Value>) -> Result<Content> {
     columns::prompt(record)
 }
 
-/// Text, or messages as files have them.
+/// Parses text or messages.
 ///
 /// # Errors
-/// When it is neither; names the column.
+/// When the value is neither; names the column.
 pub fn content(value: &Value, column: &str) -> Result<Content> {
     message::content(value, column)
 }
 
-/// Columns of a record that look like content and that neither [`example`] nor [`prompt`] reads, sorted.
+/// Columns of a record that look like content and are read neither by [`example`] nor by [`prompt`], sorted.
 pub fn unread(record: Map<String, Value>) -> Vec<String> {
     columns::read(record).map(|row| row.unread).unwrap_or_default()
 }
 
-/// The splits that the names in a folder tell, sorted; none for a file, or where no name tells one.
+/// The splits named by the files of a folder, sorted; empty for a file, or if no name contains one.
 ///
 /// # Errors
-/// When the folder cannot be listed or holds no data files.
+/// When the folder cannot be listed or contains no data files.
 pub fn splits(path: &Path) -> Result<Vec<String>> {
     folder::splits(path)
 }
 
-/// Whether a file of this name, in a folder, would be read as data.
+/// Whether a file of this name in a folder would be read as data.
 pub fn is_data_file(name: &str) -> bool {
     folder::is_data_file(Path::new(name))
 }
 
-/// A conversation up to where the assistant is to speak: without the assistant's message at its end, if it has one.
+/// A conversation without a final assistant message.
 pub fn asked(messages: &[Message]) -> &[Message] {
     match messages {
         [before @ .., last] if last.role == "assistant" => before,
@@ -233,7 +233,7 @@ pub fn asked(messages: &[Message]) -> &[Message] {
 }
 
 impl Example {
-    /// What this record is.
+    /// The layout of this record.
     pub fn layout(&self) -> Layout {
         match self {
             Example::Text(_) => Layout::Text,
@@ -244,8 +244,8 @@ impl Example {
         }
     }
 
-    /// The part of this record that a model can be asked to answer: its prompt, or a conversation without the assistant's
-    /// message at its end ([`asked`]). `None` for plain text and where nothing is left of a conversation.
+    /// The prompt part of this record: its prompt, or a conversation without a final assistant message ([`asked`]).
+    /// `None` for plain text, and if nothing is left of a conversation.
     pub fn prompt(&self) -> Option<Content> {
         match self {
             Example::Text(_) => None,
@@ -258,8 +258,8 @@ impl Example {
         }
     }
 
-    /// Makes messages of text: the prompt is what the user says, an answer the assistant's. Plain text to model from its
-    /// start stays. Returns whether there was text.
+    /// Converts text to messages: the prompt becomes a user message, an answer an assistant message. Plain text is
+    /// unchanged. Returns whether there was text.
     fn lift(&mut self) -> bool {
         match self {
             Example::Text(_) | Example::Messages(_) => false,
@@ -276,7 +276,7 @@ impl Example {
         }
     }
 
-    /// All that it says.
+    /// All texts of the record.
     fn texts(&self) -> Vec<String> {
         match self {
             Example::Text(text) => vec![text.clone()],
@@ -303,7 +303,7 @@ impl From<Conversation> for Content {
 }
 
 impl Content {
-    /// A prompt as messages: text is what the user says, and none at all where it is empty.
+    /// A prompt as messages: text becomes a user message, empty text no message.
     pub fn into_messages(self) -> Conversation {
         match self {
             Content::Messages(conversation) => conversation,
@@ -312,7 +312,7 @@ impl Content {
         }
     }
 
-    /// The columns that stand beside it in a record: the arguments of its chat template.
+    /// The accompanying columns of a record: the arguments of the chat template.
     pub fn columns(&self) -> Map<String, Value> {
         match self {
             Content::Text(_) => Map::new(),
@@ -340,7 +340,7 @@ impl Content {
         }
     }
 
-    /// Whether there is nothing in it: empty text or no messages.
+    /// Whether the text is empty, or there are no messages.
     pub fn is_empty(&self) -> bool {
         match self {
             Content::Text(text) => text.is_empty(),
@@ -369,7 +369,7 @@ impl fmt::Display for Layout {
     }
 }
 
-/// A layout, and whether its contents are text or messages: what all records of a data set have in common.
+/// The properties that all records of a data set share: layout, text or messages, and labels.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Shape {
     layout: Layout,
@@ -390,7 +390,7 @@ impl Shape {
         Shape { layout: example.layout(), messages, is_labelled: false }
     }
 
-    /// Whether they differ in text and messages at most.
+    /// Whether they differ at most in text or messages.
     fn agrees(&self, other: &Shape) -> bool {
         Shape { messages: other.messages, ..*self } == *other
     }

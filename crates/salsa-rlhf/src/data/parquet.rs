@@ -1,4 +1,4 @@
-//! Records out of Parquet files, as Hugging Face's data sets store them.
+//! Reads records from Parquet files, as Hugging Face's data sets store them.
 
 mod pages;
 mod scan;
@@ -20,17 +20,17 @@ use super::files::{Place, Visit};
 use super::limits::most_from;
 use crate::guard;
 
-/// Deeper than any data set, and far from the end of the stack.
+/// Maximum nesting: more than any data set needs, and safe for the stack.
 const DEEPEST: usize = 32;
 
-/// So many bytes may be in the rows of any file.
+/// Minimum of the limit on the total bytes of a file's rows.
 const ALWAYS_ALLOWED: u64 = 1 << 30;
 
-/// Most bytes of the largest pages of all columns together, which are unpacked at the same time.
+/// Maximum bytes of the largest pages of all columns together, which are unpacked at the same time.
 const MOST_OPEN: u64 = 2 << 30;
 
 /// Calls `visit` with every row, its columns as JSON: lists and structs nested, times and decimals as text, bytes that
-/// are no UTF-8 as null.
+/// are not UTF-8 as null.
 pub(super) fn read(path: &Arc<Path>, bytes: Vec<u8>, visit: Visit<'_>) -> Result<()> {
     let damaged = |what: String| anyhow!("{} is no readable Parquet file: {what}; download it again", path.display());
     check_ends(&bytes).and_then(|()| thrift::check_footer(&bytes)).map_err(|e| damaged(e.to_string()))?;
@@ -69,7 +69,7 @@ fn check_ends(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// What the reader takes on trust.
+/// Checks properties that the Parquet reader does not verify.
 fn check(reader: &SerializedFileReader<Bytes>, bytes: &[u8]) -> Result<()> {
     let meta = reader.metadata();
     let schema = meta.file_metadata().schema();
@@ -150,7 +150,7 @@ fn value(field: Field) -> Value {
     }
 }
 
-/// Runs code of the Parquet reader, which panics on some damaged files where an error was due.
+/// Runs code of the Parquet reader, converting its panics on damaged files to errors.
 fn guarded<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
     guard::guarded(run).unwrap_or_else(|_| Err(anyhow!("its pages contradict its header")))
 }

@@ -1,4 +1,4 @@
-//! Two answers to one prompt: `chosen` and `rejected`, and where their prompt is.
+//! Preferences: two answers to one prompt, `chosen` and `rejected`, and the location of the prompt.
 
 use anyhow::{Result, anyhow, bail};
 
@@ -61,7 +61,7 @@ fn layout(columns: &Columns, chosen: &Content) -> &'static str {
     }
 }
 
-/// A conversation that ends with the preferred answer is its prompt and that answer.
+/// Removes the preferred answer from the end of a conversation, which leaves its prompt.
 fn without_answer(prompt: Content, chosen: &Content) -> Content {
     match prompt {
         Content::Messages(mut prompt) => {
@@ -97,7 +97,7 @@ fn texts(given: Option<Content>, chosen: String, rejected: String) -> Result<Tri
     }
 }
 
-/// Text as the assistant's message.
+/// Text as an assistant message.
 pub(super) fn reply(text: &str) -> Content {
     vec![Message::new("assistant", hh::trim(text))].into()
 }
@@ -136,7 +136,7 @@ fn check_replies(chosen: &[Message], rejected: &[Message]) -> Result<()> {
     Ok(())
 }
 
-/// The common beginning of two texts up to, not including, its last white space, so that no word is cut.
+/// The common prefix of two texts up to, not including, its last white space, so that no word is cut.
 fn shared_text<'a>(a: &'a str, b: &str) -> &'a str {
     let common = hh::common_prefix(a, b);
     &common[..common.rfind(char::is_whitespace).unwrap_or(0)]

@@ -1,4 +1,4 @@
-//! Several rated answers to one prompt, as the raw UltraFeedback has them, to one pair.
+//! Several rated answers to one prompt, as in the raw UltraFeedback, converted to one pair.
 
 use anyhow::{Result, anyhow, bail, ensure};
 use serde_json::Value;
@@ -13,14 +13,14 @@ use crate::chat::Message;
 /// Columns that hold the answers.
 pub(super) const ANSWERS: [&str; 3] = ["completions", "responses", "generations"];
 
-/// Columns of ratings, where the answers are texts alone.
+/// Columns of ratings, if the answers are plain texts.
 const RATINGS: [&str; 3] = ["ratings", "scores", "rating"];
 
 /// Reads `instruction` or `prompt`, and answers with ratings.
 ///
-/// The best rated answer is the chosen one (of equals the first). The rejected one is any of those rated lower, as in
-/// Zephyr's data; which one is decided by a hash of the prompt. Where none is rated lower, both are the same answer, so
-/// that the record counts as one that says nothing.
+/// The best rated answer is chosen (the first of equals). The rejected one is any of those rated lower, as in Zephyr's
+/// data, selected by a hash of the prompt. If none is rated lower, both are the same answer, so that the record counts
+/// as uninformative.
 pub(super) fn read(columns: &Columns, column: &'static str) -> Result<Row> {
     let asked = if columns.has("instruction") { "instruction" } else { "prompt" };
     let Question { key, prompt, .. } = question(columns, asked)?;
@@ -74,14 +74,14 @@ fn answers(columns: &Columns, column: &'static str) -> Result<Vec<Answer>> {
     Ok(answers)
 }
 
-/// The mean of the aspects' ratings, else the overall score. In UltraFeedback the mean is the trusted one: some of its
-/// overall scores are 10 where the critique says 1.
+/// The mean of the aspects' ratings, else the overall score. In UltraFeedback the mean is more reliable: some of its
+/// overall scores are 10 where the critique gives 1.
 fn rating(answer: &Value) -> Option<f64> {
     mean_of_aspects(&answer["annotations"])
         .or_else(|| ["overall_score", "score", "rating"].iter().find_map(|name| number(&answer[*name])))
 }
 
-/// Ratings of aspects (`{"helpfulness": {"Rating": "4"}, …}`) that are numbers; others say `N/A`.
+/// The mean of numeric ratings of aspects (`{"helpfulness": {"Rating": "4"}, …}`); others are `N/A`.
 fn mean_of_aspects(annotations: &Value) -> Option<f64> {
     let aspects = annotations.as_object()?.values();
     let rating = |aspect: &Value| match aspect {

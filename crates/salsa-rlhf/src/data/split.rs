@@ -15,7 +15,7 @@ pub struct Split {
     pub test: Dataset,
 }
 
-/// Splits by prompt, so that the result depends neither on file order nor on a seed and equal prompts land together.
+/// Splits by prompt: the result depends neither on file order nor on a seed, and equal prompts are in the same part.
 ///
 /// ```text
 /// n = bucket(prompt);   n < 80: train,   80 <= n < 90: validation,   otherwise: test
@@ -42,7 +42,7 @@ pub fn split_by_prompt(set: &Dataset) -> Split {
 }
 
 impl Dataset {
-    /// Keeps the examples whose numbers, from 0, are wanted.
+    /// Keeps the examples whose index is wanted.
     pub fn keep(&mut self, wanted: impl Fn(usize) -> bool) {
         fn keep<T>(items: &mut Vec<T>, wanted: impl Fn(usize) -> bool) {
             let mut index = 0..;

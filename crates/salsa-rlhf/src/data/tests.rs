@@ -1,4 +1,4 @@
-//! Each layout, each refusal, the golden splits, and the real files where they are.
+//! Each layout, each error, the golden splits, and the real files if present.
 
 use std::io::Write;
 
@@ -156,7 +156,7 @@ fn hh_transcripts() {
             vec![assistant("")].into(),
         ))
     );
-    // A marker inside a reply stays text, and neighbouring turns of one speaker are one message.
+    // A marker inside a reply stays text, and consecutive turns of one speaker are one message.
     let odd = r#"{"chosen":"\n\nHuman: a\n\nHuman: b\n\nAssistant: x\n\nAssistant: y","rejected":"\n\nHuman: a\n\nHuman: b\n\nAssistant: z"}"#;
     assert_eq!(
         one(odd),
@@ -221,7 +221,7 @@ fn files_of_every_kind_hold_the_same_records() {
         assert_eq!(load_as(name, text).unwrap().examples, expected, "{name}");
     }
     let dir = tempfile::tempdir().unwrap();
-    // Two members, as `cat a.gz b.gz` makes.
+    // Two members, as from `cat a.gz b.gz`.
     let mut bytes = Vec::new();
     for part in ["{\"text\":\"a\u{2028}b\"}\n{\"te", "xt\":\"c\"}\n"] {
         let mut member = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -412,7 +412,7 @@ mod properties {
     }
 
     proptest! {
-        /// Writing turns as a transcript and reading them gives them back, trimmed.
+        /// Turns written as a transcript are read back, trimmed.
         #[test]
         fn transcripts_round_trip(turns in proptest::collection::vec(reply(), 1..6), a in "[a-m]{1,9}", b in "[n-z]{1,9}") {
             let mut shared = String::new();
@@ -443,7 +443,7 @@ mod properties {
             let _ = load(&path);
         }
 
-        /// The parts of a split are the whole, in order.
+        /// The parts of a split together are the whole, in order.
         #[test]
         fn a_split_loses_nothing(prompts in proptest::collection::vec("[a-z]{1,5}", 1..40)) {
             let lines: String = prompts.iter().map(|p| format!("{{\"prompt\":\"{p}\"}}\n")).collect();

@@ -52,7 +52,7 @@ pub(super) fn summary(columns: &Columns) -> Result<Row> {
     Ok(Row::new(key, example, "TL;DR: subreddit, title, post, summary"))
 }
 
-/// The prompt of the paper's models, which the derived data sets keep.
+/// The prompt format of the paper's models, which the derived data sets use.
 fn post(record: &Record) -> Result<String> {
     let part = |name: &str| text(record, name).map(hh::trim);
     let subreddit = part("subreddit")?;

@@ -1,4 +1,4 @@
-//! Answers with labels, as KTO takes them, to pairs.
+//! Labelled answers, as for KTO, converted to pairs.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ struct Answer {
     place: Place,
 }
 
-/// A pair with what decides its place in a split, and where its wanted answer is.
+/// A pair with its split key, and the place of its wanted answer.
 pub(super) struct Paired {
     pub pair: Preference,
     pub key: String,
@@ -29,7 +29,7 @@ struct Answers {
     unwanted: Vec<Answer>,
 }
 
-/// Answers by prompt, in the order in which the prompts come.
+/// Answers by prompt, in the order of the prompts' first appearance.
 #[derive(Default)]
 pub(super) struct Unpaired {
     prompts: Vec<Answers>,
@@ -42,7 +42,7 @@ impl Unpaired {
         self.records == 0
     }
 
-    /// Takes in a prompt with its answer, or a conversation that ends with one.
+    /// Adds a prompt with its answer, or a conversation that ends with one.
     pub(super) fn add(&mut self, example: Example, label: bool, key: String, place: &Place) {
         self.records += 1;
         let (prompt, said) = match example {
@@ -66,11 +66,11 @@ impl Unpaired {
         list.push(Answer { said, place: place.clone() });
     }
 
-    /// The first wanted answer to a prompt with the first unwanted one, the second with the second, and so on; and what to
-    /// say of it.
+    /// Pairs the first wanted answer to a prompt with the first unwanted one, the second with the second, and so on.
+    /// Returns the pairs and a note for the user.
     ///
     /// # Errors
-    /// If no prompt has both.
+    /// If no prompt has both kinds.
     pub(super) fn paired(self, path: &Path) -> Result<(Vec<Paired>, String)> {
         let mut pairs = Vec::new();
         for Answers { prompt, key, wanted, unwanted } in self.prompts {

@@ -1,4 +1,4 @@
-//! The cache of `huggingface_hub`: blobs, the snapshots that link to them, and the commits that revisions are.
+//! The cache of `huggingface_hub`: blobs, snapshots that link to them, and the commits of revisions.
 
 use std::{
     fs::{self, File},
@@ -31,10 +31,10 @@ impl Repo {
         self.folder.join("snapshots").join(commit)
     }
 
-    /// What the cache has of this id.
+    /// The cached snapshot of this id.
     ///
     /// # Errors
-    /// When it has nothing, or a model's files are not all there.
+    /// When nothing is cached, or a model's files are incomplete.
     pub(super) fn held(&self, id: &Id, kind: Kind) -> Result<PathBuf> {
         let snapshot = self.snapshot(&self.commit_of(id)?);
         let folder = id.folder().map_or(snapshot.clone(), |inner| snapshot.join(inner));
@@ -45,10 +45,10 @@ impl Repo {
         if whole { Ok(folder) } else { bail!("the cache has only a part of {id}") }
     }
 
-    /// The commit that the cache has for the revision.
+    /// The cached commit of the revision.
     ///
     /// # Errors
-    /// When it has none.
+    /// When none is cached.
     pub(super) fn commit_of(&self, id: &Id) -> Result<String> {
         if id.is_commit() {
             return Ok(id.revision().to_owned());
@@ -71,7 +71,7 @@ impl Repo {
         create(parent)?;
         let up = "../".repeat(2 + name.matches('/').count());
         let target = PathBuf::from(format!("{up}blobs/{etag}"));
-        // Another process may make the same link; a rename replaces whatever is there at once.
+        // Another process may create the same link; a rename replaces it atomically.
         let new = parent.join(format!(".{etag}.{}.link", std::process::id()));
         let _ = fs::remove_file(&new);
         symlink(&target, &blob, &new)
@@ -79,7 +79,7 @@ impl Repo {
             .map_err(|e| atomic::explain(&e, &format!("cannot link {}", link.display())))
     }
 
-    /// Notes which commit the revision is.
+    /// Records the commit of the revision.
     pub(super) fn write_ref(&self, id: &Id, commit: &str) -> Result<()> {
         let path = self.folder.join("refs").join(id.revision());
         if id.is_commit() || input::read_to_string(&path).is_ok_and(|held| held == commit) {
@@ -89,7 +89,7 @@ impl Repo {
         atomic::write(&path, commit.as_bytes())
     }
 
-    /// Holds the lock of this name until the file is dropped; `huggingface_hub` takes those of blobs too. Waits for others.
+    /// Waits for the lock of this name, held until the file is dropped; `huggingface_hub` locks blobs in the same way.
     pub(super) fn lock(&self, name: &str) -> Result<File> {
         create(&self.locks)?;
         let path = self.locks.join(format!("{name}.lock"));
@@ -103,7 +103,7 @@ impl Repo {
     }
 }
 
-/// Whether config and all weights are there.
+/// Whether config and all weights exist.
 fn is_whole_model(folder: &Path) -> bool {
     let has = |name: &str| folder.join(name).exists();
     if has("adapter_config.json") {
@@ -130,7 +130,7 @@ fn symlink(target: &Path, _blob: &Path, link: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(target, link)
 }
 
-/// Where links need special rights, the snapshot holds the file itself, as `huggingface_hub` does it.
+/// Without the right to create links, the snapshot contains the file itself, as in `huggingface_hub`.
 #[cfg(not(unix))]
 fn symlink(_target: &Path, blob: &Path, link: &Path) -> io::Result<()> {
     fs::copy(blob, link).map(drop)

@@ -11,22 +11,22 @@ use ureq::{Agent, Body};
 use super::id::is_commit;
 use super::{Hub, Id, Kind};
 
-/// No chain of redirections is longer.
+/// Maximum number of redirections.
 const MOST_REDIRECTIONS: usize = 8;
 
-/// One connection may last this long; a longer download goes on with another.
+/// Maximum duration of a connection; a longer download continues with another.
 const LONGEST_CONNECTION: Duration = Duration::from_secs(600);
 
-/// A listing is text; a longer answer is none.
+/// Maximum bytes of a listing.
 const LONGEST_LISTING: u64 = 256 << 20;
 
-/// Talks to one hub.
+/// HTTP client for one hub.
 pub(super) struct Client<'a> {
     hub: &'a Hub,
     agent: Agent,
 }
 
-/// What a revision holds.
+/// The content of a revision.
 pub(super) struct Listing {
     pub commit: String,
     pub entries: Vec<Entry>,
@@ -34,22 +34,22 @@ pub(super) struct Listing {
 
 /// A file of a repository.
 pub(super) struct Entry {
-    /// Its path in the repository, with `/`; leads to no place outside.
+    /// Its path in the repository, with `/`; does not lead outside.
     pub name: String,
     pub size: Option<u64>,
 }
 
-/// What a file is: the digest and length of its bytes.
+/// The digest and length of a file.
 pub(super) struct Announced {
     pub etag: String,
     pub length: u64,
 }
 
-/// Why there is no listing.
+/// Why a listing failed.
 pub(super) enum Failure {
-    /// The hub could not be asked.
+    /// The hub could not be reached.
     Unreachable(String),
-    /// It answered that there is none.
+    /// The hub refused.
     Refused(anyhow::Error),
 }
 
@@ -82,7 +82,7 @@ impl<'a> Client<'a> {
         read_listing(&text).map_err(|e| Failure::Refused(e.context(format!("{url} gives no listing that can be read"))))
     }
 
-    /// What a file is, without its bytes.
+    /// Requests the digest and length of a file.
     pub(super) fn announced(&self, id: &Id, kind: Kind, commit: &str, name: &str) -> Result<Announced> {
         let url = self.address(id, kind, commit, name);
         let answer = self.ask(Method::Head, &url, None)?;
@@ -90,7 +90,7 @@ impl<'a> Client<'a> {
         if !answer.status().is_redirection() {
             self.check(&answer, id, kind)?;
         }
-        // What a large file is stands beside the redirection; the place it leads to has other ETags.
+        // For a large file they are headers of the redirection; its target has other ETags.
         let etag = text(headers, "x-linked-etag").or_else(|| text(headers, "etag"));
         let length = text(headers, "x-linked-size").or_else(|| text(headers, "content-length"));
         let etag = etag.map(|etag| etag.trim_start_matches("W/").trim_matches('"').to_owned());
@@ -102,7 +102,7 @@ impl<'a> Client<'a> {
         Ok(Announced { etag, length: length.ok_or_else(|| anyhow!("{url} is sent without a length"))? })
     }
 
-    /// The bytes of a file from `start` on: with 206 those, with 200 all of them.
+    /// Requests the bytes of a file from `start` on: status 206 returns those, 200 all of them.
     pub(super) fn bytes(&self, id: &Id, kind: Kind, commit: &str, name: &str, start: u64) -> Result<Response<Body>> {
         let url = self.address(id, kind, commit, name);
         let range = (start > 0).then(|| format!("bytes={start}-"));
@@ -126,8 +126,8 @@ impl<'a> Client<'a> {
         format!("{}/{folder}{}/resolve/{commit}/{}", self.hub.endpoint, id.name(), name.join("/"))
     }
 
-    /// One request. The token goes to the endpoint's own host only. A redirection within it is followed, as when a
-    /// repository was renamed; others are handed back.
+    /// Sends a request. The token is sent to the endpoint's own host only. A redirection within a host is followed, as
+    /// for a renamed repository; others are returned.
     fn ask(&self, method: Method, url: &str, range: Option<&str>) -> Result<Response<Body>> {
         let mut url = url.to_owned();
         for _ in 0..MOST_REDIRECTIONS {
@@ -135,7 +135,7 @@ impl<'a> Client<'a> {
                 Method::Get => self.agent.get(&url),
                 Method::Head => self.agent.head(&url),
             };
-            // Compressed on the way, the bytes would not be those of the ETag.
+            // With compression in transit, the bytes would not match the ETag.
             request = request.header(header::ACCEPT_ENCODING, "identity");
             if let Some(range) = range {
                 request = request.header(header::RANGE, range);
@@ -153,7 +153,7 @@ impl<'a> Client<'a> {
         bail!("{url} is redirected again and again")
     }
 
-    /// Turns a refusal into words.
+    /// Converts a refusal to an error.
     fn check(&self, answer: &Response<Body>, id: &Id, kind: Kind) -> Result<()> {
         let status = answer.status();
         if status.is_success() {
@@ -204,7 +204,7 @@ fn read_listing(text: &str) -> Result<Listing> {
     Ok(Listing { commit: commit.to_owned(), entries })
 }
 
-/// Where a redirection leads.
+/// The target of a redirection.
 fn target(from: &str, answer: &Response<Body>) -> Result<String> {
     let place = text(answer.headers(), "location").ok_or_else(|| anyhow!("{from} is redirected to no place"))?;
     let place = if let Some(rest) = place.strip_prefix("//") {

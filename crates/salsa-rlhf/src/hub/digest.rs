@@ -1,4 +1,4 @@
-//! Whether bytes are those that an ETag names.
+//! Checks bytes against an ETag.
 
 use std::{io::Read, path::Path};
 
@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{atomic::hex, input};
 
-/// Checks a file: a large one's ETag is the SHA-256 of its bytes, a small one's the SHA-1 that git gives its blob. Other
-/// ETags say nothing, then the length alone is checked.
+/// Checks a file: a large file's ETag is the SHA-256 of its bytes, a small one's the SHA-1 of its git blob. For other
+/// ETags only the length is checked.
 pub(super) fn check(path: &Path, etag: &str, length: u64) -> Result<()> {
     let found = path.metadata().with_context(|| format!("cannot read {}", path.display()))?.len();
     if found != length {

@@ -1,4 +1,4 @@
-//! Bytes from the hub into the cache.
+//! Downloads from the hub into the cache.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -14,12 +14,12 @@ use super::{Id, Kind, digest};
 use crate::atomic;
 use crate::progress::Progress;
 
-/// So many connections in a row may end without a byte.
+/// Gives up after this many consecutive connections without any bytes.
 const MOST_FAILURES: u32 = 5;
 
 const MEGABYTE: u64 = 1_000_000;
 
-/// Brings all wanted files of a revision into its snapshot.
+/// Downloads all needed files of a revision into its snapshot.
 pub(super) fn all(
     client: &Client<'_>,
     repo: &Repo,
@@ -46,7 +46,7 @@ pub(super) fn all(
     Ok(())
 }
 
-/// Brings one file into the cache, whole and checked, and links it; its length.
+/// Downloads one file into the cache, checks it, and links it. Returns its length.
 fn one(
     client: &Client<'_>,
     repo: &Repo,
@@ -59,14 +59,14 @@ fn one(
     let announced = patiently(|| client.announced(id, kind, commit, name))?;
     let blob = repo.blob(&announced.etag);
     let lock = repo.lock(&announced.etag)?;
-    // Another process may have brought it meanwhile.
+    // Another process may have downloaded it meanwhile.
     if !blob.exists() {
         cache::create(blob.parent().unwrap_or(&blob))?;
         let partial = repo.blob(&format!("{}.incomplete", announced.etag));
         let fetch = |start: u64| client.bytes(id, kind, commit, name, start);
         fill(&partial, &announced, &fetch, told)?;
         if let Err(wrong) = digest::check(&partial, &announced.etag, announced.length) {
-            // What was there before may have been damaged; from nothing it must be right.
+            // The resumed part may have been damaged: start from scratch, once.
             remove(&partial)?;
             fill(&partial, &announced, &fetch, told)?;
             if let Err(again) = digest::check(&partial, &announced.etag, announced.length) {
@@ -85,7 +85,7 @@ fn one(
 
 type Fetch<'a> = &'a dyn Fn(u64) -> Result<ureq::http::Response<ureq::Body>>;
 
-/// Adds to a file until it has its length, over as many connections as that takes.
+/// Extends a file to its full length, over as many connections as needed.
 fn fill(partial: &Path, announced: &Announced, fetch: Fetch<'_>, told: &mut dyn FnMut(u64)) -> Result<()> {
     let mut failures = 0;
     loop {
@@ -115,15 +115,15 @@ fn fill(partial: &Path, announced: &Announced, fetch: Fetch<'_>, told: &mut dyn 
     }
 }
 
-/// Why a connection was given up.
+/// Why a connection was abandoned.
 enum Stop {
-    /// Another may do better.
+    /// A network failure: worth another connection.
     Connection(anyhow::Error),
-    /// None will.
+    /// A disk failure: final.
     Disk(anyhow::Error),
 }
 
-/// One connection's bytes.
+/// Appends the bytes of one connection.
 fn add(partial: &Path, held: u64, length: u64, fetch: Fetch<'_>, told: &mut dyn FnMut(u64)) -> Result<(), Stop> {
     let mut answer = fetch(held).map_err(Stop::Connection)?;
     let disk = |e: std::io::Error| Stop::Disk(atomic::explain(&e, &format!("cannot write {}", partial.display())));
@@ -154,14 +154,14 @@ fn add(partial: &Path, held: u64, length: u64, fetch: Fetch<'_>, told: &mut dyn 
     file.sync_all().map_err(disk)
 }
 
-/// Whether `Content-Range: bytes START-END/LENGTH` says what was asked for.
+/// Whether `Content-Range: bytes START-END/LENGTH` starts at the requested byte.
 fn starts_at(answer: &ureq::http::Response<ureq::Body>, start: u64) -> bool {
     let range = answer.headers().get("content-range").and_then(|range| range.to_str().ok());
     let first = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse::<u64>().ok());
     first == Some(start)
 }
 
-/// Tries again where a connection fails; a refusal is final.
+/// Retries after connection failures; a refusal is final.
 fn patiently<T>(mut ask: impl FnMut() -> Result<T>) -> Result<T> {
     for failures in 1..MOST_FAILURES {
         match ask() {

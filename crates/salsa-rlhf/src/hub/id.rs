@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The id of a model or data set, and what of it is meant.
+/// The id of a model or data set, with optional revision and folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Id {
     name: String,
@@ -11,7 +11,7 @@ pub struct Id {
 }
 
 impl Id {
-    /// Reads an id; `None` where the text has not the form of one. Nothing in it can lead out of a folder.
+    /// Parses an id; `None` if the text does not have its form. No part of it can lead outside a folder.
     pub fn parse(text: &str) -> Option<Id> {
         let (rest, folder) = match text.split_once(':') {
             Some((rest, folder)) => (rest, Some(folder)),
@@ -37,12 +37,12 @@ impl Id {
         &self.name
     }
 
-    /// A branch, a tag or a commit; `main` where none was given.
+    /// A branch, a tag or a commit; `main` by default.
     pub fn revision(&self) -> &str {
         &self.revision
     }
 
-    /// The folder or file in it that is meant.
+    /// The selected folder or file in the repository.
     pub fn folder(&self) -> Option<&str> {
         self.folder.as_deref()
     }

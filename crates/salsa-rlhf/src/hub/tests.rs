@@ -1,4 +1,4 @@
-//! Against a server here that speaks the hub's interface, with everything that may go wrong on the way.
+//! Tests against a local server with the hub's interface, including every failure that can occur in transit.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,23 +14,23 @@ use crate::atomic::hex;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// A repository on a server, and what has been asked of it.
+/// A repository on a server, and the log of requests.
 #[derive(Default)]
 struct Served {
     files: Vec<(String, Vec<u8>)>,
-    /// Files that are kept elsewhere, as large ones are: `resolve` redirects there.
+    /// Another host for the files, as for large ones: `resolve` redirects there.
     elsewhere: Option<String>,
-    /// The token without which nothing is given.
+    /// The token required for access.
     token: Option<String>,
-    /// Connections of `GET` that still are to be cut after so many bytes.
+    /// `GET` connections still to be cut, each after this many bytes.
     cuts: Vec<usize>,
     /// How many more times wrong bytes are sent.
     lies: usize,
-    /// Method, path, and the headers `range` and `authorization` where they were sent.
+    /// Method, path, and the headers `range` and `authorization` if present.
     asked: Vec<(String, String, Option<String>, Option<String>)>,
 }
 
-/// A server on a port of its own until the process ends.
+/// A server on its own port until the process ends.
 struct Server {
     endpoint: String,
     state: Arc<Mutex<Served>>,
@@ -51,7 +51,7 @@ impl Server {
         Server { endpoint, state }
     }
 
-    /// How often paths that contain `part` were asked for with this method.
+    /// Number of requests with this method for paths that contain `part`.
     fn count(&self, method: &str, part: &str) -> usize {
         self.state.lock().unwrap().asked.iter().filter(|(m, path, ..)| m == method && path.contains(part)).count()
     }
@@ -192,11 +192,11 @@ fn a_model_comes_into_the_layout_of_huggingface_hub() {
     assert!(repo.join("blobs").join(git_sha1(b"{}")).exists());
     #[cfg(unix)]
     assert_eq!(fs::read_link(folder.join("tokenizer.json")).unwrap(), Path::new("../../blobs").join(git_sha1(b"{}")));
-    // Again: the listing is asked for, no file.
+    // Again: the listing is requested, but no file.
     let before = server.count("GET", "/resolve/");
     hub.fetch(&id("org/name"), Kind::Model).unwrap();
     assert_eq!((server.count("GET", "/resolve/"), server.count("GET", "/api/")), (before, 2));
-    // A commit never changes, so nothing is asked.
+    // A commit never changes, so nothing is requested.
     assert_eq!(hub.fetch(&id(&format!("org/name@{COMMIT}")), Kind::Model).unwrap(), folder);
     assert_eq!(server.count("GET", "/api/"), 2);
 }
@@ -300,7 +300,7 @@ fn refusals_name_what_and_what_to_do() {
     let nobody = Hub { endpoint: "http://127.0.0.1:9".into(), ..hub.clone() };
     let error = refusal(&nobody, "org/name", Kind::Model);
     assert!(error.contains("cannot reach http://127.0.0.1:9") && error.contains("not in the cache"), "{error}");
-    // What is in the cache is used where nobody can be asked.
+    // The cache is used if the hub cannot be reached.
     let folder = hub.fetch(&id("org/name"), Kind::Model).unwrap();
     assert_eq!(nobody.fetch(&id("org/name"), Kind::Model).unwrap(), folder);
     assert_eq!(Hub { network: Network::Offline, ..hub.clone() }.fetch(&id("org/name"), Kind::Model).unwrap(), folder);

@@ -1,4 +1,4 @@
-//! Which files of a repository are needed.
+//! Selects the needed files of a repository.
 
 use anyhow::{Result, bail};
 
@@ -6,7 +6,7 @@ use super::client::{Entry, Listing};
 use super::{Id, Kind};
 use crate::data;
 
-/// Files of a model beside its weights.
+/// Files of a model besides its weights.
 const BESIDE_WEIGHTS: &[&str] = &[
     "config.json",
     "generation_config.json",
@@ -23,7 +23,7 @@ const BESIDE_WEIGHTS: &[&str] = &[
     "adapter_model.safetensors",
 ];
 
-/// The files that are needed, in the order of the listing.
+/// The needed files, in the order of the listing.
 pub(super) fn of<'a>(listing: &'a Listing, id: &Id, kind: Kind) -> Result<Vec<&'a Entry>> {
     match kind {
         Kind::Model => model(listing, id),
@@ -62,7 +62,7 @@ fn model<'a>(listing: &'a Listing, id: &Id) -> Result<Vec<&'a Entry>> {
     Ok(files)
 }
 
-/// `model-00001-of-00002.safetensors`
+/// Matches names such as `model-00001-of-00002.safetensors`.
 fn is_shard(base: &str) -> bool {
     base.starts_with("model-") && base.contains("-of-") && base.ends_with(".safetensors") && !base.contains('/')
 }

@@ -1,6 +1,6 @@
-//! The bytes of tokens that are no whole characters, from how vocabularies spell them.
+//! The bytes of tokens that are not whole characters, from their spelling in the vocabulary.
 
-/// The bytes of a token that is spelled as `<0xE2>`, or in the alphabet of byte-level BPE; none if it is spelled otherwise.
+/// The bytes of a token spelled as `<0xE2>`, or in the alphabet of byte-level BPE; `None` for other spellings.
 pub(super) fn of_spelling(token: &str) -> Option<Vec<u8>> {
     if let Some(hex) = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')) {
         return u8::from_str_radix(hex, 16).ok().map(|byte| vec![byte]);
@@ -8,7 +8,7 @@ pub(super) fn of_spelling(token: &str) -> Option<Vec<u8>> {
     token.chars().map(of_letter).collect()
 }
 
-/// The byte that a letter of byte-level BPE stands for. Bytes that print stand for themselves, the others in order for the
+/// The byte of a letter of byte-level BPE. Printable bytes are their own letters; the others have, in order, the
 /// characters from 256 on.
 fn of_letter(letter: char) -> Option<u8> {
     let code = u32::from(letter);
@@ -44,7 +44,7 @@ mod tests {
         let mut sorted = of_letters.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, (0..=255).collect::<Vec<u8>>());
-        // Space, the last control character and the soft hyphen, as GPT-2 writes them.
+        // Space, the last control character and the soft hyphen, as in GPT-2.
         assert_eq!(of_spelling("\u{120}\u{142}\u{143}"), Some(vec![32, 160, 173]));
         assert_eq!((of_spelling("<0xE2>"), of_spelling("猫")), (Some(vec![0xe2]), None));
     }

@@ -1,4 +1,4 @@
-//! Tokens that the files beside `tokenizer.json` declare, resolved as transformers resolves them.
+//! Tokens declared in files other than `tokenizer.json`, resolved as in transformers.
 //!
 //! ```text
 //! tokenizer_config.json   added_tokens_decoder: id → token; if it is there, the two files below say nothing
@@ -27,27 +27,27 @@ const ADDED: &str = "added_tokens.json";
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 const EXTRA: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 
-/// The files of a tokenizer beside `tokenizer.json`. What is absent is `null`.
+/// The tokenizer files other than `tokenizer.json`. An absent file is `null`.
 pub(super) struct Declarations {
     config: Value,
     map: Value,
     added: Value,
 }
 
-/// A token to be added to what `tokenizer.json` has.
+/// A token to be added to those of `tokenizer.json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Declared {
     /// Its spelling and flags.
     pub token: AddedToken,
-    /// The id that it must have, and the file that gives it; none: the next free one.
+    /// The required id, and the file that specifies it; `None`: the next free id.
     pub id: Option<(u32, &'static str)>,
 }
 
 impl Declarations {
-    /// Reads the files that are there.
+    /// Reads the existing files.
     ///
     /// # Errors
-    /// When one is no JSON object; names it.
+    /// When one is not a JSON object; names it.
     pub(super) fn read(dir: &Path) -> Result<Declarations> {
         let object = |name: &str| {
             let path = dir.join(name);
@@ -63,13 +63,13 @@ impl Declarations {
         Ok(Declarations { config: object(CONFIG)?, map: object(MAP)?, added: object(ADDED)? })
     }
 
-    /// The spelling of the token that a key such as `eos_token` names.
+    /// The spelling of the token named by a key such as `eos_token`.
     pub(super) fn name(&self, key: &str) -> Option<String> {
         self.value(key).and_then(content).map(str::to_owned)
     }
 
-    /// The value of a key: of `special_tokens_map.json` where that file counts, else of `tokenizer_config.json`; what the
-    /// first lacks, the other may have.
+    /// The value of a key: from `special_tokens_map.json` if that file counts, else, or if it lacks the key, from
+    /// `tokenizer_config.json`.
     fn value(&self, key: &str) -> Option<&Value> {
         let order = if self.has_decoder() { [&self.config, &self.map] } else { [&self.map, &self.config] };
         order.into_iter().map(|file| &file[key]).find(|value| content(value).is_some())
@@ -79,10 +79,10 @@ impl Declarations {
         !self.config["added_tokens_decoder"].is_null()
     }
 
-    /// What is to be added to a tokenizer that has these added tokens, in transformers' order.
+    /// The tokens to add to a tokenizer with these added tokens, in transformers' order.
     ///
     /// # Errors
-    /// When a declaration has another form than transformers writes; names file and key.
+    /// When a declaration does not have the form that transformers writes; names file and key.
     pub(super) fn tokens(&self, own: &BTreeMap<u32, AddedToken>) -> Result<Vec<Declared>> {
         ensure!(
             self.config["split_special_tokens"] != true,
@@ -105,7 +105,7 @@ impl Declarations {
         Ok(tokens)
     }
 
-    /// Whether a token has more than its own name `NAME_token` to show for itself.
+    /// Whether a token is declared other than by a key `NAME_token`.
     ///
     /// # Errors
     /// As [`Declarations::tokens`].
@@ -143,7 +143,7 @@ impl Declarations {
         Ok(tokens.into_iter().map(|(id, token)| Declared { token, id: Some((id, ADDED)) }).collect())
     }
 
-    /// The tokens of keys `NAME_token`, and those that `extra_special_tokens` gives names.
+    /// The tokens of keys `NAME_token`, and the named ones of `extra_special_tokens`.
     fn named(&self) -> Result<Vec<AddedToken>> {
         let mut keys: Vec<&str> = NAMED.to_vec();
         for file in [&self.config, &self.map] {
@@ -156,8 +156,8 @@ impl Declarations {
         values.into_iter().map(|(key, value)| special(value, key)).collect()
     }
 
-    /// The list of further special tokens: that of `tokenizer_config.json` and, where it counts, that of
-    /// `special_tokens_map.json`, under the newer name; under the older name where nothing has the newer.
+    /// The further special tokens: those of `tokenizer_config.json` and, if it counts, of `special_tokens_map.json`,
+    /// under the newer key; under the older key if neither has the newer.
     fn extra(&self) -> Result<Vec<AddedToken>> {
         let list = |file: &Value, key: &'static str| {
             let items = file[key].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -175,7 +175,7 @@ impl Declarations {
     }
 }
 
-/// A token is its spelling, or a table with its `content`.
+/// The spelling of a token: a string, or the `content` of a table.
 fn content(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value["content"].as_str()).filter(|content| !content.is_empty())
 }

@@ -1,4 +1,4 @@
-//! The library `tokenizers`, called where a panic of its own becomes an error: it panics at files that it does not expect.
+//! The library `tokenizers`, whose panics on unexpected files are converted to errors.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,12 @@ use tokenizers::{AddedToken, Encoding};
 
 use crate::guard;
 
-/// A tokenizer of the library. Nothing else of this program calls the library's tokenizers.
+/// A tokenizer of the library, which is called only here.
 #[derive(Clone, Debug)]
 pub(super) struct Guarded(tokenizers::Tokenizer);
 
 impl Guarded {
-    /// Reads the bytes of a `tokenizer.json`, without the truncation and padding of its last training run.
+    /// Reads a `tokenizer.json`, dropping its truncation and padding settings.
     pub(super) fn from_json(bytes: &[u8]) -> Result<Guarded> {
         guarded(|| {
             let mut inner = tokenizers::Tokenizer::from_bytes(bytes)?;
@@ -21,7 +21,7 @@ impl Guarded {
             inner.with_padding(None);
             Ok(Guarded(inner))
         })
-        // The library panics at what is no JSON, or reports it without the place.
+        // On invalid JSON the library panics, or reports no location.
         .map_err(|error| serde_json::from_slice::<serde_json::Value>(bytes).map_or_else(Into::into, |_| error))
     }
 
@@ -35,7 +35,7 @@ impl Guarded {
         Ok(Guarded(inner))
     }
 
-    /// The text of its `tokenizer.json`.
+    /// Serialises to `tokenizer.json`.
     pub(super) fn json(&self) -> Result<String> {
         guarded(|| self.0.to_string(true))
     }
@@ -52,12 +52,12 @@ impl Guarded {
         guarded(|| self.0.decode(ids, specials == Specials::Omit))
     }
 
-    /// The largest id; none if there is no token.
+    /// The largest id; `None` if there are no tokens.
     pub(super) fn largest_id(&self) -> Result<Option<u32>> {
         guarded(|| Ok(self.0.get_vocab(true).into_values().max()))
     }
 
-    /// The tokens beside the model's own vocabulary, by id.
+    /// The tokens added to the model's vocabulary, by id.
     pub(super) fn added_tokens(&self) -> BTreeMap<u32, AddedToken> {
         self.0.get_added_tokens_decoder().into_iter().collect()
     }
@@ -76,14 +76,14 @@ impl Guarded {
     }
 }
 
-/// What becomes of special tokens: those that encoding puts around a text, those that decoding comes across.
+/// Treatment of special tokens: those added in encoding, and those met in decoding.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Specials {
     Add,
     Omit,
 }
 
-/// Does the work; a panic becomes an error and prints nothing.
+/// Runs `work`; a panic becomes an error and prints nothing.
 fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match guard::guarded(work) {
         Ok(done) => done.map_err(|error| anyhow!("{error}")),

@@ -1,4 +1,4 @@
-//! Training, saving, loading, offsets, and the real tokenizers where they are.
+//! Training, saving, loading, offsets, and real tokenizers if present.
 
 mod declared;
 
@@ -110,7 +110,7 @@ fn refusals() {
     assert!(error.contains("name the special token \"</s>\", which tokenizer.json does not have"), "{error}");
 }
 
-/// Found by mutation: the library panics at these.
+/// Found by mutation: the library panics on these.
 #[test]
 fn damaged_files_are_errors_and_no_panics() {
     let dir = tempfile::tempdir().unwrap();
@@ -136,7 +136,7 @@ fn damaged_files_are_errors_and_no_panics() {
     }
 }
 
-/// A tokenizer whose post-processor puts `<s>` first, as Llama's does.
+/// A tokenizer whose post-processor prepends `<s>`, as Llama's does.
 fn with_bos() -> Tokenizer {
     let mut tokenizer = Tokenizer::train_bpe(corpus(4), 300, &["<s>"]).unwrap();
     let template = tokenizers::processors::template::TemplateProcessing::builder()
@@ -166,7 +166,7 @@ fn bos_is_added_once() {
 fn spans_become_the_tokens_that_touch_them() {
     // "the", " " reported as empty at its end, "quick", "fox"
     let offsets = [(0, 3), (4, 4), (4, 9), (9, 12)];
-    // Whole tokens, a part of one, parts of two, white space, and nothing.
+    // Whole tokens, a part of one, parts of two, white space, and an empty span.
     for (span, tokens) in [(0..3, 0..1), (5..6, 2..3), (8..10, 2..4), (2..4, 0..2), (3..4, 1..2), (12..12, 0..0)] {
         assert_eq!(tokens_of(&span, &offsets), tokens, "{span:?}");
     }
@@ -226,7 +226,7 @@ fn training_on_real_text_is_a_function_of_the_text() {
     }
 }
 
-/// Few letters make many ties between pairs, and many ways to the same token: where an order left to chance would show.
+/// Few letters make many ties between pairs, and many ways to the same token, which would expose a random order.
 #[test]
 fn ties_are_not_broken_by_chance() {
     for seed in 0..40u64 {
@@ -250,7 +250,7 @@ mod properties {
     use super::*;
 
     proptest! {
-        /// Any text comes back from its tokens, byte for byte.
+        /// Decoding restores any text byte for byte.
         #[test]
         fn decoding_undoes_encoding(text in any::<String>()) {
             thread_local!(static TOKENIZER: Tokenizer = trained());
@@ -264,7 +264,7 @@ mod properties {
     }
 }
 
-/// SentencePiece's way: spaces are letters, and one is put in front of every text.
+/// SentencePiece's convention: spaces are letters, and one is prepended to every text.
 fn with_a_space_in_front(dir: &Path) -> Tokenizer {
     let pieces = ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "▁b", "[", "]", "▁["];
     let vocab: serde_json::Map<String, Value> =
@@ -289,13 +289,13 @@ fn with_a_space_in_front(dir: &Path) -> Tokenizer {
 fn no_space_comes_between_a_text_and_what_follows_it() {
     let dir = tempfile::tempdir().unwrap();
     let tokenizer = with_a_space_in_front(dir.path());
-    // As Llama 2 is asked and answers: "[a]" and " b</s>".
+    // Llama 2's format of prompt and answer: "[a]" and " b</s>".
     let whole = tokenizer.encode("<s>[a] b</s>").unwrap();
     assert_eq!(whole, [1, 10, 4, 9, 7, 2]);
     assert_eq!(tokenizer.encode("<s>[a]").unwrap(), whole[..4]);
     assert_eq!(tokenizer.encode(" b</s>").unwrap(), [3, 7, 2], "alone it gets a second space");
     assert_eq!(tokenizer.encode_after("<s>[a]", " b</s>").unwrap(), whole[4..]);
-    // Where the two would grow together, each is itself: "[ " and "a" are not "[", " a".
+    // Where a token would span the boundary, each part is encoded separately: "[ " and "a" are not "[", " a".
     assert_eq!(tokenizer.encode_after("[ ", "a").unwrap(), tokenizer.encode("a").unwrap());
     assert_eq!(tokenizer.encode_after("", "a").unwrap(), tokenizer.encode("a").unwrap());
     assert_eq!(tokenizer.encode_after("a", "").unwrap(), [] as [u32; 0]);

@@ -8,22 +8,22 @@ use super::slips::{Slip, Slips};
 use super::split::fnv1a;
 use super::wording::{enumerate, other_tone, pick};
 
-/// An answer whose gold reward is 1 for every prompt of every split. Always the same one for a prompt.
+/// An answer with gold reward 1, for every prompt of every split. Deterministic.
 pub fn perfect(prompt: &str) -> String {
     cook(&Request::parse(prompt), &Slips::none(), &mut Random::new(fnv1a(prompt), 0))
 }
 
-/// An answer by the noisy cook, who makes each kind of mistake with its fixed probability, whatever the prompt.
+/// An answer by the noisy cook, who makes each kind of mistake with a fixed probability, independent of the prompt.
 ///
-/// So the mistakes are in the samples and not in the prompts: a policy can learn to leave them out. On good days, one
-/// in six, mistakes are rare; on the others an answer has several. The mean gold reward is about 0.6, and one answer
-/// in eleven is above 0.95.
+/// So the mistakes depend on the samples and not on the prompts: a policy can learn to avoid them. On good days, one in
+/// six, mistakes are rare; on the others an answer has several. The mean gold reward is about 0.6, and one answer in
+/// eleven is above 0.95.
 pub fn demonstration(prompt: &str, rng: &mut Random) -> String {
     let slips = Slips::draw(rng);
     cook(&Request::parse(prompt), &slips, rng)
 }
 
-/// Writes an answer to the request with these mistakes in it.
+/// Writes an answer to the request with these mistakes.
 pub(super) fn cook(request: &Request, slips: &Slips, rng: &mut Random) -> String {
     let misread = misread(request, slips, rng);
     let mut steps = plan(&misread, slips, rng);
@@ -50,7 +50,7 @@ pub(super) fn cook(request: &Request, slips: &Slips, rng: &mut Random) -> String
     parts.join(" ")
 }
 
-/// The request as a cook with these slips understands it.
+/// The request as misunderstood by a cook with these slips.
 fn misread(request: &Request, slips: &Slips, rng: &mut Random) -> Request {
     let mut misread = request.clone();
     let tone = request.tone.unwrap_or_else(|| pick(&Tone::ALL, rng));
@@ -79,7 +79,7 @@ fn misread(request: &Request, slips: &Slips, rng: &mut Random) -> Request {
     misread
 }
 
-/// How steps are put into words.
+/// The wording of steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Style {
     Full,
@@ -92,11 +92,11 @@ impl Style {
     }
 }
 
-/// One step before it is put into words.
+/// One step before it is worded.
 #[derive(Clone, Debug)]
 struct Step {
     verb: &'static str,
-    /// Empty: everything (or nothing at all for seasoning and serving).
+    /// Empty: everything (or nothing, for seasoning and serving).
     objects: Vec<&'static str>,
     with: Vec<&'static str>,
     tail: String,
@@ -122,7 +122,7 @@ impl Step {
     }
 }
 
-/// No recipe is longer, whatever the prompt asks.
+/// Maximum number of steps, whatever the prompt asks.
 const MOST_STEPS: usize = 9;
 
 /// The steps of a good recipe for the request, as many as it asks for.
@@ -154,7 +154,7 @@ fn plan(request: &Request, slips: &Slips, rng: &mut Random) -> Vec<Step> {
     steps
 }
 
-/// `count` steps that prepare, combine and cook all of `core`, the first of them with `core[0]`.
+/// `count` steps that prepare, combine and cook all of `core`, the first one with `core[0]`.
 fn body_steps(family: Family, core: &[Ingredient], count: usize, style: Style, rng: &mut Random) -> Vec<Step> {
     if count == 0 {
         return Vec::new();
@@ -194,11 +194,11 @@ fn seasoning(rng: &mut Random) -> Step {
     Step { verb: SEASON, objects: vec![], with, tail: String::new() }
 }
 
-/// One verb for all of them: "Bake the rice with peas and oil in the oven." No names: for everything.
+/// One verb for all of `names`: "Bake the rice with peas and oil in the oven."; no names mean everything.
 fn together(verb: &'static str, names: &[&'static str], tail: &str, style: Style, rng: &mut Random) -> Step {
     let cut = names.len().min(1 + rng.below(2));
     let mut with = names[cut..].to_vec();
-    // One thing alone cannot be mixed.
+    // A single ingredient cannot be mixed.
     let alone = names.len() == 1 && Act::of(verb) == Some(Act::Combine);
     if alone || (style == Style::Full && !names.is_empty() && rng.uniform() < 0.3) {
         with.push(pick(&["oil", "salt", "pepper", "water"], rng));
@@ -235,7 +235,7 @@ fn serving(request: &Request, rng: &mut Random) -> Step {
     Step { verb: SERVE, objects: vec![], with: vec![], tail }
 }
 
-/// Ingredients of the family that were neither asked for nor forbidden, shuffled.
+/// Ingredients of the family that are neither wanted nor forbidden, shuffled.
 fn spare_ingredients(request: &Request, rng: &mut Random) -> Vec<Ingredient> {
     let family = match request.family {
         Family::Supper => Family::Dish,
@@ -249,7 +249,7 @@ fn spare_ingredients(request: &Request, rng: &mut Random) -> Vec<Ingredient> {
     spare
 }
 
-/// The mistakes that are made at the stove and not in reading the prompt.
+/// Applies the mistakes that do not come from misreading the prompt.
 fn spoil(steps: &mut [Step], slips: &Slips, rng: &mut Random) {
     if slips.has(Slip::Misfit)
         && let Some(step) = steps.iter_mut().find(|s| Act::of(s.verb) == Some(Act::Prepare))

@@ -34,7 +34,7 @@ pub enum Label {
     Second,
 }
 
-/// How much of everything [`write()`] writes.
+/// Numbers of records written by [`write()`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Pieces of prose in `pretrain.jsonl`.
@@ -78,7 +78,7 @@ pub fn preference(prompt: &str, rng: &mut Random) -> Preference {
     }
 }
 
-/// Writes the files of a toy project into `dir`, creating it if need be. The same seed gives the same bytes.
+/// Writes the files of a toy project into `dir`, creating it if necessary. The same seed gives the same bytes.
 ///
 /// ```text
 /// pretrain.jsonl           {"text": ...}
@@ -90,7 +90,7 @@ pub fn preference(prompt: &str, rng: &mut Random) -> Preference {
 /// Demonstrations, preferences and training prompts are three independent draws of distinct prompts of [`Split::Train`].
 ///
 /// # Errors
-/// The directory or a file cannot be written.
+/// When the directory or a file cannot be written.
 pub fn write(dir: &Path, sizes: &Sizes, seed: u64) -> anyhow::Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("cannot create the folder {} for the toy world", dir.display()))?;
 

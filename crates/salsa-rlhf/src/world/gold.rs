@@ -4,12 +4,12 @@ use super::pantry::{Act, Ingredient, Tone};
 use super::reading::{Reading, Step, read};
 use super::request::{Request, Wish};
 
-/// The gold reward of an answer and what it is made of.
+/// The gold reward of an answer and its parts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GoldReward {
     /// In [0, 1].
     pub total: f64,
-    /// What it is made of.
+    /// The parts.
     pub parts: Parts,
 }
 
@@ -19,9 +19,9 @@ pub struct GoldReward {
 /// total = sense * freshness * sum(WEIGHTS[k] * part[k]) / sum(WEIGHTS[k])      over the parts k the prompt asks for
 /// ```
 ///
-/// The parts with weights say how well the answer does what was asked. The two factors say whether it is a recipe at
-/// all: an empty answer, garbage or a copy of the prompt has `sense` near 0, and an answer that says everything ten
-/// times has a `freshness` of a tenth.
+/// The weighted parts measure how well the answer does what was asked. The two factors measure whether it is a recipe
+/// at all: an empty answer, garbage or a copy of the prompt has `sense` near 0, and an answer that repeats everything
+/// ten times has a `freshness` of a tenth.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Parts {
     /// Share of the words that belong to sentences of a recipe.
@@ -40,7 +40,7 @@ pub struct Parts {
     pub order: f64,
     /// 1 when a verb of the family's method is used, 0.3 for another method only, 0.7 for both.
     pub method: f64,
-    /// How well the tone is met by the sentences that carry one.
+    /// How well the toned sentences match the tone.
     pub tone: f64,
     /// Half for a last step that serves, half for exactly one closing sentence at the very end.
     pub ending: f64,
@@ -64,9 +64,9 @@ pub const WEIGHTS: [(&str, f64); 8] = [
 const FREE_EXTRAS: usize = 2;
 /// Steps that may name the same ingredient.
 const FREE_MENTIONS: usize = 3;
-/// What each ingredient or mention beyond those costs.
+/// The cost of each further ingredient or mention.
 const SPAM_COST: f64 = 0.15;
-/// Sentences that may be cheerful, or formal, before it is too much.
+/// Number of cheerful, or formal, sentences without penalty.
 const TONE_LIMIT: usize = 3;
 
 /// The gold reward of `response` as an answer to `prompt`, in [0, 1].
@@ -196,8 +196,8 @@ fn method(request: &Request, reading: &Reading) -> f64 {
     }
 }
 
-/// Cheerful or formal asked: two sentences in that tone are full marks, those in the opposite tone and those beyond
-/// [`TONE_LIMIT`] dilute it. Plain asked: each sentence that is not plain halves it. Nothing asked: tones do not mix.
+/// Cheerful or formal asked: two sentences in that tone give full marks, those in the opposite tone and those beyond
+/// [`TONE_LIMIT`] dilute it. Plain asked: each sentence that is not plain halves it. Nothing asked: tones must not mix.
 fn tone(request: &Request, reading: &Reading) -> f64 {
     let count = |tone: Tone| reading.tones.iter().filter(|&&t| t == tone).count();
     let (cheerful, formal) = (count(Tone::Cheerful), count(Tone::Formal));
@@ -263,7 +263,7 @@ fn wish_met(wish: Wish, request: &Request, reading: &Reading) -> f64 {
     }
 }
 
-/// `part / whole`, and 0 of nothing.
+/// `part / whole`, or 0 if `whole` is 0.
 fn share(part: usize, whole: usize) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }

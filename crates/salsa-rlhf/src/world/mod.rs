@@ -1,5 +1,5 @@
-//! A toy world that comes with the program: a kitchen assistant, small enough that the whole method can be watched on
-//! it in minutes, without any download.
+//! A built-in toy world: a kitchen assistant, small enough to run the whole method on it in minutes, without any
+//! download.
 //!
 //! A prompt asks for a short recipe under constraints. An answer is a few dozen words:
 //!
@@ -9,9 +9,9 @@
 //!           2. Bake the chickpeas with lemon and oil. 3. Serve warm. Enjoy!
 //! ```
 //!
-//! What real projects lack is a [gold reward](gold_reward): how good an answer truly is, computed from the two texts.
-//! Here it is known, so it shows what a reward model learned from [preferences](preference) gets right, and what a
-//! policy gains or loses when it follows that model.
+//! The world has a [gold reward](gold_reward), which real projects lack: how good an answer truly is, computed from the
+//! two texts. It shows how well a reward model learned from [preferences](preference), and what a policy gains or loses
+//! by following that model.
 //!
 //! ```
 //! use salsa_rlhf::world::gold_reward;
@@ -29,15 +29,15 @@
 //! | file | subject |
 //! |---|---|
 //! | `pantry` | the words: ingredients, verbs, dishes, openings and closings |
-//! | `request` | what a prompt asks for, read back from its text |
+//! | `request` | the request of a prompt, parsed from its text |
 //! | `wording` | requests in varied English |
-//! | `split` | [`prompts`] of each [`Split`]; what is held out |
+//! | `split` | [`prompts`] of each [`Split`]; held-out requests |
 //! | `cook` | [`perfect`] answers and noisy [`demonstration`]s |
 //! | `slips` | the mistakes of the noisy cook and their probabilities |
-//! | `reading` | an answer taken apart |
+//! | `reading` | the parsed answer |
 //! | `gold` | the [`gold_reward`] |
 //! | `prose` | [`pretrain_text`] |
-//! | `dataset` | [`preference`] pairs with noisy [`label`]s, and [`write()`], which leaves the files of a toy project |
+//! | `dataset` | [`preference`] pairs with noisy [`label`]s, and [`write()`], which writes the files of a toy project |
 //!
 //! Everything is a pure function of its arguments and of the generator passed in: the same seed gives the same bytes.
 

@@ -4,7 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ingredient(u8);
 
-/// What kind of dish is asked for. Its noun is what prompts and titles call it.
+/// The kind of dish. Prompts and titles use its noun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
     /// A warm dish, baked, fried or roasted.
@@ -25,7 +25,7 @@ pub enum Family {
     Picnic,
 }
 
-/// How the answer should sound.
+/// The tone of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tone {
     /// No exclamation marks, no courtesies.
@@ -36,14 +36,14 @@ pub enum Tone {
     Formal,
 }
 
-/// What a verb does to the food. The order is the order of work in a sensible recipe.
+/// The effect of a verb on the food, in the order of work in a sensible recipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Act {
     /// Work on single ingredients: rinse, peel, chop.
     Prepare,
     /// Bring ingredients together: mix, stir, add, season.
     Combine,
-    /// What makes the dish the dish: bake, blend, toss, simmer.
+    /// The essential step of a dish: bake, blend, toss, simmer.
     Method,
     /// Serve.
     Serve,
@@ -106,7 +106,7 @@ pub(super) const STATES: [&str; 4] = ["soft", "golden", "smooth", "hot"];
 /// Numbers in words, from zero.
 pub(super) const NUMBERS: [&str; 8] = ["zero", "one", "two", "three", "four", "five", "six", "seven"];
 
-/// How an answer may open: `LEAD NOUN of INGREDIENTS` and a mark, as in "Hooray, a lovely soup of rice and peas!".
+/// Openings of answers: `LEAD NOUN of INGREDIENTS` and a mark, as in "Hooray, a lovely soup of rice and peas!".
 pub(super) const OPENINGS: [(Tone, &str, char); 9] = [
     (Tone::Plain, "A", '.'),
     (Tone::Plain, "Here is a", '.'),
@@ -119,7 +119,7 @@ pub(super) const OPENINGS: [(Tone, &str, char); 9] = [
     (Tone::Formal, "Please accept a", '.'),
 ];
 
-/// How an answer may close.
+/// Closings of answers.
 pub(super) const CLOSINGS: [(Tone, &str); 9] = [
     (Tone::Plain, "That is all."),
     (Tone::Plain, "It is ready."),
@@ -170,7 +170,7 @@ impl Family {
     /// The families that only out-of-distribution prompts ask for.
     pub const HELD_OUT: [Family; 2] = [Family::Supper, Family::Picnic];
 
-    /// What prompts and titles call it: "soup".
+    /// The noun in prompts and titles: "soup".
     pub fn noun(self) -> &'static str {
         match self {
             Family::Dish => "dish",
@@ -201,7 +201,7 @@ impl Family {
         }
     }
 
-    /// How it comes to the table.
+    /// The serving temperatures.
     pub(super) fn temperatures(self) -> &'static [&'static str] {
         match self {
             Family::Dish | Family::Soup | Family::Breakfast | Family::Supper => &["warm"],
@@ -214,7 +214,7 @@ impl Tone {
     /// The three tones.
     pub const ALL: [Tone; 3] = [Tone::Plain, Tone::Cheerful, Tone::Formal];
 
-    /// What prompts call it: "cheerful".
+    /// The word in prompts: "cheerful".
     pub fn word(self) -> &'static str {
         match self {
             Tone::Plain => "plain",
@@ -223,7 +223,7 @@ impl Tone {
         }
     }
 
-    /// The tone whose vocabulary this (lower-case) word is of; plain for all other words.
+    /// The tone of a (lower-case) word; plain for words of no tone.
     pub(super) fn of(word: &str) -> Tone {
         if CHEERFUL_WORDS.contains(&word) {
             Tone::Cheerful
@@ -236,7 +236,7 @@ impl Tone {
 }
 
 impl Act {
-    /// What this (lower-case) word does as the verb of a step; `None` when it is no verb of the kitchen.
+    /// The act of a (lower-case) word as the verb of a step; `None` if it is not a verb of the kitchen.
     pub fn of(word: &str) -> Option<Act> {
         if PREPARE.contains(&word) {
             Some(Act::Prepare)
@@ -252,7 +252,7 @@ impl Act {
     }
 }
 
-/// The number a word or numeral stands for: "3" and "three" are 3.
+/// The number of a word or numeral: 3 for "3" and "three".
 pub(super) fn number(word: &str) -> Option<usize> {
     NUMBERS.iter().position(|&n| n == word).or_else(|| word.parse().ok())
 }

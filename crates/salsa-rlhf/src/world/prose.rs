@@ -1,6 +1,6 @@
 //! Kitchen prose for pretraining: facts, notes with recipes, and questions without answers.
 //!
-//! All words of all splits occur, so a base model knows them; no out-of-distribution prompt comes with an answer.
+//! All words of all splits occur, so a base model knows them; no out-of-distribution prompt has an answer.
 
 use salsa_engine::random::Random;
 
@@ -51,8 +51,8 @@ fn heading(request: &Request) -> String {
     format!("A note for a {}: {}.", request.family.noun(), entries.join(", "))
 }
 
-/// Prompts without answers. In a quarter of them the wording is that of the out-of-distribution prompts, and every
-/// ingredient and family may come up, but never together as those prompts have them.
+/// Prompts without answers. A quarter of them have the wording of the out-of-distribution prompts, and any ingredient
+/// and family, but not the combinations in those prompts.
 fn questions(rng: &mut Random) -> String {
     let mut request = training_request(rng);
     let wording = if rng.uniform() < 0.75 { Wording::Everyday } else { Wording::Unseen };
@@ -62,7 +62,7 @@ fn questions(rng: &mut Random) -> String {
     render(&request, wording, rng)
 }
 
-/// What one does with an ingredient, and in which dish.
+/// How an ingredient is prepared, and in which dish it is used.
 fn facts(rng: &mut Random) -> String {
     let ingredient = pick(&Ingredient::all().collect::<Vec<_>>(), rng);
     let name = ingredient.name();
@@ -86,7 +86,7 @@ fn facts(rng: &mut Random) -> String {
     format!("{first} {second}")
 }
 
-/// How dishes are made, how tones sound, how recipes go.
+/// How dishes are made, what tones sound like, and how recipes are structured.
 fn manners(rng: &mut Random) -> String {
     let families: Vec<Family> = Family::SEEN.into_iter().chain(Family::HELD_OUT).collect();
     let family = pick(&families, rng);

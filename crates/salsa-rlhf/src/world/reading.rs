@@ -1,16 +1,16 @@
-//! An answer taken apart: opening, numbered steps, closing, and how much of it makes sense.
+//! Parses an answer: opening, numbered steps, closing, and how much of it is understood.
 //!
-//! The grammar of a step is a table of which kind of word may follow which ([`may_follow`]). A sentence that breaks it
-//! here and there is still read, at a lower quality, so that partial progress shows.
+//! The grammar of a step is a table of which kind of word may follow which ([`may_follow`]). A sentence that violates
+//! it in places is still read, at a lower quality, so that partial progress is visible.
 
 use super::pantry::{
     Act, CLOSINGS, Family, Ingredient, LEADS, MANNERS, NUMBERS, OPENINGS, PLACES, SEASON, STAPLES, STATES, Tone, tokens,
 };
 
-/// An answer taken apart.
+/// A parsed answer.
 #[derive(Clone, Debug)]
 pub(super) struct Reading {
-    /// What stands before the first step and has the form of an opening.
+    /// The text before the first step, if it has the form of an opening.
     pub opening: Option<Opening>,
     /// The steps in the order of the text, numbered or not.
     pub steps: Vec<Step>,
@@ -40,17 +40,17 @@ pub(super) struct Step {
     pub number: Option<usize>,
     /// Its verb, lower case.
     pub verb: String,
-    /// What the verb does.
+    /// The act of the verb.
     pub act: Act,
     /// The ingredients it names, sorted, each once.
     pub ingredients: Vec<Ingredient>,
-    /// The whole step without its number: for the comparison of steps and the count of words.
+    /// All words of the step without its number, for comparing steps and counting words.
     pub words: Vec<String>,
-    /// For how many it serves, if it says so.
+    /// The number of servings, if given.
     pub serves: Option<usize>,
 }
 
-/// Takes an answer apart.
+/// Parses an answer.
 pub(super) fn read(response: &str) -> Reading {
     let tokens = tokens(response);
     let mut reading = Reading {
@@ -112,7 +112,7 @@ impl Sentence<'_> {
         self.words.iter().map(|w| Tone::of(w)).find(|&t| t != Tone::Plain).unwrap_or(Tone::Plain)
     }
 
-    /// Whether its words and mark are those of `text`.
+    /// Whether its words and mark equal those of `text`.
     fn is(&self, text: &str) -> bool {
         let wanted = tokens(text);
         let (mark, words) = wanted.split_last().expect("a closing has words");
@@ -121,7 +121,7 @@ impl Sentence<'_> {
 }
 
 impl Reading {
-    /// Files the sentence where it belongs and returns how well it is understood, in [0, 1].
+    /// Adds the sentence to the reading and returns how well it is understood, in [0, 1].
     fn take(&mut self, sentence: &Sentence<'_>) -> f64 {
         self.ends_with_closing = false;
         if let Some((step, quality)) = read_step(sentence) {
@@ -166,7 +166,7 @@ fn read_opening(sentence: &Sentence<'_>) -> Option<Opening> {
     whole.then_some(Opening { family, ingredients })
 }
 
-/// A step, if the sentence has a verb where a verb should be, and its quality in (0, 1]:
+/// Reads a step, if the sentence has a verb in the right place, and its quality in (0, 1]:
 ///
 /// ```text
 /// quality = (allowed transitions / transitions) * (fitting / named, for verbs that prepare: between 1/2 and 1)

@@ -1,8 +1,8 @@
-//! What a prompt asks for, read back from its text.
+//! The request of a prompt, parsed from its text.
 
 use super::pantry::{Family, Ingredient, Tone, number, tokens};
 
-/// What a prompt asks for. Lists are sorted, so two prompts that ask for the same are equal requests.
+/// The request of a prompt. Lists are sorted, so that equivalent prompts give equal requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The kind of dish. A prompt that names none asks for a dish.
@@ -11,9 +11,9 @@ pub struct Request {
     pub wanted: Vec<Ingredient>,
     /// Ingredients that must not appear.
     pub avoided: Vec<Ingredient>,
-    /// Number of steps; `None` when the cook may choose.
+    /// Number of steps; `None` if not specified.
     pub steps: Option<usize>,
-    /// Tone; `None` when the cook may choose.
+    /// Tone; `None` if not specified.
     pub tone: Option<Tone>,
     /// Further wishes.
     pub wishes: Vec<Wish>,
@@ -24,7 +24,7 @@ pub struct Request {
 pub enum Wish {
     /// A title before the steps: "A soup of rice and peas."
     Title,
-    /// The last step says for how many: "Serve warm for two."
+    /// The last step states the number of servings: "Serve warm for two."
     Serves(usize),
     /// Short steps: on average at most 4.5 words.
     Short,
@@ -34,13 +34,13 @@ pub enum Wish {
     Last(Ingredient),
 }
 
-/// After one of these words, ingredients are forbidden...
+/// Ingredients after one of these words are forbidden...
 const AVOID: [&str; 9] = ["without", "no", "not", "avoid", "skip", "leave", "allergic", "nobody", "ban"];
-/// ...until the sentence ends or one of these comes.
+/// ...until the sentence ends or one of these words follows.
 const USE: [&str; 7] = ["with", "using", "uses", "from", "in", "for", "have"];
 
 impl Request {
-    /// Reads a prompt. Never fails: what the text does not ask for is absent from the request.
+    /// Parses a prompt. Never fails: anything that the text does not ask for is absent from the request.
     ///
     /// ```
     /// use salsa_rlhf::world::{Request, Tone};
@@ -68,7 +68,7 @@ impl Request {
         request
     }
 
-    /// The same text for the same request, whatever the wording: "soup|peas,rice|garlic|3|cheerful|title".
+    /// A canonical text of the request, independent of the wording: "soup|peas,rice|garlic|3|cheerful|title".
     pub fn key(&self) -> String {
         let names = |list: &[Ingredient]| list.iter().map(|i| i.name()).collect::<Vec<_>>().join(",");
         let wishes: Vec<String> = self.wishes.iter().map(|w| w.key()).collect();

@@ -1,4 +1,4 @@
-//! The mistakes of the noisy cook and how often each is made.
+//! The mistakes of the noisy cook and their probabilities.
 
 use salsa_engine::random::Random;
 
@@ -11,9 +11,9 @@ pub(super) enum Slip {
     Avoided,
     /// One step too many or too few.
     StepCount,
-    /// Two neighbouring steps change places.
+    /// Two adjacent steps are swapped.
     Order,
-    /// Another tone than asked for.
+    /// A tone other than the requested one.
     Tone,
     /// A step overwrites the next one.
     Repeat,
@@ -23,9 +23,9 @@ pub(super) enum Slip {
     Wish,
     /// Another family's dish is made.
     Method,
-    /// Four ingredients that nobody asked for.
+    /// Four unwanted ingredients.
     Spam,
-    /// A number is given twice or left out.
+    /// A number is repeated or left out.
     Numbering,
     /// A verb that does not suit the ingredient.
     Misfit,
@@ -41,9 +41,9 @@ const GOOD_DAYS: f64 = 0.16;
 impl Slip {
     /// Mistake, probability on a good day, probability on any other day.
     ///
-    /// Good and bad days spread the quality of the answers: perfect ones are common enough to be learned, and the
-    /// average one is far from perfect. The usual habit (more often than not, over all days) is to forget the closing
-    /// and the wishes, so that even the most likely answer can be improved.
+    /// Good and bad days spread the quality of the answers: perfect ones are frequent enough to be learned, and the
+    /// average one is far from perfect. The cook usually (more often than not, over all days) forgets the closing and
+    /// the wishes, so that even the most likely answer can be improved.
     pub(super) const HABITS: [(Slip, f64, f64); 12] = [
         (Slip::Forget, 0.10, 0.48),
         (Slip::Avoided, 0.10, 0.58),
@@ -72,7 +72,7 @@ impl Slips {
         Slips(vec![slip])
     }
 
-    /// The mistakes of a day.
+    /// Draws the mistakes of a day.
     pub(super) fn draw(rng: &mut Random) -> Slips {
         let good = rng.uniform() < GOOD_DAYS;
         let mut made = Vec::new();

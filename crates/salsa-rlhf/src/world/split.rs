@@ -1,4 +1,4 @@
-//! Which prompts belong to which split, and drawing them.
+//! Assigns prompts to splits, and draws them.
 
 use std::collections::BTreeSet;
 
@@ -8,10 +8,10 @@ use super::pantry::{Family, Ingredient, Tone};
 use super::request::{Request, Wish};
 use super::wording::{Wording, pick, render};
 
-/// A part of the prompts. No request is in two splits, whatever its wording.
+/// A part of the prompts. No request is in two splits, in any wording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
-    /// What everything is trained on: 80 % of the everyday requests.
+    /// For training: 80 % of the everyday requests.
     Train,
     /// For choices made during training: 10 %.
     Validation,
@@ -22,7 +22,7 @@ pub enum Split {
 }
 
 impl Split {
-    /// The split that a request belongs to.
+    /// The split of a request.
     pub fn of(request: &Request) -> Split {
         if Family::HELD_OUT.contains(&request.family) || has_held_out_pair(&request.wanted) {
             return Split::Ood;
@@ -37,8 +37,8 @@ impl Split {
 
 /// `n` distinct prompts of a split: a pure function of its arguments.
 ///
-/// The first `m < n` of them are the same as those of `prompts(split, m, seed)`. Each split has tens of thousands of
-/// prompts at the least; asking for far more than that does not end.
+/// The first `m < n` of them equal `prompts(split, m, seed)`. Each split has at least tens of thousands of prompts;
+/// with an `n` far above that the function does not return.
 pub fn prompts(split: Split, n: usize, seed: u64) -> Vec<String> {
     distinct(split, n, &mut Random::new(seed, split as u64))
 }
@@ -79,8 +79,8 @@ pub(super) fn usual(rng: &mut Random) -> Request {
     request(family, &pool, wanted, avoided, usize::from(rng.uniform() < 0.5), rng)
 }
 
-/// An unusual request: held-out families more often than not, any ingredients together, up to four wanted and three
-/// forbidden, one or two wishes.
+/// An unusual request: mostly held-out families, any combination of ingredients, up to four wanted and three forbidden,
+/// one or two wishes.
 fn unusual(rng: &mut Random) -> Request {
     let family = if rng.uniform() < 0.7 { pick(&Family::HELD_OUT, rng) } else { pick(&Family::SEEN, rng) };
     let mut pool: Vec<Ingredient> = Ingredient::all().collect();
@@ -115,7 +115,7 @@ fn request(
     Request { family, wanted, avoided, steps, tone, wishes }
 }
 
-/// Whether two of the ingredients are a pair that no everyday request wants together: one pair in eight.
+/// Whether the ingredients contain a pair that no everyday request wants together: one pair in eight.
 fn has_held_out_pair(ingredients: &[Ingredient]) -> bool {
     let held_out = |a: &Ingredient, b: &Ingredient| {
         let (a, b) = (a.min(b), a.max(b));
@@ -124,7 +124,7 @@ fn has_held_out_pair(ingredients: &[Ingredient]) -> bool {
     ingredients.iter().enumerate().any(|(i, a)| ingredients[..i].iter().any(|b| held_out(a, b)))
 }
 
-/// The 64-bit FNV-1a hash with the high half folded into the low one, so that small moduli see all bits.
+/// The 64-bit FNV-1a hash with its high half folded into the low one, so that small moduli depend on all bits.
 pub(super) fn fnv1a(text: &str) -> u64 {
     let hash =
         text.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));

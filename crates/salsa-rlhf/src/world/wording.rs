@@ -1,11 +1,11 @@
-//! Requests in varied English. `Request::parse` reads every wording back.
+//! Words requests in varied English. `Request::parse` reads every wording back.
 
 use salsa_engine::random::Random;
 
 use super::pantry::{Family, Ingredient, NUMBERS, Tone};
 use super::request::{Request, Wish};
 
-/// Which templates a prompt is worded with.
+/// The set of templates of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wording {
     /// Those of the training, validation and test prompts.
@@ -14,7 +14,7 @@ pub(super) enum Wording {
     Unseen,
 }
 
-/// A prompt that asks for this request.
+/// A prompt for this request.
 pub(super) fn render(request: &Request, wording: Wording, rng: &mut Random) -> String {
     let mut sentences: Vec<String> = Vec::new();
     let mut clauses = String::new();
@@ -76,7 +76,7 @@ fn unseen(request: &Request, clauses: &str, rng: &mut Random) -> String {
     }
 }
 
-/// What everyday prompts call a family. Each contains a noun that tells it apart, or none for a dish.
+/// The names of a family in everyday prompts. Each contains a noun specific to it, or none for a dish.
 fn nouns(family: Family) -> &'static [&'static str] {
     match family {
         Family::Dish => &["dish", "recipe", "warm dish", "dinner"],

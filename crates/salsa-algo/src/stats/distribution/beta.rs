@@ -2,7 +2,7 @@
 
 use super::gamma::ln_gamma;
 
-/// Returns `I_x(a, b)` for positive `a` and `b`, with `y = 1 - x` given too, so that neither end loses digits.
+/// Returns `I_x(a, b)` for positive `a` and `b`; `y = 1 - x` is also passed, so that neither end loses digits.
 ///
 /// ```text
 /// I_x(a, b) = x^a y^b / (a B(a, b)) * 1 / (1 + d1 / (1 + d2 / (1 + ...)))
@@ -38,7 +38,7 @@ fn coefficient(a: f64, b: f64, x: f64, i: u32) -> f64 {
     }
 }
 
-/// Returns `1 + d(1) / (1 + d(2) / (1 + ...))`, evaluated from the front by the modified method of Lentz.
+/// Returns `1 + d(1) / (1 + d(2) / (1 + ...))`, evaluated forwards by the modified method of Lentz.
 fn continued_fraction(d: impl Fn(u32) -> f64) -> f64 {
     let away_from_zero = |x: f64| if x.abs() < 1e-300 { 1e-300 } else { x };
     let (mut value, mut numerator, mut denominator) = (1.0, 1.0, 0.0);

@@ -1,4 +1,4 @@
-//! The noncentral t distribution: t values where there is an effect.
+//! The noncentral t distribution: t values in the presence of an effect.
 
 use super::{beta::incomplete_beta, gamma::ln_gamma, normal::normal_cdf};
 
@@ -37,7 +37,7 @@ pub(crate) fn noncentral_t_cdf(t: f64, df: f64, delta: f64) -> f64 {
     (normal_cdf(-delta) + 0.5 * (upwards + downwards)).clamp(0.0, 1.0)
 }
 
-/// Adds the values of (value, weight) until the weights, which fall, are below what a double precision sum notices.
+/// Adds the values of (value, weight) until the decreasing weights are negligible in double precision.
 fn sum_while_it_weighs(terms: impl Iterator<Item = (f64, f64)>) -> f64 {
     terms.take_while(|(_, weight)| *weight > 1e-20).map(|(value, _)| value).sum()
 }

@@ -24,7 +24,7 @@ pub(crate) fn normal_cdf(x: f64) -> f64 {
     if x < 0.0 { tail } else { 1.0 - tail }
 }
 
-/// Returns the number that a standard normal one stays below with this probability; infinite at 0 and 1.
+/// Returns the number below which a standard normal number lies with this probability; infinite at 0 and 1.
 pub(crate) fn normal_quantile(probability: f64) -> f64 {
     if probability > 0.5 {
         return -normal_quantile(1.0 - probability);

@@ -17,7 +17,7 @@ pub(crate) fn student_t_two_sided(t: f64, df: f64) -> f64 {
     incomplete_beta(df / 2.0, 0.5, df / (df + square), square / (df + square))
 }
 
-/// Returns the half-width of a two-sided t interval in standard errors; none where `level` is not between 0 and 1 or
+/// Returns the half-width of a two-sided t interval in standard errors; none if `level` is not between 0 and 1 or
 /// `df` is not a positive number.
 ///
 /// ```text

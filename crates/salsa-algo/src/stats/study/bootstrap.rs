@@ -11,13 +11,13 @@ use crate::{
     whiten::{Moments, moments},
 };
 
-/// How the interval of a mean over seeds is made.
+/// The method for the interval of a mean over seeds.
 ///
-/// The default, Student's t at 95 %, is the interval that reports show. Simulated studies of five seeds have it hold the
-/// truth in 92 to 96 % of all cases. The percentile and BCa bootstraps of one value per seed do in 82 %: five numbers
-/// drawn from five vary less than the five did. With prompts they count the prompts' noise twice, once between seeds and
-/// once within, which makes up for it or not, depending on how noisy prompts are. The bootstrap-t covers as stated and is
-/// half as wide again. The numbers are in `docs/statistics.md`.
+/// The default, Student's t at 95 %, is the interval in reports. In simulated studies of five seeds it contains the
+/// true value in 92 to 96 % of all cases. The percentile and BCa bootstraps of one value per seed do in 82 %: five
+/// numbers drawn from five vary less than the five did. With prompts they count the prompts' noise twice, once between
+/// seeds and once within, which compensates for it or not, depending on the noise of prompts. The bootstrap-t has the
+/// nominal coverage and is half as wide again. The numbers are in `docs/statistics.md`.
 ///
 /// The bootstraps are hierarchical (nested): a resample draws seeds, and from each drawn seed its prompts.
 ///
@@ -28,7 +28,7 @@ use crate::{
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SeedInterval {
-    /// Student's t on the seeds' means; exact where these are normally distributed.
+    /// Student's t on the seeds' means; exact if these are normally distributed.
     ///
     /// ```text
     /// mean ± t(level, n - 1) * deviation / sqrt(n)
@@ -36,14 +36,14 @@ pub enum SeedInterval {
     ///
     /// Source: Student 1908.
     StudentT {
-        /// Share of studies whose interval holds the truth, such as 0.95.
+        /// Share of studies whose interval contains the true value, such as 0.95.
         level: f64,
     },
     /// The percentile bootstrap: quantiles `(1 - level) / 2` and `(1 + level) / 2` of `mean*`.
     ///
     /// Source: Efron 1979; of several levels: Davison and Hinkley 1997, section 3.8.
     Percentile(Resampling),
-    /// The bootstrap-t: quantiles of `(mean* - mean) / error*` take the place of Student's.
+    /// The bootstrap-t: quantiles of `(mean* - mean) / error*` replace Student's.
     ///
     /// ```text
     /// error  = deviation / sqrt(n)          error* the same of mean*[i]
@@ -53,7 +53,7 @@ pub enum SeedInterval {
     /// With few seeds of one value each, resamples of equal numbers have `error* = 0`; if they are more than
     /// `(1 - level) / 2`, an end is infinite. Source: Efron 1981; Hall 1988.
     Studentized(Resampling),
-    /// The bias-corrected and accelerated bootstrap: the quantiles of `mean*` moved for bias and skewness.
+    /// The bias-corrected and accelerated bootstrap: quantiles of `mean*`, adjusted for bias and skewness.
     ///
     /// ```text
     /// z0 = Φ^-1(share of mean* below mean, ties half)
@@ -72,7 +72,7 @@ impl Default for SeedInterval {
 }
 
 impl SeedInterval {
-    /// Returns the share of studies whose interval holds the truth, as stated.
+    /// Returns the nominal share of studies whose interval contains the true value.
     pub fn level(&self) -> f64 {
         match self {
             SeedInterval::StudentT { level } => *level,
@@ -93,7 +93,7 @@ impl SeedInterval {
         }
     }
 
-    /// Returns the interval of checked samples of at least two seeds, whose means have these moments.
+    /// Returns the interval of checked samples of at least two seeds; `means` are the moments of their means.
     pub(super) fn of(&self, samples: &[SeedSample], means: Moments) -> Interval {
         let error = standard_error(means, samples.len());
         match self {
@@ -153,7 +153,7 @@ fn between(resampled: &[f64], shares: [f64; 2]) -> Interval {
     Interval { low: ends[0], high: ends[1] }
 }
 
-/// The shares of the resampled means at which the ends of a BCa interval lie.
+/// The shares of the resampled means at the ends of a BCa interval.
 fn accelerated(samples: &[SeedSample], mean: f64, resampled: &[f64], shares: [f64; 2]) -> [f64; 2] {
     let points: f64 =
         resampled.iter().map(|&x| if x < mean { 1.0 } else { f64::from(u8::from(x == mean)) / 2.0 }).sum();
@@ -161,7 +161,7 @@ fn accelerated(samples: &[SeedSample], mean: f64, resampled: &[f64], shares: [f6
     let acceleration = acceleration(samples, mean);
     shares.map(|share| {
         let moved = bias + normal_quantile(share);
-        // An infinite bias, all resamples on one side of the mean, leaves only an outermost resample to choose.
+        // With an infinite bias (all resamples on one side of the mean), the end is an outermost resample.
         if moved.is_infinite() { normal_cdf(moved) } else { normal_cdf(bias + moved / (1.0 - acceleration * moved)) }
     })
 }

@@ -1,23 +1,23 @@
-//! Verdicts on claims, by one rule.
+//! Verdicts on claims, by one fixed rule.
 
 use std::fmt;
 
 use super::{SeedEstimate, StudyError};
 
-/// Fewest seeds from which anything is concluded.
+/// Minimum number of seeds for a conclusion.
 ///
-/// Two seeds have an interval, but one that holds only if differences between seeds are exactly normal: its half-width is
-/// 12.7 standard errors, and nothing in two numbers shows whether that is right.
+/// Two seeds give an interval, but one that is valid only if differences between seeds are exactly normal: its
+/// half-width is 12.7 standard errors, and two numbers cannot show whether that holds.
 pub const MINIMUM_SEEDS: usize = 3;
 
-/// What a study says of the claim that a difference is above 0.
+/// A study's verdict on the claim that a difference is above 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conclusion {
-    /// The interval lies above 0.
+    /// The interval is above 0.
     Supported,
     /// The interval excludes every difference that would matter.
     NotSupported,
-    /// The interval holds both, or there are too few seeds.
+    /// The interval contains both, or there are too few seeds.
     CannotTell,
 }
 
@@ -31,9 +31,9 @@ impl Conclusion {
     /// else                    cannot tell
     /// ```
     ///
-    /// `margin` is the largest difference that still counts as none, in units of reward; with 0, a claim is refuted only by
-    /// an interval that does not reach above 0. For the opposite claim, exchange the arms. One claim is wrongly supported in
-    /// at most `(1 - level) / 2` of all studies; for several claims at once see [`holm`](super::holm).
+    /// `margin` is the largest difference that still counts as none, in units of reward; with 0, a claim is refuted
+    /// only by an interval that does not exceed 0. For the opposite claim, exchange the arms. One claim is wrongly
+    /// supported in at most `(1 - level) / 2` of all studies; for several claims at once see [`holm`](super::holm).
     ///
     /// ```
     /// use salsa_algo::stats::study::{Conclusion, SeedInterval, SeedSample, mean_over_seeds};

@@ -2,7 +2,7 @@
 
 use super::{StudyError, seeds::is_usable};
 
-/// What one setting reached: one point of a curve.
+/// The result of one setting: one point of a curve.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
     /// KL to the anchor that all arms share, in nats per response.
@@ -11,7 +11,7 @@ pub struct Point {
     pub reward: f64,
 }
 
-/// The scale on which a curve is straight between two measured points.
+/// The scale on which a curve is linear between two measured points.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KlAxis {
     /// The root of KL, on which reward is close to a straight line for a small KL and a parabola beyond.
@@ -50,7 +50,7 @@ pub struct KlRange {
 }
 
 impl KlRange {
-    /// Returns what two ranges share, if anything.
+    /// Returns the intersection of two ranges, if any.
     ///
     /// ```
     /// use salsa_algo::stats::study::KlRange;
@@ -66,8 +66,8 @@ impl KlRange {
 
 /// Reward as a function of KL, between measured points.
 ///
-/// Points are sorted by KL; of points with the same KL the mean counts. Between two points the curve is a straight line on
-/// its [`KlAxis`]. Outside the measured range it has no value: nothing is extrapolated.
+/// Points are sorted by KL; points with the same KL are averaged. Between two points the curve is linear on its
+/// [`KlAxis`]. Outside the measured range it has no value: nothing is extrapolated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Curve {
     axis: KlAxis,
@@ -76,7 +76,7 @@ pub struct Curve {
 }
 
 impl Curve {
-    /// Makes a curve from one point per setting, in any order.
+    /// Creates a curve from one point per setting, in any order.
     ///
     /// ```
     /// use salsa_algo::stats::study::{Curve, KlAxis, Point};
@@ -87,7 +87,7 @@ impl Curve {
     /// ```
     ///
     /// # Errors
-    /// Without points, and for a point that is not finite (or beyond 1e100).
+    /// Without points, or if a point is not finite (or beyond 1e100).
     pub fn new(points: &[Point], axis: KlAxis) -> Result<Curve, StudyError> {
         if points.is_empty() {
             return Err(StudyError::NoPoints);
@@ -98,14 +98,14 @@ impl Curve {
             return Err(StudyError::PointNotFinite { kl, reward });
         }
         let mut sorted = points.to_vec();
-        // By reward too, so that the mean at one KL does not depend on the order given. Adding 0 makes -0 into 0.
+        // By reward too, so that the mean at one KL does not depend on the input order. Adding 0 turns -0 into 0.
         sorted.iter_mut().for_each(|point| point.kl += 0.0);
         sorted.sort_by(|a, b| a.kl.total_cmp(&b.kl).then(a.reward.total_cmp(&b.reward)));
         let points = sorted.chunk_by(|a, b| a.kl == b.kl).map(mean_reward).collect();
         Ok(Curve { axis, points })
     }
 
-    /// Returns the scale on which the curve is straight between points.
+    /// Returns the scale on which the curve is linear between points.
     pub fn axis(&self) -> KlAxis {
         self.axis
     }
@@ -136,7 +136,7 @@ impl Curve {
         let below = self.points.get(right.checked_sub(1)?)?;
         let place = |kl| self.axis.place(kl);
         let weight = (place(kl) - place(below.kl)) / (place(above.kl) - place(below.kl));
-        // The roots of two neighbouring numbers may be the same.
+        // The roots of two adjacent numbers may be equal.
         let weight = if weight.is_finite() { weight } else { 0.5 };
         Some((1.0 - weight) * below.reward + weight * above.reward)
     }

@@ -1,4 +1,4 @@
-//! What can be wrong with the numbers of a study.
+//! Errors in the numbers of a study.
 
 use std::fmt;
 
@@ -11,38 +11,38 @@ pub enum StudyError {
     NoSettings,
     /// There is no run to average.
     NoRuns {
-        /// Of which seed.
+        /// The seed.
         seed: u64,
     },
     /// A seed has no values.
     NoValues {
-        /// Which one.
+        /// The seed.
         seed: u64,
     },
-    /// A seed stands twice in one arm.
+    /// A seed occurs twice in one arm.
     RepeatedSeed {
-        /// Which one.
+        /// The seed.
         seed: u64,
     },
-    /// A seed is in one of two arms, or of two settings, only.
+    /// A seed is in only one of two arms, or of two settings.
     Unpaired {
-        /// Which one.
+        /// The seed.
         seed: u64,
     },
-    /// Two things that are compared prompt by prompt have different numbers of prompts.
+    /// Two samples compared prompt by prompt have different numbers of prompts.
     PromptCounts {
-        /// In which seed.
+        /// The seed.
         seed: u64,
-        /// Values of the first.
+        /// Number of values of the first.
         first: usize,
-        /// Values of the second.
+        /// Number of values of the second.
         second: usize,
     },
     /// A value is NaN, infinite or beyond 1e100.
     NotFinite {
-        /// In which seed.
+        /// The seed.
         seed: u64,
-        /// Which value of the seed, from 0.
+        /// Index of the value in the seed.
         position: usize,
         /// The value.
         value: f64,
@@ -61,9 +61,9 @@ pub enum StudyError {
         /// The KL.
         kl: f64,
     },
-    /// Curves that are compared interpolate along different axes.
+    /// Compared curves have different axes.
     Axes,
-    /// The settings on test are not as many as those on validation.
+    /// The numbers of settings on test and validation differ.
     SettingCounts {
         /// Settings selected from.
         validation: usize,
@@ -84,7 +84,7 @@ pub enum StudyError {
     NoResamples,
     /// A p-value is not in `[0, 1]`.
     PValue {
-        /// Which one, from 0.
+        /// Its index.
         position: usize,
         /// Its value.
         value: f64,
@@ -101,7 +101,7 @@ pub enum StudyError {
     },
     /// A test over fewer than two seeds, or more than [`MOST_SEEDS`](super::MOST_SEEDS).
     SeedCount {
-        /// How many.
+        /// The number of seeds.
         seeds: usize,
     },
     /// A margin below which a difference does not matter is negative, NaN or infinite.

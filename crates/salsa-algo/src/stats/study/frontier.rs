@@ -7,31 +7,31 @@ use super::{
 /// The curve of one seed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SeedCurve {
-    /// The seed by which arms are paired.
+    /// The seed, by which arms are paired.
     pub seed: u64,
     /// Reward against KL, one point per setting.
     pub curve: Curve,
 }
 
-/// What the seeds say at one KL.
+/// The result over seeds at one KL.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AtKl {
     /// The KL, in nats per response.
     pub kl: f64,
     /// Mean over the seeds that reach this KL; none if no seed does.
     pub estimate: Option<SeedEstimate>,
-    /// Seeds that do not reach this KL, on one side at least, in the order given.
+    /// Seeds that do not reach this KL, at least on one side, in the given order.
     pub excluded: Vec<u64>,
 }
 
-/// What the seeds say over the KL that two arms have in common.
+/// The result over seeds over the KL range that two arms share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OverKl {
-    /// Mean over the seeds whose curves overlap; none if those of no seed do.
+    /// Mean over the seeds whose curves overlap; none if there are none.
     pub estimate: Option<SeedEstimate>,
     /// The common range of each of these seeds, in the order of `estimate.seeds`.
     pub ranges: Vec<KlRange>,
-    /// Seeds whose curves do not overlap, in the order given.
+    /// Seeds whose curves do not overlap, in the given order.
     pub excluded: Vec<u64>,
 }
 
@@ -41,8 +41,8 @@ pub struct OverKl {
 /// at each kl:   mean_over_seeds of curve[s].reward_at(kl), over the seeds whose curve reaches kl
 /// ```
 ///
-/// The band is for one KL at a time. Where seeds drop out, the mean changes because others are left: within
-/// [`common_range`] this does not happen.
+/// The band is for one KL at a time. Where seeds drop out, the mean changes because the set of seeds does; not so
+/// within [`common_range`].
 ///
 /// ```
 /// use salsa_algo::stats::study::{Curve, KlAxis, Point, SeedCurve, SeedInterval, frontier};
@@ -56,7 +56,7 @@ pub struct OverKl {
 /// ```
 ///
 /// # Errors
-/// If there is no seed or one stands twice, a KL is not finite, or the interval makes no sense.
+/// If there is no seed or one occurs twice, a KL is not finite, or the interval is invalid.
 pub fn frontier(curves: &[SeedCurve], kl: &[f64], interval: SeedInterval) -> Result<Vec<AtKl>, StudyError> {
     check_seeds(curves.iter().map(|curve| curve.seed))?;
     at_each(kl, interval, curves, |curve, kl| curve.curve.reward_at(kl), |curve| curve.seed)
@@ -81,8 +81,8 @@ pub fn frontier(curves: &[SeedCurve], kl: &[f64], interval: SeedInterval) -> Res
 /// ```
 ///
 /// # Errors
-/// If there is no seed, one stands twice or on one side only, the axes differ, a KL is not finite, or the interval makes
-/// no sense.
+/// If there is no seed, one occurs twice or on one side only, the axes differ, a KL is not finite, or the interval is
+/// invalid.
 pub fn differences_at_kl(
     first: &[SeedCurve],
     second: &[SeedCurve],
@@ -94,7 +94,7 @@ pub fn differences_at_kl(
     at_each(kl, interval, &pairs, difference, |pair| pair.seed)
 }
 
-/// Returns the difference of two arms averaged over the KL that they have in common, paired by seed, with its interval.
+/// Returns the difference of two arms averaged over the KL range that they share, paired by seed, with its interval.
 ///
 /// ```text
 /// [low, high]   = the measured ranges of first[s] and second[s] overlapped, per seed
@@ -102,8 +102,8 @@ pub fn differences_at_kl(
 /// mean_over_seeds of difference[s], over the seeds that have an overlap
 /// ```
 ///
-/// Both curves are straight between points on the axis of `x`, so the integral is a finite sum. A seed whose curves touch
-/// in one KL alone counts with the difference there; one whose curves do not overlap is excluded and named.
+/// Both curves are linear between points on the axis of `x`, so the integral is a finite sum. A seed whose curves share
+/// a single KL counts with the difference there; one whose curves do not overlap is listed as excluded.
 ///
 /// ```
 /// use salsa_algo::stats::study::{Curve, KlAxis, KlRange, Point, SeedCurve, SeedInterval, difference_over_kl};
@@ -118,7 +118,7 @@ pub fn differences_at_kl(
 /// ```
 ///
 /// # Errors
-/// If there is no seed, one stands twice or on one side only, the axes differ, or the interval makes no sense.
+/// If there is no seed, one occurs twice or on one side only, the axes differ, or the interval is invalid.
 pub fn difference_over_kl(
     first: &[SeedCurve],
     second: &[SeedCurve],
@@ -139,7 +139,7 @@ pub fn difference_over_kl(
     Ok(OverKl { estimate, ranges, excluded })
 }
 
-/// Returns the range of KL that all curves reach, if there is one.
+/// Returns the range of KL covered by all curves, if there is one.
 ///
 /// ```
 /// use salsa_algo::stats::study::{Curve, KlAxis, KlRange, Point, common_range};
@@ -167,7 +167,7 @@ pub fn kl_values(range: KlRange, axis: KlAxis, count: usize) -> Vec<f64> {
     let (low, high) = (axis.place(range.low), axis.place(range.high));
     let at = |i: usize| match i {
         0 => range.low,
-        // Exactly the end: a rounding error beyond it would lie outside the curves.
+        // Exactly the end: a rounding error beyond it would be outside the curves.
         _ if i + 1 == count => range.high,
         _ => axis.kl(low + (high - low) * (i as f64 / (count - 1) as f64)).clamp(range.low, range.high),
     };
@@ -182,7 +182,7 @@ struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    /// The mean of first minus second over a range that both reach, on their axis.
+    /// The mean of first minus second over a range that both cover, on their axis.
     fn mean_difference(&self, range: KlRange) -> f64 {
         let inside = |kl: &f64| range.low < *kl && *kl < range.high;
         let knots = self.first.points().iter().chain(self.second.points()).map(|point| point.kl).filter(inside);
@@ -220,7 +220,7 @@ fn pairs<'a>(first: &'a [SeedCurve], second: &'a [SeedCurve]) -> Result<Vec<Pair
     first.iter().map(pair).collect()
 }
 
-/// The mean of a value that each seed has or has not, at each KL.
+/// The mean at each KL of a value that seeds may lack.
 fn at_each<T>(
     kl: &[f64],
     interval: SeedInterval,

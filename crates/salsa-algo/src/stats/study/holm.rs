@@ -8,8 +8,8 @@ use super::StudyError;
 /// p_(1) <= ... <= p_(m):   adjusted_(i) = max over j <= i of min(1, (m - j + 1) p_(j))
 /// ```
 ///
-/// Rejecting where the adjusted value is at most 0.05 makes a false rejection among all claims at most 5 % likely, whatever
-/// the tests have to do with each other. Source: Holm 1979.
+/// Rejecting claims whose adjusted value is at most 0.05 makes the probability of any false rejection at most 5 %, for
+/// any dependence between the tests. Source: Holm 1979.
 ///
 /// ```
 /// // times 3, times 2, times 1, and never below the one before

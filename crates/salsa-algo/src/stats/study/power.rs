@@ -1,12 +1,12 @@
-//! How many seeds a difference needs to be found.
+//! How many seeds are needed to detect a difference.
 
 use super::StudyError;
 use crate::stats::{distribution::noncentral_t_cdf, student_t_quantile};
 
-/// Most seeds that [`power`] and [`seeds_needed`] look at.
+/// Maximum number of seeds in [`power`] and [`seeds_needed`].
 pub const MOST_SEEDS: usize = 1_000_000;
 
-/// Returns the probability that a two-sided paired t test over seeds finds an effect.
+/// Returns the probability that a two-sided paired t test over seeds detects an effect.
 ///
 /// ```text
 /// delta = effect / deviation * sqrt(seeds)          t = student_t_quantile(level, seeds - 1)
@@ -44,23 +44,23 @@ pub fn power(effect: f64, deviation: f64, seeds: usize, level: f64) -> Result<f6
         return Ok(1.0 - level);
     }
     let delta = effect.abs() / deviation * (seeds as f64).sqrt();
-    // Beyond, P(|T| <= t) is below 1e-20, since neither Z nor the root of chi^2 / df goes that far.
+    // Beyond this, P(|T| <= t) is below 1e-20, given the tails of Z and of the root of chi^2 / df.
     if delta > 20.0 * t + 40.0 {
         return Ok(1.0);
     }
     Ok(1.0 - noncentral_t_cdf(t, df, delta) + noncentral_t_cdf(-t, df, delta))
 }
 
-/// Returns the smallest number of seeds, at least 2, with which a two-sided paired t test finds an effect with the given
-/// power; none if that takes more than [`MOST_SEEDS`].
+/// Returns the smallest number of seeds, at least 2, with which a two-sided paired t test detects an effect with the
+/// given power; none if that is more than [`MOST_SEEDS`].
 ///
 /// ```text
 /// min n such that power(effect, deviation, n, level) >= power
 /// ```
 ///
-/// `deviation` is what a study so far has seen between seeds ([`SeedEstimate::deviation`](super::SeedEstimate)). `effect`
-/// should be the smallest difference that matters: the difference seen so far may be used too, but it is itself uncertain,
-/// and where a study was continued because it looked large, too large.
+/// `deviation` is the deviation between seeds so far ([`SeedEstimate::deviation`](super::SeedEstimate)). `effect`
+/// should be the smallest difference that matters: the observed difference may be used too, but it is uncertain, and
+/// too large on average if the study was continued because it looked large.
 ///
 /// ```
 /// use salsa_algo::stats::study::seeds_needed;

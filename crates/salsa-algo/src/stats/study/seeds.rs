@@ -9,9 +9,9 @@ use crate::{
 /// The values of one arm for one seed: one per prompt, in the order of the prompts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SeedSample {
-    /// The seed by which arms are paired; that of the world where a world has several RL seeds.
+    /// The seed, by which arms are paired; that of the world if a world has several RL seeds.
     pub seed: u64,
-    /// One value per prompt; a single one where only the mean is known.
+    /// One value per prompt; a single one if only the mean is known.
     pub values: Vec<f64>,
 }
 
@@ -24,16 +24,16 @@ pub struct SeedMean {
     pub mean: f64,
 }
 
-/// A mean over seeds, each of which counts the same however many prompts it has.
+/// A mean over seeds with equal weights, whatever their numbers of prompts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SeedEstimate {
     /// Mean of the seeds' means.
     pub mean: f64,
-    /// Where the mean over all possible seeds probably lies; none for a single seed.
+    /// The confidence interval of the mean over all possible seeds; none for a single seed.
     pub interval: Option<Interval>,
     /// Standard deviation of the seeds' means, with denominator n - 1; none for a single seed.
     pub deviation: Option<f64>,
-    /// The mean of each seed, in the order given.
+    /// The mean of each seed, in the given order.
     pub seeds: Vec<SeedMean>,
 }
 
@@ -44,7 +44,7 @@ impl SeedEstimate {
     /// t = mean / (deviation / sqrt(n))          P(|T| >= |t|), n - 1 degrees of freedom
     /// ```
     ///
-    /// Of paired differences it is the paired t test. Where all seeds have the same mean, p is 1 for a mean of 0 and 0
+    /// For paired differences it is the paired t test. If all seeds have the same mean, p is 1 for a mean of 0 and 0
     /// otherwise. Source: Student 1908.
     ///
     /// ```
@@ -70,9 +70,9 @@ impl SeedEstimate {
 /// values[i] = sum over runs of run[i] / number of runs
 /// ```
 ///
-/// RL seeds that share a world (its data, base model, SFT models and reward model) are not independent: counted one by
-/// one, they would make a study look more certain than it is. Their mean is one value per prompt of the world, which is
-/// then the unit. A study that varies the RL seed alone takes each RL seed as a unit, and speaks about its one world only.
+/// RL seeds that share a world (its data, base model, SFT models and reward model) are not independent: counted
+/// separately, they would make a study look more certain than it is. Their mean is one value per prompt of the world,
+/// which is then the unit. A study that varies only the RL seed has each one as a unit; its results hold for one world.
 ///
 /// ```
 /// let world = salsa_algo::stats::study::average_runs(7, &[&[1.0, 2.0], &[3.0, 6.0]]).unwrap();
@@ -80,7 +80,7 @@ impl SeedEstimate {
 /// ```
 ///
 /// # Errors
-/// Without runs or values, for runs of different numbers of prompts, and for a value that is not finite (or beyond 1e100).
+/// Without runs or values, if runs differ in the number of prompts, or if a value is not finite (or beyond 1e100).
 pub fn average_runs(seed: u64, runs: &[&[f64]]) -> Result<SeedSample, StudyError> {
     let first = runs.first().ok_or(StudyError::NoRuns { seed })?;
     let mut values = vec![0.0; first.len()];
@@ -101,7 +101,7 @@ pub fn average_runs(seed: u64, runs: &[&[f64]]) -> Result<SeedSample, StudyError
 /// difference[seed][i] = first[seed].values[i] - second[seed].values[i]
 /// ```
 ///
-/// What makes a world or a prompt easy for both arms cancels.
+/// The difficulty of a world or prompt, which affects both arms, cancels.
 ///
 /// ```
 /// use salsa_algo::stats::study::{SeedSample, paired_differences};
@@ -113,8 +113,8 @@ pub fn average_runs(seed: u64, runs: &[&[f64]]) -> Result<SeedSample, StudyError
 /// ```
 ///
 /// # Errors
-/// If a seed is missing on one side, stands twice or has no values, if the numbers of prompts differ within a seed, if
-/// there is no seed, or for a value that is not finite (or beyond 1e100).
+/// If a seed is missing on one side, occurs twice or has no values, if the numbers of prompts differ within a seed, if
+/// there is no seed, or if a value is not finite (or beyond 1e100).
 pub fn paired_differences(first: &[SeedSample], second: &[SeedSample]) -> Result<Vec<SeedSample>, StudyError> {
     check_samples(first)?;
     check_samples(second)?;
@@ -144,7 +144,7 @@ fn find(samples: &[SeedSample], seed: u64) -> Option<&SeedSample> {
 /// mean[s] = mean of the values of seed s          mean = sum of mean[s] / number of seeds
 /// ```
 ///
-/// Every seed counts the same. A single seed has a mean and no interval.
+/// All seeds have the same weight. A single seed has a mean and no interval.
 ///
 /// ```
 /// use salsa_algo::stats::study::{SeedInterval, SeedSample, mean_over_seeds};
@@ -157,7 +157,7 @@ fn find(samples: &[SeedSample], seed: u64) -> Option<&SeedSample> {
 /// ```
 ///
 /// # Errors
-/// If there is no seed, a seed stands twice or has no values, a value is not finite, or the interval makes no sense.
+/// If there is no seed, a seed occurs twice or has no values, a value is not finite, or the interval is invalid.
 pub fn mean_over_seeds(samples: &[SeedSample], interval: SeedInterval) -> Result<SeedEstimate, StudyError> {
     check_samples(samples)?;
     interval.check()?;
@@ -171,7 +171,7 @@ pub fn mean_over_seeds(samples: &[SeedSample], interval: SeedInterval) -> Result
 
 /// Returns the mean difference of two arms over seeds, paired by seed and prompt, with its interval.
 ///
-/// [`mean_over_seeds`] of [`paired_differences`]. The arms differ significantly at `1 - level` where 0 lies outside.
+/// [`mean_over_seeds`] of [`paired_differences`]. The arms differ significantly at `1 - level` if 0 is outside.
 ///
 /// ```
 /// use salsa_algo::stats::study::{SeedInterval, SeedSample, difference_over_seeds};
@@ -215,7 +215,7 @@ pub(super) fn check_seeds(seeds: impl Iterator<Item = u64>) -> Result<(), StudyE
     }
 }
 
-/// Whether a number is finite and so small that neither sums nor their squares and cubes overflow.
+/// Whether a number is finite and so small that sums, squares and cubes do not overflow.
 pub(super) fn is_usable(value: f64) -> bool {
     value.abs() <= 1e100
 }

@@ -5,14 +5,14 @@ use std::marker::PhantomData;
 use super::{SeedMean, SeedSample, StudyError, seeds::check_samples};
 use crate::whiten::moments;
 
-/// Which prompts scores are from.
+/// The split of the prompts that scores are from.
 pub trait Split: private::Sealed {}
 
-/// Validation prompts: what a setting is chosen on.
+/// Validation prompts, for choosing a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validation {}
 
-/// Test prompts: what is reported. No function chooses by them.
+/// Test prompts, for reporting. No function chooses by them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Test {}
 
@@ -25,10 +25,10 @@ mod private {
     impl Sealed for super::Test {}
 }
 
-/// Scores of one arm on one split: for each setting of a key, those of each seed. A higher score is better.
+/// Scores of one arm on one split: for each setting of a key, those of each seed. Higher is better.
 ///
-/// `Scores<Validation>` can choose and `Scores<Test>` cannot; a [`Selection`] reads `Scores<Test>` and nothing else. So a
-/// setting chosen on test prompts does not compile.
+/// Only `Scores<Validation>` can choose, and a [`Selection`] reads only `Scores<Test>`. So choosing a setting on test
+/// prompts does not compile.
 ///
 /// ```compile_fail
 /// use salsa_algo::stats::study::{Scores, SeedSample, Test};
@@ -50,11 +50,11 @@ pub struct Selection {
 }
 
 impl<S: Split> Scores<S> {
-    /// Takes the scores of each setting by seed; the seeds may stand in any order.
+    /// Takes the scores of each setting by seed; the seeds may be in any order.
     ///
     /// # Errors
-    /// If there is no setting or no seed, a setting lacks a seed, a seed stands twice or has no values, or a value is not
-    /// finite (or beyond 1e100).
+    /// If there is no setting or no seed, a setting lacks a seed, a seed occurs twice or has no values, or a value is
+    /// not finite (or beyond 1e100).
     pub fn new(mut settings: Vec<Vec<SeedSample>>) -> Result<Scores<S>, StudyError> {
         let Some((first, others)) = settings.split_first_mut() else { return Err(StudyError::NoSettings) };
         check_samples(first)?;
@@ -77,14 +77,14 @@ fn place(samples: &[SeedSample], seed: u64) -> Option<usize> {
 }
 
 impl Scores<Validation> {
-    /// Chooses one setting for all seeds: that of the highest mean over seeds.
+    /// Chooses one setting for all seeds: the one with the highest mean over seeds.
     ///
     /// ```text
     /// argmax over settings of mean over s of mean(values[setting][s])          the first of equals
     /// ```
     ///
-    /// This is what a practitioner would do and report: a method has one value of the key, found on some seeds and used on
-    /// the next. Each seed counts the same.
+    /// This is what a practitioner would do and report: a method has one value of the key, found on some seeds and used
+    /// on the next. All seeds have the same weight.
     ///
     /// ```
     /// use salsa_algo::stats::study::{Scores, SeedSample, Test, Validation};
@@ -106,7 +106,7 @@ impl Scores<Validation> {
 
     /// Chooses a setting for each seed by that seed's own validation mean; the first of equals.
     ///
-    /// Answers what tuning in each world would give. Its test mean is that of a procedure (train all settings, keep one),
+    /// Shows what tuning in each world would give. Its test mean is that of a procedure (train all settings, keep one),
     /// not of a setting.
     pub fn select_per_seed(&self) -> Selection {
         self.selection(|seed| first_largest(self.settings.iter().map(|samples| seed_mean(&samples[seed]))))
@@ -117,9 +117,9 @@ impl Scores<Validation> {
         Selection { choices, settings: self.settings.len() }
     }
 
-    /// Returns the validation mean of a setting for each seed; none for a setting there is not.
+    /// Returns the validation mean of a setting for each seed; none if there is no such setting.
     ///
-    /// It is the highest of several for the chosen setting, and so too high: report [`Selection::on_test`].
+    /// For the chosen setting it is the highest of several, and so biased upwards: report [`Selection::on_test`].
     pub fn means(&self, setting: usize) -> Option<Vec<SeedMean>> {
         let samples = self.settings.get(setting)?;
         Some(samples.iter().map(|sample| SeedMean { seed: sample.seed, mean: seed_mean(sample) }).collect())
@@ -132,7 +132,7 @@ impl Selection {
         &self.choices
     }
 
-    /// Returns the one setting that all seeds have; none if they differ.
+    /// Returns the setting if it is the same for all seeds.
     pub fn setting(&self) -> Option<usize> {
         let first = self.choices[0].1;
         self.choices.iter().all(|(_, setting)| *setting == first).then_some(first)
@@ -142,7 +142,7 @@ impl Selection {
     /// [`difference_over_seeds`](super::difference_over_seeds).
     ///
     /// # Errors
-    /// If the test scores have other settings or other seeds than those chosen from.
+    /// If the settings or seeds of the test scores differ from those chosen from.
     pub fn on_test(&self, test: &Scores<Test>) -> Result<Vec<SeedSample>, StudyError> {
         if test.settings.len() != self.settings {
             return Err(StudyError::SettingCounts { validation: self.settings, test: test.settings.len() });
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_seed_counts_once_however_many_prompts_it_has() {
-        // Means of seeds: (0, 1) and (.6, .6). Over all prompts the first would have .8.
+        // Means of seeds: (0, 1) and (.6, .6). Averaged over all prompts the first would have .8.
         let scores = validation(vec![vec![at(1, &[0.0]), at(2, &[1.0; 4])], vec![at(1, &[0.6]), at(2, &[0.6; 4])]]);
         assert_eq!(scores.select_across_seeds().setting(), Some(1));
         assert_eq!(scores.select_per_seed().choices(), [(1, 1), (2, 0)]);

@@ -9,7 +9,7 @@ pub struct SignTest {
     pub positive: usize,
     /// Differences below 0.
     pub negative: usize,
-    /// Differences of exactly 0, which say nothing and are left out.
+    /// Differences of exactly 0, which are uninformative and ignored.
     pub zero: usize,
     /// Probability of signs at least as uneven if either sign is equally likely.
     pub p_value: f64,
@@ -21,8 +21,8 @@ pub struct SignTest {
 /// p = min(1, 2 Σ_{i <= k} C(n, i) / 2^n)          n = positive + negative, k the smaller of both
 /// ```
 ///
-/// It assumes nothing of the differences but their independence, and pays for it: five seeds of one sign give p = 0.0625,
-/// so it takes six to reach 0.05. Without any difference p is 1. Source: Arbuthnot 1710; Conover 1999, section 3.4.
+/// It assumes only that the differences are independent, at the price of power: five seeds of one sign give p = 0.0625,
+/// so 0.05 requires six. Without any difference p is 1. Source: Arbuthnot 1710; Conover 1999, section 3.4.
 ///
 /// ```
 /// let test = salsa_algo::stats::study::sign_test(&[0.1, 0.2, 0.3, 0.1, 0.4]).unwrap();
@@ -49,7 +49,7 @@ pub fn sign_test(differences: &[f64]) -> Result<SignTest, StudyError> {
 /// ```
 fn at_most(k: usize, n: usize) -> f64 {
     let sum = (1..=k).fold(1.0, |inner, i| 1.0 + inner * i as f64 / (n - i + 1) as f64);
-    // Halved as it grows, so that it neither overflows nor vanishes early.
+    // Halved while it grows, so that it neither overflows nor underflows early.
     let (mut largest, mut halvings) = (1.0, n);
     for i in 0..k {
         largest = largest * (n - i) as f64 / (i + 1) as f64;

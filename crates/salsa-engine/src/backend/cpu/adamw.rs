@@ -4,7 +4,7 @@ use super::isa::multiversion;
 use crate::backend::{AdamWStep, Decay};
 use crate::pool;
 
-/// Numbers a task takes; partial sums are added in the order of these blocks.
+/// Numbers per task; partial sums are added in the order of these blocks.
 const BLOCK: usize = 1 << 14;
 
 pub(super) fn sum_of_squares(x: &[f32]) -> f64 {
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn decay_shrinks_before_the_step() {
-        // No gradient has moved yet: w * (1 - 0.1 * 0.5).
+        // No momentum yet: only the decay acts, w * (1 - 0.1 * 0.5).
         let (mut w, mut m, mut v) = ([2.0f32], [0.0], [1.0]);
         update(&mut w, &mut [0.0], &mut m, &mut v, Decay::Yes, &STEP);
         assert!((w[0] - 1.9).abs() < 1e-6);

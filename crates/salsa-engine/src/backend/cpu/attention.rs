@@ -51,7 +51,7 @@ impl AttentionShape {
     }
 }
 
-/// A pointer to rows of which every task writes its own columns.
+/// A pointer to rows; every task writes its own columns of them.
 pub(super) struct Columns {
     at: *mut f32,
     len: usize,
@@ -66,7 +66,7 @@ impl Columns {
         Columns { at: buffer.as_mut_ptr(), len: buffer.len(), stride }
     }
 
-    /// `width` numbers of row `row` from column `column` on.
+    /// Returns `width` numbers of row `row`, starting at column `column`.
     ///
     /// # Safety
     ///
@@ -75,19 +75,19 @@ impl Columns {
     pub(super) unsafe fn part(&self, row: usize, column: usize, width: usize) -> &mut [f32] {
         let from = row * self.stride + column;
         assert!(column + width <= self.stride && from + width <= self.len);
-        // SAFETY: in bounds by the assertion, unique by the caller's promise.
+        // SAFETY: in bounds by the assertion, unique as guaranteed by the caller.
         unsafe { std::slice::from_raw_parts_mut(self.at.add(from), width) }
     }
 }
 
-/// Words of the arrays that [`forward`] takes for one key head of a sequence.
+/// Lengths, in words, of the arrays that [`forward`] allocates for one key head of a sequence.
 pub(crate) fn scratch(dtype: Dtype, len: usize, shape: &AttentionShape) -> Vec<usize> {
     let dim = shape.head_dim;
     let (keys, values) = (Packed::words(dtype, dim, len), Packed::words(dtype, len, dim));
     vec![keys, values, BLOCK * score_stride(len), BLOCK * dim]
 }
 
-/// The same of [`backward`].
+/// As [`scratch`], for [`backward`].
 pub(crate) fn backward_scratch(dtype: Dtype, len: usize, shape: &AttentionShape) -> Vec<usize> {
     let (dim, scores) = (shape.head_dim, BLOCK * score_stride(len));
     let (transposed, keys) = (Packed::words(dtype, dim, len), Packed::words(dtype, len, dim));
@@ -135,7 +135,7 @@ fn forward_task(dtype: Dtype, fused: &[f32], task: Task, shape: &AttentionShape,
                 Store::Replace,
             );
             for r in 0..count {
-                // SAFETY: this task alone has this sequence and this head.
+                // SAFETY: only this task has this sequence and this head.
                 let out = unsafe { out.part(task.start + first + r, shape.query_at(head), dim) };
                 normalize(&block_out[r * dim..(r + 1) * dim], sums[r], out);
             }
@@ -143,24 +143,24 @@ fn forward_task(dtype: Dtype, fused: &[f32], task: Task, shape: &AttentionShape,
     }
 }
 
-/// Asks for a head's part of every row, at these columns: they lie far from each other, and are all read soon.
+/// Prefetches the given columns of every row: they are far apart in memory and read soon.
 fn ask_for(rows: &[f32], stride: usize, dim: usize, columns: &[usize]) {
     for row in rows.chunks(stride) {
         columns.iter().for_each(|&at| prefetch(&row[at..at + dim]));
     }
 }
 
-/// Numbers from row to row of scores: whole lanes fit behind the last key, wherever a row begins to be read.
+/// Distance between rows of scores: leaves room for whole lanes after the last key, at any offset of the first read.
 pub(super) fn score_stride(keys: usize) -> usize {
     keys.next_multiple_of(LANES) + LANES
 }
 
 multiversion! {
-    /// Scores to unnormalised probabilities `exp(scale * (score - max))` of the keys `from..to`, zero for the others.
-    /// The row has room as [`score_stride`] says; what lies there does not matter. Returns the sum.
+    /// Turns scores into unnormalised probabilities `exp(scale * (score - max))` for the keys `from..to` and zero for
+    /// the others. The row has [`score_stride`] places; those past the last key may hold any value. Returns the sum.
     pub(super) fn softmax_row(row: &mut [f32], from: usize, to: usize, scale: f32) -> f32 {
         row[..from].fill(0.0);
-        // Whole lanes: what lies behind the last key takes no part in the maximum, and is zero in the end.
+        // Whole lanes: places past the last key are excluded from the maximum and end up zero.
         let used = (to - from).next_multiple_of(LANES);
         row[to..from + used].fill(f32::NEG_INFINITY);
         let top = max(&row[from..from + used]) * scale;
@@ -213,7 +213,7 @@ pub(super) fn backward(
 /// d_v = p^T d_o,   d_p = d_o v^T,   d_s = p * (d_p - rowsum(p * d_p)) * scale,   d_q = d_s k,   d_k = d_s^T q
 /// ```
 ///
-/// Probabilities are computed again, block by block.
+/// Probabilities are recomputed block by block.
 fn backward_task(dtype: Dtype, d_out: &[f32], fused: &[f32], task: Task, shape: &AttentionShape, d_fused: &Columns) {
     let (stride, dim, width) = (shape.fused(), shape.head_dim, shape.output());
     let rows = &fused[task.start * stride..(task.start + task.len) * stride];
@@ -253,14 +253,14 @@ fn backward_task(dtype: Dtype, d_out: &[f32], fused: &[f32], task: Task, shape: 
             gemm_here((seen, dim, count), d_s.t(), packed_query.panels(), &mut d_keys, dim, Store::Add);
             gemm_here((count, dim, seen), d_s, keys.panels(), &mut d_query, dim, Store::Replace);
             for r in 0..count {
-                // SAFETY: this task alone has this sequence and this head.
+                // SAFETY: only this task has this sequence and this head.
                 let out = unsafe { d_fused.part(task.start + first + r, shape.query_at(head), dim) };
                 out.copy_from_slice(&d_query[r * dim..(r + 1) * dim]);
             }
         }
     }
     for t in 0..task.len {
-        // SAFETY: this task alone has this sequence and this key head.
+        // SAFETY: only this task has this sequence and this key head.
         let (d_key, d_value) = unsafe {
             let row = task.start + t;
             (d_fused.part(row, shape.key_at(task.kv_head), dim), d_fused.part(row, shape.value_at(task.kv_head), dim))

@@ -1,11 +1,11 @@
-//! Arrays of f32 that are used again: a training step asks for the same sizes as the last one.
+//! Reusable arrays of f32: a training step needs the same sizes as the previous one.
 
 use crate::memory::{Array, FreeArrays, Taken};
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
-/// An array of f32. Its memory goes back to a pool when it is dropped, so that steps do not pay the operating system
-/// for fresh pages.
+/// An array of f32. Dropping it returns its memory to a pool, so that steps do not pay the operating system for fresh
+/// pages.
 #[derive(Debug, Default)]
 pub struct Buffer {
     memory: Memory,
@@ -14,9 +14,9 @@ pub struct Buffer {
 
 #[derive(Debug)]
 enum Memory {
-    /// The allocator's.
+    /// Allocated by the global allocator.
     Own(Vec<f32>),
-    /// The pool's; there may be more numbers than the buffer has.
+    /// Taken from the pool; the array may be longer than the buffer.
     Pooled(Array),
 }
 
@@ -28,11 +28,11 @@ impl Default for Memory {
 
 static POOL: Mutex<FreeArrays<Array>> = Mutex::new(FreeArrays::new());
 
-/// Arrays below this many numbers are left to the ordinary allocator.
+/// Shorter arrays come from the global allocator.
 pub(crate) const POOLED: usize = 1 << 14;
 
 impl Buffer {
-    /// `len` numbers of any value: every operation that takes one overwrites all of it.
+    /// Returns `len` numbers with unspecified values, for operations that overwrite all of them.
     pub fn stale(len: usize) -> Buffer {
         if len < POOLED {
             return Buffer::from(vec![0.0; len]);
@@ -41,7 +41,7 @@ impl Buffer {
         Buffer::of(taken, len)
     }
 
-    /// The same for numbers that stay: the array is no larger than they are.
+    /// As [`Buffer::stale`], for long-lived numbers: the array has exactly `len` of them.
     pub fn lasting(len: usize) -> Buffer {
         if len < POOLED {
             return Buffer::from(vec![0.0; len]);
@@ -61,19 +61,19 @@ impl Buffer {
         Buffer { memory: Memory::Pooled(array), len }
     }
 
-    /// Bytes of all large buffers of the process, and the most that there were at the same time.
+    /// Returns the bytes in use by all large buffers of the process, and their peak.
     pub fn in_use() -> [usize; 2] {
         let pool = POOL.lock().expect("no code panics while it holds the pool");
         pool.in_use().map(|numbers| numbers * size_of::<f32>())
     }
 
-    /// Gives pooled memory back to the operating system; what most was in use counts anew.
+    /// Returns pooled memory to the operating system and resets the peak.
     pub fn trim_pool() {
         let free = POOL.lock().expect("no code panics while it holds the pool").trim();
         drop(free);
     }
 
-    /// `len` zeros.
+    /// Returns `len` zeros.
     pub fn zeros(len: usize) -> Buffer {
         let mut buffer = Buffer::stale(len);
         buffer.fill(0.0);

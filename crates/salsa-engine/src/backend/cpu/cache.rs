@@ -28,7 +28,7 @@ impl Cache {
         Cache { keys, values, ..Cache::empty(dtype, capacity, shape) }
     }
 
-    /// Words of the keys and of the values of so many slots.
+    /// Words of the keys and of the values of `slots` slots.
     pub(crate) fn numbers(dtype: Dtype, slots: usize, capacity: usize, shape: &AttentionShape) -> [usize; 2] {
         let cache = Cache::empty(dtype, capacity, shape);
         [cache.head_keys(), cache.head_values()].map(|head| slots * shape.kv_heads * head)
@@ -101,7 +101,7 @@ impl Cache {
                 let words = &mut values[at..at + part.len()];
                 match self.dtype {
                     Dtype::F32 => words.copy_from_slice(part),
-                    // The next position's place becomes zero: it is multiplied by a probability of zero.
+                    // Zero the place of the next position: it is multiplied by a probability of zero.
                     Dtype::Bf16 if position.is_multiple_of(2) => {
                         words.iter_mut().zip(part).for_each(|(word, &x)| *word = pack::pair(x, 0.0));
                     }
@@ -148,8 +148,8 @@ impl Cache {
         out
     }
 
-    /// Attention of one key head of a row. Keys and values of a long past lie far away: those of `next` are asked for
-    /// while these are worked on.
+    /// Attention of one key head of a row. A long past is not in the CPU cache: keys and values of `next` are
+    /// prefetched meanwhile.
     fn attend(
         &self,
         fused: &[f32],
@@ -196,7 +196,7 @@ impl Cache {
         }
         gemm_here((group, dim, seen), View::rows(&scores, wide), values, &mut result, dim, Store::Replace);
         for g in 0..group {
-            // SAFETY: this call alone has this row and this head.
+            // SAFETY: only this call has this row and this head.
             let out = unsafe { out.part(row, shape.query_at(kv_head * group + g), dim) };
             normalize(&result[g * dim..(g + 1) * dim], sums[g], out);
         }

@@ -1,13 +1,13 @@
 //! The number type of matrix products.
 
-/// In which numbers matrix products take their operands. They accumulate in f32 either way, and everything else (norms,
+/// The type of the operands of matrix products. Products accumulate in f32 either way, and everything else (norms,
 /// softmax, residual stream, master weights, optimizer) is f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// f32.
     #[default]
     F32,
-    /// bfloat16: half the memory of packed weights, and twice the speed or more where the processor multiplies it.
+    /// bfloat16: half the memory of packed weights, and at least twice the speed where the CPU multiplies it natively.
     Bf16,
 }
 
@@ -28,7 +28,7 @@ impl Dtype {
         }
     }
 
-    /// bfloat16 where this machine multiplies it faster than f32.
+    /// Returns bfloat16 where this machine multiplies it faster than f32, else f32.
     pub fn fastest() -> Dtype {
         if super::isa::isa().fast_bf16() { Dtype::Bf16 } else { Dtype::F32 }
     }

@@ -15,12 +15,12 @@ use super::{pack, rows};
 use crate::pool;
 use crate::weights::Numbers;
 
-/// Below this many words of work (rows * columns * steps) the calling thread computes a product: waking others costs more.
+/// Products of less work (rows * columns * steps, in words) stay on the calling thread: waking others costs more.
 const SMALL: usize = 1 << 17;
-/// Rows of the source that are transposed at a time: with fewer, too little of what lies side by side is read at once.
+/// Rows of the source transposed at a time: with fewer, too little of each contiguous run is read at once.
 const TRANSPOSED: usize = 128;
 
-/// Columns that are packed at a time from rows that are contiguous.
+/// Columns packed at a time from contiguous rows.
 const TOGETHER: usize = 128;
 
 /// A read-only matrix anywhere in memory: element `(i, j)` is `data[i * row_stride + j * column_stride]`. One of the two
@@ -44,7 +44,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// A right factor in panels. `panel_stride` is at least the words of a panel; the rest of it is room to grow.
+/// A right factor in panels. `panel_stride` is at least the words of a panel; the rest is spare capacity.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels<'a> {
     pub data: &'a [f32],
@@ -52,7 +52,7 @@ pub(crate) struct Panels<'a> {
     pub dtype: Dtype,
 }
 
-/// A packed right factor of `depth` rows and `columns` columns, filled up with zeros to whole words and panels.
+/// A packed right factor of `depth` rows and `columns` columns, zero-padded to whole words and panels.
 #[derive(Clone, Debug, Default)]
 pub struct Packed {
     data: Buffer,
@@ -69,18 +69,18 @@ impl Packed {
         packed
     }
 
-    /// Nothing yet.
+    /// An empty matrix, to be packed later.
     pub(crate) fn empty(dtype: Dtype) -> Packed {
         Packed { dtype, ..Packed::default() }
     }
 
-    /// Room for a matrix `[depth][columns]`; what it holds is anything until all its columns are packed.
+    /// Allocates a matrix `[depth][columns]`; its content is unspecified until all columns are packed.
     pub(crate) fn room(dtype: Dtype, depth: usize, columns: usize) -> Packed {
         let data = Buffer::lasting(Packed::words(dtype, depth, columns));
         Packed { data, dtype, depth, columns }
     }
 
-    /// Packs anew, reusing the memory.
+    /// Packs again, reusing the memory.
     pub(crate) fn pack(&mut self, b: View<'_>, depth: usize, columns: usize) {
         self.reshape(depth, columns);
         self.pack_columns(0, b, columns);
@@ -89,7 +89,7 @@ impl Packed {
     /// Packs `columns` columns from column `first` on, which starts a panel; they end a panel or the matrix.
     pub(crate) fn pack_columns(&mut self, first: usize, b: View<'_>, columns: usize) {
         let (dtype, width, depth) = (self.dtype, self.kernel().width, self.depth);
-        // Several panels at a time, so that what lies side by side is read together, but work for every thread.
+        // Several panels at a time, so that adjacent memory is read together, but enough runs for every thread.
         let run = if b.column_stride == 1 {
             (TOGETHER / width).min(columns.div_ceil(width).div_ceil(pool::threads()))
         } else {
@@ -138,21 +138,21 @@ impl Packed {
         }
     }
 
-    /// The transpose of `columns` columns of another packed matrix, from column `first` on, which starts a panel.
+    /// Packs the transpose of `columns` columns of another packed matrix, from column `first` on, which starts a panel.
     pub(crate) fn transpose_of(&mut self, other: &Packed, first: usize, columns: usize) {
         let panels = other.panels_from(first);
         let (depth, width) = (other.depth, other.kernel().width);
         self.dtype = other.dtype;
         self.reshape(columns, depth);
         let count = depth.div_ceil(width);
-        // Every thread has work.
+        // Enough runs for every thread.
         let run = (TRANSPOSED / width).min(count.div_ceil(pool::threads())).max(1);
         self.each_run(0..count, run, |p, out| {
             pack::transposed_panels(other.dtype, panels.data, panels.panel_stride, (depth, columns, width), p, out);
         });
     }
 
-    /// Makes room for `[depth][columns]`.
+    /// Allocates for `[depth][columns]`, unless the size is unchanged.
     fn reshape(&mut self, depth: usize, columns: usize) {
         (self.depth, self.columns) = (depth, columns);
         let len = Packed::words(self.dtype, depth, columns);
@@ -161,7 +161,7 @@ impl Packed {
         }
     }
 
-    /// Has `fill(index, words)` write the panels of so many columns from column `first` on, `run` panels at a time.
+    /// Calls `fill(index, words)` for the panels of `columns` columns from column `first` on, `run` panels at a time.
     fn each_panel_of(&mut self, first: usize, columns: usize, run: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
         let (width, end) = (self.kernel().width, first + columns);
         assert!(first.is_multiple_of(width), "column {first} does not start a panel of {width}");
@@ -169,7 +169,7 @@ impl Packed {
         self.each_run(first / width..end.div_ceil(width), run.max(1), fill);
     }
 
-    /// Has `fill(first, words)` write these panels, as many as `run` at a time.
+    /// Calls `fill(first, words)` for these panels, up to `run` at a time.
     fn each_run(&mut self, panels: Range<usize>, run: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
         let stride = self.stride();
         if stride == 0 {
@@ -250,7 +250,7 @@ pub(crate) fn gemm(
     });
 }
 
-/// The same on the calling thread alone, bit for bit.
+/// As [`gemm`], on the calling thread alone, with the same bits.
 pub(crate) fn gemm_here(
     (rows, columns, depth): (usize, usize, usize),
     a: View<'_>,
@@ -267,7 +267,7 @@ pub(crate) fn gemm_here(
     }
 }
 
-/// A product, of which tasks compute disjoint parts.
+/// A product whose disjoint parts are computed by tasks.
 struct Product<'a> {
     kernel: &'static Kernel,
     a: View<'a>,
@@ -280,7 +280,7 @@ struct Product<'a> {
     store: Store,
 }
 
-// SAFETY: `out` is the only thing that is written, and every task writes its own rows and columns; see `block`.
+// SAFETY: only `out` is written, and every task writes its own rows and columns; see `block`.
 unsafe impl Sync for Product<'_> {}
 
 impl<'a> Product<'a> {
@@ -344,7 +344,7 @@ impl<'a> Product<'a> {
         });
     }
 
-    /// Has `compute(out, stride, store)` write a tile; one that reaches over the last column is computed aside first.
+    /// Calls `compute(out, stride, store)` to write a tile; one past the last column goes through a local buffer.
     ///
     /// # Safety
     ///
@@ -359,7 +359,7 @@ impl<'a> Product<'a> {
         store: Store,
     ) {
         let width = self.kernel.width;
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let at = unsafe { self.out.add(row * self.stride + column) };
         if column + width <= self.columns {
             return compute(at, self.stride, store);
@@ -369,14 +369,14 @@ impl<'a> Product<'a> {
         compute(edge, width, Store::Replace);
         for r in 0..count {
             for c in 0..self.columns - column {
-                // SAFETY: the caller's promise; `compute` has written `count` rows of `edge`.
+                // SAFETY: guaranteed by the caller; `compute` has written `count` rows of `edge`.
                 let (at, new) = unsafe { (&mut *at.add(r * self.stride + c), *edge.add(r * width + c)) };
                 *at = if store == Store::Add { *at + new } else { new };
             }
         }
     }
 
-    /// An empty sum.
+    /// The result of an empty sum: zeros, unless adding.
     fn clear(&self, rows: &Range<usize>, columns: Range<usize>) {
         if self.store == Store::Replace {
             for r in rows.clone() {

@@ -1,4 +1,4 @@
-//! The log-prob head: logits in blocks of rows and vocabulary, reduced at once, never stored as a whole.
+//! The log-prob head: logits in blocks of rows and vocabulary, reduced immediately, never stored as a whole.
 
 use super::Buffer;
 use super::gemm::{Packed, View, gemm, gemm_here};
@@ -11,7 +11,7 @@ use crate::pool;
 
 /// Vocabulary entries whose logits exist at once. Part of the numerical contract: log-sums are merged at these places.
 const VOCABULARY: usize = 1024;
-/// Rows a forward task works on.
+/// Rows of a forward task.
 const ROWS: usize = 96;
 /// Rows of a backward block: its logits are computed by all threads together.
 const BACKWARD_ROWS: usize = 512;
@@ -30,7 +30,7 @@ pub(super) struct Softmax {
 impl Softmax {
     pub(super) const EMPTY: Softmax = Softmax { top: f32::NEG_INFINITY, sum: 0.0, weighted: 0.0 };
 
-    /// Takes in the next block of scaled logits.
+    /// Adds the next block of scaled logits.
     pub(super) fn merge(self, block: &[f32]) -> Softmax {
         let (top, sum, weighted) = block_softmax(block);
         if self.top == f32::NEG_INFINITY {
@@ -93,7 +93,7 @@ pub(super) fn log_sum(row: &[f32]) -> f32 {
     row.chunks(VOCABULARY).fold(Softmax::EMPTY, Softmax::merge).log_sum()
 }
 
-/// The tasks of [`token_stats`] over so many rows, and the logits that each computes at a time.
+/// Returns the number of tasks of [`token_stats`] over `rows` rows, and the logits each computes at a time.
 pub(crate) fn token_stats_tasks(rows: usize) -> (usize, usize) {
     (rows.div_ceil(ROWS), ROWS.min(rows) * VOCABULARY)
 }

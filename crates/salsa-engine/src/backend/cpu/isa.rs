@@ -1,8 +1,8 @@
-//! Which instruction set the kernels use: found once, forced by `SALSA_ISA`.
+//! The instruction set of the kernels: detected once, overridden by `SALSA_ISA`.
 
 use std::sync::OnceLock;
 
-/// An instruction set with kernels of its own.
+/// An instruction set with dedicated kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
     /// AMX tiles for products of bfloat16, AVX-512 as in [`Isa::Avx512Bf16`] for everything else. On Linux only.
@@ -15,7 +15,7 @@ pub enum Isa {
     Avx2,
     /// AArch64's 128-bit vectors.
     Neon,
-    /// What every machine has.
+    /// Portable code for every machine.
     Scalar,
 }
 
@@ -56,7 +56,7 @@ impl Isa {
         }
     }
 
-    /// Whether this build has its kernels: those of its architecture, and the scalar ones.
+    /// Whether this build contains its kernels: those of the target architecture, and the scalar ones.
     pub fn is_compiled(self) -> bool {
         match self {
             Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 => cfg!(target_arch = "x86_64"),
@@ -65,10 +65,10 @@ impl Isa {
         }
     }
 
-    /// All of them, fastest first.
+    /// All instruction sets, fastest first.
     pub const ALL: [Isa; 6] = [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Scalar];
 
-    /// Whether products of bfloat16 numbers are faster than those of f32: elsewhere they save memory alone.
+    /// Whether products of bfloat16 numbers are faster than those of f32; elsewhere they only save memory.
     pub fn fast_bf16(self) -> bool {
         matches!(self, Isa::Amx | Isa::Avx512Bf16)
     }
@@ -83,13 +83,13 @@ impl Isa {
 /// # Panics
 ///
 /// On first use, when `SALSA_ISA` names an unknown instruction set or one that this machine lacks. Programs call
-/// [`check`] first, which says so as an error.
+/// [`check`] first, which returns this as an error.
 pub fn isa() -> Isa {
     static CHOSEN: OnceLock<Isa> = OnceLock::new();
     *CHOSEN.get_or_init(|| check().unwrap_or_else(|message| panic!("{message}")))
 }
 
-/// What [`isa`] will choose, or why `SALSA_ISA` cannot be honoured.
+/// Returns the instruction set that [`isa`] will choose, or why `SALSA_ISA` cannot be honoured.
 pub fn check() -> Result<Isa, String> {
     let Some(name) = std::env::var_os("SALSA_ISA") else { return Ok(Isa::detect()) };
     let name = name.to_string_lossy();
@@ -106,8 +106,8 @@ pub fn check() -> Result<Isa, String> {
 
 /// Compiles one function body for every instruction set and calls the one in use.
 ///
-/// The body is ordinary Rust that the compiler vectorises. Rust never fuses `a * b + c`, so the results are the same
-/// to the bit whichever version runs.
+/// The body is ordinary Rust that the compiler vectorises. Rust never fuses `a * b + c`, so every version gives the
+/// same bits.
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*

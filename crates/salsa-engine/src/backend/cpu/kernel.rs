@@ -1,6 +1,6 @@
 //! The inner kernels of matrix multiplication: one tile of the product, for each instruction set and number type.
 //!
-//! Operands are *words* of 32 bits: one f32, or two neighbouring terms of the sum as bfloat16, the first in the low half.
+//! Operands are *words* of 32 bits: one f32, or two adjacent terms of the sum as bfloat16, the first in the low half.
 //! Every kernel computes, for `r < R` and `c < width`,
 //!
 //! ```text
@@ -8,14 +8,14 @@
 //! ```
 //!
 //! with one accumulator in f32 per output element and the steps ascending; the two terms of a bfloat16 word are added
-//! high half first. So an element has the same bits whatever the tile height, the neighbours and the number of threads,
-//! and whether it is computed one row at a time (decoding) or a thousand (training). With fused multiply-add (all but
-//! `scalar`) the bits are even the same across instruction sets, but for products of bfloat16 that underflow: the
-//! dot-product instruction takes them as zero. AMX tiles sum bfloat16 products in an order of their own, which is as
-//! fixed: see [`amx`].
+//! high half first. So an element has the same bits for every tile height, number of columns and threads, and
+//! whether it is computed one row at a time (decoding) or a thousand (training). With fused multiply-add (all but
+//! `scalar`) the bits are even the same across instruction sets, except for products of bfloat16 that underflow: the
+//! dot-product instruction takes them as zero. AMX tiles sum bfloat16 products in another order, which is also fixed:
+//! see [`amx`].
 //!
-//! The right factor always comes in words. The left one comes in words where an instruction multiplies bfloat16; else it
-//! is a matrix of f32 numbers, which for bfloat16 are rounded already ([`Kernel::left`]), and may lie anywhere.
+//! The right factor always comes in words. The left one comes in words where an instruction multiplies bfloat16; else
+//! it is a matrix of f32 numbers anywhere in memory, which for bfloat16 are rounded already ([`Kernel::left`]).
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
@@ -27,14 +27,14 @@ use super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use vector::{avx2_bf16, avx2_f32, avx512_bf16, avx512_bf16_native, avx512_f32};
 
-/// Whether a tile replaces what is in memory or adds to it.
+/// Whether a tile replaces the values in memory or adds to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Store {
     Replace,
     Add,
 }
 
-/// How the items (words, or terms) of a left factor lie, with the stride that is given beside it.
+/// The memory layout of the items (words, or terms) of a left factor, for the stride given with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Left {
     /// Item `i` of row `r` at `r * stride + i`.
@@ -43,54 +43,54 @@ pub(crate) enum Left {
     Columns,
 }
 
-/// Words of a row that are taken at once. Part of the numerical contract: sums are cut at multiples of it.
+/// Words of a row processed at once. Part of the numerical contract: sums are cut at multiples of it.
 pub(crate) const STEPS: usize = 256;
-/// Rows of a block of the left factor, but for AMX. A multiple of the height of every other tile.
+/// Rows of a block of the left factor, except for AMX. A multiple of the height of every other tile.
 pub(crate) const BLOCK: usize = 96;
 /// The most rows a tile has, on any instruction set.
 pub(crate) const HEIGHT: usize = 32;
-/// The most columns.
+/// The most columns of a tile.
 pub(crate) const WIDTH: usize = 32;
 
 /// `fn(steps, a, a_stride, b, ahead, out, out_stride, store)`: `a` is a left factor of R rows, `b` is `[steps][width]`, `out`
 /// has R rows. See [`Ahead`]. The calling thread must hold what [`Kernel::ready`] returns.
 pub(crate) type Tile = unsafe fn(usize, *const f32, usize, *const f32, Ahead, *mut f32, usize, Store);
 
-/// What is asked for while a tile is computed: `stride` numbers further on at each step. Several tiles read the same panel
-/// one after the other; each asks for its share of the next one, so that memory is read all the time.
+/// What to prefetch while a tile is computed: `stride` numbers further on at each step. Several tiles read the same
+/// panel one after the other; each prefetches its share of the next one, so that memory is read all the time.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
     pub from: *const f32,
     pub stride: usize,
 }
 
-/// Asks for numbers that are read soon.
+/// Prefetches numbers that are read soon.
 pub(crate) fn prefetch(numbers: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     for line in numbers.chunks(16) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a hint; every x86-64 processor has it.
+        // SAFETY: a hint, available on every x86-64 CPU.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = numbers;
 }
 
-/// What the items of a left factor are.
+/// The items of a left factor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Items {
     /// The terms of the sum as f32 numbers.
     Terms,
     /// Words of two bfloat16 terms.
     Words,
-    /// The same by rows only, with zeros up to a multiple of [`GROUP`] words, and room up to a multiple of as many rows.
+    /// As `Words`, by rows only, zero-padded to a multiple of [`GROUP`] words, with room for whole groups of rows.
     Groups,
 }
 
-/// Words and rows of a tile register, see [`Items::Groups`].
+/// Words and rows of a tile register; see [`Items::Groups`].
 pub(crate) const GROUP: usize = 16;
 
-/// While this lives, the kernels may be called on the thread that has it.
+/// While this is alive, its thread may call the kernels.
 pub(crate) struct Ready {
     #[cfg(target_arch = "x86_64")]
     _tiles: Option<amx::Tiles>,
@@ -101,7 +101,7 @@ pub(crate) struct Ready {
 pub(crate) struct Kernel {
     pub width: usize,
     pub left: Items,
-    /// Rows of the left factor that are taken at once: with their words they stay in the second-level cache.
+    /// Rows of the left factor processed at once: with their words they fit the second-level cache.
     pub block: usize,
     rows: &'static [Tile],
     columns: &'static [Tile],
@@ -127,28 +127,28 @@ impl Kernel {
         }
     }
 
-    /// The most rows a tile has.
+    /// The most rows of a tile.
     pub(crate) fn height(&self) -> usize {
         self.rows.len()
     }
 
-    /// The rows of each tile but the last, when `rows` rows are cut into tiles: as few tiles as possible, all of about the
-    /// same height, or of whole groups of rows where less costs as much.
+    /// Returns the height of all tiles but the last when `rows` rows are cut into tiles: as few tiles as possible, of
+    /// about equal height, rounded up to whole groups where these cost the same.
     pub(crate) fn height_for(&self, rows: usize) -> usize {
         let equal = rows.div_ceil(rows.div_ceil(self.height()));
         if self.left == Items::Groups { equal.next_multiple_of(GROUP) } else { equal }
     }
 
-    /// Sets the calling thread up for the kernels.
+    /// Prepares the calling thread for the kernels.
     pub(crate) fn ready(&self) -> Ready {
         Ready {
-            // SAFETY: this kernel is chosen only where there is AMX and the system permits its use.
+            // SAFETY: this kernel is chosen only where AMX exists and the system permits its use.
             #[cfg(target_arch = "x86_64")]
             _tiles: (self.left == Items::Groups).then(|| unsafe { amx::Tiles::set_up() }),
         }
     }
 
-    /// The tile of `rows` rows.
+    /// The kernel for a tile of `rows` rows.
     pub(crate) fn tile(&self, rows: usize, left: Left) -> Tile {
         match left {
             Left::Rows => self.rows[rows - 1],
@@ -157,7 +157,7 @@ impl Kernel {
     }
 }
 
-/// Where item `i` of row `r` lies.
+/// The offset of item `i` of row `r`.
 #[inline(always)]
 fn at<const BY_ROW: bool>(r: usize, i: usize, stride: usize) -> usize {
     if BY_ROW { r * stride + i } else { i * stride + r }
@@ -204,7 +204,7 @@ unsafe fn portable_f32<const R: usize, const BY_ROW: bool>(
     stride: usize,
     store: Store,
 ) {
-    // SAFETY: the caller's promise, passed on.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         portable::<R>(steps, b, out, stride, store, |r, s, b, sum| {
             multiply_add(*a.add(at::<BY_ROW>(r, s, a_stride)), b, sum)
@@ -227,7 +227,7 @@ unsafe fn portable_bf16<const R: usize, const BY_ROW: bool>(
 ) {
     let low = |word: f32| f32::from_bits(word.to_bits() << 16);
     let high = |word: f32| f32::from_bits(word.to_bits() & 0xffff_0000);
-    // SAFETY: the caller's promise, passed on.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let left = |r: usize, term: usize| *a.add(at::<BY_ROW>(r, term, a_stride));
         portable::<R>(steps, b, out, stride, store, |r, s, b, sum| {
@@ -236,11 +236,11 @@ unsafe fn portable_bf16<const R: usize, const BY_ROW: bool>(
     }
 }
 
-/// `step(row, word, right word, sum)` goes one word further.
+/// The loop of a portable kernel; `step(row, word, right word, sum)` adds one word.
 ///
 /// # Safety
 ///
-/// As [`portable_f32`], for what `step` reads too.
+/// As [`portable_f32`], also for what `step` reads.
 #[inline(always)]
 unsafe fn portable<const R: usize>(
     steps: usize,
@@ -252,7 +252,7 @@ unsafe fn portable<const R: usize>(
 ) {
     let mut sum = [[0f32; 16]; R];
     for s in 0..steps {
-        // SAFETY: the caller's promise on the length of `b`.
+        // SAFETY: guaranteed by the caller for the length of `b`.
         let b = unsafe { std::slice::from_raw_parts(b.add(s * 16), 16) };
         for (r, sum) in sum.iter_mut().enumerate() {
             for (sum, &b) in sum.iter_mut().zip(b) {
@@ -261,7 +261,7 @@ unsafe fn portable<const R: usize>(
         }
     }
     for (r, sum) in sum.iter().enumerate() {
-        // SAFETY: the caller's promise on `out`.
+        // SAFETY: guaranteed by the caller for `out`.
         let row = unsafe { std::slice::from_raw_parts_mut(out.add(r * stride), 16) };
         for (out, &sum) in row.iter_mut().zip(sum) {
             match store {
@@ -272,7 +272,7 @@ unsafe fn portable<const R: usize>(
     }
 }
 
-/// Fused where the base instruction set has it; elsewhere `mul_add` would be a slow library call.
+/// Fused where the target has it in its base instruction set; elsewhere `mul_add` would be a slow library call.
 #[inline(always)]
 fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { a.mul_add(b, c) } else { a * b + c }
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
         let mut random = Random::new(2, 2);
-        // Numbers whose products neither overflow nor underflow, rounded as the type says.
+        // Numbers whose products neither overflow nor underflow, rounded as the type requires.
         let mut number = |dtype: Dtype| match dtype {
             Dtype::F32 => random.normal() as f32,
             Dtype::Bf16 => f32::from_bits(super::super::pack::bf16(random.normal() as f32) << 16),
@@ -299,7 +299,7 @@ mod tests {
             let word = |even: f32, odd: f32| if terms == 1 { even } else { super::super::pack::pair(even, odd) };
             let b: Vec<f32> = (0..steps * WIDTH).map(|_| word(number(dtype), number(dtype))).collect();
             for (left, rows) in [(Left::Rows, 1), (Left::Rows, 4), (Left::Columns, 1), (Left::Columns, 3)] {
-                // Sixteen columns at a time, the least width there is.
+                // Sixteen columns at a time, the smallest width of a kernel.
                 let narrow =
                     |from: usize| -> Vec<f32> { (0..steps * 16).map(|i| b[i / 16 * WIDTH + from + i % 16]).collect() };
                 let product = |isa: Isa| {

@@ -1,4 +1,4 @@
-//! Products of some columns of a matrix, added to some columns of another: what adapters are made of.
+//! Products of some columns of a matrix, added to some columns of another, as adapters need them.
 
 use super::gemm::{Packed, View, gemm};
 use super::isa::multiversion;
@@ -7,7 +7,7 @@ use super::{Buffer, Dtype};
 use crate::backend::Columns;
 use crate::pool;
 
-/// Numbers scaled by one task.
+/// Numbers scaled by a task.
 const BLOCK: usize = 1 << 14;
 
 /// `y[:, to] += x[:, from] * W^T`.

@@ -1,6 +1,6 @@
 //! Scalar functions and row reductions that the compiler can vectorise, with a fixed order of summation.
 
-/// `e^x` to about one unit in the last place, for all finite x; below -87.3 it stays at the smallest normal number's size.
+/// `e^x` to about one unit in the last place, for all finite x; below -87.3 it stays near the smallest normal number.
 ///
 /// Cody and Waite's reduction to |r| <= ln 2 / 2, then a polynomial of degree six: no branches and no table, so that
 /// loops over it vectorise, and the same bits on every machine.
@@ -18,7 +18,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 0.166_666_65;
     p = p * r + 0.5;
     let y = p * (r * r) + r + 1.0;
-    // The result is a normal number throughout, so its exponent can be raised as an integer. Of a NaN nothing is added.
+    // The result is always a normal number, so its exponent can be raised as an integer. For a NaN nothing is added.
     let exponent = shifted.to_bits().wrapping_sub(0x4b40_0000) << 23;
     f32::from_bits(y.to_bits().wrapping_add(exponent))
 }
@@ -68,7 +68,7 @@ pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
     fold(sum, |a, b| a + b)
 }
 
-/// `sum_i x[i] * y[i] * z[i]`, in the same order; `y` may have an offset added first.
+/// `sum_i x[i] * y[i] * z[i]`, in the same order; `offset` is added to `y` first.
 #[inline(always)]
 pub(crate) fn dot3(x: &[f32], (y, offset): (&[f32], f32), z: &[f32]) -> f32 {
     assert!(x.len() == y.len() && x.len() == z.len());
@@ -86,7 +86,7 @@ pub(crate) fn dot3(x: &[f32], (y, offset): (&[f32], f32), z: &[f32]) -> f32 {
     fold(sum, |a, b| a + b)
 }
 
-/// `max_i x[i]`, negative infinity for none.
+/// `max_i x[i]`, negative infinity for an empty slice.
 #[inline(always)]
 pub(crate) fn max(x: &[f32]) -> f32 {
     let (whole, rest) = x.as_chunks::<LANES>();

@@ -1,4 +1,4 @@
-//! The CPU backend: all cores, the fastest instruction set at hand, products in f32 or bfloat16.
+//! The CPU backend: all cores, the fastest available instruction set, products in f32 or bfloat16.
 
 mod adamw;
 mod attention;
@@ -38,10 +38,10 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-/// The processor, through a pool of threads. Results do not depend on how many there are.
+/// The CPU, through a pool of threads. Results do not depend on their number.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu {
-    /// In which numbers products are computed.
+    /// The number type of products.
     pub dtype: Dtype,
 }
 

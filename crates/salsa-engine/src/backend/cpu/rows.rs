@@ -10,9 +10,9 @@ use crate::pool;
 use crate::spec::{Activation, NormWeight};
 use crate::weights::Numbers;
 
-/// Below this many numbers a row operation stays on the calling thread.
+/// Row operations on fewer numbers stay on the calling thread.
 const SMALL: usize = 1 << 14;
-/// Reductions over rows are made of partial sums over this many rows each, added in order.
+/// Reductions over rows add partial sums over this many rows each, in order.
 pub(crate) const ROW_BLOCK: usize = 64;
 
 /// Runs `f(row index, row of out)` over all rows, in parallel when it pays.
@@ -20,7 +20,7 @@ pub(super) fn each_row(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f3
     if out.len() < SMALL {
         out.chunks_exact_mut(width).enumerate().for_each(|(r, row)| f(r, row));
     } else {
-        // Several parts for each thread, none too short to be worth handing out.
+        // Several parts for each thread, none too short to be worth distributing.
         let part = (out.len() / (8 * pool::threads())).max(SMALL / 4);
         let rows = part.div_ceil(width);
         pool::each(out.chunks_mut(rows * width), |block, chunk| {
@@ -62,7 +62,7 @@ pub(super) fn embed(table: &[f32], tokens: &[u32], hidden: usize, scale: f32) ->
 }
 
 pub(super) fn embed_backward(d_out: &[f32], tokens: &[u32], hidden: usize, scale: f32, d_table: &mut [f32]) {
-    // Each task owns a run of the vocabulary and adds its tokens in order.
+    // Each task has a range of the vocabulary and adds its tokens in order.
     let vocabulary = d_table.len() / hidden;
     let run = vocabulary.div_ceil(4 * pool::threads()).max(1);
     pool::each(d_table.chunks_mut(run * hidden), |task, chunk| {
@@ -79,7 +79,7 @@ pub(super) fn embed_backward(d_out: &[f32], tokens: &[u32], hidden: usize, scale
     });
 }
 
-/// The weight itself, or one plus it.
+/// Returns what is added to the weight of a norm: 0 or 1.
 fn offset(kind: NormWeight) -> f32 {
     match kind {
         NormWeight::Plain => 0.0,
@@ -295,8 +295,8 @@ pub(super) fn gated_backward(d_out: &[f32], x: &[f32], width: usize, activation:
     d_x
 }
 
-/// Calls `f` with sixteen numbers of each array at a time and stores what it returns; what is left of them is filled up
-/// with zeros first, so that it costs one call and not one for each number.
+/// Calls `f` with sixteen numbers of each array at a time and stores the results; the remainder is zero-padded, so that
+/// it costs one call and not one for each number.
 #[inline(always)]
 fn in_lanes<const IN: usize, const OUT: usize>(
     inputs: [&[f32]; IN],
@@ -332,7 +332,7 @@ multiversion! {
     }
 }
 
-// A function and not a closure: a closure that is not inlined loses the instruction set of where it stands.
+// A function and not a closure: a closure that is not inlined loses the instruction set of its caller.
 #[inline(always)]
 fn silu_lanes([g, u]: [&[f32; LANES]; 2]) -> [[f32; LANES]; 1] {
     let mut out = [0f32; LANES];
@@ -396,7 +396,7 @@ pub(super) fn add(x: &mut [f32], y: &[f32]) {
 }
 
 multiversion! {
-    /// Logits to `-g * softmax` (all of a row or a part of it), divided by the temperature.
+    /// Turns logits (a whole row or a part of it) into `-g * softmax`, divided by the temperature.
     pub(super) fn softmax_gradient(logits: &mut [f32], d_logprob: f32, log_sum: f32, inverse_temperature: f32) {
         let factor = -d_logprob * inverse_temperature;
         for x in logits.iter_mut() {

@@ -1,4 +1,4 @@
-//! From a row of logits to a token.
+//! Drawing a token from a row of logits.
 
 use super::head::log_sum;
 use crate::backend::{Choice, Ranking};
@@ -33,7 +33,7 @@ pub(crate) fn rank(logits: &[f32], target: u32, count: usize) -> Ranking {
     Ranking { logprob: logprob(target), top: order.into_iter().map(|token| (token, logprob(token))).collect() }
 }
 
-/// The first of the largest.
+/// The index of the largest logit, the first of equal ones.
 fn largest(logits: &[f32]) -> usize {
     (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
 }
@@ -54,7 +54,7 @@ fn from_all(logits: &[f32], log_sum: f32, u: f32) -> usize {
         }
         left -= total.min(left);
     }
-    // The probabilities sum to a little less than u: the most likely token is as good as any.
+    // The probabilities sum to slightly less than u: return the most likely token.
     largest(logits)
 }
 

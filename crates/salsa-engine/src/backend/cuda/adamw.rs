@@ -6,18 +6,18 @@ use super::rows::start;
 use crate::backend::{AdamWStep, Decay};
 use std::sync::Arc;
 
-/// Numbers that a block squares and sums: `BLOCK` of the kernels.
+/// Numbers per block of the sum of squares: `BLOCK` of the kernels.
 const BLOCK: usize = 1 << 14;
 /// Threads of a block.
 const THREADS: usize = 256;
 
-/// `sum x^2` of `len` f32 at address `x`, in f64 and in fixed blocks. Waits for the card.
+/// `sum x^2` of `len` f32 at address `x`, in f64 and in fixed blocks. Waits for the GPU.
 pub(super) fn sum_of_squares(card: &Arc<Card>, x: u64, len: usize) -> f64 {
     if len == 0 {
         return 0.0;
     }
     let blocks = len.div_ceil(BLOCK);
-    // Numbers of eight bytes, two places for each.
+    // Sums of eight bytes, two places for each.
     let (mut partial, mut total) = (card.room(2 * blocks, Kind::F32), card.room(2, Kind::F32));
     start(card, "squares", [blocks, 1], THREADS, &[&x, &partial.pointer_mut(), &(len as i64)]);
     start(card, "finish_squares", [1, 1], 1024, &[&partial.pointer(), &total.pointer_mut(), &(blocks as i64)]);
@@ -26,8 +26,8 @@ pub(super) fn sum_of_squares(card: &Arc<Card>, x: u64, len: usize) -> f64 {
     f64::from_ne_bytes(bytes)
 }
 
-/// One AdamW step on `len` f32 at the addresses of the weights, the gradients (left zero), `m` and `v`. The new weights
-/// go to the bfloat16 array at `copy` too, unless that is 0.
+/// One AdamW step on `len` f32 at the addresses of the weights, the gradients (zeroed), `m` and `v`. The new weights
+/// are also written to the bfloat16 array at `copy`, unless that is 0.
 pub(super) fn adamw(
     card: &Arc<Card>,
     [weights, gradients, m, v]: [u64; 4],

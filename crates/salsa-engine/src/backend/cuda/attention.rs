@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 /// Rows of a tile: `TILE` of the kernels.
 const TILE: usize = 64;
-/// Numbers that a row in shared memory has more than a head.
+/// Numbers by which a row in shared memory is longer than a head.
 const PADDING: usize = 8;
 
 /// Sequences cut into tiles of rows, those with the most work first.
 pub(super) struct Tiles {
-    /// For queries, which look back: four words each, see the kernels.
+    /// For queries, which attend to earlier tokens: four words each, see the kernels.
     queries: Words,
-    /// For keys, which are looked back at.
+    /// For keys, which later tokens attend to.
     keys: Words,
 }
 
@@ -60,17 +60,17 @@ fn start(
     card.launch_for(shape.head_dim, kernel, launch, arguments);
 }
 
-/// The window as kernels take it, 0 for none. They add the rows of a tile to it.
+/// The window in the kernels' form, 0 for none. Limited, as kernels add the rows of a tile to it.
 pub(super) fn window(shape: &AttentionShape) -> i32 {
     shape.window.map_or(0, |window| window.min(1 << 30) as i32)
 }
 
-/// What each kernel wants to know of the shape: heads, heads of keys, window (0: none), scale of the scores.
+/// Returns the arguments that describe the shape: heads, key heads, window (0: none), scale of the scores.
 fn described(shape: &AttentionShape) -> (i32, i32, i32, f32) {
     (shape.heads as i32, shape.kv_heads as i32, window(shape), 1.0 / (shape.head_dim as f32).sqrt())
 }
 
-/// The output, and the log-sum of each row's scores (base 2), `[heads, T]`.
+/// Returns the output, and the log-sum of each row's scores (base 2), `[heads, T]`.
 pub(super) fn forward(card: &Arc<Card>, fused: &Buffer, tiles: &Tiles, shape: &AttentionShape) -> (Buffer, Buffer) {
     let (rows, kind) = (fused.len() / shape.fused(), fused.kind());
     let (mut out, mut log_sums) = (card.room(rows * shape.output(), kind), card.room(rows * shape.heads, Kind::F32));
@@ -97,7 +97,7 @@ pub(super) fn forward(card: &Arc<Card>, fused: &Buffer, tiles: &Tiles, shape: &A
     (out, log_sums)
 }
 
-/// The gradient with respect to the fused rows.
+/// Returns the gradient with respect to the fused rows.
 pub(super) fn backward(
     card: &Arc<Card>,
     d_out: &Buffer,
@@ -138,7 +138,7 @@ pub(super) fn backward(
         run("attention_queries_bf16", queries, shape.heads, 128, shared);
         let shared = (2 * TILE + 4 * query_step) * pitch + 4 * query_step * Kind::F32.bytes();
         let threads = if wide { 256 } else { 128 };
-        // Too few heads of keys to fill the card: a block for each query head, then the sums over groups.
+        // Too few heads of keys to fill the GPU: a block for each query head, then the sums over groups.
         let split = shape.heads > shape.kv_heads && tiles.count() * shape.kv_heads < 2 * card.multiprocessors();
         let len = if split { rows * shape.heads * 2 * shape.head_dim } else { 0 };
         let mut partial = card.room(len, Kind::F32);

@@ -1,10 +1,10 @@
-//! Arrays on the card.
+//! Arrays on the GPU.
 
 use super::card::{Card, Launch};
 use super::memory::Memory;
 use std::sync::{Arc, OnceLock};
 
-/// The type of an array's numbers.
+/// The number type of an array.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Kind {
     /// f32.
@@ -23,44 +23,44 @@ impl Kind {
     }
 }
 
-/// An array on the card. Clones share memory until one is written (copy on write).
+/// An array on the GPU. Clones share memory until one is written (copy on write).
 #[derive(Clone)]
 pub struct Buffer {
     memory: Arc<Memory>,
     len: usize,
     kind: Kind,
-    /// The same numbers as bfloat16, once somebody asked for them.
+    /// The same numbers as bfloat16, once requested.
     rounded: Arc<OnceLock<Buffer>>,
 }
 
 impl Buffer {
-    /// An array of any numbers in this memory, which is large enough.
+    /// An array with unspecified content in this memory, which is large enough.
     pub(super) fn new(memory: Memory, len: usize, kind: Kind) -> Buffer {
         debug_assert!(memory.bytes() >= len * kind.bytes());
         Buffer { memory: Arc::new(memory), len, kind, rounded: Arc::default() }
     }
 
-    /// How many numbers there are.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the array is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Their type.
+    /// The number type.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// Their bytes.
+    /// The size in bytes.
     pub fn bytes(&self) -> usize {
         self.len * self.kind.bytes()
     }
 
-    /// The card they are on.
+    /// The GPU that holds the array.
     pub fn card(&self) -> &Arc<Card> {
         self.memory.card()
     }
@@ -70,7 +70,7 @@ impl Buffer {
         self.memory.address()
     }
 
-    /// The address, for writing: the memory is this array's alone afterwards, and a rounded copy is forgotten.
+    /// The address, for writing: afterwards the memory is not shared, and a rounded copy is dropped.
     pub(super) fn pointer_mut(&mut self) -> u64 {
         if Arc::get_mut(&mut self.memory).is_none() {
             let copy = Memory::new(self.card(), self.bytes());
@@ -81,7 +81,7 @@ impl Buffer {
         self.memory.address()
     }
 
-    /// The address, for writing every number: as [`Buffer::pointer_mut`], but what was there is not kept.
+    /// The address, for overwriting all numbers: as [`Buffer::pointer_mut`], but the content is not kept.
     pub(super) fn pointer_new(&mut self) -> u64 {
         if Arc::get_mut(&mut self.memory).is_none() {
             self.memory = Arc::new(Memory::new(self.card(), self.bytes()));
@@ -97,8 +97,7 @@ impl Buffer {
         }
     }
 
-    /// The numbers as bfloat16: the array itself if they are, else a copy that is made once and remembered until the
-    /// array is written.
+    /// The numbers as bfloat16: the array itself if they are, else a copy that is cached until the array is written.
     pub(super) fn rounded(&self) -> Buffer {
         if self.kind == Kind::Bf16 {
             return self.clone();
@@ -106,13 +105,13 @@ impl Buffer {
         self.rounded.get_or_init(|| self.converted(Kind::Bf16)).clone()
     }
 
-    /// Takes over a rounded copy that was made together with the numbers.
+    /// Caches a rounded copy that was computed together with the numbers.
     pub(super) fn remember_rounded(&mut self, copy: Buffer) {
         self.forget_rounded();
         let _ = self.rounded.set(copy);
     }
 
-    /// The numbers in the type of those that they are used with; a rounded copy is remembered.
+    /// The numbers as `kind`; a rounded copy is cached.
     pub(super) fn as_kind(&self, kind: Kind) -> Buffer {
         match kind {
             Kind::F32 => self.converted(Kind::F32),
@@ -120,7 +119,7 @@ impl Buffer {
         }
     }
 
-    /// A copy in another type; a clone where the type is this one.
+    /// A copy in another type; a clone where the type is the same.
     pub(super) fn converted(&self, kind: Kind) -> Buffer {
         if self.kind == kind {
             return self.clone();
@@ -138,7 +137,7 @@ impl std::fmt::Debug for Buffer {
     }
 }
 
-/// Words of 32 bits on the card: indices.
+/// Words of 32 bits on the GPU: indices.
 #[derive(Clone)]
 pub(super) struct Words {
     memory: Arc<Memory>,
@@ -155,7 +154,7 @@ impl Words {
         self.memory.address()
     }
 
-    /// How many there are.
+    /// The number of words.
     #[allow(clippy::len_without_is_empty, reason = "nobody asks")]
     pub(super) fn len(&self) -> usize {
         self.len

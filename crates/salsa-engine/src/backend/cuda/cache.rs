@@ -46,7 +46,7 @@ impl Cache {
         card.launch_for(shape.head_dim, kernel!("cache_store", kind), launch, &arguments);
     }
 
-    /// Copies the first `len` tokens of a sequence to another.
+    /// Copies the first `len` tokens of one sequence to another.
     pub(super) fn copy(&mut self, card: &Arc<Card>, from: usize, to: usize, len: usize) {
         let token = self.shape.head_dim * self.keys.kind().bytes();
         let slot = self.shape.kv_heads * self.capacity * token;
@@ -57,8 +57,8 @@ impl Cache {
         }
     }
 
-    /// Attention of row `e` of `fused`, token `positions[e]` of the sequence in `slots[e]`, to the tokens up to itself, all
-    /// of which are stored. No sequence is longer than `longest`.
+    /// Attention of row `e` of `fused`, token `positions[e]` of the sequence in `slots[e]`, to the tokens up to and
+    /// including itself, all of which are stored. No sequence is longer than `longest`.
     pub(super) fn attention(
         &self,
         card: &Arc<Card>,

@@ -1,4 +1,4 @@
-//! A card: one context, one stream, and what is reached through them.
+//! A GPU: one context, one stream, and the operations on them.
 
 use super::buffer::{Buffer, Kind, Words, spread};
 use super::error::{self, DeviceError, driver, fail, must};
@@ -18,16 +18,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 thread_local! {
-    /// The card whose context is this thread's.
+    /// The GPU whose context is current on this thread.
     static BOUND: Cell<u64> = const { Cell::new(0) };
 }
 
 static OPENED: AtomicU64 = AtomicU64::new(0);
 
-/// One GPU: context, stream, memory, kernels, cuBLASLt. Everything is ordered on one stream, from whichever thread it
-/// comes.
+/// One GPU: context, stream, memory, kernels, cuBLASLt. All work is ordered on one stream, whichever thread submits it.
 pub struct Card {
-    /// Which of the cards this process opened; no two have the same.
+    /// Number of this opened GPU, unique in the process.
     serial: u64,
     device: sys::CUdevice,
     context: sys::CUcontext,
@@ -37,18 +36,18 @@ pub struct Card {
     staging: Mutex<Staging>,
     kernels: Kernels,
     pub(super) products: Mutex<Products>,
-    /// Whether every kernel is waited for, so that a failure names the one that failed.
+    /// Whether to synchronize after every kernel, so that an error names the kernel that failed.
     waits: bool,
     profile: Option<Profile>,
 }
 
 // SAFETY: the handles are the driver's, which may be used from any thread once the context is current there
-// ([`Card::bind`]); what the driver does not guard itself is behind mutexes.
+// ([`Card::bind`]); what the driver does not synchronize itself is behind mutexes.
 unsafe impl Send for Card {}
 // SAFETY: as above.
 unsafe impl Sync for Card {}
 
-/// How a kernel is started.
+/// The launch configuration of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Launch {
     /// Blocks in each direction.
@@ -59,9 +58,9 @@ pub(super) struct Launch {
     pub shared: u32,
 }
 
-/// A value that kernels take.
+/// A kernel argument.
 pub(super) trait Argument {
-    /// Where it lies.
+    /// The address of the value.
     fn address(&self) -> *mut c_void {
         std::ptr::from_ref(self).cast::<c_void>().cast_mut()
     }
@@ -77,16 +76,16 @@ impl Argument for f32 {}
 const ARGUMENTS: usize = 40;
 
 impl Card {
-    /// Opens a card: its primary context, which programs of one process share, and a stream of its own.
+    /// Opens a GPU: its primary context, shared by all code of the process, and a new stream.
     ///
     /// # Errors
     ///
-    /// When a library or the card is missing, or the driver refuses.
+    /// When a library or the GPU is missing, or the driver refuses.
     pub fn open(index: usize) -> Result<Arc<Card>, DeviceError> {
         library::load()?;
         let device = library::device(index)?;
         let mut context = std::ptr::null_mut();
-        // SAFETY: the pointer is one to a local; the driver is initialised.
+        // SAFETY: the pointer refers to a local; the driver is initialised.
         driver("cuDevicePrimaryCtxRetain", unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })?;
         let opened = Card::with_context(device, context);
         if opened.is_err() {
@@ -104,7 +103,7 @@ impl Card {
         let info = library::describe(device)?;
         let mut stream = std::ptr::null_mut();
         let flag = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: the pointer is one to a local.
+        // SAFETY: the pointer refers to a local.
         driver("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flag) })?;
         let products = Products::new(stream)?;
         let kernels = Kernels::new(info.capability)?;
@@ -123,7 +122,7 @@ impl Card {
         })
     }
 
-    /// What kind of card it is.
+    /// Properties of the GPU.
     pub fn info(&self) -> &CardInfo {
         &self.info
     }
@@ -132,28 +131,28 @@ impl Card {
         self.info.multiprocessors
     }
 
-    /// Makes the card's context this thread's.
+    /// Makes the GPU's context current on this thread.
     pub(super) fn bind(&self) {
         if BOUND.get() != self.serial {
-            // SAFETY: the context lives as long as the card.
+            // SAFETY: the context lives as long as the GPU.
             must(driver("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) }));
             BOUND.set(self.serial);
         }
     }
 
-    /// Waits until all that was asked of the card is done.
+    /// Waits until all submitted work is done.
     pub fn synchronize(&self) {
         must(self.finish());
     }
 
-    /// The same, with the failure as a result.
+    /// As [`Card::synchronize`], with the failure as a result.
     pub(super) fn finish(&self) -> Result<(), DeviceError> {
         self.bind();
-        // SAFETY: the stream lives as long as the card.
+        // SAFETY: the stream lives as long as the GPU.
         driver("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream) })
     }
 
-    /// Seconds that the card takes for what `work` asks of it.
+    /// Returns the seconds that the GPU takes for the work that `work` submits.
     pub fn time(&self, work: impl FnOnce()) -> f64 {
         self.bind();
         let events = [Event::new(true), Event::new(true)];
@@ -168,23 +167,23 @@ impl Card {
         locked(&self.arena)
     }
 
-    /// What the card's memory is used for.
+    /// The memory use of the GPU.
     pub fn memory(&self) -> MemoryUse {
         self.arena().count()
     }
 
-    /// The peak starts again at what is in use.
+    /// Resets the peak to the current use.
     pub fn reset_peak(&self) {
         self.arena().reset_peak();
     }
 
-    /// Gives memory that is kept for arrays to come back to the driver.
+    /// Returns free blocks to the driver.
     pub fn trim(&self) {
         self.synchronize();
         self.arena().trim();
     }
 
-    /// An array of any numbers.
+    /// An array with unspecified content.
     pub(super) fn room(self: &Arc<Self>, len: usize, kind: Kind) -> Buffer {
         Buffer::new(Memory::new(self, len * kind.bytes()), len, kind)
     }
@@ -197,27 +196,27 @@ impl Card {
         buffer
     }
 
-    /// Zeros in the bytes from an address on.
+    /// Fills bytes with zeros.
     pub(super) fn clear(&self, to: u64, bytes: usize) {
         if bytes == 0 {
             return;
         }
         self.bind();
-        // SAFETY: the caller's array has so many bytes.
+        // SAFETY: the caller's array has that many bytes.
         must(driver("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(to, 0, bytes, self.stream) }));
     }
 
-    /// Copies bytes on the card; the places do not overlap.
+    /// Copies bytes on the GPU; source and destination do not overlap.
     pub(super) fn copy(&self, from: u64, to: u64, bytes: usize) {
         if bytes == 0 {
             return;
         }
         self.bind();
-        // SAFETY: the caller's arrays have so many bytes.
+        // SAFETY: the caller's arrays have that many bytes.
         must(driver("cuMemcpyDtoDAsync", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) }));
     }
 
-    /// Copies `rows` rows of `bytes` bytes that lie `from.1` and `to.1` bytes apart.
+    /// Copies `rows` rows of `bytes` bytes; consecutive rows are `from.1` and `to.1` bytes apart.
     pub(super) fn copy_rows(&self, from: (u64, usize), to: (u64, usize), bytes: usize, rows: usize) {
         if bytes == 0 || rows == 0 {
             return;
@@ -241,22 +240,22 @@ impl Card {
             WidthInBytes: bytes,
             Height: rows,
         };
-        // SAFETY: the caller's arrays have such rows.
+        // SAFETY: the caller's arrays have these rows.
         must(driver("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream) }));
     }
 
-    /// Zeros in `rows` rows of `bytes` bytes that lie `to.1` bytes apart.
+    /// Fills `rows` rows of `bytes` bytes with zeros; consecutive rows are `to.1` bytes apart.
     pub(super) fn clear_rows(&self, to: (u64, usize), bytes: usize, rows: usize) {
         if bytes == 0 || rows == 0 {
             return;
         }
         self.bind();
-        // SAFETY: the caller's array has such rows.
+        // SAFETY: the caller's array has these rows.
         let status = unsafe { sys::cuMemsetD2D8Async(to.0, to.1, 0, bytes, rows, self.stream) };
         must(driver("cuMemsetD2D8Async", status));
     }
 
-    /// Writes `len` numbers of one type as those of the other.
+    /// Converts `len` numbers from one type to the other.
     pub(super) fn convert(&self, from: u64, kind: Kind, to: u64, len: usize) {
         if len == 0 {
             return;
@@ -268,7 +267,7 @@ impl Card {
         self.launch(kernel, spread(self, len), &[&to, &from, &(len as i64)]);
     }
 
-    /// An array of these numbers. The copy runs on: `data` may be changed at once.
+    /// Copies numbers to the GPU. `data` may be changed when this returns, though the copy may still be running.
     pub(super) fn upload_f32(self: &Arc<Self>, data: &[f32]) -> Buffer {
         let mut buffer = self.room(data.len(), Kind::F32);
         let to = buffer.pointer_mut();
@@ -276,20 +275,20 @@ impl Card {
         buffer
     }
 
-    /// Indices, as [`Card::upload_f32`].
+    /// Copies indices to the GPU, as [`Card::upload_f32`].
     pub(super) fn upload_words(self: &Arc<Self>, data: &[u32]) -> Words {
         let memory = Memory::new(self, data.len() * 4);
         self.upload(memory.address(), bytes_of(data));
         Words::new(memory, data.len())
     }
 
-    /// Copies bytes to the card. The copy runs on: `data` may be changed at once.
+    /// Copies bytes to the GPU. `data` may be changed when this returns, though the copy may still be running.
     pub(super) fn upload(&self, to: u64, data: &[u8]) {
         self.bind();
         must(locked(&self.staging).upload(self.stream, to, data));
     }
 
-    /// Writes numbers into an array of either type, from place `at` on.
+    /// Writes numbers into an array of either type, starting at `at`.
     pub(super) fn store(self: &Arc<Self>, buffer: &mut Buffer, at: usize, numbers: Numbers<'_>) {
         assert!(at + numbers.len() <= buffer.len(), "{} numbers at {at} of {}", numbers.len(), buffer.len());
         let kind = buffer.kind();
@@ -301,7 +300,7 @@ impl Card {
         if from == kind {
             return self.upload(to, data);
         }
-        // In pieces, so that the room for the numbers as they come stays small.
+        // In pieces, so that the temporary array of unconverted numbers stays small.
         const PIECE: usize = 32 << 20;
         let room = Memory::new(self, data.len().min(PIECE));
         let mut to = to;
@@ -313,14 +312,14 @@ impl Card {
         }
     }
 
-    /// The numbers of an array, as f32. Waits for them.
+    /// Returns the numbers of an array as f32. Waits for them.
     pub(super) fn download(&self, buffer: &Buffer) -> Vec<f32> {
         let mut numbers = vec![0.0; buffer.len()];
         self.download_to(buffer, 0, &mut numbers);
         numbers
     }
 
-    /// As many numbers of an array as there is room for, from place `at` on, as f32. Waits for them.
+    /// Fills `numbers` with numbers of an array as f32, starting at `at`. Waits for them.
     pub(super) fn download_to(&self, buffer: &Buffer, at: usize, numbers: &mut [f32]) {
         assert!(at + numbers.len() <= buffer.len(), "{} numbers at {at} of {}", numbers.len(), buffer.len());
         let from = buffer.pointer() + (at * buffer.kind().bytes()) as u64;
@@ -335,7 +334,7 @@ impl Card {
         }
     }
 
-    /// Words of an array of indices. Waits for them.
+    /// Returns the words of an array of indices. Waits for them.
     #[cfg(test)]
     pub(super) fn download_words(&self, words: &Words) -> Vec<u32> {
         let mut numbers = vec![0; words.len()];
@@ -343,23 +342,24 @@ impl Card {
         numbers
     }
 
-    /// Copies bytes from the card and waits for them.
+    /// Copies bytes from the GPU and waits for them.
     pub(super) fn fetch(&self, from: u64, data: &mut [u8]) {
         self.bind();
         must(locked(&self.staging).download(self.stream, from, data));
     }
 
-    /// Starts a kernel. `arguments` in the order of its parameters: `&u64` for pointers, `&i32`, `&u32`, `&i64`, `&f32`.
+    /// Starts a kernel. `arguments` in the order of its parameters: `&u64` for pointers, `&i32`, `&u32`, `&i64`,
+    /// `&f32`.
     pub(super) fn launch(&self, kernel: &'static str, shape: Launch, arguments: &[&dyn Argument]) {
         self.measured(|| kernel.into(), || self.start(None, kernel, shape, arguments));
     }
 
-    /// Starts a kernel made for one size of attention heads; the name is without the size.
+    /// Starts a kernel compiled for one size of attention heads; `kernel` is the name without the size.
     pub(super) fn launch_for(&self, head_dim: usize, kernel: &'static str, shape: Launch, arguments: &[&dyn Argument]) {
         self.measured(|| format!("{kernel}_{head_dim}"), || self.start(Some(head_dim), kernel, shape, arguments));
     }
 
-    /// Runs what `name` names and, when a profile is asked for, waits for it and counts its time.
+    /// Runs `work`; when profiling, waits for it and records its time under `name`.
     pub(super) fn measured(&self, name: impl FnOnce() -> String, work: impl FnOnce()) {
         let Some(profile) = &self.profile else { return work() };
         self.synchronize();
@@ -383,8 +383,8 @@ impl Card {
         let mut addresses = [std::ptr::null_mut(); ARGUMENTS];
         arguments.iter().zip(&mut addresses).for_each(|(argument, address)| *address = argument.address());
         let [x, y, z] = shape.blocks;
-        // SAFETY: the function is loaded in this context; the arguments are as its parameters, which is the caller's
-        // to see to, and are read before the call returns.
+        // SAFETY: the function is loaded in this context; the caller guarantees that the arguments match its
+        // parameters; they are read before the call returns.
         let status = unsafe {
             sys::cuLaunchKernel(
                 function.0,
@@ -420,7 +420,7 @@ impl Card {
 
 impl Drop for Card {
     fn drop(&mut self) {
-        // SAFETY: the context is alive; nothing but this card uses the stream, and no array is left.
+        // SAFETY: the context is alive; no other code uses the stream, and no array is left.
         unsafe {
             let _ = sys::cuCtxSetCurrent(self.context);
             let _ = sys::cuStreamSynchronize(self.stream);
@@ -429,7 +429,7 @@ impl Drop for Card {
         locked(&self.staging).close();
         locked(&self.products).close();
         self.kernels.close();
-        // SAFETY: as above; the context was retained when the card was opened.
+        // SAFETY: as above; the context was retained when the GPU was opened.
         unsafe {
             let _ = sys::cuStreamDestroy_v2(self.stream);
             let _ = sys::cuCtxSetCurrent(std::ptr::null_mut());
@@ -445,7 +445,7 @@ impl std::fmt::Debug for Card {
     }
 }
 
-/// The lock, also after a panic: what it guards is consistent whenever a failure of the card panics.
+/// Locks a mutex, poisoned or not: the data are consistent whenever an error of the GPU panics.
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,10 +1,10 @@
-//! What can go wrong on a card.
+//! Errors of a GPU.
 
 use cudarc::cublaslt::sys as blas;
 use cudarc::driver::sys as driver;
 use std::fmt::Write as _;
 
-/// A failure of the card or of what drives it. Operations, which return no `Result`, panic with one as the payload.
+/// A failure of the GPU, the driver or a library. Operations, which return no `Result`, panic with it as the payload.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum DeviceError {
     /// A library is missing.
@@ -16,17 +16,17 @@ pub enum DeviceError {
     Library {
         /// Its file name.
         library: String,
-        /// Where it was looked for.
+        /// Where it was searched.
         looked: Vec<String>,
-        /// What the loader said.
+        /// The loader's message.
         reason: String,
     },
-    /// There is no such card.
+    /// There is no such GPU.
     #[error("no GPU with number {index}: the driver knows {count}")]
     NoCard {
-        /// The one asked for.
+        /// The requested number.
         index: usize,
-        /// How many there are.
+        /// How many GPUs there are.
         count: usize,
     },
     /// A call of the driver failed.
@@ -42,7 +42,7 @@ pub enum DeviceError {
     Kernel {
         /// Its name.
         kernel: String,
-        /// What happened.
+        /// The driver's error.
         error: String,
     },
     /// A kernel file did not compile.
@@ -62,20 +62,20 @@ pub enum DeviceError {
         call: String,
         /// Its status.
         error: String,
-        /// The product asked for.
+        /// The requested product.
         shape: String,
     },
-    /// The card's memory does not suffice.
+    /// The GPU is out of memory.
     #[error(
         "the GPU's memory is full: {} asked for, {} of {} in use. A smaller batch or sequence length, bf16, or LoRA needs less",
         mib(*asked), mib(*in_use), mib(*total)
     )]
     OutOfMemory {
-        /// Bytes asked for.
+        /// Bytes requested.
         asked: usize,
         /// Bytes in use by this program's arrays.
         in_use: usize,
-        /// Bytes of the card.
+        /// Total bytes of the GPU.
         total: usize,
     },
 }
@@ -104,7 +104,7 @@ pub(super) fn driver(call: &str, status: driver::CUresult) -> Result<(), DeviceE
 pub(super) fn describe(status: driver::CUresult) -> String {
     let mut text = format!("{status:?}");
     let mut explanation = std::ptr::null();
-    // SAFETY: the pointer is one to a local; the driver sets it to a constant string or to null.
+    // SAFETY: the pointer refers to a local; the driver sets it to a constant string or to null.
     unsafe {
         if driver::cuGetErrorString(status, &mut explanation) == driver::CUresult::CUDA_SUCCESS
             && !explanation.is_null()
@@ -116,7 +116,7 @@ pub(super) fn describe(status: driver::CUresult) -> String {
     text
 }
 
-/// The result of a call of cuBLASLt; `shape` is asked when it failed.
+/// The result of a call of cuBLASLt; `shape` is called on failure.
 pub(super) fn product(
     call: &str,
     status: blas::cublasStatus_t,
@@ -128,7 +128,7 @@ pub(super) fn product(
     Err(DeviceError::Product { call: call.into(), error: format!("{status:?}"), shape: shape() })
 }
 
-/// The value, or a panic with the error as its payload.
+/// Returns the value, or panics with the error as the payload.
 pub(super) fn must<T>(result: Result<T, DeviceError>) -> T {
     match result {
         Ok(value) => value,

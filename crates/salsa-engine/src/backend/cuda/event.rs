@@ -1,13 +1,13 @@
-//! Places in the order of a card's work: to wait for them, and to time what lies between.
+//! Events in a GPU's stream: to wait for work, and to time it.
 
 use super::error::{driver, must};
 use cudarc::driver::sys;
 
-/// A place in the stream's order of work.
+/// A point in the stream's order of work.
 pub(super) struct Event(pub(super) sys::CUevent);
 
 impl Event {
-    /// An event of the current context; one that is not for timing is cheaper.
+    /// An event of the current context; without timing it is cheaper.
     pub(super) fn new(timing: bool) -> Event {
         let flag = if timing {
             sys::CUevent_flags_enum::CU_EVENT_DEFAULT
@@ -15,7 +15,7 @@ impl Event {
             sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING
         };
         let mut event = std::ptr::null_mut();
-        // SAFETY: the pointer is one to a local.
+        // SAFETY: the pointer refers to a local.
         must(driver("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, flag as u32) }));
         Event(event)
     }
@@ -30,7 +30,7 @@ impl Event {
         must(driver("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.0) }));
     }
 
-    /// Milliseconds since an earlier event. Both are for timing and have come to pass.
+    /// Milliseconds since an earlier event. Both were created with timing and have completed.
     pub(super) fn since(&self, earlier: &Event) -> f32 {
         type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
         let mut milliseconds = 0.0;
@@ -47,7 +47,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: the event is this value's alone.
+        // SAFETY: only this value owns the event.
         let _ = unsafe { sys::cuEventDestroy_v2(self.0) };
     }
 }

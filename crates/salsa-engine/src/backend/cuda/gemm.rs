@@ -1,7 +1,7 @@
 //! Matrix products through cuBLASLt.
 //!
-//! cuBLASLt has column-major matrices. The transpose of a row-major matrix is the same memory read by columns, and
-//! `D^T = op(B)^T op(A)^T`: the operands change places and nothing is moved.
+//! cuBLASLt expects column-major matrices. A row-major matrix is its transpose in column-major order, and
+//! `D^T = op(B)^T op(A)^T`: the operands are swapped and nothing is moved.
 
 use super::buffer::Kind;
 use super::card::{Card, locked};
@@ -19,19 +19,19 @@ pub(super) struct Matrix {
     pub pointer: u64,
     /// Its numbers' type.
     pub kind: Kind,
-    /// Numbers from one row, as it is stored, to the next.
+    /// Numbers between the starts of two stored rows.
     pub stride: usize,
-    /// Whether its transpose is what is stored. Operands only.
+    /// Whether the transpose of the matrix is stored. Operands only.
     pub transposed: bool,
 }
 
 impl Matrix {
-    /// A matrix that begins `first` numbers behind an address.
+    /// A matrix that begins `first` numbers after an address.
     pub(super) fn at(pointer: u64, first: usize, kind: Kind, stride: usize) -> Matrix {
         Matrix { pointer: pointer + (first * kind.bytes()) as u64, kind, stride, transposed: false }
     }
 
-    /// Its transpose.
+    /// The transpose.
     pub(super) fn transposed(self) -> Matrix {
         Matrix { transposed: !self.transposed, ..self }
     }
@@ -40,8 +40,8 @@ impl Matrix {
 /// ```text
 /// d[m, n] = alpha * a[m, k] * b[k, n] + beta * c[m, n]
 /// ```
-/// `a` and `b` have one type, `c` and `d` have one; numbers of type f32 make f32. Sums are f32 (no TF32). `c` is `d`
-/// where it is none.
+/// `a` and `b` have one type, `c` and `d` have one; f32 operands require f32 results. Sums are f32 (no TF32). `c` is
+/// `d` if it is `None`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Gemm {
     pub m: usize,
@@ -55,19 +55,19 @@ pub(super) struct Gemm {
     pub d: Matrix,
 }
 
-/// Bytes that products may use for themselves.
+/// Bytes of cuBLASLt's workspace.
 const WORKSPACE: usize = 32 << 20;
 
-/// Plans that are kept; a program with more shapes than this makes them anew.
+/// Capacity of the plan cache, which is cleared when full.
 const PLANS: usize = 8192;
 
-/// Bytes written between two trials: more than the card's cache holds.
+/// Bytes written between two trials: more than the GPU's cache holds.
 const FLUSHED: usize = 128 << 20;
 
-/// Algorithms that are timed where products are tuned.
+/// Algorithms timed when products are tuned.
 const TRIED: usize = 24;
 
-/// All that the choice of an algorithm depends on.
+/// Everything that the choice of an algorithm depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     sizes: [usize; 3],
@@ -80,23 +80,23 @@ struct Key {
     adds: bool,
 }
 
-/// cuBLASLt of one card.
+/// cuBLASLt of one GPU.
 pub(super) struct Products {
     handle: lt::cublasLtHandle_t,
     stream: sys::CUstream,
     workspace: u64,
     plans: HashMap<Key, Plan>,
-    /// Whether several algorithms are timed when a shape first comes; the choice may then differ from run to run.
+    /// Whether several algorithms are timed for each new shape; the choice may then differ from run to run.
     pub(super) tunes: bool,
 }
 
 impl Products {
     pub(super) fn new(stream: sys::CUstream) -> Result<Products, DeviceError> {
         let mut handle = std::ptr::null_mut();
-        // SAFETY: the pointer is one to a local.
+        // SAFETY: the pointer refers to a local.
         product("cublasLtCreate", unsafe { lt::cublasLtCreate(&mut handle) }, || "no product yet".into())?;
         let mut workspace = 0;
-        // SAFETY: the pointer is one to a local.
+        // SAFETY: the pointer refers to a local.
         driver("cuMemAlloc", unsafe { sys::cuMemAlloc_v2(&mut workspace, WORKSPACE) })?;
         Ok(Products {
             handle,
@@ -107,10 +107,10 @@ impl Products {
         })
     }
 
-    /// Gives everything back; nothing runs. The context is current.
+    /// Frees the handle and the workspace. Nothing is running, and the context is current.
     pub(super) fn close(&mut self) {
         self.plans.clear();
-        // SAFETY: both came from their makers and are used no more.
+        // SAFETY: both are valid and not used afterwards.
         unsafe {
             let _ = lt::cublasLtDestroy(self.handle);
             let _ = sys::cuMemFree_v2(self.workspace);
@@ -135,9 +135,9 @@ impl Products {
     /// Starts a product with one of the plan's algorithms.
     fn start(&self, plan: &Plan, algorithm: usize, g: &Gemm, d: u64) -> Result<(), DeviceError> {
         let c = if g.beta == 0.0 { d } else { g.c.map_or(d, |c| c.pointer) };
-        // SAFETY: the descriptors are the plan's; the caller's arrays have such matrices; scalars are on this side
-        // (the default pointer mode) and read before the call returns; the workspace has as many bytes as said, and
-        // products that use it are ordered on the stream.
+        // SAFETY: the descriptors are the plan's; the caller's arrays have these matrices; scalars are on the host (the
+        // default pointer mode) and read before the call returns; the workspace has `WORKSPACE` bytes, and products
+        // that use it are ordered on the stream.
         let status = unsafe {
             lt::cublasLtMatmul(
                 self.handle,
@@ -161,11 +161,11 @@ impl Products {
         product("cublasLtMatmul", status, || g.describe())
     }
 
-    /// Puts the fastest algorithm first. Results of the trials go to memory of their own.
+    /// Puts the fastest algorithm first. Results of the trials go to scratch memory.
     fn tune(&self, plan: &mut Plan, g: &Gemm) -> Result<(), DeviceError> {
         let bytes = (((g.m - 1) * g.d.stride + g.n) * g.d.kind.bytes()).next_multiple_of(256);
         let mut scratch = 0;
-        // SAFETY: the pointer is one to a local.
+        // SAFETY: the pointer refers to a local.
         if unsafe { sys::cuMemAlloc_v2(&mut scratch, bytes + FLUSHED) } != sys::CUresult::CUDA_SUCCESS {
             plan.algorithms.truncate(1);
             return Ok(());
@@ -175,8 +175,8 @@ impl Products {
             let events = [Event::new(true), Event::new(true)];
             let mut shortest = f32::INFINITY;
             for _ in 0..4 {
-                // What the product reads comes from memory, as it will in a model.
-                // SAFETY: the scratch has so many bytes behind the result.
+                // Flush the cache: in a model, operands come from memory.
+                // SAFETY: the scratch has that many bytes after the result.
                 let _ = unsafe { sys::cuMemsetD8Async(scratch + bytes as u64, 0, FLUSHED, self.stream) };
                 events[0].record(self.stream);
                 if self.start(plan, algorithm, g, scratch).is_err() {
@@ -190,7 +190,7 @@ impl Products {
                 best = (shortest, algorithm);
             }
         }
-        // SAFETY: the memory was had above, and what uses it has ended.
+        // SAFETY: the memory was allocated above, and the work that uses it has ended.
         let _ = unsafe { sys::cuMemFree_v2(scratch) };
         plan.algorithms.swap(0, best.1);
         plan.algorithms.truncate(1);
@@ -215,7 +215,7 @@ impl Key {
 }
 
 impl Gemm {
-    /// Sizes, transposes and types: what products are told apart by.
+    /// Sizes, transposes and types, as the name of the product in profiles.
     fn name(&self) -> String {
         let mark = |matrix: Matrix| if matrix.transposed { "^T" } else { "" };
         let (a, b) = (mark(self.a), mark(self.b));
@@ -239,7 +239,7 @@ impl Gemm {
         )
     }
 
-    /// The product, where it is one that can be asked for.
+    /// Panics unless types and strides are valid.
     fn check(&self) {
         let c = self.c.unwrap_or(self.d);
         let fits = |matrix: Matrix, rows: usize, columns: usize| {
@@ -261,7 +261,7 @@ impl Gemm {
 impl Card {
     /// Starts a product of matrices.
     ///
-    /// Results are the same in each run: sums that are divided over blocks are put together in a fixed order.
+    /// Results are the same in each run: sums that are split over blocks are combined in a fixed order.
     pub(super) fn gemm(&self, g: Gemm) {
         if g.m == 0 || g.n == 0 {
             return;
@@ -274,7 +274,7 @@ impl Card {
         self.measured(|| g.name(), || must(locked(&self.products).run(&g)));
     }
 
-    /// `d = beta * c`, for the `beta` that occur.
+    /// `d = beta * c`, for `beta` 0 or 1.
     fn scale_rows(&self, g: &Gemm) {
         let bytes = g.d.kind.bytes();
         let place = |matrix: Matrix| (matrix.pointer, matrix.stride * bytes);
@@ -290,23 +290,23 @@ impl Card {
         }
     }
 
-    /// Whether products time several algorithms when a shape first comes. Results may then differ from run to run.
+    /// Whether to time several algorithms for each new shape. Results may then differ from run to run.
     pub fn tune_products(&self, tune: bool) {
         locked(&self.products).tunes = tune;
     }
 }
 
-/// Descriptors of a product, and its algorithms, the best first.
+/// Descriptors of a product, and its algorithms, best first.
 struct Plan {
     operation: lt::cublasLtMatmulDesc_t,
-    /// Of the operands and results in cuBLASLt's order: `b`, `a`, `c`, `d`.
+    /// Layouts in cuBLASLt's order: `b`, `a`, `c`, `d`.
     layouts: [lt::cublasLtMatrixLayout_t; 4],
     algorithms: Vec<lt::cublasLtMatmulAlgo_t>,
 }
 
 impl Drop for Plan {
     fn drop(&mut self) {
-        // SAFETY: the descriptors are this plan's alone; those that were not made are null.
+        // SAFETY: only this plan owns the descriptors; those that were not created are null.
         unsafe {
             for layout in self.layouts.into_iter().filter(|layout| !layout.is_null()) {
                 let _ = lt::cublasLtMatrixLayoutDestroy(layout);
@@ -318,13 +318,13 @@ impl Drop for Plan {
     }
 }
 
-/// What is preferred in the choice of an algorithm.
+/// Constraints on the choice of an algorithm.
 struct Preference(lt::cublasLtMatmulPreference_t);
 
 impl Drop for Preference {
     fn drop(&mut self) {
         if !self.0.is_null() {
-            // SAFETY: the preference is this value's alone.
+            // SAFETY: only this value owns the preference.
             let _ = unsafe { lt::cublasLtMatmulPreferenceDestroy(self.0) };
         }
     }
@@ -336,7 +336,7 @@ impl Plan {
         let mut plan =
             Plan { operation: std::ptr::null_mut(), layouts: [std::ptr::null_mut(); 4], algorithms: Vec::new() };
         let compute = lt::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        // SAFETY: the pointer is one to the plan.
+        // SAFETY: the pointer refers to the plan.
         let status =
             unsafe { lt::cublasLtMatmulDescCreate(&mut plan.operation, compute, lt::cudaDataType::CUDA_R_32F) };
         product("cublasLtMatmulDescCreate", status, shape)?;
@@ -351,7 +351,7 @@ impl Plan {
             let status = unsafe { lt::cublasLtMatmulDescSetAttribute(plan.operation, attribute, value, size) };
             product("cublasLtMatmulDescSetAttribute", status, shape)?;
         }
-        // Rows and columns as cuBLASLt has them: stored rows are its columns.
+        // Rows and columns in cuBLASLt's terms: stored rows are its columns.
         let stored = |matrix: Matrix, rows, columns| if matrix.transposed { (rows, columns) } else { (columns, rows) };
         let sizes = [stored(g.b, g.k, g.n), stored(g.a, g.m, g.k), (g.n, g.m), (g.n, g.m)];
         let [a, b, c, d] = key.strides;
@@ -362,7 +362,7 @@ impl Plan {
                 Kind::Bf16 => lt::cudaDataType::CUDA_R_16BF,
             };
             let (rows, columns) = sizes[i];
-            // SAFETY: the pointer is one to the plan.
+            // SAFETY: the pointer refers to the plan.
             let status = unsafe {
                 let layout = &mut plan.layouts[i];
                 lt::cublasLtMatrixLayoutCreate(layout, kind, rows as u64, columns as u64, stride as i64)
@@ -383,7 +383,7 @@ impl Plan {
     ) -> Result<Vec<lt::cublasLtMatmulAlgo_t>, DeviceError> {
         let shape = || g.describe();
         let mut preference = Preference(std::ptr::null_mut());
-        // SAFETY: the pointer is one to a local.
+        // SAFETY: the pointer refers to a local.
         let status = unsafe { lt::cublasLtMatmulPreferenceCreate(&mut preference.0) };
         product("cublasLtMatmulPreferenceCreate", status, shape)?;
         use lt::cublasLtMatmulPreferenceAttributes_t as P;
@@ -394,8 +394,8 @@ impl Plan {
         };
         let bytes = std::ptr::from_ref(&WORKSPACE).cast();
         set(P::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, bytes, size_of::<usize>())?;
-        // Parts of a sum may lie in the workspace as f32, where they are added in order. Adding to the result in place
-        // would go by which block comes first, and parts in the result's type would be rounded.
+        // Partial sums may be stored in the workspace as f32 and added in order. Adding to the result in place would
+        // depend on which block comes first, and partial sums in the result's type would be rounded.
         let scheme = lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         let scheme = std::ptr::from_ref(&scheme).cast();
         set(P::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, scheme, size_of::<u32>())?;

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 /// Threads of a block that reduces a row of logits.
 const STATS_THREADS: usize = 512;
-/// Threads of a block that draws; the kernel has shared memory for so many.
+/// Threads of a block that draws; the limit of the kernel's shared memory.
 const DRAW_THREADS: usize = 1024;
 
-/// Of each row of `logits[rows, vocabulary]` (f32, before the temperature): the log-prob of its target, the entropy, the
-/// log-sum, `[rows]` each.
+/// Returns, for each row of `logits[rows, vocabulary]` (f32, before the temperature), the log-prob of its target, the
+/// entropy and the log-sum, `[rows]` each.
 fn logit_stats(card: &Arc<Card>, logits: &Buffer, vocabulary: usize, targets: &Words, temperature: f32) -> [Buffer; 3] {
     let rows = targets.len();
     let mut stats = [0; 3].map(|_| card.room(rows, Kind::F32));
@@ -122,7 +122,7 @@ fn mixed_logits(card: &Arc<Card>, heads: &[(&Buffer, &Matrix, f32)], rows: Range
     logits
 }
 
-/// See [`crate::backend::Backend::token_stats`]. Waits for the card.
+/// See [`crate::backend::Backend::token_stats`]. Waits for the GPU.
 pub(super) fn token_stats(card: &Arc<Card>, heads: &[(&Buffer, &Matrix, f32)], query: LogprobQuery<'_>) -> TokenStats {
     let vocabulary = heads[0].1.out;
     let mut stats = TokenStats::default();
@@ -164,7 +164,7 @@ pub(super) fn token_stats_backward(
     d_hidden
 }
 
-/// See [`crate::backend::Backend::draw`]. Waits for the card.
+/// See [`crate::backend::Backend::draw`]. Waits for the GPU.
 pub(super) fn draw(
     card: &Arc<Card>,
     hidden: &Buffer,
@@ -183,8 +183,8 @@ pub(super) fn draw(
     drawn
 }
 
-/// See [`crate::backend::Backend::rank`]. The logits come to the CPU, which ranks them: they are asked for by people, a
-/// few rows at a time.
+/// See [`crate::backend::Backend::rank`]. The logits are copied to the CPU, which ranks them: a few rows at a time are
+/// enough for interactive use.
 pub(super) fn rank(card: &Arc<Card>, hidden: &Buffer, head: &Matrix, targets: &[u32], count: usize) -> Vec<Ranking> {
     let mut ranked = Vec::with_capacity(targets.len());
     for rows in blocks(targets.len(), head.out) {

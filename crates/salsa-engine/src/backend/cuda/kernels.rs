@@ -1,7 +1,7 @@
 //! Compiling and loading kernels.
 //!
-//! A file is compiled by NVRTC for the card's architecture when a kernel of it is first asked for. The machine code is
-//! kept in the user's cache folder under a name made of all that it depends on.
+//! A file is compiled by NVRTC for the GPU's architecture on first use of one of its kernels. The machine code is
+//! cached in the user's cache folder under a hash of everything it depends on.
 
 use super::card::locked;
 use super::error::{DeviceError, driver};
@@ -13,14 +13,14 @@ use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, RwLock};
 
-/// Text that comes before every file.
+/// Text prepended to every file.
 const COMMON: &str = include_str!("kernels/common.cuh");
 
 /// A file of kernels.
 struct File {
     name: &'static str,
     text: &'static str,
-    /// Compiled for each size of attention heads, which its kernels' names end in.
+    /// Compiled for each size of attention heads; the kernels' names end in the size.
     by_head: bool,
 }
 
@@ -39,10 +39,10 @@ const FILES: [File; 6] = [
     file!("cache.cu", true),
 ];
 
-/// Shared memory that every kernel may have.
+/// Shared memory available to every kernel.
 const PLAIN_SHARED: u32 = 48 << 10;
 
-/// A kernel that can be started.
+/// A loaded kernel.
 #[derive(Clone, Copy)]
 pub(super) struct Function(pub(super) sys::CUfunction);
 
@@ -56,13 +56,13 @@ struct Module(sys::CUmodule);
 // SAFETY: a handle of the driver, which may be used from any thread.
 unsafe impl Send for Module {}
 
-/// Which kernel, for which size of heads.
+/// Name of the kernel, and size of heads if it depends on that.
 type Key = (&'static str, Option<usize>);
 
-/// The kernels of one card.
+/// The kernels of one GPU.
 pub(super) struct Kernels {
     arch: String,
-    /// Functions, and the dynamic shared memory they may have.
+    /// Functions, and the limits of their dynamic shared memory.
     functions: RwLock<HashMap<Key, (Function, u32)>>,
     modules: Mutex<HashMap<(&'static str, Option<usize>), Module>>,
 }
@@ -73,7 +73,7 @@ impl Kernels {
         Ok(Kernels { arch: architecture(capability), functions: RwLock::default(), modules: Mutex::default() })
     }
 
-    /// A kernel that may have `shared` bytes of dynamic shared memory. The card's context is current.
+    /// Returns a kernel that may use `shared` bytes of dynamic shared memory. The GPU's context is current.
     pub(super) fn function(
         &self,
         kernel: &'static str,
@@ -105,7 +105,7 @@ impl Kernels {
         Ok(function)
     }
 
-    /// Finds a kernel, in files that are loaded and then in those that are not yet.
+    /// Finds a kernel, first in loaded files, then in the others.
     fn load(&self, kernel: &'static str, head_dim: Option<usize>) -> Result<Function, DeviceError> {
         let name = match head_dim {
             Some(size) => format!("{kernel}_{size}"),
@@ -123,7 +123,7 @@ impl Kernels {
             }
             let module = &modules[&(file.name, head_dim)];
             let mut function = std::ptr::null_mut();
-            // SAFETY: the module is loaded; the pointers are ones to a local and to a string with an end.
+            // SAFETY: the module is loaded; the pointers refer to a local and to a NUL-terminated string.
             match unsafe { sys::cuModuleGetFunction(&mut function, module.0, symbol.as_ptr()) } {
                 sys::CUresult::CUDA_ERROR_NOT_FOUND => {}
                 status => return driver("cuModuleGetFunction", status).map(|()| Function(function)),
@@ -132,21 +132,21 @@ impl Kernels {
         Err(DeviceError::Kernel { kernel: name, error: "no file has it".into() })
     }
 
-    /// Unloads everything; no kernel runs or will be started. The card's context is current.
+    /// Unloads all modules; no kernel is running or will be started. The GPU's context is current.
     pub(super) fn close(&self) {
         self.functions.write().unwrap_or_else(|error| error.into_inner()).clear();
         for (_, module) in locked(&self.modules).drain() {
-            // SAFETY: the module was loaded in this context and is forgotten here.
+            // SAFETY: the module was loaded in this context and is removed here.
             let _ = unsafe { sys::cuModuleUnload(module.0) };
         }
     }
 }
 
-/// Loads machine code; what the driver refuses is compiled again, as it may come from a damaged cache.
+/// Loads machine code. If the driver refuses cached code, which may be damaged, it is compiled again.
 fn module(file: &File, head_dim: Option<usize>, arch: &str, cubin: Cubin) -> Result<Module, DeviceError> {
     let load = |code: &[u8]| {
         let mut module = std::ptr::null_mut();
-        // SAFETY: the pointer is one to a local; the code is whole ([`sound`]) and lives through the call.
+        // SAFETY: the pointer refers to a local; the code is intact ([`sound`]) and lives through the call.
         driver("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, code.as_ptr().cast()) })
             .map(|()| Module(module))
     };
@@ -166,7 +166,7 @@ struct Cubin {
     cached: bool,
 }
 
-/// The machine code of a file: kept from before, or compiled and kept.
+/// Returns the machine code of a file, from the cache or compiled and cached.
 fn cubin(file: &File, head_dim: Option<usize>, arch: &str) -> Result<Cubin, DeviceError> {
     let kept = cache_path(file, head_dim, arch).and_then(|path| std::fs::read(path).ok());
     if let Some(code) = kept.and_then(sound) {
@@ -177,13 +177,13 @@ fn cubin(file: &File, head_dim: Option<usize>, arch: &str) -> Result<Cubin, Devi
     Ok(Cubin { code, cached: false })
 }
 
-/// The code of a kept file, whose first eight bytes are a hash of the rest; none where it is damaged.
+/// Returns the code of a cache file, whose first eight bytes are a hash of the rest; `None` if it is damaged.
 fn sound(kept: Vec<u8>) -> Option<Vec<u8>> {
     let (sum, code) = kept.split_first_chunk::<8>()?;
     (u64::from_le_bytes(*sum) == hash([code]) && code.starts_with(b"\x7fELF")).then(|| code.to_vec())
 }
 
-/// Keeps machine code for other runs. A cache that cannot be written is no failure.
+/// Writes machine code to the cache. A cache that cannot be written is no failure.
 fn store(file: &File, head_dim: Option<usize>, arch: &str, code: &[u8]) {
     if let Some(path) = cache_path(file, head_dim, arch) {
         let _ = keep(&path, code);
@@ -193,7 +193,7 @@ fn store(file: &File, head_dim: Option<usize>, arch: &str, code: &[u8]) {
 fn keep(path: &Path, code: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().expect("a file of the cache lies in a folder");
     std::fs::create_dir_all(folder)?;
-    // Written under a name of its own and then renamed: others see all of it or nothing.
+    // Written under a temporary name and then renamed, so that the file appears complete or not at all.
     let partial = path.with_extension(format!("{}.partial", std::process::id()));
     let mut kept = hash([code]).to_le_bytes().to_vec();
     kept.extend_from_slice(code);
@@ -204,7 +204,7 @@ fn keep(path: &Path, code: &[u8]) -> std::io::Result<()> {
     written
 }
 
-/// Where the machine code of a file is kept; none without a cache folder.
+/// The cache file of the machine code of a file; `None` without a cache folder.
 fn cache_path(file: &File, head_dim: Option<usize>, arch: &str) -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let folder = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")))?;
@@ -224,7 +224,7 @@ fn hash<const N: usize>(parts: [&[u8]; N]) -> u64 {
     })
 }
 
-/// The compiler's name of an architecture. Hopper's own instructions need the `a`.
+/// The compiler's name of an architecture. Hopper-specific instructions need the `a`.
 fn architecture((major, minor): (u32, u32)) -> String {
     format!("sm_{major}{minor}{}", if (major, minor) == (9, 0) { "a" } else { "" })
 }
@@ -239,7 +239,7 @@ fn options(head_dim: Option<usize>, arch: &str) -> Vec<String> {
 fn version() -> Result<(i32, i32), DeviceError> {
     library::load_compiler()?;
     let (mut major, mut minor) = (0, 0);
-    // SAFETY: the pointers are ones to locals.
+    // SAFETY: the pointers refer to locals.
     compiler("nvrtcVersion", unsafe { nvrtc::nvrtcVersion(&mut major, &mut minor) })?;
     Ok((major, minor))
 }
@@ -256,7 +256,7 @@ fn compiler(call: &str, status: nvrtc::nvrtcResult) -> Result<(), DeviceError> {
 ///
 /// # Errors
 ///
-/// When the compiler is missing, or with its messages.
+/// When the compiler is missing, or fails (with its messages).
 pub fn compile_all(arch: &str) -> Result<Vec<(String, usize)>, DeviceError> {
     let mut compiled = Vec::new();
     for file in &FILES {
@@ -269,19 +269,19 @@ pub fn compile_all(arch: &str) -> Result<Vec<(String, usize)>, DeviceError> {
     Ok(compiled)
 }
 
-/// A program of the compiler.
+/// An NVRTC program.
 struct Program(nvrtc::nvrtcProgram);
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // SAFETY: the program is this value's alone.
+        // SAFETY: only this value owns the program.
         let _ = unsafe { nvrtc::nvrtcDestroyProgram(&mut self.0) };
     }
 }
 
 fn compile(file: &File, head_dim: Option<usize>, arch: &str) -> Result<Vec<u8>, DeviceError> {
     library::load_compiler()?;
-    // `#line` makes messages name places of the files.
+    // `#line` makes messages refer to lines of the files.
     let text = format!("#line 1 \"common.cuh\"\n{COMMON}\n#line 1 \"{}\"\n{}\n", file.name, file.text);
     let text = CString::new(text).expect("kernels have no zero bytes");
     let name = CString::new(file.name).expect("names have no zero bytes");
@@ -291,7 +291,7 @@ fn compile(file: &File, head_dim: Option<usize>, arch: &str) -> Result<Vec<u8>, 
         .collect();
     let options: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
     let mut program = Program(std::ptr::null_mut());
-    // SAFETY: all pointers are ones to locals and strings with an end that live through the calls.
+    // SAFETY: all pointers refer to locals and NUL-terminated strings that live through the calls.
     unsafe {
         let (no_headers, no_names) = (std::ptr::null(), std::ptr::null());
         let created = nvrtc::nvrtcCreateProgram(&mut program.0, text.as_ptr(), name.as_ptr(), 0, no_headers, no_names);
@@ -316,7 +316,7 @@ fn compile(file: &File, head_dim: Option<usize>, arch: &str) -> Result<Vec<u8>, 
 /// The compiler's messages.
 fn log(program: &Program) -> Option<String> {
     let mut bytes = 0;
-    // SAFETY: the program is alive; the buffer has the size the compiler asked for, and one zero more.
+    // SAFETY: the program is alive; the buffer has the size that the compiler reported, and a final zero.
     unsafe {
         compiler("nvrtcGetProgramLogSize", nvrtc::nvrtcGetProgramLogSize(program.0, &mut bytes)).ok()?;
         let mut log = vec![0_u8; bytes + 1];

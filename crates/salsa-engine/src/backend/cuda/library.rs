@@ -1,4 +1,4 @@
-//! Finding the libraries, listing the cards.
+//! Finding the libraries, listing the GPUs.
 
 use super::error::{DeviceError, driver};
 use cudarc::driver::sys;
@@ -12,11 +12,11 @@ use std::sync::OnceLock;
 pub struct CardInfo {
     /// Its number.
     pub index: usize,
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// Bytes of its memory.
+    /// Total bytes of memory.
     pub total: usize,
-    /// Bytes that are free now; 0 where the card could not be asked.
+    /// Bytes that are free now; 0 if the query failed.
     pub free: usize,
     /// Compute capability: `(9, 0)` is Hopper.
     pub capability: (u32, u32),
@@ -24,11 +24,11 @@ pub struct CardInfo {
     pub multiprocessors: usize,
     /// The CUDA version of the driver: `(13, 0)`.
     pub driver: (u32, u32),
-    /// The libraries in use, as files.
+    /// Files of the loaded libraries.
     pub libraries: Vec<String>,
 }
 
-/// A library: the names it may have, and a function by which its file is known.
+/// A library: its possible names, and a function by which its file is identified.
 struct Wanted {
     names: &'static [&'static str],
     function: &'static CStr,
@@ -44,30 +44,30 @@ const COMPILER: Wanted =
 ///
 /// # Errors
 ///
-/// Says which library is missing, where it was looked for and how to install it, or what the driver answered.
+/// When a library is missing (where it was searched, how to install it), or the driver fails.
 pub fn available() -> Result<Vec<CardInfo>, DeviceError> {
     load()?;
     (0..count()?).map(|index| describe(device(index)?)).collect()
 }
 
-/// Loads the driver, cuBLASLt and the compiler, once: their files.
+/// Loads the driver, cuBLASLt and the compiler, once. Returns their files.
 pub(super) fn load() -> Result<&'static [String], DeviceError> {
     static LOADED: OnceLock<Result<Vec<String>, DeviceError>> = OnceLock::new();
     let loaded = LOADED.get_or_init(|| {
         let files = vec![find(&DRIVER)?, find(&PRODUCTS)?, load_compiler()?.to_owned()];
-        // SAFETY: the driver is loaded; this may be called any number of times.
+        // SAFETY: the driver is loaded; repeated calls are allowed.
         driver("cuInit", unsafe { sys::cuInit(0) })?;
         Ok(files)
     });
     loaded.as_ref().map(Vec::as_slice).map_err(Clone::clone)
 }
 
-/// Loads the compiler alone, which needs no GPU: its file.
+/// Loads the compiler alone, which needs no GPU. Returns its file.
 pub(super) fn load_compiler() -> Result<&'static str, DeviceError> {
     static LOADED: OnceLock<Result<String, DeviceError>> = OnceLock::new();
     let loaded = LOADED.get_or_init(|| {
         let file = find(&COMPILER)?;
-        // The compiler's own library lies beside it, and not every loader finds it there.
+        // The compiler's own library is in the same folder, where not every loader finds it.
         if let Some(folder) = Path::new(&file).parent() {
             let mut beside = matching(folder, |name| name.starts_with("libnvrtc-builtins.so"));
             beside.sort();
@@ -83,7 +83,7 @@ pub(super) fn load_compiler() -> Result<&'static str, DeviceError> {
 /// Loads a library so that opening it by name finds it from now on.
 fn find(wanted: &Wanted) -> Result<String, DeviceError> {
     let mut reason = None;
-    // The driver comes with the system; a toolkit has only a stub of it.
+    // The driver comes with the system; a toolkit contains only a stub.
     let folders = if std::ptr::eq(wanted.names, DRIVER.names) { Vec::new() } else { folders() };
     for name in wanted.names {
         match open(name.as_bytes()) {
@@ -109,10 +109,10 @@ fn find(wanted: &Wanted) -> Result<String, DeviceError> {
     })
 }
 
-/// Opens a library by name or path, for everybody.
+/// Opens a library by name or path, with global symbols.
 fn open(name: &[u8]) -> Result<*mut libc::c_void, String> {
     let name = CString::new(name).map_err(|error| error.to_string())?;
-    // SAFETY: the name is a string with an end; the libraries' initialisers are NVIDIA's and are meant to be loaded so.
+    // SAFETY: the name is NUL-terminated; the initialisers are those of NVIDIA's libraries, meant to be loaded so.
     unsafe {
         let handle = libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL);
         if !handle.is_null() {
@@ -139,7 +139,7 @@ fn file_of(handle: *mut libc::c_void, function: &CStr) -> Option<String> {
     }
 }
 
-/// Where toolkits and Python's wheels keep their libraries, those that exist.
+/// Existing folders where toolkits and Python's wheels keep their libraries.
 fn folders() -> Vec<PathBuf> {
     let mut found = Vec::new();
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -166,7 +166,7 @@ fn folders() -> Vec<PathBuf> {
     found
 }
 
-/// The folders that Python installations on the search path live in.
+/// The folders of Python installations on the search path.
 fn python_prefixes(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
     let mut prefixes: Vec<PathBuf> = variable("VIRTUAL_ENV").into_iter().collect();
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -176,7 +176,7 @@ fn python_prefixes(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
         for python in [python, real] {
             if let Some(prefix) = python.parent().and_then(Path::parent) {
                 prefixes.push(prefix.to_owned());
-                // Of pyenv, the search path has a script that chooses a version.
+                // pyenv puts only a script that chooses a version on the search path.
                 prefixes.extend(matching(&prefix.join("versions"), |_| true));
             }
         }
@@ -186,7 +186,7 @@ fn python_prefixes(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
     prefixes
 }
 
-/// What lies in a folder under names that fit; nothing where it cannot be read.
+/// Entries of a folder whose names match; none if it cannot be read.
 fn matching(folder: &Path, fits: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_name().to_str().is_some_and(&fits)).map(|entry| entry.path()).collect()
@@ -194,36 +194,36 @@ fn matching(folder: &Path, fits: impl Fn(&str) -> bool) -> Vec<PathBuf> {
 
 fn count() -> Result<usize, DeviceError> {
     let mut count = 0;
-    // SAFETY: the pointer is one to a local; the driver is initialised.
+    // SAFETY: the pointer refers to a local; the driver is initialised.
     driver("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&mut count) })?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// The driver's handle of a card. The libraries are loaded.
+/// The driver's handle of a GPU. The libraries are loaded.
 pub(super) fn device(index: usize) -> Result<sys::CUdevice, DeviceError> {
     let count = count()?;
     if index >= count {
         return Err(DeviceError::NoCard { index, count });
     }
     let mut device = 0;
-    // SAFETY: the pointer is one to a local.
+    // SAFETY: the pointer refers to a local.
     driver("cuDeviceGet", unsafe { sys::cuDeviceGet(&mut device, index as i32) })?;
     Ok(device)
 }
 
 fn attribute(device: sys::CUdevice, attribute: sys::CUdevice_attribute) -> Result<i32, DeviceError> {
     let mut value = 0;
-    // SAFETY: the pointer is one to a local.
+    // SAFETY: the pointer refers to a local.
     driver("cuDeviceGetAttribute", unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) })?;
     Ok(value)
 }
 
-/// What kind of card it is. The libraries are loaded.
+/// Properties of a GPU. The libraries are loaded.
 pub(super) fn describe(device: sys::CUdevice) -> Result<CardInfo, DeviceError> {
     use sys::CUdevice_attribute as A;
     let mut name = [0; 256];
     let (mut total, mut version) = (0, 0);
-    // SAFETY: the pointers are ones to locals, of the sizes said.
+    // SAFETY: the pointers refer to locals of the given sizes.
     unsafe {
         driver("cuDeviceGetName", sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as i32 - 1, device))?;
         driver("cuDeviceTotalMem", sys::cuDeviceTotalMem_v2(&mut total, device))?;
@@ -245,12 +245,12 @@ pub(super) fn describe(device: sys::CUdevice) -> Result<CardInfo, DeviceError> {
     })
 }
 
-/// Bytes of the card that are free, asked in its primary context, which is current only meanwhile.
+/// Free bytes of the GPU, queried in its primary context, which is current only meanwhile.
 fn free_memory(device: sys::CUdevice) -> Option<usize> {
     let ok = |status| status == sys::CUresult::CUDA_SUCCESS;
     let (mut context, mut old) = (std::ptr::null_mut(), std::ptr::null_mut());
     let (mut free, mut total) = (0, 0);
-    // SAFETY: the pointers are ones to locals; the context is retained while it is current.
+    // SAFETY: the pointers refer to locals; the context is retained while it is current.
     unsafe {
         if !ok(sys::cuDevicePrimaryCtxRetain(&mut context, device)) {
             return None;

@@ -1,7 +1,7 @@
-//! Memory of the card, used again: a training step asks for the same sizes as the last one.
+//! Reusable memory of the GPU: a training step needs the same sizes as the previous one.
 //!
-//! All work is ordered on one stream, so that memory may be handed out again as soon as it is dropped: what still reads
-//! it runs before what will write it.
+//! All work is ordered on one stream, so memory may be reused as soon as it is dropped: work that still reads it runs
+//! before work that will write it.
 
 use super::card::Card;
 use super::error::{self, DeviceError};
@@ -13,20 +13,20 @@ const GRANULE: usize = 512;
 const SMALL: usize = 1 << 20;
 const LARGE_GRANULE: usize = 2 << 20;
 
-/// What a card's memory is used for, in bytes.
+/// The memory use of a GPU, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryUse {
-    /// By arrays.
+    /// In use by arrays.
     pub in_use: usize,
-    /// The most that arrays took, since the card was opened or the count was reset.
+    /// Peak of `in_use` since the GPU was opened or the peak was reset.
     pub peak: usize,
-    /// By arrays, and kept for arrays to come.
+    /// In use by arrays, or free and kept for reuse.
     pub reserved: usize,
-    /// The card's.
+    /// Total memory of the GPU.
     pub total: usize,
 }
 
-/// The size that is reserved for `bytes`.
+/// The size reserved for `bytes`.
 pub(super) fn rounded(bytes: usize) -> usize {
     if bytes <= SMALL { bytes.max(1).next_multiple_of(GRANULE) } else { bytes.next_multiple_of(LARGE_GRANULE) }
 }
@@ -38,7 +38,7 @@ pub(super) struct FreeBlocks {
 }
 
 impl FreeBlocks {
-    /// The smallest block of at least `bytes` and at most a quarter more: `(address, its size)`.
+    /// Takes the smallest block of at least `bytes` and at most a quarter more: `(address, size)`.
     pub(super) fn take(&mut self, bytes: usize) -> Option<(u64, usize)> {
         let (&size, blocks) = self.by_size.range_mut(bytes..=bytes + bytes / 4).next()?;
         let address = blocks.pop().expect("sizes without blocks are removed");
@@ -48,19 +48,19 @@ impl FreeBlocks {
         Some((address, size))
     }
 
-    /// A block is free.
+    /// Adds a free block.
     pub(super) fn put(&mut self, address: u64, bytes: usize) {
         self.by_size.entry(bytes).or_default().push(address);
     }
 
-    /// All blocks, which are forgotten: `(address, size)`.
+    /// Removes and returns all blocks: `(address, size)`.
     pub(super) fn drain(&mut self) -> Vec<(u64, usize)> {
         let blocks = std::mem::take(&mut self.by_size);
         blocks.into_iter().flat_map(|(size, all)| all.into_iter().map(move |address| (address, size))).collect()
     }
 }
 
-/// Free blocks of a card, and what is in use.
+/// Free blocks of a GPU, and the counts of memory in use.
 #[derive(Default)]
 pub(super) struct Arena {
     free: FreeBlocks,
@@ -80,7 +80,7 @@ impl Arena {
         self.count.peak = self.count.in_use;
     }
 
-    /// At least `bytes`: `(address, size)`.
+    /// Takes a block of at least `bytes`: `(address, size)`.
     fn take(&mut self, card: &Card, bytes: usize) -> Result<(u64, usize), DeviceError> {
         let size = rounded(bytes);
         let block = match self.free.take(size) {
@@ -116,10 +116,10 @@ impl Arena {
         self.free.put(address, size);
     }
 
-    /// Gives free blocks back to the driver. The context is current and nothing that uses them is still to run.
+    /// Returns free blocks to the driver. The context is current, and no pending work uses them.
     pub(super) fn trim(&mut self) {
         for (address, size) in self.free.drain() {
-            // SAFETY: the block came from `cuMemAlloc`, is free, and is forgotten here.
+            // SAFETY: the block came from `cuMemAlloc`, is free, and is removed here.
             let _ = unsafe { sys::cuMemFree_v2(address) };
             self.count.reserved -= size;
         }
@@ -128,14 +128,14 @@ impl Arena {
 
 fn allocate(size: usize) -> Result<u64, sys::CUresult> {
     let mut address = 0;
-    // SAFETY: the pointer is one to a local.
+    // SAFETY: the pointer refers to a local.
     match unsafe { sys::cuMemAlloc_v2(&mut address, size) } {
         sys::CUresult::CUDA_SUCCESS => Ok(address),
         status => Err(status),
     }
 }
 
-/// A block of the card's memory; it goes back to the free ones when dropped.
+/// A block of the GPU's memory; dropping it makes it free.
 pub(super) struct Memory {
     card: Arc<Card>,
     address: u64,
@@ -143,7 +143,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// At least `bytes` of any content.
+    /// Takes a block of at least `bytes`, with unspecified content.
     pub(super) fn new(card: &Arc<Card>, bytes: usize) -> Memory {
         card.bind();
         let (address, bytes) = error::must(card.arena().take(card, bytes));

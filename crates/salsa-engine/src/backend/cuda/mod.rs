@@ -1,18 +1,18 @@
-//! The GPU backend: one NVIDIA card, its work ordered on one stream.
+//! The GPU backend: one NVIDIA GPU, its work ordered on one stream.
 //!
-//! Nothing of CUDA is needed to build this or to run it without a GPU: the driver, cuBLASLt (matrix products) and NVRTC
-//! (which compiles the kernels for the card at hand) are loaded when a card is opened.
+//! CUDA is not needed to build this or to run it without a GPU: the driver, cuBLASLt (matrix products) and NVRTC
+//! (which compiles the kernels for the installed GPU) are loaded when a GPU is opened.
 //!
 //! # Number types
 //!
-//! The residual stream, its gradient, norm weights, flat memory and every sum are f32. With [`Dtype::Bf16`] all that goes
-//! into a matrix product or comes out of one inside a block is bfloat16: norm outputs, fused projections, attention,
-//! gates, and the gradients with respect to them. With [`Dtype::F32`] they are f32 and products are real f32.
+//! The residual stream, its gradient, norm weights, flat memory and every sum are f32. With [`Dtype::Bf16`] all inputs
+//! and results of matrix products inside a block are bfloat16: norm outputs, fused projections, attention, gates, and
+//! the gradients with respect to them. With [`Dtype::F32`] they are f32 and products are true f32.
 //!
-//! # Promises
+//! # Guarantees
 //!
-//! The same work on the same card gives the same bits: no sum depends on the timing of threads. Unlike on the processor,
-//! a row's numbers may depend on how many others are computed with it, because cuBLASLt chooses its kernel by shape.
+//! The same work on the same GPU gives the same bits: no sum depends on the timing of threads. Unlike on the CPU, the
+//! result of a row may depend on how many others are computed with it, because cuBLASLt chooses its kernel by shape.
 
 mod adamw;
 mod attention;
@@ -57,31 +57,31 @@ pub struct Cuda {
     recent: Arc<Recent>,
 }
 
-/// Flat f32 memory on the card.
+/// Flat f32 memory on the GPU.
 pub struct Flat(Buffer);
 
 impl Flat {
-    /// The address of one of its numbers, for writing.
+    /// The address of a number, for writing.
     fn place(&mut self, at: usize) -> u64 {
         self.0.pointer_mut() + (at * Kind::F32.bytes()) as u64
     }
 }
 
-/// Cosines and sines on the card.
+/// Cosines and sines on the GPU.
 pub struct Angles {
     cos: Buffer,
     sin: Buffer,
 }
 
-/// The cards in use by this process: models share one.
+/// The GPUs in use by this process, shared by models.
 static OPEN: Mutex<Vec<(usize, Weak<Card>)>> = Mutex::new(Vec::new());
 
 impl Cuda {
-    /// Opens a card, or takes part in one that is open already.
+    /// Opens a GPU, or shares one that is already open.
     ///
     /// # Errors
     ///
-    /// When a library or the card is missing, or the driver refuses.
+    /// When a library or the GPU is missing, or the driver refuses.
     pub fn open(index: usize, dtype: Dtype) -> Result<Cuda, DeviceError> {
         let mut open = card::locked(&OPEN);
         let known = open.iter().find(|(number, _)| *number == index).and_then(|(_, card)| card.upgrade());
@@ -97,38 +97,38 @@ impl Cuda {
         Ok(Cuda { card, dtype, recent: Arc::default() })
     }
 
-    /// The number type of its products.
+    /// The number type of products.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
 
-    /// The card's name, such as `NVIDIA H200`.
+    /// The GPU's name, such as `NVIDIA H200`.
     pub fn name(&self) -> &str {
         &self.card.info().name
     }
 
-    /// The number of the card, as [`Cuda::open`] takes it.
+    /// The number of the GPU, as [`Cuda::open`] takes it.
     pub fn index(&self) -> usize {
         self.card.info().index
     }
 
-    /// What the card's memory is used for.
+    /// The memory use of the GPU.
     pub fn memory(&self) -> MemoryUse {
         self.card.memory()
     }
 
-    /// The peak of [`Cuda::memory`] starts again at what is in use.
+    /// Resets the peak of [`Cuda::memory`] to the current use.
     pub fn reset_peak(&self) {
         self.card.reset_peak();
     }
 
-    /// Seconds on the card by kernel and by product since the last call, `(what, how often, seconds)`, the longest first.
-    /// Empty unless the program was started with `SALSA_CUDA_PROFILE=1`.
+    /// GPU seconds by kernel and by product since the last call: `(name, calls, seconds)`, longest first. Empty unless
+    /// the program was started with `SALSA_CUDA_PROFILE=1`.
     pub fn profile(&self) -> Vec<(String, u64, f64)> {
         self.card.profile()
     }
 
-    /// Copies numbers to the card in the type of products, as operations inside a block have them.
+    /// Copies numbers to the GPU in the type of products, as the operations inside a block expect them.
     pub fn upload_for_products(&self, data: &[f32]) -> Buffer {
         self.card.upload_f32(data).converted(self.kind())
     }
@@ -144,7 +144,7 @@ impl Cuda {
         self.recent.words(&self.card, data)
     }
 
-    /// Each part of entries as an array of its own.
+    /// Uploads each component of the entries as an array.
     fn entries<const N: usize>(&self, entries: impl Iterator<Item = [usize; N]>) -> [Arc<Words>; N] {
         let mut parts = [const { Vec::new() }; N];
         entries.for_each(|entry| parts.iter_mut().zip(entry).for_each(|(part, x)| part.push(x as u32)));

@@ -1,4 +1,4 @@
-//! The operations of [`Backend`] on a card: what each starts, in which order.
+//! The operations of [`Backend`] on a GPU: which kernels and products each starts, in which order.
 
 use super::buffer::Kind;
 use super::{Angles, Buffer, Cache, Cuda, Flat, Matrix, adamw, attention, head, products, rows};
@@ -13,9 +13,9 @@ use crate::weights::Numbers;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Heads have a multiple of so many numbers, so that they are read sixteen bytes at a time.
+/// Head sizes must be a multiple of this, so that heads are read sixteen bytes at a time.
 const HEAD_STEP: usize = 8;
-/// The largest head.
+/// The largest size of a head.
 const LARGEST_HEAD: usize = 256;
 
 impl Backend for Cuda {
@@ -356,7 +356,7 @@ impl Backend for Cuda {
 }
 
 impl Part<'_, Flat> {
-    /// The address of its first number.
+    /// The address of the first number.
     fn place(self) -> u64 {
         self.flat.place(self.range.start)
     }

@@ -27,7 +27,7 @@ fn columns(pointer: u64, kind: Kind, columns: Columns) -> gemm::Matrix {
     gemm::Matrix::at(pointer, columns.first, kind, columns.of)
 }
 
-/// `x W^T` in this type.
+/// `x W^T`, as `kind`.
 pub(super) fn linear(x: &Buffer, weight: &Matrix, kind: Kind) -> Buffer {
     let rows = x.len() / weight.input;
     let mut y = x.card().room(rows * weight.out, kind);
@@ -45,7 +45,7 @@ pub(super) fn some_rows(x: &Buffer, rows: Range<usize>, weight: &Matrix, alpha: 
     x.card().gemm(Gemm { m, n, k, alpha, beta, a, b: weight.operand().transposed(), c: None, d });
 }
 
-/// `d_x[rows] = d_out W`, where `d_out` has those rows alone.
+/// `d_x[rows] = d_out W`; `d_out` has only those rows.
 pub(super) fn some_rows_backward_input(d_out: &Buffer, weight: &Matrix, d_x: &mut Buffer, rows: Range<usize>) {
     let d_out = d_out.as_kind(weight.kind());
     let (m, n, k) = (rows.len(), weight.input, weight.out);
@@ -55,7 +55,7 @@ pub(super) fn some_rows_backward_input(d_out: &Buffer, weight: &Matrix, d_x: &mu
     d_out.card().gemm(Gemm { m, n, k, alpha: 1.0, beta: 0.0, a, b: weight.operand(), c: None, d });
 }
 
-/// `d_weight += d_out^T x[rows]`, where `d_out` has those rows alone, at an address of f32.
+/// `d_weight += d_out^T x[rows]`, at an address of f32; `d_out` has only those rows.
 pub(super) fn some_rows_backward_weight(
     d_out: &Buffer,
     x: &Buffer,
@@ -98,8 +98,8 @@ pub(super) fn linear_columns(x: &Buffer, from: Columns, weight: &Matrix, y: &mut
     onto_columns(x, from, weight.operand().transposed(), (weight.input, weight.out), y, to, 1.0);
 }
 
-/// `x W^T`, what the factors make of `z`, and the residual if there is one. The factors go first: they write what the
-/// large product then adds to, so that the result passes through memory once less.
+/// `x W^T`, plus the products of the factors with `z`, plus the residual if there is one. The factors go first: they
+/// write what the large product then adds to, which saves one pass over the result.
 pub(super) fn linear_low_rank(
     x: &Buffer,
     weight: &Matrix,

@@ -1,4 +1,4 @@
-//! Index arrays that were uploaded last: the layers of a pass ask for the same ones, one after the other.
+//! Recently uploaded index arrays: consecutive layers of a pass use the same ones.
 
 use super::attention::Tiles;
 use super::buffer::Words;
@@ -6,10 +6,10 @@ use super::card::{Card, locked};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-/// As many are remembered: a pass has a few, and two models may take turns.
+/// Number of entries kept: a pass has a few, and two models may alternate.
 const KEPT: usize = 16;
 
-/// What is on the card, known by what it was made from.
+/// Uploaded arrays, keyed by the data they were made from.
 #[derive(Default)]
 pub(super) struct Recent {
     words: Mutex<VecDeque<(Vec<u32>, Arc<Words>)>>,
@@ -17,18 +17,18 @@ pub(super) struct Recent {
 }
 
 impl Recent {
-    /// The indices on the card.
+    /// Returns the indices on the GPU.
     pub(super) fn words(&self, card: &Arc<Card>, data: &[u32]) -> Arc<Words> {
         known_or(&mut locked(&self.words), data, || card.upload_words(data))
     }
 
-    /// The tiles of attention to sequences with these ends.
+    /// Returns the attention tiles of sequences with these ends.
     pub(super) fn tiles(&self, card: &Arc<Card>, cu_seqlens: &[usize]) -> Arc<Tiles> {
         known_or(&mut locked(&self.tiles), cu_seqlens, || Tiles::new(card, cu_seqlens))
     }
 }
 
-/// What was made from equal data, if it is one of the last; else it is made.
+/// Returns the entry made from equal data, or makes one.
 fn known_or<T: Clone + PartialEq, V>(
     known: &mut VecDeque<(Vec<T>, Arc<V>)>,
     data: &[T],

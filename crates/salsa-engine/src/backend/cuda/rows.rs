@@ -1,6 +1,6 @@
 //! Operations on rows: embedding, norms, rotary positions, gates, sums.
 //!
-//! C is f32 or bfloat16. A `u64` that takes a gradient is the address of a place in an array of f32 on the card.
+//! C is f32 or bfloat16. A `u64` that takes a gradient is an address in an array of f32 on the GPU.
 
 use super::buffer::{Buffer, Kind, Words};
 use super::card::{Argument, Card, Launch};
@@ -9,13 +9,13 @@ use crate::spec::{Activation, NormWeight};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Numbers a thread takes at once.
+/// Numbers per thread.
 const AT_ONCE: usize = 8;
-/// Rows that are summed by one block: `GROUP` of the kernels.
+/// Rows summed by one block: `GROUP` of the kernels.
 const GROUP: usize = 64;
-/// Partial sums that one thread adds.
+/// Partial sums added by one thread.
 const GROUPS: usize = 256;
-/// Threads of a block where the shape does not say.
+/// Threads of a block where the shape does not determine them.
 const THREADS: usize = 256;
 
 /// The name of a kernel for a kind of numbers, or for two.
@@ -52,12 +52,12 @@ pub(super) fn start(
     }
 }
 
-/// Threads of a block that has a row to itself.
+/// Threads of a block that processes one row.
 fn for_row(width: usize) -> usize {
     width.div_ceil(AT_ONCE).next_multiple_of(32).clamp(32, 1024)
 }
 
-/// Blocks and threads where the columns of a row are shared out.
+/// Blocks and threads where the columns of a row are distributed over blocks.
 pub(super) fn for_parts(rows: usize, width: usize) -> ([usize; 2], usize) {
     let threads = for_row(width).min(THREADS);
     ([rows, width.div_ceil(AT_ONCE * threads)], threads)
@@ -79,7 +79,7 @@ fn take(card: &Arc<Card>, x: &Buffer, width: usize, rows: &[u32], scale: f32, ki
 
 /// `to[rows[i]] += scale * y[i]`, in order.
 fn put(card: &Arc<Card>, (to, kind): (u64, Kind), y: &Buffer, width: usize, rows: &[u32], scale: f32) {
-    // A block adds all that goes to one row.
+    // One block adds everything that goes to one row.
     let mut order: Vec<u32> = (0..rows.len() as u32).collect();
     order.sort_by_key(|&i| rows[i as usize]);
     let (mut targets, mut starts) = (Vec::new(), Vec::new());
@@ -118,7 +118,7 @@ pub(super) fn embed_backward(
     put(card, (d_table, Kind::F32), d_out, hidden, tokens, scale);
 }
 
-/// The given rows of `x`.
+/// Returns the given rows of `x`.
 pub(super) fn gather(card: &Arc<Card>, x: &Buffer, width: usize, rows: &[u32]) -> Buffer {
     take(card, x, width, rows, 1.0, x.kind())
 }
@@ -129,7 +129,7 @@ pub(super) fn scatter_add(card: &Arc<Card>, x: &mut Buffer, width: usize, rows: 
     put(card, (x.pointer_mut(), kind), y, width, rows, 1.0);
 }
 
-/// Added to the weight of a norm.
+/// Returns what is added to the weight of a norm: 0 or 1.
 fn offset(kind: NormWeight) -> f32 {
     match kind {
         NormWeight::Plain => 0.0,
@@ -167,8 +167,8 @@ pub(super) fn rms_norm(
     (y, inverse)
 }
 
-/// `d_x += ...` (f32), and `d_weight += ...` unless the norm is frozen; `d_out` is C. With `copy`, returns the new `d_x`
-/// as bfloat16 too.
+/// `d_x += ...` (f32), and `d_weight += ...` unless the norm is frozen; `d_out` is C. With `copy`, also returns the new
+/// `d_x` as bfloat16.
 pub(super) fn rms_norm_backward(
     card: &Arc<Card>,
     d_out: &Buffer,
@@ -205,7 +205,7 @@ pub(super) fn rms_norm_backward(
     copied
 }
 
-/// Rows inside of lines of `stride` numbers: `heads` in each, side by side, from `offset` on.
+/// Rows inside lines of `stride` numbers: `heads` in each, adjacent, starting at `offset`.
 struct Lines {
     rows: usize,
     width: usize,
@@ -220,8 +220,8 @@ impl Lines {
     }
 }
 
-/// `to[c] += sum_r d[r, c] * x[r, c] * scale[r]`, factors that are not given being 1: in groups of rows, these in groups
-/// again until there are few, and those in order.
+/// `to[c] += sum_r d[r, c] * x[r, c] * scale[r]`, where missing factors are 1. Sums groups of rows, then groups of
+/// these until few are left, and then those in order.
 fn sum_columns(
     card: &Arc<Card>,
     d: Option<&Buffer>,
@@ -403,7 +403,7 @@ pub(super) fn gated(card: &Arc<Card>, x: &Buffer, width: usize, activation: Acti
     out
 }
 
-/// The gradient with respect to `[gate, up]`; `d_out` is of the kind of `x`.
+/// Returns the gradient with respect to `[gate, up]`; `d_out` is of the kind of `x`.
 pub(super) fn gated_backward(
     card: &Arc<Card>,
     d_out: &Buffer,

@@ -1,4 +1,4 @@
-//! Tests of the card itself. Without one they say so and pass.
+//! Tests of the GPU itself. Without one they print a line and pass.
 
 use super::buffer::{Buffer, Kind};
 use super::card::Card;
@@ -10,7 +10,7 @@ fn card() -> Option<Arc<Card>> {
     Card::open(0).inspect_err(|error| eprintln!("skipped: no GPU ({error})")).ok()
 }
 
-/// Numbers that bfloat16 has exactly and whose products and short sums f32 has exactly.
+/// Numbers that bfloat16 represents exactly, with products and short sums that f32 represents exactly.
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..len)
@@ -40,7 +40,7 @@ fn numbers_come_back_as_they_went() {
         let data = numbers(len as u64, len);
         assert!(card.download(&card.upload_f32(&data)) == data, "{len} numbers");
     }
-    // Many small ones turn the segments of the staging memory round several times.
+    // Many small uploads cycle through the segments of the staging memory several times.
     let kept: Vec<_> = (0..400).map(|i| (i, card.upload_f32(&numbers(i, 200_000)))).collect();
     for (i, buffer) in kept {
         assert!(card.download(&buffer) == numbers(i, 200_000), "array {i}");
@@ -171,7 +171,7 @@ struct Case {
     n: usize,
     k: usize,
     strides: [usize; 3],
-    /// Numbers before each matrix: they move its address off the alignment of the array.
+    /// Numbers before each matrix, which move its address off the alignment of the array.
     first: [usize; 3],
     transposed: [bool; 2],
     kinds: [Kind; 2],

@@ -1,4 +1,4 @@
-//! What operations take and return, as the device and as either backend has it.
+//! Arguments and results of operations, for the device and for either backend.
 use super::{Angles, Buffer, Cache, Flat, Matrix};
 use crate::backend::cpu;
 use crate::backend::cuda;
@@ -12,7 +12,7 @@ use crate::weights::Numbers;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// An argument of an operation, as the one or the other backend takes it.
+/// An argument of an operation, convertible to either backend's type.
 pub(super) trait Argument {
     type Cpu;
     type Cuda;
@@ -59,7 +59,7 @@ plain!(
     &ModelSpec,
 );
 
-/// Values of either backend: lent to operations, and returned by them.
+/// Values of either backend: passed to operations by reference, and returned by them.
 macro_rules! lent {
     ($($kind:ident: $cpu:ty, $cuda:ty);* $(;)?) => {$(
         impl<'a> Argument for &'a $kind {
@@ -164,18 +164,18 @@ impl<'a> Argument for LowRank<'a, Matrix> {
 }
 
 impl<'a> LowRank<'a, Matrix> {
-    /// The same with a matrix of one backend.
+    /// As this factor, with the matrix of one backend.
     pub(super) fn of<M>(&self, matrix: impl FnOnce(&'a Matrix) -> &'a M) -> LowRank<'a, M> {
         LowRank { weight: matrix(self.weight), inner: self.inner, outer: self.outer }
     }
 }
 
-/// A result of an operation, as the device returns it.
+/// A result of an operation, converted to the device's type.
 pub(super) trait Returned<T> {
     fn returned(self) -> T;
 }
 
-/// Results that are the same of both.
+/// Results that have the same type in both backends.
 macro_rules! same {
     ($($kind:ty),* $(,)?) => {$(
         impl Returned<$kind> for $kind {

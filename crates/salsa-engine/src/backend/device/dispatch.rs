@@ -1,4 +1,4 @@
-//! Every operation, handed on to the backend that the arrays live on.
+//! Every operation, dispatched to the backend that holds the arrays.
 use super::arguments::{Argument, Returned};
 use super::{Angles, Buffer, Cache, Device, Flat, Matrix};
 use crate::backend::{
@@ -11,7 +11,7 @@ use crate::weights::Numbers;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Hands an operation on to the backend, and its result back.
+/// Calls the operation of the backend and returns its result.
 macro_rules! hand_on {
     ($self:ident.$operation:ident($($argument:ident),*)) => {
         match $self {

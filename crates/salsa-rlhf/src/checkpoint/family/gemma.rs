@@ -24,7 +24,7 @@ pub(super) const DESCRIPTION: Description = Description {
     norm: NormWeight::OnePlus,
     scaled_embeddings: true,
     free_head_dim: true,
-    // The first files say gelu and mean its tanh approximation; `hidden_activation` came later and wins.
+    // Early files have `gelu` and mean its tanh approximation; the later `hidden_activation` takes precedence.
     activation: |config| match config["hidden_activation"].as_str().or_else(|| config["hidden_act"].as_str()) {
         Some("gelu") => Some("gelu_pytorch_tanh"),
         name => name,

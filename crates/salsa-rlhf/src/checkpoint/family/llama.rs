@@ -1,4 +1,4 @@
-//! Llama, and what is saved as Llama (SmolLM2, Vicuna, TinyLlama and many more): the plain form of this architecture.
+//! Llama, and models saved as Llama (SmolLM2, Vicuna, TinyLlama and many more): the basic form of this architecture.
 use salsa_engine::NormWeight;
 use serde_json::json;
 

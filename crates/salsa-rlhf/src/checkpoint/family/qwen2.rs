@@ -1,4 +1,4 @@
-//! Qwen2 and Qwen2.5: biases on query, key and value; windows that few models switch on.
+//! Qwen2 and Qwen2.5: biases on query, key and value; windows, which few models enable.
 use anyhow::{Result, bail};
 use salsa_engine::ModelSpec;
 use serde_json::{Map, Value, json};
@@ -29,7 +29,7 @@ pub(super) const DESCRIPTION: Description = Description {
     ..llama::DESCRIPTION
 };
 
-/// The window, where every layer has it.
+/// The window, if every layer has it.
 pub(super) fn window(config: &Value, window: Option<usize>, layers: usize) -> Result<Option<usize>> {
     if flag(config, "use_sliding_window")? != Some(true) || window.is_none() {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! `adapter_config.json`, in the spellings of old and new versions of PEFT.
+//! `adapter_config.json`, in the formats of old and new versions of PEFT.
 
 use std::path::Path;
 
@@ -8,20 +8,20 @@ use serde_json::{Value, json};
 
 use crate::hub;
 
-/// No matrix has a larger rank, and no scale is meant to be larger; beyond them a file is damaged or hostile.
+/// No matrix has a larger rank, and no sensible scale is larger; larger values mean a damaged or hostile file.
 const LARGEST_RANK: usize = 1 << 16;
 const LARGEST_ALPHA: f64 = 1e9;
 
-/// What the file says. Which matrices have adapters is seen from the weights: `target_modules` may be a pattern.
+/// The parsed file. The adapted matrices are determined from the weights, as `target_modules` may be a pattern.
 pub(super) struct Parsed {
     pub lora: LoraSpec,
     pub base: String,
-    /// Which revision of the base, if it is an id of the hub.
+    /// The revision of the base, if it is a hub id.
     pub revision: Option<String>,
     pub classifier: bool,
 }
 
-/// Options that change what the adapter computes and are not supported; each may be there as long as it says no.
+/// Unsupported options that change what the adapter computes; each may be present if it is off.
 const UNSUPPORTED: &[(&str, &str)] = &[
     ("use_dora", "DoRA also learns the norms of weights"),
     ("use_qalora", "QALoRA pools its inputs"),
@@ -38,7 +38,7 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("fan_in_fan_out", "weights are stored transposed"),
 ];
 
-/// Ways to start that also change the base weights, so that the files alone are not the adapter.
+/// Initialisations that also change the base weights, so that the files alone do not define the adapter.
 const CHANGES_BASE: &[&str] = &["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 pub(super) fn parse(config: &Value) -> Result<Parsed> {
@@ -107,8 +107,8 @@ fn says_no(value: &Value) -> bool {
     }
 }
 
-/// The file for an adapter; keys that every PEFT since 0.9 knows. A base in the hub's cache is called by its id, as PEFT
-/// calls it: its path would mean nothing on another machine.
+/// The file for an adapter, with keys known to every PEFT since 0.9. A base in the hub's cache is referred to by its
+/// id, as in PEFT: its path would be meaningless on another machine.
 pub(super) fn write(lora: &LoraSpec, base: &Path, classifier: bool) -> Value {
     let whole = lora.alpha.fract() == 0.0 && lora.alpha.abs() < 1e15;
     let alpha = if whole { json!(lora.alpha as i64) } else { json!(lora.alpha) };

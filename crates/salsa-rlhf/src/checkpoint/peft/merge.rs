@@ -1,4 +1,4 @@
-//! An adapter worked into the weights of its base: `W + scale * B A`.
+//! Merging an adapter into the weights of its base: `W + scale * B A`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,11 +14,11 @@ use super::PeftAdapter;
 /// Numbers written at a time.
 const BLOCK: usize = 1 << 20;
 
-/// Writes the model that a PEFT directory makes of its base as a checkpoint of its own, tensor by tensor: memory does not
-/// grow with the model. `dtype` is the base's if none is given.
+/// Writes the adapted model of a PEFT directory as a full checkpoint, tensor by tensor, in memory independent of the
+/// model's size. `dtype` defaults to the base's.
 ///
 /// # Errors
-/// When it is no PEFT directory, `dir` holds anything, a weight is not finite, or a file cannot be written.
+/// When it is no PEFT directory, `dir` is not empty, a weight is not finite, or a file cannot be written.
 pub fn merge(checkpoint: &Checkpoint, dir: &Path, dtype: Option<Dtype>, max_shard_bytes: u64) -> Result<()> {
     let Some(adapter) = &checkpoint.adapter else {
         bail!("{} is no adapter: it is a whole model already", checkpoint.dir().display());
@@ -56,7 +56,7 @@ pub fn merge(checkpoint: &Checkpoint, dir: &Path, dtype: Option<Dtype>, max_shar
     finish(writer, dir, spec, &companions, scores.as_ref().map_or(&[], |scores| scores), &options)
 }
 
-/// What an adapter adds to or puts in place of the tensors of its base.
+/// The changes of an adapter to the tensors of its base: added products, and a replaced head.
 pub(crate) struct Delta {
     scale: f32,
     rank: usize,
@@ -64,7 +64,7 @@ pub(crate) struct Delta {
 }
 
 impl Checkpoint {
-    /// What the checkpoint's adapter adds to its base, if it has one.
+    /// The changes of the checkpoint's adapter, if it has one.
     pub(crate) fn delta(&self) -> Result<Option<Delta>> {
         self.adapter.as_ref().map(|adapter| Delta::read(adapter, self)).transpose()
     }
@@ -78,7 +78,7 @@ impl Delta {
         Ok(Delta { scale: adapter.lora.scale(), rank: adapter.lora.rank, factors })
     }
 
-    /// `W += scale * B A` for a matrix that has factors; the head takes the place of what is there.
+    /// `W += scale * B A` for a matrix that has factors; a scalar head is replaced.
     pub(crate) fn add(&self, tensor: &TensorView, numbers: &mut [f32]) {
         if let Some(head) = self.factors.get(&tensor.name) {
             return numbers.copy_from_slice(head);
@@ -90,7 +90,7 @@ impl Delta {
         rows.for_each(|(row, b)| self.add_to_row(a, b, input, 0, row));
     }
 
-    /// As [`Delta::add`] to numbers `start..` of the tensor, with the same bits, on this thread.
+    /// As [`Delta::add`], for numbers `start..` of the tensor, with the same bits, on this thread.
     pub(crate) fn add_at(&self, tensor: &TensorView, start: usize, mut numbers: &mut [f32]) {
         if let Some(head) = self.factors.get(&tensor.name) {
             return numbers.copy_from_slice(&head[start..start + numbers.len()]);

@@ -13,29 +13,29 @@ use super::super::{Companions, Dtype};
 use super::{CONFIG, SCORES, WEIGHTS, config};
 use crate::atomic;
 
-/// An adapter and what goes with it.
+/// An adapter and its metadata.
 pub struct AdapterToSave<'a> {
-    /// The folder of the base model, as PEFT will look for it.
+    /// The folder of the base model, as it is recorded for PEFT.
     pub base: &'a Path,
-    /// The shape of the adapted model: the base's, under the adapter's head.
+    /// The shape of the adapted model: the base's with the adapter's head.
     pub spec: &'a ModelSpec,
     /// Rank, scale and targets.
     pub lora: &'a LoraSpec,
-    /// Factors and head, laid out as [`LoraSpec::tensors`] says.
+    /// Factors and head, in the layout of [`LoraSpec::tensors`].
     pub weights: &'a [f32],
     /// Their type on disk.
     pub dtype: Dtype,
-    /// Tokenizer and chat template, which are written beside it; generation settings stay with the base.
+    /// Tokenizer and chat template, which are also written; generation settings remain with the base.
     pub companions: &'a Companions,
     /// `score_mean` and `score_std` of a reward model.
     pub scores: &'a [(&'a str, Value)],
 }
 
-/// Writes a PEFT directory that `peft` loads. Each file is replaced whole, `adapter_config.json` comes last, and the same
-/// input gives the same bytes.
+/// Writes a PEFT directory that `peft` loads. Each file is replaced atomically, `adapter_config.json` last, and the
+/// same input gives the same bytes.
 ///
 /// # Errors
-/// When a number is not finite or too large for the type, or a file cannot be written.
+/// When a number is not finite or overflows the type, or a file cannot be written.
 pub fn save_adapter(dir: &Path, adapter: &AdapterToSave<'_>) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     for name in [CONFIG, SCORES] {

@@ -19,22 +19,23 @@ use super::{
 
 /// Numbers compared at a time.
 const BLOCK: usize = 1 << 16;
-/// What to do with an adapter that is more than factors.
+/// Remedy for an adapter with more than factors.
 const MERGE: &str = "merge the adapter with peft's merge_and_unload and use the merged model";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const LANGUAGE_HEAD: &str = "lm_head.weight";
 
-/// The tensors by the names that [`LoraSpec::tensors`] gives them.
+/// The tensors by their names in [`LoraSpec::tensors`].
 #[derive(Debug)]
 pub(super) struct Factors {
     files: Files,
     entries: BTreeMap<String, Entry>,
-    /// Embedding and language-model head, which PEFT saves too where the vocabulary was resized or it cannot reach the base.
+    /// Embedding and language-model head, which PEFT saves too if the vocabulary was resized or the base is
+    /// unavailable.
     copies: BTreeMap<&'static str, Entry>,
 }
 
 impl Factors {
-    /// Reads the header and refuses tensors that are no factors of matrices of blocks.
+    /// Reads the header and refuses tensors that are not factors of block matrices.
     pub(super) fn open(dir: &Path) -> Result<Factors> {
         let path = dir.join(WEIGHTS);
         if !path.exists() {
@@ -84,7 +85,7 @@ impl Factors {
         Ok(targets)
     }
 
-    /// Whether all factors of all blocks are there, in their shapes, and no others.
+    /// Checks that all factors of all blocks exist, in their shapes, and no others.
     pub(super) fn check(&self, lora: &LoraSpec, spec: &ModelSpec) -> Result<()> {
         let tensors = lora.tensors(spec);
         for tensor in &tensors {
@@ -104,10 +105,10 @@ impl Factors {
         Ok(())
     }
 
-    /// Compares the embedding and the language-model head, if they are there, with those of the base.
+    /// Compares the embedding and the language-model head, if present, with those of the base.
     ///
     /// # Errors
-    /// When they are others: the adapter is more than its factors then.
+    /// When they differ: the adapter is then more than its factors.
     pub(super) fn check_copies(&self, base: &Checkpoint) -> Result<()> {
         let path = self.files.first_path();
         for (name, entry) in &self.copies {
@@ -132,7 +133,7 @@ impl Factors {
         Ok(())
     }
 
-    /// Whether a tensor is one of the base's, rounded to the type that the adapter is stored in.
+    /// Whether a tensor equals one of the base's, rounded to the adapter's type.
     fn is_copy(&self, name: &str, entry: &Entry, base: &Checkpoint, tensor: usize) -> Result<bool> {
         let (raw, stored) = (base.raw()?, map(self.files.first_path())?);
         let placed = self.files.place(name, entry.shape(), entry)?;
@@ -169,13 +170,13 @@ impl Factors {
     }
 }
 
-/// Which whole layer of the base a tensor is, if it is one.
+/// The base's layer that a tensor replaces as a whole, if any.
 fn whole_layer(name: &str) -> Option<&'static str> {
     let name = name.strip_prefix("base_model.model.").unwrap_or(name);
     [EMBEDDING, LANGUAGE_HEAD].into_iter().find(|layer| *layer == name)
 }
 
-/// PEFT's name to ours: without its prefix, and without the adapter's name that old versions wrote.
+/// Converts PEFT's name to ours: without its prefix, and without the adapter's name that old versions include.
 fn plain(name: &str) -> Option<String> {
     let name = name.strip_prefix("base_model.model.").unwrap_or(name);
     let name =

@@ -1,4 +1,4 @@
-//! `config.json` in the spellings of transformers 4 and 5, defaults, and options that are refused.
+//! `config.json` in the formats of transformers 4 and 5, defaults, and refused options.
 
 use super::*;
 
@@ -71,7 +71,7 @@ fn rotary_positions_in_both_spellings() {
     for (changes, theta, scaling) in cases {
         let spec = spec_of(with(&small("llama"), changes.clone()));
         assert_eq!(spec.rope, Rope { theta, scaling }, "{changes}");
-        // What is written is read as the same.
+        // The written config is read back as the same.
         let mut written = serde_json::Map::new();
         rope::write(&spec.rope, &mut written);
         assert_eq!(rope::parse(&Value::Object(written.clone())).unwrap(), spec.rope);
@@ -91,9 +91,9 @@ fn linear_scaling_lengthens_the_context() {
     let mut vicuna = linear(4.0);
     vicuna["max_sequence_length"] = json!(200);
     assert_eq!(longest(vicuna.clone()), 200);
-    // Without scaling the key says nothing.
+    // Without scaling the key has no effect.
     assert_eq!(longest(json!({ "max_sequence_length": 200 })), 64);
-    // What is written is read as the same, and is the file's own where that determines it.
+    // The written config is read back as the same, and equals the file's where that determines it.
     for (changes, written, longest) in [
         (linear(4.0), 64, None),
         (vicuna, 50, None),

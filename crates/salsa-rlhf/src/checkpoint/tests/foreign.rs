@@ -1,4 +1,4 @@
-//! Checkpoints as other trainers leave them: names of classes, heads and tensors that transformers does not write.
+//! Checkpoints of other trainers: names of classes, heads and tensors that transformers does not write.
 
 use super::*;
 
@@ -63,7 +63,7 @@ fn a_head_makes_a_reward_model_whatever_the_config_names() {
         same,
     );
     assert_has(&refusal(dir.path()), &["config.json", "2 labels"]);
-    // Tied embeddings need no lm_head.weight: with a class name it is a language model with a value head, as we write it.
+    // Tied embeddings need no lm_head.weight: with a class name this is a language model with a value head.
     let dir = tempfile::tempdir().unwrap();
     save_tiny(dir.path(), Family::Gemma, Head::LanguageModelWithValue);
     assert_eq!(Checkpoint::open(dir.path()).unwrap().spec.head, Head::LanguageModelWithValue);
@@ -83,7 +83,7 @@ fn the_value_head_of_a_policy_is_passed_over() {
         &opened.stored.ignored.join("\n"),
         &["v_head.summary.bias, v_head.summary.weight ignored", "value head"],
     );
-    // In a reward model it would be part of the score.
+    // In a reward model it would contribute to the score.
     let dir = tempfile::tempdir().unwrap();
     save_tiny(dir.path(), Family::Llama, Head::Scalar);
     add_tensor(dir.path(), "v_head.summary.weight", &[1, 12]);

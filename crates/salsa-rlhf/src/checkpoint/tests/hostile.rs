@@ -1,4 +1,4 @@
-//! Directories that are damaged, incomplete, or made to harm.
+//! Directories that are damaged, incomplete, or malicious.
 
 use super::*;
 
@@ -221,7 +221,7 @@ mod properties {
     use super::*;
 
     proptest! {
-        /// A byte changed anywhere is an error or another number, never a panic.
+        /// Changing any byte gives an error or another number, never a panic.
         #[test]
         fn a_changed_byte_never_panics(at in any::<prop::sample::Index>(), byte in any::<u8>(), name in 0..2usize) {
             thread_local!(static SAVED: tempfile::TempDir = saved());

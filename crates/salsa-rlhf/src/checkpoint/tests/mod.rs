@@ -39,7 +39,7 @@ fn tiny(family: Family) -> ModelSpec {
     }
 }
 
-/// Numbers that bfloat16 and float16 hold exactly.
+/// Numbers that bfloat16 and float16 represent exactly.
 fn weights(spec: &ModelSpec) -> Vec<f32> {
     (0..spec.parameters()).map(|i| ((i * 37 + 11) % 253) as f32 / 64.0 - 2.0).collect()
 }
@@ -80,7 +80,7 @@ fn assert_has(text: &str, parts: &[&str]) {
 
 const MODEL: &str = "model.safetensors";
 
-/// A safetensors file with this header and so many bytes of zeros behind it.
+/// A safetensors file with this header, followed by `data` zero bytes.
 fn raw(header: &str, data: usize) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
@@ -88,7 +88,7 @@ fn raw(header: &str, data: usize) -> Vec<u8> {
     bytes
 }
 
-/// Rewrites the header of a saved file, its numbers unchanged.
+/// Edits the header of a saved file, keeping its numbers.
 fn edit_header(path: &Path, edit: impl FnOnce(&mut Value)) {
     let bytes = fs::read(path).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -99,7 +99,7 @@ fn edit_header(path: &Path, edit: impl FnOnce(&mut Value)) {
     fs::write(path, out).unwrap();
 }
 
-/// Adds a tensor of one row of zeros behind the others.
+/// Appends a tensor of zeros.
 fn add_tensor(dir: &Path, name: &str, shape: &[usize]) {
     let path = dir.join(MODEL);
     let size = 4 * shape.iter().product::<usize>();
@@ -114,7 +114,7 @@ fn add_tensor(dir: &Path, name: &str, shape: &[usize]) {
     fs::write(&path, bytes).unwrap();
 }
 
-/// Gives a tensor another name in a header.
+/// Renames a tensor in a header.
 fn rename(header: &mut Value, from: &str, to: &str) {
     let tensors = header.as_object_mut().unwrap();
     let entry = tensors.remove(from).unwrap();

@@ -1,4 +1,4 @@
-//! PEFT directories: what is saved is read back, what is merged is the same model, what is not supported is named.
+//! PEFT directories: saving and loading, merging, and errors for unsupported features.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -11,12 +11,12 @@ fn lora() -> LoraSpec {
     LoraSpec { rank: 2, alpha: 3.0, rslora: false, targets: [Target::Query, Target::Value, Target::Down].into() }
 }
 
-/// Numbers that bfloat16 holds exactly.
+/// Numbers that bfloat16 represents exactly.
 fn factors(lora: &LoraSpec, spec: &ModelSpec) -> Vec<f32> {
     (0..lora.parameters(spec)).map(|i| ((i * 29 + 5) % 61) as f32 / 256.0 - 0.125).collect()
 }
 
-/// A base and an adapter on it, under this head.
+/// A base and an adapter on it, with this head.
 struct Place {
     dir: tempfile::TempDir,
     spec: ModelSpec,
@@ -57,7 +57,7 @@ impl Place {
         refusal(&self.adapter())
     }
 
-    /// Puts other tensors into the weights file.
+    /// Edits the tensors of the weights file.
     fn rewrite(&self, edit: impl FnOnce(&mut BTreeMap<String, (Vec<usize>, Vec<u8>)>)) {
         let path = self.adapter().join("adapter_model.safetensors");
         let bytes = fs::read(&path).unwrap();
@@ -160,7 +160,7 @@ fn saving_again_gives_the_same_bytes() {
 fn other_spellings_are_read() {
     let place = Place::new(Family::Llama, Head::Scalar, &lora(), Dtype::F32);
     let expected = Checkpoint::open(&place.adapter()).unwrap().read_weights().unwrap();
-    // As old versions wrote it: the adapter's name inside, the head under modules_to_save, no task type.
+    // The format of old versions: the adapter's name in tensor names, the head under modules_to_save, no task type.
     place.rewrite(|tensors| {
         *tensors = std::mem::take(tensors)
             .into_iter()
@@ -221,7 +221,7 @@ fn options_that_are_not_supported_are_named() {
     }
 }
 
-/// PEFT saves embedding and head beside the factors where the vocabulary was resized, or it cannot reach the base.
+/// PEFT also saves embedding and head if the vocabulary was resized, or it cannot access the base.
 #[test]
 fn whole_layers_beside_the_factors_are_taken_if_they_are_the_base_s() {
     let place = || Place::new(Family::Llama, Head::LanguageModel, &lora(), Dtype::F32);
@@ -249,7 +249,7 @@ fn whole_layers_beside_the_factors_are_taken_if_they_are_the_base_s() {
         add(&one, layer, &[12, 12], &vec![0.0; 144]);
         assert_has(&refusal(&one.adapter()), &[layer, "[12, 12]", "[11, 12]", "resized", "merge_and_unload"]);
     }
-    // Of tied embeddings the head is the embedding; a reward adapter's base has one that is not used.
+    // With tied embeddings the head is the embedding; a reward adapter's base has an unused head.
     for (family, head) in [(Family::Gemma, Head::LanguageModel), (Family::Llama, Head::Scalar)] {
         let one = Place::new(family, head, &lora(), Dtype::F32);
         let base = Checkpoint::open(&one.dir.path().join("base")).unwrap();

@@ -1,4 +1,4 @@
-//! What is saved is read back, to the bit, and is the same bytes each time.
+//! Saved models are read back bit for bit, and saving is reproducible byte for byte.
 
 use std::collections::BTreeMap;
 
@@ -158,7 +158,7 @@ fn a_scale_of_scores_that_cannot_be_used_is_refused() {
         assert_has(&error, &["config.json", &format!("score_mean is {mean} and score_std {std}"), "remove both"]);
     }
     assert_has(&with("mean", "std", json!(0.5), json!(0.0)).unwrap_err(), &["mean is 0.5 and std 0.0"]);
-    // Keys of these names that are no numbers are somebody else's.
+    // Non-numeric keys of these names are unrelated.
     assert_eq!(with("mean", "std", json!([0.5]), json!([1.0])), Ok(None));
     assert_eq!(with("mean", "std", json!(1), json!(3)), Ok(Some((1.0, 3.0))));
     save_tiny(dir.path(), Family::Llama, Head::LanguageModel);
@@ -188,7 +188,7 @@ fn a_reward_model_of_others_that_pads_with_an_end_token_is_known() {
     let edit = |key: &str, value: Value| edit_json(&dir.path().join("config.json"), |config| config[key] = value);
     assert!(opened().is_reward_model_of_others());
     assert_eq!(opened().end_token_that_pads(), None);
-    // Responses may end with either of the end tokens 2 and 3.
+    // Responses may end with end token 2 or 3.
     for end in [2, 3] {
         edit("pad_token_id", json!(end));
         assert_eq!(opened().end_token_that_pads(), Some(end));
@@ -333,7 +333,7 @@ fn rounding_is_to_nearest_with_ties_to_even() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
-    /// Every 16-bit number survives reading and saving; a checkpoint saved, opened and saved again is the same bytes.
+    /// Every 16-bit number survives reading and saving; saving a loaded checkpoint gives the same bytes.
     #[test]
     fn load_and_save_is_the_identity(seed in any::<u64>(), kind in 0..3usize, family in 0..5usize, max_shard_bytes in 500..9000u64) {
         let (family, dtype) = (Family::ALL[family], [Dtype::F32, Dtype::BF16, Dtype::F16][kind]);

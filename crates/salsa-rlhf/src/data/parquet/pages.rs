@@ -1,4 +1,4 @@
-//! Pages checked for what the Parquet reader takes on trust: it makes room for as many values as a page says that it has.
+//! Checks of pages that the Parquet reader omits: it allocates for as many values as a page states.
 
 use bytes::Bytes;
 use parquet::{
@@ -12,16 +12,16 @@ use parquet::{
 
 use super::super::limits::{LONGEST_RECORD, PER_VALUE};
 
-/// A dictionary is for few values; writers give it up at a megabyte or so.
+/// Maximum values of a dictionary; writers abandon it at about a megabyte.
 const LARGEST_DICTIONARY: usize = 1 << 24;
 
-/// Writers end a page at a megabyte or so; a column of one value has a page for a whole row group, of a million rows.
+/// Maximum values of a page. Pages have about a megabyte; a constant column has one for a row group of a million rows.
 const MOST_VALUES: usize = 1 << 26;
 
-/// More values of one column than any row has.
+/// Maximum values of one column in a row.
 const MOST_IN_A_ROW: usize = (LONGEST_RECORD / PER_VALUE) as usize;
 
-/// Texts that begin alike are stored by their differences: so much may come out of any page, and so many times its size.
+/// Maximum output of pages with shared prefixes: this many bytes for any page, or this many times its size.
 const MOST_SHARED: (usize, usize) = (64 << 20, 16);
 
 /// A row group whose pages are checked as they are read.
@@ -53,7 +53,7 @@ impl RowGroupReader for CheckedGroup<'_> {
 struct CheckedPages {
     pages: Box<dyn PageReader>,
     column: ColumnDescPtr,
-    /// How many values the last row has so far.
+    /// Number of values of the last row so far.
     in_row: usize,
 }
 
@@ -97,7 +97,7 @@ impl Iterator for CheckedPages {
     }
 }
 
-/// Whether the numbers of values that lead to allocations are those of the bytes.
+/// Whether the stated numbers of values that lead to allocations are consistent with the bytes.
 fn is_sound(page: &Page, column: &ColumnDescPtr) -> bool {
     let values = page.num_values() as usize;
     if values > MOST_VALUES {
@@ -144,7 +144,7 @@ fn slice(buf: &Bytes, start: usize) -> Option<&[u8]> {
     buf.get(start..)
 }
 
-/// What follows levels with their length in front.
+/// The bytes after length-prefixed levels.
 fn behind_levels(bytes: &[u8], encoding: Encoding) -> Option<&[u8]> {
     if encoding != Encoding::RLE {
         return None;
@@ -153,13 +153,13 @@ fn behind_levels(bytes: &[u8], encoding: Encoding) -> Option<&[u8]> {
     rest.get(u32::from_le_bytes(*length) as usize..)
 }
 
-/// Whether the lists of lengths in front of byte arrays are no longer than the page; empty bytes are an empty page.
+/// Whether the lists of lengths before byte arrays fit the page; no bytes are an empty page.
 fn delta_is_sound(bytes: &[u8], encoding: Encoding, values: usize) -> bool {
     let Some(beginnings) = lengths(bytes, values) else { return false };
     if encoding == Encoding::DELTA_LENGTH_BYTE_ARRAY {
         return true;
     }
-    // Shared beginnings come first, then as many endings.
+    // First the lengths of shared prefixes, then of as many suffixes.
     let most = MOST_SHARED.0.max(bytes.len().saturating_mul(MOST_SHARED.1)) as u64;
     bytes
         .get(beginnings.end..)
@@ -171,12 +171,12 @@ fn delta_is_sound(bytes: &[u8], encoding: Encoding, values: usize) -> bool {
 #[derive(Debug, PartialEq)]
 struct Lengths {
     count: usize,
-    /// Where the list ends.
+    /// The end of the list in the bytes.
     end: usize,
     sum: u64,
 }
 
-/// A delta-packed list; `None` where it says that it has more than `most` numbers, or a negative one.
+/// Reads a delta-packed list; `None` if it states more than `most` numbers, or contains a negative one.
 ///
 /// ```text
 /// block size, blocks' parts, count, first number;   then blocks: least difference, a width for each part, parts
@@ -212,7 +212,7 @@ fn lengths(bytes: &[u8], most: usize) -> Option<Lengths> {
     Some(Lengths { count, end: at, sum })
 }
 
-/// The number of `width` bits from the bit `at`, the lowest first.
+/// The number of `width` bits at bit `at`, lowest first.
 fn bits(bytes: &[u8], at: usize, width: usize) -> Option<u64> {
     let mut number = 0u64;
     let mut done = 0;
@@ -226,8 +226,8 @@ fn bits(bytes: &[u8], at: usize, width: usize) -> Option<u64> {
     Some(number)
 }
 
-/// How many values the last row of a page has, where `before` came in earlier pages; `None` if one has too many, or the
-/// page does not say where rows begin.
+/// The number of values of a page's last row, including `before` in earlier pages; `None` if a row has too many, or the
+/// page does not mark where rows begin.
 fn longest_row(page: &Page, column: &ColumnDescPtr, before: usize) -> Option<usize> {
     let (levels, values) = match page {
         Page::DictionaryPage { .. } => return Some(before),
@@ -246,7 +246,7 @@ fn longest_row(page: &Page, column: &ColumnDescPtr, before: usize) -> Option<usi
         let head = usize::try_from(varint(levels, &mut at)?).ok()?;
         let count = head >> 1;
         if head & 1 == 0 {
-            // One value, so many times.
+            // A run: one value, repeated.
             let level = *levels.get(at)?;
             at += width.div_ceil(8);
             let count = count.min(left);
@@ -306,7 +306,7 @@ mod tests {
         let one = Some(Lengths { count: 1, end: 5, sum: 3 });
         assert_eq!(lengths(&[0x80, 0x01, 4, 1, 6], 9), one, "one number needs no block");
         assert_eq!(lengths(&[0x80, 0x01, 4, 1, 5], 9), None, "no length is -3");
-        // The same with differences 1 + (0, 1, 2, 3): 3, 4, 6, 9, 13.
+        // As above with differences 1 + (0, 1, 2, 3): 3, 4, 6, 9, 13.
         let list = [&[0x80, 0x01, 4, 5, 6, 2, 2, 0, 0, 0, 0b11_10_01_00][..], &[0; 7]].concat();
         assert_eq!(lengths(&list, 5), Some(Lengths { count: 5, end: 18, sum: 35 }));
         assert_eq!(lengths(&[0x80, 0x01, 4, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F, 6], 1000), None);

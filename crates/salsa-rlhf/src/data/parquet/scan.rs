@@ -1,4 +1,4 @@
-//! Rows measured before they are made: a dictionary or a run of equal values needs a few bytes for texts without end.
+//! Measures rows before they are built: a dictionary or a run of equal values can expand a few bytes without limit.
 
 use anyhow::{Result, ensure};
 use parquet::{
@@ -12,13 +12,13 @@ use super::{
     pages::CheckedGroup,
 };
 
-/// How many rows are measured and made at a time.
+/// Number of rows measured and built at a time.
 pub(super) const BATCH: usize = 16;
 
-/// What the values of a row group's rows take, in all.
+/// Returns the total size of the values of a row group.
 ///
 /// # Errors
-/// If one row is longer than a record may be, the whole longer than `most`, or a page cannot be read.
+/// If one row exceeds the limit of a record, the total exceeds `most`, or a page cannot be read.
 pub(super) fn measure(group: &CheckedGroup<'_>, most: u64) -> Result<u64> {
     let mut columns = (0..group.num_columns()).map(|i| Column::open(group, i)).collect::<Result<Vec<_>>>()?;
     let mut total = 0u64;
@@ -53,7 +53,7 @@ impl Column {
         })
     }
 
-    /// Adds what the next rows have in this column, and tells how many these are.
+    /// Adds the sizes of this column in the next rows, and returns the number of these rows.
     fn add(&mut self, sizes: &mut [u64; BATCH]) -> Result<usize> {
         let shape = (self.most_defined, self.is_repeated);
         match &mut self.reader {

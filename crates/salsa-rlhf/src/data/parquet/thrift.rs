@@ -1,5 +1,4 @@
-//! A walk over a Parquet file's structures before they are read: the reader believes the lengths that they state, and
-//! counts to them.
+//! Checks Parquet structures before they are read: the reader trusts the lengths that they state, and loops up to them.
 
 use std::io::Read;
 
@@ -7,14 +6,14 @@ use anyhow::{Result, anyhow, bail, ensure};
 
 use super::super::limits::most_from;
 
-/// Deeper than any structure of the format.
+/// Maximum nesting: more than any structure of the format.
 const DEEPEST: usize = 32;
 
-/// So many bytes may come out of any page.
+/// Minimum of the limit on the unpacked bytes of a page.
 const ALWAYS_ALLOWED: u64 = 16 << 20;
 
-/// Checks that the footer's lists are no longer than its bytes, and that its columns are a tree: the reader makes room for
-/// as many children as a column says that it has, and calls itself for each.
+/// Checks that the footer's lists fit its bytes, and that its columns form a tree: the reader allocates for as many
+/// children as a column states, and recurses into each.
 pub(super) fn check_footer(file: &[u8]) -> Result<()> {
     let (rest, tail) = file.split_last_chunk::<8>().ok_or_else(|| anyhow!("it has only {} bytes", file.len()))?;
     let length = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]) as usize;
@@ -23,9 +22,9 @@ pub(super) fn check_footer(file: &[u8]) -> Result<()> {
     check_tree(&children)
 }
 
-/// Checks the columns' numbers of children. They are listed from the root down, each column's children behind it.
+/// Checks the columns' numbers of children. Columns are listed in depth-first order.
 fn check_tree(children: &[i64]) -> Result<()> {
-    // Of each column that the next one may be in: how many of its children are still to come.
+    // For each enclosing column of the next one, the number of its children still to come.
     let mut open: Vec<usize> = Vec::new();
     for (column, stated) in children.iter().enumerate() {
         let behind = children.len() - column - 1;
@@ -42,8 +41,8 @@ fn check_tree(children: &[i64]) -> Result<()> {
     Ok(())
 }
 
-/// Checks the headers of the pages that lie in these bytes one after the other; and, where they are packed with gzip, of
-/// which the reader unpacks whatever there is, that they unpack to what the headers say. Returns the most bytes of a page.
+/// Checks the headers of consecutive pages; for gzip, which the reader unpacks without a limit, also that pages unpack
+/// to the stated sizes. Returns the largest unpacked size of a page.
 pub(super) fn check_pages(chunk: &[u8], is_gzip: bool) -> Result<u64> {
     let mut walk = Walk { bytes: chunk, at: 0 };
     let mut largest = 0;
@@ -66,31 +65,31 @@ pub(super) fn check_pages(chunk: &[u8], is_gzip: bool) -> Result<u64> {
     Ok(largest)
 }
 
-/// Checks that a page unpacks to no more than it says.
+/// Checks that a page unpacks to no more than its stated size.
 fn check_gzip(page: &[u8], unpacked: u64) -> Result<()> {
     let mut rest = flate2::read::MultiGzDecoder::new(page).take(unpacked + 1);
-    // What is no gzip is the reader's to refuse.
+    // Invalid gzip is refused by the reader.
     let count = std::io::copy(&mut rest, &mut std::io::sink()).unwrap_or(0);
     ensure!(count <= unpacked, "a page unpacks to more than the {unpacked} bytes that it says");
     Ok(())
 }
 
-/// What a page's header says.
+/// Fields of a page's header.
 struct Page {
     unpacked: i64,
     packed: i64,
-    /// How many bytes of levels stand in front of what is packed; none if nothing is.
+    /// Bytes of levels before the packed part; `None` if nothing is packed.
     levels: Option<i64>,
 }
 
-/// Thrift's compact protocol, read past.
+/// Walks over Thrift's compact protocol.
 struct Walk<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
 impl Walk<'_> {
-    /// The structure of a whole file; the number of children of each column.
+    /// Reads the metadata of a file; returns the number of children of each column.
     fn file(&mut self) -> Result<Vec<i64>> {
         let mut children = Vec::new();
         self.fields(&mut |walk, field, kind| match (field, kind) {
@@ -108,7 +107,7 @@ impl Walk<'_> {
         Ok(children)
     }
 
-    /// A column in the list of them; its number of children.
+    /// Reads a column of the list; returns its number of children.
     fn column(&mut self) -> Result<i64> {
         let mut children = 0;
         self.fields(&mut |walk, field, kind| match (field, kind) {
@@ -116,7 +115,7 @@ impl Walk<'_> {
                 children = zigzag(walk.varint()?);
                 Ok(())
             }
-            // The reader takes these kinds for granted.
+            // The reader assumes these kinds.
             (1..=3 | 6..=9, 4..=6) | (4, 8) | (10, 12) => walk.field(kind, 1),
             (1..=10, _) => bail!("a column's field {field} is of the wrong kind {kind}"),
             _ => walk.field(kind, 1),
@@ -124,7 +123,7 @@ impl Walk<'_> {
         Ok(children)
     }
 
-    /// The header of a page.
+    /// Reads the header of a page.
     fn page(&mut self) -> Result<Page> {
         let mut page = Page { unpacked: 0, packed: 0, levels: Some(0) };
         self.fields(&mut |walk, field, kind| match (field, kind) {
@@ -133,7 +132,7 @@ impl Walk<'_> {
                 *(if field == 2 { &mut page.unpacked } else { &mut page.packed }) = number;
                 Ok(())
             }
-            // A data page of the second version.
+            // A data page of version 2.
             (8, 12) => walk.fields(&mut |walk, field, kind| match (field, kind) {
                 (5 | 6, 4..=6) => {
                     let number = zigzag(walk.varint()?);
@@ -151,13 +150,13 @@ impl Walk<'_> {
         Ok(page)
     }
 
-    /// One structure.
+    /// Skips one structure.
     fn structure(&mut self, depth: usize) -> Result<()> {
         ensure!(depth <= DEEPEST, "its structures are nested more than {DEEPEST} deep");
         self.fields(&mut |walk, _, kind| walk.field(kind, depth))
     }
 
-    /// Calls `each` with the number and the kind of every field of a structure, to read what it holds.
+    /// Calls `each` with the number and kind of every field of a structure, to read its value.
     fn fields(&mut self, each: &mut dyn FnMut(&mut Self, i64, u8) -> Result<()>) -> Result<()> {
         let mut field = 0i64;
         loop {
@@ -173,12 +172,12 @@ impl Walk<'_> {
         }
     }
 
-    /// What a field holds: of a boolean, nothing but its kind.
+    /// Skips the value of a field; for a boolean, the kind is the value.
     fn field(&mut self, kind: u8, depth: usize) -> Result<()> {
         if matches!(kind, 1 | 2) { Ok(()) } else { self.value(kind, depth) }
     }
 
-    /// One value, as it stands in a list.
+    /// Skips one value of a list.
     fn value(&mut self, kind: u8, depth: usize) -> Result<()> {
         match kind {
             1..=3 => self.skip(1),
@@ -207,14 +206,14 @@ impl Walk<'_> {
         }
     }
 
-    /// The length of a list that begins with `head`.
+    /// Reads the length of a list that begins with `head`.
     fn count(&mut self, head: u8) -> Result<u64> {
         if head >> 4 == 15 { self.varint() } else { Ok(u64::from(head >> 4)) }
     }
 
     fn values(&mut self, count: u64, kinds: &[u8], depth: usize) -> Result<()> {
         ensure!(depth < DEEPEST, "its structures are nested more than {DEEPEST} deep");
-        // Each takes a byte or more.
+        // Each element takes at least a byte.
         ensure!(count <= self.left(), "it has a list of {count} values in {} bytes", self.left());
         for _ in 0..count {
             kinds.iter().try_for_each(|kind| self.value(*kind, depth + 1))?;
@@ -263,10 +262,10 @@ mod tests {
         check_footer(&[b"PAR1", bytes, &(bytes.len() as u32).to_le_bytes(), b"PAR1"].concat())
     }
 
-    /// Found by fuzzing: a kilobyte that took seconds, for a list of two thousand million values of no size.
+    /// Found by fuzzing: a kilobyte that took seconds, for a list of two thousand million zero-size values.
     #[test]
     fn a_list_longer_than_its_bytes_is_refused() {
-        // Field 1: a list of three numbers. Then one that says it has 2^31 - 1.
+        // Field 1: a list of three numbers. Then one that states 2^31 - 1.
         footer(&[0x19, 0x35, 2, 4, 6, 0]).unwrap();
         let error = footer(&[0x19, 0xF1, 0xFF, 0xFF, 0xFF, 0xFF, 0x07, 0]).unwrap_err().to_string();
         assert!(error.contains("a list of 2147483647 values in 1 bytes"), "{error}");
@@ -277,10 +276,10 @@ mod tests {
         assert!(check_footer(&longer).unwrap_err().to_string().contains("longer than itself"));
     }
 
-    /// Found by fuzzing: the reader made room for two thousand million children.
+    /// Found by fuzzing: the reader allocated for two thousand million children.
     #[test]
     fn columns_that_are_no_tree_are_refused() {
-        // Field 2: a list of these many columns. Of each column field 4, a name, and field 5, its children.
+        // Field 2: a list of columns. In each column, field 4 is a name, and field 5 the number of children.
         let columns = |children: &[u8]| {
             let each = children.iter().flat_map(|n| [0x48, 1, b'c', 0x15, 2 * n, 0]);
             let head = [0x29, 0xFC, children.len() as u8];
@@ -292,7 +291,7 @@ mod tests {
         assert!(refused(&[3, 0, 0]).contains("column 0 says that it has 3 columns in it, and 2 follow"));
         assert!(refused(&[1, 1]).contains("column 1 says that it has 1 columns in it, and 0 follow"));
         assert!(refused(&[[1; 32].as_slice(), &[0]].concat()).contains("columns are nested more than 32 deep"));
-        // Brothers lie beside each other, not in each other.
+        // Siblings are not nested.
         columns(&[[40].as_slice(), &[0; 40]].concat()).unwrap();
         let error = footer(&[0x29, 0x1C, 0x55, 0xFE, 0xFF, 0xFF, 0xFF, 0x0F, 0, 0]).unwrap_err().to_string();
         assert!(error.contains("says that it has 2147483647 columns in it"), "{error}");
@@ -306,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_page_that_unpacks_without_end_is_refused() {
-        // Type 0, then 100 bytes in 2 packed ones.
+        // Type 0, then 100 unpacked bytes in 2 packed ones.
         check_pages(&[0x15, 0, 0x15, 0xC8, 0x01, 0x15, 4, 0, 9, 9], false).unwrap();
         // 2^30 bytes in 2.
         let bomb = [0x15, 0, 0x15, 0x80, 0x80, 0x80, 0x80, 0x08, 0x15, 4, 0, 9, 9];

@@ -1,4 +1,4 @@
-//! What stands beside the answers of a record means the same in every layout, and what is not read is named.
+//! Columns besides the answers have the same meaning in every layout, and unread columns are reported.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ fn system() -> Message {
     Message::new("system", "s")
 }
 
-/// The prompt of a record's example.
+/// The prompt of the example of a record.
 fn prompt(record: &Value) -> Content {
     one(&record.to_string()).prompt().unwrap()
 }
@@ -89,7 +89,7 @@ fn a_context_is_read_beside_every_question_and_named_beside_messages() {
         let named = notes(&[record]).iter().any(|note| note == "columns that are not read: context (1 of 1 records)");
         assert!(about != named, "{name}: read {about}, named {named}");
     }
-    // A prompt that was made of its context has it already.
+    // A prompt that includes its context is not extended.
     let made = json!({"prompt": "the facts: q?", "context": "the facts", "completion": "a"});
     assert_eq!(prompt(&made), text("the facts: q?"));
 }
@@ -145,7 +145,7 @@ fn what_is_not_read_is_named_if_it_says_something() {
         notes(&[record.clone(), more]),
         ["columns that are not read: answer (1 of 2 records), rationale (1 of 2 records)"]
     );
-    // What repeats a part, or all in another form, says nothing new.
+    // A column that repeats a part, or all in another form, is not reported.
     let alpaca = json!({"instruction": "say it", "output": "it", "text": "### Instruction: say it ### Response: it"});
     assert_eq!(notes(&[alpaca]), [] as [&str; 0]);
     let own = json!({"system": "other", "messages": [

@@ -1,4 +1,4 @@
-//! What is wrong with a file, by name, and where.
+//! Errors of files: cause and location.
 
 use super::*;
 

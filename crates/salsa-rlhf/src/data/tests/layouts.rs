@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// The one example of a record, and whose layout it was taken for.
+/// The one example of a record, and the name of its layout.
 fn recognised(json: &str) -> (Example, &'static str) {
     let set = load_as("x.jsonl", json).unwrap();
     (set.examples[0].clone(), set.recognised)
@@ -43,7 +43,7 @@ fn ultrafeedback_binarized() {
     assert_eq!(example, Example::Preference(expected));
 }
 
-/// A completion as UltraFeedback has it: two aspects, one of which may be unrated.
+/// A completion in UltraFeedback's format: two aspects, one of which may be unrated.
 fn completion(response: &str, helpful: &str, honest: &str, overall: f64) -> String {
     format!(
         r#"{{"annotations":{{"helpfulness":{{"Rating":"{helpful}","Rationale":"x"}},"honesty":{{"Rating":"{honest}"}}}},"custom_system_prompt":"s","model":"m","overall_score":{overall},"response":"{response}"}}"#
@@ -55,7 +55,7 @@ fn ultrafeedback_raw() {
     let row = |completions: &[String]| {
         format!(r#"{{"source":"evol","instruction":"i","models":["m"],"completions":[{}]}}"#, completions.join(","))
     };
-    // The mean of the aspects decides, not the overall score; what has no number is left out of the mean.
+    // The mean of the aspects counts, not the overall score; non-numeric ratings are left out of the mean.
     let json = row(&[completion("bad", "1", "2", 10.0), completion("good", "5", "N/A", 1.0)]);
     let (example, by) = recognised(&json);
     assert_eq!(by, "UltraFeedback, raw: instruction, completions");
@@ -65,13 +65,13 @@ fn ultrafeedback_raw() {
         ..pair(vec![user("i")].into(), vec![assistant("good")].into(), vec![assistant("bad")].into())
     };
     assert_eq!(example, Example::Preference(expected));
-    // One of the lower rated is taken, always the same one.
+    // One of the lower rated is chosen, deterministically.
     let many: Vec<String> = (0..4).map(|i| completion(&format!("r{i}"), &i.to_string(), &i.to_string(), 0.0)).collect();
     let Example::Preference(pair) = recognised(&row(&many)).0 else { panic!("no preference") };
     assert_eq!(pair.chosen, vec![assistant("r3")].into());
     // printf i | sha256sum begins with de7d1b721a1e0632; that number is a multiple of 3.
     assert_eq!(pair.rejected, vec![assistant("r0")].into());
-    // Equal ratings say nothing.
+    // Equal ratings are uninformative.
     let equal = row(&[completion("a", "3", "3", 1.0), completion("b", "3", "3", 2.0)]);
     let set = load_as("x.jsonl", &format!("{equal}\n{json}")).unwrap();
     assert_eq!((set.examples.len(), set.dropped_identical), (1, 1));

@@ -1,4 +1,4 @@
-//! Parquet files, written here column by column.
+//! Parquet files, written column by column.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use ::parquet::schema::parser::parse_message_type;
 
 use super::*;
 
-/// As the `datasets` library writes UltraChat-200k and UltraFeedback.
+/// The schema that the `datasets` library writes for UltraChat-200k and UltraFeedback.
 const SCHEMA: &str = "message schema {
     optional binary prompt (STRING);
     optional group chosen (LIST) { repeated group list { optional group element {
@@ -156,14 +156,14 @@ fn damaged_files_are_errors() {
     assert!(refused > whole.len() / 4, "{refused} of {}", whole.len());
 }
 
-/// Found by fuzzing: the reader made room for as many values as the page of a dictionary said that it has.
+/// Found by fuzzing: the reader allocated for as many values as the page of a dictionary stated.
 #[test]
 fn a_dictionary_that_says_it_is_larger_than_its_bytes_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.parquet");
     write(&path, &ROWS[..2], WriterProperties::builder().set_compression(Compression::UNCOMPRESSED).build(), 2);
     let mut bytes = std::fs::read(&path).unwrap();
-    // Behind PAR1 the header of a dictionary page: its type, two lengths, and in it the number of values, 2 as 4.
+    // After PAR1 the header of a dictionary page: its type, two lengths, and in it the number of values, 2 as 4.
     assert_eq!((&bytes[4..6], bytes[6], bytes[8], &bytes[10..13]), (&[0x15, 4][..], 0x15, 0x15, &[0x4C, 0x15, 4][..]));
     bytes[12] = 0x7E;
     std::fs::write(&path, &bytes).unwrap();

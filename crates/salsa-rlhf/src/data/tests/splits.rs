@@ -1,4 +1,4 @@
-//! Folders whose names tell splits.
+//! Folders whose file names determine splits.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Files that are small and would be large: each is refused before much memory is taken.
+//! Small files that would expand: each is refused before much memory is used.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ fn a_record_longer_than_any_is_refused_where_it_begins() {
         let error = load(&path).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
-    // Many records that are no longer than one may be are no long record.
+    // Many records within the limit do not count as one long record.
     let line = [b"{\"text\":\"", &long[..6 << 20], b"\"}\n"].concat();
     std::fs::write(dir.path().join("x.jsonl"), line.repeat(3)).unwrap();
     assert_eq!(load(&dir.path().join("x.jsonl")).unwrap().examples.len(), 3);
@@ -64,8 +64,8 @@ fn records_that_need_more_memory_than_there_is_are_refused() {
     assert_eq!(limits::bytes_of(&longer), limits::bytes_of(&example) + 1);
 }
 
-/// A Parquet file of one column of texts (of lists of texts, where `levels` says where rows begin), written with as few
-/// pages as can be.
+/// A Parquet file of one column of texts (of lists of texts, if `levels` marks where rows begin), written with as few
+/// pages as possible.
 fn write(path: &Path, texts: &[ByteArray], levels: Option<(&[i16], &[i16])>, properties: WriterProperties) {
     let schema = match levels {
         None => "message schema { required binary text (STRING); }",
@@ -148,7 +148,7 @@ fn a_gzip_page_that_unpacks_to_more_than_it_says_is_refused() {
         write(&path, std::slice::from_ref(&text), None, gzip);
         load(&path).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
-        // Behind PAR1 the header of the page: its type, and then how many bytes it unpacks to, 4004 as 8008.
+        // After PAR1 the header of the page: its type, and then its unpacked size, 4004 as 8008.
         assert_eq!((bytes[6], &bytes[7..9]), (0x15, &[0xC8, 0x3E][..]));
         bytes[8] = 0x1E;
         std::fs::write(&path, &bytes).unwrap();

@@ -1,4 +1,4 @@
-//! What is decided by all records of a data set: pairs of labelled answers, and prompts that answers repeat.
+//! Decisions that depend on all records of a data set: pairing labelled answers, and answers that repeat the prompt.
 
 use serde_json::{Value, json};
 
@@ -48,7 +48,7 @@ fn labels_that_make_no_pair_are_refused() {
     let unlabelled = json!({"prompt": "p", "completion": "a"});
     let error = format!("{:#}", set(&[labelled("p", "a", true), unlabelled]).unwrap_err());
     assert!(error.contains("line 2: this record is prompt and completion as text, but the first one"), "{error}");
-    // Elsewhere a number is a class.
+    // In other layouts a number is a class.
     assert!(set(&[json!({"question": "q", "answer": "a", "label": 3})]).is_ok());
 }
 
@@ -62,14 +62,14 @@ fn answers_that_repeat_their_prompt_lose_it() {
     let completions = set(&[json!({"prompt": "1 +", "completion": "1 + 1"})]).unwrap();
     let expected = Example::PromptCompletion { prompt: text("1 +"), completion: text(" 1") };
     assert_eq!(completions.examples, [expected]);
-    // One that does not repeat it: nothing is taken off, and the others are told.
+    // One that does not repeat it: nothing is removed, and the others are noted.
     let most = set(&[record("Q: two? Four."), record("Q: two? 4."), record("Four.")]).unwrap();
     assert_eq!(
         most.examples[0],
         Example::Preference(pair(text("Q: two?"), text("Q: two? Four."), text("Q: two? Five.")))
     );
     assert!(most.notes[0].starts_with("the answers of 2 of 3 records begin with their prompt"), "{:?}", most.notes);
-    // An answer that is the prompt alone is one.
+    // An answer that equals the prompt is kept.
     let echo = json!({"prompt": "say it", "completion": "say it"});
     assert!(set(&[echo]).unwrap().notes.is_empty());
 }

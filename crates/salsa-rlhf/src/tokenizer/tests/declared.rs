@@ -1,8 +1,8 @@
-//! Tokens that only the files beside `tokenizer.json` declare.
+//! Tokens declared only in files other than `tokenizer.json`.
 
 use super::*;
 
-/// A directory with a tokenizer of 300 tokens, among them `<s>` (0) and `</s>` (1), and these further files.
+/// A directory with a tokenizer of 300 tokens, including `<s>` (0) and `</s>` (1), and these further files.
 fn directory(files: &[(&str, Value)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let tokenizer = Tokenizer::train_bpe(corpus(8), 300, &["<s>", "</s>"]).unwrap();
@@ -65,7 +65,7 @@ fn every_way_to_declare_a_token_makes_it_one_token() {
 
 #[test]
 fn a_word_of_the_vocabulary_that_is_named_special_is_one_token() {
-    // It is in the vocabulary of the model, but no merges lead to it and it is no added token.
+    // It is in the vocabulary of the model, but no merges produce it and it is not an added token.
     let dir = directory(&[]);
     let path = dir.path().join("tokenizer.json");
     let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -88,7 +88,7 @@ fn flags_are_those_of_the_declaration() {
     let (with, without) = (opened(&files).unwrap(), opened(&[]).unwrap());
     assert_eq!(with.encode("fox  </s>").unwrap(), without.encode("fox</s>").unwrap());
     assert_ne!(without.encode("fox  </s>").unwrap(), without.encode("fox</s>").unwrap());
-    // What added_tokens.json lists and nothing names is no special token.
+    // A token that is listed in added_tokens.json but not named is not special.
     let listed = opened(&[(ADDED, json!({ "<think>": 300 }))]).unwrap();
     assert_eq!(listed.encode("<think>").unwrap(), [300]);
     assert_eq!(listed.decode(&[300]).unwrap(), "<think>");
@@ -101,7 +101,7 @@ fn the_other_files_say_nothing_beside_an_added_tokens_decoder() {
     assert_eq!((tokenizer.vocab_size(), tokenizer.token_to_id("<think>")), (301, None));
 }
 
-/// Ids that transformers 5.23 gives.
+/// The ids are those of transformers 5.23.
 #[test]
 fn ids_follow_the_order_in_which_transformers_adds_tokens() {
     let config = |keys: Value| (CONFIG, keys);
@@ -113,7 +113,7 @@ fn ids_follow_the_order_in_which_transformers_adds_tokens() {
     assert_eq!(ids(&[config(extra)]), [Some(300), None, None, Some(302), Some(301)]);
     let named = json!({ "mask_token": "[MASK]", "unk_token": "[UNK]", "pad_token": "[PAD]", "x_token": "<a>" });
     assert_eq!(ids(&[config(named)]), [Some(301), Some(300), Some(302), Some(303), None]);
-    // Of two lists under the older name that of tokenizer_config.json counts.
+    // Of two lists under the older key, that of tokenizer_config.json counts.
     let list = |token: &str| json!({ "additional_special_tokens": [token] });
     assert_eq!(ids(&[config(list("<a>")), (MAP, list("<b>"))]), [None, None, None, Some(300), None]);
     assert_eq!(
@@ -171,7 +171,7 @@ fn ids_beyond_any_vocabulary_are_refused() {
 #[test]
 fn a_token_without_an_embedding_is_refused_where_a_text_has_it() {
     let files = [(CONFIG, json!({ "eos_token": "</s>", "pad_token": "[PAD]" }))];
-    // transformers gives padding the next free id; most models have rows to spare.
+    // transformers gives padding the next free id; most models have spare rows.
     let roomy = opened(&files).unwrap().for_embeddings(320).unwrap();
     assert_eq!((roomy.pad(), roomy.encode("[PAD]").unwrap()), (Some(300), vec![300]));
     let full = opened(&files).unwrap().for_embeddings(300).unwrap();

@@ -1,10 +1,10 @@
-//! Gold rewards that a reader can check with a pencil.
+//! Gold rewards that can be checked by hand.
 
 use super::*;
 
 const PROMPT: &str = "Please give me a dish with chickpeas and lemon, without garlic, in 3 steps. Keep it cheerful.";
 
-/// The weights in play for `PROMPT`: all but the wishes.
+/// The sum of the weights that apply to `PROMPT`: all but the wishes.
 const ASKED: f64 = 0.92;
 
 fn near(a: f64, b: f64) -> bool {
@@ -14,7 +14,7 @@ fn near(a: f64, b: f64) -> bool {
 #[test]
 fn hand_written_answers() {
     let table = [
-        // everything as asked
+        // fulfils the whole request
         (
             "Hooray, a lovely dish of chickpeas and lemon! 1. Rinse the chickpeas. 2. Bake the chickpeas with lemon and oil. 3. Serve warm. Enjoy!",
             1.0,
@@ -69,7 +69,7 @@ fn hand_written_answers() {
             "Hooray, a lovely dish of chickpeas! 1. Rinse the chickpeas. 2. Rinse the chickpeas. 3. Bake the chickpeas with lemon. 4. Serve warm. Enjoy!",
             0.75 * (1.0 - 0.18 * 0.4 / ASKED),
         ),
-        // four ingredients nobody asked for: two too many, 0.3 off
+        // four unwanted ingredients: two too many, 0.3 off
         (
             "Hooray, a lovely dish of chickpeas! 1. Rinse the chickpeas. 2. Bake the chickpeas with lemon, corn, peas, rice and tofu. 3. Serve warm. Enjoy!",
             0.7,
@@ -117,7 +117,7 @@ fn tones_by_hand() {
         ("cheerful", "A soup of rice.", "Done.", 0.0),
         // one cheerful, one formal: 1/2 enough, 1/2 of the tone
         ("cheerful", "Wow, a tasty soup of rice!", "With kind regards.", 0.25),
-        // six cheerful sentences, three would do: 3/6
+        // six cheerful sentences, of which three count: 3/6
         ("cheerful", "Wow, a tasty soup of rice!", "Enjoy! Enjoy! Enjoy! Enjoy! Enjoy!", 0.5),
         ("formal", "We present a soup of rice.", "With kind regards.", 1.0),
         ("plain", "A soup of rice.", "Done.", 1.0),
@@ -165,7 +165,7 @@ fn parts_by_hand() {
         // the cook may choose, from two to five: six is one too many, one is one too few
         (ANY, "1. Boil the rice.", |p| p.steps, 0.6),
         (ANY, "1. Boil rice. 2. Add oil. 3. Add rice. 4. Mix rice. 5. Mix oil. 6. Serve warm.", |p| p.steps, 0.6),
-        // no tone asked: any one will do, but they do not mix (2 cheerful, 1 formal) and there is a limit (4 cheerful)
+        // no tone asked: any is accepted, but they must not mix (2 cheerful, 1 formal), at most three (4 cheerful)
         (ANY, "Wow, a tasty soup of rice! 1. Boil the rice. Enjoy!", |p| p.tone, 1.0),
         (ANY, "Wow, a tasty soup of rice! 1. Kindly boil the rice. Enjoy!", |p| p.tone, 2.0 / 3.0),
         (ANY, "Wow, a tasty soup of rice! 1. Boil the rice. Enjoy! Enjoy! Enjoy!", |p| p.tone, 0.75),

@@ -1,4 +1,4 @@
-//! Steps and answers taken apart by hand.
+//! Steps and answers parsed by hand.
 
 use super::*;
 
@@ -23,7 +23,7 @@ fn quality_of_a_step() {
         ("1. Peel the carrot and milk.", Some(0.75)),
         // mix|the, the|the, the|rice, rice|end: one of four is wrong
         ("1. Mix the the rice.", Some(0.75)),
-        // mix|rice, rice|and, and|rice, rice|end: all may follow, but rice comes twice
+        // mix|rice, rice|and, and|rice, rice|end: all allowed, but rice is repeated
         ("1. Mix rice and rice.", Some(0.75)),
         // no full stop: the last of three transitions is wrong
         ("1. Rinse the chickpeas", Some(2.0 / 3.0)),

@@ -79,7 +79,7 @@ fn equal_seeds_have_an_interval_of_no_width() {
 
 #[test]
 fn a_bootstrap_t_of_two_values_is_infinite_not_nan() {
-    // Half of all resamples are one seed twice: no standard error, and t is infinite on either side.
+    // Half of all resamples are one seed twice: the standard error is 0, and t is infinite on either side.
     let samples = [0.0, 1.0].map(|value| SeedSample { seed: value as u64, values: vec![value] });
     let interval = interval(&samples, SeedInterval::Studentized(HOW));
     assert_eq!((interval.low, interval.high), (f64::NEG_INFINITY, f64::INFINITY));

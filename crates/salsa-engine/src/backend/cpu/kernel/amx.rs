@@ -1,8 +1,8 @@
 //! Products of bfloat16 on Intel's tile registers (AMX).
 //!
-//! One instruction multiplies sixteen rows of sixteen words by sixteen words of sixteen columns. Inside such a *group* of
-//! words the first terms of the words have a sum of their own, and so have the second terms; the two are added, and
-//! what they give is added to the accumulator:
+//! One instruction multiplies sixteen rows of sixteen words by sixteen words of sixteen columns. Inside such a *group*
+//! of words the first terms of the words are summed, and so are the second terms; the two sums are added, and the
+//! result is added to the accumulator:
 //!
 //! ```text
 //! first  = fma(a[15].0, b[15].0, ... fma(a[1].0, b[1].0, fma(a[0].0, b[0].0, 0)))
@@ -10,12 +10,12 @@
 //! sum    = sum + (first + second)
 //! ```
 //!
-//! Numbers below the normal range are zero, read or written. Groups begin at multiples of [`GROUP`] words, and the last
-//! one is filled up with zeros, so an element's bits depend on its row, its column and the depth alone, like those of all
-//! kernels. They are others than those of the vector kernels, which have one sum of all terms.
+//! Subnormal numbers are read and written as zero. Groups begin at multiples of [`GROUP`] words, and the last one is
+//! zero-padded, so an element's bits depend on its row, its column and the depth alone, as in all kernels. They differ
+//! from those of the vector kernels, which have one sum of all terms.
 //!
-//! The tiles of a block: two of the left factor times two of the right one make four sums of 16 x 16, which is 32 rows of
-//! a panel's 32 columns. A group of words then costs four loads for four products.
+//! A block uses two tiles of the left factor and two of the right one for four sums of 16 x 16: 32 rows of a panel's 32
+//! columns. A group of words then costs four loads for four products.
 
 use super::{Ahead, GROUP, Store, Tile, WIDTH};
 use std::arch::{asm, x86_64::*};
@@ -24,13 +24,13 @@ use std::mem::MaybeUninit;
 /// The most rows of a block.
 pub(super) const ROWS: usize = 2 * GROUP;
 
-/// From a word to the next in a panel, in bytes.
+/// Distance of two words in a panel, in bytes.
 const PANEL_STRIDE: usize = WIDTH * 4;
-/// How far ahead of the products the right factor is prefetched, in bytes: two groups. Which distance is best, and whether
-/// [`Ahead`] is better, needs a machine to time it on.
+/// How far ahead of the products the right factor is prefetched, in bytes: two groups. The best distance, and whether
+/// [`Ahead`] is better, have not been measured.
 const AHEAD: usize = 2 * GROUP * PANEL_STRIDE;
 
-/// The shape of the eight tile registers, as the processor reads it.
+/// The shape of the eight tile registers, in the format of `ldtilecfg`.
 #[repr(C, align(64))]
 struct Shapes {
     palette: u8,
@@ -40,7 +40,7 @@ struct Shapes {
     rows: [u8; 16],
 }
 
-/// All of them are sixteen rows of 64 bytes: the largest there is.
+/// All of them have sixteen rows of 64 bytes: the maximum.
 static SHAPES: Shapes = Shapes {
     palette: 1,
     start_row: 0,
@@ -49,19 +49,19 @@ static SHAPES: Shapes = Shapes {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// While this lives, the thread's tile registers are set up. Setting up is slow, so it is done once for a block of a
-/// product and not for every tile. Dropping it tells the system that there are no registers to save any more.
+/// While this is alive, the thread's tile registers are configured. Configuring is slow, so it is done once for a block
+/// of a product and not for every tile. Dropping it releases the registers, which the system then need not save.
 pub(super) struct Tiles {
-    /// The registers are the thread's: this stays on it.
+    /// The registers belong to the thread: not `Send`.
     _thread: std::marker::PhantomData<*const ()>,
 }
 
 impl Tiles {
     /// # Safety
     ///
-    /// The processor must have AMX and the system must have permitted its use: [`available`].
+    /// The CPU must have AMX and the system must have permitted its use: [`available`].
     pub(super) unsafe fn set_up() -> Tiles {
-        // SAFETY: the caller's promise; the instruction reads the 64 bytes of `SHAPES`.
+        // SAFETY: guaranteed by the caller; the instruction reads the 64 bytes of `SHAPES`.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const SHAPES, options(nostack, readonly, preserves_flags)) };
         Tiles { _thread: std::marker::PhantomData }
     }
@@ -69,13 +69,13 @@ impl Tiles {
 
 impl Drop for Tiles {
     fn drop(&mut self) {
-        // SAFETY: `set_up` ran on this thread, so there is AMX. Nothing is in the registers between blocks.
+        // SAFETY: `set_up` ran on this thread, so AMX exists. The registers hold nothing between blocks.
         unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
     }
 }
 
-/// Whether the processor has tiles for bfloat16 and the system lets this process use them. The first time it asks the
-/// system to.
+/// Whether the CPU has tiles for bfloat16 and the system lets this process use them. The first call requests the
+/// permission.
 pub(crate) fn available() -> bool {
     const TILE: u32 = 1 << 24;
     const BF16: u32 = 1 << 22;
@@ -83,14 +83,14 @@ pub(crate) fn available() -> bool {
     leaf & TILE != 0 && leaf & BF16 != 0 && is_x86_feature_detected!("xsave") && saved_by_system() && permitted()
 }
 
-/// Whether the system keeps the registers of threads apart: it says so in XCR0 (17: shapes, 18: contents).
+/// Whether the system saves the registers on a context switch, according to XCR0 (17: shapes, 18: contents).
 fn saved_by_system() -> bool {
     const BITS: u64 = 0b11 << 17;
-    // The detection of `xsave` asks the processor, this one the system as well: without it the next instruction is none.
+    // OSXSAVE: without it `xgetbv` is an illegal instruction. The detection of `xsave` checks the CPU only.
     if __cpuid(1).ecx & 1 << 27 == 0 {
         return false;
     }
-    // SAFETY: the system has switched the instruction on.
+    // SAFETY: the system has enabled the instruction.
     let states = unsafe { xgetbv() };
     states & BITS == BITS
 }
@@ -101,16 +101,16 @@ fn xgetbv() -> u64 {
     unsafe { _xgetbv(0) }
 }
 
-/// Linux gives a process room for the registers on request; it holds for all threads.
+/// Linux grants a process the registers on request, for all its threads.
 #[cfg(target_os = "linux")]
 fn permitted() -> bool {
     const REQUEST: libc::c_long = 0x1023;
     const TILE_DATA: libc::c_long = 18;
-    // SAFETY: a request that touches no memory of ours. A kernel that does not know it answers with an error.
+    // SAFETY: a request that touches no memory of this process. A kernel that does not know it returns an error.
     unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) == 0 }
 }
 
-/// How other systems are asked we have not tried.
+/// Other systems are not supported.
 #[cfg(not(target_os = "linux"))]
 fn permitted() -> bool {
     false
@@ -120,16 +120,16 @@ macro_rules! tiles {
     ($($height:literal)*) => { [$(bf16::<$height>),*] };
 }
 
-/// The tile of R rows at R - 1.
+/// The tile of R rows is at index R - 1.
 pub(super) static TILES: [Tile; ROWS] =
     tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32);
 
-/// The tile of R rows, as [`super::Tile`] says, with a left factor as [`super::Items::Groups`] says.
+/// The tile of R rows, see [`super::Tile`], with a left factor as in [`super::Items::Groups`].
 ///
 /// # Safety
 ///
-/// The calling thread must hold [`Tiles`]. `a` must hold R rows of `steps` words as said, `b` `steps` times [`WIDTH`] words,
-/// and `out` R rows of [`WIDTH`].
+/// The calling thread must hold [`Tiles`]. `a` must hold R rows of `steps` words in that layout, `b` `steps` times
+/// [`WIDTH`] words, and `out` R rows of [`WIDTH`].
 #[target_feature(enable = "avx512f")]
 unsafe fn bf16<const R: usize>(
     steps: usize,
@@ -146,7 +146,7 @@ unsafe fn bf16<const R: usize>(
     let mut last = MaybeUninit::<[f32; GROUP * WIDTH]>::uninit();
     let last = last.as_mut_ptr().cast::<f32>();
     if rest > 0 {
-        // What lies behind the words of the sum may be anything, and is not ours to read: the last group is a copy.
+        // Memory after the words of the sum is not ours to read: the last group is a copy.
         // SAFETY: `rest` words of the panel follow the whole groups; both together fill `last`.
         unsafe {
             last.copy_from_nonoverlapping(b.add(groups * GROUP * WIDTH), rest * WIDTH);
@@ -154,7 +154,7 @@ unsafe fn bf16<const R: usize>(
         }
     }
     let products = if R > GROUP { two_by_two } else { one_by_two };
-    // SAFETY: the caller's promise on `a`, `b` and the tiles; where whole tiles are written, `out` has their rows.
+    // SAFETY: guaranteed by the caller for `a`, `b` and the tiles; where whole tiles are written, `out` has their rows.
     unsafe {
         if store == Store::Replace && R.is_multiple_of(GROUP) {
             return products(groups, rest.min(1), a, a_stride * 4, b, last, out, stride * 4);
@@ -172,7 +172,7 @@ unsafe fn bf16<const R: usize>(
     }
 }
 
-/// Asks for the sixteen words of a panel that are [`AHEAD`] of the ones being multiplied, line by line.
+/// Prefetches the sixteen words of a panel that are [`AHEAD`] of the ones being multiplied, line by line.
 macro_rules! prefetch {
     ($($line:literal)*) => { concat!($("prefetcht0 [{b} + {ahead} + 64 * ", $line, "]\n"),*) };
 }
@@ -204,8 +204,8 @@ macro_rules! groups {
 ///
 /// # Safety
 ///
-/// The thread must hold [`Tiles`]. `a` must hold 32 rows of a left factor, `b` `groups` groups of words of a panel, `last` one
-/// if `more` is 1 (not more), and `out` must have the room.
+/// The thread must hold [`Tiles`]. `a` must hold 32 rows of a left factor, `b` `groups` groups of words of a panel,
+/// `last` one if `more` is 1 (not more), and `out` 32 rows.
 #[inline(never)]
 unsafe fn two_by_two(
     groups: usize,
@@ -217,7 +217,7 @@ unsafe fn two_by_two(
     out: *mut f32,
     stride: usize,
 ) {
-    // SAFETY: the caller's promise; prefetching is allowed anywhere. All tile registers are declared as lost.
+    // SAFETY: guaranteed by the caller; prefetching is allowed anywhere. All tile registers are declared as clobbered.
     unsafe {
         asm!(
             "tilezero tmm0",
@@ -259,7 +259,7 @@ unsafe fn two_by_two(
     }
 }
 
-/// Sixteen rows of 32 columns; otherwise as [`two_by_two`].
+/// As [`two_by_two`], for sixteen rows of 32 columns.
 ///
 /// # Safety
 ///

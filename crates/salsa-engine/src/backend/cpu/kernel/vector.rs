@@ -2,16 +2,16 @@
 
 use super::{Ahead, Store, at};
 
-/// Words of the sum between two looks at the loop's counters: beside the multiplications these should take no time.
+/// Words of the sum per loop iteration, so that the loop counters cost nothing beside the multiplications.
 const UNROLL: usize = 8;
-/// Words between two requests of what is read next, where many tiles share the requests.
+/// Words between two prefetches, where many tiles share them.
 const SPARE: usize = 4;
-/// Numbers of a line of memory.
+/// Numbers of a cache line.
 const LINE: usize = 16;
 
-/// A tile kernel on vectors of `$lanes` numbers, two to a row. A step of the sum is one or two multiplications: `$load(b)`
-/// takes a vector of the right factor from its words, `$left(a)` fills one with the item of the left factor that goes with
-/// it, `$offset` items behind the first of the step.
+/// A tile kernel on vectors of `$lanes` numbers, two to a row. A step of the sum is one or two multiplications:
+/// `$load(b)` makes a vector of the right factor from its words, `$left(a)` fills one with the matching item of the
+/// left factor, `$offset` items after the first of the step.
 ///
 /// # Safety
 ///
@@ -33,14 +33,14 @@ macro_rules! vector_tile {
             store: Store,
         ) {
             use std::arch::x86_64::*;
-            // What is added to lies far away: it is asked for now and needed at the end.
+            // The output is not in the CPU cache: prefetch it now, for use at the end.
             for r in 0..R {
                 _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(r * stride).cast());
                 _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(r * stride + 2 * $lanes - 1).cast());
             }
             let mut sum = [[$zero(); 2]; R];
             let step = |s: usize, sum: &mut [[_; 2]; R]| {
-                // SAFETY: the caller's promise on the lengths of `a` and `b`.
+                // SAFETY: guaranteed by the caller for the lengths of `a` and `b`.
                 unsafe {
                     let words = b.add(2 * $lanes * s);
                     $(
@@ -70,10 +70,10 @@ macro_rules! vector_tile {
                 }
                 (s..steps).for_each(|s| step(s, &mut sum));
             };
-            // At least one request for every line of the share.
+            // At least one prefetch for every line of the share.
             if ahead.stride > LINE / SPARE { run(1) } else { run(SPARE) }
             for (r, sum) in sum.iter().enumerate() {
-                // SAFETY: the caller's promise on `out`.
+                // SAFETY: guaranteed by the caller for `out`.
                 unsafe {
                     for (half, &sum) in sum.iter().enumerate() {
                         let at = out.add(r * stride + $lanes * half);
@@ -120,7 +120,7 @@ vector_tile!(
     _mm512_storeu_ps
 );
 
-/// The same bits, as the type that the dot product takes.
+/// Reinterprets the bits as the type that the dot product takes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn bf16_pairs(words: std::arch::x86_64::__m512i) -> std::arch::x86_64::__m512bh {
@@ -128,7 +128,7 @@ fn bf16_pairs(words: std::arch::x86_64::__m512i) -> std::arch::x86_64::__m512bh 
     unsafe { std::mem::transmute(words) }
 }
 
-/// The high halves of words are f32 numbers once the low ones are zero.
+/// Mask of the high half of a word, which is an f32 number once the low half is zero.
 const HIGH: i32 = 0xffff_0000_u32 as i32;
 
 vector_tile!(

@@ -1,4 +1,4 @@
-//! Packing with AVX2: eight words at a time. Only what has to turn rows into columns is here; the rest is plain copying.
+//! Packing with AVX2: eight words at a time. Covers only transposing copies; the rest is plain copying.
 
 use super::super::gemm::View;
 use std::arch::x86_64::*;
@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 /// Columns of a panel.
 const WIDTH: usize = 16;
 
-/// The eight numbers from `at` on, zeros behind the `count` that exist.
+/// Returns the eight numbers from `at` on, with zeros past the first `count`.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn load(data: &[f32], at: usize, count: usize) -> __m256 {
@@ -29,7 +29,7 @@ fn store(data: &mut [f32], at: usize, x: __m256) {
     unsafe { _mm256_storeu_ps(part.as_mut_ptr(), x) }
 }
 
-/// Rows become columns.
+/// Transposes 8 x 8.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn transpose(m: [__m256; 8]) -> [__m256; 8] {
@@ -53,7 +53,7 @@ fn transpose(m: [__m256; 8]) -> [__m256; 8] {
     out
 }
 
-/// The nearest bfloat16 numbers as the high halves of lanes, the low halves zero. As [`super::bf16`].
+/// Rounds to bfloat16 in the high halves of lanes; the low halves are zero. As [`super::bf16`].
 #[inline]
 #[target_feature(enable = "avx2")]
 fn round(x: __m256) -> __m256i {
@@ -86,7 +86,7 @@ pub(super) fn panel_f32(b: View<'_>, depth: usize, here: usize, panel: &mut [f32
     by_columns(depth, here, panel, |c, s| load(b.data, c * b.column_stride + s, depth - s));
 }
 
-/// The same in bfloat16.
+/// As [`panel_f32`], in bfloat16.
 #[target_feature(enable = "avx2")]
 pub(super) fn panel_bf16(b: View<'_>, depth: usize, here: usize, panel: &mut [f32]) {
     by_columns(depth.div_ceil(2), here, panel, |c, s| {
@@ -96,7 +96,7 @@ pub(super) fn panel_bf16(b: View<'_>, depth: usize, here: usize, panel: &mut [f3
     });
 }
 
-/// As [`super::panel_of_bf16`], subnormal numbers as they are.
+/// As [`super::panel_of_bf16`], but keeps subnormal numbers.
 #[target_feature(enable = "avx2")]
 pub(super) fn panel_of_bf16(rows: &[[u8; 2]], depth: usize, panel: &mut [f32]) {
     by_columns(depth.div_ceil(2), rows.len() / depth, panel, |c, s| {
@@ -153,7 +153,7 @@ pub(super) fn transposed_f32(
     }
 }
 
-/// The same in bfloat16.
+/// As [`transposed_f32`], in bfloat16.
 #[target_feature(enable = "avx2")]
 pub(super) fn transposed_bf16(
     panels: &[f32],
@@ -166,7 +166,7 @@ pub(super) fn transposed_bf16(
     let steps = columns.div_ceil(2);
     for n in (0..columns).step_by(8) {
         for c in (0..out.len() / steps).step_by(8) {
-            // Eight terms of eight columns: four words, the halves apart.
+            // Eight terms of eight columns: four words, split into halves.
             let mut block = [_mm256_setzero_ps(); 8];
             for (rows, s) in block.as_chunks_mut::<2>().0.iter_mut().zip((first + c) / 2..depth.div_ceil(2)) {
                 let words = load(panels, n / WIDTH * panel_stride + s * WIDTH + n % WIDTH, 8);

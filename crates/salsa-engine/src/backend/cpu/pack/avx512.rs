@@ -3,12 +3,12 @@
 use super::super::gemm::View;
 use std::arch::x86_64::*;
 
-/// The first `count` lanes.
+/// A mask of the first `count` lanes.
 fn mask(count: usize) -> __mmask16 {
     if count >= 16 { 0xffff } else { (1u16 << count) - 1 }
 }
 
-/// The `count` numbers from `at` on, zeros after them.
+/// Returns the `count` numbers from `at` on, followed by zeros.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn load(data: &[f32], at: usize, count: usize) -> __m512 {
@@ -28,7 +28,7 @@ fn store(data: &mut [f32], at: usize, x: __m512i) {
     unsafe { _mm512_storeu_si512(part.as_mut_ptr().cast(), x) }
 }
 
-/// Sixteen words from 32 numbers: `low` in lanes 0..16 of the result's halves, then `high`.
+/// Rounds 32 numbers to sixteen words: `low` in the first half of the result, `high` in the second.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn narrow(low: __m512, high: __m512) -> __m512i {
@@ -36,7 +36,7 @@ fn narrow(low: __m512, high: __m512) -> __m512i {
     unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
-/// Word i = (low[i], high[i]) from what [`narrow`] gives.
+/// Returns word i = (low[i], high[i]) from the result of [`narrow`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn interleave(narrowed: __m512i) -> __m512i {
@@ -100,7 +100,7 @@ const fn zip(from: usize) -> Lanes32 {
 static ZIP_LOW: Lanes32 = zip(0);
 static ZIP_HIGH: Lanes32 = zip(8);
 
-/// Rows become columns.
+/// Transposes 16 x 16.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn transpose(m: &mut [__m512i; 16]) {
@@ -187,7 +187,7 @@ pub(super) fn panel_bf16(b: View<'_>, depth: usize, here: usize, panel: &mut [f3
     panel_by_columns(depth.div_ceil(2), here, panel, word);
 }
 
-/// As [`super::panel_of_bf16`], subnormal numbers as they are.
+/// As [`super::panel_of_bf16`], but keeps subnormal numbers.
 #[target_feature(enable = "avx512f")]
 pub(super) fn panel_of_bf16(rows: &[[u8; 2]], depth: usize, panel: &mut [f32]) {
     panel_by_columns(depth.div_ceil(2), rows.len() / depth, panel, |c, s| {
@@ -242,7 +242,7 @@ pub(super) fn left_rows_bf16(a: View<'_>, rows: usize, depth: usize, stride: usi
     }
 }
 
-/// From columns to rows, sixteen of both at a time, with zeros up to a multiple of sixteen words.
+/// Transposes columns to rows, sixteen of both at a time, zero-padded to a multiple of sixteen words.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(super) fn left_rows_of_columns_bf16(a: View<'_>, rows: usize, depth: usize, stride: usize, copy: &mut [f32]) {
     for first in (0..rows).step_by(16) {
@@ -274,7 +274,7 @@ pub(super) fn left_columns_bf16(
     for s in 0..depth.div_ceil(2) {
         for (first, tile) in (0..rows).step_by(height).zip(copy.chunks_exact_mut(tile_stride)) {
             let count = height.min(rows - first);
-            // The lanes past the last row are overwritten by the next step, or are room to spare.
+            // The lanes past the last row are overwritten by the next step, or are spare.
             let words = narrow(line(2 * s, first, count), line(2 * s + 1, first, count));
             store(tile, s * height, interleave(words));
         }
@@ -316,7 +316,7 @@ pub(super) fn transposed_bf16(
     let steps = columns.div_ceil(2);
     for n in (0..columns).step_by(16) {
         for (i, out) in out.chunks_exact_mut(steps * 32).enumerate() {
-            // Row s holds terms 2s and 2s + 1 of sixteen columns: eight words of each once the halves are apart.
+            // Row s holds terms 2s and 2s + 1 of sixteen columns: eight words of each once the halves are split.
             let mut block = [_mm512_setzero_si512(); 16];
             for (row, s) in block.iter_mut().zip(first / 2 + 16 * i..depth.div_ceil(2)) {
                 let at = n / 32 * panel_stride + s * 32 + n % 32;

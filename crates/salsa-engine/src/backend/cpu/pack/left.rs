@@ -1,4 +1,4 @@
-//! The left factor of a product, block by block: where it lies, or a copy of it in a better place.
+//! The left factor of a product, block by block: in place, or copied to a better layout.
 
 use std::ops::Range;
 
@@ -11,35 +11,35 @@ use super::super::math::LANES;
 use super::{Isa, avx512, isa};
 use super::{bf16, pair};
 
-/// Rows at a distance that is a multiple of this share sets of the first-level cache, in numbers.
+/// Rows whose distance is a multiple of this many numbers share sets of the first-level cache.
 const SAME_SETS: usize = 1024;
-/// A factor whose rows are columns in memory is copied when it meets more panels than these: each reads it once.
+/// A factor whose rows are columns in memory is copied for products with more panels than this: each reads it once.
 const FEW_PANELS: usize = 8;
 const HALF: usize = LANES / 2;
-/// How many columns before it is copied a column is asked for.
+/// How many columns ahead of the copy a column is prefetched.
 const COLUMNS_AHEAD: usize = 16;
 
-/// Rows of a left factor as tiles read them.
+/// Rows of a left factor in the layout that tiles read.
 #[derive(Clone, Copy)]
 pub(crate) struct Block<'a> {
     pub layout: Left,
     pub stride: usize,
     data: &'a [f32],
-    /// Rows of a tile, and numbers from the first of one tile to that of the next.
+    /// Rows of a tile; `tile_stride` is the distance of two tiles' first numbers.
     height: usize,
     tile_stride: usize,
 }
 
 impl Block<'_> {
-    /// Where the left factor of the tile begins whose first row is `first`.
+    /// The start of the left factor of the tile whose first row is `first`.
     pub(crate) fn tile(&self, first: usize) -> *const f32 {
         debug_assert!(first.is_multiple_of(self.height));
         self.data[first / self.height * self.tile_stride..].as_ptr()
     }
 }
 
-/// Rows `rows` of `a`, words `from..from + steps` of each, as such items, for tiles of `height` rows and products with so
-/// many panels. `depth` is where the sum ends. `room` holds the copy, if there is one.
+/// Returns rows `rows` of `a`, words `from..from + steps` of each, in the layout `form`, for tiles of `height` rows and
+/// products with `panels` panels. `depth` is the end of the sum. `room` holds the copy, if one is needed.
 pub(crate) fn block<'a>(
     form: Items,
     dtype: Dtype,
@@ -67,12 +67,12 @@ pub(crate) fn block<'a>(
     }
     let (stride, tile_stride) = match (layout, form) {
         (Left::Rows, _) => {
-            // A little more than the items, so that rows do not share cache sets.
+            // A little longer than the items, so that rows do not share cache sets.
             let stride = items.next_multiple_of(LANES) + LANES;
             (stride, height * stride)
         }
-        // Tile by tile, so that each takes as little of the first-level cache as it can. What is written lane by lane may
-        // reach over the last item.
+        // Tile by tile, so that each takes as little of the first-level cache as possible. Writes lane by lane may
+        // exceed the last item.
         (Left::Columns, _) => (height, items * height + LANES),
     };
     let len = rows.div_ceil(height) * tile_stride;
@@ -93,7 +93,7 @@ pub(crate) fn block<'a>(
     Block { layout, stride, data: copy, height, tile_stride }
 }
 
-/// Whether tiles may read f32 numbers from where they are.
+/// Whether tiles may read f32 numbers in place.
 fn lies_well(a: View<'_>, layout: Left, rows: usize, panels: usize) -> bool {
     match layout {
         Left::Rows => rows == 1 || !a.row_stride.is_multiple_of(SAME_SETS),
@@ -101,7 +101,7 @@ fn lies_well(a: View<'_>, layout: Left, rows: usize, panels: usize) -> bool {
     }
 }
 
-/// Terms by columns, tile by tile. What follows a column is far away: it is asked for some columns before.
+/// Copies terms by columns, tile by tile. Columns are far apart in memory, so they are prefetched.
 fn copy_columns(
     dtype: Dtype,
     a: View<'_>,
@@ -109,7 +109,7 @@ fn copy_columns(
     (height, tile_stride): (usize, usize),
     copy: &mut [f32],
 ) {
-    // Whole lanes behind the last row, too.
+    // Whole lanes after the last row, too.
     let mut rounded = [0.0; BLOCK + LANES];
     for k in 0..depth {
         let column = &a.data[k * a.column_stride..];
@@ -131,7 +131,7 @@ fn copy_columns(
 }
 
 multiversion! {
-    /// An item of every row into its place in each tile. What is written beyond the tile's rows is written again.
+    /// Copies an item of every row into its place in each tile. Places past the tile's rows are overwritten later.
     fn to_tiles(column: &[f32], rows: usize, height: usize, tile_stride: usize, copy: &mut [f32]) {
         if height <= HALF {
             chunks_to_tiles::<HALF>(column, rows, height, tile_stride, copy);
@@ -157,7 +157,7 @@ fn chunks_to_tiles<const CHUNK: usize>(
     }
 }
 
-/// A line of terms as the type has them.
+/// Copies numbers, rounded as the type requires.
 fn take(dtype: Dtype, from: &[f32], to: &mut [f32]) {
     match dtype {
         Dtype::F32 => to.copy_from_slice(from),
@@ -166,7 +166,7 @@ fn take(dtype: Dtype, from: &[f32], to: &mut [f32]) {
 }
 
 multiversion! {
-    /// The nearest bfloat16 numbers.
+    /// Rounds to bfloat16.
     fn round(from: &[f32], to: &mut [f32]) {
         for (to, &from) in to.iter_mut().zip(from) {
             *to = f32::from_bits(bf16(from) << 16);
@@ -174,7 +174,7 @@ multiversion! {
     }
 }
 
-/// The same as words of two terms.
+/// Copies words of two terms, by rows or columns.
 fn copy_words(
     a: View<'_>,
     layout: Left,
@@ -203,7 +203,7 @@ fn copy_words(
     }
 }
 
-/// The same by rows, whole groups of words, from rows or columns.
+/// Copies whole groups of words by rows, from rows or columns.
 fn copy_groups(a: View<'_>, source: Left, rows: usize, depth: usize, stride: usize, copy: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if isa() == Isa::Amx {

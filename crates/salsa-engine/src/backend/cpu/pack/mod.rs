@@ -1,7 +1,7 @@
 //! Operands of products in the order in which tiles read them.
 //!
-//! Every layout is made of words (see [`super::kernel`]): `s` counts words along the sum, [`Dtype::terms`] terms each. A
-//! sum that ends inside a word, and columns that end inside a panel, are filled up with zeros.
+//! Every layout is made of words (see [`super::kernel`]): `s` counts words along the sum, [`Dtype::terms`] terms each.
+//! A sum that ends inside a word, and columns that end inside a panel, are zero-padded.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -18,7 +18,7 @@ use super::isa::multiversion;
 use super::isa::{Isa, isa};
 use super::kernel::{WIDTH, prefetch};
 
-/// How many rows before they are packed they are asked for.
+/// How many rows ahead of packing a row is prefetched.
 const ROWS_AHEAD: usize = 8;
 
 /// The nearest bfloat16, ties to even, as its 16 bits. Subnormal numbers become zero, as in the conversion instruction.
@@ -34,7 +34,7 @@ pub(crate) fn bf16(x: f32) -> u32 {
     }
 }
 
-/// A word with a new second term.
+/// Replaces the second term of a word.
 #[inline(always)]
 pub(crate) fn with_high(word: f32, high: f32) -> f32 {
     f32::from_bits(word.to_bits() & 0xffff | bf16(high) << 16)
@@ -71,7 +71,7 @@ pub(crate) fn panels(
     }
 }
 
-/// The same for a panel of `here` columns.
+/// As [`panels`], for one panel of `here` columns.
 fn one_panel(dtype: Dtype, b: View<'_>, depth: usize, here: usize, width: usize, panel: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     match (isa(), dtype) {
@@ -123,7 +123,7 @@ fn panel_of_bf16_by_words(rows: &[[u8; 2]], depth: usize, panel: &mut [f32]) {
 }
 
 multiversion! {
-    /// Words of bfloat16 numbers as [`bf16`] makes them: subnormal ones become zero.
+    /// Flushes subnormal bfloat16 numbers to zero, as [`bf16`] does.
     fn flush(words: &mut [f32]) {
         for word in words.iter_mut() {
             let bits = word.to_bits();
@@ -134,7 +134,7 @@ multiversion! {
     }
 }
 
-/// [`panels`] of a source whose rows are contiguous. The next ones are asked for, as they lie far from each other.
+/// [`panels`] of a source with contiguous rows. Rows are far apart in memory, so they are prefetched.
 fn panels_by_rows(dtype: Dtype, b: View<'_>, depth: usize, left: usize, width: usize, out: &mut [f32]) {
     let stride = depth.div_ceil(dtype.terms()) * width;
     let used = left.min(out.len() / stride * width);
@@ -178,9 +178,9 @@ fn fill(panel: &mut [f32], width: usize, here: usize, word: impl Fn(usize, usize
     }
 }
 
-/// From the panels of a matrix to those of its transpose: `panels` holds columns `0..columns` of `b[depth][columns]`, panels
-/// `panel_stride` apart; fills `out` with panels `first..` of `b^T[columns][depth]`, `[words of columns][width]` each. Several
-/// at a time, so that every piece of memory that is read holds some of each.
+/// Packs the transpose of a packed matrix: `panels` holds columns `0..columns` of `b[depth][columns]`, panels
+/// `panel_stride` apart; fills `out` with panels `first..` of `b^T[columns][depth]`, `[words of columns][width]` each.
+/// Several panels at a time, so that every cache line read is used for several of them.
 pub(crate) fn transposed_panels(
     dtype: Dtype,
     panels: &[f32],
@@ -287,7 +287,7 @@ mod tests {
                     bits(&pack(View::rows(&by_columns, depth).t())),
                     "{dtype:?} {depth} {columns}"
                 );
-                // The transpose of the transpose, packed from rows, is where we began.
+                // The transpose of the transpose, packed from rows, must equal the original.
                 let back_steps = columns.div_ceil(dtype.terms());
                 let mut back = vec![7.0; depth.div_ceil(width) * back_steps * width];
                 for (run, out) in back.chunks_mut(2 * back_steps * width).enumerate() {

@@ -1,16 +1,16 @@
-//! The tiles against a portable twin, bit for bit. Without AMX they say that they skip: `cargo test -- --nocapture amx`.
+//! The tiles against a portable reference, bit for bit. Without AMX they are skipped: `cargo test -- --nocapture amx`.
 
 use super::super::super::pack::pair;
 use super::super::{Isa, STEPS};
 use super::*;
 use crate::random::Random;
 
-/// Nothing to ask for ahead of time.
+/// Nothing to prefetch.
 const NOWHERE: Ahead = Ahead { from: std::ptr::null(), stride: 0 };
-/// From row to row of a left factor.
+/// Distance between rows of a left factor.
 const LEFT: usize = STEPS + 16;
 
-/// Runs `test` on a thread that is set up; where there is no AMX, says that it does not.
+/// Runs `test` on a configured thread; prints that it is skipped where there is no AMX.
 fn with_tiles(test: impl FnOnce()) {
     if !Isa::Amx.available() {
         println!("skipped: this machine has no AMX tiles for bfloat16, or the system does not permit their use");
@@ -21,12 +21,12 @@ fn with_tiles(test: impl FnOnce()) {
     test();
 }
 
-/// What is below the normal range is zero.
+/// Flushes subnormal numbers to zero.
 fn normal(x: f32) -> f32 {
     if x.is_subnormal() { 0f32.copysign(x) } else { x }
 }
 
-/// One element as the instruction is defined: `a` and `b` give the words along the sum.
+/// One element by the definition of the instruction: `a` and `b` return the words along the sum.
 fn twin(steps: usize, a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32) -> f32 {
     let low = |word: f32| normal(f32::from_bits(word.to_bits() << 16));
     let high = |word: f32| normal(f32::from_bits(word.to_bits() & 0xffff_0000));
@@ -42,7 +42,7 @@ fn twin(steps: usize, a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32) -> f32
     sum
 }
 
-/// A left tile of words that `word` makes, with zeros behind `steps` in the rows that count and NaN in all others.
+/// A left tile of words from `word`, with zeros after `steps` in the rows that count and NaN in all others.
 fn left(rows: usize, steps: usize, mut word: impl FnMut() -> f32) -> Vec<f32> {
     let mut tile = vec![f32::from_bits(0x7fc0_7fc0); ROWS * LEFT];
     for row in tile.chunks_mut(LEFT).take(rows) {
@@ -52,16 +52,16 @@ fn left(rows: usize, steps: usize, mut word: impl FnMut() -> f32) -> Vec<f32> {
     tile
 }
 
-/// Computes a tile and compares every element, and every place around it that must stay as it was.
+/// Computes a tile and compares every element, and every surrounding place, which must be unchanged.
 fn check(rows: usize, steps: usize, store: Store, mut word: impl FnMut() -> f32) {
     let a = left(rows, steps, &mut word);
     let mut b: Vec<f32> = (0..steps * WIDTH).map(|_| word()).collect();
-    // Words behind the sum are none of its business.
+    // Words after the sum must not matter.
     b.resize((steps + GROUP) * WIDTH, f32::NAN);
     let (stride, before) = (WIDTH + 5, 0.375f32);
     let mut out = vec![before; (ROWS + 1) * stride];
-    // SAFETY: `with_tiles` has set the thread up; the left tile has room for all rows, the panel `steps` words and more, and
-    // `out` more than `rows` rows.
+    // SAFETY: `with_tiles` has configured the thread; the left tile has room for all rows, the panel `steps` words and
+    // more, and `out` more than `rows` rows.
     unsafe { TILES[rows - 1](steps, a.as_ptr(), LEFT, b.as_ptr(), NOWHERE, out.as_mut_ptr(), stride, store) };
     for (i, found) in out.iter().enumerate() {
         let (r, c) = (i / stride, i % stride);
@@ -107,7 +107,7 @@ fn amx_sums_of_every_length_are_the_twin() {
 fn amx_numbers_at_the_ends_of_the_range_are_the_twin() {
     with_tiles(|| {
         let mut random = Random::new(3, 3);
-        // Products from far below the normal range to infinity, and what has no value.
+        // Products from subnormal numbers to infinity and NaN.
         let special = [0.0, -0.0, 1e-38, -1e-30, 1e-20, -3.0, 1e19, -1e19, f32::MAX, f32::INFINITY, f32::NAN];
         for count in [6, 8, special.len()] {
             let mut one = || special[random.below(count)] * (1.0 + random.below(8) as f32 / 8.0);
@@ -127,7 +127,7 @@ fn amx_rows_and_columns_do_not_depend_on_their_neighbours() {
         let (a, b) = (left(ROWS, steps, &mut word), (0..steps * WIDTH).map(|_| word()).collect::<Vec<f32>>());
         let product = |first: usize, rows: usize| {
             let mut out = vec![0f32; rows * WIDTH];
-            // SAFETY: the thread is set up; the tile begins at a row of `a` behind which there is room.
+            // SAFETY: the thread is configured; the tile begins at a row of `a` with enough rows after it.
             unsafe {
                 let a = a.as_ptr().add(first * LEFT);
                 TILES[rows - 1](steps, a, LEFT, b.as_ptr(), NOWHERE, out.as_mut_ptr(), WIDTH, Store::Replace);
