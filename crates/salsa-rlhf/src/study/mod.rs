@@ -14,9 +14,9 @@
 //! compare: [[salsa, ppo]]
 //! ```
 //!
-//! A *cell* is one arm at one value of every factor; it is an ordinary run directory. Its stages lie in `OUT/stages`, each
-//! under a digest of its configuration and its inputs, so that a stage on which a factor has no effect is made once, and
-//! what is there is never made again.
+//! A *cell* is one arm at one value of every factor; it is an ordinary run directory. Its stages are in `OUT/stages`,
+//! each named by a digest of its configuration and its inputs, so that a stage on which a factor has no effect runs
+//! only once, and an existing one is never run again.
 //!
 //! ```text
 //! OUT/
