@@ -1,7 +1,6 @@
 //! Models and data sets by their id on the Hugging Face hub: `org/name[@revision][:folder]`.
 //!
-//! They are kept in the cache that Python's `huggingface_hub` uses, in its layout, so that what one has downloaded the
-//! other finds:
+//! They are stored in the cache of Python's `huggingface_hub`, in its layout, so that downloads are shared:
 //!
 //! ```text
 //! $HF_HUB_CACHE, or $HF_HOME/hub, or ~/.cache/huggingface/hub
@@ -12,8 +11,8 @@
 //!     .locks/models--org--name/ETAG.lock    held while a blob is written
 //! ```
 //!
-//! Read from the environment: `HF_ENDPOINT`, `HF_TOKEN` (or the file at `HF_TOKEN_PATH` or `$HF_HOME/token`),
-//! `HF_HUB_OFFLINE`. Nothing is asked of the network unless an id is given and no path of that name exists.
+//! Environment variables: `HF_ENDPOINT`, `HF_TOKEN` (or the file at `HF_TOKEN_PATH` or `$HF_HOME/token`),
+//! `HF_HUB_OFFLINE`. The network is used only if an id is given and no path of that name exists.
 
 mod cache;
 mod client;
@@ -36,7 +35,7 @@ pub use self::id::Id;
 use crate::config::paths::{PathKind, Places};
 use crate::input;
 
-/// What an id is the id of.
+/// The kind of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A model, or an adapter.
@@ -45,11 +44,11 @@ pub enum Kind {
     Dataset,
 }
 
-/// The path that `text` means: itself where it exists, else the snapshot of the model or data set of this id, which is
-/// downloaded unless it is in the cache.
+/// Resolves `text` to a path: itself if it exists, else the snapshot of the model or data set with this id, which is
+/// downloaded unless cached.
 ///
 /// # Errors
-/// When it is neither, or the hub does not give it; says which and what to do.
+/// If it is neither a path nor an id, or the hub does not provide it; names the cause and a remedy.
 pub fn resolve(text: &str, kind: Kind) -> Result<PathBuf> {
     let path = Path::new(text);
     if path.exists() {
@@ -66,32 +65,32 @@ pub fn resolve(text: &str, kind: Kind) -> Result<PathBuf> {
     })
 }
 
-/// Whether `text` is an id rather than a path: it has the form of one, nothing of that name exists, and there is no folder
-/// here that is called like its organisation, in which it might be misspelt.
+/// Whether `text` is an id rather than a path: it has the form of an id, no path of that name exists, and there is no
+/// local folder named as its organisation, in which case it may be a misspelt path.
 pub fn is_id(text: &str) -> bool {
     let path = Path::new(text);
     let folder = path.components().next().is_some_and(|first| Path::new(first.as_os_str()).is_dir());
     !folder && !path.exists() && Id::parse(text).is_some()
 }
 
-/// The snapshot of this id as the cache holds it; the network is not asked.
+/// The cached snapshot of this id; does not use the network.
 pub fn cached(text: &str, kind: Kind) -> Option<PathBuf> {
     let id = Id::parse(text)?;
     let hub = Hub { network: Network::Offline, ..Hub::from_env().ok()? };
     hub.fetch(&id, kind).ok()
 }
 
-/// The model of this id and revision as the cache holds it; the network is not asked.
+/// The cached model of this id and revision; does not use the network.
 pub fn cached_model(name: &str, revision: Option<&str>) -> Option<PathBuf> {
     cached(&revision.map_or_else(|| name.to_owned(), |revision| format!("{name}@{revision}")), Kind::Model)
 }
 
-/// The id of the model whose snapshot in the cache this folder is.
+/// The id of the model whose cached snapshot is this folder.
 pub fn id_of_snapshot(folder: &Path) -> Option<Id> {
     Hub::from_env().ok()?.id_of_snapshot(folder)
 }
 
-/// A configuration with the snapshots' paths in place of ids.
+/// Replaces ids in a configuration by the paths of their snapshots.
 ///
 /// # Errors
 /// As [`resolve`]; names the key.
@@ -118,14 +117,14 @@ impl From<PathKind> for Kind {
     }
 }
 
-/// A hub and a cache.
+/// Access to a hub and a cache.
 #[derive(Clone, Debug)]
 pub struct Hub {
-    /// `https://huggingface.co`, without a slash at the end.
+    /// The address, such as `https://huggingface.co`, without a trailing slash.
     pub endpoint: String,
-    /// Where repositories are kept.
+    /// The folder of the cache.
     pub cache: PathBuf,
-    /// Sent to the endpoint, and to no other host.
+    /// Access token; sent to the endpoint only.
     pub token: Option<String>,
     /// Whether the network may be used.
     pub network: Network,
@@ -134,18 +133,18 @@ pub struct Hub {
 /// Whether the network may be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Network {
-    /// It may.
+    /// Downloads are allowed.
     #[default]
     Online,
-    /// Only the cache is looked at.
+    /// Only the cache is used.
     Offline,
 }
 
 impl Hub {
-    /// The hub and cache that the environment names.
+    /// The hub and cache configured by the environment.
     ///
     /// # Errors
-    /// When no place for the cache is known.
+    /// If no location of the cache is known.
     pub fn from_env() -> Result<Hub> {
         let home = match set("HF_HOME") {
             Some(home) => Ok(PathBuf::from(home)),
@@ -171,8 +170,8 @@ impl Hub {
         })
     }
 
-    /// The id of the model whose snapshot this folder is: `org/name` where its commit is the one that the cache has for
-    /// `main`, else `org/name@COMMIT`. `None` for every other folder.
+    /// The id of the model whose snapshot is this folder: `org/name` if its commit is the cached one of `main`, else
+    /// `org/name@COMMIT`. `None` for other folders.
     pub fn id_of_snapshot(&self, folder: &Path) -> Option<Id> {
         let (folder, cache) = (folder.canonicalize().ok()?, self.cache.canonicalize().ok()?);
         let mut parts = folder.strip_prefix(cache).ok()?.iter().map(|part| part.to_str());
@@ -186,11 +185,11 @@ impl Hub {
         if main.as_deref() == Some(commit) { Some(id) } else { Id::parse(&format!("{org}/{name}@{commit}")) }
     }
 
-    /// The folder of a model or data set: from the cache where that is up to date, else downloaded.
+    /// The folder of a model or data set: from the cache if that is up to date, else downloaded.
     ///
     /// # Errors
-    /// When the hub has none of this id or gives no access, when it holds nothing that can be used, when the connection
-    /// fails again and again or what comes is not what was announced, and when offline it is not in the cache.
+    /// If the hub has no such id or denies access, if the repository contains nothing usable, if the connection fails
+    /// repeatedly or the data differs from its announced size or digest, or if offline and not cached.
     pub fn fetch(&self, id: &Id, kind: Kind) -> Result<PathBuf> {
         let repo = Repo::new(&self.cache, id, kind);
         if self.network == Network::Offline {
@@ -239,7 +238,7 @@ impl Kind {
         }
     }
 
-    /// How the hub's addresses call it.
+    /// The name of the kind in the hub's URLs.
     fn plural(self) -> &'static str {
         match self {
             Kind::Model => "models",

@@ -1,4 +1,4 @@
-//! Text to tokens and back: Hugging Face `tokenizer.json` files, and byte-level BPE training.
+//! Conversion between text and tokens: Hugging Face `tokenizer.json` files, and byte-level BPE training.
 
 mod bytes;
 mod declared;
@@ -21,7 +21,7 @@ use self::declared::{Declarations, Declared};
 use self::guarded::{Guarded, Specials};
 use crate::{atomic, input};
 
-/// The spelling of the special tokens, as `tokenizer_config.json` has them.
+/// The texts of the special tokens, from `tokenizer_config.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpecialTokenNames {
     /// Beginning of sequence.
@@ -33,11 +33,11 @@ pub struct SpecialTokenNames {
 }
 
 impl SpecialTokenNames {
-    /// Reads `tokenizer_config.json` and `special_tokens_map.json`; where they differ the second counts, unless the first
-    /// has an `added_tokens_decoder`, as in transformers. Absent files are no error.
+    /// Reads `tokenizer_config.json` and `special_tokens_map.json`; if they differ the second takes precedence, unless
+    /// the first has an `added_tokens_decoder`, as in transformers. Absent files are no error.
     ///
     /// # Errors
-    /// When a file is there and is no JSON object; names it.
+    /// If an existing file is no JSON object; names it.
     pub fn from_dir(dir: &Path) -> Result<SpecialTokenNames> {
         Ok(SpecialTokenNames::of(&Declarations::read(dir)?))
     }
@@ -51,10 +51,10 @@ impl SpecialTokenNames {
     }
 }
 
-/// No vocabulary is near this size; tokens that are added get the next ids, which must not overflow.
+/// Far above any vocabulary; added tokens get the next ids, which must not overflow.
 const MOST_IDS: usize = 1 << 31;
 
-/// What to do where the files of a tokenizer contradict each other.
+/// Remedy for contradictory tokenizer files.
 const BELONG: &str = "they do not belong together; take the tokenizer files that the model was trained with";
 
 /// A tokenizer.
@@ -63,19 +63,19 @@ pub struct Tokenizer {
     inner: Guarded,
     names: SpecialTokenNames,
     vocab_size: usize,
-    /// One more than the largest id of `tokenizer.json` itself.
+    /// One more than the largest id in `tokenizer.json` itself.
     own_size: usize,
-    /// How many tokens the model has embeddings for, where that is known.
+    /// Number of tokens with embeddings in the model, if known.
     embeddings: Option<usize>,
 }
 
 impl Tokenizer {
-    /// The tokenizer of a checkpoint: `tokenizer.json`, and the tokens that `tokenizer_config.json`,
-    /// `special_tokens_map.json` and `added_tokens.json` declare besides, as transformers adds them.
+    /// Loads the tokenizer of a checkpoint: `tokenizer.json`, and the additional tokens declared in
+    /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, added as in transformers.
     ///
     /// # Errors
-    /// When the files are absent, not valid or give a token different ids, or when the token that begins or ends
-    /// sequences is nowhere but in its own name; names them and says what to do.
+    /// If the files are absent or invalid or give a token different ids, or if the token that begins or ends sequences
+    /// is named but not listed in any file; the message names the files and a remedy.
     pub fn from_dir(dir: &Path) -> Result<Tokenizer> {
         let path = dir.join("tokenizer.json");
         if !path.exists() {
@@ -94,8 +94,8 @@ impl Tokenizer {
 
     fn with_declared(mut self, declarations: &Declarations) -> Result<Tokenizer> {
         self.names = SpecialTokenNames::of(declarations);
-        // Nothing is trained to begin or end with a token that no file lists. Other tokens that are only named, such as
-        // padding, do no harm.
+        // No model is trained with a begin or end token that no file lists. Other unlisted tokens, such as padding, do
+        // no harm.
         for name in [&self.names.bos, &self.names.eos].into_iter().flatten() {
             if self.token_to_id(name).is_none() && !declarations.lists(name)? {
                 bail!("its files name the special token {name:?}, which tokenizer.json does not have");
@@ -128,11 +128,11 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// The same for a model with embeddings for so many tokens. A text that spells out a token without one, which only
-    /// the files beside `tokenizer.json` declare, cannot be encoded then.
+    /// The tokenizer for a model with embeddings for `rows` tokens. Text that contains a token without an embedding,
+    /// declared only in the files beside `tokenizer.json`, cannot be encoded then.
     ///
     /// # Errors
-    /// When `tokenizer.json` itself has larger ids, or the token that begins or ends sequences has.
+    /// If `tokenizer.json` itself has larger ids, or the token that begins or ends sequences has one.
     pub fn for_embeddings(mut self, rows: usize) -> Result<Tokenizer> {
         ensure!(
             self.own_size <= rows,
@@ -150,7 +150,7 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// The tokens of a checkpoint that the files beside `tokenizer.json` declare or give other flags, by id.
+    /// The tokens of a checkpoint that the files beside `tokenizer.json` declare or change, by id.
     ///
     /// # Errors
     /// As [`Tokenizer::from_dir`].
@@ -166,15 +166,15 @@ impl Tokenizer {
         Ok(all)
     }
 
-    /// The tokens beside the model's own vocabulary, by id.
+    /// The added tokens, by id.
     fn added_tokens(&self) -> BTreeMap<u32, AddedToken> {
         self.inner.added_tokens()
     }
 
-    /// A tokenizer from a `tokenizer.json` alone; it knows no names of special tokens.
+    /// Loads a tokenizer from a `tokenizer.json` alone, without names of special tokens.
     ///
     /// # Errors
-    /// When the file cannot be read or is no tokenizer; names it.
+    /// If the file cannot be read or is no tokenizer; names it.
     pub fn from_file(path: &Path) -> Result<Tokenizer> {
         let bytes = input::read(path)?;
         let inner =
@@ -182,13 +182,13 @@ impl Tokenizer {
         Tokenizer::wrap(inner).with_context(|| format!("in {}", path.display()))
     }
 
-    /// Trains a byte-level BPE. The result depends on the texts and their counts only, not on threads or runs.
+    /// Trains a byte-level BPE. The result depends only on the texts and their counts, not on threads.
     ///
-    /// Ids: special tokens in the order given, the 256 bytes, then the merges. Digits are single tokens. No token is
-    /// added by encoding. Fewer than `vocab_size` tokens come out where the texts have no more pairs to merge.
+    /// Ids: special tokens in the order given, the 256 bytes, then the merges. Digits are single tokens. Encoding adds
+    /// no tokens. There are fewer than `vocab_size` tokens if the texts have no more pairs to merge.
     ///
     /// # Errors
-    /// When `vocab_size` has no room for the bytes and special tokens, or a special token is empty or there twice.
+    /// If `vocab_size` is too small for the bytes and special tokens, or a special token is empty or duplicate.
     pub fn train_bpe(
         texts: impl Iterator<Item = String> + Send,
         vocab_size: usize,
@@ -225,7 +225,7 @@ impl Tokenizer {
     /// and 5.
     ///
     /// # Errors
-    /// When a name is no token of this tokenizer, or a file cannot be written.
+    /// If a name is no token of this tokenizer, or a file cannot be written.
     pub fn save(&self, dir: &Path, names: &SpecialTokenNames, chat_template: Option<&str>) -> Result<()> {
         let mut config = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false });
         for (key, name) in [("bos_token", &names.bos), ("eos_token", &names.eos), ("pad_token", &names.pad)] {
@@ -244,19 +244,19 @@ impl Tokenizer {
         atomic::write(&dir.join("tokenizer_config.json"), format!("{config:#}\n").as_bytes())
     }
 
-    /// The tokens of a text, none added. Special tokens spelled out in the text are recognised.
+    /// Encodes a text without adding tokens. Special tokens written out in the text are recognised.
     ///
     /// # Errors
-    /// When the tokenizer cannot spell the text (some have no token for unknown characters).
+    /// If the tokenizer cannot represent the text (some have no token for unknown characters).
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.encoding(text, Specials::Omit)?.get_ids().to_vec())
     }
 
-    /// The tokens of `text` where it follows `before`, none added.
+    /// Encodes `text` as it follows `before`, without adding tokens.
     ///
-    /// These are the tokens that `before` and `text` together have behind those of `before` alone. Where the two grow into
-    /// one token at the seam they are those of `text` alone. The difference shows in tokenizers of the SentencePiece kind,
-    /// which put a space in front of every text.
+    /// Returns the tokens of the concatenation after those of `before` alone. If a token spans the boundary, returns
+    /// the tokens of `text` alone. The difference matters for SentencePiece-like tokenizers, which prepend a space to
+    /// every text.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -268,8 +268,8 @@ impl Tokenizer {
         if whole.starts_with(&head) { Ok(whole.split_off(head.len())) } else { self.encode(text) }
     }
 
-    /// The tokens of a text with what the tokenizer puts around it, such as a beginning-of-sequence token; one that the
-    /// text spells out itself is not doubled.
+    /// Encodes a text with the tokenizer's own additions, such as a beginning-of-sequence token; a token that the text
+    /// already contains there is not doubled.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -284,7 +284,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The tokens of a text, none added, and for each range of its bytes the range of tokens that touch it.
+    /// Encodes a text without adding tokens; for each byte range, also returns the range of overlapping tokens.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -295,15 +295,15 @@ impl Tokenizer {
         Ok((encoding.get_ids().to_vec(), ranges))
     }
 
-    /// The text of tokens, special tokens left out.
+    /// Decodes tokens, skipping special tokens.
     ///
     /// # Errors
-    /// When the tokenizer's decoder fails.
+    /// If the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, Specials::Omit).map_err(|e| anyhow!("cannot decode tokens: {e}"))
     }
 
-    /// The text of tokens, special tokens spelled out.
+    /// Decodes tokens, including special tokens.
     ///
     /// # Errors
     /// As [`Tokenizer::decode`].
@@ -311,8 +311,8 @@ impl Tokenizer {
         self.inner.decode(ids, Specials::Add).map_err(|e| anyhow!("cannot decode tokens: {e}"))
     }
 
-    /// The bytes that a token stands for where other text goes before it: a part of a character, or a word with its space.
-    /// Special tokens are spelled out.
+    /// The bytes of a token inside a text: part of a character, or a word with its leading space. Special tokens are
+    /// written out.
     ///
     /// # Errors
     /// As [`Tokenizer::decode`].
@@ -327,7 +327,7 @@ impl Tokenizer {
         }
     }
 
-    /// The id of a token as the vocabulary spells it; none if the model is known to have no embedding for it.
+    /// The id of a token by its vocabulary entry; none if the model is known to have no embedding for it.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token).filter(|id| self.embeddings.is_none_or(|rows| (*id as usize) < rows))
     }
@@ -337,7 +337,7 @@ impl Tokenizer {
         self.vocab_size
     }
 
-    /// The spelling of the special tokens.
+    /// The texts of the special tokens.
     pub fn names(&self) -> &SpecialTokenNames {
         &self.names
     }
@@ -382,7 +382,7 @@ impl Tokenizer {
     }
 }
 
-/// The tokens that overlap `span`. Tokens of white space may be reported as empty, at their end.
+/// The tokens that overlap `span`. White space tokens may be reported as empty, at their end.
 fn tokens_of(span: &Range<usize>, offsets: &[(usize, usize)]) -> Range<usize> {
     let touches = |&(start, end): &(usize, usize)| match start == end {
         true => span.start < end && end <= span.end,

@@ -17,7 +17,7 @@ const fn answer(keys: &'static str, needs: &'static str, remedy: &'static str) -
 
 /// The first answer that applies is used.
 const ANSWERS: &[Answer] = &[
-    // What a run is and where it goes.
+    // Run name and output.
     answer(
         "resume_from_checkpoint auto_resume_from_checkpoints load_checkpoint restore_callback_states_from_checkpoint \
         ignore_data_skip",

@@ -26,7 +26,7 @@ use outlines::Outlines;
 /// Result of a check of all stages.
 #[derive(Default)]
 pub struct Checked {
-    /// One line about each stage: what it reads, and the memory it needs as far as that is known.
+    /// One line per stage: its inputs, and the memory it needs, as far as known.
     pub lines: Vec<String>,
     /// All errors.
     pub faults: Faults,

@@ -264,7 +264,7 @@ fn kind(given: &Map<String, Value>, kinds: &'static [Kind]) -> anyhow::Result<&'
     }
 }
 
-/// The names of all stages. A stage without a valid kind has an error of its own; references to it are checked
+/// The names of all stages. A stage without a valid kind is reported separately; references to it are checked
 /// nevertheless.
 fn stage_names(stages: &[(String, Map<String, Value>)], kinds: &'static [Kind], out: &Path) -> Vec<StageName> {
     let product = |given: &Map<String, Value>| kind(given, kinds).map_or(Product::Directory, |kind| kind.product);

@@ -46,7 +46,7 @@ pub(crate) struct StageName {
     pub name: String,
     /// Its directory.
     pub dir: PathBuf,
-    /// The path that its name stands for as data: the directory or a file in it.
+    /// Its product when named as data: the directory or a file in it.
     pub product: PathBuf,
 }
 

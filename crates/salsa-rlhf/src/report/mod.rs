@@ -194,7 +194,7 @@ fn kls(metrics: &Metrics) -> Ordered<Option<f64>> {
 /// A prompt with the responses of several arms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// Key of the split it comes from.
+    /// Key of its split.
     pub split: String,
     /// The prompt.
     pub prompt: String,

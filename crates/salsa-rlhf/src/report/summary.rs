@@ -20,7 +20,7 @@ pub struct Summary {
     /// The device: `"cpu"`, or the name of the GPU; empty in summaries of versions without GPU support.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub device: String,
-    /// Arm key (`"sft_a"`, `"salsa"`, …), then split key (`"test"`, `"ood"`, …). The order is the order of presentation.
+    /// Arm key (`"sft_a"`, `"salsa"`, …), then split key (`"test"`, `"ood"`, …), in the order of presentation.
     pub arms: Ordered<Ordered<SplitSummary>>,
     /// Reward along the line SFT A – SFT B, split by split.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

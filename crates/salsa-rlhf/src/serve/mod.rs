@@ -3,11 +3,11 @@
 //! # Layout
 //!
 //! ```text
-//! http      connections, their limits, the end of the server       (threads of the runtime)
-//! routes    path to request
-//! completion, messages, parameters, readings, fields   what a request asks, checked
-//! app       what all connections share
-//! engine    one thread owns the models: lanes of sequences, forward passes
+//! http      connections, their limits, shutdown                     (threads of the runtime)
+//! routes    routing by path
+//! completion, messages, parameters, readings, fields   parsed and checked requests
+//! app       state shared by all connections
+//! engine    one thread that owns the models: lanes of sequences, forward passes
 //! choices, generated, text, tokens     from tokens to pieces of text with log-probs
 //! reply, respond                       pieces in OpenAI's form, whole or as a stream
 //! ```

@@ -72,7 +72,8 @@ pub(super) fn for_chat(tokens: &[Told]) -> Value {
     json!({"content": tokens.iter().map(entry).collect::<Vec<_>>(), "refusal": null})
 }
 
-/// `{"tokens", "token_logprobs", "top_logprobs", "text_offset"}`; `offset` counts the characters before the first token.
+/// `{"tokens", "token_logprobs", "top_logprobs", "text_offset"}`; `offset` is the number of characters before the
+/// tokens.
 pub(super) fn for_completion(tokens: &[Told], offset: &mut usize) -> Value {
     let mut offsets = Vec::with_capacity(tokens.len());
     for told in tokens {

@@ -7,7 +7,7 @@
 //!   rl_seed: {values: [1, 2], set: {arm.seed: "${rl_seed}"}}
 //!   kl_coef: [0.05, 0.1, 0.2]                # a key of the arms' stages
 //! arms:
-//!   ppo: {}                                  # the stage of this name, as it is
+//!   ppo: {}                                  # the stage of this name, unchanged
 //!   salsa: {}
 //!   mkl: {stage: ppo, reference: {kind: multi, models: [sft-a, sft-b]}}
 //! select: {key: kl_coef, by: gold_reward, on: validation}

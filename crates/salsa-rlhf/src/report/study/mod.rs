@@ -123,7 +123,7 @@ pub(crate) struct Claim {
     pub measured: String,
     /// The set of prompts.
     pub set: String,
-    /// The difference that the claim says is above 0; none if no seed has one.
+    /// The difference, claimed to be above 0; none if no seed has one.
     pub difference: Option<OverSeeds>,
     /// `supported`, `not supported` or `cannot tell`.
     pub verdict: String,
