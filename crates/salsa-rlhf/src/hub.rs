@@ -5,8 +5,8 @@
 //! ```text
 //! $HF_HUB_CACHE, or $HF_HOME/hub, or ~/.cache/huggingface/hub
 //!     models--org--name/                    datasets--org--name/
-//!         blobs/ETAG                        the bytes; ETAG.incomplete while they come
-//!         refs/main                         the commit that a revision is
+//!         blobs/ETAG                        the bytes; ETAG.incomplete during the download
+//!         refs/main                         the commit of a revision
 //!         snapshots/COMMIT/config.json      a link to the blob
 //!     .locks/models--org--name/ETAG.lock    held while a blob is written
 //! ```

@@ -99,7 +99,7 @@ pub(crate) struct MetricsWriter {
 }
 
 impl MetricsWriter {
-    /// Starts anew in `dir`, which is created if absent: truncates an existing `metrics.jsonl`, and makes TensorBoard
+    /// Starts new metrics in `dir`, which is created if absent: truncates an existing `metrics.jsonl`, and makes TensorBoard
     /// drop the points of older event files.
     ///
     /// # Errors

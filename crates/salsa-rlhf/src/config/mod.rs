@@ -1,4 +1,4 @@
-//! Configuration: defaults, then a YAML or JSON file, then `--key value` flags, each layer over the one before.
+//! Configuration: defaults, then a YAML or JSON file, then `--key value` flags, each overriding the previous.
 //!
 //! A stage's configuration is one struct with `Default`, `Serialize` and `Deserialize` (`#[serde(default)]`, no
 //! `skip_serializing`, no `serde(alias)`): its serialised default *is* the list of valid keys. Keys keep TRL's spelling

@@ -3,7 +3,7 @@
 //! ```yaml
 //! name: hh-small
 //! out: ../runs/hh-small              # `runs/NAME` if absent; --out wins
-//! seed: 1                            # of every stage that gives none
+//! seed: 1                            # of every stage without its own
 //! vars: {data: ../../data}           # --set vars.data=/elsewhere
 //! stages:
 //!   base:   {kind: pretrain, dataset: "${vars.data}/text.txt"}

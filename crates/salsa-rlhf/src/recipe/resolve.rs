@@ -36,7 +36,7 @@ pub(crate) struct Names<'a> {
     pub seed: Option<u64>,
     /// `${vars.x}`
     pub vars: &'a Map<String, Value>,
-    /// `${stages.x}`, and plain names where a path is wanted.
+    /// `${stages.x}`, and plain names where a path is expected.
     pub stages: Vec<StageName>,
 }
 

@@ -102,7 +102,7 @@ pub struct Arm {
     pub role: String,
 }
 
-/// The pipeline as a picture: boxes on a grid, read from top to bottom.
+/// The pipeline diagram: boxes on a grid, read from top to bottom.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Pipeline {
     /// The boxes.

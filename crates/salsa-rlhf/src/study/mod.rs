@@ -23,7 +23,7 @@
 //!   study.yaml               as given
 //!   stages/KIND-DIGEST/      each stage once
 //!   cells/ARM/SETTING/       a run directory: recipe.yaml, resolved.json, report.html, links to its stages
-//!   study.json               the numbers; no clock
+//!   study.json               the numbers, without timings
 //!   study.html               the report
 //! ```
 //!
