@@ -99,8 +99,8 @@ pub(crate) struct MetricsWriter {
 }
 
 impl MetricsWriter {
-    /// Starts new metrics in `dir`, which is created if absent: truncates an existing `metrics.jsonl`, and makes TensorBoard
-    /// drop the points of older event files.
+    /// Starts new metrics in `dir`, which is created if absent: truncates an existing `metrics.jsonl`, and makes
+    /// TensorBoard drop the points of older event files.
     ///
     /// # Errors
     /// If the directory or a file in it cannot be written.

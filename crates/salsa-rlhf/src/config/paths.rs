@@ -166,8 +166,8 @@ pub struct Places {
     pub inputs: BTreeMap<String, PathKind>,
     /// Values that affect no result.
     pub no_effect: BTreeSet<String>,
-    /// Keys that hold their default. A stage record that lacks such a key was written before the key existed, and means this
-    /// value.
+    /// Keys that hold their default. A stage record that lacks such a key was written before the key existed, and means
+    /// this value.
     pub at_default: BTreeSet<String>,
 }
 
