@@ -1,5 +1,5 @@
-//! Checks that the products of earlier stages fit the stages that read them, as far as their kinds determine this. Such an error
-//! would otherwise show only after the earlier stages have run.
+//! Checks that the products of earlier stages fit the stages that read them, as far as their kinds determine this. Such
+//! an error would otherwise show only after the earlier stages have run.
 use std::path::Path;
 
 use anyhow::bail;
