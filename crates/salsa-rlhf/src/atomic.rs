@@ -1,8 +1,8 @@
-//! Files and folders that are either whole or absent, whatever interrupts the program.
+//! Atomic writes of files and folders: after an interruption they are either complete or absent.
 //!
-//! A file is written under a name that nobody else uses, `NAME.PROCESS-COUNT.tmp`, opened so that nothing which is there
-//! already is followed or emptied, and renamed when it is whole. It is locked while it is written: what is not locked was
-//! left by a process that was killed, and goes when the same file is written again.
+//! A file is written under a unique temporary name, `NAME.PROCESS-COUNT.tmp`, opened without following or truncating
+//! anything existing, and renamed once it is complete. It is locked while it is written: unlocked ones were left by
+//! killed processes and are removed at the next write of the same file.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::input;
 
-/// Replaces the file `path` by `bytes`: a reader sees the old content or the new one, never a part.
+/// Replaces the file `path` by `bytes`: a reader sees either the old or the new content.
 ///
 /// # Errors
 /// As [`write_with()`].
@@ -25,14 +25,14 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |out| Ok(out.write_all(bytes)?))
 }
 
-/// Replaces the file `path` by what `fill` writes, without holding it in memory.
+/// Replaces the file `path` by the output of `fill`, without holding it in memory.
 ///
-/// The bytes go to a temporary file in the same folder, which is synced to disk and then renamed. A symbolic link at
-/// `path` is replaced, not followed. A pipe or a character device (`/dev/stdout`, `/dev/null`, a FIFO) is written to as it
-/// is: what is written to it cannot be taken back.
+/// The bytes are written to a temporary file in the same folder, which is synced to disk and then renamed. A symbolic
+/// link at `path` is replaced, not followed. A pipe or a character device (`/dev/stdout`, `/dev/null`, a FIFO) is
+/// written directly; such output cannot be undone.
 ///
 /// # Errors
-/// Names the path and the cause; the old content is then still there and no temporary file is left.
+/// Names the path and the cause; the old content is then unchanged and no temporary file remains.
 pub(crate) fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let written = match stream(path) {
         Ok(Some(stream)) => fill_stream(stream, fill),
@@ -46,12 +46,12 @@ fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> R
     make_folder_of(path)?;
     remove_leftovers(path)?;
     let (tmp, file) = temporary(path)?;
-    // The file stays open, and so locked, until it has its name.
+    // The file stays open, and therefore locked, until it is renamed.
     let written = fill_file(&file, fill).and_then(|()| rename(&tmp, path)).and_then(|()| sync_folder_of(path));
     written.inspect_err(|_| drop(fs::remove_file(&tmp)))
 }
 
-/// Opens a new file `path`. What is there is removed first; a symbolic link is not followed.
+/// Creates a new file `path`, removing an existing one first; a symbolic link is not followed.
 ///
 /// # Errors
 /// Names the path and the cause.
@@ -61,7 +61,7 @@ pub(crate) fn create_new(path: &Path) -> Result<File> {
     made.map_err(|e| explain(&e, &format!("cannot create {}", path.display())))
 }
 
-/// Opens the file `path` to go on writing in it, and makes it if it is absent. A symbolic link is refused.
+/// Opens the file `path` for appending, creating it if absent. A symbolic link is an error.
 ///
 /// # Errors
 /// Names the path and the cause.
@@ -77,7 +77,7 @@ pub(crate) fn open_to_continue(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Whether `path` still names this open file, rather than another one or none.
+/// Whether `path` still refers to this open file.
 pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     #[cfg(unix)]
     {
@@ -94,16 +94,16 @@ pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Something that is written to as it is, because a rename would put a file in its place.
+/// A target that is written directly, since a rename would replace it by a file.
 enum Stream {
     Stdout,
     Stderr,
     Open(File),
 }
 
-/// The stream at `path`, if there is one; none where a file is to be.
+/// The stream at `path`; none if `path` is, or will be, a regular file.
 fn stream(path: &Path) -> Result<Option<Stream>> {
-    // These may be redirected to a file, in which others write, too: at the same place as the descriptor itself.
+    // These may be redirected to a file with other writers: use the offset of the descriptor itself.
     for (stream, names) in [
         (Stream::Stdout, ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"]),
         (Stream::Stderr, ["/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"]),
@@ -149,19 +149,19 @@ fn fill_stream(stream: Stream, fill: impl FnOnce(&mut dyn Write) -> Result<()>) 
     out.flush().map_err(|e| explain(&e, "the last bytes could not be written"))
 }
 
-/// A new temporary file for `path`, locked, and its name.
+/// Creates a temporary file for `path`; returns its name and the locked file.
 fn temporary(path: &Path) -> Result<(PathBuf, File)> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     loop {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let tmp = beside(path, &format!(".{:x}-{count:x}.tmp", std::process::id()))?;
         let file = match OpenOptions::new().write(true).create_new(true).open(&tmp) {
-            // Of another machine on the same disk, or of a process that had this number before.
+            // Left by another machine on the same disk, or by an earlier process with the same id.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
             other => other.map_err(|e| explain(&e, &format!("cannot create {}", tmp.display())))?,
         };
-        // Between the two calls another writer of the same file may have taken it for a leftover: then that one holds the
-        // lock, or has removed the file. Where a disk knows no locks, nobody takes the file for a leftover either.
+        // Between the two calls another writer of the same file may have mistaken it for a leftover and locked or
+        // removed it. On disks without locks, no file is taken for a leftover.
         let is_taken = matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock));
         if !is_taken && is_at(&file, &tmp) {
             return Ok((tmp, file));
@@ -169,7 +169,7 @@ fn temporary(path: &Path) -> Result<(PathBuf, File)> {
     }
 }
 
-/// Removes what killed processes left of attempts to write `path`.
+/// Removes temporary files for `path` of killed processes.
 fn remove_leftovers(path: &Path) -> Result<()> {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return Ok(()) };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -183,7 +183,7 @@ fn remove_leftovers(path: &Path) -> Result<()> {
             Ok(meta) if meta.is_symlink() => remove(&other)?,
             Ok(meta) if meta.is_file() => {
                 let Ok(file) = unfollowed(options.read(true)).open(&other) else { continue };
-                // Still locked while it is removed: its writer, if it has only just made it, makes another one.
+                // Removed while locked: if its writer has only just created it, that writer creates another one.
                 if file.try_lock().is_ok() && is_at(&file, &other) {
                     remove(&other)?;
                 }
@@ -194,7 +194,7 @@ fn remove_leftovers(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a file of this name is a temporary one of the file `name`: `NAME.tmp`, or `NAME.PROCESS-COUNT.tmp`.
+/// Whether a file name is a temporary name of the file `name`: `NAME.tmp`, or `NAME.PROCESS-COUNT.tmp`.
 pub(crate) fn is_temporary_of(file: &OsStr, name: &str) -> bool {
     let is_hex = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let file = file.to_str().and_then(|file| file.strip_prefix(name)?.strip_prefix('.')?.strip_suffix("tmp"));
@@ -204,21 +204,20 @@ pub(crate) fn is_temporary_of(file: &OsStr, name: &str) -> bool {
     })
 }
 
-/// Opens nothing through a symbolic link, and does not wait for the other end of a pipe.
+/// Does not follow symbolic links and does not wait for the other end of a pipe.
 fn unfollowed(options: &mut OpenOptions) -> &mut OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
     options
 }
 
-/// Replaces the folder `path` by one that `fill` writes: it is handed `PATH.tmp`, empty, which becomes `path` when it
-/// returns.
+/// Replaces the folder `path`: `fill` writes into the empty folder `PATH.tmp`, which is then renamed to `path`.
 ///
-/// The caller holds a lock that keeps others from doing the same. An existing `path` is moved aside to `PATH.old` and removed afterwards; if the program is killed between the two
-/// renames, the next call puts it back first.
+/// The caller holds a lock against concurrent calls. An existing `path` is moved to `PATH.old` and removed afterwards;
+/// if the program is killed between the two renames, the next call restores it first.
 ///
 /// # Errors
-/// Names the path and the cause; what was at `path` before is then still there.
+/// Names the path and the cause; the old content of `path` is then unchanged.
 pub(crate) fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let (tmp, old) = (beside(path, ".tmp")?, beside(path, ".old")?);
     let replaced = (|| {
@@ -246,11 +245,10 @@ pub(crate) fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -
     replaced.inspect_err(|_| drop(remove(&tmp))).with_context(|| format!("cannot write folder {}", path.display()))
 }
 
-/// Gives the folder or file `from` the name `to`, which nothing bears, on the same disk: it is at one of the two, whatever
-/// interrupts the program.
+/// Atomically renames the folder or file `from` to `to`, which must not exist, on the same disk.
 ///
 /// # Errors
-/// Names the paths and the cause; then nothing has changed.
+/// Names the paths and the cause; nothing has changed then.
 pub(crate) fn move_to(from: &Path, to: &Path) -> Result<()> {
     anyhow::ensure!(fs::symlink_metadata(to).is_err(), "{} is there already", to.display());
     rename(from, to)?;
@@ -261,7 +259,7 @@ pub(crate) fn move_to(from: &Path, to: &Path) -> Result<()> {
 /// The SHA-256 of a file's bytes, in lower-case hexadecimal.
 ///
 /// # Errors
-/// When the file cannot be read; names it.
+/// If the file cannot be read; names it.
 pub(crate) fn sha256_file(path: &Path) -> Result<String> {
     let mut file = input::open(path)?;
     let mut hash = Sha256::new();
@@ -337,7 +335,7 @@ fn sync_folder_of(path: &Path) -> Result<()> {
 }
 
 fn sync(path: &Path) -> Result<()> {
-    // Folders cannot be opened for syncing everywhere; there a rename is as durable as the system makes it.
+    // Not all systems can sync folders; there, the durability of a rename depends on the system.
     match File::open(path) {
         Err(_) if path.is_dir() => Ok(()),
         Err(e) => Err(explain(&e, &format!("cannot sync {}", path.display()))),
@@ -348,7 +346,7 @@ fn sync(path: &Path) -> Result<()> {
     }
 }
 
-/// An input/output error with what was tried and, where there is one, the remedy.
+/// An I/O error with the failed operation and, if known, a remedy.
 pub(crate) fn explain(error: &io::Error, what: &str) -> anyhow::Error {
     match remedy(error.kind()) {
         Some(remedy) => anyhow!("{what}: {error}; {remedy}"),

@@ -1,4 +1,4 @@
-//! Conversations to text and tokens, through the model's own chat template.
+//! Rendering of conversations to text and tokens with the model's chat template.
 
 mod arguments;
 mod characters;
@@ -37,14 +37,14 @@ use crate::tokenizer::{SpecialTokenNames, Tokenizer};
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, or another role the template knows.
+    /// The role: `system`, `user`, `assistant`, or another one that the template supports.
     pub role: String,
-    /// What is said.
+    /// The text.
     pub content: String,
 }
 
 impl Message {
-    /// A turn of `role` that says `content`.
+    /// Creates a message.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
         Message { role: role.into(), content: content.into() }
     }
@@ -53,13 +53,13 @@ impl Message {
 /// Whether a rendered conversation ends with the opening of an assistant turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GenerationPrompt {
-    /// It does: the model is to answer.
+    /// It does: the model answers next.
     Add,
     /// It ends where the last message ends.
     Omit,
 }
 
-/// The template of models that this program trains from nothing. Its special tokens are [`BUILTIN_SPECIAL_TOKENS`].
+/// The template of models trained from scratch. Its special tokens are [`BUILTIN_SPECIAL_TOKENS`].
 pub const BUILTIN_TEMPLATE: &str = "{% for message in messages %}\
 {{ '<|' + message['role'] + '|>\\n' }}\
 {% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}\
@@ -67,7 +67,7 @@ pub const BUILTIN_TEMPLATE: &str = "{% for message in messages %}\
 {{ '\\n' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}";
 
-/// What a tokenizer for [`BUILTIN_TEMPLATE`] needs as special tokens: padding, end of turn, and the three roles.
+/// The special tokens that [`BUILTIN_TEMPLATE`] needs in a tokenizer: padding, end of turn, and the three roles.
 pub const BUILTIN_SPECIAL_TOKENS: [&str; 5] = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"];
 
 /// A chat template in the Jinja dialect of transformers: blocks trimmed, loop controls, `raise_exception`,
@@ -78,19 +78,19 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles a template; `bos_token`, `eos_token` and `pad_token` are known in it where `tokens` has them.
+    /// Compiles a template; `bos_token`, `eos_token` and `pad_token` are defined in it if `tokens` has them.
     ///
     /// # Errors
-    /// When the source is no valid template; says the line.
+    /// If the source is no valid template; names the line.
     pub fn new(source: &str, tokens: &SpecialTokenNames) -> Result<ChatTemplate> {
         Ok(ChatTemplate { rendering: Rendering::new(source, tokens)? })
     }
 
-    /// The template of a checkpoint: `chat_template.jinja`, or `chat_template` of `tokenizer_config.json` (of several
-    /// named ones the one called `default`), or `chat_template.json`. `None` where there is none.
+    /// Loads the template of a checkpoint: `chat_template.jinja`, or `chat_template` of `tokenizer_config.json` (of
+    /// several named ones the one called `default`), or `chat_template.json`. `None` if there is none.
     ///
     /// # Errors
-    /// When a file is there and cannot be read or holds no valid template; names the file.
+    /// If a file cannot be read or holds no valid template; names the file.
     pub fn from_dir(dir: &Path) -> Result<Option<ChatTemplate>> {
         let Some((file, source)) = find_source(dir)? else { return Ok(None) };
         let tokens = SpecialTokenNames::from_dir(dir)?;
@@ -102,20 +102,20 @@ impl ChatTemplate {
         self.rendering.source()
     }
 
-    /// The end-of-sequence token as the template knows it.
+    /// The end-of-sequence token as defined in the template.
     fn eos(&self) -> Option<&str> {
         self.rendering.token("eos_token")
     }
 
-    /// A conversation as the text the model sees, special tokens included.
+    /// Renders a conversation to the text that the model sees, including special tokens.
     ///
     /// # Errors
-    /// When the template refuses the conversation (many want user and assistant in turn); says what it says.
+    /// If the template raises an error for the conversation (many require alternating user and assistant turns).
     pub fn render(&self, messages: &[Message], prompt: GenerationPrompt) -> Result<String> {
         self.render_with(messages, &TemplateArguments::default(), prompt)
     }
 
-    /// The same with these arguments of the template.
+    /// The same with arguments of the template.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
@@ -128,18 +128,18 @@ impl ChatTemplate {
         self.rendering.plain(messages, arguments, prompt)
     }
 
-    /// A conversation as text, and the bytes of it that are assistant turns: what the template puts in
-    /// `{% generation %}` blocks or, where it has none, what each assistant message adds behind the generation prompt
-    /// (its end-of-turn token included).
+    /// Renders a conversation; returns the text and the byte ranges of assistant turns: the `{% generation %}` blocks
+    /// or, if the template has none, what each assistant message adds after the generation prompt (including its
+    /// end-of-turn token).
     ///
     /// # Errors
-    /// As [`ChatTemplate::render`]; and for a template without `{% generation %}` whose rendering of a turn depends on
-    /// later ones in a way that hides where the turn is.
+    /// As [`ChatTemplate::render`]; also if a template without `{% generation %}` renders a turn depending on later
+    /// ones such that its range cannot be determined.
     pub fn render_with_spans(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
         self.render_with_spans_and(messages, &TemplateArguments::default())
     }
 
-    /// The same with these arguments of the template.
+    /// The same with arguments of the template.
     ///
     /// # Errors
     /// As [`ChatTemplate::render_with_spans`].
@@ -156,10 +156,10 @@ impl ChatTemplate {
     }
 }
 
-/// A conversation as tokens, and the ranges of tokens that are assistant turns.
+/// Encodes a conversation; returns the tokens and the token ranges of assistant turns.
 ///
-/// The template alone decides about special tokens: the tokenizer adds none, so a beginning-of-sequence token is never
-/// there twice.
+/// Special tokens come from the template only; the tokenizer adds none, so a beginning-of-sequence token is never
+/// doubled.
 ///
 /// # Errors
 /// As [`ChatTemplate::render_with_spans`] and [`Tokenizer::encode`].
@@ -172,7 +172,7 @@ pub fn encode_chat(
     tokenizer.encode_with_spans(&text, &spans)
 }
 
-/// A conversation as the tokens that ask the model for the next assistant turn.
+/// Encodes a conversation with a generation prompt for the next assistant turn.
 ///
 /// # Errors
 /// As [`ChatTemplate::render`] and [`Tokenizer::encode`].

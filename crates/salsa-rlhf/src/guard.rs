@@ -1,15 +1,15 @@
-//! Calls of libraries that panic at damaged files where an error is due.
+//! Guards for library calls that panic on damaged files instead of returning an error.
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
 thread_local! {
-    /// Whether this thread is inside a call whose panic becomes an error: the hook, which prints, takes no argument.
+    /// Whether this thread is inside a guarded call; a thread-local, since the panic hook takes no such argument.
     static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does the work. A panic becomes an error, its message, and prints nothing.
+/// Runs `work`. A panic becomes an error with its message, and prints nothing.
 ///
 /// # Errors
 /// The message of the panic.

@@ -1,8 +1,7 @@
-//! Files that the program reads: opened in one way, so that a named pipe, a device or a link that leads in a circle is an
-//! error and nothing waits for it.
+//! Opening of input files: a named pipe, a device or a circular link is an error and never blocks.
 //!
-//! Only regular files are read. Standard input is read where it is given by a name of its own (`/dev/stdin`, `/dev/fd/N`,
-//! `/proc/self/fd/N`): there a pipe is what the caller wants.
+//! Only regular files are read. Standard input is read if it is given by an explicit name (`/dev/stdin`, `/dev/fd/N`,
+//! `/proc/self/fd/N`), where a pipe is intended.
 use std::{
     fs::{self, File, Metadata, OpenOptions},
     io::{self, Read},
@@ -11,21 +10,21 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Most bytes of a file that is read whole: tokenizers, the largest of them, have some 40 MB.
+/// Maximum size of a file that is read at once; the largest tokenizers have some 40 MB.
 const MOST_BYTES: u64 = 1 << 30;
 
-/// Most files and folders below one folder.
+/// Maximum number of files and folders below one folder.
 const MOST_ENTRIES: usize = 1_000_000;
 
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// Names the path, and what is there if it is no regular file.
+/// Names the path, and its type if it is no regular file.
 pub(crate) fn open(path: &Path) -> Result<File> {
     opened(path)?.with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// [`open`], or none if nothing is there.
+/// [`open`], or none if the file does not exist.
 ///
 /// # Errors
 /// As [`open`].
@@ -36,9 +35,9 @@ pub(crate) fn open_if_any(path: &Path) -> Result<Option<File>> {
     }
 }
 
-/// The file, or what the system says; an error if what is there is no regular file.
+/// The file, or the system's error; fails if it is no regular file.
 fn opened(path: &Path) -> Result<io::Result<File>> {
-    // Some devices act when they are opened, so the kind is asked first; and again of what was opened.
+    // Some devices act when opened, so the type is checked first, and again after opening.
     match fs::metadata(path) {
         Ok(meta) => check_kind(path, &meta)?,
         Err(error) => return Ok(Err(error)),
@@ -52,15 +51,15 @@ fn opened(path: &Path) -> Result<io::Result<File>> {
     Ok(file)
 }
 
-/// The bytes of a regular file, of at most a gibibyte.
+/// Reads a regular file of at most 1 GiB.
 ///
 /// # Errors
-/// As [`open`], and if it is larger.
+/// As [`open`], and if the file is larger.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     read_open(path, open(path)?)
 }
 
-/// [`read`], or none if nothing is there.
+/// [`read`], or none if the file does not exist.
 ///
 /// # Errors
 /// As [`read`].
@@ -68,10 +67,10 @@ pub(crate) fn read_if_any(path: &Path) -> Result<Option<Vec<u8>>> {
     open_if_any(path)?.map(|file| read_open(path, file)).transpose()
 }
 
-/// The text of a regular file.
+/// Reads a regular file as text.
 ///
 /// # Errors
-/// As [`read`], and if it is not UTF-8.
+/// As [`read`], and if the file is not UTF-8.
 pub(crate) fn read_to_string(path: &Path) -> Result<String> {
     let bytes = read(path)?;
     check_utf8(path, &bytes)?;
@@ -91,10 +90,10 @@ fn read_open(path: &Path, file: File) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Checks that bytes are UTF-8; the error names another encoding if their beginning tells it.
+/// Checks that bytes are UTF-8; the error names another encoding if it is recognised.
 ///
 /// # Errors
-/// If they are not; names the line.
+/// If they are not UTF-8; names the line.
 pub(crate) fn check_utf8(path: &Path, bytes: &[u8]) -> Result<()> {
     check_not_utf16(path, bytes)?;
     match std::str::from_utf8(bytes) {
@@ -106,10 +105,10 @@ pub(crate) fn check_utf8(path: &Path, bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// Refuses what begins as UTF-16 or UTF-32: with a byte order mark, or with a letter beside a zero byte.
+/// Rejects text that starts as UTF-16 or UTF-32: with a byte order mark, or with zero bytes between ASCII characters.
 ///
 /// # Errors
-/// If it does; says how to convert it.
+/// If it does; the message explains the conversion.
 pub(crate) fn check_not_utf16(path: &Path, start: &[u8]) -> Result<()> {
     let encoding = match start {
         [0xFF, 0xFE, 0, 0, ..] | [0, 0, 0xFE, 0xFF, ..] => "UTF-32",
@@ -130,9 +129,9 @@ fn converted(path: &Path, encoding: &str) -> String {
     format!("iconv -f {encoding} -t UTF-8 {name} > utf8-{name}")
 }
 
-/// The files below a folder, by their paths from there (with `/`), in the order of these, and where they are. Names that
-/// `wanted` refuses are left out, with all that is in them; so are folders more than `deepest` folders down. A link to a
-/// folder that it lies in is not followed.
+/// Lists the files below a folder, sorted by their relative paths (with `/`), with their locations. Names that `wanted`
+/// rejects are skipped with their contents, and so are folders more than `deepest` levels down. A link to one of its
+/// own ancestors is not followed.
 ///
 /// # Errors
 /// If a folder cannot be listed, or there are more than a million files and folders.
@@ -150,7 +149,7 @@ pub(crate) fn files_below(
 struct Walk<'a> {
     deepest: usize,
     wanted: &'a dyn Fn(&str) -> bool,
-    /// The folders from the first down to the one that is being listed.
+    /// The chain of folders down to the current one.
     above: Vec<PathBuf>,
     entries: usize,
     found: Vec<(String, PathBuf)>,
@@ -188,7 +187,7 @@ impl Walk<'_> {
     }
 }
 
-/// Whether a path names an open descriptor of this process.
+/// Whether a path refers to an open descriptor of this process.
 fn is_descriptor(path: &Path) -> bool {
     path == Path::new("/dev/stdin") || ["/dev/fd", "/proc/self/fd"].iter().any(|folder| path.starts_with(folder))
 }
@@ -217,7 +216,7 @@ fn kind(meta: &Metadata) -> &'static str {
     if meta.is_dir() { "a folder" } else { "a device" }
 }
 
-/// Whether a descriptor leads to something that ends: a pipe or a terminal.
+/// Whether a descriptor is a stream that can end: a pipe or a terminal.
 #[cfg(unix)]
 fn is_stream(path: &Path, meta: &Metadata) -> bool {
     use std::os::unix::fs::FileTypeExt;
@@ -230,7 +229,7 @@ fn is_stream(_: &Path, _: &Metadata) -> bool {
     true
 }
 
-/// Opening must not wait for a writer, nor take the terminal.
+/// Opens without waiting for a writer and without acquiring a controlling terminal.
 fn not_waiting(options: &mut OpenOptions) -> &mut OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NONBLOCK | libc::O_NOCTTY);

@@ -1,8 +1,8 @@
-//! The numbers a training stage leaves behind: `metrics.jsonl`, a TensorBoard event file, `trainer_state.json`.
+//! The metrics of a training stage: `metrics.jsonl`, a TensorBoard event file, `trainer_state.json`.
 //!
-//! `metrics.jsonl` has one object per line, `{"step": N, "name": value, …}`, in the order in which the stage named them. It
-//! holds no clock, so the same run writes the same bytes; the event file beside it does carry wall-clock times, because
-//! TensorBoard wants them. JSON has no NaN and no infinity: a non-finite value is written as `null` and read back as NaN.
+//! `metrics.jsonl` has one object per line, `{"step": N, "name": value, …}`, in the order in which the metrics were
+//! set. It contains no times, so equal runs write equal bytes; the event file contains wall-clock times, which
+//! TensorBoard requires. JSON has no NaN and no infinity: a non-finite value is written as `null` and read back as NaN.
 
 use std::{
     fs::File,
@@ -18,23 +18,23 @@ use crate::{atomic, input, tensorboard::EventWriter};
 /// The name of the metrics file in a stage directory.
 pub(crate) const FILE_NAME: &str = "metrics.jsonl";
 
-/// Names that more than one part of the program relies on; the report draws its training curves from them.
+/// Names used by several parts of the program; the report draws training curves from them.
 pub(crate) mod names {
     /// Mean proxy score (reward model) of the sampled responses.
     pub(crate) const SCORE: &str = "objective/scores";
-    /// Mean gold reward of the sampled responses, where the data set has one.
+    /// Mean gold reward of the sampled responses, if the data set has one.
     pub(crate) const GOLD: &str = "objective/gold";
     /// Mean KL per response to the run's own reference.
     pub(crate) const KL: &str = "objective/kl";
-    /// Before the name of an anchor: the mean KL per response to it.
+    /// Prefix of the name of an anchor: the mean KL per response to it.
     pub(crate) const KL_TO: &str = "objective/kl_";
-    /// The coefficient of the KL penalty, which is named as an anchor might be.
+    /// The coefficient of the KL penalty, whose name looks like that of an anchor.
     pub(crate) const KL_COEF: &str = "objective/kl_coef";
     /// Mean entropy of the policy per token, in nats.
     pub(crate) const ENTROPY: &str = "policy/entropy_avg";
     /// Mean response length in tokens.
     pub(crate) const LENGTH: &str = "val/response_length";
-    /// Share of responses without a single token before the end token.
+    /// Share of responses without any token before the end token.
     pub(crate) const EMPTY: &str = "val/empty_rate";
 }
 
@@ -43,12 +43,12 @@ pub(crate) mod names {
 pub struct Metrics(Vec<(String, f64)>);
 
 impl Metrics {
-    /// No metrics yet.
+    /// Empty metrics.
     pub fn new() -> Metrics {
         Metrics::default()
     }
 
-    /// Sets `name` to `value`: at the end if the name is new, else in its place.
+    /// Sets `name` to `value`, appending it if the name is new.
     pub fn set(&mut self, name: impl Into<String>, value: f64) {
         let name = name.into();
         match self.0.iter_mut().find(|(known, _)| *known == name) {
@@ -57,13 +57,13 @@ impl Metrics {
         }
     }
 
-    /// [`Metrics::set`] as a chain: `Metrics::new().with("loss", 0.5)`.
+    /// Chainable [`Metrics::set`]: `Metrics::new().with("loss", 0.5)`.
     pub fn with(mut self, name: impl Into<String>, value: f64) -> Metrics {
         self.set(name, value);
         self
     }
 
-    /// The value of `name`, if it was set. A non-finite value read back from a file is NaN.
+    /// The value of `name`, if set. A non-finite value read back from a file is NaN.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.0.iter().find(|(known, _)| known == name).map(|&(_, value)| value)
     }
@@ -73,7 +73,7 @@ impl Metrics {
         self.0.iter().map(|(name, value)| (name.as_str(), *value))
     }
 
-    /// Whether nothing was set.
+    /// Whether there are no metrics.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -89,7 +89,7 @@ impl<N: Into<String>> FromIterator<(N, f64)> for Metrics {
     }
 }
 
-/// Appends metrics to a stage directory, one line and one TensorBoard event per call of [`MetricsWriter::log`].
+/// Appends metrics to a stage directory: one line and one TensorBoard event per call of [`MetricsWriter::log`].
 #[derive(Debug)]
 pub(crate) struct MetricsWriter {
     path: PathBuf,
@@ -99,11 +99,11 @@ pub(crate) struct MetricsWriter {
 }
 
 impl MetricsWriter {
-    /// Starts afresh in `dir` (made if absent): an existing `metrics.jsonl` is emptied, and TensorBoard is told to drop the
-    /// points of older event files there.
+    /// Starts new metrics in `dir`, which is created if absent: truncates an existing `metrics.jsonl`, and makes
+    /// TensorBoard drop the points of older event files.
     ///
     /// # Errors
-    /// When the directory or a file in it cannot be written.
+    /// If the directory or a file in it cannot be written.
     pub(crate) fn create(dir: &Path) -> Result<MetricsWriter> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create the directory {}", dir.display()))?;
         let path = dir.join(FILE_NAME);
@@ -111,11 +111,11 @@ impl MetricsWriter {
         Ok(MetricsWriter { path, lines, events: EventWriter::open(dir, 0)?, last_step: 0 })
     }
 
-    /// Goes on after `last_step`: lines of later steps, and a last line torn by a crash, are cut off `metrics.jsonl`; a new
-    /// event file tells TensorBoard to drop later points. What follows is as if the run had never stopped.
+    /// Continues after `last_step`: removes later lines and an incomplete last line from `metrics.jsonl`; a new event
+    /// file makes TensorBoard drop later points. The result is as if the run had never stopped.
     ///
     /// # Errors
-    /// When a file cannot be read or written, or a line other than the last is not a metrics line.
+    /// If a file cannot be read or written, or a line other than the last is invalid.
     pub(crate) fn resume(dir: &Path, last_step: u64) -> Result<MetricsWriter> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create the directory {}", dir.display()))?;
         let path = dir.join(FILE_NAME);
@@ -130,10 +130,10 @@ impl MetricsWriter {
         Ok(MetricsWriter { lines, events: EventWriter::open(dir, last_step + 1)?, last_step, path })
     }
 
-    /// Appends the metrics of `step` to both files and hands them to the operating system before it returns.
+    /// Appends the metrics of `step` to both files and flushes them to the operating system.
     ///
     /// # Errors
-    /// When `step` is smaller than that of an earlier call, when a metric is called `step`, or when a file cannot be written.
+    /// If `step` is smaller than in an earlier call, if a metric is called `step`, or if a file cannot be written.
     pub(crate) fn log(&mut self, step: u64, metrics: &Metrics) -> Result<()> {
         ensure!(
             step >= self.last_step,
@@ -156,25 +156,25 @@ impl MetricsWriter {
     }
 }
 
-/// Reads `metrics.jsonl` of a stage directory: steps and metrics in the order written; `null` becomes NaN. A last line torn
-/// by a crash is left out.
+/// Reads `metrics.jsonl` of a stage directory: steps and metrics in file order; `null` becomes NaN. An incomplete last
+/// line is skipped.
 ///
 /// # Errors
-/// When the file is absent or unreadable, or a line other than the last is not a metrics line.
+/// If the file is absent or unreadable, or a line other than the last is invalid.
 pub(crate) fn read(dir: &Path) -> Result<Vec<(u64, Metrics)>> {
     Ok(parse(&dir.join(FILE_NAME), None)?.0)
 }
 
-/// What `trainer_state.json` says besides the history, in Hugging Face's names.
+/// The contents of `trainer_state.json` besides the history, under Hugging Face's names.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TrainerState {
-    /// Optimizer steps done.
+    /// Completed optimizer steps.
     pub global_step: u64,
-    /// Optimizer steps planned.
+    /// Planned optimizer steps.
     pub max_steps: u64,
-    /// Passes over the data done, fractions included.
+    /// Completed passes over the data, including fractions.
     pub epoch: f64,
-    /// Passes over the data planned.
+    /// Planned passes over the data.
     pub num_train_epochs: u64,
     /// Examples per optimizer step.
     pub train_batch_size: u64,
@@ -183,7 +183,7 @@ pub(crate) struct TrainerState {
 /// Writes `trainer_state.json` into `dir` in the shape of `transformers`' Trainer; `log_history` is `metrics.jsonl`.
 ///
 /// # Errors
-/// When `metrics.jsonl` cannot be read or the file cannot be written.
+/// If `metrics.jsonl` cannot be read or the file cannot be written.
 pub(crate) fn write_trainer_state(dir: &Path, state: &TrainerState) -> Result<()> {
     let history: Vec<Value> = read(dir)?
         .into_iter()
@@ -218,13 +218,13 @@ pub(crate) fn write_trainer_state(dir: &Path, state: &TrainerState) -> Result<()
     atomic::write(&dir.join("trainer_state.json"), format!("{value:#}\n").as_bytes())
 }
 
-/// How much of a metrics file is good.
+/// The valid part of a metrics file.
 struct Kept {
     bytes: usize,
     needs_newline: bool,
 }
 
-/// The lines of `path` up to `last_step`. Bytes after the last newline count only if they are a whole line.
+/// The lines of `path` up to `last_step`. Bytes after the last newline count only if they form a complete line.
 fn parse(path: &Path, last_step: Option<u64>) -> Result<(Vec<(u64, Metrics)>, Kept)> {
     let Some(bytes) = input::read_if_any(path)? else {
         bail!("{}: no such file; has the stage run?", path.display());

@@ -1,4 +1,4 @@
-//! Progress of a long task on stderr: a bar on a terminal, else a plain line now and then.
+//! Progress of a long task on stderr: a bar on a terminal, else occasional plain lines.
 //!
 //! ```text
 //! SFT A       ████████████████░░░░░░░░░░  420/600  12.3 steps/s  15 s left  loss 1.234
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
-/// The shortest time between two plain lines.
+/// Minimum time between two plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The progress of one task with a known number of units (steps, responses, tokens, …). Methods take `&self` and may be
@@ -28,7 +28,7 @@ enum View {
     Lines(Mutex<Lines>),
 }
 
-/// Plain output: what was printed when, and where the rate is counted from.
+/// State of plain output: the last line printed, and the start of the rate measurement.
 struct Lines {
     out: Box<dyn Write + Send>,
     since: Instant,
@@ -39,7 +39,8 @@ struct Lines {
 }
 
 impl Progress {
-    /// Starts the clock: a bar if stderr is a terminal, plain lines otherwise. `unit` is a plural (`"steps"`, `"tok"`).
+    /// Starts the clock. Shows a bar if stderr is a terminal, plain lines otherwise. `unit` is a plural (`"steps"`,
+    /// `"tok"`).
     pub(crate) fn new(title: &str, total: u64, unit: &str) -> Progress {
         let bar = ProgressBar::new(total);
         if bar.is_hidden() {
@@ -57,7 +58,7 @@ impl Progress {
         Progress { title: title.to_owned(), unit: unit.to_owned(), total, view: View::Lines(Mutex::new(lines)) }
     }
 
-    /// Work that an earlier run had already done: the position jumps to `units` without counting as speed.
+    /// Sets the work done by an earlier run: moves the position to `units` without counting it in the rate.
     pub(crate) fn start_at(&self, units: u64) {
         match &self.view {
             View::Bar(bar) => {
@@ -73,7 +74,7 @@ impl Progress {
         }
     }
 
-    /// `units` of the total are done.
+    /// Sets the number of finished units.
     pub(crate) fn set(&self, units: u64) {
         self.set_at(units, Instant::now());
     }
@@ -92,7 +93,7 @@ impl Progress {
         }
     }
 
-    /// The key metric of the moment, shown behind the rate: `"loss 1.234"`.
+    /// Sets a message shown after the rate, such as the key metric: `"loss 1.234"`.
     pub(crate) fn message(&self, text: &str) {
         match &self.view {
             View::Bar(bar) => bar.set_message(text.to_owned()),
@@ -100,7 +101,7 @@ impl Progress {
         }
     }
 
-    /// Ends the display with one last line: title, units done, time taken and `text`.
+    /// Ends the display with a last line: title, units done, time taken and `text`.
     pub(crate) fn finish(&self, text: &str) {
         self.finish_at(text, Instant::now());
     }
@@ -118,7 +119,7 @@ impl Progress {
                 let mut lines = lock(lines);
                 let time = human_time(now.duration_since(lines.since).as_secs_f64());
                 let done = lines.position;
-                // Nobody can be told if stderr is gone; the work itself goes on.
+                // Write errors of stderr are ignored; the task continues.
                 let _ = writeln!(lines.out, "{}: {done} {} in {time}{tail}", self.title, self.unit);
             }
         }
@@ -140,7 +141,7 @@ impl Progress {
     }
 }
 
-/// A panic in one thread must not silence the others' progress.
+/// A panic in one thread must not stop the progress of others.
 fn lock(lines: &Mutex<Lines>) -> MutexGuard<'_, Lines> {
     lines.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -160,7 +161,7 @@ fn style(unit: &str) -> ProgressStyle {
         })
 }
 
-/// `12.3 steps/s`, or `2.5 s/step` where that reads better.
+/// `12.3 steps/s`, or `2.5 s/step` for slow rates.
 fn human_rate(per_second: f64, unit: &str) -> String {
     match per_second {
         r if r >= 100.0 => format!("{r:.0} {unit}/s"),
@@ -169,7 +170,7 @@ fn human_rate(per_second: f64, unit: &str) -> String {
     }
 }
 
-/// Seconds as a person says them: `4.2 s`, `48 s`, `3 min 05 s`, `2 h 10 min`.
+/// Formats seconds: `4.2 s`, `48 s`, `3 min 05 s`, `2 h 10 min`.
 pub(crate) fn human_time(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
         return "?".to_owned();
@@ -260,7 +261,7 @@ mod tests {
         assert_eq!(human_rate(0.4, "steps"), "2.5 s per step");
     }
 
-    /// The bar's template and keys are drawn for real, on a hidden target.
+    /// The bar's template and keys are rendered on a hidden target.
     #[test]
     fn the_bar_accepts_its_style() {
         let bar = ProgressBar::hidden();

@@ -1,7 +1,7 @@
-//! TensorBoard event files, scalars only, written by hand: three small layers, each a few lines.
+//! TensorBoard event files with scalars only, encoded in three small layers.
 //!
 //! ```text
-//! record   u64 length · u32 masked CRC-32C of the length bytes · payload · u32 masked CRC-32C of the payload   (little endian)
+//! record   u64 length · u32 masked CRC-32C of length · payload · u32 masked CRC-32C of payload   (little endian)
 //! payload  protobuf Event { 1: double wall_time, 2: int64 step, 3: string file_version, 5: Summary summary, 7: SessionLog }
 //! summary  protobuf Summary { repeated 1: Value { 1: string tag, 2: float simple_value } }
 //! ```
@@ -15,7 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
-/// Appends scalar events to one event file of its own.
+/// Appends scalar events to a new event file.
 #[derive(Debug)]
 pub(crate) struct EventWriter {
     path: PathBuf,
@@ -23,11 +23,11 @@ pub(crate) struct EventWriter {
 }
 
 impl EventWriter {
-    /// Opens a new file `events.out.tfevents.SECONDS.HOST.N` in `dir` for steps from `first_step` on. Points of older files
-    /// in `dir` at `first_step` or later are dropped by TensorBoard when it meets this file (`SessionLog::START`).
+    /// Creates a file `events.out.tfevents.SECONDS.HOST.N` in `dir` for steps from `first_step` on. It makes
+    /// TensorBoard drop points of older files in `dir` at `first_step` or later (`SessionLog::START`).
     ///
     /// # Errors
-    /// When the file cannot be created or written.
+    /// If the file cannot be created or written.
     pub(crate) fn open(dir: &Path, first_step: u64) -> Result<EventWriter> {
         let now = wall_time();
         let (path, file) = create_new(dir, &format!("events.out.tfevents.{:010}.{}", now as u64, host()))?;
@@ -37,11 +37,11 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// Appends one event with all `scalars` of `step` and hands it to the operating system. Values are stored as `f32`, as
-    /// TensorBoard does; NaN and infinities are kept.
+    /// Appends one event with all `scalars` of `step` and flushes it to the operating system. Values are stored as
+    /// `f32`, as in TensorBoard; NaN and infinities are kept.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// If the file cannot be written.
     pub(crate) fn scalars<'a>(&mut self, step: u64, scalars: impl Iterator<Item = (&'a str, f64)>) -> Result<()> {
         self.append(&scalar_event(wall_time(), step, scalars))
     }
@@ -53,7 +53,7 @@ impl EventWriter {
     }
 }
 
-/// The first free name `STEM.N`: two runs started within one second get files that sort in the order of their start.
+/// The first unused name `STEM.N`: files of two runs started within one second sort in the order of their start.
 fn create_new(dir: &Path, stem: &str) -> Result<(PathBuf, File)> {
     for n in 0..10_000 {
         let path = dir.join(format!("{stem}.{n:04}"));
@@ -158,7 +158,7 @@ fn varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// TFRecord stores a checksum rotated and shifted, so that a checksum of data that holds checksums stays useful.
+/// TFRecord masks checksums by rotation and addition, so that checksums of data containing checksums stay useful.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -199,7 +199,7 @@ mod tests {
         }
     }
 
-    /// Written out by hand from `event.proto` and `summary.proto`.
+    /// Encoded by hand from `event.proto` and `summary.proto`.
     #[test]
     fn events_are_the_bytes_of_the_protobuf_messages() {
         let head = [0x09, 0, 0, 0, 0, 0, 0, 0xf8, 0x3f]; // 1: wall_time = 1.5
@@ -217,8 +217,8 @@ mod tests {
         assert_eq!(version_event(1.5, 0), version);
     }
 
-    /// The framing of the eight-byte length is pinned by a checksum that every TFRecord reader knows: the first record of
-    /// files written by TensorFlow with a 24-byte version event starts with these twelve bytes.
+    /// The framing of the eight-byte length is checked against a known checksum: the first record of files written by
+    /// TensorFlow with a 24-byte version event starts with these twelve bytes.
     #[test]
     fn records_are_framed_like_tensorflows() {
         let framed = record(&[0; 24]);

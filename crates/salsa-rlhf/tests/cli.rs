@@ -1,4 +1,4 @@
-//! The binary: exit codes, messages, and what goes to which stream.
+//! The binary: exit codes, messages, and the use of stdout and stderr.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -25,7 +25,7 @@ impl Place {
         run(self.0.path(), line)
     }
 
-    /// The code and the one line of a command that fails.
+    /// The exit code and the single error line of a failing command.
     fn error(&self, line: &str) -> (i32, String) {
         let output = self.salsa(line);
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -60,7 +60,7 @@ fn help_and_version_are_data() {
     let lines: Vec<&str> = stdout(&version).lines().collect();
     assert!(lines[0].starts_with(concat!("salsa ", env!("CARGO_PKG_VERSION"), " (")), "{lines:?}");
     assert!(lines[1].starts_with("target: ") && lines[2].starts_with("kernels: ") && lines[2].contains("scalar"));
-    // The same words in other orders, so that scripts may use either.
+    // The same words in another order, so that scripts may use either.
     assert_eq!(stdout(&place.salsa("-V")), stdout(&version));
     let help = place.salsa("--help");
     assert!(stdout(&help).contains("pretrain") && help.stderr.is_empty());
@@ -85,7 +85,7 @@ fn completions_know_commands_keys_and_choices() {
             assert!(text.contains(part), "{shell}: {part}");
         }
     }
-    // Bash reads the script, and completes with what it defines.
+    // Bash loads the script and completes with its definitions.
     std::fs::write(place.path("salsa.bash"), stdout(&place.salsa("completions bash"))).unwrap();
     let ask = "source salsa.bash; COMP_WORDS=(salsa ppo --kl_coe); COMP_CWORD=2; _salsa salsa --kl_coe ppo; echo ${COMPREPLY[@]}";
     match Command::new("bash").args(["-c", ask]).current_dir(place.path(".")).output() {

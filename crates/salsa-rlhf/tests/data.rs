@@ -1,4 +1,4 @@
-//! Data and templates of other people, through the program: what is recognised, how it is shown, what is learned of it.
+//! Foreign data and templates through the binary: recognition, display, and tokens with loss.
 use std::fs;
 
 mod tiny;
@@ -10,7 +10,7 @@ const CHATS: &str = r#"{"messages":[{"role":"user","content":"hi"},{"role":"assi
 {"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"no"}]}
 "#;
 
-/// A base model of a few steps, and chats.
+/// A base model trained for a few steps, and chat data.
 fn place() -> Place {
     let place = Place::new();
     place.write("texts.txt", "hi yes so no the quick brown fox ".repeat(40));
@@ -22,7 +22,7 @@ fn place() -> Place {
     place
 }
 
-/// The code and the message of a command that fails.
+/// The exit code and the message of a failing command.
 fn error(place: &Place, line: &str) -> (i32, String) {
     let output = place.command(&line.split_whitespace().collect::<Vec<_>>()).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -98,7 +98,7 @@ fn a_template_that_is_named_is_learned_and_taken_along() {
     place.salsa(&format!("{sft} --chat_template chatml"));
     let template = fs::read_to_string(place.path("out/chat_template.jinja")).unwrap();
     assert!(template.contains("<|im_start|>"), "{template}");
-    // The weights are in shards, and the model is whole: it says how it was asked.
+    // The weights are sharded, and `inspect` reports the chat template.
     let index: serde_json::Value =
         serde_json::from_slice(&fs::read(place.path("out/model.safetensors.index.json")).unwrap()).unwrap();
     assert!(index["weight_map"].as_object().unwrap().len() > 3);
@@ -157,7 +157,7 @@ fn a_record_that_cannot_be_used_is_named() {
     assert_eq!(message, "chats.jsonl, line 1: this is messages; preferences (chosen and rejected) are needed");
 }
 
-/// What a response is generated for: the text of the tokens in front of it.
+/// The text of the tokens before a response.
 #[test]
 fn every_layout_with_a_prompt_can_be_answered() {
     let place = place();
@@ -183,7 +183,7 @@ fn every_layout_with_a_prompt_can_be_answered() {
     assert_eq!(message, "in.jsonl: line 1: this record has no prompt");
 }
 
-/// Every stage takes a prompt of text in one way and says which, and one key changes it.
+/// Every stage interprets text prompts in the same way and reports it; one key changes it.
 #[test]
 fn how_prompts_of_text_are_taken_is_told_by_every_stage() {
     let place = place();
@@ -211,7 +211,7 @@ fn how_prompts_of_text_are_taken_is_told_by_every_stage() {
     }
     let messages = stages[1].replace("pairs.jsonl", "question.jsonl");
     assert_eq!(told(&messages), [] as [&str; 0]);
-    // A prompt of text as the user's message is asked as one of messages.
+    // A text prompt used as the user's message equals a message prompt.
     let tokens = |input: &str, more: &str| {
         place.write("in.jsonl", input);
         place.salsa(&format!(
@@ -225,7 +225,7 @@ fn how_prompts_of_text_are_taken_is_told_by_every_stage() {
     assert_ne!(tokens(r#"{"prompt":"hi"}"#, ""), asked);
 }
 
-/// Columns that are not read are named by `inspect`, by stages (once, however often a set is read) and of rows.
+/// Unused columns are reported by `inspect`, by stages (once, however often a set is read) and for rows.
 #[test]
 fn columns_that_are_not_read_are_named() {
     let place = place();
@@ -248,7 +248,7 @@ fn columns_that_are_not_read_are_named() {
     assert!(talk.contains("bare.jsonl: no pair has a prompt"), "{talk}");
 }
 
-/// Arguments of the template for a run, and those of a record, in what is shown and in what is computed.
+/// Template arguments of a run and of a record, in display and in computation.
 #[test]
 fn template_arguments_are_keys_and_columns() {
     let place = place();

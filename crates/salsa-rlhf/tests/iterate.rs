@@ -1,4 +1,4 @@
-//! A recipe that is changed between two runs: what a change costs, and what it does not.
+//! A recipe that is changed between two runs: which changes cause work, and which do not.
 use std::fs;
 
 use serde_json::Value;
@@ -7,7 +7,7 @@ mod tiny;
 
 use tiny::{EVALUATE, PPO, Place, UP_TO_REWARD};
 
-/// Everything from the data to the evaluation.
+/// A recipe from the data to the evaluation.
 fn recipe() -> String {
     let answers = "  answers: {kind: generate, model: sft-a, input: \"${stages.world}/prompts_test.jsonl\", \
                    max_new_tokens: 8}\n  scores: {kind: score, model: reward, input: answers}\n  \
@@ -16,7 +16,7 @@ fn recipe() -> String {
     format!("{UP_TO_REWARD}  soup: {{kind: soup, models: [sft-a, sft-b]}}\n  ppo:{ppo}{answers}  eval:{EVALUATE}")
 }
 
-/// Other values of keys on which no result depends.
+/// Other values of keys without effect on results.
 const NO_EFFECT: &[&str] = &[
     "stages.base.eval_steps=2",
     "stages.base.gradient_checkpointing=true",
@@ -75,7 +75,7 @@ fn keys_of_no_effect_leave_a_stage_done_and_change_no_byte_of_a_result() {
             }
         }
     }
-    // The report of the first run, made anew, shows as many samples as that of the second, and the same ones.
+    // The regenerated report of the first run shows the same samples as that of the second.
     let shown = |out: &str| -> Vec<String> {
         let page = String::from_utf8(place.bytes(format!("{out}/report.html"))).unwrap();
         let samples = page.split("<article class=\"sample\">").skip(1);

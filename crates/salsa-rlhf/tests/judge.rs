@@ -1,4 +1,4 @@
-//! `salsa judge` against servers that misbehave, killed at any moment, and with checkpoints of its own.
+//! `salsa judge` with misbehaving servers, killed at random times, and with checkpoints as judges.
 use std::{
     collections::HashMap,
     fs,
@@ -52,7 +52,7 @@ fn judge(place: &Place, server: &Server, out: &str, more: &[&str]) -> Command {
     command
 }
 
-/// A verdict that depends on the prompt alone.
+/// A verdict that depends on the prompt only.
 fn verdict(prompt: &str) -> String {
     let sum: usize = prompt.bytes().map(usize::from).sum();
     format!("I think the better one is {}.", ["[[A]]", "[[B]]", "[[C]]"][sum % 3])
@@ -63,7 +63,7 @@ fn lines(place: &Place, name: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The words behind `Q: ` of a prompt.
+/// The text after `Q: ` in a prompt.
 fn question(prompt: &str) -> &str {
     prompt.lines().next().unwrap().strip_prefix("Q: ").unwrap()
 }
@@ -74,7 +74,7 @@ fn choice(content: Value, finish_reason: &str) -> Does {
     )
 }
 
-/// What a server may do wrong, by the words of the question; healed, it answers everything.
+/// Failures of the server, chosen by the words of the question; once healed, it answers everything.
 fn misbehave(asked: &Asked, healed: bool) -> Does {
     assert_eq!(asked.authorization, format!("Bearer {KEY}"));
     let error = |message: &str, param: &str| {
@@ -82,7 +82,7 @@ fn misbehave(asked: &Asked, healed: bool) -> Does {
             json!({"error": {"message": message, "type": "invalid_request_error", "param": param, "code": null}});
         Does::Status(400, Vec::new(), body.to_string())
     };
-    // A reasoning model takes neither of these parameters.
+    // A reasoning model accepts neither of these parameters.
     if asked.body.get("max_tokens").is_some() {
         return error(
             "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
@@ -98,7 +98,7 @@ fn misbehave(asked: &Asked, healed: bool) -> Does {
     assert_eq!(asked.body["top_p"], 1.0);
     let busy =
         |headers| Does::Status(429, headers, json!({"error": {"message": "slow down", "code": 429}}).to_string());
-    // Two attempts go to the parameters at most, so what is asked a third time was asked in earnest before.
+    // At most two attempts fail due to the parameters, so the third request with a prompt is a regular one.
     let is_early = asked.before < 3;
     match question(&asked.prompt) {
         "busy" if is_early => busy(vec![("retry-after", "0.2".to_owned())]),
@@ -137,7 +137,7 @@ const CASES: [&str; 14] = [
     "undecided",
 ];
 
-/// No call is lost, none is paid twice, failures are counted by kind, and the end is that of a run without trouble.
+/// No call is lost or made twice, failures are counted by kind, and the results are those of a run without failures.
 #[test]
 fn a_hostile_server_costs_time_and_nothing_else() {
     let prompts = CASES.map(str::to_owned);
@@ -198,7 +198,7 @@ fn a_hostile_server_costs_time_and_nothing_else() {
     assert!(!stderr.contains(KEY) && !stdout.contains(KEY));
 }
 
-/// Killed again and again, without a chance to say good-bye: what was answered stays answered.
+/// Killed repeatedly without a chance to clean up: answered calls stay answered.
 #[test]
 #[cfg(unix)]
 fn a_killed_run_ends_as_an_undisturbed_one() {
@@ -213,7 +213,7 @@ fn a_killed_run_ends_as_an_undisturbed_one() {
     loop {
         let mut command = judge(&place, &server, "out", &[]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        // After some more answers, or some milliseconds, whichever is first: now and then before there is any.
+        // After some more answers or some milliseconds, whichever is first; sometimes before any answer.
         let answered =
             || fs::read(place.path("out/judgments.jsonl")).unwrap_or_default().split(|b| *b == b'\n').count();
         let most = answered() + 1 + salsa_algo::random::below(1, 0, kills, 150);
@@ -240,7 +240,7 @@ fn a_killed_run_ends_as_an_undisturbed_one() {
     }
     assert_eq!((replies.len(), replies.values().all(|count| *count == 1)), (500, true));
     let paid: usize = server.paid().values().sum();
-    // Four calls under way, and the one answer that is being written.
+    // Four calls in flight, and the one answer that is being written.
     assert!(paid <= 500 + 5 * kills as usize, "{paid} for {kills} kills: more than what was under way");
     place.done(&mut judge(&place, &calm, "undisturbed", &[]));
     let rows = "model_judgment/test-judge_pair.jsonl";
@@ -248,7 +248,7 @@ fn a_killed_run_ends_as_an_undisturbed_one() {
     assert_eq!(place.bytes("out/judgment.json"), place.bytes("undisturbed/judgment.json"));
 }
 
-/// What no call can get past ends the run after one call, with the address and without the key.
+/// An error that affects all calls ends the run after one call; the message has the address but not the key.
 #[test]
 fn a_wrong_address_or_key_costs_one_call() {
     let prompts: Vec<String> = (0..20).map(|i| format!("question {i}")).collect();
@@ -281,7 +281,7 @@ fn a_dry_run_counts_and_asks_nothing() {
     assert!(forecast["prompt_tokens"].as_u64().unwrap() > 40 && !place.path("out").exists(), "{forecast}");
 }
 
-/// The same calls by files: requests are written, answers read, and what failed is written once more.
+/// The same calls through files: requests are written, answers are read, and failed ones are written again.
 #[test]
 fn a_batch_goes_out_and_comes_back() {
     let place = place(&["a".to_owned(), "b".to_owned()]);
@@ -312,7 +312,7 @@ fn a_batch_goes_out_and_comes_back() {
     assert_eq!(server.requests(), 0);
 }
 
-/// Checkpoints answer, and a checkpoint judges by the probability of its first token: offline, and twice the same.
+/// Checkpoints answer, and a checkpoint judges by the probability of its first token: offline and reproducibly.
 #[test]
 fn checkpoints_answer_and_judge() {
     let recipe = format!(

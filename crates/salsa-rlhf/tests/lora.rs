@@ -1,4 +1,4 @@
-//! The whole method with adapters, through the program itself.
+//! The whole method with adapters, through the binary.
 use std::collections::BTreeSet;
 
 use serde_json::Value;
@@ -9,7 +9,7 @@ use tiny::{EVALUATE, PPO, Place, UP_TO_REWARD, assert_same};
 
 const ADAPTER: &str = "\n    use_peft: true\n    lora_r: 4\n    lora_alpha: 8\n";
 
-/// The recipe of all weights with adapters in the place of SFT models, reward model, policy and critic.
+/// The full-weight recipe with adapters for SFT models, reward model, policy and critic.
 fn recipe() -> String {
     let stages = UP_TO_REWARD
         .replace("    kind: sft\n", &format!("    kind: sft{ADAPTER}"))
@@ -21,7 +21,7 @@ fn recipe() -> String {
     format!("{stages}{soup}  salsa:{ppo}{}\n  eval:{evaluate}", ADAPTER.trim_end())
 }
 
-/// The names of a folder's files.
+/// The names of the files in a folder.
 fn names(place: &Place, dir: &str) -> BTreeSet<String> {
     let entries = std::fs::read_dir(place.path(dir)).unwrap().map(Result::unwrap);
     entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
@@ -52,10 +52,10 @@ fn the_whole_method_with_adapters() {
     }
     let last = place.metrics("out/salsa").pop().unwrap();
     assert!(last["objective/kl"].as_f64().is_some_and(|kl| kl != 0.0), "{last}");
-    // The anchor `soup` of the recipe is made in memory, the reference too: the same adapter.
+    // The anchor `soup` and the reference are both built in memory: the same adapter.
     assert_eq!(last["objective/kl_soup"], last["objective/kl"]);
 
-    // A second run makes the same bytes, and a finished one is not made again.
+    // A second run produces the same bytes, and a finished one is not run again.
     let again = Place::with(&recipe());
     assert_same(&place.tree("out"), &again.tree("out"));
     let output = place.salsa("run r.yaml");
@@ -97,7 +97,7 @@ fn an_adapter_of_a_model_of_the_hub_names_it_by_its_id() {
         let mut command = place.command(&line.split_whitespace().collect::<Vec<_>>());
         place.done(command.env("HF_HUB_CACHE", place.path("cache")))
     };
-    // An output folder of the model's name is not taken for the model.
+    // An output folder with the model's name is not mistaken for the model.
     for (main, output, revision) in [(commit, "tiny", Value::Null), (&other, "pinned", commit.into())] {
         place.write("cache/models--org--tiny/refs/main", main);
         let given = if revision.is_null() { "org/tiny".to_owned() } else { format!("org/tiny@{commit}") };

@@ -1,11 +1,12 @@
-//! PPO through the program itself: a soup with all weight on one model is plain PPO, and what may not matter does not.
+//! PPO through the binary: a soup with all weight on one model equals plain PPO, and irrelevant settings have no
+//! effect.
 use std::sync::LazyLock;
 
 mod tiny;
 
 use tiny::{EVALUATE, PPO, Place, UP_TO_REWARD, assert_same};
 
-/// SFT models and reward model, made once.
+/// SFT models and reward model, trained once.
 static MODELS: LazyLock<Place> = LazyLock::new(|| Place::with(UP_TO_REWARD));
 
 const TWO_STEPS_TWICE: &str = "num_ppo_epochs: 2\nnum_mini_batches: 2\n";
@@ -23,7 +24,7 @@ fn metrics(name: &str) -> String {
     String::from_utf8(MODELS.bytes(format!("{name}/metrics.jsonl"))).unwrap()
 }
 
-/// The same weights of policy and critic bit for bit, the same metrics, the same samples.
+/// Asserts bitwise equal weights of policy and critic, equal metrics and equal samples.
 fn assert_equal_runs(a: &str, b: &str) {
     assert_eq!(metrics(a), metrics(b), "{a} and {b}");
     for file in ["model.safetensors", "critic/model.safetensors", "samples.jsonl"] {
@@ -72,7 +73,7 @@ fn the_first_step_on_fresh_responses_has_ratio_1_exactly() {
         assert_eq!(line["policy/approxkl_avg"].as_f64(), Some(0.0), "{line}");
         assert_eq!(line["policy/clipfrac_avg"].as_f64(), Some(0.0), "{line}");
     }
-    // The reference is where the policy starts, so the first KL is 0 and later ones are not.
+    // The reference is the initial policy, so the first KL is 0 and later ones are not.
     assert_eq!(lines[0]["objective/kl"].as_f64(), Some(0.0));
     assert_ne!(lines[3]["objective/kl"].as_f64(), Some(0.0));
 }

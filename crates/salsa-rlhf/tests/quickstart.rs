@@ -1,11 +1,11 @@
-//! The recipe that the program carries with it, with so little of everything that it takes seconds: each of its stages runs.
+//! The embedded recipe at a tiny size that takes seconds: each of its stages runs.
 use serde_json::Value;
 
 mod tiny;
 
 use tiny::Place;
 
-/// The recipe's own keys, made small.
+/// The recipe's own keys with small values.
 const SMALL: &[&str] = &[
     "stages.world.pretrain=120",
     "stages.world.sft=60",

@@ -1,4 +1,4 @@
-//! Killed at any moment and started again, a run ends with the bytes of an undisturbed one.
+//! A run that is killed at any time and restarted ends with the bytes of an undisturbed one.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -11,11 +11,11 @@ mod tiny;
 
 use tiny::{EVALUATE, PPO, Place, UP_TO_REWARD, assert_same};
 
-/// When to kill.
+/// The time of a kill.
 enum Moment {
-    /// This file or folder is there.
+    /// This file or folder exists.
     Exists(&'static str),
-    /// This `metrics.jsonl` has so many lines.
+    /// This `metrics.jsonl` has this many lines.
     Lines(&'static str, usize),
 }
 
@@ -39,9 +39,9 @@ impl Moment {
     }
 }
 
-/// Kills a run of the recipe at the moment, in the midst of its stage.
+/// Kills a run of the recipe at this time, within its stage.
 ///
-/// A machine may be so busy that the stage is over before we look; the stage is then made anew.
+/// On a busy machine the stage may be finished before the check; it is then run again.
 fn kill_at(place: &Place, moment: &Moment) {
     let stage = place.path("out").join(moment.stage());
     for _ in 0..10 {
@@ -68,7 +68,7 @@ fn remove(dir: &PathBuf) {
     fs::remove_dir_all(dir).unwrap();
 }
 
-/// Runs the recipe undisturbed, and with a kill at each of the moments in turn.
+/// Runs the recipe undisturbed, and with a kill at each of the times in turn.
 fn assert_kills_leave_no_trace(recipe: &str, moments: &[Moment]) {
     let undisturbed = Place::with(recipe).tree("out");
     let place = Place::new();
@@ -126,7 +126,7 @@ fn ppo_goes_on_after_a_kill_whatever_its_reference_is() {
     assert_kills_leave_no_trace(&recipe, &moments);
 }
 
-/// The stage without its own reference, if `keys` give one.
+/// The stage without its own reference, if `keys` contain one.
 fn without(stage: &str, keys: &str) -> String {
     let is_replaced = |line: &&str| keys.starts_with("reference:") && line.trim_start().starts_with("reference:");
     stage.lines().filter(|line| !is_replaced(line)).flat_map(|line| [line, "\n"]).collect()

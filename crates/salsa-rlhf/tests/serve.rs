@@ -1,4 +1,4 @@
-//! `salsa serve` through its sockets: replies against the commands, under load, and hostile clients.
+//! `salsa serve` through its sockets: replies compared with the commands, under load, and with hostile clients.
 use std::{
     io::Write,
     sync::atomic::{AtomicUsize, Ordering},
@@ -34,7 +34,7 @@ fn message(text: &str) -> Value {
     json!([{"role": "user", "content": text}])
 }
 
-/// The rows that a command writes for these rows.
+/// The rows that a command writes for these input rows.
 fn rows(place: &Place, command: &str, rows: &[Value]) -> Vec<Value> {
     let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
     place.write("in.jsonl", text);
@@ -43,7 +43,7 @@ fn rows(place: &Place, command: &str, rows: &[Value]) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// What a reply says, apart from its id and its time.
+/// The content of a reply without its id and time.
 fn content(reply: &Reply) -> String {
     fn strip(value: &mut Value) {
         let fields = value.as_object_mut().unwrap();
@@ -67,7 +67,7 @@ fn replies_are_what_the_commands_write() {
     let prompts = ["What can I cook with eggs?", "Please help me: rice and beans", "x"];
     for (model, dir) in [("base", "out/base"), ("a", "out/sft-a"), ("b", "out/sft-b")] {
         for (index, prompt) in prompts.iter().enumerate() {
-            // A row of messages is what a chat request is; the id of its random numbers is 0, as of a file's first row.
+            // A message row equals a chat request; its random stream has id 0, as the first row of a file.
             let asked = [json!({"messages": message(prompt)}), json!({"prompt": prompt})];
             for (row, path) in asked.iter().zip([CHAT, TEXT]) {
                 if path == CHAT && model == "base" {
@@ -92,7 +92,7 @@ fn replies_are_what_the_commands_write() {
                     let context = format!("{model} {index} {path} {temperature}: {reply}");
                     same_as_generated(&reply, &expected, &context);
                     if temperature == "0" {
-                        // Those of a sampled reply are at the sampling temperature in the command's lines.
+                        // For sampled replies, the command's lines have log-probs at the sampling temperature.
                         same_logprobs(&reply, &expected, &context);
                     }
                     body["stream"] = json!(true);
@@ -104,7 +104,7 @@ fn replies_are_what_the_commands_write() {
     }
 }
 
-/// Texts, reasons and counts of tokens, against the lines that `salsa generate` wrote.
+/// Compares texts, finish reasons and token counts with the lines of `salsa generate`.
 fn same_as_generated(reply: &Value, expected: &[Value], context: &str) {
     let choices = reply["choices"].as_array().unwrap();
     assert_eq!(choices.len(), expected.len(), "{context}");
@@ -130,7 +130,7 @@ fn same_logprobs(reply: &Value, expected: &[Value], context: &str) {
     }
 }
 
-/// The pieces of a stream put together, against the whole reply.
+/// Compares the concatenated pieces of a stream with the whole reply.
 fn same_when_streamed(stream: &Reply, whole: &Value, context: &str) {
     let events = stream.events();
     let (last, chunks) = events.split_last().unwrap();
@@ -180,7 +180,7 @@ fn logprobs_and_scores_are_what_the_commands_write() {
         assert_eq!((&row["score"], &row["score_normalized"]), (&entry["score"], &entry["score_normalized"]), "{entry}");
     }
 
-    // OpenRLHF sends texts as the template writes them, with padding about them; the end token is added.
+    // OpenRLHF sends texts as rendered by the template, with padding; the end token is added.
     let template = "<|user|>\nHello<|end|>\n<|assistant|>\nEggs.";
     for query in [template.to_owned(), format!("<|pad|><|pad|>{template}<|end|><|pad|>")] {
         let body = json!({"query": [query, template], "prompts": ["a", "b"], "labels": [null, null]});
@@ -191,7 +191,8 @@ fn logprobs_and_scores_are_what_the_commands_write() {
         }
     }
 
-    // The prompt repeated with its log-probs, as evaluation harnesses ask: those of `salsa logprobs`, and the likeliest.
+    // The echoed prompt with its log-probs, as used by evaluation harnesses: equal to `salsa logprobs`, plus the
+    // likeliest.
     let tokens: Vec<Value> = told.iter().map(|row| row["tokens"].clone()).collect();
     let body = json!({
         "model": "a", "prompt": tokens, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": true, "seed": 1234,
@@ -256,10 +257,10 @@ fn mixed() -> Vec<(&'static str, Value)> {
 #[test]
 fn a_reply_depends_on_its_request_alone() {
     let place = place();
-    // Few slots, so that company decides who waits.
+    // Few slots, so that concurrent requests determine who waits.
     let server = Server::start(&place, &format!("{ALL} --max-num-seqs 3 --max-num-batched-tokens 40"));
     let alone: Vec<String> = mixed().iter().map(|(path, body)| content(&server.ask(path, body))).collect();
-    /// Counts a client that has ended, in whatever way: the others shall not wait for it.
+    /// Counts a finished client, in any case: the others must not wait for it.
     struct Ended<'a>(&'a AtomicUsize);
     impl Drop for Ended<'_> {
         fn drop(&mut self) {
@@ -276,7 +277,7 @@ fn a_reply_depends_on_its_request_alone() {
                     let (path, mut body) = mixed().swap_remove(random.below(6));
                     body["seed"] = json!(random.below(1000));
                     if random.below(3) == 0 {
-                        // One that leaves.
+                        // A client that disconnects.
                         let mut stream = server.connect();
                         stream.write_all(&post(path, "", body.to_string().as_bytes())).unwrap();
                         thread::sleep(Duration::from_millis(random.below(20) as u64));
@@ -388,13 +389,13 @@ fn mistakes_are_named() {
         let message = found["error"]["message"].as_str().unwrap();
         assert!(message.len() > 10 && found["error"]["type"] == "invalid_request_error", "{path} {body}: {found}");
     }
-    // More log-probs than a reply may hold; in a stream they are never there at once.
+    // More log-probs than a reply may hold; a stream never holds them all at once.
     let mut body = json!({"prompt": vec!["Hello"; 16], "n": 30, "max_tokens": 150, "logprobs": 20});
     let reply = many.post(TEXT, &body);
     assert_eq!((reply.status, &reply.json()["error"]["param"]), (400, &json!("logprobs")), "{}", reply.text());
     body["max_tokens"] = json!(3);
     many.ask(TEXT, &body);
-    // What changes nothing is taken.
+    // Parameters with neutral values are accepted.
     let neutral = json!({
         "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "tools": [], "tool_choice": "none", "user": "me",
         "response_format": {"type": "text"}, "min_p": 0, "repetition_penalty": 1, "best_of": 1, "n": 1, "stop": null,

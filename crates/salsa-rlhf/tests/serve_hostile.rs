@@ -1,4 +1,4 @@
-//! `salsa serve` among clients that send nonsense, are slow, leave, or come in numbers; its keys, its queue and its end.
+//! `salsa serve` with malformed, slow, disconnecting and numerous clients; its keys, queue and shutdown.
 use std::{
     io::{BufReader, Read, Write},
     thread,
@@ -17,7 +17,7 @@ use tiny::{Place, UP_TO_REWARD};
 const CHAT: &str = "/v1/chat/completions";
 const TEXT: &str = "/v1/completions";
 
-/// Language models alone.
+/// Language models only.
 fn place() -> Place {
     let reward = UP_TO_REWARD.find("  reward:\n").expect("the recipe has a reward model");
     Place::with(&UP_TO_REWARD[..reward])
@@ -29,16 +29,16 @@ fn text(new_tokens: usize) -> Value {
     json!({"prompt": "Hello", "max_tokens": new_tokens, "temperature": 0, "ignore_eos": true})
 }
 
-/// Whether the client says that nothing follows what it has sent.
+/// Whether the client has finished sending.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sent {
-    /// It does: the server need not wait for the rest of a broken head.
+    /// It has: the server need not wait for the rest of a broken head.
     All,
-    /// It does not, as clients that wait for an answer.
+    /// It has not, as clients that wait for a response.
     SoFar,
 }
 
-/// Bytes that begin as a request and go wrong somewhere, most of them.
+/// Bytes that start as a request, most of them with an error somewhere.
 fn malformed(random: &mut Random) -> (Vec<u8>, Sent) {
     let bodies = [
         json!({"model": "m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2, "temperature": 0}),
@@ -50,7 +50,7 @@ fn malformed(random: &mut Random) -> (Vec<u8>, Sent) {
     let mut body = bodies[at].to_string().into_bytes();
     match random.below(5) {
         0 => {
-            // A value of another kind somewhere.
+            // A value of another type somewhere.
             let values =
                 ["null", "[]", "{}", "-1", "1e999", "\"\\ud800\"", "18446744073709551616", "true", "\"x\"", "0.5"];
             let mut value = bodies[at].clone();
@@ -76,7 +76,7 @@ fn malformed(random: &mut Random) -> (Vec<u8>, Sent) {
     let mut request = post(paths[if random.below(4) == 0 { random.below(6) } else { at }], "", &body);
     match random.below(8) {
         0 => {
-            // The head itself.
+            // An error in the head.
             let head = request.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
             for _ in 0..1 + random.below(3) {
                 let place = random.below(head);
@@ -95,7 +95,7 @@ fn malformed(random: &mut Random) -> (Vec<u8>, Sent) {
     (request, Sent::SoFar)
 }
 
-/// No request brings the server down or is answered with an internal error; good ones in between are served.
+/// No request crashes the server or causes an internal error; valid ones in between are served.
 #[test]
 fn ten_thousand_malformed_requests() {
     const REQUESTS: u64 = 10_000;
@@ -112,7 +112,7 @@ fn ten_thousand_malformed_requests() {
                 for number in (client..REQUESTS).step_by(8) {
                     let (request, sent) = malformed(&mut Random::new(SEED, number));
                     let mut stream = server.connect();
-                    // The server may answer and close before it has read all.
+                    // The server may respond and close before reading everything.
                     let _ = stream.write_all(&request);
                     if sent == Sent::All {
                         let _ = stream.shutdown(std::net::Shutdown::Write);
@@ -147,7 +147,7 @@ fn ten_thousand_malformed_requests() {
     server.wait_until_idle();
 }
 
-/// A client that does not send its request, or does not take its answer, is cut off; others are served meanwhile.
+/// A client that does not send its request or does not read its response is disconnected; others are served meanwhile.
 #[test]
 fn slow_clients_are_cut_off() {
     let place = place();
@@ -175,7 +175,8 @@ fn slow_clients_are_cut_off() {
     }
     assert!(began.elapsed() < Duration::from_secs(30), "they were cut off after {:?}", began.elapsed());
 
-    // An answer of tens of megabytes that nobody takes: the connection is closed while the client still holds it.
+    // A response of tens of megabytes that is not read: the server closes the connection while the client is still
+    // connected.
     let much =
         json!({"prompt": "Hello", "max_tokens": 180, "n": 64, "logprobs": 20, "ignore_eos": true, "stream": true});
     let mut held = server.connect();
@@ -189,7 +190,7 @@ fn slow_clients_are_cut_off() {
     let end = held.read_to_end(&mut taken);
     assert!(end.is_err() || !taken.ends_with(b"0\r\n\r\n"), "all {} bytes were taken", taken.len());
 
-    // A connection that was served once and then says nothing is closed too.
+    // An idle connection after a served request is closed too.
     let mut idle = server.connect();
     idle.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut idle = BufReader::new(idle);
@@ -198,7 +199,7 @@ fn slow_clients_are_cut_off() {
     server.wait_until_idle();
 }
 
-/// A request without a key, or with a wrong one, is refused; only the health of the server is told to everybody.
+/// A request without a key or with a wrong one is rejected; only the health of the server is public.
 #[test]
 fn keys_are_asked_for() {
     let place = place();
@@ -219,7 +220,7 @@ fn keys_are_asked_for() {
     }
 }
 
-/// More sequences than may wait are told to come back; those that wait are served.
+/// Sequences beyond the queue are rejected with a retry time; waiting ones are served.
 #[test]
 fn a_full_queue_says_when_to_come_back() {
     let place = place();
@@ -241,7 +242,7 @@ fn a_full_queue_says_when_to_come_back() {
     }
 }
 
-/// SIGTERM lets what runs finish and lets nobody in; a limit ends it all the same.
+/// SIGTERM lets running requests finish and admits no new ones; a time limit ends it nevertheless.
 #[test]
 fn the_end_waits_for_what_runs() {
     let place = place();
@@ -251,7 +252,7 @@ fn the_end_waits_for_what_runs() {
     let mut stream = server.connect();
     stream.write_all(&post(TEXT, "", long.to_string().as_bytes())).unwrap();
     let mut stream = BufReader::new(stream);
-    // The head of the answer: it runs.
+    // The head of the response: the request is running.
     let mut first = [0; 12];
     stream.read_exact(&mut first).unwrap();
     assert_eq!(&first, b"HTTP/1.1 200");
@@ -274,7 +275,7 @@ fn the_end_waits_for_what_runs() {
     assert_eq!(server.wait(), Some(0), "{}", server.said());
 }
 
-/// Clients that come and go at random leave nothing behind, and those that stay get their replies.
+/// Clients that disconnect at random leave nothing behind, and the others get their replies.
 #[test]
 fn clients_that_leave() {
     const CLIENTS: u64 = 64;
@@ -301,7 +302,7 @@ fn clients_that_leave() {
                     let mut stream = server.connect();
                     stream.write_all(&request).unwrap();
                     if random.below(2) == 0 {
-                        // Gone at once, or in the middle of the answer.
+                        // Disconnected at once, or in the middle of the response.
                         let _ = stream.read(&mut vec![0; random.below(3000)]);
                         continue;
                     }
@@ -326,7 +327,7 @@ fn clients_that_leave() {
     });
     server.wait_until_idle();
 
-    // What nobody waits for any more is not made.
+    // Unneeded replies are not generated.
     let drawn = || server.metric("salsa_generated_tokens_total");
     let before = drawn();
     let many = json!({"prompt": "Hello", "max_tokens": 180, "n": 128, "ignore_eos": true});
@@ -342,7 +343,7 @@ fn clients_that_leave() {
     assert!(!server.said().contains("panicked"), "{}", server.said());
 }
 
-/// What cannot be served is said before a weight is read.
+/// Models that cannot be served are rejected before any weight is read.
 #[test]
 fn wrong_usage() {
     let place = place();

@@ -1,4 +1,4 @@
-//! `salsa soup` as a program: its streams, mergekit's files, and being killed.
+//! `salsa soup` through the binary: its streams, mergekit's files, and being killed.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -73,7 +73,7 @@ fn models_flags_and_files_make_the_same_soup() {
     let one = weights(&dir.join("one"));
     assert!(one == weights(&dir.join("two")) && one == weights(&dir.join("three")));
 
-    // The record is that of a stage, but what was read has no digest there: no recipe takes it for its own work.
+    // The record is that of a stage, but without digests of its inputs: no recipe accepts it as its own result.
     let record = Record::read(&dir.join("one/stage.json")).unwrap().unwrap();
     assert_eq!((record.stage.as_str(), &record.results["ingredients"]), ("soup", &2.into()));
     assert!(record.inputs.is_empty() && dir.join("one/timings.json").exists());
@@ -123,7 +123,7 @@ fn killed_at_any_moment_there_is_a_whole_soup_or_none() {
     assert!(soup(dir, "a b --output whole").status.success());
     let whole = weights(&dir.join("whole"));
     let (mut killed, mut finished) = (0, 0);
-    // From before anything is written to after the end.
+    // From before the first write to after the end.
     for milliseconds in [0, 1, 2, 3, 4, 6, 8, 10, 13, 16, 20, 25, 30, 40, 60, 90, 150, 5000] {
         let mut child = Command::new(env!("CARGO_BIN_EXE_salsa"))
             .current_dir(dir)
@@ -148,7 +148,7 @@ fn killed_at_any_moment_there_is_a_whole_soup_or_none() {
     assert!(killed > 0 && finished > 0, "{killed} {finished}");
 }
 
-/// The mean of normalised reward models has scores of another scale, and nobody has measured it.
+/// The mean of normalised reward models has scores on another, unmeasured scale.
 #[test]
 fn reward_models_that_lose_their_normalisation_say_so() {
     let place = tempfile::tempdir().unwrap();
@@ -167,7 +167,7 @@ fn reward_models_that_lose_their_normalisation_say_so() {
     let lost = "the soup of reward models has no score_mean and score_std";
     assert!(stderr("a b --output mean").contains(lost));
     assert!(!fs::read_to_string(dir.join("mean/config.json")).unwrap().contains("score_"));
-    // One and the same normalisation stays.
+    // An identical normalisation is kept.
     assert!(!stderr("a --output copy").contains(lost));
     assert!(fs::read_to_string(dir.join("copy/config.json")).unwrap().contains("score_mean"));
 }

@@ -1,5 +1,5 @@
-//! A study killed at any moment, or extended later, ends with the numbers of one that ran undisturbed; `--check` says what is
-//! wrong in one line.
+//! A study that is killed at any time, or extended later, ends with the numbers of an undisturbed one; `--check`
+//! reports errors in one line.
 use std::{fs, path::Path, process::Stdio, thread, time::Duration};
 
 use serde_json::Value;
@@ -50,20 +50,20 @@ fn place(study: &str) -> Place {
     place
 }
 
-/// How many stages are done.
+/// The number of finished stages.
 fn done(place: &Place) -> usize {
     let stages = fs::read_dir(place.path("out/stages")).into_iter().flatten().filter_map(Result::ok);
     stages.filter(|stage| stage.path().join("stage.json").exists()).count()
 }
 
-/// Starts the study and kills it, the process alone, when so many stages are done and a little later.
+/// Starts the study and kills only its process, after this many finished stages and a delay.
 fn kill_after(place: &Place, words: &[&str], stages: usize, later: Duration) {
     let mut child = place.command(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     while done(place) < stages && child.try_wait().unwrap().is_none() {
         thread::sleep(Duration::from_millis(2));
     }
     thread::sleep(later);
-    // It may be over on a slow day; then nothing is disturbed.
+    // On a slow machine it may have ended already; then nothing is disturbed.
     let _ = child.kill();
     child.wait().unwrap();
 }

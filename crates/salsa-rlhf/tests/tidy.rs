@@ -1,4 +1,4 @@
-//! The tree keeps its word: what the documents name exists, every recipe is in order, nothing is left unfinished.
+//! Consistency of the repository: paths in documents exist, every recipe is valid, nothing is unfinished.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -11,14 +11,14 @@ use salsa_rlhf::{
     study::Study,
 };
 
-/// The folders whose files the documents name by path.
+/// The folders whose files the documents refer to by path.
 const NAMED: &[&str] = &["crates/", "recipes/", "docs/", ".ci/"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// Files under `dir` whose names end like this, in name order.
+/// Files under `dir` with this suffix, sorted by name.
 fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut entries: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -38,7 +38,7 @@ fn documents() -> Vec<PathBuf> {
     top.into_iter().chain(files(&root().join("docs"), ".md")).collect()
 }
 
-/// Text without fenced blocks, where a path may be somebody else's.
+/// Text without fenced blocks, whose paths may be foreign.
 fn without_fences(text: &str) -> String {
     let (mut kept, mut inside) = (String::new(), false);
     for line in text.lines() {
@@ -53,7 +53,7 @@ fn without_fences(text: &str) -> String {
     kept
 }
 
-/// The paths that a document names: in backticks from the root of the tree, in links from the document's own folder.
+/// The paths in a document: in backticks relative to the repository, in links relative to the document.
 fn named(document: &Path) -> Vec<(String, PathBuf)> {
     let text = without_fences(&fs::read_to_string(document).unwrap());
     let folder = document.parent().unwrap();
@@ -127,11 +127,11 @@ fn every_line_of_code_is_finished() {
     }
 }
 
-/// A named pipe or a device in the place of a file is refused only by what opens it through `input`.
+/// Only `input` rejects a named pipe or a device in place of a file, so all files are opened there.
 #[test]
 fn every_file_is_opened_for_reading_in_one_place() {
     const READS: &[&str] = &["File::open(", "fs::read(", "fs::read_to_string("];
-    // What the system says of itself; and a folder that is synced, not read.
+    // System information; and a folder that is synced, not read.
     const OTHERS: &[&str] = &["src/input.rs", "src/stage/memory/available.rs", "src/stage/fixture.rs"];
     const LINES: &[&str] = &["\"/proc/", "match File::open(path) {"];
     let of_tests = |path: &str| path.contains("/tests/") || path.ends_with("/tests.rs");
@@ -153,9 +153,9 @@ fn every_file_is_opened_for_reading_in_one_place() {
     assert!(found.is_empty(), "use the functions of `input`:\n{}", found.join("\n"));
 }
 
-/// Every recipe is read as `salsa run --check` reads it. The data of a recipe lie outside the tree and may be absent: the
-/// recipe is read from a copy of the tree's shape, in which empty files stand in for what lies outside it. What is missing
-/// inside the tree is a mistake.
+/// Checks every recipe as `salsa run --check` does. Data outside the repository may be absent: the recipe is read from
+/// a copy of the tree's structure, in which empty files replace outside inputs. Missing inputs inside the tree are
+/// errors.
 #[test]
 fn every_recipe_is_in_order() {
     let recipes = files(&root().join("recipes"), ".yaml");

@@ -1,21 +1,21 @@
-//! Arguments of methods and filters, by place or by name, as Python binds them.
+//! Positional and keyword arguments of methods and filters, bound as in Python.
 
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, State, Value};
 
 use super::text::invalid;
 
-/// The arguments of one call, in the order of their names.
+/// The arguments of a call, in the order of the parameter names.
 pub(super) struct Bound<'a> {
     function: &'a str,
     names: &'a [&'a str],
     values: Vec<Option<Value>>,
 }
 
-/// Binds arguments to these names.
+/// Binds arguments to these parameter names.
 ///
 /// # Errors
-/// For too many, unknown ones, and what is given twice.
+/// For too many, unknown or duplicate arguments.
 pub(super) fn bind<'a>(function: &'a str, names: &'a [&'a str], args: &[Value]) -> Result<Bound<'a>, Error> {
     let (placed, named) = match args.split_last() {
         Some((last, placed)) if last.is_kwargs() => (placed, Some(Kwargs::try_from(last.clone())?)),
@@ -42,12 +42,12 @@ impl Bound<'_> {
         invalid(format!("{}: {} is {expected}, not a {}", self.function, self.names[place], given.kind()))
     }
 
-    /// The argument, if it is given.
+    /// The argument, if given.
     pub(super) fn get(&self, place: usize) -> Option<&Value> {
         self.values[place].as_ref()
     }
 
-    /// The argument, if it is given and not `none`.
+    /// The argument, if given and not `none`.
     pub(super) fn some(&self, place: usize) -> Option<&Value> {
         self.get(place).filter(|value| !value.is_none())
     }
@@ -69,7 +69,7 @@ impl Bound<'_> {
     pub(super) fn number_or_none(&self, place: usize) -> Result<Option<i64>, Error> {
         let whole = |value: &Value| match value.kind() {
             ValueKind::Bool => Ok(i64::from(value.is_true())),
-            // What is larger than any text is as good as the largest.
+            // Clamping is exact enough: no text is that long.
             ValueKind::Number if value.is_integer() => {
                 let number = i128::try_from(value.clone()).unwrap_or(i128::MAX);
                 Ok(i64::try_from(number).unwrap_or(if number < 0 { i64::MIN } else { i64::MAX }))
@@ -87,7 +87,7 @@ impl Bound<'_> {
         self.get(place).is_some_and(Value::is_true)
     }
 
-    /// Pays for the texts among the arguments.
+    /// Consumes fuel for the texts among the arguments.
     pub(super) fn charge(&self, state: &State) -> Result<(), Error> {
         let texts = self.values.iter().flatten().filter_map(Value::as_str);
         super::text::charge(state, texts.map(str::len).sum())

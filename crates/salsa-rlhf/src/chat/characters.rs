@@ -1,11 +1,11 @@
-//! What Python takes letters, digits and white space for.
+//! Python's definitions of letters, digits and white space.
 
 use minijinja::{Error, State};
 use unicode_categories::UnicodeCategories;
 
 use super::text::{charge, is_printable};
 
-/// White space to Python: Unicode's, and four separators of ASCII.
+/// White space in Python: Unicode's, and four ASCII separators.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
@@ -68,14 +68,14 @@ pub(super) fn case_method(state: &State, text: &str, name: &str) -> Result<Optio
     Ok(Some(done))
 }
 
-/// The first letter large, all others small.
+/// The first letter in upper case, the others in lower case.
 pub(super) fn capitalized(text: &str) -> String {
     let mut chars = text.chars();
     let first = chars.next().map(title_case).unwrap_or_default();
     first + &chars.as_str().to_lowercase()
 }
 
-/// The letters that begin a word large, a word being letters in a row.
+/// Each word in title case; a word is a run of letters.
 fn titled(text: &str) -> String {
     let (mut out, mut before) = (String::with_capacity(text.len()), false);
     for c in text.chars() {
@@ -89,7 +89,7 @@ fn titled(text: &str) -> String {
     out
 }
 
-/// A letter as it begins a word: four of two letters have a form of their own.
+/// The title case of a letter; four digraphs have a special form.
 fn title_case(c: char) -> String {
     match c {
         'Ǆ' | 'ǅ' | 'ǆ' => "ǅ".to_owned(),

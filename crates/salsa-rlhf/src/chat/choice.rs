@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail};
 use super::named;
 use crate::input;
 
-/// ChatML, with the assistant's part marked. It opens with the beginning-of-sequence token where the tokenizer has one
-/// that is not also its end.
+/// ChatML, with the assistant's part marked. It starts with the beginning-of-sequence token if the tokenizer has one
+/// that differs from its end token.
 pub const CHATML: &str = "{% if bos_token is defined and bos_token != eos_token %}{{ bos_token }}{% endif %}\
 {% for message in messages %}\
 {{ '<|im_start|>' + message['role'] + '\\n' }}\
@@ -17,19 +17,19 @@ pub const CHATML: &str = "{% if bos_token is defined and bos_token != eos_token 
 {{ '\\n' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// What to say where a model has no template and messages are to be rendered.
+/// Remedy for a model without a template when messages are to be rendered.
 pub const CHOICES: &str = "say which one it was or shall be trained with: --chat_template FILE (a Jinja file) or \
      --chat_template chatml where it is trained (pretrain, sft, reward, dpo); or put a chat_template.jinja beside its tokenizer";
 
-/// Whether this is the name of a template that is built in, or a template itself, and so no file.
+/// Whether this is the name of a built-in template, or a template itself, rather than a file.
 pub fn is_name_or_text(choice: &str) -> bool {
     choice == "auto" || named::source(choice).is_some() || choice.contains('{')
 }
 
-/// The Jinja source that `choice` names: one of [`named::NAMES`], anything else a file.
+/// Returns the Jinja source for `choice`: one of [`named::NAMES`], or else a file.
 ///
 /// # Errors
-/// When there is no such file, or it cannot be read.
+/// If there is no such file, or it cannot be read.
 pub fn source_of(choice: &str) -> Result<String> {
     if let Some(source) = named::source(choice) {
         return Ok(source.to_owned());

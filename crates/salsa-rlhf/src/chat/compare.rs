@@ -1,4 +1,4 @@
-//! Python's comparisons, and what values have in them: each item that is looked at is paid for.
+//! Python's comparisons and membership tests; each inspected item consumes fuel.
 
 use std::cmp::Ordering;
 
@@ -7,7 +7,7 @@ use minijinja::{Error, State, Value};
 
 use super::text::{DEEPEST, charge, invalid, undefined};
 
-/// What Python compares as one kind of value.
+/// The types that Python's comparisons distinguish.
 #[derive(PartialEq)]
 pub(super) enum Kind {
     Undefined,
@@ -29,13 +29,13 @@ pub(super) fn kind(value: &Value) -> Kind {
         ValueKind::Map => Kind::Mapping,
         _ if value.downcast_object_ref::<Tuple>().is_some() => Kind::Tuple,
         ValueKind::Seq => Kind::List,
-        // Part of a list, or lists put together; a generator has no length.
+        // A slice or concatenation of lists; a generator has no length.
         ValueKind::Iterable if value.len().is_some() => Kind::List,
         _ => Kind::Other,
     }
 }
 
-/// The items of what can be gone through, each paid for; characters of a text, keys of a mapping.
+/// The items of an iterable: characters of a text, keys of a mapping. Each consumes fuel.
 pub(super) fn items(state: &State, value: &Value) -> Result<Vec<Value>, Error> {
     let mut all = Vec::new();
     match value.kind() {
@@ -46,7 +46,7 @@ pub(super) fn items(state: &State, value: &Value) -> Result<Vec<Value>, Error> {
             all.extend(text.chars().map(Value::from));
         }
         ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
-            // Those that are counted are paid for at once: a list can be repeated without being made.
+            // Fuel for a known length is consumed at once: a repeated list may be lazy.
             let (counted, each) = value.len().map_or((0, 1), |length| (length as u64, 0));
             state.consume_fuel(counted)?;
             for item in value.try_iter()?.checked() {
@@ -59,7 +59,7 @@ pub(super) fn items(state: &State, value: &Value) -> Result<Vec<Value>, Error> {
     Ok(all)
 }
 
-/// A value that can be a key: what can be changed is none.
+/// Checks that a value can be a key; mutable ones cannot.
 pub(super) fn key(state: &State, value: &Value) -> Result<Value, Error> {
     match kind(value) {
         Kind::List | Kind::Mapping => Err(invalid(format!("a {} cannot be a key of a mapping", value.kind()))),
@@ -127,7 +127,7 @@ fn equal_at(state: &State, a: &Value, b: &Value, depth: usize) -> Result<bool, E
     }
 }
 
-/// Which of two numbers is smaller; NaN is neither.
+/// The order of two numbers; none for NaN.
 fn ordered_numbers(a: &Value, b: &Value) -> Option<Ordering> {
     let whole = |value: &Value| match value.kind() {
         ValueKind::Bool => Some(i128::from(value.is_true())),
@@ -143,10 +143,10 @@ fn ordered_numbers(a: &Value, b: &Value) -> Option<Ordering> {
     }
 }
 
-/// How two values are ordered; of two lists the first items that differ decide.
+/// The order of two values; lists compare lexicographically.
 ///
 /// # Errors
-/// For values that Python does not order.
+/// For values that Python cannot order.
 pub(super) fn order(state: &State, a: &Value, b: &Value) -> Result<Ordering, Error> {
     order_at(state, a, b, 0)
 }
@@ -159,7 +159,7 @@ fn order_at(state: &State, a: &Value, b: &Value, depth: usize) -> Result<Orderin
     let of = kind(a);
     match of {
         Kind::Number if kind(b) == Kind::Number => {
-            // NaN is neither smaller nor larger: `>=` and `<` are both false in Python, and no template compares it.
+            // NaN is unordered: in Python both `>=` and `<` are false, and templates do not compare it.
             ordered_numbers(a, b).ok_or_else(|| invalid("nan cannot be compared"))
         }
         Kind::Text if kind(b) == Kind::Text => {
@@ -208,7 +208,7 @@ pub(super) fn contains(state: &State, of: &Value, item: &Value) -> Result<bool, 
     }
 }
 
-/// `a < b < c`: operators and operands in turn.
+/// `a < b < c`: alternating operators and operands.
 pub(super) fn compared(state: &State, first: Value, rest: Rest<Value>) -> Result<bool, Error> {
     let mut left = &first;
     for pair in rest.0.chunks(2) {

@@ -1,4 +1,4 @@
-//! Messages, and what the chat template is given beside them.
+//! Messages, and the arguments of the chat template.
 
 use std::ops::Deref;
 
@@ -9,12 +9,12 @@ use serde_json::{Map, Value};
 
 use super::Message;
 
-/// A conversation: its messages, and the arguments that its record has for the chat template.
+/// A conversation: its messages, and its record's arguments of the chat template.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conversation {
     /// The turns in order.
     pub messages: Vec<Message>,
-    /// Arguments of this record; they win over those of the run.
+    /// Arguments of this record; they override those of the run.
     pub arguments: TemplateArguments,
 }
 
@@ -33,19 +33,19 @@ impl From<Vec<Message>> for Conversation {
 }
 
 impl Serialize for Conversation {
-    /// The list of messages; [`TemplateArguments::columns`] are columns beside it.
+    /// Serialises the list of messages; the arguments are separate columns, see [`TemplateArguments::columns`].
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.messages.serialize(serializer)
     }
 }
 
-/// What a chat template can name besides `messages`: the keywords that transformers' `apply_chat_template` hands on, such
-/// as `enable_thinking`, and `tools`.
+/// Variables of a chat template besides `messages`: the keyword arguments that transformers' `apply_chat_template`
+/// passes on, such as `enable_thinking`, and `tools`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>")]
 pub struct TemplateArguments(Map<String, Value>);
 
-/// Names that `apply_chat_template` keeps for itself: it would refuse them here, or not hand them on.
+/// Parameters of `apply_chat_template` itself, which it would reject here or not pass on.
 const RESERVED: [&str; 13] = [
     "conversation",
     "messages",
@@ -84,17 +84,17 @@ impl JsonSchema for TemplateArguments {
 }
 
 impl TemplateArguments {
-    /// The column of data sets, and the key of stages, that holds them. TRL's name.
+    /// The column of data sets, and the key of stages, for arguments. TRL's name.
     pub const COLUMN: &str = "chat_template_kwargs";
 
-    /// The column of data sets that holds tools.
+    /// The column of data sets for tools.
     pub const TOOLS: &str = "tools";
 
-    /// The arguments of a record with these two columns. Each may also be JSON in a text, as TRL takes it; empty ones say
-    /// nothing. Values that are `null` are left out: files of columns put them wherever another record has a value.
+    /// Parses the arguments of a record from these two columns. Each may also be a JSON text, as in TRL; empty ones are
+    /// ignored. Values that are `null` are dropped: columnar files contain them if another record has a value.
     ///
     /// # Errors
-    /// If the column of arguments is no mapping or names what is no argument, or the tools are no list of mappings.
+    /// If the arguments are no mapping or have an invalid name, or the tools are no list of mappings.
     pub fn of_record(arguments: Option<&Value>, tools: Option<&Value>) -> Result<TemplateArguments> {
         let mut all = match arguments.map(|value| parsed(value, TemplateArguments::COLUMN)).transpose()? {
             None | Some(Value::Null) => TemplateArguments::default(),
@@ -119,7 +119,7 @@ impl TemplateArguments {
         Ok(all)
     }
 
-    /// Whether there are none.
+    /// Whether there are no arguments.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -129,14 +129,14 @@ impl TemplateArguments {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
-    /// These, with those of `defaults` that they do not name.
+    /// These arguments, completed by those of `defaults` that are missing.
     pub fn over(&self, defaults: &TemplateArguments) -> TemplateArguments {
         let mut all = defaults.0.clone();
         all.extend(self.0.clone());
         TemplateArguments(all)
     }
 
-    /// The columns that hold them in a record.
+    /// The columns of a record for these arguments.
     pub fn columns(&self) -> Map<String, Value> {
         let mut arguments = self.0.clone();
         let tools = arguments.shift_remove(TemplateArguments::TOOLS);
@@ -146,7 +146,7 @@ impl TemplateArguments {
     }
 }
 
-/// The value, or what a text of JSON says.
+/// Parses a JSON text; returns other values unchanged.
 fn parsed(value: &Value, column: &str) -> Result<Value> {
     match value {
         Value::String(text) if text.trim().is_empty() => Ok(Value::Null),

@@ -17,22 +17,22 @@ const NAME: &str = "chat_template";
 /// 2024-07-26 00:00 UTC, in seconds since 1970.
 const FIXED_DATE: i64 = 1_721_952_000;
 
-/// What a rendering may use at first: an instruction of the template costs one, 64 bytes that it makes or reads cost one.
-/// A message costs some fifty. Values cannot be nested deeper than fuel lasts, nor overflow the stack of a usual thread
-/// when they are dropped.
+/// Fuel of a first attempt at rendering: one per template instruction, and one per 64 bytes produced or read. A message
+/// costs about fifty. Fuel bounds the nesting of values, such that dropping them cannot overflow the stack of a usual
+/// thread.
 const LITTLE_FUEL: u64 = 3_000;
 
-/// What a longer conversation may use, on a stack of its own.
+/// Fuel of a longer conversation, rendered on a separate stack.
 const MUCH_FUEL: u64 = 1_000_000;
 
-/// Room for values nested as deep as [`MUCH_FUEL`] lasts; the system gives what is used.
+/// Stack size for values nested as deep as [`MUCH_FUEL`] permits; memory is only committed when used.
 const LARGE_STACK: usize = 1 << 30;
 
-/// Characters of what a template says when it refuses a conversation.
+/// Maximum number of characters of a template's error message.
 const LONGEST_MESSAGE: usize = 1_000;
 
 thread_local! {
-    /// What encloses `{% generation %}` blocks of the rendering under way on this thread.
+    /// Marks around `{% generation %}` blocks in the current rendering of this thread.
     static MARKS: Cell<Option<(char, char)>> = const { Cell::new(None) };
 }
 
@@ -74,7 +74,7 @@ impl Rendering {
         environment.add_function("__generation", generation);
         operators::add_to(&mut environment);
         filters::add_to(&mut environment);
-        // The parser calls itself for every level of nesting, of which `nesting` leaves some thousands.
+        // The parser is recursive in the nesting depth, of which `nesting` permits some thousands.
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(LARGE_STACK);
             let compile = || {
@@ -101,7 +101,7 @@ impl Rendering {
         &self.source
     }
 
-    /// A special token that the template can name.
+    /// A special token defined in the template.
     pub(super) fn token(&self, name: &str) -> Option<&str> {
         self.tokens.iter().find(|(known, _)| *known == name).map(|(_, token)| token.as_str())
     }
@@ -120,7 +120,7 @@ impl Rendering {
         self.render(&self.context(messages, arguments, prompt), None)
     }
 
-    /// What the template can name. Arguments win over the special tokens, as in transformers.
+    /// The variables of the template. Arguments override special tokens, as in transformers.
     fn context(&self, messages: &[Message], arguments: &TemplateArguments, prompt: GenerationPrompt) -> Value {
         let list: Vec<Value> = messages
             .iter()
@@ -137,7 +137,7 @@ impl Rendering {
         Value::from_pairs(given.into_iter().chain(tokens).chain(arguments))
     }
 
-    /// Renders with these characters around `{% generation %}` blocks.
+    /// Renders with these marks around `{% generation %}` blocks.
     fn render(&self, context: &Value, marks: Option<(char, char)>) -> Result<String> {
         let rendered = match self.render_in(&self.short, context, marks) {
             Err(error) if error.kind() == ErrorKind::OutOfFuel => std::thread::scope(|scope| {
@@ -164,7 +164,7 @@ impl Rendering {
         rendered
     }
 
-    /// The text and the byte ranges of `{% generation %}` blocks; a block inside another belongs to the outer one.
+    /// Returns the text and the byte ranges of `{% generation %}` blocks; a nested block belongs to the outer one.
     pub(super) fn marked(
         &self,
         messages: &[Message],
@@ -191,8 +191,8 @@ impl Rendering {
             }
         }
         paired &= depth == 0;
-        // Marks are part of the text while the template is at work: one that counts or cuts characters sees them. A clock
-        // may tick between two renderings.
+        // Templates that count or cut characters see the marks, so the text is compared with a rendering without marks.
+        // That is skipped with `strftime_now`, as a clock may tick between two renderings.
         let timeless = !self.source.contains("strftime_now");
         if !paired || timeless && text != self.render(&context, None)? {
             bail!(
@@ -203,8 +203,8 @@ impl Rendering {
     }
 }
 
-/// `{% generation %}` is no Jinja; a call block does the same, with the same white space control. What `{% raw %}` encloses
-/// stays as it is, and so does the end of line behind it, which MiniJinja would take away.
+/// Replaces `{% generation %}`, which is no Jinja, by a call block with the same white space control. The content of
+/// `{% raw %}` is unchanged, including a line break directly after the tag, which MiniJinja would remove.
 fn generation_as_call(source: &str) -> (String, bool) {
     let (mut out, mut found, mut rest, mut is_raw) = (String::with_capacity(source.len()), false, source, false);
     while let Some(start) = rest.find("{%") {
@@ -245,10 +245,10 @@ fn generation_as_call(source: &str) -> (String, bool) {
     (out, found)
 }
 
-/// Two characters that Unicode keeps for internal use and that neither the template nor the conversation contains.
+/// Two Unicode noncharacters that neither the template nor the conversation contains.
 fn unused_marks(source: &str, messages: &[Message], arguments: &TemplateArguments) -> Result<(char, char)> {
     let arguments: String = arguments.iter().map(|(_, value)| value.to_string()).collect();
-    // A template may also write a character by its number.
+    // A template may also write a character by its code point.
     let numbered = source.to_lowercase();
     let used = |c: char| {
         numbered.contains(&format!("{:x}", u32::from(c)))
@@ -278,9 +278,9 @@ fn raise_exception(state: &State, message: Value) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, text::text(state, &message)?))
 }
 
-/// The date in templates that ask for it. The clock is not read: what a model learns would depend on the day, and a run
-/// resumed after midnight would learn something else. It is the date that Llama's templates fall back to, 26 July 2024,
-/// unless `SOURCE_DATE_EPOCH` (seconds since 1970, taken as UTC) gives another.
+/// The date for templates that use it. The clock is not read: training would depend on the day, and a run resumed after
+/// midnight would differ. The date is the default of Llama's templates, 26 July 2024, unless `SOURCE_DATE_EPOCH`
+/// (seconds since 1970, in UTC) is set.
 fn strftime_now(format: Value) -> Result<String, Error> {
     let format = format.as_str().ok_or_else(|| text::invalid("strftime_now: the format is no text"))?;
     let failed = |e: String| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}"));
@@ -292,13 +292,13 @@ fn strftime_now(format: Value) -> Result<String, Error> {
     jiff::fmt::strtime::format(format, &time.to_zoned(jiff::tz::TimeZone::UTC)).map_err(|e| failed(e.to_string()))
 }
 
-/// What a template error says, with the line.
+/// The message of a template error, with the line.
 fn describe(error: &Error) -> String {
     if error.kind() == ErrorKind::OutOfFuel {
         return "it does more work than a rendering may: it does not come to an end, makes values that are too large, or the conversation has many thousands of messages".to_owned();
     }
     let mut what = error.detail().map_or_else(|| error.kind().to_string(), str::to_string);
-    // What `raise_exception` is given may be as long as a rendering.
+    // The argument of `raise_exception` may be as long as a rendering.
     if let Some((end, _)) = what.char_indices().nth(LONGEST_MESSAGE) {
         what.truncate(end);
         what.push('…');

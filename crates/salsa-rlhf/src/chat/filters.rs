@@ -1,4 +1,4 @@
-//! Jinja's filters and tests where MiniJinja has others, or none.
+//! Jinja's filters and tests that MiniJinja lacks or implements differently.
 
 use std::cmp::Ordering;
 
@@ -12,10 +12,10 @@ use super::text::{charge, invalid, text, undefined};
 use super::views::{self, View};
 use super::{json, operators, printf};
 
-/// What MiniJinja has and Jinja does not know.
+/// Filters of MiniJinja that Jinja does not have.
 const NOT_IN_JINJA: [&str; 7] = ["bool", "chain", "lines", "split", "zip", "pprint", "urlencode"];
 
-/// Adds them.
+/// Registers the filters.
 pub(super) fn add_to(environment: &mut Environment<'_>) {
     NOT_IN_JINJA.iter().for_each(|name| environment.remove_filter(name));
     environment.add_filter("__select", minijinja::filters::select);
@@ -88,7 +88,7 @@ fn remainder_is(state: &State, value: Value, expected: i64) -> Result<bool, Erro
     operators::equal(state, &operators::modulo(state, value, Value::from(2))?, &Value::from(expected))
 }
 
-/// Words large at their beginnings, where a word begins behind white space or an opening sign.
+/// Title case; a word starts after white space or an opening character.
 fn titled(text: &str) -> String {
     let begins = |c: char| is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<');
     let (mut out, mut at_start) = (String::with_capacity(text.len()), true);
@@ -114,7 +114,7 @@ fn trim(state: &State, value: Value, args: Rest<ValueOrKwargs>) -> Result<Value,
 
 fn replace(state: &State, value: Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let mut args = args.into_values();
-    // Numbers and the like are texts here.
+    // Numbers and other values are converted to text.
     for arg in args.iter_mut().take(2).filter(|arg| !arg.is_kwargs()) {
         *arg = Value::from(text(state, arg)?);
     }
@@ -148,7 +148,7 @@ fn indent(state: &State, value: Value, args: Rest<ValueOrKwargs>) -> Result<Valu
     Ok(Value::from(out))
 }
 
-/// `format | format(a, b)` or with names: `%` with these values.
+/// `format | format(a, b)`, or with keyword arguments: applies the `%` operator.
 fn format(state: &State, value: Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let mut args = args.into_values();
     let given = match args.pop_if(|last| last.is_kwargs()) {
@@ -190,7 +190,7 @@ fn escape(state: &State, value: Value) -> Result<Value, Error> {
     Ok(Value::from_safe_string(operators::escaped(&plain)))
 }
 
-/// A text without what Python allows around and inside numbers.
+/// Strips what Python allows around and inside numbers: white space and single underscores.
 fn digits(text: &str) -> Option<String> {
     let text = text.trim_matches(is_space);
     let is_apart = !text.starts_with('_') && !text.ends_with('_') && !text.contains("__");
@@ -251,7 +251,7 @@ fn float(value: Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     Ok(number.map_or_else(default, Value::from))
 }
 
-/// The parts of `attribute="a.b"`, or of a number.
+/// The components of `attribute="a.b"`, or of a number.
 fn path(bound: &Bound<'_>, place: usize) -> Result<Vec<Value>, Error> {
     let part = |part: &str| part.parse::<i64>().map_or_else(|_| Value::from(part), Value::from);
     match bound.some(place) {
@@ -267,12 +267,12 @@ fn at_path(state: &State, value: Value, path: &[Value]) -> Result<Value, Error> 
     path.iter().try_fold(value, |value, part| operators::item(state, value, part.clone()))
 }
 
-/// What items are sorted by: one value for each attribute, texts small unless their case counts.
+/// The sort keys of an item: one value per attribute, texts in lower case unless case counts.
 fn keys(state: &State, item: &Value, paths: &[Vec<Value>], case: Case) -> Result<Vec<Value>, Error> {
     let whole = [Vec::new()];
     let paths = if paths.is_empty() { &whole[..] } else { paths };
     let mut all = Vec::new();
-    // Lists of keys and of items are made, and made again while they are sorted.
+    // Lists of keys and items are allocated, also during sorting.
     state.consume_fuel(3)?;
     for path in paths {
         let key = at_path(state, item.clone(), path)?;
@@ -309,7 +309,7 @@ fn order_of(state: &State, a: &[Value], b: &[Value]) -> Result<Ordering, Error> 
     Ok(Ordering::Equal)
 }
 
-/// Sorts as Python does: equal ones stay in order, also backwards. The first two values that have no order are an error.
+/// A stable sort, also in reverse, as in Python. The first unordered pair is an error.
 fn sorted(
     state: &State,
     items: Vec<(Vec<Value>, Value)>,
@@ -332,7 +332,7 @@ fn sorted(
     Ok(all)
 }
 
-/// Whether the smaller or the larger comes first.
+/// The ordering that comes first.
 fn direction(reverse: bool) -> Ordering {
     if reverse { Ordering::Greater } else { Ordering::Less }
 }
@@ -352,7 +352,7 @@ fn sort(state: &State, value: Value, args: Rest<ValueOrKwargs>) -> Result<Value,
     Ok(sorted(state, items, direction(bound.is_true(0)))?.into_iter().map(|(_, item)| item).collect())
 }
 
-/// Keys in Python's order.
+/// Sorts keys in Python's order.
 pub(super) fn sorted_keys(state: &State, keys: Vec<Value>) -> Result<Vec<Value>, Error> {
     let with_keys = keys.into_iter().map(|key| (vec![key.clone()], key)).collect();
     Ok(sorted(state, with_keys, Ordering::Less)?.into_iter().map(|(_, key)| key).collect())

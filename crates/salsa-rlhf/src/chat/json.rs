@@ -1,4 +1,4 @@
-//! `tojson` of transformers: Python's `json.dumps`, in place of Jinja's filter, which is made for HTML.
+//! `tojson` as in transformers: Python's `json.dumps`, replacing Jinja's filter, which escapes for HTML.
 
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, State, Value};
@@ -7,11 +7,11 @@ use super::text::{charge, invalid, number, undefined};
 use super::views::{Range, View};
 use super::{filters, operators};
 
-/// Deeper than anything that is written as JSON, and far from the end of the stack.
+/// Maximum nesting of JSON: deeper than any real value, and safe for the stack.
 const DEEPEST: usize = 100;
 
 struct Style {
-    /// What a level is moved in by; with it, every item has a line.
+    /// The indentation per level; if set, every item has its own line.
     indent: Option<Indent>,
     item: String,
     key: String,
@@ -62,7 +62,7 @@ pub(super) fn tojson(
     Ok(writer.out)
 }
 
-/// Lists and tuples; ranges, views and generators are none.
+/// Lists and tuples; not ranges, views and generators.
 fn is_list(value: &Value) -> bool {
     let is_other = value.downcast_object_ref::<Range>().is_some() || value.downcast_object_ref::<View>().is_some();
     value.len().is_some() && !is_other

@@ -1,4 +1,4 @@
-//! The methods of Python's types.
+//! Methods of Python's types.
 
 use minijinja::value::{Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
@@ -9,14 +9,14 @@ use super::text::{charge, invalid, repr};
 use super::views::{Part, View};
 use super::{operators, printf};
 
-/// Those of mappings: in Jinja they come before a key of the same name.
+/// Methods of mappings, which take precedence over a key of the same name in Jinja.
 pub(super) const OF_MAPPINGS: [&str; 5] = ["keys", "values", "items", "get", "copy"];
 
-/// Where Python ends a line.
+/// Line separators in Python.
 const LINE_ENDS: [char; 10] =
     ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
 
-/// Calls a method that MiniJinja does not have.
+/// Calls a method that MiniJinja does not provide.
 pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     let found = match value.kind() {
         ValueKind::String => text_method(state, value.as_str().unwrap_or_default(), name, args)?,
@@ -144,7 +144,7 @@ fn stripped(state: &State, text: &str, name: &str, args: &[Value]) -> Result<Val
     let bound = bind(name, &["chars"], args)?;
     let chars: Option<Vec<char>> = bound.text_or_none(0)?.map(|chars| chars.chars().collect());
     if let Some(chars) = &chars {
-        // Each character may be held against each.
+        // Each character may be compared with each of `chars`.
         state.consume_fuel((text.len() as u64).saturating_mul(chars.len() as u64) / 4096)?;
     }
     let goes = |c: char| chars.as_ref().map_or_else(|| is_space(c), |chars| chars.contains(&c));
@@ -176,7 +176,7 @@ fn split(state: &State, text: &str, name: &str, args: &[Value]) -> Result<Value,
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// Words between white space; after so many, the rest.
+/// Splits at white space into at most `most` words, followed by the rest.
 fn words(text: &str, most: usize) -> Vec<&str> {
     let (mut all, mut rest) = (Vec::new(), text.trim_start_matches(is_space));
     while !rest.is_empty() {
@@ -191,7 +191,7 @@ fn words(text: &str, most: usize) -> Vec<&str> {
     all
 }
 
-/// The same from the end, the last word first.
+/// The same from the end; the last word comes first.
 fn last_words(text: &str, most: usize) -> Vec<&str> {
     let (mut all, mut rest) = (Vec::new(), text.trim_end_matches(is_space));
     while !rest.is_empty() {
@@ -249,7 +249,8 @@ fn begins(state: &State, text: &str, name: &str, args: &[Value]) -> Result<Value
     Ok(Value::from(false))
 }
 
-/// The characters from the second argument to the third, as Python counts, and how many come before.
+/// The characters from the second argument to the third, in Python's indexing, and the number of characters before
+/// them.
 fn part_of<'a>(text: &'a str, bound: &Bound<'_>) -> Result<(usize, &'a str), Error> {
     let (start, end) = (bound.number_or_none(1)?, bound.number_or_none(2)?);
     if start.is_none() && end.is_none() {
@@ -298,7 +299,7 @@ fn lines(text: &str, ends: Ends) -> Vec<&str> {
     lines
 }
 
-/// Lines without their ends, as `splitlines` gives them.
+/// Lines without their separators, as in `splitlines`.
 pub(super) fn lines_of(text: &str) -> Vec<&str> {
     lines(text, Ends::Drop)
 }
@@ -320,7 +321,7 @@ pub(super) fn padded(state: &State, text: &str, name: &str, args: &[Value]) -> R
     };
     let left = match name {
         "ljust" => 0,
-        // Python puts the odd character left where the width is odd.
+        // For odd widths, Python puts the odd fill character on the left.
         "center" => missing / 2 + (missing & width & 1),
         _ => missing,
     };
@@ -365,7 +366,7 @@ fn expanded(state: &State, text: &str, size: i64) -> Result<Value, Error> {
     Ok(Value::from(out))
 }
 
-/// `text.translate(table)`: by the number of each character another, a text, or nothing.
+/// `text.translate(table)`: replaces characters by code point, with another code point, a text, or nothing.
 fn translated(state: &State, text: &str, table: &Value) -> Result<Value, Error> {
     let Some(table) = table.as_object() else { return Err(invalid("translate: the table is no mapping")) };
     let mut out = String::new();

@@ -1,6 +1,6 @@
-//! The chat templates that have a name: those of mergekit's `chat_template`.
+//! Built-in named chat templates: those of mergekit's `chat_template`.
 //!
-//! Each is the format that the models of that name were trained with, and marks the assistant's part.
+//! Each is the training format of the models of that name, with the assistant's part marked.
 
 use super::choice::CHATML;
 
@@ -18,7 +18,7 @@ pub(crate) fn source(name: &str) -> Option<&'static str> {
     }
 }
 
-/// Llama 3: a header names the role, `<|eot_id|>` ends a turn, nothing stands between turns.
+/// Llama 3: a header with the role, `<|eot_id|>` at the end of a turn, nothing between turns.
 const LLAMA3: &str = "{% if bos_token is defined %}{{ bos_token }}{% endif %}\
 {% for message in messages %}\
 {{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}\
@@ -28,7 +28,7 @@ const LLAMA3: &str = "{% if bos_token is defined %}{{ bos_token }}{% endif %}\
 {% endfor %}\
 {% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}";
 
-/// Alpaca: headings, with an empty line before each but the first.
+/// Alpaca: headings, separated by empty lines.
 const ALPACA: &str = "{% for message in messages %}\
 {% if not loop.first %}{{ '\\n\\n' }}{% endif %}\
 {% if message['role'] == 'system' %}{{ message['content'] | trim }}\
@@ -40,8 +40,8 @@ const ALPACA: &str = "{% for message in messages %}\
 {% endfor %}\
 {% if add_generation_prompt %}{{ '\\n\\n### Response:\\n' }}{% endif %}";
 
-/// Mistral: `[INST]` around what the user says, the end token behind each answer; a system message goes before the first
-/// question.
+/// Mistral: `[INST]` around user messages, the end token after each answer; a system message precedes the first user
+/// message.
 const MISTRAL: &str = "{% if messages[0]['role'] == 'system' %}\
 {% set preamble = messages[0]['content'] + '\\n\\n' %}{% set turns = messages[1:] %}\
 {% else %}{% set preamble = '' %}{% set turns = messages %}{% endif %}\

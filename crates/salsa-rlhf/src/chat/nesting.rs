@@ -1,20 +1,20 @@
-//! How deep a template is nested, told before it is parsed: the parser and the compiler call themselves once for every
-//! link of a chain like `1+1+1`, `a.b.c` or `{% elif %}`, until the stack ends.
+//! Limits the nesting of a template before it is parsed: the parser and the compiler recurse for every link of a chain
+//! such as `1+1+1`, `a.b.c` or `{% elif %}`, and could overflow the stack.
 
 use anyhow::{Result, bail, ensure};
 use minijinja::machinery::{Token, tokenize};
 use minijinja::syntax::SyntaxConfig;
 
-/// Far more than published templates have, of which the longest is some 20 KB.
+/// Far above published templates, of which the longest has some 20 KB.
 const LONGEST_SOURCE: usize = 1 << 20;
 
-/// Names and operators of one tag.
+/// Maximum number of names and operators in one tag.
 const LONGEST_TAG: usize = 2_000;
 
-/// Of one template.
+/// Maximum number of `elif`s in one template.
 const MOST_ELIFS: usize = 500;
 
-/// Refuses what could overflow the stack of [`super::environment`]'s thread.
+/// Rejects templates that could overflow the stack of [`super::environment`]'s thread.
 pub(super) fn check(source: &str, syntax: &SyntaxConfig) -> Result<()> {
     ensure!(
         source.len() <= LONGEST_SOURCE,
@@ -22,7 +22,7 @@ pub(super) fn check(source: &str, syntax: &SyntaxConfig) -> Result<()> {
         source.len()
     );
     let (mut in_tag, mut elifs, mut begins) = (0, 0, false);
-    // What cannot be tokenised is reported by the parser, which stops at the same place.
+    // Tokeniser errors are reported by the parser, which stops at the same place.
     for (token, span) in tokenize(source, false, syntax.clone()).map_while(|token| token.ok()) {
         elifs += usize::from(begins && matches!(token, Token::Ident("elif")));
         begins = matches!(token, Token::BlockStart);

@@ -1,4 +1,4 @@
-//! What Python's operators do, paid for before it is done. [`super::rewrite`] writes them as filters.
+//! Python's operators; fuel is consumed before the work. [`super::rewrite`] writes them as filters.
 
 use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Environment, Error, State, Value};
@@ -9,7 +9,7 @@ use super::printf;
 use super::text::{charge, invalid, text, undefined};
 use super::views::{self, Range};
 
-/// Adds the filters that stand for operators, and the tests of the same names.
+/// Registers the filters for operators, and the tests of the same names.
 pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.add_filter("__eq", |state: &State, a: Value, b: Value| equal(state, &a, &b));
     environment.add_filter("__ne", |state: &State, a: Value, b: Value| Ok::<_, Error>(!equal(state, &a, &b)?));
@@ -58,7 +58,7 @@ fn concat(state: &State, a: Value, b: Value) -> Result<Value, Error> {
     Ok(Value::from(both))
 }
 
-/// `a + b`; markup escapes what it is added to.
+/// `a + b`; safe markup escapes the other operand.
 fn add(state: &State, a: Value, b: Value) -> Result<Value, Error> {
     let (Some(first), Some(second)) = (a.as_str(), b.as_str()) else {
         return sum(state, &a, &b);
@@ -71,7 +71,7 @@ fn add(state: &State, a: Value, b: Value) -> Result<Value, Error> {
     })
 }
 
-/// `a + b` of what is no text.
+/// `a + b` for operands that are not both texts.
 fn sum(state: &State, a: &Value, b: &Value) -> Result<Value, Error> {
     match (kind(a), kind(b)) {
         (Kind::List, Kind::List) => Ok(Value::from(joined(state, a, b)?)),
@@ -85,7 +85,7 @@ fn sum(state: &State, a: &Value, b: &Value) -> Result<Value, Error> {
     }
 }
 
-/// Two lists end to end. An item that is copied is less work than one that is looked at: conversations are put together
+/// Concatenates two lists. A copied item consumes less fuel than an inspected one, since conversations are built
 /// message by message.
 fn joined(state: &State, a: &Value, b: &Value) -> Result<Vec<Value>, Error> {
     let length = a.len().unwrap_or_default().saturating_add(b.len().unwrap_or_default());
@@ -93,7 +93,7 @@ fn joined(state: &State, a: &Value, b: &Value) -> Result<Vec<Value>, Error> {
     Ok(a.try_iter()?.chain(b.try_iter()?).collect())
 }
 
-/// Text for HTML, as markupsafe writes it.
+/// Escapes text for HTML as markupsafe does.
 pub(super) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -109,7 +109,7 @@ pub(super) fn escaped(text: &str) -> String {
     out
 }
 
-/// `a % b`: the remainder, or a text with values put in.
+/// `a % b`: the remainder, or a formatted text.
 pub(super) fn modulo(state: &State, a: Value, b: Value) -> Result<Value, Error> {
     if let Some(format) = a.as_str() {
         return printf::printf(state, format, &b).map(Value::from);
@@ -133,7 +133,7 @@ pub(super) fn modulo(state: &State, a: Value, b: Value) -> Result<Value, Error> 
     }
 }
 
-/// What Python calculates with: truth values are numbers too.
+/// Numbers in Python; booleans are numbers too.
 enum Number {
     Whole(i128),
     Real(f64),
@@ -164,7 +164,7 @@ fn too_large() -> Error {
     invalid("a whole number is too large")
 }
 
-/// A whole number in the smallest of MiniJinja's types.
+/// An integer in the smallest of MiniJinja's types.
 pub(super) fn number(number: i128) -> Value {
     i64::try_from(number).map_or_else(|_| Value::from(number), Value::from)
 }
@@ -177,7 +177,7 @@ fn negated(a: Value) -> Result<Value, Error> {
     }
 }
 
-/// `of[at]`; undefined where there is no such item.
+/// `of[at]`; undefined if there is no such item.
 pub(super) fn item(state: &State, of: Value, at: Value) -> Result<Value, Error> {
     let index = || match at.kind() {
         ValueKind::Bool => Some(i64::from(at.is_true())),
@@ -258,10 +258,10 @@ fn slice(state: &State, of: Value, start: Value, stop: Value, step: Value) -> Re
     }
 }
 
-/// The places that a slice of so many items takes, in order.
+/// The indices that a slice of `length` items selects, in order.
 pub(super) fn places(length: usize, start: Option<i64>, stop: Option<i64>, step: i64) -> impl Iterator<Item = usize> {
     let length = i128::try_from(length).unwrap_or(i128::MAX);
-    // Backwards, one before the first is an end too.
+    // For negative steps, one before the first item is a valid end.
     let (least, most) = if step > 0 { (0, length) } else { (-1, length - 1) };
     let place = |at: i64| {
         let at = i128::from(at);

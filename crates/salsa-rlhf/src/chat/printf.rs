@@ -1,4 +1,4 @@
-//! Values put into texts: `format % values`, and `format.format(values)`.
+//! Text formatting: `format % values`, and `format.format(values)`.
 
 use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, State, Value};
@@ -45,7 +45,7 @@ pub(super) fn printf(state: &State, format: &str, values: &Value) -> Result<Stri
         charge(state, part.len())?;
         out.push_str(&part);
     }
-    // A list or mapping may be left over, as in Python.
+    // An unused list or mapping is no error, as in Python.
     if placed.next().is_some()
         && (is_tuple || !matches!(values.kind(), ValueKind::Map | ValueKind::Seq))
         && !names(format)
@@ -91,7 +91,7 @@ fn printf_spec(reader: &mut Reader<'_>, placed: &mut impl Iterator<Item = Value>
     Ok(spec)
 }
 
-/// One value as `%` writes it.
+/// Formats one value for `%`.
 fn converted(state: &State, spec: &Spec, value: &Value) -> Result<String, Error> {
     let kind = spec.kind.unwrap_or('s');
     let of_text = Spec {
@@ -131,7 +131,7 @@ fn truncated(value: &Value) -> Result<i128, Error> {
         ValueKind::Number if value.is_integer() => Ok(i128::try_from(value.clone())?),
         ValueKind::Number => {
             let float = f64::try_from(value.clone())?;
-            // Beyond this the digits of a float are not its own.
+            // Beyond this, a float has no exact digits.
             if float.abs() < 1e30 { Ok(float.trunc() as i128) } else { Err(invalid("the number is too large")) }
         }
         ValueKind::Undefined => Err(undefined()),
@@ -149,12 +149,12 @@ fn real(value: &Value) -> Result<f64, Error> {
     }
 }
 
-/// What `str.format` is given.
+/// The arguments of `str.format`.
 struct Given<'a, 'template, 'env> {
     state: &'a State<'template, 'env>,
     placed: Vec<Value>,
     named: Option<Value>,
-    /// How many fields had no number so far; none once one had.
+    /// Number of automatically numbered fields so far.
     next: usize,
 }
 
@@ -192,7 +192,7 @@ impl Given<'_, '_, '_> {
         }
     }
 
-    /// A field, behind its opening brace.
+    /// Formats a field, after its opening brace.
     fn field(&mut self, reader: &mut Reader<'_>) -> Result<String, Error> {
         let name = reader.until(&['!', ':', '}', '{']);
         let value = self.value(name)?;
@@ -210,7 +210,7 @@ impl Given<'_, '_, '_> {
         formatted(self.state, &value, &spec)
     }
 
-    /// The format of a field, in which fields may stand.
+    /// The format specification of a field, with nested fields resolved.
     fn spec_text(&mut self, reader: &mut Reader<'_>) -> Result<String, Error> {
         let mut spec = String::new();
         loop {
@@ -224,7 +224,7 @@ impl Given<'_, '_, '_> {
         }
     }
 
-    /// `0`, `name`, `name[0]`, or nothing for the next one.
+    /// Resolves `0`, `name`, `name[0]`, or an empty name for the next argument.
     fn value(&mut self, name: &str) -> Result<Value, Error> {
         let (first, path) = name.split_at(name.find(['[', '.']).unwrap_or(name.len()));
         let missing = || invalid(format!("format: there is no argument {first:?}"));
@@ -253,7 +253,7 @@ impl Given<'_, '_, '_> {
     }
 }
 
-/// One value as `str.format` writes it.
+/// Formats one value for `str.format`.
 fn formatted(state: &State, value: &Value, spec: &str) -> Result<String, Error> {
     if spec.is_empty() {
         return text(state, value);

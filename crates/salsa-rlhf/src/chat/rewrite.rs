@@ -1,8 +1,8 @@
-//! A template with its operators as filters, so that Python decides what they do and every operator is paid for.
+//! Rewrites a template with its operators as filters, so that they behave as in Python and consume fuel.
 //!
-//! MiniJinja evaluates `%`, `~`, `in`, comparisons, subscripts and slices itself, in part otherwise than Python and
-//! without a limit on their work. The template is parsed, written again with the filters of [`super::operators`] in their
-//! place, white space resolved, and each tag on the line where it was, so that errors name the right line.
+//! MiniJinja evaluates `%`, `~`, `in`, comparisons, subscripts and slices itself, partly unlike Python and without a
+//! limit on their work. The template is parsed and written again with the filters of [`super::operators`] in their
+//! place, with white space resolved, and with each tag on its original line, so that errors name the right line.
 
 mod expressions;
 
@@ -14,7 +14,7 @@ use minijinja::{Error, ErrorKind, Value};
 
 use ast::{Expr, Stmt};
 
-/// The template written again, to be read by [`syntax`] without trimming.
+/// Returns the rewritten template, to be parsed with [`syntax`].
 pub(super) fn rewrite(source: &str, name: &str, read: SyntaxConfig) -> Result<String, Error> {
     let Stmt::Template(template) = parse(source, name, read)? else {
         return Err(Error::new(ErrorKind::SyntaxError, "the source is no template"));
@@ -24,7 +24,7 @@ pub(super) fn rewrite(source: &str, name: &str, read: SyntaxConfig) -> Result<St
     Ok(writer.out)
 }
 
-/// How the written template is read: nothing is trimmed any more.
+/// The syntax of the rewritten template: without trimming.
 pub(super) fn syntax() -> SyntaxConfig {
     let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
     syntax.expect("the default delimiters are valid")
@@ -40,7 +40,7 @@ impl Writer {
         self.out.push_str(text);
     }
 
-    /// Lines ahead of what was written so far, inside a tag.
+    /// Adds line breaks up to the line of `span`, inside a tag.
     fn reach(&mut self, span: Span) {
         while self.line < u32::from(span.start_line) {
             self.out.push('\n');
@@ -52,7 +52,7 @@ impl Writer {
         statements.iter().try_for_each(|statement| self.statement(statement))
     }
 
-    /// A tag, from its keyword on.
+    /// Writes a tag that starts with `keyword`.
     fn tag(&mut self, keyword: &str, rest: impl FnOnce(&mut Writer) -> Result<(), Error>) -> Result<(), Error> {
         self.push("{% ");
         self.push(keyword);
@@ -104,7 +104,7 @@ impl Writer {
                 w.push(" = ");
                 match set.target {
                     Expr::List(_) => w.filtered(&set.expr, "__unpacked"),
-                    // Blocks that are called know the names that they read, and only these: `ns` of `ns.x = 1` is read too.
+                    // Called blocks capture only the names that they read: this makes `ns` of `ns.x = 1` one of them.
                     Expr::GetAttr(ref attribute) => w.applied(&set.expr, "__assigned", &[Some(&attribute.expr)]),
                     _ => w.expression(&set.expr),
                 }
@@ -170,7 +170,7 @@ impl Writer {
         }
     }
 
-    /// Text between tags.
+    /// Writes text between tags.
     fn raw(&mut self, text: &str) {
         if text.contains("{{") || text.contains("{%") || text.contains("{#") || text.ends_with('{') {
             self.push("{{ ");
@@ -203,7 +203,7 @@ impl Writer {
         Ok(())
     }
 
-    /// `elif` stays what it is: as an `if` inside `else` it would nest.
+    /// Keeps `elif`, since an `if` inside `else` would nest.
     fn condition(&mut self, keyword: &str, condition: &ast::IfCond<'_>) -> Result<(), Error> {
         self.tag(keyword, |w| w.operand(&condition.expr))?;
         self.block(&condition.true_body)?;
@@ -232,7 +232,7 @@ impl Writer {
         Ok(())
     }
 
-    /// What is assigned to: a name, `namespace.name`, or several in parentheses.
+    /// Writes the target of an assignment: a name, `namespace.name`, or several in parentheses.
     fn target(&mut self, target: &Expr<'_>) -> Result<(), Error> {
         match target {
             Expr::List(list) => {
@@ -255,7 +255,7 @@ impl Writer {
     }
 }
 
-/// What transformers' environment does not know, or has no files for.
+/// The error for tags that transformers' environment does not support, or that need files.
 fn unknown(tag: &str) -> Error {
     Error::new(ErrorKind::SyntaxError, format!("{{% {tag} %}} is not known in chat templates"))
 }

@@ -1,4 +1,4 @@
-//! Where the assistant turns are in the output of a template that does not mark them.
+//! The ranges of assistant turns in the output of a template that does not mark them.
 
 use std::ops::Range;
 
@@ -6,16 +6,17 @@ use anyhow::{Context, Result, bail};
 
 use super::{ChatTemplate, GenerationPrompt, Message, TemplateArguments};
 
-/// Renders the conversation up to each assistant turn, with the generation prompt: what follows that in the rendering
-/// of the whole is the turn.
+/// Renders the conversation up to each assistant turn, with the generation prompt; the turn is what follows this prefix
+/// in the whole rendering.
 ///
 /// ```text
 /// before = render(messages[..i], Add);   after = render(messages[..=i], Omit);   span = before.len()..after.len()
 /// ```
 ///
-/// This needs `before` to begin the whole, and `after` to begin it too. Two kinds of templates break the second: those
-/// that end every rendering with the end-of-sequence token (Phi-3), which is then taken off; and those that shorten earlier
-/// turns, dropping past reasoning (Qwen3), where the turn is the longest end of `after` that stands in the whole.
+/// This requires that `before` and `after` are prefixes of the whole. Two kinds of templates violate the second: those
+/// that end every rendering with the end-of-sequence token (Phi-3), which is then removed; and those that shorten
+/// earlier turns by dropping past reasoning (Qwen3), where the turn is the longest suffix of `after` that occurs in the
+/// whole.
 pub(super) fn by_prefixes(
     template: &ChatTemplate,
     messages: &[Message],
@@ -34,7 +35,7 @@ pub(super) fn by_prefixes(
             let exact = [added, closed].into_iter().flatten().find(|added| rest.starts_with(added));
             exact.map(str::len).or_else(|| shortened(rest, added.unwrap_or(&after), &message.content))
         });
-        // A template that does not write the turns one after the other can seem to begin one inside another.
+        // If a template does not write turns one after the other, one can seem to start inside another.
         let apart = spans.last().is_none_or(|last| last.end <= before.len());
         let Some(length) = length.filter(|_| apart) else {
             bail!(
@@ -47,7 +48,7 @@ pub(super) fn by_prefixes(
     Ok((whole, spans))
 }
 
-/// The length of the longest end of `added` that begins `rest`, if it holds the last line of `content`.
+/// The length of the longest suffix of `added` that is a prefix of `rest`, if it contains the last line of `content`.
 fn shortened(rest: &str, added: &str, content: &str) -> Option<usize> {
     let length = overlap(added.as_bytes(), rest.as_bytes());
     let kept = rest.get(..length).filter(|kept| !kept.is_empty())?;
@@ -55,13 +56,13 @@ fn shortened(rest: &str, added: &str, content: &str) -> Option<usize> {
     kept.contains(last).then_some(length)
 }
 
-/// The length of the longest end of `a` that begins `b`.
+/// The length of the longest suffix of `a` that is a prefix of `b`.
 fn overlap(a: &[u8], b: &[u8]) -> usize {
     let b = &b[..b.len().min(a.len())];
     if b.is_empty() {
         return 0;
     }
-    // borders[i]: the longest proper beginning of b[..=i] that also ends it.
+    // borders[i]: length of the longest proper prefix of b[..=i] that is also its suffix.
     let mut borders = vec![0; b.len()];
     let mut matched = 0;
     for i in 1..b.len() {

@@ -1,13 +1,13 @@
-//! How one value is written into a format: width, sign, digits; and the reader of formats.
+//! Format specifications of one value: width, sign, digits; and the reader of formats.
 
 use minijinja::{Error, State};
 
 use super::text::{charge, exponential, float, invalid};
 
-/// The widest field and the most digits.
+/// Maximum width and number of digits.
 const WIDEST: usize = 50_000;
 
-/// How a value is written.
+/// A format specification.
 #[derive(Clone, Default)]
 pub(super) struct Spec {
     pub(super) fill: Option<char>,
@@ -21,7 +21,7 @@ pub(super) struct Spec {
 }
 
 impl Spec {
-    /// Fills up to the width; `prefix` is a sign or `0x`, behind which zeros go.
+    /// Pads to the width; `prefix` is a sign or `0x`, after which zeros are inserted.
     fn padded(&self, state: &State, prefix: &str, body: &str, default: char) -> Result<String, Error> {
         let missing = self.width.saturating_sub(prefix.chars().count() + body.chars().count());
         let fill = self.fill.unwrap_or(' ');
@@ -107,7 +107,7 @@ impl Spec {
     }
 }
 
-/// `%g`: as many digits as asked for, fixed or with an exponent, without zeros at the end.
+/// `%g`: the given number of digits, fixed or with an exponent, without trailing zeros.
 fn general(size: f64, precision: usize, is_alternate: bool) -> String {
     let precision = precision.max(1);
     let with_exponent = format!("{size:.*e}", precision - 1);
@@ -128,7 +128,7 @@ fn without_zeros(digits: &str, is_alternate: bool) -> &str {
     }
 }
 
-/// Characters of a format, one after another.
+/// Reads the characters of a format.
 pub(super) struct Reader<'a> {
     pub(super) rest: &'a str,
 }
@@ -148,7 +148,7 @@ impl<'a> Reader<'a> {
         self.rest.strip_prefix(c).map(|rest| self.rest = rest).is_some()
     }
 
-    /// What stands before the next of these characters, or before the end.
+    /// The text before the next of these characters, or before the end.
     pub(super) fn until(&mut self, stops: &[char]) -> &'a str {
         let (before, rest) = self.rest.split_at(self.rest.find(stops).unwrap_or(self.rest.len()));
         self.rest = rest;

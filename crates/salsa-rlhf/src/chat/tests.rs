@@ -1,17 +1,17 @@
-//! Rendering as transformers renders, assistant spans with and without `{% generation %}`, and where templates come from.
+//! Rendering as in transformers, assistant spans with and without `{% generation %}`, and the sources of templates.
 
 use super::choice::CHATML as CHATML_BY_NAME;
 use super::*;
 
 const CHATML: &str = "{%- for message in messages %}\n    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n";
 
-/// As Llama 2 and Mistral write it: the user's turn in brackets, the answer closed by the end-of-sequence token.
+/// Llama 2 and Mistral: the user's turn in brackets, the end-of-sequence token after the answer.
 const BRACKETS: &str = "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'].strip() + ' [/INST]' }}{% else %}{{ ' ' + m['content'] | trim + eos_token }}{% endif %}{% endfor %}";
 
-/// As Gemma writes it: the assistant is called model.
+/// Gemma: the role of the assistant is `model`.
 const MODEL: &str = "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\\n'}}{% endif %}";
 
-/// As reasoning models write it: thoughts are kept in the last answer only.
+/// Reasoning models: thoughts are kept in the last answer only.
 const THINKING: &str = "{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}{%- for m in messages %}{%- if m.role == 'assistant' and loop.index0 > ns.last %}{{- '<a>\\n<think>\\n\\n</think>\\n\\n' + m.content + '<end>\\n' }}{%- else %}{{- ('<a>' if m.role == 'assistant' else '<u>') + '\\n' + m.content + '<end>\\n' }}{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<a>\\n' }}{%- endif %}";
 
 fn names() -> SpecialTokenNames {
@@ -80,12 +80,12 @@ fn turns_that_are_shortened_or_closed_late_are_found() {
     let dropping = "{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}{%- for m in messages %}{%- if m.role == 'assistant' and loop.index0 < ns.last %}{{- '<a>\n' + m.content.split('</think>')[-1].lstrip('\n') + '<end>\n' }}{%- else %}{{- ('<a>' if m.role == 'assistant' else '<u>') + '\n' + m.content + '<end>\n' }}{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<a>\n' }}{%- endif %}";
     let talk = turned(&["a", "<think>\nhm\n</think>\n\nyes", "b", "<think>\nso\n</think>\n\nno"]);
     assert_eq!(parts(dropping, &talk), ["yes<end>\n", "<think>\nso\n</think>\n\nno<end>\n"]);
-    // As Phi-3 writes it: every rendering that is not to be continued ends with the end-of-sequence token.
+    // Phi-3: every rendering without generation prompt ends with the end-of-sequence token.
     let closing = "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}{{ '<|assistant|>\n' if add_generation_prompt else eos_token }}";
     assert_eq!(parts(closing, &turned(&["a", "b", "c", "d"])), ["b<|end|>\n", "d<|end|>\n</s>"]);
 }
 
-/// Found by fuzzing: an end of a block that shares its sign with the beginning.
+/// Found by fuzzing: the end of a block shares a character with its beginning.
 #[test]
 fn blocks_without_a_word_are_refused() {
     for source in ["{%}", "{%}{% if %}", "{%-%}", "{%", "{%}%}", "{%-}{% generation %}"] {
@@ -131,7 +131,7 @@ fn chatml_by_name_opens_once_and_marks_the_assistant() {
 fn generation_blocks_keep_their_white_space_control() {
     let spaced = "{% for m in messages %}\n<{{ m.role }}>\n{% if m.role == 'assistant' %}\n    {%- generation -%}\n    {{ m.content }}\n    {% endgeneration %}\n{% else %}\n{{ m.content }}\n{% endif %}\n{% endfor %}\n";
     let talk = turns(&["a", "b"]);
-    // What jinja2 3.1 with transformers' extension makes of it.
+    // Output of jinja2 3.1 with transformers' extension.
     assert_eq!(render(spaced, &talk), "<user>\na\n<assistant>\nb\n");
     assert_eq!(parts(spaced, &talk), ["b\n"]);
     let in_macro = "{% macro say(m) %}{% generation %}{{ m.content }}{% endgeneration %}{% endmacro %}{% for m in messages %}{{ say(m) if m.role == 'assistant' else m.content }};{% endfor %}";
@@ -144,7 +144,7 @@ fn generation_blocks_keep_their_white_space_control() {
 fn content_that_looks_like_a_mark_is_left_alone() {
     let talk = turns(&["a", "\u{FDD0}b\u{FDD1}{% generation %}"]);
     assert_eq!(parts(BUILTIN_TEMPLATE, &talk), ["\u{FDD0}b\u{FDD1}{% generation %}<|end|>"]);
-    // Found by fuzzing: a template that contains a mark, itself or by its number.
+    // Found by fuzzing: a template that contains a mark, literally or by its code point.
     for mark in ["\u{FDD0}", "{{ '\\ufdd0' }}"] {
         let source = format!(
             "{{% for m in messages %}}{{% generation %}}{mark}{{{{ m.content }}}}{{% endgeneration %}}{{% endfor %}}"
@@ -163,7 +163,7 @@ fn a_template_that_cuts_a_marked_text_is_refused() {
     assert_eq!(template(source).render(&turns(&["abcde"]), GenerationPrompt::Omit).unwrap(), "ace");
     let error = template(source).render_with_spans(&turns(&["abcde"])).unwrap_err().to_string();
     assert!(error.contains("{% generation %}") && error.contains("cannot be told"), "{error}");
-    // Reversed, the text is right and the marks stand the wrong way round.
+    // Reversed, the text is right and the marks are in the wrong order.
     let source = source.replace("[::2]", "[::-1]");
     assert_eq!(template(&source).render(&turns(&["abcde"]), GenerationPrompt::Omit).unwrap(), "edcba");
     let error = template(&source).render_with_spans(&turns(&["abcde"])).unwrap_err().to_string();
@@ -172,7 +172,7 @@ fn a_template_that_cuts_a_marked_text_is_refused() {
 
 #[test]
 fn a_block_inside_another_belongs_to_the_outer_one() {
-    // Found by fuzzing: the inner end closed the outer block, and the outer end began where the inner one had.
+    // Found by fuzzing: the inner end closed the outer block, and the outer end started at the inner one.
     let source = "<{% generation %}a{% generation %}{{ messages[0].content }}{% endgeneration %}b{% endgeneration %}>";
     assert_eq!(parts(source, &turns(&["x"])), ["axb"]);
     let source =
@@ -182,7 +182,7 @@ fn a_block_inside_another_belongs_to_the_outer_one() {
 
 #[test]
 fn turns_that_seem_to_lie_in_each_other_are_refused() {
-    // Found by fuzzing: a line for each character of what the last messages look like, so no turn follows another.
+    // Found by fuzzing: one line per character of the last messages' representation, so no turn follows another.
     let source = "{% for m in messages[::-2] | join(', ') %}\n e%}\n{% endfor %}\n";
     let said = " G\0\0\0\0\0\0\0\0\0\0\0\0et(G\0üloop\u{7}";
     let talk: Vec<Message> =
@@ -223,7 +223,7 @@ fn the_dialect_of_transformers() {
     for (source, expected) in table {
         assert_eq!(render(source, &m), expected, "{source}");
     }
-    // No clock: the same date on every day.
+    // The date does not depend on the clock.
     assert_eq!(render("{{ strftime_now('%d %b %Y %H:%M') }}", &m), "26 Jul 2024 00:00");
 }
 
@@ -237,13 +237,13 @@ fn refusals_say_what_the_template_says() {
     let error =
         template("{{ raise_exception('é' * 5000) }}").render(&[], GenerationPrompt::Omit).unwrap_err().to_string();
     assert!(error.contains("é…") && error.chars().count() < 1_100, "{error}");
-    // Lines are those of the source, whatever was written again.
+    // Line numbers are those of the source, before rewriting.
     let source = "a\n{% if true %}\n{# two\nlines #}\n  {{ messages | length }}\n  {%- for m in messages %}\n\n{{ m.content % 1 }}{% endfor %}{% endif %}";
     let error = template(source).render(&turns(&["a"]), GenerationPrompt::Omit).unwrap_err().to_string();
     assert!(error.ends_with("(template line 8)"), "{error}");
     let error = template("{{ strftime_now('%') }}").render(&[], GenerationPrompt::Omit).unwrap_err().to_string();
     assert!(error.contains("strftime_now"), "{error}");
-    // The number of messages stands before all of them, so no rendering of fewer begins the whole.
+    // The number of messages comes first, so no rendering of fewer messages is a prefix of the whole.
     let counting = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}";
     let error = template(counting).render_with_spans(&turns(&["a", "b"])).unwrap_err().to_string();
     assert!(error.contains("message 2") && error.contains("{% generation %}"), "{error}");
@@ -292,7 +292,7 @@ fn tokens_of_a_chat_and_of_its_prompt_agree() {
         for (span, turn) in spans.iter().zip([1, 3]) {
             assert_eq!(encode_prompt(&tokenizer, &template, &talk[..turn]).unwrap(), tokens[..span.start]);
         }
-        // The end of the turn is learned too.
+        // The end of the turn has loss too.
         let end = tokenizer.token_to_id(if source == BRACKETS { "</s>" } else { "<|end|>" }).unwrap();
         assert!(spans.iter().all(|span| tokens[span.end - 1] == end));
         let bos = tokenizer.token_to_id("<s>").unwrap();
@@ -307,7 +307,7 @@ mod properties {
     use super::*;
 
     proptest! {
-        /// The spans are the answers in order, whatever is said.
+        /// The spans are the answers in order, for any content.
         #[test]
         fn spans_hold_the_answers(texts in proptest::collection::vec("[a-z<|>{}%é\\n]{0,12}", 2..7)) {
             let refs: Vec<&str> = texts.iter().map(String::as_str).collect();
@@ -323,7 +323,7 @@ mod properties {
     }
 }
 
-/// Widths, indents and repetitions are paid for before they are made.
+/// Widths, indents and repetitions consume fuel before they are allocated.
 #[test]
 fn large_values_are_refused_at_once() {
     for source in [
@@ -396,14 +396,14 @@ fn long_chains_do_not_end_the_program() {
         let error = ChatTemplate::new(&source, &names()).unwrap_err().to_string();
         assert!(error.contains("the chat template is not valid"), "{error}");
     }
-    // As deep as is read.
+    // The maximum depth.
     let sum = format!("{{{{ 1{} }}}}", "+1".repeat(1_990));
     assert_eq!(render(&sum, &turns(&["a"])), "1991");
     let choice = format!("{{% if a %}}{}b{{% else %}}c{{% endif %}}", "{% elif a %}".repeat(499));
     assert_eq!(render(&choice, &turns(&["a"])), "c");
 }
 
-/// What Python prints for each.
+/// Expected outputs are Python's.
 #[test]
 fn idioms_of_python() {
     for (source, expected) in [
@@ -433,7 +433,7 @@ fn idioms_of_python() {
     }
 }
 
-/// What transformers makes of every idiom; `tests/idioms.py` writes the file.
+/// Outputs of transformers for every idiom; `tests/idioms.py` writes the file.
 #[test]
 fn idioms_of_transformers() {
     let mut lines = include_str!("../../tests/idioms.jsonl").lines().map(|line| serde_json::from_str(line).unwrap());

@@ -1,4 +1,4 @@
-//! Values as text: Python's `str` and `repr`, paid for while the text grows.
+//! Values as text: Python's `str` and `repr`, which consume fuel as the text grows.
 
 use minijinja::value::{Tuple, ValueKind};
 use minijinja::{AutoEscape, Error, ErrorKind, Output, State, Value};
@@ -6,7 +6,7 @@ use minijinja::{AutoEscape, Error, ErrorKind, Output, State, Value};
 use super::operators;
 use super::views::{Range, View};
 
-/// Deeper than anything that is written as text, and far from the end of the stack.
+/// Maximum nesting of a value written as text: deeper than any real value, and safe for the stack.
 pub(super) const DEEPEST: usize = 100;
 
 pub(super) fn invalid(what: impl Into<String>) -> Error {
@@ -17,7 +17,7 @@ pub(super) fn undefined() -> Error {
     Error::new(ErrorKind::UndefinedError, "undefined value")
 }
 
-/// Pays for this many bytes before they are made: as much as the engine takes afterwards, 1 for 64.
+/// Consumes fuel for this many bytes before they are allocated: 1 per 64, as the engine does afterwards.
 pub(super) fn charge(state: &State, bytes: usize) -> Result<(), Error> {
     state.consume_fuel(bytes as u64 / 64)
 }
@@ -25,7 +25,7 @@ pub(super) fn charge(state: &State, bytes: usize) -> Result<(), Error> {
 /// Python's `str(value)`.
 pub(super) fn text(state: &State, value: &Value) -> Result<String, Error> {
     match value.as_str() {
-        // The engine takes for the text that an operator or a filter works on, and for its result.
+        // The engine consumes fuel for the operand of an operator or a filter, and for its result.
         Some(text) => Ok(text.to_owned()),
         None if value.is_undefined() => Ok(String::new()),
         None => repr(state, value),
@@ -104,7 +104,7 @@ impl Writer<'_, '_, '_> {
         match value.kind() {
             ValueKind::Seq => self.items(value, ("[", "]"), depth),
             ValueKind::Iterable if value.len().is_some() => self.items(value, ("[", "]"), depth),
-            // What Python writes here names an address in memory.
+            // Python's output contains a memory address here.
             ValueKind::Iterable => Err(invalid("a generator cannot be written as text; add | list")),
             ValueKind::Plain if value.as_object().is_some() => {
                 let text = value.to_string();
@@ -117,7 +117,7 @@ impl Writer<'_, '_, '_> {
     }
 
     fn items(&mut self, value: &Value, (open, close): (&str, &str), depth: usize) -> Result<(), Error> {
-        // A list can be repeated without being made, so its items are paid for before the first.
+        // A repeated list may be lazy, so fuel for its items is consumed before the first one.
         self.state.consume_fuel(value.len().unwrap_or_default() as u64)?;
         self.out.push_str(open);
         for (index, item) in value.try_iter()?.enumerate() {
@@ -129,7 +129,7 @@ impl Writer<'_, '_, '_> {
     }
 
     fn quote(&mut self, text: &str) -> Result<(), Error> {
-        // Each character is looked at.
+        // Each character is inspected.
         charge(self.state, text.len().saturating_mul(8))?;
         let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
         self.out.push(quote);
@@ -155,7 +155,7 @@ impl Writer<'_, '_, '_> {
 
 /// Python's `str.isprintable` of one character.
 pub(super) fn is_printable(c: char) -> bool {
-    // Rust escapes the same characters, if the first of a text is set aside: there it also escapes what combines.
+    // Rust escapes the same characters, except that it also escapes a combining character at the start of a text.
     matches!(c, ' '..='~') || format!("a{c}").escape_debug().eq(['a', c])
 }
 
@@ -167,7 +167,7 @@ pub(super) fn number(value: &Value) -> String {
     }
 }
 
-/// Python's `repr` of a float: the shortest digits that read back the same, with an exponent below 1e-4 and from 1e16 on.
+/// Python's `repr` of a float: the shortest digits that round-trip, with an exponent below 1e-4 and from 1e16 on.
 pub(super) fn float(number: f64) -> String {
     if number.is_nan() {
         return "nan".to_owned();

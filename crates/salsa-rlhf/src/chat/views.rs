@@ -1,5 +1,5 @@
-//! Python's objects that MiniJinja has otherwise or not at all: `range`, what `keys`, `values` and `items` give, `dict`,
-//! and a method that is named but not called.
+//! Python's objects that MiniJinja lacks or implements differently: `range`, the results of `keys`, `values` and
+//! `items`, `dict`, and uncalled methods.
 
 use std::sync::Arc;
 
@@ -77,7 +77,7 @@ pub(super) fn range(first: i64, second: Option<i64>, step: Option<i64>) -> Resul
     }
 }
 
-/// What of a mapping a view goes through.
+/// The part of a mapping that a view iterates over.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Part {
     Keys,
@@ -85,7 +85,7 @@ pub(super) enum Part {
     Items,
 }
 
-/// `mapping.keys()`, `mapping.values()`, `mapping.items()`: no lists, so they have no first item.
+/// `mapping.keys()`, `mapping.values()`, `mapping.items()`: no lists, so they cannot be indexed.
 #[derive(Debug)]
 pub(super) struct View {
     mapping: DynObject,
@@ -172,14 +172,14 @@ fn pairs_of(state: &State, from: &Value) -> Result<Vec<(Value, Value)>, Error> {
     operators::items(state, from)?.into_iter().map(pair).collect()
 }
 
-/// Arguments by name as a mapping.
+/// Keyword arguments as a mapping.
 pub(super) fn mapping_of(named: &Value) -> Result<Value, Error> {
     let named = Kwargs::try_from(named.clone())?;
     let pairs: Result<Vec<_>, Error> = named.args().map(|name| Ok((name, named.peek::<Value>(name)?))).collect();
     Ok(Value::from_pairs(pairs?))
 }
 
-/// A method that is named without being called: true, defined and callable.
+/// A method that is not called: true, defined and callable.
 #[derive(Debug)]
 pub(super) struct Method {
     of: Value,
@@ -196,7 +196,7 @@ impl Object for Method {
     }
 }
 
-/// `mapping.items` where it is not called; of other values the attribute is not defined.
+/// `mapping.items` without a call; for other values the attribute is undefined.
 pub(super) fn method(of: Value, name: String) -> Result<Value, Error> {
     match of.kind() {
         ValueKind::Undefined => Err(super::text::undefined()),
@@ -205,12 +205,12 @@ pub(super) fn method(of: Value, name: String) -> Result<Value, Error> {
     }
 }
 
-/// A generator: it is gone through once.
+/// A generator, which can be iterated once.
 pub(super) fn generator(items: Vec<Value>) -> Value {
     Value::make_one_shot_iterator(items.into_iter())
 }
 
-/// Filters that give generators.
+/// Filters that return generators.
 pub(super) fn select(state: &mut State, value: Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     built_in(state, "__select", value, args.into_values())
 }
@@ -235,13 +235,13 @@ pub(super) fn unique(state: &mut State, value: Value, args: Rest<ValueOrKwargs>)
     built_in(state, "__unique", value, args.into_values())
 }
 
-/// The filter of MiniJinja, its list as a generator.
+/// Applies a filter of MiniJinja and returns its list as a generator.
 fn built_in(state: &mut State, filter: &str, value: Value, args: Vec<Value>) -> Result<Value, Error> {
-    // Names of tests, filters and attributes; the engine would make a text of anything else.
+    // Names of tests, filters and attributes; the engine would convert other values to text.
     if args.first().is_some_and(|name| !name.is_kwargs() && name.as_str().is_none() && !name.is_number()) {
         return Err(invalid("the name of a test, a filter or an attribute is no text"));
     }
-    // Nothing is selected from what is false, whatever it is.
+    // A false value has nothing to select, whatever its type.
     let items = if filter == "__unique" || value.is_true() { operators::items(state, &value)? } else { Vec::new() };
     let mut all = vec![Value::from(items)];
     all.extend(args);

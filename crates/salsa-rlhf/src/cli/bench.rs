@@ -1,4 +1,4 @@
-//! `salsa bench`: seconds of a training step, a decoding step, a PPO update, on random weights.
+//! `salsa bench`: seconds per training step, decoding step or PPO update, on random weights.
 use std::{path::PathBuf, time::Instant};
 
 use anyhow::ensure;
@@ -22,7 +22,7 @@ use crate::{
 mod models;
 mod ppo;
 
-/// Which work to time.
+/// Work to time.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  salsa bench generate --config base/config.json --batch 64 --dtype bf16")]
 pub(super) struct Arguments {
@@ -38,7 +38,7 @@ enum Work {
                             --steps 8 --dtype bf16 --json"
     )]
     Sft(SftWork),
-    /// Sampling from the full softmax at temperature 1: decoding steps of a whole batch.
+    /// Decoding steps of a whole batch, sampled from the full softmax at temperature 1.
     #[command(after_help = "Example:\n  salsa bench generate --hidden 256 --layers 8 --batch 64 --new-tokens 256")]
     Generate(GenerateWork),
     /// PPO updates with four separate models: sample, score, learn.
@@ -67,13 +67,14 @@ struct Shape {
     /// Heads of keys and values. Default: as many as queries.
     #[arg(long, value_parser = count)]
     kv_heads: Option<usize>,
-    /// In which numbers products are computed.
+    /// Number type of matrix products.
     #[arg(long, value_enum, default_value_t = Numbers::Auto)]
     dtype: Numbers,
-    /// Where to compute: auto (the GPU with the most free memory if one can be used, else the processor), cpu, cuda or cuda:N.
+    /// Device to compute on: auto (the GPU with the most free memory if one can be used, else the CPU), cpu, cuda or
+    /// cuda:N.
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
-    /// A checkpoint directory or config.json whose shape is taken in place of the options above.
+    /// Checkpoint directory or config.json whose shape replaces the options above.
     #[arg(long, value_name = "DIR|FILE")]
     config: Option<PathBuf>,
     /// Train adapters of this rank on all linear projections in place of all weights.
@@ -82,14 +83,14 @@ struct Shape {
     /// In training, recompute activations in the backward pass instead of keeping them.
     #[arg(long, visible_alias = "gradient-checkpointing")]
     gradient_checkpointing: bool,
-    /// One JSON object on one line instead of a sentence.
+    /// Print one JSON object on one line instead of a sentence.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(ValueEnum, Clone, Copy)]
 enum Numbers {
-    /// bfloat16 on a GPU and where the processor multiplies it faster, else f32.
+    /// bfloat16 on a GPU and on a CPU that multiplies it faster, else f32.
     Auto,
     /// 32-bit floating point.
     F32,
@@ -122,7 +123,7 @@ struct GenerateWork {
     /// Tokens of each prompt.
     #[arg(long, value_parser = count, default_value_t = 32)]
     prompt: usize,
-    /// Tokens sampled for each.
+    /// Tokens sampled per sequence.
     #[arg(long, value_parser = count, default_value_t = 128)]
     new_tokens: usize,
 }
@@ -140,15 +141,15 @@ struct PpoWork {
     /// Tokens of each response.
     #[arg(long, value_parser = count, default_value_t = 64)]
     response: usize,
-    /// Passes over the responses, each one optimizer step.
+    /// Passes over the responses, one optimizer step each.
     #[arg(long, value_parser = count, default_value_t = 4)]
     epochs: usize,
-    /// Timed updates, after an untimed one.
+    /// Timed updates, after one untimed update.
     #[arg(long, value_parser = count, default_value_t = 3)]
     updates: usize,
 }
 
-/// A number from 1 to a million: of more sequences, tokens or layers nothing would be measured in a lifetime.
+/// Parses a number from 1 to a million.
 fn count(text: &str) -> Result<usize, String> {
     const MOST: usize = 1_000_000;
     match text.parse() {
@@ -216,7 +217,7 @@ impl Shape {
         if self.gradient_checkpointing { Recompute::PerLayer } else { Recompute::KeepActivations }
     }
 
-    /// Prints what was timed: `times` in seconds, `unit_tokens` tokens each.
+    /// Prints the timings: `times` in seconds, `unit_tokens` tokens each.
     fn report(
         &self,
         bench: &str,

@@ -1,6 +1,6 @@
 //! `salsa chat --model DIR`
 //!
-//! The conversation is in [`talk`], the lines that are commands in [`command`].
+//! The conversation loop is in [`talk`], the slash commands are in [`command`].
 use std::path::{Path, PathBuf};
 
 use salsa_engine::Head;
@@ -27,7 +27,7 @@ mod talk;
 
 use command::Settings;
 
-/// A model and how to sample from it.
+/// A model and its sampling settings.
 #[derive(clap::Args)]
 #[command(
     allow_negative_numbers = true,
@@ -36,16 +36,16 @@ use command::Settings;
         a pipe: one answer for each."
 )]
 pub(super) struct Arguments {
-    /// A language-model directory, or an id of the Hugging Face hub.
+    /// Directory of a language model, or an id of the Hugging Face hub.
     #[arg(long, value_name = "DIR", visible_alias = "model-name-or-path")]
     model: PathBuf,
-    /// Says who the model is, where its chat template has a place for it.
+    /// System message, for chat templates that take one.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Arguments of the chat template, as `{enable_thinking: false}`.
+    /// Arguments of the chat template, such as `{enable_thinking: false}`.
     #[arg(long, value_name = "YAML", default_value = "{}", alias = "chat_template_kwargs", value_parser = template_arguments)]
     chat_template_kwargs: TemplateArguments,
-    /// Divides the logits; 0 always takes the likeliest token.
+    /// Divisor of the logits; 0 always takes the likeliest token.
     #[arg(long, default_value_t = 0.7)]
     temperature: f32,
     /// Samples among the likeliest tokens that together have this probability; 1 switches it off.
@@ -54,13 +54,14 @@ pub(super) struct Arguments {
     /// Samples among this many likeliest tokens; 0 switches it off.
     #[arg(long, default_value_t = 0)]
     top_k: usize,
-    /// Most tokens of an answer.
+    /// Maximum number of tokens in an answer.
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
     /// Number type of matrix products: auto (bfloat16 where this machine multiplies it faster), f32 or bf16.
     #[arg(long, default_value = "auto", value_parser = dtype)]
     dtype: ComputeType,
-    /// Where to compute: auto (the GPU with the most free memory if one can be used, else the processor), cpu, cuda or cuda:N.
+    /// Device to compute on: auto (the GPU with the most free memory if one can be used, else the CPU), cpu, cuda or
+    /// cuda:N.
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     /// The same seed and the same lines give the same answers.
@@ -68,7 +69,7 @@ pub(super) struct Arguments {
     seed: u64,
 }
 
-/// Answers line by line until the input ends.
+/// Answers each input line until the input ends.
 pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let settings = Settings::of(arguments);
     settings.check().map_err(Usage)?;
@@ -80,7 +81,7 @@ pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     talk::main(&frozen, settings, arguments.system.as_deref(), &dir)
 }
 
-/// Reads the model, if there is memory for it and for a conversation of [`CONVERSATION`] tokens.
+/// Loads the model if memory suffices for it and for a conversation of [`CONVERSATION`] tokens.
 fn open(arguments: &Arguments, dir: &Path, context: &StageContext) -> anyhow::Result<Frozen> {
     let chat =
         ChatArguments { chat_template_kwargs: arguments.chat_template_kwargs.clone(), ..ChatArguments::default() };
@@ -96,10 +97,10 @@ fn open(arguments: &Arguments, dir: &Path, context: &StageContext) -> anyhow::Re
     found.load(&context.device)
 }
 
-/// Tokens of a conversation for which there shall be memory; longer ones may need more.
+/// Tokens of a conversation for which memory is planned; longer ones may need more.
 const CONVERSATION: usize = 2048;
 
-/// Arguments of a chat template in YAML or JSON.
+/// Parses arguments of a chat template from YAML or JSON.
 pub(super) fn template_arguments(text: &str) -> Result<TemplateArguments, String> {
     let value = config::parse(text).map_err(|error| format!("{error:#}"))?;
     TemplateArguments::deserialize(value).map_err(|error| error.to_string())

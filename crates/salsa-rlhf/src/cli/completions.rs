@@ -9,7 +9,7 @@ use super::print;
     Commands, options, and the keys of stages with their choices are completed. Where each shell looks for the file is\n\
     in docs/install.md.")]
 pub(super) struct Arguments {
-    /// The shell that is to complete.
+    /// Shell to complete for.
     #[arg(value_enum, value_name = "SHELL")]
     shell: Shell,
 }
@@ -28,7 +28,7 @@ enum Shell {
     Zsh,
 }
 
-/// Prints the script.
+/// Prints the completion script.
 pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let shell = match arguments.shell {
         Shell::Bash => aot::Shell::Bash,

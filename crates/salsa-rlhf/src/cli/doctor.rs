@@ -14,7 +14,7 @@ use salsa_engine::{
 use super::{print, version};
 use crate::stage::memory::{self, Available, available::VARIABLE};
 
-/// Nothing to say.
+/// No arguments.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  salsa doctor")]
 pub(super) struct Arguments {}
@@ -45,7 +45,7 @@ fn kernels() -> String {
     format!("{}{forced}; dtype auto is {numbers}", salsa_engine::isa())
 }
 
-/// One line for each GPU, or why there is none to use.
+/// One line per GPU, or the reason why none can be used.
 fn gpus() -> Vec<String> {
     match cuda::available() {
         Err(error) => vec![format!("none can be used: {error}")],
@@ -97,7 +97,7 @@ fn cpu_features() -> String {
         ("avx512fp16", std::arch::is_x86_feature_detected!("avx512fp16")),
     ];
     let mut present: Vec<&str> = known.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
-    // The standard library cannot ask for AMX yet.
+    // The standard library cannot detect AMX yet.
     let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags = flags.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
     present.extend(["amx_tile", "amx_bf16"].iter().filter(|name| flags.split_whitespace().any(|flag| flag == **name)));
@@ -109,7 +109,7 @@ fn cpu_features() -> String {
     "baseline of the architecture".to_owned()
 }
 
-/// What the machine has, and what stages plan with.
+/// Memory of the machine, and the amount that stages plan with.
 fn memory() -> Option<String> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let gib = |name: &str| -> Option<f64> {
@@ -129,7 +129,7 @@ fn places() -> Vec<(&'static str, PathBuf)> {
     vec![("current dir", PathBuf::from(".")), ("temporary dir", env::temp_dir())]
 }
 
-/// Tries it: permissions, full disks and read-only mounts all show.
+/// Tests by writing: detects permissions, full disks and read-only mounts.
 fn writable(dir: &Path) -> String {
     let shown = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     let probe = dir.join(format!(".salsa-doctor-{}", std::process::id()));

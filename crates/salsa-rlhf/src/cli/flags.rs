@@ -1,24 +1,24 @@
-//! `--key value` flags of stages, which are not known beforehand: every key of the stage is one.
+//! `--key value` flags of stages. They are not declared: every key of the stage is a flag.
 use std::path::PathBuf;
 
 use crate::config::Usage;
 
-/// The words behind a stage's command, sorted.
+/// The parsed words after a stage's command.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Flags {
     /// `--config`.
     pub config: Option<PathBuf>,
-    /// Whether `--help` is among them.
+    /// Whether `--help` was given.
     pub help: bool,
-    /// Keys and values in order; a key with several values comes several times, one without has the value `true`.
+    /// Keys and values in order; a key with several values is repeated, a key without a value has the value `true`.
     pub pairs: Vec<(String, String)>,
 }
 
 impl Flags {
-    /// Sorts `--key value`, `--key=value`, `--switch` and `--list a b c`.
+    /// Parses `--key value`, `--key=value`, `--switch` and `--list a b c`.
     ///
     /// # Errors
-    /// A word that belongs to no key, `--config` without a file or twice.
+    /// A word that belongs to no key, `--config` without a file or given twice.
     pub(super) fn parse(words: &[String]) -> Result<Flags, Usage> {
         let mut flags = Flags::default();
         let mut words = words.iter().map(String::as_str).peekable();
@@ -60,7 +60,7 @@ impl Flags {
     }
 }
 
-/// The key of a word that is one: `--key`. A negative number is a value.
+/// The key of a word of the form `--key`. A negative number is a value.
 fn key(word: &str) -> Option<&str> {
     word.strip_prefix("--").filter(|key| key.starts_with(|c: char| c.is_alphabetic()))
 }

@@ -1,4 +1,4 @@
-//! What `salsa STAGE --help` says of the keys of a stage, from their schema.
+//! The key reference of `salsa STAGE --help`, generated from the stage's schema.
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use serde_json::Value;
 
@@ -7,21 +7,21 @@ use crate::{
     stage::kind::Kind,
 };
 
-/// Columns of a page; narrower than most terminals, where longer lines would be broken without their indentation.
+/// Columns of a page; narrower than most terminals, which would wrap longer lines without indentation.
 const WIDTH: usize = 80;
 
-/// The longest list of choices beside a key; the lines below it tell them one by one.
+/// The longest list of choices shown beside a key; longer ones are listed below it.
 const LONGEST: usize = 48;
 
-/// The key that tells which of several mappings one is.
+/// The key that discriminates between several mappings.
 const TAG: &str = "kind";
 
-/// Every key of a stage: its name, type, default and other names, and what it means.
+/// The reference of every key of a stage: name, type, default, other names and meaning.
 pub(super) fn keys(kind: &Kind) -> String {
     page(kind).0
 }
 
-/// The same keys as options, those of mappings dotted: for completions and manual pages.
+/// The same keys as options, nested keys dotted: for completions and manual pages.
 pub(super) fn options(kind: &Kind) -> Vec<clap::Arg> {
     page(kind).1
 }
@@ -41,25 +41,25 @@ fn page(kind: &Kind) -> (String, Vec<clap::Arg>) {
     (page.text, page.options)
 }
 
-/// The page so far.
+/// The page under construction.
 struct Page<'a> {
     text: String,
     options: Vec<clap::Arg>,
     schema: &'a Value,
-    /// Types of mappings whose keys were told, and below which key.
+    /// Mapping types whose keys are already listed, and under which key.
     told: Vec<(&'a str, String)>,
 }
 
-/// A key or, dotted, one of a mapping that a key takes.
+/// A key, or a dotted key of a nested mapping.
 struct Key<'a> {
     path: String,
     schema: &'a Value,
-    /// Whether its mapping cannot be without it.
+    /// Whether its mapping requires it.
     is_required: bool,
     note: String,
 }
 
-/// One way to write a value, and the name of its type if that has one.
+/// One form of a value, and the name of its type, if it has one.
 #[derive(Clone, Copy)]
 struct Form<'a> {
     schema: &'a Value,
@@ -75,7 +75,7 @@ impl<'a> Page<'a> {
             false => (key.path.clone(), &key.schema["default"]),
         };
         let default = if key.is_required { REQUIRED.to_owned() } else { start(default, meaning(key.schema)) };
-        // What stands in a list has no flag of its own.
+        // Keys of list items have no flag.
         let dashes = if path.contains("[]") { "" } else { "--" };
         let head = format!("{dashes}{path} <{}> {default} {}", values(&forms), key.note);
         self.text += &wrapped(&head, 2, 6);
@@ -91,7 +91,7 @@ impl<'a> Page<'a> {
         self.below(&key.path, &forms);
     }
 
-    /// The keys of the mappings that a key takes.
+    /// Lists the keys of the mappings that a key takes.
     fn below(&mut self, path: &str, forms: &[Form<'a>]) {
         let mut keys: Vec<(Key<'a>, Vec<&str>)> = Vec::new();
         let mut as_before = None;
@@ -134,7 +134,7 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// The ways to write a value, types by name looked up.
+    /// The forms of a value, named types resolved.
     fn forms(&self, schema: &'a Value, name: Option<&'a str>) -> Vec<Form<'a>> {
         if let Some(name) = schema["$ref"].as_str().and_then(|path| path.strip_prefix("#/definitions/")) {
             return self.forms(&self.schema["definitions"][name], Some(name));
@@ -145,7 +145,7 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// What a list holds, if that is one kind of mapping.
+    /// The item form of a list whose items are one kind of mapping.
     fn item(&self, form: &Form<'a>) -> Option<Form<'a>> {
         let items = form.schema.get("items").filter(|items| items.is_object())?;
         match self.forms(items, form.name)[..] {
@@ -156,23 +156,23 @@ impl<'a> Page<'a> {
 }
 
 impl<'a> Form<'a> {
-    /// Which of several mappings this is.
+    /// The `kind` of this mapping, if it has one.
     fn tag(&self) -> Option<&'a str> {
         self.schema["properties"][TAG]["const"].as_str()
     }
 
-    /// The one value that this is, or that tells that it is this mapping.
+    /// The one value that this form allows, or the `kind` of this mapping.
     fn choice(&self) -> Option<&'a str> {
         self.schema["const"].as_str().or_else(|| self.tag())
     }
 
-    /// The choice that this is, with what it means.
+    /// This choice with its meaning.
     fn possible(&self) -> Option<PossibleValue> {
         let help = first_paragraph(meaning(self.schema)).replace('\n', " ");
         self.choice().map(|choice| PossibleValue::new(choice.to_owned()).help(help))
     }
 
-    /// In a word, what is written. Other spellings of a choice go without saying.
+    /// A short name of this form; none for other spellings of a choice.
     fn word(&self) -> Option<&'a str> {
         let is = |kind: &str| match &self.schema["type"] {
             Value::Array(kinds) => kinds.iter().any(|known| known == kind),
@@ -192,7 +192,7 @@ impl<'a> Form<'a> {
     }
 }
 
-/// What can be written behind a key.
+/// The values that a key takes.
 fn values(forms: &[Form<'_>]) -> String {
     let mut words: Vec<&str> = Vec::new();
     for word in forms.iter().filter_map(|form| form.word()) {
@@ -204,7 +204,7 @@ fn values(forms: &[Form<'_>]) -> String {
     if all.len() > LONGEST { "choice".to_owned() } else { all }
 }
 
-/// A key as an option. Its choices are those that can be listed: a key that also takes other values has none.
+/// A key as an option. It has choices only if all its values can be listed.
 fn option(path: String, forms: &[Form<'_>], schema: &Value) -> clap::Arg {
     let choices: Option<Vec<PossibleValue>> = forms.iter().map(Form::possible).collect::<Option<Vec<_>>>();
     let option = clap::Arg::new(path.clone()).long(path).value_name(values(forms));
@@ -220,7 +220,8 @@ fn option(path: String, forms: &[Form<'_>], schema: &Value) -> clap::Arg {
 
 const REQUIRED: &str = "[required]";
 
-/// What a key is if it is not given. Where nothing is a value of its own, the key's meaning says what an empty one means.
+/// The default of a key, as shown. An empty default is shown as such if the key's meaning explains "empty:", else as
+/// required.
 fn start(default: &Value, meaning: &str) -> String {
     let is_empty = match default {
         Value::String(text) => text.is_empty(),
@@ -249,7 +250,7 @@ fn first_paragraph(text: &str) -> &str {
     text.split("\n\n").next().unwrap_or_default()
 }
 
-/// The words of a text in lines of a page; what is in brackets is not torn apart.
+/// Wraps a text to lines of a page; text in brackets is not broken.
 fn wrapped(text: &str, first: usize, rest: usize) -> String {
     let (mut lines, mut line, mut is_empty) = (String::new(), " ".repeat(first), true);
     for word in words(text) {
@@ -266,7 +267,7 @@ fn wrapped(text: &str, first: usize, rest: usize) -> String {
     if is_empty { lines } else { format!("{lines}{line}\n") }
 }
 
-/// The words of a text; one that begins with a bracket goes on to the bracket that closes it, if a line has room for it.
+/// The words of a text; a word that begins with a bracket extends to the closing bracket if that fits on a line.
 fn words(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text.trim_start();
     std::iter::from_fn(move || {

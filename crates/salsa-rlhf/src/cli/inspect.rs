@@ -1,4 +1,4 @@
-//! `salsa inspect PATH`: a checkpoint or a data set, whichever the path holds.
+//! `salsa inspect PATH`: describes a checkpoint or a data set.
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
@@ -26,38 +26,38 @@ mod render;
     salsa inspect preferences.jsonl --model runs/quickstart/salsa\n  \
     salsa inspect --render chats.jsonl --model runs/quickstart/salsa --json")]
 pub(super) struct Arguments {
-    /// A Hugging Face model directory, a data file or a folder of data files; or an id of the hub, of a data set with
-    /// datasets/ in front.
+    /// A Hugging Face model directory, a data file or a folder of data files; or an id of the hub, for a data set with
+    /// the prefix datasets/.
     #[arg(value_name = "PATH", required_unless_present = "render")]
     path: Option<PathBuf>,
-    /// Whose tokenizer and chat template data are shown with; its weights need not be there.
+    /// Model whose tokenizer and chat template are used to show data; its weights are not needed.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// A chat template instead of the model's own: a Jinja file, or chatml.
     #[arg(long, value_name = "FILE|chatml", requires = "model")]
     chat_template: Option<String>,
-    /// Arguments of the chat template, as stages take them: `{enable_thinking: false}`.
+    /// Arguments of the chat template, as in stages: `{enable_thinking: false}`.
     #[arg(long, value_name = "YAML", requires = "model", value_parser = super::chat::template_arguments)]
     chat_template_kwargs: Option<TemplateArguments>,
-    /// What a prompt of text is taken for, as stages take it: plain or chat.
+    /// How to interpret prompts that are plain text, as in stages: plain or chat.
     #[arg(long, value_name = "plain|chat", requires = "model", value_parser = text_prompts)]
     text_prompts: Option<TextPrompts>,
-    /// Which split, as stages take it: one that the names in a folder tell, or else train, validation or test, which
-    /// are told by prompt; or all; or a slice of one, such as train[:500].
+    /// Split to show, as in stages: one that file names in a folder define, or else train, validation or test, assigned
+    /// by prompt; or all; or a slice of one, such as train[:500].
     #[arg(long, value_name = "NAME|NAME[FROM:TO]")]
     split: Option<String>,
-    /// Which example is shown, from 0.
+    /// Index of the example to show, from 0.
     #[arg(long, value_name = "N", default_value_t = 0)]
     example: usize,
     /// Render and tokenise every line of a file of {"messages": […], "add_generation_prompt": false}.
     #[arg(long, value_name = "FILE", requires = "model", conflicts_with = "path")]
     render: Option<PathBuf>,
-    /// One JSON object per line instead of text (with --render).
+    /// Print one JSON object per line instead of text (with --render).
     #[arg(long, requires = "render")]
     json: bool,
 }
 
-/// Prints what is there.
+/// Describes what the path holds.
 pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let model = arguments.model.as_ref().map(|model| hub::resolve(&model.to_string_lossy(), hub::Kind::Model));
     let model = model.transpose()?;
@@ -73,7 +73,7 @@ pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 impl Arguments {
-    /// What shows data: tokenizer and template of the model.
+    /// The encoder used to show data: tokenizer and template of the model.
     fn encoder(&self, model: &Path) -> anyhow::Result<Encoder> {
         let chat = ChatArguments {
             chat_template_kwargs: self.chat_template_kwargs.clone().unwrap_or_default(),
@@ -87,7 +87,8 @@ fn text_prompts(name: &str) -> Result<TextPrompts, String> {
     TextPrompts::deserialize(json!(name)).map_err(|_| "say plain or chat".to_owned())
 }
 
-/// A path as it is; an id as the model of that name or, if it begins with `datasets/`, the data set.
+/// Resolves a hub id to a local path, as a model or, with the prefix `datasets/`, as a data set; other paths are
+/// unchanged.
 fn local(path: &Path) -> anyhow::Result<PathBuf> {
     let text = path.to_string_lossy();
     match text.strip_prefix("datasets/") {
@@ -97,7 +98,7 @@ fn local(path: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// What a path holds.
+/// Content of a path.
 #[derive(Debug, PartialEq)]
 enum What {
     Checkpoint,

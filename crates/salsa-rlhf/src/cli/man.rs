@@ -9,14 +9,14 @@ use crate::{
     config::{Usage, names},
 };
 
-/// Which pages, and where they go.
+/// Pages and their destination.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  salsa man sft | man -l -\n  salsa man --output ~/.local/share/man/man1")]
 pub(super) struct Arguments {
-    /// The command whose page goes to stdout; without one that of salsa itself.
+    /// Command whose page is printed; without one, the page of salsa itself.
     #[arg(value_name = "COMMAND", conflicts_with = "output")]
     command: Vec<String>,
-    /// Directory for all pages instead, one file for each command.
+    /// Directory for all pages instead, one file per command.
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
 }

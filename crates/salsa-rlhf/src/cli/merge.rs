@@ -10,24 +10,25 @@ use crate::{
     stage::keys::ByteSize,
 };
 
-/// An adapter and where the model goes.
+/// An adapter and the destination of the merged model.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  salsa merge runs/lora/sft-a --output sft-a-merged --dtype bfloat16")]
 pub(super) struct Arguments {
-    /// The adapter: a PEFT directory.
+    /// Adapter directory in PEFT format.
     adapter: PathBuf,
-    /// Where the whole model goes; must be empty or absent.
+    /// Output directory; must be empty or absent.
     #[arg(long, value_name = "DIR", visible_alias = "output-dir")]
     output: PathBuf,
-    /// Number type of the model: float32, bfloat16 or float16; without it that of the base.
+    /// Number type of the model: float32, bfloat16 or float16; by default that of the base.
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     dtype: Option<Dtype>,
-    /// Most bytes of weights in one file: a number, or such as 5GB.
+    /// Maximum size of a weight file: bytes, or a size such as 5GB.
     #[arg(long, value_name = "SIZE", default_value = "5GB")]
     max_shard_size: String,
 }
 
-/// Writes `W + scale * B A` for every matrix that the adapter has factors for, and everything else as it is in the base.
+/// Writes `W + scale * B A` for every matrix that the adapter has factors for, and everything else unchanged from the
+/// base.
 pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let size: ByteSize = serde_json::from_value(json!(arguments.max_shard_size)).context("--max_shard_size")?;
     let checkpoint = Checkpoint::open(&arguments.adapter)?;
@@ -41,7 +42,7 @@ pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     print(&format!("{summary}\n"))
 }
 
-/// A number type by any of its names.
+/// Parses a number type by any of its names.
 pub(super) fn dtype(text: &str) -> Result<Dtype, String> {
     match text {
         "float32" | "f32" | "fp32" => Ok(Dtype::F32),

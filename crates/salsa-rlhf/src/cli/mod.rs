@@ -1,7 +1,7 @@
-//! The command line: one file per command. stdout carries data, stderr carries talk.
+//! The command line: one file per command. stdout carries data, stderr carries messages.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage. An error is one line on stderr: what, where, what to do; each
-//! of them, where several mistakes are found at once.
+//! Exit codes: 0 success, 1 failure, 2 wrong usage. An error is one line on stderr: what, where, what to do; several
+//! errors found at once are one line each.
 use std::{
     io::{IsTerminal, Write},
     process::ExitCode,
@@ -55,27 +55,27 @@ enum Command {
     Quickstart(quickstart::Arguments),
     /// Run all stages of a recipe; those already done are skipped.
     Run(run::Arguments),
-    /// Run a recipe for many seeds, settings and arms, and say what they show together.
+    /// Run a recipe for many seeds, settings and arms, and analyse the results together.
     Study(study::Arguments),
-    /// Work an adapter into its base model: a whole model of its own.
+    /// Merge an adapter into its base model, giving a standalone model.
     Merge(merge::Arguments),
     /// The HTML report of runs.
     Report(report::Arguments),
     /// The JSON schema of a recipe or of a stage, for editors.
     Schema(schema::Arguments),
-    /// Talk to a model in the terminal.
+    /// Chat with a model in the terminal.
     Chat(chat::Arguments),
-    /// An endpoint that speaks OpenAI's protocol, for several models and adapters.
+    /// Serve several models and adapters over OpenAI's protocol.
     Serve(serve::Arguments),
-    /// A checkpoint of random weights, of any shape that a config.json describes.
+    /// Create a checkpoint with random weights, of any shape that a config.json describes.
     Init(init::Arguments),
-    /// What a checkpoint is, and the memory each stage would need.
+    /// Describe a checkpoint or a data set, and the memory each stage would need.
     Inspect(inspect::Arguments),
-    /// Seconds of a training step, a decoding step, a PPO update, on random weights.
+    /// Seconds per training step, decoding step or PPO update, on random weights.
     Bench(bench::Arguments),
-    /// What this machine offers: CPU features, kernels, threads, memory, writable paths.
+    /// Report what this machine offers: CPU features, kernels, threads, memory, writable paths.
     Doctor(doctor::Arguments),
-    /// The script by which a shell completes commands, options and keys.
+    /// Print a script that completes commands, options and keys in a shell.
     Completions(completions::Arguments),
     /// Manual pages.
     Man(man::Arguments),
@@ -100,15 +100,15 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// What the command line asks for.
+/// The parsed command line.
 enum Asked {
-    /// A stage, by the words that follow its command.
+    /// A stage, with the words after its command.
     Stage(&'static Kind, Vec<String>),
     /// Another command.
     Command(Command),
 }
 
-/// The arguments of the process. What keys mean is put together only if somebody asks for help.
+/// Parses the arguments of the process. The help of keys is built only if help is requested.
 fn parsed() -> Result<Asked, clap::Error> {
     let parse = |command: clap::Command| asked(&command.try_get_matches()?);
     match parse(cli()) {
@@ -129,12 +129,12 @@ fn asked(matches: &ArgMatches) -> Result<Asked, clap::Error> {
     }
 }
 
-/// The commands and options: those of [`Command`], and one for each stage.
+/// All commands and options: those of [`Command`], and one for each stage.
 fn cli() -> clap::Command {
     both_spellings(STAGES.iter().fold(Cli::command(), |cli, kind| with_stage(cli, kind, kind.command)))
 }
 
-/// The commands with that of a stage; a group of commands is made where its first one needs it.
+/// Adds the command of a stage; a command group is created with its first member.
 fn with_stage(command: clap::Command, kind: &Kind, words: &[&'static str]) -> clap::Command {
     match words {
         [] => command,
@@ -149,10 +149,10 @@ fn with_stage(command: clap::Command, kind: &Kind, words: &[&'static str]) -> cl
     }
 }
 
-/// What is said of a command that only holds others.
+/// Description of a command that only groups others.
 const GROUP: &str = "Results of commands that were already run, compared.";
 
-/// `-` and `_` are equal in every option, as they are in the keys of stages.
+/// Makes `-` and `_` equal in every option, as they are in the keys of stages.
 fn both_spellings(command: clap::Command) -> clap::Command {
     let underscored = |arg: clap::Arg| {
         let names: Vec<String> =
@@ -188,19 +188,19 @@ fn dispatch(asked: Asked) -> anyhow::Result<()> {
     }
 }
 
-/// More threads than cores only wait for each other: the engine takes no more, and neither does the library that reads and
-/// writes files.
+/// Caps the thread pool at the number of cores, as more threads only wait for each other. The engine has the same cap;
+/// this one also covers the library that reads and writes files.
 fn cap_threads() {
     let threads = salsa_engine::threads();
     if let Some(asked) = salsa_engine::asked_threads().filter(|&asked| asked > threads) {
         let note = format!("RAYON_NUM_THREADS is {asked}, but only {threads} cores are usable: {threads} threads");
-        // Nobody can be told if stderr is gone; and a pool that is there already is kept.
+        // Write errors of stderr are ignored; an existing pool is kept.
         let _ = writeln!(std::io::stderr(), "{note}");
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
 }
 
-/// The commands, each stage's help with the keys it takes.
+/// All commands, with the keys of each stage in its help.
 fn command() -> clap::Command {
     STAGES.iter().fold(cli(), |cli, kind| with_keys(cli, kind, kind.command))
 }
@@ -212,7 +212,7 @@ fn with_keys(command: clap::Command, kind: &Kind, words: &[&str]) -> clap::Comma
     }
 }
 
-/// The commands, the keys of each stage as options.
+/// All commands, with the keys of each stage as options.
 fn with_options() -> clap::Command {
     STAGES.iter().fold(cli(), |cli, kind| with_options_of(cli, kind, kind.command))
 }
@@ -224,7 +224,7 @@ fn with_options_of(command: clap::Command, kind: &Kind, words: &[&str]) -> clap:
     }
 }
 
-/// Help and version go to stdout; a mistake becomes one line.
+/// Prints help and version on stdout, an error as one line on stderr.
 fn not_parsed(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     match error.kind() {
@@ -237,7 +237,7 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
             ExitCode::SUCCESS
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            // Help that nobody asked for is talk.
+            // Help that was not requested goes to stderr.
             let _ = std::io::stderr().write_all(text.as_bytes());
             ExitCode::from(2)
         }
@@ -251,13 +251,13 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// One line on stderr that begins with `error:`.
+/// Prints one line on stderr that begins with `error:`.
 fn tell(message: &str) {
-    // Nobody can be told if stderr is gone; the exit code remains.
+    // If stderr is closed, only the exit code reports the error.
     let _ = writeln!(std::io::stderr(), "error: {message}");
 }
 
-/// Data on stdout. A reader that has seen enough (`salsa … | head`) is no error.
+/// Writes data to stdout. A closed pipe (`salsa … | head`) is no error.
 fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -266,18 +266,18 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Characters in a line of stdout: those of the terminal, without a limit where it is none.
+/// Width of stdout in characters: that of the terminal; unlimited if it is none.
 fn columns() -> usize {
     let terminal = std::io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
     terminal.map_or(usize::MAX, |(terminal_size::Width(columns), _)| usize::from(columns))
 }
 
-/// The surroundings of a command that works for a while.
+/// The execution context of a long-running command.
 fn context() -> anyhow::Result<StageContext> {
     StageContext::with_signals()
 }
 
-/// What `salsa NAME --help` prints.
+/// The text that `salsa NAME --help` prints.
 #[cfg(test)]
 pub(crate) fn help_of(name: &str) -> String {
     let mut command = command();
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent_and_every_command_has_an_example() {
         fn check(command: &clap::Command, name: &str) {
-            // That of `help`, made by the library, needs no example.
+            // The `help` command generated by clap needs no example.
             for mut sub in command.get_subcommands().filter(|sub| sub.get_name() != "help").cloned() {
                 let name = format!("{name} {}", sub.get_name());
                 let help = sub.render_long_help().to_string();
@@ -323,7 +323,7 @@ mod tests {
         check(&command());
     }
 
-    /// As in the keys of stages, `-` and `_` are equal.
+    /// `-` and `_` are equal, as in the keys of stages.
     #[test]
     fn flags_may_be_written_like_keys() {
         fn check(command: &clap::Command) {

@@ -1,4 +1,4 @@
-//! What can be done with a result: a few commands on stderr, when a run or a stage has come to its end.
+//! Suggestions of next steps: a few commands on stderr, after a run or a stage has finished.
 use std::path::Path;
 
 use crate::{
@@ -9,25 +9,25 @@ use crate::{
     },
 };
 
-/// What is done, and the command that does it.
+/// A description, and the command for it.
 type Step = (String, String);
 
-/// The path of the result, in a command of [`Kind::next`].
+/// Placeholder for the path of the result, in a command of [`Kind::next`].
 const OUT: &str = "OUT";
 
-/// Characters in a line: those of the narrowest usual terminal.
+/// Line width: that of the narrowest usual terminal.
 const WIDTH: usize = 80;
 
-/// Says what can be done with what a stage left.
+/// Suggests next steps for the product of a stage.
 pub(super) fn after_stage(kind: &Kind, product: &Path, context: &StageContext) {
-    // What was written to a pipe is gone.
+    // Output written to a pipe cannot be used again.
     let is_stream = ["/dev", "/proc"].iter().any(|folder| product.starts_with(folder));
     if !is_stream && product.exists() {
         say(&of_stage(kind, product), context);
     }
 }
 
-/// Says what can be done with a run that is done.
+/// Suggests next steps for a finished run.
 pub(super) fn after_run(recipe: &Recipe, more: &[(&str, &str)], context: &StageContext) {
     let mut steps = of_run(recipe);
     steps.extend(more.iter().map(|(what, command)| ((*what).to_owned(), (*command).to_owned())));
@@ -59,7 +59,7 @@ fn say(steps: &[Step], context: &StageContext) {
     }
 }
 
-/// What and command side by side or, where that is too wide, one below the other.
+/// Description and command side by side or, if that is too wide, one below the other.
 fn text(steps: &[Step]) -> String {
     let width = steps.iter().map(|(what, _)| what.chars().count()).max().unwrap_or(0);
     let beside = |(what, command): &Step| format!("  {what:width$}  {command}");
@@ -69,7 +69,7 @@ fn text(steps: &[Step]) -> String {
     steps.iter().fold("next:".to_owned(), |text, (what, command)| format!("{text}\n  {what}:\n    {command}"))
 }
 
-/// A word of a command line for a shell.
+/// Quotes a word for a shell command line.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "-_./+:@%=,".contains(c);
     if word.chars().all(is_plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }

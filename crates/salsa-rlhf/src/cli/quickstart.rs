@@ -7,23 +7,23 @@ use crate::{
     stage::table::STAGES,
 };
 
-/// The recipe that the program carries with it.
+/// The embedded recipe.
 const RECIPE: &str = include_str!("../../../../recipes/quickstart.yaml");
 
-/// What to do with a checkpoint of one's own.
+/// Next steps with one's own checkpoint.
 const OWN: &[(&str, &str)] =
     &[("start from your own checkpoint", "salsa sft --model CHECKPOINT --dataset CHATS --output_dir DIR")];
 
-/// Where to, and how large.
+/// Output directory and settings.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  salsa quickstart\n  salsa quickstart --seed 2\n\n\
     The recipe it runs is recipes/quickstart.yaml; copy it to change it, and run it with `salsa run`.")]
 pub(super) struct Arguments {
-    /// Where the models, summary.json and report.html go [default: runs/quickstart, of another seed
+    /// Directory of the models, summary.json and report.html [default: runs/quickstart, for other seeds
     /// runs/quickstart-seedN].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Seed of everything: another seed is another experiment.
+    /// Seed of the whole experiment.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// Changes a value of the recipe; may be repeated.
@@ -47,7 +47,7 @@ pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     run::to_the_end(&recipe, &arguments.stages, OWN)
 }
 
-/// A seed is an experiment, so each has its directory.
+/// Each seed is a separate experiment with its own directory.
 fn default_out(seed: u64) -> PathBuf {
     match seed {
         1 => "runs/quickstart".into(),

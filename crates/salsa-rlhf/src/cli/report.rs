@@ -4,16 +4,16 @@ use std::path::PathBuf;
 use super::print;
 use crate::recipe;
 
-/// Runs.
+/// Runs to report on.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  salsa report runs/hh-small")]
 pub(super) struct Arguments {
-    /// Directories that `salsa run` filled.
+    /// Run directories of `salsa run`.
     #[arg(required = true)]
     runs: Vec<PathBuf>,
 }
 
-/// Writes the report of each run anew and prints where it is.
+/// Rewrites the report of each run and prints its path.
 pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     for run in &arguments.runs {
         let path = recipe::report::write(run)?;

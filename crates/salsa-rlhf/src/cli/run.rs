@@ -11,7 +11,7 @@ use crate::{
     stage::table::STAGES,
 };
 
-/// A recipe and what to change in it.
+/// A recipe and changes to it.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  salsa run recipes/hh-small.yaml --out runs/try-1 --set stages.ppo.kl_coef=0.1\n  \
@@ -20,42 +20,43 @@ use crate::{
 pub(super) struct Arguments {
     /// The recipe.
     recipe: PathBuf,
-    /// Where the stages go; the recipe's own `out` if absent.
+    /// Directory of the run; overrides the recipe's own `out`.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Changes a value of the recipe; may be repeated.
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
-    /// Opens every model and data set that the recipe names, says what each stage reads and needs, and stops.
+    /// Open every model and data set that the recipe names, report what each stage reads and needs, and stop.
     #[arg(long)]
     check: bool,
     #[command(flatten)]
     stages: Stages,
 }
 
-/// Which stages run, and which are made anew.
+/// Which stages run, and which are run again.
 #[derive(clap::Args)]
 pub(super) struct Stages {
-    /// Makes stages anew that are done or begun; what they left is set aside in OUT/.aside. Several: a,b or repeated.
+    /// Run these stages again even if done or begun; their old results are set aside in OUT/.aside. Several: a,b or
+    /// repeated.
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     rerun: Vec<String>,
-    /// The same for a stage and all that read what it leaves, directly or through others.
+    /// The same for a stage and all stages that read its results, directly or indirectly.
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     from: Vec<String>,
-    /// Runs these stages only; those whose results they read must be done.
+    /// Run only these stages; the stages whose results they read must be done.
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     only: Vec<String>,
 }
 
 impl Stages {
-    /// These stages of a recipe.
+    /// Selects these stages of a recipe.
     pub(super) fn of(&self, recipe: &Recipe) -> anyhow::Result<Selected> {
         let Stages { rerun, from, only } = self;
         recipe.select(&Selection { rerun: rerun.clone(), from: from.clone(), only: only.clone() })
     }
 }
 
-/// Runs what is not done yet.
+/// Runs all stages that are not done yet.
 pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let set = changes(&arguments.set)?;
     let changes = Changes { out: arguments.out.as_deref(), set: &set, ..Changes::default() };
@@ -65,7 +66,7 @@ pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     to_the_end(&Recipe::read(&arguments.recipe, changes, STAGES)?, &arguments.stages, &[])
 }
 
-/// Prints a line about every stage; an error for each fault.
+/// Prints a line about every stage; returns an error for each fault.
 fn check(arguments: &Arguments, changes: Changes<'_>) -> anyhow::Result<()> {
     let path = &arguments.recipe;
     let (recipe, mut faults) = Recipe::read_what_can_be(path, changes, STAGES)?;
@@ -78,7 +79,8 @@ fn check(arguments: &Arguments, changes: Changes<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a recipe, says where the report is, prints the table of its evaluation and proposes what to do next, `more` besides.
+/// Runs a recipe, prints the path of the report and the table of its evaluation, and suggests next steps and those in
+/// `more`.
 pub(super) fn to_the_end(recipe: &Recipe, stages: &Stages, more: &[(&str, &str)]) -> anyhow::Result<()> {
     let selected = stages.of(recipe)?;
     let context = super::context()?;
@@ -93,7 +95,7 @@ pub(super) fn to_the_end(recipe: &Recipe, stages: &Stages, more: &[(&str, &str)]
     Ok(())
 }
 
-/// `key.path=value`, several times.
+/// Parses repeated `key.path=value`.
 pub(super) fn changes(set: &[String]) -> Result<Vec<(String, String)>, Usage> {
     set.iter().map(|text| change(text)).collect()
 }

@@ -6,7 +6,7 @@ use crate::{
     stage::table::{self, STAGES},
 };
 
-/// What the schema is of.
+/// What the schema describes.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  salsa schema > salsa.schema.json\n\n\
     With the line\n  # yaml-language-server: $schema=salsa.schema.json\nat the top of a recipe, an editor that knows \

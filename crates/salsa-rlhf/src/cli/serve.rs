@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// Models, and how they are served.
+/// Models and serving options.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
         salsa serve runs/quickstart/salsa\n  \
@@ -39,55 +39,56 @@ use crate::{
     Paths: /v1/chat/completions, /v1/completions, /v1/models, /score, /logprobs, /health, /metrics. Ctrl-C lets what\n\
     runs finish; once more ends at once.")]
 pub(super) struct Arguments {
-    /// Checkpoint directories or ids of the Hugging Face hub, each as PATH or NAME=PATH; without a name requests call it by
-    /// its path. A reward model is served at /score.
+    /// Checkpoint directories or ids of the Hugging Face hub, each as PATH or NAME=PATH. NAME is the name in requests,
+    /// by default PATH. A reward model is served at /score.
     #[arg(required = true, value_name = "MODEL", value_parser = named)]
     models: Vec<Named>,
-    /// An adapter (a PEFT directory) under a name of its own; adapters share the base that they stand on.
+    /// Adapter (a PEFT directory) as NAME=PATH; adapters share their base model.
     #[arg(long, value_name = "NAME=PATH", value_parser = adapter, visible_alias = "lora-modules", num_args = 1..)]
     adapter: Vec<Named>,
-    /// Address to listen at. Anybody who reaches it may ask, unless there are keys.
+    /// Address to listen on. Anyone who can reach it may send requests, unless keys are set.
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
-    /// Port to listen at; 0 takes a free one, which is said on stderr.
+    /// Port to listen on; 0 takes a free one, which is printed on stderr.
     #[arg(long, default_value_t = 8000)]
     port: u16,
-    /// File of keys, one a line; a request must have one of them in its header Authorization: Bearer KEY.
+    /// File of API keys, one per line; requests need one of them in the header Authorization: Bearer KEY.
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Most tokens of a prompt with its reply; without it the model's context.
+    /// Maximum number of tokens of a prompt plus reply; by default the model's context.
     #[arg(long, value_name = "TOKENS")]
     max_model_len: Option<usize>,
-    /// Sequences of one model decoded at once; changes no reply, only memory and speed.
+    /// Sequences of one model decoded at once. Affects memory and speed, not replies.
     #[arg(long, value_name = "COUNT", default_value_t = 32)]
     max_num_seqs: usize,
-    /// Most tokens of the prompts that are read together; a longer prompt is read alone. Changes no reply.
+    /// Maximum number of prompt tokens per prefill pass; a longer prompt gets its own pass. Does not affect replies.
     #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
     max_num_batched_tokens: usize,
-    /// Most sequences that wait; a request beyond that is told to come back (429).
+    /// Maximum number of waiting sequences; further requests are rejected with status 429.
     #[arg(long, value_name = "COUNT", default_value_t = 1024)]
     max_queue: usize,
-    /// Most open connections; more of them wait.
+    /// Maximum number of open connections; further ones wait.
     #[arg(long, value_name = "COUNT", default_value_t = 256)]
     max_connections: usize,
-    /// Most bytes of the body of a request: a number, or such as 4MB.
+    /// Maximum size of a request body: bytes, or a size such as 4MB.
     #[arg(long, value_name = "SIZE", default_value = "4MB")]
     max_body: String,
-    /// Seconds that a client may take to send a request, or to take a piece of an answer.
+    /// Seconds that a client may take to send a request or to receive a piece of a response.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     client_timeout: u64,
-    /// Seconds that what runs may still take after Ctrl-C or SIGTERM.
+    /// Seconds that running requests may take to finish after Ctrl-C or SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     shutdown_timeout: u64,
     /// Number type of matrix products: auto (bfloat16 where this machine multiplies it faster), f32 or bf16.
     #[arg(long, default_value = "auto", value_parser = dtype)]
     dtype: ComputeType,
-    /// Where to compute: auto (the GPU with the most free memory if one can be used, else the CPU), cpu, cuda or cuda:N.
+    /// Device to compute on: auto (the GPU with the most free memory if one can be used, else the CPU), cpu, cuda or
+    /// cuda:N.
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
 }
 
-/// Serves until somebody asks it to end.
+/// Serves until interrupted.
 pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let (size, limits) = (arguments.size()?, arguments.limits()?);
     let keys = arguments.api_key_file.as_deref().map(Keys::read).transpose()?.unwrap_or_default();
@@ -140,7 +141,7 @@ impl Arguments {
         })
     }
 
-    /// Listens before anything is read: an address that is taken is known at once.
+    /// Binds the address before anything is read, so that an occupied address is reported immediately.
     fn listen(&self, keys: &Keys, context: &StageContext) -> anyhow::Result<TcpListener> {
         let at = format!("{}:{}", self.host, self.port);
         let addresses = (self.host.as_str(), self.port).to_socket_addrs();
@@ -161,7 +162,7 @@ impl Arguments {
 /// Seconds.
 const A_DAY: u64 = 86_400;
 
-/// What becomes true at the first Ctrl-C or SIGTERM; the second one ends the process.
+/// Returns a flag that is set at the first Ctrl-C or SIGTERM; the second one ends the process.
 fn on_signals() -> anyhow::Result<watch::Receiver<bool>> {
     let (stop, stopped) = watch::channel(false);
     ctrlc::set_handler(move || {
@@ -174,7 +175,7 @@ fn on_signals() -> anyhow::Result<watch::Receiver<bool>> {
     Ok(stopped)
 }
 
-/// What the bytes of a reply depend on besides its request.
+/// Identifies everything but the request that the bytes of a reply depend on.
 fn fingerprint(device: &Device) -> String {
     format!("salsa-{}-{}-{}", env!("CARGO_PKG_VERSION"), device.name(), device.dtype().name())
 }

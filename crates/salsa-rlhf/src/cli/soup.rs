@@ -1,4 +1,4 @@
-//! `salsa soup MODEL … --output DIR`: several models made into one.
+//! `salsa soup MODEL … --output DIR`: averages or merges several models into one.
 use std::time::Instant;
 
 use anyhow::Context;
@@ -16,11 +16,11 @@ use crate::{
     },
 };
 
-/// What the words behind the command are.
+/// Description of the words after the command.
 pub(super) const WORDS: &str =
     "The ingredients, then `--config FILE` (also mergekit's) and any of the keys below; `-` and `_` are equal.";
 
-/// Writes the soup. On stdout: its numbers as JSON or, with `--report`, the geometry as a table.
+/// Writes the soup. Prints its results on stdout as JSON or, with `--report`, the geometry as a table.
 pub(super) fn main(words: &[String]) -> anyhow::Result<()> {
     let models = words.iter().take_while(|word| !word.starts_with('-')).count();
     let (models, words) = words.split_at(models);
@@ -50,7 +50,7 @@ pub(super) fn main(words: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Defaults, under the file, under the flags.
+/// The configuration: defaults, overridden by the file, overridden by flags.
 fn configuration(flags: &Flags, context: &StageContext) -> anyhow::Result<SoupConfig> {
     let Some(file) = &flags.config else { return config::load(None, &flags.pairs) };
     let mapping = config::read_mapping(file)?;

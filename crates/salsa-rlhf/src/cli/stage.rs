@@ -1,4 +1,4 @@
-//! `salsa pretrain | sft | reward | ppo | …`: one stage, from a file and flags.
+//! `salsa pretrain | sft | reward | ppo | …`: runs one stage, configured by a file and flags.
 use std::path::Path;
 
 use clap::ArgMatches;
@@ -32,14 +32,15 @@ pub(super) fn command(kind: &Kind, name: &'static str) -> clap::Command {
     clap::Command::new(name).about(kind.about).arg(words)
 }
 
-/// The command with `--config` and its keys as options of clap, which [`Flags`] reads otherwise.
+/// The command with `--config` and its keys declared as options of clap; running a stage parses them with [`Flags`]
+/// instead.
 pub(super) fn with_options(command: clap::Command, kind: &Kind) -> clap::Command {
     let config = clap::Arg::new("config").long("config").value_name("FILE").value_hint(clap::ValueHint::FilePath);
     let config = config.help("File of keys and values, in YAML; flags win over it.");
     command.arg(config).args(options(kind)).after_help(format!("Example:\n  {}", kind.example()))
 }
 
-/// The words behind the command of a stage.
+/// The words after the command of a stage.
 pub(super) fn words(matches: &ArgMatches) -> Vec<String> {
     matches.get_many::<String>(ARGUMENTS).into_iter().flatten().cloned().collect()
 }
@@ -73,7 +74,7 @@ pub(super) fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
             }
             outcome.results().clone()
         }
-        // Nothing to resume, so Ctrl-C may end it at once: the one file is written whole or not at all.
+        // Nothing can be resumed, so Ctrl-C may end it at once: the one file is written atomically.
         _ => (planned.work)(&context)?,
     };
     print(&format!("{results}\n"))?;
@@ -83,7 +84,7 @@ pub(super) fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An example, and every key with what it means.
+/// An example, and the reference of every key.
 pub(super) fn help(kind: &Kind) -> String {
     format!(
         "Example:\n  {}\n\nKeys, as --KEY VALUE or as KEY: VALUE in the file of --config. A dotted key is one of\n\

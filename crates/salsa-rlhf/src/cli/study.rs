@@ -8,34 +8,34 @@ use crate::{
     study::{Only, Study, work_for_a_study},
 };
 
-/// A study and how much of it.
+/// A study and the part of it to run.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  salsa study recipes/study.yaml --check\n  \
     salsa study recipes/study.yaml --out runs/study --jobs 2\n  \
     salsa study recipes/study.yaml --only arm=salsa,ppo --only kl_coef=0.1\n\n\
     How to write one, and what each number of its report means: docs/study.md.")]
 pub(super) struct Arguments {
-    /// The study.
+    /// Study file.
     #[arg(required_unless_present = "worker")]
     study: Option<PathBuf>,
-    /// Where its stages, cells and report go; the study's own `out` if absent.
+    /// Directory of the stages, cells and report; overrides the study's own `out`.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Stages that run at a time, each with a part of the cores; changes no result.
+    /// Number of stages to run at a time, each with a share of the cores; does not affect results.
     #[arg(long, value_name = "N", default_value_t = 1)]
     jobs: usize,
-    /// Only the cells of these arms, or with these values of a factor; may be repeated.
+    /// Run only the cells of these arms, or with these values of a factor; may be repeated.
     #[arg(long, value_name = "NAME=VALUE,…")]
     only: Vec<String>,
-    /// Says how many stages are missing, how long they take and how much disk, and stops.
+    /// Report how many stages are missing, their expected time and disk space, and stop.
     #[arg(long)]
     check: bool,
-    /// Runs the one stage that standard input names; `--jobs` starts such processes.
+    /// Run the single stage that standard input names; used internally by `--jobs`.
     #[arg(long, hide = true)]
     worker: bool,
 }
 
-/// Runs what is missing and writes `study.json` and `study.html`.
+/// Runs the missing stages and writes `study.json` and `study.html`.
 pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let context = super::context()?;
     let Some(path) = arguments.study.as_deref().filter(|_| !arguments.worker) else {

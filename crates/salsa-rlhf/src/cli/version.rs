@@ -1,10 +1,10 @@
-//! `salsa --version`: which build this is, and what it computes with on this machine.
+//! `salsa --version`: identifies the build and the kernels used on this machine.
 use salsa_engine::backend::cpu::isa::Isa;
 
 /// The version of the package.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Commit and date, empty where the build knew of none (`build.rs`).
+/// Commit and date, empty if unknown at build time (`build.rs`).
 const COMMIT: &str = env!("SALSA_COMMIT");
 
 /// `0.1.0 (COMMIT DATE)`

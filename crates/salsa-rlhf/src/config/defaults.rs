@@ -1,4 +1,4 @@
-//! Which keys of a configuration hold their default: those without which it reads the same.
+//! Finds the keys of a configuration that hold their default, so that leaving them out changes nothing.
 use std::collections::BTreeSet;
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -6,14 +6,14 @@ use serde_json::Value;
 
 use super::paths::below;
 
-/// A step into a value.
+/// One step of a path into a value.
 #[derive(Clone)]
 enum Step {
     Key(String),
     Item(usize),
 }
 
-/// The places of all keys, nested ones included, that can be left out without changing the configuration.
+/// The places of all keys, including nested ones, that can be left out without changing the configuration.
 pub(super) fn of<C: Serialize + DeserializeOwned>(config: &C) -> serde_json::Result<BTreeSet<String>> {
     let whole = serde_json::to_value(config)?;
     let mut keys = Vec::new();
@@ -26,7 +26,7 @@ pub(super) fn of<C: Serialize + DeserializeOwned>(config: &C) -> serde_json::Res
     Ok(keys.into_iter().map(|(place, _)| place).collect())
 }
 
-/// Every key of a mapping with its place and the way to it.
+/// Collects every key of a mapping with its place and path.
 fn collect(value: &Value, place: &str, steps: &mut Vec<Step>, keys: &mut Vec<(String, Vec<Step>)>) {
     let mut enter = |step: Step, place: String, value: &Value| {
         let is_key = matches!(step, Step::Key(_));

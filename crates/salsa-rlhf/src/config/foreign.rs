@@ -1,11 +1,11 @@
-//! Keys of other tools that have no counterpart here, and what to do instead: those of TRL and transformers, axolotl,
-//! LLaMA-Factory, OpenRLHF and mergekit. Keys that do have one are in [`super::names::SYNONYMS`].
+//! Keys of other tools without a counterpart here, and what to use instead: TRL and transformers, axolotl,
+//! LLaMA-Factory, OpenRLHF and mergekit. Keys with a counterpart are in [`super::names::SYNONYMS`].
 
-/// What to say about some keys.
+/// The remedy for some keys.
 struct Answer {
-    /// The keys, divided by spaces; `vllm_*` stands for all that begin so.
+    /// The keys, separated by spaces; `vllm_*` matches every key with this prefix.
     keys: &'static str,
-    /// The key that a stage must have for the answer to hold; empty: none.
+    /// The key that a stage must have for the answer to apply; empty: none.
     needs: &'static str,
     /// What to do instead.
     remedy: &'static str,
@@ -15,9 +15,9 @@ const fn answer(keys: &'static str, needs: &'static str, remedy: &'static str) -
     Answer { keys, needs, remedy }
 }
 
-/// The first answer that holds is given.
+/// The first answer that applies is used.
 const ANSWERS: &[Answer] = &[
-    // What a run is and where it goes.
+    // Run name and output.
     answer(
         "resume_from_checkpoint auto_resume_from_checkpoints load_checkpoint restore_callback_states_from_checkpoint \
         ignore_data_skip",
@@ -324,7 +324,7 @@ const ANSWERS: &[Answer] = &[
     ),
 ];
 
-/// What to do instead of `name`, for a stage that has the keys for which `has` holds.
+/// The remedy for `name`, for a stage that has the keys for which `has` returns true.
 pub(super) fn remedy(name: &str, has: impl Fn(&str) -> bool) -> Option<&'static str> {
     let means = |keys: &str| {
         keys.split(' ').any(|key| match key.strip_suffix('*') {

@@ -1,4 +1,4 @@
-//! Lays given values over defaults, one key at a time: so the key that does not fit is known.
+//! Applies given values over defaults one key at a time, so that an error can name its key.
 use std::marker::PhantomData;
 
 use anyhow::Context;
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{Origin, names, parse, set_path, wording};
 
-/// The values so far; every accepted step leaves them a valid `T`.
+/// The values so far; they form a valid `T` after every accepted step.
 pub(super) struct Layers<T> {
     keys: Map<String, Value>,
     values: Map<String, Value>,
@@ -15,19 +15,19 @@ pub(super) struct Layers<T> {
     kind: PhantomData<T>,
 }
 
-/// All that the command line says about one key.
+/// All values that the command line gives for one key.
 struct Flag<'a> {
     name: String,
     written: &'a str,
-    /// The rest of a dotted path, and the text.
+    /// The rest of a dotted path (if any), and the text.
     values: Vec<(Option<&'a str>, &'a str)>,
 }
 
-/// One way to read what was given.
+/// One interpretation of a given value.
 struct Reading {
     /// The new value of the key.
     value: Value,
-    /// The part of it that was given, where the rest was there before.
+    /// The part of it that was given; the rest was set before.
     given: Value,
 }
 
@@ -47,7 +47,7 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
         Layers { values: keys.clone(), keys, given: Vec::new(), kind: PhantomData }
     }
 
-    /// Lays the keys of a mapping over what is there.
+    /// Applies the keys of a mapping.
     pub(super) fn mapping(&mut self, given: &Map<String, Value>, origin: &Origin) -> anyhow::Result<()> {
         let mut seen: Vec<(String, &str)> = Vec::new();
         let resolved =
@@ -64,7 +64,7 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
         Ok(())
     }
 
-    /// Lays command-line flags over what is there.
+    /// Applies command-line flags.
     pub(super) fn flags(&mut self, overrides: &[(String, String)]) -> anyhow::Result<()> {
         let origin = Origin::CommandLine;
         for flag in self.group(overrides)? {
@@ -80,7 +80,7 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
         Ok(())
     }
 
-    /// The configuration, if no nested key got lost on the way.
+    /// Returns the configuration; fails if a nested key was dropped.
     pub(super) fn finish(self) -> anyhow::Result<T> {
         let config: T = serde_json::from_value(Value::Object(self.values)).context("configuration")?;
         let kept = serde_json::to_value(&config).context("configuration")?;
@@ -114,14 +114,14 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
         Ok(flags)
     }
 
-    /// `--no_packing` for `--packing false`.
+    /// Treats `--no_packing` as `--packing false`.
     fn negated(&self, flag: &str, text: &str) -> Option<String> {
         let positive = names::plain(flag).strip_prefix("no_")?.to_owned();
         let name = names::resolve(&positive, &self.keys).ok()?;
         (self.keys[&name].is_boolean() && text == "true").then_some(name)
     }
 
-    /// Dotted flags lie beside what is set already or, where that is no mapping or of another kind, stand alone.
+    /// Dotted flags are merged into the current value; if that is no mapping or has another `kind`, they replace it.
     fn nested_readings(&self, flag: &Flag<'_>) -> anyhow::Result<Vec<Reading>> {
         let set = &self.values[&flag.name];
         let given = nested(flag, Value::Null)?;
@@ -131,7 +131,7 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
         Ok(beside.into_iter().chain([Reading::whole(given)]).collect())
     }
 
-    /// Takes the first reading with which the whole is still a `T`.
+    /// Accepts the first reading with which the whole is still a valid `T`.
     fn accept(&mut self, name: &str, key: &str, readings: Vec<Reading>, origin: &Origin) -> anyhow::Result<()> {
         let mut complaint = None;
         for Reading { value, given } in readings {
@@ -150,7 +150,8 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
     }
 }
 
-/// What the text of a flag may mean, likeliest first: YAML, plain text, a list of one; repeated, a list of either.
+/// The interpretations of a flag's text, likeliest first: YAML, plain text, a list of one; if repeated, a list of
+/// either.
 fn readings(flag: &Flag<'_>) -> Vec<Reading> {
     let typed: Vec<Value> = flag.values.iter().map(|(_, text)| typed(text)).collect();
     let texts: Vec<Value> = flag.values.iter().map(|(_, text)| (*text).into()).collect();
@@ -163,7 +164,7 @@ fn readings(flag: &Flag<'_>) -> Vec<Reading> {
     all.into_iter().map(Reading::whole).collect()
 }
 
-/// `start`, with the values of `--name.rest value` put in; a path with several values gets their list.
+/// `start` with the values of `--name.rest value` set; a path with several values gets a list.
 fn nested(flag: &Flag<'_>, start: Value) -> anyhow::Result<Value> {
     let mut root = Map::from_iter([(flag.name.clone(), start)]);
     let mut paths: Vec<(Option<&str>, Vec<Value>)> = Vec::new();
@@ -185,14 +186,14 @@ fn typed(text: &str) -> Value {
     parse(text).unwrap_or_else(|_| text.into())
 }
 
-/// A whole number may be written `1e5`; serde would refuse that for an integer.
+/// Yields the value, and its integer form if it is a whole number such as `1e5`, which serde refuses for an integer.
 fn numbers(value: &Value) -> impl Iterator<Item = Value> {
     let whole = value.as_f64().filter(|number| value.is_f64() && number.fract() == 0.0 && number.abs() < 9e15);
     [Some(value.clone()), whole.map(|number| Value::from(number as i64))].into_iter().flatten()
 }
 
-/// The first nested key that the struct did not keep, and a hint: serde drops unknown keys of structs without
-/// `deny_unknown_fields` silently.
+/// The first nested key that the struct did not keep, with a hint: serde silently drops unknown keys of structs without
+/// `deny_unknown_fields`.
 fn lost(given: &Value, kept: &Value, path: &str) -> Option<(String, String)> {
     match (given, kept) {
         (Value::Object(given), Value::Object(kept)) => given.iter().find_map(|(key, value)| match kept.get(key) {
@@ -206,7 +207,7 @@ fn lost(given: &Value, kept: &Value, path: &str) -> Option<(String, String)> {
     }
 }
 
-/// What all keys mean; one error that names every key that means nothing, each once.
+/// Returns all resolved keys, or one error that names every unknown key once.
 fn all_known<'a, N>(
     resolved: impl Iterator<Item = Result<N, (&'a str, String)>>,
     origin: &Origin,
@@ -226,7 +227,7 @@ fn all_known<'a, N>(
     }
 }
 
-/// Several unknown keys in one line, each with its hint.
+/// The error for several unknown keys: one line, a hint for each.
 fn all_unknown(origin: &Origin, keys: &[(&str, String)]) -> anyhow::Error {
     let (kind, dashes) = match origin {
         Origin::File { .. } => ("keys", ""),

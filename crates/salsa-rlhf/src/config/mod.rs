@@ -1,10 +1,10 @@
-//! Configuration: defaults, then a YAML or JSON file, then `--key value` flags, each layer over the one before.
+//! Configuration: defaults, then a YAML or JSON file, then `--key value` flags, each overriding the previous.
 //!
 //! A stage's configuration is one struct with `Default`, `Serialize` and `Deserialize` (`#[serde(default)]`, no
 //! `skip_serializing`, no `serde(alias)`): its serialised default *is* the list of valid keys. Keys keep TRL's spelling
 //! where TRL has one, `-` and `_` are equal, and the other common names of [`names`] are accepted. A key that does not
 //! exist is an error that names the nearest one that does; a value of the wrong type is an error that names the key.
-//! What values mean together is checked by each stage's `validate`.
+//! Constraints across values are checked by each stage's `validate`.
 use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail};
@@ -23,7 +23,7 @@ mod places;
 pub(crate) mod schema;
 pub(crate) mod wording;
 
-/// A mistake in the command line itself: the program ends with exit code 2 instead of 1.
+/// An error of the command line itself: the program ends with exit code 2 instead of 1.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
@@ -48,7 +48,7 @@ impl Origin {
         Origin::File { path: path.to_owned(), prefix: String::new() }
     }
 
-    /// `error`, with the place in front.
+    /// Prefixes `error` with this place; the command line adds nothing.
     pub fn within(&self, error: anyhow::Error) -> anyhow::Error {
         match self {
             Origin::File { path, prefix } if prefix.is_empty() => error.context(path.display().to_string()),
@@ -73,10 +73,10 @@ impl Origin {
     }
 }
 
-/// The configuration `T`: its defaults, under the keys of `file`, under `overrides`.
+/// Loads the configuration `T`: its defaults, overridden by the keys of `file`, overridden by `overrides`.
 ///
-/// An override is a key (a dotted path reaches into nested mappings) and a value in YAML's notation; where the key wants
-/// a string the text is taken as it stands. A key repeated makes a list.
+/// An override is a key (a dotted path reaches into nested mappings) and a value in YAML's notation; if the key takes a
+/// string, the text is used verbatim. A repeated key forms a list.
 ///
 /// # Errors
 /// An unreadable file, an unknown key, a key given twice under two names, a value of the wrong type. Mistakes in
@@ -93,7 +93,7 @@ where
     layers.finish()
 }
 
-/// The configuration `T`: its defaults under the keys of a mapping that was already read.
+/// Builds the configuration `T` from its defaults, overridden by a mapping that was already read.
 ///
 /// # Errors
 /// As [`load`].
@@ -104,7 +104,8 @@ where
     from_mapping_and_flags(given, origin, &[])
 }
 
-/// The configuration `T`: its defaults, under the keys of a mapping that was already read, under `overrides`.
+/// Builds the configuration `T` from its defaults, overridden by a mapping that was already read, overridden by
+/// `overrides`.
 ///
 /// # Errors
 /// As [`load`].
@@ -122,7 +123,7 @@ where
     layers.finish()
 }
 
-/// A YAML or JSON file that holds one mapping.
+/// Reads a YAML or JSON file that holds one mapping.
 ///
 /// # Errors
 /// A missing or unreadable file, a syntax error (with its line), anything but a mapping.
@@ -135,18 +136,18 @@ pub fn read_mapping(path: &Path) -> anyhow::Result<Map<String, Value>> {
     }
 }
 
-/// One YAML (or JSON, its subset) document.
+/// Parses one YAML (or JSON, its subset) document.
 ///
 /// # Errors
-/// What is wrong and in which line.
+/// A syntax error, with its line.
 pub fn parse(text: &str) -> Result<Value, String> {
     serde_saphyr::from_str(text).map_err(|error| wording::one_line(&error.without_snippet().to_string()))
 }
 
-/// Puts `value` at a dotted path, making the mappings on the way.
+/// Sets `value` at a dotted path, creating mappings as needed.
 ///
 /// # Errors
-/// If something on the way is not a mapping.
+/// If a value on the path is not a mapping.
 pub fn set_path(root: &mut Map<String, Value>, path: &str, value: Value) -> anyhow::Result<()> {
     let (head, rest) = path.split_once('.').map_or((path, None), |(head, rest)| (head, Some(rest)));
     if head.is_empty() || rest == Some("") {
@@ -167,10 +168,10 @@ pub fn set_path(root: &mut Map<String, Value>, path: &str, value: Value) -> anyh
     }
 }
 
-/// Writes a 32-bit number in its shortest form: 0.7, not the 64-bit number next to it.
+/// Serialises a 32-bit number in its shortest form: 0.7, not the nearest 64-bit number.
 ///
 /// # Errors
-/// As the serializer.
+/// Any error of the serializer.
 pub fn shortest<S: Serializer>(number: &f32, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(number.to_string().parse().expect("a number's text is a number"))
 }

@@ -1,13 +1,13 @@
-//! Names of configuration keys: which are the same, which is meant, which nobody needs.
+//! Names of configuration keys: synonyms, nearest matches, validity.
 use serde_json::{Map, Value};
 
 use super::foreign;
 
-/// The longest list of valid names that a message gives; a longer one is what `--help` is for.
+/// The longest list of valid names in a message; for longer lists there is `--help`.
 const MOST_NAMES: usize = 12;
 
-/// Checks a name that a user gives and that becomes a part of a path: that of a stage, an arm, a set of prompts. `key` says
-/// where it is given.
+/// Checks a user-given name that becomes part of a path: of a stage, an arm, a set of prompts. `key` is its place in
+/// error messages.
 ///
 /// # Errors
 /// If it holds anything but letters, digits, `-`, `_` and `.`, begins with a dot, is empty or longer than 64 bytes.
@@ -23,7 +23,7 @@ pub(crate) fn check_component(key: &str, name: &str) -> anyhow::Result<()> {
     anyhow::bail!("{key}: the name {name:?} {fault}; it becomes a part of a file name, so choose another")
 }
 
-/// Names that people use for the same thing, TRL's first. Whichever of a group a stage has as its key, the others reach it.
+/// Groups of equivalent names, TRL's first. A stage that has one name of a group as its key accepts the others.
 pub(crate) const SYNONYMS: &[&[&str]] = &[
     &["model_name_or_path", "model", "sft_model_path", "policy"],
     &["reward_model_path", "reward_model"],
@@ -51,10 +51,10 @@ pub(crate) const SYNONYMS: &[&[&str]] = &[
     &["chat_template", "chat_template_path"],
 ];
 
-/// The key of `keys` that `name` means.
+/// Resolves `name` to a key of `keys`.
 ///
 /// # Errors
-/// A hint for the reader if there is none.
+/// A hint for the user if there is no such key.
 pub(crate) fn resolve(name: &str, keys: &Map<String, Value>) -> Result<String, String> {
     let name = plain(name);
     if keys.contains_key(&name) {
@@ -76,7 +76,7 @@ pub(crate) fn resolve(name: &str, keys: &Map<String, Value>) -> Result<String, S
     }
 }
 
-/// The other names by which `key` of `keys` is reached, TRL's first.
+/// The other accepted names of `key`, TRL's first.
 pub(crate) fn others<'a>(key: &'a str, keys: &'a Map<String, Value>) -> impl Iterator<Item = &'static str> + 'a {
     let mut names: Vec<&str> = Vec::new();
     for name in synonyms(key) {
@@ -87,13 +87,13 @@ pub(crate) fn others<'a>(key: &'a str, keys: &'a Map<String, Value>) -> impl Ite
     names.into_iter()
 }
 
-/// Whether two names are the same setting.
+/// Whether two names denote the same setting.
 pub(crate) fn are_same(a: &str, b: &str) -> bool {
     let (a, b) = (plain(a), plain(b));
     a == b || synonyms(&a).any(|synonym| synonym == b)
 }
 
-/// `-` and `_` are equal.
+/// Normalises `-` to `_`.
 pub(crate) fn plain(name: &str) -> String {
     name.replace('-', "_")
 }
@@ -106,7 +106,7 @@ pub(crate) fn existing(mapping: &Map<String, Value>, key: &str) -> String {
     mapping.keys().find(|known| plain(known) == plain(key)).cloned().unwrap_or_else(|| key.to_owned())
 }
 
-/// What to say about a name that is not among `known`: the nearest one, else all of them if they are few.
+/// A hint about a name that is not among `known`: the nearest one, else all of them if they are few.
 pub(crate) fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
     match nearest(name, known.clone()) {
         Some(near) => format!("did you mean {near:?}?"),
@@ -121,8 +121,8 @@ pub(crate) fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone)
     }
 }
 
-/// The most similar of `known`, if it can be a slip of the pen: one letter in four at most is another, or one
-/// letter in all, or one is the beginning of the other.
+/// The most similar of `known`, if it can be a typo: at most one letter in four differs, or one letter in all, or one
+/// is a prefix of the other.
 pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let name = plain(name);
     let likeness = |other: &str| strsim::normalized_damerau_levenshtein(&name, &plain(other));
@@ -132,7 +132,7 @@ pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> O
     let is_one_slip = |other: &str| name.len() >= 3 && strsim::damerau_levenshtein(&name, &plain(other)) <= 1;
     let scored = scored
         .filter(|(score, other)| *score >= 0.75 || is_one_slip(other) || (*score >= 0.5 && begins(&plain(other))));
-    // Of equals the first: the order of the struct, not of the comparison.
+    // Ties go to the first in the order of the struct.
     scored
         .fold(None, |best: Option<(f64, &str)>, next| match best {
             Some(best) if best.0 >= next.0 => Some(best),

@@ -1,8 +1,8 @@
-//! What a configuration's fields are to a stage: input paths, values that change no result, everything else.
+//! Roles of a configuration's fields for a stage: input paths, values that affect no result, everything else.
 //!
-//! A field says it by its type, so no list of key names has to be kept in step with the structs: [`ModelPath`] and
-//! [`DataPath`] are inputs, [`NoEffect`] holds a value on which no result depends. [`Places::of`] finds them all by
-//! serialising the configuration, which reaches every field that a record has.
+//! The role of a field is its type, so that no list of key names has to be kept in sync with the structs: [`ModelPath`]
+//! and [`DataPath`] are inputs, [`NoEffect`] holds a value that affects no result. [`Places::of`] finds them all by
+//! serialising the configuration, which reaches every field of a record.
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::{defaults, places};
 use crate::chat;
 
-/// What a path leads to.
+/// The target of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PathKind {
     /// A model directory.
@@ -26,10 +26,10 @@ pub enum PathKind {
     Data,
 }
 
-/// Where the schema of an input says what it leads to: `model` or `data`.
+/// Schema keyword of an input: `model` or `data`.
 pub(crate) const INPUT: &str = "x-input";
 
-/// Where the schema of a key says that no result depends on it.
+/// Schema keyword of a key that affects no result.
 pub(crate) const CHANGES_NO_RESULT: &str = "x-changes-no-result";
 
 pub(super) const MODEL: &str = "ModelPath";
@@ -43,7 +43,7 @@ macro_rules! input_path {
         pub struct $name(PathBuf);
 
         impl $name {
-            /// No path: the key was not given.
+            /// The empty path: the key was not given.
             pub fn new() -> $name {
                 $name::default()
             }
@@ -95,7 +95,7 @@ input_path! {
     DataPath, "data"
 }
 
-/// A chat template: the name of a built-in one, or a file, which is an input.
+/// A chat template: the name of a built-in one, or a file, which is then an input.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub struct TemplateChoice(String);
@@ -123,8 +123,8 @@ impl Deref for TemplateChoice {
     }
 }
 
-/// A value on which no result depends, such as how often a checkpoint is written: a change of it leaves a stage done,
-/// and a begun one is resumed.
+/// A value that affects no result, such as how often a checkpoint is written: after a change, a finished stage stays
+/// done and an unfinished one can be resumed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoEffect<T>(pub T);
 
@@ -158,24 +158,24 @@ impl<T: JsonSchema> JsonSchema for NoEffect<T> {
     }
 }
 
-/// Which values of a configuration are inputs, which change no result, and which are defaults; by their place, such as
+/// The values of a configuration that are inputs, that affect no result and that are defaults, by their place, such as
 /// `arms.ppo.models[0]`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Places {
     /// The inputs.
     pub inputs: BTreeMap<String, PathKind>,
-    /// What changes no result.
+    /// Values that affect no result.
     pub no_effect: BTreeSet<String>,
-    /// Keys whose value is what the configuration has without them: a record that lacks one was written before there was
-    /// such a key, and means this value.
+    /// Keys that hold their default. A stage record that lacks such a key was written before the key existed, and means
+    /// this value.
     pub at_default: BTreeSet<String>,
 }
 
-/// What is called with an input: its kind, its place and itself; may give another value for it.
+/// Called with an input: kind, place and text; may return a replacement.
 pub(crate) type Visit<'a> = dyn FnMut(PathKind, &str, &str) -> anyhow::Result<Option<Value>> + 'a;
 
 impl Places {
-    /// Those of a configuration.
+    /// The places of a configuration.
     ///
     /// # Errors
     /// If it cannot be serialised.
@@ -183,7 +183,7 @@ impl Places {
         Ok(Places { at_default: defaults::of(config)?, ..places::of(config)? })
     }
 
-    /// Calls `visit` with every input, in the order of the keys, and puts what it gives in the input's place.
+    /// Calls `visit` with every input, in the order of the keys, and applies the replacements it returns.
     ///
     /// # Errors
     /// The first error of `visit`.
@@ -194,7 +194,7 @@ impl Places {
         })
     }
 
-    /// Every path that a stage with this configuration reads, once each, in the order of the keys.
+    /// All paths that a stage with this configuration reads, without duplicates, in the order of the keys.
     pub fn paths(&self, config: &Value) -> Vec<PathBuf> {
         let mut paths: Vec<PathBuf> = Vec::new();
         let mut copy = config.clone();
@@ -210,8 +210,8 @@ impl Places {
     }
 }
 
-/// Calls `visit` with every non-empty string: its place (`anchors.sft_a`), and itself. `visit` may put another value in
-/// its place, which is not visited.
+/// Calls `visit` with every non-empty string and its place (`anchors.sft_a`). `visit` may return a replacement, which
+/// is not visited.
 ///
 /// # Errors
 /// The first error of `visit`.

@@ -1,4 +1,5 @@
-//! Walks a configuration by serialising it into nothing, and notes where the types of [`super::paths`] stand.
+//! Walks a configuration with a serializer that writes nothing, and records the places of the types of
+//! [`super::paths`].
 use serde::{
     Serialize, Serializer,
     ser::{
@@ -18,13 +19,13 @@ pub(super) fn of(config: &impl Serialize) -> Result<Places> {
     Ok(places)
 }
 
-/// One value, and what was noted so far.
+/// One value, and the places recorded so far.
 struct Walk<'a> {
     places: &'a mut Places,
     place: String,
 }
 
-/// The values inside of one.
+/// The elements of a compound value.
 struct Inside<'a> {
     places: &'a mut Places,
     place: String,
@@ -37,7 +38,7 @@ impl<'a> Walk<'a> {
         Inside { places: self.places, place: self.place, next: 0, key: String::new() }
     }
 
-    /// An enum's variant is a mapping of its name.
+    /// An enum variant is a mapping with its name as key.
     fn variant(self, name: &str) -> Walk<'a> {
         Walk { place: below(&self.place, name), places: self.places }
     }
@@ -55,7 +56,7 @@ impl Inside<'_> {
     }
 }
 
-/// Values without anything inside.
+/// Values without elements.
 macro_rules! plain {
     ($($method:ident: $type:ty),*) => {
         $(fn $method(self, _: $type) -> Result {

@@ -1,20 +1,21 @@
-//! The JSON schema of a configuration: its keys under all their names, their types and defaults, and what the doc comments
-//! of the fields say of them. `--help` and editors read it; nothing else does, so it is made when one of them asks.
+//! The JSON schema of a configuration: its keys under all their names, their types and defaults, and the doc comments
+//! of the fields. It is used by `--help` and editors only, and generated on demand.
 use schemars::{JsonSchema, Schema, generate::SchemaSettings, transform::RecursiveTransform};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::names;
 
-/// Where the heading of a group of keys stands: in the schema of the first of them.
+/// Schema keyword of the heading of a group of keys: in the schema of the first of them.
 pub(crate) const HEADING: &str = "x-heading";
 
-/// Where the schema of an enum lists other spellings of its choices: those of `serde(alias)`, which a schema does not see.
+/// Schema keyword of an enum for other spellings of its choices: those of `serde(alias)`, which schemars does not see.
 const ALIASES: &str = "x-aliases";
 
-/// The schema of a mapping with the configuration `T`: every key that [`super::load`] takes from a file, and no other.
+/// The schema of a mapping for the configuration `T`: accepts exactly the keys that [`super::load`] accepts from a
+/// file.
 ///
-/// Draft 7, which editors understand best.
+/// Draft 7, which editors support best.
 pub(crate) fn of<T: JsonSchema + Serialize + Default>() -> Value {
     let settings = SchemaSettings::draft07().with_transform(RecursiveTransform(tidy));
     let mut schema = settings.into_generator().into_root_schema_for::<T>().to_value();
@@ -33,7 +34,7 @@ pub(crate) fn of<T: JsonSchema + Serialize + Default>() -> Value {
     schema
 }
 
-/// `-` and `_` are equal in the keys of a stage; a key with `-` is known, though its value is not looked at.
+/// Accepts `-` for `_` in the keys of a stage; the value of a key with `-` is not checked.
 pub(crate) fn take_hyphens(schema: &mut Value) {
     let keys = schema["properties"].as_object().expect("this is a schema of an object").keys();
     let keys: Vec<String> = keys.filter(|key| key.contains('_')).map(|key| key.replace('_', "[-_]")).collect();
@@ -53,8 +54,7 @@ fn others(key: &str, property: &Value, keys: &Map<String, Value>) -> Vec<(String
     names::others(key, keys).map(named).collect()
 }
 
-/// Number formats of Rust are of no use to a reader, other spellings are choices too, and a key that no struct has is a
-/// mistake.
+/// Removes Rust's number formats, adds other spellings of choices, and rejects unknown keys.
 fn tidy(schema: &mut Schema) {
     schema.remove("format");
     if let (Some(others), Some(Value::Array(choices))) = (schema.remove(ALIASES), schema.get_mut("oneOf")) {

@@ -1,4 +1,4 @@
-//! serde's error messages in words for people who do not write Rust.
+//! serde's error messages in plain words.
 
 /// `invalid type: string "x", expected f64` → `expected a number, got string "x"`.
 pub(crate) fn plain(message: &str) -> String {
@@ -21,12 +21,12 @@ pub(crate) fn plain(message: &str) -> String {
     message.replace('`', "\"")
 }
 
-/// Line breaks and runs of spaces become single spaces.
+/// Collapses white space and line breaks to single spaces.
 pub(crate) fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// An error as one line, in which the system's most frequent complaint says what to do.
+/// An error as one line; the most frequent system error gets a hint.
 pub(crate) fn for_people(error: &anyhow::Error) -> String {
     one_line(&format!("{error:#}"))
         .replace("No such file or directory (os error 2)", "there is no such file or folder; check the path")

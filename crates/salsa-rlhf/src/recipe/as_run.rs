@@ -1,4 +1,4 @@
-//! `recipe.yaml` in a run's directory: the recipe as it was run, so that it can be run again from there.
+//! `recipe.yaml` in a run's directory: the recipe as it was run, runnable from there.
 use std::path::Path;
 
 use anyhow::Context;
@@ -13,17 +13,17 @@ use crate::{
     hub,
 };
 
-/// What stands above it.
+/// Header comment of the file.
 const HEADING: &str = "\
 # What was run here: variables are filled in, `--set` is worked in, paths are those of the stages, absolute, or seen from
 # this directory. `salsa run` on this file goes on with this run, with `--out OTHER` it makes the same again elsewhere.
 ";
 
 impl Recipe {
-    /// The recipe with variables filled in and changes worked in, for a file in the directory where it runs.
+    /// The recipe with variables and changes applied, as YAML for a file in the run's directory.
     ///
     /// # Errors
-    /// If the current directory is not known, or a value has no form in YAML.
+    /// If the current directory is unknown, or a value has no form in YAML.
     pub fn as_run(&self) -> anyhow::Result<String> {
         let mut stages = Map::new();
         for (i, step) in self.steps.iter().enumerate() {
@@ -36,7 +36,7 @@ impl Recipe {
         Ok(format!("{HEADING}{}", serde_saphyr::to_string(&root).context("the recipe as YAML")?))
     }
 
-    /// The keys that the recipe gives a stage, by the names it gives them.
+    /// The keys that the recipe sets for a stage, under the names it uses.
     fn keys_of(&self, position: usize, step: &Step) -> anyhow::Result<Map<String, Value>> {
         let mut keys = Map::from_iter([("kind".to_owned(), step.kind.name.into())]);
         let mut config = step.planned.config.clone();
@@ -54,8 +54,8 @@ impl Recipe {
         Ok(keys)
     }
 
-    /// What a path is called in a recipe: an earlier stage, something in its directory or in that of the run, an id of the
-    /// hub, or else an absolute path.
+    /// The notation of a path in a recipe: an earlier stage, something in its directory or in that of the run, an id of
+    /// the hub, or else an absolute path.
     fn path_in_words(&self, kind: PathKind, position: usize, path: &Path) -> anyhow::Result<String> {
         for other in &self.steps[..position] {
             let product = match kind {
@@ -85,7 +85,7 @@ impl Recipe {
     }
 }
 
-/// A text that means itself.
+/// Escapes `${`, so that the text stands for itself.
 fn escaped(text: &str) -> String {
     text.replace("${", "$${")
 }

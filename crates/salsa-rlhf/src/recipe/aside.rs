@@ -1,9 +1,8 @@
-//! Results whose stages are made anew are set aside: moved, never deleted.
+//! Results of stages that are run again are set aside: moved, never deleted.
 //!
 //! ```text
-//! OUT/.aside/STAGE-N        what OUT/STAGE was, whole; N counts from 1
-//! OUT/.aside/pending.json   what a command has set aside that has not come to its end: the same command goes on, and sets
-//!                           none of it aside again
+//! OUT/.aside/STAGE-N        the former directory OUT/STAGE; N counts from 1
+//! OUT/.aside/pending.json   moves of an unfinished command; the same command continues and does not repeat them
 //! ```
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,40 +23,40 @@ use crate::{
     },
 };
 
-/// The folder in a run's directory.
+/// The folder inside a run's directory.
 const FOLDER: &str = ".aside";
 
-/// `pending.json`: the name in [`FOLDER`] of what each stage left, none of a stage that had left nothing.
+/// `pending.json`: for each stage, the name of its old results in [`FOLDER`], or null if it had none.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Pending {
     stages: BTreeMap<String, Option<String>>,
 }
 
-/// A directory to be moved.
+/// A planned move of a directory.
 #[derive(Debug, PartialEq)]
 struct Move {
     from: PathBuf,
     to: PathBuf,
-    /// What is said of it.
+    /// Description for the user.
     line: String,
 }
 
-/// What is going to be set aside.
+/// All planned moves.
 #[derive(Debug, Default)]
 pub(super) struct Moves {
     folder: PathBuf,
     moves: Vec<Move>,
     pending: Pending,
-    /// The stages that are made anew, but for those that a command before this one has begun to make anew.
+    /// The stages to run again, except those that an earlier, unfinished command has already begun to run again.
     pub anew: BTreeSet<usize>,
     notes: Vec<String>,
 }
 
 impl Recipe {
-    /// What has to be set aside for this selection, before anything is moved.
+    /// Plans what has to be set aside for this selection, without moving anything.
     ///
     /// # Errors
-    /// If the folder is none, or what an earlier command noted there cannot be read.
+    /// If [`FOLDER`] exists but is no folder, or the notes of an earlier command cannot be read.
     pub(super) fn moves(&self, selected: &Selected) -> anyhow::Result<Moves> {
         let folder = self.out.join(FOLDER);
         let mut plan = Moves { folder: folder.clone(), ..Moves::default() };
@@ -95,7 +94,7 @@ impl Recipe {
 }
 
 impl Moves {
-    /// What the same command set aside before, if it did not come to its end.
+    /// The notes of an earlier run of the same command that did not finish.
     fn begun(&self, recipe: &Recipe, selected: &Selected) -> anyhow::Result<Option<Pending>> {
         let path = self.folder.join("pending.json");
         let Some(bytes) = input::read_if_any(&path)? else { return Ok(None) };
@@ -105,7 +104,7 @@ impl Moves {
         Ok(Some(pending).filter(|pending| pending.stages.keys().collect::<BTreeSet<_>>() == names))
     }
 
-    /// What is going to be moved where, line by line.
+    /// The planned moves, one per line.
     pub(super) fn lines(&self) -> Vec<String> {
         let heading = "set aside, to be made anew (nothing is deleted):".to_owned();
         let moves = self.moves.iter().map(|one| format!("  {}", one.line));
@@ -114,10 +113,10 @@ impl Moves {
         self.notes.iter().cloned().chain(moves).collect()
     }
 
-    /// Says what is set aside, and sets it aside.
+    /// Announces and carries out the moves.
     ///
     /// # Errors
-    /// If another process works on one of the stages, and nothing is moved then; if the disk refuses.
+    /// If another process works on one of the stages (nothing is moved then), or on an I/O error.
     pub(super) fn carry_out(self, context: &StageContext) -> anyhow::Result<()> {
         self.lines().iter().for_each(|line| context.say(line));
         if self.pending.stages.is_empty() {
@@ -134,7 +133,7 @@ impl Moves {
     }
 }
 
-/// The command has come to its end: the next one that names the same stages makes them anew again.
+/// Marks the command as finished: the next one that names the same stages runs them again.
 pub(super) fn finish(out: &Path) -> anyhow::Result<()> {
     let path = out.join(FOLDER).join("pending.json");
     match fs::remove_file(&path) {
@@ -147,20 +146,20 @@ pub(super) fn finish(out: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// How long a stage took when it was made before, as the newest of its results that were set aside tell.
+/// Seconds that a stage took before, from the newest of its results that were set aside.
 pub(super) fn seconds_before(out: &Path, stage: &str) -> Option<f64> {
     let folder = out.join(FOLDER);
     let newest = numbers(&folder, stage).ok()?.into_iter().max()?;
     seconds_of(&folder.join(format!("{stage}-{newest}")))
 }
 
-/// The first name for what a stage left that nothing bears.
+/// The next unused name for old results of a stage.
 fn free_name(folder: &Path, stage: &str) -> anyhow::Result<String> {
     let next = numbers(folder, stage)?.into_iter().max().map_or(1, |last| last + 1);
     Ok(format!("{stage}-{next}"))
 }
 
-/// The numbers of what a stage left before.
+/// The numbers of the old results of a stage.
 fn numbers(folder: &Path, stage: &str) -> anyhow::Result<Vec<u64>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -171,7 +170,7 @@ fn numbers(folder: &Path, stage: &str) -> anyhow::Result<Vec<u64>> {
     Ok(entries.filter_map(|entry| number(entry.ok()?.file_name().to_str()?)).collect())
 }
 
-/// What a stage's directory holds, in a few words.
+/// A short description of a stage's directory.
 fn state(step: &Step) -> String {
     let state = if step.dir.join("stage.json").exists() { "done" } else { "not done" };
     match seconds_of(&step.dir) {

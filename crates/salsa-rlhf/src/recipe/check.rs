@@ -1,10 +1,10 @@
-//! `salsa run --check`: everything that a recipe names is opened, and no weight is read.
+//! `salsa run --check`: opens everything that a recipe names, without reading weights.
 //!
 //! ```text
-//! each model directory   its config and tensors; its tokenizer and chat template, where the stage needs them
-//! each data set          all of it read; its first record as the stage's model would see it
-//! each stage             its own work up to its memory plan, where the data that it reads is there; models that earlier
-//!                        stages are going to write are read in outline
+//! each model directory   its config and tensors; its tokenizer and chat template if the stage needs them
+//! each data set          all records are read; the first one is encoded for the stage's model
+//! each stage             executed up to its memory plan if its data exists; models that earlier stages will write are
+//!                        replaced by outlines
 //! ```
 use std::path::Path;
 
@@ -23,39 +23,39 @@ mod outlines;
 use models::Models;
 use outlines::Outlines;
 
-/// What a look at all stages came to.
+/// Result of a check of all stages.
 #[derive(Default)]
 pub struct Checked {
-    /// One line about each stage: what it reads, and the memory it needs as far as that is known.
+    /// One line per stage: its inputs, and the memory it needs, as far as known.
     pub lines: Vec<String>,
-    /// What is wrong.
+    /// All errors.
     pub faults: Faults,
 }
 
-/// A look at one stage.
+/// The check of one stage.
 struct Look<'a> {
     recipe: &'a Recipe,
     step: &'a Step,
     selected: &'a Selected,
     facts: Vec<String>,
     faults: Faults,
-    /// Whether all that it reads was there to be opened.
+    /// Whether everything it reads could be opened.
     whole: bool,
 }
 
-/// Whether something that a stage reads can be opened.
+/// Whether an input of a stage can be opened.
 enum Presence<'a> {
-    /// It can be tried.
+    /// It can be opened.
     Here,
-    /// The stage of this name is going to write it.
+    /// The stage of this name will write it.
     Later(&'a str),
-    /// It has this id on the hub, and is not in the cache.
+    /// It is an id of the hub that is not in the cache.
     OnHub,
 }
 
 impl Recipe {
-    /// Opens what every selected stage reads. No weight is read, nothing is written but outlines of models in the system's
-    /// folder for temporary files, and the network is not asked.
+    /// Opens all inputs of every selected stage. Reads no weights, writes only outlines of models in the system's
+    /// folder for temporary files, and does not use the network.
     pub fn check(&self, selected: &Selected) -> Checked {
         let (mut checked, mut outlines) = (Checked::default(), Outlines::new(self, selected));
         for step in selected.run.iter().map(|&i| &self.steps[i]) {
@@ -84,7 +84,7 @@ impl<'a> Look<'a> {
         (format!("{} ({}): {facts}", step.name, step.kind.name), look.faults)
     }
 
-    /// Opens the models, each once.
+    /// Opens each model once.
     fn models(&mut self) -> Models<'a> {
         let step = self.step;
         let mut models = Models::new(&step.planned.reads);
@@ -101,7 +101,7 @@ impl<'a> Look<'a> {
         models
     }
 
-    /// Says so if it is not.
+    /// Returns whether an input can be opened; if not, records why.
     fn is_here(&mut self, place: &str, path: &Path) -> bool {
         let fact = match self.recipe.presence(self.step, path, self.selected) {
             Presence::Here => return true,
@@ -115,7 +115,7 @@ impl<'a> Look<'a> {
         false
     }
 
-    /// What its directory holds already, and how long it took.
+    /// Records what the stage's directory holds already, and how long it took.
     fn before(&mut self) {
         let Look { recipe, step, selected, .. } = *self;
         let seconds = seconds_of(&step.dir).map(human_time);
@@ -133,7 +133,7 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// Lets the stage do its work up to its memory plan.
+    /// Executes the stage up to its memory plan.
     fn rehearse(&mut self, outlines: &mut Outlines<'_>) {
         let own = &self.step.planned;
         if self.whole {
@@ -158,7 +158,7 @@ impl<'a> Look<'a> {
 }
 
 impl Recipe {
-    /// Whether a stage has not come to its end, or is to be made anew.
+    /// Whether a stage is unfinished or is to be run again.
     fn remains(&self, step: &Step, selected: &Selected) -> bool {
         selected.is_anew(self, step) || !self.is_done(step)
     }

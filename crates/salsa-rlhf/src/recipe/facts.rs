@@ -1,4 +1,4 @@
-//! What stands in a stage's box of the pipeline: its few most telling results, as people say them.
+//! The text in a stage's box of the pipeline: its few most important results, in readable form.
 use serde_json::Value;
 
 use crate::{
@@ -6,12 +6,12 @@ use crate::{
     stage::kind::{Kind, Shown},
 };
 
-/// Lines in a box.
+/// Maximum number of lines in a box.
 const MOST: usize = 3;
 /// Characters in a line.
 const WIDTH: usize = 30;
 
-/// At most three short lines: what was done, how it ended, how long it took.
+/// At most three short lines: settings, results, duration.
 pub(super) fn lines(kind: Option<&Kind>, stage: &Value, results: &Value, seconds: Option<f64>) -> Vec<String> {
     let mut facts = match kind.map(|kind| kind.shown) {
         Some(Shown::Evaluation) => arms(stage),
@@ -26,7 +26,7 @@ fn arms(stage: &Value) -> Vec<String> {
     stage["config"]["arms"].as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect()
 }
 
-/// Results under the names and in the units that people use; what is not in the table is left to `stage.json`.
+/// Results under readable names and units; those not in the table appear in `stage.json` only.
 fn results_in_words(results: &Value) -> Vec<String> {
     let number = |path: &str| results.pointer(path).and_then(Value::as_f64);
     let count = |path: &str, unit: &str| number(path).map(|n| format!("{} {unit}", short(n)));
@@ -61,7 +61,7 @@ fn short(number: f64) -> String {
     }
 }
 
-/// The facts on as few lines as they fit; those that find no room are left out.
+/// Joins the facts into as few lines as possible; facts that do not fit are left out.
 fn joined(facts: Vec<String>) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for fact in facts {

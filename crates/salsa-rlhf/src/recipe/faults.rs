@@ -1,27 +1,27 @@
-//! Everything that is wrong, not only the first of it.
+//! Collects all errors, not only the first.
 use std::fmt;
 
-/// Errors that were met one after the other.
+/// A list of errors.
 #[derive(Debug, Default)]
 pub struct Faults(Vec<anyhow::Error>);
 
 impl Faults {
-    /// The value, or none and one fault more.
+    /// Returns the value, or none after recording the error.
     pub fn take<T>(&mut self, result: anyhow::Result<T>) -> Option<T> {
         result.map_err(|error| self.add(error)).ok()
     }
 
-    /// Adds one.
+    /// Adds an error.
     pub fn add(&mut self, fault: anyhow::Error) {
         self.0.push(fault);
     }
 
-    /// Adds those of others, each changed by `f`.
+    /// Adds the errors of another list, each mapped by `f`.
     pub fn extend(&mut self, others: Faults, f: impl Fn(anyhow::Error) -> anyhow::Error) {
         self.0.extend(others.0.into_iter().map(f));
     }
 
-    /// The value if there is no fault.
+    /// Returns the value if there are no errors.
     ///
     /// # Errors
     /// The faults.
@@ -29,17 +29,17 @@ impl Faults {
         if self.0.is_empty() { Ok(value) } else { Err(self) }
     }
 
-    /// Each of them.
+    /// Iterates over the errors.
     pub fn iter(&self) -> std::slice::Iter<'_, anyhow::Error> {
         self.0.iter()
     }
 
-    /// How many there are.
+    /// The number of errors.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no errors.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,5 +1,5 @@
-//! Whether what a stage reads of earlier stages is what these leave, as far as their kinds tell: a mistake that would
-//! otherwise show when the stages before it have run.
+//! Checks that the products of earlier stages fit the stages that read them, as far as their kinds determine this. Such
+//! an error would otherwise show only after the earlier stages have run.
 use std::path::Path;
 
 use anyhow::bail;
@@ -13,7 +13,7 @@ use crate::{
     stage::{kind::Leaves, reads::ModelUse},
 };
 
-/// Compares every input that is what an earlier stage leaves with what that is.
+/// Checks every input that is the product of an earlier stage.
 ///
 /// # Errors
 /// Every input that cannot be used, with its stage and key.
@@ -54,7 +54,7 @@ fn fits(steps: &[Step], reader: usize, (place, kind, path): (&str, PathKind, &st
     }
 }
 
-/// The ingredients of a soup are models of one kind.
+/// Checks that the ingredients of a soup are models of one kind.
 fn like_the_first(steps: &[Step], reader: usize, is: &str, model: Leaves) -> anyhow::Result<()> {
     let first = inputs(&steps[reader]).into_iter().find(|(place, ..)| place == "models[0]");
     let first = first.and_then(|(_, kind, path)| leaves(steps, writer(steps, reader, kind, &path)?));
@@ -64,7 +64,7 @@ fn like_the_first(steps: &[Step], reader: usize, is: &str, model: Leaves) -> any
     }
 }
 
-/// The earlier stage whose product this is.
+/// The earlier stage that produces this path.
 fn writer(steps: &[Step], reader: usize, kind: PathKind, path: &str) -> Option<usize> {
     steps[..reader].iter().position(|step| match kind {
         PathKind::Model => step.dir == Path::new(path),
@@ -72,7 +72,7 @@ fn writer(steps: &[Step], reader: usize, kind: PathKind, path: &str) -> Option<u
     })
 }
 
-/// What a stage leaves; none where that depends on a model from outside.
+/// What a stage produces; none if that depends on a model from outside.
 fn leaves(steps: &[Step], step: usize) -> Option<Leaves> {
     match steps[step].kind.leaves {
         Leaves::SameModel => inputs(&steps[step])
@@ -95,7 +95,7 @@ fn inputs(step: &Step) -> Vec<(String, PathKind, String)> {
     found
 }
 
-/// A place under the name of its key that the recipe uses.
+/// A place, with the name of its key as used in the recipe.
 fn as_given(step: &Step, place: &str) -> String {
     let (root, rest) = place.split_at(place.find(['.', '[']).unwrap_or(place.len()));
     let config = step.planned.config.as_object();
@@ -133,7 +133,7 @@ mod tests {
   scores: {kind: score, model: rewards, input: answers}
 ";
 
-    /// What is wrong with one more stage.
+    /// The errors of a recipe with one more stage.
     fn wrong(stage: &str) -> String {
         let text = format!("stages:{BEFORE}  x: {{{stage}}}\n");
         let source = Source { text: &text, path: Path::new("r.yaml"), base: Path::new("") };

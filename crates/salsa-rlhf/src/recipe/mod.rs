@@ -3,7 +3,7 @@
 //! ```yaml
 //! name: hh-small
 //! out: ../runs/hh-small              # `runs/NAME` if absent; --out wins
-//! seed: 1                            # of every stage that gives none
+//! seed: 1                            # of every stage without its own
 //! vars: {data: ../../data}           # --set vars.data=/elsewhere
 //! stages:
 //!   base:   {kind: pretrain, dataset: "${vars.data}/text.txt"}
@@ -14,10 +14,10 @@
 //!   score:  {kind: score, model: "${stages.base}", input: gen}
 //! ```
 //!
-//! Stages run in the order given, each into its own directory `OUT/NAME`. Where a key takes a model or data path, the
-//! name of an earlier stage means what that stage leaves. `${vars.x}`, `${stages.x}`, `${out}`, `${name}` and `${seed}`
-//! are replaced in any value (`$${` is a plain `${`). Relative paths start at the recipe's directory. The whole recipe is
-//! checked, the existence of files included, before any work starts.
+//! Stages run in the order given, each in its own directory `OUT/NAME`. Where a key takes a model or data path, the
+//! name of an earlier stage means the product of that stage. `${vars.x}`, `${stages.x}`, `${out}`, `${name}` and
+//! `${seed}` are replaced in any value (`$${` is a plain `${`). Relative paths start at the recipe's directory. The
+//! whole recipe is checked, including the existence of files, before any work starts.
 //!
 //! ```
 //! use salsa_rlhf::{
@@ -73,13 +73,13 @@ pub use selection::{Selected, Selection};
 pub struct Recipe {
     /// Its name.
     pub name: String,
-    /// Where its stages go.
+    /// The directory of its stages.
     pub out: PathBuf,
-    /// The seed of stages that give none.
+    /// The seed of stages without their own seed.
     pub seed: Option<u64>,
-    /// Its stages in order.
+    /// Its stages, in order.
     pub steps: Vec<Step>,
-    /// Names of stages in which something is wrong, so that they are none of the steps.
+    /// Names of stages with errors, which are not in `steps`.
     faulty: Vec<String>,
 }
 
@@ -87,39 +87,39 @@ pub struct Recipe {
 pub struct Step {
     /// Its name.
     pub name: String,
-    /// What kind of stage it is.
+    /// Its kind.
     pub kind: &'static Kind,
-    /// Where it runs.
+    /// Its directory.
     pub dir: PathBuf,
-    /// The keys that the recipe gives it, by the names used there.
+    /// The keys that the recipe sets, under the names used there.
     pub given: Vec<String>,
-    /// Its configuration and work.
+    /// Its configuration and work function.
     pub planned: Planned,
 }
 
-/// A recipe's text and where it comes from.
+/// The text of a recipe and its origin.
 #[derive(Clone, Copy)]
 pub struct Source<'a> {
     /// YAML.
     pub text: &'a str,
-    /// What error messages call it.
+    /// Its path in error messages.
     pub path: &'a Path,
-    /// Where relative paths start.
+    /// The base of relative paths.
     pub base: &'a Path,
 }
 
-/// What the command line says about a recipe.
+/// Command-line options of a recipe.
 #[derive(Clone, Copy, Default)]
 pub struct Changes<'a> {
-    /// Whether models and data sets of the hub are fetched.
+    /// Whether models and data sets of the hub are downloaded.
     pub network: Network,
-    /// Where the stages go, in place of the recipe's `out`.
+    /// The directory of the stages, overriding the recipe's `out`.
     pub out: Option<&'a Path>,
     /// Key paths with their new values: `("stages.ppo.kl_coef", "0.1")`.
     pub set: &'a [(String, String)],
 }
 
-/// What a run itself writes beside the directories of its stages.
+/// Files that a run writes beside the directories of its stages.
 const RUN_FILES: &[&str] = &["recipe.yaml", "resolved.json", "summary.json", "report.html"];
 
 const KEYS: &[&str] = &["name", "out", "seed", "vars", "stages"];
@@ -128,16 +128,16 @@ impl Recipe {
     /// Reads and checks a recipe file.
     ///
     /// # Errors
-    /// Anything wrong in it: see [`Recipe::new`].
+    /// Any error in the recipe: see [`Recipe::new`].
     pub fn read(path: &Path, changes: Changes<'_>, kinds: &'static [Kind]) -> anyhow::Result<Recipe> {
         let (recipe, faults) = Recipe::read_what_can_be(path, changes, kinds)?;
         Ok(faults.none_or(recipe)?)
     }
 
-    /// Reads a recipe file: the stages that are in order, and what is wrong with the others.
+    /// Reads a recipe file; returns its valid stages, and the errors of the others.
     ///
     /// # Errors
-    /// What leaves no stage to look at, such as bad syntax.
+    /// An error that leaves no stage to check, such as bad syntax.
     pub fn read_what_can_be(
         path: &Path,
         changes: Changes<'_>,
@@ -202,7 +202,7 @@ impl Recipe {
     }
 }
 
-/// One stage, resolved and checked.
+/// Resolves and checks one stage.
 fn step(
     name: &str,
     given: &Map<String, Value>,
@@ -239,12 +239,12 @@ fn step(
         Ok(faults.take(found))
     };
     let planned = (kind.from_mapping)(&given, origin, &mut find);
-    // A value that makes no sense because an input was not found is not a fault besides.
+    // An invalid value that results from a missing input is not reported in addition.
     let planned = faults.none_or(planned)??;
     Ok(Step { name: name.to_owned(), kind, dir, given: keys, planned })
 }
 
-/// A place under the name of its key that the recipe uses.
+/// A place, with the name of its key as used in the recipe.
 fn as_given(place: &str, given: &Map<String, Value>) -> String {
     let (root, rest) = place.split_at(place.find(['.', '[']).unwrap_or(place.len()));
     let key = given.keys().find(|key| names::are_same(key, root)).map_or(root, String::as_str);
@@ -264,7 +264,8 @@ fn kind(given: &Map<String, Value>, kinds: &'static [Kind]) -> anyhow::Result<&'
     }
 }
 
-/// A stage without a usable kind has an error of its own; references to it are checked all the same.
+/// The names of all stages. A stage without a valid kind is reported separately; references to it are checked
+/// nevertheless.
 fn stage_names(stages: &[(String, Map<String, Value>)], kinds: &'static [Kind], out: &Path) -> Vec<StageName> {
     let product = |given: &Map<String, Value>| kind(given, kinds).map_or(Product::Directory, |kind| kind.product);
     let name = |(name, given): &(String, Map<String, Value>)| {
@@ -279,7 +280,7 @@ fn stages(root: &Map<String, Value>) -> anyhow::Result<Vec<(String, Map<String, 
         Some(Value::Object(stages)) if !stages.is_empty() => stages,
         _ => bail!("stages: expected at least one stage, as in `sft-a: {{kind: sft, model: …}}`"),
     };
-    // Some file systems do not tell upper and lower case apart, and a file is first written under a temporary name.
+    // Some file systems are case-insensitive, and a file is first written under a temporary name.
     let is_run_file = |name: &str| {
         let name = name.to_lowercase();
         RUN_FILES.iter().any(|file| name == *file || atomic::is_temporary_of(name.as_ref(), file))
@@ -319,7 +320,7 @@ fn out(root: &Map<String, Value>, name: &str, base: &Path, wanted: Option<&Path>
     }
 }
 
-/// The variables in order; each may use those before it.
+/// The variables in order; each may use earlier ones.
 fn vars(root: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
     match root.get("vars") {
         Some(Value::Object(vars)) => resolve::vars(vars),
@@ -328,7 +329,7 @@ fn vars(root: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
     }
 }
 
-/// `--set a.b=c`: changes what is there, or adds a key to a stage; a misspelt stage or variable is not made up.
+/// `--set a.b=c`: changes an existing value or adds a key to a stage; does not create stages or variables.
 pub(crate) fn set(root: &mut Map<String, Value>, path: &str, text: &str) -> anyhow::Result<()> {
     let value = config::parse(text).unwrap_or_else(|_| text.into());
     let mut parts = path.splitn(3, '.');

@@ -1,4 +1,4 @@
-//! The stages of a recipe as a picture: who feeds whom, laid out in rows.
+//! The data flow between the stages of a recipe, as a diagram in rows.
 use std::path::Path;
 
 use serde_json::Value;
@@ -13,13 +13,13 @@ use crate::{
     },
 };
 
-/// Keys whose models are only looked at, which would cover the picture with arrows.
+/// Keys of models that are used for analysis only; their arrows would clutter the diagram.
 const LOOKED_AT: &[&str] = &["anchors", "landscape", "runs", "tokenizer_name_or_path"];
 
-/// Key of the box of a model that no stage makes; no stage's key begins so.
+/// Prefix of the box key of a model that no stage makes; no stage has such a name.
 const OUTSIDE: &str = "outside ";
 
-/// The picture of a run; `facts` are the short lines in each box.
+/// The diagram of a run; `facts` are the short lines in each box.
 pub(super) fn of(resolved: &Resolved, facts: &Ordered<Vec<String>>) -> Pipeline {
     let mut flows = flows(resolved);
     keep_last_models(resolved, &mut flows);
@@ -42,7 +42,7 @@ pub(super) fn of(resolved: &Resolved, facts: &Ordered<Vec<String>>) -> Pipeline 
     Pipeline { stages, flows }
 }
 
-/// What a box is called: a stage by its name, a model from outside by its folder.
+/// The title of a box: the name of a stage, or the folder of a model from outside.
 fn title(key: &str) -> String {
     match key.strip_prefix(OUTSIDE) {
         Some(path) => Path::new(path).file_name().map_or(path.into(), |name| name.to_string_lossy().into_owned()),
@@ -50,7 +50,7 @@ fn title(key: &str) -> String {
     }
 }
 
-/// One arrow per pair of stages, with what flows on it.
+/// One arrow per pair of stages, labelled with what is passed.
 fn flows(resolved: &Resolved) -> Vec<Flow> {
     let mut flows: Vec<Flow> = Vec::new();
     for (to, stage) in &resolved.stages {
@@ -59,7 +59,7 @@ fn flows(resolved: &Resolved) -> Vec<Flow> {
             add(&mut flows, &plain(soup), &plain(to), "reference");
         }
         let mut config = stage["config"].clone();
-        // A configuration that another version wrote may not be one of this kind; its box stands alone then.
+        // A configuration of another version may not be valid for this kind; its box has no arrows then.
         let kind = kind_of(stage);
         let places = kind.and_then(|kind| (kind.places)(&config)).unwrap_or_default();
         let mut visit = |kind: PathKind, place: &str, text: &str| {
@@ -83,7 +83,7 @@ fn flows(resolved: &Resolved) -> Vec<Flow> {
     flows
 }
 
-/// An evaluation names its arms in its box; arrows to it come only from models that feed nothing else, if there are some.
+/// Reduces the arrows to an evaluation, whose box lists its arms, to models that feed nothing else, if there are some.
 fn keep_last_models(resolved: &Resolved, flows: &mut Vec<Flow>) {
     let evaluations =
         resolved.stages.iter().filter(|(_, stage)| kind_of(stage).is_some_and(|kind| kind.shown == Shown::Evaluation));
@@ -98,7 +98,7 @@ fn keep_last_models(resolved: &Resolved, flows: &mut Vec<Flow>) {
     }
 }
 
-/// The stage that makes the soup which this reference is: a run may average the models itself, but it is the same model.
+/// The stage that makes the soup used as this reference: a run may average the models itself, with the same result.
 fn soup_stage<'a>(resolved: &'a Resolved, reference: &Value) -> Option<&'a String> {
     if reference["kind"] != "soup" {
         return None;
@@ -113,7 +113,7 @@ fn soup_stage<'a>(resolved: &'a Resolved, reference: &Value) -> Option<&'a Strin
     soups.find(|(_, stage)| is_it(&stage["config"])).map(|(name, _)| name)
 }
 
-/// The stage in whose directory a path lies.
+/// The stage whose directory contains a path.
 fn stage_of<'a>(resolved: &'a Resolved, path: &str) -> Option<&'a String> {
     let inside = Path::new(path).strip_prefix(&resolved.out).ok()?;
     resolved.stages.keys().find(|name| inside.starts_with(name.as_str()))
@@ -121,7 +121,7 @@ fn stage_of<'a>(resolved: &'a Resolved, path: &str) -> Option<&'a String> {
 
 fn what(stage: &Value, key: &str) -> &'static str {
     match (stage["config"]["reference"].is_object(), key) {
-        // What has a reference moves away from where it starts.
+        // A stage with a reference is trained away from its start.
         (true, "model_name_or_path") => "start",
         (_, "reference") => "reference",
         (_, "reward_model_path") => "score",
@@ -138,11 +138,11 @@ fn add(flows: &mut Vec<Flow>, from: &str, to: &str, label: &str) {
     }
 }
 
-/// The stages by their distance from the start, at most three in a row, each row in the order of what feeds it.
+/// The stages by their distance from the start, at most three in a row, each row sorted by the positions of its inputs.
 fn rows(keys: &[String], flows: &[Flow]) -> Vec<Vec<String>> {
     let mut depths: Vec<usize> = Vec::new();
     for (i, key) in keys.iter().enumerate() {
-        // Stages come after what they use, so the depths of those are known.
+        // Stages come after their inputs, whose depths are therefore known.
         let feeds = flows.iter().filter(|flow| flow.to == *key);
         let before = feeds.filter_map(|flow| keys[..i].iter().position(|from| *from == flow.from));
         depths.push(before.map(|from| depths[from] + 1).max().unwrap_or(0));
@@ -164,7 +164,7 @@ fn rows(keys: &[String], flows: &[Flow]) -> Vec<Vec<String>> {
     rows
 }
 
-/// The mean column of what feeds a stage; the middle for a stage that nothing feeds.
+/// The mean column of a stage's inputs; the middle for a stage without inputs.
 fn mean_place(key: &str, flows: &[Flow], places: &Ordered<f64>) -> f64 {
     let feeds: Vec<f64> =
         flows.iter().filter(|flow| flow.to == key).filter_map(|flow| places.get(&flow.from).copied()).collect();

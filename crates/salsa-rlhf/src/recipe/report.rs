@@ -1,5 +1,5 @@
-//! The report of a recipe's run, from what the run left: `resolved.json`, each stage's `stage.json`, `timings.json` and
-//! `metrics.jsonl`, and the evaluation.
+//! The report of a recipe's run, from the files of the run: `resolved.json`, each stage's `stage.json`, `timings.json`
+//! and `metrics.jsonl`, and the evaluation.
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// `resolved.json`, as far as the report needs it.
+/// The fields of `resolved.json` that the report needs.
 #[derive(Deserialize)]
 pub(super) struct Resolved {
     name: String,
@@ -49,7 +49,7 @@ pub(crate) fn write(out: &Path) -> anyhow::Result<PathBuf> {
     if let Some((name, stage)) = evaluated
         && let Ok(config) = EvaluateConfig::deserialize(&stage["config"])
     {
-        // A run may have been moved since.
+        // The run may have been moved.
         let place = |path: &Path| path.strip_prefix(&resolved.out).map_or(path.to_owned(), |inside| out.join(inside));
         config.shown_now(&mut report, &out.join(name), &place)?;
     }
@@ -62,7 +62,7 @@ pub(crate) fn write(out: &Path) -> anyhow::Result<PathBuf> {
     Ok(page)
 }
 
-/// Everything but the evaluation.
+/// Fills in everything but the evaluation.
 fn fill(report: &mut Report, out: &Path, resolved: &Resolved) -> anyhow::Result<()> {
     let (mut lines, mut arms) = (Ordered::new(), Vec::new());
     for (name, stage) in &resolved.stages {

@@ -1,4 +1,4 @@
-//! What the strings of a recipe stand for: variables, stages, paths.
+//! Resolution of the strings of a recipe: variables, stages, paths.
 use std::{
     cell::{Cell, RefCell},
     collections::HashSet,
@@ -17,13 +17,13 @@ use crate::{
     hub::{self, Network},
 };
 
-/// Bytes that the variables of a recipe, or those of one stage, may be filled in with.
+/// Maximum number of bytes that the variables of a recipe, or those of one stage, may expand to.
 const MOST_COPIED: usize = 8 << 20;
 
-/// What a value takes beside its text, in bytes.
+/// Size of a value without its text, in bytes.
 const VALUE: usize = 64;
 
-/// Far from the end of the stack of whatever walks through a value.
+/// Maximum nesting of a value; safe for recursive functions.
 const DEEPEST_VALUE: usize = 100;
 
 /// Everything that can be named in a recipe.
@@ -36,31 +36,31 @@ pub(crate) struct Names<'a> {
     pub seed: Option<u64>,
     /// `${vars.x}`
     pub vars: &'a Map<String, Value>,
-    /// `${stages.x}`, and plain names where a path is wanted.
+    /// `${stages.x}`, and plain names where a path is expected.
     pub stages: Vec<StageName>,
 }
 
-/// A stage as others see it.
+/// A stage as seen from other stages.
 pub(crate) struct StageName {
     /// Its name.
     pub name: String,
     /// Its directory.
     pub dir: PathBuf,
-    /// What it leaves: the directory or a file in it.
+    /// Its product when named as data: the directory or a file in it.
     pub product: PathBuf,
 }
 
 /// Resolves the strings of one stage.
 pub(crate) struct Resolver<'a> {
-    /// What can be named.
+    /// Everything that can be named.
     pub names: &'a Names<'a>,
-    /// The stage's place in the order; it may refer to those before it.
+    /// The stage's position; it may refer to earlier ones.
     pub position: usize,
-    /// Where relative paths start.
+    /// The base of relative paths.
     pub base: &'a Path,
-    /// Whether what has an id of the hub is fetched; else it stays an id unless it is in the cache.
+    /// Whether ids of the hub are downloaded; otherwise they stay ids unless they are in the cache.
     pub network: Network,
-    /// Texts that came of `${stages.x}` or `${out}`: as paths they start where they should already.
+    /// Texts that result from `${stages.x}` or `${out}`; as paths they are resolved already.
     rooted: RefCell<HashSet<String>>,
 }
 
@@ -70,10 +70,10 @@ impl<'a> Resolver<'a> {
         Resolver { names, position, base, network, rooted: RefCell::default() }
     }
 
-    /// Replaces every `${name}` by what it stands for.
+    /// Replaces every `${name}` by its value.
     ///
     /// # Errors
-    /// Each of them: unknown names, references to later stages; the key is named.
+    /// All unknown names and references to later stages, each with its key.
     pub(crate) fn variables(&self, given: &mut Map<String, Value>) -> Result<(), Faults> {
         let mut value = Value::Object(std::mem::take(given));
         let (mut faults, budget) = (Faults::default(), Budget::default());
@@ -87,10 +87,10 @@ impl<'a> Resolver<'a> {
         faults.none_or(())
     }
 
-    /// The path that an input means.
+    /// Resolves an input to a path.
     ///
     /// # Errors
-    /// If it is a later stage, or nothing that exists.
+    /// If it is a later stage, or does not exist.
     pub(crate) fn input(&self, kind: PathKind, text: &str) -> anyhow::Result<Value> {
         if self.rooted.borrow().contains(text) {
             return Ok(text.into());
@@ -98,7 +98,7 @@ impl<'a> Resolver<'a> {
         Ok(self.find(kind, text)?.to_string_lossy().into_owned().into())
     }
 
-    /// The path that `text` means: an earlier stage's product, or something that exists.
+    /// Resolves `text` to the product of an earlier stage, or to an existing path.
     fn find(&self, kind: PathKind, text: &str) -> anyhow::Result<PathBuf> {
         if let Some(stage) = self.stage(text)? {
             return Ok(match kind {
@@ -129,7 +129,7 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// The stage of this name, which must come earlier.
+    /// The stage of this name, which must be an earlier one.
     fn stage(&self, name: &str) -> anyhow::Result<Option<&StageName>> {
         let Some(position) = self.names.stages.iter().position(|stage| stage.name == name) else { return Ok(None) };
         ensure!(position != self.position, "the stage {name:?} refers to itself");
@@ -164,7 +164,7 @@ impl<'a> Resolver<'a> {
     }
 }
 
-/// The variables, with those that use earlier ones filled in.
+/// Resolves the variables in order; each may use earlier ones.
 ///
 /// # Errors
 /// If one uses a name that is no earlier variable.
@@ -184,8 +184,8 @@ pub(crate) fn vars(given: &Map<String, Value>) -> anyhow::Result<Map<String, Val
     Ok(done)
 }
 
-/// What may still be copied out of variables: one that uses another twice, and is used twice itself, doubles with every
-/// line of the recipe.
+/// The remaining size of copies of variables: a variable that uses another one twice, and is used twice itself, doubles
+/// the size with every line of the recipe.
 struct Budget {
     left: Cell<usize>,
 }
@@ -197,7 +197,7 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Pays for a copy of `value` before it is made.
+    /// Deducts the size of a copy of `value` before it is made.
     fn charge(&self, value: &Value, depth: usize) -> anyhow::Result<()> {
         ensure!(depth < DEEPEST_VALUE, "variables are nested more than {DEEPEST_VALUE} deep; write them flatter");
         let size = match value {
@@ -230,7 +230,7 @@ fn variable(vars: &Map<String, Value>, name: &str, budget: &Budget) -> anyhow::R
     }
 }
 
-/// Replaces each `${name}`. A text that is nothing but one takes the value as it is, so numbers stay numbers.
+/// Replaces each `${name}`. A text that consists of one `${name}` becomes its value unchanged, so numbers stay numbers.
 fn substitute(text: &str, look_up: &mut dyn FnMut(&str) -> anyhow::Result<Value>) -> anyhow::Result<Value> {
     if let Some(name) = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'))
         && !name.contains(['$', '{', '}'])
@@ -258,7 +258,7 @@ fn substitute(text: &str, look_up: &mut dyn FnMut(&str) -> anyhow::Result<Value>
     Ok(done.into())
 }
 
-/// `path` as seen from `base`, without needless `..`.
+/// `path` relative to `base`, without needless `..`.
 pub(crate) fn join(base: &Path, path: &str) -> PathBuf {
     let joined = base.join(path);
     let mut short = PathBuf::new();
@@ -272,10 +272,10 @@ pub(crate) fn join(base: &Path, path: &str) -> PathBuf {
         }
     }
     if short.as_os_str().is_empty() {
-        // A recipe that says `out: .` and is named without a folder.
+        // A recipe with `out: .` whose path has no folder.
         return std::env::current_dir().unwrap_or(joined);
     }
-    // `a/../b` is not `b` where `a` is a link to elsewhere.
+    // `a/../b` differs from `b` if `a` is a symbolic link.
     match (joined.canonicalize(), short.canonicalize()) {
         (Ok(long), Ok(other)) if long != other => joined,
         (Ok(_), Err(_)) => joined,

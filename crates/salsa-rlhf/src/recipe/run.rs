@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl Recipe {
-    /// Runs every stage that has not run yet, and returns how each one came by its results.
+    /// Runs every stage that is not done yet; returns the outcome of each stage.
     ///
     /// # Errors
     /// As [`Recipe::run_selected`].
@@ -19,15 +19,15 @@ impl Recipe {
         self.run_selected(&self.all(), context)
     }
 
-    /// Runs the selected stages that have not run yet or are to be made anew, and returns how each one came by its results.
+    /// Runs the selected stages that are not done or are to be run again; returns the outcome of each.
     ///
-    /// `OUT/recipe.yaml` is the recipe as it was run, `OUT/resolved.json` every value of it; at the end `OUT/report.html`
-    /// and, if the recipe evaluates, `OUT/summary.json` are written. What stages to be made anew left before is in
-    /// `OUT/.aside`.
+    /// `OUT/recipe.yaml` is the recipe as it was run, `OUT/resolved.json` holds all its values; at the end
+    /// `OUT/report.html` and, if the recipe evaluates, `OUT/summary.json` are written. Old results of stages that are
+    /// run again are moved to `OUT/.aside`.
     ///
     /// # Errors
-    /// Before anything is written, every stage in whose place are the results of another configuration. Then the first error
-    /// of a stage, with the stage's name; what is done stays done.
+    /// Before anything is written, every stage whose directory holds the results of another configuration. Then the
+    /// first error of a stage, with the stage's name; finished stages stay done.
     pub fn run_selected(&self, selected: &Selected, context: &StageContext) -> anyhow::Result<Vec<Outcome>> {
         let moves = self.moves(selected)?;
         self.check_standing(&Selected { run: selected.run.clone(), anew: moves.anew.clone() })?;
@@ -60,7 +60,7 @@ impl Recipe {
         Ok(outcomes)
     }
 
-    /// Every value, and what the recipe reads from outside.
+    /// All values of the recipe, and its inputs from outside.
     fn resolved(&self) -> anyhow::Result<Value> {
         let mut inputs: Vec<Input> = Vec::new();
         let mut stages = Map::new();
@@ -89,7 +89,7 @@ fn line(outcome: &Outcome) -> String {
     let mut numbers = Vec::new();
     collect(outcome.results(), "", &mut numbers);
     for (path, number) in numbers.iter().take(5) {
-        // The last two parts say enough: `train.loss`.
+        // The last two components suffice: `train.loss`.
         let start = path.rmatch_indices('.').nth(1).map_or(0, |(at, _)| at + 1);
         line += &format!("  {} {number}", &path[start..]);
     }

@@ -6,11 +6,11 @@ use crate::{
     stage::kind::Kind,
 };
 
-/// What a string with a variable in it is called among the definitions.
+/// Name of the definition of a string with a variable in it.
 const VARIABLE: &str = "variable";
 
-/// The schema of a recipe of stages of these kinds: what [`super::Recipe::new`] can find wrong without looking at files and
-/// at names of stages and variables.
+/// The schema of a recipe with stages of these kinds: covers what [`super::Recipe::new`] can check without files and
+/// without the names of stages and variables.
 pub(crate) fn of(kinds: &[Kind]) -> Value {
     let mut definitions = Map::new();
     for kind in kinds {
@@ -53,7 +53,7 @@ pub(crate) fn of(kinds: &[Kind]) -> Value {
     })
 }
 
-/// A stage of one kind, whose place is its name.
+/// The schema of a stage of one kind; its name determines its directory.
 fn stage(kind: &Kind) -> Value {
     let mut schema = (kind.schema)();
     if let Some(schema) = schema.as_object_mut() {
@@ -68,7 +68,7 @@ fn stage(kind: &Kind) -> Value {
     schema
 }
 
-/// A stage, which its kind tells.
+/// The schema of any stage, selected by its `kind`.
 fn any_stage(kinds: &[Kind]) -> Value {
     let names: Vec<&str> = kinds.iter().map(|kind| kind.name).collect();
     let case = |name: &&str| {
@@ -91,7 +91,7 @@ fn variable() -> Value {
     json!({"type": "string", "pattern": "\\$\\{", "description": "A value with a variable in it, such as `${vars.NAME}`."})
 }
 
-/// Any value may be a string with a variable in it.
+/// Allows a string with a variable in it in place of any value.
 fn allow_variables(schema: &mut Value, types: &Map<String, Value>) {
     let Some(schema) = schema.as_object_mut() else { return };
     for (keyword, below) in schema {
@@ -122,7 +122,8 @@ fn or_variable(value: &mut Value, types: &Map<String, Value>) {
     *value = new.into();
 }
 
-/// Whether any text will do. The one value that tells a kind is left as it is, too: editors choose by it.
+/// Whether any text is valid. A constant counts as such and stays unchanged, as editors select by the constant of
+/// `kind`.
 fn takes_text(schema: &Value, types: &Map<String, Value>) -> bool {
     let all = |forms: &Value| forms.as_array().is_some_and(|forms| forms.iter().all(|form| takes_text(form, types)));
     let any = |forms: &Value| forms.as_array().is_some_and(|forms| forms.iter().any(|form| takes_text(form, types)));

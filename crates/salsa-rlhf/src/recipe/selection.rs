@@ -1,4 +1,4 @@
-//! Which stages of a recipe run, and which of them are made anew.
+//! Which stages of a recipe run, and which of them are run again.
 use std::collections::BTreeSet;
 
 use super::{Faults, Recipe, Step};
@@ -11,44 +11,44 @@ use crate::{
     },
 };
 
-/// What the command line says about stages, by their names.
+/// The selection of stages on the command line, by name.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
-    /// Made anew; what they left before is set aside.
+    /// Run again; old results are set aside.
     pub rerun: Vec<String>,
-    /// The same, with every stage that reads what they leave, directly or not.
+    /// The same, with every stage that reads their results, directly or indirectly.
     pub from: Vec<String>,
-    /// The only ones that run; none: all.
+    /// The only stages to run; empty: all.
     pub only: Vec<String>,
 }
 
 /// The same by the positions of the stages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selected {
-    /// Those that run unless they are done.
+    /// Stages that run unless they are done.
     pub(super) run: BTreeSet<usize>,
-    /// Those among them whose results are set aside first.
+    /// Those among them whose old results are set aside first.
     pub(super) anew: BTreeSet<usize>,
 }
 
 impl Selected {
-    /// Whether a stage is to be made anew.
+    /// Whether a stage is to be run again.
     pub(super) fn is_anew(&self, recipe: &Recipe, step: &Step) -> bool {
         self.anew.iter().any(|&i| recipe.steps[i].name == step.name)
     }
 }
 
 impl Recipe {
-    /// All stages, none of them anew.
+    /// Selects all stages, none of them to be run again.
     pub fn all(&self) -> Selected {
         Selected { run: (0..self.steps.len()).collect(), anew: BTreeSet::new() }
     }
 
-    /// The stages that the command line names.
+    /// Selects the stages that the command line names.
     ///
     /// # Errors
-    /// If a name is not that of a stage; if a stage is to be made anew and left out; if one reads what a stage that is left
-    /// out has not made yet.
+    /// If a name is not that of a stage; if a stage is to be run again but left out; if a stage reads the product of an
+    /// unfinished stage that is left out.
     pub fn select(&self, selection: &Selection) -> anyhow::Result<Selected> {
         let positions = |flag: &str, names: &[String]| -> Result<BTreeSet<usize>, Usage> {
             names.iter().map(|name| self.position(flag, name)).collect()
@@ -79,7 +79,7 @@ impl Recipe {
         Ok(Selected { run, anew })
     }
 
-    /// Whether a stage has come to its end.
+    /// Whether a stage has finished.
     pub(super) fn is_done(&self, step: &Step) -> bool {
         step.dir.join("stage.json").exists()
     }
@@ -97,7 +97,7 @@ impl Recipe {
         (0..step).filter(|&other| reads(&self.steps[other])).collect()
     }
 
-    /// The stages that read what a stage leaves, directly or through others.
+    /// The stages that read the product of a stage, directly or indirectly.
     pub(super) fn readers(&self, step: usize) -> BTreeSet<usize> {
         let mut found = BTreeSet::from([step]);
         for later in step + 1..self.steps.len() {
@@ -109,8 +109,8 @@ impl Recipe {
         found
     }
 
-    /// Compares what the directory of a stage holds with what the recipe wants there. Inputs that come of `anew` or of
-    /// stages that are not done have no bytes yet that could differ.
+    /// Compares the contents of a stage's directory with the recipe. Inputs from `anew` or from unfinished stages are
+    /// not compared, as their contents are not known yet.
     ///
     /// # Errors
     /// As [`standing`], and if an input cannot be read.
@@ -127,10 +127,10 @@ impl Recipe {
         standing(&step.dir, &Record { later, ..Record::new(step.kind.name, config, places, inputs) })
     }
 
-    /// Makes sure, before any work, that no stage will find the results of another configuration in its place.
+    /// Checks, before any work, that no stage's directory holds the results of another configuration.
     ///
     /// # Errors
-    /// Every stage that would, with what can be done about it.
+    /// Every stage whose directory does, with a remedy.
     pub(super) fn check_standing(&self, selected: &Selected) -> Result<(), Faults> {
         let mut needed = selected.run.clone();
         for &step in &selected.run {
@@ -147,12 +147,12 @@ impl Recipe {
         faults.none_or(())
     }
 
-    /// What a stage's error means in a recipe, with its name.
+    /// Rewords a stage's error for a recipe, with the stage's name.
     pub(super) fn in_a_recipe(&self, step: &Step, error: anyhow::Error) -> anyhow::Error {
         self.refused(step, error).context(format!("stage {}", step.name))
     }
 
-    /// What a stage's error means in a recipe, whose stages can be made anew.
+    /// Rewords a stage's error for a recipe, where stages can be run again.
     pub(super) fn refused(&self, step: &Step, error: anyhow::Error) -> anyhow::Error {
         let name = &step.name;
         match error.downcast_ref::<Refused>() {

@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// A stage that writes down what it was told.
+/// A stage that writes its configuration to a file.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct Note {
@@ -131,13 +131,13 @@ impl Place {
         Recipe::read(&path, Changes { set: &set, ..Changes::default() }, STAGES)
     }
 
-    /// Runs the stages that are selected, with these changes.
+    /// Runs the selected stages, with these changes.
     fn run(&self, selection: &Selection, set: &[(&str, &str)]) -> anyhow::Result<Vec<Outcome>> {
         let recipe = self.read(TWO, set)?;
         recipe.run_selected(&recipe.select(selection)?, &StageContext::quiet())
     }
 
-    /// The names in a folder of the run, in order; none where there is no such folder.
+    /// The sorted names in a folder of the run; none if the folder does not exist.
     fn names(&self, folder: &str) -> Vec<String> {
         let entries = fs::read_dir(self.path(folder)).into_iter().flatten();
         let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

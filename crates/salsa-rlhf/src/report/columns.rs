@@ -4,13 +4,13 @@ use super::labels::spoken;
 use super::number::{MISSING, number, percent};
 use super::{Estimate, Ordered, SplitSummary, Summary};
 
-/// One value of the table and its 95 % interval, ready to print.
+/// A value of the table with its 95 % interval, formatted.
 pub(super) struct Cell {
     pub(super) value: String,
     pub(super) interval: Option<[String; 2]>,
 }
 
-/// A heading and the way to its value.
+/// A table column: heading, and accessor of its value.
 pub(super) struct Column {
     pub(super) heading: String,
     pub(super) terminal: Terminal,
@@ -18,17 +18,17 @@ pub(super) struct Column {
     format: fn(f64) -> String,
 }
 
-/// Where a value is.
+/// Accessor of a value.
 enum Pick {
-    /// Among the numbers of an arm.
+    /// A field of the arm's numbers.
     Own(fn(&SplitSummary) -> Option<Estimate>),
-    /// Among its win rates, over this model.
+    /// The arm's win rate over this model.
     WinRate(String),
-    /// Among its KLs, to this model.
+    /// The arm's KL to this model.
     Kl(String),
 }
 
-/// What of a value a terminal has room for.
+/// Form of a value in the terminal, where space is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Terminal {
     WithInterval,
@@ -71,7 +71,7 @@ fn own(
     Column { heading: heading.to_owned(), terminal, pick: Pick::Own(pick), format }
 }
 
-/// The keys of all, in the order in which they come.
+/// The distinct keys of all maps, in order of first occurrence.
 fn names<'a, T: 'a>(all: impl Iterator<Item = &'a Ordered<T>>) -> Vec<&'a str> {
     let mut seen = Vec::new();
     for (key, _) in all.flat_map(|ordered| ordered.iter()) {
@@ -95,7 +95,7 @@ impl Column {
         }
     }
 
-    /// The value of an arm; a dash where it has none.
+    /// The formatted value of an arm; a dash if it has none.
     pub(super) fn cell(&self, numbers: &SplitSummary) -> Cell {
         let Some(value) = self.pick(numbers) else { return Cell { value: MISSING.to_owned(), interval: None } };
         let interval = value.has_interval().then(|| value.ci95.map(self.format));
@@ -103,7 +103,7 @@ impl Column {
     }
 }
 
-/// The keys of all splits, in the order in which the arms name them.
+/// The keys of all splits, in order of first occurrence in the arms.
 pub(super) fn splits(summary: &Summary) -> Vec<&str> {
     names(summary.arms.iter().map(|(_, splits)| splits))
 }

@@ -1,11 +1,11 @@
-//! Direct comparisons in words: what was compared, its estimate, and what the interval allows to say. Shared by the
-//! terminal and the page; each comparison of each split is shown, in the order of the evaluation.
+//! Direct comparisons as text: the metric, its estimate, and the verdict by its interval. Shared by the terminal and
+//! the page; each comparison of each split is shown, in the order of the evaluation.
 
 use super::number::{percent, signed};
 use super::{Comparison, Contrast, Summary};
 
 impl Contrast {
-    /// What is compared, in words.
+    /// The metric as text.
     pub(super) fn words(self) -> &'static str {
         match self {
             Contrast::WinRate => "win rate",
@@ -14,7 +14,7 @@ impl Contrast {
         }
     }
 
-    /// The number that is compared, as the heading of a column.
+    /// The compared number, as a column heading.
     fn column(self) -> &'static str {
         match self {
             Contrast::WinRate => "win rate",
@@ -23,7 +23,7 @@ impl Contrast {
         }
     }
 
-    /// How its value is written.
+    /// The format of its value.
     pub(super) fn format(self) -> fn(f64) -> String {
         match self {
             Contrast::WinRate => percent,
@@ -33,7 +33,7 @@ impl Contrast {
 }
 
 impl Comparison {
-    /// The arm that is better by the 95 % interval; none where it cannot be told.
+    /// The arm that is better by the 95 % interval; none if undecided.
     pub(super) fn better(&self) -> Option<&str> {
         let draw = self.metric.draw();
         match self.estimate {

@@ -1,11 +1,11 @@
-//! A made-up run for tests of the page: plausible numbers, computed, with no meaning.
+//! A synthetic run for tests of the page: plausible computed numbers without meaning.
 
 use super::{
     Answer, Arm, Comparison, Contrast, Estimate, Flow, Landscape, LandscapePoint, Ordered, Pipeline, Point, Report,
     Run, Sample, SplitSummary, Spot, Stage, Summary, Versus,
 };
 
-/// A report with every part filled.
+/// A report with every part filled in.
 pub(super) fn report() -> Report {
     let arm = |key: &str, label: &str, role: &str| Arm {
         key: key.to_owned(),

@@ -1,4 +1,4 @@
-//! Estimates in rows, each with its interval: the arms side by side, one row per arm and split.
+//! Forest plot: one row per arm and split, each an estimate with its interval.
 
 use std::fmt::Write;
 
@@ -15,14 +15,14 @@ const BOTTOM: f64 = 26.0;
 const ROW: f64 = 17.0;
 const GROUP_GAP: f64 = 9.0;
 
-/// A chart of estimates; `draw` makes it a `<figure>`.
+/// A forest plot; `draw` renders it as a `<figure>`.
 #[derive(Debug)]
 pub(super) struct Forest {
-    /// The heading: what is estimated.
+    /// The heading: the estimated quantity.
     pub(super) title: String,
-    /// How a value is written.
+    /// The number format.
     pub(super) format: fn(f64) -> String,
-    /// A value worth a line of its own, and its name.
+    /// A reference value drawn as a line, and its name.
     pub(super) line: Option<f64>,
     /// The arms.
     pub(super) groups: Vec<Group>,
@@ -37,7 +37,7 @@ pub(super) struct Group {
 }
 
 impl Forest {
-    /// The chart as a `<figure>`, or the same frame with a note where there is nothing to draw.
+    /// Renders the chart as a `<figure>`; if there is no data, the figure contains a note.
     pub(super) fn draw(&self) -> String {
         let rows = || self.groups.iter().flat_map(|g| &g.rows).filter(|(_, _, e)| e.mean.is_finite());
         let mut out = format!("<figure class=\"chart\"><figcaption>{}</figcaption>", escape(&self.title));

@@ -1,4 +1,4 @@
-//! The picture of a soup's geometry: task vectors layer by layer, and what averaging does to their length.
+//! The page of a soup's geometry: task vectors layer by layer, and the effect of averaging on their length.
 
 use std::fmt::Write;
 
@@ -7,22 +7,22 @@ use super::number::{MISSING, number};
 use super::page::{self, Section, Width};
 use super::xy::{Chart, Dot, Kind, Series};
 
-/// How the ingredients of a soup lie to each other, layer by layer.
+/// The geometry of a soup's ingredients, layer by layer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct SoupGeometry {
     /// The ingredients, by paths.
     pub ingredients: Vec<String>,
-    /// What they were fine-tuned from, if that is known.
+    /// The common base they were fine-tuned from, if known.
     pub base: Option<String>,
     /// Their weights, if they are the same in all tensors.
     pub weights: Option<Vec<f64>>,
     /// Embedding, layers, last norm and head, in order.
     pub parts: Vec<GeometryPart>,
-    /// All of it.
+    /// All parts together.
     pub overall: GeometryPart,
 }
 
-/// Some of the weights.
+/// A part of the weights.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct GeometryPart {
     /// `layer 0`, `embed_tokens`, …
@@ -35,20 +35,20 @@ pub(crate) struct GeometryPart {
     pub distances: Vec<([usize; 2], f64)>,
     /// Distances of the soup from its ingredients.
     pub soup_distances: Vec<f64>,
-    /// Length of the soup's task vector as a share of the mean length of its ingredients'.
+    /// Length of the soup's task vector, divided by the mean length of its ingredients'.
     pub shrinkage: Option<f64>,
-    /// The same for the weighted mean, from lengths and angles alone.
+    /// The same for the weighted mean, computed from lengths and angles alone.
     pub predicted_shrinkage: Option<f64>,
 }
 
-/// A line of a chart: its name, its look, and its value in a part.
+/// A line of a chart: its name, its look, and its value for a part.
 type Line<'a> = (String, Look, Box<dyn Fn(&GeometryPart) -> Option<f64> + 'a>);
 
-/// Names of layers that fit below a chart.
+/// Number of layer names that fit below a chart.
 const MOST_NAMES: usize = 10;
 
 impl SoupGeometry {
-    /// The page: HTML that needs nothing else.
+    /// Renders a self-contained HTML page.
     pub(crate) fn html(&self) -> String {
         let lead = match &self.base {
             Some(base) => format!("{} models fine-tuned from {base}, and their soup.", self.ingredients.len()),
@@ -97,7 +97,7 @@ impl SoupGeometry {
         }
     }
 
-    /// One chart with a legend of its own; nothing if nothing in it was measured.
+    /// A chart with its own legend; empty if it has no data.
     fn chart(&self, title: &str, lines: Vec<Line<'_>>) -> String {
         let series: Vec<Series> = lines
             .iter()
@@ -198,7 +198,7 @@ impl SoupGeometry {
     }
 }
 
-/// Ingredients look like the arms of the report, then like others.
+/// The first ingredients look like the known arms of the report.
 fn look(i: usize) -> Look {
     let known = ["sft_a", "sft_b", "salsa", "ppo"];
     Look::of(known.get(i).copied().unwrap_or("other"), i)
@@ -213,7 +213,7 @@ fn between([i, j]: [usize; 2]) -> String {
     format!("{}–{}", letter(i), letter(j))
 }
 
-/// What fits below an axis.
+/// A short name that fits below an axis.
 fn short(part: &str) -> String {
     match part {
         "embed_tokens" => "emb".to_owned(),

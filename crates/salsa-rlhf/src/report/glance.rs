@@ -1,5 +1,5 @@
-//! What the page says first: a card for each arm, and what the intervals allow to say, split by split. Every split of the
-//! evaluation has its place; none is chosen by its order.
+//! The top of the page: a card for each arm, and the conclusions that the intervals support, split by split. Every
+//! split of the evaluation is shown, independently of its position.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use super::number::{ends, estimate, number, percent, signed};
 use super::page::{headline, split_name};
 use super::{Comparison, Ordered, Report, SplitSummary};
 
-/// The cards, then the sentences.
+/// Writes the cards, then the sentences.
 pub(super) fn draw(out: &mut String, report: &Report) {
     let splits = splits(&report.summary);
     if splits.is_empty() {
@@ -106,7 +106,7 @@ fn against_baseline(report: &Report, key: &str, arm: &SplitSummary, name: &str, 
     format!("{label} ends with a {name} of {}{verdict}.", estimate(&value, number))
 }
 
-/// A sign of collapse: silence, or answers that became short.
+/// A sign of collapse: empty or much shorter responses.
 fn warning(report: &Report, key: &str, arm: &SplitSummary, name: &str, base: &SplitSummary) -> Option<String> {
     let (label, against) = (report.label(key), report.label(name));
     if arm.empty_rate > 0.05 && arm.empty_rate > 2.0 * base.empty_rate {

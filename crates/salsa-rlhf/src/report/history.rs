@@ -1,4 +1,4 @@
-//! The sections about the RL runs as they went: training curves, and reward against KL.
+//! The sections about RL training: training curves, and reward against KL.
 
 use super::columns::splits;
 use super::html::{Fill, Look, escape, legend};
@@ -8,7 +8,7 @@ use super::page::{Section, Width, split_name};
 use super::xy::{Chart, Dot, Kind, Series, smooth};
 use super::{Estimate, Point, Report, Run, SplitSummary};
 
-/// One measured quantity of a step.
+/// A measured quantity of a step.
 type Quantity<'a> = &'a dyn Fn(&Point) -> Option<f64>;
 
 /// The KL to an anchor.
@@ -27,7 +27,7 @@ fn anchors(report: &Report) -> Vec<&str> {
     names
 }
 
-/// The anchor to which movement is measured: that of the evaluation if the runs have it too, else their first.
+/// The anchor that KL is measured to: that of the evaluation if the runs have it too, else their first.
 fn common_anchor(report: &Report) -> Option<&str> {
     let names = anchors(report);
     report.summary.anchor().filter(|name| names.contains(name)).or(names.first().copied())
@@ -79,7 +79,7 @@ pub(super) fn training(report: &Report) -> Section {
     }
 }
 
-/// The heading of a chart, or what stands under an axis.
+/// The heading of a KL chart, or the label of a KL axis.
 fn kl_title(anchor: &str) -> String {
     format!("KL to {} (nats per response)", spoken(anchor))
 }
@@ -123,7 +123,7 @@ pub(super) fn frontier(report: &Report) -> Section {
     };
     let mut splits = splits(&report.summary);
     if splits.is_empty() {
-        // Runs without an evaluation: their curves alone.
+        // Runs without an evaluation: curves only.
         splits.push("");
     }
     let mut charts = String::new();

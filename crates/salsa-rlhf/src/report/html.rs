@@ -1,9 +1,8 @@
-//! Text into HTML and SVG: escaping, and the marks by which a series is known everywhere on the page.
+//! HTML and SVG output: escaping, and the colours and marks that identify a series on the whole page.
 
 use std::fmt::Write;
 
-/// `text` with everything escaped that HTML could take for markup, in text and in quoted attributes alike. Characters that
-/// HTML forbids become U+FFFD.
+/// Escapes `text` for HTML text and quoted attributes. Characters that HTML forbids become U+FFFD.
 pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -21,33 +20,33 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
-/// The arms that look the same in every report.
+/// Arms with the same look in every report.
 const KNOWN: [&str; 5] = ["sft_a", "sft_b", "soup", "ppo", "salsa"];
 
-/// Colours of the palette.
+/// Number of colours in the palette.
 const COLOURS: usize = 12;
 
-/// How a series looks: its place in the palette (`--c0` … `--c11`) gives colour and shape, so that colour is never the only
-/// difference.
+/// The look of a series: its index in the palette (`--c0` … `--c11`) determines colour and shape, so that colour is
+/// never the only difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Look(usize);
 
 /// Whether a mark is filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fill {
-    /// In the series' colour.
+    /// Filled with the series' colour.
     Solid,
-    /// With the background, outlined in the series' colour.
+    /// Filled with the background, outlined in the series' colour.
     Hollow,
 }
 
 impl Look {
-    /// The look of the arm `key` at `place` among the arms: well-known arms look the same in every report.
+    /// The look of the arm `key` at index `place`: known arms look the same in every report.
     pub(super) fn of(key: &str, place: usize) -> Look {
         Look(KNOWN.iter().position(|&k| k == key).unwrap_or(KNOWN.len() + place % 3))
     }
 
-    /// The same where there are many arms that are not well known, this the one at `place` among them.
+    /// The same if there are many arms that are not known, of which this is the one at `place`.
     pub(super) fn among_many(key: &str, place: usize) -> Look {
         Look(KNOWN.iter().position(|&k| k == key).unwrap_or(KNOWN.len() + place % (COLOURS - KNOWN.len())))
     }
@@ -62,7 +61,7 @@ impl Look {
         format!("c{}", self.0)
     }
 
-    /// The series' mark, centred on `(x, y)`, `size` pixels in radius, with a hover text if it is not empty.
+    /// Renders the series' mark, centred on `(x, y)`, `size` pixels in radius, with a hover text unless that is empty.
     pub(super) fn mark(self, x: f64, y: f64, size: f64, fill: Fill, hover: &str) -> String {
         let (s, d) = (size * 0.9, size * 1.25);
         let path = match self.0 {
@@ -81,7 +80,7 @@ impl Look {
     }
 }
 
-/// A legend: marks with their names.
+/// Renders a legend: marks with their names.
 pub(super) fn legend(entries: &[(Look, Fill, String)]) -> String {
     let mut out = String::from(r#"<ul class="legend">"#);
     for (look, fill, name) in entries {

@@ -1,4 +1,4 @@
-//! Scores that a judge gave, with the rule of each.
+//! Scores by a judge, with the counting rule of each.
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
@@ -10,27 +10,27 @@ use super::{
     page::{Section, Width},
 };
 
-/// What a judge said of some models.
+/// The results of a judge for some models.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Judgments {
     /// The name of the stage.
     pub heading: String,
     /// The judge's name.
     pub judge: String,
-    /// Scores by one rule each.
+    /// One table per rule.
     pub tables: Vec<JudgedTable>,
-    /// Calls, and how many of them have no reply.
+    /// Number of calls.
     pub calls: u64,
-    /// See `calls`.
+    /// Calls without a reply.
     pub failures: u64,
 }
 
 /// Scores by one rule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JudgedTable {
-    /// The category of the prompts, if they have several.
+    /// The category of the prompts, if there are several categories.
     pub caption: String,
-    /// How the score is counted.
+    /// The rule by which the score is counted.
     pub rule: String,
     /// The models.
     pub rows: Vec<JudgedRow>,
@@ -45,17 +45,17 @@ pub struct JudgedRow {
     pub score: Option<f64>,
     /// The 95 % interval over prompts.
     pub interval: Option<[f64; 2]>,
-    /// What was judged.
+    /// Number of judged rows.
     pub rows: Option<u64>,
-    /// What of it has no verdict.
+    /// Number of rows without a verdict.
     pub dropped: Option<u64>,
 }
 
-/// Where results keep a score, the first that is there.
+/// Keys of a score in the results; the first existing one is used.
 const SCORES: &[&str] = &["score", "win_rate_adjusted", "win_rate"];
 
 impl Judgments {
-    /// Those in the results of a stage.
+    /// Extracts the judgments from the results of a stage.
     pub fn from_results(heading: &str, results: &Value) -> Judgments {
         let mut tables = Vec::new();
         match results["categories"].as_object() {
@@ -100,7 +100,7 @@ impl Judgments {
     }
 }
 
-/// The table of some models, if there are any.
+/// The table of some models; none if there are none.
 fn table(caption: &str, rule: &Value, models: &Value) -> Option<JudgedTable> {
     let row = |(model, found): (&String, &Value)| JudgedRow {
         model: model.clone(),
@@ -114,7 +114,7 @@ fn table(caption: &str, rule: &Value, models: &Value) -> Option<JudgedTable> {
     (!rows.is_empty()).then(|| JudgedTable { caption: caption.to_owned(), rule, rows })
 }
 
-/// AlpacaEval's win rates at equal length.
+/// AlpacaEval's length-controlled win rates.
 fn at_equal_length(models: &Value) -> Option<JudgedTable> {
     let (mut rule, mut rows) = (String::new(), Vec::new());
     for (model, found) in models.as_object()? {

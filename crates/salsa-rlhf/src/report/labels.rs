@@ -1,6 +1,6 @@
-//! Keys as people say them.
+//! Readable names of keys.
 
-/// Within a sentence: `sft_a` → `SFT A`, `my_run` → `my run`.
+/// Inside a sentence: `sft_a` → `SFT A`, `my_run` → `my run`.
 pub(super) fn spoken(key: &str) -> String {
     let words = key.split('_').filter(|word| !word.is_empty()).map(|word| match word {
         "sft" | "ppo" | "dpo" | "kl" | "mkl" | "salsa" | "ema" => word.to_uppercase(),
@@ -10,7 +10,7 @@ pub(super) fn spoken(key: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// By itself: `sft_a` → `SFT A`, `my_run` → `My run`.
+/// On its own: `sft_a` → `SFT A`, `my_run` → `My run`.
 pub(crate) fn label(key: &str) -> String {
     let spoken = spoken(key);
     let mut rest = spoken.chars();

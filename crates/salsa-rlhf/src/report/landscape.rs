@@ -1,4 +1,4 @@
-//! Rewards on a line or a plane of models: the numbers of `landscape.json`, and their picture.
+//! Rewards on a line or a plane of models: the numbers of `landscape.json`, and their charts.
 
 use std::fmt::Write;
 
@@ -11,41 +11,41 @@ use super::page::{self, Section, Width};
 use super::plane::{Best, Plane};
 use super::xy::{Chart, Dot, Kind, Series};
 
-/// What `landscape.json` holds.
+/// The contents of `landscape.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Landscape {
     /// Names of the models at the ends of the line or the corners of the triangle: two or three.
     pub models: Vec<String>,
-    /// How many prompts every point answered.
+    /// Number of prompts per point.
     pub prompts: usize,
     /// Sampling temperature.
     pub temperature: f64,
-    /// Seed of the answers.
+    /// Sampling seed.
     pub seed: u64,
-    /// The points: along the line, or row by row.
+    /// The points, along the line or row by row.
     pub points: Vec<Spot>,
 }
 
 /// One point: a weighted mean of the models.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spot {
-    /// The weights of the models; they sum to 1. Of two, the second is `t`.
+    /// The weights of the models, summing to 1. For two models, the second weight is `t`.
     pub weights: Vec<f64>,
-    /// Gold reward; absent where the data has none.
+    /// Gold reward; absent if the data has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gold_reward: Option<Estimate>,
-    /// Gold reward less that of the first model, prompt by prompt.
+    /// Gold reward minus that of the first model, prompt by prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gold_difference: Option<Estimate>,
     /// Reward-model score.
     pub proxy_score: Estimate,
-    /// Reward-model score less that of the first model, prompt by prompt.
+    /// Reward-model score minus that of the first model, prompt by prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_difference: Option<Estimate>,
-    /// Mean loss of a held-out token, nats; absent where it was not asked for.
+    /// Mean loss per held-out token in nats; absent if not requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<Estimate>,
-    /// Loss less that of the first model, example by example.
+    /// Loss minus that of the first model, example by example.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_difference: Option<Estimate>,
     /// Mean length of the answers, tokens.
@@ -53,21 +53,21 @@ pub struct Spot {
 }
 
 impl Spot {
-    /// The first model's difference from itself; none of other points.
+    /// The first model's difference from itself; none for other points.
     fn nothing_to_itself(&self) -> Option<Estimate> {
         (self.weights.first() == Some(&1.0)).then(|| Estimate::new(0.0, 0.0, 0.0))
     }
 }
 
-/// One measured quantity of a point.
+/// A measured quantity of a point.
 type Quantity = fn(&Spot) -> Option<Estimate>;
 
-/// What is shown, if it was measured.
+/// A quantity shown on the page, if it was measured.
 struct Shown {
     title: &'static str,
     look: &'static str,
     pick: Quantity,
-    /// Against the first model, on the same prompts.
+    /// The difference from the first model, on the same prompts.
     difference: Quantity,
     best: Best,
 }
@@ -97,7 +97,7 @@ const SHOWN: [Shown; 3] = [
 ];
 
 impl Landscape {
-    /// The page: HTML that needs nothing else.
+    /// Renders a self-contained HTML page.
     pub fn html(&self) -> String {
         let heading = if self.models.len() == 3 { "On the plane" } else { "Along the line" };
         let section = self.section("landscape", heading);
@@ -109,7 +109,7 @@ impl Landscape {
         page::standalone("Reward landscape", &lead, &[section])
     }
 
-    /// The section of a page.
+    /// Renders a section of a page.
     pub(super) fn section(&self, id: &str, heading: &str) -> Section {
         let picture = match self.models.len() {
             _ if self.points.is_empty() => String::new(),
@@ -190,7 +190,7 @@ impl Landscape {
         Plane { title: shown.title.to_owned(), corners, cells, best: shown.best }.draw()
     }
 
-    /// Every number, behind a click.
+    /// A collapsible table of all numbers.
     fn table(&self) -> String {
         let has = |pick: Quantity| self.points.iter().any(|spot| pick(spot).is_some());
         let columns: [(&str, Quantity); 6] = [

@@ -1,4 +1,4 @@
-//! What a run shows a person: `summary.json`, a table for the terminal, and `report.html`, one self-contained page.
+//! Output of a run for readers: `summary.json`, a table for the terminal, and `report.html`, one self-contained page.
 
 mod columns;
 mod comparisons;
@@ -51,12 +51,12 @@ use crate::{
     metrics::{Metrics, names},
 };
 
-/// Everything `report.html` shows. Whatever is missing (empty list, `None`, NaN) is left out or shown as a gap.
+/// The contents of `report.html`. Missing parts (empty list, `None`, NaN) are left out or shown as a gap.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The headline: `"SALSA quickstart"`.
     pub title: String,
-    /// One or two sentences: what was run, on what.
+    /// One or two sentences about the run and its data.
     pub description: String,
     /// Name of the recipe.
     pub recipe: String,
@@ -64,10 +64,11 @@ pub struct Report {
     pub threads: usize,
     /// The numbers, as in `summary.json`.
     pub summary: Summary,
-    /// Names of the arms for people, in the order of the arm keys in `summary`; an arm without an entry is called by its key.
+    /// Readable names of the arms, in the order of the arm keys in `summary`; an arm without an entry is named by its
+    /// key.
     #[serde(default)]
     pub arms: Vec<Arm>,
-    /// The stages and how they feed each other.
+    /// The stages and the data flow between them.
     #[serde(default)]
     pub pipeline: Pipeline,
     /// The RL runs, one per trained arm.
@@ -76,13 +77,13 @@ pub struct Report {
     /// Reward landscapes, each with a heading.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub landscapes: Vec<(String, Landscape)>,
-    /// What judges said, stage by stage.
+    /// Results of judges, stage by stage.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub judgments: Vec<Judgments>,
     /// Names of the models at the ends of the line in [`Summary::landscape`].
     #[serde(default)]
     pub line: Option<[String; 2]>,
-    /// Prompts with the answers of the arms.
+    /// Prompts with the responses of the arms.
     #[serde(default)]
     pub samples: Vec<Sample>,
     /// Resolved recipe values: dotted key and value.
@@ -90,18 +91,18 @@ pub struct Report {
     pub settings: Vec<(String, String)>,
 }
 
-/// An arm as people call it.
+/// Readable description of an arm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Arm {
     /// The key in `summary.json`: `"ppo"`.
     pub key: String,
     /// The name: `"PPO"`.
     pub label: String,
-    /// What it is, in a few words: `"reference: SFT A"`.
+    /// A short description: `"reference: SFT A"`.
     pub role: String,
 }
 
-/// The pipeline as a picture: boxes on a grid, read from top to bottom.
+/// The pipeline diagram: boxes on a grid, read from top to bottom.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Pipeline {
     /// The boxes.
@@ -110,7 +111,7 @@ pub struct Pipeline {
     pub flows: Vec<Flow>,
 }
 
-/// One box of the pipeline picture.
+/// A box of the pipeline diagram.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
     /// The key that [`Flow`]s use; an arm's key gives the box the arm's colour.
@@ -125,14 +126,14 @@ pub struct Stage {
     pub column: u8,
 }
 
-/// One arrow of the pipeline picture.
+/// An arrow of the pipeline diagram.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Flow {
-    /// Key of the stage it leaves.
+    /// Key of the stage it starts from.
     pub from: String,
-    /// Key of the stage it enters.
+    /// Key of the stage it ends at.
     pub to: String,
-    /// What flows: `"reference"`, `"start"`, `"score"`; may be empty.
+    /// What is passed on: `"reference"`, `"start"`, `"score"`; may be empty.
     pub label: String,
 }
 
@@ -168,7 +169,7 @@ pub struct Point {
 }
 
 impl Run {
-    /// The history of `arm` from the rows of its `metrics.jsonl`, by the names in [`crate::metrics::names`].
+    /// Builds the history of `arm` from the rows of its `metrics.jsonl`, by the names in [`crate::metrics::names`].
     pub fn from_metrics(arm: &str, rows: &[(u64, Metrics)]) -> Run {
         let point = |(step, metrics): &(u64, Metrics)| Point {
             step: *step,
@@ -184,43 +185,43 @@ impl Run {
     }
 }
 
-/// The KLs to anchors among the metrics of a step.
+/// The KLs to anchors in the metrics of a step.
 fn kls(metrics: &Metrics) -> Ordered<Option<f64>> {
     let measured = metrics.iter().filter(|(name, _)| *name != names::KL_COEF);
     Ordered(measured.filter_map(|(name, kl)| Some((name.strip_prefix(names::KL_TO)?.to_owned(), Some(kl)))).collect())
 }
 
-/// One prompt with the answers of several arms.
+/// A prompt with the responses of several arms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// Key of the split it comes from.
+    /// Key of its split.
     pub split: String,
     /// The prompt.
     pub prompt: String,
-    /// The answers, in the order of the arms.
+    /// The responses, in the order of the arms.
     pub answers: Vec<Answer>,
 }
 
-/// The answer of one arm to one prompt.
+/// The response of an arm to a prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     /// Key of the arm.
     pub arm: String,
-    /// What it answered.
+    /// Its text.
     pub text: String,
-    /// Gold reward, where there is one.
+    /// Gold reward, if the data has one.
     pub gold: Option<f64>,
     /// Reward-model score.
     pub score: Option<f64>,
 }
 
 impl Report {
-    /// The page: HTML that needs nothing else, no script, no network.
+    /// Renders the page: self-contained HTML without scripts or network access.
     pub fn html(&self) -> String {
         page::page(self)
     }
 
-    /// Writes `summary.json` and `report.html` into `dir` (made if absent), each whole or not at all.
+    /// Writes `summary.json` and `report.html` atomically into `dir`, which is created if absent.
     ///
     /// # Errors
     /// When a file cannot be written.

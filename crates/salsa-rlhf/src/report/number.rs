@@ -1,8 +1,8 @@
-//! How numbers are written for people: three significant digits, a dash for what is not a number.
+//! Number formatting: three significant digits, a dash for missing numbers.
 
 use super::Estimate;
 
-/// What stands for a missing or non-finite number.
+/// Placeholder of a missing or non-finite number.
 pub(super) const MISSING: &str = "–";
 
 /// Three significant digits, no exponent between 0.001 and a million: `0.731`, `12.3`, `1,234`.
@@ -31,13 +31,13 @@ pub(super) fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.1} %", share * 100.0) } else { MISSING.to_owned() }
 }
 
-/// `low to high`, with the percent sign said once.
+/// `low to high`; a common percent sign is written once.
 pub(super) fn ends([low, high]: [String; 2]) -> String {
     let low = low.strip_suffix(" %").filter(|_| high.ends_with(" %")).unwrap_or(&low);
     format!("{low} to {high}")
 }
 
-/// `mean (low to high)`, or the mean alone where there is no interval.
+/// `mean (low to high)`, or only the mean if there is no interval.
 pub(super) fn estimate(estimate: &Estimate, format: fn(f64) -> String) -> String {
     let mean = format(estimate.mean);
     if estimate.has_interval() { format!("{mean} ({})", ends(estimate.ci95.map(format))) } else { mean }
@@ -48,7 +48,7 @@ pub(super) fn fixed(value: f64, decimals: usize) -> String {
     if value.abs() >= 1000.0 && decimals == 0 { grouped(value) } else { minus(format!("{value:.decimals$}")) }
 }
 
-/// No decimals, thousands set apart by commas.
+/// No decimals, thousands separated by commas.
 fn grouped(value: f64) -> String {
     let digits = format!("{:.0}", value.abs());
     let mut out = String::new();
@@ -61,7 +61,7 @@ fn grouped(value: f64) -> String {
     if value < 0.0 { format!("−{out}") } else { out }
 }
 
-/// A true minus sign, and none before zero.
+/// Uses a true minus sign, and none for zero.
 fn minus(text: String) -> String {
     match text.strip_prefix('-') {
         Some(rest) if rest.chars().all(|c| c == '0' || c == '.') => rest.to_owned(),

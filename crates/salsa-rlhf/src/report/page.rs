@@ -1,22 +1,23 @@
-//! The page: head, glance, and the sections in order. Everything is inline; there is no script and no outside resource.
+//! The page: head, summary, and the sections in order. Everything is inline; there are no scripts or external
+//! resources.
 
 use std::fmt::Write;
 
 use super::html::{Look, escape};
 use super::{Estimate, Report, SplitSummary, glance, history, profile, sections};
 
-/// One section: a heading, an explanation beside the picture, the picture.
+/// A section: a heading, an explanation, and a figure.
 pub(super) struct Section {
     pub(super) id: String,
     pub(super) heading: String,
     pub(super) width: Width,
-    /// Plain English, as paragraphs of HTML.
+    /// Paragraphs of HTML.
     pub(super) explanation: String,
-    /// The picture; a section without one is left out.
+    /// The figure; a section without one is left out.
     pub(super) picture: String,
 }
 
-/// Where the picture of a section stands.
+/// Position of the figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Width {
     /// Beside the explanation.
@@ -25,7 +26,7 @@ pub(super) enum Width {
     Full,
 }
 
-/// The whole page.
+/// Renders the whole page.
 pub(super) fn page(report: &Report) -> String {
     let mut sections = vec![sections::pipeline(report), sections::evaluation(report), profile::section(report)];
     for (i, (heading, landscape)) in report.landscapes.iter().enumerate() {
@@ -49,7 +50,7 @@ pub(super) fn page(report: &Report) -> String {
     end(out, &report.summary.version)
 }
 
-/// A page of its own for some sections.
+/// Renders a page that consists of the given sections.
 pub(super) fn standalone(title: &str, lead: &str, sections: &[Section]) -> String {
     let mut out = begin(title);
     let _ = write!(out, "<header><h1>{}</h1><p class=\"lead\">{}</p></header>\n<main>\n", escape(title), escape(lead));
@@ -57,7 +58,7 @@ pub(super) fn standalone(title: &str, lead: &str, sections: &[Section]) -> Strin
     end(out, env!("CARGO_PKG_VERSION"))
 }
 
-/// A page of sections under a heading with facts and links.
+/// Renders a page with a heading, facts and links, followed by sections.
 pub(super) fn with_facts(
     title: &str,
     lead: &str,
@@ -113,7 +114,7 @@ fn head(out: &mut String, report: &Report, sections: &[Section]) {
     begin_header(out, (&report.title, &report.description), &facts, sections);
 }
 
-/// The heading, a few facts, and a link to each section.
+/// Writes the heading, some facts, and a link to each section.
 fn begin_header(out: &mut String, (title, lead): (&str, &str), facts: &[(&str, String)], sections: &[Section]) {
     let _ = write!(out, "<header><h1>{}</h1><p class=\"lead\">{}</p><dl class=\"facts\">", escape(title), escape(lead));
     for (name, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
@@ -126,12 +127,12 @@ fn begin_header(out: &mut String, (title, lead): (&str, &str), facts: &[(&str, S
     out.push_str("</nav></header>\n");
 }
 
-/// Gold reward where there is one, else the proxy score.
+/// The gold reward if there is one, else the proxy score.
 pub(super) fn headline(numbers: &SplitSummary) -> (&'static str, Estimate) {
     numbers.gold_reward.map_or(("proxy score", numbers.proxy_score), |gold| ("gold reward", gold))
 }
 
-/// A split as people call it.
+/// The readable name of a split.
 pub(super) fn split_name(key: &str) -> String {
     if key == "ood" { "out of distribution".to_owned() } else { key.to_owned() }
 }
@@ -149,12 +150,12 @@ impl Report {
         keys
     }
 
-    /// The arm's name for people.
+    /// The readable name of an arm.
     pub(super) fn label(&self, key: &str) -> String {
         self.arms.iter().find(|arm| arm.key == key).map_or(key, |arm| &arm.label).to_owned()
     }
 
-    /// The arm in a few words.
+    /// The short description of an arm.
     pub(super) fn role(&self, key: &str) -> String {
         self.arms.iter().find(|arm| arm.key == key).map_or("", |arm| &arm.role).to_owned()
     }

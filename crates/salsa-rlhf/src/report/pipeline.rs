@@ -1,4 +1,4 @@
-//! The pipeline as a picture: boxes on a grid, arrows between them, read from top to bottom.
+//! The pipeline diagram: boxes on a grid with arrows between them, read from top to bottom.
 
 use std::fmt::Write;
 
@@ -9,16 +9,16 @@ const BOX_WIDTH: f64 = 224.0;
 const COLUMN_GAP: f64 = 54.0;
 const ROW_GAP: f64 = 58.0;
 const MARGIN: f64 = 8.0;
-/// The distance between two arrows that leave or enter the same side of a box.
+/// Distance between two arrows at the same side of a box.
 const PORT: f64 = 36.0;
 /// Width of a character of a label, and height of a label.
 const LABEL_CHARACTER: f64 = 6.3;
 const LABEL_HEIGHT: f64 = 15.0;
-/// A fact longer than this is squeezed into its box.
+/// A longer fact is squeezed into its box.
 const MOST_CHARACTERS: usize = 30;
 
 impl Pipeline {
-    /// The picture as SVG; empty if there are no stages.
+    /// Renders the diagram as SVG; empty if there are no stages.
     pub(super) fn draw(&self) -> String {
         let layout = Layout::of(self);
         if self.stages.is_empty() {
@@ -55,7 +55,7 @@ impl Pipeline {
         let (path, head, places) = if self.blocked(from, to) {
             let same = to.column == from.column;
             let toward = if to.column > from.column || (same && from.column < 2) { 1.0 } else { -1.0 };
-            // Around a box of its own column the arrow comes back from the gutter it went down.
+            // For a target in the same column, the arrow returns from the gutter it went down.
             let inward = if same { -toward } else { toward };
             let gutter = layout.x(from) + toward * (BOX_WIDTH + COLUMN_GAP) / 2.0;
             let side = layout.x(to) - inward * BOX_WIDTH / 2.0;
@@ -94,14 +94,14 @@ impl Pipeline {
         labels.place(&flow.label, &places);
     }
 
-    /// Whether a box lies in the way of an arrow that goes over more than one row.
+    /// Whether a box blocks an arrow that spans more than one row.
     fn blocked(&self, from: &Stage, to: &Stage) -> bool {
         let (left, right) = (from.column.min(to.column), from.column.max(to.column));
         self.stages.iter().any(|s| s.row > from.row && s.row < to.row && (left..=right).contains(&s.column))
     }
 
-    /// Where an arrow leaves or enters a box, from its centre: arrows that share a side stand apart, in the order of the
-    /// columns they come from or go to.
+    /// The offset of an arrow's end from the centre of a box side: arrows at the same side are spread out, in the order
+    /// of the columns they come from or go to.
     fn port(&self, stage: &Stage, flow: &Flow, side: Side) -> f64 {
         let find = |key: &str| self.stages.iter().find(|stage| stage.key == key);
         let mut others: Vec<(u8, &Flow)> = self
@@ -111,7 +111,7 @@ impl Pipeline {
                 let (from, to) = (find(&f.from)?, find(&f.to)?);
                 let (own, other) = if side == Side::Out { (from, to) } else { (to, from) };
                 let blocked = self.blocked(from, to);
-                // Halves of columns: an arrow that goes round stands on the side of its gutter.
+                // In half columns: an arrow routed around a box starts on the side of its gutter.
                 let toward = match (blocked, other.column.cmp(&own.column)) {
                     (true, std::cmp::Ordering::Greater) => 2 * own.column,
                     (true, std::cmp::Ordering::Equal) if own.column < 2 => 2 * own.column + 1,
@@ -121,7 +121,7 @@ impl Pipeline {
                 (own.key == stage.key && !by_the_side).then_some((toward, f))
             })
             .collect();
-        // Stable: flows of one column keep their order.
+        // Stable sort: flows of one column keep their order.
         others.sort_by_key(|&(column, _)| column);
         let place = others.iter().position(|(_, f)| std::ptr::eq(*f, flow)).unwrap_or(0) as f64;
         (place - (others.len().max(1) - 1) as f64 / 2.0) * PORT
@@ -134,7 +134,7 @@ enum Side {
     In,
 }
 
-/// Where rows begin and how tall they are.
+/// Vertical positions and heights of the rows.
 struct Layout {
     tops: Vec<f64>,
     heights: Vec<f64>,
@@ -209,7 +209,7 @@ impl Layout {
     }
 }
 
-/// A rectangle of the picture.
+/// A rectangle of the diagram.
 #[derive(Clone, Copy, Debug)]
 struct Rect {
     left: f64,
@@ -224,7 +224,7 @@ impl Rect {
     }
 }
 
-/// The words on the arrows: each at the first place of its arrow where it covers neither a box nor another label.
+/// The labels of the arrows: each at the first position on its arrow where it covers neither a box nor another label.
 struct Labels {
     svg: String,
     taken: Vec<Rect>,
@@ -235,7 +235,7 @@ impl Labels {
         Labels { svg: String::new(), taken }
     }
 
-    /// Writes `text` centred on one of the `places`; on the first of them if all are taken.
+    /// Writes `text` centred on the first free one of `places`, or on the first one if none is free.
     fn place(&mut self, text: &str, places: &[(f64, f64)]) {
         if text.is_empty() {
             return;
@@ -292,7 +292,7 @@ mod tests {
         assert_eq!(ports, [-18.0, 18.0]);
     }
 
-    /// Several arrows with words into one box, as where two runs share a reward model.
+    /// Several labelled arrows into one box, as when two runs share a reward model.
     #[test]
     fn labels_cover_neither_boxes_nor_each_other() {
         let mut labels = Labels::around(vec![Rect { left: 0.0, right: 100.0, top: 0.0, bottom: 40.0 }]);

@@ -1,4 +1,4 @@
-//! A quantity on the plane of three models: a honeycomb, each cell a point, coloured by its value, the lighter the better.
+//! A quantity on the plane of three models: a honeycomb with one cell per point, lighter for better values.
 
 use std::fmt::Write;
 
@@ -8,31 +8,31 @@ use super::number::{estimate, number};
 
 const WIDTH: f64 = 420.0;
 const MARGIN: f64 = 8.0;
-/// Room above, and below for the scale.
+/// Space above, and below for the scale.
 const HEAD: f64 = 8.0;
 const SCALE: f64 = 46.0;
 const LEAST_CELL_FOR_TEXT: f64 = 15.0;
 
-/// A chart; `draw` makes it a `<figure>`.
+/// A chart; `draw` renders it as a `<figure>`.
 pub(super) struct Plane {
-    /// The heading: what the colour shows.
+    /// The heading: the quantity shown by the colour.
     pub(super) title: String,
     /// Names of the models: bottom left, bottom right, top.
     pub(super) corners: [String; 3],
-    /// Weights of the models and the value there.
+    /// Weights of the models and the value at each point.
     pub(super) cells: Vec<([f64; 3], Estimate)>,
-    /// Which value is outlined.
+    /// Which extreme is outlined as the best.
     pub(super) best: Best,
 }
 
-/// Which of the values is the best.
+/// Which extreme is the best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Best {
     Largest,
     Least,
 }
 
-/// From weights to pixels.
+/// Mapping from weights to pixels.
 struct Frame {
     left: f64,
     bottom: f64,
@@ -44,7 +44,7 @@ struct Frame {
 }
 
 impl Plane {
-    /// The chart as a `<figure>`, or the same frame with a note where there is nothing to draw.
+    /// Renders the chart as a `<figure>`; if there is no data, the figure contains a note.
     pub(super) fn draw(&self) -> String {
         let mut out = format!("<figure class=\"chart\"><figcaption>{}</figcaption>", escape(&self.title));
         let values = || self.cells.iter().map(|(_, e)| e.mean).filter(|v| v.is_finite());
@@ -93,7 +93,7 @@ impl Plane {
         );
     }
 
-    /// The value in its cell, if there is room, and the model's name in a corner's.
+    /// Writes the value into its cell if there is room, and the model's name into a corner cell.
     fn draw_text(&self, out: &mut String, frame: &Frame, weights: &[f64; 3], value: &Estimate, good: f64) {
         let [x, y] = frame.at(weights);
         let (ink, halo) = (if good > 0.55 { "#101010" } else { "#ffffff" }, colour(good));
@@ -116,7 +116,7 @@ impl Plane {
 
 const CORNERS: [[f64; 3]; 3] = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
 
-/// The triangle of the models.
+/// Draws the triangle of the models.
 fn draw_triangle(out: &mut String, frame: &Frame) {
     let corner = |corner: &[f64; 3]| {
         let [x, y] = frame.at(corner);
@@ -126,17 +126,17 @@ fn draw_triangle(out: &mut String, frame: &Frame) {
     let _ = write!(out, r#"<path class="triangle" d="M{path}Z"/>"#);
 }
 
-/// A name that fits into a cell.
+/// Shortens a name to fit into a cell.
 fn shortened(name: &str) -> String {
     if name.chars().count() <= 8 { name.to_owned() } else { name.chars().take(7).chain(['…']).collect() }
 }
 
 impl Frame {
-    /// So that all cells fit.
+    /// The mapping under which all cells fit.
     fn around(cells: &[([f64; 3], Estimate)]) -> Frame {
         let least = |i: usize| cells.iter().map(|(w, _)| w[i]).fold(0.0, f64::min);
         let (a, b, c) = (least(0), least(1), least(2));
-        // The cells lie in a triangle whose edge is this many times the models'.
+        // The edge of the triangle that contains all cells, relative to the edge between the models.
         let size = 1.0 - a - b - c;
         let mut rows: Vec<f64> = cells.iter().map(|(w, _)| w[2]).collect();
         rows.sort_by(f64::total_cmp);
@@ -144,7 +144,7 @@ impl Frame {
         let edge = (WIDTH - 2.0 * MARGIN) / (size + gap);
         let (step, rise) = (edge * gap, 3f64.sqrt() / 2.0);
         let radius = step / 3f64.sqrt();
-        // The point with the least weights of A and C is at the right end of the lowest row.
+        // The point with the smallest weights of A and C is at the right end of the lowest row.
         let left = MARGIN + step / 2.0 - (b + c / 2.0) * edge;
         let bottom = HEAD + radius + (size + c) * edge * rise;
         Frame { left, bottom, edge, step, height: bottom - c * edge * rise + radius + 4.0 }
@@ -165,7 +165,7 @@ impl Frame {
     }
 }
 
-/// From the worst to the best.
+/// Draws the colour scale from the worst to the best value.
 fn draw_scale(out: &mut String, top: f64, [worst, best]: [f64; 2]) {
     let (left, width, y) = (WIDTH / 2.0 - 90.0, 180.0, top + 16.0);
     let parts = 36;
@@ -189,12 +189,12 @@ fn draw_scale(out: &mut String, top: f64, [worst, best]: [f64; 2]) {
     }
 }
 
-/// Where a value stands between the least and the largest.
+/// The position of a value between the minimum and the maximum, in [0, 1].
 fn share(value: f64, low: f64, high: f64) -> f64 {
     if high > low { ((value - low) / (high - low)).clamp(0.0, 1.0) } else { 0.5 }
 }
 
-/// From dark to light, in steps of equal lightness, told apart without seeing colours.
+/// From dark to light in steps of equal lightness, distinguishable without colour vision.
 fn colour(share: f64) -> String {
     const STOPS: [[f64; 3]; 5] =
         [[54.0, 20.0, 60.0], [128.0, 28.0, 72.0], [203.0, 66.0, 50.0], [240.0, 146.0, 60.0], [252.0, 225.0, 150.0]];

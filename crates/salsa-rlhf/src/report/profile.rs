@@ -8,7 +8,7 @@ use super::page::{Section, Width, split_name};
 use super::xy::{Chart, Dot, Kind, Series};
 use super::{Estimate, LandscapePoint, Report};
 
-/// Charts of each split, and a sentence about the best point between the ends.
+/// Charts for each split, and a sentence about the best point between the ends.
 pub(super) fn section(report: &Report) -> Section {
     let ends = report.line.clone().unwrap_or_else(|| ["SFT A", "SFT B"].map(str::to_owned));
     let (mut charts, mut findings) = (String::new(), String::new());
@@ -85,7 +85,7 @@ fn chart(
     .draw()
 }
 
-/// The best point between the ends against the better end, in a sentence.
+/// A sentence that compares the best point between the ends with the better end.
 fn best_between(points: &[&LandscapePoint]) -> Option<String> {
     let between = points.iter().filter_map(|point| Some((point, point.over_better_end?)));
     let (point, over) = between.max_by(|(_, a), (_, b)| a.mean.total_cmp(&b.mean))?;

@@ -1,8 +1,8 @@
-//! From numbers to pixels: axis ranges, round ticks, and the text of a tick.
+//! Mapping from numbers to pixels: axis ranges, round ticks, and tick labels.
 
 use super::number::fixed;
 
-/// One axis: its range, its ticks and where it lies.
+/// An axis: range, ticks and position.
 #[derive(Clone, Debug)]
 pub(super) struct Axis {
     low: f64,
@@ -13,18 +13,18 @@ pub(super) struct Axis {
     decimals: usize,
 }
 
-/// How far an axis reaches beyond its data.
+/// Extension of an axis beyond its data.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Margin {
     /// Not at all.
     None,
-    /// A little on both sides, but not below zero if the data is not.
+    /// Some on both sides, but not below zero if the data is not.
     Padded,
 }
 
 impl Axis {
-    /// An axis over the finite ones of `values`, drawn from `pixels[0]` to `pixels[1]`, with about `target` ticks. Without
-    /// any finite value it runs from 0 to 1; a single value gets room on both sides.
+    /// An axis over the finite ones of `values`, from `pixels[0]` to `pixels[1]`, with about `target` ticks. Without
+    /// finite values it ranges from 0 to 1; a single value is padded on both sides.
     pub(super) fn fit(values: impl Iterator<Item = f64>, margin: Margin, pixels: [f64; 2], target: usize) -> Axis {
         let (low, high) = values
             .filter(|v| v.is_finite() && v.abs() < 1e300)
@@ -43,13 +43,13 @@ impl Axis {
         Axis { low, high, pixels, ticks, decimals }
     }
 
-    /// Where `value` lies, in pixels, to a tenth.
+    /// The position of `value` in pixels, rounded to a tenth.
     pub(super) fn at(&self, value: f64) -> f64 {
         let share = (value - self.low) / (self.high - self.low);
         ((self.pixels[0] + share * (self.pixels[1] - self.pixels[0])) * 10.0).round() / 10.0
     }
 
-    /// The text of a tick.
+    /// The label of a tick.
     pub(super) fn label(&self, tick: f64) -> String {
         if self.decimals > 4 || tick.abs() >= 1e6 {
             return if tick == 0.0 { "0".to_owned() } else { format!("{tick:.1e}") };
@@ -58,7 +58,7 @@ impl Axis {
     }
 }
 
-/// Round values in `low..=high`, about `target` of them, spaced by 1, 2 or 5 times a power of ten, and the decimals they need.
+/// About `target` round values in `low..=high`, spaced by 1, 2 or 5 times a power of ten, and the decimals they need.
 fn ticks(low: f64, high: f64, target: usize) -> (Vec<f64>, usize) {
     let rough = (high - low) / target.max(1) as f64;
     let power = rough.log10().floor();

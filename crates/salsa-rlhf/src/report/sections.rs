@@ -1,4 +1,4 @@
-//! The sections of the page: what each picture shows, and how to read it.
+//! The sections of the page: the content of each figure, and how to read it.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ use super::page::{Section, Width, split_name};
 use super::{Estimate, Report, Sample, SplitSummary};
 use crate::progress::human_time;
 
-/// Samples shown at once; the others are behind a click.
+/// Number of visible samples; the others are collapsed.
 const OPEN_SAMPLES: usize = 4;
 
 pub(super) fn pipeline(report: &Report) -> Section {

@@ -7,19 +7,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::versus::Versus;
 
-/// What `summary.json` holds. A non-finite number is written as `null` and read back as NaN; what was not measured has no key.
+/// The contents of `summary.json`. A non-finite number is written as `null` and read back as NaN; unmeasured numbers
+/// have no key.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Version of the program that wrote it.
     pub version: String,
-    /// The seed everything random was derived from.
+    /// The seed from which all random numbers are derived.
     pub seed: u64,
-    /// Instruction set the kernels ran on (`"avx512"`, …).
+    /// Instruction set of the kernels (`"avx512"`, …).
     pub isa: String,
-    /// Where models computed: `"cpu"`, or the name of the GPU; empty in summaries of versions that knew no other place.
+    /// The device: `"cpu"`, or the name of the GPU; empty in summaries of versions without GPU support.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub device: String,
-    /// Arm key (`"sft_a"`, `"salsa"`, …), then split key (`"test"`, `"ood"`, …). The order is the order of presentation.
+    /// Arm key (`"sft_a"`, `"salsa"`, …), then split key (`"test"`, `"ood"`, …), in the order of presentation.
     pub arms: Ordered<Ordered<SplitSummary>>,
     /// Reward along the line SFT A – SFT B, split by split.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -27,7 +28,7 @@ pub struct Summary {
     /// Direct comparisons of two arms on the same prompts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub comparisons: Vec<Comparison>,
-    /// Wall-clock seconds per stage, in the order of running.
+    /// Wall-clock seconds per stage, in execution order.
     #[serde(default, skip_serializing_if = "Ordered::is_empty")]
     pub seconds: Ordered<f64>,
 }
@@ -46,12 +47,12 @@ pub struct Estimate {
 /// One arm on one split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SplitSummary {
-    /// Gold reward in [0, 1]; absent where the data has none.
+    /// Gold reward in [0, 1]; absent if the data has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gold_reward: Option<Estimate>,
     /// Reward-model score.
     pub proxy_score: Estimate,
-    /// What was measured against other models.
+    /// Measurements against other models.
     #[serde(flatten)]
     pub versus: Versus,
     /// Mean response length, tokens.
@@ -71,23 +72,23 @@ pub struct SplitSummary {
 /// The reward of one model on the line `(1 - alpha) * A + alpha * B` between two models.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LandscapePoint {
-    /// Key of the split whose prompts were answered.
+    /// Key of the split of the prompts.
     #[serde(default)]
     pub split: String,
-    /// Weight of the second.
+    /// Weight of the second model.
     pub alpha: f64,
-    /// Gold reward; absent where the data has none.
+    /// Gold reward; absent if the data has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gold_reward: Option<Estimate>,
     /// Reward-model score.
     pub proxy_score: Estimate,
-    /// Of a point between the ends: gold reward (where there is none: proxy score) minus that of the better end, prompt by
-    /// prompt. The better end is chosen on the same prompts, which makes the difference smaller, if anything.
+    /// For a point between the ends: gold reward (if absent, proxy score) minus that of the better end, prompt by
+    /// prompt. The better end is chosen on the same prompts, which can only make the difference smaller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub over_better_end: Option<Estimate>,
 }
 
-/// One arm against another on the same prompts, so that the difficulty of a prompt cancels out.
+/// Comparison of two arms on the same prompts, which cancels the difficulty of the prompts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// Key of the arm in question.
@@ -96,13 +97,13 @@ pub struct Comparison {
     pub versus: String,
     /// Key of the split.
     pub split: String,
-    /// What is compared.
+    /// The compared quantity.
     pub metric: Contrast,
     /// The win rate, or the mean difference `arm - versus`.
     pub estimate: Estimate,
 }
 
-/// What a [`Comparison`] compares.
+/// The metric of a [`Comparison`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Contrast {
@@ -125,19 +126,19 @@ impl Contrast {
 }
 
 impl Summary {
-    /// The arm against which win rates are counted; none if none is.
+    /// The arm that win rates are measured against; none if there are no win rates.
     pub fn baseline(&self) -> Option<&str> {
         self.versus().find_map(|versus| versus.win_rates.first()).map(|(name, _)| name.as_str())
     }
 
-    /// The model to which movement is measured: the baseline, or else the first one to which there is a KL.
+    /// The model that KL is measured to: the baseline, or else the first one with a KL.
     pub fn anchor(&self) -> Option<&str> {
         let measured = |name: &&str| self.versus().any(|versus| versus.kls.get(name).is_some());
         let first = || self.versus().find_map(|versus| versus.kls.first()).map(|(name, _)| name.as_str());
         self.baseline().filter(measured).or_else(first)
     }
 
-    /// Whether the truth is known: a gold reward stands in some split of some arm.
+    /// Whether some arm has a gold reward on some split.
     pub fn has_gold(&self) -> bool {
         self.arms.iter().flat_map(|(_, splits)| splits.iter()).any(|(_, numbers)| numbers.gold_reward.is_some())
     }
@@ -148,38 +149,38 @@ impl Summary {
 }
 
 impl Estimate {
-    /// An estimate from its three numbers.
+    /// Builds an estimate from its three numbers.
     pub fn new(mean: f64, low: f64, high: f64) -> Estimate {
         Estimate { mean, ci95: [low, high] }
     }
 
-    /// Whether there is an interval; one prompt gives none.
+    /// Whether there is an interval; a single prompt gives none.
     pub fn has_interval(&self) -> bool {
         self.ci95.iter().all(|end| end.is_finite())
     }
 
-    /// Whether the whole interval lies above `value`; never true of NaN.
+    /// Whether the whole interval is above `value`; always false for NaN.
     pub fn is_above(&self, value: f64) -> bool {
         self.ci95[0] > value
     }
 
-    /// Whether the whole interval lies below `value`; never true of NaN.
+    /// Whether the whole interval is below `value`; always false for NaN.
     pub fn is_below(&self, value: f64) -> bool {
         self.ci95[1] < value
     }
 }
 
-/// A JSON object whose keys keep their order.
+/// A JSON object that keeps the order of its keys.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ordered<T>(pub Vec<(String, T)>);
 
 impl<T> Ordered<T> {
-    /// No entries.
+    /// An empty object.
     pub fn new() -> Ordered<T> {
         Ordered(Vec::new())
     }
 
-    /// Sets the entry of `key`: at the end if the key is new, else in its place.
+    /// Sets the entry of `key`, appending it if the key is new.
     pub fn insert(&mut self, key: impl Into<String>, value: T) {
         let key = key.into();
         match self.0.iter_mut().find(|(known, _)| *known == key) {

@@ -1,4 +1,4 @@
-//! The evaluation for a terminal: the table of the arms and the direct comparisons.
+//! The evaluation as text for a terminal: the table of the arms and the direct comparisons.
 
 use super::columns::{Cell, Column, Terminal, columns, splits};
 use super::{Summary, comparisons};
@@ -6,8 +6,8 @@ use super::{Summary, comparisons};
 /// Space between two columns.
 const GAP: usize = 2;
 
-/// The evaluation as aligned text, one block per split, one line per arm, rewards and win rates with their 95 % intervals;
-/// then a line for each comparison of two arms on each split:
+/// Formats the evaluation as aligned text: one block per split, one line per arm, rewards and win rates with their 95 %
+/// intervals; then a line for each comparison of two arms on each split:
 ///
 /// ```text
 /// test   gold reward           KL to SFT A
@@ -17,7 +17,7 @@ const GAP: usize = 2;
 /// test  salsa vs ppo  win rate  52.8 % [49.7, 55.9]  cannot tell
 /// ```
 ///
-/// Where a block is wider than `width` characters, its columns go into several blocks below each other.
+/// A block wider than `width` characters is split by columns into several blocks below each other.
 pub(crate) fn table(summary: &Summary, width: usize) -> String {
     let columns = columns(summary);
     let mut blocks: Vec<Vec<Vec<String>>> = Vec::new();
@@ -45,7 +45,7 @@ fn rows(summary: &Summary, split: &str, columns: &[Column]) -> Vec<Vec<String>> 
     rows
 }
 
-/// The same rows cut into blocks of columns that fit, each with the first column.
+/// Splits rows into blocks of columns that fit, each starting with the first column.
 fn in_width(rows: &[Vec<String>], width: usize) -> Vec<Vec<Vec<String>>> {
     let widths = widths(rows);
     let mut parts: Vec<Vec<usize>> = vec![Vec::new()];

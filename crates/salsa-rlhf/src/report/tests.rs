@@ -3,7 +3,7 @@
 use super::*;
 use serde_json::{Value, json};
 
-/// Panics where tags do not pair up. Knows what this page uses: void elements, self-closed SVG, one doctype.
+/// Panics if tags are not balanced. Supports what this page uses: void elements, self-closed SVG, one doctype.
 fn assert_balanced(html: &str) {
     let mut open: Vec<&str> = Vec::new();
     let mut rest = html.strip_prefix("<!DOCTYPE html>").expect("a doctype");
@@ -56,7 +56,7 @@ fn the_page_is_well_formed_self_contained_and_complete() {
     assert_eq!(html, fixture::report().html());
 }
 
-/// A verdict on one split says nothing of another, so every split's stand in the page and in the terminal.
+/// A verdict on one split says nothing about another one, so the page and the terminal show all splits.
 #[test]
 fn verdicts_cover_every_split_and_not_the_first_alone() {
     let mut report = fixture::report();
@@ -75,7 +75,7 @@ fn verdicts_cover_every_split_and_not_the_first_alone() {
     let line = "ood   salsa vs ppo  gold reward  −0.035 [−0.056, −0.013]  ppo is better";
     assert!(text.lines().any(|found| found == line), "{text}");
 
-    // Another order of the splits changes the order of what is said, and nothing else.
+    // Another order of the splits changes only the order of the output.
     report.summary.arms.iter_mut().for_each(|(_, splits)| splits.reverse());
     report.summary.comparisons.reverse();
     let html = report.html();
@@ -285,7 +285,7 @@ fn files_are_written_whole() {
     assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2);
 }
 
-/// Not a check: writes the page of the fixture to look at, where `SALSA_REPORT_FIXTURE` names a directory.
+/// No check: writes the page of the fixture to the directory `SALSA_REPORT_FIXTURE`, for viewing.
 #[test]
 #[ignore = "writes a page to look at: SALSA_REPORT_FIXTURE=DIR cargo test -p salsa-rlhf look_at -- --ignored"]
 fn look_at_the_page() {

@@ -1,4 +1,4 @@
-//! What one arm was measured against other models: win rates over them and KLs to them, by their names.
+//! Measurements of one arm against other models: win rates and KLs, by model name.
 
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeMap};
@@ -6,25 +6,25 @@ use serde_json::Value;
 
 use super::{Estimate, Ordered};
 
-/// Numbers of one arm that need another model.
+/// Numbers of one arm that involve another model.
 ///
-/// In JSON they stand among the arm's other numbers:
+/// In JSON they are stored beside the arm's other numbers:
 ///
 /// ```json
 /// {"win_rate_vs_NAME": {"mean": 0.5, "ci95": [0.4, 0.6]}, "kl_NAME": 8.1, "kl_NAME_ci95": [7.9, 8.3]}
 /// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Versus {
-    /// Win rate over each on the same prompts, ties half, in [0, 1].
+    /// Win rate over each model on the same prompts in [0, 1]; ties count half.
     pub win_rates: Ordered<Estimate>,
-    /// Mean KL per response to each, nats.
+    /// Mean KL per response to each model, nats.
     pub kls: Ordered<Estimate>,
 }
 
 const WIN_RATE: &str = "win_rate_vs_";
 const KL: &str = "kl_";
 
-/// How the key of an interval ends; no anchor's name does.
+/// Suffix of the key of an interval; no anchor name ends with it.
 pub(crate) const INTERVAL: &str = "_ci95";
 
 impl Serialize for Versus {
@@ -62,7 +62,7 @@ impl<'de> Deserialize<'de> for Versus {
 }
 
 impl Versus {
-    /// Takes in one entry; others than those of this struct are passed over.
+    /// Reads one entry; ignores entries that are not part of this struct.
     fn read(&mut self, key: &str, value: &Value) -> Result<(), serde_json::Error> {
         if let Some(name) = key.strip_prefix(WIN_RATE) {
             self.win_rates.insert(name, Estimate::deserialize(value)?);

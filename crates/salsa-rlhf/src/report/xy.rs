@@ -12,21 +12,21 @@ const RIGHT: f64 = 12.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 40.0;
 
-/// Marks for hovering over a long curve: more would only make the file bigger.
+/// Maximum number of hover marks on a curve; more would only enlarge the file.
 const MOST_HOVERS: usize = 80;
 
-/// A chart; `draw` makes it a `<figure>`.
+/// A chart; `draw` renders it as a `<figure>`.
 #[derive(Debug, Default)]
 pub(super) struct Chart {
-    /// The heading: what the vertical axis shows.
+    /// The heading: the quantity of the vertical axis.
     pub(super) title: String,
-    /// What the horizontal axis shows.
+    /// The quantity of the horizontal axis.
     pub(super) x_label: String,
-    /// Names for places on the horizontal axis, in place of ticks.
+    /// Named positions on the horizontal axis, instead of ticks.
     pub(super) x_names: Vec<(f64, String)>,
-    /// Places on the horizontal axis worth a line of their own, with names.
+    /// Named positions on the horizontal axis that are marked by a line.
     pub(super) marks: Vec<(f64, String)>,
-    /// What is drawn, the first one lowest.
+    /// The series, drawn in this order.
     pub(super) series: Vec<Series>,
 }
 
@@ -39,7 +39,7 @@ pub(super) struct Series {
     pub(super) dots: Vec<Dot>,
 }
 
-/// How a series is drawn.
+/// The style of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A faint line: the raw values behind a smoothed curve.
@@ -48,15 +48,15 @@ pub(super) enum Kind {
     Curve,
     /// A line through marks with intervals.
     Profile,
-    /// The way of a run: a line that starts at a ring and ends at a mark.
+    /// The path of a run: a line from a ring to a mark.
     Trajectory,
-    /// Marks with intervals, not joined.
+    /// Unconnected marks with intervals.
     Scatter,
-    /// A line, its intervals a band around it.
+    /// A line with its intervals as a band.
     Band,
 }
 
-/// One point of a series. A non-finite coordinate makes a gap.
+/// A point of a series. A non-finite coordinate makes a gap.
 #[derive(Clone, Debug)]
 pub(super) struct Dot {
     pub(super) x: f64,
@@ -78,7 +78,7 @@ impl Dot {
 }
 
 impl Chart {
-    /// The chart as a `<figure>`, or the same frame with a note where there is nothing to draw.
+    /// Renders the chart as a `<figure>`; if there is no data, the figure contains a note.
     pub(super) fn draw(&self) -> String {
         let dots = || self.series.iter().flat_map(|s| &s.dots).filter(|d| d.is_finite());
         let mut out = format!("<figure class=\"chart\"><figcaption>{}</figcaption>", escape(&self.title));
@@ -189,7 +189,7 @@ impl Series {
         }
     }
 
-    /// The line, broken wherever a point is not finite.
+    /// The line, interrupted at non-finite points.
     fn path(&self, x: &Axis, y: &Axis) -> String {
         let mut path = String::new();
         let mut pen = 'M';
@@ -216,7 +216,7 @@ impl Series {
         if path.is_empty() { path } else { path + "Z" }
     }
 
-    /// Invisible discs that carry the hover texts, thinned out on long curves.
+    /// Writes invisible discs with the hover texts, thinned out on long curves.
     fn hovers(&self, out: &mut String, finite: &[&Dot], x: &Axis, y: &Axis) {
         let every = finite.len().div_ceil(MOST_HOVERS).max(1);
         for dot in finite.iter().rev().step_by(every) {
@@ -241,8 +241,8 @@ fn whiskers(out: &mut String, dot: &Dot, x: &Axis, y: &Axis, class: &str) {
     }
 }
 
-/// The moving average over the `width` (odd) values around each one, of which the ends have only one side: the last value
-/// is the mean of the last `width / 2 + 1`, not a raw value. A gap where the value itself is missing.
+/// The centred moving average over `width` (odd) values. Near the ends the window is truncated: the last value is the
+/// mean of the last `width / 2 + 1`. A missing value stays a gap.
 pub(super) fn smooth(values: &[f64], width: usize) -> Vec<f64> {
     let reach = width / 2;
     let mean_around = |i: usize| {

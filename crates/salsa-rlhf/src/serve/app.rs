@@ -1,4 +1,4 @@
-//! What all connections share: the models, the way to the engine, limits and counts.
+//! State shared by all connections: models, channel to the engine, limits and counters.
 use std::{
     sync::{
         Arc,
@@ -31,44 +31,44 @@ use super::{
     tokens::{Told, Vocabulary},
 };
 
-/// What clients may do.
+/// Limits on clients.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Most bytes of a body.
+    /// Maximum number of bytes of a body.
     pub body: usize,
-    /// Most open connections.
+    /// Maximum number of open connections.
     pub connections: usize,
-    /// How long a client may take to send a request, or to take a piece of the answer.
+    /// Time that a client may take to send a request, or to receive a piece of the response.
     pub client: Duration,
-    /// How long what runs may go on after the server was asked to end.
+    /// Time that running requests may take to finish after a shutdown request.
     pub shutdown: Duration,
 }
 
-/// What all connections share.
+/// State shared by all connections.
 pub(crate) struct App {
     /// The models.
     pub catalogue: Catalogue,
-    /// Who may ask.
+    /// The accepted API keys.
     pub keys: Keys,
-    /// What clients may do.
+    /// Limits on clients.
     pub limits: Limits,
-    /// The places of sequences that wait.
+    /// The queue of waiting sequences.
     pub queue: Queue,
-    /// What happened so far.
+    /// The counters.
     pub metrics: Arc<Metrics>,
-    /// The way to the engine.
+    /// The channel to the engine.
     pub engine: Sender<Command>,
     /// Program, instruction set and number type.
     pub fingerprint: String,
-    /// When the server began, in seconds since 1970.
+    /// Start of the server, in seconds since 1970.
     pub began: u64,
-    /// Whether the server is about to end.
+    /// Whether the server is shutting down.
     pub is_stopping: AtomicBool,
-    /// How many replies have a name.
+    /// Number of reply ids assigned so far.
     pub named: AtomicU64,
 }
 
-/// Which of the two readings a request asks for.
+/// The kind of a reading request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reading {
     /// `POST /score`
@@ -96,7 +96,7 @@ impl App {
         let app = self.clone();
         let read = move || Asked::read(form, &body, &app.catalogue, app.queue.most());
         let asked = unless_panicked(task::spawn_blocking(read).await)?;
-        // Reading the prompts takes a place for each; their replies take one each.
+        // While prompts are read for `echo`, each takes a place in the queue; afterwards each reply takes one.
         let openings = self.openings(&asked).await?;
         let served = &self.catalogue.models[asked.model];
         let reply = self.reply(&asked, openings, served);
@@ -122,7 +122,7 @@ impl App {
         Ok(respond::json(StatusCode::OK, &asked.answer(&self.catalogue.models[asked.model], passed)))
     }
 
-    /// Has the engine read sequences.
+    /// Runs forward passes over sequences in the engine.
     async fn pass(&self, model: usize, sequences: Vec<Vec<u32>>, asked: engine::Asked) -> Result<Passed, ApiError> {
         let places = self.places(sequences.len())?;
         let (answer, passed) = oneshot::channel();
@@ -134,7 +134,7 @@ impl App {
         }
     }
 
-    /// What each choice begins with.
+    /// The start of each choice: the prompt with `echo`, else empty.
     async fn openings(&self, asked: &Asked) -> Result<Vec<Opening>, ApiError> {
         if asked.echo == Echo::Nothing {
             return Ok(vec![Opening::default(); asked.choices()]);
@@ -157,7 +157,7 @@ impl App {
         Ok(openings.iter().flat_map(|opening| std::iter::repeat_n(opening.clone(), each)).collect())
     }
 
-    /// Has the engine continue prompts; none where no token is wanted.
+    /// Starts the generation in the engine; none if no token is requested.
     fn generate(&self, asked: &Asked, served: &Served, came: Instant) -> Result<Option<Generated>, ApiError> {
         let count = asked.choices();
         let sampling = asked.sampling(served);
@@ -203,7 +203,7 @@ impl App {
     }
 }
 
-/// A prompt as its reply repeats it.
+/// The echoed prompt of a reply.
 fn opening(served: &Served, tokens: &[u32], rankings: &[Ranking], ranked: Option<usize>) -> anyhow::Result<Opening> {
     let encoder = served.encoder.as_ref().expect("requests for text go to models with a tokenizer");
     let text = encoder.decode(tokens)?;
@@ -221,15 +221,15 @@ fn internal(error: anyhow::Error) -> ApiError {
     ApiError::internal(format!("{error:#}"))
 }
 
-/// What a task on another thread said.
+/// The result of a blocking task; a panic becomes an error.
 fn unless_panicked<T>(joined: Result<Result<T, ApiError>, task::JoinError>) -> Result<T, ApiError> {
     joined.unwrap_or_else(|_| Err(ApiError::internal("reading the request failed")))
 }
 
-/// The whole body of a request.
+/// Reads the whole body of a request.
 ///
 /// # Errors
-/// If it is too large, comes too slowly or breaks off.
+/// If it is too large, arrives too slowly or is incomplete.
 pub(crate) async fn body_of(body: hyper::body::Incoming, limits: &Limits) -> Result<Vec<u8>, ApiError> {
     let too_large = || {
         let message = format!("the body has more than {} bytes", limits.body);

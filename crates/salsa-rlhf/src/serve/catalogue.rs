@@ -1,4 +1,4 @@
-//! The models that are served, by name: everything of them but the weights.
+//! The served models by name, with everything but the weights.
 use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
@@ -21,39 +21,39 @@ use crate::{
     },
 };
 
-/// A checkpoint to serve, and the name that requests have for it.
+/// A checkpoint to serve, and its name in requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Named {
-    /// What requests call it.
+    /// Its name in requests.
     pub name: String,
     /// A directory, or an id of the Hugging Face hub.
     pub path: String,
 }
 
-/// How much is computed at once; changes memory and speed, never a reply.
+/// Sizes of the computation; they affect memory and speed, never a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Size {
     /// Sequences of one model decoded at once.
     pub sequences: usize,
-    /// Tokens of the prompts that are read together.
+    /// Maximum number of prompt tokens per prefill pass.
     pub batched_tokens: usize,
-    /// Most tokens of a prompt with its reply; none: the model's context.
+    /// Maximum number of tokens of a prompt plus reply; none: the model's context.
     pub longest: Option<usize>,
 }
 
 /// A served model without its weights.
 pub(crate) struct Served {
-    /// What requests call it.
+    /// Its name in requests.
     pub name: String,
-    /// Where it is.
+    /// Its directory.
     pub dir: PathBuf,
-    /// Its files.
+    /// Its opened checkpoint.
     pub checkpoint: Checkpoint,
-    /// Its way from text to tokens, if it has a tokenizer.
+    /// Its encoder, if it has a tokenizer.
     pub encoder: Option<Encoder>,
-    /// The head that it is used with.
+    /// The head in use.
     pub head: Head,
-    /// Most tokens of a prompt with its reply.
+    /// Maximum number of tokens of a prompt plus reply.
     pub context: usize,
 }
 
@@ -63,12 +63,12 @@ impl Served {
         self.checkpoint.spec.with_head(self.head)
     }
 
-    /// Whether it writes replies; else it scores.
+    /// Whether it generates replies; otherwise it is a reward model.
     pub(crate) fn is_language_model(&self) -> bool {
         self.head.has_language_model()
     }
 
-    /// Its way from text to tokens.
+    /// Its encoder.
     ///
     /// # Errors
     /// If it has no tokenizer.
@@ -80,16 +80,16 @@ impl Served {
 
 /// All served models.
 pub(crate) struct Catalogue {
-    /// In the order in which they were given.
+    /// The models, in the order given.
     pub models: Vec<Served>,
 }
 
 impl Catalogue {
-    /// Opens the checkpoints, refuses them if there is too little memory, and reads the weights. The models come in the
-    /// order of the names; adapters of one base stand on one base in memory.
+    /// Opens the checkpoints, checks that memory suffices, and loads the weights. The models are in the order of the
+    /// names; adapters of one base share it in memory.
     ///
     /// # Errors
-    /// Names the checkpoint that cannot be used, or what would lower the need for memory.
+    /// The checkpoint that cannot be used, or options that would reduce the memory.
     pub(crate) fn open(
         named: &[Named],
         size: &Size,
@@ -114,7 +114,7 @@ impl Catalogue {
         Ok((catalogue, models))
     }
 
-    /// The model of this name; without a name the only one of its kind.
+    /// Finds the model of this name; without a name, the only one of its kind.
     ///
     /// # Errors
     /// If there is none, or it is of the other kind.
@@ -144,12 +144,12 @@ impl Catalogue {
     }
 }
 
-/// What a request needs.
+/// The kind of model that a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A model that writes, or tells log-probs.
+    /// A model that generates text or log-probs.
     Language,
-    /// A model that scores.
+    /// A model that computes scores.
     Reward,
 }
 
@@ -162,10 +162,10 @@ impl Kind {
     }
 }
 
-/// Tokens of a prompt with its reply where nobody says how many: a longer context takes memory for every sequence.
+/// Default maximum of prompt plus reply in tokens: a longer context takes memory for every sequence.
 const DEFAULT_CONTEXT: usize = 4096;
 
-/// A model whose weights are still to be read.
+/// A model whose weights are not loaded yet.
 struct Opened {
     name: String,
     dir: PathBuf,
@@ -174,7 +174,7 @@ struct Opened {
 }
 
 impl Opened {
-    /// Opens a checkpoint with the head that it has.
+    /// Opens a checkpoint with the head it has.
     fn new(named: &Named, size: &Size, context: &StageContext) -> anyhow::Result<Opened> {
         let (name, dir) = (named.name.clone(), hub::resolve(&named.path, hub::Kind::Model)?);
         let checkpoint = Checkpoint::open(&dir)?;
@@ -197,7 +197,7 @@ impl Opened {
     }
 }
 
-/// Says what the models need together, and refuses them if that is too much.
+/// Plans the memory of all models together, reports it, and fails if it is too much.
 fn check_memory(opened: &[Opened], size: &Size, context: &StageContext) -> anyhow::Result<()> {
     let longest = opened.iter().map(|opened| opened.context).max().unwrap_or(1);
     let need = |knobs: &Knobs| {
@@ -214,7 +214,7 @@ fn check_memory(opened: &[Opened], size: &Size, context: &StageContext) -> anyho
     memory::check("serve", &knobs, &savings, &need, context)
 }
 
-/// What the passes of one model take: prompts that are read together beside sequences that go on, and whole sequences.
+/// Memory of the passes of one model: prefill beside running sequences, and passes over whole sequences.
 fn passes(found: &Found, context: usize, batched: usize, knobs: &Knobs) -> u64 {
     let (spec, passes) = (found.spec(), Passes::new(knobs));
     let passed = Passed::new(&spec, found.lora());

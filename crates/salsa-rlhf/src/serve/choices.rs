@@ -1,7 +1,7 @@
-//! The tokens of several choices, in an order that the request alone decides.
+//! The tokens of several choices, in an order determined by the request alone.
 //!
-//! Choices are decoded beside each other, and which of them is ahead depends on what else is being served. They are told
-//! in turn, a token of each that goes on, so that a reply that comes piece by piece has the same bytes every time.
+//! Choices are decoded concurrently, and their relative progress depends on the other requests. Tokens are passed on in
+//! turn, one from each unfinished choice, so that a streamed reply has the same bytes every time.
 use std::{
     collections::VecDeque,
     sync::Arc,
@@ -12,7 +12,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::engine::{Drawn, Request};
 
-/// The tokens that the engine draws for a request. When this is dropped the engine stops drawing.
+/// The tokens that the engine samples for a request. Dropping it cancels the generation.
 pub(super) struct Choices {
     events: UnboundedReceiver<Result<Drawn, Arc<str>>>,
     request: Arc<Request>,
@@ -22,7 +22,7 @@ pub(super) struct Choices {
 }
 
 impl Choices {
-    /// Those of a request for so many choices.
+    /// Receives the tokens of a request with this number of choices.
     pub(super) fn new(
         events: UnboundedReceiver<Result<Drawn, Arc<str>>>,
         request: Arc<Request>,
@@ -37,14 +37,14 @@ impl Choices {
         }
     }
 
-    /// Ends a choice before its last token.
+    /// Stops a choice early.
     pub(super) fn stop(&mut self, choice: usize) {
         self.request.stop(choice);
         self.is_open[choice] = false;
         self.early[choice].clear();
     }
 
-    /// The next token; none when all choices have ended.
+    /// Polls for the next token; none when all choices have ended.
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Drawn, Arc<str>>>> {
         loop {
             let count = self.is_open.len();
@@ -73,7 +73,7 @@ mod tests {
 
     use super::*;
 
-    /// Choice and token of everything that is told, where the engine drew in this order. Choice 1 is stopped at token 11.
+    /// Choice and token of all received tokens, for this order of sampling. Choice 1 is stopped at token 11.
     fn told(order: &[(usize, u32, bool)]) -> Vec<(usize, u32)> {
         let (sender, events) = mpsc::unbounded_channel();
         let request = Arc::new(Request::new(Sampling::default(), None, 3, sender.clone()));

@@ -1,4 +1,4 @@
-//! A request for completions, of a chat or of a text: what it asks, checked against the model.
+//! A request for chat or text completions: parsed, and checked against the model.
 use hyper::StatusCode;
 use salsa_engine::{Prompt, Sampling};
 use serde_json::{Value, json};
@@ -12,16 +12,16 @@ use super::{
 };
 use crate::{chat::Conversation, data::Content};
 
-/// Most of the most likely tokens that are told with a token.
+/// Maximum of `top_logprobs` and `logprobs`: the number of most likely tokens per token.
 const MOST_LIKELY: i64 = 20;
 
-/// Most log-probs that one reply holds at a time: each takes some hundred bytes until it is sent.
+/// Maximum number of log-probs that one reply holds in memory; each takes some hundred bytes until it is sent.
 const MOST_TOLD: usize = 1 << 20;
 
-/// Tokens of a reply to a text where the request does not say: OpenAI's default.
+/// Default `max_tokens` of text completions, as OpenAI's.
 const DEFAULT_TOKENS: usize = 16;
 
-/// Which of the two forms a request and its reply have.
+/// The API form of a request and its reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     /// `/v1/chat/completions`
@@ -30,39 +30,39 @@ pub(crate) enum Form {
     Text,
 }
 
-/// A request that can be served.
+/// A valid request.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Asked {
     /// Its form.
     pub form: Form,
-    /// The model's place in the catalogue.
+    /// The model's index in the catalogue.
     pub model: usize,
     /// Tokens of the prompts.
     pub prompts: Vec<Vec<u32>>,
-    /// How replies are sampled and told.
+    /// Sampling and reply parameters.
     pub parameters: Parameters,
-    /// How many of the most likely tokens are told, if log-probs are.
+    /// Number of most likely tokens to return per token, if log-probs are requested.
     pub ranked: Option<usize>,
-    /// Whether the reply begins with the prompt.
+    /// Whether the reply starts with the prompt.
     pub echo: Echo,
-    /// Most tokens of a reply.
+    /// Maximum number of tokens of a reply.
     pub new_tokens: usize,
 }
 
-/// Whether a reply begins with the prompt.
+/// Whether a reply starts with the prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Echo {
-    /// It does.
+    /// The reply starts with the prompt.
     Prompt,
     /// It does not.
     Nothing,
 }
 
 impl Asked {
-    /// Reads the body of a request.
+    /// Parses the body of a request.
     ///
     /// # Errors
-    /// Names the parameter that is wrong or not supported.
+    /// The parameter that is invalid or not supported.
     pub(super) fn read(form: Form, body: &[u8], catalogue: &Catalogue, most: usize) -> Result<Asked, ApiError> {
         let mut fields = Fields::parse(body)?;
         let parameters = Parameters::take(&mut fields)?;
@@ -84,21 +84,22 @@ impl Asked {
         for (at, tokens) in prompts.iter().enumerate() {
             let name = input.name(at);
             check_tokens(&name, tokens, served)?;
-            // Where there are several prompts it does not depend on their lengths.
+            // For several prompts it does not depend on their lengths.
             new_tokens = room(form, &name, tokens.len(), &parameters, echo, served)?;
         }
         let outside = parameters.stop_token_ids.iter().position(|&id| id as usize >= served.spec().vocab_size);
         if let Some(at) = outside {
             return Err(ApiError::invalid(format!("stop_token_ids[{at}]"), "the model has no such token"));
         }
-        // Text is made of tokens by the tokenizer, whatever the prompt was.
+        // A reply is text even if the prompt is a list of tokens, so the tokenizer is required.
         served.encoder()?;
         let asked = Asked { form, model, prompts, parameters, ranked, echo, new_tokens };
         asked.check_told()?;
         Ok(asked)
     }
 
-    /// Refuses a reply with more log-probs than there shall be in memory. Those of a stream are sent as they come.
+    /// Limits the log-probs of a reply held in memory. Those of sampled tokens in a stream are sent as they are
+    /// generated.
     fn check_told(&self) -> Result<(), ApiError> {
         let Some(top) = self.ranked else { return Ok(()) };
         let prompts: usize = self.prompts.iter().map(Vec::len).sum();
@@ -112,18 +113,18 @@ impl Asked {
         Err(ApiError::invalid("logprobs", message))
     }
 
-    /// How many replies it asks for.
+    /// The number of requested replies.
     pub(super) fn choices(&self) -> usize {
         self.prompts.len() * self.parameters.n as usize
     }
 
-    /// The prompts of all choices: those of one prompt follow each other.
+    /// The prompts of all choices; those of one prompt are adjacent.
     pub(super) fn each_choice(&self) -> Vec<Prompt> {
         let choice = |id: usize, sample| Prompt { tokens: self.prompts[id].clone(), id: id as u64, sample };
         (0..self.prompts.len()).flat_map(|id| (0..self.parameters.n).map(move |sample| choice(id, sample))).collect()
     }
 
-    /// How tokens of a reply are chosen.
+    /// The sampling parameters.
     pub(super) fn sampling(&self, served: &Served) -> Sampling {
         let Parameters { temperature, top_k, top_p, seed, ignore_eos, ref stop_token_ids, .. } = self.parameters;
         let ends = if ignore_eos { &[][..] } else { &served.checkpoint.tokens.eos };
@@ -147,7 +148,7 @@ enum Input {
 }
 
 impl Input {
-    /// The prompt of a request for a text: a text, token numbers, or a list of either.
+    /// Parses the prompt of a text completion: a text, token ids, or a list of either.
     fn take(fields: &mut Fields) -> Result<Input, ApiError> {
         let wanted = "a text, a list of texts, a list of token numbers, or a list of such lists";
         let items = match fields.needed("prompt")? {
@@ -184,7 +185,7 @@ impl Input {
         }
     }
 
-    /// The parameter that a prompt came from.
+    /// The name of the parameter of a prompt.
     fn name(&self, at: usize) -> String {
         match self {
             Input::Chat(_) => "messages".to_owned(),
@@ -218,7 +219,7 @@ fn chat_logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     }
 }
 
-/// What a request may say of tools, formats and templates without changing anything.
+/// Checks fields for tools, formats and templates, which may only have values without effect.
 fn refuse_tools(fields: &mut Fields) -> Result<(), ApiError> {
     for name in ["tools", "functions", "documents", "audio", "prediction", "web_search_options"] {
         fields.neutral(name, is_empty)?;
@@ -244,10 +245,10 @@ fn check_count(prompts: usize, n: u32, most: usize) -> Result<(), ApiError> {
     Err(ApiError::invalid(param, format!("{choices} replies are asked for; at most {most} are made for one request")))
 }
 
-/// Makes sure that a sequence can be read by the model.
+/// Checks that the model can read a sequence.
 ///
 /// # Errors
-/// If it is empty, too long or has a token that the model does not know.
+/// If it is empty, too long or has a token outside the vocabulary.
 pub(super) fn check_tokens(name: &str, tokens: &[u32], served: &Served) -> Result<(), ApiError> {
     let (length, context, vocabulary) = (tokens.len(), served.context, served.spec().vocab_size);
     if tokens.is_empty() {
@@ -265,7 +266,7 @@ pub(super) fn check_tokens(name: &str, tokens: &[u32], served: &Served) -> Resul
     }
 }
 
-/// Most tokens of the reply to a prompt of so many tokens.
+/// The maximum number of tokens of the reply to a prompt of `length` tokens.
 fn room(
     form: Form,
     name: &str,
@@ -293,7 +294,7 @@ fn room(
     Err(ApiError::too_long(name, message))
 }
 
-/// A body in another format than JSON.
+/// The error for a body that is not JSON.
 pub(super) fn not_json() -> ApiError {
     ApiError::malformed(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the body with Content-Type: application/json")
 }

@@ -1,7 +1,7 @@
-//! The engine of the server: one thread owns all models and computes for the requests that are there.
+//! The engine of the server: one thread owns all models and computes for all requests.
 //!
-//! Requests come as [`Command`]s. Each model is a [`Lane`](lane::Lane) with its sequences; the lanes take turns, a step of
-//! decoding each, and between steps one forward pass is run for those that ask for scores or log-probs.
+//! Requests arrive as [`Command`]s. Each model is a [`Lane`](lane::Lane) with its sequences; the lanes take turns, one
+//! decoding step each, and between steps one forward pass is run for requests of scores or log-probs.
 use std::{
     collections::VecDeque,
     sync::{
@@ -21,7 +21,7 @@ mod pass;
 pub(super) use command::{Asked, Command, Drawn, Generation, Pass, Passed, Place, Queue, Reading, Request};
 use lane::Lane;
 
-/// Computes what comes until the senders are gone and everything is answered.
+/// Processes commands until all senders are dropped and everything is finished.
 pub(super) fn run(models: &[Model], contexts: &[usize], size: &Size, commands: &Receiver<Command>, metrics: &Metrics) {
     let lane = |(model, &context)| Lane::new(model, context, size, metrics);
     let mut lanes: Vec<Option<Lane<'_>>> = models.iter().zip(contexts).map(lane).collect();
@@ -32,7 +32,7 @@ pub(super) fn run(models: &[Model], contexts: &[usize], size: &Size, commands: &
         }
         metrics.set_running(lanes.iter().flatten().map(Lane::running).sum());
         if let Some(mut job) = passes.pop_front() {
-            // Others have their turn before the rest of a long one.
+            // Other jobs have their turn before the rest of a long one.
             if job.step(models, size.batched_tokens) == pass::Progress::More {
                 passes.push_back(job);
             }
@@ -40,7 +40,7 @@ pub(super) fn run(models: &[Model], contexts: &[usize], size: &Size, commands: &
     }
 }
 
-/// Takes in what has come; waits if there is nothing to do. Returns whether there is, or may be, something to do.
+/// Receives commands, blocking if idle. Returns whether there is, or may be, something to do.
 fn receive(lanes: &mut [Option<Lane<'_>>], passes: &mut VecDeque<pass::Job>, commands: &Receiver<Command>) -> bool {
     loop {
         let is_idle = passes.is_empty() && lanes.iter().flatten().all(Lane::is_idle);
@@ -63,7 +63,7 @@ fn receive(lanes: &mut [Option<Lane<'_>>], passes: &mut VecDeque<pass::Job>, com
     }
 }
 
-/// What a model said is a number.
+/// Checks that all outputs of a model are finite.
 fn finite<'a>(values: impl IntoIterator<Item = &'a f32>) -> Result<(), Arc<str>> {
     match values.into_iter().find(|value| !value.is_finite()) {
         None => Ok(()),

@@ -1,4 +1,4 @@
-//! The fields of a request's body, each taken once: what is left over is not supported and is named.
+//! The fields of a request body, each taken once; remaining ones are reported as unsupported.
 use std::ops::RangeInclusive;
 
 use hyper::StatusCode;
@@ -6,14 +6,14 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 
-/// The fields that were not taken yet. A field that is null counts as absent.
+/// The fields not taken yet. A field that is null counts as absent.
 pub(super) struct Fields(Map<String, Value>);
 
 impl Fields {
-    /// The fields of a body, which must be a JSON object. Nesting deeper than 128 is refused by the parser.
+    /// Parses a body, which must be a JSON object. Nesting deeper than 128 is an error of the parser.
     ///
     /// # Errors
-    /// If it is none.
+    /// If it is not a JSON object.
     pub(super) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
         let wrong = |what: String| ApiError::malformed(StatusCode::BAD_REQUEST, what);
         match serde_json::from_slice(body) {
@@ -26,28 +26,28 @@ impl Fields {
         }
     }
 
-    /// Whether a field is there.
+    /// Whether a field exists.
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    /// A field as it is.
+    /// Takes a field, unparsed.
     pub(super) fn take(&mut self, name: &str) -> Option<Value> {
         self.0.shift_remove(name)
     }
 
-    /// A field that must be there.
+    /// Takes a required field.
     ///
     /// # Errors
-    /// If it is not.
+    /// If it is missing.
     pub(super) fn needed(&mut self, name: &str) -> Result<Value, ApiError> {
         self.take(name).ok_or_else(|| ApiError::invalid(name, format!("{name} is missing")))
     }
 
-    /// A text.
+    /// Takes a string.
     ///
     /// # Errors
-    /// If the field is something else.
+    /// If the field has another type.
     pub(super) fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
         match self.take(name) {
             None => Ok(None),
@@ -56,10 +56,10 @@ impl Fields {
         }
     }
 
-    /// True or false; false where it is absent.
+    /// Takes a boolean; false if absent.
     ///
     /// # Errors
-    /// If the field is something else.
+    /// If the field has another type.
     pub(super) fn flag(&mut self, name: &str) -> Result<bool, ApiError> {
         match self.take(name) {
             None => Ok(false),
@@ -68,10 +68,10 @@ impl Fields {
         }
     }
 
-    /// A whole number in a range.
+    /// Takes an integer in a range.
     ///
     /// # Errors
-    /// If the field is something else.
+    /// If the field has another type or is out of range.
     pub(super) fn count(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let number = value.as_i64().ok_or_else(|| expected(name, "a whole number", &value))?;
@@ -82,20 +82,20 @@ impl Fields {
         Err(ApiError::invalid(name, format!("{name} is {number}; it must be between {least} and {most}")))
     }
 
-    /// A finite number.
+    /// Takes a finite number.
     ///
     /// # Errors
-    /// If the field is something else.
+    /// If the field has another type or is not finite.
     pub(super) fn number(&mut self, name: &str) -> Result<Option<f32>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let number = value.as_f64().map(|number| number as f32).filter(|number| number.is_finite());
         number.map(Some).ok_or_else(|| expected(name, "a finite number", &value))
     }
 
-    /// Takes a field that may only have a value which changes nothing.
+    /// Takes an unsupported field, which may only have a value without effect.
     ///
     /// # Errors
-    /// If it has another one.
+    /// If it has another value.
     pub(super) fn neutral(&mut self, name: &str, changes_nothing: impl Fn(&Value) -> bool) -> Result<(), ApiError> {
         match self.take(name) {
             Some(value) if !changes_nothing(&value) => {
@@ -105,10 +105,10 @@ impl Fields {
         }
     }
 
-    /// Makes sure that every field was taken.
+    /// Checks that every field was taken.
     ///
     /// # Errors
-    /// Names the first one that was not.
+    /// The first field that was not taken.
     pub(super) fn finish(self) -> Result<(), ApiError> {
         match self.0.keys().next() {
             Some(name) => Err(ApiError::unsupported(name, format!("there is no parameter {name:?} here"))),
@@ -117,12 +117,12 @@ impl Fields {
     }
 }
 
-/// A value of another kind than the one that is needed.
+/// The error for a value of the wrong type.
 pub(super) fn expected(param: &str, what: &str, found: &Value) -> ApiError {
     ApiError::invalid(param, format!("{param} is {}; it must be {what}", kind(found)))
 }
 
-/// What a value is, for messages.
+/// The type of a value, for messages.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -134,17 +134,17 @@ pub(super) fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// Whether a value is a number equal to this one.
+/// Returns a test for this number.
 pub(super) fn is(number: f64) -> impl Fn(&Value) -> bool {
     move |value| value.as_f64() == Some(number)
 }
 
-/// Whether a value is this truth value.
+/// Returns a test for this boolean.
 pub(super) fn is_flag(flag: bool) -> impl Fn(&Value) -> bool {
     move |value| value.as_bool() == Some(flag)
 }
 
-/// Whether a value is an empty text, list or object.
+/// Whether a value is an empty string, list or object.
 pub(super) fn is_empty(value: &Value) -> bool {
     match value {
         Value::String(text) => text.is_empty(),

@@ -1,4 +1,4 @@
-//! What the engine draws for a request, as pieces of text with their log-probs: what replies are made of.
+//! Sampled tokens of a request as pieces of text with log-probs, from which replies are built.
 use std::{
     sync::Arc,
     task::{Context, Poll, ready},
@@ -21,13 +21,13 @@ use crate::{
 /// A piece of a choice.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Piece {
-    /// Which choice.
+    /// Index of the choice.
     pub choice: usize,
-    /// What it says; may be empty.
+    /// Its text; may be empty.
     pub text: String,
-    /// The log-probs of the tokens since the last piece, if they were asked for.
+    /// The log-probs of the tokens since the last piece, if requested.
     pub logprobs: Vec<Told>,
-    /// Why the choice ends with this piece.
+    /// Why the choice ends with this piece; none if it continues.
     pub finish: Option<&'static str>,
 }
 
@@ -35,16 +35,16 @@ pub(super) struct Piece {
 pub(super) struct Generated {
     choices: Choices,
     texts: Vec<Text>,
-    /// Log-probs of tokens whose text was not handed out yet.
+    /// Log-probs of tokens whose text was not emitted yet.
     kept: Vec<Vec<Told>>,
     drawn: usize,
-    /// When the request came; none after the first token.
+    /// Arrival of the request; none after the first token.
     began: Option<Instant>,
     metrics: Arc<Metrics>,
 }
 
 impl Generated {
-    /// Of these choices, whose texts end before any of `stops`.
+    /// The pieces of these choices, whose texts end before any of `stops`.
     pub(super) fn new(
         choices: Choices,
         count: usize,
@@ -56,12 +56,12 @@ impl Generated {
         Generated { choices, texts, kept: vec![Vec::new(); count], drawn: 0, began: Some(began), metrics }
     }
 
-    /// How many tokens were drawn.
+    /// The number of sampled tokens.
     pub(super) fn tokens(&self) -> usize {
         self.drawn
     }
 
-    /// The whole text of a choice that has ended.
+    /// The whole text of a finished choice.
     ///
     /// # Errors
     /// If the tokenizer's decoder fails.
@@ -69,7 +69,8 @@ impl Generated {
         self.texts[choice].whole(encoder)
     }
 
-    /// The next piece; none when all choices have ended. Pieces without text, log-probs and end are left out.
+    /// Polls for the next piece; none when all choices have ended. Pieces without text that do not end a choice are
+    /// skipped.
     pub(super) fn poll_piece(
         &mut self,
         served: &Served,

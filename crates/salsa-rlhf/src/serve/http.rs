@@ -1,4 +1,4 @@
-//! The listening side: connections, their limits, and the end of the server.
+//! The listener: connections, their limits, and the shutdown of the server.
 use std::{
     convert::Infallible,
     net::TcpListener,
@@ -23,19 +23,19 @@ use tokio::{
 
 use super::{app::App, routes, timed::Timed};
 
-/// Most headers of a request.
+/// Maximum number of headers of a request.
 const MOST_HEADERS: usize = 64;
 
-/// Most bytes of the head of a request.
+/// Maximum number of bytes of a request head.
 const MOST_HEAD: usize = 32 << 10;
 
-/// How long nobody is let in where the system has no room for another connection.
+/// Pause after a failed accept, for example if no descriptors are left.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves until `stop` says so; then what runs is finished, up to a limit.
+/// Serves until `stop` is set; then waits for running requests, up to a limit.
 ///
 /// # Errors
-/// If the address cannot be listened at.
+/// If listening on the address fails.
 pub(super) async fn serve(app: Arc<App>, listener: TcpListener, mut stop: watch::Receiver<bool>) -> anyhow::Result<()> {
     listener.set_nonblocking(true).context("cannot listen")?;
     let listener = tokio::net::TcpListener::from_std(listener).context("cannot listen")?;
@@ -52,7 +52,7 @@ pub(super) async fn serve(app: Arc<App>, listener: TcpListener, mut stop: watch:
             _ = stop.wait_for(|stop| *stop) => break,
         };
         let Ok((stream, _)) = accepted else {
-            // No descriptors are left, or the peer is gone already.
+            // No descriptors are left, or the peer has disconnected already.
             sleep(PAUSE).await;
             continue;
         };
@@ -60,7 +60,7 @@ pub(super) async fn serve(app: Arc<App>, listener: TcpListener, mut stop: watch:
         let connection = graceful.watch(connection(app.clone(), stream));
         app.metrics.set_connections(open.fetch_add(1, Ordering::Relaxed) + 1);
         tokio::spawn(async move {
-            // A connection that fails is the peer's matter.
+            // Errors of a connection concern only its peer.
             let _ = connection.await;
             app.metrics.set_connections(open.fetch_sub(1, Ordering::Relaxed) - 1);
             drop(permit);
@@ -68,17 +68,17 @@ pub(super) async fn serve(app: Arc<App>, listener: TcpListener, mut stop: watch:
     }
     drop(listener);
     app.is_stopping.store(true, Ordering::Relaxed);
-    // Those that are left after this are cut off with the process.
+    // Connections left after this are closed with the process.
     let _ = timeout(app.limits.shutdown, graceful.shutdown()).await;
     Ok(())
 }
 
-/// One connection, which serves one request after the other.
+/// Serves the requests of one connection one after another.
 fn connection(
     app: Arc<App>,
     stream: TcpStream,
 ) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> {
-    // Pieces of a stream are small and shall not wait for each other; a system that cannot say so serves all the same.
+    // Disables Nagle's algorithm, since pieces of a stream are small; a failure does no harm.
     let _ = stream.set_nodelay(true);
     let limit = app.limits.client;
     let service = service_fn(move |request: Request<Incoming>| {

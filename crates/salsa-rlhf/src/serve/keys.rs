@@ -1,4 +1,4 @@
-//! API keys: who may ask.
+//! API keys.
 use std::path::Path;
 
 use anyhow::ensure;
@@ -8,15 +8,15 @@ use subtle::{Choice, ConstantTimeEq};
 
 use crate::input;
 
-/// Digests of the keys; none: everybody may ask.
+/// Digests of the accepted keys; empty: no key is needed.
 #[derive(Clone, Default)]
 pub(crate) struct Keys(Vec<[u8; 32]>);
 
 impl Keys {
-    /// The keys of a file, one a line; empty lines and lines that begin with `#` are left out.
+    /// Reads keys from a file, one per line; empty lines and lines that begin with `#` are skipped.
     ///
     /// # Errors
-    /// If it cannot be read, holds no key, or a key has a space or a character that no header can carry.
+    /// If the file cannot be read, holds no key, or a key contains a space or a character that is invalid in a header.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Keys> {
         let text = input::read_to_string(path)?;
         let mut keys = Vec::new();
@@ -41,13 +41,13 @@ impl Keys {
         self.0.is_empty()
     }
 
-    /// Whether a request with these headers may be served. Takes the same time for every key of one length.
+    /// Whether these headers carry an accepted key. Takes equal time for all keys of the same length.
     pub(crate) fn allow(&self, headers: &HeaderMap) -> bool {
         if self.is_empty() {
             return true;
         }
         let given = headers.get(AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
-        // The scheme is no secret.
+        // The scheme is not secret.
         let Some((scheme, key)) = given.split_at_checked("Bearer ".len()) else { return false };
         let digest: [u8; 32] = Sha256::digest(key.trim_ascii()).into();
         let equal = self.0.iter().fold(Choice::from(0), |any, known| any | known.ct_eq(&digest));

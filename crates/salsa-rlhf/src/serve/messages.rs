@@ -7,13 +7,13 @@ use super::{
 };
 use crate::chat::{Conversation, Message, TemplateArguments};
 
-/// Most messages of a conversation.
+/// Maximum number of messages in a conversation.
 const MOST_MESSAGES: usize = 4096;
 
-/// Takes the conversation from a request: its messages, and what the chat template is given beside them.
+/// Takes the conversation from a request: its messages and the arguments of the chat template.
 ///
 /// # Errors
-/// Names the message that cannot be read.
+/// The message that cannot be read.
 pub(super) fn take(fields: &mut Fields) -> Result<Conversation, ApiError> {
     let messages = match fields.needed("messages")? {
         Value::Array(items) if items.is_empty() => {
@@ -29,7 +29,7 @@ pub(super) fn take(fields: &mut Fields) -> Result<Conversation, ApiError> {
     Ok(Conversation { messages: messages.collect::<Result<_, _>>()?, arguments: arguments(fields)? })
 }
 
-/// The arguments of the chat template.
+/// Takes the arguments of the chat template.
 fn arguments(fields: &mut Fields) -> Result<TemplateArguments, ApiError> {
     const NAME: &str = TemplateArguments::COLUMN;
     match fields.take(NAME) {
@@ -60,7 +60,7 @@ fn message(at: usize, item: Value) -> Result<Message, ApiError> {
     Ok(Message::new(role, content))
 }
 
-/// The texts of the parts of a message, end to end.
+/// Concatenates the text parts of a message.
 fn joined(name: &str, parts: Vec<Value>) -> Result<String, ApiError> {
     let text = |(at, part): (usize, Value)| {
         let name = format!("{name}.content[{at}]");
@@ -72,7 +72,7 @@ fn joined(name: &str, parts: Vec<Value>) -> Result<String, ApiError> {
     parts.into_iter().enumerate().map(text).collect()
 }
 
-/// Messages have fields for tools, refusals and names: empty ones say nothing.
+/// Checks that other fields of a message (tools, refusals, names) are empty.
 fn nothing_else(name: &str, fields: Map<String, Value>) -> Result<(), ApiError> {
     match fields.iter().find(|(_, value)| !is_empty(value)) {
         None => Ok(()),

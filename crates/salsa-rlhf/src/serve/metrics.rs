@@ -1,4 +1,4 @@
-//! Counts of what the server did, in Prometheus' text format.
+//! Counters of the server in Prometheus' text format.
 use std::{
     collections::BTreeMap,
     fmt::Write,
@@ -11,10 +11,10 @@ use std::{
 
 use crate::stage::memory::available::resident_bytes;
 
-/// Upper ends of the histograms' buckets, in seconds.
+/// Upper bounds of the histograms' buckets, in seconds.
 const SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// Counts since the server began.
+/// Counters since the start of the server.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     running: AtomicUsize,
@@ -27,7 +27,7 @@ pub(crate) struct Metrics {
     requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
 }
 
-/// How often a time was at most so long.
+/// A histogram of times, with the buckets of [`SECONDS`].
 #[derive(Debug, Default)]
 struct Histogram {
     buckets: [AtomicU64; SECONDS.len()],
@@ -60,38 +60,38 @@ impl Histogram {
 }
 
 impl Metrics {
-    /// Notes how many sequences are being decoded.
+    /// Sets the number of running sequences.
     pub(crate) fn set_running(&self, count: usize) {
         self.running.store(count, Ordering::Relaxed);
     }
 
-    /// Notes how many connections are open.
+    /// Sets the number of open connections.
     pub(crate) fn set_connections(&self, count: usize) {
         self.connections.store(count, Ordering::Relaxed);
     }
 
-    /// Adds tokens of prompts that were read.
+    /// Adds prompt tokens that were processed.
     pub(crate) fn add_prompt_tokens(&self, count: usize) {
         self.prompt_tokens.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// Adds tokens that were drawn.
+    /// Adds generated tokens.
     pub(crate) fn add_generated_tokens(&self, count: usize) {
         self.generated_tokens.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// Notes the time from a request to the first token of its reply.
+    /// Records the time from a request to the first token of its reply.
     pub(crate) fn first_token(&self, time: Duration) {
         self.first_token.observe(time);
     }
 
-    /// Notes a request that was answered, and the time until its answer began.
+    /// Records a finished request, and the time until its response began.
     pub(crate) fn answered(&self, path: &'static str, status: u16, time: Duration) {
         *self.requests.lock().unwrap_or_else(PoisonError::into_inner).entry((path, status)).or_default() += 1;
         self.duration.observe(time);
     }
 
-    /// All of it, with the sequences that wait.
+    /// All metrics, including the number of waiting sequences.
     pub(crate) fn text(&self, waiting: usize) -> String {
         let mut text = String::new();
         let mut number = |name: &str, kind: &str, help: &str, value: u64| {

@@ -1,19 +1,19 @@
-//! `salsa serve`: an endpoint that speaks OpenAI's protocol, for several checkpoints and adapters.
+//! `salsa serve`: an OpenAI-compatible server for several checkpoints and adapters.
 //!
 //! # Layout
 //!
 //! ```text
-//! http      connections, their limits, the end of the server       (threads of the runtime)
-//! routes    path to request
-//! completion, messages, parameters, readings, fields   what a request asks, checked
-//! app       what all connections share
-//! engine    one thread owns the models: lanes of sequences, forward passes
+//! http      connections, their limits, shutdown                     (threads of the runtime)
+//! routes    routing by path
+//! completion, messages, parameters, readings, fields   parsed and checked requests
+//! app       state shared by all connections
+//! engine    one thread that owns the models: lanes of sequences, forward passes
 //! choices, generated, text, tokens     from tokens to pieces of text with log-probs
 //! reply, respond                       pieces in OpenAI's form, whole or as a stream
 //! ```
 //!
-//! A reply is a function of its request alone, on the CPU to the byte (its id and its time apart): a response of the
-//! engine does not depend on what is decoded beside it, and pieces of several choices come in a fixed order.
+//! On the CPU, a reply is a function of its request alone, to the byte (except for its id and time): the engine's
+//! output does not depend on concurrent sequences, and pieces of several choices have a fixed order.
 use std::{
     net::TcpListener,
     sync::{
@@ -53,26 +53,26 @@ use app::{App, Limits};
 use catalogue::{Catalogue, Size};
 use keys::Keys;
 
-/// A server that is about to begin.
+/// A server that is ready to start.
 pub(crate) struct Server {
     /// The models without their weights.
     pub catalogue: Catalogue,
     /// The models, in the catalogue's order.
     pub models: Vec<Model>,
-    /// How much is computed at once.
+    /// Sizes of the computation.
     pub size: Size,
-    /// Most sequences that wait.
+    /// Maximum number of waiting sequences.
     pub queue: usize,
-    /// Who may ask.
+    /// The accepted API keys.
     pub keys: Keys,
-    /// What clients may do.
+    /// Limits on clients.
     pub limits: Limits,
-    /// Program, instruction set and number type: what the bytes of a reply depend on besides its request.
+    /// Program, instruction set and number type: everything but the request that the bytes of a reply depend on.
     pub fingerprint: String,
 }
 
 impl Server {
-    /// Serves until `stop` says so. This thread computes, others hold the connections.
+    /// Serves until `stop` is set. This thread runs the engine, others handle the connections.
     ///
     /// # Errors
     /// If the threads cannot be started.
@@ -103,7 +103,7 @@ impl Server {
             .name("serve".to_owned())
             .spawn(move || {
                 let served = runtime.block_on(http::serve(app, listener, stop));
-                // What is left of connections is dropped here, and with the last of them the way to the engine.
+                // Drops the remaining connections, and with the last of them the channel to the engine.
                 runtime.shutdown_background();
                 served
             })

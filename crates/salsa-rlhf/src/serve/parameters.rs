@@ -1,4 +1,4 @@
-//! How a reply is sampled and told: the parameters that both kinds of completions have.
+//! Sampling and reply parameters, common to chat and text completions.
 use std::hash::{BuildHasher, RandomState};
 
 use serde_json::Value;
@@ -8,59 +8,59 @@ use super::{
     fields::{Fields, expected, is, is_empty, is_flag},
 };
 
-/// Most choices for one prompt.
+/// Maximum number of choices per prompt.
 const MOST_CHOICES: i64 = 128;
 
-/// Most stop texts, and most bytes of one.
+/// Maximum number of stop texts, and of bytes of each.
 const MOST_STOPS: (usize, usize) = (16, 1024);
 
-/// The lowest temperature above 0: logits divided by less overflow.
+/// The lowest temperature above 0: dividing logits by less would overflow.
 const LEAST_TEMPERATURE: f32 = 1e-4;
 
 /// The highest temperature.
 const MOST_TEMPERATURE: f32 = 100.0;
 
-/// What both kinds of completions may be asked.
+/// Parameters of both kinds of completions.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Parameters {
-    /// The model, by its name.
+    /// The name of the model.
     pub model: Option<String>,
-    /// Choices for each prompt.
+    /// Choices per prompt.
     pub n: u32,
-    /// Most tokens of a reply; none: what the context has left (chat), or 16.
+    /// Maximum number of tokens of a reply; none: the rest of the context (chat), or 16.
     pub max_tokens: Option<usize>,
-    /// Divides the logits; 0 takes the most likely token.
+    /// Divisor of the logits; 0 takes the most likely token.
     pub temperature: f32,
-    /// Only the most likely tokens that together have this probability.
+    /// Samples from the most likely tokens whose cumulative probability reaches this value.
     pub top_p: f32,
-    /// Only so many most likely tokens; 0: all.
+    /// Samples from this many most likely tokens; 0: all.
     pub top_k: usize,
-    /// Key of the random numbers.
+    /// Seed of the random numbers.
     pub seed: u64,
-    /// Texts that end a reply, which has none of them.
+    /// Texts that end a reply and are not part of it.
     pub stop: Vec<String>,
-    /// Tokens that end a reply besides the model's own.
+    /// Further tokens that end a reply.
     pub stop_token_ids: Vec<u32>,
-    /// Whether the model's own end tokens do not end a reply.
+    /// Whether to ignore the model's own end tokens.
     pub ignore_eos: bool,
-    /// Whether and how the reply comes piece by piece.
+    /// Whether and how the reply is streamed.
     pub stream: Option<Streaming>,
 }
 
-/// How a reply that comes piece by piece ends.
+/// The end of a streamed reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Streaming {
-    /// With its last piece.
+    /// The last piece.
     Bare,
-    /// With the counts of tokens.
+    /// A chunk with the token counts.
     WithUsage,
 }
 
 impl Parameters {
-    /// Takes them from a request.
+    /// Takes the parameters from a request.
     ///
     /// # Errors
-    /// Names the parameter that is wrong or not supported.
+    /// The parameter that is invalid or not supported.
     pub(super) fn take(fields: &mut Fields) -> Result<Parameters, ApiError> {
         let n = fields.count("n", 1..=MOST_CHOICES)?.unwrap_or(1);
         fields.neutral("best_of", |value| value.as_i64() == Some(n))?;
@@ -81,7 +81,8 @@ impl Parameters {
     }
 }
 
-/// Parameters that exist elsewhere: values that would change a reply are refused, names for bookkeeping are dropped.
+/// Checks unsupported parameters of other servers: values that would change a reply are errors, bookkeeping fields are
+/// dropped.
 fn refuse_what_changes_replies(fields: &mut Fields) -> Result<(), ApiError> {
     for name in ["frequency_penalty", "presence_penalty", "min_p", "min_tokens"] {
         fields.neutral(name, is(0.0))?;
@@ -104,7 +105,7 @@ fn refuse_what_changes_replies(fields: &mut Fields) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The most tokens of a reply, under either name; the newer one wins.
+/// The maximum number of tokens of a reply, under either name; the newer name wins.
 fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     let mut read = |name| fields.count(name, 0..=i64::from(u32::MAX));
     let (old, new) = (read("max_tokens")?, read("max_completion_tokens")?);
@@ -128,7 +129,7 @@ fn top_p(fields: &mut Fields) -> Result<f32, ApiError> {
     }
 }
 
-/// The seed; without one a new one for each request. Negative ones are taken by their bits.
+/// The seed; by default a random one per request. Negative seeds are reinterpreted as unsigned.
 fn seed(fields: &mut Fields) -> Result<u64, ApiError> {
     let Some(value) = fields.take("seed") else { return Ok(RandomState::new().hash_one(0)) };
     let seed = value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64));
@@ -168,10 +169,10 @@ fn stop_token_ids(fields: &mut Fields) -> Result<Vec<u32>, ApiError> {
     }
 }
 
-/// Token numbers.
+/// Parses token ids.
 ///
 /// # Errors
-/// Names the first item that is none.
+/// The first item that is not a token id.
 pub(super) fn token_ids(name: &str, items: &[Value]) -> Result<Vec<u32>, ApiError> {
     let id = |(at, item): (usize, &Value)| {
         let id = item.as_u64().and_then(|id| u32::try_from(id).ok());

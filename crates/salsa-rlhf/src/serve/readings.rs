@@ -10,33 +10,33 @@ use super::{
 };
 use crate::stage::text::rows::Row;
 
-/// A request that can be served.
+/// A valid request.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Readings {
-    /// The model's place in the catalogue.
+    /// The model's index in the catalogue.
     pub model: usize,
-    /// What is read.
+    /// The sequences to read.
     pub sequences: Vec<Vec<u32>>,
-    /// What is asked of each.
+    /// The requested output.
     pub asked: Asked,
     form: Form,
 }
 
-/// How the answer is written.
+/// The form of the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
-    /// One entry for each line of `input`.
+    /// One entry per item of `input`.
     Data,
-    /// OpenRLHF's: a list of scores.
+    /// OpenRLHF's form: a list of scores.
     Rewards,
 }
 
 impl Readings {
-    /// Reads a request for scores: `input`, a list of what `salsa score` reads as lines, or OpenRLHF's `query`, a list of
-    /// texts of prompt and response as the chat template writes them.
+    /// Parses a request for scores: `input`, a list of rows as `salsa score` reads them, or OpenRLHF's `query`, a list
+    /// of texts of prompt and response as rendered by the chat template.
     ///
     /// # Errors
-    /// Names the parameter that is wrong or not supported.
+    /// The parameter that is invalid or not supported.
     pub(super) fn scores(body: &[u8], catalogue: &Catalogue, most: usize) -> Result<Readings, ApiError> {
         let mut fields = Fields::parse(body)?;
         let model = catalogue.find(fields.text("model")?.as_deref(), Kind::Reward)?;
@@ -45,7 +45,7 @@ impl Readings {
         let sequences = match form {
             Form::Data => rows(&mut fields, served, most)?,
             Form::Rewards => {
-                // OpenRLHF sends them along for rewards that are functions; a reward model needs neither.
+                // OpenRLHF sends these for reward functions; a reward model does not need them.
                 fields.take("prompts");
                 fields.take("labels");
                 queries(&mut fields, served, most)?
@@ -55,7 +55,7 @@ impl Readings {
         Ok(Readings { model, sequences, asked: Asked::Scores, form })
     }
 
-    /// Reads a request for log-probs: `input`, a list of what `salsa logprobs` reads as lines.
+    /// Parses a request for log-probs: `input`, a list of rows as `salsa logprobs` reads them.
     ///
     /// # Errors
     /// As [`Readings::scores`].
@@ -67,7 +67,7 @@ impl Readings {
         Ok(Readings { model, sequences, asked: Asked::Logprobs, form: Form::Data })
     }
 
-    /// The answer.
+    /// Builds the response.
     pub(super) fn answer(&self, served: &Served, passed: Passed) -> Value {
         let entries: Vec<Map<String, Value>> = match passed {
             Passed::Scores(scores) if self.form == Form::Rewards => {
@@ -93,7 +93,7 @@ impl Readings {
     }
 }
 
-/// What `salsa score` adds to a line.
+/// The keys that `salsa score` adds to a row.
 fn scored(served: &Served, score: f32) -> Map<String, Value> {
     let mut entry = Map::from_iter([("score".to_owned(), json!(score))]);
     if let Some((mean, deviation)) = served.checkpoint.score_normalization() {
@@ -102,12 +102,12 @@ fn scored(served: &Served, score: f32) -> Map<String, Value> {
     entry
 }
 
-/// What `salsa logprobs` adds to a line.
+/// The keys that `salsa logprobs` adds to a row.
 fn told(tokens: &[u32], logprobs: &[f32]) -> Map<String, Value> {
     Map::from_iter([("tokens".to_owned(), json!(tokens)), ("logprobs".to_owned(), json!(logprobs))])
 }
 
-/// The list under this name, of at least one item and of no more than there are places in the queue.
+/// Takes the list of this name, with at least one item and at most as many as the queue has places.
 fn list(fields: &mut Fields, name: &str, most: usize) -> Result<Vec<Value>, ApiError> {
     match fields.needed(name)? {
         Value::Array(items) if items.is_empty() => Err(ApiError::invalid(name, format!("{name} is empty"))),
@@ -120,7 +120,7 @@ fn list(fields: &mut Fields, name: &str, most: usize) -> Result<Vec<Value>, ApiE
     }
 }
 
-/// The sequences of rows, as the commands read them from lines.
+/// Tokenises rows as the commands do.
 fn rows(fields: &mut Fields, served: &Served, most: usize) -> Result<Vec<Vec<u32>>, ApiError> {
     let spec = served.spec();
     let sequence = |(index, item): (usize, Value)| {
@@ -135,7 +135,7 @@ fn rows(fields: &mut Fields, served: &Served, most: usize) -> Result<Vec<Vec<u32
     list(fields, "input", most)?.into_iter().enumerate().map(sequence).collect()
 }
 
-/// The sequences of OpenRLHF's texts: padding is left out, and an end token stands at the end.
+/// Tokenises OpenRLHF's texts: removes padding, and ends each with an end token.
 fn queries(fields: &mut Fields, served: &Served, most: usize) -> Result<Vec<Vec<u32>>, ApiError> {
     let encoder = served.encoder()?;
     let (pad, ends) = (served.checkpoint.tokens.pad, encoder.ends());

@@ -8,52 +8,52 @@ use super::{
     tokens::{self, Told},
 };
 
-/// What a reply begins with where it repeats its prompt.
+/// The echoed prompt at the start of a reply.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Opening {
     /// The prompt.
     pub text: String,
-    /// Its log-probs, if they were asked for.
+    /// Its log-probs, if requested.
     pub logprobs: Vec<Told>,
 }
 
-/// A reply being written.
+/// A reply under construction.
 pub(super) struct Reply {
     /// Its form.
     pub form: Form,
-    /// Its name.
+    /// Its id.
     pub id: String,
-    /// When it was made, in seconds since 1970.
+    /// Its creation time, in seconds since 1970.
     pub created: u64,
-    /// The model, by its name.
+    /// The name of the model.
     pub model: String,
-    /// Program, instruction set and number type: what bytes depend on besides the request.
+    /// Program, instruction set and number type: everything but the request that the bytes depend on.
     pub fingerprint: String,
     /// Tokens of all prompts.
     pub prompt_tokens: usize,
-    /// Whether log-probs are told.
+    /// Whether log-probs are included.
     pub has_logprobs: bool,
-    /// Whether chunks have a place for the counts of tokens.
+    /// The streaming mode; none for a whole reply.
     pub streaming: Option<Streaming>,
-    /// For each choice what it begins with; empty where it repeats nothing.
+    /// The start of each choice; empty without `echo`.
     pub openings: Vec<Opening>,
-    /// For each choice the characters told so far.
+    /// The characters emitted so far of each choice.
     pub offsets: Vec<usize>,
 }
 
-/// A choice that is finished.
+/// A finished choice.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Whole {
     /// Its text.
     pub text: String,
-    /// Its log-probs, if they were asked for.
+    /// Its log-probs, if requested.
     pub logprobs: Vec<Told>,
     /// Why it ended.
     pub finish: &'static str,
 }
 
 impl Reply {
-    /// The whole reply.
+    /// Builds the whole reply.
     pub(super) fn whole(mut self, choices: Vec<Whole>, drawn: usize) -> Value {
         let openings = std::mem::take(&mut self.openings);
         let choice = |(index, (opening, choice)): (usize, (Opening, Whole))| {
@@ -111,7 +111,7 @@ impl Reply {
         }
     }
 
-    /// The chunk with the counts of tokens, if it was asked for.
+    /// The chunk with the token counts, if requested.
     pub(super) fn last_chunk(&self, drawn: usize) -> Option<Value> {
         (self.streaming == Some(Streaming::WithUsage)).then(|| {
             let mut chunk = self.envelope(Vec::new());

@@ -1,4 +1,4 @@
-//! Answers as HTTP has them: JSON at once, or a stream of events.
+//! HTTP responses: JSON, or a stream of events.
 use std::{
     collections::VecDeque,
     convert::Infallible,
@@ -24,20 +24,20 @@ use super::{
     reply::{Reply, Whole},
 };
 
-/// The body of an answer.
+/// The body of a response.
 pub(super) type Body = Either<Full<Bytes>, Events>;
 
-/// An answer of JSON.
+/// A JSON response.
 pub(super) fn json(status: StatusCode, value: &Value) -> Response<Body> {
     of_kind(status, "application/json", value.to_string())
 }
 
-/// An answer of text.
+/// A text response.
 pub(super) fn text(kind: &'static str, text: String) -> Response<Body> {
     of_kind(StatusCode::OK, kind, text)
 }
 
-/// An error in OpenAI's form.
+/// An error response in OpenAI's form.
 pub(super) fn error(error: &ApiError) -> Response<Body> {
     let mut response = json(error.status, &error.body());
     if let Some(seconds) = error.retry_after {
@@ -46,7 +46,7 @@ pub(super) fn error(error: &ApiError) -> Response<Body> {
     response
 }
 
-/// The answer to a method that a path does not have.
+/// The response to a method that a path does not support.
 pub(super) fn not_allowed(method: &'static str) -> Response<Body> {
     let message = format!("this path takes {method} only");
     let mut response = error(&ApiError::malformed(StatusCode::METHOD_NOT_ALLOWED, message));
@@ -61,7 +61,7 @@ fn of_kind(status: StatusCode, kind: &'static str, text: String) -> Response<Bod
     response
 }
 
-/// The whole reply, once it is finished.
+/// Waits for the whole reply and returns it.
 ///
 /// # Errors
 /// If the engine fails.
@@ -86,7 +86,7 @@ pub(super) async fn whole(
     Ok(json(StatusCode::OK, &reply.whole(choices, generated.tokens())))
 }
 
-/// The reply piece by piece, as server-sent events.
+/// Streams the reply as server-sent events.
 pub(super) fn stream(app: Arc<App>, model: usize, mut reply: Reply, generated: Option<Generated>) -> Response<Body> {
     let choices = reply.openings.len();
     let mut frames: VecDeque<Bytes> = reply.first_chunks().iter().map(event).collect();
@@ -104,7 +104,7 @@ pub(super) fn stream(app: Arc<App>, model: usize, mut reply: Reply, generated: O
     response
 }
 
-/// A stream of events. When the client leaves it is dropped, and with it what the engine does for it.
+/// A stream of events. It is dropped when the client disconnects, which cancels the generation.
 pub(crate) struct Events {
     app: Arc<App>,
     model: usize,
@@ -115,7 +115,7 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// Takes the next piece into `frames`.
+    /// Polls for the next piece and appends its events to `frames`.
     fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let served = &self.app.catalogue.models[self.model];
         let piece = match &mut self.generated {

@@ -1,4 +1,4 @@
-//! Which path asks for what.
+//! Routing of paths.
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -16,7 +16,7 @@ use super::{
     respond::{self, Body},
 };
 
-/// What a path asks for.
+/// The handler of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
     Health,
@@ -26,7 +26,7 @@ enum Route {
     Reading(Reading),
 }
 
-/// The paths, and their names in metrics. `/get_reward` is the path of OpenRLHF's own server.
+/// The paths, which are also their names in metrics. `/get_reward` is the path of OpenRLHF's own server.
 const ROUTES: [(&str, Route); 8] = [
     ("/health", Route::Health),
     ("/metrics", Route::Metrics),
@@ -38,7 +38,7 @@ const ROUTES: [(&str, Route); 8] = [
     ("/logprobs", Route::Reading(Reading::Logprobs)),
 ];
 
-/// Answers a request.
+/// Handles a request.
 pub(super) async fn answer(app: Arc<App>, request: Request<Incoming>) -> Response<Body> {
     let came = Instant::now();
     let path = request.uri().path();
@@ -96,8 +96,8 @@ async fn routed(
     }
 }
 
-/// The body of a request that says that it is JSON: a page in a browser cannot send such a one to a server that is not its
-/// own without asking first, which is not answered here.
+/// Reads a body with a JSON content type. A web page cannot send one to another origin without a CORS preflight, which
+/// this server does not answer.
 async fn json_body(app: &App, request: Request<Incoming>) -> Result<Vec<u8>, ApiError> {
     if !is_json(request.headers()) {
         return Err(not_json());
@@ -130,7 +130,7 @@ fn one(app: &App, name: &str) -> Result<Response<Body>, ApiError> {
     Ok(respond::json(StatusCode::OK, &told(app, served)))
 }
 
-/// A model as OpenAI's list has it, with what vLLM adds.
+/// A model in OpenAI's list format, with vLLM's additions.
 fn told(app: &App, served: &Served) -> Value {
     let base = served.checkpoint.adapter().map(|_| served.checkpoint.base_dir());
     json!({

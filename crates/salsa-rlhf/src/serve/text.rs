@@ -1,30 +1,30 @@
-//! From tokens to the text of a choice, as they come, and the texts at which it ends.
+//! Incremental detokenisation of a choice, with stop texts.
 use crate::stage::text::encoder::Encoder;
 
 /// The text of a choice so far.
 ///
-/// A token may be a part of a character, and what it reads as may depend on the one before. So the last tokens are decoded
-/// together, and text counts once it ends with a whole character.
+/// A token may be part of a character, and its text may depend on the previous token. Therefore the last tokens are
+/// decoded together, and text is appended once it ends with a whole character.
 #[derive(Debug, Default)]
 pub(super) struct Text {
     tokens: Vec<u32>,
-    /// The tokens before `read` are in `text`; those from `window` on are decoded together with what follows.
+    /// The tokens before `read` are in `text`; those from `window` on are decoded together with later ones.
     window: usize,
     read: usize,
     text: String,
     stops: Vec<String>,
-    /// Bytes of `text` that were handed out.
+    /// Bytes of `text` that were emitted.
     told: usize,
     is_stopped: bool,
 }
 
 impl Text {
-    /// Nothing yet; it ends before the first of `stops` that appears in it.
+    /// An empty text, which will end before the first occurrence of any of `stops`.
     pub(super) fn new(stops: &[String]) -> Text {
         Text { stops: stops.to_vec(), ..Text::default() }
     }
 
-    /// Takes in a token.
+    /// Appends a token.
     ///
     /// # Errors
     /// If the tokenizer's decoder fails.
@@ -33,7 +33,7 @@ impl Text {
         self.decode(encoder, Ending::Open)
     }
 
-    /// Takes in what is left of an unfinished character.
+    /// Flushes an incomplete character.
     ///
     /// # Errors
     /// As [`Text::push`].
@@ -58,8 +58,8 @@ impl Text {
         Ok(())
     }
 
-    /// Cuts the text before the stop text that is complete first and ends behind `searched` bytes; of several that end
-    /// there, before the longest. So it does not matter how many characters a token brings.
+    /// Truncates the text before the stop text that is complete first and ends after `searched` bytes; of several that
+    /// end there, before the longest. The result is independent of how many characters a token has.
     fn stop_from(&mut self, searched: usize) {
         let find = |stop: &String| {
             let start = floor(&self.text, searched.saturating_sub(stop.len() - 1));
@@ -71,23 +71,23 @@ impl Text {
         }
     }
 
-    /// Whether a stop text appeared: the choice is over.
+    /// Whether a stop text occurred, which ends the choice.
     pub(super) fn is_stopped(&self) -> bool {
         self.is_stopped
     }
 
-    /// What can be handed out beyond what was: all but an end with which a stop text may begin.
+    /// Returns the text not emitted yet, except for a suffix that may be the beginning of a stop text.
     pub(super) fn more(&mut self) -> String {
         let held = if self.is_stopped { 0 } else { self.stops.iter().map(|stop| self.begun(stop)).max().unwrap_or(0) };
         self.up_to(self.text.len() - held)
     }
 
-    /// All that was not handed out.
+    /// Returns all text not emitted yet.
     pub(super) fn rest(&mut self) -> String {
         self.up_to(self.text.len())
     }
 
-    /// The whole text of a choice that has ended: as `salsa generate` decodes it, unless a stop text cut it.
+    /// The whole text of a finished choice: as `salsa generate` decodes it, unless a stop text truncated it.
     ///
     /// # Errors
     /// As [`Text::push`].
@@ -95,34 +95,34 @@ impl Text {
         if self.is_stopped { Ok(self.text.clone()) } else { encoder.decode(&self.tokens) }
     }
 
-    /// Tokens so far.
+    /// The tokens so far.
     #[cfg(test)]
     fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
     fn up_to(&mut self, end: usize) -> String {
-        // A stop text that began in what was handed out cannot be: such an end is held back.
+        // A stop text cannot have started in emitted text, since such a suffix is held back.
         let start = self.told.min(end);
         self.told = end.max(self.told);
         self.text[start..end].to_owned()
     }
 
-    /// Bytes at the end of the text that are a beginning of `stop`.
+    /// Length of the longest suffix of the text that is a proper prefix of `stop`.
     fn begun(&self, stop: &str) -> usize {
         let longest = self.text.len().min(stop.len() - 1);
         (1..=longest).rev().find(|&len| stop.is_char_boundary(len) && self.text.ends_with(&stop[..len])).unwrap_or(0)
     }
 }
 
-/// Whether more tokens follow.
+/// Whether more tokens may follow.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ending {
     Open,
     Last,
 }
 
-/// The last place at or before `at` where a character begins.
+/// The last character boundary at or before `at`.
 fn floor(text: &str, at: usize) -> usize {
     (0..=at).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
 }
@@ -172,7 +172,7 @@ mod tests {
             let encoder = encoder();
             let tokens = encoder.tokens_of_rendered(&text).unwrap();
             let (pieces, stopped, _) = pieces(&encoder, &tokens, &stops);
-            // The first stop text that is complete ends the choice, whatever else comes with the same token.
+            // The first complete stop text ends the choice, even if the same token contains another one.
             let ends = text.char_indices().map(|(at, letter)| at + letter.len_utf8());
             let end = ends.into_iter().find_map(|end| {
                 stops.iter().filter_map(|stop| text[..end].find(stop.as_str())).min()
@@ -182,7 +182,7 @@ mod tests {
         }
     }
 
-    /// A token that ends amid a character is not told at once: then two stop texts are found together.
+    /// A token that ends inside a character is decoded later: then two stop texts are found together.
     #[test]
     fn of_two_stop_texts_the_one_that_is_complete_first_ends_the_choice() {
         let encoder = encoder();

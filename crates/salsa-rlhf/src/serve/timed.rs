@@ -1,4 +1,4 @@
-//! A connection whose peer must keep taking what is sent to it.
+//! A connection with a timeout for writes.
 use std::{
     future::Future,
     io,
@@ -13,22 +13,22 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// A connection that fails when a write has waited for so long. Reads wait as long as they like: what a request may take
-/// is limited where requests are read.
+/// A connection that fails if a write blocks for too long. Reads have no limit here; they are limited where requests
+/// are read.
 pub(super) struct Timed {
     stream: TcpStream,
     limit: Duration,
-    /// Runs while a write waits.
+    /// Timer of a blocked write.
     waits: Option<Pin<Box<Sleep>>>,
 }
 
 impl Timed {
-    /// A connection with this limit.
+    /// Wraps a stream with this limit.
     pub(super) fn new(stream: TcpStream, limit: Duration) -> Timed {
         Timed { stream, limit, waits: None }
     }
 
-    /// What a write did, or that it waited for too long.
+    /// Passes on the result of a write, or a timeout if it was blocked for too long.
     fn watched<T>(&mut self, done: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if done.is_ready() {
             self.waits = None;

@@ -1,4 +1,4 @@
-//! What a client is told of a token: its text, its bytes, its log-prob and those of the most likely ones in its place.
+//! A token in a response: its text, bytes and log-prob, and those of the most likely tokens at its position.
 use serde_json::{Map, Value, json};
 
 use crate::stage::text::encoder::Encoder;
@@ -6,26 +6,26 @@ use crate::stage::text::encoder::Encoder;
 /// A token with its log-prob.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Token {
-    /// Its bytes; those of one token need not be whole characters.
+    /// Its bytes, which may be part of a character.
     pub bytes: Vec<u8>,
     /// Its log-prob; none for the first token of a prompt.
     pub logprob: Option<f32>,
 }
 
-/// A token, and the most likely ones in its place.
+/// A token, and the most likely tokens at its position.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Told {
-    /// The token that stands there.
+    /// The actual token.
     pub token: Token,
-    /// The most likely ones, the most likely first.
+    /// The most likely tokens, in descending order.
     pub top: Vec<Token>,
 }
 
-/// The way from token numbers to what is told of them.
+/// Conversion of token ids to their form in responses.
 pub(super) struct Vocabulary<'a>(pub &'a Encoder);
 
 impl Vocabulary<'_> {
-    /// What is told of a token of a ranking.
+    /// A token with its ranking.
     ///
     /// # Errors
     /// If the tokenizer's decoder fails.
@@ -37,7 +37,7 @@ impl Vocabulary<'_> {
         Ok(Told { token: token_of((token, logprob))?, top })
     }
 
-    /// What is told of the first token of a prompt: nothing comes before it.
+    /// The first token of a prompt, which has no log-prob.
     ///
     /// # Errors
     /// As [`Vocabulary::told`].
@@ -47,7 +47,7 @@ impl Vocabulary<'_> {
 }
 
 impl Token {
-    /// Its text, in which bytes that are no whole character are replaced.
+    /// Its text, with incomplete characters replaced.
     pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
@@ -72,7 +72,8 @@ pub(super) fn for_chat(tokens: &[Told]) -> Value {
     json!({"content": tokens.iter().map(entry).collect::<Vec<_>>(), "refusal": null})
 }
 
-/// `{"tokens", "token_logprobs", "top_logprobs", "text_offset"}`; `offset` counts the characters before the first token.
+/// `{"tokens", "token_logprobs", "top_logprobs", "text_offset"}`; `offset` is the number of characters before the
+/// tokens.
 pub(super) fn for_completion(tokens: &[Told], offset: &mut usize) -> Value {
     let mut offsets = Vec::with_capacity(tokens.len());
     for told in tokens {
@@ -84,7 +85,7 @@ pub(super) fn for_completion(tokens: &[Told], offset: &mut usize) -> Value {
             return Value::Null;
         }
         let mut entries = Map::new();
-        // Several tokens may read the same; the most likely one stands for them. The token itself is always there.
+        // Several tokens may have the same text; the most likely one is kept. The actual token is always included.
         for token in told.top.iter().chain([&told.token]) {
             entries.entry(token.text()).or_insert_with(|| json!(token.logprob));
         }

@@ -1,4 +1,4 @@
-//! From what the cells measured to the numbers of `study.json`.
+//! Computes the numbers of `study.json` from the measurements of the cells.
 use std::collections::HashMap;
 
 use anyhow::{Context, anyhow};
@@ -18,14 +18,14 @@ use crate::report::{
     SweepPoint,
 };
 
-/// Points of a mean curve.
+/// Number of points of a mean curve.
 const BAND_POINTS: usize = 25;
 
-/// The arms of a study with what their cells measured.
+/// The arms of a study with the measurements of their cells.
 pub(super) struct Analysis<'a> {
     pub study: &'a Study,
     outcomes: HashMap<usize, Outcome>,
-    /// The values of the factor that is the unit, in order; one without a value if there is none.
+    /// The values of the factor that is the unit of analysis, in order; a single none if there is no such factor.
     units: Vec<Option<Value>>,
     unit: Option<usize>,
 }
@@ -36,14 +36,14 @@ pub(super) struct Variant<'a> {
     pub at: Map<String, Value>,
     /// The values of the chosen factors, in the order of the study.
     pub settings: Vec<Setting>,
-    /// Of each setting, of each seed that has all its cells, those cells: the runs of the seed.
+    /// For each setting and each complete seed: the cells, i.e. the runs of the seed.
     cells: Vec<Vec<(u64, Vec<usize>)>>,
-    /// The place of the chosen setting.
+    /// The index of the chosen setting.
     pub chosen: usize,
 }
 
 impl<'a> Analysis<'a> {
-    /// Reads what is done.
+    /// Reads the finished cells.
     pub(super) fn new(study: &'a Study) -> anyhow::Result<Analysis<'a>> {
         let mut outcomes = HashMap::new();
         for (at, cell) in study.cells.iter().enumerate() {
@@ -57,17 +57,17 @@ impl<'a> Analysis<'a> {
         Ok(Analysis { study, outcomes, units, unit })
     }
 
-    /// What a cell measured, if it is done.
+    /// The measurements of a cell, if it is done.
     pub(super) fn outcome(&self, cell: usize) -> Option<&Outcome> {
         self.outcomes.get(&cell)
     }
 
-    /// The name of a seed by its place among the units.
+    /// The name of a seed, by its index among the units.
     pub(super) fn seed(&self, place: u64) -> String {
         self.units[place as usize].as_ref().map_or("1".to_owned(), short)
     }
 
-    /// Every arm at every value of the factors that are neither seeds nor chosen, that has a whole seed.
+    /// Every arm at every value of the factors that are neither seeds nor chosen, if it has at least one complete seed.
     pub(super) fn variants(&self) -> anyhow::Result<Vec<Variant<'a>>> {
         let mut variants: Vec<Variant<'a>> = Vec::new();
         for (arm, name) in self.study.arms.iter().enumerate() {
@@ -151,7 +151,7 @@ impl<'a> Analysis<'a> {
         variant.cells[setting].iter().map(of_seed).collect()
     }
 
-    /// The rewards on a set of a variant at the setting that was chosen on the validation set.
+    /// The rewards of a variant on a set, at the setting chosen on the validation set.
     pub(super) fn chosen_rewards(&self, variant: &Variant<'_>, set: &str) -> anyhow::Result<Vec<SeedSample>> {
         let Some(validation) = &self.study.measured.validation else { return self.rewards(variant, 0, set) };
         let on = |set: &str| (0..variant.settings.len()).map(|at| self.rewards(variant, at, set)).collect();
@@ -166,7 +166,7 @@ impl<'a> Analysis<'a> {
         Ok(validation.select_across_seeds().on_test(&test)?)
     }
 
-    /// A number of a variant at a setting: its mean over seeds; none if a run lacks it.
+    /// A statistic of a variant at a setting: its mean over seeds; none if a run lacks it.
     pub(super) fn number(
         &self,
         (variant, setting): (&Variant<'_>, usize),
@@ -177,7 +177,7 @@ impl<'a> Analysis<'a> {
         samples.map(|samples| self.over_seeds(&mean_over_seeds(&samples, SeedInterval::default())?)).transpose()
     }
 
-    /// One number for each seed: the mean of its runs.
+    /// A sample for each seed: the values of its runs.
     fn samples(
         &self,
         (variant, setting): (&Variant<'_>, usize),
@@ -199,14 +199,14 @@ impl<'a> Analysis<'a> {
         self.study.measured.sets.iter().position(|known| known == set).with_context(|| format!("there is no set {set}"))
     }
 
-    /// An estimate as it is written down.
+    /// Converts an estimate to its form in `study.json`.
     pub(super) fn over_seeds(&self, estimate: &SeedEstimate) -> anyhow::Result<OverSeeds> {
         let seeds = estimate.seeds.iter().map(|seed| (self.seed(seed.seed), seed.mean)).collect();
         let ci95 = estimate.interval.map(|interval| [interval.low, interval.high]);
         Ok(OverSeeds { mean: estimate.mean, ci95, seeds })
     }
 
-    /// All numbers of a variant at a setting on a set.
+    /// All statistics of a variant at a setting on a set.
     pub(super) fn numbers(&self, variant: &Variant<'_>, setting: usize, set: &str) -> anyhow::Result<ArmNumbers> {
         let rewards = self.rewards(variant, setting, set)?;
         let always = |pick: fn(&SplitSummary) -> f64| -> anyhow::Result<OverSeeds> {
@@ -227,7 +227,7 @@ impl<'a> Analysis<'a> {
         Some(summary.versus.kls.get(self.study.measured.anchor.as_deref()?)?.mean)
     }
 
-    /// The sets that are reported: all but the one on which settings are chosen.
+    /// The reported sets: all but the one on which settings are chosen.
     pub(super) fn reported(&self) -> Vec<&'a str> {
         let measured = &self.study.measured;
         measured.sets.iter().filter(|set| Some(*set) != measured.validation.as_ref()).map(String::as_str).collect()
@@ -244,7 +244,7 @@ impl<'a> Analysis<'a> {
         Ok(StudyArm { arm: variant.arm.to_owned(), at: variant.at.clone(), chosen, sets })
     }
 
-    /// The settings of a variant along one of the chosen factors, the others at their chosen values.
+    /// The settings of a variant along one chosen factor, with the others at their chosen values.
     fn along(&self, variant: &Variant<'_>, factor: usize) -> Vec<(Value, usize)> {
         let chosen = &variant.settings[variant.chosen];
         let differs_only_there =
@@ -253,7 +253,7 @@ impl<'a> Analysis<'a> {
         settings.map(|(at, setting)| (setting[factor].clone(), at)).collect()
     }
 
-    /// The curve of each seed along the first chosen factor; none without KL.
+    /// The curve of each seed along the first chosen factor; none if KL is not measured.
     pub(super) fn curves(&self, variant: &Variant<'_>, set: &str) -> anyhow::Result<Option<Vec<SeedCurve>>> {
         if self.study.measured.chosen.is_empty() || self.study.measured.anchor.is_none() {
             return Ok(None);
@@ -361,7 +361,7 @@ impl<'a> Analysis<'a> {
         Ok(Some(difference_over_seeds(&a, &b, SeedInterval::default())?))
     }
 
-    /// The difference of two variants on a set over the KL that both reach.
+    /// The difference of two variants on a set over the KL range that both reach.
     pub(super) fn difference_at_equal_kl(
         &self,
         a: &Variant<'_>,
@@ -381,7 +381,7 @@ impl<'a> Analysis<'a> {
         &variant.cells[variant.chosen]
     }
 
-    /// What the models before RL measured in each seed, where a variant is at its chosen setting.
+    /// The measurements of the models before RL in each seed of a variant at its chosen setting.
     pub(super) fn before(&self, variant: &Variant<'_>) -> anyhow::Result<Vec<(u64, Before)>> {
         let stage = format!("{}-before", self.study.base.evaluate);
         let mut all = Vec::new();
@@ -394,7 +394,7 @@ impl<'a> Analysis<'a> {
         Ok(all)
     }
 
-    /// The models before RL over seeds.
+    /// The models before RL, averaged over seeds.
     pub(super) fn arms_before(&self, before: &[(u64, Before)]) -> anyhow::Result<Vec<StudyArm>> {
         let Some((_, first)) = before.first() else { return Ok(Vec::new()) };
         let arm = |(at, (name, _)): (usize, &(String, _))| {
@@ -427,7 +427,7 @@ impl<'a> Analysis<'a> {
         first.arms.iter().enumerate().map(arm).collect()
     }
 
-    /// The line between two models over seeds, set by set.
+    /// The line between two models, over seeds, set by set.
     pub(super) fn landscape(&self, before: &[(u64, Before)]) -> anyhow::Result<Vec<LineOverSeeds>> {
         let Some((_, first)) = before.first() else { return Ok(Vec::new()) };
         let mut line = Vec::new();
@@ -462,7 +462,7 @@ fn band(curves: &[SeedCurve], range: KlRange) -> anyhow::Result<Vec<BandPoint>> 
     Ok(points.iter().filter_map(point).collect())
 }
 
-/// Those of two lists whose seeds are in both.
+/// The elements of two lists whose seeds occur in both.
 fn in_common<T>(mut a: Vec<T>, mut b: Vec<T>, seed: impl Fn(&T) -> u64) -> (Vec<T>, Vec<T>) {
     let seeds = |list: &[T]| list.iter().map(&seed).collect::<Vec<u64>>();
     let (of_a, of_b) = (seeds(&a), seeds(&b));

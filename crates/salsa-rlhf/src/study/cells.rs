@@ -1,5 +1,5 @@
-//! The recipe of a cell: the base recipe with the values of the factors, the arm's stage, its evaluation, and nothing that
-//! these do not need.
+//! The recipe of a cell: the base recipe with the values of the factors, the arm's stage, its evaluation, and only the
+//! stages that these need.
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
@@ -18,21 +18,21 @@ use crate::{
     stage::table::{self, STAGES},
 };
 
-/// The base recipe of a study, with what every cell changes.
+/// The base recipe of a study and the changes common to all cells.
 pub struct Base {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
     root: Map<String, Value>,
-    /// The stage that evaluates.
+    /// The name of the stage that evaluates.
     pub evaluate: String,
-    /// The kinds of the stages from which the arms are made.
+    /// The kinds of the stages that arms are made from.
     trained: Vec<String>,
 }
 
-/// An arm: a stage of the recipe and the keys in which it differs from it.
+/// An arm: a stage of the recipe and the keys that differ.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Arm {
-    /// Its name; that of its stage in the cells.
+    /// Its name, also that of its stage in the cells.
     pub name: String,
     /// The stage of the recipe that it is made from.
     pub stage: String,
@@ -42,14 +42,14 @@ pub struct Arm {
     set: Map<String, Value>,
 }
 
-/// What the stage that evaluates the models before RL is called after its own name.
+/// Suffix of the name of the stage that evaluates the models before RL.
 const BEFORE: &str = "-before";
 
 impl Base {
     /// Reads the base recipe.
     ///
     /// # Errors
-    /// If it cannot be read, does not evaluate, or a key path of `set` is none.
+    /// If it cannot be read, has no evaluation, or a key path of `set` does not exist.
     pub fn read(study: &StudyFile) -> anyhow::Result<Base> {
         let path = recipe::resolve::join(study.base(), &study.config.recipe);
         let shown = path.display().to_string();
@@ -79,7 +79,7 @@ impl Base {
         }
     }
 
-    /// Where a run of the base recipe by itself would be, by its `out` or its name.
+    /// The directory of a run of the base recipe by itself, from its `out` or its name.
     pub fn own_run(&self) -> Option<PathBuf> {
         let text = |key: &str| self.root.get(key).and_then(Value::as_str);
         let base = self.path.parent().unwrap_or(Path::new(""));
@@ -95,7 +95,7 @@ impl Base {
         self.stages().get(stage)?["kind"].as_str()
     }
 
-    /// The arms from their entries in the study file.
+    /// Builds the arms from their entries in the study file.
     ///
     /// # Errors
     /// As [`Base::arm`], with the arm's name.
@@ -106,7 +106,7 @@ impl Base {
         Ok(arms)
     }
 
-    /// An arm from its entry in the study file.
+    /// Builds an arm from its entry in the study file.
     ///
     /// # Errors
     /// A stage that does not exist, a key that it does not have.
@@ -147,11 +147,11 @@ impl Base {
         Ok(Arm { name: name.to_owned(), stage, keys, set })
     }
 
-    /// What a factor sets that names no keys: nothing if its value stands in an arm; else the key path that its name is, the
+    /// The target of a factor without `set`: none if an arm uses its value; else the factor's name as a key path, the
     /// recipe's seed, a variable of the recipe, or a key of the arms' stages.
     ///
     /// # Errors
-    /// If it is none of them.
+    /// If the name is none of these.
     pub fn meant(&self, factor: &str, arms: &[Arm]) -> anyhow::Result<Vec<(String, Value)>> {
         let value = placeholder(factor);
         let stands_in = |arm: &Arm| [&arm.keys, &arm.set].iter().any(|keys| hold(keys, &value));
@@ -180,10 +180,10 @@ impl Base {
         }
     }
 
-    /// The recipe of a cell, checked, with the stages that it needs; it will run in `out`.
+    /// Builds and checks the recipe of a cell, with only the stages it needs, to run in `out`.
     ///
     /// # Errors
-    /// Whatever is wrong with the recipe.
+    /// Any error of the recipe.
     pub fn cell(
         &self,
         (arm, factors, setting): (&Arm, &[Factor], &Setting),
@@ -204,7 +204,7 @@ impl Base {
         Ok(recipe)
     }
 
-    /// The base recipe with the arm's stage in front of the evaluation, and the values of the factors.
+    /// The base recipe with the arm's stage inserted before the evaluation, and the values of the factors set.
     fn with_values(&self, arm: &Arm, factors: &[Factor], setting: &Setting) -> anyhow::Result<Map<String, Value>> {
         let mut root = self.root.clone();
         let mut stages = Map::new();
@@ -239,7 +239,7 @@ impl Base {
         Ok(root)
     }
 
-    /// Makes of the recipe's evaluation two: one of the models before RL, which all arms share, and one of the arm.
+    /// Splits the recipe's evaluation in two: one of the models before RL, which all arms share, and one of the arm.
     fn evaluate_the_arm(&self, root: &mut Map<String, Value>, arm: &Arm, title: &str) -> anyhow::Result<()> {
         let Some(stages) = root.get_mut("stages").and_then(Value::as_object_mut) else { return Ok(()) };
         let Some(Value::Object(given)) = stages.shift_remove(&self.evaluate) else { return Ok(()) };
@@ -272,19 +272,19 @@ impl Base {
         Ok(())
     }
 
-    /// Every stage of the kinds from which arms are made: what only some cells have.
+    /// Every stage of the kinds that arms are made from, i.e. those that only some cells have.
     fn after_training<'a>(&self, stages: &'a Map<String, Value>) -> Vec<&'a str> {
         let is_trained = |stage: &Value| self.trained.iter().any(|kind| stage["kind"] == kind.as_str());
         stages.iter().filter(|(_, stage)| is_trained(stage)).map(|(name, _)| name.as_str()).collect()
     }
 }
 
-/// `arm.KEY` is a key of the arm's own stage.
+/// Expands `arm.KEY` to a key of the arm's own stage.
 fn of_arm(key: &str, arm: &Arm) -> String {
     key.strip_prefix("arm.").map_or_else(|| key.to_owned(), |rest| format!("stages.{}.{rest}", arm.name))
 }
 
-/// Sets a key path of a recipe; a key of a stage that is there under another of its names is replaced.
+/// Sets a key path of a recipe, replacing the same key of a stage under another name.
 fn set(root: &mut Map<String, Value>, path: &str, value: &Value) -> anyhow::Result<()> {
     let mut parts = path.splitn(4, '.');
     let (first, second, third, rest) = (parts.next(), parts.next(), parts.next(), parts.next());
@@ -302,7 +302,7 @@ fn set(root: &mut Map<String, Value>, path: &str, value: &Value) -> anyhow::Resu
     recipe::set(root, &path, &value.to_string())
 }
 
-/// Puts a key into a stage in place of another name of it.
+/// Sets a key of a stage, under the name that the stage already uses for it.
 fn put(stage: &mut Map<String, Value>, key: &str, value: Value) {
     let known = stage.keys().find(|known| names::are_same(known, key)).cloned();
     stage.insert(known.unwrap_or_else(|| key.to_owned()), value);
@@ -312,7 +312,7 @@ fn get<'a>(stage: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
     stage.iter().find(|(known, _)| names::are_same(known, key)).map(|(_, value)| value)
 }
 
-/// Whether one of these stages is named in a model source.
+/// Whether a model source names one of these stages.
 fn names_any(source: &Value, stages: &[&str]) -> bool {
     match source {
         Value::String(text) => {
@@ -325,7 +325,7 @@ fn names_any(source: &Value, stages: &[&str]) -> bool {
     }
 }
 
-/// Whether a text among these values holds another one.
+/// Whether one of these values contains a text.
 fn hold(keys: &Map<String, Value>, text: &str) -> bool {
     let mut found = false;
     let visited = visit_strings(&mut keys.clone().into(), "", &mut |_, value| {
@@ -336,7 +336,7 @@ fn hold(keys: &Map<String, Value>, text: &str) -> bool {
     found
 }
 
-/// Drops the stages on which none of the targets depends.
+/// Drops the stages that no target depends on.
 fn keep_needed(recipe: &mut Recipe, targets: &[&str]) {
     let mut needed: Vec<bool> = recipe.steps.iter().map(|step| targets.contains(&step.name.as_str())).collect();
     for i in (0..recipe.steps.len()).rev() {

@@ -1,5 +1,5 @@
-//! `salsa study --check`: how many stages there are to make, how long that takes and how much disk, from those that are
-//! done.
+//! `salsa study --check`: the number of missing stages, and an estimate of their time and disk space from the finished
+//! ones.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ use crate::{
     config::paths::PathKind, input, progress::human_time, recipe::Faults, stage::supervised::pretrain::PretrainConfig,
 };
 
-/// What one stage takes; none where nothing is known.
+/// Time and disk space of one stage; none if unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Cost {
     seconds: Option<f64>,
@@ -29,24 +29,24 @@ struct Cost {
 struct Group<'a> {
     kind: &'a str,
     done: Vec<Cost>,
-    /// The places of those to be made.
+    /// Indices of the unfinished ones.
     to_do: Vec<usize>,
 }
 
-/// What is to be made, in sum.
+/// Totals over all stages.
 #[derive(Default)]
 struct Sum {
     stages: usize,
     done: usize,
     seconds: f64,
     bytes: u64,
-    /// Names of stages whose time, and whose size, nobody knows yet.
+    /// Names of stages whose time, and whose size, is not known yet.
     unknown: [Vec<String>; 2],
 }
 
 impl Study {
-    /// Looks at the study without running anything: a line about the stages of each name and one about all of them, and
-    /// what is wrong with what the cells read.
+    /// Checks the study without running anything. Returns a line about the stages of each name and one about all of
+    /// them, and the errors of the cells' inputs.
     ///
     /// # Errors
     /// If the disk is too small.
@@ -59,7 +59,7 @@ impl Study {
         let mut faults = Faults::default();
         let mut told: Vec<String> = Vec::new();
         for at in 0..self.arms.len() {
-            // What is wrong in one cell of an arm is wrong in its others.
+            // The cells of an arm share their errors.
             let Some(cell) = self.cells.iter().find(|cell| cell.arm == at) else { continue };
             for fault in cell.recipe.check(&cell.recipe.all()).faults.iter() {
                 let text = format!("{fault:#}");
@@ -75,10 +75,10 @@ impl Study {
         Ok((lines, faults))
     }
 
-    /// Checks that what is to be made fits on the disk, as far as that is known.
+    /// Checks that the missing stages fit on the disk, as far as their size is known.
     ///
     /// # Errors
-    /// If it does not.
+    /// If they do not fit.
     pub(super) fn check_disk(&self) -> anyhow::Result<()> {
         self.check_room(&self.sum(&self.groups(&Only::default())))
     }
@@ -109,7 +109,7 @@ impl Study {
         Ok(())
     }
 
-    /// The stages by their names in the recipe, in its order.
+    /// The stages grouped by their names in the recipe, in its order.
     fn groups(&self, only: &Only) -> Vec<(String, Group<'_>)> {
         let mut wanted = vec![false; self.nodes.len()];
         for cell in self.cells.iter().filter(|cell| only.has(&self.factors, &self.arms[cell.arm].name, &cell.setting)) {
@@ -152,8 +152,8 @@ impl Study {
         sum
     }
 
-    /// What a stage of a group is expected to take: the mean of those that are done; else of those of its kind; else what
-    /// it took in a run of the base recipe; else, of the disk, what its model takes.
+    /// The expected cost of a stage of a group: the mean of the finished ones; else of those of its kind; else the cost
+    /// in a run of the base recipe; else, for disk space, the size of its model.
     fn expected(&self, name: &str, group: &Group<'_>, groups: &[(String, Group<'_>)]) -> Cost {
         let of_kind: Vec<Cost> = groups
             .iter()
@@ -170,19 +170,19 @@ impl Study {
         }
     }
 
-    /// The size of what a stage that makes a model leaves.
+    /// The size of the product of a stage that makes a model.
     fn bytes_of(&self, node: &Node) -> Option<u64> {
         let model = self.model_bytes(node)?;
-        // A policy has its critic beside it.
+        // A policy is saved with its critic.
         Some(if node.kind.name == "ppo" { 2 * model } else { model })
     }
 
-    /// What a stage that trains keeps while it runs: two checkpoints of weights and both Adam moments.
+    /// The size of the checkpoints of a stage in training: two, each with weights and both Adam moments.
     fn checkpoint_bytes(&self, node: &Node) -> Option<u64> {
         if node.kind.name == "soup" { None } else { self.bytes_of(node).map(|bytes| 2 * 3 * bytes) }
     }
 
-    /// The size of the model that a stage leaves: that of the first model which it reads, or what its shape comes to.
+    /// The size of the model that a stage produces: that of the first model it reads, or computed from its shape.
     fn model_bytes(&self, node: &Node) -> Option<u64> {
         let config = &node.planned.config;
         match node.kind.name {
@@ -239,7 +239,7 @@ impl Study {
     }
 }
 
-/// An amount, and the names of stages of which nothing is known yet.
+/// Formats an amount, with the names of the stages for which it is unknown.
 fn known_and_not(amount: String, is_known: bool, unknown: &[String]) -> String {
     match (is_known, unknown) {
         (_, []) => amount,
@@ -260,7 +260,7 @@ fn first_model(node: &Node) -> Option<PathBuf> {
     first
 }
 
-/// What a stage that is done took.
+/// The cost of a finished stage.
 fn cost_of(dir: &Path) -> Cost {
     let timings = input::read(&dir.join("timings.json")).ok();
     let timings: Option<Value> = timings.and_then(|text| serde_json::from_slice(&text).ok());
@@ -285,13 +285,13 @@ fn size_of(dir: &Path) -> u64 {
         .sum()
 }
 
-/// The nearest directory above a path that is there.
+/// The nearest existing ancestor of a path.
 fn existing(path: &Path) -> PathBuf {
     let mut parents = path.ancestors().filter(|path| !path.as_os_str().is_empty());
     parents.find(|path| path.exists()).map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 
-/// What is free for this user where a directory is.
+/// Free disk space for this user at a directory.
 #[cfg(unix)]
 fn free_bytes(dir: &Path) -> Option<u64> {
     let disk = rustix::fs::statvfs(dir).ok()?;

@@ -1,4 +1,4 @@
-//! The claims of a study: what is said, what was measured, and what the seeds allow to say.
+//! The claims of a study: statement, measurement, and verdict over seeds.
 use anyhow::Context;
 use salsa_algo::stats::study::{
     Conclusion, SeedEstimate, SeedInterval, SeedSample, holm, mean_over_seeds, seeds_needed, sign_test,
@@ -11,11 +11,11 @@ use super::{
 };
 use crate::report::{Claim, Signs, label, variant as in_words};
 
-/// The power at which the number of seeds needed is given, and the level of all intervals.
+/// The power for which the number of needed seeds is computed, and the level of all intervals.
 const POWER: f64 = 0.8;
 const LEVEL: f64 = 0.95;
 
-/// A claim as it is measured, before all claims are corrected together.
+/// A claim with its measurement, before the correction for multiple claims.
 struct Measured {
     claim: String,
     measured: String,
@@ -24,7 +24,7 @@ struct Measured {
     excluded: Vec<String>,
 }
 
-/// The claims of all comparisons on all reported sets, and that of the soup.
+/// The claims of all comparisons on all reported sets, and the claim about the soup.
 pub(super) fn claims(
     analysis: &Analysis<'_>,
     variants: &[Variant<'_>],
@@ -76,7 +76,7 @@ fn comparison(analysis: &Analysis<'_>, a: &Variant<'_>, b: &Variant<'_>, set: &s
     Ok(measured)
 }
 
-/// Whether the middle of the line between two models is above the better of them.
+/// The claim that the middle of the line between two models is above the better of them.
 fn middle_of_the_line(
     analysis: &Analysis<'_>,
     before: &[(u64, Before)],
@@ -100,7 +100,7 @@ fn middle_of_the_line(
     }))
 }
 
-/// Tests, corrects for the number of claims, and concludes.
+/// Tests the claims, corrects for their number, and draws conclusions.
 fn finish(analysis: &Analysis<'_>, measured: Vec<Measured>) -> anyhow::Result<Vec<Claim>> {
     let ps: Vec<Option<f64>> =
         measured.iter().map(|measured| measured.difference.as_ref().and_then(SeedEstimate::p_value)).collect();
@@ -134,7 +134,7 @@ fn finish(analysis: &Analysis<'_>, measured: Vec<Measured>) -> anyhow::Result<Ve
     Ok(claims)
 }
 
-/// Seeds needed to find a difference like this one, if it is one.
+/// The number of seeds needed to detect a difference of this size, if it is nonzero.
 fn needed(difference: &SeedEstimate) -> Option<anyhow::Result<usize>> {
     let deviation = difference.deviation?;
     if difference.mean == 0.0 {

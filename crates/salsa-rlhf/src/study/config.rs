@@ -1,4 +1,4 @@
-//! What a study file holds.
+//! The contents of a study file.
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure};
@@ -16,33 +16,34 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct StudyConfig {
-    /// Its name. Empty: that of the file.
+    /// The name of the study. Empty: that of the file.
     pub name: String,
-    /// What is asked, in a few words: the heading of the report. Empty: the name.
+    /// The question of the study in a few words: the heading of the report. Empty: the name.
     pub title: String,
-    /// What was done, in one or two sentences, below the heading. Empty: nothing.
+    /// A description of one or two sentences, below the heading. Empty: nothing.
     pub description: String,
-    /// The recipe, seen from the study file.
+    /// The recipe, relative to the study file.
     pub recipe: String,
-    /// The directory of the study, seen from the study file. Empty: `runs/NAME`, seen from the current directory.
+    /// The directory of the study, relative to the study file. Empty: `runs/NAME`, relative to the current directory.
     pub out: String,
     /// Key paths of the recipe with their values in every cell, such as `stages.world.sft: 500`. Empty: none.
     pub set: Map<String, Value>,
-    /// What is varied, each with its values; a factor whose name ends in `seed` is repeated, not compared. Empty: nothing.
+    /// The factors that are varied, each with its values; a factor whose name ends in `seed` is repeated, not compared.
+    /// Empty: nothing.
     pub factors: Map<String, Value>,
-    /// What is compared: names with the keys in which they differ from a stage of the recipe.
+    /// The arms that are compared: names with the keys that differ from a stage of the recipe.
     pub arms: Map<String, Value>,
     /// How each arm's setting is chosen. None: by the recipe's true reward on `validation`, over all factors but seeds.
     pub select: Option<Select>,
-    /// Pairs of arms: the report says whether the first is better than the second. Empty: none.
+    /// Pairs of arms: the report tests whether the first is better than the second. Empty: none.
     pub compare: Vec<(String, String)>,
-    /// The anchor of the evaluation to which KL is measured. Empty: its baseline if that is an anchor, else its first.
+    /// The anchor of the evaluation that KL is measured to. Empty: its baseline if that is an anchor, else its first.
     pub anchor: String,
     /// The stage of the recipe that evaluates. Empty: the last one of kind `evaluate`.
     pub evaluate: String,
-    /// The largest difference that counts as none, in units of what is compared, at least 0.
+    /// The largest difference that counts as none, in units of the compared number, at least 0.
     pub margin: f64,
-    /// The most that the study's directory may take, such as `20GB`. None: what is free on the disk.
+    /// The maximum size of the study's directory, such as `20GB`. None: the free space of the disk.
     pub max_disk: Option<ByteSize>,
 }
 
@@ -50,13 +51,13 @@ pub struct StudyConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Select {
-    /// The factors whose values are chosen, one or several. Of the others, every value is reported by itself.
+    /// The factors whose values are chosen, one or several. For the others, every value is reported separately.
     #[serde(default)]
     pub key: Names,
     /// The number that decides; the largest wins.
     #[serde(default)]
     pub by: Option<Measure>,
-    /// The set of prompts on which it decides; the report's numbers come from the other sets.
+    /// The set of prompts on which settings are chosen; the report's numbers come from the other sets.
     #[serde(default)]
     pub on: Option<String>,
 }
@@ -87,11 +88,11 @@ impl Names {
     }
 }
 
-/// What is measured of an answer.
+/// The measured quantity of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
-    /// The reward that is known to be true, in [0, 1].
+    /// The true reward, in [0, 1].
     GoldReward,
     /// The score of the reward model, normalised.
     ProxyScore,
@@ -106,7 +107,7 @@ impl Measure {
         }
     }
 
-    /// Its name for people.
+    /// Its name in text.
     pub fn words(self) -> &'static str {
         match self {
             Measure::GoldReward => "gold reward",
@@ -115,13 +116,13 @@ impl Measure {
     }
 }
 
-/// A study file as read.
+/// A parsed study file.
 pub struct StudyFile {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// As given.
+    /// Its text, unchanged.
     pub text: String,
-    /// What it says.
+    /// Its contents.
     pub config: StudyConfig,
 }
 
@@ -129,7 +130,7 @@ impl StudyFile {
     /// Reads a study file.
     ///
     /// # Errors
-    /// If it cannot be read, or has a key or a value that no study has.
+    /// If it cannot be read, or has an unknown key or an invalid value.
     pub fn read(path: &Path) -> anyhow::Result<StudyFile> {
         let text = input::read_to_string(path)?;
         let shown = path.display();
@@ -148,7 +149,7 @@ impl StudyFile {
         Ok(StudyFile { path: path.to_owned(), text, config })
     }
 
-    /// Where relative paths start.
+    /// The base of relative paths.
     pub fn base(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new(""))
     }

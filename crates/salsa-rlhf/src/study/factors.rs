@@ -1,24 +1,24 @@
-//! Factors: what is varied, what each value sets in the recipe, and how a choice of values is called.
+//! Factors: what is varied, what each value sets in the recipe, and the names of settings.
 use anyhow::{bail, ensure};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::config::{Usage, names, paths::visit_strings};
 
-/// What is varied.
+/// A factor that is varied.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Factor {
     /// Its name.
     pub name: String,
     /// Its values, in the order of the file.
     pub values: Vec<Value>,
-    /// Key paths with what they are set to, in which `${NAME}` is the value of the factor of that name.
+    /// Key paths with the values they are set to, in which `${NAME}` is the value of the factor of that name.
     pub set: Vec<(String, Value)>,
-    /// Whether its values are repetitions.
+    /// Whether its values are repetitions or settings.
     pub role: Role,
 }
 
-/// What a factor is for.
+/// The role of a factor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Its values are repetitions of one experiment; results are averaged over them.
@@ -33,10 +33,10 @@ pub(super) type Setting = Vec<Value>;
 const KEYS: [&str; 3] = ["values", "set", "role"];
 
 impl Factor {
-    /// A factor from its entry in the file; `meant` says what a bare name sets.
+    /// Builds a factor from its entry in the file; `meant` returns the target of a factor without `set`.
     ///
     /// # Errors
-    /// No values, two that are equal, an unknown key or role, no target.
+    /// No values, two equal values, an unknown key or role, no target.
     pub fn new(
         name: &str,
         given: &Value,
@@ -75,13 +75,13 @@ impl Factor {
     }
 }
 
-/// What stands for the value of a factor.
+/// The placeholder for the value of a factor.
 pub(super) fn placeholder(name: &str) -> String {
     format!("${{{name}}}")
 }
 
-/// A value in which every `${NAME}` of a factor is replaced. A text that is nothing but one takes the value as it is; one
-/// that holds others is read as YAML, so that `"${world_seed}1"` is a number.
+/// Replaces every `${NAME}` of a factor in a value. A text that consists of one placeholder becomes the value
+/// unchanged; one that contains others is parsed as YAML, so that `"${world_seed}1"` is a number.
 pub(super) fn fill(template: &Value, factors: &[Factor], setting: &Setting) -> Value {
     let mut filled = template.clone();
     let mut replace = |_: &str, text: &str| {
@@ -101,7 +101,7 @@ pub(super) fn fill(template: &Value, factors: &[Factor], setting: &Setting) -> V
     filled
 }
 
-/// Every choice of values, the last factor's fastest.
+/// All combinations of values; the last factor varies fastest.
 pub(super) fn settings(factors: &[Factor]) -> Vec<Setting> {
     factors.iter().fold(vec![Vec::new()], |settings, factor| {
         let with = |setting: &Setting| -> Vec<Setting> {
@@ -111,14 +111,14 @@ pub(super) fn settings(factors: &[Factor]) -> Vec<Setting> {
     })
 }
 
-/// A choice of values as a part of a path: `world_seed=1,kl_coef=0.1`; without factors `run`.
+/// A setting as a path component: `world_seed=1,kl_coef=0.1`; `run` if there are no factors.
 pub(super) fn path_of(factors: &[Factor], setting: &Setting) -> String {
     let parts: Vec<String> =
         factors.iter().zip(setting).map(|(factor, value)| format!("{}={}", factor.name, short(value))).collect();
     if parts.is_empty() { "run".to_owned() } else { parts.join(",") }
 }
 
-/// A value in few characters that any file system takes; what does not fit is told apart by a digest.
+/// A value as a short text that any file system accepts; if it does not fit, a digest makes it unique.
 pub(super) fn short(value: &Value) -> String {
     const MOST: usize = 32;
     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -132,12 +132,12 @@ pub(super) fn short(value: &Value) -> String {
     format!("{kept}~{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2])
 }
 
-/// A part of the cells: `--only arm=salsa,ppo --only kl_coef=0.1`.
+/// A selection of cells: `--only arm=salsa,ppo --only kl_coef=0.1`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Only(Vec<(String, Vec<Value>)>);
 
 impl Only {
-    /// From the words of the command line, each `NAME=VALUE[,VALUE…]`.
+    /// Parses the words of the command line, each `NAME=VALUE[,VALUE…]`.
     ///
     /// # Errors
     /// A word without `=`.
@@ -155,7 +155,7 @@ impl Only {
     /// Checks that every name is `arm` or a factor, and every value one of its values.
     ///
     /// # Errors
-    /// The first that is not.
+    /// The first invalid name or value.
     pub fn check(&self, factors: &[Factor], arms: &[&str]) -> Result<(), Usage> {
         for (name, values) in &self.0 {
             let factor = factors.iter().find(|factor| factor.name == *name);
@@ -183,7 +183,7 @@ impl Only {
         Ok(())
     }
 
-    /// Whether a cell is among them.
+    /// Whether a cell is selected.
     pub fn has(&self, factors: &[Factor], arm: &str, setting: &Setting) -> bool {
         self.0.iter().all(|(name, values)| match factors.iter().position(|factor| factor.name == *name) {
             Some(at) => values.contains(&setting[at]),

@@ -1,4 +1,4 @@
-//! What the cells that are done measured: from the files of their evaluations.
+//! Reads the measurements of finished cells from the files of their evaluations.
 use std::path::Path;
 
 use anyhow::{Context, ensure};
@@ -15,11 +15,11 @@ use crate::{
     stage::{eval::evaluate::EVALUATION, lifecycle::record::Record},
 };
 
-/// What a cell's arm was measured to be.
+/// The measurements of a cell's arm.
 pub(super) struct Outcome {
     /// Set by set, in the order of the study.
     pub sets: Vec<OfSet>,
-    /// Responses that the training sampled, where its record says so.
+    /// Responses sampled in training, if recorded.
     pub episodes: Option<u64>,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct OfSet {
     pub summary: SplitSummary,
 }
 
-/// What the models before RL were measured to be.
+/// The measurements of the models before RL.
 pub(super) struct Before {
     /// Arm by arm, set by set; the sets in the order of the study.
     pub arms: Vec<(String, Vec<OfSet>)>,
@@ -47,10 +47,10 @@ struct Line {
 }
 
 impl Study {
-    /// What a cell measured; none if it is not done.
+    /// The measurements of a cell; none if it is not done.
     ///
     /// # Errors
-    /// If a file of it is damaged.
+    /// If one of its files is damaged.
     pub(super) fn outcome(&self, cell: &Cell) -> anyhow::Result<Option<Outcome>> {
         let arm = &self.arms[cell.arm].name;
         let (Some(node), Some(trained)) = (self.node_of(cell, &self.base.evaluate), self.node_of(cell, arm)) else {
@@ -64,10 +64,10 @@ impl Study {
         Ok(Some(Outcome { sets: self.sets_of(node, &report, arm)?, episodes }))
     }
 
-    /// What the models before RL of a cell measured; none if they are not done, or there are none.
+    /// The measurements of the models before RL; none if they are not evaluated yet, or there are none.
     ///
     /// # Errors
-    /// If a file of it is damaged.
+    /// If one of their files is damaged.
     pub(super) fn before(&self, node: &Node) -> anyhow::Result<Option<Before>> {
         if !node.is_done() {
             return Ok(None);

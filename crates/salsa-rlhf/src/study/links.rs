@@ -1,4 +1,4 @@
-//! A cell as a run directory: links to its stages, and the files that a run has beside them.
+//! A cell as a run directory: links to its stages, and the files of a run beside them.
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -10,10 +10,10 @@ use super::plan::{Cell, Study};
 use crate::{input, stage::StageContext};
 
 impl Study {
-    /// Makes the directory of a cell whose stages are all done. What is there and right is left alone.
+    /// Creates the directory of a cell whose stages are all done. Correct existing contents are left alone.
     ///
     /// # Errors
-    /// If something else lies in the place of a link, or the disk refuses.
+    /// If something else is in the place of a link, or on an I/O error.
     pub(super) fn assemble(&self, cell: &Cell) -> anyhow::Result<()> {
         let dir = &cell.recipe.out;
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -25,14 +25,14 @@ impl Study {
         }
         remove_other_links(dir, cell)?;
         if is_new || !dir.join("report.html").exists() {
-            // Every stage is done, so this only compares it with its record and writes what lies beside the stages.
+            // Every stage is done, so this only compares their records and writes the files beside the stages.
             cell.recipe.run(&StageContext::quiet()).with_context(|| format!("cell {}", self.name_of(cell)))?;
         }
         Ok(())
     }
 }
 
-/// Makes `place` a link to `target`; says whether it was none before.
+/// Makes `place` a link to `target`; returns whether it was not one before.
 fn link(place: &Path, target: &Path) -> anyhow::Result<bool> {
     match fs::read_link(place) {
         Ok(known) if known == target => return Ok(false),
@@ -48,7 +48,7 @@ fn link(place: &Path, target: &Path) -> anyhow::Result<bool> {
     }
 }
 
-/// Links to stages that the cell had before the study was changed.
+/// Removes links to stages that the cell no longer has since the study was changed.
 fn remove_other_links(dir: &Path, cell: &Cell) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
         let path: PathBuf = entry.with_context(|| format!("cannot list {}", dir.display()))?.path();

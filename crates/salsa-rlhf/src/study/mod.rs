@@ -7,23 +7,23 @@
 //!   rl_seed: {values: [1, 2], set: {arm.seed: "${rl_seed}"}}
 //!   kl_coef: [0.05, 0.1, 0.2]                # a key of the arms' stages
 //! arms:
-//!   ppo: {}                                  # the stage of this name, as it is
+//!   ppo: {}                                  # the stage of this name, unchanged
 //!   salsa: {}
 //!   mkl: {stage: ppo, reference: {kind: multi, models: [sft-a, sft-b]}}
 //! select: {key: kl_coef, by: gold_reward, on: validation}
 //! compare: [[salsa, ppo]]
 //! ```
 //!
-//! A *cell* is one arm at one value of every factor; it is an ordinary run directory. Its stages lie in `OUT/stages`, each
-//! under a digest of its configuration and its inputs, so that a stage on which a factor has no effect is made once, and
-//! what is there is never made again.
+//! A *cell* is one arm at one value of every factor; it is an ordinary run directory. Its stages are in `OUT/stages`,
+//! each named by a digest of its configuration and its inputs, so that a stage on which a factor has no effect runs
+//! only once, and an existing one is never run again.
 //!
 //! ```text
 //! OUT/
 //!   study.yaml               as given
 //!   stages/KIND-DIGEST/      each stage once
 //!   cells/ARM/SETTING/       a run directory: recipe.yaml, resolved.json, report.html, links to its stages
-//!   study.json               the numbers; no clock
+//!   study.json               the numbers, without timings
 //!   study.html               the report
 //! ```
 //!

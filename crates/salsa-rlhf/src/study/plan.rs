@@ -1,4 +1,4 @@
-//! The plan of a study: its cells, and the stages that they need, each once.
+//! The plan of a study: its cells, and the stages they need, without duplicates.
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -26,26 +26,26 @@ use crate::{
     },
 };
 
-/// More cells would take years, and be a slip in the file.
+/// More cells would take years; such a number is an error in the file.
 const MOST_CELLS: usize = 100_000;
 
 /// A study, checked and planned.
 pub struct Study {
     /// The study file.
     pub file: StudyFile,
-    /// Where it goes.
+    /// The directory of the study.
     pub out: PathBuf,
     /// The base recipe.
     pub base: Base,
-    /// What is varied.
+    /// The factors.
     pub factors: Vec<Factor>,
-    /// What is compared.
+    /// The arms.
     pub arms: Vec<Arm>,
     /// Every arm at every setting.
     pub cells: Vec<Cell>,
-    /// Every stage of every cell once, after those that it needs.
+    /// Every stage of every cell once, after its inputs.
     pub nodes: Vec<Node>,
-    /// What is measured, and where.
+    /// The measured quantities.
     pub measured: Measured,
 }
 
@@ -56,47 +56,47 @@ pub struct Measured {
     pub sets: Vec<String>,
     /// The set on which settings are chosen; none if nothing is chosen.
     pub validation: Option<String>,
-    /// The factors whose values are chosen, by their places.
+    /// The indices of the factors whose values are chosen.
     pub chosen: Vec<usize>,
-    /// What is compared and, on the validation set, decides.
+    /// The compared quantity, which also chooses settings on the validation set.
     pub measure: Measure,
-    /// The anchor to which KL is measured; none if the evaluation measures none.
+    /// The anchor that KL is measured to; none if KL is not measured.
     pub anchor: Option<String>,
 }
 
 /// One arm at one value of every factor.
 pub struct Cell {
-    /// Place of its arm.
+    /// The index of its arm.
     pub arm: usize,
-    /// The values.
+    /// The values of the factors.
     pub setting: Setting,
     /// Its recipe, in its own directory.
     pub recipe: Recipe,
-    /// Its stages by name, each with the place of its node.
+    /// Its stages by name, each with the index of its node.
     pub stages: Vec<(String, usize)>,
 }
 
-/// A stage that is made once, whatever cells need it.
+/// A stage that is run once, for all cells that need it.
 pub struct Node {
-    /// What tells it from others: a digest of its kind, configuration and inputs.
+    /// Its identity: a digest of its kind, configuration and inputs.
     pub key: String,
     /// Its name in the first cell that needs it.
     pub name: String,
     /// Its kind.
     pub kind: &'static Kind,
-    /// Where it runs.
+    /// Its directory.
     pub dir: PathBuf,
-    /// Its configuration and work.
+    /// Its configuration and work function.
     pub planned: Planned,
-    /// The places of the nodes that it reads.
+    /// The indices of the nodes it reads.
     pub needs: Vec<usize>,
 }
 
 impl Study {
-    /// Plans a study.
+    /// Reads and plans a study.
     ///
     /// # Errors
-    /// Anything wrong in the file or in a cell's recipe, a factor that changes nothing.
+    /// Any error in the file or in a cell's recipe, a factor that changes nothing.
     pub fn read(path: &Path, out: Option<&Path>, network: Network) -> anyhow::Result<Study> {
         let file = StudyFile::read(path)?;
         let shown = file.path.display().to_string();
@@ -149,12 +149,12 @@ impl Study {
         Ok(Study { file, out, base, factors, arms, cells, nodes, measured })
     }
 
-    /// Where a cell's stage of this name is.
+    /// The node of a cell's stage.
     pub fn node_of(&self, cell: &Cell, stage: &str) -> Option<&Node> {
         cell.stages.iter().find(|(name, _)| name == stage).map(|(_, node)| &self.nodes[*node])
     }
 
-    /// A cell in words: `salsa, world_seed=1,kl_coef=0.1`.
+    /// The name of a cell: `salsa, world_seed=1,kl_coef=0.1`.
     pub fn name_of(&self, cell: &Cell) -> String {
         format!("{}/{}", self.arms[cell.arm].name, path_of(&self.factors, &cell.setting))
     }
@@ -166,7 +166,7 @@ impl Node {
         self.dir.join("stage.json").exists()
     }
 
-    /// The stages on whose results its own depend: all that it reads but the anchors, to which KL is only measured.
+    /// The stages that its results depend on: all inputs except the anchors, which KL is only measured to.
     pub fn trained_from(&self, nodes: &[Node]) -> Vec<usize> {
         let mut read: Vec<PathBuf> = Vec::new();
         let found = self.planned.places.visit(&mut self.planned.config.clone(), &mut |_, place, text| {
@@ -181,12 +181,12 @@ impl Node {
     }
 }
 
-/// Finds the same stage in different cells.
+/// Finds identical stages of different cells.
 struct Planner<'a> {
     out: &'a Path,
     nodes: Vec<Node>,
     known: HashMap<String, usize>,
-    /// Digests of what is read from outside.
+    /// Digests of inputs from outside.
     read: HashMap<PathBuf, String>,
 }
 
@@ -234,7 +234,7 @@ impl Planner<'_> {
         Ok(self.nodes.len() - 1)
     }
 
-    /// The stage of the cell that leaves what is at this path, and where in it.
+    /// The stage of the cell whose directory contains this path, and the path inside it.
     fn made(&self, recipe: &Recipe, stages: &[(String, usize)], text: &str) -> Option<(usize, PathBuf)> {
         let inside = Path::new(text).strip_prefix(&recipe.out).ok()?;
         let (name, node) = stages.iter().find(|(name, _)| inside.starts_with(name))?;
@@ -245,20 +245,20 @@ impl Planner<'_> {
         if let Some(known) = self.read.get(path) {
             return Ok(known.clone());
         }
-        // What has an id of the hub and is not in the cache is known by its id.
+        // An id of the hub that is not in the cache identifies itself.
         let digest = if path.exists() { Input::read(path)?.sha256 } else { format!("hub {}", path.display()) };
         self.read.insert(path.to_owned(), digest.clone());
         Ok(digest)
     }
 }
 
-/// `dir/rest`, without a slash at the end where there is no rest.
+/// `dir/rest`, without a trailing slash if `rest` is empty.
 fn place(dir: &Path, rest: &Path) -> PathBuf {
     if rest.as_os_str().is_empty() { dir.to_owned() } else { dir.join(rest) }
 }
 
-/// What tells a stage from every other: its kind and the values of its configuration that differ from the defaults, inputs
-/// by their digests. Its place and what has no effect do not count.
+/// The identity of a stage: its kind and the configuration values that differ from the defaults, with inputs replaced
+/// by their digests. Its directory and values without effect do not count.
 fn key_of(kind: &Kind, config: &Value, places: &Places) -> String {
     let defaults = (kind.defaults)();
     let mut told = Map::new();

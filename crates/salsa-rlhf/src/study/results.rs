@@ -18,10 +18,10 @@ use crate::{
 pub(super) const STUDY: &str = "study.json";
 
 impl Study {
-    /// Writes `study.json` and `study.html` from what is done.
+    /// Writes `study.json` and `study.html` from the finished cells.
     ///
     /// # Errors
-    /// If a file of a stage is damaged, or the disk refuses.
+    /// If a file of a stage is damaged, or on an I/O error.
     pub(super) fn write_results(&self) -> anyhow::Result<()> {
         let report = self.results()?;
         let text = serde_json::to_string_pretty(&report).context("the study as JSON")? + "\n";
@@ -29,7 +29,7 @@ impl Study {
         atomic::write(&self.out.join("study.html"), report.html(&self.seconds()).as_bytes())
     }
 
-    /// The claims and arms of `study.json` for a terminal.
+    /// The claims and arms of `study.json` as a table for a terminal.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -127,8 +127,8 @@ impl Study {
         cells.map(|(_, cell)| self.name_of(cell)).collect()
     }
 
-    /// The gain of the first comparison in each seed, and how far its soup's ingredients lie apart: from the report of a soup
-    /// stage, where a cell of the first arm has one.
+    /// For each seed, the gain of the first comparison and the distance between its soup's ingredients; the latter is
+    /// from the report of a soup stage, if a cell of the first arm has one.
     fn distances(&self, analysis: &Analysis<'_>, variants: &[Variant<'_>]) -> anyhow::Result<Vec<DistanceAndGain>> {
         let Some((a, b)) = self.file.config.compare.first() else { return Ok(Vec::new()) };
         let mut points = Vec::new();
@@ -175,7 +175,7 @@ impl Study {
         Ok(None)
     }
 
-    /// What a cell of each arm at its chosen setting is made of.
+    /// The training costs of one cell of each arm at its chosen setting.
     fn costs(&self, variants: &[Variant<'_>], analysis: &Analysis<'_>) -> anyhow::Result<Vec<Cost>> {
         let mut costs = Vec::new();
         for variant in variants {
@@ -200,7 +200,7 @@ impl Study {
         Ok(costs)
     }
 
-    /// The stages that the arm itself needs, without what only evaluates or is only measured against.
+    /// The stages that the arm itself needs, without those that only evaluate or are only measured against.
     fn own_stages<'c>(&self, cell: &'c Cell) -> Vec<(&'c str, usize)> {
         let arm = &self.arms[cell.arm].name;
         let own = cell.stages.iter().find(|(name, _)| name == arm).map(|(_, node)| *node);
@@ -215,7 +215,7 @@ impl Study {
         cell.stages.iter().filter(|(_, node)| needed[*node]).map(|(name, node)| (name.as_str(), *node)).collect()
     }
 
-    /// Wall-clock time of what an arm's cells need, the mean over those that are done.
+    /// Wall-clock time of the stages that an arm's cells need, the mean over finished cells.
     fn seconds(&self) -> Seconds {
         let mut seconds = Ordered::new();
         for (at, arm) in self.arms.iter().enumerate() {

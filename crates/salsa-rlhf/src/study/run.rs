@@ -1,4 +1,4 @@
-//! Runs what is missing of a study.
+//! Runs the missing stages of a study.
 use std::{
     fs,
     sync::mpsc,
@@ -18,13 +18,13 @@ use crate::{
     stage::{Outcome, StageContext, lifecycle::lock::Lock, run_stage},
 };
 
-/// How long a process that was killed may take to let go of its stage.
+/// Maximum time for a killed process to release its stage.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What became of a stage.
+/// The state of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// No cell that is wanted needs it.
+    /// No selected cell needs it.
     Unwanted,
     Waiting,
     Running,
@@ -32,7 +32,7 @@ enum State {
     Failed,
 }
 
-/// The stages while they are made.
+/// The state of a run.
 struct Progress<'a> {
     study: &'a Study,
     context: &'a StageContext,
@@ -43,11 +43,11 @@ struct Progress<'a> {
 }
 
 impl Study {
-    /// Runs the stages of all cells that are wanted and not done, `jobs` at a time, and writes `study.json` and
-    /// `study.html`. A stage that fails costs the cells that need it, no others.
+    /// Runs the unfinished stages of all selected cells, `jobs` at a time, and writes `study.json` and `study.html`. A
+    /// failed stage affects only the cells that need it.
     ///
     /// # Errors
-    /// If another process works on the study, the disk is too small, or somebody asked to stop; at the end the first
+    /// If another process works on the study, the disk is too small, or the run is interrupted; at the end the first
     /// failure of a stage.
     pub fn run(&self, only: &Only, jobs: usize, context: &StageContext) -> anyhow::Result<()> {
         self.check_disk()?;
@@ -93,12 +93,12 @@ impl<'a> Progress<'a> {
         Ok(())
     }
 
-    /// Processes share the cores; what is done already is only looked at.
+    /// Runs stages in several processes, which share the cores; finished stages are only verified.
     fn several(&mut self, jobs: usize) -> anyhow::Result<()> {
         thread::scope(|scope| {
             let result = self.schedule(jobs, scope);
             if result.is_err() {
-                // The other processes stop where they can be resumed.
+                // The other processes stop at a point from which they can be resumed.
                 self.context.interrupt();
             }
             result
@@ -129,7 +129,7 @@ impl<'a> Progress<'a> {
                     scope.spawn(move || {
                         let start = Instant::now();
                         let result = order.carry_out(threads, context).map(|()| Some(start.elapsed().as_secs_f64()));
-                        // The receiver is gone only if the whole run failed.
+                        // The receiver is closed only if the whole run failed.
                         let _ = done.send((at, result));
                     });
                 }
@@ -144,7 +144,7 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// The first stage whose inputs are all there.
+    /// The first waiting stage whose inputs are all done.
     fn next(&self) -> Option<usize> {
         let is_ready = |at: &usize| {
             let needs = &self.study.nodes[*at].needs;
@@ -164,7 +164,7 @@ impl<'a> Progress<'a> {
         Ok(())
     }
 
-    /// Notes what became of a stage, with its seconds if it ran, and finishes the cells that waited for it.
+    /// Records the result of a stage, with its seconds if it ran, and assembles the cells that are complete now.
     fn end(&mut self, at: usize, result: anyhow::Result<Option<f64>>) -> anyhow::Result<()> {
         match result {
             Ok(seconds) => {
@@ -198,7 +198,7 @@ impl<'a> Progress<'a> {
         format!("[{done}/{wanted}]")
     }
 
-    /// A stage and the first cell that needs it.
+    /// Describes a stage and the first cell that needs it.
     fn in_words(&self, at: usize) -> String {
         let node = &self.study.nodes[at];
         let cells = self.wanted.iter().filter(|cell| cell.stages.iter().any(|(_, other)| *other == at));
@@ -209,7 +209,7 @@ impl<'a> Progress<'a> {
     }
 }
 
-/// Makes a stage here; returns its seconds if it was not there.
+/// Runs a stage in this process; returns its seconds if it was not done.
 fn make(node: &Node, context: &StageContext) -> anyhow::Result<Option<f64>> {
     if !node.is_done() {
         wait_for_the_lock(node)?;
@@ -221,7 +221,7 @@ fn make(node: &Node, context: &StageContext) -> anyhow::Result<Option<f64>> {
     }
 }
 
-/// A process of a study that was killed stops by itself, after its step; until then it holds its stage.
+/// Waits for the lock of a stage: a worker whose study was killed stops by itself after its current step.
 fn wait_for_the_lock(node: &Node) -> anyhow::Result<()> {
     let start = Instant::now();
     while node.dir.exists() {

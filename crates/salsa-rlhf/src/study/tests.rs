@@ -48,7 +48,7 @@ fn told(study: &str) -> String {
     error.split_once("s.yaml: ").map_or(error.clone(), |(_, told)| told.to_owned())
 }
 
-/// How many stages of this kind there are to make.
+/// The number of stages of this kind.
 fn count(study: &Study, kind: &str) -> usize {
     study.nodes.iter().filter(|node| node.kind.name == kind).count()
 }

@@ -1,4 +1,4 @@
-//! A stage of a study in a process of its own, so that several stages run at a time with a part of the cores each.
+//! Runs a stage of a study in its own process, so that several stages run at a time, each with a share of the cores.
 use std::{
     io::{BufRead, Read, Write},
     path::Path,
@@ -16,10 +16,10 @@ use crate::{
     stage::{StageContext, run_stage, table},
 };
 
-/// How often a finished process is looked for.
+/// Interval of polling for the end of a process.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What a process is told about its stage.
+/// The message to a worker process about its stage.
 pub(super) struct Order {
     dir: std::path::PathBuf,
     line: String,
@@ -31,10 +31,10 @@ impl Order {
         Order { dir: node.dir.clone(), line: format!("{order}\n") }
     }
 
-    /// Runs the stage in a process with so many threads, to its end.
+    /// Runs the stage to its end in a process with this number of threads.
     ///
     /// # Errors
-    /// What the process says of its failure.
+    /// The error that the process reports.
     pub(super) fn carry_out(&self, threads: usize, context: &StageContext) -> anyhow::Result<()> {
         let program = std::env::current_exe().context("cannot find this program's file")?;
         let mut child = Command::new(program)
@@ -47,7 +47,7 @@ impl Order {
             .context("cannot start a process for a stage")?;
         let mut stdin = child.stdin.take();
         if let Some(stdin) = &mut stdin {
-            // A process that is gone already says why below.
+            // If the process has ended already, its error is reported below.
             let _ = stdin.write_all(self.line.as_bytes()).and_then(|()| stdin.flush());
         }
         let said = listen(&mut child);
@@ -56,7 +56,7 @@ impl Order {
                 break status;
             }
             if context.interrupted() {
-                // The end of its input asks it to stop.
+                // Closing its input requests it to stop.
                 stdin = None;
             }
             thread::sleep(PAUSE);
@@ -74,24 +74,24 @@ impl Order {
     }
 }
 
-/// Reads what a process says, so that it never waits for a reader.
+/// Reads the output of a process in the background, so that the process never blocks on it.
 fn listen(child: &mut Child) -> thread::JoinHandle<String> {
     let stderr = child.stderr.take();
     thread::spawn(move || {
         let mut said = Vec::new();
         if let Some(mut stderr) = stderr {
-            // What cannot be read is only talk.
+            // Unreadable output is only a lost message.
             let _ = stderr.read_to_end(&mut said);
         }
         String::from_utf8_lossy(&said).into_owned()
     })
 }
 
-/// Does the work of one stage, which standard input names in its first line. When standard input ends before the stage
-/// does, as when the process of the study was killed, the stage stops where it can be resumed.
+/// Runs one stage, described by the first line of standard input. If standard input ends before the stage does, as when
+/// the process of the study was killed, the stage stops at a point from which it can be resumed.
 ///
 /// # Errors
-/// As the stage.
+/// Any error of the stage.
 pub fn work(context: &StageContext) -> anyhow::Result<()> {
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).context("cannot read the stage from standard input")?;
@@ -105,7 +105,7 @@ pub fn work(context: &StageContext) -> anyhow::Result<()> {
     let planned = (kind.from_mapping)(config, &origin, &mut |_, _, _| Ok(None))?;
     let asked = context.clone();
     thread::spawn(move || {
-        // Nothing more comes; the end does.
+        // Nothing more is sent; this returns at the end of the input.
         let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
         asked.interrupt();
     });

@@ -1,4 +1,4 @@
-//! What `salsa run --check` tells.
+//! Output of `salsa run --check`.
 use std::{fs, sync::PoisonError};
 
 use crate::{ONE, place::PLACE, tiny::assert_same};

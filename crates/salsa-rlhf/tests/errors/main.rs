@@ -1,4 +1,4 @@
-//! What goes wrong is told in one line that names the thing and the remedy, and nothing half-written stays behind.
+//! Errors are one line with the cause and a remedy, and no partial output remains.
 use std::{
     fs,
     path::Path,
@@ -15,7 +15,7 @@ mod tiny;
 use place::{PLACE, copy};
 use tiny::assert_same;
 
-/// The program, which must end by itself, in a folder of its own. Its exit code and what it said last.
+/// Runs the program, which must end by itself, in `dir`. Returns its exit code and its last message.
 #[cfg(unix)]
 fn ends(line: &str, dir: &Path) -> (i32, String) {
     let mut command = PLACE.command(&line.split_whitespace().collect::<Vec<_>>());
@@ -87,15 +87,15 @@ fn what_is_no_regular_file_is_refused_wherever_a_file_is_read() {
     assert_eq!(code, 0, "{said}");
 }
 
-/// The tests of this file run beside each other and look at the same place: one command at a time.
+/// The tests of this file share one place: one command at a time.
 static ONE: Mutex<()> = Mutex::new(());
 
-/// The command fails with this exit code and one line that holds all the words, and leaves no file behind.
+/// Asserts that the command fails with this exit code and one line that contains all the words, and leaves no file.
 fn assert_fails(code: i32, line: &str, words: &[&str]) {
     assert_fails_with(&[], code, line, words);
 }
 
-/// The same with variables of the environment.
+/// The same with environment variables.
 fn assert_fails_with(environment: &[(&str, &str)], code: i32, line: &str, words: &[&str]) {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let before = PLACE.tree("");
@@ -209,7 +209,7 @@ fn a_reward_model_of_others_is_not_read_where_its_trainer_did_without_a_word() {
          --total_episodes 4 --reward_model foreign-reward";
     let ppo = said(ppo, "");
     assert_eq!(ppo.matches(behind).count(), 1, "{ppo}");
-    // PEFT goes by the config of the base.
+    // PEFT uses the config of the base.
     let reward = |base: &str| {
         let data = "--dataset out/world/preferences.jsonl --max_steps 1 --per_device_train_batch_size 2";
         said(&format!("reward --model {base} {data} --use_peft true"), "")
@@ -297,7 +297,7 @@ fn numbers_that_are_not_finite_reach_no_checkpoint_of_any_training() {
 
 #[test]
 fn too_little_memory_is_refused_before_a_weight_is_read() {
-    // Each of these models or runs has a weight that is no number, which reading would find first.
+    // Each of these models or runs has a non-finite weight, which reading it would detect first.
     let reward = "--reward_model out/reward --dataset out/world/prompts_train.jsonl";
     for (line, words) in [
         (format!("sft --model nan {SFT}"), ["sft needs", "weights in training", "gradient_checkpointing: true"]),

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::tiny::{Place, UP_TO_REWARD};
 
-/// Good models and bad files, made once.
+/// Valid models and damaged files, created once.
 pub(crate) static PLACE: LazyLock<Place> = LazyLock::new(|| {
     let place = Place::with(UP_TO_REWARD);
     let shape =
@@ -59,7 +59,7 @@ pub(crate) static PLACE: LazyLock<Place> = LazyLock::new(|| {
     place
 });
 
-/// An evaluation of a model whose weights are broken.
+/// An evaluation of a model with damaged weights.
 const EVALUATE: &str = "
 arms: {sft_a: out/sft-a, sft_b: nan, soup: {models: [out/sft-a, nan]}}
 anchors: {sft_a: out/sft-a}
@@ -68,7 +68,7 @@ datasets: [{name: test, dataset: out/world/prompts_test.jsonl}]
 landscape: {models: [out/sft-a, nan], alphas: [0.5]}
 ";
 
-/// A recipe with stages in order and ten faults in others.
+/// A recipe with some valid stages and ten errors in others.
 const FAULTS: &str = "
 out: faults
 stages:

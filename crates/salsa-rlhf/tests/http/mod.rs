@@ -1,4 +1,4 @@
-//! A server to ask, and a client of HTTP that can also misbehave.
+//! A running server, and an HTTP client that can also misbehave.
 #![allow(dead_code, reason = "every test file uses its own part")]
 use std::{
     collections::BTreeMap,
@@ -14,19 +14,19 @@ use serde_json::Value;
 
 use crate::tiny::Place;
 
-/// Longer than anything here takes.
+/// Longer than any request in these tests takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A running `salsa serve`; killed when it is dropped.
+/// A running `salsa serve`; killed on drop.
 pub(crate) struct Server {
     child: Child,
-    /// Where it listens.
+    /// Its address.
     pub(crate) address: SocketAddr,
-    /// What it has said on stderr so far.
+    /// Its output on stderr so far.
     said: Arc<Mutex<String>>,
 }
 
-/// What came back.
+/// A received response.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -43,7 +43,7 @@ impl Reply {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The JSON of a stream's events; the last one must be `[DONE]`.
+    /// The JSON events of a stream; the last one must be `[DONE]`.
     pub(crate) fn events(&self) -> Vec<Value> {
         let text = self.text();
         let mut events: Vec<&str> = text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
@@ -53,7 +53,7 @@ impl Reply {
 }
 
 impl Server {
-    /// Starts `salsa serve` with these words at a free port, and waits until it serves.
+    /// Starts `salsa serve` with these arguments on a free port, and waits until it serves.
     pub(crate) fn start(place: &Place, words: &str) -> Server {
         let words: Vec<&str> = words.split_whitespace().collect();
         let mut command = place.command(&[&["serve", "--port", "0"], &words[..]].concat());
@@ -76,7 +76,7 @@ impl Server {
         Server { child, address, said }
     }
 
-    /// What it has said on stderr so far.
+    /// Its output on stderr so far.
     pub(crate) fn said(&self) -> String {
         self.said.lock().unwrap().clone()
     }
@@ -100,17 +100,17 @@ impl Server {
         self.raw(&post(path, "", body.to_string().as_bytes())).unwrap()
     }
 
-    /// Posts what must be answered well.
+    /// Posts a request that must succeed.
     pub(crate) fn ask(&self, path: &str, body: &Value) -> Reply {
         let reply = self.post(path, body);
         assert_eq!(reply.status, 200, "{path} {body}: {}", reply.text());
         reply
     }
 
-    /// Sends these bytes and reads one answer; none if the connection is closed without one.
+    /// Sends these bytes and reads one response; none if the connection is closed without one.
     pub(crate) fn raw(&self, bytes: &[u8]) -> Option<Reply> {
         let mut stream = self.connect();
-        // The server may have answered and closed before it has read all.
+        // The server may have responded and closed before reading everything.
         let _ = stream.write_all(bytes);
         read_reply(&mut BufReader::new(stream))
     }
@@ -122,7 +122,7 @@ impl Server {
         line.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
     }
 
-    /// Waits until nothing runs and nothing waits.
+    /// Waits until no sequence is running or waiting.
     pub(crate) fn wait_until_idle(&self) {
         let began = Instant::now();
         while self.metric("salsa_sequences_running") + self.metric("salsa_sequences_waiting") > 0.0 {
@@ -136,7 +136,7 @@ impl Server {
         assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
     }
 
-    /// Waits for the end; the exit code.
+    /// Waits for the end; returns the exit code.
     pub(crate) fn wait(&mut self) -> Option<i32> {
         let began = Instant::now();
         loop {
@@ -156,7 +156,7 @@ impl Drop for Server {
     }
 }
 
-/// A request with a body of JSON; `headers` are whole lines.
+/// A request with a JSON body; `headers` are whole lines.
 pub(crate) fn post(path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n{headers}\
@@ -166,7 +166,7 @@ pub(crate) fn post(path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// Reads an answer; none if the connection is closed before one.
+/// Reads a response; none if the connection is closed before one.
 pub(crate) fn read_reply(stream: &mut impl BufRead) -> Option<Reply> {
     let line = |stream: &mut dyn BufRead| {
         let mut line = String::new();

@@ -1,4 +1,4 @@
-//! An OpenAI-compatible server that behaves as badly as a test wants.
+//! An OpenAI-compatible server with configurable misbehaviour.
 use std::{
     collections::HashMap,
     io::{Read, Write},
@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-/// What the server does with a request.
+/// The reaction of the server to a request.
 pub(crate) enum Does {
     /// Answers 200 with this text.
     Says(String),
@@ -18,13 +18,13 @@ pub(crate) enum Does {
     Choice(Value),
     /// Answers with this status, headers and body.
     Status(u16, Vec<(&'static str, String)>, String),
-    /// Closes the connection after so many bytes of an answer.
+    /// Closes the connection after this many bytes of a response.
     Drops(usize),
-    /// Begins an answer and sends a byte now and then, for longer than anyone waits.
+    /// Starts a response and sends a byte now and then, beyond any timeout.
     Drips,
 }
 
-/// A request: what was asked, how often the same was asked before, and all of the body.
+/// A request: its prompt, the number of earlier requests with the same prompt, and the body.
 pub(crate) struct Asked {
     pub(crate) prompt: String,
     pub(crate) before: usize,
@@ -48,7 +48,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts a server that behaves like this.
+    /// Starts a server with this behaviour.
     pub(crate) fn start(behaviour: impl Fn(&Asked) -> Does + Send + Sync + 'static) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -58,7 +58,7 @@ impl Server {
             for stream in listener.incoming() {
                 let (seen, behaviour) = (shared.clone(), behaviour.clone());
                 thread::spawn(move || {
-                    // A client that is killed closes its connection: nobody is left to tell.
+                    // A killed client closes its connection; there is no one to report to.
                     let _ = serve(stream?, &seen, &*behaviour);
                     std::io::Result::Ok(())
                 });
@@ -71,17 +71,17 @@ impl Server {
         format!("http://127.0.0.1:{}/v1", self.port)
     }
 
-    /// Requests of any kind.
+    /// The number of requests of any kind.
     pub(crate) fn requests(&self) -> usize {
         self.seen.lock().unwrap().requests
     }
 
-    /// How often each prompt got a whole answer, which a real server would charge for.
+    /// The number of complete answers per prompt, which a real server would charge for.
     pub(crate) fn paid(&self) -> HashMap<String, usize> {
         self.seen.lock().unwrap().paid.clone()
     }
 
-    /// The most requests that were under way together.
+    /// The maximum number of concurrent requests.
     pub(crate) fn most_at_once(&self) -> usize {
         self.seen.lock().unwrap().most_at_once
     }
@@ -150,7 +150,7 @@ fn answer(stream: &mut TcpStream, status: u16, headers: &[(&str, String)], body:
     write!(stream, "HTTP/1.1 {status} X\r\n{more}content-length: {length}\r\nconnection: close\r\n\r\n{body}")
 }
 
-/// Head and body of a request; none where the client went away.
+/// Head and body of a request; none if the client disconnected.
 fn request(stream: &mut TcpStream) -> std::io::Result<Option<(String, Vec<u8>)>> {
     let mut bytes = Vec::new();
     let mut part = [0; 4096];

@@ -1,4 +1,4 @@
-//! A world so small that the whole pipeline takes seconds, and ways to run the program in it.
+//! A tiny world in which the whole pipeline takes seconds, and helpers that run the program in it.
 #![allow(dead_code, reason = "every test file uses its own part")]
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use std::{
 use salsa_rlhf::checkpoint::Checkpoint;
 use serde_json::Value;
 
-/// Everything up to the reward model.
+/// Stages up to the reward model.
 pub(crate) const UP_TO_REWARD: &str = r#"
 name: tiny
 out: out
@@ -62,7 +62,7 @@ stages:
     save_steps: 3
 "#;
 
-/// A PPO stage to which a recipe adds its own keys.
+/// A PPO stage that recipes extend with their own keys.
 pub(crate) const PPO: &str = r#"
     kind: ppo
     model: sft-a
@@ -99,12 +99,12 @@ pub(crate) const EVALUATE: &str = r#"
 pub(crate) struct Place(tempfile::TempDir);
 
 impl Place {
-    /// An empty one.
+    /// An empty place.
     pub(crate) fn new() -> Place {
         Place(tempfile::tempdir().unwrap())
     }
 
-    /// One in which the recipe has run.
+    /// A place in which the recipe has run.
     pub(crate) fn with(recipe: &str) -> Place {
         let place = Place::new();
         place.write("r.yaml", recipe);
@@ -121,7 +121,7 @@ impl Place {
         fs::write(self.path(name), text).unwrap();
     }
 
-    /// The program, about to run here.
+    /// The program, ready to run here.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_salsa"));
         command
@@ -140,7 +140,7 @@ impl Place {
         output
     }
 
-    /// Runs a line of words that must succeed.
+    /// Runs a command line that must succeed.
     pub(crate) fn salsa(&self, line: &str) -> Output {
         self.done(&mut self.command(&line.split_whitespace().collect::<Vec<_>>()))
     }
@@ -162,7 +162,8 @@ impl Place {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Every file and folder under `name` that must be the same in every run: not clocks, and what is drawn from them.
+    /// Every file and folder under `name` that must be equal in every run: without timings and what is derived from
+    /// them.
     pub(crate) fn tree(&self, name: &str) -> BTreeMap<String, Vec<u8>> {
         let mut tree = BTreeMap::new();
         collect(&self.path(name), "", &mut tree);
@@ -188,7 +189,7 @@ fn collect(dir: &Path, prefix: &str, tree: &mut BTreeMap<String, Vec<u8>>) {
     }
 }
 
-/// Panics with the names of what differs.
+/// Panics with the names of differing files.
 pub(crate) fn assert_same(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>) {
     let names: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     let differing: Vec<&String> = names.into_iter().filter(|name| a.get(*name) != b.get(*name)).collect();

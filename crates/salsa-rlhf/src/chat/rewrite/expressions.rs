@@ -1,4 +1,4 @@
-//! Expressions, written again.
+//! Rewriting of expressions.
 
 use std::fmt::Write;
 
@@ -32,7 +32,7 @@ impl Writer {
             Expr::Map(map) => {
                 self.push("{");
                 for (key, value) in map.keys.iter().zip(&map.values) {
-                    // A list or mapping is no key.
+                    // Lists and mappings cannot be keys.
                     match key {
                         Expr::Const(_) => self.expression(key)?,
                         _ => self.filtered(key, "__key")?,
@@ -87,13 +87,13 @@ impl Writer {
                 self.operand(&choice.test_expr)?;
                 let Some(other) = &choice.false_expr else { return Ok(()) };
                 self.push(" else ");
-                // A chain of choices does not nest.
+                // A chain of conditional expressions does not nest.
                 if matches!(other, Expr::IfExpr(_)) { self.expression(other) } else { self.operand(other) }
             }
         }
     }
 
-    /// What an operator, a dot, a call or a subscript follows: in parentheses, unless it holds together by itself.
+    /// Writes the operand of an operator, a dot, a call or a subscript, in parentheses if needed.
     pub(super) fn operand(&mut self, expression: &Expr<'_>) -> Result<(), Error> {
         let holds = match expression {
             Expr::Const(constant) => constant.value.kind() != ValueKind::Number,
@@ -113,7 +113,7 @@ impl Writer {
         Ok(())
     }
 
-    /// What a filter follows: another filter holds together too, and a chain of filters does not nest.
+    /// Writes the operand of a filter; a chain of filters does not nest.
     fn piped(&mut self, expression: &Expr<'_>) -> Result<(), Error> {
         if is_written_as_filter(expression) { self.expression(expression) } else { self.operand(expression) }
     }
@@ -215,7 +215,7 @@ impl Writer {
         let Some(operator) = native(operation.op) else {
             return self.applied(&operation.left, filter_of(operation.op), &[Some(&operation.right)]);
         };
-        // These associate to the left: a chain of one operator does not nest.
+        // These are left-associative: a chain of one operator does not nest.
         match &operation.left {
             Expr::BinOp(left) if native(left.op) == Some(operator) && operator != "**" => {
                 self.expression(&operation.left)?;
@@ -263,7 +263,7 @@ impl Writer {
                 }
                 self.push("\"");
             }
-            // The largest numbers, which were written with an exponent, have no other name.
+            // The largest numbers, written with an exponent in the source, overflow to infinity.
             None if value.to_string() == "inf" => self.push("1e999"),
             None if value.is_none() => self.push("none"),
             None => {
@@ -302,7 +302,7 @@ fn filter_of(operator: BinOpKind) -> &'static str {
     }
 }
 
-/// Whether an expression is written as something that ends with a filter.
+/// Whether an expression is written with a filter at its end.
 fn is_written_as_filter(expression: &Expr<'_>) -> bool {
     match expression {
         Expr::Filter(_) | Expr::Slice(_) | Expr::Compare(_) => true,

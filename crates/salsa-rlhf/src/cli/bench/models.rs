@@ -1,4 +1,4 @@
-//! Models of random weights, made without a file.
+//! Models with random weights, built without a file.
 use std::{ops::Range, sync::Arc};
 
 use rayon::prelude::*;
@@ -7,7 +7,7 @@ use salsa_engine::{
     Trainable, Weights,
 };
 
-/// Random weights that are made as they are read, by all threads: bfloat16 numbers, for models that keep no other.
+/// Random bfloat16 weights, generated in parallel on each read; for models that keep no other copy.
 struct Drawn<'a> {
     spec: &'a ModelSpec,
     tensors: Vec<TensorView>,
@@ -52,7 +52,7 @@ impl<'a> Drawn<'a> {
         }
     }
 
-    /// Uniform numbers with the usual deviation of 0.02; norms that do nothing, biases of 0.
+    /// Fills `out` with uniform numbers of standard deviation 0.02; norms become the identity, biases 0.
     fn draw(&self, tensor: &TensorView, first: usize, out: &mut [[u8; 2]]) {
         if tensor.shape.len() == 1 {
             let neutral = self.spec.norm == NormWeight::Plain || tensor.name.contains("self_attn");
@@ -62,7 +62,7 @@ impl<'a> Drawn<'a> {
         const WIDTH: f32 = 0.069_282;
         let key = mixed(self.seed);
         out.par_chunks_mut(1 << 15).enumerate().for_each(|(chunk, out)| {
-            // Four numbers to a word.
+            // Four numbers per 64-bit word.
             let first = (first + (chunk << 15)) as u64;
             let mut word = 0;
             for (i, number) in out.iter_mut().enumerate() {
@@ -77,12 +77,12 @@ impl<'a> Drawn<'a> {
     }
 }
 
-/// Rounded towards zero.
+/// Converts to bfloat16, rounding towards zero.
 fn bf16(x: f32) -> [u8; 2] {
     ((x.to_bits() >> 16) as u16).to_le_bytes()
 }
 
-/// The finaliser of SplitMix64: neighbours have nothing in common.
+/// The finaliser of SplitMix64: decorrelates consecutive counters.
 fn mixed(counter: u64) -> u64 {
     let x = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -95,25 +95,25 @@ pub(super) fn adapter(rank: usize) -> LoraSpec {
     LoraSpec { rank, alpha: 2.0 * rank as f64, ..LoraSpec::default() }
 }
 
-/// Weights for adapters to stand on.
+/// Base weights for adapters.
 pub(super) fn base(spec: &ModelSpec, device: &Device) -> anyhow::Result<Arc<Base<Device>>> {
     let drawn = Drawn::new(spec, 1);
     Ok(Arc::new(Base::new(spec.clone(), &drawn, device.clone())?))
 }
 
-/// Weights to be trained.
+/// Trainable weights.
 pub(super) fn weights(spec: &ModelSpec, seed: u64) -> anyhow::Result<Vec<f32>> {
     let mut weights = Vec::new();
     Drawn::new(spec, seed).read(0..spec.parameters(), &mut weights)?;
     Ok(weights)
 }
 
-/// A model for use.
+/// A frozen model.
 pub(super) fn frozen(spec: &ModelSpec, device: &Device) -> anyhow::Result<Model> {
     Ok(Model::bare(base(spec, device)?))
 }
 
-/// A model whose adapter is trained.
+/// A model with a trainable adapter.
 pub(super) fn adapted(
     base: &Arc<Base<Device>>,
     head: Head,

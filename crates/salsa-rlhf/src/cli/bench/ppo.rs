@@ -1,4 +1,4 @@
-//! `salsa bench ppo`: the PPO stage's own rollout, scoring, experience and learner, on random models.
+//! `salsa bench ppo`: the rollout, scoring, experience and learner of the PPO stage, on random models.
 use std::time::Instant;
 
 use anyhow::ensure;
@@ -23,7 +23,7 @@ use crate::stage::{
 /// The learning rate of both models.
 const RATES: Rates = Rates { policy: 3e-6, critic: 3e-6 };
 
-/// Four separate models: policy and critic learn, reference and reward model are their frozen copies.
+/// Four separate models: trainable policy and critic; reference and reward model are frozen copies of them.
 struct Models {
     learner: Learner,
     reference: Model,
@@ -31,7 +31,7 @@ struct Models {
     config: PpoConfig,
 }
 
-/// Times updates and prints the result.
+/// Times PPO updates and prints the result.
 pub(super) fn update(work: &PpoWork, device: &Device) -> anyhow::Result<()> {
     ensure!(
         work.batch > 0 && work.prompt > 0 && work.response > 0 && work.epochs > 0 && work.updates > 0,
@@ -66,7 +66,7 @@ impl Models {
                 ..SamplingArguments::default()
             },
             num_ppo_epochs: work.epochs,
-            // TRL's default; passes add up to the same step.
+            // TRL's default; micro-batches accumulate to the same step.
             per_device_train_batch_size: 8,
             optimizer: OptimizerArguments { max_grad_norm: 0.0, ..OptimizerArguments::default() },
             gradient_checkpointing: work.shape.gradient_checkpointing.into(),
@@ -85,7 +85,7 @@ impl Models {
         })
     }
 
-    /// The same as adapters on one base; the reference has the rank of a soup of two such adapters.
+    /// The same with adapters on one base; the reference has the rank of a soup of two such adapters.
     fn adapted(config: PpoConfig, spec: &ModelSpec, rank: usize, device: &Device) -> anyhow::Result<Models> {
         let (base, recompute) = (models::base(spec, device)?, config.recompute());
         let (lora, soup) = (models::adapter(rank), models::adapter(2 * rank));
@@ -100,7 +100,7 @@ impl Models {
         })
     }
 
-    /// One update: seconds of the rollout, of scoring, and of the epochs.
+    /// Runs one update; returns the seconds of rollout, scoring and epochs.
     fn update(&mut self, work: &PpoWork, number: usize) -> anyhow::Result<[f64; 3]> {
         let start = Instant::now();
         let vocabulary = self.reference.spec().vocab_size;

@@ -1,10 +1,10 @@
-//! Lines that begin with a slash, and the settings that they change.
+//! Slash commands, and the settings that they change.
 use salsa_engine::Sampling;
 
 use super::Arguments;
 use crate::stage::keys::{MOST_TOKENS, check_count};
 
-/// What `/help` says.
+/// Text of `/help`.
 pub(super) const HELP: &str = "\
 /new                 forget the conversation
 /system TEXT         say who the model is, and start anew; without a text: no longer
@@ -12,7 +12,7 @@ pub(super) const HELP: &str = "\
 /settings            show them
 /quit                end (as Ctrl-D does); Ctrl-C ends an answer";
 
-/// How answers are sampled.
+/// Sampling settings of answers.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Settings {
     pub(super) temperature: f32,
@@ -28,7 +28,7 @@ impl Settings {
         Settings { temperature, top_p, top_k, max_new_tokens, seed }
     }
 
-    /// The name of the setting that makes no sense, and its range.
+    /// Checks the settings; an error names the invalid setting and its range.
     pub(super) fn check(&self) -> Result<(), String> {
         let Settings { temperature, top_p, max_new_tokens, .. } = *self;
         if !(temperature >= 0.0 && temperature.is_finite()) {
@@ -40,7 +40,7 @@ impl Settings {
         check_count("--max-new-tokens", max_new_tokens as u64, MOST_TOKENS).map_err(|error| error.to_string())
     }
 
-    /// The settings with one of them changed.
+    /// Returns the settings with one of them changed.
     fn with(&self, name: &str, value: &str) -> Result<Settings, String> {
         fn read<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, String> {
             value.parse().map_err(|_| format!("{name}: {value:?} is no number of this kind"))
@@ -57,13 +57,13 @@ impl Settings {
         changed.check().map(|()| changed)
     }
 
-    /// All of them on one line.
+    /// Returns all settings on one line.
     pub(super) fn shown(&self) -> String {
         let Settings { temperature, top_p, top_k, max_new_tokens, seed } = self;
         format!("temperature {temperature}, top_p {top_p}, top_k {top_k}, max_new_tokens {max_new_tokens}, seed {seed}")
     }
 
-    /// For an answer for which the context has `room` tokens.
+    /// Sampling settings for an answer, where the context has room for `room` more tokens.
     pub(super) fn sampling(&self, room: usize, stop_tokens: &[u32]) -> Sampling {
         Sampling {
             temperature: self.temperature,
@@ -77,27 +77,27 @@ impl Settings {
     }
 }
 
-/// What a line asks for.
+/// A parsed input line.
 #[derive(Debug, PartialEq)]
 pub(super) enum Line {
-    /// Nothing: an empty line.
+    /// An empty line.
     Nothing,
-    /// An answer to this.
+    /// A user message to answer.
     Say(String),
-    /// To forget the conversation.
+    /// Start a new conversation.
     New,
-    /// To forget the conversation and to begin with this system message, if any.
+    /// Start a new conversation with this system message, if any.
     System(Option<String>),
-    /// Other settings.
+    /// Replace the settings.
     Set(Settings),
-    /// A note to the person: help, the settings, a mistake.
+    /// Text to show to the user: help, settings, an error.
     Note(String),
-    /// The end.
+    /// End of the session.
     Quit,
 }
 
 impl Line {
-    /// What `line` asks for, given the settings now.
+    /// Parses `line`, given the current settings.
     pub(super) fn read(line: &str, settings: &Settings) -> Line {
         let line = line.trim();
         let (word, rest) = line.split_once(char::is_whitespace).map_or((line, ""), |(word, rest)| (word, rest.trim()));
@@ -113,7 +113,7 @@ impl Line {
                 Some((name, value)) => settings.with(name, value.trim()).map_or_else(Line::Note, Line::Set),
                 None => Line::Note("say /set NAME VALUE, for example /set temperature 0.2".to_owned()),
             },
-            // A path, `/etc/hosts`, is something to say; a lone word after a slash is meant as a command.
+            // A path such as `/etc/hosts` is a message; a lone word after a slash is taken for a command.
             (word, "") if word.starts_with('/') && !word[1..].contains('/') => {
                 Line::Note(format!("there is no command {word}; /help lists them"))
             }

@@ -4,21 +4,21 @@ use std::io::{BufRead, IsTerminal};
 use anyhow::Context;
 use rustyline::{DefaultEditor, error::ReadlineError};
 
-/// Where lines come from.
+/// Source of input lines.
 pub(super) enum Input {
-    /// A person, who sees a prompt sign.
+    /// Interactive, with a prompt.
     Terminal(Box<DefaultEditor>),
     /// A file or another program.
     Pipe,
 }
 
-/// What came.
+/// Result of reading a line.
 pub(super) enum Read {
     /// A line.
     Line(String),
-    /// Ctrl-C at the prompt sign.
+    /// Ctrl-C at the prompt.
     Interrupted,
-    /// The end.
+    /// End of the input.
     End,
 }
 
@@ -30,12 +30,12 @@ impl Input {
         Ok(Input::Pipe)
     }
 
-    /// The next line.
+    /// Reads the next line.
     pub(super) fn read(&mut self) -> anyhow::Result<Read> {
         match self {
             Input::Terminal(editor) => match editor.readline("> ") {
                 Ok(line) => {
-                    // A history that is full or refuses a line is no reason to stop.
+                    // A failure to store the history is no reason to stop.
                     let _ = editor.add_history_entry(&line);
                     Ok(Read::Line(line))
                 }
@@ -51,7 +51,7 @@ impl Input {
         }
     }
 
-    /// Tells a person something; a pipe is told nothing but mistakes.
+    /// Shows a note on a terminal; does nothing for a pipe.
     pub(super) fn note(&self, note: &str) {
         if matches!(self, Input::Terminal(_)) {
             eprintln!("({note})");

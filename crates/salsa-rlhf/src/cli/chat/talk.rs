@@ -1,4 +1,4 @@
-//! The conversation: what was said, and answers that appear as they are drawn.
+//! The conversation loop; answers are printed as they are sampled.
 use std::{
     path::Path,
     sync::{
@@ -21,14 +21,14 @@ use crate::{
     stage::{models::frozen::Frozen, text::encoder::Encoder},
 };
 
-/// A model, and what was said to it and by it.
+/// A model and its conversation so far.
 struct Talk<'a> {
     frozen: &'a Frozen,
     encoder: &'a Encoder,
     settings: Settings,
     opening: Vec<Message>,
     messages: Vec<Message>,
-    /// Answers so far: each has random numbers of its own.
+    /// Number of answers so far; each answer has its own random stream.
     turn: u64,
 }
 
@@ -61,7 +61,7 @@ pub(super) fn main(frozen: &Frozen, settings: Settings, system: Option<&str>, di
     }
 }
 
-/// Ctrl-C while the model answers ends the answer; a pipe has nobody to press it, and ends as any program does.
+/// Sets a flag on Ctrl-C, which ends the current answer. A pipe keeps the default: Ctrl-C ends the program.
 fn interrupts(input: &Input) -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     if matches!(input, Input::Terminal(_)) {
@@ -77,8 +77,8 @@ impl Talk<'_> {
         self.opening = opening;
     }
 
-    /// Takes in a line and answers it. Where the conversation has become too long it stays as it was: a person is told, a
-    /// pipe ends.
+    /// Appends a user message and answers it. If the conversation fills the context it is left unchanged: a terminal
+    /// gets a note, a pipe an error.
     fn say(&mut self, text: &str, stop: &AtomicBool, input: &Input) -> anyhow::Result<()> {
         let mut messages = self.messages.clone();
         messages.push(Message::new("user", text));
@@ -102,7 +102,7 @@ impl Talk<'_> {
         Ok(())
     }
 
-    /// Samples the answer and prints it piece by piece, until it ends or somebody stops it.
+    /// Samples the answer and prints it piece by piece, until it ends or `stop` is set.
     fn answer(&self, tokens: Vec<u32>, room: usize, stop: &AtomicBool) -> anyhow::Result<String> {
         let sampling = self.settings.sampling(room, &self.frozen.checkpoint.tokens.eos);
         let mut decoding = self.frozen.model.decoding(1, tokens.len().saturating_add(sampling.max_new_tokens));
@@ -121,28 +121,29 @@ impl Talk<'_> {
     }
 }
 
-/// How much of an answer has been printed.
+/// The printed part of an answer.
 #[derive(Default)]
 struct Shown {
-    /// Bytes of the text, its leading space counted.
+    /// Bytes of the text, including its leading space.
     bytes: usize,
 }
 
 impl Shown {
-    /// What can be printed of `text` beyond what was. The last characters wait while they may still change: an unfinished
-    /// character (several tokens may make one), and space, which an answer does not end with.
+    /// Returns what can be printed of `text` beyond what was printed. Holds back trailing characters that may still
+    /// change: an incomplete character (it may span several tokens), and white space, which an answer does not end
+    /// with.
     fn more(&mut self, text: &str) -> String {
         let complete = text.trim_end_matches('\u{fffd}').trim_end();
         self.up_to(complete)
     }
 
-    /// The rest of the finished `text`.
+    /// Returns the unprinted rest of the finished `text`.
     fn rest(&mut self, text: &str) -> String {
         self.up_to(text.trim_end())
     }
 
     fn up_to(&mut self, text: &str) -> String {
-        // A decoder may write a piece otherwise once more follows; what is printed stays.
+        // A decoder may rewrite earlier text once more tokens follow; printed text stays.
         let Some(more) = text.get(self.bytes..) else { return String::new() };
         let more = if self.bytes == 0 { more.trim_start() } else { more };
         self.bytes = self.bytes.max(text.len());

@@ -1,4 +1,4 @@
-//! What a checkpoint is.
+//! Description of a checkpoint.
 use std::path::Path;
 
 use salsa_engine::{Activation, Head, LoraSpec, ModelSpec, NormWeight, RopeScaling};
@@ -6,7 +6,7 @@ use salsa_engine::{Activation, Head, LoraSpec, ModelSpec, NormWeight, RopeScalin
 use super::memory;
 use crate::{chat::ChatTemplate, checkpoint::Checkpoint, stage::lifecycle::record::Record, tokenizer::Tokenizer};
 
-/// Prints one fact per line, then the memory of each stage. No weight is read.
+/// Prints one fact per line, then the memory of each stage. Reads no weights.
 pub(super) fn print(dir: &Path) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(dir)?;
     let spec = &checkpoint.spec;

@@ -1,4 +1,4 @@
-//! What a data set is: its layout, lengths, duplicates, and one example as a model learns it.
+//! Description of a data set: layout, lengths, duplicates, and one example as a model is trained on it.
 use std::{collections::HashMap, fmt::Write, hash::Hash, io::IsTerminal, path::Path};
 
 use anyhow::{Context, ensure};
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// The shares of examples whose lengths are shown.
+/// Quantiles of the lengths that are shown.
 const SHARES: [f64; 7] = [0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0];
 
 /// Prints one fact per line, then lengths, then an example.
@@ -22,7 +22,7 @@ pub(super) fn print(path: &Path, model: Option<&Path>, arguments: &Arguments) ->
     let splits = data::splits(path)?;
     let split = match &arguments.split {
         None if splits.len() > 1 => {
-            // Splits are told first: without one there is nothing else to say.
+            // Splits are printed first; everything else describes one of them.
             super::super::print(&format!("{:<14} {}\n", "splits", splits.join(", ")))?;
             splits.iter().find(|split| split.starts_with("train")).or(splits.first())
         }
@@ -55,7 +55,7 @@ pub(super) fn print(path: &Path, model: Option<&Path>, arguments: &Arguments) ->
     super::super::print(&text)
 }
 
-/// What stages say on stderr of this data set.
+/// Prints the notes that stages print on stderr about this data set.
 fn say_how_read(set: &Dataset, encoder: Option<&Encoder>) {
     let context = StageContext::default();
     let name = set.path.display();
@@ -87,13 +87,13 @@ fn facts(set: &Dataset, split: Option<&String>) -> String {
     facts.iter().map(|(name, fact)| format!("{name:<14} {fact}\n")).collect()
 }
 
-/// How many of the items were there before.
+/// Number of items that repeat an earlier one.
 fn repeated<T: Hash + Eq>(items: &[T]) -> usize {
     let mut seen: HashMap<&T, ()> = HashMap::new();
     items.iter().filter(|item| seen.insert(item, ()).is_some()).count()
 }
 
-/// Quantiles of the lengths of each part: in tokens where there is a tokenizer, else in characters.
+/// Quantiles of the lengths of each part: in tokens if there is a tokenizer, else in characters.
 fn lengths(set: &Dataset, encoder: Option<&Encoder>) -> anyhow::Result<String> {
     let mut parts: Vec<(&'static str, Vec<f64>)> = Vec::new();
     let bos_marks_turns = encoder.is_some_and(Encoder::begins_turns_with_bos);
@@ -185,26 +185,26 @@ fn said(messages: &[Message]) -> usize {
     messages.iter().map(|message| message.content.chars().count()).sum()
 }
 
-/// How sequences begin and end.
+/// Counts of how sequences begin and end.
 #[derive(Default)]
 struct Specials {
     sequences: usize,
     with_bos: usize,
     with_many_bos: usize,
     without_end: usize,
-    /// Whether the chat template begins every turn with the token, as ChatML does where it is `<|im_start|>`.
+    /// Whether the chat template begins every turn with the BOS token, as ChatML does if it is `<|im_start|>`.
     bos_marks_turns: bool,
 }
 
 impl Specials {
-    /// Counts one sequence, of which `last` is the last token that is learned (none: nothing is).
+    /// Counts one sequence; `last` is the last token with loss (none: no token has loss).
     fn see(&mut self, encoder: &Encoder, tokens: &[u32], last: Option<&u32>) {
         self.sequences += 1;
         if let Some(bos) = encoder.bos() {
             let count = tokens.iter().filter(|token| **token == bos).count();
             self.with_bos += usize::from(count > 0);
             let is_doubled = tokens.windows(2).any(|pair| *pair == [bos, bos]);
-            // A token that both begins and ends sequences is there more often.
+            // If BOS and EOS are one token, it occurs more often.
             let is_repeated = if self.bos_marks_turns { is_doubled } else { count > 1 };
             self.with_many_bos += usize::from(is_repeated && !encoder.ends().contains(&bos));
         }
@@ -227,10 +227,10 @@ impl Specials {
     }
 }
 
-/// How learned tokens are told from others.
+/// How tokens with loss are marked.
 #[derive(Clone, Copy, PartialEq)]
 enum Ink {
-    /// Green letters, for a terminal.
+    /// Green text, for a terminal.
     Colour,
     /// Between `⟦` and `⟧`.
     Brackets,
@@ -239,7 +239,7 @@ enum Ink {
 impl Ink {
     fn learned(self, text: &str) -> String {
         match self {
-            // Each line on its own, so that a pager that cuts lines keeps the colour.
+            // Coloured line by line, so that pagers that split lines keep the colour.
             Ink::Colour => text
                 .split_inclusive('\n')
                 .map(|line| {
@@ -254,7 +254,7 @@ impl Ink {
         }
     }
 
-    /// Data may hold control characters; a terminal must not obey them.
+    /// Escapes control characters of the data for a terminal.
     fn plain(self, text: &str) -> String {
         text.chars()
             .map(
@@ -270,7 +270,7 @@ impl Ink {
     }
 }
 
-/// One example, what is learned of it marked.
+/// One example, with the tokens that have loss marked.
 fn shown(example: &Example, encoder: Option<&Encoder>, ink: Ink) -> anyhow::Result<String> {
     let Some(encoder) = encoder else { return Ok(parts(example, ink)) };
     if let Example::Prompt(prompt) = example {
@@ -292,7 +292,7 @@ fn shown(example: &Example, encoder: Option<&Encoder>, ink: Ink) -> anyhow::Resu
     Ok(format!("{text}\n"))
 }
 
-/// An example without a model: its parts by name, those that are learned marked.
+/// An example without a model: its named parts, those with loss marked.
 fn parts(example: &Example, ink: Ink) -> String {
     let part = |name: &str, text: &str, learned: bool| {
         let text = ink.plain(text);

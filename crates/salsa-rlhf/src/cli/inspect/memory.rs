@@ -1,5 +1,5 @@
-//! The memory that each stage needs, known from a model's shape before anything is loaded, for passes and generation of an
-//! ordinary size. Weights are those with which stages plan; activations are more than the CPU takes.
+//! Memory estimate of each stage, from a model's shape before anything is loaded, for passes and generation of a
+//! typical size. Weights are counted as in the memory plans of stages; activations are an upper bound for the CPU.
 use salsa_engine::{Device, Dtype, Head, LoraSpec, ModelSpec, Recompute};
 
 use crate::stage::memory::{
@@ -14,21 +14,21 @@ const TOKENS: u64 = 4096;
 /// Sequences generated at once, and their length.
 const GENERATED: (u64, u64) = (64, 512);
 
-/// What a stage keeps of models: those that it trains, whole or as adapters, and those that it only uses.
+/// Models that a stage keeps: trained whole, trained as adapters, frozen.
 struct Stage {
     name: &'static str,
     trained: Vec<ModelSpec>,
     adapters: Vec<ModelSpec>,
     frozen: Vec<ModelSpec>,
-    /// Numbers of frozen adapters.
+    /// Parameters of frozen adapters.
     frozen_adapters: usize,
-    /// Of how many models the first frozen one is a changing mean, and these are there besides.
+    /// Number of further models held, of which the first frozen one is a changing mean.
     ingredients: usize,
     generates: bool,
 }
 
-/// A table of all stages, for weights from a file in bfloat16 or in another type, with activations as a number per token of
-/// a pass.
+/// Returns a table of all stages, for weights from a bfloat16 file or another type, with activations per token of a
+/// pass.
 pub(super) fn table(spec: &ModelSpec, file_is_bf16: bool) -> String {
     let (slots, length) = GENERATED;
     let mut text = format!(
@@ -114,7 +114,7 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
         stage("sft with use_peft (rank 16)", vec![], vec![model()], vec![model()]),
         stage("reward with use_peft (rank 16)", vec![], vec![scalar()], vec![scalar()]),
         stage("dpo with use_peft (rank 16; reference: its base)", vec![], vec![model()], vec![model()]),
-        // One base; the reference, a soup of two adapters, has twice the rank, and there is the reward model.
+        // One base; the reference is a soup of two adapters with twice the rank; plus the reward model.
         Stage {
             frozen_adapters: 2 * lora.parameters(&model()) + lora.parameters(&scalar()),
             generates: true,
@@ -124,7 +124,7 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
 }
 
 impl Stage {
-    /// As the stage itself would plan.
+    /// The need as the stage itself would plan it.
     fn need(&self, dtype: Dtype, file_is_bf16: bool) -> Need {
         let (lora, knobs) = (LoraSpec::default(), Knobs { dtype, ..Knobs::on(&Device::default()) });
         let mut need = Need::default();
@@ -153,7 +153,7 @@ impl Stage {
         need
     }
 
-    /// Numbers trained and frozen.
+    /// Trained and frozen parameters.
     fn parameters(&self) -> (u64, u64) {
         let lora = LoraSpec::default();
         let whole = |specs: &[ModelSpec]| specs.iter().map(ModelSpec::parameters).sum::<usize>();
@@ -190,7 +190,7 @@ mod tests {
             [(0, language), (0, language), (0, scalar), (language, 0), (scalar, 0), (language, language), (both, both)];
         assert_eq!(found, expected);
         assert_eq!(stages[8].parameters(), (0, 3 * language + scalar), "two, their mean, and the reward model");
-        // Rank 16, 22 layers: q and o 2 * 4096, k and v 2 * (2048 + 256), three matrices of the feed-forward 2048 + 5632.
+        // Rank 16, 22 layers: q and o 2 * 4096, k and v 2 * (2048 + 256), three MLP matrices 2048 + 5632.
         let adapter = 22 * 16 * (2 * 4096 + 2 * 2304 + 3 * 7680);
         assert_eq!(stages[9].parameters(), (adapter, language));
         assert_eq!(stages[12].parameters(), (2 * adapter + 2048, language + 3 * adapter + 2048));

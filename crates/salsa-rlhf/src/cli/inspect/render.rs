@@ -1,4 +1,4 @@
-//! Conversations as the model sees them, to compare with other programs.
+//! Conversations as the model sees them, for comparison with other programs.
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -10,8 +10,8 @@ use crate::{
     stage::text::{encoder::Encoder, rows::Rows},
 };
 
-/// Renders and tokenises every line: its text, its tokens and, of a whole conversation, the `sequence` that a stage would
-/// make of it, which of that is `learned`, or why it cannot be.
+/// Renders and tokenises every line: its text, its tokens and, for a whole conversation, the `sequence` that a stage
+/// would build with its `learned` part, or the reason why it cannot be built.
 pub(super) fn print(file: &Path, encoder: &Encoder, as_json: bool) -> anyhow::Result<()> {
     let rows = Rows::read(file)?;
     for row in &rows.rows {
@@ -33,7 +33,7 @@ pub(super) fn print(file: &Path, encoder: &Encoder, as_json: bool) -> anyhow::Re
     Ok(())
 }
 
-/// A line's messages with the arguments of its template, and whether they are to be answered.
+/// A line's messages with the arguments of its template, and whether to add a generation prompt.
 fn read(object: &Map<String, Value>) -> anyhow::Result<(Conversation, GenerationPrompt)> {
     let list = object.get("messages").filter(|list| list.is_array()).context("no list \"messages\"")?;
     let Content::Messages(mut conversation) = data::content(list, "messages")? else {

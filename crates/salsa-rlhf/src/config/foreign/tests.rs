@@ -1,9 +1,9 @@
-//! Every key that somebody may bring from another tool is taken, or is answered with what to do.
+//! Every key of another tool is either accepted or answered with a remedy.
 use serde_json::{Map, Value};
 
 use crate::{config::names::resolve, stage::table::find};
 
-/// Fields of `TrainingArguments` of transformers 5.23, which all configurations of TRL have.
+/// Fields of `TrainingArguments` of transformers 5.23, shared by all configurations of TRL.
 const TRAINING: &str = "accelerator_config activation_checkpointing activation_checkpointing_kwargs adam_beta1 adam_beta2 adam_epsilon \
      auto_find_batch_size average_tokens_across_devices batch_eval_metrics bf16 bf16_full_eval data_seed \
      dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers \
@@ -25,7 +25,7 @@ const TRAINING: &str = "accelerator_config activation_checkpointing activation_c
      trackio_space_id trackio_static_space_id train_sampling_strategy use_cache use_cpu use_liger_kernel \
      warmup_steps weight_decay";
 
-/// Fields of TRL 1.12's configurations beyond those, and of its `ModelConfig` and `ScriptArguments`.
+/// Further fields of TRL 1.12's configurations, and of its `ModelConfig` and `ScriptArguments`.
 const SFT: &str = "model_init_kwargs router_aux_loss_coef trust_remote_code chat_template_path dataset_text_field dataset_kwargs \
      dataset_num_proc eos_token max_length truncation_mode shuffle_dataset packing packing_strategy padding_free \
      pad_to_multiple_of eval_packing completion_only_loss assistant_only_loss loss_type activation_offloading \
@@ -68,7 +68,7 @@ fn keys(stage: &str) -> Map<String, Value> {
     (find(stage).unwrap().defaults)()
 }
 
-/// The keys that `stage` neither takes nor answers with a remedy.
+/// The keys that `stage` neither accepts nor answers with a remedy.
 fn unanswered(stage: &str, names: &str) -> Vec<String> {
     let keys = keys(stage);
     let is_open = |name: &&str| matches!(resolve(name, &keys), Err(hint) if !hint.contains("leave it out") && !hint.contains("say ") && !hint.starts_with("not supported"));

@@ -7,7 +7,7 @@ fn schemas() -> impl Iterator<Item = (&'static Kind, Value)> {
     STAGES.iter().map(|kind| (kind, (kind.schema)()))
 }
 
-/// Calls `look` with every schema in a schema and its place.
+/// Calls `look` with every nested schema and its place.
 fn walk(schema: &Value, place: &str, look: &mut dyn FnMut(&Value, &str)) {
     look(schema, place);
     for keyword in ["properties", "definitions"] {

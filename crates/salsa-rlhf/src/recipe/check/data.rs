@@ -1,4 +1,4 @@
-//! The data that a stage reads.
+//! Checks of the data that a stage reads.
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -23,7 +23,7 @@ use crate::{
 };
 
 impl Look<'_> {
-    /// Reads all data sets that are there.
+    /// Reads all data sets that exist.
     pub(super) fn data(&mut self, models: &Models<'_>) {
         let reads = &self.step.planned.reads;
         for (place, source, used) in &reads.examples {
@@ -59,7 +59,7 @@ impl Look<'_> {
     }
 }
 
-/// Reads a source, and lets the stage's model see its first example. Returns how many there are, and of what layout.
+/// Reads a source and encodes its first example for the stage's model. Returns the number of examples and their layout.
 fn look_at(source: &DataSource, used: ExampleUse, reader: Option<&Reader>) -> anyhow::Result<String> {
     let mut loaded = source.load()?;
     let count = loaded.examples.len();
@@ -92,7 +92,7 @@ fn see(example: &Example, used: ExampleUse, encoder: Option<&Encoder>) -> anyhow
     }
 }
 
-/// The same of rows.
+/// The same for a file of rows.
 fn look_at_rows(path: &Path, used: RowUse, reader: Option<&Reader>) -> anyhow::Result<String> {
     let rows = Rows::read(path)?;
     if let Some(Reader { encoder, spec, .. }) = reader {

@@ -1,4 +1,4 @@
-//! The models that a stage reads.
+//! Checks of the models that a stage reads.
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -17,19 +17,19 @@ use crate::{
     tokenizer::Tokenizer,
 };
 
-/// What is known of a stage's models.
+/// The models of a stage opened so far.
 pub(super) struct Models<'a> {
     reads: &'a Reads,
     known: Vec<PathBuf>,
     read: Option<Reader>,
-    /// The reward model of the reader's answers.
+    /// The reward model that scores the reader's answers.
     reward: Option<PathBuf>,
 }
 
 /// The model whose tokenizer reads the data.
 pub(super) struct Reader {
     checkpoint: Checkpoint,
-    /// None where the stage can do without, and the model has none.
+    /// None if the stage does not need one and the model has none.
     pub encoder: Option<Encoder>,
     pub spec: ModelSpec,
 }
@@ -39,7 +39,7 @@ impl Models<'_> {
         Models { reads, known: Vec::new(), read: None, reward: None }
     }
 
-    /// Whether it has been opened before.
+    /// Whether this model was opened before.
     pub(super) fn knows(&self, path: &Path) -> bool {
         self.known.iter().any(|known| known == path)
     }
@@ -48,10 +48,10 @@ impl Models<'_> {
         self.read.as_ref()
     }
 
-    /// Opens what is named at a place; says what it is.
+    /// Opens the model named at a place; returns a description.
     ///
     /// # Errors
-    /// If the stage could not use it.
+    /// If the stage could not use the model.
     pub(super) fn open(&mut self, place: &str, path: &Path) -> anyhow::Result<String> {
         self.known.push(path.to_owned());
         let used = self.reads.model_use(place);
@@ -78,7 +78,7 @@ impl Models<'_> {
         Ok(fact)
     }
 
-    /// The way of the reader from text to tokens.
+    /// The encoder of the reader model.
     fn encoder(&self, checkpoint: &Checkpoint) -> anyhow::Result<Option<Encoder>> {
         if self.reads.tokenizer == TokenizerUse::IfAny {
             return Ok(Encoder::open_if_any(checkpoint)?.map(|encoder| encoder.with_chat(&self.reads.chat)));
@@ -93,7 +93,7 @@ impl Models<'_> {
         }))
     }
 
-    /// Checks whether the reward model, where there is one, can score what the reader answers.
+    /// Checks that the reward model, if there is one, can score answers of the reader.
     pub(super) fn hold_together(&self, faults: &mut Faults) {
         if let (Some(reader), Some(reward), true) = (&self.read, &self.reward, faults.is_empty()) {
             let found = RewardModel::find(reward, &reader.checkpoint, &StageContext::quiet());

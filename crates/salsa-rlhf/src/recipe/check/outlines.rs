@@ -1,5 +1,5 @@
-//! Models that earlier stages are going to write, in outline: their shape and tokenizer, and weights that are a hole in a
-//! file. With them the memory of a stage is planned before the stages that it reads have run.
+//! Outlines of models that earlier stages will write: shape and tokenizer, with weights that are a sparse hole in a
+//! file. They allow planning the memory of a stage before the stages it depends on have run.
 use std::{
     collections::HashMap,
     fs, io,
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// The outlines of a recipe's models; they go when this is dropped.
+/// The outlines of a recipe's models; deleted on drop.
 pub(super) struct Outlines<'a> {
     recipe: &'a Recipe,
     selected: &'a Selected,
@@ -35,8 +35,8 @@ impl<'a> Outlines<'a> {
         Outlines { recipe, selected, folder: None, made: HashMap::new() }
     }
 
-    /// A stage that reads outlines in place of the models that are still to be written; none where it reads something else
-    /// that is not there.
+    /// The stage with outlines in place of models that are still to be written; none if another input does not exist
+    /// yet.
     ///
     /// # Errors
     /// If an outline cannot be written.
@@ -52,7 +52,7 @@ impl<'a> Outlines<'a> {
         (step.kind.from_mapping)(&config, &origin, &mut |_, _, _| Ok(None)).map(Some)
     }
 
-    /// What is said of an outline, said of the stage that will write the model.
+    /// Replaces the path of an outline in a message by that of the stage that will write the model.
     pub(super) fn in_words(&self, text: &str) -> String {
         match &self.folder {
             Some(folder) => text.replace(&*folder.0.to_string_lossy(), &self.recipe.out.to_string_lossy()),
@@ -60,7 +60,7 @@ impl<'a> Outlines<'a> {
         }
     }
 
-    /// An input that is there, or its outline.
+    /// The path of an existing input, or of its outline; none if it has neither.
     fn here(&mut self, reader: &Step, kind: PathKind, path: &Path) -> anyhow::Result<Option<PathBuf>> {
         let mut earlier = self.recipe.steps.iter().take_while(|other| other.name != reader.name);
         let writer =
@@ -72,7 +72,7 @@ impl<'a> Outlines<'a> {
         }
     }
 
-    /// The outline of what a stage will write; none where that depends on more than a model that is there.
+    /// The outline of a stage's product; none if that depends on more than an existing model.
     fn of(&mut self, writer: usize) -> anyhow::Result<Option<PathBuf>> {
         if let Some(made) = self.made.get(&writer) {
             return Ok(made.clone());
@@ -92,7 +92,7 @@ impl<'a> Outlines<'a> {
         };
         let Some(start) = step.planned.reads.reader.clone() else { return Ok(None) };
         let Some(start) = self.here(step, PathKind::Model, &start)? else { return Ok(None) };
-        // What is wrong with it is said where it is read.
+        // Errors of this model are reported where it is read.
         let Ok(source) = Checkpoint::open(&start) else { return Ok(None) };
         let dir = self.folder()?.join(&step.name);
         outline(step, &source, head.unwrap_or(source.spec.head), &dir)
@@ -108,7 +108,7 @@ impl<'a> Outlines<'a> {
     }
 }
 
-/// Writes what a stage that starts from `source` will write, but for the numbers.
+/// Writes a model of the shape that a stage starting from `source` will write, with zero weights.
 fn outline(step: &Step, source: &Checkpoint, head: Head, dir: &Path) -> anyhow::Result<()> {
     let config = &step.planned.config;
     let companions = Companions::from_dir(source.dir())?;
@@ -142,14 +142,14 @@ fn outline(step: &Step, source: &Checkpoint, head: Head, dir: &Path) -> anyhow::
     save_adapter(dir, &adapter)
 }
 
-/// The shape of the mean of adapters of which the first is this one: exact, or of the rank that is asked for.
+/// The shape of the mean of adapters like the first: of the exact rank, or of the configured one.
 fn mean_of(first: &LoraSpec, config: &Value) -> LoraSpec {
     let exact = first.rank * config["models"].as_array().map_or(1, Vec::len);
     let rank = config["svd_rank"].as_u64().map_or(exact, |rank| exact.min(rank as usize));
     LoraSpec { rank, ..first.clone() }
 }
 
-/// A new folder among the temporary ones, which goes with all that is in it.
+/// A new temporary folder, deleted on drop with its contents.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -171,7 +171,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // What is left of it takes a few kilobytes, and nobody can be told.
+        // Errors are ignored: a few kilobytes remain at most.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -186,7 +186,7 @@ mod tests {
         stage::{StageContext, fixture, table::STAGES},
     };
 
-    /// What is said of the memory of a stage, but for what this process has itself.
+    /// The memory of a stage in a line of output, without the memory of this process.
     fn memory(line: &str) -> String {
         let (_, memory) = line.split_once("memory ").unwrap_or_else(|| panic!("no plan: {line}"));
         let parts = memory.split_once('(').unwrap().1.split(", ");

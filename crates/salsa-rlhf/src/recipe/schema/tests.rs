@@ -3,7 +3,7 @@ use std::{fs, path::Path};
 use super::*;
 use crate::{config, stage::table::STAGES};
 
-/// What is wrong with a value, by the keywords that our schemas use; another keyword is a mistake in this reader.
+/// The errors of a value, for the keywords that our schemas use; panics at any other keyword.
 fn faults(value: &Value, schema: &Value, root: &Value, place: &str) -> Vec<String> {
     let Some(keywords) = schema.as_object() else {
         return if schema == false { vec![format!("{place} is not allowed")] } else { Vec::new() };
@@ -24,7 +24,7 @@ fn faults(value: &Value, schema: &Value, root: &Value, place: &str) -> Vec<Strin
             | "x-input"
             | "x-changes-no-result"
             | "then" => Vec::new(),
-            // Read with `properties`.
+            // Handled with `properties`.
             "patternProperties" | "additionalProperties" => Vec::new(),
             "propertyNames" => Vec::new(),
             "type" => fault(!is_of(value, said), place, &format!("is no {said}")),
@@ -83,7 +83,7 @@ fn is_of(value: &Value, kind: &Value) -> bool {
     }
 }
 
-/// The few patterns that our schemas have.
+/// Matches the few patterns that our schemas have.
 fn fits(value: &Value, pattern: &str) -> bool {
     let Some(text) = value.as_str() else { return true };
     match pattern {

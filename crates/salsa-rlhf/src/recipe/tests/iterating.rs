@@ -18,7 +18,7 @@ fn ran(outcomes: &[Outcome]) -> Vec<bool> {
     outcomes.iter().map(|outcome| matches!(outcome, Outcome::Done { .. })).collect()
 }
 
-/// What the first stage leaves, here or set aside.
+/// The product of the first stage, in place or set aside.
 const NOTE: &str = "sub/note.txt";
 
 fn note(place: &Place, stage: &str) -> String {
@@ -96,10 +96,10 @@ fn a_command_that_was_interrupted_sets_nothing_aside_twice() {
     let fails = [("stages.second.note", "fail")];
     assert_eq!(format!("{:#}", place.run(&both, &fails).unwrap_err()), "stage second: asked to fail");
     assert_eq!(place.names("out/.aside"), ["first-1", "pending.json", "second-1"]);
-    // The same again: the first is new already, and the second has left nothing.
+    // The same command again: the first stage was run again already, the second has no results.
     assert_eq!(ran(&place.run(&both, &[]).unwrap()), [false, true, false, false]);
     assert_eq!(place.names("out/.aside"), ["first-1", "second-1"]);
-    // It had come to its end: now it is asked for again.
+    // The command had finished: now the stages run again.
     assert_eq!(ran(&place.run(&both, &[]).unwrap()), [true, true, false, false]);
     assert_eq!(place.names("out/.aside"), ["first-1", "first-2", "second-1", "second-2"]);
 
@@ -114,7 +114,7 @@ fn a_command_that_was_interrupted_sets_nothing_aside_twice() {
     assert_eq!(place.names("out/.aside").iter().filter(|name| name.starts_with("first")).count(), 4);
     assert_eq!(place.names("out/.aside").iter().filter(|name| name.starts_with("second")).count(), 4);
 
-    // What was begun anew and is to be different now is set aside, too.
+    // A stage that was begun again and has changed since is set aside, too.
     place.run(&both, &fails).unwrap_err();
     let shout = [("stages.first.note", "HELLO")];
     assert_eq!(ran(&place.run(&both, &shout).unwrap()), [true, true, false, false]);

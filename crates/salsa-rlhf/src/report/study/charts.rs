@@ -9,7 +9,7 @@ use super::super::page::split_name;
 use super::super::xy::{Chart, Dot, Kind, Series};
 use super::{ArmNumbers, Frontier, OverSeeds, StudyReport, Sweep, shown, variant};
 
-/// The look of an arm, the same everywhere on the page.
+/// The look of an arm, consistent over the page.
 pub(super) fn look(report: &StudyReport, arm: &str) -> Look {
     let mut arms: Vec<&str> = Vec::new();
     for known in report.arms.iter().map(|arm| arm.arm.as_str()) {
@@ -59,7 +59,7 @@ fn of_frontier(report: &StudyReport, frontier: &Frontier) -> Vec<Series> {
     vec![series(Kind::Band, band.collect()), series(Kind::Scatter, points.collect())]
 }
 
-/// One number of each arm along a factor, on one set.
+/// A number of each arm along a factor, on one set.
 pub(super) fn sweep(
     report: &StudyReport,
     (factor, set): (&str, &str),
@@ -131,7 +131,7 @@ pub(super) fn distances(report: &StudyReport) -> String {
     report.sets.iter().map(of_set).collect()
 }
 
-/// A mean over seeds in words.
+/// Formats a mean over seeds.
 pub(super) fn over_seeds(value: &OverSeeds) -> String {
     match value.ci95 {
         Some([low, high]) => format!("{} ({} to {})", number(value.mean), number(low), number(high)),

@@ -1,4 +1,4 @@
-//! What the cells of a study show together: the content of `study.json`, a table for the terminal, and the page.
+//! The combined results of a study's cells: the content of `study.json`, a table for the terminal, and the page.
 
 mod charts;
 mod page;
@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::Ordered;
 
-/// What `study.json` holds: every number that the page shows, and no clock.
+/// The contents of `study.json`: every number on the page, without timings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StudyReport {
     /// Version of the program.
@@ -28,25 +28,25 @@ pub(crate) struct StudyReport {
     pub description: String,
     /// The base recipe.
     pub recipe: String,
-    /// What is compared: `gold_reward` or `proxy_score`.
+    /// The compared quantity: `gold_reward` or `proxy_score`.
     pub measure: String,
-    /// The model to which KL is measured; none if it is not measured.
+    /// The model that KL is measured to; none if it is not measured.
     pub anchor: Option<String>,
     /// The sets of prompts that are reported.
     pub sets: Vec<String>,
-    /// The set on which settings were chosen.
+    /// The set on which settings were chosen; none if nothing was chosen.
     pub validation: Option<String>,
-    /// The factor whose values are the repetitions that intervals speak about; empty if there is none.
+    /// The factor whose values are the repetitions over which intervals are computed; empty if there is none.
     pub unit: String,
-    /// The largest difference that counts as none, in units of what is compared.
+    /// The largest difference that counts as none, in units of the compared quantity.
     pub margin: f64,
-    /// What was varied.
+    /// The varied factors.
     pub factors: Vec<StudyFactor>,
     /// The models before RL, set by set.
     pub before: Vec<StudyArm>,
     /// The arms, each at its chosen setting.
     pub arms: Vec<StudyArm>,
-    /// The claims and what became of them.
+    /// The claims and their verdicts.
     pub claims: Vec<Claim>,
     /// Reward against KL.
     pub frontiers: Vec<Frontier>,
@@ -56,11 +56,11 @@ pub(crate) struct StudyReport {
     pub landscape: Vec<LineOverSeeds>,
     /// The gain of the first comparison against the distance of the soup's ingredients.
     pub distances: Vec<DistanceAndGain>,
-    /// What each arm was trained with.
+    /// The training costs of each arm.
     pub costs: Vec<Cost>,
-    /// Every cell that is done.
+    /// The finished cells.
     pub cells: Vec<CellNumbers>,
-    /// The cells that are not.
+    /// The unfinished cells.
     pub missing: Vec<String>,
 }
 
@@ -75,7 +75,7 @@ pub(crate) struct StudyFactor {
     pub values: Vec<Value>,
 }
 
-/// A mean over seeds; each seed counts the same.
+/// A mean over seeds, all weighted equally.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct OverSeeds {
     /// The mean of the seeds' means.
@@ -102,7 +102,7 @@ pub(crate) struct StudyArm {
 /// An arm on one set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ArmNumbers {
-    /// What is compared.
+    /// The compared quantity.
     pub reward: OverSeeds,
     /// The score of the reward model.
     pub proxy_score: OverSeeds,
@@ -114,16 +114,16 @@ pub(crate) struct ArmNumbers {
     pub empty: OverSeeds,
 }
 
-/// A claim and what became of it.
+/// A claim and its verdict.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Claim {
-    /// What is claimed, in a sentence.
+    /// The claim as a sentence.
     pub claim: String,
-    /// What was measured, in a few words.
+    /// The measured quantity, in a few words.
     pub measured: String,
     /// The set of prompts.
     pub set: String,
-    /// The difference that the claim says is above 0; none if no seed has one.
+    /// The difference, claimed to be above 0; none if no seed has one.
     pub difference: Option<OverSeeds>,
     /// `supported`, `not supported` or `cannot tell`.
     pub verdict: String,
@@ -133,7 +133,7 @@ pub(crate) struct Claim {
     pub p_holm: Option<f64>,
     /// Seeds in which the difference is above and below 0, and the exact sign test.
     pub signs: Option<Signs>,
-    /// Seeds needed to find a difference of this size four times in five.
+    /// Seeds needed to detect a difference of this size with a power of 80 %.
     pub seeds_needed: Option<usize>,
     /// Seeds that could not be compared.
     pub excluded: Vec<String>,
@@ -159,9 +159,9 @@ pub(crate) struct Frontier {
     pub at: Map<String, Value>,
     /// The set of prompts.
     pub set: String,
-    /// The factor along which the points lie.
+    /// The factor that varies along the points.
     pub along: String,
-    /// One point for each of its values: the means over seeds.
+    /// One point per value of the factor: the means over seeds.
     pub points: Vec<FrontierPoint>,
     /// The mean curve over the KL that all seeds reach, and its band.
     pub band: Vec<BandPoint>,
@@ -174,7 +174,7 @@ pub(crate) struct FrontierPoint {
     pub value: Value,
     /// KL to the anchor, nats per response.
     pub kl: OverSeeds,
-    /// What is compared.
+    /// The compared quantity.
     pub reward: OverSeeds,
 }
 
@@ -198,9 +198,9 @@ pub(crate) struct Sweep {
     pub arm: String,
     /// The values of other factors that are neither seeds nor chosen.
     pub at: Map<String, Value>,
-    /// The set of prompts; the validation set is among them.
+    /// The set of prompts, including the validation set.
     pub set: String,
-    /// One for each value.
+    /// One point per value.
     pub points: Vec<SweepPoint>,
 }
 
@@ -220,11 +220,11 @@ pub(crate) struct LineOverSeeds {
     pub set: String,
     /// Weight of the second model.
     pub alpha: f64,
-    /// What is compared.
+    /// The compared quantity.
     pub reward: OverSeeds,
 }
 
-/// One seed of the first comparison.
+/// Distance and gain of one seed, for the first comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct DistanceAndGain {
     /// The seed.
@@ -237,7 +237,7 @@ pub(crate) struct DistanceAndGain {
     pub gains: Ordered<f64>,
 }
 
-/// What an arm is trained with, in one cell.
+/// The training costs of an arm, in one cell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Cost {
     /// The arm.
@@ -246,29 +246,29 @@ pub(crate) struct Cost {
     pub at: Map<String, Value>,
     /// Stages by kind, in the order of the recipe.
     pub stages: Ordered<usize>,
-    /// Tokens of supervised fine-tuning, all its stages together.
+    /// Tokens of supervised fine-tuning, over all its stages.
     pub sft_tokens: Option<u64>,
     /// Responses that RL sampled.
     pub episodes: Option<u64>,
 }
 
-/// One cell on every set.
+/// The numbers of one cell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct CellNumbers {
     /// The arm.
     pub arm: String,
     /// The value of every factor.
     pub at: Map<String, Value>,
-    /// The directory of its run, seen from that of the study.
+    /// The directory of its run, relative to that of the study.
     pub run: String,
     /// Set by set.
     pub sets: Ordered<CellSet>,
 }
 
-/// One cell on one set.
+/// The numbers of one cell on one set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct CellSet {
-    /// What is compared.
+    /// The compared quantity.
     pub reward: f64,
     /// The score of the reward model.
     pub proxy_score: f64,
@@ -280,22 +280,22 @@ pub(crate) struct CellSet {
     pub empty: f64,
 }
 
-/// Wall-clock seconds of an arm's cell, all its stages together: the mean over cells. Not part of `study.json`.
+/// Wall-clock seconds of an arm's cell over all its stages: the mean over cells. Not part of `study.json`.
 pub(crate) type Seconds = Ordered<f64>;
 
 impl StudyReport {
-    /// The page: HTML that needs nothing else, no script, no network.
+    /// Renders the page: self-contained HTML without scripts or network access.
     pub(crate) fn html(&self, seconds: &Seconds) -> String {
         page::page(self, seconds)
     }
 
-    /// What is compared, in words.
+    /// The readable name of the compared quantity.
     pub(super) fn measured(&self) -> String {
         self.measure.replace('_', " ")
     }
 }
 
-/// An arm and what it is at, for people: `salsa`, `salsa, ingredients 3`.
+/// The readable name of an arm and its factor values: `salsa`, `salsa, ingredients 3`.
 pub(crate) fn variant(arm: &str, at: &Map<String, Value>) -> String {
     let mut name = super::label(arm);
     for (factor, value) in at {
@@ -304,7 +304,7 @@ pub(crate) fn variant(arm: &str, at: &Map<String, Value>) -> String {
     name
 }
 
-/// A value of a factor for people: texts without quotes, lists by their length if they are long.
+/// The readable form of a factor's value: texts without quotes, long lists by their length.
 pub(super) fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),

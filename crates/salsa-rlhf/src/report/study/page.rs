@@ -1,4 +1,4 @@
-//! The page of a study: the claims first, then what they rest on.
+//! The page of a study: the claims first, then the supporting results.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ use super::super::page::{Section, Width, split_name, with_facts};
 use super::{ArmNumbers, Claim, OverSeeds, Seconds, StudyArm, StudyReport, charts, shown, variant};
 use crate::progress::human_time;
 
-/// The whole page.
+/// Renders the whole page.
 pub(super) fn page(report: &StudyReport, seconds: &Seconds) -> String {
     let mut sections = vec![claims(report), arms(report), frontiers(report)];
     sections
@@ -189,7 +189,7 @@ fn frontiers(report: &StudyReport) -> Section {
     }
 }
 
-/// Which number of an arm a chart shows.
+/// The number of an arm that a chart shows.
 type Pick = fn(&ArmNumbers) -> Option<&OverSeeds>;
 
 fn sweep(report: &StudyReport, factor: &str) -> Section {

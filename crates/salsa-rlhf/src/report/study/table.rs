@@ -1,4 +1,4 @@
-//! The claims for a terminal.
+//! The claims as text for a terminal.
 
 use super::super::number::{number, signed};
 use super::super::table::aligned;

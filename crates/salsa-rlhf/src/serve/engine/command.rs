@@ -1,4 +1,4 @@
-//! What the engine is asked, and what it answers.
+//! Commands to the engine, and its results.
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -7,40 +7,40 @@ use std::sync::{
 use salsa_engine::{Finish, Prompt, Ranking, Sampling};
 use tokio::sync::{mpsc, oneshot};
 
-/// What the engine is asked.
+/// A command to the engine.
 pub(crate) enum Command {
-    /// To continue prompts.
+    /// Generate continuations of prompts.
     Generate(Generation),
-    /// To read sequences.
+    /// Run forward passes over sequences.
     Pass(Pass),
 }
 
-/// Prompts to be continued, all sampled in one way.
+/// Prompts to continue, all with the same sampling parameters.
 pub(crate) struct Generation {
-    /// Which model.
+    /// Index of the model.
     pub model: usize,
-    /// The prompts; the number of a choice is its place among them.
+    /// The prompts; the index of a prompt is the number of its choice.
     pub prompts: Vec<Prompt>,
-    /// Who asks.
+    /// The request.
     pub request: Arc<Request>,
-    /// The places in the queue, one for each prompt.
+    /// Places in the queue, one per prompt.
     pub places: Vec<Place>,
 }
 
-/// Who asks for replies, and how they are made.
+/// State of a generation request, shared with the receiver of its tokens.
 pub(crate) struct Request {
-    /// How tokens are chosen.
+    /// The sampling parameters.
     pub sampling: Arc<Sampling>,
-    /// How many of the most likely tokens are told with each token, if log-probs are.
+    /// Number of most likely tokens to return per token, if log-probs are requested.
     pub ranked: Option<usize>,
-    /// Where tokens go.
+    /// The receiver of tokens.
     pub events: mpsc::UnboundedSender<Result<Drawn, Arc<str>>>,
-    /// For each choice, whether nothing more of it is wanted.
+    /// For each choice, whether it was stopped.
     stopped: Vec<AtomicBool>,
 }
 
 impl Request {
-    /// For so many choices.
+    /// Creates a request with this number of choices.
     pub(crate) fn new(
         sampling: Sampling,
         ranked: Option<usize>,
@@ -51,59 +51,59 @@ impl Request {
         Request { sampling: sampling.into(), ranked, events, stopped }
     }
 
-    /// Ends a choice: it has a text at which it ends.
+    /// Stops a choice, e.g. at a stop text.
     pub(crate) fn stop(&self, choice: usize) {
         self.stopped[choice].store(true, Ordering::Relaxed);
     }
 
-    /// Whether somebody still wants more of a choice.
+    /// Whether a choice still needs tokens.
     pub(crate) fn wants(&self, choice: usize) -> bool {
         !self.stopped[choice].load(Ordering::Relaxed) && !self.events.is_closed()
     }
 }
 
-/// One more token of a choice.
+/// A sampled token of a choice.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Drawn {
-    /// Which choice.
+    /// Index of the choice.
     pub choice: usize,
     /// The token.
     pub token: u32,
-    /// Its log-prob at temperature 1 and the most likely tokens, if they were asked for.
+    /// Its log-prob at temperature 1 and the most likely tokens, if requested.
     pub ranking: Option<Ranking>,
-    /// Why the choice ends here; none if it goes on.
+    /// Why the choice ends here; none if it continues.
     pub finish: Option<Finish>,
 }
 
-/// Sequences to be read.
+/// Sequences for forward passes.
 pub(crate) struct Pass {
-    /// The model.
+    /// Index of the model.
     pub model: usize,
     /// The sequences.
     pub sequences: Vec<Vec<u32>>,
-    /// What is asked of each.
+    /// The requested output.
     pub asked: Asked,
-    /// Where the answer goes.
+    /// The receiver of the result.
     pub answer: oneshot::Sender<Reading>,
-    /// The places in the queue.
+    /// Places in the queue.
     pub places: Vec<Place>,
 }
 
-/// What a forward pass gave, or why it gave nothing.
+/// The result of forward passes, or an error message.
 pub(crate) type Reading = Result<Passed, Arc<str>>;
 
-/// What is asked of sequences.
+/// The requested output of forward passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
     /// The scalar at the last token.
     Scores,
     /// The log-prob of every token after the first.
     Logprobs,
-    /// The same with so many of the most likely tokens.
+    /// The same with this number of most likely tokens.
     Rankings(usize),
 }
 
-/// The answer, sequence by sequence.
+/// The output, sequence by sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Passed {
     /// For [`Asked::Scores`].
@@ -114,36 +114,36 @@ pub(crate) enum Passed {
     Rankings(Vec<Vec<Ranking>>),
 }
 
-/// How many sequences wait, and how many may.
+/// The number of waiting sequences, and its limit.
 #[derive(Clone, Debug)]
 pub(crate) struct Queue {
     waiting: Arc<AtomicUsize>,
     most: usize,
 }
 
-/// A sequence's place in the queue; given up when it is dropped.
+/// A sequence's place in the queue; released on drop.
 #[derive(Debug)]
 pub(crate) struct Place(Arc<AtomicUsize>);
 
 impl Queue {
-    /// An empty one.
+    /// An empty queue.
     pub(crate) fn new(most: usize) -> Queue {
         Queue { waiting: Arc::new(AtomicUsize::new(0)), most }
     }
 
-    /// Places for so many sequences; none if there are not as many.
+    /// Takes places for `count` sequences; none if fewer are free.
     pub(crate) fn enter(&self, count: usize) -> Option<Vec<Place>> {
         let more = |waiting: usize| waiting.checked_add(count).filter(|sum| *sum <= self.most);
         self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         Some((0..count).map(|_| Place(self.waiting.clone())).collect())
     }
 
-    /// How many sequences wait.
+    /// The number of waiting sequences.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// How many may.
+    /// The maximum number of waiting sequences.
     pub(crate) fn most(&self) -> usize {
         self.most
     }

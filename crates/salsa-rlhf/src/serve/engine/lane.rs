@@ -1,4 +1,4 @@
-//! The sequences of one model: those that wait, and those that are being decoded.
+//! The sequences of one model: waiting ones and running ones.
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -9,7 +9,7 @@ use salsa_engine::{Decoding, Device, Event, Model, Prompt, Ticket};
 use super::{Drawn, Generation, Request, command::Place, finite};
 use crate::serve::{catalogue::Size, metrics::Metrics};
 
-/// A language model at work.
+/// A language model with its sequences.
 pub(super) struct Lane<'a> {
     decoding: Decoding<'a, Device>,
     size: Size,
@@ -18,14 +18,14 @@ pub(super) struct Lane<'a> {
     metrics: &'a Metrics,
 }
 
-/// A sequence that has not begun.
+/// A waiting sequence.
 struct Waiting {
     prompt: Prompt,
     running: Running,
     _place: Place,
 }
 
-/// Whose sequence it is.
+/// The request and choice of a sequence.
 struct Running {
     request: Arc<Request>,
     choice: usize,
@@ -38,7 +38,7 @@ impl Running {
 }
 
 impl<'a> Lane<'a> {
-    /// The lane of a model; none for one that writes nothing.
+    /// The lane of a model; none for a model without a language-model head.
     pub(super) fn new(model: &'a Model, context: usize, size: &Size, metrics: &'a Metrics) -> Option<Lane<'a>> {
         model.spec().head.has_language_model().then(|| Lane {
             decoding: model.decoding(size.sequences, context),
@@ -49,7 +49,7 @@ impl<'a> Lane<'a> {
         })
     }
 
-    /// Takes in prompts; they begin when there is room.
+    /// Queues prompts; they start when there is room.
     pub(super) fn queue(&mut self, generation: Generation) {
         let Generation { prompts, request, places, .. } = generation;
         for (choice, (prompt, place)) in prompts.into_iter().zip(places).enumerate() {
@@ -63,12 +63,12 @@ impl<'a> Lane<'a> {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// How many sequences are being decoded.
+    /// The number of running sequences.
     pub(super) fn running(&self) -> usize {
         self.running.len()
     }
 
-    /// Lets prompts begin and draws a token of every sequence.
+    /// Starts waiting sequences and samples a token for every running one.
     pub(super) fn step(&mut self) {
         self.forget();
         self.admit();
@@ -80,7 +80,7 @@ impl<'a> Lane<'a> {
         }
     }
 
-    /// Drops what nobody wants any more.
+    /// Drops sequences that are no longer needed.
     fn forget(&mut self) {
         self.waiting.retain(|waiting| waiting.running.is_wanted());
         let decoding = &mut self.decoding;
@@ -93,8 +93,8 @@ impl<'a> Lane<'a> {
         });
     }
 
-    /// Hands prompts to the decoder, as many as have a slot and as fit into one pass. Equal prompts that follow each other
-    /// are read once.
+    /// Submits waiting prompts, limited by free slots and by the tokens of one pass. Adjacent equal prompts share one
+    /// prefill.
     fn admit(&mut self) {
         let (mut tokens, mut last) = (0, Vec::new());
         while self.running.len() < self.size.sequences {
@@ -116,10 +116,10 @@ impl<'a> Lane<'a> {
         self.metrics.add_prompt_tokens(tokens);
     }
 
-    /// Sends a token to whoever asked for it. That the receiver is gone shows before the next step.
+    /// Sends a token to its request. A closed receiver is noticed before the next step.
     fn tell(&mut self, event: Event) {
         let Event { ticket, token, logprob, finish, ranking } = event;
-        // Two tokens are drawn in the step in which a sequence begins; the first may have been the last one that is wanted.
+        // The step in which a sequence starts samples two tokens; the first may have been the last one needed.
         let Some(Running { request, choice }) = self.running.get(&ticket) else { return };
         self.metrics.add_generated_tokens(1);
         let told = ranking.iter().flat_map(|ranking| ranking.top.iter().map(|(_, logprob)| logprob));
@@ -128,7 +128,7 @@ impl<'a> Lane<'a> {
             Err(message) => Err(message),
         };
         let is_over = finish.is_some() || drawn.is_err();
-        // A failure ends the whole request; its other sequences are dropped when its receiver is.
+        // An error ends the whole request; its other sequences are dropped with its receiver.
         let _ = request.events.send(drawn);
         if is_over {
             self.running.remove(&ticket);

@@ -1,9 +1,9 @@
-//! Forward passes over whole sequences, for those that ask for scores or log-probs.
+//! Forward passes over whole sequences, for scores or log-probs.
 use salsa_engine::{Batch, Model, Query, Ranking};
 
 use super::{Asked, Pass, Passed, Reading, command::Place, finite};
 
-/// A request and how far it is.
+/// A request and its progress.
 pub(super) struct Job {
     model: usize,
     sequences: Vec<Vec<u32>>,
@@ -14,17 +14,17 @@ pub(super) struct Job {
     places: Vec<Place>,
 }
 
-/// Whether there is more to do.
+/// Whether a job is unfinished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// There is.
+    /// There are sequences left.
     More,
-    /// The answer is sent, or nobody waits for it.
+    /// The result is sent, or its receiver is closed.
     Done,
 }
 
 impl Job {
-    /// None of it is done.
+    /// A new job.
     pub(super) fn new(pass: Pass) -> Job {
         let Pass { model, sequences, asked, answer, places } = pass;
         let so_far = match asked {
@@ -35,7 +35,7 @@ impl Job {
         Job { model, sequences, done: 0, so_far, asked, answer: Some(answer), places }
     }
 
-    /// One forward pass of at most `budget` tokens (a longer sequence makes one alone).
+    /// Runs one forward pass of at most `budget` tokens (or of one longer sequence).
     pub(super) fn step(&mut self, models: &[Model], budget: usize) -> Progress {
         self.places.clear();
         let Some(answer) = self.answer.take_if(|answer| !answer.is_closed()) else { return Progress::Done };
@@ -46,7 +46,7 @@ impl Job {
             count += 1;
         }
         if let Err(message) = read(&models[self.model], &rest[..count], self.asked, &mut self.so_far) {
-            // Whether anybody still waits is not the engine's matter.
+            // A closed receiver is no error of the engine.
             let _ = answer.send(Err(message));
             return Progress::Done;
         }
@@ -60,7 +60,7 @@ impl Job {
     }
 }
 
-/// Reads sequences together and adds what was asked of each.
+/// Runs one forward pass over sequences and appends the requested output.
 fn read(model: &Model, sequences: &[Vec<u32>], asked: Asked, so_far: &mut Passed) -> Result<(), std::sync::Arc<str>> {
     let (mut batch, mut query) = (Batch::new(), Query::default());
     for tokens in sequences {
@@ -92,7 +92,7 @@ fn read(model: &Model, sequences: &[Vec<u32>], asked: Asked, so_far: &mut Passed
     Ok(())
 }
 
-/// What was told of all tokens after the first, sequence by sequence.
+/// Splits values of all tokens after the first by sequence.
 fn apart<T>(values: Vec<T>, sequences: &[Vec<u32>]) -> Vec<Vec<T>> {
     let mut values = values.into_iter();
     sequences.iter().map(|tokens| values.by_ref().take(tokens.len() - 1).collect()).collect()
