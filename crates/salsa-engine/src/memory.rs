@@ -5,7 +5,7 @@
 
 mod free;
 
-pub(crate) use free::{FreeArrays, Taken};
+pub(crate) use free::{ArrayPool, Taken};
 
 use memmap2::MmapMut;
 
@@ -16,7 +16,7 @@ const LARGE: usize = 1 << 20;
 pub(crate) fn zeros(len: usize) -> Vec<f32> {
     let data = vec![0f32; len];
     if size_of_val(&data[..]) >= LARGE {
-        ask_for_huge_pages(&data);
+        advise_huge_pages(&data);
     }
     data
 }
@@ -85,7 +85,7 @@ impl Array {
 }
 
 #[cfg(target_os = "linux")]
-fn ask_for_huge_pages(data: &[f32]) {
+fn advise_huge_pages(data: &[f32]) {
     const PAGE: usize = 4096;
     let range = data.as_ptr_range();
     let (from, to) = (range.start.addr().next_multiple_of(PAGE), range.end.addr() / PAGE * PAGE);
@@ -98,4 +98,4 @@ fn ask_for_huge_pages(data: &[f32]) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn ask_for_huge_pages(_: &[f32]) {}
+fn advise_huge_pages(_: &[f32]) {}

@@ -20,7 +20,7 @@ const SPIN: Duration = Duration::from_micros(20);
 /// How long a waiting thread checks before it sleeps, yielding its core between checks.
 const YIELD: Duration = Duration::from_micros(200);
 /// A yield longer than this means that another process used the core.
-const TAKEN: Duration = Duration::from_micros(50);
+const SLOW_YIELD: Duration = Duration::from_micros(50);
 
 thread_local! {
     /// Maximum number of threads of regions started by this thread; 0: all.
@@ -44,13 +44,13 @@ pub(crate) fn with_scratch<R>(f: impl FnOnce(&mut Vec<f32>) -> R) -> R {
 pub fn threads() -> usize {
     static DEFAULT: OnceLock<usize> = OnceLock::new();
     match LIMIT.get() {
-        0 => *DEFAULT.get_or_init(|| asked_threads().map_or(cores(), |asked| asked.min(cores()))),
+        0 => *DEFAULT.get_or_init(|| requested_threads().map_or(cores(), |asked| asked.min(cores()))),
         limit => limit,
     }
 }
 
 /// The number of threads that `RAYON_NUM_THREADS` requests.
-pub fn asked_threads() -> Option<usize> {
+pub fn requested_threads() -> Option<usize> {
     std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0)
 }
 
@@ -297,7 +297,7 @@ fn look(mut has_come: impl FnMut() -> bool) -> bool {
             return true;
         }
         let then = std::mem::replace(&mut now, Instant::now());
-        if now - then > TAKEN {
+        if now - then > SLOW_YIELD {
             return false;
         }
     }

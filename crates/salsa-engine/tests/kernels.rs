@@ -58,16 +58,16 @@ fn compile(compiler: &str) -> Command {
 
 /// Runs `work`, at most two at a time.
 fn with_a_place<T>(work: impl FnOnce() -> T) -> T {
-    static TAKEN: Mutex<usize> = Mutex::new(0);
+    static SLOW_YIELD: Mutex<usize> = Mutex::new(0);
     static FREED: Condvar = Condvar::new();
     struct Place;
     impl Drop for Place {
         fn drop(&mut self) {
-            *TAKEN.lock().unwrap() -= 1;
+            *SLOW_YIELD.lock().unwrap() -= 1;
             FREED.notify_one();
         }
     }
-    *FREED.wait_while(TAKEN.lock().unwrap(), |taken| *taken >= 2).unwrap() += 1;
+    *FREED.wait_while(SLOW_YIELD.lock().unwrap(), |taken| *taken >= 2).unwrap() += 1;
     let _place = Place;
     work()
 }

@@ -14,7 +14,7 @@ use super::{Weights, same_lengths};
 ///
 /// 1. An ingredient of weight 0 is not read: weights `(1, 0)` give the first ingredient bit for bit.
 /// 2. If the weights sum to one, an element whose bits agree in all ingredients keeps these bits. (With plain rounding,
-/// `0.3 * x + 0.7 * x` need not be `x`.) So the soup of identical models is that model.
+///    `0.3 * x + 0.7 * x` need not be `x`.) So the soup of identical models is that model.
 /// 3. Halves are exact: with weights `(1/2, 1/2)` the result is the true mean, rounded once.
 ///
 /// Elements are independent of each other. Weights with any other sum give a plain sum, without guarantee 2.

@@ -61,10 +61,10 @@ impl Sparsify {
 /// Sparsifies one ingredient's task vector, given in pieces.
 ///
 /// ```text
-/// new → look at all pieces, then `looked`, as long as it `wants_a_look` → `thin` all pieces, in order
+/// new → look at all pieces, then `looked`, as long as it `needs_scan` → `thin` all pieces, in order
 /// ```
 #[derive(Clone, Debug)]
-pub(super) enum Thinning {
+pub(super) enum Sparsifier {
     All,
     Nothing,
     /// Determining the threshold.
@@ -82,37 +82,37 @@ pub(super) enum Thinning {
     },
 }
 
-impl Thinning {
+impl Sparsifier {
     /// Begins a tensor of this many numbers. A density of 0 keeps nothing.
-    pub(super) fn new(sparsify: Sparsify, ingredient: usize, numbers: usize) -> Thinning {
+    pub(super) fn new(sparsify: Sparsify, ingredient: usize, numbers: usize) -> Sparsifier {
         match sparsify {
-            Sparsify::Magnitude { density: 0.0 } | Sparsify::Random { density: 0.0, .. } => Thinning::Nothing,
+            Sparsify::Magnitude { density: 0.0 } | Sparsify::Random { density: 0.0, .. } => Sparsifier::Nothing,
             Sparsify::Magnitude { density } => {
                 let kept = ((density * numbers as f64) as usize).max(1);
-                if kept >= numbers { Thinning::All } else { Thinning::Ranking(Ranking::new(kept as u64)) }
+                if kept >= numbers { Sparsifier::All } else { Sparsifier::Ranking(Ranking::new(kept as u64)) }
             }
-            Sparsify::None => Thinning::All,
+            Sparsify::None => Sparsifier::All,
             Sparsify::Random { density, seed } => {
-                Thinning::Chance { density, seed, ingredient: ingredient as u64, next: 0 }
+                Sparsifier::Chance { density, seed, ingredient: ingredient as u64, next: 0 }
             }
         }
     }
 
-    pub(super) fn wants_a_look(&self) -> bool {
-        matches!(self, Thinning::Ranking(_))
+    pub(super) fn needs_scan(&self) -> bool {
+        matches!(self, Sparsifier::Ranking(_))
     }
 
     pub(super) fn look(&mut self, base: &[f32], tensor: &[f32]) {
-        if let Thinning::Ranking(ranking) = self {
+        if let Sparsifier::Ranking(ranking) = self {
             tensor.iter().zip(base).for_each(|(x, b)| ranking.count((x - b).abs().to_bits()));
         }
     }
 
     /// Ends a pass of `look`, after all pieces.
     pub(super) fn looked(&mut self) {
-        let Thinning::Ranking(ranking) = self else { return };
+        let Sparsifier::Ranking(ranking) = self else { return };
         if let Some((threshold, ties)) = ranking.narrow() {
-            *self = Thinning::Above { threshold, ties };
+            *self = Sparsifier::Above { threshold, ties };
         }
     }
 
@@ -120,10 +120,10 @@ impl Thinning {
     pub(super) fn thin(&mut self, base: &[f32], tensor: &[f32], out: &mut [f32]) {
         out.iter_mut().zip(tensor).zip(base).for_each(|((out, x), b)| *out = x - b);
         match self {
-            Thinning::All => {}
-            Thinning::Nothing => out.fill(0.0),
-            Thinning::Ranking(_) => panic!("the whole tensor is to be looked at before it is thinned out"),
-            Thinning::Above { threshold, ties } => {
+            Sparsifier::All => {}
+            Sparsifier::Nothing => out.fill(0.0),
+            Sparsifier::Ranking(_) => panic!("the whole tensor is to be looked at before it is thinned out"),
+            Sparsifier::Above { threshold, ties } => {
                 for x in out {
                     let magnitude = x.abs().to_bits();
                     if magnitude == *threshold && *ties > 0 {
@@ -133,7 +133,7 @@ impl Thinning {
                     }
                 }
             }
-            Thinning::Chance { density, seed, ingredient, next } => {
+            Sparsifier::Chance { density, seed, ingredient, next } => {
                 for x in out {
                     let is_kept = uniform(*seed, *ingredient, *next) < *density;
                     *x = if is_kept { *x / *density as f32 } else { 0.0 };
@@ -204,8 +204,8 @@ mod tests {
 
     fn entries_in_pieces(tensor: &[f32], sparsify: Sparsify, ingredient: usize, size: usize) -> Vec<f32> {
         let (base, mut out) = (vec![0.0; size], vec![f32::NAN; tensor.len()]);
-        let mut thinning = Thinning::new(sparsify, ingredient, tensor.len());
-        while thinning.wants_a_look() {
+        let mut thinning = Sparsifier::new(sparsify, ingredient, tensor.len());
+        while thinning.needs_scan() {
             tensor.chunks(size).for_each(|piece| thinning.look(&base, piece));
             thinning.looked();
         }

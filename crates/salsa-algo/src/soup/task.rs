@@ -1,6 +1,6 @@
 //! Merging task vectors: task arithmetic, TIES and DARE are one procedure with different options.
 
-use super::sparsify::Thinning;
+use super::sparsify::Sparsifier;
 use super::{Normalize, SoupError, Sparsify, same_lengths};
 
 /// How the task vectors' entries are combined.
@@ -108,7 +108,7 @@ impl TaskMerge {
     /// If the number of weights differs from the number of ingredients, or lengths differ.
     pub fn apply(&self, base: &[f32], ingredients: &[&[f32]], weights: &[f64], out: &mut [f32]) {
         let mut stream = self.stream(out.len(), weights);
-        while stream.wants_a_look() {
+        while stream.needs_scan() {
             stream.look(base, ingredients);
             stream.looked();
         }
@@ -145,7 +145,7 @@ impl TaskMerge {
 /// A [`TaskMerge`] in progress on one tensor, piece by piece.
 ///
 /// ```text
-/// stream → look at all pieces, then `looked`, as long as it `wants_a_look` → apply to all pieces, in order
+/// stream → look at all pieces, then `looked`, as long as it `needs_scan` → apply to all pieces, in order
 /// ```
 ///
 /// The result is that of [`TaskMerge::apply`] on the whole tensors, bit for bit, however they are split. Memory holds
@@ -154,7 +154,7 @@ impl TaskMerge {
 /// ```
 /// use salsa_algo::soup::TaskMerge;
 /// let mut stream = TaskMerge::ties(0.5).unwrap().stream(2, &[1.0]);
-/// while stream.wants_a_look() {
+/// while stream.needs_scan() {
 ///     stream.look(&[0.0], &[&[3.0]]);
 ///     stream.look(&[0.0], &[&[-4.0]]);
 ///     stream.looked();
@@ -168,7 +168,7 @@ impl TaskMerge {
 pub struct TaskStream {
     merge: TaskMerge,
     weights: Vec<f32>,
-    vectors: Vec<Thinning>,
+    vectors: Vec<Sparsifier>,
     weighted: Vec<f32>,
 }
 
@@ -177,7 +177,7 @@ const CHUNK: usize = 1024;
 
 impl TaskStream {
     fn new(merge: TaskMerge, numbers: usize, weights: &[f64], sparsify: &[Sparsify]) -> TaskStream {
-        let vector = |(i, sparsify): (usize, &Sparsify)| Thinning::new(*sparsify, i, numbers);
+        let vector = |(i, sparsify): (usize, &Sparsify)| Sparsifier::new(*sparsify, i, numbers);
         TaskStream {
             merge,
             weights: weights.iter().map(|&w| w as f32).collect(),
@@ -187,8 +187,8 @@ impl TaskStream {
     }
 
     /// Whether all pieces must be passed to `look` (again) before merging.
-    pub fn wants_a_look(&self) -> bool {
-        self.vectors.iter().any(Thinning::wants_a_look)
+    pub fn needs_scan(&self) -> bool {
+        self.vectors.iter().any(Sparsifier::needs_scan)
     }
 
     /// Processes a piece of the current pass.
@@ -203,7 +203,7 @@ impl TaskStream {
 
     /// Ends a pass, after all pieces.
     pub fn looked(&mut self) {
-        self.vectors.iter_mut().for_each(Thinning::looked);
+        self.vectors.iter_mut().for_each(Sparsifier::looked);
     }
 
     /// Merges the next piece.
@@ -345,8 +345,8 @@ mod tests {
     /// The definition, entry by entry, on whole tensors.
     fn by_definition(method: TaskMerge, base: &[f32], ingredients: &[&[f32]], weights: &[f64]) -> Vec<f32> {
         let vector = |(i, tensor): (usize, &&[f32])| {
-            let mut thinning = Thinning::new(method.sparsify, i, base.len());
-            while thinning.wants_a_look() {
+            let mut thinning = Sparsifier::new(method.sparsify, i, base.len());
+            while thinning.needs_scan() {
                 thinning.look(base, tensor);
                 thinning.looked();
             }
@@ -393,7 +393,7 @@ mod tests {
                 let (mut out, n) = (vec![f32::NAN; n as usize], n as usize);
                 let pieces = || (0..n).step_by(size).map(|start| start..(start + size).min(n));
                 let cut = |range: std::ops::Range<usize>| ingredients.map(|tensor| &tensor[range.clone()]);
-                while stream.wants_a_look() {
+                while stream.needs_scan() {
                     pieces().for_each(|range| stream.look(&base[range.clone()], &cut(range)));
                     stream.looked();
                 }
@@ -410,7 +410,7 @@ mod tests {
             let ties = TaskMerge::ties(1.0).expect("fine").with_normalize(Normalize::Keep);
             let mut stream = ties.stream_with_densities(4, &[1.0, 1.0], densities).expect("in range");
             let mut out = [f32::NAN; 4];
-            while stream.wants_a_look() {
+            while stream.needs_scan() {
                 stream.look(&base, &[&a, &b]);
                 stream.looked();
             }
@@ -423,7 +423,7 @@ mod tests {
         let refused = |density| TaskMerge::ties(1.0).expect("fine").stream_with_densities(4, &[1.0], &[density]);
         assert!(refused(1.5).is_err() && refused(-0.5).is_err() && refused(f64::NAN).is_err());
         let sum = TaskMerge::task_arithmetic().stream_with_densities(4, &[1.0], &[0.5]).expect("nothing to change");
-        assert!(!sum.wants_a_look());
+        assert!(!sum.needs_scan());
     }
 
     #[test]

@@ -221,16 +221,16 @@ pub trait Backend: Send + Sync + 'static {
     fn store(&self, buffer: &mut Self::Buffer, at: usize, numbers: Numbers<'_>);
     /// Packs `[out, in]` weights, row-major.
     fn matrix(&self, weights: &[f32], out: usize, input: usize) -> Self::Matrix {
-        let mut matrix = self.matrix_room(out, input);
+        let mut matrix = self.allocate_matrix(out, input);
         self.refresh(&mut matrix, 0, weights.into());
         matrix
     }
     /// Allocates an uninitialised matrix; fill it with [`Backend::refresh`] before reading.
-    fn matrix_room(&self, out: usize, input: usize) -> Self::Matrix;
+    fn allocate_matrix(&self, out: usize, input: usize) -> Self::Matrix;
     /// Packs weights into rows `first..`. Both ends of the rows are multiples of [`PACKED_ROWS`] or ends of the matrix.
     fn refresh(&self, matrix: &mut Self::Matrix, first: usize, weights: Numbers<'_>);
     /// Whether packing is lossless (subnormals aside), so that the original can be recovered.
-    fn keeps(&self, numbers: Numbers<'_>) -> bool;
+    fn packs_losslessly(&self, numbers: Numbers<'_>) -> bool;
 
     /// `out[t] = scale * table[tokens[t]]`, rows of `hidden`.
     fn embed(&self, table: &Self::Buffer, tokens: &[u32], hidden: usize, scale: f32) -> Self::Buffer;

@@ -1,14 +1,14 @@
 //! A backend without numbers: running a model on it finds how much memory it takes on the CPU.
 //!
 //! Each operation takes arrays of the same sizes as [`super::cpu`] does, results and scratch, from the same kind of
-//! pool (`FreeArrays`), but without memory behind them. So a plan is computed by the code that will run.
+//! pool (`ArrayPool`), but without memory behind them. So a plan is computed by the code that will run.
 
 use super::cpu::{self, Cache, Dtype, Packed};
 use super::{
     AdamWStep, AttentionShape, Backend, Choice, Columns, Decay, LogprobQuery, Moments, Part, Ranking, RotaryTable,
     TokenStats,
 };
-use crate::memory::{FreeArrays, Taken};
+use crate::memory::{ArrayPool, Taken};
 use crate::pool;
 use crate::spec::{Activation, NormWeight};
 use crate::weights::Numbers;
@@ -27,7 +27,7 @@ pub struct Planned {
 /// The account of memory.
 #[derive(Debug)]
 struct Account {
-    arrays: FreeArrays<()>,
+    arrays: ArrayPool<()>,
     /// Bytes of all arrays, including free ones; `peak` is the maximum.
     resident: usize,
     peak: usize,
@@ -120,7 +120,7 @@ pub struct Matrix {
 impl Planned {
     /// An empty account of a CPU with this number type.
     pub fn new(dtype: Dtype) -> Planned {
-        let account = Account { arrays: FreeArrays::new(), resident: 0, peak: 0 };
+        let account = Account { arrays: ArrayPool::new(), resident: 0, peak: 0 };
         Planned { dtype, account: Arc::new(Mutex::new(account)) }
     }
 
@@ -206,13 +206,13 @@ impl Backend for Planned {
 
     fn store(&self, _: &mut Buffer, _: usize, _: Numbers<'_>) {}
 
-    fn matrix_room(&self, out: usize, input: usize) -> Matrix {
+    fn allocate_matrix(&self, out: usize, input: usize) -> Matrix {
         Matrix { out, input }
     }
 
     fn refresh(&self, _: &mut Matrix, _: usize, _: Numbers<'_>) {}
 
-    fn keeps(&self, numbers: Numbers<'_>) -> bool {
+    fn packs_losslessly(&self, numbers: Numbers<'_>) -> bool {
         self.dtype == Dtype::F32 || matches!(numbers, Numbers::Bf16(_))
     }
 

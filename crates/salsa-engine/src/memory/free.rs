@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 /// All arrays together never exceed the peak of numbers in use: if need be, free arrays are released before one is
 /// made. So the memory of a run is that of its peak, independent of what runs before and after.
 #[derive(Debug)]
-pub(crate) struct FreeArrays<T> {
+pub(crate) struct ArrayPool<T> {
     by_capacity: BTreeMap<usize, Vec<(u64, T)>>,
     /// Total size of the free arrays.
     free: usize,
@@ -32,9 +32,9 @@ const NEAR: [usize; 2] = [3, 2];
 /// A free array up to this much larger is reused if a new one would exceed the peak.
 const FAR: [usize; 2] = [4, 1];
 
-impl<T> FreeArrays<T> {
-    pub(crate) const fn new() -> FreeArrays<T> {
-        FreeArrays { by_capacity: BTreeMap::new(), free: 0, in_use: 0, most: 0, clock: 0 }
+impl<T> ArrayPool<T> {
+    pub(crate) const fn new() -> ArrayPool<T> {
+        ArrayPool { by_capacity: BTreeMap::new(), free: 0, in_use: 0, most: 0, clock: 0 }
     }
 
     /// Takes an array of at least `len` numbers, for short-lived use.
@@ -142,7 +142,7 @@ mod tests {
     }
 
     /// Takes arrays of these lengths together, then frees them. Returns the sizes made, and the released arrays.
-    fn pass(free: &mut FreeArrays<&'static str>, lengths: &[(usize, &'static str)]) -> (Vec<usize>, Vec<&'static str>) {
+    fn pass(free: &mut ArrayPool<&'static str>, lengths: &[(usize, &'static str)]) -> (Vec<usize>, Vec<&'static str>) {
         let (mut made, mut gone, mut held) = (Vec::new(), Vec::new(), Vec::new());
         for &(len, name) in lengths {
             match free.take(len) {
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_pass_finds_the_arrays_of_the_one_before_it() {
-        let mut free = FreeArrays::new();
+        let mut free = ArrayPool::new();
         assert_eq!(pass(&mut free, &[(100, "a"), (200, "b")]), (vec![104, 208], vec![]));
         assert_eq!(pass(&mut free, &[(200, "c"), (100, "d")]), (vec![], vec![]));
         assert_eq!(pass(&mut free, &[(50, "e"), (60, "f")]), (vec![], vec![]), "up to four times as large");
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn what_stays_has_an_array_of_its_size() {
-        let mut free = FreeArrays::new();
+        let mut free = ArrayPool::new();
         pass(&mut free, &[(100, "a")]);
         assert_eq!(free.take_exact(101), Taken::New(101, vec![(104, "a")]));
         free.put(101, "b");
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn arrays_that_nobody_uses_go_before_memory_grows() {
-        let mut free = FreeArrays::new();
+        let mut free = ArrayPool::new();
         pass(&mut free, &[(64, "old"), (512, "large")]);
         // 8 numbers are an eighth of 64: too few for either, and 576 were in use before.
         assert_eq!(pass(&mut free, &[(8, "small")]), (vec![8], vec!["old"]));

@@ -238,10 +238,10 @@ impl<B: Backend> Parameters<B> {
         let vector_if = |range: &Option<Range<usize>>| range.as_ref().map(vector).transpose();
         let kept = Cell::new(true);
         let matrix = |range: &Range<usize>, [out, input]: [usize; 2]| {
-            let mut matrix = backend.matrix_room(out, input);
+            let mut matrix = backend.allocate_matrix(out, input);
             kept.set(true);
             source.rows(range, input, &mut |first, numbers| {
-                kept.set(kept.get() && backend.keeps(numbers));
+                kept.set(kept.get() && backend.packs_losslessly(numbers));
                 backend.refresh(&mut matrix, first, numbers);
             })?;
             Ok::<_, ModelError>(matrix)
@@ -280,7 +280,7 @@ impl<B: Backend> Parameters<B> {
             }
         };
         // New weights are f32: a head packed in a narrower type no longer has the embedding's numbers.
-        if self.embedding.is_some() || !backend.keeps(Numbers::F32(&[])) {
+        if self.embedding.is_some() || !backend.packs_losslessly(Numbers::F32(&[])) {
             // Drop the old one first, so that its memory is reused.
             self.embedding = None;
             self.embedding = Some(weights.copy(backend, &places.embedding));

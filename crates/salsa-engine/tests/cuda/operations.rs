@@ -394,7 +394,7 @@ fn optimizer_steps() {
             let of = Moments { weights: &mut weights, gradients: &mut gradients, m: &mut m, v: &mut v };
             b.adamw(of, 2..len + 2, decay, &step);
         }
-        let mut matrix = b.matrix_room(1, len + 5);
+        let mut matrix = b.allocate_matrix(1, len + 5);
         b.refresh_from(&mut matrix, &weights, 0..len + 5);
         let copy = b.download(&b.copy(&weights, 1..len + 1));
         let numbers = |flat| b.numbers(flat).into_owned();

@@ -43,13 +43,13 @@ impl Checkpoint {
     }
 
     /// Whether this is a reward model trained by Salsa, whose scores are read at the end token.
-    pub fn is_reward_model_of_salsa(&self) -> bool {
+    pub fn is_own_reward_model(&self) -> bool {
         self.spec.head == Head::Scalar && self.config[OURS.0].is_number()
     }
 
     /// Whether this is a reward model trained by another program.
-    pub fn is_reward_model_of_others(&self) -> bool {
-        self.spec.head == Head::Scalar && !self.is_reward_model_of_salsa()
+    pub fn is_foreign_reward_model(&self) -> bool {
+        self.spec.head == Head::Scalar && !self.is_own_reward_model()
     }
 
     /// The end token of a reward model if it is also its padding token. transformers, and so TRL and PEFT, then reads

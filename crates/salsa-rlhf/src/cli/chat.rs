@@ -15,7 +15,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        memory::{Knobs, Need, Order, Passed, Passes, Responses, Saving, part},
+        memory::{MemorySettings, Need, Order, Passed, Passes, Responses, Saving, part},
         models::frozen::{Found, Frozen},
         text::chat_arguments::ChatArguments,
     },
@@ -88,12 +88,12 @@ fn open(arguments: &Arguments, dir: &Path, context: &StageContext) -> anyhow::Re
     let found = Found::open(dir, Head::LanguageModel)?.with_chat(&chat);
     let conversation = vec![0; CONVERSATION.min(found.spec().max_positions.saturating_sub(arguments.max_new_tokens))];
     let responses = Responses::new([&conversation], arguments.max_new_tokens, Order::Given);
-    let generation = |model: Passed<'_>, knobs: &Knobs, need: &mut Need| {
+    let generation = |model: Passed<'_>, knobs: &MemorySettings, need: &mut Need| {
         let passes = Passes::new(knobs);
         responses.add_generation(model, knobs.slots, 1, &passes);
         need.add(part::GENERATION, passes.bytes());
     };
-    found.check_memory("chat", &Knobs::on(&context.device), &[Saving::Dtype], &generation, context)?;
+    found.check_memory("chat", &MemorySettings::on(&context.device), &[Saving::Dtype], &generation, context)?;
     found.load(&context.device)
 }
 

@@ -11,7 +11,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, error
 
 use crate::{
     config::{Usage, wording},
-    recipe::Faults,
+    recipe::ErrorList,
     stage::{
         StageContext,
         device::{self, Choice as DeviceChoice},
@@ -91,7 +91,7 @@ pub fn main() -> ExitCode {
     match device::caught(|| dispatch(asked)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            match error.downcast_ref::<Faults>() {
+            match error.downcast_ref::<ErrorList>() {
                 Some(faults) => faults.iter().for_each(|fault| tell(&wording::for_people(fault))),
                 None => tell(&wording::for_people(&error)),
             }
@@ -192,7 +192,7 @@ fn dispatch(asked: Asked) -> anyhow::Result<()> {
 /// this one also covers the library that reads and writes files.
 fn cap_threads() {
     let threads = salsa_engine::threads();
-    if let Some(asked) = salsa_engine::asked_threads().filter(|&asked| asked > threads) {
+    if let Some(asked) = salsa_engine::requested_threads().filter(|&asked| asked > threads) {
         let note = format!("RAYON_NUM_THREADS is {asked}, but only {threads} cores are usable: {threads} threads");
         // Write errors of stderr are ignored; an existing pool is kept.
         let _ = writeln!(std::io::stderr(), "{note}");

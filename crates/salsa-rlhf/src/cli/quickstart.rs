@@ -44,7 +44,7 @@ pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let out = arguments.out.clone().unwrap_or_else(|| default_out(arguments.seed));
     let source = Source { text: RECIPE, path: Path::new("recipes/quickstart.yaml"), base: Path::new("") };
     let recipe = Recipe::new(source, Changes { out: Some(&out), set: &set, ..Changes::default() }, STAGES)?;
-    run::to_the_end(&recipe, &arguments.stages, OWN)
+    run::run_and_report(&recipe, &arguments.stages, OWN)
 }
 
 /// Each seed is a separate experiment with its own directory.

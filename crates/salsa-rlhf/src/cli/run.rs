@@ -63,7 +63,7 @@ pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.check {
         return check(arguments, Changes { network: Network::Offline, ..changes });
     }
-    to_the_end(&Recipe::read(&arguments.recipe, changes, STAGES)?, &arguments.stages, &[])
+    run_and_report(&Recipe::read(&arguments.recipe, changes, STAGES)?, &arguments.stages, &[])
 }
 
 /// Prints a line about every stage; returns an error for each fault.
@@ -81,7 +81,7 @@ fn check(arguments: &Arguments, changes: Changes<'_>) -> anyhow::Result<()> {
 
 /// Runs a recipe, prints the path of the report and the table of its evaluation, and suggests next steps and those in
 /// `more`.
-pub(super) fn to_the_end(recipe: &Recipe, stages: &Stages, more: &[(&str, &str)]) -> anyhow::Result<()> {
+pub(super) fn run_and_report(recipe: &Recipe, stages: &Stages, more: &[(&str, &str)]) -> anyhow::Result<()> {
     let selected = stages.of(recipe)?;
     let context = super::context()?;
     recipe.run_selected(&selected, &context)?;

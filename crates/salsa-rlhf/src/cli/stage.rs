@@ -64,7 +64,7 @@ pub(super) fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
     }
     let mut context = StageContext::default();
     let results = match (kind.product, &place) {
-        _ if planned.only_looks => (planned.work)(&context)?,
+        _ if planned.is_dry_run => (planned.work)(&context)?,
         (Product::Directory, Some((_, place))) => {
             context = super::context()?;
             let config = (planned.config.clone(), planned.places.clone());
@@ -78,7 +78,7 @@ pub(super) fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
         _ => (planned.work)(&context)?,
     };
     print(&format!("{results}\n"))?;
-    if let Some((_, place)) = place.as_ref().filter(|_| !planned.only_looks) {
+    if let Some((_, place)) = place.as_ref().filter(|_| !planned.is_dry_run) {
         next::after_stage(kind, Path::new(place), &context);
     }
     Ok(())

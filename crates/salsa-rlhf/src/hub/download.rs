@@ -56,7 +56,7 @@ fn one(
     name: &str,
     told: &mut dyn FnMut(u64),
 ) -> Result<u64> {
-    let announced = patiently(|| client.announced(id, kind, commit, name))?;
+    let announced = with_retries(|| client.announced(id, kind, commit, name))?;
     let blob = repo.blob(&announced.etag);
     let lock = repo.lock(&announced.etag)?;
     // Another process may have downloaded it meanwhile.
@@ -162,7 +162,7 @@ fn starts_at(answer: &ureq::http::Response<ureq::Body>, start: u64) -> bool {
 }
 
 /// Retries after connection failures; a refusal is final.
-fn patiently<T>(mut ask: impl FnMut() -> Result<T>) -> Result<T> {
+fn with_retries<T>(mut ask: impl FnMut() -> Result<T>) -> Result<T> {
     for failures in 1..MOST_FAILURES {
         match ask() {
             Err(error) if error.chain().any(|cause| cause.is::<ureq::Error>()) => pause(failures),

@@ -8,12 +8,12 @@
 //! ```
 use std::path::Path;
 
-use super::{Faults, Recipe, Selected, Step, aside};
+use super::{ErrorList, Recipe, Selected, Step, aside};
 use crate::{
     config::paths::PathKind,
     hub,
     progress::human_time,
-    stage::{StageContext, kind::Planned, lifecycle::runner::seconds_of, memory::Rehearsed},
+    stage::{StageContext, kind::Planned, lifecycle::runner::seconds_of, memory::PlanOnly},
 };
 
 mod data;
@@ -29,7 +29,7 @@ pub struct Checked {
     /// One line per stage: its inputs, and the memory it needs, as far as known.
     pub lines: Vec<String>,
     /// All errors.
-    pub faults: Faults,
+    pub faults: ErrorList,
 }
 
 /// The check of one stage.
@@ -38,7 +38,7 @@ struct Look<'a> {
     step: &'a Step,
     selected: &'a Selected,
     facts: Vec<String>,
-    faults: Faults,
+    faults: ErrorList,
     /// Whether everything it reads could be opened.
     whole: bool,
 }
@@ -68,8 +68,13 @@ impl Recipe {
 }
 
 impl<'a> Look<'a> {
-    fn at(recipe: &'a Recipe, step: &'a Step, selected: &'a Selected, outlines: &mut Outlines<'_>) -> (String, Faults) {
-        let mut look = Look { recipe, step, selected, facts: Vec::new(), faults: Faults::default(), whole: true };
+    fn at(
+        recipe: &'a Recipe,
+        step: &'a Step,
+        selected: &'a Selected,
+        outlines: &mut Outlines<'_>,
+    ) -> (String, ErrorList) {
+        let mut look = Look { recipe, step, selected, facts: Vec::new(), faults: ErrorList::default(), whole: true };
         let models = look.models();
         look.data(&models);
         look.before();
@@ -96,7 +101,7 @@ impl<'a> Look<'a> {
             self.facts.extend(self.faults.take(fact).map(|fact| format!("{place} {}: {fact}", path.display())));
         }
         if self.whole {
-            models.hold_together(&mut self.faults);
+            models.check_reward_model(&mut self.faults);
         }
         models
     }
@@ -149,8 +154,8 @@ impl<'a> Look<'a> {
             return;
         }
         if let Err(error) = (planned.work)(&StageContext::rehearsal()) {
-            match error.downcast_ref::<Rehearsed>() {
-                Some(Rehearsed(need)) => self.facts.push(format!("memory {need}")),
+            match error.downcast_ref::<PlanOnly>() {
+                Some(PlanOnly(need)) => self.facts.push(format!("memory {need}")),
                 None => self.faults.add(fault(error)),
             }
         }

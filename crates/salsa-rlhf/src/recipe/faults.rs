@@ -3,9 +3,9 @@ use std::fmt;
 
 /// A list of errors.
 #[derive(Debug, Default)]
-pub struct Faults(Vec<anyhow::Error>);
+pub struct ErrorList(Vec<anyhow::Error>);
 
-impl Faults {
+impl ErrorList {
     /// Returns the value, or none after recording the error.
     pub fn take<T>(&mut self, result: anyhow::Result<T>) -> Option<T> {
         result.map_err(|error| self.add(error)).ok()
@@ -17,7 +17,7 @@ impl Faults {
     }
 
     /// Adds the errors of another list, each mapped by `f`.
-    pub fn extend(&mut self, others: Faults, f: impl Fn(anyhow::Error) -> anyhow::Error) {
+    pub fn extend(&mut self, others: ErrorList, f: impl Fn(anyhow::Error) -> anyhow::Error) {
         self.0.extend(others.0.into_iter().map(f));
     }
 
@@ -25,7 +25,7 @@ impl Faults {
     ///
     /// # Errors
     /// The faults.
-    pub fn none_or<T>(self, value: T) -> Result<T, Faults> {
+    pub fn none_or<T>(self, value: T) -> Result<T, ErrorList> {
         if self.0.is_empty() { Ok(value) } else { Err(self) }
     }
 
@@ -45,17 +45,17 @@ impl Faults {
     }
 }
 
-impl From<anyhow::Error> for Faults {
-    fn from(error: anyhow::Error) -> Faults {
-        Faults(vec![error])
+impl From<anyhow::Error> for ErrorList {
+    fn from(error: anyhow::Error) -> ErrorList {
+        ErrorList(vec![error])
     }
 }
 
-impl fmt::Display for Faults {
+impl fmt::Display for ErrorList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let faults: Vec<String> = self.0.iter().map(|fault| format!("{fault:#}")).collect();
         f.write_str(&faults.join("; "))
     }
 }
 
-impl std::error::Error for Faults {}
+impl std::error::Error for ErrorList {}

@@ -4,21 +4,21 @@ use std::path::Path;
 
 use anyhow::bail;
 
-use super::{Faults, Step};
+use super::{ErrorList, Step};
 use crate::{
     config::{
         names,
         paths::{PathKind, visit_strings},
     },
-    stage::{kind::Leaves, reads::ModelUse},
+    stage::{kind::Produces, reads::ModelUse},
 };
 
 /// Checks every input that is the product of an earlier stage.
 ///
 /// # Errors
 /// Every input that cannot be used, with its stage and key.
-pub(super) fn check(steps: &[Step]) -> Result<(), Faults> {
-    let mut faults = Faults::default();
+pub(super) fn check(steps: &[Step]) -> Result<(), ErrorList> {
+    let mut faults = ErrorList::default();
     for (i, step) in steps.iter().enumerate() {
         for (place, kind, path) in inputs(step) {
             let fits = fits(steps, i, (&place, kind, &path));
@@ -36,16 +36,16 @@ fn fits(steps: &[Step], reader: usize, (place, kind, path): (&str, PathKind, &st
     let is = format!("{name} is a stage of kind {kind_name}, which leaves {}", left.in_words());
     let used = steps[reader].planned.reads.model_use(place);
     match (kind, left) {
-        (PathKind::Data, Leaves::Data) => Ok(()),
-        (PathKind::Data, Leaves::Results) => bail!("{is}; name the file, as in ${{stages.{name}}}/FILE.jsonl"),
+        (PathKind::Data, Produces::Data) => Ok(()),
+        (PathKind::Data, Produces::Results) => bail!("{is}; name the file, as in ${{stages.{name}}}/FILE.jsonl"),
         (PathKind::Data, _) => bail!("{is}; data is needed here"),
-        (PathKind::Model, Leaves::Data | Leaves::Results) => bail!("{is}; {} is needed here", in_words(used)),
+        (PathKind::Model, Produces::Data | Produces::Results) => bail!("{is}; {} is needed here", in_words(used)),
         (PathKind::Model, model) => match used {
-            ModelUse::Language if model == Leaves::RewardModel => bail!("{is}; {} is needed here", in_words(used)),
-            ModelUse::Reward | ModelUse::RewardOfReader if model == Leaves::LanguageModel => {
+            ModelUse::Language if model == Produces::RewardModel => bail!("{is}; {} is needed here", in_words(used)),
+            ModelUse::Reward | ModelUse::RewardOfReader if model == Produces::LanguageModel => {
                 bail!("{is}; {} is needed here", in_words(used))
             }
-            ModelUse::Metrics if steps[writer].kind.leaves == Leaves::SameModel => {
+            ModelUse::Metrics if steps[writer].kind.leaves == Produces::SameModel => {
                 bail!("{is} and no training curves; {} is needed here", in_words(used))
             }
             ModelUse::Any if place.starts_with("models[") => like_the_first(steps, reader, &is, model),
@@ -55,7 +55,7 @@ fn fits(steps: &[Step], reader: usize, (place, kind, path): (&str, PathKind, &st
 }
 
 /// Checks that the ingredients of a soup are models of one kind.
-fn like_the_first(steps: &[Step], reader: usize, is: &str, model: Leaves) -> anyhow::Result<()> {
+fn like_the_first(steps: &[Step], reader: usize, is: &str, model: Produces) -> anyhow::Result<()> {
     let first = inputs(&steps[reader]).into_iter().find(|(place, ..)| place == "models[0]");
     let first = first.and_then(|(_, kind, path)| leaves(steps, writer(steps, reader, kind, &path)?));
     match first {
@@ -73,9 +73,9 @@ fn writer(steps: &[Step], reader: usize, kind: PathKind, path: &str) -> Option<u
 }
 
 /// What a stage produces; none if that depends on a model from outside.
-fn leaves(steps: &[Step], step: usize) -> Option<Leaves> {
+fn leaves(steps: &[Step], step: usize) -> Option<Produces> {
     match steps[step].kind.leaves {
-        Leaves::SameModel => inputs(&steps[step])
+        Produces::SameModel => inputs(&steps[step])
             .into_iter()
             .filter(|(place, ..)| place.starts_with("models["))
             .find_map(|(_, kind, path)| leaves(steps, writer(steps, step, kind, &path)?)),

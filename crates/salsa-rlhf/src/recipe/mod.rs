@@ -65,7 +65,7 @@ mod run;
 pub(crate) mod schema;
 mod selection;
 
-pub use faults::Faults;
+pub use faults::ErrorList;
 use resolve::{Names, Resolver, StageName};
 pub use selection::{Selected, Selection};
 
@@ -142,7 +142,7 @@ impl Recipe {
         path: &Path,
         changes: Changes<'_>,
         kinds: &'static [Kind],
-    ) -> anyhow::Result<(Recipe, Faults)> {
+    ) -> anyhow::Result<(Recipe, ErrorList)> {
         let text = input::read_to_string(path)?;
         let base = path.parent().unwrap_or(Path::new(""));
         Recipe::what_can_be(Source { text: &text, path, base }, changes, kinds)
@@ -162,7 +162,7 @@ impl Recipe {
         source: Source<'_>,
         changes: Changes<'_>,
         kinds: &'static [Kind],
-    ) -> anyhow::Result<(Recipe, Faults)> {
+    ) -> anyhow::Result<(Recipe, ErrorList)> {
         let file = source.path.display();
         let mut root = match config::parse(source.text).map_err(|message| anyhow::anyhow!("{file}: {message}"))? {
             Value::Object(root) => root,
@@ -183,7 +183,7 @@ impl Recipe {
         let vars = vars(&root).map_err(within)?;
         let stages = stages(&root).map_err(within)?;
         let known = Names { out: &out, name: &name, seed, vars: &vars, stages: stage_names(&stages, kinds, &out) };
-        let (mut steps, mut faulty, mut faults) = (Vec::new(), Vec::new(), Faults::default());
+        let (mut steps, mut faulty, mut faults) = (Vec::new(), Vec::new(), ErrorList::default());
         for (position, (stage, given)) in stages.iter().enumerate() {
             let origin = Origin::File { path: source.path.to_owned(), prefix: format!("stages.{stage}") };
             let resolver = Resolver::new(&known, position, source.base, changes.network);
@@ -209,7 +209,7 @@ fn step(
     resolver: &Resolver<'_>,
     origin: &Origin,
     kinds: &'static [Kind],
-) -> Result<Step, Faults> {
+) -> Result<Step, ErrorList> {
     let kind = kind(given, kinds).map_err(|error| origin.within(error))?;
     let mut given = given.clone();
     given.shift_remove("kind");
@@ -219,7 +219,7 @@ fn step(
         return Err(origin.within(fault).into());
     }
     if let Err(wrong) = resolver.variables(&mut given) {
-        let mut faults = Faults::default();
+        let mut faults = ErrorList::default();
         faults.extend(wrong, |fault| origin.within(fault));
         return Err(faults);
     }
@@ -233,7 +233,7 @@ fn step(
         let product = kind.product.path(&dir).to_string_lossy().into_owned();
         given.insert(place.to_owned(), product.into());
     }
-    let mut faults = Faults::default();
+    let mut faults = ErrorList::default();
     let mut find = |kind: PathKind, place: &str, text: &str| {
         let found = resolver.input(kind, text).map_err(|error| origin.within(error.context(as_given(place, &given))));
         Ok(faults.take(found))

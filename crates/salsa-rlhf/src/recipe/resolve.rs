@@ -8,7 +8,7 @@ use std::{
 use anyhow::{bail, ensure};
 use serde_json::{Map, Value};
 
-use super::Faults;
+use super::ErrorList;
 use crate::{
     config::{
         names,
@@ -74,9 +74,9 @@ impl<'a> Resolver<'a> {
     ///
     /// # Errors
     /// All unknown names and references to later stages, each with its key.
-    pub(crate) fn variables(&self, given: &mut Map<String, Value>) -> Result<(), Faults> {
+    pub(crate) fn variables(&self, given: &mut Map<String, Value>) -> Result<(), ErrorList> {
         let mut value = Value::Object(std::mem::take(given));
-        let (mut faults, budget) = (Faults::default(), Budget::default());
+        let (mut faults, budget) = (ErrorList::default(), Budget::default());
         let mut visit = |place: &str, text: &str| {
             Ok(faults.take(self.replace(text, &budget).map_err(|error| error.context(place.to_owned()))))
         };

@@ -45,13 +45,13 @@ impl Recipe {
                 bail!("interrupted before stage {}; the same command goes on from there", step.name);
             }
             context.say(&format!("[{}/{}] {} ({})", i + 1, steps.len(), step.name, step.kind.name));
-            if step.planned.only_looks {
+            if step.planned.is_dry_run {
                 let command = step.kind.command.join(" ");
                 bail!("stage {}: a dry run leaves nothing for a recipe; use `salsa {command}` for it", step.name);
             }
             let config = (step.planned.config.clone(), step.planned.places.clone());
             let outcome = run_stage(step.kind.name, &step.dir, config, context, &step.planned.work)
-                .map_err(|error| self.in_a_recipe(step, error))?;
+                .map_err(|error| self.with_stage_name(step, error))?;
             context.say(&format!("{:width$}  {}", step.name, line(&outcome)));
             outcomes.push(outcome);
         }

@@ -1,13 +1,13 @@
 //! Which stages of a recipe run, and which of them are run again.
 use std::collections::BTreeSet;
 
-use super::{Faults, Recipe, Step};
+use super::{ErrorList, Recipe, Step};
 use crate::{
     config::{Usage, names},
     stage::lifecycle::{
         inputs::Input,
         record::Record,
-        standing::{Refused, Standing, standing},
+        standing::{DirectoryState, Refused, standing},
     },
 };
 
@@ -114,7 +114,7 @@ impl Recipe {
     ///
     /// # Errors
     /// As [`standing`], and if an input cannot be read.
-    pub(super) fn standing(&self, step: &Step, anew: &BTreeSet<usize>) -> anyhow::Result<Standing> {
+    pub(super) fn standing(&self, step: &Step, anew: &BTreeSet<usize>) -> anyhow::Result<DirectoryState> {
         let is_later = |path: &std::path::Path| {
             let mut writers = self.steps.iter().enumerate().filter(|(_, writer)| path.starts_with(&writer.dir));
             writers.any(|(i, writer)| anew.contains(&i) || !self.is_done(writer))
@@ -131,7 +131,7 @@ impl Recipe {
     ///
     /// # Errors
     /// Every stage whose directory does, with a remedy.
-    pub(super) fn check_standing(&self, selected: &Selected) -> Result<(), Faults> {
+    pub(super) fn check_standing(&self, selected: &Selected) -> Result<(), ErrorList> {
         let mut needed = selected.run.clone();
         for &step in &selected.run {
             let mut to_do = vec![step];
@@ -139,16 +139,16 @@ impl Recipe {
                 to_do.extend(self.read_by(step).into_iter().filter(|&from| needed.insert(from)));
             }
         }
-        let mut faults = Faults::default();
+        let mut faults = ErrorList::default();
         for step in needed.difference(&selected.anew).map(|&i| &self.steps[i]) {
-            let standing = self.standing(step, &selected.anew).map_err(|error| self.in_a_recipe(step, error));
+            let standing = self.standing(step, &selected.anew).map_err(|error| self.with_stage_name(step, error));
             faults.take(standing);
         }
         faults.none_or(())
     }
 
     /// Rewords a stage's error for a recipe, with the stage's name.
-    pub(super) fn in_a_recipe(&self, step: &Step, error: anyhow::Error) -> anyhow::Error {
+    pub(super) fn with_stage_name(&self, step: &Step, error: anyhow::Error) -> anyhow::Error {
         self.refused(step, error).context(format!("stage {}", step.name))
     }
 

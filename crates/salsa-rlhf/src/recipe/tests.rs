@@ -13,7 +13,7 @@ use crate::{
         Outcome, StageContext,
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Leaves, Stage},
+        kind::{Produces, Stage},
         reads::Reads,
     },
 };
@@ -43,7 +43,7 @@ impl Stage for Note {
     const ABOUT: &'static str = "For tests.";
     const EXAMPLE: &'static str = "";
     const PRODUCT: Product = Product::Directory;
-    const LEAVES: Leaves = Leaves::LanguageModel;
+    const PRODUCES: Produces = Produces::LanguageModel;
     const NEXT: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> anyhow::Result<()> {
@@ -83,7 +83,7 @@ impl Stage for Copy {
     const ABOUT: &'static str = "For tests.";
     const EXAMPLE: &'static str = "";
     const PRODUCT: Product = Product::File("copy.txt");
-    const LEAVES: Leaves = Leaves::Data;
+    const PRODUCES: Produces = Produces::Data;
     const NEXT: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> anyhow::Result<()> {

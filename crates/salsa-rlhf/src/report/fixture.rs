@@ -1,8 +1,8 @@
 //! A synthetic run for tests of the page: plausible computed numbers without meaning.
 
 use super::{
-    Answer, Arm, Comparison, Contrast, Estimate, Flow, Landscape, LandscapePoint, Ordered, Pipeline, Point, Report,
-    Run, Sample, SplitSummary, Spot, Stage, Summary, Versus,
+    Answer, Arm, Comparison, Contrast, Estimate, Flow, GridPoint, Landscape, LandscapePoint, Ordered, Pipeline, Point,
+    Report, Run, Sample, SplitSummary, Stage, Summary, Versus,
 };
 
 /// A report with every part filled in.
@@ -125,8 +125,8 @@ pub(super) fn plane() -> Landscape {
     Landscape { models, prompts: 200, temperature: 1.0, seed: 1, points }
 }
 
-fn spot(weights: Vec<f64>, gold: f64) -> Spot {
-    Spot {
+fn spot(weights: Vec<f64>, gold: f64) -> GridPoint {
+    GridPoint {
         weights,
         gold_reward: Some(around(gold, 0.014)),
         gold_difference: Some(around(gold - 0.53, 0.006)),

@@ -23,12 +23,12 @@ pub struct Landscape {
     /// Sampling seed.
     pub seed: u64,
     /// The points, along the line or row by row.
-    pub points: Vec<Spot>,
+    pub points: Vec<GridPoint>,
 }
 
 /// One point: a weighted mean of the models.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Spot {
+pub struct GridPoint {
     /// The weights of the models, summing to 1. For two models, the second weight is `t`.
     pub weights: Vec<f64>,
     /// Gold reward; absent if the data has none.
@@ -52,7 +52,7 @@ pub struct Spot {
     pub length_mean: f64,
 }
 
-impl Spot {
+impl GridPoint {
     /// The first model's difference from itself; none for other points.
     fn nothing_to_itself(&self) -> Option<Estimate> {
         (self.weights.first() == Some(&1.0)).then(|| Estimate::new(0.0, 0.0, 0.0))
@@ -60,7 +60,7 @@ impl Spot {
 }
 
 /// A measured quantity of a point.
-type Quantity = fn(&Spot) -> Option<Estimate>;
+type Quantity = fn(&GridPoint) -> Option<Estimate>;
 
 /// A quantity shown on the page, if it was measured.
 struct Shown {
@@ -166,8 +166,8 @@ impl Landscape {
         )
     }
 
-    fn line(&self, title: String, look: &str, pick: impl Fn(&Spot) -> Option<Estimate>) -> String {
-        let dot = |spot: &Spot| {
+    fn line(&self, title: String, look: &str, pick: impl Fn(&GridPoint) -> Option<Estimate>) -> String {
+        let dot = |spot: &GridPoint| {
             let (t, e) = (spot.weights[1], pick(spot)?);
             let hover = format!("t {}: {}", number(t), estimate(&e, number));
             Some(Dot { x: t, y: e.mean, x_ci: None, y_ci: Some(e.ci95), hover })
@@ -180,7 +180,7 @@ impl Landscape {
     }
 
     fn plane(&self, shown: &Shown) -> String {
-        let cell = |spot: &Spot| {
+        let cell = |spot: &GridPoint| {
             let [a, b, c] = spot.weights[..] else { return None };
             Some(([a, b, c], (shown.pick)(spot)?))
         };

@@ -31,7 +31,7 @@ pub(crate) use geometry::letter;
 pub(crate) use geometry::{GeometryPart, SoupGeometry};
 pub(crate) use judgments::Judgments;
 pub(crate) use labels::label;
-pub(crate) use landscape::{Landscape, Spot};
+pub(crate) use landscape::{GridPoint, Landscape};
 pub(crate) use study::variant;
 pub(crate) use study::{
     ArmNumbers, BandPoint, CellNumbers, CellSet, Claim, Cost, DistanceAndGain, Frontier, FrontierPoint, LineOverSeeds,

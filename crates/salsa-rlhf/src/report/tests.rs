@@ -129,7 +129,7 @@ fn a_landscape_has_a_page_of_its_own() {
     evil.models[0] = "<script>\"'".to_owned();
     assert!(!evil.html().contains("<script"));
     assert_balanced(&evil.html());
-    let bare = |spot: &mut Spot| (spot.gold_reward, spot.loss, spot.gold_difference) = (None, None, None);
+    let bare = |spot: &mut GridPoint| (spot.gold_reward, spot.loss, spot.gold_difference) = (None, None, None);
     evil.points.iter_mut().for_each(bare);
     assert!(!evil.html().contains("Gold reward") && evil.html().contains("Proxy score"));
     assert_balanced(&Landscape::default().html());

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     catalogue::{Catalogue, Served},
-    choices::Choices,
+    choices::OrderedTokens,
     completion::{Asked, Echo, Form},
     engine::{self, Command, Generation, Pass, Passed, Queue, Request},
     error::ApiError,
@@ -28,7 +28,7 @@ use super::{
     readings::Readings,
     reply::{Opening, Reply},
     respond::{self, Body},
-    tokens::{Told, Vocabulary},
+    tokens::{TokenLogprobs, Vocabulary},
 };
 
 /// Limits on clients.
@@ -95,7 +95,7 @@ impl App {
     ) -> Result<Response<Body>, ApiError> {
         let app = self.clone();
         let read = move || Asked::read(form, &body, &app.catalogue, app.queue.most());
-        let asked = unless_panicked(task::spawn_blocking(read).await)?;
+        let asked = join_task(task::spawn_blocking(read).await)?;
         // While prompts are read for `echo`, each takes a place in the queue; afterwards each reply takes one.
         let openings = self.openings(&asked).await?;
         let served = &self.catalogue.models[asked.model];
@@ -117,7 +117,7 @@ impl App {
             Reading::Scores => Readings::scores(&body, &app.catalogue, app.queue.most()),
             Reading::Logprobs => Readings::logprobs(&body, &app.catalogue, app.queue.most()),
         };
-        let asked = unless_panicked(task::spawn_blocking(read).await)?;
+        let asked = join_task(task::spawn_blocking(read).await)?;
         let passed = self.pass(asked.model, asked.sequences.clone(), asked.asked).await?;
         Ok(respond::json(StatusCode::OK, &asked.answer(&self.catalogue.models[asked.model], passed)))
     }
@@ -170,7 +170,7 @@ impl App {
         let generation =
             Generation { model: asked.model, prompts: asked.each_choice(), request: request.clone(), places };
         self.send(Command::Generate(generation))?;
-        let choices = Choices::new(events, request, count);
+        let choices = OrderedTokens::new(events, request, count);
         Ok(Some(Generated::new(choices, count, &asked.parameters.stop, came, self.metrics.clone())))
     }
 
@@ -213,7 +213,8 @@ fn opening(served: &Served, tokens: &[u32], rankings: &[Ranking], ranked: Option
     let vocabulary = Vocabulary(encoder);
     let rest =
         tokens[1..].iter().zip(rankings).map(|(&token, ranking)| vocabulary.told(token, ranking.logprob, &ranking.top));
-    let logprobs: Vec<Told> = std::iter::once(vocabulary.first(tokens[0])).chain(rest).collect::<Result<_, _>>()?;
+    let logprobs: Vec<TokenLogprobs> =
+        std::iter::once(vocabulary.first(tokens[0])).chain(rest).collect::<Result<_, _>>()?;
     Ok(Opening { text, logprobs })
 }
 
@@ -222,7 +223,7 @@ fn internal(error: anyhow::Error) -> ApiError {
 }
 
 /// The result of a blocking task; a panic becomes an error.
-fn unless_panicked<T>(joined: Result<Result<T, ApiError>, task::JoinError>) -> Result<T, ApiError> {
+fn join_task<T>(joined: Result<Result<T, ApiError>, task::JoinError>) -> Result<T, ApiError> {
     joined.unwrap_or_else(|_| Err(ApiError::internal("reading the request failed")))
 }
 

@@ -10,7 +10,7 @@ use crate::{
     hub,
     stage::{
         StageContext,
-        memory::{self, Knobs, Need, Passed, Passes, Saving, part},
+        memory::{self, MemorySettings, Need, Passed, Passes, Saving, part},
         models::{
             bases::Bases,
             frozen::{Found, Frozen},
@@ -200,7 +200,7 @@ impl Opened {
 /// Plans the memory of all models together, reports it, and fails if it is too much.
 fn check_memory(opened: &[Opened], size: &Size, context: &StageContext) -> anyhow::Result<()> {
     let longest = opened.iter().map(|opened| opened.context).max().unwrap_or(1);
-    let need = |knobs: &Knobs| {
+    let need = |knobs: &MemorySettings| {
         let mut roles = Roles::new(knobs.dtype);
         opened.iter().for_each(|opened| roles.frozen(&opened.found.checkpoint, opened.found.head));
         let mut need: Need = roles.need();
@@ -209,13 +209,13 @@ fn check_memory(opened: &[Opened], size: &Size, context: &StageContext) -> anyho
         }
         need
     };
-    let knobs = Knobs { slots: size.sequences, pass: longest, ..Knobs::on(&context.device) };
+    let knobs = MemorySettings { slots: size.sequences, pass: longest, ..MemorySettings::on(&context.device) };
     let savings = [Saving::Slots("--max-num-seqs"), Saving::Pass("--max-model-len", 1024), Saving::Dtype];
     memory::check("serve", &knobs, &savings, &need, context)
 }
 
 /// Memory of the passes of one model: prefill beside running sequences, and passes over whole sequences.
-fn passes(found: &Found, context: usize, batched: usize, knobs: &Knobs) -> u64 {
+fn passes(found: &Found, context: usize, batched: usize, knobs: &MemorySettings) -> u64 {
     let (spec, passes) = (found.spec(), Passes::new(knobs));
     let passed = Passed::new(&spec, found.lora());
     let longest = context.saturating_sub(1).max(1) as u64;

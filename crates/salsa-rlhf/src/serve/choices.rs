@@ -10,25 +10,25 @@ use std::{
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::engine::{Drawn, Request};
+use super::engine::{Request, SampledToken};
 
 /// The tokens that the engine samples for a request. Dropping it cancels the generation.
-pub(super) struct Choices {
-    events: UnboundedReceiver<Result<Drawn, Arc<str>>>,
+pub(super) struct OrderedTokens {
+    events: UnboundedReceiver<Result<SampledToken, Arc<str>>>,
     request: Arc<Request>,
-    early: Vec<VecDeque<Drawn>>,
+    early: Vec<VecDeque<SampledToken>>,
     is_open: Vec<bool>,
     turn: usize,
 }
 
-impl Choices {
+impl OrderedTokens {
     /// Receives the tokens of a request with this number of choices.
     pub(super) fn new(
-        events: UnboundedReceiver<Result<Drawn, Arc<str>>>,
+        events: UnboundedReceiver<Result<SampledToken, Arc<str>>>,
         request: Arc<Request>,
         choices: usize,
-    ) -> Choices {
-        Choices {
+    ) -> OrderedTokens {
+        OrderedTokens {
             events,
             request,
             early: (0..choices).map(|_| VecDeque::new()).collect(),
@@ -45,7 +45,7 @@ impl Choices {
     }
 
     /// Polls for the next token; none when all choices have ended.
-    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Drawn, Arc<str>>>> {
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<SampledToken, Arc<str>>>> {
         loop {
             let count = self.is_open.len();
             let open = (self.turn..self.turn + count).map(|at| at % count.max(1)).find(|&at| self.is_open[at]);
@@ -77,15 +77,15 @@ mod tests {
     fn told(order: &[(usize, u32, bool)]) -> Vec<(usize, u32)> {
         let (sender, events) = mpsc::unbounded_channel();
         let request = Arc::new(Request::new(Sampling::default(), None, 3, sender.clone()));
-        let mut choices = Choices::new(events, request.clone(), 3);
+        let mut choices = OrderedTokens::new(events, request.clone(), 3);
         for &(choice, token, is_last) in order {
             let finish = is_last.then_some(Finish::Length);
-            sender.send(Ok(Drawn { choice, token, ranking: None, finish })).unwrap();
+            sender.send(Ok(SampledToken { choice, token, ranking: None, finish })).unwrap();
         }
         let mut context = Context::from_waker(std::task::Waker::noop());
         let mut all = Vec::new();
         while let Poll::Ready(Some(drawn)) = choices.poll_next(&mut context) {
-            let Drawn { choice, token, .. } = drawn.unwrap();
+            let SampledToken { choice, token, .. } = drawn.unwrap();
             if token == 11 {
                 choices.stop(choice);
                 assert!(!request.wants(choice) && request.wants(0));

@@ -16,7 +16,7 @@ use crate::{chat::Conversation, data::Content};
 const MOST_LIKELY: i64 = 20;
 
 /// Maximum number of log-probs that one reply holds in memory; each takes some hundred bytes until it is sent.
-const MOST_TOLD: usize = 1 << 20;
+const MAX_LOGPROBS: usize = 1 << 20;
 
 /// Default `max_tokens` of text completions, as OpenAI's.
 const DEFAULT_TOKENS: usize = 16;
@@ -94,22 +94,22 @@ impl Asked {
         // A reply is text even if the prompt is a list of tokens, so the tokenizer is required.
         served.encoder()?;
         let asked = Asked { form, model, prompts, parameters, ranked, echo, new_tokens };
-        asked.check_told()?;
+        asked.check_logprobs()?;
         Ok(asked)
     }
 
     /// Limits the log-probs of a reply held in memory. Those of sampled tokens in a stream are sent as they are
     /// generated.
-    fn check_told(&self) -> Result<(), ApiError> {
+    fn check_logprobs(&self) -> Result<(), ApiError> {
         let Some(top) = self.ranked else { return Ok(()) };
         let prompts: usize = self.prompts.iter().map(Vec::len).sum();
         let echoed = if self.echo == Echo::Prompt { prompts * self.parameters.n as usize } else { 0 };
         let drawn = if self.parameters.stream.is_none() { self.choices() * self.new_tokens } else { 0 };
         let told = (echoed + drawn) * (top + 1);
-        if told <= MOST_TOLD {
+        if told <= MAX_LOGPROBS {
             return Ok(());
         }
-        let message = format!("up to {told} log-probs are asked for; at most {MOST_TOLD} are told in one reply");
+        let message = format!("up to {told} log-probs are asked for; at most {MAX_LOGPROBS} are told in one reply");
         Err(ApiError::invalid("logprobs", message))
     }
 
@@ -222,17 +222,17 @@ fn chat_logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
 /// Checks fields for tools, formats and templates, which may only have values without effect.
 fn refuse_tools(fields: &mut Fields) -> Result<(), ApiError> {
     for name in ["tools", "functions", "documents", "audio", "prediction", "web_search_options"] {
-        fields.neutral(name, is_empty)?;
+        fields.require_no_effect(name, is_empty)?;
     }
     for name in ["tool_choice", "function_call"] {
-        fields.neutral(name, |value| value.as_str() == Some("none"))?;
+        fields.require_no_effect(name, |value| value.as_str() == Some("none"))?;
     }
-    fields.neutral("response_format", |value| *value == json!({"type": "text"}))?;
-    fields.neutral("modalities", |value| *value == json!(["text"]))?;
-    fields.neutral("parallel_tool_calls", Value::is_boolean)?;
-    fields.neutral("add_generation_prompt", is_flag(true))?;
-    fields.neutral("continue_final_message", is_flag(false))?;
-    fields.neutral("echo", is_flag(false))
+    fields.require_no_effect("response_format", |value| *value == json!({"type": "text"}))?;
+    fields.require_no_effect("modalities", |value| *value == json!(["text"]))?;
+    fields.require_no_effect("parallel_tool_calls", Value::is_boolean)?;
+    fields.require_no_effect("add_generation_prompt", is_flag(true))?;
+    fields.require_no_effect("continue_final_message", is_flag(false))?;
+    fields.require_no_effect("echo", is_flag(false))
 }
 
 /// A request with more replies than the queue has places could never be served.

@@ -18,7 +18,7 @@ mod command;
 mod lane;
 mod pass;
 
-pub(super) use command::{Asked, Command, Drawn, Generation, Pass, Passed, Place, Queue, Reading, Request};
+pub(super) use command::{Asked, Command, Generation, Pass, Passed, Place, Queue, Reading, Request, SampledToken};
 use lane::Lane;
 
 /// Processes commands until all senders are dropped and everything is finished.

@@ -96,7 +96,11 @@ impl Fields {
     ///
     /// # Errors
     /// If it has another value.
-    pub(super) fn neutral(&mut self, name: &str, changes_nothing: impl Fn(&Value) -> bool) -> Result<(), ApiError> {
+    pub(super) fn require_no_effect(
+        &mut self,
+        name: &str,
+        changes_nothing: impl Fn(&Value) -> bool,
+    ) -> Result<(), ApiError> {
         match self.take(name) {
             Some(value) if !changes_nothing(&value) => {
                 Err(ApiError::unsupported(name, format!("{name} is not supported here; leave it out")))

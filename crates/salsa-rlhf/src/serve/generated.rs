@@ -8,10 +8,10 @@ use std::{
 use salsa_engine::{Finish, Ranking};
 
 use super::{
-    choices::Choices,
-    engine::Drawn,
+    choices::OrderedTokens,
+    engine::SampledToken,
     text::Text,
-    tokens::{Told, Vocabulary},
+    tokens::{TokenLogprobs, Vocabulary},
 };
 use crate::{
     serve::{catalogue::Served, metrics::Metrics},
@@ -26,17 +26,17 @@ pub(super) struct Piece {
     /// Its text; may be empty.
     pub text: String,
     /// The log-probs of the tokens since the last piece, if requested.
-    pub logprobs: Vec<Told>,
+    pub logprobs: Vec<TokenLogprobs>,
     /// Why the choice ends with this piece; none if it continues.
     pub finish: Option<&'static str>,
 }
 
 /// The pieces of all choices.
 pub(super) struct Generated {
-    choices: Choices,
+    choices: OrderedTokens,
     texts: Vec<Text>,
     /// Log-probs of tokens whose text was not emitted yet.
-    kept: Vec<Vec<Told>>,
+    kept: Vec<Vec<TokenLogprobs>>,
     drawn: usize,
     /// Arrival of the request; none after the first token.
     began: Option<Instant>,
@@ -46,7 +46,7 @@ pub(super) struct Generated {
 impl Generated {
     /// The pieces of these choices, whose texts end before any of `stops`.
     pub(super) fn new(
-        choices: Choices,
+        choices: OrderedTokens,
         count: usize,
         stops: &[String],
         began: Instant,
@@ -90,8 +90,8 @@ impl Generated {
         }
     }
 
-    fn take(&mut self, served: &Served, drawn: Drawn) -> anyhow::Result<Option<Piece>> {
-        let Drawn { choice, token, ranking, finish } = drawn;
+    fn take(&mut self, served: &Served, drawn: SampledToken) -> anyhow::Result<Option<Piece>> {
+        let SampledToken { choice, token, ranking, finish } = drawn;
         self.drawn += 1;
         if let Some(began) = self.began.take() {
             self.metrics.first_token(began.elapsed());

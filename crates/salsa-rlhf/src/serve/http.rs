@@ -21,7 +21,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{app::App, routes, timed::Timed};
+use super::{app::App, routes, timed::WriteTimeout};
 
 /// Maximum number of headers of a request.
 const MOST_HEADERS: usize = 64;
@@ -90,5 +90,5 @@ fn connection(
         .header_read_timeout(limit)
         .max_headers(MOST_HEADERS)
         .max_buf_size(MOST_HEAD)
-        .serve_connection(TokioIo::new(Timed::new(stream, limit)), service)
+        .serve_connection(TokioIo::new(WriteTimeout::new(stream, limit)), service)
 }

@@ -63,7 +63,7 @@ impl Parameters {
     /// The parameter that is invalid or not supported.
     pub(super) fn take(fields: &mut Fields) -> Result<Parameters, ApiError> {
         let n = fields.count("n", 1..=MOST_CHOICES)?.unwrap_or(1);
-        fields.neutral("best_of", |value| value.as_i64() == Some(n))?;
+        fields.require_no_effect("best_of", |value| value.as_i64() == Some(n))?;
         refuse_what_changes_replies(fields)?;
         Ok(Parameters {
             model: fields.text("model")?,
@@ -85,19 +85,19 @@ impl Parameters {
 /// dropped.
 fn refuse_what_changes_replies(fields: &mut Fields) -> Result<(), ApiError> {
     for name in ["frequency_penalty", "presence_penalty", "min_p", "min_tokens"] {
-        fields.neutral(name, is(0.0))?;
+        fields.require_no_effect(name, is(0.0))?;
     }
     for name in ["repetition_penalty", "length_penalty"] {
-        fields.neutral(name, is(1.0))?;
+        fields.require_no_effect(name, is(1.0))?;
     }
     for name in ["logit_bias", "suffix", "bad_words"] {
-        fields.neutral(name, is_empty)?;
+        fields.require_no_effect(name, is_empty)?;
     }
     for name in ["use_beam_search", "include_stop_str_in_output", "store"] {
-        fields.neutral(name, is_flag(false))?;
+        fields.require_no_effect(name, is_flag(false))?;
     }
     for name in ["skip_special_tokens", "spaces_between_special_tokens"] {
-        fields.neutral(name, is_flag(true))?;
+        fields.require_no_effect(name, is_flag(true))?;
     }
     for name in ["user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"] {
         fields.take(name);

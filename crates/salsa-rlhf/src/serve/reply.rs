@@ -5,7 +5,7 @@ use super::{
     completion::Form,
     generated::Piece,
     parameters::Streaming,
-    tokens::{self, Told},
+    tokens::{self, TokenLogprobs},
 };
 
 /// The echoed prompt at the start of a reply.
@@ -14,7 +14,7 @@ pub(super) struct Opening {
     /// The prompt.
     pub text: String,
     /// Its log-probs, if requested.
-    pub logprobs: Vec<Told>,
+    pub logprobs: Vec<TokenLogprobs>,
 }
 
 /// A reply under construction.
@@ -47,7 +47,7 @@ pub(super) struct Whole {
     /// Its text.
     pub text: String,
     /// Its log-probs, if requested.
-    pub logprobs: Vec<Told>,
+    pub logprobs: Vec<TokenLogprobs>,
     /// Why it ended.
     pub finish: &'static str,
 }
@@ -120,12 +120,18 @@ impl Reply {
         })
     }
 
-    fn chat_chunk(&mut self, index: usize, delta: Value, told: Option<&[Told]>, finish: Option<&str>) -> Value {
+    fn chat_chunk(
+        &mut self,
+        index: usize,
+        delta: Value,
+        told: Option<&[TokenLogprobs]>,
+        finish: Option<&str>,
+    ) -> Value {
         let logprobs = told.map_or(Value::Null, |told| self.logprobs(index, told));
         self.chunk(json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}))
     }
 
-    fn text_chunk(&mut self, index: usize, text: &str, told: &[Told], finish: Option<&str>) -> Value {
+    fn text_chunk(&mut self, index: usize, text: &str, told: &[TokenLogprobs], finish: Option<&str>) -> Value {
         let logprobs = self.logprobs(index, told);
         self.chunk(json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}))
     }
@@ -138,7 +144,7 @@ impl Reply {
         Value::Object(chunk)
     }
 
-    fn logprobs(&mut self, choice: usize, told: &[Told]) -> Value {
+    fn logprobs(&mut self, choice: usize, told: &[TokenLogprobs]) -> Value {
         match (self.has_logprobs, self.form) {
             (false, _) => Value::Null,
             (true, Form::Chat) => tokens::for_chat(told),

@@ -15,17 +15,17 @@ use tokio::{
 
 /// A connection that fails if a write blocks for too long. Reads have no limit here; they are limited where requests
 /// are read.
-pub(super) struct Timed {
+pub(super) struct WriteTimeout {
     stream: TcpStream,
     limit: Duration,
     /// Timer of a blocked write.
     waits: Option<Pin<Box<Sleep>>>,
 }
 
-impl Timed {
+impl WriteTimeout {
     /// Wraps a stream with this limit.
-    pub(super) fn new(stream: TcpStream, limit: Duration) -> Timed {
-        Timed { stream, limit, waits: None }
+    pub(super) fn new(stream: TcpStream, limit: Duration) -> WriteTimeout {
+        WriteTimeout { stream, limit, waits: None }
     }
 
     /// Passes on the result of a write, or a timeout if it was blocked for too long.
@@ -43,13 +43,13 @@ impl Timed {
     }
 }
 
-impl AsyncRead for Timed {
+impl AsyncRead for WriteTimeout {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, into)
     }
 }
 
-impl AsyncWrite for Timed {
+impl AsyncWrite for WriteTimeout {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let done = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.watched(done, context)

@@ -14,7 +14,7 @@ pub(super) struct Token {
 
 /// A token, and the most likely tokens at its position.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Told {
+pub(super) struct TokenLogprobs {
     /// The actual token.
     pub token: Token,
     /// The most likely tokens, in descending order.
@@ -29,20 +29,20 @@ impl Vocabulary<'_> {
     ///
     /// # Errors
     /// If the tokenizer's decoder fails.
-    pub(super) fn told(&self, token: u32, logprob: f32, top: &[(u32, f32)]) -> anyhow::Result<Told> {
+    pub(super) fn told(&self, token: u32, logprob: f32, top: &[(u32, f32)]) -> anyhow::Result<TokenLogprobs> {
         let token_of = |(token, logprob): (u32, f32)| -> anyhow::Result<Token> {
             Ok(Token { bytes: self.0.token_bytes(token)?, logprob: Some(logprob) })
         };
         let top = top.iter().map(|&likely| token_of(likely)).collect::<Result<_, _>>()?;
-        Ok(Told { token: token_of((token, logprob))?, top })
+        Ok(TokenLogprobs { token: token_of((token, logprob))?, top })
     }
 
     /// The first token of a prompt, which has no log-prob.
     ///
     /// # Errors
     /// As [`Vocabulary::told`].
-    pub(super) fn first(&self, token: u32) -> anyhow::Result<Told> {
-        Ok(Told { token: Token { bytes: self.0.token_bytes(token)?, logprob: None }, top: Vec::new() })
+    pub(super) fn first(&self, token: u32) -> anyhow::Result<TokenLogprobs> {
+        Ok(TokenLogprobs { token: Token { bytes: self.0.token_bytes(token)?, logprob: None }, top: Vec::new() })
     }
 }
 
@@ -62,8 +62,8 @@ impl Token {
 }
 
 /// `{"content": [{"token", "logprob", "bytes", "top_logprobs": […]}], "refusal": null}`
-pub(super) fn for_chat(tokens: &[Told]) -> Value {
-    let entry = |told: &Told| {
+pub(super) fn for_chat(tokens: &[TokenLogprobs]) -> Value {
+    let entry = |told: &TokenLogprobs| {
         let mut entry = told.token.for_chat();
         let top: Vec<Value> = told.top.iter().map(|token| Value::Object(token.for_chat())).collect();
         entry.insert("top_logprobs".to_owned(), Value::Array(top));
@@ -74,13 +74,13 @@ pub(super) fn for_chat(tokens: &[Told]) -> Value {
 
 /// `{"tokens", "token_logprobs", "top_logprobs", "text_offset"}`; `offset` is the number of characters before the
 /// tokens.
-pub(super) fn for_completion(tokens: &[Told], offset: &mut usize) -> Value {
+pub(super) fn for_completion(tokens: &[TokenLogprobs], offset: &mut usize) -> Value {
     let mut offsets = Vec::with_capacity(tokens.len());
     for told in tokens {
         offsets.push(*offset);
         *offset += told.token.text().chars().count();
     }
-    let top = |told: &Told| -> Value {
+    let top = |told: &TokenLogprobs| -> Value {
         if told.token.logprob.is_none() {
             return Value::Null;
         }

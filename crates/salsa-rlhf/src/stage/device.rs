@@ -131,7 +131,7 @@ impl Opened {
     }
 
     fn card(card: &CardInfo, dtype: ComputeType, why: &str) -> anyhow::Result<Opened> {
-        let dtype = on_card(dtype);
+        let dtype = gpu_dtype(dtype);
         let free = memory::size(card.free as u64);
         let line = format!("device: {} (cuda:{}), {}, {free} free{why}", card.name, card.index, dtype.name());
         Ok(Opened { device: Device::Cuda(open(card.index, dtype)?), line })
@@ -154,7 +154,7 @@ fn automatic(dtype: ComputeType) -> anyhow::Result<Opened> {
             Ok(Opened::processor(dtype, ""))
         }
         Err(error) => Ok(Opened::processor(dtype, &format!("; no GPU can be used: {error}"))),
-        Ok(cards) => match freest(&cards) {
+        Ok(cards) => match most_free(&cards) {
             None => Ok(Opened::processor(dtype, "; there is no GPU")),
             Some(card) => Opened::card(card, dtype, "; the GPU with the most free memory"),
         },
@@ -162,7 +162,7 @@ fn automatic(dtype: ComputeType) -> anyhow::Result<Opened> {
 }
 
 /// On a GPU, `auto` means bfloat16.
-fn on_card(dtype: ComputeType) -> Dtype {
+fn gpu_dtype(dtype: ComputeType) -> Dtype {
     match dtype {
         ComputeType::Float32 => Dtype::F32,
         ComputeType::Auto | ComputeType::BFloat16 => Dtype::Bf16,
@@ -170,13 +170,13 @@ fn on_card(dtype: ComputeType) -> Dtype {
 }
 
 /// The first GPU with the most free memory.
-fn freest(cards: &[CardInfo]) -> Option<&CardInfo> {
+fn most_free(cards: &[CardInfo]) -> Option<&CardInfo> {
     cards.iter().rev().max_by_key(|card| card.free)
 }
 
 fn pick(cards: &[CardInfo], number: Option<usize>) -> anyhow::Result<&CardInfo> {
     let found = match number {
-        None => freest(cards),
+        None => most_free(cards),
         Some(number) => cards.iter().find(|card| card.index == number),
     };
     found.ok_or_else(|| match number {
@@ -186,11 +186,11 @@ fn pick(cards: &[CardInfo], number: Option<usize>) -> anyhow::Result<&CardInfo> 
 }
 
 /// An open GPU and its key: index and number type of products.
-type OpenCard = ((usize, Dtype), Cuda);
+type OpenGpu = ((usize, Dtype), Cuda);
 
 /// Opens a GPU, or returns it if the process has it open already.
 fn open(index: usize, dtype: Dtype) -> anyhow::Result<Cuda> {
-    static OPEN: Mutex<Vec<OpenCard>> = Mutex::new(Vec::new());
+    static OPEN: Mutex<Vec<OpenGpu>> = Mutex::new(Vec::new());
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, cuda)) = open.iter().find(|(key, _)| *key == (index, dtype)) {
         return Ok(cuda.clone());
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn auto_is_bf16_on_a_card_and_f32_stays() {
-        assert_eq!(on_card(ComputeType::Auto), Dtype::Bf16);
-        assert_eq!(on_card(ComputeType::Float32), Dtype::F32);
+        assert_eq!(gpu_dtype(ComputeType::Auto), Dtype::Bf16);
+        assert_eq!(gpu_dtype(ComputeType::Float32), Dtype::F32);
     }
 }

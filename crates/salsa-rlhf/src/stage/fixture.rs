@@ -8,7 +8,7 @@ use salsa_engine::{Activation, Device, Head, ModelSpec, NormWeight, Recompute, R
 use serde_json::{Value, json};
 
 use super::{
-    StageContext, Talk,
+    StageContext, Verbosity,
     supervised::{
         arguments::TrainingArguments,
         next_token::NextToken,
@@ -107,7 +107,7 @@ pub(crate) fn variants(base: &Path, variants: &[Variant<'_>]) {
 
 /// A context that prints nothing.
 pub(crate) fn quiet() -> StageContext {
-    StageContext { talk: Talk::Quiet, ..StageContext::default() }
+    StageContext { verbosity: Verbosity::Quiet, ..StageContext::default() }
 }
 
 /// Writes JSON lines.

@@ -35,7 +35,7 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     /// The kind of output, and the key that sets its path.
     const PRODUCT: Product;
     /// What later stages can use the output for.
-    const LEAVES: Leaves;
+    const PRODUCES: Produces;
     /// Suggested next steps: a description, and a command or file in which `OUT` stands for the output path and other
     /// words in capitals are placeholders for the user.
     const NEXT: &'static [(&'static str, &'static str)];
@@ -73,7 +73,7 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     }
 
     /// Whether the stage only prints what it would do, so that nothing is written and nothing follows.
-    fn only_looks(&self) -> bool {
+    fn is_dry_run(&self) -> bool {
         false
     }
 
@@ -102,7 +102,7 @@ pub struct Kind {
     /// The kind of output, and the key that sets its path.
     pub product: Product,
     /// What later stages can use the output for.
-    pub leaves: Leaves,
+    pub leaves: Produces,
     /// Suggested next steps: a description, and a command or file in which `OUT` stands for the output path.
     pub next: &'static [(&'static str, &'static str)],
     /// How a report shows the results.
@@ -149,7 +149,7 @@ pub enum Product {
 
 /// What later stages can use the output of a stage for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leaves {
+pub enum Produces {
     /// A language model, with the metrics of its training.
     LanguageModel,
     /// A reward model, with the metrics of its training.
@@ -162,15 +162,15 @@ pub enum Leaves {
     Results,
 }
 
-impl Leaves {
+impl Produces {
     /// A noun phrase for messages.
     pub fn in_words(self) -> &'static str {
         match self {
-            Leaves::LanguageModel => "a language model",
-            Leaves::RewardModel => "a reward model",
-            Leaves::SameModel => "a model",
-            Leaves::Data => "data",
-            Leaves::Results => "results",
+            Produces::LanguageModel => "a language model",
+            Produces::RewardModel => "a reward model",
+            Produces::SameModel => "a model",
+            Produces::Data => "data",
+            Produces::Results => "results",
         }
     }
 }
@@ -197,7 +197,7 @@ pub struct Planned {
     /// Whether a rehearsal ends with the memory estimate.
     pub plans_memory: bool,
     /// Whether the stage only prints what it would do.
-    pub only_looks: bool,
+    pub is_dry_run: bool,
     /// Checks that the inputs are compatible.
     pub check_inputs: Box<dyn Fn() -> anyhow::Result<()>>,
     /// Runs the stage.
@@ -213,7 +213,7 @@ impl Kind {
             example: C::EXAMPLE,
             command: C::COMMAND,
             product: C::PRODUCT,
-            leaves: C::LEAVES,
+            leaves: C::PRODUCES,
             next: C::NEXT,
             shown: C::SHOWN,
             defaults: defaults::<C>,
@@ -284,7 +284,7 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
     stage.check()?;
     let (config, places) = (serde_json::to_value(&stage)?, Places::of(&stage)?);
     let (reads, plans_memory) = (stage.reads(), stage.plans_memory());
-    let only_looks = stage.only_looks();
+    let is_dry_run = stage.is_dry_run();
     let stage = Rc::new(stage);
     let checked = stage.clone();
     let check_inputs = Box::new(move || checked.check_inputs());
@@ -299,5 +299,5 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
             stage.run(&context.on(opened.device))
         })
     });
-    Ok(Planned { inputs: places.paths(&config), config, places, reads, plans_memory, only_looks, check_inputs, work })
+    Ok(Planned { inputs: places.paths(&config), config, places, reads, plans_memory, is_dry_run, check_inputs, work })
 }

@@ -10,7 +10,7 @@ use crate::{
     stage::{
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Leaves, Product, Stage},
+        kind::{Produces, Product, Stage},
         reads::Reads,
     },
     world::{self, Sizes},
@@ -65,7 +65,7 @@ impl Stage for KitchenConfig {
     const ABOUT: &'static str = "Write the data of the toy world.";
     const EXAMPLE: &'static str = "--output_dir data --seed 1";
     const PRODUCT: Product = Product::Directory;
-    const LEAVES: Leaves = Leaves::Data;
+    const PRODUCES: Produces = Produces::Data;
     const NEXT: &'static [(&'static str, &'static str)] =
         &[("a base model", "salsa pretrain --dataset OUT/pretrain.jsonl --output_dir DIR")];
 

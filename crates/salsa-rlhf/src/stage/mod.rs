@@ -115,7 +115,7 @@ pub use table::STAGES;
 #[derive(Clone, Debug, Default)]
 pub struct StageContext {
     /// Verbosity on stderr.
-    pub talk: Talk,
+    pub verbosity: Verbosity,
     /// Whether the stage runs to its result or stops after planning.
     pub until: Until,
     /// Where models are stored and computed; the CPU in f32 until the stage opens the device of its `device` key.
@@ -130,13 +130,13 @@ pub enum Until {
     /// After its result.
     #[default]
     Done,
-    /// After planning its memory: it returns [`memory::Rehearsed`] as an error before it reads any weight.
+    /// After planning its memory: it returns [`memory::PlanOnly`] as an error before it reads any weight.
     Planned,
 }
 
 /// Verbosity on stderr.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Talk {
+pub enum Verbosity {
     /// Current work, and progress.
     #[default]
     Normal,
@@ -172,7 +172,7 @@ impl StageContext {
 
     /// A context that prints nothing and handles no signals.
     pub fn quiet() -> StageContext {
-        StageContext { talk: Talk::Quiet, ..StageContext::default() }
+        StageContext { verbosity: Verbosity::Quiet, ..StageContext::default() }
     }
 
     /// A quiet context for a rehearsal (dry run): the stage stops after planning.
@@ -192,7 +192,7 @@ impl StageContext {
     }
 
     /// Prints a line on stderr unless it was printed before: a stage may read a data set several times.
-    pub fn say_once(&self, line: &str) {
+    pub fn print_once(&self, line: &str) {
         let is_new = self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(line.to_owned());
         if is_new {
             self.say(line);
@@ -201,7 +201,7 @@ impl StageContext {
 
     /// Prints a line on stderr.
     pub fn say(&self, line: &str) {
-        if self.talk == Talk::Normal {
+        if self.verbosity == Verbosity::Normal {
             // If stderr is closed, the work still continues.
             let _ = writeln!(std::io::stderr(), "{line}");
         }

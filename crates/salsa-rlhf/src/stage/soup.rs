@@ -23,7 +23,7 @@ use crate::{
     stage::{
         device::Choice as DeviceChoice,
         keys::{ByteSize, ComputeType},
-        kind::{Leaves, Product, Stage},
+        kind::{Produces, Product, Stage},
         reads::{ExampleUse, ModelUse, Reads},
     },
 };
@@ -197,7 +197,7 @@ impl Stage for SoupConfig {
     const ABOUT: &'static str = "Average the weights of models (or combine them otherwise) into one.";
     const EXAMPLE: &'static str = "sft-a sft-b --weights 0.5 0.5 --output soup";
     const PRODUCT: Product = Product::Directory;
-    const LEAVES: Leaves = Leaves::SameModel;
+    const PRODUCES: Produces = Produces::SameModel;
     const NEXT: &'static [(&'static str, &'static str)] = &[
         ("what it is", "salsa inspect OUT"),
         ("PPO held to it", "salsa ppo --config FILE --reference.kind sft --reference.model OUT"),
@@ -266,7 +266,7 @@ pub(crate) fn run(config: &SoupConfig, context: &StageContext) -> anyhow::Result
 
 /// The result of a soup.
 #[derive(Debug)]
-pub(crate) struct Cooked {
+pub(crate) struct SoupResult {
     /// Statistics of the soup.
     pub summary: Value,
     /// The report, if requested.
@@ -280,7 +280,7 @@ pub(crate) struct Cooked {
 ///
 /// # Errors
 /// As [`run`], and if `output_dir` is not empty.
-pub(crate) fn write_new_directory(config: &SoupConfig, context: &StageContext) -> anyhow::Result<Cooked> {
+pub(crate) fn write_new_directory(config: &SoupConfig, context: &StageContext) -> anyhow::Result<SoupResult> {
     let dir = &config.output_dir;
     let shown = dir.display();
     if dir.exists() && fs::read_dir(dir).with_context(|| format!("cannot list {shown}"))?.next().is_some() {
@@ -327,7 +327,7 @@ pub(crate) fn check_fit(config: &SoupConfig) -> anyhow::Result<()> {
 }
 
 /// Keeps the guaranteed order: checks, weights, the rest, `config.json`.
-fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &StageContext) -> anyhow::Result<Cooked> {
+fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &StageContext) -> anyhow::Result<SoupResult> {
     let arithmetic = Arithmetic::new(config)?;
     if adapters::any(&config.models) {
         return adapters::cook(config, &arithmetic, dir, context);
@@ -372,7 +372,7 @@ fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &Stage
     if let Some(selection) = selection {
         summary["kept"] = json!(selection.kept);
     }
-    Ok(Cooked { summary, geometry })
+    Ok(SoupResult { summary, geometry })
 }
 
 /// Turns a greedy soup, after choosing its ingredients, into a mean in which some have the weight 0.

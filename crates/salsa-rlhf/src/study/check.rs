@@ -14,7 +14,8 @@ use super::{
     plan::{Node, Study},
 };
 use crate::{
-    config::paths::PathKind, input, progress::human_time, recipe::Faults, stage::supervised::pretrain::PretrainConfig,
+    config::paths::PathKind, input, progress::human_time, recipe::ErrorList,
+    stage::supervised::pretrain::PretrainConfig,
 };
 
 /// Time and disk space of one stage; none if unknown.
@@ -50,13 +51,13 @@ impl Study {
     ///
     /// # Errors
     /// If the disk is too small.
-    pub fn check(&self, only: &Only) -> anyhow::Result<(Vec<String>, Faults)> {
+    pub fn check(&self, only: &Only) -> anyhow::Result<(Vec<String>, ErrorList)> {
         let groups = self.groups(only);
         let mut lines = Vec::new();
         for (name, group) in &groups {
             lines.push(self.line(name, group));
         }
-        let mut faults = Faults::default();
+        let mut faults = ErrorList::default();
         let mut told: Vec<String> = Vec::new();
         for at in 0..self.arms.len() {
             // The cells of an arm share their errors.

@@ -97,7 +97,7 @@ pub(crate) fn backward_scratch(dtype: Dtype, len: usize, shape: &AttentionShape)
 
 pub(super) fn forward(dtype: Dtype, fused: &[f32], cu_seqlens: &[usize], shape: &AttentionShape) -> Buffer {
     let rows = fused.len() / shape.fused();
-    let mut out = Buffer::stale(rows * shape.output());
+    let mut out = Buffer::uninitialized(rows * shape.output());
     let target = Columns::new(&mut out, shape.output());
     pool::each(tasks(cu_seqlens, shape), |_, task| forward_task(dtype, fused, task, shape, &target));
     out
@@ -106,13 +106,13 @@ pub(super) fn forward(dtype: Dtype, fused: &[f32], cu_seqlens: &[usize], shape: 
 fn forward_task(dtype: Dtype, fused: &[f32], task: Task, shape: &AttentionShape, out: &Columns) {
     let (stride, dim) = (shape.fused(), shape.head_dim);
     let rows = &fused[task.start * stride..(task.start + task.len) * stride];
-    ask_for(rows, stride, dim, &[shape.key_at(task.kv_head), shape.value_at(task.kv_head)]);
+    prefetch_columns(rows, stride, dim, &[shape.key_at(task.kv_head), shape.value_at(task.kv_head)]);
     let keys = Packed::new(dtype, View::rows(&rows[shape.key_at(task.kv_head)..], stride).t(), dim, task.len);
     let values = Packed::new(dtype, View::rows(&rows[shape.value_at(task.kv_head)..], stride), task.len, dim);
-    let mut scores = Buffer::stale(BLOCK * score_stride(task.len));
-    let mut block_out = Buffer::stale(BLOCK * dim);
+    let mut scores = Buffer::uninitialized(BLOCK * score_stride(task.len));
+    let mut block_out = Buffer::uninitialized(BLOCK * dim);
     for head in task.kv_head * shape.group()..(task.kv_head + 1) * shape.group() {
-        ask_for(rows, stride, dim, &[shape.query_at(head)]);
+        prefetch_columns(rows, stride, dim, &[shape.query_at(head)]);
         for first in (0..task.len).step_by(BLOCK) {
             let count = BLOCK.min(task.len - first);
             let seen = first + count;
@@ -144,7 +144,7 @@ fn forward_task(dtype: Dtype, fused: &[f32], task: Task, shape: &AttentionShape,
 }
 
 /// Prefetches the given columns of every row: they are far apart in memory and read soon.
-fn ask_for(rows: &[f32], stride: usize, dim: usize, columns: &[usize]) {
+fn prefetch_columns(rows: &[f32], stride: usize, dim: usize, columns: &[usize]) {
     for row in rows.chunks(stride) {
         columns.iter().for_each(|&at| prefetch(&row[at..at + dim]));
     }
@@ -201,7 +201,7 @@ pub(super) fn backward(
     cu_seqlens: &[usize],
     shape: &AttentionShape,
 ) -> Buffer {
-    let mut d_fused = Buffer::stale(fused.len());
+    let mut d_fused = Buffer::uninitialized(fused.len());
     let target = Columns::new(&mut d_fused, shape.fused());
     pool::each(tasks(cu_seqlens, shape), |_, task| backward_task(dtype, d_out, fused, task, shape, &target));
     d_fused
@@ -219,19 +219,24 @@ fn backward_task(dtype: Dtype, d_out: &[f32], fused: &[f32], task: Task, shape: 
     let rows = &fused[task.start * stride..(task.start + task.len) * stride];
     let key_rows = View::rows(&rows[shape.key_at(task.kv_head)..], stride);
     let value_rows = View::rows(&rows[shape.value_at(task.kv_head)..], stride);
-    ask_for(rows, stride, dim, &[shape.key_at(task.kv_head), shape.value_at(task.kv_head)]);
+    prefetch_columns(rows, stride, dim, &[shape.key_at(task.kv_head), shape.value_at(task.kv_head)]);
     let keys_t = Packed::new(dtype, key_rows.t(), dim, task.len);
     let values_t = Packed::new(dtype, value_rows.t(), dim, task.len);
     let keys = Packed::new(dtype, key_rows, task.len, dim);
-    let mut probabilities = Buffer::stale(BLOCK * score_stride(task.len));
-    let mut d_scores = Buffer::stale(BLOCK * score_stride(task.len));
-    let mut d_query = Buffer::stale(BLOCK * dim);
+    let mut probabilities = Buffer::uninitialized(BLOCK * score_stride(task.len));
+    let mut d_scores = Buffer::uninitialized(BLOCK * score_stride(task.len));
+    let mut d_query = Buffer::uninitialized(BLOCK * dim);
     let mut d_keys = Buffer::zeros(task.len * dim);
     let mut d_values = Buffer::zeros(task.len * dim);
     let (mut packed_query, mut packed_out) = (Packed::empty(dtype), Packed::empty(dtype));
     for head in task.kv_head * shape.group()..(task.kv_head + 1) * shape.group() {
-        ask_for(rows, stride, dim, &[shape.query_at(head)]);
-        ask_for(&d_out[task.start * width..(task.start + task.len) * width], width, dim, &[shape.query_at(head)]);
+        prefetch_columns(rows, stride, dim, &[shape.query_at(head)]);
+        prefetch_columns(
+            &d_out[task.start * width..(task.start + task.len) * width],
+            width,
+            dim,
+            &[shape.query_at(head)],
+        );
         for first in (0..task.len).step_by(BLOCK) {
             let count = BLOCK.min(task.len - first);
             let seen = first + count;

@@ -1,6 +1,6 @@
 //! Reusable arrays of f32: a training step needs the same sizes as the previous one.
 
-use crate::memory::{Array, FreeArrays, Taken};
+use crate::memory::{Array, ArrayPool, Taken};
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
@@ -26,14 +26,14 @@ impl Default for Memory {
     }
 }
 
-static POOL: Mutex<FreeArrays<Array>> = Mutex::new(FreeArrays::new());
+static POOL: Mutex<ArrayPool<Array>> = Mutex::new(ArrayPool::new());
 
 /// Shorter arrays come from the global allocator.
 pub(crate) const POOLED: usize = 1 << 14;
 
 impl Buffer {
     /// Returns `len` numbers with unspecified values, for operations that overwrite all of them.
-    pub fn stale(len: usize) -> Buffer {
+    pub fn uninitialized(len: usize) -> Buffer {
         if len < POOLED {
             return Buffer::from(vec![0.0; len]);
         }
@@ -41,7 +41,7 @@ impl Buffer {
         Buffer::of(taken, len)
     }
 
-    /// As [`Buffer::stale`], for long-lived numbers: the array has exactly `len` of them.
+    /// As [`Buffer::uninitialized`], for long-lived numbers: the array has exactly `len` of them.
     pub fn lasting(len: usize) -> Buffer {
         if len < POOLED {
             return Buffer::from(vec![0.0; len]);
@@ -75,7 +75,7 @@ impl Buffer {
 
     /// Returns `len` zeros.
     pub fn zeros(len: usize) -> Buffer {
-        let mut buffer = Buffer::stale(len);
+        let mut buffer = Buffer::uninitialized(len);
         buffer.fill(0.0);
         buffer
     }
@@ -89,7 +89,7 @@ impl From<Vec<f32>> for Buffer {
 
 impl Clone for Buffer {
     fn clone(&self) -> Buffer {
-        let mut copy = Buffer::stale(self.len());
+        let mut copy = Buffer::uninitialized(self.len());
         copy.copy_from_slice(self);
         copy
     }
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn zeros_are_zero_after_reuse() {
-        let mut first = Buffer::stale(POOLED * 3);
+        let mut first = Buffer::uninitialized(POOLED * 3);
         first.fill(7.0);
         drop(first);
         assert!(Buffer::zeros(POOLED * 3).iter().all(|&x| x == 0.0));
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn a_buffer_has_the_numbers_asked_for_in_a_larger_array() {
         for len in [3, POOLED, POOLED + 1, (1 << 20) + 1] {
-            let mut buffer = Buffer::stale(len);
+            let mut buffer = Buffer::uninitialized(len);
             assert_eq!(buffer.len(), len);
             buffer.fill(2.0);
             let copy = buffer.clone();

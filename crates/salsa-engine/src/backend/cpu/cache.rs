@@ -128,7 +128,7 @@ impl Cache {
 
     pub(super) fn attention(&self, fused: &[f32], entries: &[(usize, usize)]) -> Buffer {
         let shape = &self.shape;
-        let mut out = Buffer::stale(entries.len() * shape.output());
+        let mut out = Buffer::uninitialized(entries.len() * shape.output());
         let target = Columns::new(&mut out, shape.output());
         let work: usize = entries.iter().map(|e| (e.1 + 1) * shape.output()).sum();
         let count = entries.len() * shape.kv_heads;
@@ -179,7 +179,7 @@ impl Cache {
         };
         let queries = View::rows(&fused[row * shape.fused() + shape.query_at(kv_head * group)..], dim);
         let wide = score_stride(seen);
-        let mut scores = Buffer::stale(group * wide);
+        let mut scores = Buffer::uninitialized(group * wide);
         gemm_here((group, seen, dim), queries, keys, &mut scores, wide, Store::Replace);
         if let Some((row, kv_head)) = next {
             let (slot, position) = entries[row];
@@ -187,7 +187,7 @@ impl Cache {
             let used = (position + 1).div_ceil(self.width) * self.key_words() * self.width;
             prefetch(&self.keys[keys..keys + used]);
         }
-        let mut result = Buffer::stale(group * dim);
+        let mut result = Buffer::uninitialized(group * dim);
         let mut sums = [0f32; 64];
         assert!(group <= sums.len(), "more than 64 query heads share a key head");
         for (g, total) in sums[..group].iter_mut().enumerate() {

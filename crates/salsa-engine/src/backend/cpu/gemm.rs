@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::Dtype;
 use super::buffer::Buffer;
 use super::isa::isa;
-use super::kernel::{Ahead, HEIGHT, Kernel, STEPS, Store, WIDTH};
+use super::kernel::{HEIGHT, Kernel, Prefetch, STEPS, Store, WIDTH};
 use super::{pack, rows};
 use crate::pool;
 use crate::weights::Numbers;
@@ -107,7 +107,7 @@ impl Packed {
         match (weights, self.dtype) {
             (Numbers::F32(weights), _) => self.pack_columns(first, View::rows(weights, depth).t(), columns),
             (Numbers::Bf16(_), Dtype::F32) => {
-                let mut wide = Buffer::stale(weights.len());
+                let mut wide = Buffer::uninitialized(weights.len());
                 rows::copy(&mut wide, weights);
                 self.pack_columns(first, View::rows(&wide, depth).t(), columns);
             }
@@ -157,7 +157,7 @@ impl Packed {
         (self.depth, self.columns) = (depth, columns);
         let len = Packed::words(self.dtype, depth, columns);
         if self.data.len() != len {
-            self.data = Buffer::stale(len);
+            self.data = Buffer::uninitialized(len);
         }
     }
 
@@ -328,7 +328,7 @@ impl<'a> Product<'a> {
                         let count = height.min(rows.len() - first);
                         let tile = kernel.tile(count, left.layout);
                         let next = b.as_ptr().wrapping_add(self.b.panel_stride + first / height * share);
-                        let ahead = Ahead { from: next, stride: width.div_ceil(tiles) };
+                        let ahead = Prefetch { from: next, stride: width.div_ceil(tiles) };
                         let compute = |out: *mut f32, stride: usize, store: Store| {
                             // SAFETY: the thread is ready, the block has `count` rows from `first` on with the items of
                             // `steps` words, `b` `steps * width` words, and `out` room for the tile: see below.

@@ -110,7 +110,7 @@ pub(super) fn token_stats(heads: &[(&Buffer, &Packed, f32)], query: LogprobQuery
     let parts = stats.logprobs.chunks_mut(ROWS).zip(stats.entropies.chunks_mut(ROWS));
     pool::each(parts.zip(stats.log_sums.chunks_mut(ROWS)), |task, ((logprobs, entropies), log_sums)| {
         let count = logprobs.len();
-        let mut logits = Buffer::stale(count * VOCABULARY);
+        let mut logits = Buffer::uninitialized(count * VOCABULARY);
         let mut other = Buffer::default();
         let mut softmax = [Softmax::EMPTY; ROWS];
         let mut chosen = [0f32; ROWS];
@@ -156,7 +156,7 @@ fn mixed_logits(
     if heads.len() > 1 {
         scale(here, heads[0].2);
         if other.len() < here.len() {
-            *other = Buffer::stale(here.len());
+            *other = Buffer::uninitialized(here.len());
         }
         for head in &heads[1..] {
             tile(head, other);
@@ -179,7 +179,7 @@ pub(super) fn token_stats_backward(
     let (rows, depth, vocabulary) = (d_logprobs.len(), head.depth(), head.columns());
     let inverse_temperature = 1.0 / query.temperature;
     let mut d_hidden = Buffer::zeros(rows * depth);
-    let mut d_logits = Buffer::stale(BACKWARD_ROWS.min(rows) * VOCABULARY);
+    let mut d_logits = Buffer::uninitialized(BACKWARD_ROWS.min(rows) * VOCABULARY);
     let (mut packed_weight, mut packed_hidden) = (Packed::default(), Packed::empty(head.dtype()));
     for row in (0..rows).step_by(BACKWARD_ROWS) {
         let count = BACKWARD_ROWS.min(rows - row);
@@ -212,7 +212,7 @@ pub(super) fn token_stats_backward(
 pub(super) fn logits(hidden: &Buffer, head: &Packed, temperature: f32, use_row: &(dyn Fn(usize, &[f32]) + Sync)) {
     let (depth, vocabulary) = (head.depth(), head.columns());
     let rows = hidden.len() / depth;
-    let mut out = Buffer::stale(rows * vocabulary);
+    let mut out = Buffer::uninitialized(rows * vocabulary);
     gemm((rows, vocabulary, depth), View::rows(hidden, depth), head.panels(), &mut out, vocabulary, Store::Replace);
     each_row(&mut out, vocabulary, |r, row| {
         scale(row, 1.0 / temperature);

@@ -53,13 +53,13 @@ pub(crate) const HEIGHT: usize = 32;
 pub(crate) const WIDTH: usize = 32;
 
 /// `fn(steps, a, a_stride, b, ahead, out, out_stride, store)`: `a` is a left factor of R rows, `b` is `[steps][width]`, `out`
-/// has R rows. See [`Ahead`]. The calling thread must hold what [`Kernel::ready`] returns.
-pub(crate) type Tile = unsafe fn(usize, *const f32, usize, *const f32, Ahead, *mut f32, usize, Store);
+/// has R rows. See [`Prefetch`]. The calling thread must hold what [`Kernel::ready`] returns.
+pub(crate) type Tile = unsafe fn(usize, *const f32, usize, *const f32, Prefetch, *mut f32, usize, Store);
 
 /// What to prefetch while a tile is computed: `stride` numbers further on at each step. Several tiles read the same
 /// panel one after the other; each prefetches its share of the next one, so that memory is read all the time.
 #[derive(Clone, Copy)]
-pub(crate) struct Ahead {
+pub(crate) struct Prefetch {
     pub from: *const f32,
     pub stride: usize,
 }
@@ -199,7 +199,7 @@ unsafe fn portable_f32<const R: usize, const BY_ROW: bool>(
     a: *const f32,
     a_stride: usize,
     b: *const f32,
-    _: Ahead,
+    _: Prefetch,
     out: *mut f32,
     stride: usize,
     store: Store,
@@ -220,7 +220,7 @@ unsafe fn portable_bf16<const R: usize, const BY_ROW: bool>(
     a: *const f32,
     a_stride: usize,
     b: *const f32,
-    _: Ahead,
+    _: Prefetch,
     out: *mut f32,
     stride: usize,
     store: Store,
@@ -325,7 +325,7 @@ mod tests {
                         // SAFETY: `a` has more rows than the tile, `b` has `steps * width` words, `out` has `rows` rows.
                         unsafe {
                             let at = out.as_mut_ptr().add(column);
-                            let ahead = Ahead { from: b.as_ptr(), stride: 0 };
+                            let ahead = Prefetch { from: b.as_ptr(), stride: 0 };
                             kernel.tile(rows, left)(
                                 steps,
                                 a.as_ptr(),

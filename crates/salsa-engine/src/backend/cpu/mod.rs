@@ -114,7 +114,7 @@ impl Backend for Cpu {
         rows::copy(&mut buffer[at..at + numbers.len()], numbers);
     }
 
-    fn matrix_room(&self, out: usize, input: usize) -> Packed {
+    fn allocate_matrix(&self, out: usize, input: usize) -> Packed {
         Packed::room(self.dtype, input, out)
     }
 
@@ -122,7 +122,7 @@ impl Backend for Cpu {
         matrix.pack_weights(first, weights);
     }
 
-    fn keeps(&self, numbers: Numbers<'_>) -> bool {
+    fn packs_losslessly(&self, numbers: Numbers<'_>) -> bool {
         self.dtype == Dtype::F32 || matches!(numbers, Numbers::Bf16(_))
     }
 
@@ -132,7 +132,7 @@ impl Backend for Cpu {
 
     fn embed_packed(&self, table: &Packed, tokens: &[u32], scale: f32) -> Buffer {
         let hidden = table.depth();
-        let mut out = Buffer::stale(tokens.len() * hidden);
+        let mut out = Buffer::uninitialized(tokens.len() * hidden);
         rows::each_row(&mut out, hidden, |t, row| {
             table.column(tokens[t] as usize, row);
             row.iter_mut().for_each(|x| *x *= scale);
@@ -174,7 +174,7 @@ impl Backend for Cpu {
     fn linear(&self, x: &Buffer, weight: &Packed) -> Buffer {
         let (out, input) = (weight.columns(), weight.depth());
         let rows = x.len() / input;
-        let mut y = Buffer::stale(rows * out);
+        let mut y = Buffer::uninitialized(rows * out);
         gemm((rows, out, input), View::rows(x, input), weight.panels(), &mut y, out, Store::Replace);
         y
     }
@@ -190,7 +190,7 @@ impl Backend for Cpu {
         let rows = d_out.len() / out;
         let mut transposed = Packed::default();
         transposed.transpose_of(weight, 0, out);
-        let mut d_x = Buffer::stale(rows * input);
+        let mut d_x = Buffer::uninitialized(rows * input);
         gemm((rows, input, out), View::rows(d_out, out), transposed.panels(), &mut d_x, input, Store::Replace);
         d_x
     }
@@ -305,7 +305,7 @@ impl Backend for Cpu {
     }
 
     fn gather(&self, x: &Buffer, width: usize, rows: &[u32]) -> Buffer {
-        let mut out = Buffer::stale(rows.len() * width);
+        let mut out = Buffer::uninitialized(rows.len() * width);
         rows::each_row(&mut out, width, |i, out| out.copy_from_slice(&x[rows[i] as usize * width..][..width]));
         out
     }
@@ -376,7 +376,7 @@ impl Backend for Cpu {
                 sum.iter_mut().zip(&x[r * width..]).for_each(|(s, x)| *s += d_values[r] * x);
             });
         }
-        let mut d_x = Buffer::stale(x.len());
+        let mut d_x = Buffer::uninitialized(x.len());
         rows::each_row(&mut d_x, width, |r, d| d.iter_mut().zip(weight.iter()).for_each(|(d, w)| *d = d_values[r] * w));
         d_x
     }

@@ -51,7 +51,7 @@ pub(super) fn copy(out: &mut [f32], numbers: Numbers<'_>) {
 }
 
 pub(super) fn embed(table: &[f32], tokens: &[u32], hidden: usize, scale: f32) -> Buffer {
-    let mut out = Buffer::stale(tokens.len() * hidden);
+    let mut out = Buffer::uninitialized(tokens.len() * hidden);
     each_row(&mut out, hidden, |t, row| {
         let from = tokens[t] as usize * hidden;
         for (out, x) in row.iter_mut().zip(&table[from..from + hidden]) {
@@ -89,8 +89,8 @@ fn offset(kind: NormWeight) -> f32 {
 
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], kind: NormWeight, eps: f32) -> (Buffer, Buffer) {
     let width = weight.len();
-    let mut out = Buffer::stale(x.len());
-    let mut inverse = Buffer::stale(x.len() / width);
+    let mut out = Buffer::uninitialized(x.len());
+    let mut inverse = Buffer::uninitialized(x.len() / width);
     each_row(&mut inverse, 1, |r, inverse| inverse[0] = inverse_norm(&x[r * width..(r + 1) * width], eps));
     each_row(&mut out, width, |r, out| norm_row(&x[r * width..(r + 1) * width], weight, offset(kind), inverse[r], out));
     (out, inverse)
@@ -165,7 +165,7 @@ pub(super) fn head_norm(
     eps: f32,
 ) -> Buffer {
     let (stride, dim) = (shape.fused(), shape.head_dim);
-    let mut inverse = Buffer::stale(fused.len() / stride * heads.len());
+    let mut inverse = Buffer::uninitialized(fused.len() / stride * heads.len());
     let source: &[f32] = fused;
     each_row(&mut inverse, heads.len(), |t, out| {
         for (out, head) in out.iter_mut().zip(heads.clone()) {
@@ -270,7 +270,7 @@ multiversion! {
 }
 
 pub(super) fn gated(x: &[f32], width: usize, activation: Activation) -> Buffer {
-    let mut out = Buffer::stale(x.len() / 2);
+    let mut out = Buffer::uninitialized(x.len() / 2);
     each_row(&mut out, width, |r, out| {
         let (gate, up) = x[2 * r * width..2 * (r + 1) * width].split_at(width);
         match activation {
@@ -282,7 +282,7 @@ pub(super) fn gated(x: &[f32], width: usize, activation: Activation) -> Buffer {
 }
 
 pub(super) fn gated_backward(d_out: &[f32], x: &[f32], width: usize, activation: Activation) -> Buffer {
-    let mut d_x = Buffer::stale(x.len());
+    let mut d_x = Buffer::uninitialized(x.len());
     each_row(&mut d_x, 2 * width, |r, d_x| {
         let (gate, up) = x[2 * r * width..2 * (r + 1) * width].split_at(width);
         let (d_gate, d_up) = d_x.split_at_mut(width);

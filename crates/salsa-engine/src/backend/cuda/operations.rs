@@ -87,7 +87,7 @@ impl Backend for Cuda {
         self.card.store(buffer, at, numbers);
     }
 
-    fn matrix_room(&self, out: usize, input: usize) -> Matrix {
+    fn allocate_matrix(&self, out: usize, input: usize) -> Matrix {
         Matrix { numbers: self.card.room(out * input, self.kind()), out, input }
     }
 
@@ -96,7 +96,7 @@ impl Backend for Cuda {
         self.card.store(&mut matrix.numbers, at, weights);
     }
 
-    fn keeps(&self, numbers: Numbers<'_>) -> bool {
+    fn packs_losslessly(&self, numbers: Numbers<'_>) -> bool {
         self.dtype == Dtype::F32 || matches!(numbers, Numbers::Bf16(_))
     }
 

@@ -19,17 +19,17 @@ pub(super) struct Recent {
 impl Recent {
     /// Returns the indices on the GPU.
     pub(super) fn words(&self, card: &Arc<Card>, data: &[u32]) -> Arc<Words> {
-        known_or(&mut locked(&self.words), data, || card.upload_words(data))
+        cached_or_make(&mut locked(&self.words), data, || card.upload_words(data))
     }
 
     /// Returns the attention tiles of sequences with these ends.
     pub(super) fn tiles(&self, card: &Arc<Card>, cu_seqlens: &[usize]) -> Arc<Tiles> {
-        known_or(&mut locked(&self.tiles), cu_seqlens, || Tiles::new(card, cu_seqlens))
+        cached_or_make(&mut locked(&self.tiles), cu_seqlens, || Tiles::new(card, cu_seqlens))
     }
 }
 
 /// Returns the entry made from equal data, or makes one.
-fn known_or<T: Clone + PartialEq, V>(
+fn cached_or_make<T: Clone + PartialEq, V>(
     known: &mut VecDeque<(Vec<T>, Arc<V>)>,
     data: &[T],
     make: impl FnOnce() -> V,

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 /// Calls the operation of the backend and returns its result.
-macro_rules! hand_on {
+macro_rules! dispatch {
     ($self:ident.$operation:ident($($argument:ident),*)) => {
         match $self {
             Device::Cpu(b) => b.$operation($(Argument::on_cpu($argument)),*).returned(),
@@ -29,71 +29,71 @@ impl Backend for Device {
     type Angles = Angles;
 
     fn check(&self, spec: &ModelSpec) -> Result<(), ModelError> {
-        hand_on!(self.check(spec))
+        dispatch!(self.check(spec))
     }
 
     fn flat(&self, numbers: Vec<f32>) -> Self::Flat {
-        hand_on!(self.flat(numbers))
+        dispatch!(self.flat(numbers))
     }
 
     fn flat_zeros(&self, len: usize) -> Self::Flat {
-        hand_on!(self.flat_zeros(len))
+        dispatch!(self.flat_zeros(len))
     }
 
     fn numbers<'a>(&self, flat: &'a Self::Flat) -> Cow<'a, [f32]> {
-        hand_on!(self.numbers(flat))
+        dispatch!(self.numbers(flat))
     }
 
     fn clear(&self, flat: &mut Self::Flat) {
-        hand_on!(self.clear(flat))
+        dispatch!(self.clear(flat))
     }
 
     fn copy(&self, flat: &Self::Flat, range: Range<usize>) -> Self::Buffer {
-        hand_on!(self.copy(flat, range))
+        dispatch!(self.copy(flat, range))
     }
 
     fn refresh_from(&self, matrix: &mut Self::Matrix, flat: &Self::Flat, range: Range<usize>) {
-        hand_on!(self.refresh_from(matrix, flat, range))
+        dispatch!(self.refresh_from(matrix, flat, range))
     }
 
     fn angles(&self, table: RotaryTable) -> Self::Angles {
-        hand_on!(self.angles(table))
+        dispatch!(self.angles(table))
     }
 
     fn upload(&self, data: &[f32]) -> Self::Buffer {
-        hand_on!(self.upload(data))
+        dispatch!(self.upload(data))
     }
 
     fn download(&self, buffer: &Self::Buffer) -> Vec<f32> {
-        hand_on!(self.download(buffer))
+        dispatch!(self.download(buffer))
     }
 
     fn room(&self, len: usize) -> Self::Buffer {
-        hand_on!(self.room(len))
+        dispatch!(self.room(len))
     }
 
     fn store(&self, buffer: &mut Self::Buffer, at: usize, numbers: Numbers<'_>) {
-        hand_on!(self.store(buffer, at, numbers))
+        dispatch!(self.store(buffer, at, numbers))
     }
 
-    fn matrix_room(&self, out: usize, input: usize) -> Self::Matrix {
-        hand_on!(self.matrix_room(out, input))
+    fn allocate_matrix(&self, out: usize, input: usize) -> Self::Matrix {
+        dispatch!(self.allocate_matrix(out, input))
     }
 
     fn refresh(&self, matrix: &mut Self::Matrix, first: usize, weights: Numbers<'_>) {
-        hand_on!(self.refresh(matrix, first, weights))
+        dispatch!(self.refresh(matrix, first, weights))
     }
 
-    fn keeps(&self, numbers: Numbers<'_>) -> bool {
-        hand_on!(self.keeps(numbers))
+    fn packs_losslessly(&self, numbers: Numbers<'_>) -> bool {
+        dispatch!(self.packs_losslessly(numbers))
     }
 
     fn embed(&self, table: &Self::Buffer, tokens: &[u32], hidden: usize, scale: f32) -> Self::Buffer {
-        hand_on!(self.embed(table, tokens, hidden, scale))
+        dispatch!(self.embed(table, tokens, hidden, scale))
     }
 
     fn embed_packed(&self, table: &Self::Matrix, tokens: &[u32], scale: f32) -> Self::Buffer {
-        hand_on!(self.embed_packed(table, tokens, scale))
+        dispatch!(self.embed_packed(table, tokens, scale))
     }
 
     fn embed_backward(
@@ -104,7 +104,7 @@ impl Backend for Device {
         scale: f32,
         d_table: Part<'_, Self::Flat>,
     ) {
-        hand_on!(self.embed_backward(d_out, tokens, hidden, scale, d_table))
+        dispatch!(self.embed_backward(d_out, tokens, hidden, scale, d_table))
     }
 
     fn rms_norm(
@@ -114,7 +114,7 @@ impl Backend for Device {
         kind: NormWeight,
         eps: f32,
     ) -> (Self::Buffer, Self::Buffer) {
-        hand_on!(self.rms_norm(x, weight, kind, eps))
+        dispatch!(self.rms_norm(x, weight, kind, eps))
     }
 
     fn rms_norm_backward(
@@ -127,19 +127,19 @@ impl Backend for Device {
         d_x: &mut Self::Buffer,
         d_weight: Option<Part<'_, Self::Flat>>,
     ) {
-        hand_on!(self.rms_norm_backward(d_out, x, inverse, weight, kind, d_x, d_weight))
+        dispatch!(self.rms_norm_backward(d_out, x, inverse, weight, kind, d_x, d_weight))
     }
 
     fn linear(&self, x: &Self::Buffer, weight: &Self::Matrix) -> Self::Buffer {
-        hand_on!(self.linear(x, weight))
+        dispatch!(self.linear(x, weight))
     }
 
     fn linear_onto(&self, x: &Self::Buffer, weight: &Self::Matrix, residual: &Self::Buffer) -> Self::Buffer {
-        hand_on!(self.linear_onto(x, weight, residual))
+        dispatch!(self.linear_onto(x, weight, residual))
     }
 
     fn linear_backward_input(&self, d_out: &Self::Buffer, weight: &Self::Matrix) -> Self::Buffer {
-        hand_on!(self.linear_backward_input(d_out, weight))
+        dispatch!(self.linear_backward_input(d_out, weight))
     }
 
     fn linear_backward_weight(
@@ -150,7 +150,7 @@ impl Backend for Device {
         input: usize,
         d_weight: Part<'_, Self::Flat>,
     ) {
-        hand_on!(self.linear_backward_weight(d_out, x, out, input, d_weight))
+        dispatch!(self.linear_backward_weight(d_out, x, out, input, d_weight))
     }
 
     fn linear_columns(
@@ -161,7 +161,7 @@ impl Backend for Device {
         y: &mut Self::Buffer,
         to: Columns,
     ) {
-        hand_on!(self.linear_columns(x, from, weight, y, to))
+        dispatch!(self.linear_columns(x, from, weight, y, to))
     }
 
     fn linear_columns_backward_input(
@@ -172,7 +172,7 @@ impl Backend for Device {
         d_x: &mut Self::Buffer,
         to: Columns,
     ) {
-        hand_on!(self.linear_columns_backward_input(d_out, from, weight, d_x, to))
+        dispatch!(self.linear_columns_backward_input(d_out, from, weight, d_x, to))
     }
 
     fn linear_columns_backward_weight(
@@ -183,7 +183,7 @@ impl Backend for Device {
         of: Columns,
         d_weight: Part<'_, Self::Flat>,
     ) {
-        hand_on!(self.linear_columns_backward_weight(d_out, from, x, of, d_weight))
+        dispatch!(self.linear_columns_backward_weight(d_out, from, x, of, d_weight))
     }
 
     fn linear_low_rank(
@@ -213,19 +213,19 @@ impl Backend for Device {
         d_z: &Self::Buffer,
         a: LowRank<'_, Self::Matrix>,
     ) -> Self::Buffer {
-        hand_on!(self.linear_low_rank_backward_input(d_out, weight, d_z, a))
+        dispatch!(self.linear_low_rank_backward_input(d_out, weight, d_z, a))
     }
 
     fn scale(&self, x: &mut Self::Buffer, factor: f32) {
-        hand_on!(self.scale(x, factor))
+        dispatch!(self.scale(x, factor))
     }
 
     fn add_bias(&self, x: &mut Self::Buffer, bias: &Self::Buffer) {
-        hand_on!(self.add_bias(x, bias))
+        dispatch!(self.add_bias(x, bias))
     }
 
     fn add_bias_backward(&self, d_out: &Self::Buffer, d_bias: Part<'_, Self::Flat>) {
-        hand_on!(self.add_bias_backward(d_out, d_bias))
+        dispatch!(self.add_bias_backward(d_out, d_bias))
     }
 
     fn head_norm(
@@ -236,7 +236,7 @@ impl Backend for Device {
         weight: &Self::Buffer,
         eps: f32,
     ) -> Self::Buffer {
-        hand_on!(self.head_norm(fused, shape, heads, weight, eps))
+        dispatch!(self.head_norm(fused, shape, heads, weight, eps))
     }
 
     fn head_norm_backward(
@@ -249,11 +249,11 @@ impl Backend for Device {
         weight: &Self::Buffer,
         d_weight: Option<Part<'_, Self::Flat>>,
     ) {
-        hand_on!(self.head_norm_backward(d_fused, raw, inverse, shape, heads, weight, d_weight))
+        dispatch!(self.head_norm_backward(d_fused, raw, inverse, shape, heads, weight, d_weight))
     }
 
     fn rotary(&self, fused: &mut Self::Buffer, positions: &[u32], angles: &Self::Angles, shape: &AttentionShape) {
-        hand_on!(self.rotary(fused, positions, angles, shape))
+        dispatch!(self.rotary(fused, positions, angles, shape))
     }
 
     fn rotary_backward(
@@ -263,7 +263,7 @@ impl Backend for Device {
         angles: &Self::Angles,
         shape: &AttentionShape,
     ) {
-        hand_on!(self.rotary_backward(d_fused, positions, angles, shape))
+        dispatch!(self.rotary_backward(d_fused, positions, angles, shape))
     }
 
     fn attention(
@@ -272,7 +272,7 @@ impl Backend for Device {
         cu_seqlens: &[usize],
         shape: &AttentionShape,
     ) -> (Self::Buffer, Self::Buffer) {
-        hand_on!(self.attention(fused, cu_seqlens, shape))
+        dispatch!(self.attention(fused, cu_seqlens, shape))
     }
 
     fn attention_backward(
@@ -283,11 +283,11 @@ impl Backend for Device {
         cu_seqlens: &[usize],
         shape: &AttentionShape,
     ) -> Self::Buffer {
-        hand_on!(self.attention_backward(d_out, attended, fused, cu_seqlens, shape))
+        dispatch!(self.attention_backward(d_out, attended, fused, cu_seqlens, shape))
     }
 
     fn gated(&self, x: &Self::Buffer, width: usize, activation: Activation) -> Self::Buffer {
-        hand_on!(self.gated(x, width, activation))
+        dispatch!(self.gated(x, width, activation))
     }
 
     fn gated_backward(
@@ -297,23 +297,23 @@ impl Backend for Device {
         width: usize,
         activation: Activation,
     ) -> Self::Buffer {
-        hand_on!(self.gated_backward(d_out, x, width, activation))
+        dispatch!(self.gated_backward(d_out, x, width, activation))
     }
 
     fn gather(&self, x: &Self::Buffer, width: usize, rows: &[u32]) -> Self::Buffer {
-        hand_on!(self.gather(x, width, rows))
+        dispatch!(self.gather(x, width, rows))
     }
 
     fn scatter_add(&self, x: &mut Self::Buffer, width: usize, rows: &[u32], y: &Self::Buffer) {
-        hand_on!(self.scatter_add(x, width, rows, y))
+        dispatch!(self.scatter_add(x, width, rows, y))
     }
 
     fn len(&self, x: &Self::Buffer) -> usize {
-        hand_on!(self.len(x))
+        dispatch!(self.len(x))
     }
 
     fn zeros(&self, len: usize) -> Self::Buffer {
-        hand_on!(self.zeros(len))
+        dispatch!(self.zeros(len))
     }
 
     fn token_stats(&self, heads: &[(&Self::Buffer, &Self::Matrix, f32)], query: LogprobQuery<'_>) -> TokenStats {
@@ -338,19 +338,19 @@ impl Backend for Device {
         log_sums: &[f32],
         d_weight: Option<Part<'_, Self::Flat>>,
     ) -> Self::Buffer {
-        hand_on!(self.token_stats_backward(d_logprobs, hidden, head, query, log_sums, d_weight))
+        dispatch!(self.token_stats_backward(d_logprobs, hidden, head, query, log_sums, d_weight))
     }
 
     fn draw(&self, hidden: &Self::Buffer, head: &Self::Matrix, choice: &Choice, uniforms: &[f32]) -> Vec<(u32, f32)> {
-        hand_on!(self.draw(hidden, head, choice, uniforms))
+        dispatch!(self.draw(hidden, head, choice, uniforms))
     }
 
     fn rank(&self, hidden: &Self::Buffer, head: &Self::Matrix, targets: &[u32], count: usize) -> Vec<Ranking> {
-        hand_on!(self.rank(hidden, head, targets, count))
+        dispatch!(self.rank(hidden, head, targets, count))
     }
 
     fn scalar_head(&self, x: &Self::Buffer, weight: &Self::Buffer) -> Vec<f32> {
-        hand_on!(self.scalar_head(x, weight))
+        dispatch!(self.scalar_head(x, weight))
     }
 
     fn scalar_head_backward(
@@ -360,30 +360,30 @@ impl Backend for Device {
         weight: &Self::Buffer,
         d_weight: Option<Part<'_, Self::Flat>>,
     ) -> Self::Buffer {
-        hand_on!(self.scalar_head_backward(d_values, x, weight, d_weight))
+        dispatch!(self.scalar_head_backward(d_values, x, weight, d_weight))
     }
 
     fn cache(&self, slots: usize, capacity: usize, shape: &AttentionShape) -> Self::Cache {
-        hand_on!(self.cache(slots, capacity, shape))
+        dispatch!(self.cache(slots, capacity, shape))
     }
 
     fn cache_store(&self, cache: &mut Self::Cache, fused: &Self::Buffer, entries: &[(usize, usize, usize)]) {
-        hand_on!(self.cache_store(cache, fused, entries))
+        dispatch!(self.cache_store(cache, fused, entries))
     }
 
     fn cache_copy(&self, cache: &mut Self::Cache, from: usize, to: usize, len: usize) {
-        hand_on!(self.cache_copy(cache, from, to, len))
+        dispatch!(self.cache_copy(cache, from, to, len))
     }
 
     fn cached_attention(&self, cache: &Self::Cache, fused: &Self::Buffer, entries: &[(usize, usize)]) -> Self::Buffer {
-        hand_on!(self.cached_attention(cache, fused, entries))
+        dispatch!(self.cached_attention(cache, fused, entries))
     }
 
     fn sum_of_squares(&self, gradients: &Self::Flat) -> f64 {
-        hand_on!(self.sum_of_squares(gradients))
+        dispatch!(self.sum_of_squares(gradients))
     }
 
     fn adamw(&self, of: Moments<'_, Self::Flat>, range: Range<usize>, decay: Decay, step: &AdamWStep) {
-        hand_on!(self.adamw(of, range, decay, step))
+        dispatch!(self.adamw(of, range, decay, step))
     }
 }

@@ -37,7 +37,7 @@ fn reward_models_of_openrlhf_are_read() {
         assert_eq!(opened.spec.head, Head::Scalar, "{class} {head}");
         assert_eq!(opened.score_normalization(), Some((0.3, 2.0)));
         assert_eq!(opened.read_weights().unwrap(), weights, "{class} {head}");
-        assert!(opened.is_reward_model_of_others());
+        assert!(opened.is_foreign_reward_model());
     }
     let (dir, _) = reward_model(|c| c["architectures"] = json!(["CriticModel"]), same);
     assert_has(&refusal(dir.path()), &["CriticModel", "RewardModel and LLMForSequenceRegression"]);

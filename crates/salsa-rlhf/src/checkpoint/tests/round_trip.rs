@@ -186,7 +186,7 @@ fn a_reward_model_of_others_that_pads_with_an_end_token_is_known() {
     save_tiny(dir.path(), Family::Llama, Head::Scalar);
     let opened = || Checkpoint::open(dir.path()).unwrap();
     let edit = |key: &str, value: Value| edit_json(&dir.path().join("config.json"), |config| config[key] = value);
-    assert!(opened().is_reward_model_of_others());
+    assert!(opened().is_foreign_reward_model());
     assert_eq!(opened().end_token_that_pads(), None);
     // Responses may end with end token 2 or 3.
     for end in [2, 3] {
@@ -198,12 +198,12 @@ fn a_reward_model_of_others_that_pads_with_an_end_token_is_known() {
     assert_eq!(opened().end_token_that_pads(), None, "OpenRLHF goes by the attention mask");
     edit("score_mean", json!(0.0));
     edit("score_std", json!(1.0));
-    assert!(opened().is_reward_model_of_salsa() && !opened().is_reward_model_of_others());
+    assert!(opened().is_own_reward_model() && !opened().is_foreign_reward_model());
     save_tiny(dir.path(), Family::Llama, Head::LanguageModel);
     edit("pad_token_id", json!(2));
     assert_eq!(opened().end_token_that_pads(), None, "a language model has no scores");
     assert_eq!(opened().padding_end_token(), Some(2));
-    assert!(!opened().is_reward_model_of_others());
+    assert!(!opened().is_foreign_reward_model());
 }
 
 #[test]

@@ -46,7 +46,7 @@ pub(super) fn print(path: &Path, model: Option<&Path>, arguments: &Arguments) ->
         Some(model) => Some(arguments.encoder(model)?),
         None => None,
     };
-    say_how_read(&set, encoder.as_ref());
+    report_reading(&set, encoder.as_ref());
     let mut text = facts(&set, split);
     text += &lengths(&set, encoder.as_ref())?;
     text += &format!("\nexample {}\n", arguments.example);
@@ -56,12 +56,12 @@ pub(super) fn print(path: &Path, model: Option<&Path>, arguments: &Arguments) ->
 }
 
 /// Prints the notes that stages print on stderr about this data set.
-fn say_how_read(set: &Dataset, encoder: Option<&Encoder>) {
+fn report_reading(set: &Dataset, encoder: Option<&Encoder>) {
     let context = StageContext::default();
     let name = set.path.display();
     set.notes.iter().for_each(|note| context.say(&format!("{name}: {note}")));
     let is_text = |example: &Example| matches!(example.prompt(), Some(Content::Text(text)) if !text.is_empty());
-    if let Some(note) = encoder.and_then(Encoder::of_text_prompts).filter(|_| set.examples.iter().any(is_text)) {
+    if let Some(note) = encoder.and_then(Encoder::text_prompt_note).filter(|_| set.examples.iter().any(is_text)) {
         context.say(&format!("{name}: {note}"));
     }
 }

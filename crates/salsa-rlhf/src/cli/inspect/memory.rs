@@ -3,7 +3,7 @@
 use salsa_engine::{Device, Dtype, Head, LoraSpec, ModelSpec, Recompute};
 
 use crate::stage::memory::{
-    Knobs, Need, part,
+    MemorySettings, Need, part,
     shape::{self, TRAINED},
     size,
 };
@@ -54,8 +54,8 @@ pub(super) fn table(spec: &ModelSpec, file_is_bf16: bool) -> String {
             size(bf16)
         );
     }
-    let knobs = Knobs::on(&Device::default());
-    let kept = |recompute| shape::kept_per_token(spec, &Knobs { recompute, ..knobs.clone() });
+    let knobs = MemorySettings::on(&Device::default());
+    let kept = |recompute| shape::kept_per_token(spec, &MemorySettings { recompute, ..knobs.clone() });
     let working = shape::working_per_token(spec, &knobs, shape::Backward::Yes);
     text += &format!(
         "activations per token of a training pass: {} B kept, with gradient_checkpointing {} B; {working} B to work with\n  \
@@ -126,7 +126,7 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
 impl Stage {
     /// The need as the stage itself would plan it.
     fn need(&self, dtype: Dtype, file_is_bf16: bool) -> Need {
-        let (lora, knobs) = (LoraSpec::default(), Knobs { dtype, ..Knobs::on(&Device::default()) });
+        let (lora, knobs) = (LoraSpec::default(), MemorySettings { dtype, ..MemorySettings::on(&Device::default()) });
         let mut need = Need::default();
         need.add(part::PROGRAM, Need::PROGRAM);
         self.trained.iter().for_each(|spec| need.add(part::TRAINED, shape::trained(spec, dtype)));

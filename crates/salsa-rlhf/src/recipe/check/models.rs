@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use salsa_engine::{Head, ModelSpec};
 
-use super::Faults;
+use super::ErrorList;
 use crate::{
     chat,
     checkpoint::Checkpoint,
@@ -94,7 +94,7 @@ impl Models<'_> {
     }
 
     /// Checks that the reward model, if there is one, can score answers of the reader.
-    pub(super) fn hold_together(&self, faults: &mut Faults) {
+    pub(super) fn check_reward_model(&self, faults: &mut ErrorList) {
         if let (Some(reader), Some(reward), true) = (&self.read, &self.reward, faults.is_empty()) {
             let found = RewardModel::find(reward, &reader.checkpoint, &StageContext::quiet());
             faults.take(found.context("reward_model_path"));

@@ -17,7 +17,7 @@ use crate::{
     config::{Origin, paths::PathKind},
     recipe::{Recipe, Selected, Step},
     stage::{
-        kind::{Leaves, Planned},
+        kind::{Planned, Produces},
         models::{frozen::trained_adapter, lora::LoraArguments},
     },
 };
@@ -85,10 +85,10 @@ impl<'a> Outlines<'a> {
     fn make(&mut self, writer: usize) -> anyhow::Result<Option<PathBuf>> {
         let step = &self.recipe.steps[writer];
         let head = match step.kind.leaves {
-            Leaves::LanguageModel => Some(Head::LanguageModel),
-            Leaves::RewardModel => Some(Head::Scalar),
-            Leaves::SameModel => None,
-            Leaves::Data | Leaves::Results => return Ok(None),
+            Produces::LanguageModel => Some(Head::LanguageModel),
+            Produces::RewardModel => Some(Head::Scalar),
+            Produces::SameModel => None,
+            Produces::Data | Produces::Results => return Ok(None),
         };
         let Some(start) = step.planned.reads.reader.clone() else { return Ok(None) };
         let Some(start) = self.here(step, PathKind::Model, &start)? else { return Ok(None) };
@@ -121,7 +121,7 @@ fn outline(step: &Step, source: &Checkpoint, head: Head, dir: &Path) -> anyhow::
         Head::Scalar => vec![("score_mean", json!(0.0)), ("score_std", json!(1.0))],
         _ => Vec::new(),
     };
-    let is_soup = step.kind.leaves == Leaves::SameModel;
+    let is_soup = step.kind.leaves == Produces::SameModel;
     let key = if is_soup { "dtype" } else { "save_dtype" };
     let dtype = Dtype::deserialize(&config[key]).unwrap_or(source.dtype);
     let trained = trained_adapter(source, &LoraArguments::deserialize(config)?)?;

@@ -34,7 +34,7 @@ pub(crate) struct Request {
     /// Number of most likely tokens to return per token, if log-probs are requested.
     pub ranked: Option<usize>,
     /// The receiver of tokens.
-    pub events: mpsc::UnboundedSender<Result<Drawn, Arc<str>>>,
+    pub events: mpsc::UnboundedSender<Result<SampledToken, Arc<str>>>,
     /// For each choice, whether it was stopped.
     stopped: Vec<AtomicBool>,
 }
@@ -45,7 +45,7 @@ impl Request {
         sampling: Sampling,
         ranked: Option<usize>,
         choices: usize,
-        events: mpsc::UnboundedSender<Result<Drawn, Arc<str>>>,
+        events: mpsc::UnboundedSender<Result<SampledToken, Arc<str>>>,
     ) -> Request {
         let stopped = (0..choices).map(|_| AtomicBool::new(false)).collect();
         Request { sampling: sampling.into(), ranked, events, stopped }
@@ -64,7 +64,7 @@ impl Request {
 
 /// A sampled token of a choice.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Drawn {
+pub(crate) struct SampledToken {
     /// Index of the choice.
     pub choice: usize,
     /// The token.

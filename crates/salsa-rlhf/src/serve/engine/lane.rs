@@ -6,7 +6,7 @@ use std::{
 
 use salsa_engine::{Decoding, Device, Event, Model, Prompt, Ticket};
 
-use super::{Drawn, Generation, Request, command::Place, finite};
+use super::{Generation, Request, SampledToken, command::Place, finite};
 use crate::serve::{catalogue::Size, metrics::Metrics};
 
 /// A language model with its sequences.
@@ -124,7 +124,7 @@ impl<'a> Lane<'a> {
         self.metrics.add_generated_tokens(1);
         let told = ranking.iter().flat_map(|ranking| ranking.top.iter().map(|(_, logprob)| logprob));
         let drawn = match finite(told.chain([&logprob])) {
-            Ok(()) => Ok(Drawn { choice: *choice, token, ranking, finish }),
+            Ok(()) => Ok(SampledToken { choice: *choice, token, ranking, finish }),
             Err(message) => Err(message),
         };
         let is_over = finish.is_some() || drawn.is_err();

@@ -7,7 +7,7 @@ use salsa_engine::Model;
 use serde_json::{Value, json};
 
 use super::{
-    exam::{Answering, Answers, Asked, Exam, Questions, Syllabus},
+    exam::{Answering, Answers, EvalSetup, Evaluator, PromptSet, Questions},
     landscape::blend::Blend,
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
         device::{self, Choice as DeviceChoice},
         eval::statistics::{self, estimate, paired_difference, win_rate},
         keys::ComputeType,
-        kind::{Leaves, Product, Shown, Stage},
+        kind::{Produces, Product, Shown, Stage},
         models::{bases::Bases, model_source::ModelSource},
         reads::{ExampleUse, ModelUse, Reads},
         rollout::split,
@@ -45,7 +45,7 @@ use profile::{Rewards, profile};
 /// Models and settings shared by all arms.
 struct Bench<'a> {
     config: &'a EvaluateConfig,
-    exam: Exam,
+    exam: Evaluator,
     anchors: Vec<(&'a str, Model)>,
     bases: Bases,
 }
@@ -55,7 +55,7 @@ impl Stage for EvaluateConfig {
     const ABOUT: &'static str = "Compare models: answers to the same prompts, scores, win rates, KL, reward landscape.";
     const EXAMPLE: &'static str = "--config evaluate.yaml --output_dir eval";
     const PRODUCT: Product = Product::Directory;
-    const LEAVES: Leaves = Leaves::Results;
+    const PRODUCES: Produces = Produces::Results;
     const NEXT: &'static [(&'static str, &'static str)] =
         &[("score answers again", "salsa score --model REWARD --input OUT/answers-ARM-SET.jsonl --output FILE")];
     const SHOWN: Shown = Shown::Evaluation;
@@ -183,11 +183,11 @@ impl<'a> Bench<'a> {
         let first = baseline.paths().into_iter().next().context("the baseline names no model")?;
         let EvaluateConfig { max_new_tokens, temperature, seed, gold, .. } = *config;
         let answering = Answering { max_new_tokens, temperature, seed, slots: *config.decode_slots, gold };
-        let syllabus = Syllabus::open(first, &config.reward_model_path, answering, &config.chat, context)?;
+        let syllabus = EvalSetup::open(first, &config.reward_model_path, answering, &config.chat, context)?;
         let questions = |set: &EvalSet| {
             let EvalSet { name, dataset, max_prompts } = set;
             let max_prompt_length = config.max_prompt_length;
-            syllabus.questions(&Asked { name, dataset, max_prompts: *max_prompts, max_prompt_length }, context)
+            syllabus.questions(&PromptSet { name, dataset, max_prompts: *max_prompts, max_prompt_length }, context)
         };
         let sets = config.datasets.iter().map(questions).collect::<anyhow::Result<Vec<_>>>()?;
         let plan = Plan::open(config)?;

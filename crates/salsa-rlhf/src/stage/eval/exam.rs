@@ -10,7 +10,7 @@ use crate::{
     stage::{
         StageContext,
         gold::Gold,
-        memory::{Knobs, Order, Passed, Passes, Responses},
+        memory::{MemorySettings, Order, Passed, Passes, Responses},
         models::{
             bases::Bases,
             reward_model::{RewardModel, ScoreScale},
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Settings shared by all evaluated models, before the weights of the reward model are read.
-pub(in crate::stage) struct Syllabus {
+pub(in crate::stage) struct EvalSetup {
     encoder: Encoder,
     reward_model: Checkpoint,
     answering: Answering,
@@ -36,7 +36,7 @@ pub(in crate::stage) struct Syllabus {
 }
 
 /// Settings and reward model shared by all evaluated models.
-pub(in crate::stage) struct Exam {
+pub(in crate::stage) struct Evaluator {
     encoder: Encoder,
     reward_model: RewardModel,
     answering: Answering,
@@ -69,7 +69,7 @@ pub(in crate::stage) struct Questions {
 }
 
 /// Selection of prompts.
-pub(in crate::stage) struct Asked<'a> {
+pub(in crate::stage) struct PromptSet<'a> {
     pub name: &'a str,
     pub dataset: &'a DataSource,
     /// Maximum number of prompts, taken from the start.
@@ -86,7 +86,7 @@ pub(in crate::stage) struct Answers {
     pub gold: Option<Vec<f64>>,
 }
 
-impl Syllabus {
+impl EvalSetup {
     /// Opens the reward model, and the tokenizer and chat template of one of the evaluated models. Reads no weights.
     ///
     /// # Errors
@@ -97,19 +97,19 @@ impl Syllabus {
         answering: Answering,
         chat: &ChatArguments,
         context: &StageContext,
-    ) -> anyhow::Result<Syllabus> {
+    ) -> anyhow::Result<EvalSetup> {
         let checkpoint = Checkpoint::open(model)?;
         let encoder = Encoder::open(&checkpoint)?.with_chat(chat);
         let reward_model = RewardModel::find(reward_model, &checkpoint, context)?;
         let spec = checkpoint.spec.with_head(Head::LanguageModel);
-        Ok(Syllabus { encoder, reward_model, answering, spec })
+        Ok(EvalSetup { encoder, reward_model, answering, spec })
     }
 
     /// Reads and tokenises prompts, once for all models.
     ///
     /// # Errors
     /// If the set cannot be read, or no prompt is short enough.
-    pub(crate) fn questions(&self, asked: &Asked<'_>, context: &StageContext) -> anyhow::Result<Questions> {
+    pub(crate) fn questions(&self, asked: &PromptSet<'_>, context: &StageContext) -> anyhow::Result<Questions> {
         let (longest, new) = (asked.max_prompt_length, self.answering.max_new_tokens);
         let positions = self.spec.max_positions.min(self.reward_model.spec.max_positions);
         let Prompts { mut prompts, left_out } =
@@ -120,8 +120,8 @@ impl Syllabus {
     }
 
     /// The settings that affect memory.
-    pub(crate) fn knobs(&self, device: &Device) -> Knobs {
-        Knobs { slots: self.answering.slots, ..Knobs::on(device) }
+    pub(crate) fn knobs(&self, device: &Device) -> MemorySettings {
+        MemorySettings { slots: self.answering.slots, ..MemorySettings::on(device) }
     }
 
     /// Adds the memory of the reward model.
@@ -131,7 +131,7 @@ impl Syllabus {
 
     /// Adds the memory of answering all questions with a model and of scoring the answers. Answers count with their
     /// maximum length.
-    pub(crate) fn add_passes(&self, sets: &[Questions], model: Passed<'_>, knobs: &Knobs, passes: &Passes) {
+    pub(crate) fn add_passes(&self, sets: &[Questions], model: Passed<'_>, knobs: &MemorySettings, passes: &Passes) {
         let reward = self.reward_model.spec.with_head(Head::Scalar);
         let reward = Passed::new(&reward, self.reward_model.adapter().map(|adapter| &adapter.lora));
         for Questions { tokens, .. } in sets {
@@ -152,14 +152,14 @@ impl Syllabus {
     ///
     /// # Errors
     /// If a weight cannot be read or is not finite.
-    pub(crate) fn load(self, bases: &mut Bases) -> anyhow::Result<Exam> {
-        let Syllabus { encoder, reward_model, answering, spec } = self;
+    pub(crate) fn load(self, bases: &mut Bases) -> anyhow::Result<Evaluator> {
+        let EvalSetup { encoder, reward_model, answering, spec } = self;
         let reward_model = RewardModel::load(reward_model, ScoreScale::Normalized, bases)?;
-        Ok(Exam { encoder, reward_model, answering, vocab_size: spec.vocab_size })
+        Ok(Evaluator { encoder, reward_model, answering, vocab_size: spec.vocab_size })
     }
 }
 
-impl Exam {
+impl Evaluator {
     /// Generates one answer to each prompt. The random numbers are the same for every model.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ impl HeldOut {
         context: &StageContext,
     ) -> anyhow::Result<HeldOut> {
         let mut loaded = dataset.load()?;
-        loaded.say_how_read(dataset, encoder, context);
+        loaded.report_reading(dataset, encoder, context);
         loaded.examples.truncate(max_examples.unwrap_or(usize::MAX));
         let sequences =
             loaded.try_map(|example| Ok(encoder.example(example)?.truncated(max_length, TruncationMode::KeepStart)))?;
@@ -69,8 +69,8 @@ impl HeldOut {
         let counts: Vec<f64> = (0..self.len()).map(|i| self.lesson.weight(i)).collect();
         let mut sums = Vec::with_capacity(self.len());
         for examples in self.batches() {
-            let laid = self.lesson.lay(&examples.clone().collect::<Vec<_>>());
-            let logprobs = model.forward(&laid.batch, &laid.query).logprobs;
+            let pass = self.lesson.assemble(&examples.clone().collect::<Vec<_>>());
+            let logprobs = model.forward(&pass.batch, &pass.query).logprobs;
             let mut rest = &logprobs[..];
             for &count in &counts[examples] {
                 let (own, others) = rest.split_at(count as usize);

@@ -19,13 +19,13 @@ use crate::{
     config::paths::{ModelPath, NoEffect},
     input,
     progress::Progress,
-    report::{Estimate, Spot},
+    report::{Estimate, GridPoint},
     stage::{
         Interrupted, StageContext,
         device::Choice as DeviceChoice,
         gold::Gold,
         keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_most},
-        kind::{Leaves, Product, Shown, Stage},
+        kind::{Produces, Product, Shown, Stage},
         reads::{ExampleUse, ModelUse, Reads},
         text::{chat_arguments::ChatArguments, source::DataSource},
     },
@@ -147,7 +147,7 @@ impl Stage for LandscapeConfig {
     const EXAMPLE: &'static str = "--models sft-a sft-b --reward_model reward --prompts prompts.jsonl \\\n    \
                                    --output_dir landscape --max_prompts 200 --max_new_tokens 96";
     const PRODUCT: Product = Product::Directory;
-    const LEAVES: Leaves = Leaves::Results;
+    const PRODUCES: Produces = Produces::Results;
     const NEXT: &'static [(&'static str, &'static str)] = &[("look at it", "OUT/landscape.html")];
     const SHOWN: Shown = Shown::Landscape;
 
@@ -230,7 +230,7 @@ pub(crate) fn run(config: &LandscapeConfig, context: &StageContext) -> anyhow::R
     let text = serde_json::to_string_pretty(&landscape).context("landscape as JSON")? + "\n";
     atomic::write(&config.output_dir.join(LANDSCAPE), text.as_bytes())?;
     atomic::write(&config.output_dir.join("landscape.html"), landscape.html().as_bytes())?;
-    let best = |pick: fn(&Spot) -> Option<Estimate>| {
+    let best = |pick: fn(&GridPoint) -> Option<Estimate>| {
         let spots = landscape.points.iter().filter_map(|spot| Some((spot, pick(spot)?)));
         let best = spots.max_by(|(_, a), (_, b)| a.mean.total_cmp(&b.mean));
         best.map(|(spot, estimate)| json!({"mean": estimate.mean, "weights": spot.weights}))

@@ -16,7 +16,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_count, check_range},
-        kind::{Leaves, Product, Stage},
+        kind::{Produces, Product, Stage},
         models::{
             frozen::{Found, Frozen},
             reading::{ReadingArguments, scores as scores_of},
@@ -88,7 +88,7 @@ impl Stage for WinrateConfig {
         "How often one set of answers beats another, by a reward model or the toy world's gold reward.";
     const EXAMPLE: &'static str = "--answers a.jsonl --baseline b.jsonl --reward_model reward";
     const PRODUCT: Product = Product::Results;
-    const LEAVES: Leaves = Leaves::Results;
+    const PRODUCES: Produces = Produces::Results;
     const NEXT: &'static [(&'static str, &'static str)] = &[];
     const COMMAND: &'static [&'static str] = &["eval", "winrate"];
 
@@ -238,7 +238,7 @@ fn scores(
     let budget = *reading.max_tokens_per_batch;
     say_where_scores_are_read(&judge.checkpoint, judge.encoder.as_ref(), context);
     let spec = judge.spec();
-    [ours, theirs].into_iter().for_each(|rows| rows.say_how_read(judge.encoder.as_ref(), context));
+    [ours, theirs].into_iter().for_each(|rows| rows.report_reading(judge.encoder.as_ref(), context));
     let sequences = |rows: &Rows| -> anyhow::Result<(Vec<bool>, Vec<Vec<u32>>)> {
         let read = reading.on_overlong.map(rows, context, |row| row.answer(judge.encoder.as_ref(), &spec))?;
         Ok((read.iter().map(Option::is_some).collect(), read.into_iter().flatten().collect()))

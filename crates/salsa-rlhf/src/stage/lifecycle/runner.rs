@@ -15,7 +15,7 @@ use super::{
     inputs::Input,
     lock::Lock,
     record::Record,
-    standing::{Standing, has_checkpoints, only_contains, standing},
+    standing::{DirectoryState, has_checkpoints, only_contains, standing},
 };
 use crate::{
     atomic,
@@ -67,7 +67,7 @@ pub(crate) fn run_stage(
 ) -> anyhow::Result<Outcome> {
     let inputs = places.paths(&config).iter().map(|path| Input::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
     let record = Record::new(name, config, places, inputs);
-    if let Standing::Done(results) = standing(output_dir, &record)? {
+    if let DirectoryState::Done(results) = standing(output_dir, &record)? {
         if [".lock", "running.json", "checkpoints"].iter().any(|name| output_dir.join(name).exists()) {
             // A process was killed between writing its results and cleaning up.
             let _lock = Lock::take(output_dir)?;
@@ -78,7 +78,7 @@ pub(crate) fn run_stage(
     fs::create_dir_all(output_dir).with_context(|| format!("cannot make {}", output_dir.display()))?;
     let lock = Lock::take(output_dir)?;
     // Another process may have finished it while the inputs were read.
-    if let Standing::Done(results) = standing(output_dir, &record)? {
+    if let DirectoryState::Done(results) = standing(output_dir, &record)? {
         return Ok(Outcome::Skipped { results });
     }
     if output_dir.join("running.json").exists() && !has_checkpoints(output_dir) {

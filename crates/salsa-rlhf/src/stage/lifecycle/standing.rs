@@ -12,7 +12,7 @@ use crate::{atomic, checkpoint};
 
 /// State of a directory.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Standing {
+pub(crate) enum DirectoryState {
     /// Nothing worth keeping.
     Empty,
     /// Part of this work, which can be resumed.
@@ -76,7 +76,7 @@ impl Refused {
 ///
 /// # Errors
 /// [`Refused`], and if a record or the model is damaged.
-pub(crate) fn standing(dir: &Path, wanted: &Record) -> anyhow::Result<Standing> {
+pub(crate) fn standing(dir: &Path, wanted: &Record) -> anyhow::Result<DirectoryState> {
     if let Some(done) = Record::read(&dir.join("stage.json"))? {
         if let Some(difference) = done.difference(wanted) {
             bail!(Refused::Done { dir: dir.to_owned(), difference });
@@ -88,16 +88,16 @@ pub(crate) fn standing(dir: &Path, wanted: &Record) -> anyhow::Result<Standing> 
                 file.display()
             );
         }
-        return Ok(Standing::Done(done.results));
+        return Ok(DirectoryState::Done(done.results));
     }
     match Record::read(&dir.join("running.json"))? {
-        Some(_) if !has_checkpoints(dir) => Ok(Standing::Empty),
+        Some(_) if !has_checkpoints(dir) => Ok(DirectoryState::Empty),
         Some(begun) => match begun.difference(wanted) {
             Some(difference) => bail!(Refused::Begun { dir: dir.to_owned(), difference }),
-            None => Ok(Standing::Begun),
+            None => Ok(DirectoryState::Begun),
         },
         None if dir.exists() && !only_contains(dir, &[".lock"])? => bail!(Refused::Foreign { dir: dir.to_owned() }),
-        None => Ok(Standing::Empty),
+        None => Ok(DirectoryState::Empty),
     }
 }
 

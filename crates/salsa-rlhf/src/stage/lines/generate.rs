@@ -14,8 +14,8 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count},
-        kind::{Leaves, Product, Stage},
-        memory::{Knobs, Need, Order, Passed, Passes, Responses, Saving, part},
+        kind::{Produces, Product, Stage},
+        memory::{MemorySettings, Need, Order, Passed, Passes, Responses, Saving, part},
         models::frozen::{Found, Frozen},
         reads::{Reads, RowUse},
         rollout::ending,
@@ -94,7 +94,7 @@ impl Stage for GenerateConfig {
     const ABOUT: &'static str = "Responses of a model to every prompt of a file.";
     const EXAMPLE: &'static str = "--model sft-a --input prompts.jsonl --output answers.jsonl --temperature 0";
     const PRODUCT: Product = Product::File("responses.jsonl");
-    const LEAVES: Leaves = Leaves::Data;
+    const PRODUCES: Produces = Produces::Data;
     const NEXT: &'static [(&'static str, &'static str)] = &[
         ("score them", "salsa score --model REWARD --input OUT --output FILE"),
         ("compare them", "salsa eval winrate --answers OUT --baseline OTHER --reward_model REWARD"),
@@ -134,7 +134,7 @@ pub(crate) fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Resu
     config.check()?;
     let found = Found::open(&config.model, Head::LanguageModel)?.with_chat(&config.chat);
     let (mut rows, spec) = (Rows::read(&config.input)?, found.spec());
-    rows.say_how_read(found.encoder.as_ref(), stage);
+    rows.report_reading(found.encoder.as_ref(), stage);
     let context = spec.max_positions;
     let (prompts, left_out) = config.on_overlong.retain(&mut rows, stage, |row| {
         let tokens = row.prompt_tokens(found.encoder.as_ref(), &spec)?;
@@ -151,14 +151,14 @@ pub(crate) fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Resu
 
     let responses = prompts.len() * config.num_return_sequences as usize;
     let asked = Responses::new(&prompts, config.max_new_tokens, Order::Given);
-    let generation = |model: Passed<'_>, knobs: &Knobs, need: &mut Need| {
+    let generation = |model: Passed<'_>, knobs: &MemorySettings, need: &mut Need| {
         let passes = Passes::new(knobs);
         // Samples of one prompt share one prefill; besides whole groups, two partial ones may start together.
         let distinct = (knobs.slots / config.num_return_sequences as usize + 2).min(knobs.slots).min(prompts.len());
         asked.add_generation(model, knobs.slots, distinct, &passes);
         need.add(part::GENERATION, passes.bytes() + asked.kept(config.num_return_sequences.into()));
     };
-    let knobs = Knobs { slots: (*config.batch_size).min(responses), ..Knobs::on(&stage.device) };
+    let knobs = MemorySettings { slots: (*config.batch_size).min(responses), ..MemorySettings::on(&stage.device) };
     found.check_memory("generate", &knobs, &[Saving::Slots("batch_size"), Saving::Dtype], &generation, stage)?;
     let Frozen { checkpoint, encoder, model } = found.load(&stage.device)?;
 

@@ -13,7 +13,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Leaves, Product, Stage},
+        kind::{Produces, Product, Stage},
         models::{frozen::Found, reading::ReadingArguments},
         reads::{Reads, RowUse},
         text::rows::{self, Rows},
@@ -41,7 +41,7 @@ impl Stage for LogprobsConfig {
     const ABOUT: &'static str = "Log-probabilities of the tokens of every input line.";
     const EXAMPLE: &'static str = "--model sft-a --input answers.jsonl --output logprobs.jsonl";
     const PRODUCT: Product = Product::File("logprobs.jsonl");
-    const LEAVES: Leaves = Leaves::Data;
+    const PRODUCES: Produces = Produces::Data;
     const NEXT: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> anyhow::Result<()> {
@@ -73,7 +73,7 @@ pub(crate) fn run(config: &LogprobsConfig, context: &StageContext) -> anyhow::Re
     config.check()?;
     let found = Found::open(&config.model, Head::LanguageModel)?.with_chat(&config.reading.chat);
     let (mut rows, spec) = (Rows::read(&config.input)?, found.spec());
-    rows.say_how_read(found.encoder.as_ref(), context);
+    rows.report_reading(found.encoder.as_ref(), context);
     let (sequences, left_out) =
         config.reading.on_overlong.retain(&mut rows, context, |row| row.sequence(found.encoder.as_ref(), &spec))?;
     found.check_memory_of_passes("logprobs", &[&sequences], *config.reading.max_tokens_per_batch, context)?;

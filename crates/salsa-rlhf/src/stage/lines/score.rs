@@ -12,7 +12,7 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Leaves, Product, Stage},
+        kind::{Produces, Product, Stage},
         models::{
             frozen::{Found, Frozen},
             reading::{ReadingArguments, scores},
@@ -44,7 +44,7 @@ impl Stage for ScoreConfig {
     const ABOUT: &'static str = "Reward-model score of every input line.";
     const EXAMPLE: &'static str = "--model reward --input answers.jsonl --output scores.jsonl";
     const PRODUCT: Product = Product::File("scores.jsonl");
-    const LEAVES: Leaves = Leaves::Data;
+    const PRODUCES: Produces = Produces::Data;
     const NEXT: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> anyhow::Result<()> {
@@ -80,7 +80,7 @@ pub(crate) fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Resul
     let found = Found::open(&config.model, Head::Scalar)?.with_chat(&config.reading.chat);
     say_where_scores_are_read(&found.checkpoint, found.encoder.as_ref(), context);
     let (mut rows, spec) = (Rows::read(&config.input)?, found.spec());
-    rows.say_how_read(found.encoder.as_ref(), context);
+    rows.report_reading(found.encoder.as_ref(), context);
     let (sequences, left_out) =
         config.reading.on_overlong.retain(&mut rows, context, |row| row.sequence(found.encoder.as_ref(), &spec))?;
     found.check_memory_of_passes("score", &[&sequences], *config.reading.max_tokens_per_batch, context)?;

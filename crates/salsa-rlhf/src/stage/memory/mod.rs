@@ -116,7 +116,7 @@ impl Place {
 
 /// The settings of a stage that determine its memory.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Knobs {
+pub(crate) struct MemorySettings {
     /// The trained adapter; `None`: all weights are trained.
     pub adapter: Option<LoraSpec>,
     /// Which activations a training pass recomputes.
@@ -133,10 +133,10 @@ pub(crate) struct Knobs {
     pub place: Place,
 }
 
-impl Knobs {
+impl MemorySettings {
     /// Settings of a stage without training: one sequence at a time, on this device.
-    pub(crate) fn on(device: &Device) -> Knobs {
-        Knobs {
+    pub(crate) fn on(device: &Device) -> MemorySettings {
+        MemorySettings {
             adapter: None,
             recompute: Recompute::KeepActivations,
             pass: 1,
@@ -178,13 +178,13 @@ impl Saving {
     /// All savings of any stage, in the syntax of the configuration.
     pub(crate) fn every() -> Vec<String> {
         let (pass, eval_pass, slots) = (usize::MAX, usize::MAX, usize::MAX);
-        let most = Knobs { pass, eval_pass, slots, ..Knobs::on(&Device::default()) };
+        let most = MemorySettings { pass, eval_pass, slots, ..MemorySettings::on(&Device::default()) };
         let slots = Saving::Slots("decode_slots");
         Saving::TRAINING.iter().chain([&slots]).filter_map(|saving| Some(saving.applied(&most)?.1)).collect()
     }
 
     /// The settings with this saving, and its syntax; `None` if it is in effect already.
-    fn applied(self, knobs: &Knobs) -> Option<(Knobs, String)> {
+    fn applied(self, knobs: &MemorySettings) -> Option<(MemorySettings, String)> {
         let mut changed = knobs.clone();
         let text = match self {
             Saving::Adapter => {
@@ -220,22 +220,22 @@ impl Saving {
 /// The error that ends a rehearsal: the memory that the stage would need.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Rehearsed(pub Need);
+pub(crate) struct PlanOnly(pub Need);
 
 /// Reports the memory that a stage needs, and fails if that is more than available.
 ///
 /// # Errors
 /// If memory does not suffice: states the need, what is available, and the keys that would lower the need, each with
-/// the result. [`Rehearsed`] in a rehearsal.
+/// the result. [`PlanOnly`] in a rehearsal.
 pub(crate) fn check(
     stage: &str,
-    knobs: &Knobs,
+    knobs: &MemorySettings,
     savings: &[Saving],
-    need: &dyn Fn(&Knobs) -> Need,
+    need: &dyn Fn(&MemorySettings) -> Need,
     context: &StageContext,
 ) -> anyhow::Result<()> {
     let resident = available::resident_bytes().unwrap_or(Need::PROGRAM);
-    let need = &|knobs: &Knobs| need(knobs).with_program(resident, knobs.place);
+    let need = &|knobs: &MemorySettings| need(knobs).with_program(resident, knobs.place);
     let (now, available) = (need(knobs), Available::now(&context.device)?.and_used(resident, knobs.place));
     let place = context.device.cuda().map_or_else(String::new, |cuda| format!(" on {}", cuda.name()));
     match available.bytes() {
@@ -245,7 +245,7 @@ pub(crate) fn check(
     let Some(bytes) = available.bytes().filter(|bytes| *bytes < now.total()) else {
         return match context.until {
             Until::Done => Ok(()),
-            Until::Planned => Err(Rehearsed(now).into()),
+            Until::Planned => Err(PlanOnly(now).into()),
         };
     };
     bail!(
@@ -259,7 +259,12 @@ pub(crate) fn check(
 }
 
 /// Every saving with its result, and all of them together if none suffices alone.
-fn advice(knobs: &Knobs, savings: &[Saving], need: &dyn Fn(&Knobs) -> Need, available: u64) -> String {
+fn advice(
+    knobs: &MemorySettings,
+    savings: &[Saving],
+    need: &dyn Fn(&MemorySettings) -> Need,
+    available: u64,
+) -> String {
     let total = need(knobs).total();
     let verdict = |bytes: u64| if bytes <= available { "fits" } else { "still too much" };
     let (mut all, mut names, mut lines, mut enough) = (knobs.clone(), Vec::new(), Vec::new(), false);
@@ -285,7 +290,7 @@ fn advice(knobs: &Knobs, savings: &[Saving], need: &dyn Fn(&Knobs) -> Need, avai
 }
 
 /// The need of one trained model, apart from passes.
-pub(crate) fn one_model(spec: &ModelSpec, file_is_bf16: bool, knobs: &Knobs) -> Need {
+pub(crate) fn one_model(spec: &ModelSpec, file_is_bf16: bool, knobs: &MemorySettings) -> Need {
     let mut need = Need::default();
     match &knobs.adapter {
         None => need.add(part::TRAINED, shape::trained(spec, knobs.dtype)),

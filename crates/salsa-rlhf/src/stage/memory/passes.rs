@@ -6,11 +6,11 @@ use salsa_engine::{
     TrainableTransformer, Transformer,
 };
 
-use super::{Knobs, Place, shape};
+use super::{MemorySettings, Place, shape};
 
 /// The passes of a run, which reuse each other's memory.
 pub(crate) struct Passes {
-    knobs: Knobs,
+    knobs: MemorySettings,
     cpu: Planned,
     /// Bytes of the largest pass on a GPU; `None` on the CPU.
     gpu: Option<Cell<u64>>,
@@ -62,7 +62,7 @@ fn tokens(index: usize, length: u64, spec: &ModelSpec) -> Vec<u32> {
 
 impl Passes {
     /// An empty set.
-    pub(crate) fn new(knobs: &Knobs) -> Passes {
+    pub(crate) fn new(knobs: &MemorySettings) -> Passes {
         let gpu = (knobs.place == Place::Gpu).then(|| Cell::new(0));
         Passes { knobs: knobs.clone(), cpu: Planned::new(knobs.dtype), gpu }
     }
@@ -93,7 +93,13 @@ impl Passes {
     }
 
     /// Adds a training pass over sequences of these lengths; `reference` is a model that the loss runs on them too.
-    pub(crate) fn train(&self, model: Passed<'_>, reference: Option<Passed<'_>>, knobs: &Knobs, lengths: &[u64]) {
+    pub(crate) fn train(
+        &self,
+        model: Passed<'_>,
+        reference: Option<Passed<'_>>,
+        knobs: &MemorySettings,
+        lengths: &[u64],
+    ) {
         let tokens = lengths.iter().sum();
         let beside = || reference.map_or(0, |model| shape::forward_pass(model.spec, knobs, tokens));
         if self.on_gpu(|| shape::training_pass(model.spec, knobs, tokens) + beside()) {
@@ -117,7 +123,7 @@ impl Passes {
         &self,
         policy: Passed<'_>,
         critic: Option<Passed<'_>>,
-        knobs: &Knobs,
+        knobs: &MemorySettings,
         lengths: &[u64],
     ) {
         let tokens: u64 = lengths.iter().sum();

@@ -1,7 +1,7 @@
 //! Bytes of a model and of its computations, from its shape alone.
 use salsa_engine::{Dtype, Head, LoraSpec, ModelSpec, Recompute};
 
-use super::{Knobs, Place};
+use super::{MemorySettings, Place};
 
 /// Bytes per trained parameter: f32 weights, gradients and AdamW's two moments; without the packed copy.
 pub(crate) const TRAINED: u64 = 16;
@@ -76,7 +76,7 @@ pub(crate) fn trained_adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype) -
 ///   before the norms of heads, where there are     + (heads + 2 kv_heads) * head_dim
 /// gate and up                                      2 intermediate
 /// ```
-pub(crate) fn layer_per_token(spec: &ModelSpec, knobs: &Knobs) -> u64 {
+pub(crate) fn layer_per_token(spec: &ModelSpec, knobs: &MemorySettings) -> u64 {
     let raw = if spec.qk_norm { spec.heads + 2 * spec.kv_heads } else { 0 };
     let attention = (2 * (spec.heads + spec.kv_heads) + raw) * spec.head_dim;
     F32 * 2 * spec.hidden_size as u64
@@ -86,7 +86,7 @@ pub(crate) fn layer_per_token(spec: &ModelSpec, knobs: &Knobs) -> u64 {
 
 /// Bytes of a number that is an operand or result of a product: on a GPU in the number type of products, on the CPU
 /// f32.
-fn fed(knobs: &Knobs) -> u64 {
+fn fed(knobs: &MemorySettings) -> u64 {
     match knobs.place {
         Place::Gpu => packed(knobs.dtype),
         Place::Cpu => F32,
@@ -102,7 +102,7 @@ fn log_sums(spec: &ModelSpec, place: Place) -> u64 {
 }
 
 /// All stored activations of a training pass, per token.
-pub(crate) fn kept_per_token(spec: &ModelSpec, knobs: &Knobs) -> u64 {
+pub(crate) fn kept_per_token(spec: &ModelSpec, knobs: &MemorySettings) -> u64 {
     spec.layers as u64
         * match knobs.recompute {
             Recompute::KeepActivations => layer_per_token(spec, knobs),
@@ -112,7 +112,7 @@ pub(crate) fn kept_per_token(spec: &ModelSpec, knobs: &Knobs) -> u64 {
 
 /// Working memory of a pass in one layer, per token: forward its activations, their norms, the layer's output and the
 /// product of gate and up; backward also the gradients of all these.
-pub(crate) fn working_per_token(spec: &ModelSpec, knobs: &Knobs, backward: Backward) -> u64 {
+pub(crate) fn working_per_token(spec: &ModelSpec, knobs: &MemorySettings, backward: Backward) -> u64 {
     let (hidden, intermediate) = (F32 * spec.hidden_size as u64, F32 * spec.intermediate_size as u64);
     match backward {
         Backward::No => layer_per_token(spec, knobs) + 3 * hidden + intermediate,
@@ -131,13 +131,13 @@ pub(crate) enum Backward {
 
 /// A training pass over `tokens` tokens: stored activations, working memory, and transposed copies of one layer's
 /// matrices.
-pub(crate) fn training_pass(spec: &ModelSpec, knobs: &Knobs, tokens: u64) -> u64 {
+pub(crate) fn training_pass(spec: &ModelSpec, knobs: &MemorySettings, tokens: u64) -> u64 {
     let per_token = kept_per_token(spec, knobs) + working_per_token(spec, knobs, Backward::Yes);
     tokens * per_token + layer(spec, knobs.dtype)
 }
 
 /// A forward pass over `tokens` tokens.
-pub(crate) fn forward_pass(spec: &ModelSpec, knobs: &Knobs, tokens: u64) -> u64 {
+pub(crate) fn forward_pass(spec: &ModelSpec, knobs: &MemorySettings, tokens: u64) -> u64 {
     tokens * working_per_token(spec, knobs, Backward::No)
 }
 

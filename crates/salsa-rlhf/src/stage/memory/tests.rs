@@ -2,14 +2,14 @@
 use super::{fixture::tiny_llama, *};
 use crate::stage::{memory::shape::Backward, models::roles::Roles};
 
-fn trained(knobs: &Knobs) -> Need {
+fn trained(knobs: &MemorySettings) -> Need {
     let mut need = one_model(&tiny_llama(), false, knobs);
     need.add(part::ACTIVATIONS, shape::training_pass(&tiny_llama(), knobs, 100 * knobs.pass as u64));
     need
 }
 
-fn knobs() -> Knobs {
-    Knobs { pass: 8, ..Knobs::on(&Device::default()) }
+fn knobs() -> MemorySettings {
+    MemorySettings { pass: 8, ..MemorySettings::on(&Device::default()) }
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn bytes_follow_from_the_shape() {
     assert_eq!(shape::stored(&spec, Dtype::Bf16, true), shape::weights(&spec, Dtype::Bf16));
     // Input and middle, queries, keys, values and attention, gate and up: for 22 layers, or their inputs alone.
     let layer = 4 * (2 * 2048 + 2 * 36 * 64 + 2 * 5632);
-    let kept = |recompute| shape::kept_per_token(&spec, &Knobs { recompute, ..knobs() });
+    let kept = |recompute| shape::kept_per_token(&spec, &MemorySettings { recompute, ..knobs() });
     assert_eq!(kept(Recompute::KeepActivations), 22 * layer);
     assert_eq!(kept(Recompute::PerLayer), 22 * 4 * 2048);
     // With two norms, the layer's output, and the product of gate and up.
@@ -43,20 +43,20 @@ fn bytes_follow_from_the_shape() {
 #[test]
 fn what_does_not_fit_is_refused_with_what_would_help() {
     let (mut said, gib) = (Vec::new(), 1u64 << 30);
-    let mut advise = |available: u64, knobs: &Knobs| {
+    let mut advise = |available: u64, knobs: &MemorySettings| {
         said.push(advice(knobs, Saving::TRAINING, &trained, available));
         said.last().unwrap().clone()
     };
     // All weights: 20.5 GiB, far above 8. An adapter fits.
     let text = advise(8 * gib, &knobs());
-    let one = size(trained(&Knobs { adapter: Some(LoraSpec::default()), ..knobs() }).total());
+    let one = size(trained(&MemorySettings { adapter: Some(LoraSpec::default()), ..knobs() }).total());
     assert!(text.contains(&format!("With use_peft: true: {one}, fits; with ")), "{text}");
     assert!(text.contains("gradient_checkpointing: true: 2") && text.contains("GiB, still too much"), "{text}");
     assert!(text.contains("per_device_train_batch_size: 1: 2") && text.contains("dtype: bf16"), "{text}");
     assert!(!text.contains("all of these"), "one is enough: {text}");
     // 3 GiB: only with all savings together.
     let text = advise(3 * gib, &knobs());
-    let all = Knobs {
+    let all = MemorySettings {
         adapter: Some(LoraSpec::default()),
         recompute: Recompute::PerLayer,
         pass: 1,
@@ -87,7 +87,7 @@ fn models_that_take_turns_use_the_memory_of_those_before() {
 
 #[test]
 fn each_saving_is_offered_once() {
-    let tuned = Knobs { adapter: Some(LoraSpec::default()), dtype: Dtype::Bf16, ..knobs() };
+    let tuned = MemorySettings { adapter: Some(LoraSpec::default()), dtype: Dtype::Bf16, ..knobs() };
     let text = advice(&tuned, Saving::TRAINING, &trained, 1);
     assert!(!text.contains("use_peft") && !text.contains("dtype"), "{text}");
     assert!(text.contains("still too much") && !text.contains(", fits"), "{text}");

@@ -15,31 +15,31 @@ use crate::{checkpoint::Checkpoint, stage::models::adapters};
 /// All adapters of one checkpoint share its base, with any heads, and share it with that checkpoint itself.
 pub struct Bases {
     device: Device,
-    known: Vec<(Ground, Weak<Base<Device>>)>,
+    known: Vec<(BaseKey, Weak<Base<Device>>)>,
 }
 
 /// Identity of a base: its folder, and the head it is read with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Ground {
+struct BaseKey {
     dir: PathBuf,
     head: Head,
 }
 
 /// What a model requires of its base.
-struct Footing {
+struct BaseRequirement {
     dir: PathBuf,
     head: Head,
     scalar: Scalar,
 }
 
-impl Footing {
-    fn of(checkpoint: &Checkpoint, head: Head, scalar: Scalar) -> Footing {
+impl BaseRequirement {
+    fn of(checkpoint: &Checkpoint, head: Head, scalar: Scalar) -> BaseRequirement {
         let dir = checkpoint.base_dir();
-        Footing { dir: dir.canonicalize().unwrap_or_else(|_| dir.to_owned()), head, scalar }
+        BaseRequirement { dir: dir.canonicalize().unwrap_or_else(|_| dir.to_owned()), head, scalar }
     }
 
     /// Whether the model can use this base.
-    fn fits(&self, ground: &Ground) -> bool {
+    fn fits(&self, ground: &BaseKey) -> bool {
         let head = match self.scalar {
             Scalar::OfFiles => ground.head == self.head,
             // An unused language-model head does no harm.
@@ -49,19 +49,19 @@ impl Footing {
     }
 
     /// The base to read if no known one fits.
-    fn ground(&self) -> Ground {
+    fn ground(&self) -> BaseKey {
         let head = match self.scalar {
             Scalar::OfAdapter if self.head != Head::Scalar => Head::LanguageModel,
             _ => self.head,
         };
-        Ground { dir: self.dir.clone(), head }
+        BaseKey { dir: self.dir.clone(), head }
     }
 }
 
 /// The bases that a run will hold, found without reading any: shared as by [`Bases`].
 #[derive(Clone, Default)]
 pub(crate) struct PlannedBases {
-    known: Vec<Ground>,
+    known: Vec<BaseKey>,
 }
 
 impl PlannedBases {
@@ -78,7 +78,7 @@ impl PlannedBases {
     }
 
     fn add(&mut self, checkpoint: &Checkpoint, head: Head, scalar: Scalar) -> Option<ModelSpec> {
-        let footing = Footing::of(checkpoint, head, scalar);
+        let footing = BaseRequirement::of(checkpoint, head, scalar);
         if self.known.iter().any(|ground| footing.fits(ground)) {
             return None;
         }
@@ -153,7 +153,7 @@ impl Bases {
 
     /// Returns the base of a checkpoint for a model with this head: a shared one if possible.
     fn base(&mut self, checkpoint: &Checkpoint, head: Head, scalar: Scalar) -> anyhow::Result<Arc<Base<Device>>> {
-        let footing = Footing::of(checkpoint, head, scalar);
+        let footing = BaseRequirement::of(checkpoint, head, scalar);
         self.known.retain(|(_, base)| base.strong_count() > 0);
         let mut fitting = self.known.iter().filter(|(ground, _)| footing.fits(ground));
         if let Some(base) = fitting.find_map(|(_, base)| base.upgrade()) {

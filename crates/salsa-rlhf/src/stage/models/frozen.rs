@@ -9,7 +9,7 @@ use crate::{
     checkpoint::Checkpoint,
     stage::{
         StageContext,
-        memory::{self, Knobs, Need, Passed, Passes, Saving, part, shape},
+        memory::{self, MemorySettings, Need, Passed, Passes, Saving, part, shape},
         text::{chat_arguments::ChatArguments, encoder::Encoder, rows},
     },
 };
@@ -98,13 +98,13 @@ impl Found {
     pub(crate) fn check_memory(
         &self,
         stage: &str,
-        knobs: &Knobs,
+        knobs: &MemorySettings,
         savings: &[Saving],
-        more: &dyn Fn(Passed<'_>, &Knobs, &mut Need),
+        more: &dyn Fn(Passed<'_>, &MemorySettings, &mut Need),
         context: &StageContext,
     ) -> anyhow::Result<()> {
         let spec = self.spec();
-        let need = |knobs: &Knobs| {
+        let need = |knobs: &MemorySettings| {
             let mut need = Need::default();
             need.add(part::FROZEN, shape::stored(&spec, knobs.dtype, self.checkpoint.embedding_is_bf16()));
             let lora = self.lora();
@@ -126,7 +126,7 @@ impl Found {
         budget: usize,
         context: &StageContext,
     ) -> anyhow::Result<()> {
-        let passes = |model: Passed<'_>, knobs: &Knobs, need: &mut Need| {
+        let passes = |model: Passed<'_>, knobs: &MemorySettings, need: &mut Need| {
             let batches = sets.iter().flat_map(|sequences| rows::batches(sequences, knobs.pass));
             let lengths = |batch: &[Vec<u32>]| batch.iter().map(|tokens| tokens.len() as u64).collect::<Vec<_>>();
             let largest = batches.map(lengths).max_by_key(|lengths| lengths.iter().sum::<u64>());
@@ -134,7 +134,7 @@ impl Found {
             passes.forward(model, &largest.unwrap_or_default());
             need.add(part::ACTIVATIONS, passes.bytes());
         };
-        let knobs = Knobs { pass: budget, ..Knobs::on(&context.device) };
+        let knobs = MemorySettings { pass: budget, ..MemorySettings::on(&context.device) };
         self.check_memory(stage, &knobs, &[Saving::Pass("max_tokens_per_batch", 1024), Saving::Dtype], &passes, context)
     }
 

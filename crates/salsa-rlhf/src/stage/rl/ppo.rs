@@ -18,7 +18,7 @@ use crate::{
         Interrupted, StageContext,
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Leaves, Product, Shown, Stage},
+        kind::{Produces, Product, Shown, Stage},
         lifecycle::{
             fingerprint::fingerprint,
             resume::{Checkpoints, Snapshot},
@@ -167,7 +167,7 @@ impl Stage for PpoConfig {
     const EXAMPLE: &'static str = "--model sft-a --reward_model reward --dataset prompts.jsonl --output_dir salsa \\\n    \
                                    --reference.kind soup --reference.models '[sft-a, sft-b]' --kl_coef 0.05";
     const PRODUCT: Product = Product::Directory;
-    const LEAVES: Leaves = Leaves::LanguageModel;
+    const PRODUCES: Produces = Produces::LanguageModel;
     const NEXT: &'static [(&'static str, &'static str)] = &[
         ("talk to it", "salsa chat --model OUT"),
         ("answer prompts", "salsa generate --model OUT --input PROMPTS --output FILE"),

@@ -7,7 +7,7 @@ use salsa_engine::{Head, LoraSpec, ModelSpec, TensorView};
 use serde_json::{Value, json};
 
 use super::{
-    Cooked, SoupConfig,
+    SoupConfig, SoupResult,
     arithmetic::{Arithmetic, Method},
     chat_template,
     ingredients::LOST_NORMALIZATION,
@@ -36,7 +36,7 @@ pub(super) fn cook(
     arithmetic: &Arithmetic,
     dir: &Path,
     context: &StageContext,
-) -> anyhow::Result<Cooked> {
+) -> anyhow::Result<SoupResult> {
     ensure!(
         config.adapters.is_empty(),
         "adapters are for whole models, which they are merged into; models names adapters already"
@@ -104,7 +104,7 @@ pub(super) fn cook(
     let record = format!("{:#}\n", record(config, weights, &summary)?);
     atomic::write(&dir.join("soup.json"), record.as_bytes())?;
     save_adapter(dir, &adapter)?;
-    Ok(Cooked { summary, geometry: None })
+    Ok(SoupResult { summary, geometry: None })
 }
 
 /// The content of `soup.json`.

@@ -30,12 +30,12 @@ pub(super) struct FileDigest {
     bytes: u64,
     blocks: Vec<OnceLock<ChainingValue>>,
     groups: Vec<OnceLock<ChainingValue>>,
-    torn: Mutex<BTreeMap<u64, Torn>>,
+    torn: Mutex<BTreeMap<u64, PartialBlock>>,
 }
 
 /// A block of which only parts were passed so far.
 #[derive(Debug)]
-struct Torn {
+struct PartialBlock {
     bytes: Vec<u8>,
     /// Start and end of the passed parts; they do not overlap.
     parts: Vec<(usize, usize)>,
@@ -89,7 +89,7 @@ impl FileDigest {
         }
         let whole = {
             let mut all = self.torn.lock().unwrap_or_else(PoisonError::into_inner);
-            let torn = all.entry(block).or_insert_with(|| Torn { bytes: vec![0; length], parts: Vec::new() });
+            let torn = all.entry(block).or_insert_with(|| PartialBlock { bytes: vec![0; length], parts: Vec::new() });
             if torn.parts.iter().any(|(from, to)| at < *to && *from < end) {
                 return;
             }

@@ -18,11 +18,11 @@ use crate::{
     stage::{
         StageContext,
         eval::{
-            exam::{Answering, Asked, Exam, Questions, Syllabus},
+            exam::{Answering, EvalSetup, Evaluator, PromptSet, Questions},
             held_out::HeldOut,
             statistics::estimate,
         },
-        memory::{self, Knobs, Need, Passed, Passes, Saving, part},
+        memory::{self, MemorySettings, Need, Passed, Passes, Saving, part},
         models::{bases::Bases, roles::Roles},
         text::{chat_arguments::ChatArguments, encoder::Encoder, source::DataSource},
     },
@@ -143,7 +143,7 @@ pub(super) fn choose(
     context: &StageContext,
 ) -> anyhow::Result<Selection> {
     let greedy = config.greedy.as_ref().context("greedy.dataset is missing")?;
-    let judge = Judge::open(greedy, ingredients, context)?;
+    let judge = Criterion::open(greedy, ingredients, context)?;
     let count = ingredients.models.len();
     let progress = Progress::new("greedy soup", 2 * count as u64 - 1, "models");
     let mut model = None;
@@ -158,17 +158,17 @@ pub(super) fn choose(
         Ok(measured)
     };
     let alone = (0..count).map(|i| measure(&[i])).collect::<anyhow::Result<Vec<Estimate>>>()?;
-    let goodness = |measured: &Estimate| judge.goodness(measured);
+    let quality = |measured: &Estimate| judge.quality(measured);
     let mut order: Vec<usize> = (0..count).collect();
     // Stable: in a tie, the one named first.
-    order.sort_by(|a, b| goodness(&alone[*b]).total_cmp(&goodness(&alone[*a])));
+    order.sort_by(|a, b| quality(&alone[*b]).total_cmp(&quality(&alone[*a])));
     let mut kept = vec![order[0]];
     let mut best = alone[order[0]];
     let mut steps = vec![Step { ingredient: order[0], measured: best, kept: true }];
     for &ingredient in &order[1..] {
         let members: Vec<usize> = kept.iter().copied().chain([ingredient]).collect();
         let measured = measure(&members)?;
-        let keeps = goodness(&measured) >= goodness(&best);
+        let keeps = quality(&measured) >= quality(&best);
         if keeps {
             (kept, best) = (members, measured);
         }
@@ -179,13 +179,13 @@ pub(super) fn choose(
 }
 
 /// The measure of a model.
-enum Judge {
+enum Criterion {
     Loss(HeldOut),
-    Score(Box<Exam>, Questions),
+    Score(Box<Evaluator>, Questions),
 }
 
-impl Judge {
-    fn open(greedy: &GreedyConfig, ingredients: &Ingredients, context: &StageContext) -> anyhow::Result<Judge> {
+impl Criterion {
+    fn open(greedy: &GreedyConfig, ingredients: &Ingredients, context: &StageContext) -> anyhow::Result<Criterion> {
         let model = ingredients.with_tokenizer();
         if model.spec.head == Head::Scalar {
             bail!("method greedy measures language models; {} is a reward model", model.dir().display());
@@ -195,27 +195,27 @@ impl Judge {
             let encoder = Encoder::open(model)?.with_chat(&greedy.chat);
             let data = HeldOut::open(&greedy.dataset, &encoder, longest, greedy.max_examples, context)?;
             context.say(&format!("{}: loss on {} examples", greedy.dataset, data.len()));
-            let need = |knobs: &Knobs| {
+            let need = |knobs: &MemorySettings| {
                 let mut need = with_soup(Roles::new(knobs.dtype), &model.spec);
                 let passes = Passes::new(knobs);
                 passes.forward(Passed::new(&model.spec, None), &data.largest_pass());
                 need.add(part::ACTIVATIONS, passes.bytes());
                 need
             };
-            memory::check(STAGE, &Knobs::on(&context.device), &[], &need, context)?;
-            return Ok(Judge::Loss(data));
+            memory::check(STAGE, &MemorySettings::on(&context.device), &[], &need, context)?;
+            return Ok(Criterion::Loss(data));
         };
         let GreedyConfig { max_new_tokens, temperature, seed, decode_slots: NoEffect(slots), .. } = *greedy;
         let answering = Answering { max_new_tokens, temperature, seed, slots, gold: None };
-        let syllabus = Syllabus::open(model.dir(), reward_model, answering, &greedy.chat, context)?;
-        let asked = Asked {
+        let syllabus = EvalSetup::open(model.dir(), reward_model, answering, &greedy.chat, context)?;
+        let asked = PromptSet {
             name: "greedy",
             dataset: &greedy.dataset,
             max_prompts: greedy.max_examples,
             max_prompt_length: greedy.max_length,
         };
         let questions = [syllabus.questions(&asked, context)?];
-        let need = |knobs: &Knobs| {
+        let need = |knobs: &MemorySettings| {
             let mut roles = Roles::new(knobs.dtype);
             syllabus.add_reward_model(&mut roles);
             let (mut need, passes) = (with_soup(roles, &model.spec), Passes::new(knobs));
@@ -231,27 +231,27 @@ impl Judge {
             context,
         )?;
         let [questions] = questions;
-        Ok(Judge::Score(Box::new(syllabus.load(&mut Bases::on(&context.device))?), questions))
+        Ok(Criterion::Score(Box::new(syllabus.load(&mut Bases::on(&context.device))?), questions))
     }
 
     fn name(&self) -> &'static str {
         match self {
-            Judge::Loss(_) => "loss",
-            Judge::Score(..) => "score",
+            Criterion::Loss(_) => "loss",
+            Criterion::Score(..) => "score",
         }
     }
 
     fn measure(&self, model: &Model) -> anyhow::Result<Estimate> {
         match self {
-            Judge::Loss(data) => Ok(data.losses(model)?.estimate()),
-            Judge::Score(exam, questions) => Ok(estimate(&exam.answer(model, questions)?.scores)),
+            Criterion::Loss(data) => Ok(data.losses(model)?.estimate()),
+            Criterion::Score(exam, questions) => Ok(estimate(&exam.answer(model, questions)?.scores)),
         }
     }
 
-    fn goodness(&self, measured: &Estimate) -> f64 {
+    fn quality(&self, measured: &Estimate) -> f64 {
         match self {
-            Judge::Loss(_) => -measured.mean,
-            Judge::Score(..) => measured.mean,
+            Criterion::Loss(_) => -measured.mean,
+            Criterion::Score(..) => measured.mean,
         }
     }
 }

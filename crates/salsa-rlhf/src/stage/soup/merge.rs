@@ -185,7 +185,7 @@ impl<'a> Merge<'a> {
         let pieces = job.pieces();
         // A tensor with a single piece is read once.
         let mut held = false;
-        while stream.wants_a_look() {
+        while stream.needs_scan() {
             for &piece in &pieces {
                 if !held {
                     self.read_all(piece, scratch)?;

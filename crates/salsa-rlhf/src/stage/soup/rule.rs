@@ -84,12 +84,12 @@ impl TensorRule {
         let models = self.weights.len();
         match &self.rule {
             Rule::Mean(weights) => Stream::Mean(weights),
-            Rule::Arc { t, origin } => Stream::Arc(SlerpStream::new(*t, *origin), Looks::Wanted),
+            Rule::Arc { t, origin } => Stream::Arc(SlerpStream::new(*t, *origin), ScanState::Wanted),
             Rule::Arcs { t, origin, angles } => {
-                Stream::Arcs(NuSlerpStream::new(*t, *origin, angles.vectors(shape)), Looks::Wanted)
+                Stream::Arcs(NuSlerpStream::new(*t, *origin, angles.vectors(shape)), ScanState::Wanted)
             }
-            Rule::Stock(angles) => Stream::Stock(StockStream::new(angles.vectors(shape), models), Looks::Wanted),
-            Rule::Karcher(search) => Stream::Karcher(KarcherStream::new(models, *search), Looks::Wanted),
+            Rule::Stock(angles) => Stream::Stock(StockStream::new(angles.vectors(shape), models), ScanState::Wanted),
+            Rule::Karcher(search) => Stream::Karcher(KarcherStream::new(models, *search), ScanState::Wanted),
             Rule::Task { merge, densities } => {
                 let stream = merge.stream_with_densities(shape.iter().product(), &self.weights, densities);
                 Stream::Task(stream.expect("densities were checked when the rule was made"))
@@ -101,32 +101,32 @@ impl TensorRule {
 /// The streaming computation of one tensor, piece by piece, from the ingredients of [`TensorRule::reads`].
 ///
 /// ```text
-/// look at all pieces, then `looked`, as long as it `wants_a_look` → apply to all pieces; always in order
+/// look at all pieces, then `looked`, as long as it `needs_scan` → apply to all pieces; always in order
 /// ```
 pub(super) enum Stream<'a> {
     Mean(&'a Weights),
-    Arc(SlerpStream, Looks),
-    Arcs(NuSlerpStream, Looks),
-    Stock(StockStream, Looks),
-    Karcher(KarcherStream, Looks),
+    Arc(SlerpStream, ScanState),
+    Arcs(NuSlerpStream, ScanState),
+    Stock(StockStream, ScanState),
+    Karcher(KarcherStream, ScanState),
     Task(TaskStream),
 }
 
 /// Whether the angles of the tensor are known.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Looks {
+pub(super) enum ScanState {
     Wanted,
     Taken,
 }
 
 impl Stream<'_> {
-    pub(super) fn wants_a_look(&self) -> bool {
+    pub(super) fn needs_scan(&self) -> bool {
         match self {
             Stream::Mean(_) => false,
             Stream::Arc(_, looks) | Stream::Arcs(_, looks) | Stream::Stock(_, looks) | Stream::Karcher(_, looks) => {
-                *looks == Looks::Wanted
+                *looks == ScanState::Wanted
             }
-            Stream::Task(stream) => stream.wants_a_look(),
+            Stream::Task(stream) => stream.needs_scan(),
         }
     }
 
@@ -153,7 +153,7 @@ impl Stream<'_> {
         if let Stream::Arc(_, looks) | Stream::Arcs(_, looks) | Stream::Stock(_, looks) | Stream::Karcher(_, looks) =
             self
         {
-            *looks = Looks::Taken;
+            *looks = ScanState::Taken;
         }
     }
 

@@ -277,7 +277,7 @@ fn numbers_may_differ_from_tensor_to_tensor() {
         let merge = TaskMerge::ties(1.0).unwrap().with_scale(if name.contains("norm") { 0.5 } else { 1.0 });
         let weights = [1.0, 0.5 + 1.5 * place];
         let mut stream = merge.stream_with_densities(out.len(), &weights, &[0.3, mlp(name, place)]).unwrap();
-        while stream.wants_a_look() {
+        while stream.needs_scan() {
             stream.look(base, &[a, b]);
             stream.looked();
         }

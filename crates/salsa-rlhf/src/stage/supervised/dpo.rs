@@ -13,7 +13,7 @@ use super::{
     arguments::TrainingArguments,
     order::Batching,
     tally::Tally,
-    trainer::{self, Job, Laid, Lengths, Loss, Objective},
+    trainer::{self, Job, Lengths, Loss, Objective, Pass},
 };
 use crate::{
     config::paths::ModelPath,
@@ -21,9 +21,9 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_range},
-        kind::{Leaves, Product, Stage},
+        kind::{Produces, Product, Stage},
         lifecycle::fingerprint::fingerprint,
-        memory::{Knobs, Passed, Saving},
+        memory::{MemorySettings, Passed, Saving},
         models::{
             bases::Bases,
             frozen::{Found, Frozen},
@@ -125,7 +125,7 @@ impl Stage for DpoConfig {
     const ABOUT: &'static str = "Direct preference optimisation.";
     const EXAMPLE: &'static str = "--model sft-a --dataset pairs.jsonl --output_dir dpo --beta 0.1";
     const PRODUCT: Product = Product::Directory;
-    const LEAVES: Leaves = Leaves::LanguageModel;
+    const PRODUCES: Produces = Produces::LanguageModel;
     const NEXT: &'static [(&'static str, &'static str)] = &[
         ("talk to it", "salsa chat --model OUT"),
         ("answer prompts", "salsa generate --model OUT --input PROMPTS --output FILE"),
@@ -190,7 +190,7 @@ pub(crate) fn run(config: &DpoConfig, context: &StageContext) -> anyhow::Result<
         context,
         stop: &|_| context.interrupted(),
     };
-    let models = |knobs: &Knobs| {
+    let models = |knobs: &MemorySettings| {
         let mut roles = Roles::new(knobs.dtype);
         roles.frozen(&reference.checkpoint, Head::LanguageModel);
         roles.trained(&start.checkpoint, Head::LanguageModel, knobs.adapter.as_ref());
@@ -248,7 +248,7 @@ impl Objective for DirectPreference<'_> {
         1.0
     }
 
-    fn lay(&self, examples: &[usize]) -> Laid {
+    fn assemble(&self, examples: &[usize]) -> Pass {
         let (mut batch, mut query) = (Batch::new(), Query::default());
         for pair in examples.iter().map(|&example| &self.pairs[example]) {
             for side in [&pair.chosen, &pair.rejected] {
@@ -256,13 +256,13 @@ impl Objective for DirectPreference<'_> {
                 query.push_logprobs(rows, &side.tokens, side.prompt);
             }
         }
-        Laid { examples: examples.to_vec(), batch, query }
+        Pass { examples: examples.to_vec(), batch, query }
     }
 
-    fn loss(&self, laid: &Laid, output: &Output, weight: f64) -> Loss {
-        let reference = self.reference.forward(&laid.batch, &laid.query);
-        let policy = self.responses(laid, &output.logprobs);
-        let frozen = self.responses(laid, &reference.logprobs);
+    fn loss(&self, pass: &Pass, output: &Output, weight: f64) -> Loss {
+        let reference = self.reference.forward(&pass.batch, &pass.query);
+        let policy = self.responses(pass, &output.logprobs);
+        let frozen = self.responses(pass, &reference.logprobs);
         let batch = dpo::Batch {
             chosen: &policy.chosen,
             rejected: &policy.rejected,
@@ -271,7 +271,7 @@ impl Objective for DirectPreference<'_> {
         };
         let loss = dpo::loss(&batch, self.objective, weight as usize);
 
-        let (mut tally, count) = (Tally::new(), laid.examples.len() as f64);
+        let (mut tally, count) = (Tally::new(), pass.examples.len() as f64);
         tally.mean("loss", loss.loss * weight, count);
         tally.mean("rewards/chosen", loss.rewards_chosen.iter().sum(), count);
         tally.mean("rewards/rejected", loss.rewards_rejected.iter().sum(), count);
@@ -285,7 +285,7 @@ impl Objective for DirectPreference<'_> {
         let spread = |(side, gradient): (&Side, f64)| {
             std::iter::repeat_n((gradient * self.per_token(side)) as f32, side.response_length())
         };
-        let d_logprobs = self.sides(laid).zip(per_response).flat_map(spread).collect();
+        let d_logprobs = self.sides(pass).zip(per_response).flat_map(spread).collect();
         Loss { d_logprobs, d_values: Vec::new(), tally }
     }
 }
@@ -298,8 +298,8 @@ struct Responses {
 
 impl DirectPreference<'_> {
     /// The chosen and rejected sides of a pass, alternately, in batch order.
-    fn sides<'s>(&'s self, laid: &'s Laid) -> impl Iterator<Item = &'s Side> {
-        laid.examples.iter().map(|&example| &self.pairs[example]).flat_map(|pair| [&pair.chosen, &pair.rejected])
+    fn sides<'s>(&'s self, pass: &'s Pass) -> impl Iterator<Item = &'s Side> {
+        pass.examples.iter().map(|&example| &self.pairs[example]).flat_map(|pair| [&pair.chosen, &pair.rejected])
     }
 
     /// Weight of a token's log-probability in that of its response: IPO takes the mean, as in TRL, DPO the sum.
@@ -311,9 +311,9 @@ impl DirectPreference<'_> {
     }
 
     /// Reduces log-probabilities of tokens to log-probabilities of responses.
-    fn responses(&self, laid: &Laid, logprobs: &[f32]) -> Responses {
+    fn responses(&self, pass: &Pass, logprobs: &[f32]) -> Responses {
         let mut rest = logprobs;
-        let mut totals = self.sides(laid).map(|side| {
+        let mut totals = self.sides(pass).map(|side| {
             let (own, others) = rest.split_at(side.response_length());
             rest = others;
             own.iter().map(|&logprob| f64::from(logprob)).sum::<f64>() * self.per_token(side)

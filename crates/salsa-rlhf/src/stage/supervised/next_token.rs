@@ -3,7 +3,7 @@ use salsa_engine::{Batch, Output, Query};
 
 use super::{
     tally::Tally,
-    trainer::{Laid, Loss, Objective},
+    trainer::{Loss, Objective, Pass},
 };
 use crate::stage::text::sequence::Sequence;
 
@@ -41,7 +41,7 @@ impl Objective for NextToken {
         self.examples[example].iter().map(|sequence| sequence.learned_count() as f64).sum()
     }
 
-    fn lay(&self, examples: &[usize]) -> Laid {
+    fn assemble(&self, examples: &[usize]) -> Pass {
         let (mut batch, mut query) = (Batch::new(), Query::default());
         for sequence in examples.iter().flat_map(|&example| &self.examples[example]) {
             let rows = batch.push(&sequence.tokens);
@@ -50,10 +50,10 @@ impl Objective for NextToken {
                 query.targets.push(sequence.tokens[position]);
             }
         }
-        Laid { examples: examples.to_vec(), batch, query }
+        Pass { examples: examples.to_vec(), batch, query }
     }
 
-    fn loss(&self, _laid: &Laid, output: &Output, weight: f64) -> Loss {
+    fn loss(&self, _laid: &Pass, output: &Output, weight: f64) -> Loss {
         let tokens = output.logprobs.len();
         let mut tally = Tally::new();
         tally.mean("loss", -output.logprobs.iter().map(|&logprob| f64::from(logprob)).sum::<f64>(), tokens as f64);
@@ -74,10 +74,10 @@ mod tests {
                 vec![Sequence { tokens: vec![1, 2, 3, 4], learned: vec![1..2, 3..4] }],
             ],
         };
-        let laid = objective.lay(&[1, 0]);
-        assert_eq!(laid.batch.tokens(), [1, 2, 3, 4, 9, 5, 6, 7]);
-        assert_eq!(laid.query.rows, [0, 2, 5, 6], "each token is predicted from the row before it");
-        assert_eq!(laid.query.targets, [2, 4, 6, 7]);
+        let pass = objective.assemble(&[1, 0]);
+        assert_eq!(pass.batch.tokens(), [1, 2, 3, 4, 9, 5, 6, 7]);
+        assert_eq!(pass.query.rows, [0, 2, 5, 6], "each token is predicted from the row before it");
+        assert_eq!(pass.query.targets, [2, 4, 6, 7]);
         assert_eq!((objective.length(0), objective.weight(0), objective.weight(1)), (4, 2.0, 2.0));
     }
 
@@ -85,7 +85,7 @@ mod tests {
     fn the_loss_is_the_mean_over_the_step() {
         let objective = NextToken { examples: vec![vec![Sequence::whole(vec![0, 1, 2])]] };
         let output = Output { logprobs: vec![-1.0, -3.0], entropies: vec![0.5, 1.5], values: vec![] };
-        let loss = objective.loss(&objective.lay(&[0]), &output, 8.0);
+        let loss = objective.loss(&objective.assemble(&[0]), &output, 8.0);
         assert_eq!(loss.d_logprobs, [-0.125, -0.125]);
         assert_eq!((loss.tally.get("loss"), loss.tally.get("entropy")), (Some(2.0), Some(1.0)));
     }

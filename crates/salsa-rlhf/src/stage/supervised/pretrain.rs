@@ -22,9 +22,9 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_most, check_range},
-        kind::{Leaves, Product, Stage},
+        kind::{Produces, Product, Stage},
         lifecycle::fingerprint::fingerprint,
-        memory::{self, Knobs, Saving},
+        memory::{self, MemorySettings, Saving},
         reads::{ExampleUse, ModelUse, Reads},
         supervised::model::write_trainer_state,
         text::{encoder::Encoder, sequence::Sequence, source::DataSource},
@@ -142,7 +142,7 @@ impl Stage for PretrainConfig {
     const ABOUT: &'static str = "Train a tokenizer and a small base model on texts.";
     const EXAMPLE: &'static str = "--dataset texts.txt --output_dir base --hidden_size 256 --num_hidden_layers 4";
     const PRODUCT: Product = Product::Directory;
-    const LEAVES: Leaves = Leaves::LanguageModel;
+    const PRODUCES: Produces = Produces::LanguageModel;
     const NEXT: &'static [(&'static str, &'static str)] =
         &[("fine-tune it", "salsa sft --model OUT --dataset CHATS --output_dir DIR")];
 
@@ -203,14 +203,14 @@ pub(crate) fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Re
     let loaded = config.dataset.load()?;
     let vocabulary = Vocabulary::open(config, &loaded.examples)?;
     let encoder = vocabulary.encoder()?.with_chat(&config.training.chat);
-    loaded.say_how_read(&config.dataset, &encoder, context);
+    loaded.report_reading(&config.dataset, &encoder, context);
     let spec = config.spec(vocabulary.tokenizer.vocab_size());
     spec.validate().context("the keys of the model")?;
 
     let data = documents(&loaded.examples, &encoder, config)?;
     let held_out = |source: &DataSource| {
         let loaded = source.load()?;
-        loaded.say_how_read(source, &encoder, context);
+        loaded.report_reading(source, &encoder, context);
         documents(&loaded.examples, &encoder, config)
     };
     let eval = config.eval_dataset.as_ref().map(held_out).transpose()?;
@@ -228,7 +228,7 @@ pub(crate) fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Re
         context,
         stop: &|_| context.interrupted(),
     };
-    let models = |knobs: &Knobs| memory::one_model(&spec, false, knobs);
+    let models = |knobs: &MemorySettings| memory::one_model(&spec, false, knobs);
     let eval = eval.as_ref().map(|eval| eval as &dyn Objective);
     // All of them except an adapter.
     let savings = &Saving::TRAINING[1..];

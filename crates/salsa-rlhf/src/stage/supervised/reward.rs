@@ -12,7 +12,7 @@ use super::{
     arguments::TrainingArguments,
     order::Batching,
     tally::Tally,
-    trainer::{self, Job, Laid, Lengths, Loss, Objective},
+    trainer::{self, Job, Lengths, Loss, Objective, Pass},
 };
 use crate::{
     config::paths::ModelPath,
@@ -20,9 +20,9 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_range},
-        kind::{Leaves, Product, Stage},
+        kind::{Produces, Product, Stage},
         lifecycle::{fingerprint::fingerprint, resume::REMEDY},
-        memory::{self, Knobs, Saving},
+        memory::{self, MemorySettings, Saving},
         models::{bases::Bases, lora::LoraArguments, score_token::say_where_peft_reads_scores},
         reads::{ExampleUse, ModelUse, Reads},
         supervised::model::{Start, save, within_context},
@@ -90,7 +90,7 @@ impl Stage for RewardConfig {
     const ABOUT: &'static str = "Train a reward model on preference pairs.";
     const EXAMPLE: &'static str = "--model sft-a --dataset pairs.jsonl --output_dir reward";
     const PRODUCT: Product = Product::Directory;
-    const LEAVES: Leaves = Leaves::RewardModel;
+    const PRODUCES: Produces = Produces::RewardModel;
     const NEXT: &'static [(&'static str, &'static str)] = &[
         ("score answers", "salsa score --model OUT --input ANSWERS --output FILE"),
         ("PPO by it", "salsa ppo --model SFT --reward_model OUT --dataset PROMPTS --output_dir DIR"),
@@ -155,7 +155,7 @@ pub(crate) fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Resu
     let held_out = eval.as_ref().unwrap_or(&data);
     let mut lengths = Lengths::of(&data, Some(held_out));
     lengths.evaluation.truncate(if eval.is_some() { usize::MAX } else { SCORED_PAIRS });
-    let models = |knobs: &Knobs| memory::one_model(&start.spec, start.checkpoint.embedding_is_bf16(), knobs);
+    let models = |knobs: &MemorySettings| memory::one_model(&start.spec, start.checkpoint.embedding_is_bf16(), knobs);
     job.check_memory(
         &start.spec,
         start.adapter(&config.lora)?,
@@ -220,7 +220,7 @@ impl Objective for PairRanking {
         1.0
     }
 
-    fn lay(&self, examples: &[usize]) -> Laid {
+    fn assemble(&self, examples: &[usize]) -> Pass {
         let (mut batch, mut query) = (Batch::new(), Query::default());
         for pair in examples.iter().map(|&example| &self.pairs[example]) {
             for side in [&pair.chosen, &pair.rejected] {
@@ -228,13 +228,13 @@ impl Objective for PairRanking {
                 query.value_rows.push((rows.end - 1) as u32);
             }
         }
-        Laid { examples: examples.to_vec(), batch, query }
+        Pass { examples: examples.to_vec(), batch, query }
     }
 
-    fn loss(&self, laid: &Laid, output: &Output, weight: f64) -> Loss {
+    fn loss(&self, pass: &Pass, output: &Output, weight: f64) -> Loss {
         let (chosen, rejected): (Vec<f64>, Vec<f64>) =
             output.values.chunks_exact(2).map(|pair| (f64::from(pair[0]), f64::from(pair[1]))).unzip();
-        let margins: Vec<f64> = laid.examples.iter().map(|&example| self.pairs[example].margin).collect();
+        let margins: Vec<f64> = pass.examples.iter().map(|&example| self.pairs[example].margin).collect();
         let loss = bradley_terry::loss(&chosen, &rejected, Margins::Each(&margins), self.centering, weight as usize);
 
         let (mut tally, count) = (Tally::new(), chosen.len() as f64);
@@ -256,8 +256,8 @@ fn score_mean_and_std(model: &Model, data: &PairRanking, batch_size: usize) -> (
     let examples: Vec<usize> = (0..data.pairs.len().min(SCORED_PAIRS)).collect();
     let mut scores = Vec::with_capacity(2 * examples.len());
     for examples in examples.chunks(batch_size) {
-        let laid = data.lay(examples);
-        scores.extend(model.forward(&laid.batch, &laid.query).values.iter().map(|&score| f64::from(score)));
+        let pass = data.assemble(examples);
+        scores.extend(model.forward(&pass.batch, &pass.query).values.iter().map(|&score| f64::from(score)));
     }
     let count = scores.len() as f64;
     let mean = scores.iter().sum::<f64>() / count;

@@ -19,9 +19,9 @@ use crate::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Leaves, Product, Stage},
+        kind::{Produces, Product, Stage},
         lifecycle::fingerprint::fingerprint,
-        memory::{self, Knobs, Saving},
+        memory::{self, MemorySettings, Saving},
         models::{bases::Bases, lora::LoraArguments},
         reads::{ExampleUse, Reads},
         supervised::model::{Start, save, within_context},
@@ -98,7 +98,7 @@ impl Stage for SftConfig {
     const ABOUT: &'static str = "Supervised fine-tuning: learn to give the responses of a data set.";
     const EXAMPLE: &'static str = "--model base --dataset chat.jsonl --output_dir sft-a --seed 1";
     const PRODUCT: Product = Product::Directory;
-    const LEAVES: Leaves = Leaves::LanguageModel;
+    const PRODUCES: Produces = Produces::LanguageModel;
     const NEXT: &'static [(&'static str, &'static str)] = &[
         ("talk to it", "salsa chat --model OUT"),
         ("a reward model", "salsa reward --model OUT --dataset PAIRS --output_dir DIR"),
@@ -141,10 +141,10 @@ pub(crate) fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<
     let positions = start.spec.max_positions;
     let max_length = within_context(config.max_length, positions, context);
     let config = &SftConfig { max_length, ..config.clone() };
-    let load = |source: &DataSource| -> anyhow::Result<Lesson> {
+    let load = |source: &DataSource| -> anyhow::Result<EncodedExamples> {
         let loaded = source.load()?;
-        loaded.say_how_read(source, &start.encoder, context);
-        let lesson = Lesson::new(&loaded, &start.encoder, config)?;
+        loaded.report_reading(source, &start.encoder, context);
+        let lesson = EncodedExamples::new(&loaded, &start.encoder, config)?;
         context.say(&format!("{source}: {} examples, {} left out", lesson.objective.examples(), lesson.left_out));
         Ok(lesson)
     };
@@ -164,7 +164,7 @@ pub(crate) fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<
         stop: &|_| context.interrupted(),
     };
     let held_out = eval.as_ref().map(|lesson| &lesson.objective as &dyn Objective);
-    let models = |knobs: &Knobs| memory::one_model(&start.spec, start.checkpoint.embedding_is_bf16(), knobs);
+    let models = |knobs: &MemorySettings| memory::one_model(&start.spec, start.checkpoint.embedding_is_bf16(), knobs);
     let (adapter, batching) = (start.adapter(&config.lora)?, |count| config.batching(count));
     job.check_memory(
         &start.spec,
@@ -188,14 +188,14 @@ pub(crate) fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<
 }
 
 /// Encoded training examples.
-struct Lesson {
+struct EncodedExamples {
     objective: NextToken,
     /// The number of examples without learned tokens within `max_length`.
     left_out: usize,
 }
 
-impl Lesson {
-    fn new(loaded: &Loaded, encoder: &Encoder, config: &SftConfig) -> anyhow::Result<Lesson> {
+impl EncodedExamples {
+    fn new(loaded: &Loaded, encoder: &Encoder, config: &SftConfig) -> anyhow::Result<EncodedExamples> {
         let sequences = loaded.try_map(|example| {
             let mut sequence = encoder.example(example)?;
             if !config.completion_only_loss {
@@ -211,7 +211,7 @@ impl Lesson {
                 config.max_length
             );
         }
-        Ok(Lesson { left_out: count - kept.len(), objective: NextToken { examples: kept } })
+        Ok(EncodedExamples { left_out: count - kept.len(), objective: NextToken { examples: kept } })
     }
 }
 

@@ -29,14 +29,14 @@ pub(crate) trait Objective {
     /// The example's share of the divisor of the mean loss: learned tokens or pairs. Above 0.
     fn weight(&self, example: usize) -> f64;
     /// Concatenates examples into a batch and states the outputs that the loss needs.
-    fn lay(&self, examples: &[usize]) -> Laid;
+    fn assemble(&self, examples: &[usize]) -> Pass;
     /// Loss and gradient of a pass, divided by `weight`, the sum of the weights of the whole optimizer step.
     /// The tally must contain `loss`.
-    fn loss(&self, laid: &Laid, output: &Output, weight: f64) -> Loss;
+    fn loss(&self, pass: &Pass, output: &Output, weight: f64) -> Loss;
 }
 
 /// One forward pass over concatenated examples.
-pub(crate) struct Laid {
+pub(crate) struct Pass {
     /// Indices of the examples.
     pub examples: Vec<usize>,
     /// Tokens of the examples.
@@ -145,10 +145,10 @@ pub(crate) fn evaluate(model: &Model, data: &dyn Objective, batch_size: usize) -
     let mut tally = Tally::new();
     let examples: Vec<usize> = (0..data.examples()).collect();
     for examples in examples.chunks(batch_size.max(1)) {
-        let laid = data.lay(examples);
-        let output = model.forward(&laid.batch, &laid.query);
+        let pass = data.assemble(examples);
+        let output = model.forward(&pass.batch, &pass.query);
         let weight = examples.iter().map(|&example| data.weight(example)).sum();
-        tally.absorb(&data.loss(&laid, &output, weight).tally);
+        tally.absorb(&data.loss(&pass, &output, weight).tally);
     }
     tally
 }
@@ -164,9 +164,9 @@ fn optimizer_step(
     let weight = step.micro_batches.iter().flatten().map(|&example| data.weight(example)).sum();
     let mut tally = Tally::new();
     for examples in &step.micro_batches {
-        let laid = data.lay(examples);
-        let (output, tape) = model.forward_train(&laid.batch, &laid.query);
-        let loss = data.loss(&laid, &output, weight);
+        let pass = data.assemble(examples);
+        let (output, tape) = model.forward_train(&pass.batch, &pass.query);
+        let loss = data.loss(&pass, &output, weight);
         model.backward(tape, &OutputGradient { d_logprobs: &loss.d_logprobs, d_values: &loss.d_values });
         tally.absorb(&loss.tally);
     }

@@ -21,9 +21,9 @@ use crate::{
         device::Choice as DeviceChoice,
         fixture::{self, quiet},
         keys::ComputeType,
-        kind::{Leaves, Product, Stage},
+        kind::{Produces, Product, Stage},
         lifecycle::record::Record,
-        memory::Knobs,
+        memory::MemorySettings,
         models::frozen::Found,
         reads::{ExampleUse, Reads},
         text::{chat_arguments::ChatArguments, source::DataSource},
@@ -50,7 +50,7 @@ impl Stage for Census {
     const ABOUT: &'static str = "Count the parameters of a model.";
     const EXAMPLE: &'static str = "--model sft-a --dataset chat.jsonl --output_dir counts";
     const PRODUCT: Product = Product::Directory;
-    const LEAVES: Leaves = Leaves::Results;
+    const PRODUCES: Produces = Produces::Results;
     const NEXT: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> anyhow::Result<()> {
@@ -76,7 +76,7 @@ impl Stage for Census {
 
     fn run(&self, context: &StageContext) -> anyhow::Result<Value> {
         let found = Found::open(&self.model, Head::LanguageModel)?;
-        found.check_memory("census", &Knobs::on(&context.device), &[], &|_, _, _| {}, context)?;
+        found.check_memory("census", &MemorySettings::on(&context.device), &[], &|_, _, _| {}, context)?;
         let examples = self.dataset.load()?.examples.len() as u64 + self.more;
         fs::write(self.output_dir.join("counts.txt"), examples.to_string())?;
         Ok(json!({"parameters": found.spec().parameters(), "examples": examples}))

@@ -96,7 +96,7 @@ impl Encoder {
 
     /// A note on prompts given as text: how they are interpreted, and which key changes that. `None` if there is no
     /// choice.
-    pub fn of_text_prompts(&self) -> Option<&'static str> {
+    pub fn text_prompt_note(&self) -> Option<&'static str> {
         match self.chat.text_prompts {
             TextPrompts::Plain if self.has_template() => Some(
                 "prompts are plain text, which is taken as it is: the model's chat template is not applied \

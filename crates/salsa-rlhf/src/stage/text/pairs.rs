@@ -89,7 +89,7 @@ impl Pairs {
                  less); allow longer ones, or choose another truncation_mode"
             );
         }
-        loaded.say_how_read(source, encoder, context);
+        loaded.report_reading(source, encoder, context);
         let pairs = Pairs { identical: loaded.dropped_identical, too_long: count - pairs.len(), pairs };
         context.say(&format!("{source}: {}", pairs.summary()));
         Ok(pairs)

@@ -45,7 +45,7 @@ pub(in crate::stage) fn load(
          {positions} less {response_length} for the response); shorten them, or allow longer prompts or shorter responses",
         dataset,
     );
-    loaded.say_how_read(dataset, encoder, context);
+    loaded.report_reading(dataset, encoder, context);
     context.say(&format!("{}: {} prompts, {left_out} left out (over {longest} tokens)", dataset, prompts.len()));
     Ok(Prompts { prompts, left_out })
 }

@@ -88,18 +88,18 @@ impl Rows {
 
 impl Rows {
     /// Reports unread columns and the interpretation of prompts given as text.
-    pub fn say_how_read(&self, encoder: Option<&Encoder>, context: &StageContext) {
+    pub fn report_reading(&self, encoder: Option<&Encoder>, context: &StageContext) {
         let texts = || self.rows.iter().filter(|row| !row.object.contains_key("tokens"));
         let mut unread: BTreeMap<String, usize> = BTreeMap::new();
         for column in texts().flat_map(|row| data::unread(row.object.clone())) {
             *unread.entry(column).or_default() += 1;
         }
         if !unread.is_empty() {
-            context.say_once(&format!("{}: {}", self.name(), data::unread_columns(&unread, self.rows.len())));
+            context.print_once(&format!("{}: {}", self.name(), data::unread_columns(&unread, self.rows.len())));
         }
         let is_text = |row: &Row| matches!(row.prompt(), Ok(Content::Text(_)));
-        if let Some(note) = encoder.and_then(Encoder::of_text_prompts).filter(|_| texts().any(is_text)) {
-            context.say_once(&format!("{}: {note}", self.name()));
+        if let Some(note) = encoder.and_then(Encoder::text_prompt_note).filter(|_| texts().any(is_text)) {
+            context.print_once(&format!("{}: {note}", self.name()));
         }
     }
 }

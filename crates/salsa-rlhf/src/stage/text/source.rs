@@ -220,14 +220,14 @@ impl Loaded {
     }
 
     /// Reports notes on how the examples were read, and the interpretation of prompts given as text.
-    pub fn say_how_read(&self, source: &DataSource, encoder: &Encoder, context: &StageContext) {
-        self.notes.iter().for_each(|note| context.say_once(note));
+    pub fn report_reading(&self, source: &DataSource, encoder: &Encoder, context: &StageContext) {
+        self.notes.iter().for_each(|note| context.print_once(note));
         let is_text = |example: &Example| match example.prompt() {
             Some(Content::Text(text)) => !text.is_empty(),
             _ => false,
         };
-        if let Some(note) = encoder.of_text_prompts().filter(|_| self.examples.iter().any(is_text)) {
-            context.say_once(&format!("{source}: {note}"));
+        if let Some(note) = encoder.text_prompt_note().filter(|_| self.examples.iter().any(is_text)) {
+            context.print_once(&format!("{source}: {note}"));
         }
     }
 }

@@ -17,7 +17,7 @@
 //! A block uses two tiles of the left factor and two of the right one for four sums of 16 x 16: 32 rows of a panel's 32
 //! columns. A group of words then costs four loads for four products.
 
-use super::{Ahead, GROUP, Store, Tile, WIDTH};
+use super::{GROUP, Prefetch, Store, Tile, WIDTH};
 use std::arch::{asm, x86_64::*};
 use std::mem::MaybeUninit;
 
@@ -27,7 +27,7 @@ pub(super) const ROWS: usize = 2 * GROUP;
 /// Distance of two words in a panel, in bytes.
 const PANEL_STRIDE: usize = WIDTH * 4;
 /// How far ahead of the products the right factor is prefetched, in bytes: two groups. The best distance, and whether
-/// [`Ahead`] is better, have not been measured.
+/// [`Prefetch`] is better, have not been measured.
 const AHEAD: usize = 2 * GROUP * PANEL_STRIDE;
 
 /// The shape of the eight tile registers, in the format of `ldtilecfg`.
@@ -136,7 +136,7 @@ unsafe fn bf16<const R: usize>(
     a: *const f32,
     a_stride: usize,
     b: *const f32,
-    _: Ahead,
+    _: Prefetch,
     out: *mut f32,
     stride: usize,
     store: Store,

@@ -1,6 +1,6 @@
 //! Tiles of AVX-512 and AVX2: two vectors to a row, f32 or bfloat16.
 
-use super::{Ahead, Store, at};
+use super::{Prefetch, Store, at};
 
 /// Words of the sum per loop iteration, so that the loop counters cost nothing beside the multiplications.
 const UNROLL: usize = 8;
@@ -27,7 +27,7 @@ macro_rules! vector_tile {
             a: *const f32,
             a_stride: usize,
             b: *const f32,
-            ahead: Ahead,
+            ahead: Prefetch,
             out: *mut f32,
             stride: usize,
             store: Store,

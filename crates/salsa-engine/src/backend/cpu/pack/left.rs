@@ -58,7 +58,7 @@ pub(crate) fn block<'a>(
     let source = if a.column_stride == 1 { Left::Rows } else { Left::Columns };
     let layout = if form == Items::Groups { Left::Rows } else { source };
     let items = if form == Items::Terms { steps * terms } else { steps };
-    if dtype == Dtype::F32 && lies_well(a, layout, rows, panels) {
+    if dtype == Dtype::F32 && readable_in_place(a, layout, rows, panels) {
         let (stride, tile_stride, last) = match layout {
             Left::Rows => (a.row_stride, height * a.row_stride, (rows - 1) * a.row_stride + items),
             Left::Columns => (a.column_stride, height, (items - 1) * a.column_stride + rows),
@@ -94,7 +94,7 @@ pub(crate) fn block<'a>(
 }
 
 /// Whether tiles may read f32 numbers in place.
-fn lies_well(a: View<'_>, layout: Left, rows: usize, panels: usize) -> bool {
+fn readable_in_place(a: View<'_>, layout: Left, rows: usize, panels: usize) -> bool {
     match layout {
         Left::Rows => rows == 1 || !a.row_stride.is_multiple_of(SAME_SETS),
         Left::Columns => panels <= FEW_PANELS && !a.column_stride.is_multiple_of(SAME_SETS),

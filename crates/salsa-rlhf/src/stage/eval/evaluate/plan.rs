@@ -7,8 +7,8 @@ use crate::{
     checkpoint::Checkpoint,
     stage::{
         StageContext,
-        eval::exam::{Questions, Syllabus},
-        memory::{self, Knobs, Passed, Passes, Saving, part},
+        eval::exam::{EvalSetup, Questions},
+        memory::{self, MemorySettings, Passed, Passes, Saving, part},
         models::{frozen::open_language_model, model_source::ModelSource, roles::Roles},
     },
 };
@@ -46,7 +46,7 @@ impl Plan<'_> {
     /// # Errors
     /// If a model has another vocabulary, or no room for the longest prompt and a response; the error names the first
     /// such model.
-    pub(super) fn check_fit(&self, syllabus: &Syllabus, sets: &[Questions]) -> anyhow::Result<()> {
+    pub(super) fn check_fit(&self, syllabus: &EvalSetup, sets: &[Questions]) -> anyhow::Result<()> {
         let (baseline, expected) = (&self.config.baseline, syllabus.spec.vocab_size);
         let longest = sets.iter().flat_map(|set| &set.tokens).map(Vec::len).max().unwrap_or(0);
         let new = self.config.max_new_tokens;
@@ -73,14 +73,14 @@ impl Plan<'_> {
     /// As [`memory::check`].
     pub(super) fn check_memory(
         &self,
-        syllabus: &Syllabus,
+        syllabus: &EvalSetup,
         sets: &[Questions],
         context: &StageContext,
     ) -> anyhow::Result<()> {
         let line = self.line.as_ref().map(|[end, _]| end.spec.with_head(Head::LanguageModel));
         let arms = self.arms.iter().map(|arm| Turn::Arm(arm));
         let turns: Vec<Turn<'_>> = arms.chain(line.as_ref().map(Turn::Line)).collect();
-        let need = |knobs: &Knobs| {
+        let need = |knobs: &MemorySettings| {
             let mut roles = Roles::new(knobs.dtype);
             syllabus.add_reward_model(&mut roles);
             self.anchors.iter().for_each(|models| roles.source(models));

@@ -21,7 +21,7 @@ use crate::{
     stage::{
         StageContext,
         lifecycle::inputs::Input,
-        memory::{Knobs, Need, Order, Passed, Passes, Responses, Saving, part},
+        memory::{MemorySettings, Need, Order, Passed, Passes, Responses, Saving, part},
         models::frozen::{Found, Frozen},
         text::{
             chat_arguments::{ChatArguments, TextPrompts},
@@ -135,12 +135,12 @@ pub(super) fn check_memory(
     context: &StageContext,
 ) -> anyhow::Result<()> {
     let asked = Responses::new(prompts, new_tokens, Order::Given);
-    let generation = |model: Passed<'_>, knobs: &Knobs, need: &mut Need| {
+    let generation = |model: Passed<'_>, knobs: &MemorySettings, need: &mut Need| {
         let passes = Passes::new(knobs);
         asked.add_generation(model, knobs.slots, knobs.slots.min(prompts.len()), &passes);
         need.add(part::GENERATION, passes.bytes() + asked.kept(1));
     };
-    let knobs = Knobs { slots: slots.min(prompts.len()).max(1), ..Knobs::on(&context.device) };
+    let knobs = MemorySettings { slots: slots.min(prompts.len()).max(1), ..MemorySettings::on(&context.device) };
     found.check_memory(stage, &knobs, &[Saving::Slots("batch_size"), Saving::Dtype], &generation, context)
 }
 
@@ -217,7 +217,7 @@ impl<'a> Asked<'a> {
         let turns = questions.iter().map(|question| question.turns.len()).max().unwrap_or(0);
         let total: usize = questions.iter().map(|question| question.turns.len()).sum();
         let progress = Progress::new(name, total as u64, "answers");
-        let speaker = Speaker { model: &model, encoder: &encoder, answering, room };
+        let speaker = AnsweringModel { model: &model, encoder: &encoder, answering, room };
         let mut said: Vec<Vec<String>> = vec![Vec::new(); questions.len()];
         let (mut done, mut shortened, mut without) = (0, 0, 0);
         for turn in 0..turns {
@@ -252,14 +252,14 @@ impl<'a> Asked<'a> {
 }
 
 /// A loaded model that answers.
-struct Speaker<'a> {
+struct AnsweringModel<'a> {
     model: &'a Model,
     encoder: &'a Encoder,
     answering: &'a Answering<'a>,
     room: usize,
 }
 
-impl Speaker<'_> {
+impl AnsweringModel<'_> {
     /// The prompt of a later turn.
     fn later(&self, question: &Question, said: &[String], turn: usize) -> anyhow::Result<Vec<u32>> {
         let mut messages = Vec::new();

@@ -12,10 +12,10 @@ use super::{
     call::{Answer, Call, Settings, Usage},
     journal::Journal,
     protocol::{Inputs, Match, Replies},
-    recorded::{Book, Recorded},
+    recorded::{Recorded, ReplyIndex},
     results,
     transport::{
-        Dialect, Transport, batch,
+        ServerParameters, Transport, batch,
         http::{Access, Endpoint},
         local::LocalJudge,
         secret::Secret,
@@ -49,7 +49,7 @@ pub(super) struct Judging<'a> {
     /// The number of replies received in this run.
     made: usize,
     /// Parameters that the server refused.
-    dialect: Dialect,
+    dialect: ServerParameters,
     /// The number of prompts that the server probably truncated.
     cut: usize,
 }
@@ -85,13 +85,13 @@ impl<'a> Judging<'a> {
             recorded,
             context,
             made: 0,
-            dialect: Dialect::FIRST,
+            dialect: ServerParameters::FIRST,
             cut: 0,
         })
     }
 
-    fn book(&self) -> Book<'_> {
-        Book { journal: &self.journal, recorded: &self.recorded, settings: &self.settings }
+    fn book(&self) -> ReplyIndex<'_> {
+        ReplyIndex { journal: &self.journal, recorded: &self.recorded, settings: &self.settings }
     }
 
     /// All calls known so far: those of the plan, and second attempts.
@@ -142,7 +142,7 @@ impl<'a> Judging<'a> {
                 let judge = LocalJudge::open(path, &config.chat, config.batch_size.0)?;
                 judge.check_memory(calls, &settings, context)?;
                 let progress = Progress::new("judge", calls.len() as u64, "calls");
-                let mut taker = Taker::new(self, calls, &progress);
+                let mut taker = AnswerSink::new(self, calls, &progress);
                 judge.ask(calls, &settings, &mut |number, answer| taker.take(number, answer), context)?;
                 progress.finish("");
                 Ok(())
@@ -157,7 +157,7 @@ impl<'a> Judging<'a> {
                     retries: config.max_retries.0,
                 })?;
                 let progress = Progress::new("judge", calls.len() as u64, "calls");
-                let mut taker = Taker::new(self, calls, &progress);
+                let mut taker = AnswerSink::new(self, calls, &progress);
                 let take = &mut |number, answer| taker.take(number, answer);
                 let dialect = endpoint.ask(calls, &settings, config.concurrency.0, take, context)?;
                 progress.finish(&taker.tokens_in_words());
@@ -266,7 +266,7 @@ impl<'a> Judging<'a> {
 }
 
 /// Records arriving answers in the journal and updates the progress.
-struct Taker<'t, 'a> {
+struct AnswerSink<'t, 'a> {
     judging: &'t mut Judging<'a>,
     calls: &'t [&'t Call],
     progress: &'t Progress,
@@ -274,9 +274,9 @@ struct Taker<'t, 'a> {
     usage: Usage,
 }
 
-impl<'t, 'a> Taker<'t, 'a> {
-    fn new(judging: &'t mut Judging<'a>, calls: &'t [&'t Call], progress: &'t Progress) -> Taker<'t, 'a> {
-        Taker { judging, calls, progress, done: 0, usage: Usage::default() }
+impl<'t, 'a> AnswerSink<'t, 'a> {
+    fn new(judging: &'t mut Judging<'a>, calls: &'t [&'t Call], progress: &'t Progress) -> AnswerSink<'t, 'a> {
+        AnswerSink { judging, calls, progress, done: 0, usage: Usage::default() }
     }
 
     fn take(&mut self, number: usize, answer: Answer) -> anyhow::Result<()> {

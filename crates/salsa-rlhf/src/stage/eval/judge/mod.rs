@@ -13,7 +13,7 @@ use crate::stage::{
     StageContext,
     device::Choice as DeviceChoice,
     keys::ComputeType,
-    kind::{Leaves, Product, Shown, Stage},
+    kind::{Produces, Product, Shown, Stage},
     models::frozen::Found,
     reads::Reads,
 };
@@ -53,7 +53,7 @@ impl Stage for JudgeConfig {
                                    --reference_answers gpt-4.jsonl --answers '{mine: mine.jsonl}' --judge_model gpt-4 \
                                    --output_dir judged";
     const PRODUCT: Product = Product::Directory;
-    const LEAVES: Leaves = Leaves::Results;
+    const PRODUCES: Produces = Produces::Results;
     const NEXT: &'static [(&'static str, &'static str)] =
         &[("read the scores", "OUT/judgment.json"), ("read what the judge said", "OUT/judgments.jsonl")];
     const SHOWN: Shown = Shown::Judgments;
@@ -78,7 +78,7 @@ impl Stage for JudgeConfig {
         run::check(self)
     }
 
-    fn only_looks(&self) -> bool {
+    fn is_dry_run(&self) -> bool {
         self.dry_run.0
     }
 

@@ -21,7 +21,7 @@ pub(super) struct Recorded {
 }
 
 /// A view of all replies.
-pub(super) struct Book<'a> {
+pub(super) struct ReplyIndex<'a> {
     /// The journal of this run.
     pub journal: &'a Journal,
     /// Existing judgments.
@@ -30,7 +30,7 @@ pub(super) struct Book<'a> {
     pub settings: &'a Settings,
 }
 
-impl Replies for Book<'_> {
+impl Replies for ReplyIndex<'_> {
     fn reply(&self, call: &Call) -> Option<&Reply> {
         let id = call.id(self.settings);
         let ours = self.journal.answers().reply(&id);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     JudgeConfig,
     protocol::{Inputs, Match, Protocol, alpaca, arena, mt_bench},
-    recorded::Book,
+    recorded::ReplyIndex,
     score::{Counting, Rows, StyleFeature},
     style::{self, Encoding},
     tables,
@@ -28,7 +28,7 @@ pub(super) fn write(config: &JudgeConfig, results: &Value) -> anyhow::Result<()>
 }
 
 /// The rows made from the replies.
-pub(super) fn rows(inputs: &Inputs, matches: &[Match], book: &Book<'_>) -> Rows {
+pub(super) fn rows(inputs: &Inputs, matches: &[Match], book: &ReplyIndex<'_>) -> Rows {
     match inputs.protocol {
         Protocol::MtBenchSingle => Rows::Single(mt_bench::single_rows(inputs, matches, book)),
         Protocol::MtBenchPair | Protocol::Pairwise => Rows::Pair(mt_bench::pair_rows(inputs, matches, book)),

@@ -6,15 +6,15 @@ use super::{LandscapeConfig, blend::Blend};
 use crate::{
     checkpoint::Checkpoint,
     config::paths::ModelPath,
-    report::{Landscape, Spot},
+    report::{GridPoint, Landscape},
     stage::{
         StageContext,
         eval::{
-            exam::{Answering, Asked, Exam, Questions, Syllabus},
+            exam::{Answering, EvalSetup, Evaluator, PromptSet, Questions},
             held_out::{HeldOut, Losses},
             statistics::{estimate, paired_difference},
         },
-        memory::{self, Knobs, Passed, Passes, Saving, part},
+        memory::{self, MemorySettings, Passed, Passes, Saving, part},
         models::{bases::Bases, roles::Roles},
         text::encoder::Encoder,
     },
@@ -32,7 +32,7 @@ pub(super) struct Measured {
 /// Data and models shared by all points.
 pub(super) struct Survey<'a> {
     config: &'a LandscapeConfig,
-    exam: Exam,
+    exam: Evaluator,
     questions: Questions,
     held_out: Option<HeldOut>,
     blend: Blend,
@@ -46,8 +46,8 @@ impl<'a> Survey<'a> {
     pub(super) fn open(config: &'a LandscapeConfig, context: &StageContext) -> anyhow::Result<Survey<'a>> {
         let LandscapeConfig { max_new_tokens, max_prompts, max_prompt_length, temperature, seed, gold, .. } = *config;
         let answering = Answering { max_new_tokens, temperature, seed, slots: *config.decode_slots, gold };
-        let syllabus = Syllabus::open(&config.models[0], &config.reward_model_path, answering, &config.chat, context)?;
-        let asked = Asked { name: "prompts", dataset: &config.prompts, max_prompts, max_prompt_length };
+        let syllabus = EvalSetup::open(&config.models[0], &config.reward_model_path, answering, &config.chat, context)?;
+        let asked = PromptSet { name: "prompts", dataset: &config.prompts, max_prompts, max_prompt_length };
         let questions = syllabus.questions(&asked, context)?;
         let held_out = match &config.eval_dataset {
             None => None,
@@ -61,7 +61,7 @@ impl<'a> Survey<'a> {
             }
         };
         let questions = [questions];
-        let need = |knobs: &Knobs| {
+        let need = |knobs: &MemorySettings| {
             let mut roles = Roles::new(knobs.dtype);
             syllabus.add_reward_model(&mut roles);
             // The models and their mean.
@@ -105,7 +105,7 @@ impl<'a> Survey<'a> {
             let others = first.filter(|_| !is_first(weights));
             let loss_of = |first: &Measured| Some(point.losses.as_ref()?.difference(first.losses.as_ref()?));
             let gold_of = |first: &Measured| Some(paired_difference(point.gold.as_ref()?, first.gold.as_ref()?, seed));
-            Spot {
+            GridPoint {
                 weights: weights.clone(),
                 gold_reward: point.gold.as_deref().map(estimate),
                 gold_difference: others.and_then(gold_of),

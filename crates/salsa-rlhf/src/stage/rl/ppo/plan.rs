@@ -10,7 +10,7 @@ use crate::{
     checkpoint::Checkpoint,
     stage::{
         StageContext,
-        memory::{self, Knobs, Need, Order, Passed, Passes, Responses, Saving, part},
+        memory::{self, MemorySettings, Need, Order, Passed, Passes, Responses, Saving, part},
         models::{frozen::trained_adapter, model_source::ModelSource, roles::Roles},
         rl::reference::ReferenceConfig,
         rollout,
@@ -58,15 +58,15 @@ impl<'a> Plan<'a> {
         prompts: &[TextPrompt],
         context: &StageContext,
     ) -> anyhow::Result<()> {
-        let knobs = Knobs {
+        let knobs = MemorySettings {
             adapter: trained_adapter(&self.policy[0], &config.lora)?,
             recompute: config.recompute(),
             pass: config.per_device_train_batch_size.min(config.sampling.batch_size),
             slots: (*config.sampling.decode_slots).min(config.sampling.batch_size),
-            ..Knobs::on(&context.device)
+            ..MemorySettings::on(&context.device)
         };
         let savings = [Saving::TRAINING, &[Saving::Slots("decode_slots")]].concat();
-        let need = |knobs: &Knobs| {
+        let need = |knobs: &MemorySettings| {
             let mut need = self.models(config, knobs).need();
             self.add_passes(config, prompts, knobs, &mut need);
             need
@@ -75,7 +75,7 @@ impl<'a> Plan<'a> {
     }
 
     /// The models, in the order in which the run reads them.
-    fn models(&self, config: &PpoConfig, knobs: &Knobs) -> Roles {
+    fn models(&self, config: &PpoConfig, knobs: &MemorySettings) -> Roles {
         let (mut roles, policy, lora) = (Roles::new(knobs.dtype), &self.policy[0], knobs.adapter.as_ref());
         let head = match config.critic {
             CriticKind::Separate => Head::LanguageModel,
@@ -97,7 +97,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Adds the largest passes of the run, in the order of an update, with responses of maximum length.
-    fn add_passes(&self, config: &PpoConfig, prompts: &[TextPrompt], knobs: &Knobs, need: &mut Need) {
+    fn add_passes(&self, config: &PpoConfig, prompts: &[TextPrompt], knobs: &MemorySettings, need: &mut Need) {
         let lora = knobs.adapter.as_ref();
         let (policy, reward) = (self.policy_spec(config), self.reward.spec.with_head(Head::Scalar));
         let (policy, passes) = (Passed::new(&policy, lora), Passes::new(knobs));
@@ -135,7 +135,7 @@ struct Largest {
 
 impl Largest {
     /// The largest passes of the run; the seed determines which prompts are in the same pass.
-    fn of(config: &PpoConfig, prompts: &[TextPrompt], knobs: &Knobs) -> Largest {
+    fn of(config: &PpoConfig, prompts: &[TextPrompt], knobs: &MemorySettings) -> Largest {
         // For longer runs, the longest prompts give an upper limit.
         const LOOKED_AT: u64 = 10_000_000;
         let (updates, batch, new) =

@@ -8,7 +8,7 @@ use super::Objective;
 use crate::stage::{
     Interrupted, StageContext,
     lifecycle::resume::Fingerprint,
-    memory::{self, Knobs, Need, Passed, Passes, Saving, part},
+    memory::{self, MemorySettings, Need, Passed, Passes, Saving, part},
     supervised::{
         arguments::TrainingArguments,
         order::{Batching, Duration, Plan},
@@ -49,13 +49,13 @@ impl Job<'_> {
         spec: &ModelSpec,
         adapter: Option<LoraSpec>,
         reference: Option<Passed<'_>>,
-        models: &dyn Fn(&Knobs) -> Need,
+        models: &dyn Fn(&MemorySettings) -> Need,
         batching: &dyn Fn(usize) -> Batching,
         lengths: &Lengths,
         savings: &[Saving],
         context: &StageContext,
     ) -> anyhow::Result<()> {
-        let need = |knobs: &Knobs| {
+        let need = |knobs: &MemorySettings| {
             let mut need = models(knobs);
             let passes = Passes::new(knobs);
             let model = Passed::new(spec, knobs.adapter.as_ref());
@@ -65,7 +65,13 @@ impl Job<'_> {
         };
         let arguments = self.arguments;
         let (pass, eval_pass) = (arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size);
-        let knobs = Knobs { adapter, recompute: arguments.recompute(), pass, eval_pass, ..Knobs::on(&context.device) };
+        let knobs = MemorySettings {
+            adapter,
+            recompute: arguments.recompute(),
+            pass,
+            eval_pass,
+            ..MemorySettings::on(&context.device)
+        };
         memory::check(self.title, &knobs, savings, &need, context)
     }
 
@@ -74,7 +80,7 @@ impl Job<'_> {
         &self,
         model: Passed<'_>,
         reference: Option<Passed<'_>>,
-        knobs: &Knobs,
+        knobs: &MemorySettings,
         batching: Batching,
         lengths: &Lengths,
         passes: &Passes,

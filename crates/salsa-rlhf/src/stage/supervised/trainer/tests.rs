@@ -8,7 +8,7 @@ use crate::{
     metrics,
     stage::{
         Interrupted, StageContext, fixture,
-        memory::{Knobs, Passed, Passes},
+        memory::{MemorySettings, Passed, Passes},
         supervised::order::Batching,
     },
 };
@@ -119,8 +119,8 @@ fn packing_changes_no_log_probability() {
     let model = fixture::trainable(VOCAB, Head::LanguageModel);
     let data = fixture::counting(9);
     let logprobs = |examples: &[usize]| {
-        let laid = data.lay(examples);
-        model.forward(&laid.batch, &laid.query).logprobs
+        let pass = data.assemble(examples);
+        model.forward(&pass.batch, &pass.query).logprobs
     };
     let alone: Vec<f32> = (0..9).flat_map(|example| logprobs(&[example])).collect();
     assert_eq!(logprobs(&(0..9).collect::<Vec<_>>()), alone);
@@ -157,7 +157,7 @@ fn an_evaluation_counts_where_its_passes_are_larger() {
     let quiet = StageContext::quiet();
     let job = job(dir.path(), &arguments, &quiet, &|_| false);
     let need = |pass, eval_pass, evaluation: &[usize]| {
-        let knobs = Knobs { pass, eval_pass, ..Knobs::on(&Device::default()) };
+        let knobs = MemorySettings { pass, eval_pass, ..MemorySettings::on(&Device::default()) };
         let lengths = Lengths { training: vec![16; 12], evaluation: evaluation.to_vec() };
         let passes = Passes::new(&knobs);
         job.add_passes(Passed::new(&spec, None), None, &knobs, Batching::Examples(pass), &lengths, &passes);

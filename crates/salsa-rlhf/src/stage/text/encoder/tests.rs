@@ -255,12 +255,12 @@ fn prompts_of_text_are_taken_as_the_key_says() {
         // A text that is trained on from its start is no prompt.
         assert_eq!(whole(encoder, &encoder.example(&Example::Text("yes".to_owned())).unwrap().tokens), "yes<|end|>");
     }
-    assert!(plain.of_text_prompts().unwrap().contains("text_prompts: chat makes each"));
-    assert!(chat.of_text_prompts().unwrap().contains("each is the user's message"));
+    assert!(plain.text_prompt_note().unwrap().contains("text_prompts: chat makes each"));
+    assert!(chat.text_prompt_note().unwrap().contains("each is the user's message"));
     let error = chat.prompt(&text("")).unwrap_err().to_string();
     assert!(error.contains("there is no prompt"), "{error}");
     let bare = Encoder { template: None, ..encoder(UNMARKED) };
-    assert_eq!(bare.of_text_prompts(), None, "there is no choice");
+    assert_eq!(bare.text_prompt_note(), None, "there is no choice");
     let bare = bare.with_chat(&arguments(json!({"text_prompts": "chat"})));
     let error = bare.prompt(&text("cat")).unwrap_err().to_string();
     assert!(error.contains("text_prompts is chat, but the model has no chat template"), "{error}");

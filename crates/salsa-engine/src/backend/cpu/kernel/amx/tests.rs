@@ -6,7 +6,7 @@ use super::*;
 use crate::random::Random;
 
 /// Nothing to prefetch.
-const NOWHERE: Ahead = Ahead { from: std::ptr::null(), stride: 0 };
+const NOWHERE: Prefetch = Prefetch { from: std::ptr::null(), stride: 0 };
 /// Distance between rows of a left factor.
 const LEFT: usize = STEPS + 16;
 

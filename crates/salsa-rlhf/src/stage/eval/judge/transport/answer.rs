@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{
     super::call::{Failure, FailureKind, Reply, Settings, Usage},
-    Dialect,
+    ServerParameters,
 };
 
 /// How to proceed after a response.
@@ -18,7 +18,7 @@ pub(in super::super) enum Meaning {
     /// A retry may succeed, after the pause that the server requested.
     Again(Failure, Option<Duration>),
     /// The server refuses a parameter; the call may be repeated without it.
-    Without(Dialect),
+    Without(ServerParameters),
     /// No call can succeed.
     Fatal(String),
 }
@@ -33,7 +33,7 @@ pub(in super::super) fn read(
     should_retry: Option<bool>,
     body: &str,
     settings: &Settings,
-    dialect: Dialect,
+    dialect: ServerParameters,
 ) -> Meaning {
     let parsed: Option<Value> = serde_json::from_str(body).ok();
     if (200..300).contains(&status) {
@@ -70,7 +70,7 @@ pub(in super::super) fn read(
 }
 
 /// A refused request: for an optional parameter, for its length, or for its content.
-fn refused(refusal: &Refusal, settings: &Settings, dialect: Dialect) -> Meaning {
+fn refused(refusal: &Refusal, settings: &Settings, dialect: ServerParameters) -> Meaning {
     let says = |word: &str| refusal.param == word || refusal.message.contains(word);
     let about = |parameter: &str| refusal.param == parameter || (refusal.param.is_empty() && says(parameter));
     if refusal.code == "content_filter" {
@@ -80,16 +80,16 @@ fn refused(refusal: &Refusal, settings: &Settings, dialect: Dialect) -> Meaning 
         return Meaning::Failed(Failure::new(FailureKind::TooLong, refusal.message.clone()));
     }
     if says("max_completion_tokens") && !dialect.completion_tokens {
-        return Meaning::Without(Dialect { completion_tokens: true, ..dialect });
+        return Meaning::Without(ServerParameters { completion_tokens: true, ..dialect });
     }
     if about("temperature") && !dialect.own_temperature {
-        return Meaning::Without(Dialect { own_temperature: true, ..dialect });
+        return Meaning::Without(ServerParameters { own_temperature: true, ..dialect });
     }
     if about("top_p") && !dialect.own_top_p {
-        return Meaning::Without(Dialect { own_top_p: true, ..dialect });
+        return Meaning::Without(ServerParameters { own_top_p: true, ..dialect });
     }
     if settings.top_logprobs > 0 && says("logprobs") && !dialect.no_logprobs {
-        return Meaning::Without(Dialect { no_logprobs: true, ..dialect });
+        return Meaning::Without(ServerParameters { no_logprobs: true, ..dialect });
     }
     Meaning::Failed(Failure::new(FailureKind::BadRequest, refusal.message.clone()))
 }
@@ -176,7 +176,7 @@ mod tests {
     }
 
     fn meaning(status: u16, body: &Value) -> Meaning {
-        read(status, None, None, &body.to_string(), &settings(0), Dialect::FIRST)
+        read(status, None, None, &body.to_string(), &settings(0), ServerParameters::FIRST)
     }
 
     fn kind(meaning: Meaning) -> Result<FailureKind, Meaning> {
@@ -214,7 +214,7 @@ mod tests {
     fn one_token_with_log_probs_is_whole() {
         let mut value = choice(json!("m"), "length");
         value["choices"][0]["logprobs"] = json!({"content": [{"token": "m", "top_logprobs": [{"token": "m", "logprob": -0.1}, {"token": "M", "logprob": -9999.0}]}]});
-        let read = |value: &Value| read(200, None, None, &value.to_string(), &settings(5), Dialect::FIRST);
+        let read = |value: &Value| read(200, None, None, &value.to_string(), &settings(5), ServerParameters::FIRST);
         let Meaning::Reply(reply) = read(&value) else { panic!() };
         assert_eq!(reply.first_token, Some(vec![("m".to_owned(), -0.1), ("M".to_owned(), -9999.0)]));
         let Meaning::Reply(reply) = read(&choice(json!("m"), "length")) else { panic!() };
@@ -242,10 +242,11 @@ mod tests {
         assert_eq!(kind(meaning(400, &error(json!("content_filter")))), Ok(FailureKind::ContentFilter));
         assert_eq!(kind(meaning(400, &error(json!("context_length_exceeded")))), Ok(FailureKind::TooLong));
         assert_eq!(kind(meaning(422, &json!({"detail": [{"loc": "x"}]}))), Ok(FailureKind::BadRequest));
-        let html = |status| read(status, None, None, "<html>bad\ngateway</html>", &settings(0), Dialect::FIRST);
+        let html =
+            |status| read(status, None, None, "<html>bad\ngateway</html>", &settings(0), ServerParameters::FIRST);
         assert!(matches!(html(200), Meaning::Again(failure, _) if failure.kind == FailureKind::NotAnAnswer));
         assert!(matches!(html(502), Meaning::Again(failure, _) if failure.message == "<html>bad gateway</html>"));
-        let told = |retry| read(500, None, retry, "{}", &settings(0), Dialect::FIRST);
+        let told = |retry| read(500, None, retry, "{}", &settings(0), ServerParameters::FIRST);
         assert!(matches!(told(Some(false)), Meaning::Failed(_)) && matches!(told(None), Meaning::Again(..)));
     }
 
@@ -261,8 +262,8 @@ mod tests {
         let Meaning::Without(dialect) = meaning(400, &temperature) else { panic!() };
         assert!(dialect.own_temperature);
         let logprobs = json!({"detail": "logprobs are not supported"});
-        let meaning = read(400, None, None, &logprobs.to_string(), &settings(5), Dialect::FIRST);
+        let meaning = read(400, None, None, &logprobs.to_string(), &settings(5), ServerParameters::FIRST);
         assert!(matches!(meaning, Meaning::Without(dialect) if dialect.no_logprobs));
-        assert!(kind(read(400, None, None, &logprobs.to_string(), &settings(0), Dialect::FIRST)).is_ok());
+        assert!(kind(read(400, None, None, &logprobs.to_string(), &settings(0), ServerParameters::FIRST)).is_ok());
     }
 }

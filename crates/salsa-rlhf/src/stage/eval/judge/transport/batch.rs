@@ -14,7 +14,7 @@ use super::{
         call::{Answer, Call, Failure, FailureKind, Settings},
         files,
     },
-    Dialect,
+    ServerParameters,
     answer::{self, Meaning},
     body,
 };
@@ -50,7 +50,7 @@ pub(in super::super) fn write(
     let mut files: Vec<String> = vec![String::new()];
     let mut count = 0;
     for call in calls {
-        let body = body(model, call, settings, Dialect::FIRST);
+        let body = body(model, call, settings, ServerParameters::FIRST);
         let line =
             json!({"custom_id": call.id(settings), "method": "POST", "url": "/v1/chat/completions", "body": body});
         let line = format!("{line}\n");
@@ -107,7 +107,7 @@ fn one(line: &Value, settings: &Settings) -> anyhow::Result<(String, Answer)> {
     }
     let status = response["status_code"].as_u64().and_then(|status| u16::try_from(status).ok()).unwrap_or(200);
     let text = response["body"].as_str().map_or_else(|| response["body"].to_string(), str::to_owned);
-    let answer = match answer::read(status, None, None, &text, settings, Dialect::FIRST) {
+    let answer = match answer::read(status, None, None, &text, settings, ServerParameters::FIRST) {
         Meaning::Reply(reply) => Ok(reply),
         Meaning::Failed(failure) | Meaning::Again(failure, _) => Err(failure),
         Meaning::Fatal(reason) => Err(Failure::new(FailureKind::BadRequest, reason)),

@@ -15,7 +15,7 @@ use ureq::{Agent, Body, http::Response};
 
 use super::{
     super::call::{Answer, Call, Failure, FailureKind, Settings},
-    Dialect,
+    ServerParameters,
     answer::{self, Meaning},
     body,
     secret::Secret,
@@ -104,12 +104,12 @@ impl Endpoint {
         concurrency: usize,
         take: &mut dyn FnMut(usize, Answer) -> anyhow::Result<()>,
         context: &StageContext,
-    ) -> anyhow::Result<Dialect> {
+    ) -> anyhow::Result<ServerParameters> {
         let shared = Shared {
             endpoint: self,
             calls,
             settings,
-            dialect: Mutex::new(Dialect::FIRST),
+            dialect: Mutex::new(ServerParameters::FIRST),
             pause: Mutex::new(Instant::now()),
             next: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
@@ -131,7 +131,7 @@ impl Endpoint {
     }
 
     /// Sends one request and interprets the response.
-    fn send(&self, call: &Call, settings: &Settings, dialect: Dialect) -> Meaning {
+    fn send(&self, call: &Call, settings: &Settings, dialect: ServerParameters) -> Meaning {
         let mut request = self.agent.post(&self.url).header("content-type", "application/json");
         if let Some(value) = &self.authorization {
             request = request.header(self.header, value);
@@ -155,7 +155,13 @@ impl Endpoint {
         }
     }
 
-    fn meaning(&self, response: &Response<Body>, text: &str, settings: &Settings, dialect: Dialect) -> Meaning {
+    fn meaning(
+        &self,
+        response: &Response<Body>,
+        text: &str,
+        settings: &Settings,
+        dialect: ServerParameters,
+    ) -> Meaning {
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
         let wait = wait::wanted(&header, Timestamp::now());
         let should_retry = header("x-should-retry").and_then(|text| text.trim().parse().ok());
@@ -169,7 +175,7 @@ struct Shared<'a> {
     endpoint: &'a Endpoint,
     calls: &'a [&'a Call],
     settings: &'a Settings,
-    dialect: Mutex<Dialect>,
+    dialect: Mutex<ServerParameters>,
     /// Nothing is sent before this time, as requested by the server.
     pause: Mutex<Instant>,
     next: AtomicUsize,
@@ -271,7 +277,7 @@ impl Shared<'_> {
     }
 
     /// Stores a refused parameter, unless another thread changed the dialect meanwhile.
-    fn learn(&self, asked: Dialect, changed: Dialect) {
+    fn learn(&self, asked: ServerParameters, changed: ServerParameters) {
         let mut dialect = lock(&self.dialect);
         if *dialect == asked {
             *dialect = changed;
@@ -280,7 +286,7 @@ impl Shared<'_> {
 
     fn say_what_was_learned(&self, context: &StageContext) {
         for words in lock(&self.dialect).in_words() {
-            context.say_once(&format!("{}: {words}", self.endpoint.url));
+            context.print_once(&format!("{}: {words}", self.endpoint.url));
         }
     }
 

@@ -28,7 +28,7 @@ pub enum Transport {
 
 /// The parameters that a server accepts. A parameter that the server refuses once is changed for all further calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Dialect {
+pub(super) struct ServerParameters {
     /// The token limit is called `max_completion_tokens`.
     pub completion_tokens: bool,
     /// The temperature is not sent.
@@ -39,10 +39,10 @@ pub(super) struct Dialect {
     pub no_logprobs: bool,
 }
 
-impl Dialect {
+impl ServerParameters {
     /// The initial assumption for every server.
-    pub(super) const FIRST: Dialect =
-        Dialect { completion_tokens: false, own_temperature: false, own_top_p: false, no_logprobs: false };
+    pub(super) const FIRST: ServerParameters =
+        ServerParameters { completion_tokens: false, own_temperature: false, own_top_p: false, no_logprobs: false };
 
     /// Descriptions of the omitted or renamed parameters, for the report.
     pub(super) fn in_words(self) -> Vec<&'static str> {
@@ -57,7 +57,7 @@ impl Dialect {
 }
 
 /// The body of a request. Temperature and `top_p` are always sent unless refused: servers have other defaults.
-pub(super) fn body(model: &str, call: &Call, settings: &Settings, dialect: Dialect) -> Value {
+pub(super) fn body(model: &str, call: &Call, settings: &Settings, dialect: ServerParameters) -> Value {
     let mut body = json!({"model": model, "messages": call.messages});
     let limit = if dialect.completion_tokens { "max_completion_tokens" } else { "max_tokens" };
     body[limit] = json!(settings.max_tokens);
