@@ -82,6 +82,17 @@ pub fn check_isa() -> Result<(), String> {
     backend::cpu::isa::check().map(|_| ())
 }
 
+/// Returns memory that is free but kept for reuse to the operating system: pooled arrays of the CPU backend, and pages
+/// of the allocator. Call it between two pieces of work that share nothing.
+pub fn release_memory() {
+    backend::cpu::Buffer::trim_pool();
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it takes no pointer, and may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// The smallest model that uses every part of the family's basic form, for examples and tests.
 pub fn tiny() -> ModelSpec {
     ModelSpec {

@@ -26,7 +26,7 @@ pub fn is_name_or_text(choice: &str) -> bool {
     choice == "auto" || named::source(choice).is_some() || choice.contains('{')
 }
 
-/// Returns the Jinja source for `choice`: one of [`named::NAMES`], or else a file.
+/// Returns the Jinja source for `choice`: one of `named::NAMES`, or else a file.
 ///
 /// # Errors
 /// If there is no such file, or it cannot be read.

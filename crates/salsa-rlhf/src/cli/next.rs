@@ -40,7 +40,10 @@ fn of_stage(kind: &Kind, product: &Path) -> Vec<Step> {
 }
 
 fn of_run(recipe: &Recipe) -> Vec<Step> {
-    let trained = recipe.steps.iter().rfind(|step| step.kind.leaves == Produces::LanguageModel);
+    let trained = recipe
+        .steps
+        .iter()
+        .rfind(|step| step.kind.leaves == Produces::LanguageModel && step.dir.join("stage.json").exists());
     let Some(step) = trained else { return Vec::new() };
     let (name, dir) = (&step.name, quoted(&step.dir.to_string_lossy()));
     let file = quoted(&recipe.out.join("recipe.yaml").to_string_lossy());

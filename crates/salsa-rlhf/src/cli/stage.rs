@@ -15,6 +15,7 @@ use crate::{
         kind::{Kind, Product, Stage},
         run_stage,
         soup::SoupConfig,
+        text::rows,
     },
 };
 
@@ -77,6 +78,11 @@ pub(super) fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
         // Nothing can be resumed, so Ctrl-C may end it at once: the one file is written atomically.
         _ => (planned.work)(&context)?,
     };
+    if place.as_ref().is_some_and(|(_, place)| place == rows::STDOUT) {
+        // stdout has the rows.
+        context.say(&results.to_string());
+        return Ok(());
+    }
     print(&format!("{results}\n"))?;
     if let Some((_, place)) = place.as_ref().filter(|_| !planned.is_dry_run) {
         next::after_stage(kind, Path::new(place), &context);

@@ -9,10 +9,27 @@ struct Answer {
     needs: &'static str,
     /// What to do instead.
     remedy: &'static str,
+    /// Whether leaving the key out changes no result, whatever its value.
+    is_harmless: bool,
 }
 
 const fn answer(keys: &'static str, needs: &'static str, remedy: &'static str) -> Answer {
-    Answer { keys, needs, remedy }
+    Answer { keys, needs, remedy, is_harmless: false }
+}
+
+/// An answer for keys that concern speed, logs or the surroundings of another program: on a command line they are
+/// ignored with a note.
+const fn harmless(keys: &'static str, remedy: &'static str) -> Answer {
+    Answer { keys, needs: "", remedy, is_harmless: true }
+}
+
+impl Answer {
+    fn means(&self, name: &str) -> bool {
+        self.keys.split(' ').any(|key| match key.strip_suffix('*') {
+            Some(start) => name.starts_with(start),
+            None => key == name,
+        })
+    }
 }
 
 /// The first answer that applies is used.
@@ -24,37 +41,33 @@ const ANSWERS: &[Answer] = &[
         "",
         "leave it out: the same command resumes by itself",
     ),
-    answer(
+    harmless(
         "report_to use_wandb wandb_* mlflow_* comet_* swanlab_* trackio_* use_tensorboard project plot_loss log_completions* \
         log_multimodal log_unique_prompts num_completions_to_print",
-        "",
         "leave it out: metrics.jsonl and TensorBoard event files are always written",
     ),
-    answer("logging_dir", "", "leave it out: event files are written to the output directory"),
-    answer("run_name", "", "leave it out: a run is known by its output directory"),
+    harmless("logging_dir", "leave it out: event files are written to the output directory"),
+    harmless("run_name", "leave it out: a run is known by its output directory"),
     answer("push_to_hub hub_*", "", "leave it out: upload the output directory, it has Hugging Face's layout"),
     answer(
         "overwrite_output_dir overwrite_cache",
         "",
         "leave it out: nothing that is done is overwritten; remove the directory to make it anew",
     ),
-    answer(
+    harmless(
         "save_total_limit max_ckpt_num save_only_model save_on_each_node",
-        "",
         "leave it out: the newest two checkpoints are kept, and none once the stage is done",
     ),
     answer("save_strategy", "save_steps", "leave it out: save_steps alone decides"),
     answer("saves_per_epoch", "save_steps", "say save_steps: a checkpoint every so many steps"),
     answer("save_path ckpt_path", "output_dir", "say output_dir; checkpoints lie in it"),
-    answer(
+    harmless(
         "save_safetensors disable_ds_ckpt save_hf_ckpt",
-        "",
         "leave it out: results are Hugging Face directories with safetensors weights",
     ),
-    answer(
+    harmless(
         "log_level log_level_replica log_on_each_node disable_tqdm logging_nan_inf_filter skip_memory_metrics \
         include_num_input_tokens_seen include_tokens_per_second debug",
-        "",
         "leave it out: progress is shown on a terminal and written as plain lines elsewhere",
     ),
     answer("logging_strategy logging_first_step", "logging_steps", "leave it out: logging_steps alone decides"),
@@ -152,9 +165,13 @@ const ANSWERS: &[Answer] = &[
     answer("dataset_train_split", "dataset", "say dataset.split, beside dataset.path"),
     answer("dataset_test_split", "eval_dataset", "say eval_dataset.split, beside eval_dataset.path"),
     answer("dataset_config dataset_dir", "dataset", "say the path of the files: dataset: {path: FOLDER}"),
+    harmless(
+        "dataset_num_proc preprocessing_num_workers dataset_processes dataloader_num_workers dataloader_pin_memory \
+        dataloader_persistent_workers dataloader_prefetch_factor remove_unused_columns",
+        "leave it out: data are read as a whole, on all cores",
+    ),
     answer(
-        "dataset_streaming streaming dataset_num_proc preprocessing_num_workers dataset_processes dataloader_* \
-        dataset_prepared_path remove_unused_columns length_column_name group_by_length train_sampling_strategy label_names \
+        "dataset_streaming streaming dataloader_* dataset_prepared_path length_column_name group_by_length train_sampling_strategy label_names \
         dataset_kwargs",
         "",
         "leave it out: data are read as a whole, on all cores",
@@ -201,7 +218,7 @@ const ANSWERS: &[Answer] = &[
         "say lora_target_modules: all-linear, or a list of names",
     ),
     answer("lora_rank", "lora_r", "say lora_r"),
-    answer("lora_task_type", "", "leave it out: the stage decides it"),
+    harmless("lora_task_type", "leave it out: the stage decides it"),
     answer(
         "lora_modules_to_save additional_target",
         "",
@@ -228,7 +245,7 @@ const ANSWERS: &[Answer] = &[
         "model_name_or_path",
         "say model_name_or_path; the directory says the rest",
     ),
-    answer("trust_remote_code", "", "leave it out: no code of a model is ever run"),
+    harmless("trust_remote_code", "leave it out: no code of a model is ever run"),
     answer(
         "model_adapter_name ref_adapter_name",
         "",
@@ -249,11 +266,10 @@ const ANSWERS: &[Answer] = &[
         "",
         "leave it out: memory is planned before a weight is read, and a plan that does not fit says what would",
     ),
-    answer(
+    harmless(
         "attn_implementation flash_attn flash_attention sdp_attention xformers_attention use_liger_kernel \
         liger_kernel_config torch_compile* use_kernels enable_jit_checkpoint use_cache cache_implementation \
         use_unsloth enable_liger_kernel",
-        "",
         "leave it out: the fastest kernels that this machine has are chosen by themselves",
     ),
     answer(
@@ -293,7 +309,7 @@ const ANSWERS: &[Answer] = &[
     answer("value_clip", "cliprange_value", "say cliprange_value"),
     answer("lambd", "lam", "say lam"),
     answer("normalize_reward", "normalize_scores", "say normalize_scores"),
-    answer("disable_dropout", "", "leave it out: there is no dropout but that of adapters (lora_dropout)"),
+    harmless("disable_dropout", "leave it out: there is no dropout but that of adapters (lora_dropout)"),
     answer(
         "advantage_estimator num_generations* n_samples_per_prompt num_iterations epsilon_high delta scale_rewards \
         importance_sampling_level mask_truncated_completions reward_weights reward_funcs multi_objective_aggregation \
@@ -317,22 +333,33 @@ const ANSWERS: &[Answer] = &[
     answer("pref_beta dpo_beta", "beta", "say beta"),
     // mergekit.
     answer(
-        "lora_merge_cache lora_merge_dtype cuda low_cpu_memory lazy_unpickle out_shard_size copy_tokenizer \
-        transformers_cache allow_crimes random_seed async_write write_model_card multi_gpu read_to_gpu gpu_rich",
+        "copy_tokenizer",
+        "densities",
+        "leave it out: the tokenizer is always written (tokenizer_source says which)",
+    ),
+    answer("write_model_card", "densities", "leave it out: soup.json records what the soup is made of"),
+    answer(
+        "allow_crimes",
+        "densities",
+        "leave it out: models that do not fit together are refused, whatever is allowed",
+    ),
+    answer(
+        "lora_merge_cache lora_merge_dtype cuda low_cpu_memory lazy_unpickle out_shard_size \
+        transformers_cache random_seed async_write multi_gpu read_to_gpu gpu_rich",
         "densities",
         "leave it out: a merge reads and writes piece by piece on all cores, in little memory",
     ),
 ];
 
+/// Why `name` can be ignored, if leaving it out changes no result.
+pub(super) fn ignored(name: &str) -> Option<&'static str> {
+    let answer = ANSWERS.iter().find(|answer| answer.is_harmless && answer.means(name))?;
+    answer.remedy.strip_prefix("leave it out: ")
+}
+
 /// The remedy for `name`, for a stage that has the keys for which `has` returns true.
 pub(super) fn remedy(name: &str, has: impl Fn(&str) -> bool) -> Option<&'static str> {
-    let means = |keys: &str| {
-        keys.split(' ').any(|key| match key.strip_suffix('*') {
-            Some(start) => name.starts_with(start),
-            None => key == name,
-        })
-    };
-    let holds = |answer: &&Answer| (answer.needs.is_empty() || has(answer.needs)) && means(answer.keys);
+    let holds = |answer: &&Answer| (answer.needs.is_empty() || has(answer.needs)) && answer.means(name);
     ANSWERS.iter().find(holds).map(|answer| answer.remedy)
 }
 

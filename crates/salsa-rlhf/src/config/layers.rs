@@ -18,6 +18,7 @@ pub(super) struct Layers<T> {
 /// All values that the command line gives for one key.
 struct Flag<'a> {
     name: String,
+    /// The name that the first of its values was given under.
     written: &'a str,
     /// The rest of a dotted path (if any), and the text.
     values: Vec<(Option<&'a str>, &'a str)>,
@@ -75,7 +76,11 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
                 })?,
                 false => readings(&flag),
             };
-            self.accept(&flag.name, flag.written, readings, &origin)?;
+            let accepted = self.accept(&flag.name, flag.written, readings, &origin);
+            accepted.map_err(|error| match flag.values.len() {
+                1 => error,
+                times => origin.error(format!("--{} is given {times} times; it takes one value", flag.written)),
+            })?;
         }
         Ok(())
     }
@@ -96,22 +101,51 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
             Some((root, rest)) => (root, Some(rest)),
             None => (written, None),
         };
-        let resolved = overrides.iter().map(|(written, text)| {
-            let (root, _) = parts(written);
+        let resolved = overrides.iter().filter_map(|(written, text)| {
+            let (root, rest) = parts(written);
             match names::resolve(root, &self.keys) {
-                Ok(name) => Ok((name, text.as_str())),
-                Err(hint) => self.negated(root, text).map(|name| (name, "false")).ok_or((root, hint)),
+                Ok(name) => Some(Ok((name, root, rest, text.as_str()))),
+                Err(hint) => match self.in_other_words(root, text) {
+                    Some((name, text)) => Some(Ok((name, root, rest, text))),
+                    None => match names::ignored(root) {
+                        Some(reason) => {
+                            eprintln!("--{root} is ignored: {reason}");
+                            None
+                        }
+                        None => Some(Err((root, hint))),
+                    },
+                },
             }
         });
-        let resolved = all_known(resolved, &Origin::CommandLine)?;
-        for ((name, text), (written, _)) in resolved.into_iter().zip(overrides) {
-            let (root, rest) = parts(written);
+        for (name, root, rest, text) in all_known(resolved, &Origin::CommandLine)? {
             match flags.iter_mut().find(|flag| flag.name == name) {
+                Some(flag) if flag.written != root && rest.is_none() => {
+                    // Under another name it is no further item of a list, but the same setting once more.
+                    if flag.values != [(None, text)] {
+                        return Err(Origin::CommandLine
+                            .error(format!("--{root} is another name of --{}; give one of them", flag.written)));
+                    }
+                }
                 Some(flag) => flag.values.push((rest, text)),
                 None => flags.push(Flag { name, written: root, values: vec![(rest, text)] }),
             }
         }
         Ok(flags)
+    }
+
+    /// A flag that stands for a value of another key: `--no_packing` for `--packing false`, `--bf16 true` for
+    /// `--dtype bf16`.
+    fn in_other_words<'a>(&self, flag: &str, text: &'a str) -> Option<(String, &'a str)> {
+        if let Some(name) = self.negated(flag, text) {
+            return Some((name, "false"));
+        }
+        let is_precision =
+            names::plain(flag) == "bf16" && self.keys.contains_key("dtype") && self.keys["dtype"] == "auto";
+        match text {
+            "true" | "True" if is_precision => Some(("dtype".to_owned(), "bf16")),
+            "false" | "False" if is_precision => Some(("dtype".to_owned(), "f32")),
+            _ => None,
+        }
     }
 
     /// Treats `--no_packing` as `--packing false`.
@@ -150,8 +184,8 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
     }
 }
 
-/// The interpretations of a flag's text, likeliest first: YAML, plain text, a list of one; if repeated, a list of
-/// either.
+/// The interpretations of a flag's text, likeliest first: YAML, plain text, items between commas, a list of one; if
+/// repeated, a list of either.
 fn readings(flag: &Flag<'_>) -> Vec<Reading> {
     let typed: Vec<Value> = flag.values.iter().map(|(_, text)| typed(text)).collect();
     let texts: Vec<Value> = flag.values.iter().map(|(_, text)| (*text).into()).collect();
@@ -159,6 +193,10 @@ fn readings(flag: &Flag<'_>) -> Vec<Reading> {
     if let ([typed], [text]) = (&typed[..], &texts[..]) {
         all.extend(numbers(typed));
         all.push(text.clone());
+        let items: Vec<&str> = flag.values[0].1.split(',').collect();
+        if items.len() > 1 && items.iter().all(|item| !item.trim().is_empty()) && typed.is_string() {
+            all.push(items.iter().map(|item| self::typed(item.trim())).collect());
+        }
     }
     all.extend([Value::Array(typed), Value::Array(texts)]);
     all.into_iter().map(Reading::whole).collect()

@@ -2,7 +2,7 @@
 //!
 //! A stage's configuration is one struct with `Default`, `Serialize` and `Deserialize` (`#[serde(default)]`, no
 //! `skip_serializing`, no `serde(alias)`): its serialised default *is* the list of valid keys. Keys keep TRL's spelling
-//! where TRL has one, `-` and `_` are equal, and the other common names of [`names`] are accepted. A key that does not
+//! where TRL has one, `-` and `_` are equal, and the other common names of `names` are accepted. A key that does not
 //! exist is an error that names the nearest one that does; a value of the wrong type is an error that names the key.
 //! Constraints across values are checked by each stage's `validate`.
 use std::path::{Path, PathBuf};

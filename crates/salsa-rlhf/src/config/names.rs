@@ -76,6 +76,11 @@ pub(crate) fn resolve(name: &str, keys: &Map<String, Value>) -> Result<String, S
     }
 }
 
+/// Why a flag of another tool can be ignored; `None` if it cannot.
+pub(crate) fn ignored(name: &str) -> Option<&'static str> {
+    foreign::ignored(&plain(name))
+}
+
 /// The other accepted names of `key`, TRL's first.
 pub(crate) fn others<'a>(key: &'a str, keys: &'a Map<String, Value>) -> impl Iterator<Item = &'static str> + 'a {
     let mut names: Vec<&str> = Vec::new();

@@ -32,6 +32,10 @@ fn results_in_words(results: &Value) -> Vec<String> {
     let count = |path: &str, unit: &str| number(path).map(|n| format!("{} {unit}", short(n)));
     let value = |path: &str, name: &str| number(path).map(|n| format!("{name} {n:.2}"));
     let share = |path: &str, name: &str| number(path).map(|n| format!("{name} {:.1} %", 100.0 * n));
+    let range = |path: &str| {
+        let ends = [0, 1].map(|end| number(&format!("{path}/{end}")));
+        Some(format!("[{:.1}, {:.1}]", 100.0 * ends[0]?, 100.0 * ends[1]?))
+    };
     let text = |path: &str| results.pointer(path).and_then(Value::as_str).map(str::to_owned);
     [
         count("/calls", "judgments"),
@@ -44,6 +48,8 @@ fn results_in_words(results: &Value) -> Vec<String> {
         count("/updates", "updates"),
         value("/training/train/loss", "loss"),
         share("/eval_accuracy", "accuracy"),
+        range("/eval_accuracy_ci95"),
+        count("/eval_pairs", "held-out pairs"),
         value("/last/objective~1scores", "score"),
         value("/last/objective~1kl", "KL"),
     ]

@@ -89,9 +89,14 @@ fn line(outcome: &Outcome) -> String {
     let mut numbers = Vec::new();
     collect(outcome.results(), "", &mut numbers);
     for (path, number) in numbers.iter().take(5) {
-        // The last two components suffice: `train.loss`.
-        let start = path.rmatch_indices('.').nth(1).map_or(0, |(at, _)| at + 1);
-        line += &format!("  {} {number}", &path[start..]);
+        // The last two components suffice (`train.loss`), unless others end alike (`arms.ppo.test.score`).
+        let short = |path: &str| {
+            let start = path.rmatch_indices('.').nth(1).map_or(0, |(at, _)| at + 1);
+            path[start..].to_owned()
+        };
+        let is_alone = numbers.iter().filter(|(other, _)| short(other) == short(path)).count() == 1;
+        let name = if is_alone { short(path) } else { path.strip_prefix("arms.").unwrap_or(path).to_owned() };
+        line += &format!("  {name} {number}");
     }
     line
 }

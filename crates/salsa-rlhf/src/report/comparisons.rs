@@ -33,8 +33,8 @@ impl Contrast {
 }
 
 impl Comparison {
-    /// The arm that is better by the 95 % interval; none if undecided.
-    pub(super) fn better(&self) -> Option<&str> {
+    /// The arm whose number is higher by the 95 % interval over prompts; none if undecided.
+    pub(super) fn higher(&self) -> Option<&str> {
         let draw = self.metric.draw();
         match self.estimate {
             e if e.is_above(draw) => Some(&self.arm),
@@ -59,7 +59,7 @@ pub(super) fn lines(summary: &Summary) -> Vec<Vec<String>> {
             format!("{} vs {}", comparison.arm, comparison.versus),
             comparison.metric.column().to_owned(),
             value,
-            comparison.better().map_or("cannot tell".to_owned(), |arm| format!("{arm} is better")),
+            comparison.higher().map_or("cannot tell".to_owned(), |arm| format!("{arm} is higher")),
         ]
     };
     summary.comparisons.iter().map(line).collect()

@@ -86,6 +86,7 @@ fn summary() -> Summary {
         seed: 1,
         isa: "avx512".to_owned(),
         device: "cpu".to_owned(),
+        prompts: Ordered::new(),
         arms: arms.into_iter().map(splits).collect(),
         landscape: landscape
             .into_iter()

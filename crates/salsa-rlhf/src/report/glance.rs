@@ -26,14 +26,22 @@ pub(super) fn draw(out: &mut String, report: &Report) {
         if sentences.is_empty() && report.summary.comparisons.iter().all(|c| c.split != split) {
             continue;
         }
-        let _ = write!(out, "<h3>{}</h3>", escape(&label(&split_name(split))));
+        let count = report.summary.prompts.get(split).map(|count| format!(" <small>{count}</small>"));
+        let _ = write!(out, "<h3>{}{}</h3>", escape(&label(&split_name(split))), count.unwrap_or_default());
         for (sentence, warning) in sentences {
             let class = if warning { " class=\"warning\"" } else { "" };
             let _ = write!(out, "<p{class}>{}</p>", escape(&sentence));
         }
     }
+    if !report.summary.comparisons.is_empty() {
+        let _ = write!(out, "<p class=\"hint\">{SCOPE}</p>");
+    }
     out.push_str("</div>\n");
 }
+
+/// What the intervals of one evaluation cover.
+const SCOPE: &str = "Each arm was trained once; the intervals are over prompts. They say how these models compare, not \
+    how another seed of the training would turn out: <code>salsa study</code> repeats a recipe over seeds.";
 
 /// One arm: its headline number on every split, each with the difference from the baseline.
 fn card(out: &mut String, report: &Report, key: &str, by_split: &Ordered<SplitSummary>) {
@@ -86,9 +94,18 @@ fn sentences(report: &Report, split: &str) -> Vec<(String, bool)> {
 fn comparison_in_words(report: &Report, comparison: &Comparison) -> String {
     let (arm, versus) = (report.label(&comparison.arm), report.label(&comparison.versus));
     let value = estimate(&comparison.estimate, comparison.metric.format());
-    let better = comparison.better().map(|arm| format!("{} is better", report.label(arm)));
-    let verdict = better.unwrap_or_else(|| "this run cannot tell them apart".to_owned());
-    format!("{arm} against {versus}, {}: {value}; {verdict}.", comparison.metric.words())
+    let higher = comparison.higher().map(|arm| format!("{} is higher on these prompts", report.label(arm)));
+    let verdict = higher.unwrap_or_else(|| "these prompts cannot tell them apart".to_owned());
+    let distance = distances(report, comparison).unwrap_or_default();
+    format!("{arm} against {versus}, {}: {value}; {verdict}{distance}.", comparison.metric.words())
+}
+
+/// How far the two arms went for it: their KLs to the report's anchor.
+fn distances(report: &Report, comparison: &Comparison) -> Option<String> {
+    let anchor = report.summary.anchor()?;
+    let kl = |arm: &str| report.summary.arms.get(arm)?.get(&comparison.split)?.versus.kls.get(anchor);
+    let (arm, versus) = (kl(&comparison.arm)?, kl(&comparison.versus)?);
+    Some(format!(" (KL to {}: {} against {})", spoken(anchor), number(arm.mean), number(versus.mean)))
 }
 
 fn against_baseline(report: &Report, key: &str, arm: &SplitSummary, name: &str, base: &SplitSummary) -> String {

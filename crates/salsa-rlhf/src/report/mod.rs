@@ -37,7 +37,7 @@ pub(crate) use study::{
     ArmNumbers, BandPoint, CellNumbers, CellSet, Claim, Cost, DistanceAndGain, Frontier, FrontierPoint, LineOverSeeds,
     OverSeeds, Seconds, Signs, StudyArm, StudyFactor, StudyReport, Sweep, SweepPoint, study_table,
 };
-pub(crate) use summary::{Comparison, Contrast, Estimate, LandscapePoint, Ordered, SplitSummary, Summary};
+pub(crate) use summary::{Comparison, Contrast, Estimate, LandscapePoint, Ordered, PromptCount, SplitSummary, Summary};
 pub(crate) use table::table;
 pub(crate) use versus::{INTERVAL, Versus};
 

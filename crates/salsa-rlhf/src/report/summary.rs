@@ -1,6 +1,9 @@
 //! `summary.json`: the numbers of a run, one entry per arm and evaluation split.
 
-use std::ops::{Deref, DerefMut};
+use std::{
+    fmt,
+    ops::{Deref, DerefMut},
+};
 
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -20,6 +23,9 @@ pub struct Summary {
     /// The device: `"cpu"`, or the name of the GPU; empty in summaries of versions without GPU support.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub device: String,
+    /// The prompts behind the numbers of each split; empty in summaries of earlier versions.
+    #[serde(default, skip_serializing_if = "Ordered::is_empty")]
+    pub prompts: Ordered<PromptCount>,
     /// Arm key (`"sft_a"`, `"salsa"`, …), then split key (`"test"`, `"ood"`, …), in the order of presentation.
     pub arms: Ordered<Ordered<SplitSummary>>,
     /// Reward along the line SFT A – SFT B, split by split.
@@ -31,6 +37,24 @@ pub struct Summary {
     /// Wall-clock seconds per stage, in execution order.
     #[serde(default, skip_serializing_if = "Ordered::is_empty")]
     pub seconds: Ordered<f64>,
+}
+
+/// Number of prompts of a split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptCount {
+    /// Prompts that every arm answered.
+    pub answered: usize,
+    /// Prompts not used because they are too long.
+    pub left_out: usize,
+}
+
+impl fmt::Display for PromptCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.left_out {
+            0 => write!(f, "{} prompts", self.answered),
+            long => write!(f, "{} prompts; {long} longer ones left out", self.answered),
+        }
+    }
 }
 
 /// A mean with its 95 % interval.

@@ -10,6 +10,8 @@ const GAP: usize = 2;
 /// intervals; then a line for each comparison of two arms on each split:
 ///
 /// ```text
+/// test  400 prompts
+///
 /// test   gold reward           KL to SFT A
 /// sft_a  0.512 [0.500, 0.524]  0
 /// salsa  0.731 [0.712, 0.750]  4.21
@@ -21,6 +23,11 @@ const GAP: usize = 2;
 pub(crate) fn table(summary: &Summary, width: usize) -> String {
     let columns = columns(summary);
     let mut blocks: Vec<Vec<Vec<String>>> = Vec::new();
+    let counts: Vec<Vec<String>> =
+        summary.prompts.iter().map(|(split, count)| vec![split.clone(), count.to_string()]).collect();
+    if !counts.is_empty() {
+        blocks.push(counts);
+    }
     for split in splits(summary) {
         let rows = rows(summary, split, &columns);
         blocks.extend(in_width(&rows, width));

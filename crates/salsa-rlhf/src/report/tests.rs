@@ -51,8 +51,13 @@ fn the_page_is_well_formed_self_contained_and_complete() {
     for number in ["0.702", "0.688 to 0.716", "78.7 %", "76.0 to 81.4 %", "4 min 41 s"] {
         assert!(html.contains(number), "{number}");
     }
-    assert!(html.contains("SALSA against PPO, win rate: 52.8 % (49.7 to 55.9 %); this run cannot tell them apart."));
-    assert!(html.contains("SALSA against PPO, difference of gold reward: +0.018 (+0.006 to +0.030); SALSA is better."));
+    assert!(html.contains(
+        "SALSA against PPO, win rate: 52.8 % (49.7 to 55.9 %); these prompts cannot tell them apart \
+         (KL to SFT A: 4.20 against 4.60)."
+    ));
+    assert!(html.contains(
+        "SALSA against PPO, difference of gold reward: +0.018 (+0.006 to +0.030); SALSA is higher on these prompts"
+    ));
     assert_eq!(html, fixture::report().html());
 }
 
@@ -60,7 +65,8 @@ fn the_page_is_well_formed_self_contained_and_complete() {
 #[test]
 fn verdicts_cover_every_split_and_not_the_first_alone() {
     let mut report = fixture::report();
-    let worse = "SALSA against PPO, difference of gold reward: −0.035 (−0.056 to −0.013); PPO is better.";
+    let worse =
+        "SALSA against PPO, difference of gold reward: −0.035 (−0.056 to −0.013); PPO is higher on these prompts";
     let (before, after) = (report.html(), "<h3>Out of distribution</h3>");
     let place = |html: &str, text: &str| html.find(text).unwrap_or_else(|| panic!("{text} is missing"));
     assert!(place(&before, after) < place(&before, worse));
@@ -72,7 +78,7 @@ fn verdicts_cover_every_split_and_not_the_first_alone() {
         assert!(before.contains(&format!("<figcaption>{title}</figcaption>")), "frontier: {title}");
     }
     let text = table(&report.summary, usize::MAX);
-    let line = "ood   salsa vs ppo  gold reward  −0.035 [−0.056, −0.013]  ppo is better";
+    let line = "ood   salsa vs ppo  gold reward  −0.035 [−0.056, −0.013]  ppo is higher";
     assert!(text.lines().any(|found| found == line), "{text}");
 
     // Another order of the splits changes only the order of the output.
@@ -232,6 +238,15 @@ fn summary_json_has_the_promised_shape_and_comes_back() {
     assert_eq!(keys, ["sft_a", "sft_b", "soup", "ppo", "salsa"]);
     let text = serde_json::to_string(&summary).unwrap();
     assert_eq!(serde_json::from_str::<Summary>(&text).unwrap(), summary);
+}
+
+#[test]
+fn the_number_of_prompts_is_shown() {
+    let mut report = fixture::report();
+    report.summary.prompts.insert("test", PromptCount { answered: 60, left_out: 93 });
+    assert!(report.html().contains("<h3>Test <small>60 prompts; 93 longer ones left out</small></h3>"));
+    let text = table(&report.summary, usize::MAX);
+    assert_eq!(text.lines().next(), Some("test  60 prompts; 93 longer ones left out"));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::{
     rc::Rc,
 };
 
+use anyhow::bail;
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -51,7 +52,7 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     fn check(&self) -> anyhow::Result<()>;
 
     /// How the stage uses its inputs. The inputs themselves (read, and compared between runs) follow from the field
-    /// types [`crate::config::paths::ModelPath`] and [`crate::config::paths::DataPath`].
+    /// types `ModelPath` and `DataPath`.
     fn reads(&self) -> Reads;
 
     /// Device and number type; `None` for a stage that runs no model.
@@ -280,11 +281,24 @@ fn load<C: Stage>(file: Option<&Path>, overrides: &[(String, String)]) -> anyhow
     plan(hub::localise(config::load::<C>(file, overrides)?)?)
 }
 
+/// Refuses an output file that is an input: it would be replaced by what is made from it.
+fn refuse_own_input(output: &Path, inputs: &[PathBuf]) -> anyhow::Result<()> {
+    let Ok(written) = output.canonicalize() else { return Ok(()) };
+    if written.is_file() && inputs.iter().any(|input| input.canonicalize().is_ok_and(|input| input == written)) {
+        bail!("the output {} is also read; write to another file", output.display());
+    }
+    Ok(())
+}
+
 fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
     stage.check()?;
     let (config, places) = (serde_json::to_value(&stage)?, Places::of(&stage)?);
     let (reads, plans_memory) = (stage.reads(), stage.plans_memory());
     let is_dry_run = stage.is_dry_run();
+    let inputs = places.paths(&config);
+    if let (Product::File(_), Some(output)) = (C::PRODUCT, C::PRODUCT.key().and_then(|key| config[key].as_str())) {
+        refuse_own_input(Path::new(output), &inputs)?;
+    }
     let stage = Rc::new(stage);
     let checked = stage.clone();
     let check_inputs = Box::new(move || checked.check_inputs());
@@ -299,5 +313,5 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
             stage.run(&context.on(opened.device))
         })
     });
-    Ok(Planned { inputs: places.paths(&config), config, places, reads, plans_memory, is_dry_run, check_inputs, work })
+    Ok(Planned { inputs, config, places, reads, plans_memory, is_dry_run, check_inputs, work })
 }

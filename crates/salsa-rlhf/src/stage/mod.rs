@@ -1,7 +1,7 @@
 //! Stages: each reads files and fills one output directory.
 //!
 //! A stage is a configuration with an `impl` of [`kind::Stage`] and a line in [`table::STAGES`]. Its `run` fills its
-//! output directory and returns its results as JSON. [`run_stage`] wraps it: it skips a finished stage, refuses a
+//! output directory and returns its results as JSON. `run_stage` wraps it: it skips a finished stage, refuses a
 //! changed one, locks the directory for one process and writes `stage.json` last.
 //!
 //! The `mod.rs` of each folder states what the folder may import; modules shared by all of them are directly in

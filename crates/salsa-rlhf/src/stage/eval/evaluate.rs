@@ -122,6 +122,7 @@ pub(crate) fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Re
         seed: config.seed,
         isa: salsa_engine::isa().into(),
         device: device::label(&context.device),
+        prompts: sets.iter().map(|set| (set.name.as_str(), set.count())).collect(),
         arms: arms_in_order(&summaries, &sets),
         landscape: bench.landscape(&sets, &answers, &mut advance)?,
         comparisons: comparisons(config, &answers, &sets),

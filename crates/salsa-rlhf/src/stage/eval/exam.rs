@@ -7,6 +7,7 @@ use salsa_engine::{Device, Head, Model, ModelSpec, Prompt, Sampling};
 use crate::{
     checkpoint::Checkpoint,
     data::Content,
+    report::PromptCount,
     stage::{
         StageContext,
         gold::Gold,
@@ -66,6 +67,13 @@ pub(in crate::stage) struct Questions {
     pub tokens: Vec<Vec<u32>>,
     /// The number of prompts that are too long.
     pub left_out: usize,
+}
+
+impl Questions {
+    /// How many prompts are answered, and how many are too long.
+    pub(in crate::stage) fn count(&self) -> PromptCount {
+        PromptCount { answered: self.prompts.len(), left_out: self.left_out }
+    }
 }
 
 /// Selection of prompts.

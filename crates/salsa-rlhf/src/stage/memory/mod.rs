@@ -234,6 +234,8 @@ pub(crate) fn check(
     need: &dyn Fn(&MemorySettings) -> Need,
     context: &StageContext,
 ) -> anyhow::Result<()> {
+    // What an earlier stage of this process has freed is there for this one.
+    salsa_engine::release_memory();
     let resident = available::resident_bytes().unwrap_or(Need::PROGRAM);
     let need = &|knobs: &MemorySettings| need(knobs).with_program(resident, knobs.place);
     let (now, available) = (need(knobs), Available::now(&context.device)?.and_used(resident, knobs.place));

@@ -2,7 +2,10 @@
 use std::path::PathBuf;
 
 use anyhow::ensure;
-use salsa_algo::preference::bradley_terry::{self, Margins};
+use salsa_algo::{
+    preference::bradley_terry::{self, Margins},
+    stats::{Interval, Z95, wilson},
+};
 use salsa_engine::{Batch, Head, Model, Output, Query};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -179,15 +182,23 @@ pub(crate) fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Resu
         &config.training,
         &outcome,
     )?;
+    let accuracy = outcome.eval.get("accuracy");
     Ok(json!({
-        "eval_accuracy": outcome.eval.get("accuracy"),
+        "eval_accuracy": accuracy,
         "eval_longer_wins_accuracy": eval.as_ref().map(PairRanking::longer_wins_accuracy),
         "left_out": left_out,
         "eval_pairs": eval.as_ref().map(|eval| eval.pairs.len()),
+        "eval_accuracy_ci95": accuracy.map(|accuracy| interval(accuracy, eval.as_ref().map_or(0, |eval| eval.pairs.len()))),
         "training": outcome.to_json(),
         "score_mean": mean,
         "score_std": std,
     }))
+}
+
+/// The 95 % Wilson interval of a share of so many pairs.
+fn interval(share: f64, pairs: usize) -> [f64; 2] {
+    let Interval { low, high } = wilson((share * pairs as f64).clamp(0.0, pairs as f64), pairs, Z95);
+    [low, high]
 }
 
 /// Bradley–Terry: the preferred response should get the higher score.

@@ -2,6 +2,7 @@
 //! order.
 use std::{
     collections::BTreeMap,
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -249,6 +250,13 @@ pub(crate) fn check_finite(what: &str, values: &[f32]) -> anyhow::Result<()> {
 /// # Errors
 /// If the file cannot be written.
 pub(crate) fn write(path: &Path, rows: impl Iterator<Item = Map<String, Value>>) -> anyhow::Result<()> {
+    if path == Path::new(STDOUT) {
+        let mut out = std::io::stdout().lock();
+        for row in rows {
+            writeln!(out, "{}", serde_json::to_string(&row)?).context("cannot write to stdout")?;
+        }
+        return out.flush().context("cannot write to stdout");
+    }
     atomic::write_with(path, |file| {
         for row in rows {
             serde_json::to_writer(&mut *file, &row)?;
@@ -257,6 +265,9 @@ pub(crate) fn write(path: &Path, rows: impl Iterator<Item = Map<String, Value>>)
         Ok(())
     })
 }
+
+/// The path of an output that means stdout.
+pub(crate) const STDOUT: &str = "-";
 
 /// Splits consecutive sequences into batches of at most `budget` tokens (a longer sequence is a batch by itself).
 pub(crate) fn batches(sequences: &[Vec<u32>], budget: usize) -> Vec<&[Vec<u32>]> {
