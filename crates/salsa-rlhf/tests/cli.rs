@@ -140,7 +140,7 @@ fn wrong_usage_ends_with_2() {
         ("run r.yaml --ou x", "unexpected argument '--ou' found"),
         ("sft --learning_rat 1", "unknown option --learning_rat; did you mean \"learning_rate\"?"),
         ("sft --learning-rate fast", "--learning-rate: expected a number, got string \"fast\""),
-        ("sft --report_to wandb", "unknown option --report_to; leave it out: metrics.jsonl"),
+        ("sft --push_to_hub true", "unknown option --push_to_hub; leave it out: upload"),
         ("eval winrate --answer a", "unknown option --answer; did you mean \"answers\"?"),
         ("schema pppo", "there is no stage \"pppo\"; did you mean \"ppo\"?"),
         ("sft stray", "\"stray\" belongs to no option"),

@@ -77,9 +77,10 @@ impl<T: Serialize + DeserializeOwned + Default> Layers<T> {
                 false => readings(&flag),
             };
             let accepted = self.accept(&flag.name, flag.written, readings, &origin);
-            accepted.map_err(|error| match flag.values.len() {
-                1 => error,
-                times => origin.error(format!("--{} is given {times} times; it takes one value", flag.written)),
+            let times = flag.values.iter().filter(|(rest, _)| rest.is_none()).count();
+            accepted.map_err(|error| match times {
+                0 | 1 => error,
+                _ => origin.error(format!("--{} is given {times} times; it takes one value", flag.written)),
             })?;
         }
         Ok(())

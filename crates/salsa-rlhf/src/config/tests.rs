@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, fs};
 use serde::Deserialize;
 
 use super::*;
-use crate::stage::{rl::ppo::PpoConfig, supervised::sft::SftConfig, table::find};
+use crate::stage::{keys::ComputeType, rl::ppo::PpoConfig, supervised::sft::SftConfig, table::find};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -140,8 +140,8 @@ fn an_unknown_key_names_the_nearest() {
     assert_eq!(file_error("learning_rat: 1"), "learning_rat: unknown key; did you mean \"learning_rate\"?");
     assert_eq!(file_error("dataset_nam: 1"), "dataset_nam: unknown key; did you mean \"dataset_name\"?");
     assert!(file_error("zzz: 1").starts_with("zzz: unknown key; valid: model_name_or_path, dataset, learning_rate"));
-    let both = flag_error(&[("learning_rat", "1"), ("seed", "1"), ("report_to", "x"), ("report_to", "y")]);
-    let expected = "2 unknown options: --learning_rat (did you mean \"learning_rate\"?), --report_to (leave it out: ";
+    let both = flag_error(&[("learning_rat", "1"), ("seed", "1"), ("hub_token", "x"), ("hub_token", "y")]);
+    let expected = "2 unknown options: --learning_rat (did you mean \"learning_rate\"?), --hub_token (leave it out: ";
     assert!(both.starts_with(expected), "{both}");
     let both = file_error("learning_rat: 1\nseed: 1\nreport_to: wandb");
     assert!(both.starts_with("2 unknown keys: learning_rat (did you mean"), "{both}");
@@ -191,6 +191,9 @@ fn flags_take_text_lists_switches_and_paths_into_mappings() {
     assert_eq!(flags(&[("models", "a"), ("models", "b")]).unwrap().models, ["a", "b"]);
     assert_eq!(flags(&[("models", "a")]).unwrap().models, ["a"]);
     assert_eq!(flags(&[("models", "[a, b]")]).unwrap().models, ["a", "b"]);
+    assert_eq!(flags(&[("models", "a,b")]).unwrap().models, ["a", "b"]);
+    assert_eq!(flags(&[("models", "a,")]).unwrap().models, ["a,"]);
+    assert_eq!(flags(&[("dataset", "a,b")]).unwrap().dataset, "a,b", "a text may hold commas");
     assert_eq!(flags(&[("models", "1"), ("models", "2")]).unwrap().models, ["1", "2"]);
     assert!(!flags(&[("no-packing", "true")]).unwrap().packing);
     assert_eq!(flags(&[("sampling.temperature", "0.5")]).unwrap().sampling.temperature, 0.5);
@@ -202,7 +205,12 @@ fn flags_take_text_lists_switches_and_paths_into_mappings() {
 
 #[test]
 fn a_scalar_given_twice_is_an_error() {
-    assert!(flag_error(&[("seed", "1"), ("seed", "2")]).starts_with("--seed: expected a whole number"));
+    assert_eq!(flag_error(&[("seed", "1"), ("seed", "2")]), "--seed is given 2 times; it takes one value");
+    assert_eq!(
+        flag_error(&[("lr", "1"), ("learning_rate", "2")]),
+        "--learning_rate is another name of --lr; give one of them"
+    );
+    assert_eq!(flags(&[("lr", "1"), ("learning_rate", "1")]).unwrap().learning_rate, 1.0);
 }
 
 #[test]
@@ -271,13 +279,10 @@ fn what_trl_users_type_is_answered_per_stage() {
         ("max_steps", "total_episodes"),
         ("num_train_epochs", "total_episodes"),
         ("mini_batch_size", "num_mini_batches"),
-        ("dataset_num_proc", "leave it out"),
         ("eval_strategy", "leave it out"),
         ("logging_strategy", "leave it out"),
-        ("bf16", "dtype"),
         ("fp16", "dtype"),
         ("gradient_accumulation_steps", "per_device_train_batch_size"),
-        ("save_total_limit", "leave it out"),
         ("overwrite_output_dir", "leave it out"),
         ("optim", "AdamW"),
         ("local_rollout_forward_batch_size", "decode_slots"),
@@ -291,6 +296,29 @@ fn what_trl_users_type_is_answered_per_stage() {
     }
     assert!(answer::<SftConfig>("eval_strategy").contains("eval_steps"));
     assert!(answer::<SftConfig>("logging_strategy").contains("logging_steps"));
+}
+
+#[test]
+fn flags_that_change_no_result_are_ignored_and_bf16_is_a_dtype() {
+    let usual = [
+        ("report_to", "none"),
+        ("run_name", "x"),
+        ("dataset_num_proc", "4"),
+        ("attn_implementation", "flash_attention_2"),
+        ("save_total_limit", "1"),
+        ("trust_remote_code", "true"),
+        ("bf16", "true"),
+    ];
+    let mut config = of_stage::<SftConfig>(&usual).unwrap();
+    assert_eq!(config.training.dtype, ComputeType::BFloat16);
+    config.training.dtype = ComputeType::Auto;
+    assert_eq!(config, SftConfig::default());
+    assert_eq!(of_stage::<SftConfig>(&[("bf16", "false")]).unwrap().training.dtype, ComputeType::Float32);
+    assert!(of_stage::<SftConfig>(&[("bf16", "perhaps")]).unwrap_err().contains("say dtype: bf16"));
+    // What would change the result is still refused.
+    for key in ["push_to_hub", "overwrite_output_dir", "optim", "neftune_noise_alpha", "group_by_length"] {
+        assert!(of_stage::<SftConfig>(&[(key, "1")]).is_err(), "{key}");
+    }
 }
 
 #[test]

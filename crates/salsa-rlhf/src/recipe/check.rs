@@ -16,6 +16,7 @@ use crate::{
     stage::{StageContext, kind::Planned, lifecycle::runner::seconds_of, memory::PlanOnly},
 };
 
+mod agreement;
 mod data;
 mod models;
 mod outlines;
@@ -33,7 +34,7 @@ pub struct Checked {
 }
 
 /// The check of one stage.
-struct Look<'a> {
+struct StageCheck<'a> {
     recipe: &'a Recipe,
     step: &'a Step,
     selected: &'a Selected,
@@ -59,7 +60,7 @@ impl Recipe {
     pub fn check(&self, selected: &Selected) -> Checked {
         let (mut checked, mut outlines) = (Checked::default(), Outlines::new(self, selected));
         for step in selected.run.iter().map(|&i| &self.steps[i]) {
-            let (line, faults) = Look::at(self, step, selected, &mut outlines);
+            let (line, faults) = StageCheck::at(self, step, selected, &mut outlines);
             checked.lines.push(line);
             checked.faults.extend(faults, |fault| fault.context(format!("stages.{}", step.name)));
         }
@@ -67,26 +68,28 @@ impl Recipe {
     }
 }
 
-impl<'a> Look<'a> {
+impl<'a> StageCheck<'a> {
     fn at(
         recipe: &'a Recipe,
         step: &'a Step,
         selected: &'a Selected,
         outlines: &mut Outlines<'_>,
     ) -> (String, ErrorList) {
-        let mut look = Look { recipe, step, selected, facts: Vec::new(), faults: ErrorList::default(), whole: true };
-        let models = look.models();
-        look.data(&models);
-        look.before();
-        if recipe.remains(step, selected) && look.faults.is_empty() {
-            look.rehearse(outlines);
+        let mut check =
+            StageCheck { recipe, step, selected, facts: Vec::new(), faults: ErrorList::default(), whole: true };
+        let models = check.models();
+        check.data(&models);
+        check.compare_with_earlier();
+        check.before();
+        if recipe.remains(step, selected) && check.faults.is_empty() {
+            check.rehearse(outlines);
         }
-        let facts = match (look.facts.is_empty(), look.faults.is_empty()) {
+        let facts = match (check.facts.is_empty(), check.faults.is_empty()) {
             (true, true) => "reads nothing".to_owned(),
             (true, false) => "nothing of it can be used".to_owned(),
-            (false, _) => look.facts.join("; "),
+            (false, _) => check.facts.join("; "),
         };
-        (format!("{} ({}): {facts}", step.name, step.kind.name), look.faults)
+        (format!("{} ({}): {facts}", step.name, step.kind.name), check.faults)
     }
 
     /// Opens each model once.
@@ -122,7 +125,7 @@ impl<'a> Look<'a> {
 
     /// Records what the stage's directory holds already, and how long it took.
     fn before(&mut self) {
-        let Look { recipe, step, selected, .. } = *self;
+        let StageCheck { recipe, step, selected, .. } = *self;
         let seconds = seconds_of(&step.dir).map(human_time);
         if !recipe.remains(step, selected) {
             self.facts.push(format!("done already{}", seconds.map_or(String::new(), |time| format!(" in {time}"))));

@@ -50,9 +50,10 @@ pub struct PromptCount {
 
 impl fmt::Display for PromptCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} prompt{}", self.answered, if self.answered == 1 { "" } else { "s" })?;
         match self.left_out {
-            0 => write!(f, "{} prompts", self.answered),
-            long => write!(f, "{} prompts; {long} longer ones left out", self.answered),
+            0 => Ok(()),
+            long => write!(f, "; {long} longer left out"),
         }
     }
 }

@@ -72,3 +72,41 @@ fn a_check_plans_the_memory_of_every_stage_that_can_start() {
     }
     assert!(!PLACE.path("checked").exists());
 }
+
+#[test]
+fn a_check_notes_settings_in_which_stages_disagree() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let here = PLACE.path("");
+    let world = here.join("out/world");
+    let (prompts, pairs) = (world.join("prompts_test.jsonl"), world.join("preferences.jsonl"));
+    let (sft, prompts, pairs) = (here.join("out/sft-a"), prompts.display().to_string(), pairs.display().to_string());
+    let recipe = |ppo: &str, evaluate: &str| {
+        format!(
+            "stages:
+  reward: {{kind: reward, model: {0}, dataset: {pairs}, max_steps: 1}}
+  ppo: {{kind: ppo, model: {0}, reward_model: reward, dataset: {prompts}, response_length: 10{ppo}}}
+  eval: {{kind: evaluate, arms: {{ppo: ppo}}, reward_model: reward, max_new_tokens: 10{evaluate},
+         datasets: [{{name: test, dataset: {prompts}}}]}}
+",
+            sft.display()
+        )
+    };
+    let place = tempfile::tempdir().unwrap();
+    let notes = |ppo: &str, evaluate: &str| {
+        let path = place.path().join("r.yaml");
+        fs::write(&path, recipe(ppo, evaluate)).unwrap();
+        let output = PLACE.command(&["run", path.to_str().unwrap(), "--check", "--out", "noted"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let lines = String::from_utf8(output.stdout).unwrap();
+        lines.matches("note: ").count().to_string() + " " + &lines
+    };
+    assert!(notes(", temperature: 1", "").starts_with("0 "));
+    let temperature = notes("", "");
+    let expected = "note: temperature is 1.0 here, but 0.7 in ppo: answers would be sampled at another temperature";
+    assert!(temperature.starts_with("1 ") && temperature.contains(expected), "{temperature}");
+    let template = notes(", temperature: 1, text_prompts: chat", ", text_prompts: chat");
+    assert!(template.starts_with("2 "), "ppo and eval differ from the reward model: {template}");
+    assert!(
+        template.contains("ppo (ppo): ") && template.contains("note: text_prompts is chat here, but plain in reward: ")
+    );
+}

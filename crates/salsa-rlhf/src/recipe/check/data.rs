@@ -4,7 +4,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 
 use super::{
-    Look,
+    StageCheck,
     models::{Models, Reader},
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-impl Look<'_> {
+impl StageCheck<'_> {
     /// Reads all data sets that exist.
     pub(super) fn data(&mut self, models: &Models<'_>) {
         let reads = &self.step.planned.reads;

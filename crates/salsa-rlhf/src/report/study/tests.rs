@@ -103,3 +103,16 @@ fn the_numbers_read_back_and_a_study_without_any_has_a_page() {
         "{table}"
     );
 }
+
+/// The documents quote a study: every line of its table, as the program prints it from the numbers that are kept.
+#[test]
+fn the_table_in_the_documents_is_that_of_the_study_that_is_kept() {
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let read = |name: &str| std::fs::read_to_string(docs.join(name)).unwrap();
+    let kept: StudyReport = serde_json::from_str(&read("results/study.json")).unwrap();
+    let (table, paper) = (study_table(&kept), read("paper.md"));
+    assert!(table.lines().count() > 15, "{table}");
+    let missing: Vec<&str> = table.lines().filter(|line| !paper.lines().any(|found| found == *line)).collect();
+    assert!(missing.is_empty(), "docs/paper.md lacks:\n{}", missing.join("\n"));
+    assert!(kept.claims.iter().all(|claim| claim.difference.seeds.len() >= 5), "five seeds at least");
+}

@@ -99,7 +99,7 @@ fn one_prompt_has_means_and_no_intervals() {
     let difference = report.summary.comparisons.iter().find(|c| c.metric == Contrast::ProxyDifference).unwrap();
     assert!(difference.estimate.mean.is_finite() && difference.estimate.ci95[0].is_nan());
     let table = report::table(&report.summary, usize::MAX);
-    let score = table.lines().nth(1).unwrap().split_whitespace().nth(2).unwrap();
+    let score = table.lines().nth(3).unwrap().split_whitespace().nth(2).unwrap();
     assert!(!table.contains('–') && !score.starts_with('['), "{table}");
     let html = report.html();
     assert!(!html.contains("– to –") && !html.contains("(–)"), "an interval that is none is shown");
