@@ -40,7 +40,7 @@ const EXPECTED: &str = "text | messages | conversations | prompt, completion | p
 const ANSWERS: [&str; 4] = ["completion", "response", "output", "answer"];
 
 /// Columns of the two answers of a preference.
-const PAIR: [&str; 2] = ["chosen", "rejected"];
+pub(crate) const PAIR: [&str; 2] = ["chosen", "rejected"];
 
 /// Columns of conversations.
 const CONVERSATIONS: [&str; 2] = ["messages", "conversations"];
@@ -74,6 +74,7 @@ pub(super) fn prompt(record: Record) -> Result<Content> {
     }
 }
 
+/// Decides which layout a record has. The first rule that matches wins: more specific layouts come first.
 fn layout(columns: &Columns) -> Result<Row> {
     let has = |name: &str| columns.has(name);
     let answer = columns.first(&ANSWERS);
@@ -103,7 +104,7 @@ fn layout(columns: &Columns) -> Result<Row> {
     } else if columns.has_all(&["subreddit", "title", "post", "summary"]) {
         tldr::summary(columns)
     } else if let Some(answers) =
-        columns.first(&rated::ANSWERS).filter(|_| columns.first(&["instruction", "prompt"]).is_some())
+        columns.first(&rated::ANSWER_LISTS).filter(|_| columns.first(&["instruction", "prompt"]).is_some())
     {
         rated::read(columns, answers)
     } else if has("text") {

@@ -35,8 +35,8 @@ const MEANINGS: [(Meaning, &[&str]); 6] = [
     (Meaning::Arguments, &["chat_template_kwargs"]),
 ];
 
-/// Columns of answers.
-const ANSWERS: [&str; 8] = ["completion", "response", "output", "answer", "chosen", "rejected", "text", "label"];
+/// Columns of answers, apart from those of a preference ([`super::columns::PAIR`]).
+const ANSWER_COLUMNS: [&str; 6] = ["completion", "response", "output", "answer", "text", "label"];
 
 /// Texts of at least this many words count as content.
 const FEW_WORDS: usize = 5;
@@ -142,7 +142,9 @@ impl Columns {
 
 /// The texts of a column, if it looks like content.
 fn content<'a>(name: &str, value: &'a Value) -> Option<Vec<&'a str>> {
-    let is_known = ANSWERS.contains(&name) || MEANINGS.iter().any(|(_, names)| names.contains(&name));
+    let is_known = ANSWER_COLUMNS.contains(&name)
+        || super::columns::PAIR.contains(&name)
+        || MEANINGS.iter().any(|(_, names)| names.contains(&name));
     match value {
         Value::String(text) => {
             let is_content =

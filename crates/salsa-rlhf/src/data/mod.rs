@@ -46,6 +46,7 @@ use serde_json::{Map, Value};
 
 use self::assembly::Assembly;
 pub use self::assembly::unread_columns;
+pub(crate) use self::columns::PAIR;
 pub use self::files::{Place, for_each_row};
 use self::limits::Room;
 pub use self::split::{Split, bucket, split_by_prompt};

@@ -11,7 +11,7 @@ use super::{Content, Example, Preference, split};
 use crate::chat::Message;
 
 /// Columns that hold the answers.
-pub(super) const ANSWERS: [&str; 3] = ["completions", "responses", "generations"];
+pub(super) const ANSWER_LISTS: [&str; 3] = ["completions", "responses", "generations"];
 
 /// Columns of ratings, if the answers are plain texts.
 const RATINGS: [&str; 3] = ["ratings", "scores", "rating"];

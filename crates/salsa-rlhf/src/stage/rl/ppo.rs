@@ -68,20 +68,26 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// One update, counted from 0: sample, score, penalise, estimate advantages, learn.
+    /// One update, counted from 0. The numbers are the steps of docs/ppo.md.
     fn step(&mut self, update: u64) -> anyhow::Result<(Metrics, Samples)> {
         let config = self.config;
-        let (asked, rollouts) = self.sample(update);
+        // 1. Sample. Only on a GPU are log-probs computed again: on the CPU, decoding gives those of training.
+        let (prompt_indices, rollouts) = self.sample(update);
         let rollouts = rollouts.with_training_logprobs(&self.learner.policy);
+        // 2 to 4. Scores, log-probs of the frozen models (reference and anchors), KL of every token to the reference.
         let scores = self.reward_model.scores(&rollouts);
         let frozen_logprobs = self.frozen.logprobs(&rollouts);
         let kls = self.reference.kls(config.penalty.kl_estimator, &rollouts, &self.frozen, &frozen_logprobs);
 
+        // 5 to 7. Values, rewards (beta is applied here), advantages and returns.
         let experience = Experience::new(config, self.beta, rollouts, &scores, &kls, self.learner.value_model());
+        // 8. The epochs.
         let rates = self.rates(update);
         let learned = self.learner.learn(config, &experience, update, rates)?;
+        // 9. A moving reference follows; it counts updates from 1.
         self.reference.follow(&self.learner.policy, &self.language_model, update + 1)?;
 
+        // 10. Metrics, with the beta of this update; then the beta of the next one.
         let measured = Measured {
             scores: &scores,
             kls: &kls,
@@ -89,7 +95,7 @@ impl Run<'_> {
             explained_variance: explained_variance(&experience.old_values, &experience.returns),
             learned: &learned,
         };
-        let (metrics, samples) = self.report(&asked, &experience.rollouts, &measured, &frozen_logprobs)?;
+        let (metrics, samples) = self.report(&prompt_indices, &experience.rollouts, &measured, &frozen_logprobs)?;
         let measured_kl = measure::mean_kl(&kls, &experience.rollouts);
         self.beta = self.controller.update(self.beta, measured_kl, experience.rollouts.len());
         Ok((metrics, samples))
@@ -100,14 +106,14 @@ impl Run<'_> {
         let config = self.config;
         let first = update * config.sampling.batch_size as u64;
         let responses = first..first + config.sampling.batch_size as u64;
-        let asked = order::visit(self.prompts.len(), config.run.seed, responses);
+        let prompt_indices = order::visit(self.prompts.len(), config.run.seed, responses);
         // The random stream is the index of the response in the run: a repeated prompt gets another response.
         let prompt = |(i, &at): (usize, &usize)| Prompt {
             tokens: self.prompts[at].tokens.clone(),
             id: first + i as u64,
             sample: 0,
         };
-        let prompts: Vec<Prompt> = asked.iter().enumerate().map(prompt).collect();
+        let prompts: Vec<Prompt> = prompt_indices.iter().enumerate().map(prompt).collect();
         let sampling = Sampling {
             temperature: config.sampling.temperature,
             seed: config.run.seed,
@@ -119,7 +125,7 @@ impl Run<'_> {
         let responses = self.learner.policy.generate(&prompts, &sampling, &mut |_| ());
         let prompts: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt.tokens[..]).collect();
         let rollouts = Rollouts::new(&prompts, responses, config.sampling.temperature);
-        (asked, rollouts)
+        (prompt_indices, rollouts)
     }
 
     fn rates(&self, update: u64) -> Rates {
@@ -133,7 +139,7 @@ impl Run<'_> {
     /// responses.
     fn report(
         &self,
-        asked: &[usize],
+        prompt_indices: &[usize],
         rollouts: &Rollouts,
         measured: &Measured<'_>,
         frozen_logprobs: &[Vec<f64>],
@@ -144,8 +150,9 @@ impl Run<'_> {
         }
         let mut samples = Samples::default();
         let mut gold_total = 0.0;
-        let read = if self.config.run.gold.is_some() { asked.len() } else { Samples::KEPT.min(asked.len()) };
-        for (i, &at) in asked.iter().enumerate().take(read) {
+        let read =
+            if self.config.run.gold.is_some() { prompt_indices.len() } else { Samples::KEPT.min(prompt_indices.len()) };
+        for (i, &at) in prompt_indices.iter().enumerate().take(read) {
             let prompt = self.prompts[at].content.last_words();
             let response = self.encoder.decode(rollouts.response(i))?;
             let gold = self.config.run.gold.map(|gold| gold.reward(prompt, response.trim()));

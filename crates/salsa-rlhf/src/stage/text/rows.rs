@@ -175,7 +175,7 @@ impl Row {
     /// The row's `messages` with the other columns of the record.
     fn conversation(&self) -> anyhow::Result<Conversation> {
         let mut object = self.object.clone();
-        object.retain(|name, _| name != "chosen" && name != "rejected");
+        object.retain(|name, _| !data::PAIR.contains(&name.as_str()));
         match data::example(object)? {
             Example::Messages(conversation) => Ok(conversation),
             other => bail!("this is {}, not messages", other.layout()),
