@@ -85,7 +85,7 @@ fn a_check_notes_settings_in_which_stages_disagree() {
             "stages:
   reward: {{kind: reward, model: {0}, dataset: {pairs}, max_steps: 1}}
   ppo: {{kind: ppo, model: {0}, reward_model: reward, dataset: {prompts}, response_length: 10{ppo}}}
-  eval: {{kind: evaluate, arms: {{ppo: ppo}}, reward_model: reward, max_new_tokens: 10{evaluate},
+  eval: {{kind: evaluate, arms: {{ppo: ppo}}, baseline: ppo, reward_model: reward, max_new_tokens: 10{evaluate},
          datasets: [{{name: test, dataset: {prompts}}}]}}
 ",
             sft.display()
