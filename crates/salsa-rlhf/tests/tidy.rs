@@ -110,7 +110,7 @@ fn every_type_and_function_in_the_documents_exists() {
             }
         }
     }
-    assert!(count > 50, "only {count} names found: the search no longer finds them");
+    assert!(count > 30, "only {count} names found: the search no longer finds them");
     assert!(missing.is_empty(), "these do not exist:\n{}", missing.join("\n"));
 }
 
@@ -144,7 +144,8 @@ fn every_file_is_opened_for_reading_in_one_place() {
         }
         let code = text.split("\nmod tests {").next().unwrap_or_default();
         for (number, line) in code.lines().enumerate() {
-            let reads = READS.iter().any(|call| line.contains(call));
+            let is_comment = line.trim_start().starts_with("//");
+            let reads = !is_comment && READS.iter().any(|call| line.contains(call));
             if reads && !LINES.iter().any(|other| line.contains(other)) && !line.contains("input::read") {
                 found.push(format!("{shown}:{}: {}", number + 1, line.trim()));
             }

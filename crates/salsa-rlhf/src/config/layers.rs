@@ -231,6 +231,9 @@ fn numbers(value: &Value) -> impl Iterator<Item = Value> {
     [Some(value.clone()), whole.map(|number| Value::from(number as i64))].into_iter().flatten()
 }
 
+/// How the hint about a list in the place of a mapping begins.
+const NO_MAPPING: &str = "expected a mapping";
+
 /// The first nested key that the struct did not keep, with a hint: serde silently drops unknown keys of structs without
 /// `deny_unknown_fields`.
 fn lost(given: &Value, kept: &Value, path: &str) -> Option<(String, String)> {
@@ -241,6 +244,11 @@ fn lost(given: &Value, kept: &Value, path: &str) -> Option<(String, String)> {
         }),
         (Value::Array(given), Value::Array(kept)) => {
             given.iter().zip(kept).enumerate().find_map(|(i, (given, kept))| lost(given, kept, &format!("{path}[{i}]")))
+        }
+        // serde takes the items of a list for the fields of a struct, in their order.
+        (Value::Array(_), Value::Object(kept)) => {
+            let keys: Vec<&str> = kept.keys().map(String::as_str).collect();
+            Some((path.to_owned(), format!("{NO_MAPPING} with the keys {}, got a list", keys.join(", "))))
         }
         _ => None,
     }
@@ -277,6 +285,9 @@ fn all_unknown(origin: &Origin, keys: &[(&str, String)]) -> anyhow::Error {
 }
 
 fn unknown(origin: &Origin, key: &str, hint: &str) -> anyhow::Error {
+    if hint.starts_with(NO_MAPPING) {
+        return origin.error(format!("{}: {hint}", origin.key(key)));
+    }
     origin.error(match origin {
         Origin::File { .. } => format!("{}: unknown key; {hint}", origin.key(key)),
         Origin::CommandLine => format!("unknown option --{key}; {hint}"),

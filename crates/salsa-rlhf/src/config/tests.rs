@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, fs};
 use serde::Deserialize;
 
 use super::*;
-use crate::stage::{keys::ComputeType, rl::ppo::PpoConfig, supervised::sft::SftConfig, table::find};
+use crate::stage::{EvaluateConfig, keys::ComputeType, rl::ppo::PpoConfig, supervised::sft::SftConfig, table::find};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -296,6 +296,17 @@ fn what_trl_users_type_is_answered_per_stage() {
     }
     assert!(answer::<SftConfig>("eval_strategy").contains("eval_steps"));
     assert!(answer::<SftConfig>("logging_strategy").contains("logging_steps"));
+}
+
+#[test]
+fn a_list_is_no_mapping() {
+    assert_eq!(
+        file_error("reference: [soup, [a, b], [0.5, 0.5]]"),
+        "reference: expected a mapping with the keys kind, models, weights, got a list"
+    );
+    assert!(file_error("sampling: [0.5]").starts_with("sampling: expected a mapping with the keys temperature"));
+    let error = of_stage::<EvaluateConfig>(&[("datasets", "[first.jsonl, other.jsonl]")]).unwrap_err();
+    assert!(error.starts_with("--datasets[0]: expected a mapping with the keys name, dataset, max_prompts"), "{error}");
 }
 
 #[test]

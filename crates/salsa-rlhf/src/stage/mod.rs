@@ -11,50 +11,56 @@
 //! and resume interrupted ones, run it in a [`crate::recipe::Recipe`].
 //!
 //! ```
+//! use salsa_rlhf::config::{self, Origin};
 //! use salsa_rlhf::stage::{
 //!     GenerateConfig, KitchenConfig, LogprobsConfig, PretrainConfig, RewardConfig, ScoreConfig, SoupConfig, Stage,
 //!     StageContext,
 //! };
-//! use serde_json::{Value, from_value, json};
+//! use serde_json::{Value, json};
+//!
+//! /// Every name of a key is known, and an unknown one is an error.
+//! fn stage<S: Stage>(keys: Value) -> anyhow::Result<S> {
+//!     config::from_mapping(keys.as_object().expect("a mapping"), &Origin::CommandLine)
+//! }
 //! # let dir = tempfile::tempdir()?;
 //! let at = |name: &str| dir.path().join(name);
 //! let context = StageContext::quiet();
 //!
 //! // A small world: texts, preferences and prompts. Two language models and a reward model trained on them for a moment.
 //! let world = json!({"output_dir": at("world"), "pretrain": 100, "sft": 4, "preferences": 40});
-//! from_value::<KitchenConfig>(world)?.run(&context)?;
+//! stage::<KitchenConfig>(world)?.run(&context)?;
 //! for seed in [1, 2] {
 //!     let keys = json!({
 //!         "dataset": at("world/pretrain.jsonl"), "output_dir": at(&format!("base-{seed}")), "seed": seed,
 //!         "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_steps": 2,
 //!         "max_length": 32, "max_position_embeddings": 256,
 //!     });
-//!     from_value::<PretrainConfig>(keys)?.run(&context)?;
+//!     stage::<PretrainConfig>(keys)?.run(&context)?;
 //! }
 //! let keys = json!({
 //!     "model_name_or_path": at("base-1"), "dataset": at("world/preferences.jsonl"), "output_dir": at("reward"),
 //!     "max_steps": 2, "max_length": 256, "chat_template": "chatml",
 //! });
-//! from_value::<RewardConfig>(keys)?.run(&context)?;
+//! stage::<RewardConfig>(keys)?.run(&context)?;
 //!
 //! // Their soup.
 //! let keys = json!({"models": [at("base-1"), at("base-2")], "weights": [0.5, 0.5], "output_dir": at("soup")});
-//! assert_eq!(from_value::<SoupConfig>(keys)?.run(&context)?["ingredients"], 2);
+//! assert_eq!(stage::<SoupConfig>(keys)?.run(&context)?["ingredients"], 2);
 //!
 //! // What it answers, how likely it finds that, and what the reward model gives for it.
 //! std::fs::write(at("prompts.jsonl"), r#"{"prompt": "Salt"}"#)?;
 //! let keys = json!({
 //!     "model_name_or_path": at("soup"), "input": at("prompts.jsonl"), "output": at("answers.jsonl"), "max_new_tokens": 5
 //! });
-//! from_value::<GenerateConfig>(keys)?.run(&context)?;
+//! stage::<GenerateConfig>(keys)?.run(&context)?;
 //! let keys = json!({
 //!     "model_name_or_path": at("soup"), "input": at("answers.jsonl"), "output": at("logprobs.jsonl"),
 //! });
-//! from_value::<LogprobsConfig>(keys)?.run(&context)?;
+//! stage::<LogprobsConfig>(keys)?.run(&context)?;
 //! let keys = json!({
 //!     "model_name_or_path": at("reward"), "input": at("answers.jsonl"), "output": at("scores.jsonl"),
 //! });
-//! from_value::<ScoreConfig>(keys)?.run(&context)?;
+//! stage::<ScoreConfig>(keys)?.run(&context)?;
 //! let line: Value = serde_json::from_str(&std::fs::read_to_string(at("scores.jsonl"))?)?;
 //! assert!(line["score"].is_number());
 //! # Ok::<(), anyhow::Error>(())

@@ -30,7 +30,11 @@ pub(super) fn measure(group: &CheckedGroup<'_>, most: u64) -> Result<u64> {
         }
         ensure!(sizes.iter().all(|size| *size <= LONGEST_RECORD), "a row: {TooLong}");
         total += sizes.iter().sum::<u64>();
-        ensure!(total <= most, "its rows have more than {} MiB in all: that is no data set", most >> 20);
+        ensure!(
+            total <= most,
+            "its rows unpack to more than {} MiB, far more than the file has; if that is meant, write it as .jsonl",
+            most >> 20
+        );
         if rows == 0 {
             return Ok(total);
         }
