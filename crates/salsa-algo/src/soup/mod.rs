@@ -9,13 +9,13 @@
 //! | function | method | source |
 //! |---|---|---|
 //! | [`weighted_mean`], [`lerp`] | linear | Wortsman et al. 2022 (2203.05482) |
-//! | [`slerp`], [`slerp_from`] | along the arc | Shoemake 1985; Ramé et al. 2024 (2406.16768) |
+//! | [`slerp()`], [`slerp_from`] | along the arc | Shoemake 1985; Ramé et al. 2024 (2406.16768) |
 //! | [`NuSlerpStream`] | along the arc, row by row or column by column | mergekit's `nuslerp` |
-//! | [`karcher`] | the Karcher mean of several on a sphere | Karcher 1977; 2603.04972 |
+//! | [`karcher()`] | the Karcher mean of several on a sphere | Karcher 1977; 2603.04972 |
 //! | [`model_stock`] | towards the mean, by a ratio from the angles | Jang et al. 2024 (2403.19522) |
 //! | [`TaskMerge`] | task arithmetic, TIES, DARE | 2212.04089, 2306.01708, 2311.03099 |
 //! | [`concatenate`] | the mean of low-rank adapters | |
-//! | [`compress`] | the nearest adapter of a smaller rank | Eckart and Young 1936 |
+//! | [`compress()`] | the nearest adapter of a smaller rank | Eckart and Young 1936 |
 //! | [`Gram`] | norms and angles of task vectors | |
 
 mod compress;

@@ -43,7 +43,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "plain|chat", requires = "model", value_parser = text_prompts)]
     text_prompts: Option<TextPrompts>,
     /// Split to show, as in stages: one that file names in a folder define, or else train, validation or test, assigned
-    /// by prompt; or all; or a slice of one, such as train[:500].
+    /// by prompt; or all; or a slice of one, such as `train[:500]`.
     #[arg(long, value_name = "NAME|NAME[FROM:TO]")]
     split: Option<String>,
     /// Index of the example to show, from 0.

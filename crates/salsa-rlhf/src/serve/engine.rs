@@ -1,6 +1,6 @@
 //! The engine of the server: one thread owns all models and computes for all requests.
 //!
-//! Requests arrive as [`Command`]s. Each model is a [`Lane`](lane::Lane) with its sequences; the lanes take turns, one
+//! Requests arrive as [`Command`]s. Each model is a [`Lane`] with its sequences; the lanes take turns, one
 //! decoding step each, and between steps one forward pass is run for requests of scores or log-probs.
 use std::{
     collections::VecDeque,

@@ -33,7 +33,7 @@ impl Conclusion {
     ///
     /// `margin` is the largest difference that still counts as none, in units of reward; with 0, a claim is refuted
     /// only by an interval that does not exceed 0. For the opposite claim, exchange the arms. One claim is wrongly
-    /// supported in at most `(1 - level) / 2` of all studies; for several claims at once see [`holm`](super::holm).
+    /// supported in at most `(1 - level) / 2` of all studies; for several claims at once see [`holm`](super::holm()).
     ///
     /// ```
     /// use salsa_algo::stats::study::{Conclusion, SeedInterval, SeedSample, mean_over_seeds};

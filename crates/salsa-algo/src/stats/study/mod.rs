@@ -10,11 +10,11 @@
 //! | mean reward of an arm | [`mean_over_seeds`] |
 //! | difference of two arms, paired by seed and prompt | [`difference_over_seeds`], [`paired_differences`] |
 //! | which interval | [`SeedInterval`]; its default is the one in reports |
-//! | reward against KL | [`Curve`], [`frontier`] |
+//! | reward against KL | [`Curve`], [`frontier()`] |
 //! | difference of two arms at equal KL | [`difference_over_kl`], [`differences_at_kl`] |
 //! | the best setting, chosen on validation, reported on test | [`Scores`], [`Selection`] |
-//! | tests | [`SeedEstimate::p_value`], [`sign_test`], [`holm`] |
-//! | number of seeds needed | [`power`], [`seeds_needed`] |
+//! | tests | [`SeedEstimate::p_value`], [`sign_test`], [`holm()`] |
+//! | number of seeds needed | [`power()`], [`seeds_needed`] |
 //! | verdict on a claim | [`Conclusion`] |
 //!
 //! Numbers are in the unit of the given values (reward, nats of KL); levels and powers are shares such as 0.95. Results

@@ -36,7 +36,7 @@ fn narrow(low: __m512, high: __m512) -> __m512i {
     unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
-/// Returns word i = (low[i], high[i]) from the result of [`narrow`].
+/// Returns word i, `(low[i], high[i])`, from the result of [`narrow`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn interleave(narrowed: __m512i) -> __m512i {
