@@ -278,12 +278,18 @@ fn raise_exception(state: &State, message: Value) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, text::text(state, &message)?))
 }
 
+/// Maximum bytes of the format of a date.
+const LONGEST_DATE: usize = 1000;
+
 /// The date for templates that use it. The clock is not read: training would depend on the day, and a run resumed after
 /// midnight would differ. The date is the default of Llama's templates, 26 July 2024, unless `SOURCE_DATE_EPOCH`
 /// (seconds since 1970, in UTC) is set.
 fn strftime_now(format: Value) -> Result<String, Error> {
     let format = format.as_str().ok_or_else(|| text::invalid("strftime_now: the format is no text"))?;
     let failed = |e: String| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}"));
+    if format.len() > LONGEST_DATE {
+        return Err(failed(format!("the format has {} bytes; at most {LONGEST_DATE} are supported", format.len())));
+    }
     let seconds = match std::env::var("SOURCE_DATE_EPOCH") {
         Err(_) => FIXED_DATE,
         Ok(seconds) => seconds.parse().map_err(|_| failed(format!("SOURCE_DATE_EPOCH is {seconds:?}, no number")))?,

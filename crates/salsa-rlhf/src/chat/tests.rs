@@ -363,6 +363,7 @@ fn large_values_are_refused_at_once() {
         "{{ ([0] * 100000000) | safe }}",
         "{{ raise_exception([0] * 100000000) }}",
         "{{ strftime_now([0] * 100000000) }}",
+        "{{ strftime_now('é' * 3000000) }}",
         "{{ messages | map([0] * 100000000) | list }}",
         "{{ 'a'.expandtabs(1000000000) ~ '\t'.expandtabs(1000000000) }}",
         "{% set ns = namespace(l=[1]) %}{% for i in range(200) %}{% set ns.l = ns.l + ns.l %}{% endfor %}{{ ns.l | length }}",
