@@ -120,3 +120,31 @@ fn a_soup_of_adapters_that_is_made_anew_after_the_run_was_moved_is_the_same() {
     let config = |soup: &str| place.bytes(format!("elsewhere/run/{soup}/adapter_config.json"));
     assert_ne!(config("soup"), config(".aside/soup-1"), "the path of the base is another");
 }
+
+/// A stage of a run plans with what it would have alone: what the one before it has freed is there again.
+#[test]
+fn memory_that_a_stage_has_freed_is_there_for_the_next_one() {
+    let place = Place::with(UP_TO_REWARD);
+    place.write(
+        "big.json",
+        r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 384, "intermediate_size": 1024,
+            "num_hidden_layers": 4, "num_attention_heads": 6, "vocab_size": 320, "max_position_embeddings": 192}"#,
+    );
+    place.done(&mut place.command(&["init", "big.json", "--tokenizer", "out/base", "--output", "big"]));
+    let stage = "{kind: sft, model: big, dataset: out/world/sft.jsonl, max_steps: 1, dtype: f32, seed: ";
+    place.write("two.yaml", &format!("out: two\nstages:\n  a: {stage}1}}\n  b: {stage}2}}\n"));
+    let output = place.done(&mut place.command(&["run", "two.yaml"]));
+    let said = String::from_utf8(output.stderr).unwrap();
+    let planned: Vec<f64> = said.lines().filter_map(|line| line.split("program ").nth(1)).map(mib).collect();
+    assert_eq!(planned.len(), 2, "{said}");
+    // Weights, gradients and moments alone take over 100 MiB.
+    assert!(planned[1] < planned[0] + 32.0, "what the first stage used counts as taken: {said}");
+}
+
+/// The number of `12.5 MiB), 22 GiB available`.
+fn mib(text: &str) -> f64 {
+    let mut words = text.split([' ', ')']);
+    let number: f64 = words.next().unwrap().parse().unwrap();
+    assert_eq!(words.next(), Some("MiB"), "{text}");
+    number
+}
