@@ -132,7 +132,7 @@ fn memory_that_a_stage_has_freed_is_there_for_the_next_one() {
     );
     place.done(&mut place.command(&["init", "big.json", "--tokenizer", "out/base", "--output", "big"]));
     let stage = "{kind: sft, model: big, dataset: out/world/sft.jsonl, max_steps: 1, dtype: f32, seed: ";
-    place.write("two.yaml", &format!("out: two\nstages:\n  a: {stage}1}}\n  b: {stage}2}}\n"));
+    place.write("two.yaml", format!("out: two\nstages:\n  a: {stage}1}}\n  b: {stage}2}}\n"));
     let output = place.done(&mut place.command(&["run", "two.yaml"]));
     let said = String::from_utf8(output.stderr).unwrap();
     let planned: Vec<f64> = said.lines().filter_map(|line| line.split("program ").nth(1)).map(mib).collect();
