@@ -46,13 +46,15 @@ def settings(model, data, size, dtype, adapter):
     train = [*number, *lora, "--per_device_train_batch_size", size["pass"], "--max_steps", "2", "--save_steps", 0]
     length = ["--max_length", size["length"]]
     rl = ["--response_length", size["new"], "--max_prompt_length", size["length"] // 2]
+    # Plans are for responses of full length; at this temperature an end token is as rare as any other.
+    endless = ["--temperature", 10]
     chat = ["--dataset", data["pairs"]]
     yield "sft", ["sft", "--model", model, "--dataset", data["sft"], "--output_dir", sft, *train, *length]
     yield "reward", ["reward", "--model", model, *chat, "--output_dir", reward, *train, *length]
     yield "dpo", ["dpo", "--model", model, *chat, "--output_dir", f"dpo{tail}", *train, *length]
     yield "ppo", ["ppo", "--model", sft, "--reward_model", reward, "--dataset", data["prompts"], "--output_dir",
                   f"ppo{tail}", *number, *lora, "--total_episodes", size["batch"], "--batch_size", size["batch"],
-                  "--num_ppo_epochs", 1, *rl]
+                  "--num_ppo_epochs", 1, *rl, *endless]
     rest = [*number, "--max_new_tokens", size["new"], "--max_prompt_length", size["length"] // 2, "--max_prompts", size["prompts"]]
     arms = json.dumps({"a": str(model), "b": sft})
     yield "evaluate", ["evaluate", "--arms", arms, "--baseline", "a", "--anchors", json.dumps({"a": str(model)}),

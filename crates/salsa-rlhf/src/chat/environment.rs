@@ -1,6 +1,5 @@
 //! The Jinja environment of transformers' chat templates.
 
-use std::cell::Cell;
 use std::fmt;
 use std::ops::Range;
 
@@ -13,6 +12,9 @@ use super::{GenerationPrompt, Message, TemplateArguments, filters, methods, nest
 use crate::tokenizer::SpecialTokenNames;
 
 const NAME: &str = "chat_template";
+
+/// The variable with the marks around `{% generation %}` blocks: none, or two characters.
+const MARKS: &str = "__generation_marks";
 
 /// 2024-07-26 00:00 UTC, in seconds since 1970.
 const FIXED_DATE: i64 = 1_721_952_000;
@@ -30,11 +32,6 @@ const LARGE_STACK: usize = 1 << 30;
 
 /// Maximum number of characters of a template's error message.
 const LONGEST_MESSAGE: usize = 1_000;
-
-thread_local! {
-    /// Marks around `{% generation %}` blocks in the current rendering of this thread.
-    static MARKS: Cell<Option<(char, char)>> = const { Cell::new(None) };
-}
 
 /// A compiled template.
 pub(super) struct Rendering {
@@ -117,11 +114,18 @@ impl Rendering {
         arguments: &TemplateArguments,
         prompt: GenerationPrompt,
     ) -> Result<String> {
-        self.render(&self.context(messages, arguments, prompt), None)
+        self.render(&self.context(messages, arguments, prompt, None))
     }
 
-    /// The variables of the template. Arguments override special tokens, as in transformers.
-    fn context(&self, messages: &[Message], arguments: &TemplateArguments, prompt: GenerationPrompt) -> Value {
+    /// The variables of the template, with the marks around `{% generation %}` blocks. Arguments override special
+    /// tokens, as in transformers.
+    fn context(
+        &self,
+        messages: &[Message],
+        arguments: &TemplateArguments,
+        prompt: GenerationPrompt,
+        marks: Option<(char, char)>,
+    ) -> Value {
         let list: Vec<Value> = messages
             .iter()
             .map(|m| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]))
@@ -134,14 +138,15 @@ impl Rendering {
         ];
         let tokens = self.tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str())));
         let arguments = arguments.iter().map(|(name, value)| (name, Value::from(Serde(value))));
-        Value::from_pairs(given.into_iter().chain(tokens).chain(arguments))
+        let marks = (MARKS, marks.map_or_else(|| Value::from(()), |(open, close)| Value::from(vec![open, close])));
+        Value::from_pairs(given.into_iter().chain(tokens).chain(arguments).chain([marks]))
     }
 
-    /// Renders with these marks around `{% generation %}` blocks.
-    fn render(&self, context: &Value, marks: Option<(char, char)>) -> Result<String> {
-        let rendered = match self.render_in(&self.short, context, marks) {
+    fn render(&self, context: &Value) -> Result<String> {
+        let render = |environment: &Environment<'static>| environment.get_template(NAME)?.render(context);
+        let rendered = match render(&self.short) {
             Err(error) if error.kind() == ErrorKind::OutOfFuel => std::thread::scope(|scope| {
-                let long = || self.render_in(&self.long, context, marks);
+                let long = || render(&self.long);
                 let thread = std::thread::Builder::new().stack_size(LARGE_STACK).spawn_scoped(scope, long);
                 let thread = thread.context("cannot start a thread to render a long conversation")?;
                 let done = thread.join().map_err(|_| anyhow!("the chat template cannot be rendered"))?;
@@ -152,27 +157,15 @@ impl Rendering {
         rendered.map_err(|e| anyhow!("the chat template refuses this conversation: {}", describe(&e)))
     }
 
-    fn render_in(
-        &self,
-        environment: &Environment<'static>,
-        context: &Value,
-        marks: Option<(char, char)>,
-    ) -> Result<String, Error> {
-        MARKS.set(marks);
-        let rendered = environment.get_template(NAME).and_then(|template| template.render(context));
-        MARKS.set(None);
-        rendered
-    }
-
     /// Returns the text and the byte ranges of `{% generation %}` blocks; a nested block belongs to the outer one.
     pub(super) fn marked(
         &self,
         messages: &[Message],
         arguments: &TemplateArguments,
     ) -> Result<(String, Vec<Range<usize>>)> {
-        let context = self.context(messages, arguments, GenerationPrompt::Omit);
+        let context = |marks| self.context(messages, arguments, GenerationPrompt::Omit, marks);
         let (open, close) = unused_marks(&self.source, messages, arguments)?;
-        let rendered = self.render(&context, Some((open, close)))?;
+        let rendered = self.render(&context(Some((open, close))))?;
         let (mut text, mut spans) = (String::with_capacity(rendered.len()), Vec::new());
         let (mut start, mut depth, mut paired) = (0, 0usize, true);
         for piece in rendered.split_inclusive([open, close]) {
@@ -194,7 +187,7 @@ impl Rendering {
         // Templates that count or cut characters see the marks, so the text is compared with a rendering without marks.
         // That is skipped with `strftime_now`, as a clock may tick between two renderings.
         let timeless = !self.source.contains("strftime_now");
-        if !paired || timeless && text != self.render(&context, None)? {
+        if !paired || timeless && text != self.render(&context(None))? {
             bail!(
                 "the chat template changes the text of a {{% generation %}} block after the block (cuts, counts or reverses it), so that the assistant's part cannot be told: write the block where the text goes out"
             );
@@ -223,7 +216,7 @@ fn generation_as_call(source: &str) -> (String, bool) {
                 is_raw = true;
                 (!after && behind.starts_with('\n')).then_some("raw")
             }
-            "generation" => Some("call __generation()"),
+            "generation" => Some("call __generation(__generation_marks)"),
             "endgeneration" => Some("endcall"),
             _ => None,
         };
@@ -265,13 +258,15 @@ fn unused_marks(source: &str, messages: &[Message], arguments: &TemplateArgument
     }
 }
 
-fn generation(state: &mut State, options: Kwargs) -> Result<Value, Error> {
+/// The text of a `{% generation %}` block, between the marks `[open, close]` if there are any.
+fn generation(state: &mut State, marks: Value, options: Kwargs) -> Result<Value, Error> {
     let caller: Value = options.get("caller")?;
     let body = caller.call(state, &[])?;
-    Ok(match MARKS.get() {
-        Some((open, close)) => Value::from(format!("{open}{body}{close}")),
-        None => body,
-    })
+    if marks.is_none() {
+        return Ok(body);
+    }
+    let (open, close) = (marks.get_item_by_index(0)?, marks.get_item_by_index(1)?);
+    Ok(Value::from(format!("{open}{body}{close}")))
 }
 
 fn raise_exception(state: &State, message: Value) -> Result<Value, Error> {

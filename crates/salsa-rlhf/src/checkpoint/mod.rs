@@ -259,7 +259,27 @@ fn read_config(dir: &Path) -> Result<Value> {
     if !dir.is_dir() {
         bail!("{shown} is a file: give the folder that holds config.json and the safetensors files");
     }
+    let inside = models_in(dir);
+    if !inside.is_empty() {
+        bail!("{shown} has no config.json: it is no model, but holds some: {}", inside.join(", "));
+    }
     bail!("{shown} has no config.json: it is no Hugging Face checkpoint, or writing it was interrupted");
+}
+
+/// Up to eight folders directly inside `dir`, by name, that look like models or adapters.
+fn models_in(dir: &Path) -> Vec<String> {
+    const SHOWN: usize = 8;
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let is_model = |path: &PathBuf| ["config.json", "adapter_config.json"].iter().any(|name| path.join(name).is_file());
+    let mut found: Vec<String> =
+        entries.map(|entry| entry.path()).filter(is_model).map(|path| path.display().to_string()).collect();
+    found.sort();
+    if found.len() > SHOWN {
+        let more = found.len() - SHOWN;
+        found.truncate(SHOWN);
+        found.push(format!("and {more} more"));
+    }
+    found
 }
 
 fn read_json(path: &Path) -> Result<Value> {

@@ -1,5 +1,5 @@
 //! `salsa soup MODEL … --output DIR`: averages or merges several models into one.
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
 use anyhow::Context;
 
@@ -17,8 +17,8 @@ use crate::{
 };
 
 /// Description of the words after the command.
-pub(super) const WORDS: &str =
-    "The ingredients, then `--config FILE` (also mergekit's) and any of the keys below; `-` and `_` are equal.";
+pub(super) const WORDS: &str = "The ingredients, then `--config FILE` (also mergekit's) and any of the keys below; `-` and `_` are equal. As with \
+     mergekit-yaml, `FILE DIRECTORY` does too: a file that ends in .yaml, .yml or .json, and where the result goes.";
 
 /// Writes the soup. Prints its results on stdout as JSON or, with `--report`, the geometry as a table.
 pub(super) fn main(words: &[String]) -> anyhow::Result<()> {
@@ -30,7 +30,15 @@ pub(super) fn main(words: &[String]) -> anyhow::Result<()> {
         let command = command.find_subcommand_mut("soup").context("the command is known")?;
         return print(&command.render_help().to_string());
     }
-    flags.pairs.splice(0..0, models.iter().map(|model| ("models".to_owned(), model.clone())));
+    let key = match models {
+        [file] | [file, _] if flags.config.is_none() && is_configuration(file) => {
+            flags.config = Some(file.into());
+            "output"
+        }
+        _ => "models",
+    };
+    let positional = if key == "output" { &models[1..] } else { models };
+    flags.pairs.splice(0..0, positional.iter().map(|word| (key.to_owned(), word.clone())));
     let context = super::context()?;
     let config = hub::localise(configuration(&flags, &context)?.with_adapters_apart()?)?;
     config.check()?;
@@ -48,6 +56,13 @@ pub(super) fn main(words: &[String]) -> anyhow::Result<()> {
     let kind = table::find(SoupConfig::NAME).context("the stage is known")?;
     next::after_stage(kind, &config.output_dir, &context);
     Ok(())
+}
+
+/// Whether a word names a configuration file, which a model cannot be.
+fn is_configuration(word: &str) -> bool {
+    let path = Path::new(word);
+    let ends = path.extension().is_some_and(|end| ["yaml", "yml", "json"].iter().any(|known| end == *known));
+    ends && !path.is_dir()
 }
 
 /// The configuration: defaults, overridden by the file, overridden by flags.

@@ -184,6 +184,13 @@ fn folders_that_are_no_checkpoints() {
     assert_has(&refusal(Path::new("/no/such/model")), &["no model at /no/such/model"]);
     let dir = tempfile::tempdir().unwrap();
     assert_has(&refusal(dir.path()), &["has no config.json"]);
+    let run = tempfile::tempdir().unwrap();
+    for (name, file) in [("sft-a", "config.json"), ("lora", "adapter_config.json"), ("logs", "metrics.jsonl")] {
+        fs::create_dir(run.path().join(name)).unwrap();
+        fs::write(run.path().join(name).join(file), "{}").unwrap();
+    }
+    assert_has(&refusal(run.path()), &["it is no model, but holds some: ", "/lora, ", "/sft-a"]);
+    assert!(!refusal(run.path()).contains("logs"), "{}", refusal(run.path()));
     fs::write(dir.path().join("adapter_config.json"), "{}").unwrap();
     assert_has(&refusal(dir.path()), &["adapter_config.json", "peft_type is missing"]);
     assert_has(&refusal(&dir.path().join("adapter_config.json")), &["is a file"]);
@@ -216,6 +223,8 @@ fn a_file_cut_off_after_opening_is_noticed() {
 }
 
 mod properties {
+    use std::sync::LazyLock;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -224,17 +233,15 @@ mod properties {
         /// Changing any byte gives an error or another number, never a panic.
         #[test]
         fn a_changed_byte_never_panics(at in any::<prop::sample::Index>(), byte in any::<u8>(), name in 0..2usize) {
-            thread_local!(static SAVED: tempfile::TempDir = saved());
-            SAVED.with(|dir| {
-                let path = dir.path().join([MODEL, "config.json"][name]);
-                let whole = fs::read(&path).unwrap();
-                let mut bytes = whole.clone();
-                let at = at.index(bytes.len().min(3000));
-                bytes[at] = byte;
-                fs::write(&path, bytes).unwrap();
-                let _ = Checkpoint::open(dir.path()).and_then(|c| c.read_weights());
-                fs::write(&path, whole).unwrap();
-            });
+            static SAVED: LazyLock<tempfile::TempDir> = LazyLock::new(saved);
+            let path = SAVED.path().join([MODEL, "config.json"][name]);
+            let whole = fs::read(&path).unwrap();
+            let mut bytes = whole.clone();
+            let at = at.index(bytes.len().min(3000));
+            bytes[at] = byte;
+            fs::write(&path, bytes).unwrap();
+            let _ = Checkpoint::open(SAVED.path()).and_then(|c| c.read_weights());
+            fs::write(&path, whole).unwrap();
         }
     }
 }
