@@ -59,7 +59,20 @@ pub enum Mean {
 /// assert!((x[1] - 0.5f64.sqrt()).abs() < 1e-8);
 /// ```
 pub fn whiten(values: &mut [f64], mean: Mean) {
-    let Moments { mean: center, variance } = moments(values);
+    let moments = moments(values);
+    whiten_with(values, moments, mean);
+}
+
+/// [`whiten`] with moments computed elsewhere: of a batch of which `values` is a part.
+///
+/// ```
+/// use salsa_algo::whiten::{Mean, moments, whiten_with};
+/// let mut part = [3.0];
+/// whiten_with(&mut part, moments(&[1.0, 3.0]), Mean::Remove);
+/// assert!((part[0] - 0.5f64.sqrt()).abs() < 1e-8);
+/// ```
+pub fn whiten_with(values: &mut [f64], moments: Moments, mean: Mean) {
+    let Moments { mean: center, variance } = moments;
     let scale = 1.0 / (variance + EPSILON).sqrt();
     let kept = match mean {
         Mean::Remove => 0.0,

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 UNITS = {"KiB": 1 / 1024, "MiB": 1, "GiB": 1024}
-MEMORY = re.compile(r"^(?:\S+: )?memory: ([\d.]+) (MiB|GiB) \((.*?)\), ", re.MULTILINE)
+MEMORY = re.compile(r"^(?:\S+: )?memory: [\d.]+ [MG]iB \((.*?)\), ", re.MULTILINE)
+PART = re.compile(r" ([\d.]+) (MiB|GiB)")
 SMALL = dict(
     model_type="llama", architectures=["LlamaForCausalLM"], hidden_size=256, intermediate_size=704, num_hidden_layers=6,
     num_attention_heads=8, num_key_value_heads=4, vocab_size=2048, hidden_act="silu", max_position_embeddings=1024,
@@ -33,8 +34,11 @@ def run(salsa, words, env):
     if child.returncode != 0:
         sys.exit(f"salsa {' '.join(map(str, words))}\n{text}")
     found = MEMORY.search(text)
-    announced = (float(found[1]) * UNITS[found[2]], found[3]) if found else (float("nan"), text)
-    return announced[0], usage.ru_maxrss / 1024, announced[1]
+    if not found:
+        sys.exit(f"salsa {' '.join(map(str, words))} announced no memory\n{text}")
+    # The parts are exact to a tenth of a MiB or of a GiB, whichever they are printed in.
+    announced = sum(float(part[1]) * UNITS[part[2]] for part in PART.finditer(found[1]))
+    return announced, usage.ru_maxrss / 1024, found[1]
 
 
 def settings(model, data, size, dtype, adapter):

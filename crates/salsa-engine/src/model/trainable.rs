@@ -40,6 +40,28 @@ pub struct AdamW {
     pub max_grad_norm: f64,
 }
 
+impl AdamW {
+    /// The factor of a gradient whose norm is `norm`: at most 1.
+    fn gradient_scale(&self, norm: f64) -> f64 {
+        if norm > self.max_grad_norm { self.max_grad_norm / (norm + 1e-6) } else { 1.0 }
+    }
+
+    /// The constants of a step, counted from 1.
+    fn at(&self, step: u64, learning_rate: f64, gradient_scale: f64) -> AdamWStep {
+        let power = i32::try_from(step).unwrap_or(i32::MAX);
+        AdamWStep {
+            learning_rate: learning_rate as f32,
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
+            eps: self.eps as f32,
+            weight_decay: self.weight_decay as f32,
+            bias_correction1: (1.0 - self.beta1.powi(power)) as f32,
+            bias_correction2: (1.0 - self.beta2.powi(power)) as f32,
+            gradient_scale: gradient_scale as f32,
+        }
+    }
+}
+
 impl Default for AdamW {
     /// transformers' defaults.
     fn default() -> AdamW {
@@ -191,24 +213,23 @@ impl<B: Backend> TrainableTransformer<B> {
             return Err(ModelError::NonFiniteGradient { norm });
         }
         self.step += 1;
-        let scale = if norm > adamw.max_grad_norm { adamw.max_grad_norm / (norm + 1e-6) } else { 1.0 };
-        let power = i32::try_from(self.step).unwrap_or(i32::MAX);
-        let step = AdamWStep {
-            learning_rate: learning_rate as f32,
-            beta1: adamw.beta1 as f32,
-            beta2: adamw.beta2 as f32,
-            eps: adamw.eps as f32,
-            weight_decay: adamw.weight_decay as f32,
-            bias_correction1: (1.0 - adamw.beta1.powi(power)) as f32,
-            bias_correction2: (1.0 - adamw.beta2.powi(power)) as f32,
-            gradient_scale: scale as f32,
-        };
-        for (range, decay) in runs(self.tensors()) {
-            let TrainableTransformer { weights, gradients, m, v, .. } = self;
-            self.model.base.backend.adamw(Moments { weights, gradients, m, v }, range, decay, &step);
-        }
+        let step = adamw.at(self.step, learning_rate, adamw.gradient_scale(norm));
+        self.update(0..usize::MAX, &step);
         self.refresh();
         Ok(norm)
+    }
+
+    /// Moves the weights of one range of the flat buffers and zeroes their gradient. Every weight is updated from its
+    /// own numbers alone, so ranges may be updated apart, in any order.
+    fn update(&mut self, within: Range<usize>, step: &AdamWStep) {
+        for (range, decay) in runs(self.tensors()) {
+            let range = range.start.max(within.start)..range.end.min(within.end);
+            if range.start >= range.end {
+                continue;
+            }
+            let TrainableTransformer { weights, gradients, m, v, .. } = self;
+            self.model.base.backend.adamw(Moments { weights, gradients, m, v }, range, decay, step);
+        }
     }
 
     /// The state of AdamW, for checkpoints.

@@ -50,11 +50,14 @@ pub(crate) fn flat(spec: &ModelSpec, models: usize) -> u64 {
     F32 * (models * spec.parameters()) as u64
 }
 
-/// Memory that the allocator retains after flat weights of a model were read and freed: small buffers are not returned
-/// to the system.
+/// Memory that the allocator retains after flat weights of a model were read and freed.
 pub(crate) fn read_and_kept(spec: &ModelSpec) -> u64 {
+    kept_of(flat(spec, 1))
+}
+
+/// What the allocator retains of a freed buffer of so many bytes: small ones are not returned to the system.
+pub(crate) fn kept_of(bytes: u64) -> u64 {
     const MOST: u64 = 32 << 20;
-    let bytes = flat(spec, 1);
     if bytes < MOST { bytes } else { 0 }
 }
 

@@ -109,6 +109,7 @@ impl Roles {
     }
 
     fn add_adapter(&mut self, spec: &ModelSpec, lora: &LoraSpec) {
-        self.need.add(part::FROZEN, shape::adapter(spec, lora, self.dtype));
+        let read = shape::kept_of(shape::F32 * lora.parameters(spec) as u64);
+        self.need.add(part::FROZEN, shape::adapter(spec, lora, self.dtype) + read);
     }
 }

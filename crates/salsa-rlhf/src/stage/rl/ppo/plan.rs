@@ -109,7 +109,8 @@ impl<'a> Plan<'a> {
         let critic = (config.critic == CriticKind::Separate).then_some(critic);
         critic.iter().for_each(|critic| passes.forward(*critic, &scoring));
         passes.train_together(policy, critic, knobs, &learning);
-        need.add(part::GENERATION, passes.bytes() + passes.bytes() / HOST_SHARE);
+        let kept = held(config.sampling.batch_size, longest, config.sampling.response_length, self.frozen.len());
+        need.add(part::GENERATION, passes.bytes() + passes.bytes() / HOST_SHARE + kept);
     }
 
     fn policy_spec(&self, config: &PpoConfig) -> ModelSpec {
@@ -123,6 +124,13 @@ impl<'a> Plan<'a> {
 /// One byte of so many of the passes is added for the vectors of an update outside the engine (rollouts, losses), which
 /// the allocator keeps after they are freed; measured at up to 8 % (`crates/salsa-rlhf/tests/memory.py`).
 const HOST_SHARE: u64 = 10;
+
+/// Bytes of the data of an update: of each response its tokens twice (prompt and sequence), of each of its tokens
+/// log-probs, KL, reward, value, advantage, return and two copies on the way, and a log-prob of each frozen model.
+fn held(batch: usize, longest: u64, response: usize, frozen: usize) -> u64 {
+    let of_response = 2 * 4 * longest + 8 * (8 + frozen as u64) * response as u64;
+    (batch as u64).saturating_mul(of_response)
+}
 
 /// Sequence lengths of the largest passes, by number of tokens.
 #[derive(Default)]
