@@ -129,6 +129,14 @@ impl Planned {
         locked(&self.account).peak as u64
     }
 
+    /// Gives up the free arrays, as [`crate::release_memory`] does.
+    pub fn trim(&self) {
+        let mut book = locked(&self.account);
+        let [in_use, _] = book.arrays.in_use();
+        book.arrays.trim();
+        book.resident = in_use * size_of::<f32>();
+    }
+
     /// The peak of the bytes of large arrays in use, as [`cpu::Buffer::in_use`] counts them.
     pub fn most_in_use(&self) -> usize {
         locked(&self.account).arrays.in_use()[1] * size_of::<f32>()

@@ -66,13 +66,13 @@ pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     run_and_report(&Recipe::read(&arguments.recipe, changes, STAGES)?, &arguments.stages, &[])
 }
 
-/// Prints a line about every stage; returns an error for each fault.
+/// Prints some lines about every stage; returns an error for each fault.
 fn check(arguments: &Arguments, changes: Changes<'_>) -> anyhow::Result<()> {
     let path = &arguments.recipe;
     let (recipe, mut faults) = Recipe::read_what_can_be(path, changes, STAGES)?;
     let selected = if faults.is_empty() { arguments.stages.of(&recipe)? } else { recipe.all() };
     let checked = recipe.check(&selected);
-    print(&checked.lines.iter().map(|line| format!("{line}\n")).collect::<String>())?;
+    print(&checked.stages.iter().map(|stage| format!("{stage}\n")).collect::<String>())?;
     faults.extend(checked.faults, |fault| fault.context(path.display().to_string()));
     faults.none_or(())?;
     super::context()?.say(&format!("{}: {} stages, no mistakes found", path.display(), recipe.steps.len()));

@@ -27,8 +27,8 @@ use outlines::Outlines;
 /// Result of a check of all stages.
 #[derive(Default)]
 pub struct Checked {
-    /// One line per stage: its inputs, and the memory it needs, as far as known.
-    pub lines: Vec<String>,
+    /// One block of lines per stage: its inputs, what is left out of them, and the memory it needs, as far as known.
+    pub stages: Vec<String>,
     /// All errors.
     pub faults: ErrorList,
 }
@@ -60,8 +60,8 @@ impl Recipe {
     pub fn check(&self, selected: &Selected) -> Checked {
         let (mut checked, mut outlines) = (Checked::default(), Outlines::new(self, selected));
         for step in selected.run.iter().map(|&i| &self.steps[i]) {
-            let (line, faults) = StageCheck::at(self, step, selected, &mut outlines);
-            checked.lines.push(line);
+            let (block, faults) = StageCheck::at(self, step, selected, &mut outlines);
+            checked.stages.push(block);
             checked.faults.extend(faults, |fault| fault.context(format!("stages.{}", step.name)));
         }
         checked
@@ -87,9 +87,10 @@ impl<'a> StageCheck<'a> {
         let facts = match (check.facts.is_empty(), check.faults.is_empty()) {
             (true, true) => "reads nothing".to_owned(),
             (true, false) => "nothing of it can be used".to_owned(),
-            (false, _) => check.facts.join("; "),
+            (false, _) => check.facts.join("\n"),
         };
-        (format!("{} ({}): {facts}", step.name, step.kind.name), check.faults)
+        let block = format!("{} ({})\n{facts}", step.name, step.kind.name);
+        (block.replace('\n', "\n  "), check.faults)
     }
 
     /// Opens each model once.
@@ -156,7 +157,9 @@ impl<'a> StageCheck<'a> {
         if self.faults.take((planned.check_inputs)().map_err(fault)).is_none() || !planned.plans_memory {
             return;
         }
-        if let Err(error) = (planned.work)(&StageContext::rehearsal()) {
+        let context = StageContext::rehearsal();
+        if let Err(error) = (planned.work)(&context) {
+            self.facts.extend(context.left_out().iter().map(|line| outlines.in_words(line)));
             match error.downcast_ref::<PlanOnly>() {
                 Some(PlanOnly(need)) => self.facts.push(format!("memory {need}")),
                 None => self.faults.add(fault(error)),

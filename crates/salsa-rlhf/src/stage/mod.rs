@@ -128,6 +128,7 @@ pub struct StageContext {
     pub device: Device,
     interrupted: Arc<AtomicBool>,
     said: Arc<Mutex<BTreeSet<String>>>,
+    left_out: Arc<Mutex<Vec<String>>>,
 }
 
 /// Where a stage stops.
@@ -203,6 +204,20 @@ impl StageContext {
         if is_new {
             self.say(line);
         }
+    }
+
+    /// Prints how many examples of a data set are used, `left_out` of them not: `line`. If there are such examples, a
+    /// rehearsal keeps the line.
+    pub(crate) fn say_used(&self, line: String, left_out: usize) {
+        self.say(&line);
+        if left_out > 0 && self.until == Until::Planned {
+            self.left_out.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        }
+    }
+
+    /// The lines of a rehearsal about data sets of which examples are left out.
+    pub(crate) fn left_out(&self) -> Vec<String> {
+        self.left_out.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Prints a line on stderr.

@@ -12,11 +12,11 @@ fn a_check_opens_everything_and_tells_every_fault() {
     assert_eq!(output.status.code(), Some(1));
     let (lines, errors) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     for line in [
-        "good (sft): model_name_or_path out/sft-a: llama, 44192 parameters",
-        "dataset out/world/sft.jsonl: 80 examples (messages); memory ",
-        "later (dpo): model_name_or_path: what good will write; dataset out/world/preferences.jsonl: 1",
-        "hub (generate): model nobody/nothing: not checked, an id of the hub",
-        "after (sft): model_name_or_path: what absent will write; dataset",
+        "good (sft)\n  model_name_or_path out/sft-a: llama, 44192 parameters\n",
+        "  dataset out/world/sft.jsonl: 80 examples (messages)\n  memory ",
+        "later (dpo)\n  model_name_or_path: what good will write\n  dataset out/world/preferences.jsonl: 1",
+        "hub (generate)\n  model nobody/nothing: not checked, an id of the hub",
+        "after (sft)\n  model_name_or_path: what absent will write\n  dataset",
     ] {
         assert!(lines.contains(line), "{line:?} is not in: {lines}");
     }
@@ -51,7 +51,7 @@ fn a_check_plans_the_memory_of_every_stage_that_can_start() {
   landscape: {kind: landscape, models: [out/sft-a, out/sft-b], reward_model: out/reward, max_new_tokens: 10,
               prompts: prompt.jsonl}
   soup: {kind: soup, models: [out/sft-a, out/sft-b], method: greedy, greedy: {dataset: out/world/sft.jsonl}}
-  generate: {kind: generate, model: out/sft-a, input: prompt.jsonl, max_new_tokens: 10}
+  generate: {kind: generate, model: out/sft-a, input: mixed.jsonl, max_new_tokens: 10}
   score: {kind: score, model: out/reward, input: answer.jsonl}
   logprobs: {kind: logprobs, model: out/sft-a, input: answer.jsonl}
 ";
@@ -63,13 +63,14 @@ fn a_check_plans_the_memory_of_every_stage_that_can_start() {
             .replace(&format!("[{name}"), &format!("[{}/{name}", here.display()))
     });
     fs::write(&recipe, format!("stages:{stages}")).unwrap();
+    let lines = [PLACE.path("long.jsonl"), PLACE.path("prompt.jsonl")].map(|path| fs::read_to_string(path).unwrap());
+    fs::write(place.path().join("mixed.jsonl"), lines.concat()).unwrap();
     let output = PLACE.command(&["run", recipe.to_str().unwrap(), "--check", "--out", "checked"]).output().unwrap();
     let (lines, errors) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{errors}");
-    assert_eq!(lines.lines().count(), 10);
-    for line in lines.lines() {
-        assert!(line.contains("; memory ") && line.contains("MiB"), "{line}");
-    }
+    assert_eq!(lines.lines().filter(|line| line.starts_with("  memory ") && line.contains("MiB")).count(), 10);
+    let left_out = "mixed.jsonl: 1 of 2 rows left out as too long (line 1: ";
+    assert!(lines.contains(left_out), "{left_out} is not in {lines}");
     assert!(!PLACE.path("checked").exists());
 }
 
@@ -107,6 +108,6 @@ fn a_check_notes_settings_in_which_stages_disagree() {
     let template = notes(", temperature: 1, text_prompts: chat", ", text_prompts: chat");
     assert!(template.starts_with("2 "), "ppo and eval differ from the reward model: {template}");
     assert!(
-        template.contains("ppo (ppo): ") && template.contains("note: text_prompts is chat here, but plain in reward: ")
+        template.contains("ppo (ppo)\n") && template.contains("note: text_prompts is chat here, but plain in reward: ")
     );
 }

@@ -218,7 +218,7 @@ mod tests {
             let check = || {
                 let checked = read().check(&read().all());
                 assert!(checked.faults.is_empty(), "{:?}", checked.faults);
-                checked.lines
+                checked.stages
             };
             let before = check();
             assert!(!out.exists(), "nothing is written there");

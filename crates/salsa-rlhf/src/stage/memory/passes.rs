@@ -72,6 +72,11 @@ impl Passes {
         self.gpu.as_ref().map_or_else(|| self.cpu.peak(), Cell::get)
     }
 
+    /// Returns free arrays to the system, as [`salsa_engine::release_memory`] does between two pieces of work.
+    pub(crate) fn release(&self) {
+        self.cpu.trim();
+    }
+
     /// Adds a forward pass over sequences of these lengths.
     pub(crate) fn forward(&self, model: Passed<'_>, lengths: &[u64]) {
         if self.on_gpu(|| shape::forward_pass(model.spec, &self.knobs, lengths.iter().sum())) {

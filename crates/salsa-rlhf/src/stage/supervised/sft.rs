@@ -145,7 +145,8 @@ pub(crate) fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<
         let loaded = source.load()?;
         loaded.report_reading(source, &start.encoder, context);
         let lesson = EncodedExamples::new(&loaded, &start.encoder, config)?;
-        context.say(&format!("{source}: {} examples, {} left out", lesson.objective.examples(), lesson.left_out));
+        let used = format!("{source}: {} examples, {} left out", lesson.objective.examples(), lesson.left_out);
+        context.say_used(used, lesson.left_out);
         Ok(lesson)
     };
     let data = load(&config.dataset)?;

@@ -104,9 +104,9 @@ fn a_stage_is_one_declaration() {
     let read = || Recipe::read(&recipe, Changes { out: Some(&out), ..Changes::default() }, STAGES).unwrap();
     let checked = read().check(&read().all());
     assert!(checked.faults.is_empty(), "{:?}", checked.faults);
-    let line = &checked.lines[0];
-    for said in ["counts (census): model ", "parameters", "1 examples", "memory "] {
-        assert!(line.contains(said), "{said}: {line}");
+    let block = &checked.stages[0];
+    for said in ["counts (census)\n  model ", "parameters", "1 examples", "memory "] {
+        assert!(block.contains(said), "{said}: {block}");
     }
     let results = || {
         read().run(&quiet()).unwrap();

@@ -86,7 +86,8 @@ impl Overlong {
         let (left_out, count) = (mapped.iter().filter(|row| row.is_none()).count(), mapped.len());
         ensure!(left_out < count, "{}", none_fits(rows, row, &why));
         let (name, line) = (rows.name(), row.line);
-        context.say(&format!("{name}: {left_out} of {count} rows left out as too long (line {line}: {why})"));
+        let used = format!("{name}: {left_out} of {count} rows left out as too long (line {line}: {why})");
+        context.say_used(used, left_out);
         Ok(mapped)
     }
 

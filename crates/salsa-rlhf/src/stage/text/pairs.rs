@@ -91,7 +91,7 @@ impl Pairs {
         }
         loaded.report_reading(source, encoder, context);
         let pairs = Pairs { identical: loaded.dropped_identical, too_long: count - pairs.len(), pairs };
-        context.say(&format!("{source}: {}", pairs.summary()));
+        context.say_used(format!("{source}: {}", pairs.summary()), pairs.too_long);
         Ok(pairs)
     }
 

@@ -46,6 +46,7 @@ pub(in crate::stage) fn load(
         dataset,
     );
     loaded.report_reading(dataset, encoder, context);
-    context.say(&format!("{}: {} prompts, {left_out} left out (over {longest} tokens)", dataset, prompts.len()));
+    let used = format!("{dataset}: {} prompts, {left_out} left out (over {longest} tokens)", prompts.len());
+    context.say_used(used, left_out);
     Ok(Prompts { prompts, left_out })
 }

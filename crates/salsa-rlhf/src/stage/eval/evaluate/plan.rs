@@ -91,6 +91,7 @@ impl Plan<'_> {
             }
             let (mut need, passes) = (roles.need(), Passes::new(knobs));
             for turn in &turns {
+                passes.release();
                 syllabus.add_passes(sets, Passed::new(&turn.spec(), turn.lora()), knobs, &passes);
             }
             for model in self.anchors.iter().flatten() {
