@@ -121,9 +121,9 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// One byte of so many of the passes is added for the vectors of an update outside the engine (rollouts, losses), which
-/// the allocator keeps after they are freed; measured at up to 8 % (`crates/salsa-rlhf/tests/memory.py`).
-const HOST_SHARE: u64 = 10;
+/// One byte of so many of the passes is added for the vectors of a pass outside the engine, which the allocator keeps
+/// after they are freed; measured with `crates/salsa-rlhf/tests/memory.py`.
+const HOST_SHARE: u64 = 16;
 
 /// Bytes of the data of an update: of each response its tokens twice (prompt and sequence), of each of its tokens
 /// log-probs, KL, reward, value, advantage, return and two copies on the way, and a log-prob of each frozen model.
