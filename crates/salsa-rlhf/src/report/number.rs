@@ -26,6 +26,11 @@ pub(super) fn signed(value: f64) -> String {
     if value > 0.0 && text != "0.000" && value.is_finite() { format!("+{text}") } else { text }
 }
 
+/// A p value with three decimals: `0.042`, `&lt; 0.001` (as HTML).
+pub(super) fn p_value(p: f64) -> String {
+    if p < 0.000_5 { "&lt;\u{a0}0.001".to_owned() } else { fixed(p, 3) }
+}
+
 /// A share in [0, 1] as a percentage with one decimal: `57.2 %`.
 pub(super) fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.1} %", share * 100.0) } else { MISSING.to_owned() }
@@ -93,6 +98,12 @@ mod tests {
         for (value, text) in table {
             assert_eq!(number(value), text, "{value}");
         }
+    }
+
+    #[test]
+    fn p_values_have_three_decimals() {
+        let table = [(0.0421, "0.042"), (0.000_86, "0.001"), (0.000_49, "&lt;\u{a0}0.001"), (1.0, "1.000")];
+        table.into_iter().for_each(|(p, text)| assert_eq!(p_value(p), text));
     }
 
     #[test]

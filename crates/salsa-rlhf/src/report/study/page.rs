@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::super::html::{Fill, escape};
 use super::super::labels::spoken;
-use super::super::number::{MISSING, ends, number, percent, signed};
+use super::super::number::{MISSING, ends, number, p_value, percent, signed};
 use super::super::page::{Section, Width, split_name, with_facts};
 use super::{ArmNumbers, Claim, OverSeeds, Seconds, StudyArm, StudyReport, charts, shown, variant};
 use crate::progress::human_time;
@@ -38,8 +38,8 @@ fn claims(report: &StudyReport) -> Section {
     if !report.claims.is_empty() {
         picture += "<div class=\"scroll\" tabindex=\"0\"><table class=\"numbers claims\"><caption>Small: 95 % interval over seeds; \
             seeds above and below 0; p of a paired t test, in brackets after Holm’s correction for all claims.</caption><thead><tr>\
-            <th scope=\"col\">claim</th><th scope=\"col\" class=\"words\">measured</th><th scope=\"col\">difference</th><th scope=\"col\">seeds</th>\
-            <th scope=\"col\">p</th><th scope=\"col\">verdict</th></tr></thead><tbody>";
+            <th scope=\"col\">claim</th><th scope=\"col\">verdict</th><th scope=\"col\">difference</th>\
+            <th scope=\"col\">seeds</th><th scope=\"col\">p</th></tr></thead><tbody>";
         report.claims.iter().for_each(|claim| picture += &claim_row(claim));
         picture += "</tbody></table></div>";
     }
@@ -74,16 +74,16 @@ fn claim_row(claim: &Claim) -> String {
     if !claim.excluded.is_empty() {
         let _ = write!(seeds, "<small>without {}</small>", escape(&claim.excluded.join(", ")));
     }
-    let corrected = claim.p_holm.map_or(String::new(), |p| format!("<small>({})</small>", number(p)));
-    let p = claim.p.map_or(MISSING.to_owned(), number) + &corrected;
+    let corrected = claim.p_holm.map_or(String::new(), |p| format!("<small>({})</small>", p_value(p)));
+    let p = claim.p.map_or(MISSING.to_owned(), p_value) + &corrected;
     let class = claim.verdict.replace(' ', "-");
     let more = match (claim.verdict.as_str(), claim.seeds_needed) {
         ("cannot tell", Some(needed)) => format!("<small>would take {needed} seeds</small>"),
         _ => String::new(),
     };
     format!(
-        "<tr><th scope=\"row\">{}</th><td class=\"words\">{}</td><td>{value}</td><td>{seeds}</td><td>{p}</td>\
-         <td><span class=\"conclusion {class}\">{}</span>{more}</td></tr>",
+        "<tr><th scope=\"row\">{}<small class=\"words\">{}</small></th>\
+         <td><span class=\"conclusion {class}\">{}</span>{more}</td><td>{value}</td><td>{seeds}</td><td>{p}</td></tr>",
         escape(&claim.claim),
         escape(&claim.measured),
         escape(&claim.verdict)
