@@ -60,6 +60,32 @@ pub fn kl(estimator: KlEstimator, logprob: f64, ref_logprob: f64) -> f64 {
     }
 }
 
+/// Returns the derivative of [`kl`] by `logprob`.
+///
+/// ```text
+/// k1   1
+/// k2   logprob - ref_logprob
+/// k3   1 - exp(ref_logprob - logprob)
+/// ```
+///
+/// In k3 the exponent is capped at 20, where the derivative of the estimate itself would be that of a constant: the token
+/// is still pushed towards the reference.
+///
+/// ```
+/// use salsa_algo::kl::{KlEstimator, kl_gradient};
+/// assert_eq!(kl_gradient(KlEstimator::K2, -1.0, -1.5), 0.5);
+/// assert_eq!(kl_gradient(KlEstimator::K3, -1.0, -1.0), 0.0);
+/// ```
+pub fn kl_gradient(estimator: KlEstimator, logprob: f64, ref_logprob: f64) -> f64 {
+    let x = logprob - ref_logprob;
+    match estimator {
+        KlEstimator::K1 => 1.0,
+        KlEstimator::K2 => x,
+        KlEstimator::K3 if -x <= MAX_LOG_RATIO => -(-x).exp_m1(),
+        KlEstimator::K3 => 1.0 - ratio(-x),
+    }
+}
+
 /// Returns the estimated KL of every token of a response: [`kl`] element by element.
 ///
 /// ```

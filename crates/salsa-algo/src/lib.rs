@@ -13,6 +13,7 @@
 //! | [`gae`] | advantages and returns |
 //! | [`whiten`] | mean and variance of a batch; whitening with the mean removed or kept |
 //! | [`ppo`] | the clipped policy and value losses, their derivatives and their statistics |
+//! | [`group`] | GRPO, RLOO and relatives: advantages within groups, clipped losses without a critic |
 //! | [`preference`] | losses on pairs: Bradley–Terry for reward models, DPO and IPO for policies |
 //! | [`soup`] | averaging weights: mean, lerp, slerp, task arithmetic, TIES, DARE; angles between task vectors |
 //! | [`stats`] | win rates, intervals, bootstrap, quantiles; studies over several seeds |
@@ -34,6 +35,7 @@
 #![forbid(unsafe_code)]
 
 pub mod gae;
+pub mod group;
 pub mod judge;
 pub mod kl;
 pub mod ppo;
