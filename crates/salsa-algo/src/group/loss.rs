@@ -28,6 +28,8 @@ pub enum ImportanceLevel {
     Token,
     /// A response has one ratio, the geometric mean of those of its tokens (GSPO).
     Sequence,
+    /// A response has one ratio, the product of those of its tokens: that of its probabilities (RLOO).
+    Product,
 }
 
 /// A KL penalty in the loss.
@@ -142,7 +144,7 @@ impl ClipStats {
 ///
 /// ```text
 /// x_t      = logprob - old_logprob
-/// ratio    = exp(x_t), or at level Sequence exp(mean of x_t over the response)
+/// ratio    = exp(x_t); at level Sequence exp(mean of x_t over the response), at level Product exp(sum of x_t)
 /// gain_t   = min(min(ratio, ratio_limit) * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)
 /// loss     = sum w * (-gain_t + beta * KL_t)
 ///
@@ -154,7 +156,8 @@ impl ClipStats {
 ///
 /// Log-ratios are capped at 20 before `exp`. Source: Shao et al. 2024 (2402.03300), Liu et al. 2025 (2503.20783, Dr.
 /// GRPO), Yu et al. 2025 (2503.14476, DAPO), Zheng et al. 2025 (2507.18071, GSPO); arithmetic as in TRL's
-/// `GRPOTrainer`, whose batch normalisation of `bnpo` is over the minibatch here.
+/// `GRPOTrainer` and (level Product with type Grpo) `RLOOTrainer`. TRL's `bnpo` is the mean over the tokens of one pass
+/// of a device, here over those of the minibatch.
 ///
 /// ```
 /// use salsa_algo::group::{Batch, Denominators, LossType, Settings, loss};
@@ -221,16 +224,18 @@ impl Response<'_> {
             LossType::DrGrpo => 1.0 / (responses * denominators.longest.max(1) as f64),
         };
         let moved = || self.logprobs.iter().zip(self.old_logprobs).map(|(new, old)| new - old);
-        let mean_moved = moved().sum::<f64>() / length.max(1) as f64;
+        let sum = moved().sum::<f64>();
+        // `share`: how the logarithms of the ratios of all tokens together grow with the log-prob of one.
+        let (of_response, share) = match settings.level {
+            ImportanceLevel::Token => (None, 1.0),
+            ImportanceLevel::Sequence => (Some(ratio(sum / length.max(1) as f64)), 1.0),
+            ImportanceLevel::Product => (Some(ratio(sum)), length as f64),
+        };
         for (t, moved) in moved().enumerate() {
-            let ratio = match settings.level {
-                ImportanceLevel::Token => ratio(moved),
-                ImportanceLevel::Sequence => ratio(mean_moved),
-            };
+            let ratio = of_response.unwrap_or_else(|| ratio(moved));
             let (gain, derivative) = self.gain(ratio, settings);
             all.policy_loss -= weight * gain;
-            // At level Sequence each token moves the ratio by its share, at all tokens alike: length / length.
-            let mut d_logprob = -weight * derivative;
+            let mut d_logprob = -weight * derivative * share;
             let stats = &mut all.stats;
             if let Some(KlPenalty { beta, estimator }) = settings.penalty {
                 let (own, reference) = (self.logprobs[t], self.ref_logprobs[t]);
@@ -268,7 +273,7 @@ mod tests {
     use crate::random::uniform;
 
     const TYPES: [LossType; 4] = [LossType::Grpo, LossType::Bnpo, LossType::DrGrpo, LossType::Dapo];
-    const LEVELS: [ImportanceLevel; 2] = [ImportanceLevel::Token, ImportanceLevel::Sequence];
+    const LEVELS: [ImportanceLevel; 3] = [ImportanceLevel::Token, ImportanceLevel::Sequence, ImportanceLevel::Product];
     const LENGTHS: [usize; 4] = [3, 1, 5, 2];
 
     fn noise(stream: u64, n: u64) -> Vec<f64> {
