@@ -52,7 +52,7 @@ fn losses_and_gradients_are_trl_s() {
         let batch = Batch {
             logprobs: new,
             old_logprobs: old,
-            ref_logprobs: reference,
+            references: &[(1.0, reference)],
             lengths: &LENGTHS,
             advantages: &advantages(rewards, 4, baseline, scale),
             counted: &[true; 4],

@@ -91,8 +91,9 @@ pub struct Batch<'a> {
     pub logprobs: &'a [f64],
     /// Log-prob of each token when it was sampled.
     pub old_logprobs: &'a [f64],
-    /// Log-prob of each token under the reference; read only with a penalty.
-    pub ref_logprobs: &'a [f64],
+    /// The models of the reference, each with its weight in the penalty and the log-prob of each token; read only with a
+    /// penalty.
+    pub references: &'a [(f64, &'a [f64])],
     /// Tokens of each response.
     pub lengths: &'a [usize],
     /// Advantage of each response.
@@ -145,6 +146,7 @@ impl ClipStats {
 /// ```text
 /// x_t      = logprob - old_logprob
 /// ratio    = exp(x_t); at level Sequence exp(mean of x_t over the response), at level Product exp(sum of x_t)
+/// KL_t     = sum over the references of weight * KL of the token
 /// gain_t   = min(min(ratio, ratio_limit) * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)
 /// loss     = sum w * (-gain_t + beta * KL_t)
 ///
@@ -162,7 +164,7 @@ impl ClipStats {
 /// ```
 /// use salsa_algo::group::{Batch, Denominators, LossType, Settings, loss};
 /// let batch = Batch {
-///     logprobs: &[-1.0, -1.0, -2.0], old_logprobs: &[-1.0, -1.0, -2.0], ref_logprobs: &[],
+///     logprobs: &[-1.0, -1.0, -2.0], old_logprobs: &[-1.0, -1.0, -2.0], references: &[],
 ///     lengths: &[2, 1], advantages: &[1.0, -1.0], counted: &[true, true],
 /// };
 /// let denominators = Denominators { responses: 2, tokens: 3.0, longest: 4 };
@@ -180,8 +182,8 @@ pub fn loss(batch: &Batch, settings: &Settings, denominators: Denominators) -> L
     assert_eq!(batch.old_logprobs.len(), tokens, "one old log-prob per log-prob");
     assert_eq!(batch.advantages.len(), batch.lengths.len(), "one advantage per response");
     assert_eq!(batch.counted.len(), batch.lengths.len(), "one mark per response");
-    if settings.penalty.is_some() {
-        assert_eq!(batch.ref_logprobs.len(), tokens, "one reference log-prob per log-prob");
+    for (_, logprobs) in batch.references {
+        assert_eq!(logprobs.len(), tokens, "one reference log-prob per log-prob");
     }
     let mut all =
         Loss { loss: 0.0, d_logprobs: Vec::with_capacity(tokens), policy_loss: 0.0, stats: ClipStats::default() };
@@ -196,7 +198,8 @@ pub fn loss(batch: &Batch, settings: &Settings, denominators: Denominators) -> L
         let response = Response {
             logprobs: &batch.logprobs[range.clone()],
             old_logprobs: &batch.old_logprobs[range.clone()],
-            ref_logprobs: if settings.penalty.is_some() { &batch.ref_logprobs[range] } else { &[] },
+            references: batch.references,
+            first: range.start,
             advantage,
         };
         response.add_to(&mut all, settings, denominators);
@@ -208,7 +211,9 @@ pub fn loss(batch: &Batch, settings: &Settings, denominators: Denominators) -> L
 struct Response<'a> {
     logprobs: &'a [f64],
     old_logprobs: &'a [f64],
-    ref_logprobs: &'a [f64],
+    references: &'a [(f64, &'a [f64])],
+    /// Index of its first token in the references.
+    first: usize,
     advantage: f64,
 }
 
@@ -238,11 +243,13 @@ impl Response<'_> {
             let mut d_logprob = -weight * derivative * share;
             let stats = &mut all.stats;
             if let Some(KlPenalty { beta, estimator }) = settings.penalty {
-                let (own, reference) = (self.logprobs[t], self.ref_logprobs[t]);
-                let kl = kl(estimator, own, reference);
-                all.loss += weight * beta * kl;
-                d_logprob += weight * beta * kl_gradient(estimator, own, reference);
-                stats.kl += per_token * kl;
+                for (share, logprobs) in self.references {
+                    let (own, reference) = (self.logprobs[t], logprobs[self.first + t]);
+                    let kl = share * kl(estimator, own, reference);
+                    all.loss += weight * beta * kl;
+                    d_logprob += weight * beta * share * kl_gradient(estimator, own, reference);
+                    stats.kl += per_token * kl;
+                }
             }
             all.d_logprobs.push(d_logprob);
             let low = ratio < 1.0 - settings.clip_low && self.advantage < 0.0;
@@ -311,7 +318,7 @@ mod tests {
                             let batch = Batch {
                                 logprobs: x,
                                 old_logprobs: &old,
-                                ref_logprobs: &reference,
+                                references: &[(0.75, &reference), (0.25, &old)],
                                 lengths: &LENGTHS,
                                 advantages: &advantages,
                                 counted,
@@ -337,7 +344,7 @@ mod tests {
                     let batch = Batch {
                         logprobs: &new[tokens.clone()],
                         old_logprobs: &old[tokens.clone()],
-                        ref_logprobs: &reference[tokens],
+                        references: &[(0.75, &reference[tokens.clone()]), (0.25, &old[tokens])],
                         lengths: &LENGTHS[responses.clone()],
                         advantages: &advantages[responses.clone()],
                         counted: &[true; 4][responses],
@@ -373,7 +380,7 @@ mod tests {
             let batch = Batch {
                 logprobs: &[moved],
                 old_logprobs: &[0.0],
-                ref_logprobs: &[],
+                references: &[],
                 lengths: &[1],
                 advantages: &[advantage],
                 counted: &[true],
@@ -395,7 +402,7 @@ mod tests {
         let batch = Batch {
             logprobs: &[-0.9, -1.9],
             old_logprobs: &[-1.0, -2.2],
-            ref_logprobs: &[],
+            references: &[],
             lengths: &[2],
             advantages: &[-2.0],
             counted: &[true],
@@ -410,10 +417,11 @@ mod tests {
     #[test]
     fn what_does_not_count_has_no_loss_and_no_gradient() {
         let [old, new, reference, advantages] = case(7);
+        let references: [(f64, &[f64]); 2] = [(0.75, &reference), (0.25, &old)];
         let batch = |counted| Batch {
             logprobs: &new,
             old_logprobs: &old,
-            ref_logprobs: &reference,
+            references: &references,
             lengths: &LENGTHS,
             advantages: &advantages,
             counted,
@@ -429,7 +437,7 @@ mod tests {
         let batch = |new| Batch {
             logprobs: new,
             old_logprobs: &[0.0],
-            ref_logprobs: &[],
+            references: &[],
             lengths: &[1],
             advantages: &[-1.0],
             counted: &[true],
@@ -448,7 +456,7 @@ mod tests {
         let batch = Batch {
             logprobs: &[0.0],
             old_logprobs: &[0.0],
-            ref_logprobs: &[],
+            references: &[],
             lengths: &[1],
             advantages: &[],
             counted: &[true],

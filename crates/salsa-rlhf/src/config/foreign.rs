@@ -310,13 +310,21 @@ const ANSWERS: &[Answer] = &[
     answer("lambd", "lam", "say lam"),
     answer("normalize_reward", "normalize_scores", "say normalize_scores"),
     harmless("disable_dropout", "leave it out: there is no dropout but that of adapters (lora_dropout)"),
+    answer("reward_funcs", "reward_model_path", "say reward_model_path: one reward model"),
+    answer("n_samples_per_prompt", "num_generations", "say num_generations"),
+    answer("max_completion_length", "response_length", "say response_length"),
     answer(
-        "advantage_estimator num_generations* n_samples_per_prompt num_iterations epsilon_high delta scale_rewards \
-        importance_sampling_level mask_truncated_completions reward_weights reward_funcs multi_objective_aggregation \
-        sapo_* vespo_* entropy_coef* use_adaptive_entropy entropy_target top_entropy_quantile off_policy_mask_threshold \
-        use_bias_correction_kl max_tool_calling_iterations rl trl",
+        "num_generations* n_samples_per_prompt num_iterations epsilon_high delta scale_rewards \
+        importance_sampling_level mask_truncated_completions reward_funcs",
         "",
-        "not supported: group methods such as GRPO are not part of this program; salsa ppo and salsa dpo are",
+        "not supported in this stage: group methods are one of their own, salsa grpo",
+    ),
+    answer(
+        "advantage_estimator reward_weights multi_objective_aggregation sapo_* vespo_* entropy_coef* \
+        use_adaptive_entropy entropy_target top_entropy_quantile off_policy_mask_threshold use_bias_correction_kl \
+        max_tool_calling_iterations rl trl",
+        "",
+        "not supported: salsa grpo has one reward model, and the keys that its --help lists",
     ),
     // DPO.
     answer(

@@ -112,7 +112,7 @@ pub use kitchen::KitchenConfig;
 pub(crate) use lifecycle::runner::run_stage;
 pub use lifecycle::{record::Record, runner::Outcome};
 pub use lines::{generate::GenerateConfig, logprobs::LogprobsConfig, score::ScoreConfig};
-pub use rl::ppo::config::PpoConfig;
+pub use rl::{grpo::config::GrpoConfig, ppo::config::PpoConfig};
 pub use soup::{SoupConfig, greedy::GreedyConfig};
 pub use supervised::{dpo::DpoConfig, pretrain::PretrainConfig, reward::RewardConfig, sft::SftConfig};
 pub use table::STAGES;

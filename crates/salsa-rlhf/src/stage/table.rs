@@ -4,7 +4,7 @@ use super::{
     kind::Kind,
     kitchen,
     lines::{generate, logprobs, score},
-    rl::ppo,
+    rl::{grpo, ppo},
     soup,
     supervised::{dpo, pretrain, reward, sft},
 };
@@ -16,6 +16,7 @@ pub const STAGES: &[Kind] = &[
     Kind::of::<soup::SoupConfig>(),
     Kind::of::<reward::RewardConfig>(),
     Kind::of::<ppo::PpoConfig>(),
+    Kind::of::<grpo::GrpoConfig>(),
     Kind::of::<dpo::DpoConfig>(),
     Kind::of::<evaluate::EvaluateConfig>(),
     Kind::of::<landscape::LandscapeConfig>(),

@@ -41,6 +41,20 @@ const PPO: &str = "dataset_num_proc num_mini_batches total_episodes local_rollou
      num_total_batches micro_batch_size local_batch_size batch_size local_mini_batch_size mini_batch_size \
      reward_model_path model_adapter_name ref_adapter_name num_ppo_epochs whiten_rewards kl_coef kl_estimator \
      cliprange vf_coef cliprange_value gamma lam ds3_gather_for_generation";
+const GRPO: &str = "beta cache_implementation cast_lm_head_to_fp32 chat_template_kwargs delta disable_dropout entropy_coef \
+     ds3_gather_for_generation entropy_coef_delta entropy_coef_max entropy_coef_min entropy_target epsilon epsilon_high \
+     generation_batch_size generation_kwargs importance_sampling_level log_completions log_completions_hub_repo \
+     log_multimodal log_unique_prompts loss_type mask_truncated_completions max_completion_length min_p \
+     max_tool_calling_iterations model_init_kwargs multi_objective_aggregation num_completions_to_print num_generations \
+     num_generations_eval num_iterations off_policy_mask_threshold pad_to_multiple_of ref_model_mixup_alpha \
+     ref_model_sync_steps repetition_penalty reward_weights router_aux_loss_coef sapo_temperature_neg \
+     sapo_temperature_pos scale_rewards shuffle_dataset steps_per_generation sync_ref_model temperature \
+     top_entropy_quantile top_k top_p transformers_continuous_batching_config trust_remote_code \
+     use_adaptive_entropy use_bias_correction_kl use_transformers_continuous_batching use_transformers_paged use_vllm \
+     vespo_k_neg vespo_k_pos vespo_lambda_neg vespo_lambda_pos vllm_enable_sleep_mode vllm_gpu_memory_utilization \
+     vllm_group_port vllm_importance_sampling_cap vllm_importance_sampling_correction vllm_importance_sampling_mode \
+     vllm_max_model_length vllm_mode vllm_model_impl vllm_server_base_url vllm_server_host vllm_server_port \
+     vllm_server_timeout vllm_structured_outputs_regex vllm_tensor_parallel_size";
 const MODEL: &str = "model_name_or_path model_revision dtype attn_implementation use_peft lora_r lora_alpha lora_dropout \
      lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type use_rslora use_dora \
      load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage dataset_name \
@@ -82,7 +96,7 @@ fn unanswered(stage: &str, names: &str) -> Vec<String> {
 #[test]
 fn every_key_of_trl_is_taken_or_answered() {
     let mut open = Vec::new();
-    for (stage, own) in [("sft", SFT), ("reward", REWARD), ("dpo", DPO), ("ppo", PPO)] {
+    for (stage, own) in [("sft", SFT), ("reward", REWARD), ("dpo", DPO), ("ppo", PPO), ("grpo", GRPO)] {
         for names in [TRAINING, own, MODEL] {
             open.extend(unanswered(stage, names));
         }
@@ -100,10 +114,11 @@ fn common_keys_of_other_tools_are_taken_or_answered() {
 
 #[test]
 fn a_remedy_names_keys_that_the_stage_has() {
-    for stage in ["sft", "reward", "dpo", "ppo"] {
+    for stage in ["sft", "reward", "dpo", "ppo", "grpo"] {
         let keys = keys(stage);
-        for name in
-            [TRAINING, SFT, REWARD, DPO, PPO, MODEL, AXOLOTL, LLAMA_FACTORY, OPEN_RLHF].join(" ").split_whitespace()
+        for name in [TRAINING, SFT, REWARD, DPO, PPO, GRPO, MODEL, AXOLOTL, LLAMA_FACTORY, OPEN_RLHF]
+            .join(" ")
+            .split_whitespace()
         {
             let Err(hint) = resolve(name, &keys) else { continue };
             let Some(key) = hint.strip_prefix("say ") else { continue };

@@ -1,6 +1,8 @@
-//! The reference of the KL penalty, and the other frozen models of a PPO run.
+//! The reference of the KL penalty, and the other frozen models of a run.
 //!
 //! SALSA is the variant [`ReferenceConfig::Soup`]. With weight 0 for the second ingredient it is plain PPO.
+use std::borrow::Cow;
+
 use anyhow::{Context, bail, ensure};
 use salsa_algo::{
     kl::{KlEstimator, kls},
@@ -22,10 +24,12 @@ use crate::{
     },
 };
 
-/// The reference of the KL penalty of a PPO run.
+/// The reference of the KL penalty.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ReferenceConfig {
+    /// No reference, and no KL penalty.
+    None,
     /// One frozen SFT model: plain PPO.
     Sft {
         /// The SFT model. None: the initial policy.
@@ -80,6 +84,7 @@ impl ReferenceConfig {
     /// The kind, as in `reference.kind`.
     pub fn kind(&self) -> &'static str {
         match self {
+            ReferenceConfig::None => "none",
             ReferenceConfig::Sft { .. } => "sft",
             ReferenceConfig::Soup { .. } => "soup",
             ReferenceConfig::Ema { .. } => "ema",
@@ -89,12 +94,16 @@ impl ReferenceConfig {
         }
     }
 
-    /// Checks ranges.
+    /// Checks ranges; `kl_coef` is the coefficient of the penalty.
     ///
     /// # Errors
     /// If a value is invalid; the error names the key.
-    pub fn validate(&self) -> anyhow::Result<()> {
+    pub fn validate(&self, kl_coef: f64) -> anyhow::Result<()> {
         match self {
+            ReferenceConfig::None => ensure!(
+                kl_coef == 0.0,
+                "kl_coef is {kl_coef}, but reference.kind is none; say kl_coef: 0, or choose a reference"
+            ),
             ReferenceConfig::Sft { .. } => {}
             ReferenceConfig::Soup { models, weights }
             | ReferenceConfig::Multi { models, weights }
@@ -132,7 +141,7 @@ impl ReferenceConfig {
                 let weights = soup(models, weights).checked_weights()?;
                 models.iter().cloned().map(ModelSource::Path).zip(weights).collect()
             }
-            ReferenceConfig::Ema { .. } | ReferenceConfig::Sync { .. } => Vec::new(),
+            ReferenceConfig::None | ReferenceConfig::Ema { .. } | ReferenceConfig::Sync { .. } => Vec::new(),
         })
     }
 }
@@ -183,6 +192,8 @@ impl FrozenModels {
 
 /// The reference of a run.
 pub(super) enum Reference {
+    /// None: no penalty.
+    None,
     /// One frozen model (an SFT model or a soup).
     Frozen(usize),
     /// Several frozen models, whose KLs are averaged.
@@ -199,6 +210,19 @@ pub(super) enum Reference {
         /// How it follows the policy.
         follow: Follow,
     },
+}
+
+/// The KL estimate of every response token against a reference of these log-probs: the weighted mean over its models.
+pub(super) fn kls_to(reference: &[(f64, Cow<'_, [f64]>)], estimator: KlEstimator, rollouts: &Rollouts) -> Vec<f64> {
+    if let [(_, one)] = reference {
+        return kls(estimator, &rollouts.logprobs, one);
+    }
+    let mut mean = vec![0.0; rollouts.logprobs.len()];
+    for (weight, logprobs) in reference {
+        let kls = kls(estimator, &rollouts.logprobs, logprobs);
+        mean.iter_mut().zip(kls).for_each(|(mean, kl)| *mean += weight * kl);
+    }
+    mean
 }
 
 /// How a moving reference follows the policy.
@@ -240,6 +264,7 @@ impl Reference {
             .map(|(source, weight)| Ok((frozen.load(&source, spec, bases)?, weight)))
             .collect::<anyhow::Result<_>>()?;
         Ok(match config {
+            ReferenceConfig::None => Reference::None,
             ReferenceConfig::Sft { .. } | ReferenceConfig::Soup { .. } => Reference::Frozen(parts[0].0),
             ReferenceConfig::Multi { .. } => Reference::Multi(parts),
             ReferenceConfig::Geometric { .. } => Reference::Geometric(parts),
@@ -248,30 +273,26 @@ impl Reference {
         })
     }
 
-    /// The KL estimate of every response token. `frozen_logprobs` are the log-probs of `frozen`, by model.
-    pub(super) fn kls(
+    /// The log-probs of every response token under each model of the reference, with the models' weights in the penalty.
+    /// `frozen_logprobs` are the log-probs of `frozen`, by model.
+    pub(super) fn logprobs<'a>(
         &self,
-        estimator: KlEstimator,
         rollouts: &Rollouts,
         frozen: &FrozenModels,
-        frozen_logprobs: &[Vec<f64>],
-    ) -> Vec<f64> {
-        let against = |reference: &[f64]| kls(estimator, &rollouts.logprobs, reference);
+        frozen_logprobs: &'a [Vec<f64>],
+    ) -> Vec<(f64, Cow<'a, [f64]>)> {
         match self {
-            Reference::Frozen(at) => against(&frozen_logprobs[*at]),
-            Reference::Moving { model, .. } => against(&rollouts.logprobs_of(model)),
+            Reference::None => Vec::new(),
+            Reference::Frozen(at) => vec![(1.0, Cow::Borrowed(&frozen_logprobs[*at][..]))],
+            Reference::Moving { model, .. } => vec![(1.0, Cow::Owned(rollouts.logprobs_of(model)))],
             Reference::Multi(models) => {
-                let mut mean = vec![0.0; rollouts.logprobs.len()];
-                for &(at, weight) in models {
-                    mean.iter_mut().zip(against(&frozen_logprobs[at])).for_each(|(mean, kl)| *mean += weight * kl);
-                }
-                mean
+                models.iter().map(|&(at, weight)| (weight, Cow::Borrowed(&frozen_logprobs[at][..]))).collect()
             }
             Reference::Geometric(models) => {
                 let parts: Vec<&Model> = models.iter().map(|&(at, _)| &frozen.models[at].1).collect();
                 let weights: Vec<f32> = models.iter().map(|&(_, weight)| weight as f32).collect();
                 let forward = |batch: &_, query: &_| geometric_logprobs(&parts, &weights, batch, query);
-                against(&rollouts.logprobs_by(forward))
+                vec![(1.0, Cow::Owned(rollouts.logprobs_by(forward)))]
             }
         }
     }

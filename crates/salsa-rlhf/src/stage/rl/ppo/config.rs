@@ -22,6 +22,8 @@ use crate::{
         optimizer::OptimizerArguments,
         rl::{
             arguments::{PenaltyArguments, RunArguments, SamplingArguments, ScoreArguments},
+            environment::Setup,
+            order::Order,
             reference::ReferenceConfig,
         },
         text::{chat_arguments::ChatArguments, source::DataSource},
@@ -199,12 +201,44 @@ impl PpoConfig {
             check_range(key, value, low..=high)?;
         }
         self.lora.validate()?;
-        self.reference.validate()
+        self.reference.validate(self.penalty.kl_coef)
     }
 
     /// The learning-rate schedule over the updates.
     pub fn schedule(&self) -> Schedule {
         Schedule { warmup: Warmup::Steps(self.warmup_steps as usize), decay: self.optimizer.lr_scheduler_type }
+    }
+
+    /// The order of prompts and responses.
+    pub(in crate::stage::rl) fn order(&self) -> Order {
+        Order {
+            seed: self.run.seed,
+            batch: self.sampling.batch_size,
+            group: 1,
+            epochs: self.num_ppo_epochs as u64,
+            minibatches: self.num_mini_batches,
+        }
+    }
+
+    /// The settings that do not depend on the method.
+    pub(in crate::stage::rl) fn setup(&self) -> Setup<'_> {
+        Setup {
+            name: "ppo",
+            model: &self.model_name_or_path,
+            reward_model: &self.reward_model_path,
+            reference: &self.reference,
+            anchors: &self.anchors,
+            dataset: &self.dataset,
+            chat: &self.chat,
+            sampling: &self.sampling,
+            scores: &self.scores,
+            lora: &self.lora,
+            run: &self.run,
+            critic: Some(self.critic),
+            recompute: self.recompute(),
+            pass: self.per_device_train_batch_size,
+            order: self.order(),
+        }
     }
 
     /// The constants of the loss.

@@ -6,15 +6,10 @@ use salsa_engine::{AdamW, Batch, Device, Head, Model, ModelSpec, Output, OutputG
 use super::{
     config::{CriticKind, PpoConfig},
     experience::Experience,
-    order,
 };
 use crate::{
     checkpoint::Checkpoint,
-    stage::{
-        lifecycle::resume::REMEDY,
-        models::{adapters, bases::Bases, frozen::open_language_model, model_source::ModelSource},
-        rollout::split,
-    },
+    stage::{lifecycle::resume::REMEDY, models::bases::Bases, rl::policy, rollout::split},
 };
 
 /// Policy and critic.
@@ -104,7 +99,8 @@ impl Learner {
             }
             CriticKind::Shared => (Head::LanguageModelWithValue, Critic::Shared),
         };
-        let policy = adapted_policy(config, head, bases).context("policy")?;
+        let policy = policy::adapted(&config.model_name_or_path, &config.lora, head, seed, recompute, bases);
+        let policy = policy.context("policy")?;
         Ok(Learner { policy, critic, adamw: config.optimizer.adamw() })
     }
 
@@ -136,6 +132,13 @@ impl Learner {
         Ok(Learner { policy: policy.context("policy")?, critic, adamw: config.optimizer.adamw() })
     }
 
+    /// The learning rates of an update, counted from 0.
+    pub(super) fn rates(&self, config: &PpoConfig, update: u64) -> Rates {
+        let share = config.schedule().factor(update as usize, config.sampling.updates() as usize);
+        let policy = if update < config.critic_warmup { 0.0 } else { config.learning_rate * share };
+        Rates { policy, critic: config.critic_learning_rate.unwrap_or(config.learning_rate) * share }
+    }
+
     /// The model that computes values.
     pub(crate) fn value_model(&self) -> &Model {
         self.critic.separate().unwrap_or(&self.policy)
@@ -155,7 +158,7 @@ impl Learner {
     ) -> anyhow::Result<StepStats> {
         let (mut sum, mut steps) = (StepStats::default(), 0);
         for epoch in 0..config.num_ppo_epochs as u64 {
-            for minibatch in order::minibatches(config, experience.rollouts.len(), update, epoch) {
+            for minibatch in config.order().minibatches(update, epoch) {
                 sum.add(&self.step(config, experience, &minibatch, rates)?);
                 steps += 1;
             }
@@ -193,9 +196,9 @@ impl Learner {
             stats.policy_grad_norm,
             stats.critic_grad_norm
         );
-        advance(&mut self.policy, &self.adamw, rates.policy)?;
+        policy::advance(&mut self.policy, &self.adamw, rates.policy)?;
         if let Some(critic) = self.critic.separate_mut() {
-            advance(critic, &self.adamw, rates.critic)?;
+            policy::advance(critic, &self.adamw, rates.critic)?;
         }
         Ok(stats)
     }
@@ -279,32 +282,6 @@ impl Learner {
         }
         (batch, policy, value)
     }
-}
-
-/// The configured adapter, or a new one.
-fn adapted_policy(config: &PpoConfig, head: Head, bases: &mut Bases) -> anyhow::Result<Trainable> {
-    let (seed, recompute) = (config.run.seed, config.recompute());
-    match &config.model_name_or_path {
-        ModelSource::Path(path) => bases.adapted(&open_language_model(path)?, head, &config.lora, seed, recompute),
-        ModelSource::Soup(soup) => {
-            let (weights, models) = (soup.checked_weights()?, soup.open()?);
-            ensure!(
-                adapters::share_a_base(&models),
-                "model_name_or_path is a soup of whole models, which no adapter could name as its base; write the soup \
-                 first (salsa soup) and start from it"
-            );
-            bases.adapter_soup(&models, &weights)?.adapted(head, seed, recompute)
-        }
-    }
-}
-
-fn advance(model: &mut Trainable, adamw: &AdamW, rate: f64) -> anyhow::Result<()> {
-    if rate == 0.0 {
-        model.zero_gradients();
-    } else {
-        model.adamw_step(adamw, rate)?;
-    }
-    Ok(())
 }
 
 impl StepStats {

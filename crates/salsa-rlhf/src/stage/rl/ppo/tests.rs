@@ -115,13 +115,13 @@ fn all_roles_share_one_base() {
     let (run, _) = Run::open(&config, &quiet()).unwrap();
     let policy: &Model = &run.learner.policy;
     assert!(policy.shares_base(run.learner.critic.separate().unwrap()), "the critic");
-    assert!(policy.shares_base(&run.reward_model.model), "the reward model");
-    assert_eq!(run.frozen.models().count(), 3, "the soup and two anchors");
-    for model in run.frozen.models() {
+    assert!(policy.shares_base(&run.environment.reward_model.model), "the reward model");
+    assert_eq!(run.environment.frozen.models().count(), 3, "the soup and two anchors");
+    for model in run.environment.frozen.models() {
         assert!(policy.shares_base(model));
         assert_eq!(model.spec().head, Head::LanguageModel);
     }
-    assert_eq!(run.frozen.models().next().unwrap().lora().unwrap().rank, 6, "ranks add up in a soup");
+    assert_eq!(run.environment.frozen.models().next().unwrap().lora().unwrap().rank, 6, "ranks add up in a soup");
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_step_on_a_shared_base_is_that_on_separate_models_to_the_bit() {
             ["sft-b", "reward"].into_iter().for_each(|name| move_to_own_base(dir.path(), name));
         }
         let (run, _) = Run::open(&config, &quiet()).unwrap();
-        assert!(!run.learner.policy.shares_base(&run.reward_model.model), "nothing is compared");
+        assert!(!run.learner.policy.shares_base(&run.environment.reward_model.model), "nothing is compared");
         assert!(shared == learned(&config), "sharing the base changes bits");
         assert!(shared.2[0].get("objective/kl").is_some_and(|kl| kl != 0.0));
     }
@@ -203,7 +203,7 @@ fn logprobs_of_a_forward_pass_are_those_that_were_sampled() {
     let mut config = config(dir.path(), soup(dir.path()));
     config.sampling.temperature = 0.7;
     let (run, _) = Run::open(&config, &quiet()).unwrap();
-    let (_, mut rollouts) = run.sample(0);
+    let (_, mut rollouts) = run.environment.sample(&config.setup(), &run.learner.policy, 0);
     let sampled = std::mem::take(&mut rollouts.logprobs);
     assert_eq!(sampled.len(), rollouts.lengths().iter().sum::<usize>());
     assert!(sampled.iter().any(|logprob| *logprob < -0.1), "{sampled:?}");

@@ -1,4 +1,4 @@
-//! Reports of a PPO update: metrics under TRL's names, and text samples.
+//! Reports of an update: statistics of its responses, and text samples.
 use std::{
     io::{Read, Seek, SeekFrom, Write},
     path::Path,
@@ -8,37 +8,32 @@ use anyhow::{Context, ensure};
 use salsa_algo::reward::Ending;
 use serde_json::{Value, json};
 
-use super::learner::StepStats;
 use crate::{
     atomic, input,
     metrics::{Metrics, names},
     stage::{lifecycle::resume::REMEDY, rollout::Rollouts},
 };
 
-/// The measurements of one update.
-pub(super) struct Measured<'a> {
+/// Scores and KLs of the responses of one update.
+#[derive(Clone, Copy)]
+pub(super) struct Scored<'a> {
     /// Score of each response, before clip and penalty.
     pub scores: &'a [f64],
     /// KL of each token to the run's reference.
     pub kls: &'a [f64],
     /// Coefficient of the KL penalty in this update.
     pub beta: f64,
-    /// Share of the returns' variance that the critic explains.
-    pub explained_variance: f64,
-    /// Statistics of the optimizer steps.
-    pub learned: &'a StepStats,
 }
 
-impl Measured<'_> {
-    /// All metrics, every mean over real tokens or responses.
+impl Scored<'_> {
+    /// Means over the responses.
     pub(super) fn metrics(&self, rollouts: &Rollouts) -> Metrics {
         let responses = rollouts.len() as f64;
         let kl = mean_kl(self.kls, rollouts);
         let score = self.scores.iter().sum::<f64>() / responses;
         let variance = self.scores.iter().map(|s| (s - score).powi(2)).sum::<f64>() / responses;
         let surprise = -rollouts.logprobs.iter().sum::<f64>() / responses;
-        let learned = self.learned;
-        let mut metrics = Metrics::new()
+        Metrics::new()
             .with(names::KL, kl)
             .with(names::KL_COEF, self.beta)
             .with("objective/entropy", surprise)
@@ -46,25 +41,11 @@ impl Measured<'_> {
             .with("objective/rlhf_reward", score - self.beta * kl)
             .with(names::SCORE, score)
             .with("objective/scores_std", variance.sqrt())
-            .with("policy/approxkl_avg", learned.policy.approx_kl)
-            .with("policy/policykl_avg", learned.policy.policy_kl)
-            .with("policy/clipfrac_avg", learned.policy.clip_fraction)
-            .with("policy/entropy_avg", learned.entropy)
-            .with("policy/grad_norm", learned.policy_grad_norm)
-            .with("loss/policy_avg", learned.policy_loss)
-            .with("loss/value_avg", learned.value_loss)
-            .with("val/clipfrac_avg", learned.value_clip_fraction)
-            .with("val/ratio", learned.policy.ratio_mean)
-            .with("val/ratio_var", learned.ratio_variance)
-            .with("val/explained_variance", self.explained_variance)
-            .with("val/grad_norm", learned.critic_grad_norm);
-        lengths(rollouts, &mut metrics);
-        metrics
     }
 }
 
-/// Statistics of response lengths and endings.
-fn lengths(rollouts: &Rollouts, metrics: &mut Metrics) {
+/// Adds statistics of response lengths and endings.
+pub(super) fn lengths(rollouts: &Rollouts, metrics: &mut Metrics) {
     let responses = rollouts.len() as f64;
     let mut lengths = rollouts.lengths();
     let ended = |ending: &&Ending| **ending == Ending::Eos;
@@ -164,6 +145,7 @@ pub(super) fn truncate_samples(dir: &Path, done: u64) -> anyhow::Result<()> {
     let kept: String = text.lines().filter(is_kept).flat_map(|line| [line, "\n"]).collect();
     atomic::write(&path, kept.as_bytes())
 }
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -188,15 +170,9 @@ mod tests {
 
     #[test]
     fn means_are_over_real_responses() {
-        let learned = StepStats::default();
-        let measured = Measured {
-            scores: &[1.0, 2.0, 6.0],
-            kls: &[0.3; 8],
-            beta: 0.5,
-            explained_variance: 0.1,
-            learned: &learned,
-        };
-        let metrics = measured.metrics(&rollouts());
+        let scored = Scored { scores: &[1.0, 2.0, 6.0], kls: &[0.3; 8], beta: 0.5 };
+        let mut metrics = scored.metrics(&rollouts());
+        lengths(&rollouts(), &mut metrics);
         let near = |name: &str, expected: f64| {
             let found = metrics.get(name).unwrap_or(f64::NAN);
             assert!((found - expected).abs() < 1e-12, "{name} is {found}, not {expected}");

@@ -1,18 +1,14 @@
-//! The memory plan of a PPO run, made from its checkpoints before any weight is read.
+//! The memory plan of a run, made from its checkpoints before any weight is read.
 use anyhow::Context;
 use salsa_engine::{Head, ModelSpec};
 
-use super::{
-    config::{CriticKind, PpoConfig},
-    order,
-};
+use super::{environment::Setup, ppo::config::CriticKind, reference::ReferenceConfig};
 use crate::{
     checkpoint::Checkpoint,
     stage::{
         StageContext,
         memory::{self, MemorySettings, Need, Order, Passed, Passes, Responses, Saving, part},
         models::{frozen::trained_adapter, model_source::ModelSource, roles::Roles},
-        rl::reference::ReferenceConfig,
         rollout,
         text::prompts::TextPrompt,
     },
@@ -31,9 +27,9 @@ impl<'a> Plan<'a> {
     ///
     /// # Errors
     /// If one is incomplete or no language model, or ingredients are incompatible.
-    pub(super) fn open(config: &PpoConfig, reward: &'a Checkpoint) -> anyhow::Result<Plan<'a>> {
-        let reference = config.reference.frozen(&config.model_name_or_path).context("reference")?;
-        let sources = reference.into_iter().map(|(source, _)| source).chain(config.anchors.values().cloned());
+    pub(super) fn open(setup: &Setup<'_>, reward: &'a Checkpoint) -> anyhow::Result<Plan<'a>> {
+        let reference = setup.reference.frozen(setup.model).context("reference")?;
+        let sources = reference.into_iter().map(|(source, _)| source).chain(setup.anchors.values().cloned());
         let mut once: Vec<ModelSource> = Vec::new();
         for source in sources {
             if !once.contains(&source) {
@@ -42,7 +38,7 @@ impl<'a> Plan<'a> {
         }
         let open_frozen = |source: &ModelSource| source.open().with_context(|| format!("model {source}"));
         Ok(Plan {
-            policy: config.model_name_or_path.open().context("policy")?,
+            policy: setup.model.open().context("policy")?,
             reward,
             frozen: once.iter().map(open_frozen).collect::<anyhow::Result<_>>()?,
         })
@@ -54,70 +50,68 @@ impl<'a> Plan<'a> {
     /// As [`memory::check`].
     pub(super) fn check_memory(
         &self,
-        config: &PpoConfig,
+        setup: &Setup<'_>,
         prompts: &[TextPrompt],
         context: &StageContext,
     ) -> anyhow::Result<()> {
         let knobs = MemorySettings {
-            adapter: trained_adapter(&self.policy[0], &config.lora)?,
-            recompute: config.recompute(),
-            pass: config.per_device_train_batch_size.min(config.sampling.batch_size),
-            slots: (*config.sampling.decode_slots).min(config.sampling.batch_size),
+            adapter: trained_adapter(&self.policy[0], setup.lora)?,
+            recompute: setup.recompute,
+            pass: setup.pass.min(setup.sampling.batch_size),
+            slots: (*setup.sampling.decode_slots).min(setup.sampling.batch_size),
             ..MemorySettings::on(&context.device)
         };
         let savings = [Saving::TRAINING, &[Saving::Slots("decode_slots")]].concat();
         let need = |knobs: &MemorySettings| {
-            let mut need = self.models(config, knobs).need();
-            self.add_passes(config, prompts, knobs, &mut need);
+            let mut need = self.models(setup, knobs).need();
+            self.add_passes(setup, prompts, knobs, &mut need);
             need
         };
-        memory::check("ppo", &knobs, &savings, &need, context)
+        memory::check(setup.name, &knobs, &savings, &need, context)
     }
 
     /// The models, in the order in which the run reads them.
-    fn models(&self, config: &PpoConfig, knobs: &MemorySettings) -> Roles {
+    fn models(&self, setup: &Setup<'_>, knobs: &MemorySettings) -> Roles {
         let (mut roles, policy, lora) = (Roles::new(knobs.dtype), &self.policy[0], knobs.adapter.as_ref());
-        let head = match config.critic {
-            CriticKind::Separate => Head::LanguageModel,
-            CriticKind::Shared => Head::LanguageModelWithValue,
-        };
         // A policy that is an adapter is counted first: its base serves all others.
-        roles.trained(policy, head, lora);
+        roles.trained(policy, policy_head(setup), lora);
         roles.frozen(self.reward, Head::Scalar);
-        if config.critic == CriticKind::Separate {
+        if setup.critic == Some(CriticKind::Separate) {
             roles.trained(self.reward, Head::Scalar, lora);
         }
         for models in &self.frozen {
             roles.source(models);
         }
-        if matches!(config.reference, ReferenceConfig::Ema { .. } | ReferenceConfig::Sync { .. }) {
+        if matches!(setup.reference, ReferenceConfig::Ema { .. } | ReferenceConfig::Sync { .. }) {
             roles.moving(&policy.spec.with_head(Head::LanguageModel), lora);
         }
         roles
     }
 
     /// Adds the largest passes of the run, in the order of an update, with responses of maximum length.
-    fn add_passes(&self, config: &PpoConfig, prompts: &[TextPrompt], knobs: &MemorySettings, need: &mut Need) {
+    fn add_passes(&self, setup: &Setup<'_>, prompts: &[TextPrompt], knobs: &MemorySettings, need: &mut Need) {
         let lora = knobs.adapter.as_ref();
-        let (policy, reward) = (self.policy_spec(config), self.reward.spec.with_head(Head::Scalar));
+        let policy: ModelSpec = self.policy[0].spec.with_head(policy_head(setup));
+        let reward = self.reward.spec.with_head(Head::Scalar);
         let (policy, passes) = (Passed::new(&policy, lora), Passes::new(knobs));
-        let Largest { reading, longest, scoring, learning } = Largest::of(config, prompts, knobs);
+        let Largest { reading, longest, scoring, learning } = Largest::of(setup, prompts, knobs);
         passes.generate(policy, &reading, knobs.slots, longest);
         passes.forward(Passed::new(&reward, self.reward.adapter().map(|adapter| &adapter.lora)), &scoring);
         passes.forward(policy, &scoring);
         let critic = Passed::new(&reward, lora);
-        let critic = (config.critic == CriticKind::Separate).then_some(critic);
+        let critic = (setup.critic == Some(CriticKind::Separate)).then_some(critic);
         critic.iter().for_each(|critic| passes.forward(*critic, &scoring));
         passes.train_together(policy, critic, knobs, &learning);
-        let kept = held(config.sampling.batch_size, longest, config.sampling.response_length, self.frozen.len());
+        let kept = held(setup.sampling.batch_size, longest, setup.sampling.response_length, self.frozen.len());
         need.add(part::GENERATION, passes.bytes() + passes.bytes() / HOST_SHARE + kept);
     }
+}
 
-    fn policy_spec(&self, config: &PpoConfig) -> ModelSpec {
-        self.policy[0].spec.with_head(match config.critic {
-            CriticKind::Separate => Head::LanguageModel,
-            CriticKind::Shared => Head::LanguageModelWithValue,
-        })
+/// The head of the policy: a shared critic is a second one.
+fn policy_head(setup: &Setup<'_>) -> Head {
+    match setup.critic {
+        Some(CriticKind::Shared) => Head::LanguageModelWithValue,
+        Some(CriticKind::Separate) | None => Head::LanguageModel,
     }
 }
 
@@ -147,32 +141,32 @@ struct Largest {
 
 impl Largest {
     /// The largest passes of the run; the seed determines which prompts are in the same pass.
-    fn of(config: &PpoConfig, prompts: &[TextPrompt], knobs: &MemorySettings) -> Largest {
+    fn of(setup: &Setup<'_>, prompts: &[TextPrompt], knobs: &MemorySettings) -> Largest {
         // For longer runs, the longest prompts give an upper limit.
         const LOOKED_AT: u64 = 10_000_000;
         let (updates, batch, new) =
-            (config.sampling.updates(), config.sampling.batch_size as u64, config.sampling.response_length);
-        let work = batch.saturating_mul(config.num_ppo_epochs as u64).saturating_add(prompts.len() as u64);
+            (setup.sampling.updates(), setup.sampling.batch_size, setup.sampling.response_length);
+        let work = (batch as u64).saturating_mul(setup.order.epochs).saturating_add(prompts.len() as u64);
         if prompts.is_empty() || updates.saturating_mul(work) > LOOKED_AT {
             let all = prompts.iter().map(|prompt| &prompt.tokens);
             let any = Responses::new(all, new, Order::Shuffled);
             return Largest {
                 reading: any.reading(knobs.slots),
                 longest: any.longest(),
-                scoring: any.scoring(config.sampling.batch_size, rollout::PASS as u64),
+                scoring: any.scoring(batch, rollout::PASS as u64),
                 learning: any.learning(knobs.pass),
             };
         }
         let mut largest = Largest::default();
         for update in 0..updates {
-            let chosen = order::visit(prompts.len(), config.run.seed, update * batch..(update + 1) * batch);
+            let chosen = setup.order.prompts(prompts.len(), update);
             let responses = Responses::new(chosen.iter().map(|&at| &prompts[at].tokens), new, Order::Given);
             keep(&mut largest.reading, responses.reading(knobs.slots));
             largest.longest = largest.longest.max(responses.longest());
-            keep(&mut largest.scoring, responses.scoring(config.sampling.batch_size, rollout::PASS as u64));
+            keep(&mut largest.scoring, responses.scoring(batch, rollout::PASS as u64));
             let length = |&response: &usize| (prompts[chosen[response]].tokens.len() + new) as u64;
-            for epoch in 0..config.num_ppo_epochs as u64 {
-                for part in order::minibatches(config, chosen.len(), update, epoch) {
+            for epoch in 0..setup.order.epochs {
+                for part in setup.order.minibatches(update, epoch) {
                     let passes = part.chunks(knobs.pass.max(1));
                     passes.for_each(|pass| keep(&mut largest.learning, pass.iter().map(length).collect()));
                 }

@@ -1,0 +1,195 @@
+//! What all methods share: prompts, the reward model, the reference and the anchors, and how responses are sampled.
+use std::collections::BTreeMap;
+
+use anyhow::{Context, ensure};
+use salsa_engine::{Head, Model, ModelSpec, Prompt, Recompute, Sampling, Trainable};
+
+use super::{
+    arguments::{RunArguments, SamplingArguments, ScoreArguments},
+    measure::{self, Samples, Scored},
+    order::Order,
+    plan::Plan,
+    ppo::config::CriticKind,
+    reference::{FrozenModels, Reference, ReferenceConfig},
+};
+use crate::{
+    checkpoint::Checkpoint,
+    config::paths::ModelPath,
+    metrics::{Metrics, names},
+    stage::{
+        StageContext,
+        models::{
+            bases::Bases, frozen::open_language_model, lora::LoraArguments, model_source::ModelSource,
+            reward_model::RewardModel,
+        },
+        rollout::Rollouts,
+        text::{
+            chat_arguments::ChatArguments,
+            encoder::Encoder,
+            prompts::{self, Prompts, TextPrompt},
+            source::DataSource,
+        },
+    },
+};
+
+/// The settings of a run that do not depend on its method.
+pub(super) struct Setup<'a> {
+    /// The stage.
+    pub name: &'static str,
+    /// The initial policy.
+    pub model: &'a ModelSource,
+    /// The reward model.
+    pub reward_model: &'a ModelPath,
+    /// The reference of the KL penalty.
+    pub reference: &'a ReferenceConfig,
+    /// Models for additional logged KLs.
+    pub anchors: &'a BTreeMap<String, ModelSource>,
+    /// The prompts.
+    pub dataset: &'a DataSource,
+    /// How prompts become tokens.
+    pub chat: &'a ChatArguments,
+    /// How responses are sampled.
+    pub sampling: &'a SamplingArguments,
+    /// Post-processing of scores.
+    pub scores: &'a ScoreArguments,
+    /// The trained adapter.
+    pub lora: &'a LoraArguments,
+    /// Settings of the run as a whole.
+    pub run: &'a RunArguments,
+    /// Source of values; `None` for methods without.
+    pub critic: Option<CriticKind>,
+    /// Which activations the backward pass recomputes.
+    pub recompute: Recompute,
+    /// Responses per forward and backward pass.
+    pub pass: usize,
+    /// The order of prompts and responses.
+    pub order: Order,
+}
+
+/// Prompts and frozen models of a run.
+pub(super) struct Environment {
+    /// Tokenizer and chat template of the policy.
+    pub encoder: Encoder,
+    /// The prompts.
+    pub prompts: Vec<TextPrompt>,
+    /// The number of prompts that are too long.
+    pub left_out: usize,
+    /// The policy's shape without a value head.
+    pub language_model: ModelSpec,
+    /// The reward model.
+    pub reward_model: RewardModel,
+    /// The reference.
+    pub reference: Reference,
+    /// Reference and anchors.
+    pub frozen: FrozenModels,
+    /// Names of the anchors and their indices among the frozen models.
+    pub anchors: Vec<(String, usize)>,
+}
+
+impl Environment {
+    /// Loads prompts and models, and what is trained with `open`, which gets the reward model's checkpoint. Returns also
+    /// the checkpoint whose tokenizer and family are saved with the result.
+    ///
+    /// # Errors
+    /// If a model or the data cannot be used, models are incompatible, or memory does not suffice.
+    pub(super) fn open<L>(
+        setup: &Setup<'_>,
+        context: &StageContext,
+        open: impl FnOnce(&Checkpoint, &mut Bases) -> anyhow::Result<L>,
+        policy: impl Fn(&L) -> &Trainable,
+    ) -> anyhow::Result<(Environment, L, Checkpoint)> {
+        let first = setup.model.paths().into_iter().next().context("model_name_or_path names no model")?;
+        ensure!(
+            !first.as_os_str().is_empty(),
+            "no model is given; say model_name_or_path: DIR (or --sft_model_path DIR)"
+        );
+        let source = Checkpoint::open(first)?;
+        let encoder = Encoder::open(&source)?.with_chat(setup.chat);
+        let reward = RewardModel::find(setup.reward_model, &source, context)?;
+        let Prompts { prompts, left_out } = prompts::load(
+            setup.dataset,
+            setup.sampling.max_prompt_length,
+            setup.sampling.response_length,
+            &encoder,
+            source.spec.max_positions.min(reward.spec.max_positions),
+            context,
+        )?;
+        Plan::open(setup, &reward)?.check_memory(setup, &prompts, context)?;
+        let mut bases = Bases::on(&context.device);
+        // A policy that is an adapter is loaded first: its base, which has a language-model head, serves all others.
+        let base = setup.lora.use_peft.then(|| open_language_model(first)).transpose()?;
+        let base = base.map(|checkpoint| bases.frozen(&checkpoint, Head::LanguageModel)).transpose()?;
+        let reward_model = RewardModel::load(reward, setup.scores.scale(), &mut bases)?;
+        let learner = open(&reward_model.checkpoint, &mut bases)?;
+        drop(base);
+        let trained = policy(&learner);
+        let language_model = trained.spec().with_head(Head::LanguageModel);
+        let mut frozen = FrozenModels::default();
+        let reference = Reference::load(setup.reference, setup.model, trained, &mut frozen, &mut bases)?;
+        let anchors = setup.anchors.iter();
+        let anchors = anchors.map(|(name, model)| Ok((name.clone(), frozen.load(model, &language_model, &mut bases)?)));
+        let anchors = anchors.collect::<anyhow::Result<Vec<_>>>()?;
+        let environment =
+            Environment { encoder, prompts, left_out, language_model, reward_model, reference, frozen, anchors };
+        Ok((environment, learner, source))
+    }
+
+    /// The prompt of each response of an update, and the responses.
+    pub(super) fn sample(&self, setup: &Setup<'_>, policy: &Model, update: u64) -> (Vec<usize>, Rollouts) {
+        let Order { batch, group, .. } = setup.order;
+        let prompt_indices = setup.order.prompts(self.prompts.len(), update);
+        // The random stream is the index of the response in the run: a repeated prompt gets another response.
+        let first = update * (batch / group) as u64;
+        let prompt = |(i, &at): (usize, &usize)| Prompt {
+            tokens: self.prompts[at].tokens.clone(),
+            id: first + (i / group) as u64,
+            sample: (i % group) as u32,
+        };
+        let prompts: Vec<Prompt> = prompt_indices.iter().enumerate().map(prompt).collect();
+        let sampling = Sampling {
+            temperature: setup.sampling.temperature,
+            seed: setup.run.seed,
+            max_new_tokens: setup.sampling.response_length,
+            stop_tokens: self.encoder.ends().to_vec(),
+            slots: *setup.sampling.decode_slots,
+            ..Sampling::default()
+        };
+        let responses = policy.generate(&prompts, &sampling, &mut |_| ());
+        let prompts: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt.tokens[..]).collect();
+        (prompt_indices, Rollouts::new(&prompts, responses, setup.sampling.temperature))
+    }
+
+    /// Adds the KLs to the anchors and the mean gold reward to the metrics of an update. Returns texts of some responses.
+    ///
+    /// # Errors
+    /// If a response cannot be decoded.
+    pub(super) fn observe(
+        &self,
+        run: &RunArguments,
+        prompt_indices: &[usize],
+        rollouts: &Rollouts,
+        scored: &Scored<'_>,
+        frozen_logprobs: &[Vec<f64>],
+        metrics: &mut Metrics,
+    ) -> anyhow::Result<Samples> {
+        for (name, at) in &self.anchors {
+            metrics.set(format!("{}{name}", names::KL_TO), measure::kl_per_response(rollouts, &frozen_logprobs[*at]));
+        }
+        let mut samples = Samples::default();
+        let mut gold_total = 0.0;
+        let read = if run.gold.is_some() { prompt_indices.len() } else { Samples::KEPT.min(prompt_indices.len()) };
+        for (i, &at) in prompt_indices.iter().enumerate().take(read) {
+            let prompt = self.prompts[at].content.last_words();
+            let response = self.encoder.decode(rollouts.response(i))?;
+            let gold = run.gold.map(|gold| gold.reward(prompt, response.trim()));
+            gold_total += gold.unwrap_or(0.0);
+            if i < Samples::KEPT {
+                samples.push(prompt, response.trim(), scored.scores[i], gold);
+            }
+        }
+        if run.gold.is_some() {
+            metrics.set(names::GOLD, gold_total / rollouts.len() as f64);
+        }
+        Ok(samples)
+    }
+}

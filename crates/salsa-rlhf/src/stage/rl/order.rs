@@ -1,0 +1,69 @@
+//! The prompts of an update, and the responses of a minibatch: determined before the run starts.
+use salsa_engine::random::Random;
+
+/// Random streams of prompts and minibatches ("PROMPT" and "MINI" in ASCII, then room for a counter).
+const PROMPT_STREAM: u64 = 0x5052_4f4d_5000_0000;
+const MINIBATCH_STREAM: u64 = 0x4d49_4e49_0000_0000;
+
+/// What determines the order of prompts and responses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Order {
+    /// The seed of the run.
+    pub seed: u64,
+    /// Responses per update; a multiple of `group`.
+    pub batch: usize,
+    /// Responses per prompt, next to each other.
+    pub group: usize,
+    /// Passes over the responses of an update.
+    pub epochs: u64,
+    /// Optimizer steps per pass.
+    pub minibatches: usize,
+}
+
+impl Order {
+    /// The prompts of an update, counted from 0: every pass over the data visits each prompt once, in a new order.
+    pub(super) fn prompts(&self, prompts: usize, update: u64) -> Vec<usize> {
+        let asked = (self.batch / self.group) as u64;
+        let (count, first) = (prompts as u64, update * asked);
+        let mut chosen = Vec::new();
+        for pass in first / count..=(first + asked - 1) / count {
+            let mut order: Vec<usize> = (0..prompts).collect();
+            Random::new(self.seed, PROMPT_STREAM + pass).shuffle(&mut order);
+            let from = first.max(pass * count) - pass * count;
+            let to = (first + asked).min((pass + 1) * count) - pass * count;
+            chosen.extend_from_slice(&order[from as usize..to as usize]);
+        }
+        chosen.into_iter().flat_map(|prompt| std::iter::repeat_n(prompt, self.group)).collect()
+    }
+
+    /// The minibatches of a pass over the responses of an update, in a new order each time.
+    pub(super) fn minibatches(&self, update: u64, epoch: u64) -> Vec<Vec<usize>> {
+        let mut order: Vec<usize> = (0..self.batch).collect();
+        Random::new(self.seed, MINIBATCH_STREAM + update * self.epochs + epoch).shuffle(&mut order);
+        let bound = |part: usize| part * order.len() / self.minibatches;
+        (0..self.minibatches).map(|part| order[bound(part)..bound(part + 1)].to_vec()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_visits_every_prompt_once_and_groups_stay_together() {
+        let order = Order { seed: 3, batch: 6, group: 2, epochs: 1, minibatches: 2 };
+        // 3 prompts per update, 5 prompts: 5 updates are 3 passes.
+        let asked: Vec<usize> = (0..5).flat_map(|update| order.prompts(5, update)).collect();
+        assert!(asked.chunks(2).all(|pair| pair[0] == pair[1]), "{asked:?}");
+        let visits: Vec<usize> = asked.iter().step_by(2).copied().collect();
+        for pass in visits.chunks(5) {
+            let mut pass = pass.to_vec();
+            pass.sort_unstable();
+            assert_eq!(pass, [0, 1, 2, 3, 4]);
+        }
+        let mut learned = order.minibatches(4, 0).concat();
+        assert_ne!(learned, order.minibatches(4, 1).concat());
+        learned.sort_unstable();
+        assert_eq!(learned, [0, 1, 2, 3, 4, 5]);
+    }
+}
