@@ -176,9 +176,9 @@ fn every_recipe_is_in_order() {
         fs::copy(&recipe, &copy).unwrap();
         let shown = recipe.display();
         let mut stand_ins = 0;
-        while let Err(error) =
-            Recipe::read(&copy, Changes { out: Some(&tree.join("out")), ..Changes::default() }, STAGES)
-        {
+        let out = tree.join("out");
+        let changes = || Changes { out: Some(&out), network: Network::Offline, ..Changes::default() };
+        while let Err(error) = Recipe::read(&copy, changes(), STAGES) {
             let message = format!("{error:#}");
             let path = missing_path(&message).filter(|path| path.starts_with(&outside) && !path.starts_with(&tree));
             let path = path.unwrap_or_else(|| panic!("{shown}: {message}"));
