@@ -1,12 +1,12 @@
 //! Scores by a judge, with the counting rule of each.
-use std::fmt::Write;
+use std::{collections::BTreeSet, fmt::Write};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
     html::escape,
-    number::{MISSING, ends, number},
+    number::{MISSING, ends, number, signed},
     page::{Section, Width},
 };
 
@@ -21,8 +21,23 @@ pub struct Judgments {
     pub tables: Vec<JudgedTable>,
     /// Number of calls.
     pub calls: u64,
-    /// Calls without a reply.
-    pub failures: u64,
+    /// Calls without a reply, by the kind of their failure.
+    pub failures: Vec<(String, u64)>,
+    /// The models that answered, as named by the server, with the number of their answers.
+    pub answered_by: Vec<(String, u64)>,
+    /// How far the order of the answers decided, if both orders were judged.
+    pub orders: Option<Orders>,
+}
+
+/// Pairs judged in both orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Orders {
+    /// Pairs with a verdict in both orders.
+    pub rows: u64,
+    /// Pairs with different verdicts in the two orders.
+    pub disagree: u64,
+    /// Pairs in which the answer shown first won both times.
+    pub first_won_both: u64,
 }
 
 /// Scores by one rule.
@@ -32,12 +47,14 @@ pub struct JudgedTable {
     pub caption: String,
     /// The rule by which the score is counted.
     pub rule: String,
+    /// Names of the parts of the prompts, such as categories; empty for a table of all prompts.
+    pub parts: Vec<String>,
     /// The models.
     pub rows: Vec<JudgedRow>,
 }
 
 /// The score of a model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct JudgedRow {
     /// The model.
     pub model: String,
@@ -49,6 +66,12 @@ pub struct JudgedRow {
     pub rows: Option<u64>,
     /// Number of rows without a verdict.
     pub dropped: Option<u64>,
+    /// Mean number of characters by which its answers are longer than those of the other.
+    pub longer: Option<f64>,
+    /// How far the order of the answers decided.
+    pub orders: Option<Orders>,
+    /// Its scores in the parts of the prompts.
+    pub parts: Vec<Option<f64>>,
 }
 
 /// Keys of a score in the results; the first existing one is used.
@@ -68,22 +91,38 @@ impl Judgments {
             }
             None => tables.extend(table("", &results["rule"], &results["models"])),
         }
+        tables.extend(by_part(&results["rule"], &results["models"]));
         tables.extend(at_equal_length(&results["models"]));
         Judgments {
             heading: heading.to_owned(),
             judge: results["judge"]["model"].as_str().unwrap_or_default().to_owned(),
             tables,
             calls: results["calls"].as_u64().unwrap_or_default(),
-            failures: results["failures"].as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64()).sum(),
+            failures: counts(&results["failures"]),
+            answered_by: counts(&results["judge"]["answered_by"]),
+            orders: orders(&results["position_bias"]),
         }
     }
 
     pub(super) fn section(&self, id: &str) -> Section {
         let by = if self.judge.is_empty() { String::new() } else { format!(" by {}", escape(&self.judge)) };
-        let failed = match (self.calls, self.failures) {
+        let failures: u64 = self.failures.iter().map(|(_, count)| count).sum();
+        let failed = match (self.calls, failures) {
             (0, _) => String::new(),
-            (calls, failures) => format!(" {calls} calls, {failures} of them without a reply."),
+            (calls, 0) => format!(" {calls} calls, all of them with a reply."),
+            (calls, _) => format!(" {calls} calls, {failures} of them without a reply ({}).", listed(&self.failures)),
         };
+        let answered = match self.answered_by.as_slice() {
+            [] => String::new(),
+            found => format!(" Answered by {}.", listed(found)),
+        };
+        let orders = self.orders.map_or_else(String::new, |orders| {
+            let Orders { rows, disagree, first_won_both } = orders;
+            format!(
+                " The two orders of a pair disagree in {disagree} of {rows} rows; in {first_won_both} of them the answer \
+                 shown first won both times."
+            )
+        });
         let mut picture = String::new();
         self.tables.iter().for_each(|table| table.draw(&mut picture));
         Section {
@@ -91,8 +130,8 @@ impl Judgments {
             heading: format!("{}: judged{}", self.heading, if by.is_empty() { "" } else { by.as_str() }),
             width: Width::BesideText,
             explanation: format!(
-                "<p>Scores that a language model gave as the judge.{failed} Each benchmark counts in its own way: compare \
-                 scores by the same rule only.</p><p>The interval draws prompts, each with all that was judged of it. It \
+                "<p>Scores that a language model gave as the judge.{failed}{answered}{orders} Each benchmark counts in its own \
+                 way: compare scores by the same rule only.</p><p>The interval draws prompts, each with all that was judged of it. It \
                  says nothing of what the judge prefers for no good reason, such as length or its own style.</p>"
             ),
             picture,
@@ -108,10 +147,45 @@ fn table(caption: &str, rule: &Value, models: &Value) -> Option<JudgedTable> {
         interval: interval(found.as_object()),
         rows: ["rows", "n_total"].iter().find_map(|key| found[*key].as_u64()),
         dropped: ["dropped", "games_without_label"].iter().find_map(|key| found[*key].as_u64()),
+        longer: found["mean_length_difference"].as_f64(),
+        orders: orders(&found["position_bias"]),
+        parts: Vec::new(),
     };
     let rows: Vec<JudgedRow> = models.as_object()?.iter().map(row).collect();
     let rule = rule.as_str().unwrap_or_default().to_owned();
-    (!rows.is_empty()).then(|| JudgedTable { caption: caption.to_owned(), rule, rows })
+    (!rows.is_empty()).then(|| JudgedTable { caption: caption.to_owned(), rule, parts: Vec::new(), rows })
+}
+
+/// MT-Bench's scores of the two turns and of the categories.
+fn by_part(rule: &Value, models: &Value) -> Option<JudgedTable> {
+    const TURNS: [(&str, &str); 2] = [("turn_1", "turn 1"), ("turn_2", "turn 2")];
+    let models = models.as_object()?;
+    let has_turns = models.values().any(|found| found.get(TURNS[0].0).is_some());
+    let names = models.values().filter_map(|found| found["categories"].as_object()).flat_map(Map::keys);
+    let categories: BTreeSet<&String> = names.collect();
+    let row = |(model, found): (&String, &Value)| {
+        let turns = TURNS.iter().filter(|_| has_turns).map(|(key, _)| found[*key].as_f64());
+        let parts = turns.chain(categories.iter().map(|name| found["categories"][*name].as_f64())).collect();
+        JudgedRow { model: model.clone(), parts, ..JudgedRow::default() }
+    };
+    let turns = TURNS.iter().filter(|_| has_turns).map(|(_, name)| (*name).to_owned());
+    let parts: Vec<String> = turns.chain(categories.iter().map(|name| (*name).clone())).collect();
+    let (caption, rule) = ("by turn and category".to_owned(), rule.as_str().unwrap_or_default().to_owned());
+    (!parts.is_empty()).then(|| JudgedTable { caption, rule, parts, rows: models.iter().map(row).collect() })
+}
+
+fn orders(bias: &Value) -> Option<Orders> {
+    let count = |key: &str| bias[key].as_u64();
+    let (rows, disagree) = (count("rows").filter(|rows| *rows > 0)?, count("orders_disagree")?);
+    Some(Orders { rows, disagree, first_won_both: count("first_shown_won_both")? })
+}
+
+fn counts(found: &Value) -> Vec<(String, u64)> {
+    found.as_object().into_iter().flatten().filter_map(|(name, count)| Some((name.clone(), count.as_u64()?))).collect()
+}
+
+fn listed(counts: &[(String, u64)]) -> String {
+    counts.iter().map(|(name, count)| format!("{count} {}", escape(name))).collect::<Vec<_>>().join(", ")
 }
 
 /// AlpacaEval's length-controlled win rates.
@@ -122,10 +196,10 @@ fn at_equal_length(models: &Value) -> Option<JudgedTable> {
             let Some(controlled) = found[key].as_object() else { continue };
             controlled["rule"].as_str().unwrap_or_default().clone_into(&mut rule);
             let score = controlled["win_rate"].as_f64();
-            rows.push(JudgedRow { model: model.clone(), score, interval: None, rows: None, dropped: None });
+            rows.push(JudgedRow { model: model.clone(), score, ..JudgedRow::default() });
         }
     }
-    (!rows.is_empty()).then(|| JudgedTable { caption: "at equal length".to_owned(), rule, rows })
+    (!rows.is_empty()).then(|| JudgedTable { caption: "at equal length".to_owned(), rule, parts: Vec::new(), rows })
 }
 
 fn interval(found: Option<&Map<String, Value>>) -> Option<[f64; 2]> {
@@ -136,26 +210,57 @@ fn interval(found: Option<&Map<String, Value>>) -> Option<[f64; 2]> {
 impl JudgedTable {
     fn draw(&self, out: &mut String) {
         let caption = if self.caption.is_empty() { String::new() } else { format!("{}: ", escape(&self.caption)) };
+        let columns = self.columns();
         let _ = write!(
             out,
             "<div class=\"scroll\" tabindex=\"0\"><table class=\"numbers\"><caption>{caption}{}</caption><thead><tr>\
-             <th scope=\"col\">model</th><th scope=\"col\">score</th><th scope=\"col\">judged</th>\
-             <th scope=\"col\">no verdict</th></tr></thead><tbody>",
+             <th scope=\"col\">model</th>",
             escape(&self.rule)
         );
-        let count = |count: Option<u64>| count.map_or_else(|| MISSING.to_owned(), |count| count.to_string());
+        for (name, _) in &columns {
+            let _ = write!(out, "<th scope=\"col\">{}</th>", escape(name));
+        }
+        out.push_str("</tr></thead><tbody>");
         for row in &self.rows {
-            let interval = row.interval.map_or(String::new(), |i| format!("<small>{}</small>", ends(i.map(number))));
-            let _ = write!(
-                out,
-                "<tr><th scope=\"row\">{}</th><td>{}{interval}</td><td>{}</td><td>{}</td></tr>",
-                escape(&row.model),
-                row.score.map_or_else(|| MISSING.to_owned(), number),
-                count(row.rows),
-                count(row.dropped)
-            );
+            let _ = write!(out, "<tr><th scope=\"row\">{}</th>", escape(&row.model));
+            for (_, cell) in &columns {
+                let _ = write!(out, "<td>{}</td>", cell(row));
+            }
+            out.push_str("</tr>");
         }
         out.push_str("</tbody></table></div>");
+    }
+
+    /// The headings, each with what a row shows below it. A column without a value in any row is left out.
+    fn columns(&self) -> Vec<(&str, Box<dyn Fn(&JudgedRow) -> String + '_>)> {
+        let score = |score: Option<f64>| score.map_or_else(|| MISSING.to_owned(), number);
+        if !self.parts.is_empty() {
+            let part = |(i, name)| -> (&str, Box<dyn Fn(&JudgedRow) -> String>) {
+                (name, Box::new(move |row| score(row.parts[i])))
+            };
+            return self.parts.iter().map(String::as_str).enumerate().map(part).collect();
+        }
+        let count = |count: Option<u64>| count.map_or_else(|| MISSING.to_owned(), |count| count.to_string());
+        let mut columns: Vec<(&str, Box<dyn Fn(&JudgedRow) -> String>)> = vec![
+            (
+                "score",
+                Box::new(move |row| {
+                    let interval = row.interval.map(|i| format!("<small>{}</small>", ends(i.map(number))));
+                    format!("{}{}", score(row.score), interval.unwrap_or_default())
+                }),
+            ),
+            ("judged", Box::new(move |row| count(row.rows))),
+            ("no verdict", Box::new(move |row| count(row.dropped))),
+        ];
+        if self.rows.iter().any(|row| row.orders.is_some()) {
+            let disagree = |row: &JudgedRow| row.orders.map(|orders| format!("{} of {}", orders.disagree, orders.rows));
+            columns.push(("orders disagree", Box::new(move |row| disagree(row).unwrap_or_else(|| MISSING.to_owned()))));
+        }
+        if self.rows.iter().any(|row| row.longer.is_some()) {
+            columns
+                .push(("characters more", Box::new(move |row| row.longer.map_or_else(|| MISSING.to_owned(), signed))));
+        }
+        columns
     }
 }
 
@@ -167,18 +272,58 @@ mod tests {
 
     #[test]
     fn no_score_is_shown_without_its_rule() {
-        let pairs = json!({"rule": "of <pairs>", "judge": {"model": "gpt"}, "calls": 8, "failures": {"empty": 2}, "models": {
+        let pairs = json!({"rule": "of <pairs>", "judge": {"model": "gpt", "answered_by": {"gpt-4 fp_1": 6}}, "calls": 8,
+            "failures": {"empty": 2},
+            "position_bias": {"rows": 3, "orders_disagree": 2, "first_shown_won_both": 1, "second_shown_won_both": 1},
+            "models": {
             "one": {"win_rate_adjusted": 0.75, "win_rate": 0.5, "ci95_over_questions": [0.5, 1.0], "rows": 4, "dropped": 1,
-                "win_rate_at_equal_length": {"rule": "of lengths", "win_rate": 61.0}}}});
+                "mean_length_difference": -12.0, "win_rate_at_equal_length": {"rule": "of lengths", "win_rate": 61.0}}}});
         let arena = json!({"rule": "of games", "categories": {"hard": {
-            "models": {"one": {"score": 41.0, "ci95_over_prompts": [30.0, 52.0], "rows": 9, "games_without_label": 0}},
+            "models": {"one": {"score": 41.0, "ci95_over_prompts": [30.0, 52.0], "rows": 9, "games_without_label": 0,
+                "position_bias": {"rows": 9, "orders_disagree": 4, "first_shown_won_both": 3}}},
             "style_controlled": {"rule": "of style", "models": {"one": {"score": 39.0}}}}}});
+        let single = json!({"rule": "of grades", "calls": 4, "failures": {}, "models": {
+            "one": {"score": 6.5, "turn_1": 7.25, "turn_2": null, "categories": {"math": 2.5, "writing": 8.75}},
+            "two": {"score": 5.5, "turn_1": 5.0, "turn_2": 6.0, "categories": {"math": null}}}});
         for (results, shown) in [
             (
                 pairs,
-                vec!["of &lt;pairs&gt;", "0.750", "0.500 to 1", "of lengths", "61.0", "8 calls, 2 of them", "by gpt"],
+                vec![
+                    "of &lt;pairs&gt;",
+                    "0.750",
+                    "0.500 to 1",
+                    "of lengths",
+                    "61.0",
+                    "8 calls, 2 of them without a reply (2 empty)",
+                    "by gpt",
+                    "Answered by 6 gpt-4 fp_1.",
+                    "disagree in 2 of 3 rows; in 1 of them the answer shown first won",
+                    "characters more</th>",
+                    "<td>−12.0</td>",
+                ],
             ),
-            (arena, vec!["hard: of games", "41.0", "30.0 to 52.0", "hard: of style", "39.0"]),
+            (
+                arena,
+                vec![
+                    "hard: of games",
+                    "41.0",
+                    "30.0 to 52.0",
+                    "hard: of style",
+                    "39.0",
+                    "orders disagree</th>",
+                    "4 of 9",
+                ],
+            ),
+            (
+                single,
+                vec![
+                    "4 calls, all of them with a reply",
+                    "by turn and category: of grades",
+                    "turn 1</th><th scope=\"col\">turn 2</th><th scope=\"col\">math</th><th scope=\"col\">writing</th>",
+                    "one</th><td>7.25</td><td>–</td><td>2.50</td><td>8.75</td>",
+                    "two</th><td>5.00</td><td>6.00</td><td>–</td><td>–</td>",
+                ],
+            ),
         ] {
             let judgments = Judgments::from_results("judged", &results);
             let section = judgments.section("judgments-1");
