@@ -1,8 +1,13 @@
 //! Answers of checkpoints to the questions, written in the tool's layout.
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::Path,
+    sync::Arc,
+};
 
 use anyhow::{Context, ensure};
-use salsa_engine::{Head, Model, Prompt, Sampling};
+use salsa_engine::{Event, Finish, Head, Model, Prompt, Response, Sampling, Ticket};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -144,6 +149,39 @@ pub(super) fn check_memory(
     found.check_memory(stage, &knobs, &[Saving::Slots("batch_size"), Saving::Dtype], &generation, context)
 }
 
+/// Continues all prompts and passes each response to `take` as soon as it has ended, with the index of its prompt. On an
+/// interruption it stops between two tokens and omits the responses that have not ended.
+///
+/// # Errors
+/// Those of `take`.
+pub(super) fn each_response(
+    model: &Model,
+    prompts: &[Prompt],
+    sampling: &Sampling,
+    take: &mut dyn FnMut(usize, Response) -> anyhow::Result<()>,
+    context: &StageContext,
+) -> anyhow::Result<()> {
+    let Some(longest) = prompts.iter().map(|prompt| prompt.tokens.len()).max() else { return Ok(()) };
+    let mut decoding = model.decoding(sampling.slots.min(prompts.len()), longest + sampling.max_new_tokens);
+    let sampling = Arc::new(sampling.clone());
+    let mut open: HashMap<Ticket, (usize, Response)> = HashMap::new();
+    for (number, prompt) in prompts.iter().enumerate() {
+        let empty = Response { tokens: Vec::new(), logprobs: Vec::new(), finish: Finish::Length };
+        open.insert(decoding.submit(prompt.clone(), &sampling), (number, empty));
+    }
+    while !decoding.is_idle() && !context.interrupted() {
+        for Event { ticket, token, logprob, finish, .. } in decoding.step() {
+            let (_, response) = open.get_mut(&ticket).expect("events are of submitted prompts that have not ended");
+            response.tokens.push(token);
+            response.logprobs.push(logprob);
+            let Some(finish) = finish else { continue };
+            let (number, response) = open.remove(&ticket).expect("it was just there");
+            take(number, Response { finish, ..response })?;
+        }
+    }
+    Ok(())
+}
+
 /// The index of a question, and its prompt.
 type Numbered<'a> = (usize, &'a Vec<u32>);
 
@@ -217,11 +255,10 @@ impl<'a> Asked<'a> {
         let turns = questions.iter().map(|question| question.turns.len()).max().unwrap_or(0);
         let total: usize = questions.iter().map(|question| question.turns.len()).sum();
         let progress = Progress::new(name, total as u64, "answers");
-        let speaker = AnsweringModel { model: &model, encoder: &encoder, answering, room };
+        let speaker = AnsweringModel { name, model: &model, encoder: &encoder, answering, room, context };
         let mut said: Vec<Vec<String>> = vec![Vec::new(); questions.len()];
         let (mut done, mut shortened, mut without) = (0, 0, 0);
         for turn in 0..turns {
-            ensure!(!context.interrupted(), "interrupted; the same command begins the answers of {name} anew");
             let mut asked = Vec::new();
             for (number, question) in questions.iter().enumerate().filter(|(_, question)| turn < question.turns.len()) {
                 let tokens = match turn {
@@ -253,10 +290,12 @@ impl<'a> Asked<'a> {
 
 /// A loaded model that answers.
 struct AnsweringModel<'a> {
+    name: &'a str,
     model: &'a Model,
     encoder: &'a Encoder,
     answering: &'a Answering<'a>,
     room: usize,
+    context: &'a StageContext,
 }
 
 impl AnsweringModel<'_> {
@@ -308,11 +347,14 @@ impl AnsweringModel<'_> {
                 stop_tokens: self.encoder.ends().to_vec(),
                 slots: self.answering.slots,
             };
-            let before = answers.len() as u64;
-            let responses = self.model.generate(&prompts, &sampling, &mut |count| finished(before + count as u64));
-            for ((number, _), response) in group.iter().zip(responses) {
-                answers.push((*number, self.encoder.decode(&response.tokens)?.trim().to_owned()));
-            }
+            let take = &mut |place: usize, response: Response| {
+                answers.push((group[place].0, self.encoder.decode(&response.tokens)?.trim().to_owned()));
+                finished(answers.len() as u64);
+                Ok(())
+            };
+            each_response(self.model, &prompts, &sampling, take, self.context)?;
+            let name = self.name;
+            ensure!(!self.context.interrupted(), "interrupted; the same command begins the answers of {name} anew");
         }
         Ok(answers)
     }

@@ -1,6 +1,6 @@
 //! A checkpoint on this machine as the judge: its text, or the probability of its first token.
 use anyhow::Context;
-use salsa_engine::{Batch, Finish, Head, Prompt, Query, Sampling};
+use salsa_engine::{Batch, Finish, Head, Prompt, Query, Response, Sampling};
 
 use super::super::{
     call::{Answer, Call, Failure, FailureKind, Reply, Settings, Usage},
@@ -55,7 +55,7 @@ impl LocalJudge {
         generating::check_memory(&self.found, "judge", &tokens, settings.max_tokens, self.slots, context)
     }
 
-    /// Makes all calls in batches, and passes each answer to `take`.
+    /// Makes all calls, and passes each answer to `take` as soon as it is there. Stops early on an interruption.
     ///
     /// # Errors
     /// If a weight cannot be read or is not finite, and the errors of `take`.
@@ -66,29 +66,19 @@ impl LocalJudge {
         take: &mut dyn FnMut(usize, Answer) -> anyhow::Result<()>,
         context: &StageContext,
     ) -> anyhow::Result<()> {
-        let read: Vec<Result<Vec<u32>, Failure>> = calls.iter().map(|call| self.tokens(call, settings)).collect();
-        let slots = self.slots;
-        let loaded = self.found.load(&context.device)?;
-        for (start, part) in read.chunks(2 * slots).enumerate().map(|(part, chunk)| (part * 2 * slots, chunk)) {
-            if context.interrupted() {
-                break;
-            }
-            let asked: Vec<(usize, &Vec<u32>)> =
-                part.iter().enumerate().filter_map(|(i, tokens)| Some((start + i, tokens.as_ref().ok()?))).collect();
-            for (i, tokens) in part.iter().enumerate() {
-                if let Err(failure) = tokens {
-                    take(start + i, Err(failure.clone()))?;
-                }
-            }
-            let answers = match settings.top_logprobs {
-                0 => texts(&loaded, &asked, settings, slots)?,
-                _ => probabilities(&loaded, calls, &asked)?,
-            };
-            for ((number, _), answer) in asked.iter().zip(answers) {
-                take(*number, answer)?;
+        let mut asked: Vec<(usize, Vec<u32>)> = Vec::with_capacity(calls.len());
+        for (number, call) in calls.iter().enumerate() {
+            match self.tokens(call, settings) {
+                Ok(tokens) => asked.push((number, tokens)),
+                Err(failure) => take(number, Err(failure))?,
             }
         }
-        Ok(())
+        let slots = self.slots;
+        let loaded = self.found.load(&context.device)?;
+        match settings.top_logprobs {
+            0 => texts(&loaded, calls, &asked, settings, slots, take, context),
+            _ => probabilities(&loaded, calls, &asked, take, context),
+        }
     }
 
     fn tokens(&self, call: &Call, settings: &Settings) -> Result<Vec<u32>, Failure> {
@@ -127,13 +117,19 @@ fn content(encoder: &Encoder, messages: &[Message]) -> Content {
 /// The judge's texts.
 fn texts(
     loaded: &Frozen,
-    asked: &[(usize, &Vec<u32>)],
+    calls: &[&Call],
+    asked: &[(usize, Vec<u32>)],
     settings: &Settings,
     slots: usize,
-) -> anyhow::Result<Vec<Answer>> {
+    take: &mut dyn FnMut(usize, Answer) -> anyhow::Result<()>,
+    context: &StageContext,
+) -> anyhow::Result<()> {
     let encoder = loaded.encoder.as_ref().context("the judge has no tokenizer")?;
-    let prompt =
-        |(number, tokens): &(usize, &Vec<u32>)| Prompt { tokens: tokens.to_vec(), id: *number as u64, sample: 0 };
+    let prompt = |(number, tokens): &(usize, Vec<u32>)| Prompt {
+        tokens: tokens.clone(),
+        id: random_key(calls[*number], settings),
+        sample: 0,
+    };
     let prompts: Vec<Prompt> = asked.iter().map(prompt).collect();
     let sampling = Sampling {
         temperature: settings.temperature as f32,
@@ -144,32 +140,49 @@ fn texts(
         stop_tokens: encoder.ends().to_vec(),
         slots,
     };
-    let responses = loaded.model.generate(&prompts, &sampling, &mut |_| {});
-    let answer = |(prompt, response): (&Prompt, salsa_engine::Response)| {
-        let text = encoder.decode(&response.tokens)?;
-        let usage =
-            Usage { prompt_tokens: prompt.tokens.len() as u64, completion_tokens: response.tokens.len() as u64 };
-        if response.finish != Finish::Stop {
-            let message = format!("cut off at {} tokens before its end; raise max_tokens", settings.max_tokens);
-            return Ok(Err(Failure { kind: FailureKind::CutOff, message, usage }));
-        }
-        if text.trim().is_empty() {
-            return Ok(Err(Failure { kind: FailureKind::Empty, message: "no text".to_owned(), usage }));
-        }
-        let finish_reason = Some("stop".to_owned());
-        Ok(Ok(Reply { text, finish_reason, usage, answered_by: String::new(), first_token: None }))
+    let take = &mut |place: usize, response: Response| {
+        let (number, tokens) = &asked[place];
+        take(*number, answer(tokens.len(), &response, encoder, settings)?)
     };
-    prompts.iter().zip(responses).map(answer).collect()
+    generating::each_response(&loaded.model, &prompts, &sampling, take, context)
+}
+
+/// Key of the random numbers of a call. It depends on the call alone, so that a resumed run samples what an undisturbed
+/// one does.
+fn random_key(call: &Call, settings: &Settings) -> u64 {
+    u64::from_str_radix(&call.id(settings)[..16], 16).expect("an identity is in hexadecimal")
+}
+
+fn answer(prompt_tokens: usize, response: &Response, encoder: &Encoder, settings: &Settings) -> anyhow::Result<Answer> {
+    let text = encoder.decode(&response.tokens)?;
+    let usage = Usage { prompt_tokens: prompt_tokens as u64, completion_tokens: response.tokens.len() as u64 };
+    if response.finish != Finish::Stop {
+        let message = format!("cut off at {} tokens before its end; raise max_tokens", settings.max_tokens);
+        return Ok(Err(Failure { kind: FailureKind::CutOff, message, usage }));
+    }
+    if text.trim().is_empty() {
+        return Ok(Err(Failure { kind: FailureKind::Empty, message: "no text".to_owned(), usage }));
+    }
+    let finish_reason = Some("stop".to_owned());
+    Ok(Ok(Reply { text, finish_reason, usage, answered_by: String::new(), first_token: None }))
 }
 
 /// The two tokens by which an AlpacaEval judge answers.
 const NAMES: [&str; 2] = ["m", "M"];
 
 /// The log-probs of the two names as the judge's first token.
-fn probabilities(loaded: &Frozen, calls: &[&Call], asked: &[(usize, &Vec<u32>)]) -> anyhow::Result<Vec<Answer>> {
+fn probabilities(
+    loaded: &Frozen,
+    calls: &[&Call],
+    asked: &[(usize, Vec<u32>)],
+    take: &mut dyn FnMut(usize, Answer) -> anyhow::Result<()>,
+    context: &StageContext,
+) -> anyhow::Result<()> {
     let encoder = loaded.encoder.as_ref().context("the judge has no tokenizer")?;
-    let mut answers = Vec::with_capacity(asked.len());
     for (number, tokens) in asked {
+        if context.interrupted() {
+            break;
+        }
         let prompt = content(encoder, &calls[*number].messages);
         let mut first_token = Vec::new();
         let mut first = Vec::new();
@@ -189,13 +202,57 @@ fn probabilities(loaded: &Frozen, calls: &[&Call], asked: &[(usize, &Vec<u32>)])
         anyhow::ensure!(first[0] != first[1], "the judge's tokenizer begins \"m\" and \"M\" with the same token");
         let text = if first_token[0].1 >= first_token[1].1 { NAMES[0] } else { NAMES[1] };
         let usage = Usage { prompt_tokens: tokens.len() as u64, completion_tokens: 1 };
-        answers.push(Ok(Reply {
+        let reply = Reply {
             text: text.to_owned(),
             finish_reason: Some("length".to_owned()),
             usage,
             answered_by: String::new(),
             first_token: Some(first_token),
-        }));
+        };
+        take(*number, Ok(reply))?;
     }
-    Ok(answers)
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::call::test_call;
+    use super::*;
+    use crate::stage::fixture::{base, quiet};
+
+    /// The texts of a sampling judge that decodes one call at a time; an interruption comes with the first answer.
+    fn said(base: &ModelPath, calls: &[&Call], top_logprobs: u32, interrupts: bool) -> Vec<(usize, String)> {
+        let settings = Settings { temperature: 1.0, top_logprobs, max_tokens: 6 };
+        let (context, mut answers) = (quiet(), Vec::new());
+        let judge = LocalJudge::open(base, &ChatArguments::default(), 1).unwrap();
+        let take = &mut |number: usize, answer: Answer| {
+            answers.push((number, answer.map_or_else(|failure| failure.message, |reply| reply.text)));
+            if interrupts {
+                context.interrupt();
+            }
+            Ok(())
+        };
+        judge.ask(calls, &settings, take, &context).unwrap();
+        answers
+    }
+
+    #[test]
+    fn answers_are_taken_one_by_one_and_a_resumed_run_samples_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let base: ModelPath = base(dir.path()).into();
+        let calls = ["the cat", "sat on", "the mat"].map(|prompt| test_call("1", prompt));
+        let all: Vec<&Call> = calls.iter().collect();
+        for top_logprobs in [0, 5] {
+            let undisturbed = said(&base, &all, top_logprobs, false);
+            assert_eq!(undisturbed.len(), 3);
+            assert_eq!(
+                said(&base, &all, top_logprobs, true),
+                undisturbed[..1],
+                "nothing is asked after the interruption"
+            );
+            let resumed = said(&base, &all[1..], top_logprobs, false);
+            let texts = |answers: &[(usize, String)]| answers.iter().map(|(_, text)| text.clone()).collect::<Vec<_>>();
+            assert_eq!(texts(&resumed), texts(&undisturbed[1..]));
+        }
+    }
 }
