@@ -33,6 +33,8 @@ TEMPLATE = "src/alpaca_eval/evaluators_configs/alpaca_eval_clf_gpt4_turbo/alpaca
 FIGURES = {"win_rate": 1e-8, "standard_error": 1e-8, "discrete_win_rate": 1e-8, "n_wins": 0, "n_wins_base": 0,
            "n_draws": 0, "n_total": 0, "avg_length": 0}
 QUESTIONS = 805
+# Models whose length-controlled win rates are fitted by the tool's code too, which takes seconds for each.
+FITTED = ("FuseChat-Llama-3.2-3B-Instruct", "alpaca-7b", "gpt-3.5-turbo-0301", "gpt4_gamed", "vicuna-13b")
 # README of Arena-Hard v2: creative writing, GPT-4.1 and Gemini 2.5 together.
 CREATIVE = {"deepseek-r1": 77.0, "qwq-32b": 60.9}
 
@@ -200,7 +202,7 @@ def alpaca(binary, checkout, place, models, count):
     if table is None:
         return count.skip(f"AlpacaEval: {checkout.place} has no {TABLE}")
     published = {row[""]: row for row in csv.DictReader(io.StringIO(table.decode()))}
-    template, glm, fitted = checkout.read(TEMPLATE), tool_glm(checkout), 0
+    template, glm = checkout.read(TEMPLATE), tool_glm(checkout)
     for model in checkout.folders("results"):
         content = checkout.read(f"results/{model}/{JUDGED}/annotations.json")
         if content is None or model not in published or (models and model not in models):
@@ -214,9 +216,8 @@ def alpaca(binary, checkout, place, models, count):
         before, trouble = count.agree, len(count.differ)
         counted(binary, place, model, file, published[model], count)
         asked_again(binary, place, model, rows, template, count)
-        if glm and fitted < 5:
+        if glm and model in FITTED:
             length_controlled(binary, place, model, rows, file, glm, count)
-            fitted += 1
         print(f"{model}: {count.agree - before} numbers agree, {len(count.differ) - trouble} differ", flush=True)
 
 

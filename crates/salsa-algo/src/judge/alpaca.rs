@@ -148,8 +148,9 @@ pub struct LengthControlled {
 /// win_rate = 100 * mean over instructions of P at delta = 0
 /// ```
 ///
-/// Weights: 1 for the model's rows, .1 for each of the gamed ones. The tool's solver (liblinear) stops within about
-/// 1e-3 of this optimum, in a random order. Source: Dubois et al. 2024; `metrics/glm_winrate.py`.
+/// Weights: 1 for the model's rows, .1 for each of the gamed ones. The tool's solver (liblinear) stops before this
+/// optimum, in a random order: up to .1 points away on published annotations. Source: Dubois et al. 2024;
+/// `metrics/glm_winrate.py`.
 pub fn length_controlled(instructions: &[Instruction], form: Form<'_>) -> Option<LengthControlled> {
     let deltas: Vec<f64> = instructions.iter().map(|i| i.baseline_length as f64 - i.length as f64).collect();
     let spread = deviation(&deltas).filter(|spread| *spread > 0.0)?;
