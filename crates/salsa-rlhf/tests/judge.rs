@@ -245,6 +245,22 @@ fn a_killed_run_ends_as_an_undisturbed_one() {
     assert_eq!(place.bytes("out/judgment.json"), place.bytes("undisturbed/judgment.json"));
 }
 
+/// Local servers take any key; one that occurs in the response changes nothing of it.
+#[test]
+fn a_placeholder_for_a_key_changes_no_reply() {
+    let place = place(&["a - b".to_owned(), "c".to_owned()]);
+    let server = Server::start(|asked| Does::Says(format!("EMPTY - {}", verdict(&asked.prompt))));
+    let rows = |key: &str, out: &str| {
+        place.done(judge(&place, &server, out, &[]).env("OPENAI_API_KEY", key));
+        place.bytes(Path::new(out).join("model_judgment/test-judge_pair.jsonl"))
+    };
+    let expected = rows(KEY, "key");
+    assert!(String::from_utf8_lossy(&expected).contains("EMPTY - I think"));
+    for (number, key) in ["-", "A", "EMPTY", "choices", "assistant"].into_iter().enumerate() {
+        assert_eq!(rows(key, &format!("placeholder-{number}")), expected, "{key}");
+    }
+}
+
 /// An error that affects all calls ends the run after one call; the message has the address but not the key.
 #[test]
 fn a_wrong_address_or_key_costs_one_call() {

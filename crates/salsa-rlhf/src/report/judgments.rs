@@ -158,7 +158,7 @@ fn table(caption: &str, rule: &Value, models: &Value) -> Option<JudgedTable> {
 
 /// MT-Bench's scores of the two turns and of the categories.
 fn by_part(rule: &Value, models: &Value) -> Option<JudgedTable> {
-    const TURNS: [(&str, &str); 2] = [("turn_1", "turn 1"), ("turn_2", "turn 2")];
+    const TURNS: [(&str, &str); 2] = [("turn_1", "turn\u{a0}1"), ("turn_2", "turn\u{a0}2")];
     let models = models.as_object()?;
     let has_turns = models.values().any(|found| found.get(TURNS[0].0).is_some());
     let names = models.values().filter_map(|found| found["categories"].as_object()).flat_map(Map::keys);
@@ -319,7 +319,7 @@ mod tests {
                 vec![
                     "4 calls, all of them with a reply",
                     "by turn and category: of grades",
-                    "turn 1</th><th scope=\"col\">turn 2</th><th scope=\"col\">math</th><th scope=\"col\">writing</th>",
+                    "turn\u{a0}1</th><th scope=\"col\">turn\u{a0}2</th><th scope=\"col\">math</th><th scope=\"col\">writing</th>",
                     "one</th><td>7.25</td><td>–</td><td>2.50</td><td>8.75</td>",
                     "two</th><td>5.00</td><td>6.00</td><td>–</td><td>–</td>",
                 ],

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use ureq::{Agent, Body, http::Response};
 
 use super::{
-    super::call::{Answer, Call, Failure, FailureKind, Settings},
+    super::call::{Answer, Call, Failure, FailureKind, Reply, Settings},
     ServerParameters,
     answer::{self, Meaning},
     body,
@@ -165,8 +165,25 @@ impl Endpoint {
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
         let wait = wait::wanted(&header, Timestamp::now());
         let should_retry = header("x-should-retry").and_then(|text| text.trim().parse().ok());
-        let text = self.secret.out_of(text);
-        answer::read(response.status().as_u16(), wait, should_retry, &text, settings, dialect)
+        let read = |text: &str| answer::read(response.status().as_u16(), wait, should_retry, text, settings, dialect);
+        match read(text) {
+            Meaning::Reply(reply) => Meaning::Reply(self.without_key(reply)),
+            // The message is masked before it is shortened, so that no part of a key is left at its end.
+            _ => read(&self.secret.out_of(text)),
+        }
+    }
+
+    fn without_key(&self, reply: Reply) -> Reply {
+        let mask = |text: &str| self.secret.out_of_reply(text);
+        let first_token =
+            reply.first_token.map(|tokens| tokens.into_iter().map(|(token, p)| (mask(&token), p)).collect());
+        Reply {
+            text: mask(&reply.text),
+            finish_reason: reply.finish_reason.as_deref().map(mask),
+            answered_by: mask(&reply.answered_by),
+            first_token,
+            usage: reply.usage,
+        }
     }
 }
 

@@ -38,14 +38,30 @@ impl Secret {
         self.0.is_some()
     }
 
-    /// The text with the key masked.
+    /// A server's message with the key masked. A shorter key than any service gives out, such as the `-` or `EMPTY` that
+    /// local servers are given, is no secret and occurs in ordinary text.
     pub(crate) fn out_of(&self, text: &str) -> String {
+        self.masked(text, SHORTEST)
+    }
+
+    /// A judge's text with the key masked. Masking changes what is counted, so the key must be too long to be a word.
+    pub(crate) fn out_of_reply(&self, text: &str) -> String {
+        self.masked(text, LONGER_THAN_WORDS)
+    }
+
+    fn masked(&self, text: &str, shortest: usize) -> String {
         match &self.0 {
-            Some(key) => text.replace(key.as_str(), "***"),
-            None => text.to_owned(),
+            Some(key) if key.len() >= shortest => text.replace(key.as_str(), "***"),
+            _ => text.to_owned(),
         }
     }
 }
+
+/// Fewest characters of a key that is masked in messages of a server.
+const SHORTEST: usize = 8;
+
+/// Fewest characters of a key that is masked in replies.
+const LONGER_THAN_WORDS: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -59,6 +75,11 @@ mod tests {
         let secret = Secret::read(path.to_str().unwrap(), "").unwrap();
         assert_eq!(secret.header("Bearer ").as_deref(), Some("Bearer sk-secret"));
         assert_eq!(secret.out_of("wrong key sk-secret."), "wrong key ***.");
+        assert_eq!(secret.out_of_reply("no sk-secret"), "no sk-secret", "it could be a word");
+        let long = Secret(Some("sk-0123456789abc".to_owned()));
+        assert_eq!(long.out_of_reply("(sk-0123456789abc)"), "(***)");
+        let placeholder = Secret(Some("-".to_owned()));
+        assert_eq!(placeholder.out_of("a - b"), "a - b");
         std::fs::write(&path, "two words").unwrap();
         let error = format!("{:#}", Secret::read(path.to_str().unwrap(), "").map(drop).unwrap_err());
         assert!(error.contains("key") && !error.contains("two words"), "{error}");
