@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use super::call::{Answer, Call, Failure, Reply, Settings, Subject};
+use super::call::{Answer, Call, Failure, Reply, Settings, Subject, Usage};
 use crate::{atomic, input, stage::StageContext};
 
 /// The file's name in a stage's directory.
@@ -28,6 +28,7 @@ pub(super) struct Journal {
 pub(super) struct Answers {
     replies: HashMap<String, Reply>,
     failures: HashMap<String, Failure>,
+    spent: Usage,
 }
 
 /// One line.
@@ -54,7 +55,16 @@ impl Answers {
         self.failures.get(id).filter(|_| !self.replies.contains_key(id))
     }
 
+    /// The tokens of all answers, with those of failures and of replies that do not count.
+    pub(super) fn spent(&self) -> Usage {
+        self.spent
+    }
+
     fn take(&mut self, line: Line) {
+        let of_reply = line.reply.as_ref().map(|reply| reply.usage);
+        let usage = of_reply.or(line.failure.as_ref().map(|failure| failure.usage)).unwrap_or_default();
+        self.spent.prompt_tokens += usage.prompt_tokens;
+        self.spent.completion_tokens += usage.completion_tokens;
         match (line.reply, line.failure) {
             (Some(reply), _) => drop(self.replies.entry(line.id).or_insert(reply)),
             (None, Some(failure)) => drop(self.failures.insert(line.id, failure)),
@@ -170,12 +180,15 @@ mod tests {
         let mut journal = Journal::open(dir.path(), &quiet()).unwrap();
         journal.add(&a, &settings(), reply("first")).unwrap();
         journal.add(&a, &settings(), reply("second")).unwrap();
-        journal.add(&b, &settings(), Err(Failure::new(FailureKind::Timeout, "late"))).unwrap();
+        let usage = Usage { prompt_tokens: 7, completion_tokens: 10 };
+        let cut = Failure { usage, ..Failure::new(FailureKind::Timeout, "late") };
+        journal.add(&b, &settings(), Err(cut)).unwrap();
         for journal in [journal, Journal::open(dir.path(), &quiet()).unwrap()] {
             let answers = journal.answers();
             assert_eq!(answers.reply(&a.id(&settings())).unwrap().text, "first");
             assert_eq!(answers.reply(&b.id(&settings())), None);
             assert_eq!(answers.failure(&b.id(&settings())).unwrap().kind, FailureKind::Timeout);
+            assert_eq!(answers.spent(), usage, "a failure may have cost tokens too");
         }
         let mut journal = Journal::open(dir.path(), &quiet()).unwrap();
         journal.add(&b, &settings(), reply("now")).unwrap();

@@ -251,6 +251,7 @@ impl<'a> Judging<'a> {
         results["failures"] = json!(self.failures_by_kind(&missing));
         results["prompt_tokens"] = json!(usage.prompt_tokens);
         results["completion_tokens"] = json!(usage.completion_tokens);
+        results["spent"] = json!(self.journal.answers().spent());
         results["judgments_with_thoughts"] = json!(thoughts);
         results::write(self.config, &results)?;
         let (made, cut) = (self.made, self.cut);
