@@ -221,44 +221,41 @@ impl JudgedTable {
             let _ = write!(out, "<th scope=\"col\">{}</th>", escape(name));
         }
         out.push_str("</tr></thead><tbody>");
-        for row in &self.rows {
+        for (i, row) in self.rows.iter().enumerate() {
             let _ = write!(out, "<tr><th scope=\"row\">{}</th>", escape(&row.model));
-            for (_, cell) in &columns {
-                let _ = write!(out, "<td>{}</td>", cell(row));
+            for (_, cells) in &columns {
+                let _ = write!(out, "<td>{}</td>", cells[i]);
             }
             out.push_str("</tr>");
         }
         out.push_str("</tbody></table></div>");
     }
 
-    /// The headings, each with what a row shows below it. A column without a value in any row is left out.
-    fn columns(&self) -> Vec<(&str, Box<dyn Fn(&JudgedRow) -> String + '_>)> {
-        let score = |score: Option<f64>| score.map_or_else(|| MISSING.to_owned(), number);
+    /// The headings, each with the cells below it. What no row has is left out, except for counts.
+    fn columns(&self) -> Vec<(&str, Vec<String>)> {
+        let column = |cell: &dyn Fn(&JudgedRow) -> Option<String>| {
+            self.rows.iter().map(|row| cell(row).unwrap_or_else(|| MISSING.to_owned())).collect::<Vec<_>>()
+        };
         if !self.parts.is_empty() {
-            let part = |(i, name)| -> (&str, Box<dyn Fn(&JudgedRow) -> String>) {
-                (name, Box::new(move |row| score(row.parts[i])))
-            };
+            let part = |(i, name): (usize, _)| (name, column(&|row| row.parts[i].map(number)));
             return self.parts.iter().map(String::as_str).enumerate().map(part).collect();
         }
-        let count = |count: Option<u64>| count.map_or_else(|| MISSING.to_owned(), |count| count.to_string());
-        let mut columns: Vec<(&str, Box<dyn Fn(&JudgedRow) -> String>)> = vec![
-            (
-                "score",
-                Box::new(move |row| {
-                    let interval = row.interval.map(|i| format!("<small>{}</small>", ends(i.map(number))));
-                    format!("{}{}", score(row.score), interval.unwrap_or_default())
-                }),
-            ),
-            ("judged", Box::new(move |row| count(row.rows))),
-            ("no verdict", Box::new(move |row| count(row.dropped))),
+        let score = |row: &JudgedRow| {
+            let interval = row.interval.map(|i| format!("<small>{}</small>", ends(i.map(number))));
+            let score = row.score.map_or_else(|| MISSING.to_owned(), number);
+            Some(format!("{score}{}", interval.unwrap_or_default()))
+        };
+        let mut columns = vec![
+            ("score", column(&score)),
+            ("judged", column(&|row| row.rows.map(|count| count.to_string()))),
+            ("no verdict", column(&|row| row.dropped.map(|count| count.to_string()))),
         ];
         if self.rows.iter().any(|row| row.orders.is_some()) {
-            let disagree = |row: &JudgedRow| row.orders.map(|orders| format!("{} of {}", orders.disagree, orders.rows));
-            columns.push(("orders disagree", Box::new(move |row| disagree(row).unwrap_or_else(|| MISSING.to_owned()))));
+            let disagree = |orders: Orders| format!("{} of {}", orders.disagree, orders.rows);
+            columns.push(("orders disagree", column(&|row| row.orders.map(disagree))));
         }
         if self.rows.iter().any(|row| row.longer.is_some()) {
-            columns
-                .push(("characters more", Box::new(move |row| row.longer.map_or_else(|| MISSING.to_owned(), signed))));
+            columns.push(("characters more", column(&|row| row.longer.map(signed))));
         }
         columns
     }
