@@ -3,14 +3,16 @@
     python crates/salsa-rlhf/tests/published.py --salsa BIN --alpaca-eval DIR --arena-hard DIR
 
 Needs Python alone, and checkouts (or bare repositories) of tatsu-lab/alpaca_eval (cd543a1 was used) and of
-lmarena/arena-hard-auto (196f6b8). AlpacaEval's data are not for commercial use: they are read where they lie, and nothing
-of them is part of this project. What a checkout does not have is skipped with a line that says so; the last line counts.
+lmarena/arena-hard-auto (196f6b8). AlpacaEval's data are not for commercial use: they are read where they lie, and
+nothing of them is part of this project. What a checkout does not have is skipped with a line that says so; the last
+line counts.
 
 AlpacaEval, every model whose annotations are there:
 - counted: win rate, standard error, discrete win rate, wins, losses, draws, rows and length are those of the leaderboard;
 - asked again through `transport: batch`, the recorded log-probs being the answers: order and preference of each row;
-- with scikit-learn, pandas, patsy and huggingface_hub installed: the length-controlled win rates of the tool's own code on
-  the same annotations, with difficulties and a gamed baseline that are drawn here (the tool's lie on a hub).
+- with scikit-learn (below 1.6), pandas, patsy and huggingface_hub installed: the length-controlled win rates of the
+  tool's own code on the same annotations, with difficulties and a gamed baseline that are drawn here (the tool's lie on
+  a hub).
 Arena-Hard: v0.1's win rates of the leaderboard's file, v2's creative writing of its README (judgments of both judges).
 """
 import argparse
@@ -185,7 +187,8 @@ def length_controlled(binary, place, model, rows, file, glm, count):
         ((_, ours),) = found["models"].items()
         assert ours["length_controlled"]["rule"] == f"length_controlled_{form}", ours
         info = module.GLM_INFO[f"length_controlled_{form}"]
-        for kind, solver, tolerance in (("to the optimum", {"tol": 1e-9, "max_iter": 20000}, 1e-4), ("as it is", {}, 0.2)):
+        optimum = {"tol": 1e-9, "max_iter": 20000}
+        for kind, solver, tolerance in (("to the optimum", optimum, 1e-4), ("as it is", {}, 0.2)):
             # The tool's solver stops early, and where it stops depends on its random order: tenths of a point.
             theirs = module.get_length_controlled_winrate(
                 pandas.DataFrame(rows), save_weights_dir=None, is_warn_extreme_changes=False,
