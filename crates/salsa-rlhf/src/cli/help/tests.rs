@@ -53,7 +53,7 @@ fn keys_of_mappings_are_dotted_and_told_once() {
         "  --kl_coef <number> [default: 0.05] [also: beta, init_kl_coef]\n",
         "  --kl_estimator <k1|k2|k3> [default: k1]\n",
         "        k2: `(logp - ref)^2 / 2`: biased, small variance.\n",
-        "  --reference.kind <sft|soup|ema|sync|multi|geometric> [default: sft]\n",
+        "  --reference.kind <sft|soup|ema|sync|multi|geometric|none> [default: sft]\n",
         "        soup: The weighted mean of SFT models: SALSA.\n",
         "  --reference.model <model> [default: none] [kind: sft]\n",
         "  --reference.models <list> [required] [kind: soup, multi, geometric]\n",

@@ -28,8 +28,6 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ReferenceConfig {
-    /// No reference, and no KL penalty.
-    None,
     /// One frozen SFT model: plain PPO.
     Sft {
         /// The SFT model. None: the initial policy.
@@ -72,6 +70,8 @@ pub enum ReferenceConfig {
         #[serde(default)]
         weights: Vec<f64>,
     },
+    /// No reference, and no KL penalty.
+    None,
 }
 
 impl Default for ReferenceConfig {
