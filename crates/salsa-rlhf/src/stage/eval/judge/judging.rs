@@ -171,7 +171,7 @@ impl<'a> Judging<'a> {
     fn ask_by_files(&mut self, calls: &[&Call]) -> anyhow::Result<()> {
         let dir = self.config.output_dir.as_path();
         let mut answers = batch::read(dir, &self.settings)?;
-        let mut left = Vec::new();
+        let (mut left, mut unasked) = (Vec::new(), 0);
         for call in calls {
             match answers.remove(&call.id(&self.settings)) {
                 Some(Ok(reply)) => self.add(call, Ok(reply))?,
@@ -182,10 +182,13 @@ impl<'a> Judging<'a> {
                     }
                     left.push(*call);
                 }
-                None => left.push(*call),
+                None => {
+                    left.push(*call);
+                    unasked += 1;
+                }
             }
         }
-        if left.len() > self.config.max_failures.0 {
+        if unasked > 0 || left.len() > self.config.max_failures.0 {
             return Err(batch::write(dir, &self.config.judge_model, &left, &self.settings)?.into());
         }
         Ok(())

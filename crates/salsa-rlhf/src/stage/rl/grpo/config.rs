@@ -137,7 +137,7 @@ impl Default for GrpoConfig {
             anchors: BTreeMap::new(),
             dataset: DataSource::default(),
             output_dir: PathBuf::new(),
-            sampling: SamplingArguments { response_length: 256, temperature: 1.0, ..SamplingArguments::default() },
+            sampling: SamplingArguments::default(),
             num_generations: 8,
             num_iterations: 1,
             num_mini_batches: 1,
