@@ -31,6 +31,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.add_filter("map", views::map);
     environment.add_filter("unique", views::unique);
     environment.add_filter("tojson", json::tojson);
+    environment.add_filter("attr", attr);
     environment.add_filter("string", |state: &State, value: Value| text(state, &value));
     environment.add_filter("upper", |state: &State, value: Value| Ok::<_, Error>(text(state, &value)?.to_uppercase()));
     environment.add_filter("lower", |state: &State, value: Value| Ok::<_, Error>(text(state, &value)?.to_lowercase()));
@@ -66,6 +67,11 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.add_test("callable", |value: Value| value.kind() == ValueKind::Plain);
     environment.add_test("odd", |state: &State, value: Value| remainder_is(state, value, 1));
     environment.add_test("even", |state: &State, value: Value| remainder_is(state, value, 0));
+}
+
+/// The value under a name. As in Jinja the name is made a text first, so that a large one is charged.
+fn attr(state: &State, value: Value, name: Value) -> Result<Value, Error> {
+    value.get_item(&Value::from(text(state, &name)?))
 }
 
 fn is_sequence(value: Value) -> bool {

@@ -4,10 +4,11 @@
 //! computed in a block of many rows (training) or alone (decoding): the summation over keys runs in the same order, and
 //! the masked keys of a block only add zeros.
 
-use super::gemm::{Packed, View, gemm_here};
+use super::gemm::{Packed, gemm_here};
 use super::isa::multiversion;
 use super::kernel::{Store, prefetch};
 use super::math::{LANES, exp, fold, max};
+use super::view::View;
 use super::{Buffer, Dtype};
 use crate::backend::AttentionShape;
 use crate::pool;

@@ -1,9 +1,10 @@
 //! Keys and values of the sequences being decoded, and attention of one new token to them.
 
 use super::attention::{Columns, normalize, score_stride, softmax_row};
-use super::gemm::{Panels, View, gemm_here};
+use super::gemm::{Panels, gemm_here};
 use super::isa::isa;
 use super::kernel::{Kernel, Store, prefetch};
+use super::view::View;
 use super::{Buffer, Dtype, pack};
 use crate::backend::AttentionShape;
 use crate::pool;

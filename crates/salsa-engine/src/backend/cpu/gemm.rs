@@ -11,6 +11,7 @@ use super::Dtype;
 use super::buffer::Buffer;
 use super::isa::isa;
 use super::kernel::{HEIGHT, Kernel, Prefetch, STEPS, Store, WIDTH};
+use super::view::View;
 use super::{pack, rows};
 use crate::pool;
 use crate::weights::Numbers;
@@ -22,27 +23,6 @@ const TRANSPOSED: usize = 128;
 
 /// Columns packed at a time from contiguous rows.
 const TOGETHER: usize = 128;
-
-/// A read-only matrix anywhere in memory: element `(i, j)` is `data[i * row_stride + j * column_stride]`. One of the two
-/// strides is 1.
-#[derive(Clone, Copy)]
-pub(crate) struct View<'a> {
-    pub data: &'a [f32],
-    pub row_stride: usize,
-    pub column_stride: usize,
-}
-
-impl<'a> View<'a> {
-    /// A row-major matrix whose rows are `stride` apart.
-    pub(crate) fn rows(data: &'a [f32], stride: usize) -> Self {
-        View { data, row_stride: stride, column_stride: 1 }
-    }
-
-    /// The transpose.
-    pub(crate) fn t(self) -> Self {
-        View { row_stride: self.column_stride, column_stride: self.row_stride, ..self }
-    }
-}
 
 /// A right factor in panels. `panel_stride` is at least the words of a panel; the rest is spare capacity.
 #[derive(Clone, Copy)]

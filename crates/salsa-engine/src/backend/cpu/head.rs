@@ -1,11 +1,12 @@
 //! The log-prob head: logits in blocks of rows and vocabulary, reduced immediately, never stored as a whole.
 
 use super::Buffer;
-use super::gemm::{Packed, View, gemm, gemm_here};
+use super::gemm::{Packed, gemm, gemm_here};
 use super::isa::multiversion;
 use super::kernel::Store;
 use super::math::{LANES, exp, fold, max};
 use super::rows::{each_row, softmax_gradient};
+use super::view::View;
 use crate::backend::{LogprobQuery, TokenStats};
 use crate::pool;
 

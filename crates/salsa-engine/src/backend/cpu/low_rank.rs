@@ -1,8 +1,9 @@
 //! Products of some columns of a matrix, added to some columns of another, as adapters need them.
 
-use super::gemm::{Packed, View, gemm};
+use super::gemm::{Packed, gemm};
 use super::isa::multiversion;
 use super::kernel::Store;
+use super::view::View;
 use super::{Buffer, Dtype};
 use crate::backend::Columns;
 use crate::pool;

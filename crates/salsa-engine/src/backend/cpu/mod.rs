@@ -14,6 +14,7 @@ mod math;
 mod pack;
 mod rows;
 mod sampler;
+mod view;
 
 pub(crate) use attention::{backward_scratch as attention_backward_scratch, scratch as attention_scratch};
 pub use buffer::Buffer;
@@ -32,11 +33,12 @@ use super::{
 use crate::memory;
 use crate::spec::{Activation, NormWeight};
 use crate::weights::Numbers;
-use gemm::{View, gemm};
+use gemm::gemm;
 use kernel::Store;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::OnceLock;
+use view::View;
 
 /// The CPU, through a pool of threads. Results do not depend on their number.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,7 +1,7 @@
 //! The optimizer's arithmetic: the norm of the gradient and one AdamW step, each one pass over memory.
 
-use super::buffer::Kind;
 use super::card::Card;
+use super::kind::Kind;
 use super::rows::start;
 use crate::backend::{AdamWStep, Decay};
 use std::sync::Arc;

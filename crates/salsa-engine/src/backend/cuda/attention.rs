@@ -1,7 +1,8 @@
 //! Causal attention inside sequences, forward and backward.
 
-use super::buffer::{Buffer, Kind, Words};
+use super::buffer::{Buffer, Words};
 use super::card::{Argument, Card, Launch};
+use super::kind::Kind;
 use super::rows::kernel;
 use crate::backend::AttentionShape;
 use std::sync::Arc;

@@ -1,8 +1,9 @@
 //! Keys and values of sequences being decoded, and attention of new tokens to them.
 
 use super::attention::window;
-use super::buffer::{Buffer, Kind, Words};
+use super::buffer::{Buffer, Words};
 use super::card::{Argument, Card, Launch};
+use super::kind::Kind;
 use super::rows::kernel;
 use crate::backend::AttentionShape;
 use std::sync::Arc;

@@ -1,20 +1,18 @@
 //! A GPU: one context, one stream, and the operations on them.
 
-use super::buffer::{Buffer, Kind, Words, spread};
-use super::error::{self, DeviceError, driver, fail, must};
+use super::error::{self, DeviceError, driver, fail, locked, must};
 use super::event::Event;
 use super::gemm::Products;
 use super::kernels::Kernels;
 use super::library::{self, CardInfo};
-use super::memory::{Arena, Memory, MemoryUse};
+use super::memory::{Arena, MemoryUse};
 use super::profile::Profile;
 use super::staging::Staging;
-use crate::weights::Numbers;
 use cudarc::driver::sys;
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 thread_local! {
@@ -183,19 +181,6 @@ impl Card {
         self.arena().trim();
     }
 
-    /// An array with unspecified content.
-    pub(super) fn room(self: &Arc<Self>, len: usize, kind: Kind) -> Buffer {
-        Buffer::new(Memory::new(self, len * kind.bytes()), len, kind)
-    }
-
-    /// An array of zeros.
-    pub(super) fn zeros(self: &Arc<Self>, len: usize, kind: Kind) -> Buffer {
-        let mut buffer = self.room(len, kind);
-        let to = buffer.pointer_mut();
-        self.clear(to, len * kind.bytes());
-        buffer
-    }
-
     /// Fills bytes with zeros.
     pub(super) fn clear(&self, to: u64, bytes: usize) {
         if bytes == 0 {
@@ -255,91 +240,10 @@ impl Card {
         must(driver("cuMemsetD2D8Async", status));
     }
 
-    /// Converts `len` numbers from one type to the other.
-    pub(super) fn convert(&self, from: u64, kind: Kind, to: u64, len: usize) {
-        if len == 0 {
-            return;
-        }
-        let kernel = match kind {
-            Kind::F32 => "narrow_f32",
-            Kind::Bf16 => "widen_bf16",
-        };
-        self.launch(kernel, spread(self, len), &[&to, &from, &(len as i64)]);
-    }
-
-    /// Copies numbers to the GPU. `data` may be changed when this returns, though the copy may still be running.
-    pub(super) fn upload_f32(self: &Arc<Self>, data: &[f32]) -> Buffer {
-        let mut buffer = self.room(data.len(), Kind::F32);
-        let to = buffer.pointer_mut();
-        self.upload(to, bytes_of(data));
-        buffer
-    }
-
-    /// Copies indices to the GPU, as [`Card::upload_f32`].
-    pub(super) fn upload_words(self: &Arc<Self>, data: &[u32]) -> Words {
-        let memory = Memory::new(self, data.len() * 4);
-        self.upload(memory.address(), bytes_of(data));
-        Words::new(memory, data.len())
-    }
-
     /// Copies bytes to the GPU. `data` may be changed when this returns, though the copy may still be running.
     pub(super) fn upload(&self, to: u64, data: &[u8]) {
         self.bind();
         must(locked(&self.staging).upload(self.stream, to, data));
-    }
-
-    /// Writes numbers into an array of either type, starting at `at`.
-    pub(super) fn store(self: &Arc<Self>, buffer: &mut Buffer, at: usize, numbers: Numbers<'_>) {
-        assert!(at + numbers.len() <= buffer.len(), "{} numbers at {at} of {}", numbers.len(), buffer.len());
-        let kind = buffer.kind();
-        let to = buffer.pointer_mut() + (at * kind.bytes()) as u64;
-        let (data, from) = match numbers {
-            Numbers::F32(numbers) => (bytes_of(numbers), Kind::F32),
-            Numbers::Bf16(numbers) => (numbers.as_flattened(), Kind::Bf16),
-        };
-        if from == kind {
-            return self.upload(to, data);
-        }
-        // In pieces, so that the temporary array of unconverted numbers stays small.
-        const PIECE: usize = 32 << 20;
-        let room = Memory::new(self, data.len().min(PIECE));
-        let mut to = to;
-        for piece in data.chunks(PIECE) {
-            let len = piece.len() / from.bytes();
-            self.upload(room.address(), piece);
-            self.convert(room.address(), from, to, len);
-            to += (len * kind.bytes()) as u64;
-        }
-    }
-
-    /// Returns the numbers of an array as f32. Waits for them.
-    pub(super) fn download(&self, buffer: &Buffer) -> Vec<f32> {
-        let mut numbers = vec![0.0; buffer.len()];
-        self.download_to(buffer, 0, &mut numbers);
-        numbers
-    }
-
-    /// Fills `numbers` with numbers of an array as f32, starting at `at`. Waits for them.
-    pub(super) fn download_to(&self, buffer: &Buffer, at: usize, numbers: &mut [f32]) {
-        assert!(at + numbers.len() <= buffer.len(), "{} numbers at {at} of {}", numbers.len(), buffer.len());
-        let from = buffer.pointer() + (at * buffer.kind().bytes()) as u64;
-        match buffer.kind() {
-            Kind::F32 => self.fetch(from, bytes_of_mut(numbers)),
-            Kind::Bf16 => {
-                let mut words = vec![0_u16; numbers.len()];
-                self.fetch(from, bytes_of_mut(&mut words));
-                let wide = words.iter().map(|&word| f32::from_bits(u32::from(word) << 16));
-                numbers.iter_mut().zip(wide).for_each(|(to, wide)| *to = wide);
-            }
-        }
-    }
-
-    /// Returns the words of an array of indices. Waits for them.
-    #[cfg(test)]
-    pub(super) fn download_words(&self, words: &Words) -> Vec<u32> {
-        let mut numbers = vec![0; words.len()];
-        self.fetch(words.pointer(), bytes_of_mut(&mut numbers));
-        numbers
     }
 
     /// Copies bytes from the GPU and waits for them.
@@ -444,24 +348,3 @@ impl std::fmt::Debug for Card {
         write!(f, "Card({})", self.info.name)
     }
 }
-
-/// Locks a mutex, poisoned or not: the data are consistent whenever an error of the GPU panics.
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn bytes_of<T: Plain>(data: &[T]) -> &[u8] {
-    // SAFETY: `Plain` types have no padding, and every byte is valid as `u8`.
-    unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), std::mem::size_of_val(data)) }
-}
-
-fn bytes_of_mut<T: Plain>(data: &mut [T]) -> &mut [u8] {
-    // SAFETY: `Plain` types have no padding and are valid for all bytes.
-    unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), std::mem::size_of_val(data)) }
-}
-
-/// Numbers without padding that are valid for all bytes.
-trait Plain {}
-impl Plain for f32 {}
-impl Plain for u32 {}
-impl Plain for u16 {}

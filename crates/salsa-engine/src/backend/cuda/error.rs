@@ -3,6 +3,7 @@
 use cudarc::cublaslt::sys as blas;
 use cudarc::driver::sys as driver;
 use std::fmt::Write as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A failure of the GPU, the driver or a library. Operations, which return no `Result`, panic with it as the payload.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -139,4 +140,9 @@ pub(super) fn must<T>(result: Result<T, DeviceError>) -> T {
 /// Panics with the error as the payload.
 pub(super) fn fail(error: DeviceError) -> ! {
     std::panic::panic_any(error)
+}
+
+/// Locks a mutex, poisoned or not: the data are consistent whenever an error of the GPU panics.
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

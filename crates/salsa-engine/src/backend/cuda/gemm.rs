@@ -3,10 +3,9 @@
 //! cuBLASLt expects column-major matrices. A row-major matrix is its transpose in column-major order, and
 //! `D^T = op(B)^T op(A)^T`: the operands are swapped and nothing is moved.
 
-use super::buffer::Kind;
-use super::card::{Card, locked};
-use super::error::{DeviceError, driver, fail, must, product};
+use super::error::{DeviceError, driver, product};
 use super::event::Event;
+use super::kind::Kind;
 use cudarc::cublaslt::sys as lt;
 use cudarc::driver::sys;
 use std::collections::HashMap;
@@ -117,7 +116,7 @@ impl Products {
         }
     }
 
-    fn run(&mut self, g: &Gemm) -> Result<(), DeviceError> {
+    pub(super) fn run(&mut self, g: &Gemm) -> Result<(), DeviceError> {
         let key = Key::of(g);
         if !self.plans.contains_key(&key) {
             if self.plans.len() >= PLANS {
@@ -216,13 +215,13 @@ impl Key {
 
 impl Gemm {
     /// Sizes, transposes and types, as the name of the product in profiles.
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         let mark = |matrix: Matrix| if matrix.transposed { "^T" } else { "" };
         let (a, b) = (mark(self.a), mark(self.b));
         format!("product {}x{}x{} a{a} b{b} {:?} to {:?}", self.m, self.n, self.k, self.a.kind, self.d.kind)
     }
 
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         let operand = |name: &str, matrix: Matrix, rows: usize, columns: usize| {
             let mark = if matrix.transposed { "^T" } else { "" };
             let alignment = 1_u32 << matrix.pointer.trailing_zeros().min(8);
@@ -240,7 +239,7 @@ impl Gemm {
     }
 
     /// Panics unless types and strides are valid.
-    fn check(&self) {
+    pub(super) fn check(&self) {
         let c = self.c.unwrap_or(self.d);
         let fits = |matrix: Matrix, rows: usize, columns: usize| {
             matrix.stride >= if matrix.transposed { rows } else { columns }
@@ -255,44 +254,6 @@ impl Gemm {
             && fits(c, self.m, self.n)
             && fits(self.d, self.m, self.n);
         assert!(sound, "no such product: {}", self.describe());
-    }
-}
-
-impl Card {
-    /// Starts a product of matrices.
-    ///
-    /// Results are the same in each run: sums that are split over blocks are combined in a fixed order.
-    pub(super) fn gemm(&self, g: Gemm) {
-        if g.m == 0 || g.n == 0 {
-            return;
-        }
-        g.check();
-        if g.k == 0 || g.alpha == 0.0 {
-            return self.scale_rows(&g);
-        }
-        self.bind();
-        self.measured(|| g.name(), || must(locked(&self.products).run(&g)));
-    }
-
-    /// `d = beta * c`, for `beta` 0 or 1.
-    fn scale_rows(&self, g: &Gemm) {
-        let bytes = g.d.kind.bytes();
-        let place = |matrix: Matrix| (matrix.pointer, matrix.stride * bytes);
-        if g.beta == 0.0 {
-            self.clear_rows(place(g.d), g.n * bytes, g.m);
-        } else if g.beta == 1.0 {
-            if let Some(c) = g.c.filter(|c| c.pointer != g.d.pointer) {
-                self.copy_rows(place(c), place(g.d), g.n * bytes, g.m);
-            }
-        } else {
-            let error = "an empty product with beta other than 0 and 1".into();
-            fail(DeviceError::Product { call: "gemm".into(), error, shape: g.describe() });
-        }
-    }
-
-    /// Whether to time several algorithms for each new shape. Results may then differ from run to run.
-    pub fn tune_products(&self, tune: bool) {
-        locked(&self.products).tunes = tune;
     }
 }
 

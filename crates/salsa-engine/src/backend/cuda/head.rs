@@ -1,7 +1,8 @@
 //! The log-prob head and drawing tokens. Logits exist for a block of rows at a time.
 
-use super::buffer::{Buffer, Kind, Words};
+use super::buffer::{Buffer, Words};
 use super::card::Card;
+use super::kind::Kind;
 use super::products::{self, Matrix};
 use super::rows::{for_parts, kernel, start};
 use crate::backend::cpu::rank as rank_row;

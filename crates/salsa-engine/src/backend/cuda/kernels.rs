@@ -3,8 +3,7 @@
 //! A file is compiled by NVRTC for the GPU's architecture on first use of one of its kernels. The machine code is
 //! cached in the user's cache folder under a hash of everything it depends on.
 
-use super::card::locked;
-use super::error::{DeviceError, driver};
+use super::error::{DeviceError, driver, locked};
 use super::library;
 use cudarc::driver::sys;
 use cudarc::nvrtc::sys as nvrtc;

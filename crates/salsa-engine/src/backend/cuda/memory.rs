@@ -3,11 +3,9 @@
 //! All work is ordered on one stream, so memory may be reused as soon as it is dropped: work that still reads it runs
 //! before work that will write it.
 
-use super::card::Card;
 use super::error::{self, DeviceError};
 use cudarc::driver::sys;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 const GRANULE: usize = 512;
 const SMALL: usize = 1 << 20;
@@ -80,15 +78,20 @@ impl Arena {
         self.count.peak = self.count.in_use;
     }
 
-    /// Takes a block of at least `bytes`: `(address, size)`.
-    fn take(&mut self, card: &Card, bytes: usize) -> Result<(u64, usize), DeviceError> {
+    /// Takes a block of at least `bytes`: `(address, size)`. `finish` waits for the GPU's work, before blocks are returned
+    /// to the driver.
+    pub(super) fn take(
+        &mut self,
+        bytes: usize,
+        finish: impl FnOnce() -> Result<(), DeviceError>,
+    ) -> Result<(u64, usize), DeviceError> {
         let size = rounded(bytes);
         let block = match self.free.take(size) {
             Some(block) => block,
             None => {
                 let address = match allocate(size) {
                     Err(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
-                        card.finish()?;
+                        finish()?;
                         self.trim();
                         allocate(size)
                     }
@@ -111,7 +114,7 @@ impl Arena {
         Ok(block)
     }
 
-    fn put(&mut self, address: u64, size: usize) {
+    pub(super) fn put(&mut self, address: u64, size: usize) {
         self.count.in_use -= size;
         self.free.put(address, size);
     }
@@ -132,40 +135,6 @@ fn allocate(size: usize) -> Result<u64, sys::CUresult> {
     match unsafe { sys::cuMemAlloc_v2(&mut address, size) } {
         sys::CUresult::CUDA_SUCCESS => Ok(address),
         status => Err(status),
-    }
-}
-
-/// A block of the GPU's memory; dropping it makes it free.
-pub(super) struct Memory {
-    card: Arc<Card>,
-    address: u64,
-    bytes: usize,
-}
-
-impl Memory {
-    /// Takes a block of at least `bytes`, with unspecified content.
-    pub(super) fn new(card: &Arc<Card>, bytes: usize) -> Memory {
-        card.bind();
-        let (address, bytes) = error::must(card.arena().take(card, bytes));
-        Memory { card: Arc::clone(card), address, bytes }
-    }
-
-    pub(super) fn card(&self) -> &Arc<Card> {
-        &self.card
-    }
-
-    pub(super) fn address(&self) -> u64 {
-        self.address
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        self.card.arena().put(self.address, self.bytes);
     }
 }
 

@@ -24,6 +24,7 @@ mod event;
 mod gemm;
 mod head;
 mod kernels;
+mod kind;
 mod library;
 mod memory;
 mod operations;
@@ -44,8 +45,9 @@ pub use memory::MemoryUse;
 pub use products::Matrix;
 
 use crate::backend::cpu::Dtype;
-use buffer::{Kind, Words};
+use buffer::Words;
 use card::Card;
+use kind::Kind;
 use recent::Recent;
 use std::sync::{Arc, Mutex, Weak};
 
@@ -83,7 +85,7 @@ impl Cuda {
     ///
     /// When a library or the GPU is missing, or the driver refuses.
     pub fn open(index: usize, dtype: Dtype) -> Result<Cuda, DeviceError> {
-        let mut open = card::locked(&OPEN);
+        let mut open = error::locked(&OPEN);
         let known = open.iter().find(|(number, _)| *number == index).and_then(|(_, card)| card.upgrade());
         let card = match known {
             Some(card) => card,

@@ -1,6 +1,6 @@
 //! The operations of [`Backend`] on a GPU: which kernels and products each starts, in which order.
 
-use super::buffer::Kind;
+use super::kind::Kind;
 use super::{Angles, Buffer, Cache, Cuda, Flat, Matrix, adamw, attention, head, products, rows};
 use crate::backend::cpu::Dtype;
 use crate::backend::{

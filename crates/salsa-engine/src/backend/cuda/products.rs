@@ -1,9 +1,50 @@
 //! Matrix products of layers, through cuBLASLt.
 
-use super::buffer::{Buffer, Kind};
+use super::buffer::Buffer;
+use super::card::Card;
+use super::error::{DeviceError, fail, locked, must};
 use super::gemm::{self, Gemm};
+use super::kind::Kind;
 use crate::backend::{Columns, LowRank};
 use std::ops::Range;
+
+impl Card {
+    /// Starts a product of matrices.
+    ///
+    /// Results are the same in each run: sums that are split over blocks are combined in a fixed order.
+    pub(super) fn gemm(&self, g: Gemm) {
+        if g.m == 0 || g.n == 0 {
+            return;
+        }
+        g.check();
+        if g.k == 0 || g.alpha == 0.0 {
+            return self.scale_rows(&g);
+        }
+        self.bind();
+        self.measured(|| g.name(), || must(locked(&self.products).run(&g)));
+    }
+
+    /// `d = beta * c`, for `beta` 0 or 1.
+    fn scale_rows(&self, g: &Gemm) {
+        let bytes = g.d.kind.bytes();
+        let place = |matrix: gemm::Matrix| (matrix.pointer, matrix.stride * bytes);
+        if g.beta == 0.0 {
+            self.clear_rows(place(g.d), g.n * bytes, g.m);
+        } else if g.beta == 1.0 {
+            if let Some(c) = g.c.filter(|c| c.pointer != g.d.pointer) {
+                self.copy_rows(place(c), place(g.d), g.n * bytes, g.m);
+            }
+        } else {
+            let error = "an empty product with beta other than 0 and 1".into();
+            fail(DeviceError::Product { call: "gemm".into(), error, shape: g.describe() });
+        }
+    }
+
+    /// Whether to time several algorithms for each new shape. Results may then differ from run to run.
+    pub fn tune_products(&self, tune: bool) {
+        locked(&self.products).tunes = tune;
+    }
+}
 
 /// A weight matrix `[out, in]`, row-major, in the type of products.
 pub struct Matrix {

@@ -1,6 +1,6 @@
 //! GPU time by kernel and product, enabled by `SALSA_CUDA_PROFILE=1`.
 
-use super::card::locked;
+use super::error::locked;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Instant;

@@ -2,7 +2,8 @@
 
 use super::attention::Tiles;
 use super::buffer::Words;
-use super::card::{Card, locked};
+use super::card::Card;
+use super::error::locked;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 

@@ -2,8 +2,9 @@
 //!
 //! C is f32 or bfloat16. A `u64` that takes a gradient is an address in an array of f32 on the GPU.
 
-use super::buffer::{Buffer, Kind, Words};
+use super::buffer::{Buffer, Words};
 use super::card::{Argument, Card, Launch};
+use super::kind::Kind;
 use crate::backend::AttentionShape;
 use crate::spec::{Activation, NormWeight};
 use std::ops::Range;

@@ -1,8 +1,9 @@
 //! Tests of the GPU itself. Without one they print a line and pass.
 
-use super::buffer::{Buffer, Kind};
+use super::buffer::Buffer;
 use super::card::Card;
 use super::gemm::{Gemm, Matrix};
+use super::kind::Kind;
 use crate::weights::Numbers;
 use std::sync::Arc;
 

@@ -104,6 +104,10 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
         },
         Stage {
             generates: true,
+            ..stage("grpo (policy, reference, reward model)", vec![model()], vec![], vec![model(), scalar()])
+        },
+        Stage {
+            generates: true,
             ..stage("evaluate (an arm after the other, reward model)", vec![], vec![], vec![model(), scalar()])
         },
         Stage {
@@ -119,6 +123,11 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
             frozen_adapters: 2 * lora.parameters(&model()) + lora.parameters(&scalar()),
             generates: true,
             ..stage("ppo with use_peft (rank 16, one base)", vec![], vec![model(), scalar()], vec![model()])
+        },
+        Stage {
+            frozen_adapters: 2 * lora.parameters(&model()) + lora.parameters(&scalar()),
+            generates: true,
+            ..stage("grpo with use_peft (rank 16, one base)", vec![], vec![model()], vec![model()])
         },
     ]
 }

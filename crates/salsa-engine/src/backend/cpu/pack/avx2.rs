@@ -1,6 +1,6 @@
 //! Packing with AVX2: eight words at a time. Covers only transposing copies; the rest is plain copying.
 
-use super::super::gemm::View;
+use super::super::view::View;
 use std::arch::x86_64::*;
 
 /// Columns of a panel.

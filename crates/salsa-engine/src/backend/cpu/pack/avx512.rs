@@ -1,6 +1,6 @@
 //! Packing with AVX-512: sixteen words at a time.
 
-use super::super::gemm::View;
+use super::super::view::View;
 use std::arch::x86_64::*;
 
 /// A mask of the first `count` lanes.

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::super::Dtype;
-use super::super::gemm::View;
 use super::super::isa::multiversion;
 use super::super::kernel::{BLOCK, GROUP, Items, Left, prefetch};
 use super::super::math::LANES;
+use super::super::view::View;
 #[cfg(target_arch = "x86_64")]
 use super::{Isa, avx512, isa};
 use super::{bf16, pair};

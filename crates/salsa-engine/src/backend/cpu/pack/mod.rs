@@ -12,11 +12,11 @@ mod left;
 pub(crate) use left::block as left_block;
 
 use super::Dtype;
-use super::gemm::View;
 use super::isa::multiversion;
 #[cfg(target_arch = "x86_64")]
 use super::isa::{Isa, isa};
 use super::kernel::{WIDTH, prefetch};
+use super::view::View;
 
 /// How many rows ahead of packing a row is prefetched.
 const ROWS_AHEAD: usize = 8;

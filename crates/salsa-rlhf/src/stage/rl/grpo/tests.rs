@@ -146,7 +146,8 @@ fn every_kind_of_loss_moves_the_policy_and_passes_of_any_size_agree() {
 #[test]
 fn settings_that_mean_nothing_are_refused() {
     let dir = Path::new("nowhere");
-    let cases: [(fn(&mut GrpoConfig), &str); 7] = [
+    type Change = fn(&mut GrpoConfig);
+    let cases: [(Change, &str); 7] = [
         (|c| c.num_generations = 1, "num_generations is 1"),
         (|c| c.num_generations = 5, "batch_size 12 is no multiple of num_generations 5; say batch_size: 15"),
         (|c| c.num_mini_batches = 13, "every minibatch needs a response"),
