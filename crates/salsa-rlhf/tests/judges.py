@@ -1,15 +1,17 @@
 """Hold the counting of `salsa judge` against the tools' own scripts.
 
-    python crates/salsa-rlhf/tests/judges.py --salsa BIN --fastchat DIR --arena-v01 DIR
-    # in an environment with pandas, scikit-learn, tqdm, pyyaml and requests; checkouts of lm-sys/FastChat (0e6d3e4 was
-    # used) and of lmarena/arena-hard-auto at its v0.1 (19412d7)
+    python crates/salsa-rlhf/tests/judges.py --salsa BIN --fastchat DIR --arena-v01 DIR --arena-v2 DIR
+    # in an environment with pandas, scikit-learn, tqdm, pyyaml, requests and torch; checkouts of lm-sys/FastChat (0e6d3e4
+    # was used) and of lmarena/arena-hard-auto at its v0.1 (19412d7) and at its v2 (196f6b8)
 
 Judgments are drawn at random in each tool's layout: grades, whole and half ones, with failures; pairs with every
 combination of winners; games with every label and without one. Both programs count them.
 - FastChat `show_result.py`, modes single, pairwise-baseline and pairwise-all: equal to the six decimals that it prints;
 - Arena-Hard v0.1 `show_result.py`: scores equal to the decimal that it prints, of three models, a fit of scikit-learn
   there and a mean here; with `--style-control` within .1, which is the tolerance of its solver and of rounding; the ends
-  of intervals within 3 points, four standard errors of two quantiles of 100 resamples each.
+  of intervals within 3 points, four standard errors of two quantiles of 100 resamples each;
+- Arena-Hard v2 `show_result.py`, by category: it prints the mean of 100 unseeded resamples, so scores within 1 point, four
+  standard errors of that mean, and ends of intervals within 3.
 """
 import argparse
 import json
@@ -130,6 +132,29 @@ def arena(binary, checkout, place, rng):
     return checks
 
 
+def arena_v2(binary, checkout, place, rng):
+    categories = ("hard_prompt", "creative_writing")
+    files = []
+    for skill, model in zip((1.0, 2.0, 4.0), MODELS):
+        game = lambda: {"score": rng.choices(LABELS, [1, skill, 2, skill, 1, 0.3])[0], "judgment": {"answer": ""},
+                        "prompt": []}
+        rows = [{"uid": f"{category}-{q}", "model": model, "category": category, "judge": "j", "games": [game(), game()]}
+                for category in categories for q in range(150)]
+        files.append(write(place / "data/arena-hard-v2.0/model_judgment/j" / f"{model}.jsonl", rows))
+    found = salsa(binary, place, "arena_hard_v2", files)["categories"]
+    checks = 0
+    for category in categories:
+        printed = tool(checkout / "show_result.py", place, "-j", "j", "-c", category)
+        lines = re.findall(r"^\d+\s+(model-\w)\s+([\d.]+)\s+\((-?[\d.]+) / \+(-?[\d.]+)\)", printed, re.M)
+        assert len(lines) == 3, printed
+        for model, score, low, high in lines:
+            ours = found[category]["models"][model]
+            checks += check(f"v2 {category} {model}", ours["score"], float(score), 1.05)
+            for end, theirs in zip(ours["tool_interval_90"], (float(low), float(high))):
+                checks += check(f"v2 interval of {category} {model}", end - ours["score"], theirs, 3)
+    return checks
+
+
 def salsa_styled(binary, place, files, answers):
     """Style control needs answers, so the judgments are read as recorded ones of a run: every prompt is empty."""
     config = place / "judge_config.yaml"
@@ -152,6 +177,7 @@ def main():
     parser.add_argument("--salsa", required=True, type=Path)
     parser.add_argument("--fastchat", required=True, type=Path)
     parser.add_argument("--arena-v01", required=True, type=Path)
+    parser.add_argument("--arena-v2", required=True, type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     words = parser.parse_args()
     binary = words.salsa.resolve()
@@ -161,6 +187,7 @@ def main():
             checks = singles(binary, words.fastchat.resolve(), place, rng)
             checks += pairs(binary, words.fastchat.resolve(), place, rng)
             checks += arena(binary, words.arena_v01.resolve(), place, rng)
+            checks += arena_v2(binary, words.arena_v2.resolve(), place, rng)
             print(f"seed {seed}: {checks} numbers agree")
 
 
