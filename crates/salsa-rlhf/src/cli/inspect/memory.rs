@@ -212,7 +212,7 @@ mod tests {
         let row = |stage: &str| table.lines().find(|line| line.trim_start().starts_with(stage)).unwrap().to_owned();
         // logprobs: 4 B * 1.1e9 = 4.1 GiB; 2 B and 2 B more for the embedding 2.2 GiB. A pass of 4096 tokens takes
         // 4 * (2 * 2048 + 2 * 36 * 64 + 2 * 5632) + 4 * (3 * 2048 + 5632) B each: 0.5 GiB; the program 0.06.
-        assert!(row("logprobs").ends_with("1.10 B    4.6 GiB    2.7 GiB"), "{table}");
+        assert!(row("logprobs").ends_with("1.10 B   4.64 GiB   2.72 GiB"), "{table}");
         assert!(row("sft ").contains("1.10 B          -"), "{table}");
         // 22 layers * 4 heads of 64 * key and value * 4 B.
         assert!(table.contains("generated: 45056 B with dtype f32, 22528 B with bf16"), "{table}");

@@ -304,8 +304,8 @@ pub(crate) fn one_model(spec: &ModelSpec, file_is_bf16: bool, knobs: &MemorySett
     need
 }
 
-/// Formats bytes as `1.2 GiB`.
+/// Formats bytes as `1.25 GiB`.
 pub(crate) fn size(bytes: u64) -> String {
     let mib = bytes as f64 / (1024.0 * 1024.0);
-    if mib >= 1024.0 { format!("{:.1} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
+    if mib >= 1024.0 { format!("{:.2} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
 }

@@ -56,7 +56,7 @@ pub(crate) fn read_and_kept(spec: &ModelSpec) -> u64 {
 }
 
 /// What the allocator retains of a freed buffer of so many bytes: small ones are not returned to the system.
-pub(crate) fn kept_of(bytes: u64) -> u64 {
+fn kept_of(bytes: u64) -> u64 {
     const MOST: u64 = 32 << 20;
     if bytes < MOST { bytes } else { 0 }
 }
@@ -64,6 +64,11 @@ pub(crate) fn kept_of(bytes: u64) -> u64 {
 /// An adapter for inference.
 pub(crate) fn adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype) -> u64 {
     lora.parameters(spec) as u64 * packed(dtype)
+}
+
+/// An adapter that is not trained, and what reading it leaves with the allocator.
+pub(crate) fn frozen_adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype) -> u64 {
+    adapter(spec, lora, dtype) + kept_of(F32 * lora.parameters(spec) as u64)
 }
 
 /// A trained adapter.

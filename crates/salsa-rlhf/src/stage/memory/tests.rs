@@ -100,7 +100,7 @@ fn parts_add_up() {
     need.add(part::ACTIVATIONS, 1 << 20);
     need.add(part::FROZEN, 1 << 30);
     assert_eq!((need.part(part::FROZEN), need.total()), (2 << 30, (2 << 30) + (1 << 20)));
-    assert_eq!(need.to_string(), "2.0 GiB (frozen weights 2.0 GiB, activations 1.0 MiB)");
+    assert_eq!(need.to_string(), "2.00 GiB (frozen weights 2.00 GiB, activations 1.0 MiB)");
 }
 
 #[test]

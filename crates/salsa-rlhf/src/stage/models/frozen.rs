@@ -108,7 +108,7 @@ impl Found {
             let mut need = Need::default();
             need.add(part::FROZEN, shape::stored(&spec, knobs.dtype, self.checkpoint.embedding_is_bf16()));
             let lora = self.lora();
-            need.add(part::FROZEN, lora.map_or(0, |lora| shape::adapter(&spec, lora, knobs.dtype)));
+            need.add(part::FROZEN, lora.map_or(0, |lora| shape::frozen_adapter(&spec, lora, knobs.dtype)));
             more(Passed::new(&spec, lora), knobs, &mut need);
             need
         };

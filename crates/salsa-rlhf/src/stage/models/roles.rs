@@ -109,7 +109,6 @@ impl Roles {
     }
 
     fn add_adapter(&mut self, spec: &ModelSpec, lora: &LoraSpec) {
-        let read = shape::kept_of(shape::F32 * lora.parameters(spec) as u64);
-        self.need.add(part::FROZEN, shape::adapter(spec, lora, self.dtype) + read);
+        self.need.add(part::FROZEN, shape::frozen_adapter(spec, lora, self.dtype));
     }
 }
