@@ -1,5 +1,7 @@
 //! The crate against TRL's GRPO and RLOO: losses, gradients and advantages of TRL's own code.
 
+// Numbers stand side by side.
+#[rustfmt::skip]
 #[path = "golden/trl_group.rs"]
 mod golden;
 

@@ -1,9 +1,11 @@
-"""Golden numbers of group methods from TRL's own code: python trl_group.py > trl_group.rs; cargo fmt (TRL 1.16.0).
+"""Golden numbers of group methods from TRL's own code: python trl_group.py > trl_group.rs (TRL 1.16.0).
 
 `GRPOTrainer._compute_loss` and `RLOOTrainer._compute_loss` run on given log-probs in f64, with the forward pass replaced
 by a function that returns them; gradients by autograd. The advantages run the trainers' own lines.
 """
+import contextlib
 import inspect
+import io
 import random
 import textwrap
 import types
@@ -150,4 +152,10 @@ def main():
     print("];")
 
 
-main()
+if __name__ == "__main__":
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        main()
+    for line in text.getvalue().splitlines():
+        indent = " " * (len(line) - len(line.lstrip()))
+        print(textwrap.fill(line, 120, subsequent_indent=indent + " ", break_long_words=False, break_on_hyphens=False))
