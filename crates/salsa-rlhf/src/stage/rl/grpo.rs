@@ -124,11 +124,7 @@ impl Stage for GrpoConfig {
                                    --reference.kind soup --reference.models '[sft-a, sft-b]' --num_generations 8";
     const PRODUCT: Product = Product::Directory;
     const PRODUCES: Produces = Produces::LanguageModel;
-    const NEXT: &'static [(&'static str, &'static str)] = &[
-        ("talk to it", "salsa chat --model OUT"),
-        ("answer prompts", "salsa generate --model OUT --input PROMPTS --output FILE"),
-        ("compare models", "salsa evaluate --config FILE --output_dir DIR"),
-    ];
+    const NEXT: &'static [(&'static str, &'static str)] = policy::NEXT;
     const SHOWN: Shown = Shown::Trajectory;
 
     fn check(&self) -> anyhow::Result<()> {
@@ -146,10 +142,7 @@ impl Stage for GrpoConfig {
     }
 
     fn role(&self) -> String {
-        match self.reference.kind() {
-            "sft" => "reference: the SFT model".to_owned(),
-            kind => format!("reference: {kind}"),
-        }
+        self.reference.role()
     }
 
     fn run(&self, context: &StageContext) -> anyhow::Result<Value> {

@@ -6,6 +6,13 @@ use crate::stage::models::{
     adapters, bases::Bases, frozen::open_language_model, lora::LoraArguments, model_source::ModelSource,
 };
 
+/// What can be done with a trained policy.
+pub(super) const NEXT: &[(&str, &str)] = &[
+    ("talk to it", "salsa chat --model OUT"),
+    ("answer prompts", "salsa generate --model OUT --input PROMPTS --output FILE"),
+    ("compare models", "salsa evaluate --config FILE --output_dir DIR"),
+];
+
 /// Opens the policy: all weights of the configured model, or the configured adapter or a new one on it.
 ///
 /// # Errors

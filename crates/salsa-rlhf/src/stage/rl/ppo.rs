@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::{
     environment::Environment,
     measure::{self, Samples, Scored},
+    policy,
     reference::kls_to,
     training::{self, Loop, Method},
 };
@@ -88,11 +89,7 @@ impl Stage for PpoConfig {
                                    --reference.kind soup --reference.models '[sft-a, sft-b]' --kl_coef 0.05";
     const PRODUCT: Product = Product::Directory;
     const PRODUCES: Produces = Produces::LanguageModel;
-    const NEXT: &'static [(&'static str, &'static str)] = &[
-        ("talk to it", "salsa chat --model OUT"),
-        ("answer prompts", "salsa generate --model OUT --input PROMPTS --output FILE"),
-        ("compare models", "salsa evaluate --config FILE --output_dir DIR"),
-    ];
+    const NEXT: &'static [(&'static str, &'static str)] = policy::NEXT;
     const SHOWN: Shown = Shown::Trajectory;
 
     fn check(&self) -> anyhow::Result<()> {
@@ -110,10 +107,7 @@ impl Stage for PpoConfig {
     }
 
     fn role(&self) -> String {
-        match self.reference.kind() {
-            "sft" => "reference: the SFT model".to_owned(),
-            kind => format!("reference: {kind}"),
-        }
+        self.reference.role()
     }
 
     fn run(&self, context: &StageContext) -> anyhow::Result<Value> {

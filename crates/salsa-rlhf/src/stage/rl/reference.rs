@@ -94,6 +94,14 @@ impl ReferenceConfig {
         }
     }
 
+    /// The role of the reference in a report's pipeline.
+    pub(super) fn role(&self) -> String {
+        match self {
+            ReferenceConfig::Sft { .. } => "reference: the SFT model".to_owned(),
+            _ => format!("reference: {}", self.kind()),
+        }
+    }
+
     /// Checks ranges; `kl_coef` is the coefficient of the penalty.
     ///
     /// # Errors
