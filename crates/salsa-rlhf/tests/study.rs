@@ -89,6 +89,8 @@ fn a_killed_and_extended_study_ends_with_the_numbers_of_an_undisturbed_one() {
 
     let [a, b] = [&undisturbed, &disturbed].map(|place| String::from_utf8(place.bytes("out/study.json")).unwrap());
     assert_eq!(a, b);
+    let checked = String::from_utf8(disturbed.salsa("study s.yaml --check").stdout).unwrap();
+    assert!(checked.contains("8 cells, 30 stages, 30 of them done"), "{checked}");
     let report: Value = serde_json::from_str(&a).unwrap();
     let count = |key: &str| report[key].as_array().map(Vec::len);
     assert_eq!((count("cells"), count("missing"), count("arms")), (Some(8), Some(0), Some(2)), "{report:#}");

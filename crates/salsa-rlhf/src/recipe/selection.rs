@@ -44,6 +44,12 @@ impl Recipe {
         Selected { run: (0..self.steps.len()).collect(), anew: BTreeSet::new() }
     }
 
+    /// Selects all stages, each to be made anew: what their directories hold does not count.
+    pub fn all_anew(&self) -> Selected {
+        let run = self.all().run;
+        Selected { anew: run.clone(), run }
+    }
+
     /// Selects the stages that the command line names.
     ///
     /// # Errors
