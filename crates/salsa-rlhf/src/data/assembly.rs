@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Result, bail};
+use serde_json::{Map, Value};
 
 use super::{
     Content, Dataset, Example, Layout, Place, Preference, Shape, bucket,
@@ -19,6 +20,8 @@ pub(super) struct Assembly {
     /// Number of records whose text became messages; all others must then become messages too.
     lifted: usize,
     unread: BTreeMap<String, usize>,
+    /// Whether records came with their rows.
+    keeps_records: bool,
     unpaired: Unpaired,
 }
 
@@ -34,9 +37,10 @@ impl Assembly {
             notes: Vec::new(),
             buckets: Vec::new(),
             places: Vec::new(),
+            records: Vec::new(),
         };
         let (unread, unpaired) = (BTreeMap::new(), Unpaired::default());
-        Assembly { set, shape: None, records: 0, lifted: 0, unread, unpaired }
+        Assembly { set, shape: None, records: 0, lifted: 0, unread, keeps_records: false, unpaired }
     }
 
     /// Adds a record; `nulls` are its null columns.
@@ -49,18 +53,19 @@ impl Assembly {
             self.set.recognised = row.recognised;
         }
         self.records += 1;
+        self.keeps_records |= row.record.is_some();
         self.lifted += usize::from(row.is_lifted);
         for column in row.unread {
             *self.unread.entry(column).or_default() += 1;
         }
         match row.label {
             Some(label) => self.unpaired.add(row.example, label, row.key, place),
-            None => self.keep(row.example, &row.key, place),
+            None => self.keep(row.example, &row.key, place, row.record),
         }
         Ok(())
     }
 
-    fn keep(&mut self, example: Example, key: &str, place: &Place) {
+    fn keep(&mut self, example: Example, key: &str, place: &Place, record: Option<Map<String, Value>>) {
         if let Example::Preference(pair) = &example
             && pair.chosen == pair.rejected
         {
@@ -69,6 +74,7 @@ impl Assembly {
         }
         self.set.buckets.push(bucket(key));
         self.set.places.push(place.clone());
+        self.set.records.extend(record);
         self.set.examples.push(example);
     }
 
@@ -123,7 +129,7 @@ impl Assembly {
         }
         let (pairs, note) = std::mem::take(&mut self.unpaired).paired(&self.set.path)?;
         for Paired { pair, key, place } in pairs {
-            self.keep(Example::Preference(pair), &key, &place);
+            self.keep(Example::Preference(pair), &key, &place, self.keeps_records.then(Map::new));
         }
         self.set.layout = Layout::Preference;
         self.set.recognised = "KTO: prompt, completion, label, in pairs";

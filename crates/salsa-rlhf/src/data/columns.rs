@@ -23,11 +23,13 @@ pub(super) struct Row {
     pub label: Option<bool>,
     /// Columns that look like content and were not read.
     pub unread: Vec<String>,
+    /// The record, if records are kept.
+    pub record: Option<Record>,
 }
 
 impl Row {
     pub(super) fn new(key: String, example: Example, recognised: &'static str) -> Row {
-        Row { example, key, recognised, is_lifted: false, label: None, unread: Vec::new() }
+        Row { example, key, recognised, is_lifted: false, label: None, unread: Vec::new(), record: None }
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Content, Example};
 use crate::{chat::Conversation, stage::memory::Available};
@@ -83,14 +83,17 @@ pub(super) fn bytes_of(example: &Example) -> u64 {
     parts + size_of::<Example>() as u64 + PER_VALUE
 }
 
+/// The approximate memory of a record.
+pub(super) fn bytes_of_record(record: &Map<String, Value>) -> u64 {
+    PER_VALUE + record.iter().map(|(key, value)| key.len() as u64 + 2 * PER_VALUE + bytes_of_value(value)).sum::<u64>()
+}
+
 /// The approximate memory of a JSON value.
 pub(super) fn bytes_of_value(value: &Value) -> u64 {
     let inside = match value {
         Value::String(text) => text.len() as u64,
         Value::Array(list) => list.iter().map(bytes_of_value).sum(),
-        Value::Object(map) => {
-            map.iter().map(|(key, value)| key.len() as u64 + 2 * PER_VALUE + bytes_of_value(value)).sum()
-        }
+        Value::Object(map) => return bytes_of_record(map),
         _ => 0,
     };
     inside + PER_VALUE

@@ -135,6 +135,19 @@ pub struct Dataset {
     pub buckets: Vec<u8>,
     /// For each example, the location of its record.
     pub places: Vec<Place>,
+    /// For each example, its record as it is in the file; empty mappings where two records make one example. Empty
+    /// unless asked for with [`Records::Keep`].
+    pub records: Vec<Map<String, Value>>,
+}
+
+/// Whether the records themselves are kept next to the examples read from them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Records {
+    /// Only the examples are kept.
+    #[default]
+    Drop,
+    /// [`Dataset::records`] holds them.
+    Keep,
 }
 
 /// Selects the part of a folder to read.
@@ -149,12 +162,12 @@ pub enum Which<'a> {
 }
 
 /// Reads a `.jsonl`, `.json`, `.jsonl.gz`, `.json.gz`, `.parquet` or `.txt` file, or all such files of a folder in name
-/// order: [`load_split`] of [`Which::TheOnly`].
+/// order: [`load_split`] of [`Which::TheOnly`], without the records.
 ///
 /// # Errors
 /// As [`load_split`].
 pub fn load(path: &Path) -> Result<Dataset> {
-    load_split(path, Which::TheOnly)
+    load_split(path, Which::TheOnly, Records::Drop)
 }
 
 /// Reads a file, or the files of a folder and its subfolders that `which` selects, in name order.
@@ -166,12 +179,17 @@ pub fn load(path: &Path) -> Result<Dataset> {
 /// record's, or no record is left. Names the file, the line (or record of an array, or row), the columns found and the
 /// ones expected. Also when a folder has several splits with [`Which::TheOnly`], lacks the split selected, or holds
 /// several data sets.
-pub fn load_split(path: &Path, which: Which<'_>) -> Result<Dataset> {
+pub fn load_split(path: &Path, which: Which<'_>, records: Records) -> Result<Dataset> {
     let (mut assembly, mut room) = (Assembly::new(path), Room::now());
     let sha256 = files::for_each_record(path, which, &mut |place, record| {
         let nulls = nulls(&record);
-        let row = columns::read(record)?;
+        let kept = (records == Records::Keep).then(|| record.clone());
+        let mut row = columns::read(record)?;
         room.take(limits::bytes_of(&row.example), path)?;
+        if let Some(kept) = kept {
+            room.take(limits::bytes_of_record(&kept), path)?;
+            row.record = Some(kept);
+        }
         assembly.add(row, nulls, place)
     })?;
     assembly.finish(sha256)

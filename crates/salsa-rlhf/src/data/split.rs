@@ -30,6 +30,7 @@ pub fn split_by_prompt(set: &Dataset) -> Split {
             examples: kept().map(|(i, _)| set.examples[i].clone()).collect(),
             buckets: kept().map(|(_, n)| *n).collect(),
             places: kept().map(|(i, _)| set.places[i].clone()).collect(),
+            records: kept().filter_map(|(i, _)| set.records.get(i).cloned()).collect(),
             layout: set.layout,
             recognised: set.recognised,
             path: set.path.clone(),
@@ -51,6 +52,7 @@ impl Dataset {
         keep(&mut self.examples, &wanted);
         keep(&mut self.buckets, &wanted);
         keep(&mut self.places, &wanted);
+        keep(&mut self.records, &wanted);
     }
 }
 

@@ -211,7 +211,13 @@ fn a_data_set_comes_with_its_folders() {
     let folder = hub.fetch(&id(&format!("org/set@{COMMIT}:en")), Kind::Dataset).unwrap();
     assert_eq!(folder, cache.path().join(format!("datasets--org--set/snapshots/{COMMIT}/en")));
     assert_eq!(crate::data::splits(&folder).unwrap(), ["test", "train"]);
-    assert_eq!(crate::data::load_split(&folder, crate::data::Which::Named("train")).unwrap().examples.len(), 1);
+    assert_eq!(
+        crate::data::load_split(&folder, crate::data::Which::Named("train"), crate::data::Records::Drop)
+            .unwrap()
+            .examples
+            .len(),
+        1
+    );
     assert_eq!(server.count("GET", "/datasets/org/set/resolve/"), 1, "both files have the same bytes");
     let error = refusal(&hub, &format!("org/set@{COMMIT}:fr"), Kind::Dataset);
     assert!(error.contains("has no data files there") && error.contains("@refs/convert/parquet"), "{error}");

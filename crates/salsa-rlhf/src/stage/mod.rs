@@ -92,6 +92,7 @@ pub(crate) mod memory;
 pub(crate) mod models;
 pub(crate) mod optimizer;
 pub(crate) mod reads;
+mod rewards;
 pub(crate) mod rl;
 pub(crate) mod rollout;
 pub(crate) mod soup;

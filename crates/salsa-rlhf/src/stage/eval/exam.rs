@@ -6,7 +6,7 @@ use salsa_engine::{Device, Head, Model, ModelSpec, Prompt, Sampling};
 
 use crate::{
     checkpoint::Checkpoint,
-    data::Content,
+    data::{Content, Records},
     report::PromptCount,
     stage::{
         StageContext,
@@ -121,7 +121,7 @@ impl EvalSetup {
         let (longest, new) = (asked.max_prompt_length, self.answering.max_new_tokens);
         let positions = self.spec.max_positions.min(self.reward_model.spec.max_positions);
         let Prompts { mut prompts, left_out } =
-            prompts::load(asked.dataset, longest, new, &self.encoder, positions, context)?;
+            prompts::load(asked.dataset, longest, new, &self.encoder, positions, Records::Drop, context)?;
         prompts.truncate(asked.max_prompts.unwrap_or(usize::MAX));
         let (prompts, tokens) = prompts.into_iter().map(|prompt| (prompt.content, prompt.tokens)).unzip();
         Ok(Questions { name: asked.name.to_owned(), prompts, tokens, left_out })

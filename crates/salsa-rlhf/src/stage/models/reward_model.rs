@@ -29,8 +29,6 @@ pub(crate) struct RewardModel {
     pub model: Model,
     mean: f64,
     deviation: f64,
-    /// Its checkpoint; the critic starts from it too.
-    pub checkpoint: Checkpoint,
 }
 
 impl RewardModel {
@@ -79,6 +77,6 @@ impl RewardModel {
         ensure!(deviation > 0.0, "{}: score_std is {deviation}; set normalize_scores: false", path.display());
         let model =
             bases.frozen(&checkpoint, Head::Scalar).with_context(|| format!("reward model {}", path.display()))?;
-        Ok(RewardModel { model, mean, deviation, checkpoint })
+        Ok(RewardModel { model, mean, deviation })
     }
 }

@@ -1,4 +1,4 @@
-//! What all methods share: prompts, the reward model, the reference and the anchors, and how responses are sampled.
+//! What all methods share: prompts, rewards, the reference and the anchors, and how responses are sampled.
 use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
@@ -14,14 +14,12 @@ use super::{
 };
 use crate::{
     checkpoint::Checkpoint,
-    config::paths::ModelPath,
+    data::Records,
     metrics::{Metrics, names},
     stage::{
         StageContext,
-        models::{
-            bases::Bases, frozen::open_language_model, lora::LoraArguments, model_source::ModelSource,
-            reward_model::RewardModel,
-        },
+        models::{bases::Bases, frozen::open_language_model, lora::LoraArguments, model_source::ModelSource},
+        rewards::{Answered, FoundRewards, RewardSource, Rewards, Scores},
         rollout::Rollouts,
         text::{
             chat_arguments::ChatArguments,
@@ -38,8 +36,8 @@ pub(super) struct Setup<'a> {
     pub name: &'static str,
     /// The initial policy.
     pub model: &'a ModelSource,
-    /// The reward model.
-    pub reward_model: &'a ModelPath,
+    /// The rewards, at least one.
+    pub rewards: Vec<RewardSource>,
     /// The reference of the KL penalty.
     pub reference: &'a ReferenceConfig,
     /// Models for additional logged KLs.
@@ -76,8 +74,10 @@ pub(super) struct Environment {
     pub left_out: usize,
     /// The policy's shape without a value head.
     pub language_model: ModelSpec,
-    /// The reward model.
-    pub reward_model: RewardModel,
+    /// The rewards.
+    pub rewards: Rewards,
+    /// The checkpoint that a separate critic starts from: the first reward model, or without one the policy.
+    pub critic_origin: Checkpoint,
     /// The reference.
     pub reference: Reference,
     /// Reference and anchors.
@@ -87,8 +87,8 @@ pub(super) struct Environment {
 }
 
 impl Environment {
-    /// Loads prompts and models, and what is trained with `open`, which gets the reward model's checkpoint. Returns also
-    /// the checkpoint whose tokenizer and family are saved with the result.
+    /// Loads prompts and models, and what is trained with `open`, which gets the critic's origin. Returns also the
+    /// checkpoint whose tokenizer and family are saved with the result.
     ///
     /// # Errors
     /// If a model or the data cannot be used, models are incompatible, or memory does not suffice.
@@ -105,22 +105,27 @@ impl Environment {
         );
         let source = Checkpoint::open(first)?;
         let encoder = Encoder::open(&source)?.with_chat(setup.chat);
-        let reward = RewardModel::find(setup.reward_model, &source, context)?;
+        let found = FoundRewards::open(setup.rewards.clone(), &source, context)?;
+        let scored = found.models().map(|model| model.spec.max_positions);
+        let positions = scored.fold(source.spec.max_positions, usize::min);
         let Prompts { prompts, left_out } = prompts::load(
             setup.dataset,
             setup.sampling.max_prompt_length,
             setup.sampling.response_length,
             &encoder,
-            source.spec.max_positions.min(reward.spec.max_positions),
+            positions,
+            if found.reads_text() { Records::Keep } else { Records::Drop },
             context,
         )?;
-        Plan::open(setup, &reward)?.check_memory(setup, &prompts, context)?;
+        found.check_columns(&prompts)?;
+        let critic_origin = Checkpoint::open(found.models().next().unwrap_or(&source).dir())?;
+        Plan::open(setup, &found, &critic_origin)?.check_memory(setup, &prompts, context)?;
         let mut bases = Bases::on(&context.device);
         // A policy that is an adapter is loaded first: its base, which has a language-model head, serves all others.
         let base = setup.lora.use_peft.then(|| open_language_model(first)).transpose()?;
         let base = base.map(|checkpoint| bases.frozen(&checkpoint, Head::LanguageModel)).transpose()?;
-        let reward_model = RewardModel::load(reward, setup.scores.scale(), &mut bases)?;
-        let learner = open(&reward_model.checkpoint, &mut bases)?;
+        let rewards = found.load(setup.scores.scale(), &mut bases)?;
+        let learner = open(&critic_origin, &mut bases)?;
         drop(base);
         let trained = policy(&learner);
         let language_model = trained.spec().with_head(Head::LanguageModel);
@@ -129,8 +134,17 @@ impl Environment {
         let anchors = setup.anchors.iter();
         let anchors = anchors.map(|(name, model)| Ok((name.clone(), frozen.load(model, &language_model, &mut bases)?)));
         let anchors = anchors.collect::<anyhow::Result<Vec<_>>>()?;
-        let environment =
-            Environment { encoder, prompts, left_out, language_model, reward_model, reference, frozen, anchors };
+        let environment = Environment {
+            encoder,
+            prompts,
+            left_out,
+            language_model,
+            rewards,
+            critic_origin,
+            reference,
+            frozen,
+            anchors,
+        };
         Ok((environment, learner, source))
     }
 
@@ -159,7 +173,38 @@ impl Environment {
         (prompt_indices, Rollouts::new(&prompts, responses, setup.sampling.temperature))
     }
 
-    /// Adds the KLs to the anchors and the mean gold reward to the metrics of an update. Returns texts of some responses.
+    /// The rewards of the responses of an update, counted from 0.
+    ///
+    /// # Errors
+    /// If a response cannot be decoded, or a reward cannot be had.
+    pub(super) fn score(
+        &mut self,
+        prompt_indices: &[usize],
+        rollouts: &Rollouts,
+        update: u64,
+    ) -> anyhow::Result<Scores> {
+        let (reads_text, reads_rendered) = (self.rewards.reads_text(), self.rewards.reads_rendered());
+        let answered = |(i, &at): (usize, &usize)| {
+            let rendered = |tokens: &[u32]| match reads_rendered {
+                true => self.encoder.decode_with_special(tokens),
+                false => Ok(String::new()),
+            };
+            Ok(Answered {
+                prompt: &self.prompts[at],
+                text: self.encoder.decode(rollouts.response(i))?.trim().to_owned(),
+                tokens: rollouts.response(i).len(),
+                rendered: rendered(&rollouts.sequences[i])?,
+                rendered_prompt: rendered(&self.prompts[at].tokens)?,
+            })
+        };
+        let answered = match reads_text {
+            true => prompt_indices.iter().enumerate().map(answered).collect::<anyhow::Result<Vec<_>>>()?,
+            false => Vec::new(),
+        };
+        self.rewards.of(rollouts, &answered, update * rollouts.len() as u64)
+    }
+
+    /// Adds the rewards one by one, the KLs to the anchors and the mean gold reward to the metrics of an update. Returns texts of some responses.
     ///
     /// # Errors
     /// If a response cannot be decoded.
@@ -169,9 +214,11 @@ impl Environment {
         prompt_indices: &[usize],
         rollouts: &Rollouts,
         scored: &Scored<'_>,
+        scores: &Scores,
         frozen_logprobs: &[Vec<f64>],
         metrics: &mut Metrics,
     ) -> anyhow::Result<Samples> {
+        scores.observe(metrics);
         for (name, at) in &self.anchors {
             metrics.set(format!("{}{name}", names::KL_TO), measure::kl_per_response(rollouts, &frozen_logprobs[*at]));
         }

@@ -54,13 +54,14 @@ impl Run<'_> {
         let (prompt_indices, rollouts) = world.sample(&config.setup(), &self.learner.policy, update);
         let rollouts = rollouts.with_training_logprobs(&self.learner.policy);
         // 2 and 3. Scores, log-probs of the frozen models, KL of every token to the reference.
-        let scores = world.reward_model.scores(&rollouts);
+        let rewarded = world.score(&prompt_indices, &rollouts, update)?;
+        let scores = &rewarded.total;
         let frozen_logprobs = world.frozen.logprobs(&rollouts);
         let references = world.reference.logprobs(&rollouts, &world.frozen, &frozen_logprobs);
         let kls = kls_to(&references, config.kl_estimator, &rollouts);
 
         // 4. One reward, and one advantage, per response.
-        let rewards = rewards(config, &rollouts, &scores, &kls);
+        let rewards = rewards(config, &rollouts, scores, &kls);
         let advantages = advantages(&rewards, config.num_generations, config.baseline, config.scale_rewards);
         let counted = rollouts.endings.iter().map(|&ending| counts(config, ending)).collect();
         let experience = Experience { rollouts: &rollouts, references: &references, advantages, counted };
@@ -69,10 +70,17 @@ impl Run<'_> {
         world.reference.follow(&self.learner.policy, &world.language_model, update + 1)?;
 
         // 7. Metrics.
-        let scored = Scored { scores: &scores, kls: &kls, beta: config.kl_coef };
+        let scored = Scored { scores, kls: &kls, beta: config.kl_coef };
         let mut metrics = metrics(config, &scored, &rollouts, &rewards, &learned);
-        let samples =
-            world.observe(&config.run, &prompt_indices, &rollouts, &scored, &frozen_logprobs, &mut metrics)?;
+        let samples = world.observe(
+            &config.run,
+            &prompt_indices,
+            &rollouts,
+            &scored,
+            &rewarded,
+            &frozen_logprobs,
+            &mut metrics,
+        )?;
         Ok((metrics, samples))
     }
 }
@@ -134,6 +142,7 @@ impl Stage for GrpoConfig {
     fn reads(&self) -> Reads {
         Reads::with_source(Some(&self.model_name_or_path), &self.chat)
             .models("reward_model_path", ModelUse::RewardOfReader)
+            .models("rewards", ModelUse::RewardOfReader)
             .examples("dataset", &self.dataset, ExampleUse::Prompt)
     }
 

@@ -9,6 +9,7 @@ use crate::{
         StageContext,
         memory::{self, MemorySettings, Need, Order, Passed, Passes, Responses, Saving, part},
         models::{frozen::trained_adapter, model_source::ModelSource, roles::Roles},
+        rewards::FoundRewards,
         rollout,
         text::prompts::TextPrompt,
     },
@@ -17,7 +18,9 @@ use crate::{
 /// The opened checkpoints of a run.
 pub(super) struct Plan<'a> {
     policy: Vec<Checkpoint>,
-    reward: &'a Checkpoint,
+    rewards: &'a FoundRewards<'a>,
+    /// What a separate critic starts from.
+    critic: &'a Checkpoint,
     /// The frozen language models without repetition, each as a list of ingredients.
     frozen: Vec<Vec<Checkpoint>>,
 }
@@ -27,7 +30,11 @@ impl<'a> Plan<'a> {
     ///
     /// # Errors
     /// If one is incomplete or no language model, or ingredients are incompatible.
-    pub(super) fn open(setup: &Setup<'_>, reward: &'a Checkpoint) -> anyhow::Result<Plan<'a>> {
+    pub(super) fn open(
+        setup: &Setup<'_>,
+        rewards: &'a FoundRewards<'a>,
+        critic: &'a Checkpoint,
+    ) -> anyhow::Result<Plan<'a>> {
         let reference = setup.reference.frozen(setup.model).context("reference")?;
         let sources = reference.into_iter().map(|(source, _)| source).chain(setup.anchors.values().cloned());
         let mut once: Vec<ModelSource> = Vec::new();
@@ -39,7 +46,8 @@ impl<'a> Plan<'a> {
         let open_frozen = |source: &ModelSource| source.open().with_context(|| format!("model {source}"));
         Ok(Plan {
             policy: setup.model.open().context("policy")?,
-            reward,
+            rewards,
+            critic,
             frozen: once.iter().map(open_frozen).collect::<anyhow::Result<_>>()?,
         })
     }
@@ -75,9 +83,9 @@ impl<'a> Plan<'a> {
         let (mut roles, policy, lora) = (Roles::new(knobs.dtype), &self.policy[0], knobs.adapter.as_ref());
         // A policy that is an adapter is counted first: its base serves all others.
         roles.trained(policy, policy_head(setup), lora);
-        roles.frozen(self.reward, Head::Scalar);
+        self.rewards.models().for_each(|model| roles.frozen(model, Head::Scalar));
         if setup.critic == Some(CriticKind::Separate) {
-            roles.trained(self.reward, Head::Scalar, lora);
+            roles.trained(self.critic, Head::Scalar, lora);
         }
         for models in &self.frozen {
             roles.source(models);
@@ -92,13 +100,16 @@ impl<'a> Plan<'a> {
     fn add_passes(&self, setup: &Setup<'_>, prompts: &[TextPrompt], knobs: &MemorySettings, need: &mut Need) {
         let lora = knobs.adapter.as_ref();
         let policy: ModelSpec = self.policy[0].spec.with_head(policy_head(setup));
-        let reward = self.reward.spec.with_head(Head::Scalar);
+        let critic = self.critic.spec.with_head(Head::Scalar);
         let (policy, passes) = (Passed::new(&policy, lora), Passes::new(knobs));
         let Largest { reading, longest, scoring, learning } = Largest::of(setup, prompts, knobs);
         passes.generate(policy, &reading, knobs.slots, longest);
-        passes.forward(Passed::new(&reward, self.reward.adapter().map(|adapter| &adapter.lora)), &scoring);
+        for model in self.rewards.models() {
+            let adapter = model.adapter().map(|adapter| &adapter.lora);
+            passes.forward(Passed::new(&model.spec.with_head(Head::Scalar), adapter), &scoring);
+        }
         passes.forward(policy, &scoring);
-        let critic = Passed::new(&reward, lora);
+        let critic = Passed::new(&critic, lora);
         let critic = (setup.critic == Some(CriticKind::Separate)).then_some(critic);
         critic.iter().for_each(|critic| passes.forward(*critic, &scoring));
         passes.train_together(policy, critic, knobs, &learning);

@@ -58,13 +58,14 @@ impl Run<'_> {
         let (prompt_indices, rollouts) = world.sample(&config.setup(), &self.learner.policy, update);
         let rollouts = rollouts.with_training_logprobs(&self.learner.policy);
         // 2 to 4. Scores, log-probs of the frozen models (reference and anchors), KL of every token to the reference.
-        let scores = world.reward_model.scores(&rollouts);
+        let rewarded = world.score(&prompt_indices, &rollouts, update)?;
+        let scores = &rewarded.total;
         let frozen_logprobs = world.frozen.logprobs(&rollouts);
         let reference = world.reference.logprobs(&rollouts, &world.frozen, &frozen_logprobs);
         let kls = kls_to(&reference, config.penalty.kl_estimator, &rollouts);
 
         // 5 to 7. Values, rewards (beta is applied here), advantages and returns.
-        let experience = Experience::new(config, self.beta, rollouts, &scores, &kls, self.learner.value_model());
+        let experience = Experience::new(config, self.beta, rollouts, scores, &kls, self.learner.value_model());
         // 8. The epochs.
         let rates = self.learner.rates(config, update);
         let learned = self.learner.learn(config, &experience, update, rates)?;
@@ -72,11 +73,19 @@ impl Run<'_> {
         world.reference.follow(&self.learner.policy, &world.language_model, update + 1)?;
 
         // 10. Metrics, with the beta of this update; then the beta of the next one.
-        let scored = Scored { scores: &scores, kls: &kls, beta: self.beta };
+        let scored = Scored { scores, kls: &kls, beta: self.beta };
         let explained_variance = explained_variance(&experience.old_values, &experience.returns);
         let rollouts = &experience.rollouts;
         let mut metrics = Measured { scored, explained_variance, learned: &learned }.metrics(rollouts);
-        let samples = world.observe(&config.run, &prompt_indices, rollouts, &scored, &frozen_logprobs, &mut metrics)?;
+        let samples = world.observe(
+            &config.run,
+            &prompt_indices,
+            rollouts,
+            &scored,
+            &rewarded,
+            &frozen_logprobs,
+            &mut metrics,
+        )?;
         self.beta = self.controller.update(self.beta, measure::mean_kl(&kls, rollouts), rollouts.len());
         Ok((metrics, samples))
     }
@@ -99,6 +108,7 @@ impl Stage for PpoConfig {
     fn reads(&self) -> Reads {
         Reads::with_source(Some(&self.model_name_or_path), &self.chat)
             .models("reward_model_path", ModelUse::RewardOfReader)
+            .models("rewards", ModelUse::RewardOfReader)
             .examples("dataset", &self.dataset, ExampleUse::Prompt)
     }
 
@@ -133,7 +143,7 @@ impl<'a> Run<'a> {
         let (environment, learner, source) = Environment::open(
             &config.setup(),
             context,
-            |reward, bases| Learner::open(config, reward, bases),
+            |origin, bases| Learner::open(config, origin, bases),
             |learner| &learner.policy,
         )?;
         let (controller, beta) = (config.penalty.controller(), config.penalty.kl_coef);
@@ -182,7 +192,7 @@ impl Method for Run<'_> {
 
     fn save(&self, source: &Checkpoint, dir: &Path) -> anyhow::Result<()> {
         if let Some(critic) = self.learner.critic.separate() {
-            let origin = &self.environment.reward_model.checkpoint;
+            let origin = &self.environment.critic_origin;
             let options = self.config.run.save_options(origin);
             let companions = Companions::from_dir(origin.dir())?;
             save_model(&dir.join("critic"), origin, critic, critic.spec(), &companions, &[], &options)?;

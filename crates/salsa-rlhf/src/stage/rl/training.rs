@@ -22,6 +22,7 @@ use crate::{
             resume::{Checkpoints, Snapshot},
         },
         models::save::save_model,
+        rewards::Unavailable,
     },
 };
 
@@ -98,7 +99,18 @@ pub(super) fn train<M: Method>(
     progress.start_at(done);
     while done < total {
         let stopped_at = || format!("update {} of {total}; {}", done + 1, checkpoints.kept());
-        let (mut metrics, samples) = method.step(done).with_context(stopped_at)?;
+        let (mut metrics, samples) = match method.step(done) {
+            Ok(stepped) => stepped,
+            Err(error) if error.is::<Unavailable>() => {
+                // Nothing was learned in this update: it can be repeated when the reward is there again.
+                checkpoints.save(&method.snapshot(done))?;
+                if context.interrupted() {
+                    bail!(Interrupted { step: done, total });
+                }
+                return Err(error.context(format!("update {} of {total}; {}", done + 1, checkpoints.kept())));
+            }
+            Err(error) => return Err(error.context(stopped_at())),
+        };
         measure::ensure_finite(&metrics).with_context(stopped_at)?;
         metrics.set("lr", method.rate(done));
         done += 1;

@@ -1,8 +1,13 @@
 //! Prompts for sampling responses: the data of `ppo` and evaluations.
 use anyhow::{Context, ensure};
 
+use serde_json::{Map, Value};
+
 use super::{encoder::Encoder, source::DataSource};
-use crate::{data::Content, stage::StageContext};
+use crate::{
+    data::{Content, Records},
+    stage::StageContext,
+};
 
 /// A prompt as given and as tokens.
 pub(in crate::stage) struct TextPrompt {
@@ -10,6 +15,8 @@ pub(in crate::stage) struct TextPrompt {
     pub content: Content,
     /// The whole prompt, up to the start of the response.
     pub tokens: Vec<u32>,
+    /// The columns of its record, if records are kept; else empty.
+    pub columns: Map<String, Value>,
 }
 
 /// The prompts of a data set, and the number of prompts that do not fit.
@@ -25,17 +32,19 @@ pub(in crate::stage) fn load(
     response_length: usize,
     encoder: &Encoder,
     positions: usize,
+    records: Records,
     context: &StageContext,
 ) -> anyhow::Result<Prompts> {
     let room = positions.checked_sub(response_length).filter(|room| *room > 0).with_context(|| {
         format!("responses of {response_length} tokens leave no room for a prompt in a context of {positions}; make them shorter")
     })?;
     let longest = max_prompt_length.min(room);
-    let loaded = dataset.load()?;
+    let mut loaded = dataset.load_with(records)?;
+    let mut columns = std::mem::take(&mut loaded.records).into_iter();
     let mut prompts = loaded.try_map(|example| {
         let prompt = example.prompt().context("this record has no prompt")?;
         let tokens = encoder.prompt(&prompt)?;
-        Ok(TextPrompt { content: prompt, tokens })
+        Ok(TextPrompt { content: prompt, tokens, columns: columns.next().unwrap_or_default() })
     })?;
     prompts.retain(|prompt| (1..=longest).contains(&prompt.tokens.len()));
     let left_out = loaded.examples.len() - prompts.len();

@@ -12,11 +12,12 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 
 use super::{encoder::Encoder, slice::Slice};
 use crate::{
     config::paths::DataPath,
-    data::{self, Content, Dataset, Example, Place, Which, split_by_prompt},
+    data::{self, Content, Dataset, Example, Place, Records, Which, split_by_prompt},
     stage::StageContext,
 };
 
@@ -161,8 +162,10 @@ impl JsonSchema for Part {
 pub struct Loaded {
     /// Examples, in the order of the sources and of their files.
     pub examples: Vec<Example>,
-    /// The record of each example.
+    /// Where the record of each example is.
     places: Vec<Place>,
+    /// The record of each example, if records are kept.
+    pub records: Vec<Map<String, Value>>,
     /// The number of preference pairs omitted because both answers are the same.
     pub dropped_identical: usize,
     /// Notes on how they were read, each prefixed with its file or folder.
@@ -181,8 +184,16 @@ impl DataSource {
     /// # Errors
     /// If the source is empty, or a file cannot be read or understood.
     pub fn load(&self) -> anyhow::Result<Loaded> {
+        self.load_with(Records::Drop)
+    }
+
+    /// Reads the examples, and keeps their records if asked to.
+    ///
+    /// # Errors
+    /// As [`DataSource::load`].
+    pub fn load_with(&self, records: Records) -> anyhow::Result<Loaded> {
         let mut loaded = Loaded::default();
-        self.load_into(&mut loaded)?;
+        self.load_into(&mut loaded, records)?;
         ensure!(!loaded.examples.is_empty(), "{self} holds no examples");
         Ok(loaded)
     }
@@ -195,16 +206,19 @@ impl DataSource {
         }
     }
 
-    fn load_into(&self, loaded: &mut Loaded) -> anyhow::Result<()> {
+    fn load_into(&self, loaded: &mut Loaded, records: Records) -> anyhow::Result<()> {
         let set = match self {
-            DataSource::Path(path) => data::load(given(path)?)?,
-            DataSource::Part(part) => part.load()?,
-            DataSource::Mixture(sources) => return sources.iter().try_for_each(|source| source.load_into(loaded)),
+            DataSource::Path(path) => data::load_split(given(path)?, Which::TheOnly, records)?,
+            DataSource::Part(part) => part.load(records)?,
+            DataSource::Mixture(sources) => {
+                return sources.iter().try_for_each(|source| source.load_into(loaded, records));
+            }
         };
         loaded.dropped_identical += set.dropped_identical;
         loaded.notes.extend(set.notes.iter().map(|note| format!("{}: {note}", set.path.display())));
         loaded.examples.extend(set.examples);
         loaded.places.extend(set.places);
+        loaded.records.extend(set.records);
         Ok(())
     }
 }
@@ -233,11 +247,11 @@ impl Loaded {
 }
 
 impl DataPart {
-    fn load(&self) -> anyhow::Result<Dataset> {
+    fn load(&self, records: Records) -> anyhow::Result<Dataset> {
         let path = given(&self.path)?;
         let mut set = match &self.split {
-            None => data::load(path)?,
-            Some(split) => split.load(path)?,
+            None => data::load_split(path, Which::TheOnly, records)?,
+            Some(split) => split.load(path, records)?,
         };
         let count = set.examples.len();
         match (self.max_samples, self.seed) {
@@ -261,13 +275,14 @@ impl Part {
     ///
     /// # Errors
     /// If it has no such part, or cannot be read or understood.
-    pub fn load(&self, path: &Path) -> anyhow::Result<Dataset> {
+    pub fn load(&self, path: &Path, records: Records) -> anyhow::Result<Dataset> {
+        let whole = || data::load_split(path, Which::TheOnly, records);
         let name = self.to_string();
         let published = !data::splits(path)?.is_empty();
         match self {
-            Part::All => data::load_split(path, Which::All),
+            Part::All => data::load_split(path, Which::All, records),
             Part::Slice(part, slice) => {
-                let mut set = part.load(path)?;
+                let mut set = part.load(path, records)?;
                 let range = slice.range(set.examples.len());
                 set.keep(|index| range.contains(&index));
                 Ok(set)
@@ -275,11 +290,11 @@ impl Part {
             Part::Named(name) if name.contains(['[', ']']) => {
                 bail!("{name:?} is no slice of a split: write train[:500], train[10%:20%] or train[-100:]")
             }
-            _ if published => data::load_split(path, Which::Named(&name)),
-            Part::Train => Ok(split_by_prompt(&data::load(path)?).train),
-            Part::Validation => Ok(split_by_prompt(&data::load(path)?).validation),
-            Part::Test => Ok(split_by_prompt(&data::load(path)?).test),
-            Part::Named(name) if name == "eval" => Part::Validation.load(path),
+            _ if published => data::load_split(path, Which::Named(&name), records),
+            Part::Train => Ok(split_by_prompt(&whole()?).train),
+            Part::Validation => Ok(split_by_prompt(&whole()?).validation),
+            Part::Test => Ok(split_by_prompt(&whole()?).test),
+            Part::Named(name) if name == "eval" => Part::Validation.load(path, records),
             Part::Named(name) => bail!(
                 "{} has no split {name:?}: by prompt it can be divided into train, validation and test (or all)",
                 path.display()

@@ -20,6 +20,7 @@ use crate::{
         keys::{MOST_SEQUENCES, check_count, check_range},
         models::{lora::LoraArguments, model_source::ModelSource},
         optimizer::OptimizerArguments,
+        rewards::{self, RewardSource},
         rl::{
             arguments::{RunArguments, SamplingArguments, ScoreArguments},
             environment::Setup,
@@ -37,8 +38,11 @@ pub struct GrpoConfig {
     /// The initial policy: an SFT model, or a soup computed in memory.
     #[schemars(extend("x-heading" = "Models and data"))]
     pub model_name_or_path: ModelSource,
-    /// The reward model. TRL: `reward_funcs`.
+    /// The reward model. None: if `rewards` has others. TRL: `reward_funcs`.
     pub reward_model_path: ModelPath,
+    /// More rewards, each with a weight; the reward of a response is their sum. Empty: none. TRL: `reward_funcs`,
+    /// `reward_weights`.
+    pub rewards: Vec<RewardSource>,
     /// The reference of the KL penalty. TRL: the model that the policy starts from.
     pub reference: ReferenceConfig,
     /// Models for additional logged KLs of the policy, by names of your choice (`--anchors.NAME DIR`): the same for all
@@ -133,6 +137,7 @@ impl Default for GrpoConfig {
         GrpoConfig {
             model_name_or_path: ModelSource::Path(ModelPath::new()),
             reward_model_path: ModelPath::new(),
+            rewards: Vec::new(),
             reference: ReferenceConfig::default(),
             anchors: BTreeMap::new(),
             dataset: DataSource::default(),
@@ -205,6 +210,7 @@ impl GrpoConfig {
              or kl_in: reward"
         );
         self.scores.validate()?;
+        rewards::config::check(&self.reward_list())?;
         self.optimizer.validate()?;
         self.anchors.keys().try_for_each(|name| names::check_component("anchors", name))?;
         let lowest_limit = 1.0 + self.epsilon_high.unwrap_or(self.epsilon);
@@ -220,6 +226,11 @@ impl GrpoConfig {
         }
         self.lora.validate()?;
         self.reference.validate(self.kl_coef)
+    }
+
+    /// All rewards.
+    fn reward_list(&self) -> Vec<RewardSource> {
+        RewardSource::list(&self.reward_model_path, &self.rewards)
     }
 
     /// The learning-rate schedule over the updates.
@@ -250,7 +261,7 @@ impl GrpoConfig {
         Setup {
             name: "grpo",
             model: &self.model_name_or_path,
-            reward_model: &self.reward_model_path,
+            rewards: self.reward_list(),
             reference: &self.reference,
             anchors: &self.anchors,
             dataset: &self.dataset,

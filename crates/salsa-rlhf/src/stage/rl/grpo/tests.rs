@@ -5,6 +5,7 @@ use super::*;
 use crate::stage::{
     fixture::{self, quiet},
     models::model_source::ModelSource,
+    rewards::RewardSource,
     rl::{
         arguments::{RunArguments, SamplingArguments},
         reference::ReferenceConfig,
@@ -163,4 +164,75 @@ fn settings_that_mean_nothing_are_refused() {
         assert!(error.contains(expected), "{expected:?} is not in {error:?}");
     }
     config(dir).validate().unwrap();
+}
+
+/// A program that rewards the length of a response, and fails in the second update as long as a file exists.
+fn length_program(dir: &Path) -> RewardSource {
+    let (script, fault) = (dir.join("reward.sh"), dir.join("fault"));
+    let text = format!(
+        "while read -r line; do\n\
+           [ -n \"$line\" ] || continue\n\
+           id=${{line#*:}}; id=${{id%%,*}}\n\
+           [ $id -ge 12 ] && [ -e {} ] && exit 1\n\
+           text=${{line#*response}}; text=${{text%columns*}}\n\
+           echo \"{{\\\"id\\\": $id, \\\"reward\\\": ${{#text}}}}\"\n\
+         done\n",
+        fault.display()
+    );
+    fs::write(&script, text).unwrap();
+    let keys = json!({
+        "kind": "command", "name": "length", "weight": 0.5, "command": ["sh", script], "files": [script],
+        "max_retries": 0,
+    });
+    serde_json::from_value(keys).unwrap()
+}
+
+#[test]
+fn rewards_add_up_and_a_run_without_one_stops_where_it_can_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    models(dir.path());
+    let rewards = vec![length_program(dir.path())];
+    let of = |name: &str| GrpoConfig {
+        output_dir: dir.path().join(name),
+        rewards: rewards.clone(),
+        run: RunArguments { save_steps: 0.into(), ..RunArguments::default() },
+        ..config(dir.path())
+    };
+    run(&of("whole"), &quiet()).unwrap();
+    fs::write(dir.path().join("fault"), "").unwrap();
+    let error = format!("{:#}", run(&of("torn"), &quiet()).unwrap_err());
+    assert!(error.starts_with("update 2 of 3; ") && error.contains("step-1"), "{error}");
+    assert!(error.contains("reward length: sh ") && error.contains("exit status 1"), "{error}");
+    fs::remove_file(dir.path().join("fault")).unwrap();
+    run(&of("torn"), &quiet()).unwrap();
+    for name in ["model.safetensors", "metrics.jsonl"] {
+        assert!(
+            fs::read(dir.path().join("whole").join(name)).unwrap()
+                == fs::read(dir.path().join("torn").join(name)).unwrap()
+        );
+    }
+    for (_, metrics) in crate::metrics::read(&dir.path().join("whole")).unwrap() {
+        let get = |name: &str| metrics.get(name).unwrap();
+        let sum = get("rewards/model/mean") + 0.5 * get("rewards/length/mean");
+        assert!((get("objective/scores") - sum).abs() < 1e-9, "{metrics:?}");
+    }
+
+    // Without a reward model; a failure may count as a reward, if that is asked for.
+    fs::write(dir.path().join("fault"), "").unwrap();
+    let alone = |on_failure: &str| {
+        let mut reward = serde_json::to_value(&rewards[0]).unwrap();
+        reward["on_failure"] = serde_json::from_str(on_failure).unwrap();
+        let rewards = vec![serde_json::from_value(reward).unwrap()];
+        GrpoConfig { reward_model_path: crate::config::paths::ModelPath::new(), rewards, ..of("alone") }
+    };
+    assert!(run(&alone(r#""stop""#), &quiet()).is_err());
+    fs::remove_dir_all(dir.path().join("alone")).unwrap();
+    run(&alone(r#"{"use": -1.0}"#), &quiet()).unwrap();
+    let metrics = crate::metrics::read(&dir.path().join("alone")).unwrap();
+    let get = |update: usize, name: &str| metrics[update].1.get(name);
+    assert_eq!((get(0, "rewards/length/failed"), get(1, "rewards/length/failed")), (None, Some(1.0)));
+    assert_eq!(get(1, "rewards/length/mean"), Some(-1.0));
+    let none = GrpoConfig { rewards: Vec::new(), ..alone(r#""stop""#) };
+    let error = format!("{:#}", run(&none, &quiet()).unwrap_err());
+    assert!(error.starts_with("no reward is given; say reward_model_path"), "{error}");
 }

@@ -20,6 +20,7 @@ use crate::{
         keys::{MOST_SEQUENCES, check_count, check_range},
         models::{lora::LoraArguments, model_source::ModelSource},
         optimizer::OptimizerArguments,
+        rewards::{self, RewardSource},
         rl::{
             arguments::{PenaltyArguments, RunArguments, SamplingArguments, ScoreArguments},
             environment::Setup,
@@ -37,8 +38,11 @@ pub struct PpoConfig {
     /// The initial policy: an SFT model (SALSA and PPO), or a soup computed in memory. TRL: `sft_model_path`.
     #[schemars(extend("x-heading" = "Models and data"))]
     pub model_name_or_path: ModelSource,
-    /// The reward model; a separate critic starts from it, too.
+    /// The reward model; a separate critic starts from it, too. None: if `rewards` has others.
     pub reward_model_path: ModelPath,
+    /// More rewards, each with a weight; the reward of a response is their sum. A separate critic starts from the first
+    /// reward model, or without one from the initial policy with a new head. Empty: none.
+    pub rewards: Vec<RewardSource>,
     /// The reference of the KL penalty. TRL: the model that the policy starts from.
     pub reference: ReferenceConfig,
     /// Models for additional logged KLs of the policy, by names of your choice (`--anchors.NAME DIR`): the same for all
@@ -117,7 +121,7 @@ pub struct PpoConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CriticKind {
-    /// A separate model, initialised from the reward model.
+    /// A separate model, initialised from the reward model or, without one, from the policy.
     #[default]
     Separate,
     /// A second head on the policy's trunk, initialised at random.
@@ -129,6 +133,7 @@ impl Default for PpoConfig {
         PpoConfig {
             model_name_or_path: ModelSource::Path(ModelPath::new()),
             reward_model_path: ModelPath::new(),
+            rewards: Vec::new(),
             reference: ReferenceConfig::default(),
             anchors: BTreeMap::new(),
             dataset: DataSource::default(),
@@ -180,6 +185,7 @@ impl PpoConfig {
         }
         self.penalty.validate()?;
         self.scores.validate()?;
+        rewards::config::check(&self.reward_list())?;
         self.optimizer.validate()?;
         self.anchors.keys().try_for_each(|name| names::check_component("anchors", name))?;
         ensure!(
@@ -204,6 +210,11 @@ impl PpoConfig {
         self.reference.validate(self.penalty.kl_coef)
     }
 
+    /// All rewards.
+    fn reward_list(&self) -> Vec<RewardSource> {
+        RewardSource::list(&self.reward_model_path, &self.rewards)
+    }
+
     /// The learning-rate schedule over the updates.
     pub fn schedule(&self) -> Schedule {
         Schedule { warmup: Warmup::Steps(self.warmup_steps as usize), decay: self.optimizer.lr_scheduler_type }
@@ -225,7 +236,7 @@ impl PpoConfig {
         Setup {
             name: "ppo",
             model: &self.model_name_or_path,
-            reward_model: &self.reward_model_path,
+            rewards: self.reward_list(),
             reference: &self.reference,
             anchors: &self.anchors,
             dataset: &self.dataset,

@@ -1,0 +1,257 @@
+//! The key `rewards`: what a response is rewarded for.
+use std::collections::BTreeSet;
+
+use anyhow::{Context, ensure};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::{
+        names,
+        paths::{DataPath, ModelPath, NoEffect},
+    },
+    stage::{
+        gold::Gold,
+        keys::{check_count, check_range},
+    },
+};
+
+/// One reward of a run. The reward of a response is the weighted sum of all.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum RewardSource {
+    /// A reward model, or several: an ensemble.
+    Model {
+        /// Its name in metrics. None: the kind.
+        #[serde(default)]
+        name: Option<String>,
+        /// Its weight in the sum.
+        #[serde(default = "one")]
+        weight: f64,
+        /// The reward models, at least one.
+        models: Vec<ModelPath>,
+        /// How the scores of several become one.
+        #[serde(default)]
+        combine: Combine,
+    },
+    /// A program: it reads a JSON line per response from its standard input and writes one to its standard output.
+    Command {
+        /// Its name in metrics. None: the kind.
+        #[serde(default)]
+        name: Option<String>,
+        /// Its weight in the sum.
+        #[serde(default = "one")]
+        weight: f64,
+        /// The program and its arguments. It is started once, in the current directory.
+        command: Vec<String>,
+        /// Files that it consists of: they are inputs of the stage, which runs again when they change. Empty: none.
+        #[serde(default)]
+        files: Vec<DataPath>,
+        /// What is done when it fails.
+        #[serde(default)]
+        on_failure: OnFailure,
+        /// Time limit for the responses of one update, in seconds, above 0.
+        #[serde(default = "minute")]
+        timeout: NoEffect<f64>,
+        /// How often a failed update is tried again, each time with the program started anew.
+        #[serde(default = "retries")]
+        max_retries: NoEffect<u32>,
+    },
+    /// A reward server with the interface of OpenRLHF's `remote_rm_url`, such as `salsa serve` at `/score`.
+    Http {
+        /// Its name in metrics. None: the kind.
+        #[serde(default)]
+        name: Option<String>,
+        /// Its weight in the sum.
+        #[serde(default = "one")]
+        weight: f64,
+        /// The address of the server.
+        url: String,
+        /// The column of the data that is sent as `labels`. None: empty labels.
+        #[serde(default)]
+        labels: Option<String>,
+        /// The environment variable with a key that is sent as a bearer token. None: no key.
+        #[serde(default)]
+        api_key_env: Option<String>,
+        /// What is done when it fails.
+        #[serde(default)]
+        on_failure: OnFailure,
+        /// Responses per request, at least 1.
+        #[serde(default = "per_request")]
+        batch_size: NoEffect<usize>,
+        /// Time limit of a request, in seconds, above 0.
+        #[serde(default = "minute")]
+        timeout: NoEffect<f64>,
+        /// How often a failed request is sent again.
+        #[serde(default = "retries")]
+        max_retries: NoEffect<u32>,
+    },
+    /// A reward that the program computes by itself, from 0 to 1: that of one of its toy worlds.
+    Gold {
+        /// Its name in metrics. None: the kind.
+        #[serde(default)]
+        name: Option<String>,
+        /// Its weight in the sum.
+        #[serde(default = "one")]
+        weight: f64,
+        /// The world.
+        world: Gold,
+    },
+}
+
+/// How the scores of an ensemble become one number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Combine {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// The lowest one.
+    Min,
+    /// The mean minus so many standard deviations (over the models, with divisor n).
+    MeanMinusDeviations(f64),
+}
+
+/// What happens when a reward cannot be had after all retries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// The run stops; a checkpoint is saved, from which it can be resumed.
+    #[default]
+    Stop,
+    /// The responses without a reward get this one; their share is logged.
+    Use(f64),
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn minute() -> NoEffect<f64> {
+    NoEffect(60.0)
+}
+
+fn retries() -> NoEffect<u32> {
+    NoEffect(3)
+}
+
+fn per_request() -> NoEffect<usize> {
+    NoEffect(64)
+}
+
+/// Upper limit of a time limit: a week.
+const LONGEST_WAIT: f64 = 604_800.0;
+
+impl Combine {
+    /// One number from the scores of all models.
+    pub(super) fn of(self, scores: &[f64]) -> f64 {
+        let count = scores.len() as f64;
+        let mean = scores.iter().sum::<f64>() / count;
+        match self {
+            Combine::Mean => mean,
+            // A NaN stays one: `f64::min` would hide it.
+            Combine::Min => {
+                scores.iter().copied().reduce(|a, b| if b < a || b.is_nan() { b } else { a }).unwrap_or(mean)
+            }
+            Combine::MeanMinusDeviations(times) => {
+                let variance = scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / count;
+                mean - times * variance.sqrt()
+            }
+        }
+    }
+}
+
+impl RewardSource {
+    /// All rewards of a run: that of `reward_model_path`, if given, with weight 1, and the others.
+    pub(in crate::stage) fn list(reward_model: &ModelPath, others: &[RewardSource]) -> Vec<RewardSource> {
+        let models = vec![reward_model.clone()];
+        let model = RewardSource::Model { name: None, weight: 1.0, models, combine: Combine::Mean };
+        let model = (!reward_model.as_os_str().is_empty()).then_some(model);
+        model.into_iter().chain(others.iter().cloned()).collect()
+    }
+
+    /// The kind, as in `rewards[0].kind`.
+    fn kind(&self) -> &'static str {
+        match self {
+            RewardSource::Model { .. } => "model",
+            RewardSource::Command { .. } => "command",
+            RewardSource::Http { .. } => "http",
+            RewardSource::Gold { .. } => "gold",
+        }
+    }
+
+    /// Name and weight.
+    pub(super) fn name_and_weight(&self) -> (&str, f64) {
+        let (RewardSource::Model { name, weight, .. }
+        | RewardSource::Command { name, weight, .. }
+        | RewardSource::Http { name, weight, .. }
+        | RewardSource::Gold { name, weight, .. }) = self;
+        (name.as_deref().unwrap_or(self.kind()), *weight)
+    }
+
+    /// Checks ranges.
+    fn check(&self) -> anyhow::Result<()> {
+        check_range("weight", self.name_and_weight().1, f64::MIN..=f64::MAX)?;
+        let patience = |timeout: f64| check_range("timeout", timeout, f64::MIN_POSITIVE..=LONGEST_WAIT);
+        let fallback = |on_failure: &OnFailure| match on_failure {
+            OnFailure::Stop => Ok(()),
+            OnFailure::Use(value) => check_range("on_failure.use", *value, f64::MIN..=f64::MAX),
+        };
+        match self {
+            RewardSource::Model { models, combine, .. } => {
+                let given = !models.is_empty() && models.iter().all(|path| !path.as_os_str().is_empty());
+                ensure!(given, "no reward model is given; say models: [DIR]");
+                match combine {
+                    Combine::MeanMinusDeviations(times) => {
+                        check_range("combine.mean_minus_deviations", *times, 0.0..=f64::MAX)
+                    }
+                    Combine::Mean | Combine::Min => Ok(()),
+                }
+            }
+            RewardSource::Command { command, timeout, on_failure, .. } => {
+                let program = command.first().is_some_and(|program| !program.is_empty());
+                ensure!(program, "command is empty; say command: [python3, reward.py]");
+                fallback(on_failure)?;
+                patience(**timeout)
+            }
+            RewardSource::Http { url, timeout, on_failure, batch_size, .. } => {
+                super::remote::check_address(url)?;
+                check_count("batch_size", **batch_size as u64, crate::stage::keys::MOST_SEQUENCES)?;
+                fallback(on_failure)?;
+                patience(**timeout)
+            }
+            RewardSource::Gold { .. } => Ok(()),
+        }
+    }
+
+    /// The column of the data that it needs.
+    pub(super) fn column(&self) -> Option<&str> {
+        match self {
+            RewardSource::Http { labels, .. } => labels.as_deref(),
+            RewardSource::Model { .. } | RewardSource::Command { .. } | RewardSource::Gold { .. } => None,
+        }
+    }
+
+    /// Whether it is computed from texts or columns of the data.
+    pub(in crate::stage) fn reads_text(&self) -> bool {
+        !matches!(self, RewardSource::Model { .. })
+    }
+}
+
+/// Checks a list of rewards.
+///
+/// # Errors
+/// If a value is invalid, or two rewards have one name; the error names the place.
+pub(in crate::stage) fn check(rewards: &[RewardSource]) -> anyhow::Result<()> {
+    let mut known = BTreeSet::new();
+    for (at, reward) in rewards.iter().enumerate() {
+        reward.check().with_context(|| format!("rewards[{at}]"))?;
+        let (name, _) = reward.name_and_weight();
+        names::check_component("rewards", name)?;
+        ensure!(
+            known.insert(name),
+            "rewards[{at}]: an earlier reward is called {name:?}, too; give this one another name: name: NAME"
+        );
+    }
+    Ok(())
+}

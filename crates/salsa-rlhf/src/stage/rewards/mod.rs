@@ -1,0 +1,280 @@
+//! Rewards: reward models, programs, servers and rules, and their weighted sum.
+//!
+//! [`config`] has their keys, [`Rewards`] the sum, [`program`] and [`remote`] those outside this process.
+//!
+//! May import `models`, `text`, `lifecycle` and modules directly in `stage`.
+use anyhow::ensure;
+
+use super::{
+    StageContext,
+    models::{
+        bases::Bases,
+        reward_model::{RewardModel, ScoreScale},
+    },
+    rollout::Rollouts,
+    text::prompts::TextPrompt,
+};
+use crate::{checkpoint::Checkpoint, metrics::Metrics};
+
+pub(in crate::stage) mod config;
+mod program;
+mod remote;
+#[cfg(test)]
+mod tests;
+mod unavailable;
+
+pub(in crate::stage) use config::RewardSource;
+use config::{Combine, OnFailure};
+use program::Program;
+use remote::Remote;
+pub(in crate::stage) use unavailable::Unavailable;
+
+/// A response, as rewards see it.
+pub(in crate::stage) struct Answered<'a> {
+    /// The prompt, with the columns of its record.
+    pub prompt: &'a TextPrompt,
+    /// The response as text, without special tokens and surrounding white space.
+    pub text: String,
+    /// Its number of tokens, the end token included.
+    pub tokens: usize,
+    /// Prompt and response with special tokens; empty unless [`Rewards::reads_rendered`].
+    pub rendered: String,
+    /// The prompt with special tokens, likewise.
+    pub rendered_prompt: String,
+}
+
+/// Rewards whose checkpoints are open. No weights are read yet.
+pub(in crate::stage) struct FoundRewards<'a> {
+    sources: Vec<RewardSource>,
+    /// The reward models of each source.
+    models: Vec<Vec<Checkpoint>>,
+    context: &'a StageContext,
+}
+
+/// The rewards of a run.
+pub(in crate::stage) struct Rewards {
+    list: Vec<Reward>,
+    context: StageContext,
+}
+
+struct Reward {
+    name: String,
+    weight: f64,
+    by: By,
+}
+
+/// What computes a reward.
+enum By {
+    Models(Vec<RewardModel>, Combine),
+    Program(Program, OnFailure),
+    Remote(Remote, OnFailure),
+    Gold(super::gold::Gold),
+}
+
+/// The rewards of the responses of an update.
+pub(in crate::stage) struct Scores {
+    /// The weighted sum for each response.
+    pub total: Vec<f64>,
+    /// Each reward by itself: its name, a number per response, and the share of responses that got a fallback.
+    each: Vec<(String, Vec<f64>, f64)>,
+}
+
+impl<'a> FoundRewards<'a> {
+    /// Opens the checkpoints of all reward models and checks them against the policy's.
+    ///
+    /// # Errors
+    /// If there is no reward, or a reward model cannot score responses of the policy.
+    pub(in crate::stage) fn open(
+        sources: Vec<RewardSource>,
+        policy: &Checkpoint,
+        context: &'a StageContext,
+    ) -> anyhow::Result<FoundRewards<'a>> {
+        ensure!(
+            !sources.is_empty(),
+            "no reward is given; say reward_model_path: DIR (or --reward_model DIR), or list others under rewards"
+        );
+        let open = |source: &RewardSource| match source {
+            RewardSource::Model { models, .. } => {
+                models.iter().map(|path| RewardModel::find(path, policy, context)).collect()
+            }
+            _ => Ok(Vec::new()),
+        };
+        let models = sources.iter().map(open).collect::<anyhow::Result<_>>()?;
+        Ok(FoundRewards { sources, models, context })
+    }
+
+    /// All reward models.
+    pub(in crate::stage) fn models(&self) -> impl Iterator<Item = &Checkpoint> {
+        self.models.iter().flatten()
+    }
+
+    /// Whether a reward reads texts.
+    pub(in crate::stage) fn reads_text(&self) -> bool {
+        self.sources.iter().any(RewardSource::reads_text)
+    }
+
+    /// Checks that every record has the columns that a reward reads.
+    ///
+    /// # Errors
+    /// If one is missing; the error names reward, column and prompt.
+    pub(in crate::stage) fn check_columns(&self, prompts: &[TextPrompt]) -> anyhow::Result<()> {
+        for source in &self.sources {
+            let Some(column) = source.column() else { continue };
+            let (name, _) = source.name_and_weight();
+            if let Some(prompt) = prompts.iter().find(|prompt| !prompt.columns.contains_key(column)) {
+                let what = format!("reward {name} reads the column {column:?}, which a record of the data lacks");
+                return Err(Unavailable::new(what, Some(prompt)).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the weights. Programs are started with the first responses.
+    ///
+    /// # Errors
+    /// If weights cannot be read, or a server's key is missing.
+    pub(in crate::stage) fn load(self, scale: ScoreScale, bases: &mut Bases) -> anyhow::Result<Rewards> {
+        let mut list = Vec::new();
+        for (source, models) in self.sources.into_iter().zip(self.models) {
+            let (name, weight) = source.name_and_weight();
+            let (name, weight) = (name.to_owned(), weight);
+            let by = match source {
+                RewardSource::Model { combine, .. } => {
+                    let load = |checkpoint| RewardModel::load(checkpoint, scale, bases);
+                    By::Models(models.into_iter().map(load).collect::<anyhow::Result<_>>()?, combine)
+                }
+                RewardSource::Command { command, timeout, max_retries, on_failure, .. } => {
+                    By::Program(Program::new(&name, command, *timeout, *max_retries), on_failure)
+                }
+                RewardSource::Http {
+                    url, labels, api_key_env, batch_size, timeout, max_retries, on_failure, ..
+                } => {
+                    let remote = Remote::new(&name, url, labels, api_key_env.as_deref())?;
+                    By::Remote(remote.with_limits(*batch_size, *timeout, *max_retries), on_failure)
+                }
+                RewardSource::Gold { world, .. } => By::Gold(world),
+            };
+            list.push(Reward { name, weight, by });
+        }
+        Ok(Rewards { list, context: self.context.clone() })
+    }
+}
+
+impl Rewards {
+    /// The first reward model.
+    #[cfg(test)]
+    pub(in crate::stage) fn first_model(&self) -> &salsa_engine::Model {
+        let models = self.list.iter().filter_map(|reward| match &reward.by {
+            By::Models(models, _) => models.first(),
+            _ => None,
+        });
+        &models.into_iter().next().expect("a test has a reward model").model
+    }
+
+    /// Whether a reward reads [`Answered::text`].
+    pub(in crate::stage) fn reads_text(&self) -> bool {
+        self.list.iter().any(|reward| !matches!(reward.by, By::Models(..)))
+    }
+
+    /// Whether a reward reads [`Answered::rendered`].
+    pub(in crate::stage) fn reads_rendered(&self) -> bool {
+        self.list.iter().any(|reward| matches!(reward.by, By::Remote(..)))
+    }
+
+    /// The rewards of the responses of one update. `first` is the index of the first one in the run; `answered` may be
+    /// empty if no reward reads text.
+    ///
+    /// # Errors
+    /// If a reward cannot be had ([`Unavailable`]), or is not finite.
+    pub(in crate::stage) fn of(
+        &mut self,
+        rollouts: &Rollouts,
+        answered: &[Answered<'_>],
+        first: u64,
+    ) -> anyhow::Result<Scores> {
+        let mut scores = Scores { total: vec![0.0; rollouts.len()], each: Vec::new() };
+        for reward in &mut self.list {
+            let (own, fallbacks) = reward.by.rewards(rollouts, answered, first, &self.context)?;
+            if let Some(at) = own.iter().position(|number| !number.is_finite()) {
+                let what = format!("reward {} is {}", reward.name, own[at]);
+                return Err(Unavailable::new(what, answered.get(at).map(|one| one.prompt)).into());
+            }
+            for (total, own) in scores.total.iter_mut().zip(&own) {
+                *total += reward.weight * own;
+            }
+            scores.each.push((reward.name.clone(), own, fallbacks));
+        }
+        Ok(scores)
+    }
+}
+
+impl By {
+    /// A number per response, and the share of responses that got a fallback.
+    fn rewards(
+        &mut self,
+        rollouts: &Rollouts,
+        answered: &[Answered<'_>],
+        first: u64,
+        context: &StageContext,
+    ) -> anyhow::Result<(Vec<f64>, f64)> {
+        match self {
+            By::Models(models, combine) => {
+                let each: Vec<Vec<f64>> = models.iter().map(|model| model.scores(rollouts)).collect();
+                let of = |at| combine.of(&each.iter().map(|scores: &Vec<f64>| scores[at]).collect::<Vec<_>>());
+                // One model's scores are not recomputed: `Mean` of one number is that number, bit by bit.
+                Ok(((0..rollouts.len()).map(of).collect(), 0.0))
+            }
+            By::Program(program, on_failure) => {
+                on_failure.apply(program.rewards(answered, first, context), answered.len(), context)
+            }
+            By::Remote(remote, on_failure) => {
+                on_failure.apply(remote.rewards(answered, context), answered.len(), context)
+            }
+            By::Gold(world) => {
+                let of = |one: &Answered<'_>| world.reward(one.prompt.content.last_words(), &one.text);
+                Ok((answered.iter().map(of).collect(), 0.0))
+            }
+        }
+    }
+}
+
+impl OnFailure {
+    /// Replaces a failure by the fallback, if there is one and the run was not interrupted.
+    fn apply(
+        self,
+        rewards: anyhow::Result<Vec<f64>>,
+        count: usize,
+        context: &StageContext,
+    ) -> anyhow::Result<(Vec<f64>, f64)> {
+        match (rewards, self) {
+            (Ok(rewards), _) => Ok((rewards, 0.0)),
+            (Err(error), OnFailure::Use(value)) if error.is::<Unavailable>() && !context.interrupted() => {
+                context.say(&format!("{error:#}; {count} responses get {value}"));
+                Ok((vec![value; count], 1.0))
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+}
+
+impl Scores {
+    /// Adds mean and standard deviation of each reward to the metrics of an update, under TRL's names.
+    pub(in crate::stage) fn observe(&self, metrics: &mut Metrics) {
+        if let [(name, ..)] = &self.each[..]
+            && name == "model"
+        {
+            // The only reward is a model's: its mean and deviation are those of the score.
+            return;
+        }
+        for (name, rewards, fallbacks) in &self.each {
+            let count = rewards.len() as f64;
+            let mean = rewards.iter().sum::<f64>() / count;
+            let variance = rewards.iter().map(|reward| (reward - mean).powi(2)).sum::<f64>() / count;
+            metrics.set(format!("rewards/{name}/mean"), mean);
+            metrics.set(format!("rewards/{name}/std"), variance.sqrt());
+            if *fallbacks > 0.0 {
+                metrics.set(format!("rewards/{name}/failed"), *fallbacks);
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Programs and servers that misbehave: no wrong reward is used, and what cannot be had is said by name.
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
+    path::Path,
+    thread,
+};
+
+use serde_json::{Map, Value, json};
+
+use super::{program::Program, remote::Remote, *};
+use crate::{data::Content, stage::fixture::quiet};
+
+fn prompts(count: usize) -> Vec<TextPrompt> {
+    let prompt = |i: usize| TextPrompt {
+        content: Content::Text(format!("question {i}")),
+        tokens: vec![1],
+        columns: Map::from_iter([("answer".to_owned(), json!(i))]),
+    };
+    (0..count).map(prompt).collect()
+}
+
+fn answered(prompts: &[TextPrompt]) -> Vec<Answered<'_>> {
+    let one = |prompt| Answered {
+        prompt,
+        text: "yes, \"so\"\nit is".to_owned(),
+        tokens: 3,
+        rendered: "<s>q</s>yes".to_owned(),
+        rendered_prompt: "<s>q</s>".to_owned(),
+    };
+    prompts.iter().map(one).collect()
+}
+
+/// A program that rewards a response with its id plus a half. `before` is run once at the start, `each` instead of a
+/// line's reward; `$id` is its id, `once` succeeds the first time it is called in a directory.
+fn program(dir: &Path, before: &str, each: &str, timeout: f64, retries: u32) -> Program {
+    let script = format!(
+        "once() {{ mkdir {}/once 2>/dev/null; }}\n\
+         good() {{ echo \"{{\\\"id\\\": $id, \\\"reward\\\": $id.5}}\"; }}\n\
+         {before}\n\
+         while read -r line; do\n\
+           [ -n \"$line\" ] || continue\n\
+           id=${{line#*:}}; id=${{id%%,*}}\n\
+           {each}\n\
+         done\n",
+        dir.display()
+    );
+    let path = dir.join("reward.sh");
+    fs::write(&path, script).unwrap();
+    Program::new("p", vec!["sh".to_owned(), path.display().to_string()], timeout, retries)
+}
+
+#[test]
+fn a_program_gets_every_response_and_its_rewards_are_matched_by_id() {
+    let (dir, prompts) = (tempfile::tempdir().unwrap(), prompts(40));
+    let mut good = program(dir.path(), "", "good", 20.0, 0);
+    let expected = |first: u64| (0..40).map(|i| (first + i) as f64 + 0.5).collect::<Vec<_>>();
+    for first in [0, 40, 1000] {
+        assert_eq!(good.rewards(&answered(&prompts), first, &quiet()).unwrap(), expected(first));
+    }
+    // In any order, and only when the batch is complete.
+    let backwards = "if [ -n \"$id\" ]; then all=\"$id $all\"; fi";
+    let mut late = program(dir.path(), "", backwards, 20.0, 0);
+    let script = fs::read_to_string(dir.path().join("reward.sh")).unwrap();
+    let flush = "[ -n \"$line\" ] || { for id in $all; do good; done; all=; continue; }";
+    fs::write(dir.path().join("reward.sh"), script.replace("[ -n \"$line\" ] || continue", flush)).unwrap();
+    for first in [0, 40] {
+        assert_eq!(late.rewards(&answered(&prompts), first, &quiet()).unwrap(), expected(first));
+    }
+    // More text than a pipe holds, answered before it was read.
+    let many = prompts.iter().cycle().take(4000).map(|prompt| TextPrompt {
+        content: Content::Text("long ".repeat(40)),
+        tokens: vec![1],
+        columns: prompt.columns.clone(),
+    });
+    let many: Vec<TextPrompt> = many.collect();
+    assert_eq!(good.rewards(&answered(&many), 0, &quiet()).unwrap().len(), 4000);
+}
+
+#[test]
+fn a_program_that_misbehaves_once_is_started_anew_and_gets_the_batch_again() {
+    let faults = [
+        ("once && exit 3", "good"),
+        ("", "if [ $id = 7 ] && once; then kill -9 $$; fi; good"),
+        ("", "if [ $id = 7 ] && once; then sleep 60; fi; good"),
+        ("once && echo hello", "good"),
+        ("", "if [ $id = 7 ] && once; then echo '{\"id\": 7, \"reward\": NaN}'; else good; fi"),
+        ("", "if [ $id = 7 ] && once; then echo '{\"id\": 7, \"reward\": 1e999}'; else good; fi"),
+        ("", "if [ $id = 7 ] && once; then echo '{\"id\": 7, \"reward\": null}'; else good; fi"),
+        ("", "if [ $id = 7 ] && once; then echo '{\"id\": 8, \"reward\": 9}'; else good; fi"),
+        ("", "if [ $id = 7 ] && once; then echo '{\"id\": 700, \"reward\": 9}'; else good; fi"),
+        ("", "if [ $id = 7 ] && once; then echo '{\"reward\": 9}'; else good; fi"),
+        ("", "if [ $id = 7 ] && once; then echo '{\"id\": 7, \"error\": \"no\"}'; else good; fi"),
+        ("", "if [ $id = 7 ] && once; then good; good; else good; fi"),
+        ("", "if [ $id = 7 ] && once; then printf '\\377\\n'; else good; fi"),
+        ("", "if [ $id = 7 ] && once; then head -c 3000000 /dev/zero | tr '\\0' x; echo; else good; fi"),
+        ("", "if [ $id = 7 ] && once; then :; else good; fi"),
+    ];
+    let prompts = prompts(20);
+    let expected: Vec<f64> = (0..20).map(|id| f64::from(id) + 0.5).collect();
+    for (before, each) in faults {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rewarding = program(dir.path(), before, each, 1.0, 1);
+        let rewards = rewarding.rewards(&answered(&prompts), 0, &quiet());
+        assert_eq!(rewards.unwrap_or_else(|error| panic!("{before} {each}: {error}")), expected, "{before} {each}");
+        assert!(dir.path().join("once").exists(), "{before} {each}: it did not misbehave");
+    }
+    // A line after the last reward is noticed with the next batch, whose rewards are right again.
+    let dir = tempfile::tempdir().unwrap();
+    let mut talkative = program(dir.path(), "", "good; if [ $id = 19 ] && once; then echo more; fi", 5.0, 1);
+    for _ in 0..3 {
+        assert_eq!(talkative.rewards(&answered(&prompts), 0, &quiet()).unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_program_that_stays_bad_is_named_with_what_it_did_and_the_prompt() {
+    let prompts = prompts(3);
+    for (before, each, expected) in [
+        (
+            "echo 'no such module' >&2; exit 3",
+            "",
+            "ended with exit status 3 after 0 of 3 rewards; it said: no such module (prompt \"question 0\")",
+        ),
+        ("", "[ $id = 1 ] || good", "gave 2 of 3 rewards within the time limit (prompt \"question 1\")"),
+        ("", "echo \"$id is fine\"", "wrote a line that is not {\"id\": N, \"reward\": X}: \"0 is fine\" ("),
+        (
+            "",
+            "echo \"{\\\"id\\\": $id, \\\"error\\\": \\\"no answer\\\"}\"",
+            "reports an error: \"no answer\" (prompt \"question 0\")",
+        ),
+        ("", "kill -9 $$", "was ended by signal 9 after 0 of 3 rewards (prompt \"question 0\")"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bad = program(dir.path(), before, each, 0.5, 1);
+        let error = bad.rewards(&answered(&prompts), 0, &quiet()).unwrap_err();
+        assert!(error.is::<Unavailable>());
+        assert!(error.to_string().contains(expected), "{expected}\n{error}");
+        assert!(error.to_string().starts_with("reward p: sh "), "{error}");
+    }
+    let missing =
+        Program::new("p", vec!["/no/such/program".to_owned()], 1.0, 1).rewards(&answered(&prompts), 0, &quiet());
+    assert!(missing.unwrap_err().to_string().contains("/no/such/program cannot be started: "));
+}
+
+/// A server that replies to its n-th request with the n-th of these texts; returns its address and the bodies.
+fn server(replies: Vec<String>) -> (String, thread::JoinHandle<Vec<Value>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/score", listener.local_addr().unwrap());
+    let serve = move || {
+        let mut bodies = Vec::new();
+        for reply in replies {
+            let (stream, _) = listener.accept().unwrap();
+            let (mut reader, mut length) = (BufReader::new(&stream), 0);
+            loop {
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                if line.trim().is_empty() {
+                    break;
+                }
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            bodies.push(serde_json::from_slice(&body).unwrap());
+            let text = match reply.strip_prefix("raw ") {
+                Some(raw) => raw.to_owned(),
+                None => {
+                    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{reply}", reply.len())
+                }
+            };
+            (&stream).write_all(text.as_bytes()).unwrap();
+        }
+        bodies
+    };
+    (url, thread::spawn(serve))
+}
+
+#[test]
+fn a_server_is_asked_in_openrlhfs_form_and_every_wrong_reply_is_refused() {
+    let prompts = prompts(3);
+    let good = r#"{"rewards": [1, 2.5, -3]}"#.to_owned();
+    let replies = [
+        "raw HTTP/1.1 500 Oops\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+        "raw ",
+        "<html>",
+        r#"{"scores": [1, 2, 3]}"#,
+        r#"{"rewards": [1, 2]}"#,
+        r#"{"rewards": [1, 2, NaN]}"#,
+        r#"{"rewards": [1, null, 3]}"#,
+        r#"{"rewards": "1, 2, 3"}"#,
+    ];
+    for reply in replies {
+        let (url, served) = server(vec![reply.to_owned(), good.clone()]);
+        let remote = Remote::new("r", url, Some("answer".to_owned()), None).unwrap().with_limits(64, 5.0, 1);
+        assert_eq!(remote.rewards(&answered(&prompts), &quiet()).unwrap(), [1.0, 2.5, -3.0], "{reply}");
+        let expected = json!({
+            "query": vec!["<s>q</s>yes"; 3], "prompts": vec!["<s>q</s>"; 3], "labels": [0, 1, 2]
+        });
+        assert_eq!(served.join().unwrap(), [expected.clone(), expected], "the same is asked again");
+    }
+    let (url, _served) = server(vec![r#"{"rewards": [1, "x", 3]}"#.to_owned()]);
+    let remote = Remote::new("r", url.clone(), None, None).unwrap().with_limits(64, 5.0, 0);
+    let error = remote.rewards(&answered(&prompts), &quiet()).unwrap_err();
+    assert_eq!(error.to_string(), format!("reward r: {url} replied with \"x\" as a reward (prompt \"question 1\")"));
+    let remote = Remote::new("r", "http://localhost:1/x".to_owned(), Some("solution".to_owned()), None).unwrap();
+    let error = remote.rewards(&answered(&prompts), &quiet()).unwrap_err();
+    assert!(error.to_string().contains("no column \"solution\""), "{error}");
+}
+
+#[test]
+fn an_ensemble_is_its_mean_its_minimum_or_the_mean_less_deviations() {
+    let scores = [1.0, 2.0, 6.0];
+    assert_eq!(Combine::Mean.of(&scores), 3.0);
+    assert_eq!(Combine::Min.of(&scores), 1.0);
+    // Variance (4 + 1 + 9) / 3 = 14 / 3.
+    let expected = 3.0 - 0.5 * (14.0f64 / 3.0).sqrt();
+    assert!((Combine::MeanMinusDeviations(0.5).of(&scores) - expected).abs() < 1e-12);
+    assert!(Combine::Min.of(&[1.0, f64::NAN, 2.0]).is_nan() && Combine::Mean.of(&[f64::NAN]).is_nan());
+    assert_eq!(Combine::Mean.of(&[0.1]), 0.1);
+}
+
+#[test]
+fn a_list_of_rewards_is_checked_by_place() {
+    let parse = |text: &str| -> Vec<RewardSource> { serde_json::from_value(text_to_json(text)).unwrap() };
+    for (text, expected) in [
+        (r#"[{"kind": "model", "models": []}]"#, "rewards[0]: no reward model is given"),
+        (r#"[{"kind": "command", "command": []}]"#, "rewards[0]: command is empty"),
+        (r#"[{"kind": "http", "url": "localhost:8"}]"#, "rewards[0]: url is \"localhost:8\""),
+        (r#"[{"kind": "http", "url": "http://me:key@host/"}]"#, "rewards[0]: url must hold no user"),
+        (
+            r#"[{"kind": "gold", "world": "kitchen"}, {"kind": "gold", "world": "kitchen"}]"#,
+            "rewards[1]: an earlier reward is called \"gold\", too",
+        ),
+        (
+            r#"[{"kind": "model", "models": ["a"], "combine": {"mean_minus_deviations": -1}}]"#,
+            "rewards[0]: combine.mean_minus_deviations is -1",
+        ),
+        (r#"[{"kind": "command", "command": ["x"], "timeout": 0}]"#, "rewards[0]: timeout is 0"),
+    ] {
+        let error = format!("{:#}", config::check(&parse(text)).unwrap_err());
+        assert!(error.starts_with(expected), "{expected}\n{error}");
+    }
+    let fine = r#"[{"kind": "gold", "world": "kitchen"}, {"kind": "gold", "world": "kitchen", "name": "again"}]"#;
+    config::check(&parse(fine)).unwrap();
+}
+
+fn text_to_json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
