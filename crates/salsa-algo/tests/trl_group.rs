@@ -8,6 +8,7 @@ mod golden;
 use golden::{ADVANTAGES, Golden, INPUTS, LENGTHS, LOSSES};
 use salsa_algo::group::{
     Baseline, Batch, Denominators, ImportanceLevel, KlPenalty, LossType, ScaleRewards, Settings, advantages, loss,
+    tokens_to_go,
 };
 use salsa_algo::kl::KlEstimator;
 
@@ -56,7 +57,7 @@ fn losses_and_gradients_are_trl_s() {
             old_logprobs: old,
             references: &[(1.0, reference)],
             lengths: &LENGTHS,
-            advantages: &advantages(rewards, 4, baseline, scale),
+            advantages: &tokens_to_go(&advantages(rewards, 4, baseline, scale), &LENGTHS, old, 0.0),
             counted: &[true; 4],
         };
         let found = loss(&batch, &settings, Denominators { responses: 4, tokens: 14.0, longest: 6 });

@@ -12,6 +12,8 @@ pub enum Baseline {
     Group,
     /// The mean of the other responses of its group (RLOO): independent of the response itself, so unbiased.
     LeaveOneOut,
+    /// Nothing (REINFORCE++, which subtracts the mean of the batch by `scale_rewards: tokens`).
+    None,
 }
 
 /// What advantages are divided by.
@@ -26,6 +28,9 @@ pub enum ScaleRewards {
     Batch,
     /// Nothing: a prompt on which responses differ little has little influence (Dr. GRPO).
     None,
+    /// The standard deviation over all tokens of the batch, after subtracting their mean (REINFORCE++):
+    /// [`normalize_tokens`].
+    Tokens,
 }
 
 /// Added to standard deviations, as in TRL.
@@ -37,10 +42,12 @@ const EPSILON: f64 = 1e-4;
 /// Group         r - mean(group)
 /// LeaveOneOut   r - mean(group without r) = (r - mean(group)) * n / (n - 1)
 ///
-/// scale         / (std + 1e-4), std with denominator n - 1, of the rewards of the group or of the batch
+/// None          r
+///
+/// scale         / (std + 1e-4), std with denominator n - 1, of the rewards of the group or of the batch; Tokens: not here
 /// ```
 ///
-/// A group of one response has nothing to compare with: its advantage is 0. Source: Shao et al. 2024 (2402.03300) and
+/// A group of one response has nothing to compare with: its advantage is 0, unless there is no baseline. Source: Shao et al. 2024 (2402.03300) and
 /// Ahmadian et al. 2024 (2402.14740); arithmetic as in TRL's `GRPOTrainer`.
 ///
 /// ```
@@ -59,11 +66,11 @@ pub fn advantages(rewards: &[f64], group: usize, baseline: Baseline, scale: Scal
     assert_eq!(rewards.len() % group, 0, "whole groups of {group}");
     let of_batch = match scale {
         ScaleRewards::Batch => Some(moments(rewards).variance.sqrt()),
-        ScaleRewards::Group | ScaleRewards::None => None,
+        ScaleRewards::Group | ScaleRewards::None | ScaleRewards::Tokens => None,
     };
     let factor = match baseline {
         Baseline::LeaveOneOut if group > 1 => group as f64 / (group - 1) as f64,
-        Baseline::LeaveOneOut | Baseline::Group => 1.0,
+        Baseline::LeaveOneOut | Baseline::Group | Baseline::None => 1.0,
     };
     let mut all = Vec::with_capacity(rewards.len());
     for rewards in rewards.chunks(group) {
@@ -71,12 +78,69 @@ pub fn advantages(rewards: &[f64], group: usize, baseline: Baseline, scale: Scal
         let divisor = match scale {
             ScaleRewards::Group => of_group.variance.sqrt() + EPSILON,
             ScaleRewards::Batch => of_batch.unwrap_or(0.0) + EPSILON,
-            ScaleRewards::None => 1.0,
+            ScaleRewards::None | ScaleRewards::Tokens => 1.0,
         };
-        all.extend(rewards.iter().map(|reward| (reward - of_group.mean) * factor / divisor));
+        let baseline = if baseline == Baseline::None { 0.0 } else { of_group.mean };
+        all.extend(rewards.iter().map(|reward| (reward - baseline) * factor / divisor));
     }
     all
 }
+
+/// Returns the advantage of every token: that of its response, minus `beta` times the KL of this and all later tokens of
+/// the response. `lengths` are the tokens of the responses, `kls` their KLs, concatenated.
+///
+/// ```text
+/// A_t = A - beta * (KL_t + KL_t+1 + ... + KL_last)
+/// ```
+///
+/// Source: Hu et al. 2025 (2501.03262, REINFORCE++).
+///
+/// ```
+/// use salsa_algo::group::tokens_to_go;
+/// assert_eq!(tokens_to_go(&[1.0, -2.0], &[2, 1], &[0.5, 0.25, 1.0], 2.0), [-0.5, 0.5, -4.0]);
+/// assert_eq!(tokens_to_go(&[1.0, -2.0], &[2, 1], &[0.5, 0.25, 1.0], 0.0), [1.0, 1.0, -2.0]);
+/// ```
+///
+/// # Panics
+/// If lengths differ.
+pub fn tokens_to_go(advantages: &[f64], lengths: &[usize], kls: &[f64], beta: f64) -> Vec<f64> {
+    assert_eq!(advantages.len(), lengths.len(), "one advantage per response");
+    assert_eq!(kls.len(), lengths.iter().sum::<usize>(), "one KL per token");
+    let mut all = Vec::with_capacity(kls.len());
+    let mut start = 0;
+    for (&advantage, &length) in advantages.iter().zip(lengths) {
+        let kls = &kls[start..start + length];
+        start += length;
+        let mut to_go = 0.0;
+        all.extend(kls.iter().rev().map(|kl| {
+            to_go += kl;
+            advantage - beta * to_go
+        }));
+        all[start - length..].reverse();
+    }
+    all
+}
+
+/// Subtracts the mean over all tokens and divides by their standard deviation (denominator n, at least 1e-4).
+///
+/// Source: Hu et al. 2025 (2501.03262, REINFORCE++); the limit is that of OpenRLHF.
+///
+/// ```
+/// use salsa_algo::group::normalize_tokens;
+/// let mut advantages = [1.0, 1.0, 4.0]; // mean 2, variance (1 + 1 + 4) / 3 = 2
+/// normalize_tokens(&mut advantages);
+/// assert_eq!(advantages, [-1.0 / 2f64.sqrt(), -1.0 / 2f64.sqrt(), 2.0 / 2f64.sqrt()]);
+/// ```
+pub fn normalize_tokens(advantages: &mut [f64]) {
+    let count = advantages.len().max(1) as f64;
+    let mean = advantages.iter().sum::<f64>() / count;
+    let variance = advantages.iter().map(|advantage| (advantage - mean).powi(2)).sum::<f64>() / count;
+    let deviation = variance.max(SMALLEST_VARIANCE).sqrt();
+    advantages.iter_mut().for_each(|advantage| *advantage = (*advantage - mean) / deviation);
+}
+
+/// Lower limit of the variance of the advantages of tokens.
+const SMALLEST_VARIANCE: f64 = 1e-8;
 
 #[cfg(test)]
 mod tests {
@@ -109,6 +173,24 @@ mod tests {
                 assert_close(&found, &advantages(&shifted, 3, baseline, scale), 1e-12);
             }
         }
+    }
+
+    #[test]
+    fn without_a_baseline_rewards_stay_and_tokens_are_normalised_over_the_batch() {
+        let rewards = [3.0, -1.0, 0.5];
+        let own = advantages(&rewards, 1, Baseline::None, ScaleRewards::Tokens);
+        assert_eq!(own, rewards);
+        // 6 tokens; to go: 3 - .5 * (.4 + .2 + 0), 3 - .1, 3 | -1 - .5 * 2 | .5 - .5 * .6, .5 - .5 * .2
+        let lengths = [3, 1, 2];
+        let mut tokens = tokens_to_go(&own, &lengths, &[0.4, 0.2, 0.0, 2.0, 0.4, 0.2], 0.5);
+        assert_close(&tokens, &[2.7, 2.9, 3.0, -2.0, 0.2, 0.4], 1e-15);
+        normalize_tokens(&mut tokens);
+        let mean = 7.2 / 6.0;
+        let squares = (1.5f64.powi(2) + 1.7f64.powi(2) + 1.8f64.powi(2) + 3.2f64.powi(2) + 1.0 + 0.8f64.powi(2)) / 6.0;
+        assert_close(&tokens[..1], &[(2.7 - mean) / squares.sqrt()], 1e-14);
+        let mut equal = [2.0; 4];
+        normalize_tokens(&mut equal);
+        assert_eq!(equal, [0.0; 4]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The loss of group methods: a clipped policy gradient with one advantage per response, and a KL penalty.
+//! The loss of group methods: a clipped policy gradient and a KL penalty.
 
 use crate::kl::{KlEstimator, kl, kl_gradient, ratio};
 
@@ -96,7 +96,7 @@ pub struct Batch<'a> {
     pub references: &'a [(f64, &'a [f64])],
     /// Tokens of each response.
     pub lengths: &'a [usize],
-    /// Advantage of each response.
+    /// Advantage of each token. Most methods give all tokens of a response the same.
     pub advantages: &'a [f64],
     /// Whether each response counts; one that does not has loss 0 (a truncated response may be excluded).
     pub counted: &'a [bool],
@@ -147,7 +147,7 @@ impl ClipStats {
 /// x_t      = logprob - old_logprob
 /// ratio    = exp(x_t); at level Sequence exp(mean of x_t over the response), at level Product exp(sum of x_t)
 /// KL_t     = sum over the references of weight * KL of the token
-/// gain_t   = min(min(ratio, ratio_limit) * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)
+/// gain_t   = min(min(ratio, ratio_limit) * A_t, clip(ratio, 1 - clip_low, 1 + clip_high) * A_t)
 /// loss     = sum w * (-gain_t + beta * KL_t)
 ///
 /// w        Grpo    1 / (responses * tokens of the response)
@@ -165,7 +165,7 @@ impl ClipStats {
 /// use salsa_algo::group::{Batch, Denominators, LossType, Settings, loss};
 /// let batch = Batch {
 ///     logprobs: &[-1.0, -1.0, -2.0], old_logprobs: &[-1.0, -1.0, -2.0], references: &[],
-///     lengths: &[2, 1], advantages: &[1.0, -1.0], counted: &[true, true],
+///     lengths: &[2, 1], advantages: &[1.0, 1.0, -1.0], counted: &[true, true],
 /// };
 /// let denominators = Denominators { responses: 2, tokens: 3.0, longest: 4 };
 /// let grpo = loss(&batch, &Settings { loss_type: LossType::Grpo, ..Settings::default() }, denominators);
@@ -180,7 +180,7 @@ pub fn loss(batch: &Batch, settings: &Settings, denominators: Denominators) -> L
     let tokens: usize = batch.lengths.iter().sum();
     assert_eq!(batch.logprobs.len(), tokens, "as many log-probs as tokens");
     assert_eq!(batch.old_logprobs.len(), tokens, "one old log-prob per log-prob");
-    assert_eq!(batch.advantages.len(), batch.lengths.len(), "one advantage per response");
+    assert_eq!(batch.advantages.len(), tokens, "one advantage per token");
     assert_eq!(batch.counted.len(), batch.lengths.len(), "one mark per response");
     for (_, logprobs) in batch.references {
         assert_eq!(logprobs.len(), tokens, "one reference log-prob per log-prob");
@@ -188,7 +188,7 @@ pub fn loss(batch: &Batch, settings: &Settings, denominators: Denominators) -> L
     let mut all =
         Loss { loss: 0.0, d_logprobs: Vec::with_capacity(tokens), policy_loss: 0.0, stats: ClipStats::default() };
     let mut start = 0;
-    for ((&length, &advantage), &counted) in batch.lengths.iter().zip(batch.advantages).zip(batch.counted) {
+    for (&length, &counted) in batch.lengths.iter().zip(batch.counted) {
         let range = start..start + length;
         start += length;
         if !counted {
@@ -200,7 +200,7 @@ pub fn loss(batch: &Batch, settings: &Settings, denominators: Denominators) -> L
             old_logprobs: &batch.old_logprobs[range.clone()],
             references: batch.references,
             first: range.start,
-            advantage,
+            advantages: &batch.advantages[range],
         };
         response.add_to(&mut all, settings, denominators);
     }
@@ -214,7 +214,7 @@ struct Response<'a> {
     references: &'a [(f64, &'a [f64])],
     /// Index of its first token in the references.
     first: usize,
-    advantage: f64,
+    advantages: &'a [f64],
 }
 
 impl Response<'_> {
@@ -230,17 +230,21 @@ impl Response<'_> {
         };
         let moved = || self.logprobs.iter().zip(self.old_logprobs).map(|(new, old)| new - old);
         let sum = moved().sum::<f64>();
-        // `share`: how the logarithms of the ratios of all tokens together grow with the log-prob of one.
-        let (of_response, share) = match settings.level {
-            ImportanceLevel::Token => (None, 1.0),
-            ImportanceLevel::Sequence => (Some(ratio(sum / length.max(1) as f64)), 1.0),
-            ImportanceLevel::Product => (Some(ratio(sum)), length as f64),
+        // `share`: how the logarithm of the ratio that all tokens have grows with the log-prob of one.
+        let of_response = match settings.level {
+            ImportanceLevel::Token => None,
+            ImportanceLevel::Sequence => Some((ratio(sum / length.max(1) as f64), 1.0 / length.max(1) as f64)),
+            ImportanceLevel::Product => Some((ratio(sum), 1.0)),
         };
+        // Every token moves the common ratio, and by it the gains of all.
+        let of_all = of_response.map(|(ratio, share)| {
+            share * self.advantages.iter().map(|&advantage| gain(ratio, advantage, settings).1).sum::<f64>()
+        });
         for (t, moved) in moved().enumerate() {
-            let ratio = of_response.unwrap_or_else(|| ratio(moved));
-            let (gain, derivative) = self.gain(ratio, settings);
+            let (ratio, advantage) = (of_response.map_or_else(|| ratio(moved), |(ratio, _)| ratio), self.advantages[t]);
+            let (gain, derivative) = gain(ratio, advantage, settings);
             all.policy_loss -= weight * gain;
-            let mut d_logprob = -weight * derivative * share;
+            let mut d_logprob = -weight * of_all.unwrap_or(derivative);
             let stats = &mut all.stats;
             if let Some(KlPenalty { beta, estimator }) = settings.penalty {
                 for (share, logprobs) in self.references {
@@ -252,25 +256,21 @@ impl Response<'_> {
                 }
             }
             all.d_logprobs.push(d_logprob);
-            let low = ratio < 1.0 - settings.clip_low && self.advantage < 0.0;
-            let high = ratio > 1.0 + settings.clip_high && self.advantage > 0.0;
+            let low = ratio < 1.0 - settings.clip_low && advantage < 0.0;
+            let high = ratio > 1.0 + settings.clip_high && advantage > 0.0;
             stats.clipped_low += per_token * f64::from(u8::from(low));
             stats.clipped_high += per_token * f64::from(u8::from(high));
             stats.ratio += per_token * ratio;
             stats.approx_kl += per_token * 0.5 * moved * moved;
         }
     }
+}
 
-    /// The gain of a token, and its derivative by the logarithm of the ratio.
-    fn gain(&self, ratio: f64, settings: &Settings) -> (f64, f64) {
-        let limited = if ratio > settings.ratio_limit { settings.ratio_limit } else { ratio } * self.advantage;
-        let clipped = ratio.max(1.0 - settings.clip_low).min(1.0 + settings.clip_high) * self.advantage;
-        if clipped < limited {
-            (clipped, 0.0)
-        } else {
-            (limited, if ratio > settings.ratio_limit { 0.0 } else { limited })
-        }
-    }
+/// The gain of a token, and its derivative by the logarithm of the ratio.
+fn gain(ratio: f64, advantage: f64, settings: &Settings) -> (f64, f64) {
+    let limited = if ratio > settings.ratio_limit { settings.ratio_limit } else { ratio } * advantage;
+    let clipped = ratio.max(1.0 - settings.clip_low).min(1.0 + settings.clip_high) * advantage;
+    if clipped < limited { (clipped, 0.0) } else { (limited, if ratio > settings.ratio_limit { 0.0 } else { limited }) }
 }
 
 #[cfg(test)]
@@ -287,12 +287,12 @@ mod tests {
         (0..n).map(|i| uniform(5, stream, i) * 2.0 - 1.0).collect()
     }
 
-    /// Old, new and reference log-probs, and advantages, of four responses.
+    /// Old, new and reference log-probs, and advantages, of the tokens of four responses.
     fn case(seed: u64) -> [Vec<f64>; 4] {
         let old: Vec<f64> = noise(seed, 11).iter().map(|x| x - 1.5).collect();
         let new = old.iter().zip(noise(seed + 1, 11)).map(|(old, x)| old + 0.5 * x).collect();
         let reference = old.iter().zip(noise(seed + 2, 11)).map(|(old, x)| old + 0.5 * x).collect();
-        [old, new, reference, noise(seed + 3, 4)]
+        [old, new, reference, noise(seed + 3, 11)]
     }
 
     fn settings(loss_type: LossType, level: ImportanceLevel) -> Settings {
@@ -344,9 +344,9 @@ mod tests {
                     let batch = Batch {
                         logprobs: &new[tokens.clone()],
                         old_logprobs: &old[tokens.clone()],
-                        references: &[(0.75, &reference[tokens.clone()]), (0.25, &old[tokens])],
+                        references: &[(0.75, &reference[tokens.clone()]), (0.25, &old[tokens.clone()])],
                         lengths: &LENGTHS[responses.clone()],
-                        advantages: &advantages[responses.clone()],
+                        advantages: &advantages[tokens],
                         counted: &[true; 4][responses],
                     };
                     loss(&batch, &settings(loss_type, level), WHOLE)
@@ -404,7 +404,7 @@ mod tests {
             old_logprobs: &[-1.0, -2.2],
             references: &[],
             lengths: &[2],
-            advantages: &[-2.0],
+            advantages: &[-2.0, -2.0],
             counted: &[true],
         };
         let settings = Settings { loss_type: LossType::Grpo, level: ImportanceLevel::Sequence, ..Settings::default() };
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "one advantage per response")]
+    #[should_panic(expected = "one advantage per token")]
     fn lengths_must_agree() {
         let batch = Batch {
             logprobs: &[0.0],

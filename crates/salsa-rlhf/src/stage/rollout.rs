@@ -38,6 +38,26 @@ impl Rollouts {
         rollouts
     }
 
+    /// The responses with these indices, in their order.
+    pub(crate) fn select(&self, indices: &[usize]) -> Rollouts {
+        let logprobs = split(&self.logprobs, &self.lengths());
+        Rollouts {
+            sequences: indices.iter().map(|&i| self.sequences[i].clone()).collect(),
+            contexts: indices.iter().map(|&i| self.contexts[i]).collect(),
+            endings: indices.iter().map(|&i| self.endings[i]).collect(),
+            logprobs: indices.iter().flat_map(|&i| logprobs[i]).copied().collect(),
+            temperature: self.temperature,
+        }
+    }
+
+    /// Appends responses of the same temperature.
+    pub(crate) fn append(&mut self, other: Rollouts) {
+        self.sequences.extend(other.sequences);
+        self.contexts.extend(other.contexts);
+        self.endings.extend(other.endings);
+        self.logprobs.extend(other.logprobs);
+    }
+
     /// The number of responses.
     pub(crate) fn len(&self) -> usize {
         self.sequences.len()

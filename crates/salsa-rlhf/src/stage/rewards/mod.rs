@@ -258,6 +258,23 @@ impl OnFailure {
 }
 
 impl Scores {
+    /// The rewards of the responses with these indices, in their order.
+    pub(in crate::stage) fn select(&self, indices: &[usize]) -> Scores {
+        let of = |numbers: &[f64]| indices.iter().map(|&i| numbers[i]).collect::<Vec<_>>();
+        let each = self.each.iter().map(|(name, rewards, failed)| (name.clone(), of(rewards), *failed));
+        Scores { total: of(&self.total), each: each.collect() }
+    }
+
+    /// Appends the rewards of more responses.
+    pub(in crate::stage) fn append(&mut self, other: Scores) {
+        let (own, others) = (self.total.len() as f64, other.total.len() as f64);
+        self.total.extend(other.total);
+        for ((_, rewards, failed), (_, more, more_failed)) in self.each.iter_mut().zip(other.each) {
+            rewards.extend(more);
+            *failed = (*failed * own + more_failed * others) / (own + others).max(1.0);
+        }
+    }
+
     /// Adds mean and standard deviation of each reward to the metrics of an update, under TRL's names.
     pub(in crate::stage) fn observe(&self, metrics: &mut Metrics) {
         if let [(name, ..)] = &self.each[..]

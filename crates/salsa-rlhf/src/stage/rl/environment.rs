@@ -62,6 +62,17 @@ pub(super) struct Setup<'a> {
     pub pass: usize,
     /// The order of prompts and responses.
     pub order: Order,
+    /// Which prompts an update may have.
+    pub prompts: PromptUse,
+}
+
+/// Which prompts an update may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PromptUse {
+    /// Those of the order.
+    InOrder,
+    /// Any, since prompts are replaced.
+    Any,
 }
 
 /// Prompts and frozen models of a run.
@@ -148,12 +159,24 @@ impl Environment {
         Ok((environment, learner, source))
     }
 
-    /// The prompt of each response of an update, and the responses.
+    /// The prompt of each response of an update, counted from 0, and the responses.
     pub(super) fn sample(&self, setup: &Setup<'_>, policy: &Model, update: u64) -> (Vec<usize>, Rollouts) {
-        let Order { batch, group, .. } = setup.order;
-        let prompt_indices = setup.order.prompts(self.prompts.len(), update);
+        let asked = (setup.order.batch / setup.order.group) as u64;
+        self.sample_from(setup, policy, update * asked, asked)
+    }
+
+    /// Responses to the prompts from the `first` one of the run on, `asked` of them: the prompt of each response, and
+    /// the responses.
+    pub(super) fn sample_from(
+        &self,
+        setup: &Setup<'_>,
+        policy: &Model,
+        first: u64,
+        asked: u64,
+    ) -> (Vec<usize>, Rollouts) {
+        let group = setup.order.group;
+        let prompt_indices = setup.order.prompts_from(self.prompts.len(), first, asked);
         // The random stream is the index of the response in the run: a repeated prompt gets another response.
-        let first = update * (batch / group) as u64;
         let prompt = |(i, &at): (usize, &usize)| Prompt {
             tokens: self.prompts[at].tokens.clone(),
             id: first + (i / group) as u64,
@@ -173,7 +196,7 @@ impl Environment {
         (prompt_indices, Rollouts::new(&prompts, responses, setup.sampling.temperature))
     }
 
-    /// The rewards of the responses of an update, counted from 0.
+    /// The rewards of responses, the first of which is the `first` one of the run.
     ///
     /// # Errors
     /// If a response cannot be decoded, or a reward cannot be had.
@@ -181,7 +204,7 @@ impl Environment {
         &mut self,
         prompt_indices: &[usize],
         rollouts: &Rollouts,
-        update: u64,
+        first: u64,
     ) -> anyhow::Result<Scores> {
         let (reads_text, reads_rendered) = (self.rewards.reads_text(), self.rewards.reads_rendered());
         let answered = |(i, &at): (usize, &usize)| {
@@ -201,7 +224,7 @@ impl Environment {
             true => prompt_indices.iter().enumerate().map(answered).collect::<anyhow::Result<Vec<_>>>()?,
             false => Vec::new(),
         };
-        self.rewards.of(rollouts, &answered, update * rollouts.len() as u64)
+        self.rewards.of(rollouts, &answered, first)
     }
 
     /// Adds the rewards one by one, the KLs to the anchors and the mean gold reward to the metrics of an update. Returns texts of some responses.

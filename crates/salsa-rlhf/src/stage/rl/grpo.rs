@@ -4,8 +4,11 @@
 //! arithmetic is in [`salsa_algo::group`].
 use std::path::Path;
 
-use anyhow::ensure;
-use salsa_algo::{group::advantages, whiten::moments};
+use anyhow::{Context, ensure};
+use salsa_algo::{
+    group::{ScaleRewards, advantages, normalize_tokens, tokens_to_go},
+    whiten::moments,
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -30,12 +33,14 @@ use crate::{
 };
 
 pub(in crate::stage) mod config;
+mod groups;
 mod learner;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use config::GrpoConfig;
 use config::KlIn;
+use groups::Groups;
 use learner::{Experience, Learner, StepStats, counts};
 
 /// The state of a run between two updates.
@@ -43,6 +48,8 @@ struct Run<'a> {
     config: &'a GrpoConfig,
     environment: Environment,
     learner: Learner,
+    /// Prompts sampled so far: with dynamic sampling more than those learned from.
+    asked: u64,
 }
 
 impl Run<'_> {
@@ -50,20 +57,20 @@ impl Run<'_> {
     fn step(&mut self, update: u64) -> anyhow::Result<(Metrics, Samples)> {
         let rate = self.rate(update);
         let (config, world) = (self.config, &mut self.environment);
-        // 1. Sample groups of responses. On the CPU, decoding gives the log-probs of training.
-        let (prompt_indices, rollouts) = world.sample(&config.setup(), &self.learner.policy, update);
-        let rollouts = rollouts.with_training_logprobs(&self.learner.policy);
-        // 2 and 3. Scores, log-probs of the frozen models, KL of every token to the reference.
-        let rewarded = world.score(&prompt_indices, &rollouts, update)?;
+        // 1 and 2. Sample groups of responses, and score them. On the CPU, decoding gives the log-probs of training.
+        let sampled = groups::sample(config, world, &self.learner.policy, self.asked)?;
+        let Groups { prompt_indices, rollouts, scores: rewarded } = &sampled.groups;
+        let rollouts = rollouts.clone().with_training_logprobs(&self.learner.policy);
         let scores = &rewarded.total;
+        // 3. Log-probs of the frozen models, KL of every token to the reference.
         let frozen_logprobs = world.frozen.logprobs(&rollouts);
         let references = world.reference.logprobs(&rollouts, &world.frozen, &frozen_logprobs);
         let kls = kls_to(&references, config.kl_estimator, &rollouts);
 
         // 4. One reward, and one advantage, per response.
         let rewards = rewards(config, &rollouts, scores, &kls);
-        let advantages = advantages(&rewards, config.num_generations, config.baseline, config.scale_rewards);
-        let counted = rollouts.endings.iter().map(|&ending| counts(config, ending)).collect();
+        let counted: Vec<bool> = rollouts.endings.iter().map(|&ending| counts(config, ending)).collect();
+        let advantages = token_advantages(config, &rollouts, &rewards, &kls, &counted);
         let experience = Experience { rollouts: &rollouts, references: &references, advantages, counted };
         // 5. The optimizer steps. 6. A moving reference follows; it counts updates from 1.
         let learned = self.learner.learn(config, &experience, update, rate)?;
@@ -72,17 +79,36 @@ impl Run<'_> {
         // 7. Metrics.
         let scored = Scored { scores, kls: &kls, beta: config.kl_coef };
         let mut metrics = metrics(config, &scored, &rollouts, &rewards, &learned);
-        let samples = world.observe(
-            &config.run,
-            &prompt_indices,
-            &rollouts,
-            &scored,
-            &rewarded,
-            &frozen_logprobs,
-            &mut metrics,
-        )?;
+        sampled.observe(&mut metrics);
+        self.asked = sampled.asked;
+        let samples =
+            world.observe(&config.run, prompt_indices, &rollouts, &scored, rewarded, &frozen_logprobs, &mut metrics)?;
         Ok((metrics, samples))
     }
+}
+
+/// The advantage of each token: that of its response, less the KL to go with `kl_in: reward_to_go`.
+fn token_advantages(
+    config: &GrpoConfig,
+    rollouts: &Rollouts,
+    rewards: &[f64],
+    kls: &[f64],
+    counted: &[bool],
+) -> Vec<f64> {
+    let of_responses = advantages(rewards, config.num_generations, config.baseline, config.scale_rewards);
+    let beta = if config.kl_in == KlIn::RewardToGo { config.kl_coef } else { 0.0 };
+    let lengths = rollouts.lengths();
+    let mut advantages = tokens_to_go(&of_responses, &lengths, kls, beta);
+    if config.scale_rewards == ScaleRewards::Tokens {
+        let counts: Vec<bool> =
+            lengths.iter().zip(counted).flat_map(|(&length, &counts)| std::iter::repeat_n(counts, length)).collect();
+        let mut counted = advantages.iter_mut().zip(counts).filter(|(_, counts)| *counts).map(|(a, _)| a);
+        let mut places: Vec<&mut f64> = counted.by_ref().collect();
+        let mut normalized: Vec<f64> = places.iter().map(|advantage| **advantage).collect();
+        normalize_tokens(&mut normalized);
+        places.iter_mut().zip(normalized).for_each(|(place, advantage)| **place = advantage);
+    }
+    advantages
 }
 
 /// The reward of each response: its score, and with `kl_in: reward` the KL penalty.
@@ -91,7 +117,7 @@ fn rewards(config: &GrpoConfig, rollouts: &Rollouts, scores: &[f64], kls: &[f64]
     let kls = split(kls, &rollouts.lengths());
     let penalty = |i: usize| match config.kl_in {
         KlIn::Reward => config.kl_coef * kls[i].iter().sum::<f64>(),
-        KlIn::Loss => 0.0,
+        KlIn::Loss | KlIn::RewardToGo => 0.0,
     };
     scores.iter().enumerate().map(|(i, &score)| rule.apply(score, rollouts.endings[i]) - penalty(i)).collect()
 }
@@ -182,7 +208,7 @@ impl<'a> Run<'a> {
             |_, bases| Ok(Learner { policy: open(bases)?, adamw: config.optimizer.adamw() }),
             |learner| &learner.policy,
         )?;
-        Ok((Run { config, environment, learner }, source))
+        Ok((Run { config, environment, learner, asked: 0 }, source))
     }
 }
 
@@ -206,11 +232,12 @@ impl Method for Run<'_> {
         let Some(mut restored) = checkpoints.newest()? else { return Ok(0) };
         restored.restore_model("policy", &mut self.learner.policy)?;
         self.environment.reference.restore(&mut restored)?;
+        self.asked = restored.state["prompts"].as_u64().context("the checkpoint lacks prompts")?;
         Ok(restored.step)
     }
 
     fn snapshot(&self, done: u64) -> Snapshot<'_> {
-        let snapshot = Snapshot::new(done, json!({})).with_model("policy", &self.learner.policy);
+        let snapshot = Snapshot::new(done, json!({"prompts": self.asked})).with_model("policy", &self.learner.policy);
         self.environment.reference.snapshot(snapshot)
     }
 

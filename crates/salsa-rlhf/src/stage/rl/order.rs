@@ -21,10 +21,16 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// The prompts of an update, counted from 0: every pass over the data visits each prompt once, in a new order.
+    /// The prompts of an update, counted from 0, each as often as it has responses.
     pub(super) fn prompts(&self, prompts: usize, update: u64) -> Vec<usize> {
         let asked = (self.batch / self.group) as u64;
-        let (count, first) = (prompts as u64, update * asked);
+        self.prompts_from(prompts, update * asked, asked)
+    }
+
+    /// The prompts from the `first` one of the run on, `asked` of them, each as often as it has responses: every pass
+    /// over the data visits each prompt once, in a new order.
+    pub(super) fn prompts_from(&self, prompts: usize, first: u64, asked: u64) -> Vec<usize> {
+        let count = prompts as u64;
         let mut chosen = Vec::new();
         for pass in first / count..=(first + asked - 1) / count {
             let mut order: Vec<usize> = (0..prompts).collect();

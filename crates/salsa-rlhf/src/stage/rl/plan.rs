@@ -2,7 +2,11 @@
 use anyhow::Context;
 use salsa_engine::{Head, ModelSpec};
 
-use super::{environment::Setup, ppo::config::CriticKind, reference::ReferenceConfig};
+use super::{
+    environment::{PromptUse, Setup},
+    ppo::config::CriticKind,
+    reference::ReferenceConfig,
+};
 use crate::{
     checkpoint::Checkpoint,
     stage::{
@@ -158,7 +162,8 @@ impl Largest {
         let (updates, batch, new) =
             (setup.sampling.updates(), setup.sampling.batch_size, setup.sampling.response_length);
         let work = (batch as u64).saturating_mul(setup.order.epochs).saturating_add(prompts.len() as u64);
-        if prompts.is_empty() || updates.saturating_mul(work) > LOOKED_AT {
+        let in_order = setup.prompts == PromptUse::InOrder;
+        if !in_order || prompts.is_empty() || updates.saturating_mul(work) > LOOKED_AT {
             let all = prompts.iter().map(|prompt| &prompt.tokens);
             let any = Responses::new(all, new, Order::Shuffled);
             return Largest {

@@ -58,7 +58,7 @@ impl Run<'_> {
         let (prompt_indices, rollouts) = world.sample(&config.setup(), &self.learner.policy, update);
         let rollouts = rollouts.with_training_logprobs(&self.learner.policy);
         // 2 to 4. Scores, log-probs of the frozen models (reference and anchors), KL of every token to the reference.
-        let rewarded = world.score(&prompt_indices, &rollouts, update)?;
+        let rewarded = world.score(&prompt_indices, &rollouts, update * rollouts.len() as u64)?;
         let scores = &rewarded.total;
         let frozen_logprobs = world.frozen.logprobs(&rollouts);
         let reference = world.reference.logprobs(&rollouts, &world.frozen, &frozen_logprobs);

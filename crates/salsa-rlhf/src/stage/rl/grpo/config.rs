@@ -23,7 +23,7 @@ use crate::{
         rewards::{self, RewardSource},
         rl::{
             arguments::{RunArguments, SamplingArguments, ScoreArguments},
-            environment::Setup,
+            environment::{PromptUse, Setup},
             order::Order,
             reference::ReferenceConfig,
         },
@@ -56,8 +56,11 @@ pub struct GrpoConfig {
     /// Number of responses, and how they are sampled.
     #[serde(flatten)]
     pub sampling: SamplingArguments,
-    /// Responses per prompt, at least 2; `batch_size` is a multiple of it. TRL: 8.
+    /// Responses per prompt, at least 2 (1 with `baseline: none`); `batch_size` is a multiple of it. TRL: 8.
     pub num_generations: usize,
+    /// Rounds of sampling per update, at least 1. With more than 1, groups whose rewards are all equal, from which nothing
+    /// can be learned, are replaced by groups of the next prompts (DAPO's dynamic sampling). TRL: 1; veRL: 10.
+    pub max_sampling_rounds: usize,
     /// Passes over the responses of an update, at least 1. TRL: 1.
     pub num_iterations: usize,
     /// Optimizer steps per pass, from 1 to `batch_size`; each sees `batch_size / num_mini_batches` responses. TRL:
@@ -76,7 +79,7 @@ pub struct GrpoConfig {
     /// Post-processing of scores.
     #[serde(flatten)]
     pub scores: ScoreArguments,
-    /// What is subtracted from a reward: group (GRPO), or leave_one_out (RLOO).
+    /// What is subtracted from a reward: group (GRPO), leave_one_out (RLOO), or none (REINFORCE++).
     pub baseline: Baseline,
     /// What advantages are divided by. TRL: group.
     pub scale_rewards: ScaleRewards,
@@ -130,6 +133,9 @@ pub enum KlIn {
     Loss,
     /// In the reward of a response: the KL summed over its tokens is subtracted, times beta.
     Reward,
+    /// In the advantage of each token: the KL summed over this and the later tokens is subtracted, times beta
+    /// (REINFORCE++).
+    RewardToGo,
 }
 
 impl Default for GrpoConfig {
@@ -144,6 +150,7 @@ impl Default for GrpoConfig {
             output_dir: PathBuf::new(),
             sampling: SamplingArguments::default(),
             num_generations: 8,
+            max_sampling_rounds: 1,
             num_iterations: 1,
             num_mini_batches: 1,
             per_device_train_batch_size: 8,
@@ -182,6 +189,7 @@ impl GrpoConfig {
         self.sampling.validate()?;
         let counts = [
             ("num_generations", self.num_generations as u64, MOST_SEQUENCES),
+            ("max_sampling_rounds", self.max_sampling_rounds as u64, MOST_PASSES),
             ("num_iterations", self.num_iterations as u64, MOST_PASSES),
             ("num_mini_batches", self.num_mini_batches as u64, MOST_SEQUENCES),
             ("per_device_train_batch_size", self.per_device_train_batch_size as u64, MOST_SEQUENCES),
@@ -190,10 +198,18 @@ impl GrpoConfig {
             check_count(key, value, most)?;
         }
         let (batch, group) = (self.sampling.batch_size, self.num_generations);
-        ensure!(
-            group > 1,
-            "num_generations is 1: a response needs others to the same prompt to be compared with; say 2 or more"
-        );
+        let compares = [
+            ("baseline", self.baseline != Baseline::None, "none"),
+            ("scale_rewards", self.scale_rewards == ScaleRewards::Group, "tokens"),
+            ("max_sampling_rounds", self.max_sampling_rounds > 1, "1"),
+        ];
+        for (key, _, instead) in compares.into_iter().filter(|(_, compares, _)| *compares) {
+            ensure!(
+                group > 1,
+                "num_generations is 1: a response needs others to the same prompt to be compared with; say 2 or more, or \
+                 {key}: {instead}"
+            );
+        }
         ensure!(
             batch.is_multiple_of(group),
             "batch_size {batch} is no multiple of num_generations {group}; say batch_size: {}",
@@ -205,7 +221,7 @@ impl GrpoConfig {
             self.num_mini_batches
         );
         ensure!(
-            self.kl_coef == 0.0 || self.kl_in == KlIn::Reward || self.kl_estimator != KlEstimator::K1,
+            self.kl_coef == 0.0 || self.kl_in != KlIn::Loss || self.kl_estimator != KlEstimator::K1,
             "kl_estimator k1 in the loss pushes in no direction: its derivative has mean 0; say kl_estimator: k3 or k2, \
              or kl_in: reward"
         );
@@ -280,6 +296,7 @@ impl GrpoConfig {
                 epochs: self.num_iterations as u64,
                 minibatches: self.num_mini_batches,
             },
+            prompts: if self.max_sampling_rounds > 1 { PromptUse::Any } else { PromptUse::InOrder },
         }
     }
 }

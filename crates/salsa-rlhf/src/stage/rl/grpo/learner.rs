@@ -21,7 +21,7 @@ pub(super) struct Experience<'a> {
     pub rollouts: &'a Rollouts,
     /// The models of the reference: weight and log-prob of every token.
     pub references: &'a [(f64, Cow<'a, [f64]>)],
-    /// Advantage of each response.
+    /// Advantage of each token.
     pub advantages: Vec<f64>,
     /// Whether each response counts.
     pub counted: Vec<bool>,
@@ -180,7 +180,7 @@ impl Learner {
                 old_logprobs: &pick(&rollouts.logprobs),
                 references: &references,
                 lengths: &responses.iter().map(|&i| lengths[i]).collect::<Vec<_>>(),
-                advantages: &responses.iter().map(|&i| experience.advantages[i]).collect::<Vec<_>>(),
+                advantages: &pick(&experience.advantages),
                 counted: &responses.iter().map(|&i| experience.counted[i]).collect::<Vec<_>>(),
             },
             settings,

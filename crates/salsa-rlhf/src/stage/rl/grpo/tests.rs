@@ -1,6 +1,8 @@
 //! Group methods: groups of responses, resumption, references, refusals.
 use std::{fs, path::Path};
 
+use salsa_algo::group::Baseline;
+
 use super::*;
 use crate::stage::{
     fixture::{self, quiet},
@@ -112,8 +114,9 @@ fn a_resumed_run_has_the_bytes_of_a_whole_one_with_every_reference() {
 fn every_kind_of_loss_moves_the_policy_and_passes_of_any_size_agree() {
     let dir = tempfile::tempdir().unwrap();
     models(dir.path());
-    use salsa_algo::group::{Baseline, ImportanceLevel, LossType, ScaleRewards};
+    use salsa_algo::group::{ImportanceLevel, LossType};
     let kinds = [
+        (LossType::Bnpo, ImportanceLevel::Token, Baseline::None, ScaleRewards::Tokens),
         (LossType::Grpo, ImportanceLevel::Token, Baseline::Group, ScaleRewards::Group),
         (LossType::Grpo, ImportanceLevel::Sequence, Baseline::Group, ScaleRewards::Group),
         (LossType::DrGrpo, ImportanceLevel::Token, Baseline::Group, ScaleRewards::None),
@@ -148,8 +151,21 @@ fn every_kind_of_loss_moves_the_policy_and_passes_of_any_size_agree() {
 fn settings_that_mean_nothing_are_refused() {
     let dir = Path::new("nowhere");
     type Change = fn(&mut GrpoConfig);
-    let cases: [(Change, &str); 7] = [
+    let cases: [(Change, &str); 11] = [
         (|c| c.num_generations = 1, "num_generations is 1"),
+        (|c| (c.num_generations, c.baseline) = (1, Baseline::None), "say 2 or more, or scale_rewards: tokens"),
+        (
+            |c| {
+                (c.num_generations, c.baseline, c.scale_rewards) = (1, Baseline::None, ScaleRewards::Tokens);
+                c.max_sampling_rounds = 2;
+            },
+            "say 2 or more, or max_sampling_rounds: 1",
+        ),
+        (|c| c.max_sampling_rounds = 0, "max_sampling_rounds is 0"),
+        (
+            |c| c.rewards = vec![serde_json::from_value(json!({"kind": "model", "models": []})).unwrap()],
+            "rewards[1]: no",
+        ),
         (|c| c.num_generations = 5, "batch_size 12 is no multiple of num_generations 5; say batch_size: 15"),
         (|c| c.num_mini_batches = 13, "every minibatch needs a response"),
         (|c| c.kl_estimator = salsa_algo::kl::KlEstimator::K1, "its derivative has mean 0"),
@@ -166,8 +182,9 @@ fn settings_that_mean_nothing_are_refused() {
     config(dir).validate().unwrap();
 }
 
-/// A program that rewards the length of a response, and fails in the second update as long as a file exists.
-fn length_program(dir: &Path) -> RewardSource {
+/// A program that rewards a response by this expression of its `length`, in the shell, and fails in the second update as
+/// long as a file exists.
+fn length_program(dir: &Path, expression: &str) -> RewardSource {
     let (script, fault) = (dir.join("reward.sh"), dir.join("fault"));
     let text = format!(
         "while read -r line; do\n\
@@ -175,7 +192,8 @@ fn length_program(dir: &Path) -> RewardSource {
            id=${{line#*:}}; id=${{id%%,*}}\n\
            [ $id -ge 12 ] && [ -e {} ] && exit 1\n\
            text=${{line#*response}}; text=${{text%columns*}}\n\
-           echo \"{{\\\"id\\\": $id, \\\"reward\\\": ${{#text}}}}\"\n\
+           length=${{#text}}\n\
+           echo \"{{\\\"id\\\": $id, \\\"reward\\\": $(({expression}))}}\"\n\
          done\n",
         fault.display()
     );
@@ -191,7 +209,7 @@ fn length_program(dir: &Path) -> RewardSource {
 fn rewards_add_up_and_a_run_without_one_stops_where_it_can_go_on() {
     let dir = tempfile::tempdir().unwrap();
     models(dir.path());
-    let rewards = vec![length_program(dir.path())];
+    let rewards = vec![length_program(dir.path(), "length")];
     let of = |name: &str| GrpoConfig {
         output_dir: dir.path().join(name),
         rewards: rewards.clone(),
@@ -235,4 +253,72 @@ fn rewards_add_up_and_a_run_without_one_stops_where_it_can_go_on() {
     let none = GrpoConfig { rewards: Vec::new(), ..alone(r#""stop""#) };
     let error = format!("{:#}", run(&none, &quiet()).unwrap_err());
     assert!(error.starts_with("no reward is given; say reward_model_path"), "{error}");
+}
+
+#[test]
+fn groups_without_a_signal_are_replaced_and_a_run_resumes_at_its_prompt() {
+    let dir = tempfile::tempdir().unwrap();
+    models(dir.path());
+    // One response in three is right, whichever they are: groups of two are often equal.
+    let rewards = vec![length_program(dir.path(), "length % 3 == 0")];
+    let of = |name: &str, rounds: usize| GrpoConfig {
+        output_dir: dir.path().join(name),
+        reward_model_path: crate::config::paths::ModelPath::new(),
+        rewards: rewards.clone(),
+        num_generations: 2,
+        max_sampling_rounds: rounds,
+        ..config(dir.path())
+    };
+    run(&of("plain", 1), &quiet()).unwrap();
+    run(&of("whole", 20), &quiet()).unwrap();
+    let interrupted = quiet();
+    interrupted.interrupt();
+    assert!(run(&of("torn", 20), &interrupted).is_err());
+    run(&of("torn", 20), &quiet()).unwrap();
+    for name in ["model.safetensors", "metrics.jsonl"] {
+        let read = |run: &str| fs::read(dir.path().join(run).join(name)).unwrap();
+        assert!(read("whole") == read("torn"), "{name}");
+    }
+    let metric = |run: &str, name: &str| -> Vec<Option<f64>> {
+        let metrics = crate::metrics::read(&dir.path().join(run)).unwrap();
+        metrics.iter().map(|(_, metrics)| metrics.get(name)).collect()
+    };
+    assert!(metric("plain", "frac_reward_zero_std").iter().any(|share| *share > Some(0.0)));
+    assert_eq!(metric("whole", "frac_reward_zero_std"), [Some(0.0); 3]);
+    assert!(metric("whole", "sampling/replaced_groups").iter().any(|groups| *groups >= Some(1.0)));
+}
+
+#[test]
+fn reinforce_plus_plus_needs_no_groups_and_normalises_over_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    models(dir.path());
+    let config = GrpoConfig {
+        num_generations: 1,
+        baseline: Baseline::None,
+        scale_rewards: ScaleRewards::Tokens,
+        kl_in: KlIn::RewardToGo,
+        kl_estimator: salsa_algo::kl::KlEstimator::K1,
+        kl_coef: 0.1,
+        ..config(dir.path())
+    };
+    config.validate().unwrap();
+    let (run, _) = Run::open(&config, &quiet()).unwrap();
+    let (_, rollouts) = run.environment.sample(&config.setup(), &run.learner.policy, 0);
+    let rewards: Vec<f64> = (0..12).map(|i| f64::from(i % 5)).collect();
+    let kls: Vec<f64> = (0..rollouts.logprobs.len()).map(|t| (t % 3) as f64).collect();
+    let mut counted = vec![true; 12];
+    counted[3] = false;
+    let advantages = token_advantages(&config, &rollouts, &rewards, &kls, &counted);
+    let lengths = rollouts.lengths();
+    let parts = split(&advantages, &lengths);
+    let learned: Vec<f64> = (0..12).filter(|&i| counted[i]).flat_map(|i| parts[i]).copied().collect();
+    let count = learned.len() as f64;
+    let mean = learned.iter().sum::<f64>() / count;
+    let variance = learned.iter().map(|a| (a - mean).powi(2)).sum::<f64>() / count;
+    assert!(mean.abs() < 1e-12 && (variance - 1.0).abs() < 1e-12, "{mean} {variance}");
+    // Within a response, advantages differ by the KL between them, in units of the deviation.
+    let (kls, long) = (split(&kls, &lengths), parts.iter().position(|part| part.len() > 3).unwrap());
+    let step = |t: usize| (parts[long][t + 1] - parts[long][t]) / kls[long][t];
+    let steps: Vec<f64> = (0..parts[long].len() - 1).filter(|&t| kls[long][t] > 0.0).map(step).collect();
+    assert!(steps.iter().all(|step| *step > 0.0 && (step - steps[0]).abs() < 1e-9), "{steps:?}");
 }

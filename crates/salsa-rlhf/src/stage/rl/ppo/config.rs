@@ -23,7 +23,7 @@ use crate::{
         rewards::{self, RewardSource},
         rl::{
             arguments::{PenaltyArguments, RunArguments, SamplingArguments, ScoreArguments},
-            environment::Setup,
+            environment::{PromptUse, Setup},
             order::Order,
             reference::ReferenceConfig,
         },
@@ -249,6 +249,7 @@ impl PpoConfig {
             recompute: self.recompute(),
             pass: self.per_device_train_batch_size,
             order: self.order(),
+            prompts: PromptUse::InOrder,
         }
     }
 
