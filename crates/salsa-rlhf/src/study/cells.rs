@@ -15,7 +15,10 @@ use crate::{
     input,
     recipe::{self, Changes, Recipe, Source},
     report::label,
-    stage::table::{self, STAGES},
+    stage::{
+        kind::Kind,
+        table::{self, STAGES},
+    },
 };
 
 /// The base recipe of a study and the changes common to all cells.
@@ -27,6 +30,8 @@ pub struct Base {
     pub evaluate: String,
     /// The kinds of the stages that arms are made from.
     trained: Vec<String>,
+    /// The names of stages that the study adds.
+    added: Vec<String>,
 }
 
 /// An arm: a stage of the recipe and the keys that differ.
@@ -40,6 +45,14 @@ pub struct Arm {
     keys: Map<String, Value>,
     /// Key paths of the recipe with their values.
     set: Map<String, Value>,
+}
+
+/// A stage of the recipe with some other keys.
+struct Variant {
+    /// The stage of the recipe.
+    stage: String,
+    kind: &'static Kind,
+    keys: Map<String, Value>,
 }
 
 /// Suffix of the name of the stage that evaluates the models before RL.
@@ -58,12 +71,36 @@ impl Base {
             bail!("{shown}: expected `name:` and `stages:`");
         };
         ensure!(root.get("stages").is_some_and(Value::is_object), "{shown}: it has no stages");
-        let mut base = Base { path, root, evaluate: String::new(), trained: Vec::new() };
+        let mut base = Base { path, root, evaluate: String::new(), trained: Vec::new(), added: Vec::new() };
+        for (name, given) in &study.config.stages {
+            base.add(name, given).with_context(|| format!("stages.{name}"))?;
+        }
         for (key, value) in &study.config.set {
             set(&mut base.root, key, value).with_context(|| format!("set.{key}"))?;
         }
         base.evaluate = base.evaluation(&study.config.evaluate)?;
         Ok(base)
+    }
+
+    /// Adds a stage behind the one whose keys it has.
+    fn add(&mut self, name: &str, given: &Value) -> anyhow::Result<()> {
+        names::check_component("stages", name)?;
+        ensure!(!self.stages().contains_key(name), "the recipe has a stage of this name; choose another");
+        let Variant { stage, kind: _, keys } = self.variant(name, given)?;
+        let mut own = self.stages()[&stage].clone();
+        if let Value::Object(own) = &mut own {
+            keys.iter().for_each(|(key, value)| put(own, key, value.clone()));
+        }
+        let mut stages = Map::new();
+        for (known, value) in self.stages() {
+            stages.insert(known.clone(), value.clone());
+            if *known == stage {
+                stages.insert(name.to_owned(), own.clone());
+            }
+        }
+        self.root.insert("stages".to_owned(), stages.into());
+        self.added.push(name.to_owned());
+        Ok(())
     }
 
     fn evaluation(&self, wanted: &str) -> anyhow::Result<String> {
@@ -112,39 +149,48 @@ impl Base {
     /// A stage that does not exist, a key that it does not have.
     fn arm(&self, name: &str, given: &Value) -> anyhow::Result<Arm> {
         names::check_component("arms", name)?;
+        let mut given = given.clone();
+        let set = match given.as_object_mut().and_then(|keys| keys.shift_remove("set")) {
+            None => Map::new(),
+            Some(Value::Object(set)) => set,
+            Some(other) => bail!("set: expected key paths with values, got {other}"),
+        };
+        let Variant { stage, kind, keys } = self.variant(name, &given)?;
+        ensure!(kind.name != "evaluate", "stage {stage:?} evaluates; an arm is made from a stage that trains");
+        ensure!(
+            stage == name || !self.stages().contains_key(name),
+            "the recipe has another stage of this name; choose another name, or leave out `stage: {stage}`"
+        );
+        Ok(Arm { name: name.to_owned(), stage, keys, set })
+    }
+
+    /// Reads a stage that differs in some keys from a stage of the recipe: that of `stage`, or of its own name.
+    ///
+    /// # Errors
+    /// A stage that does not exist, a key that it does not have.
+    fn variant(&self, name: &str, given: &Value) -> anyhow::Result<Variant> {
         let mut keys = match given {
             Value::Object(keys) => keys.clone(),
             Value::Null => Map::new(),
             other => bail!("expected the keys in which it differs, as in `{{stage: ppo, kl_coef: 0.1}}`, got {other}"),
         };
-        let own = || names::existing(self.stages(), name);
         let stage = match keys.shift_remove("stage") {
-            None => own(),
+            None => names::existing(self.stages(), name),
             Some(Value::String(stage)) => names::existing(self.stages(), &stage),
             Some(other) => bail!("stage: expected the name of a stage, got {other}"),
-        };
-        let set = match keys.shift_remove("set") {
-            None => Map::new(),
-            Some(Value::Object(set)) => set,
-            Some(other) => bail!("set: expected key paths with values, got {other}"),
         };
         let Some(kind) = self.kind(&stage) else {
             let hint = names::hint(&stage, self.stages().keys().map(String::as_str));
             bail!("there is no stage {stage:?} in {}; {hint} or say `stage: NAME`", self.path.display());
         };
         let Some(kind) = table::find(kind) else { bail!("stage {stage:?} is of no kind that there is: {kind:?}") };
-        ensure!(kind.name != "evaluate", "stage {stage:?} evaluates; an arm is made from a stage that trains");
-        ensure!(
-            stage == name || !self.stages().contains_key(name),
-            "the recipe has another stage of this name; choose another name, or leave out `stage: {stage}`"
-        );
         let defaults = (kind.defaults)();
         for key in keys.keys() {
             if let Err(hint) = names::resolve(key, &defaults) {
                 bail!("{key}: unknown key of {}; {hint}", kind.name);
             }
         }
-        Ok(Arm { name: name.to_owned(), stage, keys, set })
+        Ok(Variant { stage, kind, keys })
     }
 
     /// The target of a factor without `set`: none if an arm uses its value; else the factor's name as a key path, the
@@ -217,7 +263,9 @@ impl Base {
                 stages.insert(arm.name.clone(), own);
             }
             if *name != arm.name {
-                stages.insert(name.clone(), stage.clone());
+                let is_added = self.added.contains(name);
+                let stage = if is_added { fill(stage, factors, setting) } else { stage.clone() };
+                stages.insert(name.clone(), stage);
             }
         }
         root.insert("stages".to_owned(), stages.into());

@@ -26,6 +26,9 @@ pub struct StudyConfig {
     pub recipe: String,
     /// The directory of the study, relative to the study file. Empty: `runs/NAME`, relative to the current directory.
     pub out: String,
+    /// Stages that the recipe lacks: names with the keys that differ from a stage of the recipe, such as
+    /// `sft-c: {stage: sft-a, seed: 13}`. Empty: none.
+    pub stages: Map<String, Value>,
     /// Key paths of the recipe with their values in every cell, such as `stages.world.sft: 500`. Empty: none.
     pub set: Map<String, Value>,
     /// The factors that are varied, each with its values; a factor whose name ends in `seed` is repeated, not compared.

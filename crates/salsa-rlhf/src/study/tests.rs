@@ -85,6 +85,27 @@ fn an_arm_may_name_a_factor_and_others_do_not_notice() {
 }
 
 #[test]
+fn a_study_may_add_stages_that_an_arm_reads() {
+    let third = "stages: {sft-c: {stage: sft-a, seed: \"${world_seed}3\"}}\n";
+    let factors = "factors: {world_seed: {values: [1, 2], set: {seed: \"${world_seed}\"}}}\n";
+    let arms = "arms: {salsa: {}, soup3: {stage: salsa, reference: {kind: soup, models: [sft-a, sft-b, sft-c]}}}\n";
+    let study = plan(&format!("{third}{factors}{arms}")).unwrap();
+    let cell = |arm: &str, seed: usize| {
+        let at = study.arms.iter().position(|known| known.name == arm).unwrap();
+        study.cells.iter().filter(|cell| cell.arm == at).nth(seed).unwrap()
+    };
+    assert!(!stages(cell("salsa", 0)).contains(&"sft-c"), "only the arm that reads it has it");
+    for (seed, expected) in [(0, 13), (1, 23)] {
+        let config = &study.node_of(cell("soup3", seed), "sft-c").unwrap().planned.config;
+        assert_eq!(config["seed"], expected);
+    }
+    let told = |stages: &str| self::told(&format!("stages: {stages}\n{factors}{arms}"));
+    assert!(told("{sft-b: {stage: sft-a}}").starts_with("stages.sft-b: the recipe has a stage of this name"));
+    assert!(told("{sft-c: {stage: sft-x}}").starts_with("stages.sft-c: there is no stage \"sft-x\" in "));
+    assert!(told("{sft-c: {stage: sft-a, sed: 1}}").starts_with("stages.sft-c: sed: unknown key of sft; did you mean"));
+}
+
+#[test]
 fn a_value_of_no_effect_makes_no_other_stage() {
     let told = told("factors: {save_steps: [1, 2]}\narms: {ppo: {}}\n");
     let expected = "factors.save_steps changes nothing: with 1 and with 2 every arm's stages are the same; it sets \

@@ -120,8 +120,10 @@ fn the_table_in_the_documents_is_that_of_the_study_that_is_kept() {
     let missing: Vec<&str> =
         rows.iter().map(String::as_str).filter(|row| !paper.lines().any(|found| found == *row)).collect();
     assert!(missing.is_empty(), "docs/paper.md lacks:\n{}", missing.join("\n"));
-    assert!(
-        kept.claims.iter().all(|claim| claim.difference.as_ref().is_some_and(|over| over.seeds.len() >= 5)),
-        "five seeds at least"
-    );
+    for claim in &kept.claims {
+        // Curves of reward against KL that do not overlap have no difference at equal KL.
+        let seeds = claim.difference.as_ref().map_or(5, |over| over.seeds.len());
+        assert!(seeds >= 5, "five seeds at least: {}", claim.claim);
+        assert!(claim.difference.is_some() || claim.verdict == "cannot tell", "{}", claim.claim);
+    }
 }
