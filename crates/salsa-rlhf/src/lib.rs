@@ -1,5 +1,6 @@
 //! SALSA: RLHF with a model soup as the KL reference, from a base checkpoint to a report.
 
+pub mod arithmetic;
 mod atomic;
 pub mod chat;
 pub mod checkpoint;

@@ -28,8 +28,7 @@ pub enum ScaleRewards {
     Batch,
     /// Nothing: a prompt on which responses differ little has little influence (Dr. GRPO).
     None,
-    /// The standard deviation over all tokens of the batch, after subtracting their mean (REINFORCE++):
-    /// [`normalize_tokens`].
+    /// The standard deviation over all tokens of the batch, after subtracting their mean (REINFORCE++).
     Tokens,
 }
 

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub enum Gold {
     /// The gold reward of the toy world.
     Kitchen,
+    /// Whether the number behind `####` answers the word problem: 1 or 0.
+    Arithmetic,
 }
 
 impl Gold {
@@ -15,6 +17,7 @@ impl Gold {
     pub fn reward(self, prompt: &str, response: &str) -> f64 {
         match self {
             Gold::Kitchen => crate::world::gold_reward(prompt, response).total,
+            Gold::Arithmetic => crate::arithmetic::reward(prompt, response),
         }
     }
 }

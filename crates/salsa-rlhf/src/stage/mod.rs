@@ -78,6 +78,7 @@ use std::{
 use anyhow::Context;
 use salsa_engine::Device;
 
+mod arithmetic;
 pub(crate) mod device;
 pub(crate) mod eval;
 #[cfg(test)]
@@ -102,6 +103,7 @@ pub(crate) mod table;
 mod tests;
 pub(crate) mod text;
 
+pub use arithmetic::ArithmeticConfig;
 pub use eval::{
     evaluate::config::EvaluateConfig,
     judge::{JudgeConfig, Protocol, StyleControl, StyleFeature, Transport},

@@ -1,5 +1,6 @@
 //! The table of stages: one line each.
 use super::{
+    arithmetic,
     eval::{evaluate, judge, landscape, winrate},
     kind::Kind,
     kitchen,
@@ -26,6 +27,7 @@ pub const STAGES: &[Kind] = &[
     Kind::of::<winrate::WinrateConfig>(),
     Kind::of::<judge::JudgeConfig>(),
     Kind::of::<kitchen::KitchenConfig>(),
+    Kind::of::<arithmetic::ArithmeticConfig>(),
     #[cfg(test)]
     Kind::of::<tests::Census>(),
 ];

@@ -66,7 +66,10 @@ impl Stage for EvaluateConfig {
 
     fn reads(&self) -> Reads {
         let reads = Reads::with_source(self.arms.get(&self.baseline), &self.chat);
-        let reads = reads.models("reward_model_path", ModelUse::RewardOfReader).models("runs", ModelUse::Metrics);
+        let reads = reads
+            .models("reward_model_path", ModelUse::RewardOfReader)
+            .models("rewards", ModelUse::RewardOfReader)
+            .models("runs", ModelUse::Metrics);
         self.datasets
             .iter()
             .enumerate()
@@ -186,7 +189,7 @@ impl<'a> Bench<'a> {
         let first = baseline.paths().into_iter().next().context("the baseline names no model")?;
         let EvaluateConfig { max_new_tokens, temperature, seed, gold, .. } = *config;
         let answering = Answering { max_new_tokens, temperature, seed, slots: *config.decode_slots, gold };
-        let syllabus = EvalSetup::open(first, &config.reward_model_path, answering, &config.chat, context)?;
+        let syllabus = EvalSetup::open(first, config.reward_list(), answering, &config.chat, context)?;
         let questions = |set: &EvalSet| {
             let EvalSet { name, dataset, max_prompts } = set;
             let max_prompt_length = config.max_prompt_length;

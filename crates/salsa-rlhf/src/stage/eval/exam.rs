@@ -1,45 +1,47 @@
 //! Answers of any model to the same questions, with the same random numbers, and their scores.
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::bail;
 use salsa_engine::{Device, Head, Model, ModelSpec, Prompt, Sampling};
+use serde_json::{Map, Value};
 
 use crate::{
     checkpoint::Checkpoint,
-    data::{Content, Records},
+    data::Content,
     report::PromptCount,
     stage::{
         StageContext,
         gold::Gold,
         memory::{MemorySettings, Order, Passed, Passes, Responses},
-        models::{
-            bases::Bases,
-            reward_model::{RewardModel, ScoreScale},
-            roles::Roles,
-        },
+        models::{bases::Bases, reward_model::ScoreScale, roles::Roles},
+        rewards::{Answered, FoundRewards, RewardSource, Rewards},
         rollout::{self, Rollouts},
         text::{
             chat_arguments::ChatArguments,
             encoder::Encoder,
-            prompts::{self, Prompts},
+            prompts::{self, Prompts, TextPrompt},
             source::DataSource,
         },
     },
 };
 
-/// Settings shared by all evaluated models, before the weights of the reward model are read.
+/// Settings shared by all evaluated models, before the weights of reward models are read.
 pub(in crate::stage) struct EvalSetup {
     encoder: Encoder,
-    reward_model: Checkpoint,
+    rewards: FoundRewards,
     answering: Answering,
     /// The shape of the evaluated models.
     pub spec: ModelSpec,
 }
 
-/// Settings and reward model shared by all evaluated models.
+/// Settings and rewards shared by all evaluated models.
 pub(in crate::stage) struct Evaluator {
     encoder: Encoder,
-    reward_model: RewardModel,
+    /// Behind a lock since the state of a program changes when it is asked.
+    rewards: Mutex<Rewards>,
     answering: Answering,
     /// Vocabulary size that the models must have.
     pub vocab_size: usize,
@@ -64,6 +66,8 @@ pub(in crate::stage) struct Answering {
 pub(in crate::stage) struct Questions {
     pub name: String,
     pub prompts: Vec<Content>,
+    /// The columns of the records, if a reward reads them; else empty mappings.
+    columns: Vec<Map<String, Value>>,
     pub tokens: Vec<Vec<u32>>,
     /// The number of prompts that are too long.
     pub left_out: usize,
@@ -95,22 +99,22 @@ pub(in crate::stage) struct Answers {
 }
 
 impl EvalSetup {
-    /// Opens the reward model, and the tokenizer and chat template of one of the evaluated models. Reads no weights.
+    /// Opens the reward models, and the tokenizer and chat template of one of the evaluated models. Reads no weights.
     ///
     /// # Errors
     /// If they cannot be used or are incompatible.
     pub(crate) fn open(
         model: &Path,
-        reward_model: &Path,
+        rewards: Vec<RewardSource>,
         answering: Answering,
         chat: &ChatArguments,
         context: &StageContext,
     ) -> anyhow::Result<EvalSetup> {
         let checkpoint = Checkpoint::open(model)?;
         let encoder = Encoder::open(&checkpoint)?.with_chat(chat);
-        let reward_model = RewardModel::find(reward_model, &checkpoint, context)?;
+        let rewards = FoundRewards::open(rewards, &checkpoint, context)?;
         let spec = checkpoint.spec.with_head(Head::LanguageModel);
-        Ok(EvalSetup { encoder, reward_model, answering, spec })
+        Ok(EvalSetup { encoder, rewards, answering, spec })
     }
 
     /// Reads and tokenises prompts, once for all models.
@@ -119,12 +123,21 @@ impl EvalSetup {
     /// If the set cannot be read, or no prompt is short enough.
     pub(crate) fn questions(&self, asked: &PromptSet<'_>, context: &StageContext) -> anyhow::Result<Questions> {
         let (longest, new) = (asked.max_prompt_length, self.answering.max_new_tokens);
-        let positions = self.spec.max_positions.min(self.reward_model.spec.max_positions);
+        let scored = self.rewards.models().map(|model| model.spec.max_positions);
+        let positions = scored.fold(self.spec.max_positions, usize::min);
         let Prompts { mut prompts, left_out } =
-            prompts::load(asked.dataset, longest, new, &self.encoder, positions, Records::Drop, context)?;
+            prompts::load(asked.dataset, longest, new, &self.encoder, positions, self.rewards.records(), context)?;
         prompts.truncate(asked.max_prompts.unwrap_or(usize::MAX));
-        let (prompts, tokens) = prompts.into_iter().map(|prompt| (prompt.content, prompt.tokens)).unzip();
-        Ok(Questions { name: asked.name.to_owned(), prompts, tokens, left_out })
+        self.rewards.check_columns(prompts.iter().map(|prompt| (&prompt.content, &prompt.columns)))?;
+        let (name, count) = (asked.name.to_owned(), prompts.len());
+        let (contents, tokens) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        let mut set = Questions { name, prompts: contents, columns: Vec::with_capacity(count), tokens, left_out };
+        for TextPrompt { content, tokens, columns } in prompts {
+            set.prompts.push(content);
+            set.tokens.push(tokens);
+            set.columns.push(columns);
+        }
+        Ok(set)
     }
 
     /// The settings that affect memory.
@@ -132,21 +145,22 @@ impl EvalSetup {
         MemorySettings { slots: self.answering.slots, ..MemorySettings::on(device) }
     }
 
-    /// Adds the memory of the reward model.
-    pub(crate) fn add_reward_model(&self, roles: &mut Roles) {
-        roles.frozen(&self.reward_model, Head::Scalar);
+    /// Adds the memory of the reward models.
+    pub(crate) fn add_reward_models(&self, roles: &mut Roles) {
+        self.rewards.models().for_each(|model| roles.frozen(model, Head::Scalar));
     }
 
     /// Adds the memory of answering all questions with a model and of scoring the answers. Answers count with their
     /// maximum length.
     pub(crate) fn add_passes(&self, sets: &[Questions], model: Passed<'_>, knobs: &MemorySettings, passes: &Passes) {
-        let reward = self.reward_model.spec.with_head(Head::Scalar);
-        let reward = Passed::new(&reward, self.reward_model.adapter().map(|adapter| &adapter.lora));
         for Questions { tokens, .. } in sets {
             let responses = Responses::new(tokens, self.answering.max_new_tokens, Order::Given);
             let slots = knobs.slots.min(tokens.len());
             responses.add_generation(model, slots, slots, passes);
-            passes.forward(reward, &self.scoring_pass(tokens));
+            for model in self.rewards.models() {
+                let adapter = model.adapter().map(|adapter| &adapter.lora);
+                passes.forward(Passed::new(&model.spec.with_head(Head::Scalar), adapter), &self.scoring_pass(tokens));
+            }
         }
     }
 
@@ -156,14 +170,14 @@ impl EvalSetup {
         responses.scoring(tokens.len(), rollout::PASS as u64)
     }
 
-    /// Reads the weights of the reward model.
+    /// Reads the weights of the reward models.
     ///
     /// # Errors
     /// If a weight cannot be read or is not finite.
     pub(crate) fn load(self, bases: &mut Bases) -> anyhow::Result<Evaluator> {
-        let EvalSetup { encoder, reward_model, answering, spec } = self;
-        let reward_model = RewardModel::load(reward_model, ScoreScale::Normalized, bases)?;
-        Ok(Evaluator { encoder, reward_model, answering, vocab_size: spec.vocab_size })
+        let EvalSetup { encoder, rewards, answering, spec } = self;
+        let rewards = Mutex::new(rewards.load(ScoreScale::Normalized, bases)?);
+        Ok(Evaluator { encoder, rewards, answering, vocab_size: spec.vocab_size })
     }
 }
 
@@ -182,18 +196,36 @@ impl Evaluator {
         let prompts: Vec<&[u32]> = set.tokens.iter().map(|tokens| &tokens[..]).collect();
         // Greedy decoding reports unscaled log-probs.
         let rollouts = Rollouts::new(&prompts, responses, if temperature > 0.0 { temperature } else { 1.0 });
-        let scores = self.reward_model.scores(&rollouts);
+        let text = |i: usize| Ok(self.encoder.decode(rollouts.response(i))?.trim().to_owned());
+        let texts = (0..rollouts.len()).map(text).collect::<anyhow::Result<Vec<String>>>()?;
+        let scores = self.score(set, &rollouts, &texts)?;
         for (what, values) in [("score", &scores), ("log-probability", &rollouts.logprobs)] {
             let bad = values.iter().find(|value| !value.is_finite());
             if let Some(bad) = bad {
                 bail!("a {what} on the set {:?} is {bad}: the numbers of the model overflow", set.name);
             }
         }
-        let text = |i: usize| Ok(self.encoder.decode(rollouts.response(i))?.trim().to_owned());
-        let texts = (0..rollouts.len()).map(text).collect::<anyhow::Result<Vec<String>>>()?;
         let answered = || set.prompts.iter().zip(&texts);
         let gold = gold.map(|gold| answered().map(|(prompt, text)| gold.reward(prompt.last_words(), text)).collect());
         Ok(Answers { rollouts, texts, scores, gold })
+    }
+
+    /// The rewards of answers.
+    fn score(&self, set: &Questions, rollouts: &Rollouts, texts: &[String]) -> anyhow::Result<Vec<f64>> {
+        let mut rewards = self.rewards.lock().unwrap_or_else(PoisonError::into_inner);
+        let answered = |i: usize| {
+            Ok(Answered {
+                prompt: &set.prompts[i],
+                columns: &set.columns[i],
+                text: texts[i].clone(),
+                tokens: rollouts.response(i).len(),
+                rendered: self.encoder.decode_with_special(&rollouts.sequences[i])?,
+                rendered_prompt: self.encoder.decode_with_special(&set.tokens[i])?,
+            })
+        };
+        let count = if rewards.reads_text() { rollouts.len() } else { 0 };
+        let answered = (0..count).map(answered).collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(rewards.of(rollouts, &answered, 0)?.total)
     }
 }
 

@@ -33,6 +33,9 @@ pub enum RewardSource {
         /// How the scores of several become one.
         #[serde(default)]
         combine: Combine,
+        /// Standard deviations subtracted by `combine: mean_minus_deviations`, at least 0.
+        #[serde(default = "one")]
+        deviations: f64,
     },
     /// A program: it reads a JSON line per response from its standard input and writes one to its standard output.
     Command {
@@ -47,9 +50,10 @@ pub enum RewardSource {
         /// Files that it consists of: they are inputs of the stage, which runs again when they change. Empty: none.
         #[serde(default)]
         files: Vec<DataPath>,
-        /// What is done when it fails.
+        /// The reward of all responses of an update for which it fails, after all retries. None: the run stops, with a
+        /// checkpoint from which it can be resumed.
         #[serde(default)]
-        on_failure: OnFailure,
+        fallback: Option<f64>,
         /// Time limit for the responses of one update, in seconds, above 0.
         #[serde(default = "minute")]
         timeout: NoEffect<f64>,
@@ -70,12 +74,13 @@ pub enum RewardSource {
         /// The column of the data that is sent as `labels`. None: empty labels.
         #[serde(default)]
         labels: Option<String>,
-        /// The environment variable with a key that is sent as a bearer token. None: no key.
+        /// The environment variable with a key, sent as a bearer token; keys are never part of a recipe. Empty: no key.
         #[serde(default)]
-        api_key_env: Option<String>,
-        /// What is done when it fails.
+        api_key_env: NoEffect<String>,
+        /// The reward of all responses of an update for which it fails, after all retries. None: the run stops, with a
+        /// checkpoint from which it can be resumed.
         #[serde(default)]
-        on_failure: OnFailure,
+        fallback: Option<f64>,
         /// Responses per request, at least 1.
         #[serde(default = "per_request")]
         batch_size: NoEffect<usize>,
@@ -94,7 +99,7 @@ pub enum RewardSource {
         /// Its weight in the sum.
         #[serde(default = "one")]
         weight: f64,
-        /// The world.
+        /// The world whose reward it is.
         world: Gold,
     },
 }
@@ -103,24 +108,13 @@ pub enum RewardSource {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Combine {
-    /// Their mean.
+    /// The mean of the scores.
     #[default]
     Mean,
-    /// The lowest one.
+    /// The lowest of the scores.
     Min,
-    /// The mean minus so many standard deviations (over the models, with divisor n).
-    MeanMinusDeviations(f64),
-}
-
-/// What happens when a reward cannot be had after all retries.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnFailure {
-    /// The run stops; a checkpoint is saved, from which it can be resumed.
-    #[default]
-    Stop,
-    /// The responses without a reward get this one; their share is logged.
-    Use(f64),
+    /// The mean minus `deviations` times the standard deviation (over the models, with divisor n).
+    MeanMinusDeviations,
 }
 
 fn one() -> f64 {
@@ -144,7 +138,7 @@ const LONGEST_WAIT: f64 = 604_800.0;
 
 impl Combine {
     /// One number from the scores of all models.
-    pub(super) fn of(self, scores: &[f64]) -> f64 {
+    pub(super) fn of(self, deviations: f64, scores: &[f64]) -> f64 {
         let count = scores.len() as f64;
         let mean = scores.iter().sum::<f64>() / count;
         match self {
@@ -153,9 +147,9 @@ impl Combine {
             Combine::Min => {
                 scores.iter().copied().reduce(|a, b| if b < a || b.is_nan() { b } else { a }).unwrap_or(mean)
             }
-            Combine::MeanMinusDeviations(times) => {
+            Combine::MeanMinusDeviations => {
                 let variance = scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / count;
-                mean - times * variance.sqrt()
+                mean - deviations * variance.sqrt()
             }
         }
     }
@@ -165,7 +159,7 @@ impl RewardSource {
     /// All rewards of a run: that of `reward_model_path`, if given, with weight 1, and the others.
     pub(in crate::stage) fn list(reward_model: &ModelPath, others: &[RewardSource]) -> Vec<RewardSource> {
         let models = vec![reward_model.clone()];
-        let model = RewardSource::Model { name: None, weight: 1.0, models, combine: Combine::Mean };
+        let model = RewardSource::Model { name: None, weight: 1.0, models, combine: Combine::Mean, deviations: 1.0 };
         let model = (!reward_model.as_os_str().is_empty()).then_some(model);
         model.into_iter().chain(others.iter().cloned()).collect()
     }
@@ -193,31 +187,23 @@ impl RewardSource {
     fn check(&self) -> anyhow::Result<()> {
         check_range("weight", self.name_and_weight().1, f64::MIN..=f64::MAX)?;
         let patience = |timeout: f64| check_range("timeout", timeout, f64::MIN_POSITIVE..=LONGEST_WAIT);
-        let fallback = |on_failure: &OnFailure| match on_failure {
-            OnFailure::Stop => Ok(()),
-            OnFailure::Use(value) => check_range("on_failure.use", *value, f64::MIN..=f64::MAX),
-        };
+        let check_fallback = |value: Option<f64>| check_range("fallback", value.unwrap_or(0.0), f64::MIN..=f64::MAX);
         match self {
-            RewardSource::Model { models, combine, .. } => {
+            RewardSource::Model { models, deviations, .. } => {
                 let given = !models.is_empty() && models.iter().all(|path| !path.as_os_str().is_empty());
                 ensure!(given, "no reward model is given; say models: [DIR]");
-                match combine {
-                    Combine::MeanMinusDeviations(times) => {
-                        check_range("combine.mean_minus_deviations", *times, 0.0..=f64::MAX)
-                    }
-                    Combine::Mean | Combine::Min => Ok(()),
-                }
+                check_range("deviations", *deviations, 0.0..=f64::MAX)
             }
-            RewardSource::Command { command, timeout, on_failure, .. } => {
+            RewardSource::Command { command, timeout, fallback, .. } => {
                 let program = command.first().is_some_and(|program| !program.is_empty());
                 ensure!(program, "command is empty; say command: [python3, reward.py]");
-                fallback(on_failure)?;
+                check_fallback(*fallback)?;
                 patience(**timeout)
             }
-            RewardSource::Http { url, timeout, on_failure, batch_size, .. } => {
+            RewardSource::Http { url, timeout, fallback, batch_size, .. } => {
                 super::remote::check_address(url)?;
                 check_count("batch_size", **batch_size as u64, crate::stage::keys::MOST_SEQUENCES)?;
-                fallback(on_failure)?;
+                check_fallback(*fallback)?;
                 patience(**timeout)
             }
             RewardSource::Gold { .. } => Ok(()),
@@ -238,12 +224,13 @@ impl RewardSource {
     }
 }
 
-/// Checks a list of rewards.
+/// Checks a list of rewards next to a reward model.
 ///
 /// # Errors
 /// If a value is invalid, or two rewards have one name; the error names the place.
-pub(in crate::stage) fn check(rewards: &[RewardSource]) -> anyhow::Result<()> {
-    let mut known = BTreeSet::new();
+pub(in crate::stage) fn check(reward_model: &ModelPath, rewards: &[RewardSource]) -> anyhow::Result<()> {
+    let alone = RewardSource::list(reward_model, &[]);
+    let mut known: BTreeSet<&str> = alone.iter().map(|reward| reward.name_and_weight().0).collect();
     for (at, reward) in rewards.iter().enumerate() {
         reward.check().with_context(|| format!("rewards[{at}]"))?;
         let (name, _) = reward.name_and_weight();

@@ -4,6 +4,7 @@
 //!
 //! May import `models`, `text`, `lifecycle` and modules directly in `stage`.
 use anyhow::ensure;
+use serde_json::{Map, Value};
 
 use super::{
     StageContext,
@@ -12,9 +13,12 @@ use super::{
         reward_model::{RewardModel, ScoreScale},
     },
     rollout::Rollouts,
-    text::prompts::TextPrompt,
 };
-use crate::{checkpoint::Checkpoint, metrics::Metrics};
+use crate::{
+    checkpoint::Checkpoint,
+    data::{Content, Records},
+    metrics::Metrics,
+};
 
 pub(in crate::stage) mod config;
 mod program;
@@ -23,16 +27,18 @@ mod remote;
 mod tests;
 mod unavailable;
 
+use config::Combine;
 pub(in crate::stage) use config::RewardSource;
-use config::{Combine, OnFailure};
 use program::Program;
 use remote::Remote;
 pub(in crate::stage) use unavailable::Unavailable;
 
 /// A response, as rewards see it.
 pub(in crate::stage) struct Answered<'a> {
-    /// The prompt, with the columns of its record.
-    pub prompt: &'a TextPrompt,
+    /// The prompt.
+    pub prompt: &'a Content,
+    /// The columns of its record.
+    pub columns: &'a Map<String, Value>,
     /// The response as text, without special tokens and surrounding white space.
     pub text: String,
     /// Its number of tokens, the end token included.
@@ -44,11 +50,11 @@ pub(in crate::stage) struct Answered<'a> {
 }
 
 /// Rewards whose checkpoints are open. No weights are read yet.
-pub(in crate::stage) struct FoundRewards<'a> {
+pub(in crate::stage) struct FoundRewards {
     sources: Vec<RewardSource>,
     /// The reward models of each source.
     models: Vec<Vec<Checkpoint>>,
-    context: &'a StageContext,
+    context: StageContext,
 }
 
 /// The rewards of a run.
@@ -63,11 +69,12 @@ struct Reward {
     by: By,
 }
 
-/// What computes a reward.
+/// What computes a reward; with programs and servers the fallback, if there is one.
 enum By {
-    Models(Vec<RewardModel>, Combine),
-    Program(Program, OnFailure),
-    Remote(Remote, OnFailure),
+    /// Reward models, how their scores become one, and the deviations that are subtracted.
+    Models(Vec<RewardModel>, Combine, f64),
+    Program(Program, Option<f64>),
+    Remote(Remote, Option<f64>),
     Gold(super::gold::Gold),
 }
 
@@ -79,7 +86,7 @@ pub(in crate::stage) struct Scores {
     each: Vec<(String, Vec<f64>, f64)>,
 }
 
-impl<'a> FoundRewards<'a> {
+impl FoundRewards {
     /// Opens the checkpoints of all reward models and checks them against the policy's.
     ///
     /// # Errors
@@ -87,8 +94,8 @@ impl<'a> FoundRewards<'a> {
     pub(in crate::stage) fn open(
         sources: Vec<RewardSource>,
         policy: &Checkpoint,
-        context: &'a StageContext,
-    ) -> anyhow::Result<FoundRewards<'a>> {
+        context: &StageContext,
+    ) -> anyhow::Result<FoundRewards> {
         ensure!(
             !sources.is_empty(),
             "no reward is given; say reward_model_path: DIR (or --reward_model DIR), or list others under rewards"
@@ -100,7 +107,7 @@ impl<'a> FoundRewards<'a> {
             _ => Ok(Vec::new()),
         };
         let models = sources.iter().map(open).collect::<anyhow::Result<_>>()?;
-        Ok(FoundRewards { sources, models, context })
+        Ok(FoundRewards { sources, models, context: context.clone() })
     }
 
     /// All reward models.
@@ -108,20 +115,23 @@ impl<'a> FoundRewards<'a> {
         self.models.iter().flatten()
     }
 
-    /// Whether a reward reads texts.
-    pub(in crate::stage) fn reads_text(&self) -> bool {
-        self.sources.iter().any(RewardSource::reads_text)
+    /// Whether a reward reads the records of the data.
+    pub(in crate::stage) fn records(&self) -> Records {
+        if self.sources.iter().any(RewardSource::reads_text) { Records::Keep } else { Records::Drop }
     }
 
     /// Checks that every record has the columns that a reward reads.
     ///
     /// # Errors
     /// If one is missing; the error names reward, column and prompt.
-    pub(in crate::stage) fn check_columns(&self, prompts: &[TextPrompt]) -> anyhow::Result<()> {
+    pub(in crate::stage) fn check_columns<'p>(
+        &self,
+        prompts: impl Iterator<Item = (&'p Content, &'p Map<String, Value>)> + Clone,
+    ) -> anyhow::Result<()> {
         for source in &self.sources {
             let Some(column) = source.column() else { continue };
             let (name, _) = source.name_and_weight();
-            if let Some(prompt) = prompts.iter().find(|prompt| !prompt.columns.contains_key(column)) {
+            if let Some((prompt, _)) = prompts.clone().find(|(_, columns)| !columns.contains_key(column)) {
                 let what = format!("reward {name} reads the column {column:?}, which a record of the data lacks");
                 return Err(Unavailable::new(what, Some(prompt)).into());
             }
@@ -139,24 +149,22 @@ impl<'a> FoundRewards<'a> {
             let (name, weight) = source.name_and_weight();
             let (name, weight) = (name.to_owned(), weight);
             let by = match source {
-                RewardSource::Model { combine, .. } => {
+                RewardSource::Model { combine, deviations, .. } => {
                     let load = |checkpoint| RewardModel::load(checkpoint, scale, bases);
-                    By::Models(models.into_iter().map(load).collect::<anyhow::Result<_>>()?, combine)
+                    By::Models(models.into_iter().map(load).collect::<anyhow::Result<_>>()?, combine, deviations)
                 }
-                RewardSource::Command { command, timeout, max_retries, on_failure, .. } => {
-                    By::Program(Program::new(&name, command, *timeout, *max_retries), on_failure)
+                RewardSource::Command { command, timeout, max_retries, fallback, .. } => {
+                    By::Program(Program::new(&name, command, *timeout, *max_retries), fallback)
                 }
-                RewardSource::Http {
-                    url, labels, api_key_env, batch_size, timeout, max_retries, on_failure, ..
-                } => {
-                    let remote = Remote::new(&name, url, labels, api_key_env.as_deref())?;
-                    By::Remote(remote.with_limits(*batch_size, *timeout, *max_retries), on_failure)
+                RewardSource::Http { url, labels, api_key_env, batch_size, timeout, max_retries, fallback, .. } => {
+                    let remote = Remote::new(&name, url, labels, &api_key_env)?;
+                    By::Remote(remote.with_limits(*batch_size, *timeout, *max_retries), fallback)
                 }
                 RewardSource::Gold { world, .. } => By::Gold(world),
             };
             list.push(Reward { name, weight, by });
         }
-        Ok(Rewards { list, context: self.context.clone() })
+        Ok(Rewards { list, context: self.context })
     }
 }
 
@@ -165,7 +173,7 @@ impl Rewards {
     #[cfg(test)]
     pub(in crate::stage) fn first_model(&self) -> &salsa_engine::Model {
         let models = self.list.iter().filter_map(|reward| match &reward.by {
-            By::Models(models, _) => models.first(),
+            By::Models(models, ..) => models.first(),
             _ => None,
         });
         &models.into_iter().next().expect("a test has a reward model").model
@@ -218,42 +226,41 @@ impl By {
         context: &StageContext,
     ) -> anyhow::Result<(Vec<f64>, f64)> {
         match self {
-            By::Models(models, combine) => {
+            By::Models(models, combine, deviations) => {
                 let each: Vec<Vec<f64>> = models.iter().map(|model| model.scores(rollouts)).collect();
-                let of = |at| combine.of(&each.iter().map(|scores: &Vec<f64>| scores[at]).collect::<Vec<_>>());
+                let of =
+                    |at| combine.of(*deviations, &each.iter().map(|scores: &Vec<f64>| scores[at]).collect::<Vec<_>>());
                 // One model's scores are not recomputed: `Mean` of one number is that number, bit by bit.
                 Ok(((0..rollouts.len()).map(of).collect(), 0.0))
             }
-            By::Program(program, on_failure) => {
-                on_failure.apply(program.rewards(answered, first, context), answered.len(), context)
+            By::Program(program, fallback) => {
+                or_fallback(program.rewards(answered, first, context), *fallback, answered.len(), context)
             }
-            By::Remote(remote, on_failure) => {
-                on_failure.apply(remote.rewards(answered, context), answered.len(), context)
+            By::Remote(remote, fallback) => {
+                or_fallback(remote.rewards(answered, context), *fallback, answered.len(), context)
             }
             By::Gold(world) => {
-                let of = |one: &Answered<'_>| world.reward(one.prompt.content.last_words(), &one.text);
+                let of = |one: &Answered<'_>| world.reward(one.prompt.last_words(), &one.text);
                 Ok((answered.iter().map(of).collect(), 0.0))
             }
         }
     }
 }
 
-impl OnFailure {
-    /// Replaces a failure by the fallback, if there is one and the run was not interrupted.
-    fn apply(
-        self,
-        rewards: anyhow::Result<Vec<f64>>,
-        count: usize,
-        context: &StageContext,
-    ) -> anyhow::Result<(Vec<f64>, f64)> {
-        match (rewards, self) {
-            (Ok(rewards), _) => Ok((rewards, 0.0)),
-            (Err(error), OnFailure::Use(value)) if error.is::<Unavailable>() && !context.interrupted() => {
-                context.say(&format!("{error:#}; {count} responses get {value}"));
-                Ok((vec![value; count], 1.0))
-            }
-            (Err(error), _) => Err(error),
+/// Replaces a failure by the fallback, if there is one and the run was not interrupted.
+fn or_fallback(
+    rewards: anyhow::Result<Vec<f64>>,
+    fallback: Option<f64>,
+    count: usize,
+    context: &StageContext,
+) -> anyhow::Result<(Vec<f64>, f64)> {
+    match (rewards, fallback) {
+        (Ok(rewards), _) => Ok((rewards, 0.0)),
+        (Err(error), Some(value)) if error.is::<Unavailable>() && !context.interrupted() => {
+            context.say(&format!("{error:#}; {count} responses get {value}"));
+            Ok((vec![value; count], 1.0))
         }
+        (Err(error), _) => Err(error),
     }
 }
 

@@ -162,9 +162,9 @@ fn lines(answered: &[Answered<'_>], first: u64) -> String {
     for (at, one) in answered.iter().enumerate() {
         let line = json!({
             "id": first + at as u64,
-            "prompt": one.prompt.content,
+            "prompt": one.prompt,
             "response": one.text,
-            "columns": one.prompt.columns,
+            "columns": one.columns,
         });
         text += &line.to_string();
         text.push('\n');

@@ -54,13 +54,9 @@ pub(super) fn check_address(url: &str) -> anyhow::Result<()> {
 impl Remote {
     /// # Errors
     /// If the variable of the key is not set, or holds no key.
-    pub(super) fn new(
-        name: &str,
-        url: String,
-        labels: Option<String>,
-        api_key_env: Option<&str>,
-    ) -> anyhow::Result<Remote> {
-        let authorization = api_key_env.map(|variable| {
+    pub(super) fn new(name: &str, url: String, labels: Option<String>, api_key_env: &str) -> anyhow::Result<Remote> {
+        let variable = Some(api_key_env).filter(|variable| !variable.is_empty());
+        let authorization = variable.map(|variable| {
             let key = env::var(variable).ok().map(|key| key.trim().to_owned()).filter(|key| !key.is_empty());
             let key = key.with_context(|| format!("reward {name}: the environment has no key in {variable}"))?;
             let can_be_sent = key.bytes().all(|byte| (0x21..=0x7e).contains(&byte));
@@ -124,7 +120,7 @@ impl Remote {
     fn body(&self, part: &[Answered<'_>]) -> anyhow::Result<Value> {
         let label = |one: &Answered<'_>| match &self.labels {
             None => Ok(Value::String(String::new())),
-            Some(column) => one.prompt.columns.get(column).cloned().with_context(|| {
+            Some(column) => one.columns.get(column).cloned().with_context(|| {
                 format!("reward {}: a record of the data has no column {column:?} (labels)", self.name)
             }),
         };

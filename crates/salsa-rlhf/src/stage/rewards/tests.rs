@@ -10,7 +10,8 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use super::{program::Program, remote::Remote, *};
-use crate::{data::Content, stage::fixture::quiet};
+use crate::config::paths::ModelPath;
+use crate::stage::{fixture::quiet, text::prompts::TextPrompt};
 
 fn prompts(count: usize) -> Vec<TextPrompt> {
     let prompt = |i: usize| TextPrompt {
@@ -22,13 +23,16 @@ fn prompts(count: usize) -> Vec<TextPrompt> {
 }
 
 fn answered(prompts: &[TextPrompt]) -> Vec<Answered<'_>> {
-    let one = |prompt| Answered {
-        prompt,
-        text: "yes, \"so\"\nit is".to_owned(),
-        tokens: 3,
-        rendered: "<s>q</s>yes".to_owned(),
-        rendered_prompt: "<s>q</s>".to_owned(),
-    };
+    fn one(prompt: &TextPrompt) -> Answered<'_> {
+        Answered {
+            prompt: &prompt.content,
+            columns: &prompt.columns,
+            text: "yes, \"so\"\nit is".to_owned(),
+            tokens: 3,
+            rendered: "<s>q</s>yes".to_owned(),
+            rendered_prompt: "<s>q</s>".to_owned(),
+        }
+    }
     prompts.iter().map(one).collect()
 }
 
@@ -195,7 +199,7 @@ fn a_server_is_asked_in_openrlhfs_form_and_every_wrong_reply_is_refused() {
     ];
     for reply in replies {
         let (url, served) = server(vec![reply.to_owned(), good.clone()]);
-        let remote = Remote::new("r", url, Some("answer".to_owned()), None).unwrap().with_limits(64, 5.0, 1);
+        let remote = Remote::new("r", url, Some("answer".to_owned()), "").unwrap().with_limits(64, 5.0, 1);
         assert_eq!(remote.rewards(&answered(&prompts), &quiet()).unwrap(), [1.0, 2.5, -3.0], "{reply}");
         let expected = json!({
             "query": vec!["<s>q</s>yes"; 3], "prompts": vec!["<s>q</s>"; 3], "labels": [0, 1, 2]
@@ -203,10 +207,10 @@ fn a_server_is_asked_in_openrlhfs_form_and_every_wrong_reply_is_refused() {
         assert_eq!(served.join().unwrap(), [expected.clone(), expected], "the same is asked again");
     }
     let (url, _served) = server(vec![r#"{"rewards": [1, "x", 3]}"#.to_owned()]);
-    let remote = Remote::new("r", url.clone(), None, None).unwrap().with_limits(64, 5.0, 0);
+    let remote = Remote::new("r", url.clone(), None, "").unwrap().with_limits(64, 5.0, 0);
     let error = remote.rewards(&answered(&prompts), &quiet()).unwrap_err();
     assert_eq!(error.to_string(), format!("reward r: {url} replied with \"x\" as a reward (prompt \"question 1\")"));
-    let remote = Remote::new("r", "http://localhost:1/x".to_owned(), Some("solution".to_owned()), None).unwrap();
+    let remote = Remote::new("r", "http://localhost:1/x".to_owned(), Some("solution".to_owned()), "").unwrap();
     let error = remote.rewards(&answered(&prompts), &quiet()).unwrap_err();
     assert!(error.to_string().contains("no column \"solution\""), "{error}");
 }
@@ -214,13 +218,13 @@ fn a_server_is_asked_in_openrlhfs_form_and_every_wrong_reply_is_refused() {
 #[test]
 fn an_ensemble_is_its_mean_its_minimum_or_the_mean_less_deviations() {
     let scores = [1.0, 2.0, 6.0];
-    assert_eq!(Combine::Mean.of(&scores), 3.0);
-    assert_eq!(Combine::Min.of(&scores), 1.0);
+    assert_eq!(Combine::Mean.of(1.0, &scores), 3.0);
+    assert_eq!(Combine::Min.of(1.0, &scores), 1.0);
     // Variance (4 + 1 + 9) / 3 = 14 / 3.
     let expected = 3.0 - 0.5 * (14.0f64 / 3.0).sqrt();
-    assert!((Combine::MeanMinusDeviations(0.5).of(&scores) - expected).abs() < 1e-12);
-    assert!(Combine::Min.of(&[1.0, f64::NAN, 2.0]).is_nan() && Combine::Mean.of(&[f64::NAN]).is_nan());
-    assert_eq!(Combine::Mean.of(&[0.1]), 0.1);
+    assert!((Combine::MeanMinusDeviations.of(0.5, &scores) - expected).abs() < 1e-12);
+    assert!(Combine::Min.of(1.0, &[1.0, f64::NAN, 2.0]).is_nan() && Combine::Mean.of(1.0, &[f64::NAN]).is_nan());
+    assert_eq!(Combine::Mean.of(1.0, &[0.1]), 0.1);
 }
 
 #[test]
@@ -235,17 +239,17 @@ fn a_list_of_rewards_is_checked_by_place() {
             r#"[{"kind": "gold", "world": "kitchen"}, {"kind": "gold", "world": "kitchen"}]"#,
             "rewards[1]: an earlier reward is called \"gold\", too",
         ),
-        (
-            r#"[{"kind": "model", "models": ["a"], "combine": {"mean_minus_deviations": -1}}]"#,
-            "rewards[0]: combine.mean_minus_deviations is -1",
-        ),
+        (r#"[{"kind": "model", "models": ["a"], "deviations": -1}]"#, "rewards[0]: deviations is -1"),
         (r#"[{"kind": "command", "command": ["x"], "timeout": 0}]"#, "rewards[0]: timeout is 0"),
     ] {
-        let error = format!("{:#}", config::check(&parse(text)).unwrap_err());
+        let error = format!("{:#}", config::check(&ModelPath::from("reward"), &parse(text)).unwrap_err());
         assert!(error.starts_with(expected), "{expected}\n{error}");
     }
     let fine = r#"[{"kind": "gold", "world": "kitchen"}, {"kind": "gold", "world": "kitchen", "name": "again"}]"#;
-    config::check(&parse(fine)).unwrap();
+    config::check(&ModelPath::new(), &parse(fine)).unwrap();
+    let two = parse(r#"[{"kind": "model", "models": ["b"]}]"#);
+    config::check(&ModelPath::new(), &two).unwrap();
+    assert!(config::check(&ModelPath::from("a"), &two).unwrap_err().to_string().contains("is called \"model\", too"));
 }
 
 fn text_to_json(text: &str) -> Value {

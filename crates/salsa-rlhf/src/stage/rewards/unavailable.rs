@@ -1,7 +1,7 @@
 //! A reward that could not be had.
 use std::{error::Error, fmt};
 
-use crate::stage::text::prompts::TextPrompt;
+use crate::data::Content;
 
 /// A reward could not be had, after all retries. Nothing was learned from the responses, so a run can be resumed with
 /// the same ones.
@@ -16,9 +16,9 @@ const SHOWN: usize = 120;
 
 impl Unavailable {
     /// What happened, with the prompt of the response it happened to, if it was one.
-    pub(super) fn new(what: impl Into<String>, prompt: Option<&TextPrompt>) -> Unavailable {
-        let shown = |prompt: &TextPrompt| {
-            let words = prompt.content.last_words();
+    pub(super) fn new(what: impl Into<String>, prompt: Option<&Content>) -> Unavailable {
+        let shown = |prompt: &Content| {
+            let words = prompt.last_words();
             let start: String = words.chars().take(SHOWN).collect();
             let more = if start.len() < words.len() { "…" } else { "" };
             format!("{start:?}{more}")

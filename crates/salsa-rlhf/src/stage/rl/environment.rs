@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{
     checkpoint::Checkpoint,
-    data::Records,
     metrics::{Metrics, names},
     stage::{
         StageContext,
@@ -125,10 +124,10 @@ impl Environment {
             setup.sampling.response_length,
             &encoder,
             positions,
-            if found.reads_text() { Records::Keep } else { Records::Drop },
+            found.records(),
             context,
         )?;
-        found.check_columns(&prompts)?;
+        found.check_columns(prompts.iter().map(|prompt| (&prompt.content, &prompt.columns)))?;
         let critic_origin = Checkpoint::open(found.models().next().unwrap_or(&source).dir())?;
         Plan::open(setup, &found, &critic_origin)?.check_memory(setup, &prompts, context)?;
         let mut bases = Bases::on(&context.device);
@@ -213,7 +212,8 @@ impl Environment {
                 false => Ok(String::new()),
             };
             Ok(Answered {
-                prompt: &self.prompts[at],
+                prompt: &self.prompts[at].content,
+                columns: &self.prompts[at].columns,
                 text: self.encoder.decode(rollouts.response(i))?.trim().to_owned(),
                 tokens: rollouts.response(i).len(),
                 rendered: rendered(&rollouts.sequences[i])?,

@@ -22,7 +22,7 @@ use crate::{
 /// The opened checkpoints of a run.
 pub(super) struct Plan<'a> {
     policy: Vec<Checkpoint>,
-    rewards: &'a FoundRewards<'a>,
+    rewards: &'a FoundRewards,
     /// What a separate critic starts from.
     critic: &'a Checkpoint,
     /// The frozen language models without repetition, each as a list of ingredients.
@@ -36,7 +36,7 @@ impl<'a> Plan<'a> {
     /// If one is incomplete or no language model, or ingredients are incompatible.
     pub(super) fn open(
         setup: &Setup<'_>,
-        rewards: &'a FoundRewards<'a>,
+        rewards: &'a FoundRewards,
         critic: &'a Checkpoint,
     ) -> anyhow::Result<Plan<'a>> {
         let reference = setup.reference.frozen(setup.model).context("reference")?;

@@ -24,6 +24,7 @@ use crate::{
         },
         memory::{self, MemorySettings, Need, Passed, Passes, Saving, part},
         models::{bases::Bases, roles::Roles},
+        rewards::RewardSource,
         text::{chat_arguments::ChatArguments, encoder::Encoder, source::DataSource},
     },
 };
@@ -207,7 +208,8 @@ impl Criterion {
         };
         let GreedyConfig { max_new_tokens, temperature, seed, decode_slots: NoEffect(slots), .. } = *greedy;
         let answering = Answering { max_new_tokens, temperature, seed, slots, gold: None };
-        let syllabus = EvalSetup::open(model.dir(), reward_model, answering, &greedy.chat, context)?;
+        let syllabus =
+            EvalSetup::open(model.dir(), RewardSource::list(reward_model, &[]), answering, &greedy.chat, context)?;
         let asked = PromptSet {
             name: "greedy",
             dataset: &greedy.dataset,
@@ -217,7 +219,7 @@ impl Criterion {
         let questions = [syllabus.questions(&asked, context)?];
         let need = |knobs: &MemorySettings| {
             let mut roles = Roles::new(knobs.dtype);
-            syllabus.add_reward_model(&mut roles);
+            syllabus.add_reward_models(&mut roles);
             let (mut need, passes) = (with_soup(roles, &model.spec), Passes::new(knobs));
             syllabus.add_passes(&questions, Passed::new(&syllabus.spec, None), knobs, &passes);
             need.add(part::GENERATION, passes.bytes());

@@ -16,6 +16,7 @@ use crate::{
         gold::Gold,
         keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_range},
         models::model_source::ModelSource,
+        rewards::{self, RewardSource},
         text::{chat_arguments::ChatArguments, source::DataSource},
     },
 };
@@ -32,8 +33,10 @@ pub struct EvaluateConfig {
     pub baseline: String,
     /// The sets of prompts, answered by every arm.
     pub datasets: Vec<EvalSet>,
-    /// The reward model that scores every answer.
+    /// The reward model that scores every answer. None: if `rewards` has others.
     pub reward_model_path: ModelPath,
+    /// More rewards, as in `salsa ppo`; the score of an answer is their sum. Empty: none.
+    pub rewards: Vec<RewardSource>,
     /// Models that each arm's KL is measured against, by names of your choice; `kl_NAME` in the results. Empty: none.
     pub anchors: BTreeMap<String, ModelSource>,
     /// Additional pairs of arms to compare, the first against the second, such as `[[salsa, ppo]]`. Empty: none.
@@ -103,6 +106,7 @@ impl Default for EvaluateConfig {
             baseline: "sft_a".into(),
             datasets: Vec::new(),
             reward_model_path: ModelPath::new(),
+            rewards: Vec::new(),
             anchors: BTreeMap::new(),
             comparisons: Vec::new(),
             landscape: None,
@@ -125,6 +129,11 @@ impl Default for EvaluateConfig {
 }
 
 impl EvaluateConfig {
+    /// All rewards.
+    pub(super) fn reward_list(&self) -> Vec<RewardSource> {
+        RewardSource::list(&self.reward_model_path, &self.rewards)
+    }
+
     /// Checks that the values are consistent.
     ///
     /// # Errors
@@ -151,6 +160,7 @@ impl EvaluateConfig {
         for arm in self.runs.keys() {
             ensure!(known(arm), "runs names {arm:?}, which is not among the arms");
         }
+        rewards::config::check(&self.reward_model_path, &self.rewards)?;
         check_range("temperature", self.temperature.into(), f64::MIN_POSITIVE..=f64::from(f32::MAX))?;
         check_count("max_new_tokens", self.max_new_tokens as u64, MOST_TOKENS)?;
         check_count("decode_slots", *self.decode_slots as u64, MOST_SEQUENCES)?;

@@ -82,7 +82,7 @@ impl Plan<'_> {
         let turns: Vec<Turn<'_>> = arms.chain(line.as_ref().map(Turn::Line)).collect();
         let need = |knobs: &MemorySettings| {
             let mut roles = Roles::new(knobs.dtype);
-            syllabus.add_reward_model(&mut roles);
+            syllabus.add_reward_models(&mut roles);
             self.anchors.iter().for_each(|models| roles.source(models));
             roles.in_turn(&turns, |roles, turn| turn.add(roles));
             if let Some(spec) = &line {

@@ -16,6 +16,7 @@ use crate::{
         },
         memory::{self, MemorySettings, Passed, Passes, Saving, part},
         models::{bases::Bases, roles::Roles},
+        rewards::RewardSource,
         text::encoder::Encoder,
     },
 };
@@ -46,7 +47,13 @@ impl<'a> Survey<'a> {
     pub(super) fn open(config: &'a LandscapeConfig, context: &StageContext) -> anyhow::Result<Survey<'a>> {
         let LandscapeConfig { max_new_tokens, max_prompts, max_prompt_length, temperature, seed, gold, .. } = *config;
         let answering = Answering { max_new_tokens, temperature, seed, slots: *config.decode_slots, gold };
-        let syllabus = EvalSetup::open(&config.models[0], &config.reward_model_path, answering, &config.chat, context)?;
+        let syllabus = EvalSetup::open(
+            &config.models[0],
+            RewardSource::list(&config.reward_model_path, &[]),
+            answering,
+            &config.chat,
+            context,
+        )?;
         let asked = PromptSet { name: "prompts", dataset: &config.prompts, max_prompts, max_prompt_length };
         let questions = syllabus.questions(&asked, context)?;
         let held_out = match &config.eval_dataset {
@@ -63,7 +70,7 @@ impl<'a> Survey<'a> {
         let questions = [questions];
         let need = |knobs: &MemorySettings| {
             let mut roles = Roles::new(knobs.dtype);
-            syllabus.add_reward_model(&mut roles);
+            syllabus.add_reward_models(&mut roles);
             // The models and their mean.
             roles.ingredients(&syllabus.spec, config.models.len() + 1);
             roles.changing(&syllabus.spec);

@@ -226,7 +226,7 @@ impl GrpoConfig {
              or kl_in: reward"
         );
         self.scores.validate()?;
-        rewards::config::check(&self.reward_list())?;
+        rewards::config::check(&self.reward_model_path, &self.rewards)?;
         self.optimizer.validate()?;
         self.anchors.keys().try_for_each(|name| names::check_component("anchors", name))?;
         let lowest_limit = 1.0 + self.epsilon_high.unwrap_or(self.epsilon);

@@ -164,7 +164,7 @@ fn settings_that_mean_nothing_are_refused() {
         (|c| c.max_sampling_rounds = 0, "max_sampling_rounds is 0"),
         (
             |c| c.rewards = vec![serde_json::from_value(json!({"kind": "model", "models": []})).unwrap()],
-            "rewards[1]: no",
+            "rewards[0]: no",
         ),
         (|c| c.num_generations = 5, "batch_size 12 is no multiple of num_generations 5; say batch_size: 15"),
         (|c| c.num_mini_batches = 13, "every minibatch needs a response"),
@@ -237,20 +237,20 @@ fn rewards_add_up_and_a_run_without_one_stops_where_it_can_go_on() {
 
     // Without a reward model; a failure may count as a reward, if that is asked for.
     fs::write(dir.path().join("fault"), "").unwrap();
-    let alone = |on_failure: &str| {
+    let alone = |fallback: Option<f64>| {
         let mut reward = serde_json::to_value(&rewards[0]).unwrap();
-        reward["on_failure"] = serde_json::from_str(on_failure).unwrap();
+        reward["fallback"] = json!(fallback);
         let rewards = vec![serde_json::from_value(reward).unwrap()];
         GrpoConfig { reward_model_path: crate::config::paths::ModelPath::new(), rewards, ..of("alone") }
     };
-    assert!(run(&alone(r#""stop""#), &quiet()).is_err());
+    assert!(run(&alone(None), &quiet()).is_err());
     fs::remove_dir_all(dir.path().join("alone")).unwrap();
-    run(&alone(r#"{"use": -1.0}"#), &quiet()).unwrap();
+    run(&alone(Some(-1.0)), &quiet()).unwrap();
     let metrics = crate::metrics::read(&dir.path().join("alone")).unwrap();
     let get = |update: usize, name: &str| metrics[update].1.get(name);
     assert_eq!((get(0, "rewards/length/failed"), get(1, "rewards/length/failed")), (None, Some(1.0)));
     assert_eq!(get(1, "rewards/length/mean"), Some(-1.0));
-    let none = GrpoConfig { rewards: Vec::new(), ..alone(r#""stop""#) };
+    let none = GrpoConfig { rewards: Vec::new(), ..alone(None) };
     let error = format!("{:#}", run(&none, &quiet()).unwrap_err());
     assert!(error.starts_with("no reward is given; say reward_model_path"), "{error}");
 }

@@ -185,7 +185,7 @@ impl PpoConfig {
         }
         self.penalty.validate()?;
         self.scores.validate()?;
-        rewards::config::check(&self.reward_list())?;
+        rewards::config::check(&self.reward_model_path, &self.rewards)?;
         self.optimizer.validate()?;
         self.anchors.keys().try_for_each(|name| names::check_component("anchors", name))?;
         ensure!(
