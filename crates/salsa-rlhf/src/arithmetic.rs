@@ -2,9 +2,9 @@
 //! learning from a rule instead of a reward model.
 //!
 //! ```text
-//! question   Mia has 14 shells. She finds 9 more. She gives away 6. How many shells does she have now?
-//! worked     14 + 9 = 23. 23 - 6 = 17. #### 17
-//! direct     #### 17
+//! question   Mia has 7 shells. She finds 2 more. She gives 3 away. How many shells does she have now?
+//! worked     7 + 2 = 9. 9 - 3 = 6. #### 6
+//! direct     #### 6
 //! ```
 //!
 //! Demonstrations are of both kinds. A small model seldom guesses the number directly, and seldom goes wrong step by step,
@@ -53,10 +53,10 @@ struct Change {
 }
 
 /// The largest number of a problem.
-pub const LARGEST: i64 = 99;
+pub const LARGEST: i64 = 9;
 
 /// The largest amount of a change.
-pub const LARGEST_CHANGE: i64 = 9;
+pub const LARGEST_CHANGE: i64 = 5;
 
 /// Steps of the problems of training, validation and test.
 const STEPS: [u64; 2] = [2, 3];
@@ -162,8 +162,8 @@ impl Change {
 ///
 /// ```
 /// use salsa_rlhf::arithmetic::answer_to;
-/// let question = "Mia has 14 shells. She finds 9 more. She gives 6 away. How many shells does she have now?";
-/// assert_eq!(answer_to(question), Some(17));
+/// let question = "Mia has 7 shells. She finds 2 more. She gives 3 away. How many shells does she have now?";
+/// assert_eq!(answer_to(question), Some(6));
 /// assert_eq!(answer_to("How many shells does she have now?"), None);
 /// ```
 pub fn answer_to(question: &str) -> Option<i64> {
@@ -182,10 +182,10 @@ pub fn answer_to(question: &str) -> Option<i64> {
 ///
 /// ```
 /// use salsa_rlhf::arithmetic::reward;
-/// let question = "Mia has 14 shells. She finds 9 more. She gives 6 away. How many shells does she have now?";
-/// assert_eq!(reward(question, "14 + 9 = 23. 23 - 6 = 17. #### 17"), 1.0);
-/// assert_eq!(reward(question, "#### 18"), 0.0);
-/// assert_eq!(reward(question, "14 + 9 = 23. 23 - 6 = 17."), 0.0);
+/// let question = "Mia has 7 shells. She finds 2 more. She gives 3 away. How many shells does she have now?";
+/// assert_eq!(reward(question, "7 + 2 = 9. 9 - 3 = 6. #### 6"), 1.0);
+/// assert_eq!(reward(question, "#### 5"), 0.0);
+/// assert_eq!(reward(question, "7 + 2 = 9. 9 - 3 = 6."), 0.0);
 /// ```
 pub fn reward(question: &str, text: &str) -> f64 {
     let given = text.rsplit_once("####").and_then(|(_, rest)| rest.trim().parse::<i64>().ok());
@@ -195,9 +195,9 @@ pub fn reward(question: &str, text: &str) -> f64 {
 /// Writes the files of the task into `dir`, creating it if necessary. The same seed gives the same bytes.
 ///
 /// ```text
-/// pretrain.jsonl           {"text": ...}                    sums, and questions without answers
+/// pretrain.jsonl           {"text": ...}                    sums, two thirds of them behind a question
 /// sft.jsonl                {"messages": [user, assistant]}  half of the answers worked, half direct
-/// prompts_SPLIT.jsonl      {"prompt": [user], "answer": "17"}      for train, validation, test and ood
+/// prompts_SPLIT.jsonl      {"prompt": [user], "answer": "6"}      for train, validation, test and ood
 /// ```
 ///
 /// Questions of the demonstrations and of training are of another part of [`bucket`] than those of validation and test.
@@ -212,7 +212,10 @@ pub fn write(dir: &Path, sizes: &Sizes, seed: u64) -> anyhow::Result<()> {
     let mut rng = stream(0);
     let texts = (0..sizes.pretrain).map(|i| {
         let problem = Problem::random(2 + i as u64 % 4, &mut rng);
-        let text = if i % 4 == 0 { problem.question() } else { problem.steps() };
+        let text = match i % 3 {
+            0 => problem.steps(),
+            _ => format!("{} {}", problem.question(), problem.steps()),
+        };
         json!({ "text": text })
     });
     write_lines(&dir.join("pretrain.jsonl"), texts)?;
