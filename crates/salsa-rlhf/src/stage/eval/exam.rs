@@ -218,7 +218,7 @@ impl Evaluator {
                 prompt: &set.prompts[i],
                 columns: &set.columns[i],
                 text: texts[i].clone(),
-                tokens: rollouts.response(i).len(),
+                tokens: rollouts.response(i),
                 rendered: self.encoder.decode_with_special(&rollouts.sequences[i])?,
                 rendered_prompt: self.encoder.decode_with_special(&set.tokens[i])?,
             })

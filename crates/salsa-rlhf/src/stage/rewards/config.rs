@@ -2,9 +2,11 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, ensure};
+use salsa_algo::rules::{alphabet::Alphabet, format::Format, mathematics::AnswerPlace};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::rules::Rule;
 use crate::{
     config::{
         names,
@@ -12,7 +14,7 @@ use crate::{
     },
     stage::{
         gold::Gold,
-        keys::{check_count, check_range},
+        keys::{MOST_TOKENS, check_count, check_range},
     },
 };
 
@@ -91,6 +93,119 @@ pub enum RewardSource {
         #[serde(default = "retries")]
         max_retries: NoEffect<u32>,
     },
+    /// Whether the answer to a mathematical question equals that of a column of the data: 1 or 0.
+    Mathematics {
+        /// Its name in metrics. None: the kind.
+        #[serde(default)]
+        name: Option<String>,
+        /// Its weight in the sum.
+        #[serde(default = "one")]
+        weight: f64,
+        /// The column with the right answer.
+        #[serde(default = "answer")]
+        column: String,
+        /// Where the answer stands in a response.
+        #[serde(default = "any_place")]
+        place: AnswerPlace,
+    },
+    /// Whether a regular expression matches a response: 1 or 0.
+    Regex {
+        /// Its name in metrics. None: the kind.
+        #[serde(default)]
+        name: Option<String>,
+        /// Its weight in the sum.
+        #[serde(default = "one")]
+        weight: f64,
+        /// The expression, in the syntax of the crate `regex`: no look-around, no back references.
+        pattern: String,
+        /// What has to match.
+        #[serde(default, rename = "match")]
+        matching: RegexMatch,
+    },
+    /// Whether a response is JSON, and fits a schema: 1 or 0.
+    Json {
+        /// Its name in metrics. None: the kind.
+        #[serde(default)]
+        name: Option<String>,
+        /// Its weight in the sum.
+        #[serde(default = "one")]
+        weight: f64,
+        /// The JSON schema. None: any JSON.
+        #[serde(default)]
+        schema: Option<serde_json::Value>,
+    },
+    /// Whether a response has the form of reasoning models: 1 or 0.
+    Format {
+        /// Its name in metrics. None: the kind.
+        #[serde(default)]
+        name: Option<String>,
+        /// Its weight in the sum.
+        #[serde(default = "one")]
+        weight: f64,
+        /// The form of the whole response.
+        format: Format,
+    },
+    /// The share of these tags that stand in a response exactly once.
+    Tags {
+        /// Its name in metrics. None: the kind.
+        #[serde(default)]
+        name: Option<String>,
+        /// Its weight in the sum.
+        #[serde(default = "one")]
+        weight: f64,
+        /// The tags, such as `<think>` and `</think>`.
+        tags: Vec<String>,
+    },
+    /// Minus the distance of the length to a target, as a share of the target; at least -1.
+    Length {
+        /// Its name in metrics. None: the kind.
+        #[serde(default)]
+        name: Option<String>,
+        /// Its weight in the sum.
+        #[serde(default = "one")]
+        weight: f64,
+        /// The wanted number of tokens, the end token included; at least 1.
+        target: usize,
+    },
+    /// The soft punishment of overlong responses (DAPO): from 0 to -1.
+    Overlong {
+        /// Its name in metrics. None: the kind.
+        #[serde(default)]
+        name: Option<String>,
+        /// Its weight in the sum.
+        #[serde(default = "one")]
+        weight: f64,
+        /// Tokens from which on the punishment is -1, at least 1. TRL: `max_completion_len`.
+        max_length: usize,
+        /// Tokens before that over which it falls from 0 to -1. TRL: `soft_punish_cache`.
+        cache: usize,
+    },
+    /// The penalty of repeated sequences of tokens: from 0 to `max_penalty`.
+    Repetition {
+        /// Its name in metrics. None: the kind.
+        #[serde(default)]
+        name: Option<String>,
+        /// Its weight in the sum.
+        #[serde(default = "one")]
+        weight: f64,
+        /// Tokens of a sequence, at least 1. TRL: 3.
+        #[serde(default = "three")]
+        ngram_size: usize,
+        /// The penalty of a response that only repeats itself, at most 0. TRL: -1.
+        #[serde(default = "minus_one")]
+        max_penalty: f64,
+    },
+    /// The share of the letters of a response that belong to some alphabets; 1 if it has no letters.
+    Alphabet {
+        /// Its name in metrics. None: the kind.
+        #[serde(default)]
+        name: Option<String>,
+        /// Its weight in the sum.
+        #[serde(default = "one")]
+        weight: f64,
+        /// The alphabets, at least one.
+        alphabets: Vec<Alphabet>,
+    },
     /// A reward that the program computes by itself, from 0 to 1: that of one of its toy worlds.
     Gold {
         /// Its name in metrics. None: the kind.
@@ -104,6 +219,17 @@ pub enum RewardSource {
     },
 }
 
+/// What a regular expression has to match.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RegexMatch {
+    /// Any part of the response.
+    #[default]
+    Anywhere,
+    /// The response as a whole.
+    Whole,
+}
+
 /// How the scores of an ensemble become one number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -115,6 +241,22 @@ pub enum Combine {
     Min,
     /// The mean minus `deviations` times the standard deviation (over the models, with divisor n).
     MeanMinusDeviations,
+}
+
+fn answer() -> String {
+    "answer".to_owned()
+}
+
+fn any_place() -> AnswerPlace {
+    AnswerPlace::Any
+}
+
+fn three() -> usize {
+    3
+}
+
+fn minus_one() -> f64 {
+    -1.0
 }
 
 fn one() -> f64 {
@@ -170,6 +312,15 @@ impl RewardSource {
             RewardSource::Model { .. } => "model",
             RewardSource::Command { .. } => "command",
             RewardSource::Http { .. } => "http",
+            RewardSource::Mathematics { .. } => "mathematics",
+            RewardSource::Regex { .. } => "regex",
+            RewardSource::Json { .. } => "json",
+            RewardSource::Format { .. } => "format",
+            RewardSource::Tags { .. } => "tags",
+            RewardSource::Length { .. } => "length",
+            RewardSource::Overlong { .. } => "overlong",
+            RewardSource::Repetition { .. } => "repetition",
+            RewardSource::Alphabet { .. } => "alphabet",
             RewardSource::Gold { .. } => "gold",
         }
     }
@@ -179,6 +330,15 @@ impl RewardSource {
         let (RewardSource::Model { name, weight, .. }
         | RewardSource::Command { name, weight, .. }
         | RewardSource::Http { name, weight, .. }
+        | RewardSource::Mathematics { name, weight, .. }
+        | RewardSource::Regex { name, weight, .. }
+        | RewardSource::Json { name, weight, .. }
+        | RewardSource::Format { name, weight, .. }
+        | RewardSource::Tags { name, weight, .. }
+        | RewardSource::Length { name, weight, .. }
+        | RewardSource::Overlong { name, weight, .. }
+        | RewardSource::Repetition { name, weight, .. }
+        | RewardSource::Alphabet { name, weight, .. }
         | RewardSource::Gold { name, weight, .. }) = self;
         (name.as_deref().unwrap_or(self.kind()), *weight)
     }
@@ -206,7 +366,30 @@ impl RewardSource {
                 check_fallback(*fallback)?;
                 patience(**timeout)
             }
-            RewardSource::Gold { .. } => Ok(()),
+            RewardSource::Mathematics { column, .. } => {
+                ensure!(!column.is_empty(), "column is empty; say column: answer");
+                Ok(())
+            }
+            RewardSource::Tags { tags, .. } => {
+                ensure!(!tags.is_empty() && tags.iter().all(|tag| !tag.is_empty()), "tags is empty, or a tag is");
+                Ok(())
+            }
+            RewardSource::Length { target, .. } => check_count("target", *target as u64, MOST_TOKENS),
+            RewardSource::Overlong { max_length, cache, .. } => {
+                check_count("max_length", *max_length as u64, MOST_TOKENS)?;
+                ensure!(cache <= max_length, "cache is {cache}, more than max_length, {max_length}");
+                Ok(())
+            }
+            RewardSource::Repetition { ngram_size, max_penalty, .. } => {
+                check_count("ngram_size", *ngram_size as u64, MOST_TOKENS)?;
+                check_range("max_penalty", *max_penalty, f64::MIN..=0.0)
+            }
+            RewardSource::Alphabet { alphabets, .. } => {
+                ensure!(!alphabets.is_empty(), "alphabets is empty; say alphabets: [latin]");
+                Ok(())
+            }
+            RewardSource::Regex { .. } | RewardSource::Json { .. } => Rule::of(self).map(drop),
+            RewardSource::Format { .. } | RewardSource::Gold { .. } => Ok(()),
         }
     }
 
@@ -214,7 +397,8 @@ impl RewardSource {
     pub(super) fn column(&self) -> Option<&str> {
         match self {
             RewardSource::Http { labels, .. } => labels.as_deref(),
-            RewardSource::Model { .. } | RewardSource::Command { .. } | RewardSource::Gold { .. } => None,
+            RewardSource::Mathematics { column, .. } => Some(column),
+            _ => None,
         }
     }
 

@@ -23,6 +23,7 @@ use crate::{
 pub(in crate::stage) mod config;
 mod program;
 mod remote;
+mod rules;
 #[cfg(test)]
 mod tests;
 mod unavailable;
@@ -31,6 +32,7 @@ use config::Combine;
 pub(in crate::stage) use config::RewardSource;
 use program::Program;
 use remote::Remote;
+use rules::{Rule, Ruled};
 pub(in crate::stage) use unavailable::Unavailable;
 
 /// A response, as rewards see it.
@@ -41,8 +43,8 @@ pub(in crate::stage) struct Answered<'a> {
     pub columns: &'a Map<String, Value>,
     /// The response as text, without special tokens and surrounding white space.
     pub text: String,
-    /// Its number of tokens, the end token included.
-    pub tokens: usize,
+    /// Its tokens, the end token included.
+    pub tokens: &'a [u32],
     /// Prompt and response with special tokens; empty unless [`Rewards::reads_rendered`].
     pub rendered: String,
     /// The prompt with special tokens, likewise.
@@ -75,15 +77,49 @@ enum By {
     Models(Vec<RewardModel>, Combine, f64),
     Program(Program, Option<f64>),
     Remote(Remote, Option<f64>),
-    Gold(super::gold::Gold),
+    Rule(Rule),
 }
 
 /// The rewards of the responses of an update.
 pub(in crate::stage) struct Scores {
     /// The weighted sum for each response.
     pub total: Vec<f64>,
-    /// Each reward by itself: its name, a number per response, and the share of responses that got a fallback.
-    each: Vec<(String, Vec<f64>, f64)>,
+    /// Each reward by itself.
+    each: Vec<Part>,
+}
+
+/// One reward of the responses of an update.
+struct Part {
+    name: String,
+    /// A number per response.
+    rewards: Vec<f64>,
+    exceptions: Exceptions,
+}
+
+/// The share of responses whose reward is no ordinary one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Exceptions {
+    /// No reward could be had: they got the fallback.
+    Failed(f64),
+    /// No rule could read them.
+    Unreadable(f64),
+}
+
+impl Exceptions {
+    const NONE: Exceptions = Exceptions::Failed(0.0);
+
+    fn share(self) -> f64 {
+        match self {
+            Exceptions::Failed(share) | Exceptions::Unreadable(share) => share,
+        }
+    }
+
+    fn with(self, share: f64) -> Exceptions {
+        match self {
+            Exceptions::Failed(_) => Exceptions::Failed(share),
+            Exceptions::Unreadable(_) => Exceptions::Unreadable(share),
+        }
+    }
 }
 
 impl FoundRewards {
@@ -120,10 +156,10 @@ impl FoundRewards {
         if self.sources.iter().any(RewardSource::reads_text) { Records::Keep } else { Records::Drop }
     }
 
-    /// Checks that every record has the columns that a reward reads.
+    /// Checks that every record has the columns that a reward reads, and that a rule can read them.
     ///
     /// # Errors
-    /// If one is missing; the error names reward, column and prompt.
+    /// If one is missing or cannot be read; the error names reward, column and prompt.
     pub(in crate::stage) fn check_columns<'p>(
         &self,
         prompts: impl Iterator<Item = (&'p Content, &'p Map<String, Value>)> + Clone,
@@ -134,6 +170,12 @@ impl FoundRewards {
             if let Some((prompt, _)) = prompts.clone().find(|(_, columns)| !columns.contains_key(column)) {
                 let what = format!("reward {name} reads the column {column:?}, which a record of the data lacks");
                 return Err(Unavailable::new(what, Some(prompt)).into());
+            }
+            let Some(rule) = Rule::of(source)? else { continue };
+            for (prompt, columns) in prompts.clone() {
+                if let Err(error) = rule.check(columns) {
+                    return Err(Unavailable::new(format!("reward {name}: {error:#}"), Some(prompt)).into());
+                }
             }
         }
         Ok(())
@@ -160,7 +202,7 @@ impl FoundRewards {
                     let remote = Remote::new(&name, url, labels, &api_key_env)?;
                     By::Remote(remote.with_limits(*batch_size, *timeout, *max_retries), fallback)
                 }
-                RewardSource::Gold { world, .. } => By::Gold(world),
+                ref rule => By::Rule(Rule::of(rule)?.expect("all other kinds are rules")),
             };
             list.push(Reward { name, weight, by });
         }
@@ -202,7 +244,7 @@ impl Rewards {
     ) -> anyhow::Result<Scores> {
         let mut scores = Scores { total: vec![0.0; rollouts.len()], each: Vec::new() };
         for reward in &mut self.list {
-            let (own, fallbacks) = reward.by.rewards(rollouts, answered, first, &self.context)?;
+            let (own, exceptions) = reward.by.rewards(rollouts, answered, first, &self.context)?;
             if let Some(at) = own.iter().position(|number| !number.is_finite()) {
                 let what = format!("reward {} is {}", reward.name, own[at]);
                 return Err(Unavailable::new(what, answered.get(at).map(|one| one.prompt)).into());
@@ -210,28 +252,28 @@ impl Rewards {
             for (total, own) in scores.total.iter_mut().zip(&own) {
                 *total += reward.weight * own;
             }
-            scores.each.push((reward.name.clone(), own, fallbacks));
+            scores.each.push(Part { name: reward.name.clone(), rewards: own, exceptions });
         }
         Ok(scores)
     }
 }
 
 impl By {
-    /// A number per response, and the share of responses that got a fallback.
+    /// A number per response.
     fn rewards(
         &mut self,
         rollouts: &Rollouts,
         answered: &[Answered<'_>],
         first: u64,
         context: &StageContext,
-    ) -> anyhow::Result<(Vec<f64>, f64)> {
+    ) -> anyhow::Result<(Vec<f64>, Exceptions)> {
         match self {
             By::Models(models, combine, deviations) => {
                 let each: Vec<Vec<f64>> = models.iter().map(|model| model.scores(rollouts)).collect();
                 let of =
                     |at| combine.of(*deviations, &each.iter().map(|scores: &Vec<f64>| scores[at]).collect::<Vec<_>>());
                 // One model's scores are not recomputed: `Mean` of one number is that number, bit by bit.
-                Ok(((0..rollouts.len()).map(of).collect(), 0.0))
+                Ok(((0..rollouts.len()).map(of).collect(), Exceptions::NONE))
             }
             By::Program(program, fallback) => {
                 or_fallback(program.rewards(answered, first, context), *fallback, answered.len(), context)
@@ -239,9 +281,12 @@ impl By {
             By::Remote(remote, fallback) => {
                 or_fallback(remote.rewards(answered, context), *fallback, answered.len(), context)
             }
-            By::Gold(world) => {
-                let of = |one: &Answered<'_>| world.reward(one.prompt.last_words(), &one.text);
-                Ok((answered.iter().map(of).collect(), 0.0))
+            By::Rule(rule) => {
+                let ruled: Vec<Ruled> = answered.iter().map(|one| rule.reward(one)).collect();
+                let unreadable = ruled.iter().filter(|ruled| **ruled == Ruled::Unreadable).count() as f64;
+                let reward = |ruled| if let Ruled::Reward(reward) = ruled { reward } else { 0.0 };
+                let share = unreadable / ruled.len().max(1) as f64;
+                Ok((ruled.into_iter().map(reward).collect(), Exceptions::Unreadable(share)))
             }
         }
     }
@@ -253,12 +298,12 @@ fn or_fallback(
     fallback: Option<f64>,
     count: usize,
     context: &StageContext,
-) -> anyhow::Result<(Vec<f64>, f64)> {
+) -> anyhow::Result<(Vec<f64>, Exceptions)> {
     match (rewards, fallback) {
-        (Ok(rewards), _) => Ok((rewards, 0.0)),
+        (Ok(rewards), _) => Ok((rewards, Exceptions::NONE)),
         (Err(error), Some(value)) if error.is::<Unavailable>() && !context.interrupted() => {
             context.say(&format!("{error:#}; {count} responses get {value}"));
-            Ok((vec![value; count], 1.0))
+            Ok((vec![value; count], Exceptions::Failed(1.0)))
         }
         (Err(error), _) => Err(error),
     }
@@ -268,7 +313,11 @@ impl Scores {
     /// The rewards of the responses with these indices, in their order.
     pub(in crate::stage) fn select(&self, indices: &[usize]) -> Scores {
         let of = |numbers: &[f64]| indices.iter().map(|&i| numbers[i]).collect::<Vec<_>>();
-        let each = self.each.iter().map(|(name, rewards, failed)| (name.clone(), of(rewards), *failed));
+        let each = self.each.iter().map(|part| Part {
+            name: part.name.clone(),
+            rewards: of(&part.rewards),
+            exceptions: part.exceptions,
+        });
         Scores { total: of(&self.total), each: each.collect() }
     }
 
@@ -276,28 +325,33 @@ impl Scores {
     pub(in crate::stage) fn append(&mut self, other: Scores) {
         let (own, others) = (self.total.len() as f64, other.total.len() as f64);
         self.total.extend(other.total);
-        for ((_, rewards, failed), (_, more, more_failed)) in self.each.iter_mut().zip(other.each) {
-            rewards.extend(more);
-            *failed = (*failed * own + more_failed * others) / (own + others).max(1.0);
+        for (part, more) in self.each.iter_mut().zip(other.each) {
+            part.rewards.extend(more.rewards);
+            let exceptional = part.exceptions.share() * own + more.exceptions.share() * others;
+            part.exceptions = part.exceptions.with(exceptional / (own + others).max(1.0));
         }
     }
 
     /// Adds mean and standard deviation of each reward to the metrics of an update, under TRL's names.
     pub(in crate::stage) fn observe(&self, metrics: &mut Metrics) {
-        if let [(name, ..)] = &self.each[..]
-            && name == "model"
+        if let [part] = &self.each[..]
+            && part.name == "model"
         {
             // The only reward is a model's: its mean and deviation are those of the score.
             return;
         }
-        for (name, rewards, fallbacks) in &self.each {
+        for Part { name, rewards, exceptions } in &self.each {
             let count = rewards.len() as f64;
             let mean = rewards.iter().sum::<f64>() / count;
             let variance = rewards.iter().map(|reward| (reward - mean).powi(2)).sum::<f64>() / count;
             metrics.set(format!("rewards/{name}/mean"), mean);
             metrics.set(format!("rewards/{name}/std"), variance.sqrt());
-            if *fallbacks > 0.0 {
-                metrics.set(format!("rewards/{name}/failed"), *fallbacks);
+            let kind = match exceptions {
+                Exceptions::Failed(_) => "failed",
+                Exceptions::Unreadable(_) => "unreadable",
+            };
+            if exceptions.share() > 0.0 {
+                metrics.set(format!("rewards/{name}/{kind}"), exceptions.share());
             }
         }
     }

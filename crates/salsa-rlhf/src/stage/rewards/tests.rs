@@ -28,7 +28,7 @@ fn answered(prompts: &[TextPrompt]) -> Vec<Answered<'_>> {
             prompt: &prompt.content,
             columns: &prompt.columns,
             text: "yes, \"so\"\nit is".to_owned(),
-            tokens: 3,
+            tokens: &[5, 6, 2],
             rendered: "<s>q</s>yes".to_owned(),
             rendered_prompt: "<s>q</s>".to_owned(),
         }

@@ -215,7 +215,7 @@ impl Environment {
                 prompt: &self.prompts[at].content,
                 columns: &self.prompts[at].columns,
                 text: self.encoder.decode(rollouts.response(i))?.trim().to_owned(),
-                tokens: rollouts.response(i).len(),
+                tokens: rollouts.response(i),
                 rendered: rendered(&rollouts.sequences[i])?,
                 rendered_prompt: rendered(&self.prompts[at].tokens)?,
             })
