@@ -18,6 +18,7 @@
 //! | [`soup`] | averaging weights: mean, lerp, slerp, task arithmetic, TIES, DARE; angles between task vectors |
 //! | [`stats`] | win rates, intervals, bootstrap, quantiles; studies over several seeds |
 //! | [`judge`] | the scoring rules of MT-Bench, Arena-Hard and AlpacaEval; intervals over prompts |
+//! | [`rules`] | rewards by rule: equality of answers of mathematics, format, length, repetition, alphabet
 //! | [`schedule`] | learning-rate schedules |
 //! | [`random`] | the counter-based generator behind DARE and the bootstrap |
 //!
@@ -42,6 +43,7 @@ pub mod ppo;
 pub mod preference;
 pub mod random;
 pub mod reward;
+pub mod rules;
 pub mod schedule;
 pub mod soup;
 pub mod stats;
