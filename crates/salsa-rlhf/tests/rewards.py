@@ -14,7 +14,7 @@ PROGRAM = r'''
 import json, os, random, sys, time
 chance = float(sys.argv[1])
 rng = random.Random(int.from_bytes(os.urandom(8), "big"))
-def reward(asked): return len(asked["response"]) % 7 / 7
+def reward(asked): return 1.0 if chance < 0 else len(asked["response"]) % 7 / 7
 for line in sys.stdin:
     if not line.strip(): continue
     asked = json.loads(line)
@@ -39,13 +39,13 @@ def reward(text):
 
 
 class Hostile(http.server.BaseHTTPRequestHandler):
-    chance, rng, faults = 0.0, random.Random(), 0
+    chance, rng, faults, constant = 0.0, random.Random(), 0, False
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         # The response is what the query has behind its prompt, up to the end of the turn.
         texts = [q[len(p):].split("<|")[0].strip() for q, p in zip(asked["query"], asked["prompts"])]
-        rewards = [reward(text) for text in texts]
+        rewards = [1.0 if self.constant else reward(text) for text in texts]
         body, status = json.dumps({"rewards": rewards}).encode(), 200
         if self.rng.random() < self.chance:
             Hostile.faults += 1
@@ -132,13 +132,13 @@ def main():
           f"bytes equal: {digest('http-good') == digest('http-bad')}")
     assert digest("http-good") == digest("http-bad") and retries > 5
     print(f"the same reward by program and server: {digest('good') == digest('http-good')}")
-    Hostile.chance = 0.0
+    Hostile.chance, Hostile.constant = 0.0, True
 
-    # What a call costs: the same run with a reward inside the process.
+    # What a call costs: the same run with the same reward inside the process.
     rounds = []
     for i in range(3):
-        inside, _ = run(f"inside-{i}", [{"kind": "gold", "world": "arithmetic"}])
-        by_program, _ = run(f"program-{i}", program(0))
+        inside, _ = run(f"inside-{i}", [{"kind": "regex", "pattern": ""}])
+        by_program, _ = run(f"program-{i}", program(-1))
         by_server, _ = run(f"server-{i}", remote)
         rounds.append(((by_program - inside) / 1e4 * 1e6, (by_server - inside) / 1e4 * 1e6))
     rounds = [sorted(column)[1] for column in zip(*rounds)]

@@ -154,6 +154,21 @@ fn choice_with_text(text: &str) -> Option<char> {
     (!after.starts_with(|c: char| c.is_ascii_digit())).then_some(letter)
 }
 
+/// Checks that a reference can be compared with answers: what is behind `####` or in a box, or else all of it.
+///
+/// ```
+/// use salsa_algo::rules::mathematics::check_reference;
+/// assert!(check_reference("Half of 24 is 12.\n#### 12").is_ok());
+/// assert_eq!(check_reference("9^{9^{9}}").unwrap_err().to_string(), "reference: a number beyond 128 bits");
+/// ```
+///
+/// # Errors
+/// What in it cannot be read.
+pub fn check_reference(reference: &str) -> Result<(), Refusal> {
+    let stated = extract::stated(reference).unwrap_or(reference).trim();
+    answer::read(stated).map(drop).map_err(refusal(Side::Reference))
+}
+
 /// Compares the final answer of a response with a reference: a bare answer, a solution of GSM8K that ends with
 /// `#### 12`, or a text with a `\boxed{...}`. A response without an answer at this place is unreadable.
 ///

@@ -19,7 +19,7 @@ use crate::stage::gold::Gold;
 /// A rule, ready to be applied.
 pub(super) enum Rule {
     Mathematics { column: String, place: AnswerPlace },
-    Regex { pattern: Regex, matching: RegexMatch },
+    Regex(Regex),
     Json(Option<jsonschema::Validator>),
     Format(Format),
     Tags(Vec<String>),
@@ -60,7 +60,7 @@ impl Rule {
                 };
                 let compiled = regex::RegexBuilder::new(&whole).size_limit(LARGEST_EXPRESSION).build();
                 let pattern = compiled.with_context(|| format!("pattern {pattern:?} is no regular expression"))?;
-                Rule::Regex { pattern, matching: *matching }
+                Rule::Regex(pattern)
             }
             RewardSource::Json { schema, .. } => Rule::Json(match schema {
                 None => None,
@@ -94,7 +94,7 @@ impl Rule {
                     Verdict::Unreadable(_) => return Ruled::Unreadable,
                 }
             }
-            Rule::Regex { pattern, .. } => yes(pattern.is_match(text)),
+            Rule::Regex(pattern) => yes(pattern.is_match(text)),
             Rule::Json(schema) => {
                 let value: Option<Value> = serde_json::from_str(text).ok();
                 yes(value.is_some_and(|value| schema.as_ref().is_none_or(|schema| schema.is_valid(&value))))
@@ -103,9 +103,7 @@ impl Rule {
             Rule::Tags(tags) => format::tags_once(text, &tags.iter().map(String::as_str).collect::<Vec<_>>()),
             Rule::Length { target } => length::target_length(one.tokens.len(), *target),
             Rule::Overlong { limit, cache } => length::soft_overlong_punishment(one.tokens.len(), *limit, *cache),
-            Rule::Repetition { ngram, max_penalty } => {
-                repetition::repetition_penalty(one.tokens, *ngram, *max_penalty)
-            }
+            Rule::Repetition { ngram, max_penalty } => repetition::repetition_penalty(one.tokens, *ngram, *max_penalty),
             // A response without letters has none of another alphabet.
             Rule::Alphabet(alphabets) => alphabet::share(text, alphabets).unwrap_or(1.0),
             Rule::Gold(world) => world.reward(one.prompt.last_words(), text),

@@ -241,6 +241,15 @@ fn a_list_of_rewards_is_checked_by_place() {
         ),
         (r#"[{"kind": "model", "models": ["a"], "deviations": -1}]"#, "rewards[0]: deviations is -1"),
         (r#"[{"kind": "command", "command": ["x"], "timeout": 0}]"#, "rewards[0]: timeout is 0"),
+        (r#"[{"kind": "regex", "pattern": "("}]"#, "rewards[0]: pattern \"(\" is no regular expression"),
+        (r#"[{"kind": "regex", "pattern": "(a{1000}){1000}"}]"#, "rewards[0]: pattern"),
+        (r#"[{"kind": "json", "schema": {"type": "objekt"}}]"#, "rewards[0]: schema is no JSON schema"),
+        (r#"[{"kind": "mathematics", "column": ""}]"#, "rewards[0]: column is empty"),
+        (r#"[{"kind": "tags", "tags": []}]"#, "rewards[0]: tags is empty"),
+        (r#"[{"kind": "length", "target": 0}]"#, "rewards[0]: target is 0"),
+        (r#"[{"kind": "overlong", "max_length": 4, "cache": 5}]"#, "rewards[0]: cache is 5"),
+        (r#"[{"kind": "repetition", "max_penalty": 1}]"#, "rewards[0]: max_penalty is 1"),
+        (r#"[{"kind": "alphabet", "alphabets": []}]"#, "rewards[0]: alphabets is empty"),
     ] {
         let error = format!("{:#}", config::check(&ModelPath::from("reward"), &parse(text)).unwrap_err());
         assert!(error.starts_with(expected), "{expected}\n{error}");
@@ -254,4 +263,82 @@ fn a_list_of_rewards_is_checked_by_place() {
 
 fn text_to_json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
+}
+
+/// The reward of a text by one rule; `None` if it cannot be read.
+fn ruled(rule: &str, text: &str, columns: Value) -> Option<f64> {
+    let source: RewardSource = serde_json::from_str(rule).unwrap_or_else(|error| panic!("{rule}: {error}"));
+    let Value::Object(columns) = columns else { panic!("columns are a mapping") };
+    let prompt = Content::Text("q".to_owned());
+    let tokens: Vec<u32> = text.bytes().map(u32::from).collect();
+    let one = Answered {
+        prompt: &prompt,
+        columns: &columns,
+        text: text.to_owned(),
+        tokens: &tokens,
+        rendered: String::new(),
+        rendered_prompt: String::new(),
+    };
+    match Rule::of(&source).unwrap().expect("this is a rule").reward(&one) {
+        Ruled::Reward(reward) => Some(reward),
+        Ruled::Unreadable => None,
+    }
+}
+
+#[test]
+fn rules_give_what_their_documentation_says() {
+    let number = r#"{"kind": "mathematics"}"#;
+    assert_eq!(ruled(number, r"so \boxed{\frac{1}{2}}", json!({"answer": "0.5"})), Some(1.0));
+    assert_eq!(ruled(number, "so 12", json!({"answer": 13})), Some(0.0));
+    assert_eq!(ruled(number, "so many", json!({"answer": 13})), None);
+    let gsm8k = r#"{"kind": "mathematics", "column": "solution", "place": "hashes"}"#;
+    assert_eq!(ruled(gsm8k, "12 + 1 = 13\n#### 13", json!({"solution": "so\n#### 13"})), Some(1.0));
+    let whole = r#"{"kind": "regex", "pattern": "a+|b", "match": "whole"}"#;
+    for (text, expected) in [("aaa", 1.0), ("b", 1.0), ("ab", 0.0), ("", 0.0)] {
+        assert_eq!(ruled(whole, text, json!({})), Some(expected), "{text:?}");
+    }
+    assert_eq!(ruled(r#"{"kind": "regex", "pattern": "a+"}"#, "bab", json!({})), Some(1.0));
+    let schema = r#"{"kind": "json", "schema": {"type": "object", "required": ["name"]}}"#;
+    for (text, expected) in [(r#"{"name": 1}"#, 1.0), ("{}", 0.0), ("no", 0.0), (r#"{"name": 1} x"#, 0.0)] {
+        assert_eq!(ruled(schema, text, json!({})), Some(expected), "{text:?}");
+    }
+    assert_eq!(ruled(r#"{"kind": "json"}"#, "[1]", json!({})), Some(1.0));
+    assert_eq!(ruled(r#"{"kind": "format", "format": "think"}"#, "<think>a</think>b", json!({})), Some(1.0));
+    assert_eq!(ruled(r#"{"kind": "tags", "tags": ["<a>", "</a>"]}"#, "<a>x", json!({})), Some(0.5));
+    assert_eq!(ruled(r#"{"kind": "length", "target": 4}"#, "abc", json!({})), Some(-0.25));
+    assert_eq!(ruled(r#"{"kind": "overlong", "max_length": 4, "cache": 2}"#, "abc", json!({})), Some(-0.5));
+    assert_eq!(ruled(r#"{"kind": "repetition", "ngram_size": 2}"#, "aaaaa", json!({})), Some(-0.75));
+    assert_eq!(ruled(r#"{"kind": "alphabet", "alphabets": ["latin"]}"#, "ab\u{436}", json!({})), Some(2.0 / 3.0));
+    assert_eq!(ruled(r#"{"kind": "alphabet", "alphabets": ["latin"]}"#, "42", json!({})), Some(1.0));
+    let question = Content::Text("Mia has 7 shells. She finds 2 more.".to_owned());
+    assert_eq!(crate::stage::gold::Gold::Arithmetic.reward(question.last_words(), "#### 9"), 1.0);
+}
+
+#[test]
+fn references_that_cannot_be_compared_are_found_before_anything_starts() {
+    let found = |rewards: &str, records: &[Value]| {
+        let sources: Vec<RewardSource> = serde_json::from_str(rewards).unwrap();
+        let models = sources.iter().map(|_| Vec::new()).collect();
+        let found = FoundRewards { models, sources, context: quiet() };
+        let records: Vec<(Content, Map<String, Value>)> = records
+            .iter()
+            .enumerate()
+            .map(|(i, record)| (Content::Text(format!("question {i}")), record.as_object().unwrap().clone()))
+            .collect();
+        found.check_columns(records.iter().map(|(prompt, columns)| (prompt, columns)))
+    };
+    let rule = r#"[{"kind": "mathematics", "name": "right"}]"#;
+    found(rule, &[json!({"answer": "1/2"}), json!({"answer": 3})]).unwrap();
+    for (second, expected) in [
+        (
+            json!({}),
+            "reward right reads the column \"answer\", which a record of the data lacks (prompt \"question 1\")",
+        ),
+        (json!({"answer": null}), "reward right: answer is null, neither text nor a number (prompt \"question 1\")"),
+        (json!({"answer": " "}), "reward right: answer is empty (prompt \"question 1\")"),
+        (json!({"answer": "9^{9^{9}}"}), "answer cannot be compared: reference: a number beyond 128 bits"),
+    ] {
+        let error = found(rule, &[json!({"answer": "1"}), second]).unwrap_err().to_string();
+        assert!(error.contains(expected), "{expected}\n{error}");
+    }
 }
