@@ -191,9 +191,13 @@ fn answer(tokens: &[Token], depth: usize) -> Reading<Answer> {
     Ok(Answer::Scalar(scalar(tokens, PlusMinus::Upper)?))
 }
 
-/// `\text{5}` is 5, `\text{(A)}` the letter A, `\text{yes}` a word.
+/// `\text{5}` is 5, `\text{(A)}` the letter A, `\text{yes}` a word. What has digits must be readable.
 fn text_alone(text: &str, depth: usize) -> Reading<Answer> {
-    match tokens(text).and_then(|inner| answer(&inner, depth + 1)) {
+    let inner = tokens(text).and_then(|inner| answer(&inner, depth + 1));
+    if text.contains(|c: char| c.is_numeric()) {
+        return inner;
+    }
+    match inner {
         Ok(Answer::Scalar(scalar)) if text.chars().filter(|c| c.is_alphabetic()).count() < 2 => {
             Ok(Answer::Scalar(scalar))
         }
@@ -209,12 +213,15 @@ pub(super) fn plain(text: &str) -> String {
 
 /// The words, if there is nothing but words, letters, hyphens and commas.
 fn words(tokens: &[Token]) -> Option<String> {
+    if tokens[0].is('-') {
+        return None;
+    }
     let mut all = String::new();
     let mut proper = false;
     let letters = tokens.iter().filter(|token| matches!(token, Token::Letter(_))).count();
     for token in tokens {
         match token {
-            Token::Word(word) | Token::Text(word) => {
+            Token::Word(word) | Token::Text(word) if !word.contains(|c: char| c.is_numeric()) => {
                 proper |= !(separates_items(token) && letters > 0);
                 all.push_str(word);
             }

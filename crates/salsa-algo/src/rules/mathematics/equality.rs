@@ -59,7 +59,8 @@ fn scalars(left: &Scalar, right: &Scalar) -> Reading<bool> {
 
 /// Exactly, except where a function without a normal form is part of it.
 fn values(left: &Value, right: &Value) -> Reading<bool> {
-    if difference(left, right)?.is_empty() {
+    let difference = difference(left, right)?;
+    if difference.is_empty() {
         return Ok(true);
     }
     if !is_opaque(left) && !is_opaque(right) {
@@ -67,13 +68,15 @@ fn values(left: &Value, right: &Value) -> Reading<bool> {
     }
     let mut seen = 0;
     for place in 0..PLACES {
-        let at = |name: &str| 0.25 + 2.5 * uniform(hash(name), 0, place);
-        let (left, right) = (approximate(left, &at), approximate(right, &at));
-        if !left.is_finite() || !right.is_finite() {
+        // Of both signs: |x| is not x.
+        let sign = if place % 2 == 0 { 1.0 } else { -1.0 };
+        let at = |name: &str| sign * (0.25 + 2.5 * uniform(hash(name), 0, place));
+        let (sum, size) = approximate(&difference, &at);
+        if !size.is_finite() {
             continue;
         }
         seen += 1;
-        if (left - right).abs() > TOLERANCE * left.abs().max(right.abs()) {
+        if sum.abs() > TOLERANCE * size {
             return Ok(false);
         }
     }
@@ -136,14 +139,14 @@ fn lists(left: &[Answer], right: &[Answer]) -> Reading<bool> {
 
 /// The left sides of equations in a list.
 fn variables(items: &[Answer]) -> Vec<Option<&Value>> {
-    let name = |item| match item {
-        &Answer::Relation { ref sides, .. } => match &sides[0] {
-            Answer::Scalar(scalar) => Some(&scalar.value),
+    let mut names = Vec::with_capacity(items.len());
+    for item in items {
+        names.push(match item {
+            Answer::Relation { sides, .. } => side(&sides[0]),
             _ => None,
-        },
-        _ => None,
-    };
-    items.iter().map(name).collect()
+        });
+    }
+    names
 }
 
 fn matrices(left: &[Vec<Value>], right: &[Vec<Value>]) -> Reading<bool> {
@@ -177,20 +180,22 @@ fn side(answer: &Answer) -> Option<&Value> {
     }
 }
 
-/// An equation stands for its right side, if its left one is a variable; an inequality of a variable is an interval.
+/// An equation of a variable stands for its other side; an inequality of a variable is an interval.
 fn relation_and_other(sides: &[Answer], comparisons: &[Comparison], other: &Answer) -> Reading<bool> {
     if comparisons.iter().all(|&comparison| comparison == Comparison::Equal) {
-        if side(&sides[0]).is_some_and(is_variable) {
-            return equal(&sides[sides.len() - 1], other);
+        // Besides the variable, each side must be the other answer: x = 10 / 2 = 5, 5 = x, 10 / 2 = 5.
+        let named = |answer: &Answer| side(answer).is_some_and(is_variable);
+        let without = match sides {
+            [first, rest @ ..] if named(first) => rest,
+            [rest @ .., last] if named(last) => rest,
+            all => all,
+        };
+        for side in without {
+            if !equal(side, other)? {
+                return Ok(false);
+            }
         }
-        // 10 / 2 = 5: every side is the value; so is the variable on the right of 5 = x.
-        if side(&sides[sides.len() - 1]).is_some_and(is_variable) {
-            return equal(&sides[0], other);
-        }
-        if side(&sides[0]).is_some_and(|left| side(&sides[1]).is_some_and(|right| values(left, right) == Ok(true))) {
-            return equal(&sides[0], other);
-        }
-        return Ok(false);
+        return Ok(true);
     }
     match interval(sides, comparisons) {
         Some(interval) => equal(&interval, other),
@@ -221,8 +226,8 @@ fn interval(sides: &[Answer], comparisons: &[Comparison]) -> Option<Answer> {
     };
     let variable = |at: usize| side(&sides[at]).is_some_and(is_variable);
     match comparisons {
-        &[comparison] => {
-            let (up, closed) = upward(comparison)?;
+        [comparison] => {
+            let (up, closed) = upward(*comparison)?;
             let (bound, below) = match (variable(0), variable(1)) {
                 (true, false) => (sides[1].clone(), up),
                 (false, true) => (sides[0].clone(), !up),
@@ -233,8 +238,8 @@ fn interval(sides: &[Answer], comparisons: &[Comparison]) -> Option<Answer> {
                 false => ordered(bound, closed, infinity(false), false),
             })
         }
-        &[first, second] if variable(1) => {
-            let ((up, closed), (also_up, also_closed)) = (upward(first)?, upward(second)?);
+        [first, second] if variable(1) => {
+            let ((up, closed), (also_up, also_closed)) = (upward(*first)?, upward(*second)?);
             let (left, right) = (sides[0].clone(), sides[2].clone());
             match (up, also_up) {
                 (true, true) => Some(ordered(left, closed, right, also_closed)),

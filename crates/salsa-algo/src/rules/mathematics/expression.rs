@@ -70,13 +70,12 @@ impl<'a> Parser<'a> {
 
     fn sum(&mut self) -> Reading<Value> {
         self.deeper()?;
-        let mut sum = Value::whole(0);
-        let mut first = true;
-        loop {
-            let Some(negative) = self.sign().or(first.then_some(false)) else { break };
+        let negative = self.sign().unwrap_or(false);
+        let term = self.term()?;
+        let mut sum = if negative { term.negated() } else { term };
+        while let Some(negative) = self.sign() {
             let term = self.term()?;
             sum = if negative { sum.minus(&term)? } else { sum.plus(&term)? };
-            first = false;
         }
         self.depth -= 1;
         Ok(sum)

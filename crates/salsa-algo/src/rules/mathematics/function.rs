@@ -117,13 +117,19 @@ pub(super) fn is_opaque(value: &Value) -> bool {
     opaque
 }
 
-/// The value with each variable replaced by `at(name)`. NaN where it is not real.
-pub(super) fn approximate(value: &Value, at: &dyn Fn(&str) -> f64) -> f64 {
-    sum(&value.numerator, at) / sum(&value.denominator, at)
+/// A sum with each variable replaced by `at(name)`, and the sum of its absolute terms. NaN where it is not real.
+pub(super) fn approximate(sum: &Sum, at: &dyn Fn(&str) -> f64) -> (f64, f64) {
+    let (mut all, mut size) = (0.0, 0.0);
+    for (monomial, coefficient) in sum {
+        let term = coefficient.approximate() * product(monomial, at);
+        all += term;
+        size += term.abs();
+    }
+    (all, size)
 }
 
-fn sum(terms: &Sum, at: &dyn Fn(&str) -> f64) -> f64 {
-    terms.iter().map(|(monomial, coefficient)| coefficient.approximate() * product(monomial, at)).sum()
+fn quotient(value: &Value, at: &dyn Fn(&str) -> f64) -> f64 {
+    approximate(&value.numerator, at).0 / approximate(&value.denominator, at).0
 }
 
 fn product(monomial: &Monomial, at: &dyn Fn(&str) -> f64) -> f64 {
@@ -137,9 +143,9 @@ fn atom_at(atom: &Atom, at: &dyn Fn(&str) -> f64) -> f64 {
         Atom::Pi => std::f64::consts::PI,
         Atom::Euler => std::f64::consts::E,
         Atom::Variable(name) => at(name),
-        Atom::Power(base, exponent) => approximate(base, at).powf(product(exponent, at)),
+        Atom::Power(base, exponent) => quotient(base, at).powf(product(exponent, at)),
         Atom::Apply(function, argument) => {
-            let x = approximate(argument, at);
+            let x = quotient(argument, at);
             match function {
                 Function::Sin => x.sin(),
                 Function::Cos => x.cos(),
