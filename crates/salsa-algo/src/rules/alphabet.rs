@@ -142,7 +142,8 @@ impl Alphabet {
 
 /// The share of the letters of a text that belong to one of these scripts; nothing if the text has no letter.
 ///
-/// A letter is what Unicode calls alphabetic: vowel signs of Indian scripts count, digits, punctuation and emoji do not.
+/// A letter is what Unicode calls alphabetic: vowel signs of Indian scripts count; digits, punctuation and emoji do
+/// not.
 ///
 /// ```
 /// use salsa_algo::rules::alphabet::{Alphabet, share};

@@ -5,7 +5,7 @@
 //! | module | rule |
 //! |---|---|
 //! | [`mathematics`] | is the answer equal to the reference? |
-//! | [`format`] | are reasoning and answer in their tags? |
+//! | [`mod@format`] | are reasoning and answer in their tags? |
 //! | [`length`] | is the response too long, or far from a target; shorter correct ones, longer wrong ones |
 //! | [`repetition`] | how many n-grams are repeated? |
 //! | [`alphabet`] | is the text in the script that was asked for? |

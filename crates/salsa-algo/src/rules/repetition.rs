@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-/// The penalty of repeated n-grams of token ids: `(1 - different / all) * max_penalty`; 0 for fewer than `ngram` tokens.
+/// The penalty of repeated n-grams of token ids: `(1 - different / all) * max_penalty`; 0 for fewer than `ngram`
+/// tokens.
 ///
 /// `max_penalty` is the (negative) limit that a response of one repeated n-gram approaches. Source: appendix C.2 of Yeo
 /// et al. 2025 (2502.03373); TRL's `get_repetition_penalty_reward(ngram_size, max_penalty)`.

@@ -26,7 +26,8 @@ print("];\n")
 print("/// Length, limit, cache; reward.\npub(super) const OVERLONG: &[(usize, usize, usize, f64)] = &[")
 for limit, cache in [(100, 20), (100, 0), (7, 3), (20480, 4096), (10, 30)]:
     function = other_rewards.get_soft_overlong_punishment(limit, cache)
-    for length in sorted({0, 1, max(limit - cache, 0), max(limit - cache, 0) + 1, limit - 1, limit, limit + 1, 3 * limit}):
+    start = max(limit - cache, 0)
+    for length in sorted({0, 1, start, start + 1, limit - 1, limit, limit + 1, 3 * limit}):
         print(f"    ({length}, {limit}, {cache}, {function([[1] * length])[0]!r}),")
 print("];\n")
 

@@ -180,11 +180,14 @@ fn side(answer: &Answer) -> Option<&Value> {
     }
 }
 
-/// An equation of a variable stands for its other side; an inequality of a variable is an interval.
+/// An equation of a variable, or of a tuple of variables, stands for its other side; an inequality of a variable is an interval.
 fn relation_and_other(sides: &[Answer], comparisons: &[Comparison], other: &Answer) -> Reading<bool> {
     if comparisons.iter().all(|&comparison| comparison == Comparison::Equal) {
         // Besides the variable, each side must be the other answer: x = 10 / 2 = 5, 5 = x, 10 / 2 = 5.
-        let named = |answer: &Answer| side(answer).is_some_and(is_variable);
+        let named = |answer: &Answer| match answer {
+            Answer::Ordered { items, .. } => items.iter().all(|item| side(item).is_some_and(is_variable)),
+            one => side(one).is_some_and(is_variable),
+        };
         let without = match sides {
             [first, rest @ ..] if named(first) => rest,
             [rest @ .., last] if named(last) => rest,

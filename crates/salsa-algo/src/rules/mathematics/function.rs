@@ -77,6 +77,47 @@ pub(super) fn apply(function: Function, argument: Value) -> Reading<Value> {
     Ok(simple.unwrap_or_else(|| Value::atom(Atom::Apply(function, Box::new(argument)))))
 }
 
+/// Applies the function of this name, with the base of a logarithm.
+pub(super) fn named(name: &str, base: Option<Value>, argument: Value) -> Reading<Value> {
+    let one = Value::whole(1);
+    match name {
+        "sin" => apply(Function::Sin, argument),
+        "cos" => apply(Function::Cos, argument),
+        "tan" => apply(Function::Sin, argument.clone())?.over(&apply(Function::Cos, argument)?),
+        "cot" => apply(Function::Cos, argument.clone())?.over(&apply(Function::Sin, argument)?),
+        "sec" => one.over(&apply(Function::Cos, argument)?),
+        "csc" => one.over(&apply(Function::Sin, argument)?),
+        "arcsin" | "asin" => apply(Function::Arcsin, argument),
+        "arccos" | "acos" => apply(Function::Arccos, argument),
+        "arctan" | "atan" => apply(Function::Arctan, argument),
+        "exp" => Value::atom(Atom::Euler).power(&argument),
+        "abs" => apply(Function::Abs, argument),
+        "floor" => apply(Function::Floor, argument),
+        "ceil" => apply(Function::Ceiling, argument),
+        "ln" => apply(Function::Ln, argument),
+        "lg" => apply(Function::Ln, argument)?.over(&apply(Function::Ln, Value::whole(10))?),
+        // Without a base the logarithm is the natural one, as in the public verifiers.
+        "log" => match base {
+            Some(base) => apply(Function::Ln, argument)?.over(&apply(Function::Ln, base)?),
+            None => apply(Function::Ln, argument),
+        },
+        _ => Err(format!("the function {name}")),
+    }
+}
+
+pub(super) fn binomial(n: &Value, k: &Value) -> Reading<Value> {
+    let whole = |value: &Value| value.to_rational().and_then(Rational::to_whole);
+    let (Some(n), Some(k)) = (whole(n), whole(k)) else { return Err("a binomial of what is no number".into()) };
+    if !(0..=1000).contains(&n) || k < 0 {
+        return Err("a binomial of a number outside of 0 to 1000".into());
+    }
+    let mut result = Rational::ONE;
+    for j in 0..k.min(n.saturating_sub(k)).max(0) {
+        result = result.times(Rational::new(n - j, j + 1)?)?;
+    }
+    Ok(if k > n { Value::whole(0) } else { Value::rational(result) })
+}
+
 /// Inverse trigonometric functions at the sines, cosines and tangents of whole twelfths of pi.
 fn inverse_sine(function: Function, argument: &Value) -> Reading<Option<Value>> {
     let range = match function {

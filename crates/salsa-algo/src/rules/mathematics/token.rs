@@ -89,6 +89,13 @@ impl<'a> Lexer<'a> {
         if first == '\\' {
             return self.command(after);
         }
+        for half in ["a.m.", "p.m.", "a.m", "p.m"] {
+            if let Some(rest) = self.rest.strip_prefix(half) {
+                self.rest = rest;
+                self.tokens.push(Token::Word(format!("{}m", &half[..1])));
+                return Ok(());
+            }
+        }
         if first == 'π' {
             self.rest = after;
             self.tokens.push(Token::Command("pi".into()));
