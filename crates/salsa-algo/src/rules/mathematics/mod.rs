@@ -11,7 +11,9 @@
 //! - Numbers are exact: 0.333 is not 1/3. Thousands separators (`1,000`, `1{,}000`, `1\,000`, `1,\!000`), currency
 //!   signs, degree signs and labels (`x =`, `Answer:`) mean nothing. `50\%` is 0.5, and 50 too, since a question about
 //!   percent may leave the sign to either side.
+//! - Three digits after a comma outside of brackets are thousands: `100,200` is one number, `100, 200` are two.
 //! - A unit may be missing on one side; two known units that differ are different answers: nothing is converted.
+//!   A single letter is a unit in `\text{ m}` and a variable in `5 m`.
 //! - Expressions are brought to a normal form: quotients of sums of products over rational numbers, roots, pi, e, i,
 //!   logarithms and variables. Two normal forms are compared by cross-multiplication, without any rounding. Where a
 //!   function has no normal form (the sine of 1, a nested root) the difference is computed in `f64` at 8 places, of
