@@ -82,7 +82,7 @@ fn places() {
     assert_eq!(grade(r"so \boxed{\frac12}", "#### 0.5", Any), Verdict::Equal);
 }
 
-/// Each is answered within a second, most within a millisecond; none panics.
+/// Every input passes all comparisons within seconds, most within a millisecond; none panics.
 #[test]
 fn hostile_inputs() {
     let repeated = |piece: &str, n: usize| piece.repeat(n);
