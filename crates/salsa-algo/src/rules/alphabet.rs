@@ -7,25 +7,25 @@
 pub enum Alphabet {
     /// Latin, with all its accents and full-width forms.
     Latin,
-    /// Greek.
+    /// The letters of Greek.
     Greek,
-    /// Cyrillic.
+    /// The letters of Cyrillic.
     Cyrillic,
-    /// Armenian.
+    /// The letters of Armenian.
     Armenian,
-    /// Georgian.
+    /// The letters of Georgian.
     Georgian,
-    /// Hebrew.
+    /// The letters of Hebrew.
     Hebrew,
     /// Arabic, with the letters of Persian and Urdu.
     Arabic,
     /// Devanagari: Hindi, Marathi, Nepali.
     Devanagari,
-    /// Bengali.
+    /// The letters of Bengali.
     Bengali,
-    /// Gurmukhi: Punjabi.
+    /// Gurmukhi, of Punjabi.
     Gurmukhi,
-    /// Gujarati.
+    /// The letters of Gujarati.
     Gujarati,
     /// Tamil.
     Tamil,
