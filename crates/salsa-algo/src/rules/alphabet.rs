@@ -27,27 +27,27 @@ pub enum Alphabet {
     Gurmukhi,
     /// The letters of Gujarati.
     Gujarati,
-    /// Tamil.
+    /// The letters of Tamil.
     Tamil,
-    /// Telugu.
+    /// The letters of Telugu.
     Telugu,
-    /// Kannada.
+    /// The letters of Kannada.
     Kannada,
-    /// Malayalam.
+    /// The letters of Malayalam.
     Malayalam,
-    /// Thai.
+    /// The letters of Thai.
     Thai,
-    /// Lao.
+    /// The letters of Lao.
     Lao,
-    /// Tibetan.
+    /// The letters of Tibetan.
     Tibetan,
-    /// Burmese.
+    /// The letters of Burmese.
     Myanmar,
-    /// Khmer.
+    /// The letters of Khmer.
     Khmer,
     /// Ethiopic: Amharic, Tigrinya.
     Ethiopic,
-    /// Korean.
+    /// The letters of Korean.
     Hangul,
     /// Hiragana and Katakana. Japanese text is Kana and Han.
     Kana,

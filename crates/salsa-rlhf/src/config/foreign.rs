@@ -291,7 +291,8 @@ const ANSWERS: &[Answer] = &[
         "response_length",
         "leave it out: PPO samples from the whole softmax at temperature; a KL of truncated samples can be negative",
     ),
-    answer("reward_pretrain remote_rm_url", "reward_model_path", "say reward_model_path: a reward model's directory"),
+    answer("reward_pretrain", "reward_model_path", "say reward_model_path: a reward model's directory"),
+    answer("remote_rm_url", "rewards", "say rewards: [{kind: http, url: ADDRESS}]"),
     answer("critic_pretrain", "critic", "leave it out: the critic starts from the reward model"),
     answer("ref_model ref_model_path", "reference", "say reference: {kind: sft, model: DIR}, or {kind: soup, …}"),
     answer("ref_model", "ref_model_name_or_path", "say ref_model_name_or_path"),
@@ -310,17 +311,18 @@ const ANSWERS: &[Answer] = &[
     answer("lambd", "lam", "say lam"),
     answer("normalize_reward", "normalize_scores", "say normalize_scores"),
     harmless("disable_dropout", "leave it out: there is no dropout but that of adapters (lora_dropout)"),
-    answer("reward_funcs", "reward_model_path", "say reward_model_path: one reward model"),
+    answer("reward_funcs", "rewards", "say reward_model_path: DIR, or rewards: [{kind: …}, …]"),
+    answer("reward_weights", "rewards", "give weight in each of the rewards"),
     answer("n_samples_per_prompt", "num_generations", "say num_generations"),
     answer("max_completion_length", "response_length", "say response_length"),
     answer(
         "num_generations* n_samples_per_prompt num_iterations epsilon_high delta scale_rewards \
-        importance_sampling_level mask_truncated_completions reward_funcs",
+        importance_sampling_level mask_truncated_completions reward_funcs reward_weights",
         "",
         "not supported in this stage: group methods are one of their own, salsa grpo",
     ),
     answer(
-        "advantage_estimator reward_weights multi_objective_aggregation sapo_* vespo_* entropy_coef* \
+        "advantage_estimator multi_objective_aggregation sapo_* vespo_* entropy_coef* \
         use_adaptive_entropy entropy_target top_entropy_quantile off_policy_mask_threshold use_bias_correction_kl \
         max_tool_calling_iterations rl trl",
         "",
