@@ -1,4 +1,4 @@
-//! `salsa bench`: seconds per training step, decoding step or PPO update, on random weights.
+//! `salsa bench`: seconds per training step, decoding step, PPO or GRPO update, on random weights.
 use std::{path::PathBuf, time::Instant};
 
 use anyhow::ensure;
@@ -19,6 +19,7 @@ use crate::{
     },
 };
 
+mod grpo;
 mod models;
 mod ppo;
 
@@ -44,6 +45,9 @@ enum Work {
     /// PPO updates with four separate models: sample, score, learn.
     #[command(after_help = "Example:\n  salsa bench ppo --hidden 256 --layers 8 --batch 64 --response 128 --updates 2")]
     Ppo(PpoWork),
+    /// GRPO updates: sample groups, log-probs of a reference, learn.
+    #[command(after_help = "Example:\n  salsa bench grpo --hidden 256 --layers 8 --prompts 32 --generations 4 --json")]
+    Grpo(GrpoWork),
 }
 
 /// A Llama with random weights.
@@ -149,6 +153,33 @@ struct PpoWork {
     updates: usize,
 }
 
+#[derive(clap::Args)]
+struct GrpoWork {
+    #[command(flatten)]
+    shape: Shape,
+    /// Prompts per update.
+    #[arg(long, value_parser = count, default_value_t = 32)]
+    prompts: usize,
+    /// Responses per prompt.
+    #[arg(long, value_parser = count, default_value_t = 4)]
+    generations: usize,
+    /// Tokens of each prompt.
+    #[arg(long, value_parser = count, default_value_t = 32)]
+    prompt: usize,
+    /// Tokens of each response.
+    #[arg(long, value_parser = count, default_value_t = 64)]
+    response: usize,
+    /// Passes over the responses, one optimizer step each.
+    #[arg(long, value_parser = count, default_value_t = 1)]
+    iterations: usize,
+    /// Responses per forward and backward pass.
+    #[arg(long, value_parser = count, default_value_t = 32)]
+    pass: usize,
+    /// Timed updates, after one untimed update.
+    #[arg(long, value_parser = count, default_value_t = 3)]
+    updates: usize,
+}
+
 /// Parses a number from 1 to a million.
 fn count(text: &str) -> Result<usize, String> {
     const MOST: usize = 1_000_000;
@@ -164,12 +195,14 @@ pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
         Work::Sft(work) => &work.shape,
         Work::Generate(work) => &work.shape,
         Work::Ppo(work) => &work.shape,
+        Work::Grpo(work) => &work.shape,
     };
     let device = shape.open_device()?;
     match &arguments.work {
         Work::Sft(work) => sft(work, &device),
         Work::Generate(work) => generate(work, &device),
         Work::Ppo(work) => ppo::update(work, &device),
+        Work::Grpo(work) => grpo::update(work, &device),
     }
 }
 

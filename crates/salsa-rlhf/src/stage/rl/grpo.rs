@@ -34,7 +34,7 @@ use crate::{
 
 pub(in crate::stage) mod config;
 mod groups;
-mod learner;
+pub(crate) mod learner;
 #[cfg(test)]
 mod tests;
 

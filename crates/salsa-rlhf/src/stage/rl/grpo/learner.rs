@@ -16,7 +16,7 @@ use crate::stage::{
 };
 
 /// The responses of an update with the data of the loss. Per-token numbers are concatenated.
-pub(super) struct Experience<'a> {
+pub(crate) struct Experience<'a> {
     /// The responses.
     pub rollouts: &'a Rollouts,
     /// The models of the reference: weight and log-prob of every token.
@@ -40,7 +40,7 @@ pub(super) fn counts(config: &GrpoConfig, ending: Ending) -> bool {
 }
 
 /// The policy and its optimizer.
-pub(super) struct Learner {
+pub(crate) struct Learner {
     /// The policy.
     pub policy: Trainable,
     /// Its optimizer.
@@ -49,7 +49,7 @@ pub(super) struct Learner {
 
 /// Statistics of an optimizer step, each over its counted tokens; also their mean over the steps of an update.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct StepStats {
+pub(crate) struct StepStats {
     /// The loss, with its penalty.
     pub loss: f64,
     /// The loss without the penalty.
@@ -95,7 +95,7 @@ impl Learner {
     ///
     /// # Errors
     /// If a gradient is not finite.
-    pub(super) fn learn(
+    pub(crate) fn learn(
         &mut self,
         config: &GrpoConfig,
         experience: &Experience<'_>,
