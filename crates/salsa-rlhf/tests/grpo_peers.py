@@ -9,6 +9,9 @@ seconds of an update are those between two optimizer steps. Runs alternate; the 
 """
 import argparse, json, os, statistics, subprocess, sys, tempfile, time
 
+# The folder of this file holds peft.py, which is not the library.
+sys.path.pop(0)
+
 SHAPE = dict(hidden=256, layers=8, vocab=4096, head_dim=32)
 PROMPTS, GENERATIONS, PROMPT, RESPONSE = 32, 4, 32, 64
 
