@@ -14,7 +14,7 @@
 //! | [`whiten`] | mean and variance of a batch; whitening with the mean removed or kept |
 //! | [`ppo`] | the clipped policy and value losses, their derivatives and their statistics |
 //! | [`group`] | GRPO, RLOO and relatives: advantages within groups, clipped losses without a critic |
-//! | [`preference`] | losses on pairs: Bradley–Terry for reward models, DPO and IPO for policies |
+//! | [`preference`] | losses on preferences: Bradley–Terry for reward models; DPO and relatives, KTO, ORPO, CPO, SimPO |
 //! | [`soup`] | averaging weights: mean, lerp, slerp, task arithmetic, TIES, DARE; angles between task vectors |
 //! | [`stats`] | win rates, intervals, bootstrap, quantiles; studies over several seeds |
 //! | [`judge`] | the scoring rules of MT-Bench, Arena-Hard and AlpacaEval; intervals over prompts |

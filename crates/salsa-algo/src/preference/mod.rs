@@ -1,10 +1,80 @@
-//! Losses on preference pairs: a chosen and a rejected response to the same prompt.
+//! Losses on preferences: a chosen and a rejected response to the same prompt, or single responses with a label.
 //!
-//! [`bradley_terry`] trains a reward model from its scores; [`dpo`] trains a policy from its log-probs, without one.
+//! [`bradley_terry`] trains a reward model from its scores. The others train a policy from its log-probs: [`dpo`] and
+//! its relatives on pairs, [`kto`] on single responses, both against a reference; [`orpo`] and [`cpo`] (SimPO) on pairs
+//! without one.
 //! As in [`crate::ppo`], results are shares of means over `pairs` pairs, so that micro-batches add up.
 
 pub mod bradley_terry;
+pub mod cpo;
 pub mod dpo;
+pub mod kto;
+pub mod orpo;
+
+/// One micro-batch's share of a loss on pairs of log-probs, and its statistics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PairLoss {
+    /// Share of the mean loss.
+    pub loss: f64,
+    /// Derivative of `loss` by each chosen response's log-prob.
+    pub d_chosen: Vec<f64>,
+    /// Derivative of `loss` by each rejected response's log-prob.
+    pub d_rejected: Vec<f64>,
+    /// Implicit reward of each chosen response: `beta * (chosen - ref_chosen)`, without a reference `beta * chosen`.
+    pub rewards_chosen: Vec<f64>,
+    /// Implicit reward of each rejected response.
+    pub rewards_rejected: Vec<f64>,
+    /// Share of the pairs whose chosen response has strictly the higher implicit reward.
+    pub accuracy: f64,
+    /// Share of the mean difference of the implicit rewards.
+    pub reward_margin: f64,
+}
+
+impl PairLoss {
+    /// Sums `at(chosen, rejected)`: the loss of a pair and its derivatives by both. The rewards are `beta` times these
+    /// numbers.
+    fn sum(
+        chosen: &[f64],
+        rejected: &[f64],
+        beta: f64,
+        pairs: usize,
+        at: impl Fn(f64, f64) -> (f64, f64, f64),
+    ) -> PairLoss {
+        assert_eq!(chosen.len(), rejected.len(), "one log-prob per pair in every slice");
+        let weight = weight(chosen.len(), pairs);
+        let (mut sum, mut right, mut gaps) = (0.0, 0.0, 0.0);
+        let (mut d_chosen, mut d_rejected) = (Vec::with_capacity(chosen.len()), Vec::with_capacity(chosen.len()));
+        for (&c, &r) in chosen.iter().zip(rejected) {
+            let (loss, by_chosen, by_rejected) = at(c, r);
+            sum += loss;
+            d_chosen.push(by_chosen * weight);
+            d_rejected.push(by_rejected * weight);
+            right += f64::from(u8::from(c > r));
+            gaps += c - r;
+        }
+        PairLoss {
+            loss: sum * weight,
+            d_chosen,
+            d_rejected,
+            rewards_chosen: chosen.iter().map(|c| beta * c).collect(),
+            rewards_rejected: rejected.iter().map(|r| beta * r).collect(),
+            accuracy: right * weight,
+            reward_margin: beta * gaps * weight,
+        }
+    }
+}
+
+/// Returns a micro-batch's share of the negative log-likelihood per token, and its derivative by the log-prob of each
+/// token: `-logprob / tokens` and `-1 / tokens`. `logprob` is the sum over the micro-batch, `tokens` counts the whole
+/// batch.
+///
+/// ```
+/// use salsa_algo::preference::negative_log_likelihood;
+/// assert_eq!(negative_log_likelihood(-6.0, 4.0), (1.5, -0.25));
+/// ```
+pub fn negative_log_likelihood(logprob: f64, tokens: f64) -> (f64, f64) {
+    (-logprob / tokens, -1.0 / tokens)
+}
 
 /// Returns `ln(1 + exp(x))` without overflow; `softplus(-x)` is `-ln(sigmoid(x))`.
 ///
