@@ -296,6 +296,7 @@ const ANSWERS: &[Answer] = &[
     answer("critic_pretrain", "critic", "leave it out: the critic starts from the reward model"),
     answer("ref_model ref_model_path", "reference", "say reference: {kind: sft, model: DIR}, or {kind: soup, …}"),
     answer("ref_model", "ref_model_name_or_path", "say ref_model_name_or_path"),
+    answer("ref_model_name_or_path", "reference", "say reference: {kind: sft, model: DIR}, or {kind: soup, …}"),
     answer(
         "sync_ref_model ref_model_sync_steps ref_model_mixup_alpha",
         "reference",
@@ -304,7 +305,7 @@ const ANSWERS: &[Answer] = &[
     answer(
         "sync_ref_model ref_model_sync_steps ref_model_mixup_alpha",
         "ref_model_name_or_path",
-        "not supported: the reference of DPO does not move",
+        "not supported: the reference of this stage does not move",
     ),
     answer("eps_clip epsilon", "cliprange", "say cliprange"),
     answer("value_clip", "cliprange_value", "say cliprange_value"),
@@ -334,12 +335,32 @@ const ANSWERS: &[Answer] = &[
         "ref_model_name_or_path",
         "leave it out: the reference is computed beside the policy",
     ),
+    answer("simpo_gamma cpo_alpha", "discopop_tau", "not supported in this stage: CPO and SimPO are salsa cpo"),
+    answer(
+        "desirable_weight undesirable_weight",
+        "",
+        "not supported in this stage: single responses with labels are learned by salsa kto",
+    ),
     answer(
         "loss_weights ld_alpha f_divergence_type f_alpha_divergence_coef use_weighting discopop_tau rpo_alpha \
         pref_loss pref_ftx pref_beta simpo_gamma",
         "loss_type",
-        "not supported: loss_type has the losses that there are (salsa dpo --help), beta their strength",
+        "not supported: loss_type has the losses that there are (see --help), beta their strength",
     ),
+    answer("alpha", "cpo_alpha", "not supported: the rewards are log-probs, AlphaPO's are not there"),
+    answer(
+        "ref_model ref_model_name_or_path ref_model_path precompute_ref_log_probs precompute_ref_batch_size \
+        sync_ref_model ref_model_sync_steps ref_model_mixup_alpha",
+        "",
+        "not supported: this stage has no reference; dpo, kto, ppo and grpo have one",
+    ),
+    answer(
+        "max_completion_length max_prompt_length",
+        "truncation_mode",
+        "say max_length: the tokens of prompt and response together",
+    ),
+    harmless("generate_during_eval", "leave it out: salsa generate answers prompts with a trained model"),
+    harmless("is_encoder_decoder padding_value", "leave it out: models are decoders, and nothing is padded"),
     answer("pref_beta dpo_beta", "beta", "say beta"),
     // mergekit.
     answer(

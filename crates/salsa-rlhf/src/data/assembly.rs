@@ -6,9 +6,9 @@ use anyhow::{Result, bail};
 use serde_json::{Map, Value};
 
 use super::{
-    Content, Dataset, Example, Layout, Place, Preference, Shape, bucket,
+    Content, Dataset, Example, Labels, Layout, Place, Preference, Shape, bucket,
     columns::Row,
-    unpaired::{Paired, Unpaired},
+    unpaired::{Paired, Unpaired, prompt_and_answer},
 };
 
 /// A data set under construction.
@@ -22,11 +22,12 @@ pub(super) struct Assembly {
     unread: BTreeMap<String, usize>,
     /// Whether records came with their rows.
     keeps_records: bool,
+    labels: Labels,
     unpaired: Unpaired,
 }
 
 impl Assembly {
-    pub(super) fn new(path: &Path) -> Assembly {
+    pub(super) fn new(path: &Path, labels: Labels) -> Assembly {
         let set = Dataset {
             examples: Vec::new(),
             layout: Layout::Text,
@@ -38,9 +39,10 @@ impl Assembly {
             buckets: Vec::new(),
             places: Vec::new(),
             records: Vec::new(),
+            labels: Vec::new(),
         };
         let (unread, unpaired) = (BTreeMap::new(), Unpaired::default());
-        Assembly { set, shape: None, records: 0, lifted: 0, unread, keeps_records: false, unpaired }
+        Assembly { set, shape: None, records: 0, lifted: 0, unread, keeps_records: false, labels, unpaired }
     }
 
     /// Adds a record; `nulls` are its null columns.
@@ -59,7 +61,13 @@ impl Assembly {
             *self.unread.entry(column).or_default() += 1;
         }
         match row.label {
-            Some(label) => self.unpaired.add(row.example, label, row.key, place),
+            Some(label) if self.labels == Labels::Paired => self.unpaired.add(row.example, label, row.key, place),
+            Some(label) => {
+                if let Some((prompt, completion)) = prompt_and_answer(row.example) {
+                    self.keep(Example::PromptCompletion { prompt, completion }, &row.key, place, row.record);
+                    self.set.labels.push(label);
+                }
+            }
             None => self.keep(row.example, &row.key, place, row.record),
         }
         Ok(())
@@ -108,6 +116,10 @@ impl Assembly {
             bail!("{} holds no records: a data set needs at least one", self.set.path.display());
         };
         self.set.layout = shape.layout;
+        if !self.set.labels.is_empty() {
+            self.set.layout = Layout::PromptCompletion;
+            self.set.recognised = "KTO: prompt, completion, label";
+        }
         self.pair()?;
         if self.set.examples.is_empty() {
             bail!(

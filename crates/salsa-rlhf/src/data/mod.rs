@@ -138,6 +138,17 @@ pub struct Dataset {
     /// For each example, its record as it is in the file; empty mappings where two records make one example. Empty
     /// unless asked for with [`Records::Keep`].
     pub records: Vec<Map<String, Value>>,
+    /// For each example, whether its answer is a wanted one; empty: no labels, or read as [`Labels::Paired`].
+    pub labels: Vec<bool>,
+}
+
+/// What is read from records besides examples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// The records themselves.
+    pub records: Records,
+    /// The labels of answers.
+    pub labels: Labels,
 }
 
 /// Whether the records themselves are kept next to the examples read from them.
@@ -148,6 +159,16 @@ pub enum Records {
     Drop,
     /// [`Dataset::records`] holds them.
     Keep,
+}
+
+/// What becomes of answers with a label (`true` or `false`, as for KTO).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Labels {
+    /// A wanted and an unwanted answer to one prompt make a preference pair.
+    #[default]
+    Paired,
+    /// Each stays a prompt with a completion, and its label is in [`Dataset::labels`].
+    Kept,
 }
 
 /// Selects the part of a folder to read.
@@ -167,7 +188,7 @@ pub enum Which<'a> {
 /// # Errors
 /// As [`load_split`].
 pub fn load(path: &Path) -> Result<Dataset> {
-    load_split(path, Which::TheOnly, Records::Drop)
+    load_split(path, Which::TheOnly, Reading::default())
 }
 
 /// Reads a file, or the files of a folder and its subfolders that `which` selects, in name order.
@@ -179,11 +200,11 @@ pub fn load(path: &Path) -> Result<Dataset> {
 /// record's, or no record is left. Names the file, the line (or record of an array, or row), the columns found and the
 /// ones expected. Also when a folder has several splits with [`Which::TheOnly`], lacks the split selected, or holds
 /// several data sets.
-pub fn load_split(path: &Path, which: Which<'_>, records: Records) -> Result<Dataset> {
-    let (mut assembly, mut room) = (Assembly::new(path), Room::now());
+pub fn load_split(path: &Path, which: Which<'_>, reading: Reading) -> Result<Dataset> {
+    let (mut assembly, mut room) = (Assembly::new(path, reading.labels), Room::now());
     let sha256 = files::for_each_record(path, which, &mut |place, record| {
         let nulls = nulls(&record);
-        let kept = (records == Records::Keep).then(|| record.clone());
+        let kept = (reading.records == Records::Keep).then(|| record.clone());
         let mut row = columns::read(record)?;
         room.take(limits::bytes_of(&row.example), path)?;
         if let Some(kept) = kept {

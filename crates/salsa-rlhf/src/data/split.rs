@@ -31,6 +31,7 @@ pub fn split_by_prompt(set: &Dataset) -> Split {
             buckets: kept().map(|(_, n)| *n).collect(),
             places: kept().map(|(i, _)| set.places[i].clone()).collect(),
             records: kept().filter_map(|(i, _)| set.records.get(i).cloned()).collect(),
+            labels: kept().filter_map(|(i, _)| set.labels.get(i).copied()).collect(),
             layout: set.layout,
             recognised: set.recognised,
             path: set.path.clone(),
@@ -53,6 +54,7 @@ impl Dataset {
         keep(&mut self.buckets, &wanted);
         keep(&mut self.places, &wanted);
         keep(&mut self.records, &wanted);
+        keep(&mut self.labels, &wanted);
     }
 }
 

@@ -8,6 +8,20 @@ use anyhow::{Result, bail};
 use super::{Content, Example, Place, Preference, asked};
 use crate::chat::{Conversation, Message};
 
+/// The prompt and the answer of a record, or of a conversation that ends with one; `None` without an answer.
+pub(super) fn prompt_and_answer(example: Example) -> Option<(Content, Content)> {
+    let (prompt, said): (Content, Content) = match example {
+        Example::PromptCompletion { prompt, completion } => (prompt, completion),
+        Example::Messages(Conversation { messages, arguments }) => {
+            let before = asked(&messages).len();
+            let said: Vec<Message> = messages[before..].to_vec();
+            (Conversation { messages: messages[..before].to_vec(), arguments }.into(), said.into())
+        }
+        _ => return None,
+    };
+    (!said.is_empty()).then_some((prompt, said))
+}
+
 /// One answer.
 struct Answer {
     said: Content,
@@ -45,18 +59,7 @@ impl Unpaired {
     /// Adds a prompt with its answer, or a conversation that ends with one.
     pub(super) fn add(&mut self, example: Example, label: bool, key: String, place: &Place) {
         self.records += 1;
-        let (prompt, said) = match example {
-            Example::PromptCompletion { prompt, completion } => (prompt, completion),
-            Example::Messages(Conversation { messages, arguments }) => {
-                let before = asked(&messages).len();
-                let said: Vec<Message> = messages[before..].to_vec();
-                (Conversation { messages: messages[..before].to_vec(), arguments }.into(), said.into())
-            }
-            _ => return,
-        };
-        if said.is_empty() {
-            return;
-        }
+        let Some((prompt, said)) = prompt_and_answer(example) else { return };
         let index = *self.places.entry(format!("{prompt:?}")).or_insert(self.prompts.len());
         if index == self.prompts.len() {
             self.prompts.push(Answers { prompt, key, wanted: Vec::new(), unwanted: Vec::new() });
@@ -90,7 +93,7 @@ impl Unpaired {
         if pairs.is_empty() {
             bail!(
                 "{}: {all} answers have labels (unpaired preferences, as KTO takes them), but no prompt has both a wanted and an \
-                 unwanted answer, and no stage learns of single ones. For sft keep the records whose label is true, and leave the \
+                 unwanted answer, and only kto learns of single ones. For sft keep the records whose label is true, and leave the \
                  column out",
                 path.display()
             );

@@ -212,7 +212,7 @@ fn a_data_set_comes_with_its_folders() {
     assert_eq!(folder, cache.path().join(format!("datasets--org--set/snapshots/{COMMIT}/en")));
     assert_eq!(crate::data::splits(&folder).unwrap(), ["test", "train"]);
     assert_eq!(
-        crate::data::load_split(&folder, crate::data::Which::Named("train"), crate::data::Records::Drop)
+        crate::data::load_split(&folder, crate::data::Which::Named("train"), crate::data::Reading::default())
             .unwrap()
             .examples
             .len(),

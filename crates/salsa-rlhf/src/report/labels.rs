@@ -3,7 +3,9 @@
 /// Inside a sentence: `sft_a` → `SFT A`, `my_run` → `my run`.
 pub(super) fn spoken(key: &str) -> String {
     let words = key.split('_').filter(|word| !word.is_empty()).map(|word| match word {
-        "sft" | "ppo" | "grpo" | "rloo" | "dpo" | "kl" | "mkl" | "salsa" | "ema" => word.to_uppercase(),
+        "sft" | "ppo" | "grpo" | "rloo" | "dpo" | "kto" | "orpo" | "cpo" | "kl" | "mkl" | "salsa" | "ema" => {
+            word.to_uppercase()
+        }
         _ if word.chars().count() == 1 => word.to_uppercase(),
         _ => word.to_owned(),
     });

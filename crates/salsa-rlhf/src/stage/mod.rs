@@ -117,7 +117,10 @@ pub use lifecycle::{record::Record, runner::Outcome};
 pub use lines::{generate::GenerateConfig, logprobs::LogprobsConfig, score::ScoreConfig};
 pub use rl::{grpo::config::GrpoConfig, ppo::config::PpoConfig};
 pub use soup::{SoupConfig, greedy::GreedyConfig};
-pub use supervised::{dpo::DpoConfig, pretrain::PretrainConfig, reward::RewardConfig, sft::SftConfig};
+pub use supervised::{
+    cpo::CpoConfig, dpo::DpoConfig, kto::KtoConfig, orpo::OrpoConfig, pretrain::PretrainConfig, reward::RewardConfig,
+    sft::SftConfig,
+};
 pub use table::STAGES;
 
 /// Execution context of a stage: verbosity, device, interruption.

@@ -64,6 +64,8 @@ pub enum ExampleUse {
     Demonstration,
     /// A preference pair.
     Preference,
+    /// A response with a label, or a preference pair.
+    Labelled,
     /// A prompt to answer.
     Prompt,
 }

@@ -7,7 +7,7 @@ use super::{
     lines::{generate, logprobs, score},
     rl::{grpo, ppo},
     soup,
-    supervised::{dpo, pretrain, reward, sft},
+    supervised::{cpo, dpo, kto, orpo, pretrain, reward, sft},
 };
 
 /// Every kind of stage, in the order of `salsa --help`.
@@ -19,6 +19,9 @@ pub const STAGES: &[Kind] = &[
     Kind::of::<ppo::PpoConfig>(),
     Kind::of::<grpo::GrpoConfig>(),
     Kind::of::<dpo::DpoConfig>(),
+    Kind::of::<kto::KtoConfig>(),
+    Kind::of::<orpo::OrpoConfig>(),
+    Kind::of::<cpo::CpoConfig>(),
     Kind::of::<evaluate::EvaluateConfig>(),
     Kind::of::<landscape::LandscapeConfig>(),
     Kind::of::<generate::GenerateConfig>(),

@@ -2,6 +2,7 @@
 use std::{fs, path::Path};
 
 use anyhow::Result;
+use salsa_algo::preference::{cpo::LossType as CpoLoss, dpo::LossType, kto::LossType as KtoLoss};
 use serde_json::{Value, json};
 
 use super::{
@@ -12,10 +13,16 @@ use super::{
         logprobs::{self, LogprobsConfig},
         score::{self, ScoreConfig},
     },
-    models::reading::ReadingArguments,
+    models::{
+        model_source::{ModelSource, SoupSource},
+        reading::ReadingArguments,
+    },
     supervised::{
         arguments::TrainingArguments,
-        dpo::{self, DpoConfig, DpoLoss},
+        cpo::{self, CpoConfig},
+        dpo::{self, DpoConfig},
+        kto::{self, KtoConfig},
+        orpo::{self, OrpoConfig},
         pretrain::{self, PretrainConfig},
         reward::{self, RewardConfig},
         sft::{self, SftConfig},
@@ -69,7 +76,7 @@ fn reward_config(dir: &Path, base: &Path) -> RewardConfig {
     }
 }
 
-fn dpo_config(dir: &Path, base: &Path, loss_type: DpoLoss) -> DpoConfig {
+fn dpo_config(dir: &Path, base: &Path, loss_type: LossType) -> DpoConfig {
     let data = fixture::preferences(&dir.join("pairs.jsonl"));
     DpoConfig {
         model_name_or_path: base.to_owned().into(),
@@ -210,19 +217,188 @@ fn the_reward_model_learns_the_preference_and_resumes() {
 fn dpo_raises_the_margin_and_resumes() {
     let dir = tempfile::tempdir().unwrap();
     let base = fixture::base(dir.path());
-    for loss_type in [DpoLoss::Sigmoid, DpoLoss::Ipo] {
+    for loss_type in [LossType::Sigmoid, LossType::Ipo, LossType::ApoDown, LossType::SigmoidNorm] {
         let config = dpo_config(dir.path(), &base, loss_type);
         resumes_bytewise(|output_dir, context| {
             dpo::run(&DpoConfig { output_dir: output_dir.to_owned(), ..config.clone() }, context)
         });
     }
-    let config = dpo_config(dir.path(), &base, DpoLoss::Sigmoid);
+    let config = dpo_config(dir.path(), &base, LossType::Sigmoid);
     let results = dpo::run(&config, &quiet()).unwrap();
     let log = fixture::read_lines(&config.output_dir.join("metrics.jsonl"));
     assert!((log[0]["loss"].as_f64().unwrap() - 2f64.ln()).abs() < 0.05, "it starts at the reference: {}", log[0]);
     let eval = &results["training"]["eval"];
     assert_eq!(eval["rewards/accuracies"], 1.0);
     assert!(eval["rewards/margins"].as_f64().unwrap() > 0.1, "{eval}");
+}
+
+/// The losses of the log, first to last.
+fn losses(dir: &Path) -> Vec<f64> {
+    fixture::read_lines(&dir.join("metrics.jsonl")).iter().filter_map(|line| line["loss"].as_f64()).collect()
+}
+
+#[test]
+fn every_loss_of_dpo_falls() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixture::base(dir.path());
+    for name in [
+        "sigmoid",
+        "hinge",
+        "ipo",
+        "exo_pair",
+        "nca_pair",
+        "robust",
+        "bco_pair",
+        "sppo_hard",
+        "apo_zero",
+        "apo_down",
+        "discopop",
+        "sigmoid_norm",
+    ] {
+        let loss_type: LossType = serde_json::from_value(json!(name)).unwrap();
+        let smoothed = if loss_type == LossType::ExoPair { 0.001 } else { 0.0 };
+        let config = DpoConfig { label_smoothing: smoothed, ..dpo_config(dir.path(), &base, loss_type) };
+        let config = DpoConfig { output_dir: dir.path().join(name), ..config };
+        dpo::run(&config, &quiet()).unwrap();
+        let losses = losses(&config.output_dir);
+        assert!(losses.last().unwrap() < &losses[0], "{name}: {losses:?}");
+    }
+}
+
+#[test]
+fn the_reference_of_dpo_may_be_a_soup_made_in_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixture::base(dir.path());
+    let first = dpo_config(dir.path(), &base, LossType::Sigmoid);
+    dpo::run(&first, &quiet()).unwrap();
+    let soup = |weights: [f64; 2]| {
+        let models = vec![base.clone().into(), first.output_dir.clone().into()];
+        Some(ModelSource::Soup(SoupSource { models, weights: weights.to_vec() }))
+    };
+    let run = |name: &str, reference| {
+        let output_dir = dir.path().join(name);
+        let config = DpoConfig { ref_model_name_or_path: reference, output_dir: output_dir.clone(), ..first.clone() };
+        dpo::run(&config, &quiet()).unwrap();
+        fs::read(output_dir.join("metrics.jsonl")).unwrap()
+    };
+    let alone = run("alone", None);
+    assert!(run("base", soup([1.0, 0.0])) == alone, "all of one ingredient is that ingredient");
+    assert!(run("soup", soup([0.5, 0.5])) != alone);
+    let wrong = DpoConfig { ref_model_name_or_path: soup([0.5, 0.6]), ..first.clone() };
+    let error = format!("{:#}", dpo::run(&wrong, &quiet()).unwrap_err());
+    assert!(error.starts_with("ref_model_name_or_path: the weights"), "{error}");
+    let config = DpoConfig { ref_model_name_or_path: soup([0.5, 0.5]), ..first.clone() };
+    resumes_bytewise(|output_dir, context| {
+        dpo::run(&DpoConfig { output_dir: output_dir.to_owned(), ..config.clone() }, context)
+    });
+}
+
+fn kto_config(dir: &Path, base: &Path) -> KtoConfig {
+    let data = dir.join("labelled.jsonl");
+    let example = |i: usize| {
+        let (answer, label) = if i.is_multiple_of(2) { ("yes", true) } else { ("no, never", false) };
+        let prompt = json!([{"role": "user", "content": fixture::SENTENCES[i / 2 % 4]}]);
+        json!({"prompt": prompt, "completion": [{"role": "assistant", "content": answer}], "label": label})
+    };
+    fixture::write_lines(&data, &(0..48).map(example).collect::<Vec<_>>());
+    KtoConfig {
+        model_name_or_path: base.to_owned().into(),
+        dataset: DataSource::Path(data.clone().into()),
+        eval_dataset: Some(DataSource::Path(data.into())),
+        output_dir: dir.join("kto"),
+        learning_rate: 0.003,
+        max_length: 96,
+        training: arguments(8),
+        ..KtoConfig::default()
+    }
+}
+
+#[test]
+fn kto_learns_the_labels_and_resumes() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixture::base(dir.path());
+    for loss_type in [KtoLoss::Kto, KtoLoss::ApoZeroUnpaired] {
+        let config = KtoConfig { loss_type, ..kto_config(dir.path(), &base) };
+        resumes_bytewise(|output_dir, context| {
+            kto::run(&KtoConfig { output_dir: output_dir.to_owned(), ..config.clone() }, context)
+        });
+        let results = kto::run(&config, &quiet()).unwrap();
+        let losses = losses(&config.output_dir);
+        assert!((losses[0] - 0.5).abs() < 0.05, "it starts at the reference: {losses:?}");
+        assert!(losses.last().unwrap() < &losses[0], "{losses:?}");
+        let eval = &results["training"]["eval"];
+        let reward = |side: &str| eval[format!("rewards/{side}")].as_f64().unwrap();
+        assert!(reward("chosen") > reward("rejected") + 0.1, "{eval}");
+        assert_eq!(eval["kl"].is_null(), loss_type != KtoLoss::Kto, "{eval}");
+        fs::remove_dir_all(&config.output_dir).unwrap();
+    }
+}
+
+#[test]
+fn kto_takes_pairs_and_refuses_answers_without_a_label() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixture::base(dir.path());
+    let config = KtoConfig { eval_dataset: None, ..kto_config(dir.path(), &base) };
+    let pairs = KtoConfig { dataset: fixture::preferences(&dir.path().join("pairs.jsonl")), ..config.clone() };
+    kto::run(&pairs, &quiet()).unwrap();
+    let bytes = |dir: &Path| fs::read(dir.join("metrics.jsonl")).unwrap();
+    let of_pairs = bytes(&config.output_dir);
+    fs::remove_dir_all(&config.output_dir).unwrap();
+    kto::run(&config, &quiet()).unwrap();
+    assert!(bytes(&config.output_dir) == of_pairs, "a pair is a desirable response and then an undesirable one");
+
+    let sft = sft_config(dir.path(), &base).dataset;
+    let error = format!("{:#}", kto::run(&KtoConfig { dataset: sft, ..config.clone() }, &quiet()).unwrap_err());
+    assert!(error.contains("without a label"), "{error}");
+    let one = TrainingArguments { per_device_train_batch_size: 1, ..arguments(8) };
+    let error = kto::run(&KtoConfig { training: one, ..config }, &quiet()).unwrap_err().to_string();
+    assert!(error.starts_with("per_device_train_batch_size is 1"), "{error}");
+}
+
+#[test]
+fn orpo_and_cpo_learn_without_a_reference_and_resume() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixture::base(dir.path());
+    let DpoConfig { model_name_or_path, dataset, eval_dataset, learning_rate, max_length, training, .. } =
+        dpo_config(dir.path(), &base, LossType::Sigmoid);
+    let orpo = OrpoConfig {
+        model_name_or_path: model_name_or_path.clone(),
+        dataset: dataset.clone(),
+        eval_dataset: eval_dataset.clone(),
+        output_dir: dir.path().join("orpo"),
+        learning_rate,
+        max_length,
+        training: training.clone(),
+        ..OrpoConfig::default()
+    };
+    resumes_bytewise(|output_dir, context| {
+        orpo::run(&OrpoConfig { output_dir: output_dir.to_owned(), ..orpo.clone() }, context)
+    });
+    let results = orpo::run(&orpo, &quiet()).unwrap();
+    let (losses_of_orpo, eval) = (losses(&orpo.output_dir), &results["training"]["eval"]);
+    assert!(losses_of_orpo.last().unwrap() < &losses_of_orpo[0], "{losses_of_orpo:?}");
+    let number = |name: &str| eval[name].as_f64().unwrap();
+    assert!((number("nll_loss") - orpo.beta * number("log_odds_ratio") - number("loss")).abs() < 1e-9, "{eval}");
+    for (loss_type, cpo_alpha) in [(CpoLoss::Sigmoid, 1.0), (CpoLoss::Simpo, 0.0)] {
+        let cpo = CpoConfig {
+            model_name_or_path: model_name_or_path.clone(),
+            dataset: dataset.clone(),
+            eval_dataset: eval_dataset.clone(),
+            output_dir: dir.path().join(format!("{loss_type:?}")),
+            loss_type,
+            cpo_alpha,
+            learning_rate,
+            max_length,
+            training: training.clone(),
+            ..CpoConfig::default()
+        };
+        resumes_bytewise(|output_dir, context| {
+            cpo::run(&CpoConfig { output_dir: output_dir.to_owned(), ..cpo.clone() }, context)
+        });
+        cpo::run(&cpo, &quiet()).unwrap();
+        let losses = losses(&cpo.output_dir);
+        assert!(losses.last().unwrap() < &losses[0], "{losses:?}");
+    }
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub(super) fn print(path: &Path, model: Option<&Path>, arguments: &Arguments) ->
     };
     let set = match split {
         Some(name) => {
-            let part = Part::from(name.clone()).load(path, data::Records::Drop)?;
+            let part = Part::from(name.clone()).load(path, data::Reading::default())?;
             ensure!(!part.examples.is_empty(), "{} ({name}) holds no examples", path.display());
             part
         }

@@ -92,7 +92,8 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
         stage("score, eval winrate", vec![], vec![], vec![scalar()]),
         stage("sft", vec![model()], vec![], vec![]),
         stage("reward", vec![scalar()], vec![], vec![]),
-        stage("dpo (policy, reference)", vec![model()], vec![], vec![model()]),
+        stage("dpo, kto (policy, reference)", vec![model()], vec![], vec![model()]),
+        stage("orpo, cpo (no reference)", vec![model()], vec![], vec![]),
         Stage {
             generates: true,
             ..stage(
@@ -117,7 +118,8 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
         },
         stage("sft with use_peft (rank 16)", vec![], vec![model()], vec![model()]),
         stage("reward with use_peft (rank 16)", vec![], vec![scalar()], vec![scalar()]),
-        stage("dpo with use_peft (rank 16; reference: its base)", vec![], vec![model()], vec![model()]),
+        stage("dpo, kto with use_peft (rank 16; reference: its base)", vec![], vec![model()], vec![model()]),
+        stage("orpo, cpo with use_peft (rank 16)", vec![], vec![model()], vec![model()]),
         // One base; the reference is a soup of two adapters with twice the rank; plus the reward model.
         Stage {
             frozen_adapters: 2 * lora.parameters(&model()) + lora.parameters(&scalar()),

@@ -36,6 +36,14 @@ const DPO: &str = "model_init_kwargs trust_remote_code router_aux_loss_coef disa
      truncation_mode padding_free pad_to_multiple_of precompute_ref_log_probs precompute_ref_batch_size loss_type \
      loss_weights ld_alpha f_divergence_type f_alpha_divergence_coef label_smoothing beta use_weighting \
      discopop_tau activation_offloading sync_ref_model ref_model_mixup_alpha ref_model_sync_steps pad_token";
+/// Of TRL 1.16.
+const KTO: &str = "model_init_kwargs trust_remote_code router_aux_loss_coef disable_dropout dataset_num_proc max_length \
+     pad_to_multiple_of precompute_ref_log_probs precompute_ref_batch_size loss_type beta desirable_weight \
+     undesirable_weight activation_offloading sync_ref_model ref_model_mixup_alpha ref_model_sync_steps";
+const ORPO: &str = "max_length max_completion_length beta disable_dropout padding_value generate_during_eval \
+     is_encoder_decoder model_init_kwargs trust_remote_code dataset_num_proc";
+const CPO: &str = "max_length max_completion_length beta label_smoothing loss_type disable_dropout cpo_alpha simpo_gamma \
+     alpha padding_value generate_during_eval is_encoder_decoder model_init_kwargs trust_remote_code dataset_num_proc";
 const PPO: &str = "dataset_num_proc num_mini_batches total_episodes local_rollout_forward_batch_size num_sample_generations \
      response_length stop_token stop_token_id temperature missing_eos_penalty sft_model_path world_size \
      num_total_batches micro_batch_size local_batch_size batch_size local_mini_batch_size mini_batch_size \
@@ -96,7 +104,16 @@ fn unanswered(stage: &str, names: &str) -> Vec<String> {
 #[test]
 fn every_key_of_trl_is_taken_or_answered() {
     let mut open = Vec::new();
-    for (stage, own) in [("sft", SFT), ("reward", REWARD), ("dpo", DPO), ("ppo", PPO), ("grpo", GRPO)] {
+    for (stage, own) in [
+        ("sft", SFT),
+        ("reward", REWARD),
+        ("dpo", DPO),
+        ("kto", KTO),
+        ("orpo", ORPO),
+        ("cpo", CPO),
+        ("ppo", PPO),
+        ("grpo", GRPO),
+    ] {
         for names in [TRAINING, own, MODEL] {
             open.extend(unanswered(stage, names));
         }
@@ -114,9 +131,9 @@ fn common_keys_of_other_tools_are_taken_or_answered() {
 
 #[test]
 fn a_remedy_names_keys_that_the_stage_has() {
-    for stage in ["sft", "reward", "dpo", "ppo", "grpo"] {
+    for stage in ["sft", "reward", "dpo", "kto", "orpo", "cpo", "ppo", "grpo"] {
         let keys = keys(stage);
-        for name in [TRAINING, SFT, REWARD, DPO, PPO, GRPO, MODEL, AXOLOTL, LLAMA_FACTORY, OPEN_RLHF]
+        for name in [TRAINING, SFT, REWARD, DPO, KTO, ORPO, CPO, PPO, GRPO, MODEL, AXOLOTL, LLAMA_FACTORY, OPEN_RLHF]
             .join(" ")
             .split_whitespace()
         {

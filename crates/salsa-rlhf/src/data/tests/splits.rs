@@ -17,7 +17,7 @@ fn texts(dir: &Path, which: Which<'_>) -> Result<Vec<String>> {
         Example::Text(text) => text,
         other => panic!("{other:?}"),
     };
-    Ok(load_split(dir, which, Records::Drop)?.examples.into_iter().map(text).collect())
+    Ok(load_split(dir, which, Reading::default())?.examples.into_iter().map(text).collect())
 }
 
 #[test]

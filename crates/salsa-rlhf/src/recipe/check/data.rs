@@ -9,11 +9,12 @@ use super::{
 };
 use crate::{
     chat,
-    data::Example,
+    data::{Example, Labels, Reading},
     stage::{
         reads::{ExampleUse, RowUse},
         text::{
             encoder::Encoder,
+            labelled::responses,
             overlong::check_one_fits,
             pairs::preference,
             rows::{Row, Rows},
@@ -61,16 +62,18 @@ impl StageCheck<'_> {
 
 /// Reads a source and encodes its first example for the stage's model. Returns the number of examples and their layout.
 fn look_at(source: &DataSource, used: ExampleUse, reader: Option<&Reader>) -> anyhow::Result<String> {
-    let mut loaded = source.load()?;
+    let labels = if used == ExampleUse::Labelled { Labels::Kept } else { Labels::Paired };
+    let mut loaded = source.load_with(Reading { labels, ..Reading::default() })?;
     let count = loaded.examples.len();
     loaded.examples.truncate(1);
+    let label = loaded.labels.first().copied().flatten();
     let encoder = reader.and_then(|reader| reader.encoder.as_ref());
-    let layout = loaded.try_map(|example| see(example, used, encoder).map(|()| example.layout()))?;
+    let layout = loaded.try_map(|example| see(example, label, used, encoder).map(|()| example.layout()))?;
     let notes: String = loaded.notes.iter().map(|note| format!("\n  {note}")).collect();
     Ok(format!("{count} examples ({}){notes}", layout[0]))
 }
 
-fn see(example: &Example, used: ExampleUse, encoder: Option<&Encoder>) -> anyhow::Result<()> {
+fn see(example: &Example, label: Option<bool>, used: ExampleUse, encoder: Option<&Encoder>) -> anyhow::Result<()> {
     match (used, encoder) {
         (ExampleUse::Text, _) => Ok(()),
         (ExampleUse::Demonstration, Some(encoder)) => encoder.example(example).map(drop),
@@ -83,6 +86,13 @@ fn see(example: &Example, used: ExampleUse, encoder: Option<&Encoder>) -> anyhow
             let sides = [&pair.chosen, &pair.rejected];
             encoder.map_or(Ok(()), |encoder| {
                 sides.into_iter().try_for_each(|side| encoder.prompt_and_response(&pair.prompt, side).map(drop))
+            })
+        }
+        (ExampleUse::Labelled, encoder) => {
+            let responses = responses(example, label)?;
+            encoder.map_or(Ok(()), |encoder| {
+                let mut each = responses.into_iter();
+                each.try_for_each(|(prompt, response, _)| encoder.prompt_and_response(prompt, response).map(drop))
             })
         }
         (ExampleUse::Prompt, encoder) => {

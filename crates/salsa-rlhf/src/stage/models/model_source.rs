@@ -3,7 +3,7 @@ use std::{fmt, ops::Range, path::Path};
 
 use anyhow::{Context, ensure};
 use salsa_algo::soup::{Normalize, Weights as Shares, weighted_mean};
-use salsa_engine::{Head, Model, ModelError, ModelSpec, Weights};
+use salsa_engine::{Head, LoraSpec, Model, ModelError, ModelSpec, Weights};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,17 @@ impl ModelSource {
         }
     }
 
+    /// Checks the weights of a soup.
+    ///
+    /// # Errors
+    /// As [`SoupSource::checked_weights`].
+    pub fn check(&self) -> anyhow::Result<()> {
+        match self {
+            ModelSource::Path(_) => Ok(()),
+            ModelSource::Soup(soup) => soup.checked_weights().map(drop),
+        }
+    }
+
     /// Opens its checkpoints and checks that ingredients are compatible. Reads no weights.
     ///
     /// # Errors
@@ -81,6 +92,18 @@ impl ModelSource {
             ModelSource::Soup(soup) => soup.read(),
         }
     }
+}
+
+/// The shape of the adapter that the models make: that of the only one, or of the mean of adapters on one base, whose
+/// ranks add up; `None` for a whole model.
+pub(crate) fn adapter_shape(models: &[Checkpoint]) -> Option<LoraSpec> {
+    let mut parts = models.iter().filter_map(|model| model.adapter().map(|adapter| &adapter.lora));
+    let first = parts.next().filter(|_| models.len() == 1 || adapters::share_a_base(models))?;
+    Some(parts.fold(first.clone(), |mut sum, part| {
+        sum.rank += part.rank;
+        sum.targets.extend(part.targets.iter().copied());
+        sum
+    }))
 }
 
 impl fmt::Display for ModelSource {

@@ -3,7 +3,7 @@ use salsa_engine::{Batch, Output, Query};
 
 use super::{
     tally::Tally,
-    trainer::{Loss, Objective, Pass},
+    trainer::{Divisors, Loss, Objective, Pass},
 };
 use crate::stage::text::sequence::Sequence;
 
@@ -50,15 +50,15 @@ impl Objective for NextToken {
                 query.targets.push(sequence.tokens[position]);
             }
         }
-        Pass { examples: examples.to_vec(), batch, query }
+        Pass { examples: examples.to_vec(), batch, query, beside: None }
     }
 
-    fn loss(&self, _laid: &Pass, output: &Output, weight: f64) -> Loss {
+    fn loss(&self, _laid: &Pass, output: &Output, step: Divisors) -> Loss {
         let tokens = output.logprobs.len();
         let mut tally = Tally::new();
         tally.mean("loss", -output.logprobs.iter().map(|&logprob| f64::from(logprob)).sum::<f64>(), tokens as f64);
         tally.mean("entropy", output.entropies.iter().map(|&entropy| f64::from(entropy)).sum(), tokens as f64);
-        Loss { d_logprobs: vec![(-1.0 / weight) as f32; tokens], d_values: Vec::new(), tally }
+        Loss { d_logprobs: vec![(-1.0 / step.weight) as f32; tokens], d_values: Vec::new(), tally }
     }
 }
 
@@ -85,7 +85,7 @@ mod tests {
     fn the_loss_is_the_mean_over_the_step() {
         let objective = NextToken { examples: vec![vec![Sequence::whole(vec![0, 1, 2])]] };
         let output = Output { logprobs: vec![-1.0, -3.0], entropies: vec![0.5, 1.5], values: vec![] };
-        let loss = objective.loss(&objective.assemble(&[0]), &output, 8.0);
+        let loss = objective.loss(&objective.assemble(&[0]), &output, Divisors { weight: 8.0, tokens: 0.0 });
         assert_eq!(loss.d_logprobs, [-0.125, -0.125]);
         assert_eq!((loss.tally.get("loss"), loss.tally.get("entropy")), (Some(2.0), Some(1.0)));
     }

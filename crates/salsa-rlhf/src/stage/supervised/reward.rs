@@ -15,7 +15,7 @@ use super::{
     arguments::TrainingArguments,
     order::Batching,
     tally::Tally,
-    trainer::{self, Job, Lengths, Loss, Objective, Pass},
+    trainer::{self, Divisors, Job, Lengths, Loss, Objective, Pass},
 };
 use crate::{
     config::paths::ModelPath,
@@ -239,10 +239,11 @@ impl Objective for PairRanking {
                 query.value_rows.push((rows.end - 1) as u32);
             }
         }
-        Pass { examples: examples.to_vec(), batch, query }
+        Pass { examples: examples.to_vec(), batch, query, beside: None }
     }
 
-    fn loss(&self, pass: &Pass, output: &Output, weight: f64) -> Loss {
+    fn loss(&self, pass: &Pass, output: &Output, step: Divisors) -> Loss {
+        let weight = step.weight;
         let (chosen, rejected): (Vec<f64>, Vec<f64>) =
             output.values.chunks_exact(2).map(|pair| (f64::from(pair[0]), f64::from(pair[1]))).unzip();
         let margins: Vec<f64> = pass.examples.iter().map(|&example| self.pairs[example].margin).collect();

@@ -1,5 +1,5 @@
-//! The shared loop of the supervised stages (`pretrain`, `sft`, `reward`, `dpo`): order → loss → gradient → AdamW →
-//! logs.
+//! The shared loop of the supervised stages (`pretrain`, `sft`, `reward`, `dpo`, `kto`, `orpo`, `cpo`): order → loss →
+//! gradient → AdamW → logs.
 use anyhow::{Context, bail};
 use salsa_engine::{Batch, Model, Output, OutputGradient, Query, Trainable};
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ mod job;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use job::{Job, Lengths};
+pub(crate) use job::{Job, Lengths, Sequences};
 
 /// A data set and a loss on it.
 ///
@@ -28,11 +28,33 @@ pub(crate) trait Objective {
     fn length(&self, example: usize) -> usize;
     /// The example's share of the divisor of the mean loss: learned tokens or pairs. Above 0.
     fn weight(&self, example: usize) -> f64;
+    /// The example's share of the divisor of a second term of the loss: tokens of a likelihood.
+    fn tokens(&self, _example: usize) -> f64 {
+        0.0
+    }
     /// Concatenates examples into a batch and states the outputs that the loss needs.
     fn assemble(&self, examples: &[usize]) -> Pass;
-    /// Loss and gradient of a pass, divided by `weight`, the sum of the weights of the whole optimizer step.
-    /// The tally must contain `loss`.
-    fn loss(&self, pass: &Pass, output: &Output, weight: f64) -> Loss;
+    /// Loss and gradient of a pass, as its share of the mean over the whole optimizer step. The tally must contain
+    /// `loss`.
+    fn loss(&self, pass: &Pass, output: &Output, step: Divisors) -> Loss;
+}
+
+/// Sums over the examples of an optimizer step.
+#[derive(Clone, Copy)]
+pub(crate) struct Divisors {
+    /// Of [`Objective::weight`].
+    pub weight: f64,
+    /// Of [`Objective::tokens`].
+    pub tokens: f64,
+}
+
+impl Divisors {
+    fn of<'e>(data: &dyn Objective, examples: impl Iterator<Item = &'e usize> + Clone) -> Divisors {
+        Divisors {
+            weight: examples.clone().map(|&example| data.weight(example)).sum(),
+            tokens: examples.map(|&example| data.tokens(example)).sum(),
+        }
+    }
 }
 
 /// One forward pass over concatenated examples.
@@ -43,6 +65,29 @@ pub(crate) struct Pass {
     pub batch: Batch,
     /// Requested model outputs.
     pub query: Query,
+    /// What the model computes beside it, without a gradient.
+    pub beside: Option<Beside>,
+}
+
+/// Sequences whose log-probabilities the loss needs, without a gradient.
+pub(crate) struct Beside {
+    /// Tokens of the sequences.
+    pub batch: Batch,
+    /// Requested log-probabilities.
+    pub query: Query,
+    /// Those of the model; the trainer computes them before the loss.
+    pub logprobs: Vec<f32>,
+}
+
+impl Pass {
+    /// A pass and what its loss needs beside it.
+    fn of(data: &dyn Objective, examples: &[usize], model: &Model) -> Pass {
+        let mut pass = data.assemble(examples);
+        if let Some(beside) = &mut pass.beside {
+            beside.logprobs = model.forward(&beside.batch, &beside.query).logprobs;
+        }
+        pass
+    }
 }
 
 /// The result of a loss.
@@ -145,10 +190,9 @@ pub(crate) fn evaluate(model: &Model, data: &dyn Objective, batch_size: usize) -
     let mut tally = Tally::new();
     let examples: Vec<usize> = (0..data.examples()).collect();
     for examples in examples.chunks(batch_size.max(1)) {
-        let pass = data.assemble(examples);
+        let pass = Pass::of(data, examples, model);
         let output = model.forward(&pass.batch, &pass.query);
-        let weight = examples.iter().map(|&example| data.weight(example)).sum();
-        tally.absorb(&data.loss(&pass, &output, weight).tally);
+        tally.absorb(&data.loss(&pass, &output, Divisors::of(data, examples.iter())).tally);
     }
     tally
 }
@@ -161,12 +205,12 @@ fn optimizer_step(
     step: &Step,
     learning_rate: f64,
 ) -> anyhow::Result<Tally> {
-    let weight = step.micro_batches.iter().flatten().map(|&example| data.weight(example)).sum();
+    let divisors = Divisors::of(data, step.micro_batches.iter().flatten());
     let mut tally = Tally::new();
     for examples in &step.micro_batches {
-        let pass = data.assemble(examples);
+        let pass = Pass::of(data, examples, model);
         let (output, tape) = model.forward_train(&pass.batch, &pass.query);
-        let loss = data.loss(&pass, &output, weight);
+        let loss = data.loss(&pass, &output, divisors);
         model.backward(tape, &OutputGradient { d_logprobs: &loss.d_logprobs, d_values: &loss.d_values });
         tally.absorb(&loss.tally);
     }

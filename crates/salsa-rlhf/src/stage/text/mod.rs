@@ -3,6 +3,7 @@
 //! May import modules directly in `stage`; knows no model weights and no algorithm.
 pub(crate) mod chat_arguments;
 pub(crate) mod encoder;
+pub(crate) mod labelled;
 pub(crate) mod overlong;
 pub(crate) mod pairs;
 pub(super) mod prompts;

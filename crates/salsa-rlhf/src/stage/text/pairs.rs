@@ -1,4 +1,4 @@
-//! Preference pairs as tokens: the training data of `reward` and `dpo`.
+//! Preference pairs as tokens: the training data of `reward`, `dpo`, `orpo` and `cpo`.
 use std::cmp::Ordering;
 
 use anyhow::bail;
@@ -120,7 +120,7 @@ impl Side {
     }
 
     /// Truncates the side to `max_length` tokens; `None` if it is omitted or no token of prompt or response is left.
-    fn truncated(self, max_length: usize, mode: TruncationMode) -> Option<Side> {
+    pub(super) fn truncated(self, max_length: usize, mode: TruncationMode) -> Option<Side> {
         let (tokens, cut) = mode.apply(self.tokens, max_length)?;
         let prompt = self.prompt.saturating_sub(cut).max(1); // the first token has no log-probability
         (prompt < tokens.len()).then_some(Side { tokens, prompt })

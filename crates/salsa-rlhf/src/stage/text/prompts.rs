@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::{encoder::Encoder, source::DataSource};
 use crate::{
-    data::{Content, Records},
+    data::{Content, Reading, Records},
     stage::StageContext,
 };
 
@@ -39,7 +39,7 @@ pub(in crate::stage) fn load(
         format!("responses of {response_length} tokens leave no room for a prompt in a context of {positions}; make them shorter")
     })?;
     let longest = max_prompt_length.min(room);
-    let mut loaded = dataset.load_with(records)?;
+    let mut loaded = dataset.load_with(Reading { records, ..Reading::default() })?;
     let mut columns = std::mem::take(&mut loaded.records).into_iter();
     let mut prompts = loaded.try_map(|example| {
         let prompt = example.prompt().context("this record has no prompt")?;

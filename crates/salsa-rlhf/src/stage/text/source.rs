@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use super::{encoder::Encoder, slice::Slice};
 use crate::{
     config::paths::DataPath,
-    data::{self, Content, Dataset, Example, Place, Records, Which, split_by_prompt},
+    data::{self, Content, Dataset, Example, Place, Reading, Which, split_by_prompt},
     stage::StageContext,
 };
 
@@ -168,6 +168,8 @@ pub struct Loaded {
     pub records: Vec<Map<String, Value>>,
     /// The number of preference pairs omitted because both answers are the same.
     pub dropped_identical: usize,
+    /// For each example its label, if it was read as [`Labels::Kept`] and has one.
+    pub labels: Vec<Option<bool>>,
     /// Notes on how they were read, each prefixed with its file or folder.
     pub notes: Vec<String>,
 }
@@ -184,16 +186,16 @@ impl DataSource {
     /// # Errors
     /// If the source is empty, or a file cannot be read or understood.
     pub fn load(&self) -> anyhow::Result<Loaded> {
-        self.load_with(Records::Drop)
+        self.load_with(Reading::default())
     }
 
-    /// Reads the examples, and keeps their records if asked to.
+    /// Reads the examples, and what else is asked for.
     ///
     /// # Errors
     /// As [`DataSource::load`].
-    pub fn load_with(&self, records: Records) -> anyhow::Result<Loaded> {
+    pub fn load_with(&self, reading: Reading) -> anyhow::Result<Loaded> {
         let mut loaded = Loaded::default();
-        self.load_into(&mut loaded, records)?;
+        self.load_into(&mut loaded, reading)?;
         ensure!(!loaded.examples.is_empty(), "{self} holds no examples");
         Ok(loaded)
     }
@@ -206,16 +208,17 @@ impl DataSource {
         }
     }
 
-    fn load_into(&self, loaded: &mut Loaded, records: Records) -> anyhow::Result<()> {
+    fn load_into(&self, loaded: &mut Loaded, reading: Reading) -> anyhow::Result<()> {
         let set = match self {
-            DataSource::Path(path) => data::load_split(given(path)?, Which::TheOnly, records)?,
-            DataSource::Part(part) => part.load(records)?,
+            DataSource::Path(path) => data::load_split(given(path)?, Which::TheOnly, reading)?,
+            DataSource::Part(part) => part.load(reading)?,
             DataSource::Mixture(sources) => {
-                return sources.iter().try_for_each(|source| source.load_into(loaded, records));
+                return sources.iter().try_for_each(|source| source.load_into(loaded, reading));
             }
         };
         loaded.dropped_identical += set.dropped_identical;
         loaded.notes.extend(set.notes.iter().map(|note| format!("{}: {note}", set.path.display())));
+        loaded.labels.extend((0..set.examples.len()).map(|index| set.labels.get(index).copied()));
         loaded.examples.extend(set.examples);
         loaded.places.extend(set.places);
         loaded.records.extend(set.records);
@@ -247,11 +250,11 @@ impl Loaded {
 }
 
 impl DataPart {
-    fn load(&self, records: Records) -> anyhow::Result<Dataset> {
+    fn load(&self, reading: Reading) -> anyhow::Result<Dataset> {
         let path = given(&self.path)?;
         let mut set = match &self.split {
-            None => data::load_split(path, Which::TheOnly, records)?,
-            Some(split) => split.load(path, records)?,
+            None => data::load_split(path, Which::TheOnly, reading)?,
+            Some(split) => split.load(path, reading)?,
         };
         let count = set.examples.len();
         match (self.max_samples, self.seed) {
@@ -275,14 +278,14 @@ impl Part {
     ///
     /// # Errors
     /// If it has no such part, or cannot be read or understood.
-    pub fn load(&self, path: &Path, records: Records) -> anyhow::Result<Dataset> {
-        let whole = || data::load_split(path, Which::TheOnly, records);
+    pub fn load(&self, path: &Path, reading: Reading) -> anyhow::Result<Dataset> {
+        let whole = || data::load_split(path, Which::TheOnly, reading);
         let name = self.to_string();
         let published = !data::splits(path)?.is_empty();
         match self {
-            Part::All => data::load_split(path, Which::All, records),
+            Part::All => data::load_split(path, Which::All, reading),
             Part::Slice(part, slice) => {
-                let mut set = part.load(path, records)?;
+                let mut set = part.load(path, reading)?;
                 let range = slice.range(set.examples.len());
                 set.keep(|index| range.contains(&index));
                 Ok(set)
@@ -290,11 +293,11 @@ impl Part {
             Part::Named(name) if name.contains(['[', ']']) => {
                 bail!("{name:?} is no slice of a split: write train[:500], train[10%:20%] or train[-100:]")
             }
-            _ if published => data::load_split(path, Which::Named(&name), records),
+            _ if published => data::load_split(path, Which::Named(&name), reading),
             Part::Train => Ok(split_by_prompt(&whole()?).train),
             Part::Validation => Ok(split_by_prompt(&whole()?).validation),
             Part::Test => Ok(split_by_prompt(&whole()?).test),
-            Part::Named(name) if name == "eval" => Part::Validation.load(path, records),
+            Part::Named(name) if name == "eval" => Part::Validation.load(path, reading),
             Part::Named(name) => bail!(
                 "{} has no split {name:?}: by prompt it can be divided into train, validation and test (or all)",
                 path.display()

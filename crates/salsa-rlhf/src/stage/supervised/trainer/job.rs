@@ -85,10 +85,11 @@ impl Job<'_> {
         lengths: &Lengths,
         passes: &Passes,
     ) {
-        passes.train(model, reference, knobs, &self.largest_pass(batching, &lengths.training));
+        let training = lengths.sequences.of(self.largest_pass(batching, &lengths.training));
+        passes.train(model, reference, knobs, &training);
         let evaluation = lengths.evaluation.chunks(knobs.eval_pass.max(1));
         if let Some(largest) = evaluation.max_by_key(|pass| pass.iter().sum::<usize>()) {
-            let largest: Vec<u64> = largest.iter().map(|&length| length as u64).collect();
+            let largest = lengths.sequences.of(largest.iter().map(|&length| length as u64).collect());
             for model in [Some(model), reference].into_iter().flatten() {
                 passes.forward(model, &largest);
             }
@@ -164,12 +165,36 @@ pub(crate) struct Lengths {
     pub training: Vec<usize>,
     /// Evaluation examples, in evaluation order; empty: no evaluation.
     pub evaluation: Vec<usize>,
+    /// How the tokens of a pass are put into sequences.
+    pub sequences: Sequences,
+}
+
+/// How the memory plan puts the tokens of a pass into sequences.
+#[derive(Clone, Copy)]
+pub(crate) enum Sequences {
+    /// Those of each example are one.
+    Apart,
+    /// All are one: the loss also runs prompts with the responses of others, as many tokens in sequences of other lengths.
+    Together,
+}
+
+impl Sequences {
+    fn of(self, examples: Vec<u64>) -> Vec<u64> {
+        match self {
+            Sequences::Apart => examples,
+            Sequences::Together => vec![examples.iter().sum()],
+        }
+    }
 }
 
 impl Lengths {
     /// Lengths of a training set and of an evaluation set.
     pub(crate) fn of(training: &dyn Objective, evaluation: Option<&dyn Objective>) -> Lengths {
-        Lengths { training: lengths(training), evaluation: evaluation.map(lengths).unwrap_or_default() }
+        Lengths {
+            training: lengths(training),
+            evaluation: evaluation.map(lengths).unwrap_or_default(),
+            sequences: Sequences::Apart,
+        }
     }
 }
 

@@ -158,7 +158,7 @@ fn an_evaluation_counts_where_its_passes_are_larger() {
     let job = job(dir.path(), &arguments, &quiet, &|_| false);
     let need = |pass, eval_pass, evaluation: &[usize]| {
         let knobs = MemorySettings { pass, eval_pass, ..MemorySettings::on(&Device::default()) };
-        let lengths = Lengths { training: vec![16; 12], evaluation: evaluation.to_vec() };
+        let lengths = Lengths { training: vec![16; 12], evaluation: evaluation.to_vec(), sequences: Sequences::Apart };
         let passes = Passes::new(&knobs);
         job.add_passes(Passed::new(&spec, None), None, &knobs, Batching::Examples(pass), &lengths, &passes);
         passes.bytes()

@@ -14,28 +14,33 @@ use crate::{config::paths::CHANGES_NO_RESULT, stage::table::STAGES};
 const CHANGES_RESULTS: &str = "\
     adam_beta1 adam_beta2 adam_epsilon adapters alphabets alphas anchors answer_temperature answers arms base_model \
     baseline batch_size beta cache center_rewards_coefficient chat_template chat_template_kwargs cliprange \
-    cliprange_value column combine command comparisons completion_only_loss control_features critic \
-    critic_learning_rate critic_warmup dataset datasets decay delta densities density deviations device df_gamed \
-    digests divisions dtype end epsilon epsilon_high eval_dataset every fallback files filter filter_wise format \
-    gamma gold gradient_accumulation_steps greedy head_dim hidden_size importance_sampling_level input \
-    instruction_difficulty intermediate_size judge judge_model judge_path judge_settings judgments kind kl_coef \
-    kl_estimator kl_horizon kl_in kl_target label_smoothing labels lam landscape learning_rate limit lora_alpha \
-    lora_dropout lora_r lora_target_modules loss_type lr_scheduler_type margin mask_truncated_completions match \
-    max_examples max_grad_norm max_iter max_length max_new_tokens max_penalty max_position_embeddings \
-    max_prompt_length max_prompts max_samples max_sampling_rounds max_shard_size max_steps max_tokens method \
-    missing_eos_penalty mixup model model_name_or_path models name ngram_size normalize normalize_scores \
-    num_attention_heads num_generations num_hidden_layers num_iterations num_key_value_heads num_mini_batches \
-    num_ppo_epochs num_return_sequences num_train_epochs nuslerp_flatten nuslerp_row_wise on_overlong packing path \
-    pattern per_device_eval_batch_size per_device_train_batch_size place preferences pretrain prompts prompts_ood \
-    prompts_test prompts_train prompts_validation protocol questions ref_model_name_or_path reference \
-    reference_answers report resamples response_length reward_model_path rewards rms_norm_eps rope_theta save_dtype \
-    scale scale_rewards schema score_clip score_position seed sft split start steps style_control style_scale \
-    svd_rank t tags target temperature template templates text_prompts tie_margin tie_word_embeddings \
-    tokenizer_name_or_path tokenizer_source tol top_k top_p total_episodes transport truncation_mode url use_peft \
-    use_rslora value vf_coef vocab_size warmup_ratio warmup_steps weight weight_decay weights whiten_rewards world";
+    cliprange_value column combine command comparisons completion_only_loss control_features cpo_alpha critic \
+    critic_learning_rate critic_warmup dataset datasets decay delta densities density desirable_weight deviations \
+    device df_gamed digests discopop_tau divisions dtype end epsilon epsilon_high eval_dataset every fallback files \
+    filter filter_wise format gamma gold gradient_accumulation_steps greedy head_dim hidden_size \
+    importance_sampling_level input instruction_difficulty intermediate_size judge judge_model judge_path \
+    judge_settings judgments kind kl_coef kl_estimator kl_horizon kl_in kl_target label_smoothing labels lam \
+    landscape learning_rate limit lora_alpha lora_dropout lora_r lora_target_modules loss_type lr_scheduler_type \
+    margin mask_truncated_completions match max_examples max_grad_norm max_iter max_length max_new_tokens max_penalty \
+    max_position_embeddings max_prompt_length max_prompts max_samples max_sampling_rounds max_shard_size max_steps \
+    max_tokens method missing_eos_penalty mixup model model_name_or_path models name ngram_size normalize \
+    normalize_scores num_attention_heads num_generations num_hidden_layers num_iterations num_key_value_heads \
+    num_mini_batches num_ppo_epochs num_return_sequences num_train_epochs nuslerp_flatten nuslerp_row_wise \
+    on_overlong packing path pattern per_device_eval_batch_size per_device_train_batch_size place preferences \
+    pretrain prompts prompts_ood prompts_test prompts_train prompts_validation protocol questions \
+    ref_model_name_or_path reference reference_answers report resamples response_length reward_model_path rewards \
+    rms_norm_eps rope_theta save_dtype scale scale_rewards schema score_clip score_position seed sft simpo_gamma \
+    split start steps style_control style_scale svd_rank t tags target temperature template templates text_prompts \
+    tie_margin tie_word_embeddings tokenizer_name_or_path tokenizer_source tol top_k top_p total_episodes transport \
+    truncation_mode undesirable_weight url use_peft use_rslora value vf_coef vocab_size warmup_ratio warmup_steps \
+    weight weight_decay weights whiten_rewards world";
 
 /// `KIND.KEY`, or `KIND.KEY.KEY` for nested keys, of all keys that affect no result.
 const CHANGES_NONE: &[&str] = &[
+    "cpo.eval_steps",
+    "cpo.gradient_checkpointing",
+    "cpo.logging_steps",
+    "cpo.save_steps",
     "dpo.eval_steps",
     "dpo.gradient_checkpointing",
     "dpo.logging_steps",
@@ -67,8 +72,16 @@ const CHANGES_NONE: &[&str] = &[
     "judge.max_failures",
     "judge.max_retries",
     "judge.timeout",
+    "kto.eval_steps",
+    "kto.gradient_checkpointing",
+    "kto.logging_steps",
+    "kto.save_steps",
     "landscape.decode_slots",
     "logprobs.max_tokens_per_batch",
+    "orpo.eval_steps",
+    "orpo.gradient_checkpointing",
+    "orpo.logging_steps",
+    "orpo.save_steps",
     "ppo.RewardSource.api_key_env",
     "ppo.RewardSource.batch_size",
     "ppo.RewardSource.max_retries",
