@@ -55,7 +55,8 @@ def settings(model, data, size, dtype, adapter):
     chat = ["--dataset", data["pairs"]]
     yield "sft", ["sft", "--model", model, "--dataset", data["sft"], "--output_dir", sft, *train, *length]
     yield "reward", ["reward", "--model", model, *chat, "--output_dir", reward, *train, *length]
-    yield "dpo", ["dpo", "--model", model, *chat, "--output_dir", f"dpo{tail}", *train, *length]
+    for name in ("dpo", "kto", "orpo", "cpo"):
+        yield name, [name, "--model", model, *chat, "--output_dir", f"{name}{tail}", *train, *length]
     yield "ppo", ["ppo", "--model", sft, "--reward_model", reward, "--dataset", data["prompts"], "--output_dir",
                   f"ppo{tail}", *number, *lora, "--total_episodes", size["batch"], "--batch_size", size["batch"],
                   "--num_ppo_epochs", 1, *rl, *endless]

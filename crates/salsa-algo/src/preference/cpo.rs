@@ -3,10 +3,10 @@
 use super::{PairLoss, sigmoid, softplus};
 
 /// The loss of a pair. With `g` the log-prob of the chosen response minus that of the rejected one, and `e` the label
-/// smoothing:
+/// smoothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"), schemars(rename = "CpoLossType"))]
 pub enum LossType {
     /// CPO: `-(1 - e) log sigmoid(beta g) - e log sigmoid(-beta g)`.
     #[default]

@@ -3,10 +3,10 @@
 use super::{PairLoss, sigmoid, softplus};
 
 /// The loss of a pair. With `c` and `r` the log-ratios of policy to reference of the chosen and the rejected response,
-/// `x = beta (c - r)`, and `e` the label smoothing:
+/// `x = beta (c - r)`, and `e` the label smoothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"), schemars(rename = "DpoLossType"))]
 pub enum LossType {
     /// DPO: `-log sigmoid(x)`; with label smoothing cDPO: `-(1 - e) log sigmoid(x) - e log sigmoid(-x)`.
     #[default]

@@ -5,7 +5,7 @@ use super::{sigmoid, weight};
 /// The loss of a response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"), schemars(rename = "KtoLossType"))]
 pub enum LossType {
     /// KTO: the log-ratio to the reference is compared with its mean over mismatched responses.
     #[default]

@@ -19,7 +19,7 @@ pub const CHATML: &str = "{% if bos_token is defined and bos_token != eos_token 
 
 /// Remedy for a model without a template when messages are to be rendered.
 pub const CHOICES: &str = "say which one it was or shall be trained with: --chat_template FILE (a Jinja file) or \
-     --chat_template chatml where it is trained (pretrain, sft, reward, dpo); or put a chat_template.jinja beside its tokenizer";
+     --chat_template chatml where it is trained (pretrain, sft, reward, dpo, kto, orpo, cpo); or put a chat_template.jinja beside its tokenizer";
 
 /// Whether this is the name of a built-in template, or a template itself, rather than a file.
 pub fn is_name_or_text(choice: &str) -> bool {

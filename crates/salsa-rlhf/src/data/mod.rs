@@ -7,7 +7,7 @@
 //! | prompt and completion | `prompt` + `completion`, `response`, `output` or `label` (TL;DR); `instruction`, `question`, `query` or `input` + `output`, `response`, `answer` or `completion`; `subreddit`, `title`, `post`, `summary` (TL;DR) |
 //! | preference | `chosen` + `rejected`, texts, messages or one message each, with a question or with the prompt as their shared beginning; HH-RLHF transcripts; optional `margin`, `score_chosen`, `score_rejected` |
 //! | preference, from ratings | `instruction` or `prompt` + `completions` (UltraFeedback, raw): the best rated answer against one of the lower rated; `info`, `summaries`, `choice` (TL;DR comparisons) |
-//! | preference, from labels | an answer with a `label` (`true` or `false`, KTO): a wanted and an unwanted answer to one prompt are a pair |
+//! | preference, from labels | an answer with a `label` (`true` or `false`, KTO): a wanted and an unwanted answer to one prompt are a pair, unless labels are kept |
 //! | prompt | `prompt`; `turns` (MT-Bench: the first turn) |
 //!
 //! Columns besides the answers have the same meaning in every layout: see the table in `meaning.rs`. A column whose

@@ -195,17 +195,17 @@ mod tests {
         let stages = stages(&tiny_llama());
         let language = 1_100_048_384;
         let scalar = language - 32_000 * 2048 + 2048;
-        let found: Vec<(u64, u64)> = stages[..8].iter().map(Stage::parameters).collect();
+        let found: Vec<(u64, u64)> = stages[..9].iter().map(Stage::parameters).collect();
         let both = language + scalar;
         let lines = [(0, language), (0, language), (0, scalar)];
-        let trained = [(language, 0), (scalar, 0), (language, language), (both, both), (language, both)];
+        let trained = [(language, 0), (scalar, 0), (language, language), (language, 0), (both, both), (language, both)];
         assert_eq!(found, [&lines[..], &trained[..]].concat());
-        assert_eq!(stages[9].parameters(), (0, 3 * language + scalar), "two, their mean, and the reward model");
+        assert_eq!(stages[10].parameters(), (0, 3 * language + scalar), "two, their mean, and the reward model");
         // Rank 16, 22 layers: q and o 2 * 4096, k and v 2 * (2048 + 256), three MLP matrices 2048 + 5632.
         let adapter = 22 * 16 * (2 * 4096 + 2 * 2304 + 3 * 7680);
-        assert_eq!(stages[10].parameters(), (adapter, language));
-        assert_eq!(stages[13].parameters(), (2 * adapter + 2048, language + 3 * adapter + 2048));
-        assert_eq!(stages[14].parameters(), (adapter, language + 3 * adapter + 2048));
+        assert_eq!(stages[11].parameters(), (adapter, language));
+        assert_eq!(stages[15].parameters(), (2 * adapter + 2048, language + 3 * adapter + 2048));
+        assert_eq!(stages[16].parameters(), (adapter, language + 3 * adapter + 2048));
     }
 
     #[test]

@@ -19,7 +19,8 @@ use crate::{
     },
 };
 
-/// The keys shared by `pretrain`, `sft`, `reward` and `dpo`, flattened into each stage's own struct.
+/// The keys shared by `pretrain`, `sft`, `reward`, `dpo`, `kto`, `orpo` and `cpo`, flattened into each stage's own
+/// struct.
 ///
 /// "TRL" below is the default of TRL 1.10's `SFTConfig`, `RewardConfig` and `DPOConfig`, which agree on these.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
