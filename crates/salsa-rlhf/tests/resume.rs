@@ -9,7 +9,7 @@ use std::{
 
 mod tiny;
 
-use tiny::{EVALUATE, PPO, Place, UP_TO_REWARD, assert_same};
+use tiny::{EVALUATE, PPO, PREFERENCE, Place, UP_TO_REWARD, assert_same};
 
 /// The time of a kill.
 enum Moment {
@@ -96,6 +96,19 @@ fn supervised_stages_and_evaluation_go_on_after_a_kill() {
         Exists("eval/answers-sft_a-test.jsonl"),
     ];
     assert_kills_leave_no_trace(&recipe, &moments);
+}
+
+#[test]
+fn preference_stages_go_on_after_a_kill() {
+    let moments = [
+        Lines("dpo", 2),
+        Exists("dpo/checkpoints/step-6"),
+        Exists("kto/checkpoints/step-3"),
+        Lines("kto", 5),
+        Exists("orpo/checkpoints/step-3"),
+        Exists("simpo/checkpoints/step-6"),
+    ];
+    assert_kills_leave_no_trace(&(UP_TO_REWARD.to_owned() + PREFERENCE), &moments);
 }
 
 #[test]

@@ -62,6 +62,36 @@ stages:
     save_steps: 3
 "#;
 
+/// The stages that learn from preferences, after [`UP_TO_REWARD`].
+pub(crate) const PREFERENCE: &str = r#"
+  dpo: &preference
+    kind: dpo
+    model: sft-a
+    ref_model: {models: [sft-a, sft-b], weights: [0.25, 0.75]}
+    dataset: {path: "${stages.world}/preferences.jsonl", split: train}
+    eval_dataset: {path: "${stages.world}/preferences.jsonl", split: test}
+    loss_type: apo_zero
+    per_device_train_batch_size: 4
+    gradient_accumulation_steps: 2
+    learning_rate: 3.0e-3
+    max_steps: 8
+    logging_steps: 1
+    eval_steps: 4
+    save_steps: 3
+  kto: {<<: *preference, kind: kto, loss_type: kto}
+  orpo: &alone
+    kind: orpo
+    model: sft-a
+    dataset: {path: "${stages.world}/preferences.jsonl", split: train}
+    eval_dataset: {path: "${stages.world}/preferences.jsonl", split: test}
+    per_device_train_batch_size: 4
+    learning_rate: 3.0e-3
+    max_steps: 8
+    logging_steps: 1
+    save_steps: 3
+  simpo: {<<: *alone, kind: cpo, loss_type: simpo, beta: 2, cpo_alpha: 0, use_peft: true}
+"#;
+
 /// A PPO stage that recipes extend with their own keys.
 pub(crate) const PPO: &str = r#"
     kind: ppo

@@ -305,17 +305,72 @@ impl Objective for SingleResponses<'_> {
 
         let (mut tally, count) = (Tally::new(), desirable.len() as f64);
         tally.mean("loss", loss.loss * step.weight, count);
+        let of = |values: &[f64], wanted: bool| {
+            let own = || values.iter().zip(&desirable).filter(|(_, label)| **label == wanted);
+            (own().map(|(value, _)| value).sum::<f64>(), own().count() as f64)
+        };
         for (name, values) in [("rewards", &loss.rewards), ("logps", &logprobs)] {
             for (side, wanted) in [("chosen", true), ("rejected", false)] {
-                let of = || values.iter().zip(&desirable).filter(|(_, label)| **label == wanted);
-                tally.mean(&format!("{name}/{side}"), of().map(|(value, _)| value).sum(), of().count() as f64);
+                let (sum, count) = of(values, wanted);
+                tally.mean(&format!("{name}/{side}"), sum, count);
             }
         }
+        tally.difference("rewards/margins", of(&loss.rewards, true), of(&loss.rewards, false));
         if self.loss_type == LossType::Kto {
             tally.mean("kl", batch.kl * count, count);
         }
         let spread = |(&d, length)| std::iter::repeat_n(d as f32, length);
         let d_logprobs = loss.d_logprobs.iter().zip(lengths()).flat_map(spread).collect();
         Loss { d_logprobs, d_values: Vec::new(), tally }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use salsa_engine::Head;
+
+    use super::*;
+    use crate::stage::{fixture, text::pairs::Side};
+
+    fn labelled(prompt: &[u32], response: &[u32], desirable: bool) -> Labelled {
+        Labelled { side: Side { tokens: [prompt, response].concat(), prompt: prompt.len() }, desirable }
+    }
+
+    fn single(reference: &Model, max_length: usize) -> SingleResponses<'_> {
+        let responses =
+            vec![labelled(&[1, 2], &[3, 4, 5], true), labelled(&[6], &[7], false), labelled(&[8, 9], &[10, 11], true)];
+        let objective = kto::Objective { beta: 0.5, desirable_weight: 1.0, undesirable_weight: 2.0 };
+        SingleResponses { responses, reference, loss_type: LossType::Kto, objective, max_length }
+    }
+
+    /// TRL 1.16: `[completions[-1]] + completions[:-1]`, then `ids[:max_length]`.
+    #[test]
+    fn each_prompt_of_a_pass_gets_the_response_before_it() {
+        let model = fixture::trainable(16, Head::LanguageModel);
+        let sequences = |max_length, examples: &[usize]| -> Vec<(Vec<u32>, usize)> {
+            single(&model, max_length).mismatched_sequences(examples).collect()
+        };
+        assert_eq!(sequences(9, &[0, 1, 2]), [(vec![1, 2, 10, 11], 2), (vec![6, 3, 4, 5], 1), (vec![8, 9, 7], 2)]);
+        assert_eq!(sequences(3, &[0, 2]), [(vec![1, 2, 10], 2), (vec![8, 9, 3], 2)], "longer ones lose their end");
+        assert_eq!(sequences(9, &[2]), [(vec![8, 9, 10, 11], 2)], "one example is put together with itself");
+    }
+
+    #[test]
+    fn the_kl_is_that_of_mismatched_responses_and_has_no_gradient() {
+        let (policy, reference) =
+            (fixture::trainable(16, Head::LanguageModel), fixture::trainable(16, Head::LanguageModel));
+        let data = single(&reference, 9);
+        let mut pass = data.assemble(&[0, 1, 2]);
+        let output = policy.forward(&pass.batch, &pass.query);
+        let step = Divisors { weight: 3.0, tokens: 0.0 };
+        let beside = pass.beside.as_mut().unwrap();
+        beside.logprobs = policy.forward(&beside.batch, &beside.query).logprobs;
+        let same = data.loss(&pass, &output, step);
+        assert_eq!((same.tally.get("kl"), same.tally.get("loss")), (Some(0.0), Some((0.5 + 1.0 + 0.5) / 3.0)));
+        assert_eq!(same.d_logprobs.len(), 3 + 1 + 2, "matched tokens alone have a gradient");
+        // 6 mismatched tokens, each 0.3 more likely than under the reference: 0.3 * 6 / 3 for a response.
+        pass.beside.as_mut().unwrap().logprobs.iter_mut().for_each(|logprob| *logprob += 0.3);
+        let moved = data.loss(&pass, &output, step);
+        assert!((moved.tally.get("kl").unwrap() - 0.6).abs() < 1e-5, "{:?}", moved.tally);
     }
 }

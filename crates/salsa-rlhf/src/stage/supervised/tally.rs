@@ -9,7 +9,15 @@ pub(crate) struct Tally {
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 enum Statistic {
-    Mean { sum: f64, count: f64 },
+    Mean {
+        sum: f64,
+        count: f64,
+    },
+    /// Two sums, each with its count.
+    Difference {
+        a: (f64, f64),
+        b: (f64, f64),
+    },
     Min(f64),
     Max(f64),
 }
@@ -23,6 +31,11 @@ impl Tally {
     /// Adds `count` observations that sum to `sum`; the value is their mean.
     pub(crate) fn mean(&mut self, name: &str, sum: f64, count: f64) {
         self.merge(name, Statistic::Mean { sum, count });
+    }
+
+    /// Adds observations, as sum and count, of two kinds; the value is the difference of their means.
+    pub(crate) fn difference(&mut self, name: &str, a: (f64, f64), b: (f64, f64)) {
+        self.merge(name, Statistic::Difference { a, b });
     }
 
     /// Adds an observation to a minimum.
@@ -52,6 +65,8 @@ impl Tally {
         self.entries.iter().filter_map(|(name, statistic)| match *statistic {
             Statistic::Mean { count: 0.0, .. } => None,
             Statistic::Mean { sum, count } => Some((name.as_str(), sum / count)),
+            Statistic::Difference { a: (_, n), b: (_, m) } if n == 0.0 || m == 0.0 => None,
+            Statistic::Difference { a, b } => Some((name.as_str(), a.0 / a.1 - b.0 / b.1)),
             Statistic::Min(value) | Statistic::Max(value) => Some((name.as_str(), value)),
         })
     }
@@ -64,6 +79,9 @@ impl Tally {
         *old = match (*old, new) {
             (Statistic::Mean { sum: a, count: n }, Statistic::Mean { sum: b, count: m }) => {
                 Statistic::Mean { sum: a + b, count: n + m }
+            }
+            (Statistic::Difference { a, b }, Statistic::Difference { a: c, b: d }) => {
+                Statistic::Difference { a: (a.0 + c.0, a.1 + c.1), b: (b.0 + d.0, b.1 + d.1) }
             }
             (Statistic::Min(a), Statistic::Min(b)) => Statistic::Min(a.min(b)),
             (Statistic::Max(a), Statistic::Max(b)) => Statistic::Max(a.max(b)),
@@ -90,6 +108,15 @@ mod tests {
         tally.absorb(&other);
         assert_eq!(tally.values().collect::<Vec<_>>(), [("loss", 1.75), ("low", 4.0), ("high", 5.0)]);
         assert_eq!((tally.get("loss"), tally.get("nothing"), tally.get("other")), (Some(1.75), None, None));
+    }
+
+    #[test]
+    fn a_difference_of_means_weighs_each_kind_by_its_own_count() {
+        let mut tally = Tally::new();
+        tally.difference("margin", (6.0, 2.0), (0.0, 0.0));
+        assert_eq!(tally.get("margin"), None, "one kind alone has no difference");
+        tally.difference("margin", (0.0, 1.0), (1.0, 1.0));
+        assert_eq!(tally.get("margin"), Some(6.0 / 3.0 - 1.0));
     }
 
     #[test]
