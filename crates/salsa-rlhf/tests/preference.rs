@@ -28,7 +28,7 @@ fn metrics_have_trl_s_names(place: &Place) {
         ("orpo", &["rewards/accuracies", "nll_loss", "log_odds_ratio", "log_odds_chosen"]),
         ("simpo", &["rewards/accuracies", "nll_loss"]),
     ] {
-        let lines = place.metrics(stage);
+        let lines = place.metrics(&format!("out/{stage}"));
         for name in common.iter().chain(own) {
             assert!(lines.iter().any(|line| line[*name].is_f64()), "{stage}: {name}");
             // A small evaluation of KTO may lack one label in no pass, but not in all.

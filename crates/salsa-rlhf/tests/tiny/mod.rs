@@ -67,7 +67,7 @@ pub(crate) const PREFERENCE: &str = r#"
   dpo: &preference
     kind: dpo
     model: sft-a
-    ref_model: {models: [sft-a, sft-b], weights: [0.25, 0.75]}
+    ref_model_name_or_path: {models: [sft-a, sft-b], weights: [0.25, 0.75]}
     dataset: {path: "${stages.world}/preferences.jsonl", split: train}
     eval_dataset: {path: "${stages.world}/preferences.jsonl", split: test}
     loss_type: apo_zero
