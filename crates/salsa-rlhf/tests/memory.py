@@ -57,6 +57,9 @@ def settings(model, data, size, dtype, adapter):
     yield "reward", ["reward", "--model", model, *chat, "--output_dir", reward, *train, *length]
     for name in ("dpo", "kto", "orpo", "cpo"):
         yield name, [name, "--model", model, *chat, "--output_dir", f"{name}{tail}", *train, *length]
+    soup = json.dumps({"models": [sft, sft] if adapter else [str(model), sft]})
+    yield "kto-soup", ["kto", "--model", sft, "--ref_model_name_or_path", soup, *chat, "--output_dir", f"kto-soup{tail}",
+                       *train, *length]
     yield "ppo", ["ppo", "--model", sft, "--reward_model", reward, "--dataset", data["prompts"], "--output_dir",
                   f"ppo{tail}", *number, *lora, "--total_episodes", size["batch"], "--batch_size", size["batch"],
                   "--num_ppo_epochs", 1, *rl, *endless]

@@ -16,6 +16,8 @@ fn the_number_of_threads_changes_nothing() {
     };
     let (one, two) = (run("1"), run("2"));
     assert_same(&one.tree("out"), &two.tree("out"));
+    let checked = String::from_utf8(one.salsa("run r.yaml --check").stdout).unwrap();
+    assert!(checked.contains("kto"), "{checked}");
     metrics_have_trl_s_names(&one);
     memory_counts_a_reference_where_there_is_one(&one);
 }

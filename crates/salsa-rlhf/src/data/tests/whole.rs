@@ -73,3 +73,41 @@ fn answers_that_repeat_their_prompt_lose_it() {
     let echo = json!({"prompt": "say it", "completion": "say it"});
     assert!(set(&[echo]).unwrap().notes.is_empty());
 }
+
+#[test]
+fn labels_that_are_kept_stay_beside_their_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("labelled.jsonl");
+    let row = |i: usize| {
+        let record = json!({"prompt": format!("p{i}"), "completion": format!("c{i}"), "label": i.is_multiple_of(3)});
+        record.to_string() + "\n"
+    };
+    std::fs::write(&path, (0..60).map(row).collect::<String>()).unwrap();
+    let set = load_labelled(&path, Which::TheOnly, Labels::Kept).unwrap();
+    assert_eq!((set.examples.len(), set.labels.len(), set.layout), (60, 60, Layout::PromptCompletion));
+    let agree = |set: &Dataset| {
+        assert_eq!(set.labels.len(), set.examples.len());
+        for (example, label) in set.examples.iter().zip(&set.labels) {
+            let Example::PromptCompletion { completion: Content::Text(said), .. } = example else {
+                panic!("{example:?}")
+            };
+            assert_eq!(said[1..].parse::<usize>().unwrap().is_multiple_of(3), *label, "{said}");
+        }
+    };
+    agree(&set);
+    let Split { train, validation, test } = split_by_prompt(&set);
+    for mut part in [train, validation, test] {
+        assert!(part.examples.len() > 1, "60 prompts reach every part");
+        agree(&part);
+        part.keep(|index| index % 2 == 1);
+        agree(&part);
+    }
+
+    let talk =
+        r#"{"kto_tag": false, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}"#;
+    std::fs::write(&path, talk).unwrap();
+    let set = load_labelled(&path, Which::TheOnly, Labels::Kept).unwrap();
+    let expected =
+        Example::PromptCompletion { prompt: vec![user("q")].into(), completion: vec![assistant("a")].into() };
+    assert_eq!((set.examples, set.labels), (vec![expected], vec![false]));
+}
