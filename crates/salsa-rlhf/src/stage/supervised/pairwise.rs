@@ -259,3 +259,58 @@ impl Pairwise<'_> {
         all
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use salsa_engine::Head;
+
+    use super::*;
+    use crate::stage::fixture;
+
+    fn pairs() -> Vec<Pair> {
+        let side =
+            |prompt: &[u32], response: &[u32]| Side { tokens: [prompt, response].concat(), prompt: prompt.len() };
+        let pair = |prompt: &[u32], chosen: &[u32], rejected: &[u32]| Pair {
+            chosen: side(prompt, chosen),
+            rejected: side(prompt, rejected),
+            margin: 0.0,
+            longer_wins: 0.5,
+        };
+        vec![pair(&[1, 2, 3], &[4, 5], &[6]), pair(&[7], &[8], &[9, 10, 11]), pair(&[2, 4], &[1], &[3, 5])]
+    }
+
+    /// Derivatives of the loss that is logged, by every log-prob, where two of three pairs of a step are in the pass.
+    #[test]
+    fn gradients_are_those_of_the_loss() {
+        let (policy, reference) =
+            (fixture::trainable(16, Head::LanguageModel), fixture::trainable(16, Head::LanguageModel));
+        let cpo = |loss_type| cpo::Objective { loss_type, beta: 0.7, label_smoothing: 0.1, simpo_gamma: 0.4 };
+        for loss in [
+            Preference::Dpo(dpo::Objective::new(dpo::LossType::Sigmoid, 0.4)),
+            Preference::Dpo(dpo::Objective::new(dpo::LossType::SigmoidNorm, 0.4)),
+            Preference::Dpo(dpo::Objective::new(dpo::LossType::NcaPair, 0.4)),
+            Preference::Orpo { beta: 0.8 },
+            Preference::Cpo { objective: cpo(cpo::LossType::Simpo), alpha: 0.0 },
+            Preference::Cpo { objective: cpo(cpo::LossType::Sigmoid), alpha: 0.6 },
+        ] {
+            let data = Pairwise { pairs: pairs(), loss, reference: Some(&reference) };
+            let tokens = (0..3).map(|example| data.tokens(example)).sum();
+            let (pass, step) = (data.assemble(&[0, 1]), Divisors { weight: 3.0, tokens });
+            let mut output = policy.forward(&pass.batch, &pass.query);
+            let found = data.loss(&pass, &output, step);
+            let is_orpo = matches!(loss, Preference::Orpo { .. });
+            assert_eq!((tokens, found.d_logprobs.len()), if is_orpo { (7.0, 9) } else { (4.0, 7) });
+            for at in 0..found.d_logprobs.len() {
+                let mut moved = |by: f32| {
+                    output.logprobs[at] += by;
+                    data.loss(&pass, &output, step).tally.get("loss").unwrap()
+                };
+                let (up, down) = (moved(0.01), moved(-0.02));
+                moved(0.01);
+                // The tally has the mean over the two pairs of the pass.
+                let slope = (up - down) / 0.02 * 2.0 / 3.0;
+                assert!((slope - f64::from(found.d_logprobs[at])).abs() < 1e-4, "{at}: {slope} {:?}", found.d_logprobs);
+            }
+        }
+    }
+}
