@@ -282,7 +282,7 @@ fn the_reference_of_dpo_may_be_a_soup_made_in_memory() {
         fs::read(output_dir.join("metrics.jsonl")).unwrap()
     };
     let alone = run("alone", None);
-    assert!(run("base", soup([1.0, 0.0])) == alone, "all of one ingredient is that ingredient");
+    assert!(run("one", soup([1.0, 0.0])) == alone, "all of one ingredient is that ingredient");
     assert!(run("soup", soup([0.5, 0.5])) != alone);
     let wrong = DpoConfig { ref_model_name_or_path: soup([0.5, 0.6]), ..first.clone() };
     let error = format!("{:#}", dpo::run(&wrong, &quiet()).unwrap_err());
