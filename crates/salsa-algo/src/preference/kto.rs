@@ -49,8 +49,8 @@ pub struct Loss {
     pub rewards: Vec<f64>,
 }
 
-/// Estimates the KL of policy to reference from log-probs of responses to other prompts: the mean log-ratio, at least 0.
-/// No gradient flows through it.
+/// Estimates the KL of policy to reference from log-probs of responses to other prompts: the mean log-ratio, at least
+/// 0. No gradient flows through it.
 ///
 /// ```
 /// use salsa_algo::preference::kto::kl;

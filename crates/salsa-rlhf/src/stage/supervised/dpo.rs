@@ -34,8 +34,8 @@ pub struct DpoConfig {
     /// Checkpoint to start from, usually an SFT model.
     #[schemars(extend("x-heading" = "Models and data"))]
     pub model_name_or_path: ModelPath,
-    /// The frozen reference: a checkpoint, or a soup made in memory (`{models: [A, B], weights: [0.5, 0.5]}`). None: the
-    /// starting checkpoint itself, as in TRL.
+    /// The frozen reference: a checkpoint, or a soup made in memory (`{models: [A, B], weights: [0.5, 0.5]}`). None:
+    /// the starting checkpoint itself, as in TRL.
     pub ref_model_name_or_path: Option<ModelSource>,
     /// Preference pairs: a chosen and a rejected response to the same prompt. TRL: `dataset_name`.
     pub dataset: DataSource,
@@ -49,8 +49,8 @@ pub struct DpoConfig {
     pub loss_type: LossType,
     /// Strength of the pull towards the reference, above 0: beta of the DPO paper, tau of the IPO paper. TRL: 0.1.
     pub beta: f64,
-    /// Share of labels assumed to be wrong, from 0 to below 0.5; used by `sigmoid` (cDPO), `robust`, and `exo_pair`, which
-    /// needs one above 0. TRL: 0.
+    /// Share of labels assumed to be wrong, from 0 to below 0.5; used by `sigmoid` (cDPO), `robust`, and `exo_pair`,
+    /// which needs one above 0. TRL: 0.
     pub label_smoothing: f64,
     /// Temperature of `discopop`, above 0; used by it only. TRL: 0.05.
     pub discopop_tau: f64,

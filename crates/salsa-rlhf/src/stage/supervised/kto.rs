@@ -39,8 +39,8 @@ pub struct KtoConfig {
     /// Checkpoint to start from, usually an SFT model.
     #[schemars(extend("x-heading" = "Models and data"))]
     pub model_name_or_path: ModelPath,
-    /// The frozen reference: a checkpoint, or a soup made in memory (`{models: [A, B], weights: [0.5, 0.5]}`). None: the
-    /// starting checkpoint itself, as in TRL.
+    /// The frozen reference: a checkpoint, or a soup made in memory (`{models: [A, B], weights: [0.5, 0.5]}`). None:
+    /// the starting checkpoint itself, as in TRL.
     pub ref_model_name_or_path: Option<ModelSource>,
     /// Responses with a label (prompt, completion, label), or preference pairs, which are two of them each. TRL:
     /// `dataset_name`.
@@ -224,8 +224,8 @@ struct SingleResponses<'a> {
 }
 
 impl SingleResponses<'_> {
-    /// Each prompt of a pass with the response of the example before it, the first with that of the last; longer ones lose
-    /// their end, as in TRL.
+    /// Each prompt of a pass with the response of the example before it, the first with that of the last; longer ones
+    /// lose their end, as in TRL.
     fn mismatched(&self, examples: &[usize]) -> Beside {
         let mut beside = Beside { batch: Batch::new(), query: Query::default(), logprobs: Vec::new() };
         for (tokens, prompt) in self.mismatched_sequences(examples) {

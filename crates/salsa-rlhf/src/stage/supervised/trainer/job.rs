@@ -174,7 +174,8 @@ pub(crate) struct Lengths {
 pub(crate) enum Sequences {
     /// Those of each example are one.
     Apart,
-    /// All are one: the loss also runs prompts with the responses of others, as many tokens in sequences of other lengths.
+    /// All are one: the loss also runs prompts with the responses of others, as many tokens in sequences of other
+    /// lengths.
     Together,
 }
 
