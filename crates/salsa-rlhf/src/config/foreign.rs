@@ -313,7 +313,7 @@ const ANSWERS: &[Answer] = &[
     answer("normalize_reward", "normalize_scores", "say normalize_scores"),
     harmless("disable_dropout", "leave it out: there is no dropout but that of adapters (lora_dropout)"),
     answer("reward_funcs", "rewards", "say reward_model_path: DIR, or rewards: [{kind: …}, …]"),
-    answer("reward_weights", "rewards", "give weight in each of the rewards"),
+    answer("reward_weights", "rewards", "not supported as a list: say weight in each of the rewards"),
     answer("n_samples_per_prompt", "num_generations", "say num_generations"),
     answer("max_completion_length", "response_length", "say response_length"),
     answer(

@@ -83,7 +83,7 @@ fn labels_that_are_kept_stay_beside_their_answers() {
         record.to_string() + "\n"
     };
     std::fs::write(&path, (0..60).map(row).collect::<String>()).unwrap();
-    let set = load_labelled(&path, Which::TheOnly, Labels::Kept).unwrap();
+    let set = load_split(&path, Which::TheOnly, Reading { labels: Labels::Kept, ..Reading::default() }).unwrap();
     assert_eq!((set.examples.len(), set.labels.len(), set.layout), (60, 60, Layout::PromptCompletion));
     let agree = |set: &Dataset| {
         assert_eq!(set.labels.len(), set.examples.len());
@@ -106,7 +106,7 @@ fn labels_that_are_kept_stay_beside_their_answers() {
     let talk =
         r#"{"kto_tag": false, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}"#;
     std::fs::write(&path, talk).unwrap();
-    let set = load_labelled(&path, Which::TheOnly, Labels::Kept).unwrap();
+    let set = load_split(&path, Which::TheOnly, Reading { labels: Labels::Kept, ..Reading::default() }).unwrap();
     let expected =
         Example::PromptCompletion { prompt: vec![user("q")].into(), completion: vec![assistant("a")].into() };
     assert_eq!((set.examples, set.labels), (vec![expected], vec![false]));
