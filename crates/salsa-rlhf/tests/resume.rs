@@ -9,7 +9,7 @@ use std::{
 
 mod tiny;
 
-use tiny::{EVALUATE, PPO, PREFERENCE, Place, UP_TO_REWARD, assert_same};
+use tiny::{GROUP, EVALUATE, PPO, PREFERENCE, Place, UP_TO_REWARD, assert_same};
 
 /// The time of a kill.
 enum Moment {
@@ -109,6 +109,18 @@ fn preference_stages_go_on_after_a_kill() {
         Exists("simpo/checkpoints/step-6"),
     ];
     assert_kills_leave_no_trace(&(UP_TO_REWARD.to_owned() + PREFERENCE), &moments);
+}
+
+#[test]
+fn group_methods_go_on_after_a_kill() {
+    let moments = [
+        Lines("grpo", 1),
+        Exists("grpo/checkpoints/step-2"),
+        Lines("grpo", 3),
+        Lines("reinforce", 1),
+        Exists("reinforce/checkpoints/step-3"),
+    ];
+    assert_kills_leave_no_trace(&(UP_TO_REWARD.to_owned() + GROUP), &moments);
 }
 
 #[test]

@@ -62,6 +62,39 @@ stages:
     save_steps: 3
 "#;
 
+/// Group methods with several rewards, after [`UP_TO_REWARD`].
+pub(crate) const GROUP: &str = r#"
+  grpo: &grpo
+    kind: grpo
+    model: sft-a
+    reward_model: reward
+    rewards:
+      - {kind: repetition, weight: 0.5}
+      - {kind: regex, pattern: "^.{0,30}$", name: short}
+    reference: {kind: soup, models: [sft-a, sft-b]}
+    kl_coef: 0.1
+    dataset: "${stages.world}/prompts_train.jsonl"
+    total_episodes: 48
+    batch_size: 12
+    num_generations: 3
+    max_sampling_rounds: 2
+    num_mini_batches: 2
+    per_device_train_batch_size: 5
+    response_length: 10
+    temperature: 1.0
+    learning_rate: 3.0e-3
+    decode_slots: 3
+    save_steps: 1
+  reinforce:
+    <<: *grpo
+    num_generations: 1
+    max_sampling_rounds: 1
+    baseline: none
+    scale_rewards: tokens
+    kl_in: reward_to_go
+    kl_estimator: k1
+"#;
+
 /// The stages that learn from preferences, after [`UP_TO_REWARD`].
 pub(crate) const PREFERENCE: &str = r#"
   dpo: &preference
