@@ -9,7 +9,7 @@ use std::{
 
 mod tiny;
 
-use tiny::{GROUP, EVALUATE, PPO, PREFERENCE, Place, UP_TO_REWARD, assert_same};
+use tiny::{EVALUATE, GROUP, PPO, PREFERENCE, Place, UP_TO_REWARD, assert_same};
 
 /// The time of a kill.
 enum Moment {

@@ -40,7 +40,7 @@ mod tests;
 
 pub(crate) use config::GrpoConfig;
 use config::KlIn;
-use groups::Groups;
+use groups::{Groups, Sampled};
 use learner::{Experience, Learner, StepStats, counts};
 
 /// The state of a run between two updates.
@@ -58,9 +58,9 @@ impl Run<'_> {
         let rate = self.rate(update);
         let (config, world) = (self.config, &mut self.environment);
         // 1 and 2. Sample groups of responses, and score them. On the CPU, decoding gives the log-probs of training.
-        let sampled = groups::sample(config, world, &self.learner.policy, self.asked)?;
-        let Groups { prompt_indices, rollouts, scores: rewarded } = &sampled.groups;
-        let rollouts = rollouts.clone().with_training_logprobs(&self.learner.policy);
+        let Sampled { groups, asked, rounds } = groups::sample(config, world, &self.learner.policy, self.asked)?;
+        let Groups { prompt_indices, rollouts, scores: rewarded } = groups;
+        let rollouts = rollouts.with_training_logprobs(&self.learner.policy);
         let scores = &rewarded.total;
         // 3. Log-probs of the frozen models, KL of every token to the reference.
         let frozen_logprobs = world.frozen.logprobs(&rollouts);
@@ -79,10 +79,17 @@ impl Run<'_> {
         // 7. Metrics.
         let scored = Scored { scores, kls: &kls, beta: config.kl_coef };
         let mut metrics = metrics(config, &scored, &rollouts, &rewards, &learned);
-        sampled.observe(&mut metrics);
-        self.asked = sampled.asked;
-        let samples =
-            world.observe(&config.run, prompt_indices, &rollouts, &scored, rewarded, &frozen_logprobs, &mut metrics)?;
+        rounds.observe(&mut metrics);
+        self.asked = asked;
+        let samples = world.observe(
+            &config.run,
+            &prompt_indices,
+            &rollouts,
+            &scored,
+            &rewarded,
+            &frozen_logprobs,
+            &mut metrics,
+        )?;
         Ok((metrics, samples))
     }
 }

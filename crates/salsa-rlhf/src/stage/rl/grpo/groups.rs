@@ -21,17 +21,24 @@ pub(super) struct Sampled {
     pub groups: Groups,
     /// Prompts sampled so far in the run.
     pub asked: u64,
-    /// Rounds of sampling.
-    pub rounds: usize,
-    /// Groups that were replaced.
-    pub replaced: usize,
+    /// What dynamic sampling did.
+    pub rounds: Rounds,
 }
 
-impl Sampled {
-    /// Adds what dynamic sampling did to the metrics of an update; nothing if there was one round.
-    pub(super) fn observe(&self, metrics: &mut Metrics) {
-        if self.rounds > 1 {
-            metrics.set("sampling/rounds", self.rounds as f64);
+/// What dynamic sampling did in an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rounds {
+    /// Rounds of sampling.
+    count: usize,
+    /// Groups that were replaced.
+    replaced: usize,
+}
+
+impl Rounds {
+    /// Adds the numbers to the metrics of an update; nothing if there was one round.
+    pub(super) fn observe(self, metrics: &mut Metrics) {
+        if self.count > 1 {
+            metrics.set("sampling/rounds", self.count as f64);
             metrics.set("sampling/replaced_groups", self.replaced as f64);
         }
     }
@@ -94,8 +101,8 @@ pub(super) fn sample(
     let group = config.num_generations;
     let wanted = (config.sampling.batch_size / group) as u64;
     let mut groups = Groups::of(config, world, policy, first, wanted)?;
-    let (mut asked, mut rounds, mut replaced) = (first + wanted, 1, 0);
-    while rounds < config.max_sampling_rounds {
+    let (mut asked, mut rounds) = (first + wanted, Rounds { count: 1, replaced: 0 });
+    while rounds.count < config.max_sampling_rounds {
         let [kept, equal] = groups.parted(config);
         if equal.is_empty() {
             break;
@@ -105,7 +112,8 @@ pub(super) fn sample(
         let mut next = groups.select(&kept);
         next.append(more);
         groups = next;
-        (asked, rounds, replaced) = (asked + missing, rounds + 1, replaced + missing as usize);
+        asked += missing;
+        rounds = Rounds { count: rounds.count + 1, replaced: rounds.replaced + missing as usize };
     }
-    Ok(Sampled { groups, asked, rounds, replaced })
+    Ok(Sampled { groups, asked, rounds })
 }
