@@ -168,7 +168,7 @@ pub struct Loaded {
     pub records: Vec<Map<String, Value>>,
     /// The number of preference pairs omitted because both answers are the same.
     pub dropped_identical: usize,
-    /// For each example its label, if it was read as [`Labels::Kept`] and has one.
+    /// For each example its label, if it was read as [`crate::data::Labels::Kept`] and has one.
     pub labels: Vec<Option<bool>>,
     /// Notes on how they were read, each prefixed with its file or folder.
     pub notes: Vec<String>,

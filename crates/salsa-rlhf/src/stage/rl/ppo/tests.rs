@@ -115,7 +115,7 @@ fn all_roles_share_one_base() {
     let (run, _) = Run::open(&config, &quiet()).unwrap();
     let policy: &Model = &run.learner.policy;
     assert!(policy.shares_base(run.learner.critic.separate().unwrap()), "the critic");
-    assert!(policy.shares_base(&run.environment.rewards.first_model()), "the reward model");
+    assert!(policy.shares_base(run.environment.rewards.first_model()), "the reward model");
     assert_eq!(run.environment.frozen.models().count(), 3, "the soup and two anchors");
     for model in run.environment.frozen.models() {
         assert!(policy.shares_base(model));
@@ -139,7 +139,7 @@ fn a_step_on_a_shared_base_is_that_on_separate_models_to_the_bit() {
             ["sft-b", "reward"].into_iter().for_each(|name| move_to_own_base(dir.path(), name));
         }
         let (run, _) = Run::open(&config, &quiet()).unwrap();
-        assert!(!run.learner.policy.shares_base(&run.environment.rewards.first_model()), "nothing is compared");
+        assert!(!run.learner.policy.shares_base(run.environment.rewards.first_model()), "nothing is compared");
         assert!(shared == learned(&config), "sharing the base changes bits");
         assert!(shared.2[0].get("objective/kl").is_some_and(|kl| kl != 0.0));
     }
