@@ -232,7 +232,8 @@ fn a_full_queue_says_when_to_come_back() {
     let served: Vec<&Reply> = replies.iter().filter(|reply| reply.status == 200).collect();
     let busy: Vec<&Reply> = replies.iter().filter(|reply| reply.status == 429).collect();
     assert_eq!(served.len() + busy.len(), replies.len());
-    assert!(served.len() >= 3 && !busy.is_empty(), "{} served, {} not", served.len(), busy.len());
+    // All may come before the first one leaves the queue: its two places are what is certain.
+    assert!(served.len() >= 2 && !busy.is_empty(), "{} served, {} not", served.len(), busy.len());
     assert!(served.iter().all(|reply| reply.json()["choices"] == served[0].json()["choices"]));
     for reply in busy {
         assert_eq!(
