@@ -15,9 +15,12 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::Context;
 use salsa_engine::random::Random;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::{atomic, data::bucket};
+use crate::{
+    data::bucket,
+    world::{message, write_lines},
+};
 
 /// Numbers of records that [`write()`] writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -256,16 +259,10 @@ fn distinct(count: usize, steps: [u64; 2], buckets: std::ops::Range<u8>, rng: &m
     problems
 }
 
-fn message(role: &str, content: &str) -> Value {
-    json!({ "role": role, "content": content })
-}
-
-fn write_lines(path: &Path, mut lines: impl Iterator<Item = Value>) -> anyhow::Result<()> {
-    atomic::write_with(path, |file| Ok(lines.try_for_each(|line| writeln!(file, "{line}"))?))
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]

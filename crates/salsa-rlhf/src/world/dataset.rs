@@ -129,10 +129,15 @@ pub fn write(dir: &Path, sizes: &Sizes, seed: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn message(role: &str, content: &str) -> Value {
+/// A message of a conversation, as data files hold it.
+pub(crate) fn message(role: &str, content: &str) -> Value {
     json!({ "role": role, "content": content })
 }
 
-fn write_lines(path: &Path, mut lines: impl Iterator<Item = Value>) -> anyhow::Result<()> {
+/// Writes a file of JSON lines.
+///
+/// # Errors
+/// If it cannot be written.
+pub(crate) fn write_lines(path: &Path, mut lines: impl Iterator<Item = Value>) -> anyhow::Result<()> {
     atomic::write_with(path, |file| Ok(lines.try_for_each(|line| writeln!(file, "{line}"))?))
 }

@@ -57,6 +57,7 @@ mod tests;
 
 pub use cook::{demonstration, perfect};
 pub use dataset::{LABEL_TEMPERATURE, Label, Preference, Sizes, label, preference, write};
+pub(crate) use dataset::{message, write_lines};
 pub use gold::{GoldReward, Parts, WEIGHTS, gold_reward};
 pub use pantry::{Act, Family, Ingredient, Tone};
 pub use prose::pretrain_text;

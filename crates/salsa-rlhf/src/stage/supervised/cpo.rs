@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{
     arguments::TrainingArguments,
     pairwise::{PairSets, Preference},
-    policy::Setup,
+    policy::{self, Setup},
 };
 use crate::{
     config::paths::ModelPath,
@@ -103,10 +103,7 @@ impl Stage for CpoConfig {
         "--model sft-a --dataset pairs.jsonl --output_dir simpo --loss_type simpo --beta 2 --cpo_alpha 0";
     const PRODUCT: Product = Product::Directory;
     const PRODUCES: Produces = Produces::LanguageModel;
-    const NEXT: &'static [(&'static str, &'static str)] = &[
-        ("talk to it", "salsa chat --model OUT"),
-        ("answer prompts", "salsa generate --model OUT --input PROMPTS --output FILE"),
-    ];
+    const NEXT: &'static [(&'static str, &'static str)] = policy::NEXT;
 
     fn check(&self) -> anyhow::Result<()> {
         let CpoConfig { beta, label_smoothing, cpo_alpha, simpo_gamma, .. } = self;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{
     arguments::TrainingArguments,
     pairwise::{PairSets, Preference},
-    policy::Setup,
+    policy::{self, Setup},
 };
 use crate::{
     config::paths::ModelPath,
@@ -105,10 +105,7 @@ impl Stage for DpoConfig {
     const EXAMPLE: &'static str = "--model sft-a --dataset pairs.jsonl --output_dir dpo --beta 0.1";
     const PRODUCT: Product = Product::Directory;
     const PRODUCES: Produces = Produces::LanguageModel;
-    const NEXT: &'static [(&'static str, &'static str)] = &[
-        ("talk to it", "salsa chat --model OUT"),
-        ("answer prompts", "salsa generate --model OUT --input PROMPTS --output FILE"),
-    ];
+    const NEXT: &'static [(&'static str, &'static str)] = policy::NEXT;
 
     fn check(&self) -> anyhow::Result<()> {
         let DpoConfig { loss_type, beta, label_smoothing, discopop_tau, .. } = self;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     arguments::TrainingArguments,
-    policy::{Objectives, Setup},
+    policy::{self, Objectives, Setup},
     tally::Tally,
     trainer::{Beside, Divisors, Lengths, Loss, Objective, Pass, Sequences},
 };
@@ -102,10 +102,7 @@ impl Stage for KtoConfig {
     const EXAMPLE: &'static str = "--model sft-a --dataset labelled.jsonl --output_dir kto --beta 0.1";
     const PRODUCT: Product = Product::Directory;
     const PRODUCES: Produces = Produces::LanguageModel;
-    const NEXT: &'static [(&'static str, &'static str)] = &[
-        ("talk to it", "salsa chat --model OUT"),
-        ("answer prompts", "salsa generate --model OUT --input PROMPTS --output FILE"),
-    ];
+    const NEXT: &'static [(&'static str, &'static str)] = policy::NEXT;
 
     fn check(&self) -> anyhow::Result<()> {
         check_range("beta", self.beta, f64::MIN_POSITIVE..=f64::MAX)?;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     arguments::TrainingArguments,
     pairwise::{PairSets, Preference},
-    policy::Setup,
+    policy::{self, Setup},
 };
 use crate::{
     config::paths::ModelPath,
@@ -80,10 +80,7 @@ impl Stage for OrpoConfig {
     const EXAMPLE: &'static str = "--model sft-a --dataset pairs.jsonl --output_dir orpo --beta 0.1";
     const PRODUCT: Product = Product::Directory;
     const PRODUCES: Produces = Produces::LanguageModel;
-    const NEXT: &'static [(&'static str, &'static str)] = &[
-        ("talk to it", "salsa chat --model OUT"),
-        ("answer prompts", "salsa generate --model OUT --input PROMPTS --output FILE"),
-    ];
+    const NEXT: &'static [(&'static str, &'static str)] = policy::NEXT;
 
     fn check(&self) -> anyhow::Result<()> {
         check_range("beta", self.beta, f64::MIN_POSITIVE..=f64::MAX)?;

@@ -26,6 +26,12 @@ use crate::{
     },
 };
 
+/// What can be done with the trained model.
+pub(super) const NEXT: &[(&str, &str)] = &[
+    ("talk to it", "salsa chat --model OUT"),
+    ("answer prompts", "salsa generate --model OUT --input PROMPTS --output FILE"),
+];
+
 /// The keys that the stages share, and where they run.
 pub(super) struct Setup<'a> {
     /// Name of the stage.
