@@ -279,6 +279,11 @@ fn groups_without_a_signal_are_replaced_and_a_run_resumes_at_its_prompt() {
         let read = |run: &str| fs::read(dir.path().join(run).join(name)).unwrap();
         assert!(read("whole") == read("torn"), "{name}");
     }
+    let samples = fixture::read_lines(&dir.path().join("plain/samples.jsonl"));
+    let prompts = |step: u64| -> Vec<&Value> {
+        samples.iter().filter(|line| line["step"] == step).map(|line| &line["prompt"]).collect()
+    };
+    assert!(!prompts(1).is_empty() && prompts(1) != prompts(2), "every update goes on to the next prompts");
     let metric = |run: &str, name: &str| -> Vec<Option<f64>> {
         let metrics = crate::metrics::read(&dir.path().join(run)).unwrap();
         metrics.iter().map(|(_, metrics)| metrics.get(name)).collect()
