@@ -26,6 +26,7 @@
 //! | [`lora`] | low-rank adapters: their shape and the layout of their flat weights |
 //! | [`weights`] | where weights are read from |
 //! | [`batch`] | packed sequences, queries, outputs |
+//! | [`comm`] | the processes of one run |
 //! | [`model`] | forward, backward, decoding, optimizer step, written once against [`backend::Backend`] |
 //! | [`backend`] | the operations; [`backend::cpu`] does them on the CPU, [`backend::cuda`] on a GPU; [`backend::planned`] takes memory alone |
 //! | [`threads`] | threads for parallel regions of microseconds |
@@ -38,6 +39,7 @@
 
 pub mod backend;
 pub mod batch;
+pub mod comm;
 mod error;
 pub mod lora;
 mod memory;
