@@ -6,6 +6,7 @@ mod base;
 mod decode;
 mod forward;
 mod rank;
+mod shared;
 mod trainable;
 
 pub use base::Base;
@@ -156,7 +157,7 @@ impl<B: Backend> Transformer<B> {
     pub fn forward(&self, batch: &Batch, query: &Query) -> Output {
         self.check_query(batch, query);
         let hidden = self.final_hidden(batch);
-        self.read_heads(&hidden, query).0
+        self.read_heads(&hidden, batch, query).0
     }
 
     fn check_query(&self, batch: &Batch, query: &Query) {
@@ -205,7 +206,9 @@ pub fn geometric_logprobs<B: Backend>(
     let vocabulary = first.spec.vocab_size;
     assert!(models.iter().all(|m| m.spec.vocab_size == vocabulary), "the models' vocabularies differ");
     models.iter().for_each(|m| m.check_query(batch, query));
-    let gather = |m: &&Transformer<B>| m.base.backend.gather(&m.final_hidden(batch), m.spec.hidden_size, &query.rows);
+    let gather = |m: &&Transformer<B>| {
+        m.base.backend.gather(&m.final_hidden(batch), m.spec.hidden_size, &m.places(batch, &query.rows))
+    };
     let hidden: Vec<B::Buffer> = models.iter().map(gather).collect();
     let heads: Vec<_> = models
         .iter()
