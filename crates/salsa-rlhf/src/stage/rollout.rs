@@ -130,7 +130,8 @@ impl Rollouts {
         let mut collected = Vec::new();
         let mut next = 0;
         while next < self.len() {
-            let (mut batch, mut query) = (Batch::new(), Query { temperature: self.temperature, ..Query::default() });
+            let mut batch = Batch::sharing_prefixes();
+            let mut query = Query { temperature: self.temperature, ..Query::default() };
             while next < self.len() && (batch.rows() == 0 || batch.rows() + self.sequences[next].len() <= PASS) {
                 let rows = batch.push(&self.sequences[next]);
                 ask(next, rows, &mut query);
