@@ -5,13 +5,14 @@ mod backward;
 mod base;
 mod decode;
 mod forward;
+mod parallel;
 mod rank;
 mod trainable;
 
 pub use base::Base;
 pub use decode::{Decoding, Event, Finish, Prompt, Response, Sampling, Ticket};
 pub use forward::Tape;
-pub use trainable::{AdamW, OptimizerState, Recompute, TrainableTransformer};
+pub use trainable::{AdamW, Moment, OptimizerState, Recompute, TrainableTransformer};
 
 use crate::backend::Backend;
 use crate::backend::planned::Planned;
