@@ -60,6 +60,17 @@ impl<F> Parallel<F> {
         self.units
     }
 
+    /// Those of this process.
+    pub(super) fn own_units(&self) -> Range<usize> {
+        let own = self.units / self.slices.len();
+        self.comm.rank() * own..(self.comm.rank() + 1) * own
+    }
+
+    /// The processes.
+    pub(super) fn comm(&self) -> &dyn Comm {
+        &*self.comm
+    }
+
     /// The slice that this process owns.
     pub(super) fn own(&self) -> Range<usize> {
         self.slices[self.comm.rank()].clone()
@@ -81,7 +92,7 @@ impl<F> Parallel<F> {
             self.free.push(left);
             level += 1;
         }
-        if self.finished == self.units / self.slices.len() {
+        if self.finished == self.own_units().len() {
             return;
         }
         let next = match self.free.pop() {
@@ -106,7 +117,7 @@ impl<F> Parallel<F> {
     ///
     /// If a unit of this process is not finished.
     pub(super) fn reduce(&mut self, gradients: &mut [f32]) -> Result<f64, CommError> {
-        assert_eq!(self.finished, self.units / self.slices.len(), "every unit of a step is finished once");
+        assert_eq!(self.finished, self.own_units().len(), "every unit of a step is finished once");
         if self.slices.len() > 1 {
             for pieces in self.pieces() {
                 self.reduce_pieces(gradients, &pieces)?;

@@ -9,7 +9,7 @@ use crate::backend::cpu::adamw;
 use crate::backend::planned::Planned;
 use crate::backend::{AdamWStep, Backend, Decay, Moments};
 use crate::batch::{Batch, Output, OutputGradient, Query};
-use crate::comm::Comm;
+use crate::comm::{Comm, Solo};
 use crate::error::ModelError;
 use crate::lora::LoraSpec;
 use crate::spec::{Head, ModelSpec, TensorView};
@@ -214,6 +214,16 @@ impl<B: Backend> TrainableTransformer<B> {
         self.parallel.as_ref().map_or(1, Parallel::units)
     }
 
+    /// Those that this process computes.
+    pub fn own_units(&self) -> Range<usize> {
+        self.parallel.as_ref().map_or(0..1, Parallel::own_units)
+    }
+
+    /// The processes that train this model.
+    pub fn comm(&self) -> &dyn Comm {
+        self.parallel.as_ref().map_or(&Solo, Parallel::comm)
+    }
+
     /// The flat master weights of the trained parameters: in the layout of [`ModelSpec::tensors`], or for an adapter of
     /// [`LoraSpec::tensors`].
     pub fn weights(&self) -> Cow<'_, [f32]> {
@@ -368,6 +378,11 @@ impl<B: Backend> TrainableTransformer<B> {
             let TrainableTransformer { weights, gradients, m, v, .. } = self;
             self.model.base.backend.adamw(Moments { weights, gradients, m, v }, range, decay, step);
         }
+    }
+
+    /// Steps taken.
+    pub fn steps(&self) -> u64 {
+        self.step
     }
 
     /// The state of AdamW.
