@@ -14,7 +14,6 @@ use crate::{
             arguments::{RunArguments, SamplingArguments},
             grpo::config::GrpoConfig,
             ppo::config::{CriticKind, PpoConfig},
-            reference::ReferenceConfig,
         },
         run_stage,
     },
@@ -162,19 +161,16 @@ fn ppo_is_the_same_on_any_number() {
     let dir = tempfile::tempdir().unwrap();
     let sampling = world(dir.path());
     let source = |name: &str| dir.path().join(name).into();
+    let soup = json!({"kind": "soup", "models": [dir.path().join("wide"), dir.path().join("wide")]});
     for (name, critic, reference) in [
-        (
-            "ppo",
-            CriticKind::Separate,
-            ReferenceConfig::Soup { models: vec![source("wide"), source("wide")], weights: Vec::new() },
-        ),
-        ("ppo-shared", CriticKind::Shared, ReferenceConfig::Ema { decay: 0.5 }),
+        ("ppo", CriticKind::Separate, soup),
+        ("ppo-shared", CriticKind::Shared, json!({"kind": "ema", "decay": 0.5})),
     ] {
         let config = PpoConfig {
             model_name_or_path: ModelSource::Path(source("wide")),
             reward_model_path: source("reward"),
             dataset: DataSource::Path(dir.path().join("prompts.jsonl").into()),
-            reference,
+            reference: serde_json::from_value(reference).unwrap(),
             anchors: [("start".to_owned(), ModelSource::Path(source("wide")))].into(),
             sampling: sampling.clone(),
             num_ppo_epochs: 2,
