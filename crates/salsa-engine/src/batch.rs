@@ -14,11 +14,25 @@ use std::ops::Range;
 pub struct Batch {
     tokens: Vec<u32>,
     cu_seqlens: Vec<usize>,
+    shared: Option<Shared>,
+}
+
+/// The rows of a batch without those that repeat the beginning of the sequence before.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shared {
+    /// The distinct row that holds each row of the batch.
+    pub row_of: Vec<u32>,
+    /// The row of the batch where each distinct row is for the first time.
+    pub first: Vec<u32>,
+    /// Token of each distinct row.
+    pub tokens: Vec<u32>,
+    /// Position of each distinct row in its sequence.
+    pub positions: Vec<u32>,
 }
 
 impl Default for Batch {
     fn default() -> Batch {
-        Batch { tokens: Vec::new(), cu_seqlens: vec![0] }
+        Batch { tokens: Vec::new(), cu_seqlens: vec![0], shared: None }
     }
 }
 
@@ -26,6 +40,28 @@ impl Batch {
     /// An empty batch.
     pub fn new() -> Batch {
         Batch::default()
+    }
+
+    /// An empty batch in which what a sequence has in common with the beginning of the one before it is computed once,
+    /// as far as the device can: several responses to one prompt, or prompts that begin alike. Rows are counted as in
+    /// any other batch. On the CPU the results of a forward pass are the same to the bit; gradients are sums in another
+    /// order.
+    ///
+    /// ```
+    /// use salsa_engine::*;
+    /// let model = Model::new(tiny(), &tiny().init(1), Device::default())?;
+    /// let (mut batch, mut query) = (Batch::sharing_prefixes(), Query::default());
+    /// for response in [[1, 2, 3], [1, 2, 4]] {
+    ///     let rows = batch.push(&response);
+    ///     query.push_logprobs(rows, &response, 2);
+    /// }
+    /// assert_eq!((batch.rows(), batch.distinct_rows()), (6, 4));
+    /// let both = model.forward(&batch, &query).logprobs;          // log p(3 | 1, 2), log p(4 | 1, 2)
+    /// assert!(both[0].exp() + both[1].exp() < 1.0);
+    /// # Ok::<(), ModelError>(())
+    /// ```
+    pub fn sharing_prefixes() -> Batch {
+        Batch { shared: Some(Shared::default()), ..Batch::default() }
     }
 
     /// Appends a sequence and returns its rows.
@@ -36,6 +72,10 @@ impl Batch {
     pub fn push(&mut self, tokens: &[u32]) -> Range<usize> {
         assert!(!tokens.is_empty(), "a sequence has at least one token");
         let start = self.tokens.len();
+        if let Some(shared) = &mut self.shared {
+            let before = self.cu_seqlens.len().checked_sub(2).map_or(start, |last| self.cu_seqlens[last]);
+            shared.push(tokens, start, &self.tokens[before..], before);
+        }
         self.tokens.extend_from_slice(tokens);
         self.cu_seqlens.push(self.tokens.len());
         start..self.tokens.len()
@@ -61,9 +101,33 @@ impl Batch {
         self.tokens.len()
     }
 
+    /// The number of rows that are computed, on a device that shares them.
+    pub fn distinct_rows(&self) -> usize {
+        self.shared.as_ref().map_or(self.rows(), |shared| shared.tokens.len())
+    }
+
+    /// The distinct rows, if any row repeats another.
+    pub(crate) fn shared(&self) -> Option<&Shared> {
+        self.shared.as_ref().filter(|shared| shared.tokens.len() < self.rows())
+    }
+
     /// The position of each row in its sequence.
     pub(crate) fn positions(&self) -> Vec<u32> {
         self.cu_seqlens.windows(2).flat_map(|w| 0..(w[1] - w[0]) as u32).collect()
+    }
+}
+
+impl Shared {
+    /// Appends a sequence that begins at row `start`; `before` is the one before it, which begins at `before_start`.
+    fn push(&mut self, tokens: &[u32], start: usize, before: &[u32], before_start: usize) {
+        let common = tokens.iter().zip(before).take_while(|(a, b)| a == b).count();
+        self.row_of.extend_from_within(before_start..before_start + common);
+        for (position, &token) in tokens.iter().enumerate().skip(common) {
+            self.row_of.push(self.first.len() as u32);
+            self.first.push((start + position) as u32);
+            self.tokens.push(token);
+            self.positions.push(position as u32);
+        }
     }
 }
 

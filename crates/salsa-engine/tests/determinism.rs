@@ -185,6 +185,30 @@ fn rankings_while_decoding_are_those_of_a_forward_pass() {
     }
 }
 
+#[test]
+fn rows_computed_once_have_the_bits_of_all_their_copies() {
+    for choice in 0..40 {
+        let spec = spec_of(choice);
+        let model = model_of(&spec, choice, if choice % 4 < 2 { Dtype::Bf16 } else { Dtype::F32 });
+        let (prompt, other) = (tokens(&spec, 60, 1), tokens(&spec, 9, 2));
+        let run = |mut batch: Batch| {
+            let mut query = Query { temperature: 0.7, ..Query::default() };
+            // Neighbours have their prompt in common, the whole of the shorter one, or nothing.
+            for (begin, own) in [(&prompt, 30), (&prompt, 3), (&prompt, 0), (&other, 5), (&other, 5), (&prompt, 2)] {
+                let sequence = [&begin[..], &tokens(&spec, own, own as u64)].concat();
+                let rows = batch.push(&sequence);
+                query.push_logprobs(rows, &sequence, 1);
+            }
+            let means = geometric_logprobs(&[&model, &model], &[0.25, 0.75], &batch, &query);
+            (batch.distinct_rows(), model.forward(&batch, &query), model.rank(&batch, &query, 3), means)
+        };
+        let (apart, once) = (run(Batch::new()), run(Batch::sharing_prefixes()));
+        assert_eq!((apart.0, once.0), (90 + 63 + 60 + 14 + 14 + 62, 90 + 3 + 14 + 62), "choice {choice}");
+        assert!(apart.1 == once.1, "choice {choice}: other log-probs");
+        assert!(apart.2 == once.2 && apart.3 == once.3, "choice {choice}: other rankings or means");
+    }
+}
+
 fn logprobs_of(model: &Model, sequence: &[u32], from: usize) -> Vec<f32> {
     logprobs(model, &[(sequence, from)], 1.0).remove(0)
 }

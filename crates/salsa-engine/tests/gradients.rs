@@ -271,6 +271,37 @@ fn whole_models() {
 }
 
 #[test]
+fn rows_computed_once_have_the_gradients_of_all_their_copies() {
+    let sequences = [&[1, 4, 9, 2, 7, 3][..], &[1, 4, 9, 5], &[1, 4, 9, 5, 0], &[8, 1], &[8, 1], &[1, 4]];
+    for (name, spec) in kinds() {
+        let gradient = |mut batch: Batch, recompute| {
+            let mut query = Query { temperature: 0.8, ..Query::default() };
+            for tokens in sequences {
+                let rows = batch.push(tokens);
+                if spec.head != Head::Scalar {
+                    query.push_logprobs(rows.clone(), tokens, 1);
+                }
+                if spec.head != Head::LanguageModel {
+                    query.value_rows.extend(rows.map(|row| row as u32));
+                }
+            }
+            let (c, d) = (normal(query.rows.len(), 5), normal(query.value_rows.len(), 6));
+            let mut model = Trainable::new(spec.clone(), strong(&spec), Device::default(), recompute).unwrap();
+            let (output, tape) = model.forward_train(&batch, &query);
+            model.backward(tape, &OutputGradient { d_logprobs: &c, d_values: &d });
+            (output, model.gradients().to_vec())
+        };
+        let (output, apart) = gradient(Batch::new(), Recompute::KeepActivations);
+        let once = gradient(Batch::sharing_prefixes(), Recompute::KeepActivations);
+        assert!(once == gradient(Batch::sharing_prefixes(), Recompute::PerLayer), "{name}: recompute changes bits");
+        assert!(once.0 == output, "{name}: the outputs differ");
+        let far = apart.iter().zip(&once.1).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+        let size = dot(&apart, &apart).sqrt();
+        assert!(far < 1e-5 * size && far > 0.0, "{name}: {far} of {size}");
+    }
+}
+
+#[test]
 fn gradients_accumulate() {
     let spec = tiny();
     let (batch, query) = batch_and_query(&spec);

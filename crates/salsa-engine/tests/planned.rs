@@ -21,11 +21,11 @@ fn spec() -> ModelSpec {
     }
 }
 
-/// Sequences of these lengths, with everything queried.
-fn asked(lengths: &[usize]) -> (Batch, Query) {
-    let (mut batch, mut query) = (Batch::new(), Query::default());
+/// Sequences of these lengths, with everything queried; they begin with `shared` equal tokens, computed once.
+fn asked(lengths: &[usize], shared: usize) -> (Batch, Query) {
+    let (mut batch, mut query) = (Batch::sharing_prefixes(), Query::default());
     for (index, &length) in lengths.iter().enumerate() {
-        let tokens = vec![index as u32; length];
+        let tokens: Vec<u32> = (0..length).map(|at| if at < shared { 7 } else { index as u32 }).collect();
         let rows = batch.push(&tokens);
         query.value_rows.extend(rows.clone().map(|row| row as u32));
         query.push_logprobs(rows, &tokens, 1);
@@ -35,11 +35,13 @@ fn asked(lengths: &[usize]) -> (Batch, Query) {
 
 /// A forward pass, a training pass and generation.
 fn work<B: backend::Backend>(model: &mut TrainableTransformer<B>, lengths: &[usize]) {
-    let (batch, query) = asked(lengths);
-    model.forward(&batch, &query);
-    let (output, tape) = model.forward_train(&batch, &query);
-    model.backward(tape, &OutputGradient { d_logprobs: &output.logprobs, d_values: &output.values });
-    model.rank(&batch, &query, 5);
+    for shared in [0, 25] {
+        let (batch, query) = asked(lengths, shared);
+        model.forward(&batch, &query);
+        let (output, tape) = model.forward_train(&batch, &query);
+        model.backward(tape, &OutputGradient { d_logprobs: &output.logprobs, d_values: &output.values });
+        model.rank(&batch, &query, 5);
+    }
     let prompts: Vec<Prompt> = (0..20).map(|id| Prompt { tokens: vec![id as u32; 40], id, sample: 0 }).collect();
     model.generate(&prompts, &Sampling { max_new_tokens: 9, slots: 16, ..Sampling::default() }, &mut |_| ());
 }

@@ -196,6 +196,9 @@ pub trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether rows that sequences have in common are computed once ([`crate::Batch::sharing_prefixes`]).
+    fn shares_prefixes(&self) -> bool;
+
     /// Moves numbers into flat memory.
     fn flat(&self, numbers: Vec<f32>) -> Self::Flat;
     /// Flat memory of `len` zeros.

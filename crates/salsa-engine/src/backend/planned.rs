@@ -180,6 +180,10 @@ impl Backend for Planned {
     type Flat = ();
     type Angles = Buffer;
 
+    fn shares_prefixes(&self) -> bool {
+        true
+    }
+
     fn flat(&self, _: Vec<f32>) {}
 
     fn flat_zeros(&self, _: usize) {}

@@ -38,7 +38,7 @@ impl<B: Backend> Transformer<B> {
         let Tape { batch, rotation, layers, last, .. } = &tape;
         let (backend, places, pass) = (&self.base.backend, &self.base.places, Pass { batch, rotation });
         let d_hidden = self.heads_backward(&tape, d, sink);
-        let mut d_x = backend.zeros(batch.rows() * self.spec.hidden_size);
+        let mut d_x = backend.zeros(self.rows(batch) * self.spec.hidden_size);
         backend.rms_norm_backward(
             &d_hidden,
             last,
@@ -60,21 +60,21 @@ impl<B: Backend> Transformer<B> {
         }
         if let Some(d_table) = sink.base(&places.embedding) {
             let (hidden, scale) = (self.spec.hidden_size, self.spec.embedding_scale);
-            backend.embed_backward(&d_x, batch.tokens(), hidden, scale, d_table);
+            backend.embed_backward(&d_x, self.tokens(batch), hidden, scale, d_table);
         }
     }
 
     /// Returns the gradient with respect to the normed hidden states, from that of the heads' outputs.
     fn heads_backward(&self, tape: &Tape<B>, d: &OutputGradient<'_>, sink: &mut Sink<'_, B::Flat>) -> B::Buffer {
         let (backend, hidden, query) = (&self.base.backend, self.spec.hidden_size, &tape.query);
-        let mut d_hidden = backend.zeros(tape.batch.rows() * hidden);
+        let mut d_hidden = backend.zeros(self.rows(&tape.batch) * hidden);
         if let Some(rows) = &tape.heads.logprob_hidden {
             assert_eq!(d.d_logprobs.len(), query.rows.len(), "one gradient for each log-prob");
             let head = self.head().expect("the forward pass read this head");
             let (log_sums, asked) = (&tape.heads.log_sums, query.logprob_query());
             let d_weight = sink.base(self.base.places.head.as_ref().expect("the forward pass read this head"));
             let d_rows = backend.token_stats_backward(d.d_logprobs, rows, head, asked, log_sums, d_weight);
-            backend.scatter_add(&mut d_hidden, hidden, &query.rows, &d_rows);
+            backend.scatter_add(&mut d_hidden, hidden, &self.places(&tape.batch, &query.rows), &d_rows);
         }
         if let Some(rows) = &tape.heads.value_hidden {
             assert_eq!(d.d_values.len(), query.value_rows.len(), "one gradient for each value");
@@ -85,7 +85,7 @@ impl<B: Backend> Transformer<B> {
                 (sink, _) => sink.base(self.base.places.score.as_ref().expect("the forward pass read this head")),
             };
             let d_rows = backend.scalar_head_backward(d.d_values, rows, score, d_weight);
-            backend.scatter_add(&mut d_hidden, hidden, &query.value_rows, &d_rows);
+            backend.scatter_add(&mut d_hidden, hidden, &self.places(&tape.batch, &query.value_rows), &d_rows);
         }
         d_hidden
     }
@@ -100,7 +100,7 @@ impl<B: Backend> Transformer<B> {
         pass: &Pass<'_, B>,
         sink: &mut Sink<'_, B::Flat>,
     ) -> B::Buffer {
-        let (backend, spec, shape) = (&self.base.backend, &self.spec, self.spec.attention_shape());
+        let (backend, spec) = (&self.base.backend, &self.spec);
         let (layer, places) = (&self.base.parameters.layers[index], &self.base.places.layers[index]);
         let lowest = self.lowest(index, sink);
 
@@ -136,14 +136,7 @@ impl<B: Backend> Transformer<B> {
             return d_x;
         }
         let d_attended = self.input_backward(index, Group::Output, &d_x, d_z);
-        let mut d_fused = backend.attention_backward(
-            &d_attended,
-            (&kept.attended, &kept.softmax),
-            &kept.fused,
-            pass.batch.cu_seqlens(),
-            &shape,
-        );
-        drop(d_attended);
+        let mut d_fused = self.attention_backward(d_attended, kept, pass.batch);
         self.projections_backward(index, kept, &mut d_fused, pass.rotation, sink);
         let h = || Cow::Owned(self.norm(&kept.input, &layer.input_norm).0);
         let d_z = self.weight_backward(index, Group::Qkv, &d_fused, (h, kept), sink);

@@ -93,8 +93,8 @@ impl<B: Backend> Transformer<B> {
 
     /// The normed hidden state of every row.
     pub(super) fn final_hidden(&self, batch: &Batch) -> B::Buffer {
-        let rotation = self.rotation(batch.positions());
-        let mut x = self.embed(batch.tokens());
+        let rotation = self.rotation(self.positions(batch));
+        let mut x = self.embed(self.tokens(batch));
         for layer in 0..self.spec.layers {
             x = self.block(layer, x, &rotation, |fused| self.attention(fused, batch)).0;
         }
@@ -104,8 +104,8 @@ impl<B: Backend> Transformer<B> {
     /// A forward pass that keeps what [`Transformer::backward_into`] needs.
     pub(super) fn forward_tape(&self, batch: &Batch, query: &Query, recompute: Recompute) -> (Output, Tape<B>) {
         self.check_query(batch, query);
-        let rotation = self.rotation(batch.positions());
-        let mut x = self.embed(batch.tokens());
+        let rotation = self.rotation(self.positions(batch));
+        let mut x = self.embed(self.tokens(batch));
         let mut layers = Vec::with_capacity(self.spec.layers);
         for layer in 0..self.spec.layers {
             let kept = (recompute == Recompute::PerLayer).then(|| x.clone());
@@ -114,14 +114,9 @@ impl<B: Backend> Transformer<B> {
             x = out;
         }
         let (hidden, inverse) = self.norm(&x, &self.base.parameters.norm);
-        let (output, heads) = self.read_heads(&hidden, query);
+        let (output, heads) = self.read_heads(&hidden, batch, query);
         let tape = Tape { batch: batch.clone(), query: query.clone(), rotation, layers, last: x, inverse, heads };
         (output, tape)
-    }
-
-    /// Attention inside each sequence of a batch.
-    pub(super) fn attention(&self, fused: &B::Buffer, batch: &Batch) -> (B::Buffer, B::Buffer) {
-        self.base.backend.attention(fused, batch.cu_seqlens(), &self.spec.attention_shape())
     }
 
     /// `x + attend(norm(x))`, then `+ mlp(norm(.))`. Training, prefill and decoding differ only in `attend`.
@@ -185,17 +180,19 @@ impl<B: Backend> Transformer<B> {
     }
 
     /// Evaluates the query on the normed hidden states.
-    pub(super) fn read_heads(&self, hidden: &B::Buffer, query: &Query) -> (Output, HeadsTape<B>) {
+    pub(super) fn read_heads(&self, hidden: &B::Buffer, batch: &Batch, query: &Query) -> (Output, HeadsTape<B>) {
         let mut output = Output::default();
         let mut tape = HeadsTape { logprob_hidden: None, log_sums: Vec::new(), value_hidden: None };
         if let (false, Some(head)) = (query.rows.is_empty(), self.head()) {
-            let rows = self.base.backend.gather(hidden, self.spec.hidden_size, &query.rows);
+            let places = self.places(batch, &query.rows);
+            let rows = self.base.backend.gather(hidden, self.spec.hidden_size, &places);
             let stats = self.base.backend.token_stats(&[(&rows, head, 1.0)], query.logprob_query());
             (output.logprobs, output.entropies, tape.log_sums) = (stats.logprobs, stats.entropies, stats.log_sums);
             tape.logprob_hidden = Some(rows);
         }
         if let (false, Some(score)) = (query.value_rows.is_empty(), self.score()) {
-            let rows = self.base.backend.gather(hidden, self.spec.hidden_size, &query.value_rows);
+            let places = self.places(batch, &query.value_rows);
+            let rows = self.base.backend.gather(hidden, self.spec.hidden_size, &places);
             output.values = self.base.backend.scalar_head(&rows, score);
             tape.value_hidden = Some(rows);
         }

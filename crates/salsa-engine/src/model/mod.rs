@@ -7,6 +7,7 @@ mod decode;
 mod forward;
 mod parallel;
 mod rank;
+mod shared;
 mod trainable;
 
 pub use base::Base;
@@ -157,7 +158,7 @@ impl<B: Backend> Transformer<B> {
     pub fn forward(&self, batch: &Batch, query: &Query) -> Output {
         self.check_query(batch, query);
         let hidden = self.final_hidden(batch);
-        self.read_heads(&hidden, query).0
+        self.read_heads(&hidden, batch, query).0
     }
 
     fn check_query(&self, batch: &Batch, query: &Query) {
@@ -206,7 +207,9 @@ pub fn geometric_logprobs<B: Backend>(
     let vocabulary = first.spec.vocab_size;
     assert!(models.iter().all(|m| m.spec.vocab_size == vocabulary), "the models' vocabularies differ");
     models.iter().for_each(|m| m.check_query(batch, query));
-    let gather = |m: &&Transformer<B>| m.base.backend.gather(&m.final_hidden(batch), m.spec.hidden_size, &query.rows);
+    let gather = |m: &&Transformer<B>| {
+        m.base.backend.gather(&m.final_hidden(batch), m.spec.hidden_size, &m.places(batch, &query.rows))
+    };
     let hidden: Vec<B::Buffer> = models.iter().map(gather).collect();
     let heads: Vec<_> = models
         .iter()

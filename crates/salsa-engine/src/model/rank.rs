@@ -34,7 +34,8 @@ impl<B: Backend> Transformer<B> {
             return Vec::new();
         }
         let hidden = self.final_hidden(batch);
-        let parts = query.rows.chunks(ROWS).zip(query.targets.chunks(ROWS));
+        let places = self.places(batch, &query.rows);
+        let parts = places.chunks(ROWS).zip(query.targets.chunks(ROWS));
         parts.flat_map(|(rows, targets)| self.rank_rows(&hidden, rows, targets, count)).collect()
     }
 

@@ -168,7 +168,8 @@ impl Rollouts {
         let mut collected = Vec::new();
         let mut next = own.start;
         while next < own.end {
-            let (mut batch, mut query) = (Batch::new(), Query { temperature: self.temperature, ..Query::default() });
+            let mut batch = Batch::sharing_prefixes();
+            let mut query = Query { temperature: self.temperature, ..Query::default() };
             while next < own.end && (batch.rows() == 0 || batch.rows() + self.sequences[next].len() <= PASS) {
                 let rows = batch.push(&self.sequences[next]);
                 ask(next, rows, &mut query);

@@ -70,6 +70,10 @@ impl Backend for Cpu {
     type Flat = Vec<f32>;
     type Angles = RotaryTable;
 
+    fn shares_prefixes(&self) -> bool {
+        true
+    }
+
     fn flat(&self, numbers: Vec<f32>) -> Vec<f32> {
         memory::settled(numbers)
     }
@@ -317,10 +321,7 @@ impl Backend for Cpu {
     }
 
     fn scatter_add(&self, x: &mut Buffer, width: usize, rows: &[u32], y: &Buffer) {
-        for (i, &row) in rows.iter().enumerate() {
-            let target = &mut x[row as usize * width..][..width];
-            target.iter_mut().zip(&y[i * width..]).for_each(|(x, y)| *x += y);
-        }
+        rows::scatter_add(x, width, rows, y);
     }
 
     fn len(&self, x: &Buffer) -> usize {

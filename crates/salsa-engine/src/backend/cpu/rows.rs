@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::Buffer;
+use super::attention::Columns;
 use super::isa::multiversion;
 use super::math::{LANES, dot, dot3, exp, sigmoid, tanh};
 use crate::backend::{AttentionShape, RotaryTable};
@@ -27,6 +28,20 @@ pub(super) fn each_row(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f3
             chunk.chunks_exact_mut(width).enumerate().for_each(|(r, row)| f(block * rows + r, row));
         });
     }
+}
+
+/// `x[rows[i]] += y[i]`, in order; threads divide the columns.
+pub(super) fn scatter_add(x: &mut [f32], width: usize, rows: &[u32], y: &[f32]) {
+    let strip = if y.len() < SMALL { width } else { width.div_ceil(2 * pool::threads()).next_multiple_of(LANES) };
+    let target = Columns::new(x, width);
+    pool::run(width.div_ceil(strip), |task| {
+        let (from, count) = (task * strip, strip.min(width - task * strip));
+        for (&row, y) in rows.iter().zip(y.chunks_exact(width)) {
+            // SAFETY: only this task has these columns.
+            let x = unsafe { target.part(row as usize, from, count) };
+            x.iter_mut().zip(&y[from..from + count]).for_each(|(x, y)| *x += y);
+        }
+    });
 }
 
 /// `total[width] += sum over rows of what f(row, partial) adds to partial`, in fixed blocks of rows.

@@ -34,6 +34,11 @@ impl Backend for Cuda {
         Err(ModelError::Spec(message))
     }
 
+    // Its copies of rows have been run on no card.
+    fn shares_prefixes(&self) -> bool {
+        false
+    }
+
     fn flat(&self, numbers: Vec<f32>) -> Flat {
         Flat(self.card.upload_f32(&numbers))
     }

@@ -32,6 +32,10 @@ impl Backend for Device {
         dispatch!(self.check(spec))
     }
 
+    fn shares_prefixes(&self) -> bool {
+        dispatch!(self.shares_prefixes())
+    }
+
     fn flat(&self, numbers: Vec<f32>) -> Self::Flat {
         dispatch!(self.flat(numbers))
     }

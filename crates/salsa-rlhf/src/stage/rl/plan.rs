@@ -117,6 +117,9 @@ impl<'a> Plan<'a> {
         let critic = (setup.critic == Some(CriticKind::Separate)).then_some(critic);
         critic.iter().for_each(|critic| passes.forward(*critic, &scoring));
         passes.train_together(policy, critic, knobs, &learning);
+        if setup.order.group > 1 {
+            passes.train_together(policy.sharing(), critic.map(Passed::sharing), knobs, &learning);
+        }
         let kept = held(setup.sampling.batch_size, longest, setup.sampling.response_length, self.frozen.len());
         need.add(part::GENERATION, passes.bytes() + passes.bytes() / HOST_SHARE + kept);
     }

@@ -162,10 +162,9 @@ fn ppo_is_the_same_on_any_number() {
     let sampling = world(dir.path());
     let source = |name: &str| dir.path().join(name).into();
     let soup = json!({"kind": "soup", "models": [dir.path().join("wide"), dir.path().join("wide")]});
-    for (name, critic, reference) in [
-        ("ppo", CriticKind::Separate, soup),
-        ("ppo-shared", CriticKind::Shared, json!({"kind": "ema", "decay": 0.5})),
-    ] {
+    for (name, critic, reference) in
+        [("ppo", CriticKind::Separate, soup), ("ppo-shared", CriticKind::Shared, json!({"kind": "ema", "decay": 0.5}))]
+    {
         let config = PpoConfig {
             model_name_or_path: ModelSource::Path(source("wide")),
             reward_model_path: source("reward"),

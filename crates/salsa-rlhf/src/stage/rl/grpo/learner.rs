@@ -190,7 +190,8 @@ impl Learner {
             let parts = split(numbers, lengths);
             responses.iter().flat_map(|&i| parts[i]).copied().collect()
         };
-        let (mut batch, mut query) = (Batch::new(), Query { temperature: rollouts.temperature, ..Query::default() });
+        let mut batch = Batch::sharing_prefixes();
+        let mut query = Query { temperature: rollouts.temperature, ..Query::default() };
         for &i in responses {
             let rows = batch.push(&rollouts.sequences[i]);
             rollouts.query_logprobs(i, rows, &mut query);
