@@ -19,7 +19,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Numbers of a slice that are exchanged at a time: what bounds the memory for it.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 1 << 18;
 
 /// The units of a step and the processes that compute them.
 pub(super) struct Parallel<F> {

@@ -63,6 +63,8 @@ pub(super) struct Setup<'a> {
     pub recompute: Recompute,
     /// Responses per forward and backward pass.
     pub pass: usize,
+    /// The key of that name.
+    pub gradient_units: Option<usize>,
     /// The order of prompts and responses.
     pub order: Order,
     /// Which prompts an update may have.

@@ -115,7 +115,7 @@ impl Setup<'_> {
             stop: &|_| context.interrupted(),
         };
         let models = |knobs: &MemorySettings| {
-            let mut roles = Roles::new(knobs.dtype);
+            let mut roles = Roles::new(knobs.dtype).shared(knobs.sharing);
             if !reference.is_empty() {
                 roles.source(&reference);
             }
