@@ -339,9 +339,9 @@ impl Reference {
     ///
     /// # Errors
     /// If the checkpoint lacks the reference.
-    pub(super) fn restore(&mut self, restored: &mut Restored) -> anyhow::Result<()> {
+    pub(super) fn restore(&mut self, restored: &Restored) -> anyhow::Result<()> {
         let Reference::Moving { model, weights, .. } = self else { return Ok(()) };
-        let saved = restored.take_buffer("reference.weights")?;
+        let saved = restored.buffer("reference.weights")?;
         if saved.len() != weights.len() {
             bail!("the checkpoint's reference has {} weights, this one {}", saved.len(), weights.len());
         }
