@@ -9,7 +9,10 @@ use crate::{
     recipe::{Changes, Recipe, Source},
     stage::{
         Outcome, Stage,
-        eval::evaluate::config::{EvalSet, EvaluateConfig},
+        eval::{
+            evaluate::config::{EvalSet, EvaluateConfig},
+            landscape::LandscapeConfig,
+        },
         optimizer::OptimizerArguments,
         rl::{
             arguments::{RunArguments, SamplingArguments},
@@ -219,6 +222,7 @@ fn group_methods_are_the_same_on_any_number() {
 fn answers_and_scores_are_the_same_on_any_number() {
     let dir = tempfile::tempdir().unwrap();
     world(dir.path());
+    sft::run(&sft_config(dir.path(), &dir.path().join("wide")), &quiet()).unwrap();
     let source = |name: &str| dir.path().join(name).into();
     let out = |processes: usize| dir.path().join(format!("on-{processes}"));
     for processes in [1, 4] {
@@ -250,7 +254,17 @@ fn answers_and_scores_are_the_same_on_any_number() {
             output_dir: at("evaluation"),
             ..EvaluateConfig::default()
         };
+        let landscape = LandscapeConfig {
+            models: vec![source("wide"), source("sft")],
+            reward_model_path: source("reward"),
+            prompts: DataSource::Path(dir.path().join("prompts.jsonl").into()),
+            steps: 3,
+            max_new_tokens: 8,
+            output_dir: at("landscape"),
+            ..LandscapeConfig::default()
+        };
         let results = together(processes, |context| {
+            assert_eq!(landscape.run(context).unwrap()["points"], 3);
             let results = (generate::run(&generate, context).unwrap(), {
                 // The files of one command are there for the next.
                 context.ranks.barrier().unwrap();
