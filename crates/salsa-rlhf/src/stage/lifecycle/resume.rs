@@ -10,8 +10,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
-    io::{BufWriter, Write},
+    fs,
     path::{Path, PathBuf},
     slice::SliceIndex,
     sync::Arc,
@@ -20,13 +19,17 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use blake3::{Hash, Hasher};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
 use salsa_engine::{Moment, Trainable, comm::Comm};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::record::is_longer_form;
 use crate::{atomic, config::paths::below, input, stage::ranks};
+
+mod buffers;
+
+use buffers::Source;
 
 /// The complete state of a stage after `step`, from which it can be resumed without a difference.
 pub(crate) struct Snapshot<'a> {
@@ -37,33 +40,6 @@ pub(crate) struct Snapshot<'a> {
     buffers: BTreeMap<String, Source<'a>>,
     optimizer_steps: BTreeMap<String, u64>,
     gradient_units: usize,
-}
-
-/// Where the numbers of a buffer are.
-enum Source<'a> {
-    /// All of them here.
-    Here(Cow<'a, [f32]>),
-    /// Moments of a model, of which each process may have a part.
-    Moment(&'a Trainable, Moment),
-}
-
-impl Source<'_> {
-    /// The number of all numbers.
-    fn len(&self) -> usize {
-        match self {
-            Source::Here(values) => values.len(),
-            Source::Moment(model, _) => model.tensors().iter().map(|tensor| tensor.range.end).max().unwrap_or(0),
-        }
-    }
-
-    /// Calls `each` on the first process with all numbers in order; all processes call this together.
-    fn each(&self, ranks: &dyn Comm, mut each: impl FnMut(&[f32]) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        match self {
-            Source::Here(values) if ranks.is_first() => each(values),
-            Source::Here(_) => Ok(()),
-            Source::Moment(model, moment) => model.each_moment(*moment, each),
-        }
-    }
 }
 
 impl<'a> Snapshot<'a> {
@@ -189,7 +165,7 @@ impl Checkpoints {
         let path = self.dir.join(format!("step-{}", snapshot.step));
         let mut unsound = None;
         let written = atomic::replace_dir(&path, |dir| {
-            let digest = write_buffers(snapshot, &dir.join(BUFFERS), &*self.ranks, &mut unsound)?;
+            let digest = buffers::write(&snapshot.buffers, &dir.join(BUFFERS), &*self.ranks, &mut unsound)?;
             let contents = Contents {
                 step: snapshot.step,
                 fingerprint: self.fingerprint.value.clone(),
@@ -309,7 +285,7 @@ const STATE: &str = "state.json";
 struct StateFile {
     #[serde(flatten)]
     contents: Contents,
-    /// BLAKE3 of the buffers: see [`name_buffer`] and [`add_numbers`].
+    /// BLAKE3 of the buffers: see [`buffers::digest`].
     buffers_blake3: String,
     /// BLAKE3 of everything above.
     blake3: String,
@@ -343,70 +319,6 @@ impl Contents {
     }
 }
 
-/// Writes the buffers of a snapshot, in the order of their names, and returns their digest.
-///
-/// # Errors
-/// If the file cannot be written, or a number is not finite: `unsound` is then the name of the buffer.
-fn write_buffers(
-    snapshot: &Snapshot<'_>,
-    path: &Path,
-    ranks: &dyn Comm,
-    unsound: &mut Option<String>,
-) -> anyhow::Result<Hash> {
-    let mut out = BufWriter::with_capacity(8 * 4 * CHUNK, File::create(path)?);
-    let (mut header, mut at) = (Map::new(), 0);
-    for (name, source) in &snapshot.buffers {
-        let end = at + 4 * source.len();
-        header.insert(name.clone(), json!({"dtype": "F32", "shape": [source.len()], "data_offsets": [at, end]}));
-        at = end;
-    }
-    let mut header = serde_json::to_vec(&header)?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(&header)?;
-    let mut hasher = Hasher::new();
-    for (name, source) in &snapshot.buffers {
-        name_buffer(&mut hasher, name, source.len());
-        source.each(ranks, |values| {
-            if !add_numbers(&mut hasher, values, &mut out)? {
-                *unsound = Some(name.clone());
-                bail!("{name} is not finite");
-            }
-            Ok(())
-        })?;
-    }
-    out.flush()?;
-    Ok(hasher.finalize())
-}
-
-/// Adds name and length of a buffer to a digest.
-fn name_buffer(hasher: &mut Hasher, name: &str, len: usize) {
-    hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
-    hasher.update(&(len as u64).to_le_bytes());
-}
-
-/// Adds the little-endian bytes of numbers to a digest and to `out`. Returns whether all numbers are finite.
-fn add_numbers(hasher: &mut Hasher, values: &[f32], out: &mut dyn Write) -> std::io::Result<bool> {
-    let (mut bytes, mut finite) = (vec![0; 4 * CHUNK], true);
-    for values in values.chunks(CHUNK) {
-        let bytes = &mut bytes[..4 * values.len()];
-        to_bytes(values, bytes);
-        hasher.update(bytes);
-        out.write_all(bytes)?;
-        finite &= values.iter().fold(true, |finite, value| finite & value.is_finite());
-    }
-    Ok(finite)
-}
-
-fn to_bytes(values: &[f32], bytes: &mut [u8]) {
-    for (bytes, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
-        *bytes = value.to_le_bytes();
-    }
-}
-
-/// Numbers checked and hashed at a time: they stay in the cache between the two.
-const CHUNK: usize = 16 << 10;
-
 /// Reads a complete checkpoint directory.
 fn read(dir: &Path, step: u64) -> anyhow::Result<(Value, Restored)> {
     let state: StateFile = serde_json::from_slice(&input::read(&dir.join(STATE))?).context(STATE)?;
@@ -421,27 +333,11 @@ fn read(dir: &Path, step: u64) -> anyhow::Result<(Value, Restored)> {
     let file = input::open(&dir.join(BUFFERS))?;
     // SAFETY: it is only read, and a file of a checkpoint is never written to after the rename of its directory.
     let map = unsafe { Mmap::map(&file) }.context(BUFFERS)?;
-    if digest(&map)? != expected {
+    if buffers::digest(&map).context(BUFFERS)? != expected {
         bail!("{BUFFERS} does not match its digest");
     }
     let Contents { fingerprint, state, optimizer_steps, gradient_units, .. } = contents;
     Ok((fingerprint, Restored { step, state, gradient_units, buffers: map, optimizer_steps, dir: dir.to_owned() }))
-}
-
-/// The digest of the buffers in a file, as [`write_buffers`] returns it.
-fn digest(file: &[u8]) -> anyhow::Result<Hash> {
-    let tensors = SafeTensors::deserialize(file).context(BUFFERS)?; // checks that the file is as long as it says
-    let buffers: BTreeMap<&str, _> = tensors.iter().collect();
-    let mut hasher = Hasher::new();
-    for (name, tensor) in buffers {
-        let data = tensor.data();
-        if tensor.dtype() != Dtype::F32 || !data.len().is_multiple_of(4) {
-            bail!("buffer {name:?} is not f32");
-        }
-        name_buffer(&mut hasher, name, data.len() / 4);
-        hasher.update(data);
-    }
-    Ok(hasher.finalize())
 }
 
 impl Fingerprint {

@@ -1,7 +1,7 @@
 use salsa_engine::comm::Solo;
 use serde_json::json;
 
-use super::*;
+use super::{buffers::CHUNK, *};
 
 fn checkpoints(dir: &Path) -> Checkpoints {
     Checkpoints::new(dir, json!({"stage": "sft", "config": {"learning_rate": 0.001}}), Arc::new(Solo))
