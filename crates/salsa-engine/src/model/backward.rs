@@ -34,8 +34,9 @@ struct Pass<'a, B: Backend> {
 
 impl<B: Backend> Transformer<B> {
     /// Adds the gradient with respect to all trained parameters.
-    pub(super) fn backward_into(&self, tape: Tape<B>, d: &OutputGradient<'_>, sink: &mut Sink<'_, B::Flat>) {
-        let Tape { batch, rotation, layers, last, .. } = &tape;
+    pub(super) fn backward_into(&self, mut tape: Tape<B>, d: &OutputGradient<'_>, sink: &mut Sink<'_, B::Flat>) {
+        let mut layers = std::mem::take(&mut tape.layers);
+        let Tape { batch, rotation, last, .. } = &tape;
         let (backend, places, pass) = (&self.base.backend, &self.base.places, Pass { batch, rotation });
         let d_hidden = self.heads_backward(&tape, d, sink);
         let mut d_x = backend.zeros(self.rows(batch) * self.spec.hidden_size);
@@ -48,15 +49,14 @@ impl<B: Backend> Transformer<B> {
             &mut d_x,
             sink.base(&places.norm),
         );
-        for index in (0..layers.len()).rev() {
-            d_x = match &layers[index] {
-                LayerTape::Full(kept) => self.block_backward(index, kept, d_x, &pass, sink),
-                LayerTape::Input(x) => {
-                    let attend = |fused: &B::Buffer| self.attention(fused, batch);
-                    let (_, kept) = self.block(index, x.clone(), rotation, attend);
-                    self.block_backward(index, &kept, d_x, &pass, sink)
-                }
+        // The arrays of a block are free for those below it.
+        while let Some(layer) = layers.pop() {
+            let index = layers.len();
+            let kept = match layer {
+                LayerTape::Full(kept) => kept,
+                LayerTape::Input(x) => self.block(index, x, rotation, |fused| self.attention(fused, batch)).1,
             };
+            d_x = self.block_backward(index, &kept, d_x, &pass, sink);
         }
         if let Some(d_table) = sink.base(&places.embedding) {
             let (hidden, scale) = (self.spec.hidden_size, self.spec.embedding_scale);
