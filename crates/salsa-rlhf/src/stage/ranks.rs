@@ -11,6 +11,7 @@ use salsa_engine::{
     comm::{Comm, CommError},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 /// Whether any process says so.
 ///
@@ -115,6 +116,13 @@ pub(crate) fn gradient_units(key: Option<usize>, saved: Option<usize>, ranks: &d
         if saved.is_some() { "" } else { ", or say gradient_units" }
     );
     Ok(units)
+}
+
+/// Adds the gradient units of a training to its results: if the key is not set, nothing else in `stage.json` tells them.
+pub(crate) fn record_units(results: &mut Value, units: usize) {
+    if units > 1 {
+        results["gradient_units"] = units.into();
+    }
 }
 
 /// The responses of `model` to the prompts, in their order. Prompts of one id stay together: those with long ones are

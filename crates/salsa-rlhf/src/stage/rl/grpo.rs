@@ -227,6 +227,10 @@ impl Method for Run<'_> {
         Run::step(self, update)
     }
 
+    fn gradient_units(&self) -> usize {
+        self.learner.policy.units()
+    }
+
     fn rate(&self, update: u64) -> f64 {
         let updates = self.config.sampling.updates();
         self.config.learning_rate * self.config.schedule().factor(update as usize, updates as usize)

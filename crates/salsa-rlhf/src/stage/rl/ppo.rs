@@ -159,6 +159,10 @@ impl Method for Run<'_> {
         Run::step(self, update)
     }
 
+    fn gradient_units(&self) -> usize {
+        self.learner.policy.units()
+    }
+
     fn rate(&self, update: u64) -> f64 {
         self.learner.rates(self.config, update).policy
     }

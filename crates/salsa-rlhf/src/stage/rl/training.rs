@@ -21,6 +21,7 @@ use crate::{
             resume::{Checkpoints, Snapshot},
         },
         models::save::save_model,
+        ranks,
         rewards::Unavailable,
     },
 };
@@ -35,6 +36,9 @@ pub(super) trait Method {
     /// # Errors
     /// If a number is not finite.
     fn step(&mut self, update: u64) -> anyhow::Result<(Metrics, Samples)>;
+
+    /// Gradient units of each optimizer step.
+    fn gradient_units(&self) -> usize;
 
     /// The policy's learning rate in an update.
     fn rate(&self, update: u64) -> f64;
@@ -142,13 +146,15 @@ pub(super) fn train<M: Method>(
     write_state(settings, environment, total)?;
     method.save(source, dir)?;
     let last = metrics::read(dir)?.pop().map(|(_, metrics)| metrics).unwrap_or_default();
-    Ok(json!({
+    let mut results = json!({
         "updates": total,
         "episodes": total * settings.sampling.batch_size as u64,
         "prompts": environment.prompts.len(),
         "left_out": environment.left_out,
         "last": last.iter().map(|(name, value)| (name.to_owned(), value.into())).collect::<serde_json::Map<_, _>>(),
-    }))
+    });
+    ranks::record_units(&mut results, method.gradient_units());
+    Ok(results)
 }
 
 fn write_state(settings: &Loop<'_>, environment: &Environment, updates: u64) -> anyhow::Result<()> {

@@ -111,6 +111,8 @@ pub(crate) struct Outcome {
     pub epoch: f64,
     /// Number of tokens trained on.
     pub tokens: u64,
+    /// Gradient units of each step.
+    pub gradient_units: usize,
     /// Means over the whole training.
     pub train: Tally,
     /// The last evaluation; empty without evaluation data.
@@ -122,7 +124,9 @@ impl Outcome {
     pub(crate) fn to_json(&self) -> Value {
         let object = |tally: &Tally| tally.values().map(|(name, value)| (name.to_owned(), value.into())).collect();
         let (train, eval): (serde_json::Map<_, _>, serde_json::Map<_, _>) = (object(&self.train), object(&self.eval));
-        json!({"steps": self.steps, "num_tokens": self.tokens, "train": train, "eval": eval})
+        let mut object = json!({"steps": self.steps, "num_tokens": self.tokens, "train": train, "eval": eval});
+        ranks::record_units(&mut object, self.gradient_units);
+        object
     }
 }
 
@@ -195,7 +199,8 @@ pub(crate) fn train(
     progress.finish(&format!("{total} steps"));
     // A run that was stopped after its last step has no steps left.
     let epoch = epoch.or_else(|| Some(plan.from(total - 1).next()?.epoch)).unwrap_or(0.0);
-    Ok(Outcome { steps: total, epoch, tokens: state.tokens, train: state.total, eval: state.eval })
+    let (tokens, gradient_units) = (state.tokens, model.units());
+    Ok(Outcome { steps: total, epoch, tokens, gradient_units, train: state.total, eval: state.eval })
 }
 
 /// Mean statistics of a model over a data set, whose passes are dealt to the processes.

@@ -332,7 +332,8 @@ fn a_checkpoint_goes_on_with_its_own_units_alone() {
     let other = SftConfig { training: units(4), ..config.clone() };
     let refused = format!("{:#}", sft::run(&other, &quiet()).unwrap_err());
     assert!(refused.contains("gradient_units was null and is now 4"), "{refused}");
-    sft::run(&config, &quiet()).unwrap();
+    let results = sft::run(&config, &quiet()).unwrap();
+    assert_eq!(results["training"]["gradient_units"], 2, "the number is in stage.json");
     let whole = SftConfig { output_dir: dir.path().join("whole"), ..config.clone() };
     together(2, |context| sft::run(&whole, context).unwrap());
     assert_equal(&config.output_dir, &whole.output_dir, "begun on 2 and ended on 1");
