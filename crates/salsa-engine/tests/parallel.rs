@@ -57,7 +57,11 @@ struct Left {
 
 fn moment(model: &Trainable, moment: Moment) -> Vec<f32> {
     let mut all = Vec::new();
-    model.each_moment::<ModelError>(moment, |piece| Ok(all.extend_from_slice(piece))).unwrap();
+    let each = |piece: &[f32]| {
+        all.extend_from_slice(piece);
+        Ok::<(), ModelError>(())
+    };
+    model.each_moment(moment, each).unwrap();
     all
 }
 
