@@ -3,6 +3,7 @@
 use super::backward::Sink;
 use super::base::{Fresh, check};
 use super::forward::Tape;
+use super::parallel::{Parallel, host};
 use super::{Base, Transformer};
 use crate::backend::planned::Planned;
 use crate::backend::{AdamWStep, Backend, Decay, Moments};
@@ -13,6 +14,8 @@ use crate::spec::{Head, ModelSpec, TensorView};
 use std::borrow::Cow;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
+
+mod together;
 
 /// What the forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,12 +72,21 @@ impl Default for AdamW {
     }
 }
 
-/// The state of AdamW.
+/// One of the moments of AdamW.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The mean of gradients.
+    First,
+    /// The mean of squared gradients.
+    Second,
+}
+
+/// The state of AdamW; see [`TrainableTransformer::each_moment`] for that of several processes.
 #[derive(Clone, Debug)]
 pub struct OptimizerState<'a> {
     /// Steps taken.
     pub step: u64,
-    /// First moments, in the order of the weights.
+    /// First moments, in the order of the weights: those that this process keeps.
     pub m: Cow<'a, [f32]>,
     /// Second moments.
     pub v: Cow<'a, [f32]>,
@@ -90,6 +102,10 @@ pub struct TrainableTransformer<B: Backend> {
     v: B::Flat,
     step: u64,
     recompute: Recompute,
+    /// The units of a step; `None`: one, on this process.
+    parallel: Option<Parallel<B::Flat>>,
+    /// The norm of the whole gradient, once it is complete.
+    norm: Option<f64>,
 }
 
 /// What is trained.
@@ -148,7 +164,18 @@ impl<B: Backend> TrainableTransformer<B> {
         let (backend, len) = (&model.base.backend, weights.len());
         let [gradients, m, v] = [(); 3].map(|()| backend.flat_zeros(len));
         let weights = backend.flat(weights);
-        TrainableTransformer { gradients, m, v, model, trained, weights, step: 0, recompute }
+        TrainableTransformer {
+            gradients,
+            m,
+            v,
+            model,
+            trained,
+            weights,
+            step: 0,
+            recompute,
+            parallel: None,
+            norm: None,
+        }
     }
 
     /// The flat master weights of the trained parameters: in the layout of [`ModelSpec::tensors`], or for an adapter of
@@ -185,9 +212,10 @@ impl<B: Backend> TrainableTransformer<B> {
             Trained::Adapter => Sink::Adapter { gradients: &mut self.gradients },
         };
         self.model.backward_into(tape, gradient, &mut sink);
+        self.norm = None;
     }
 
-    /// The accumulated gradient.
+    /// The accumulated gradient: of a shared model, that of the current unit.
     pub fn gradients(&self) -> Cow<'_, [f32]> {
         self.model.base.backend.numbers(&self.gradients)
     }
@@ -195,26 +223,54 @@ impl<B: Backend> TrainableTransformer<B> {
     /// Zeroes the accumulated gradient.
     pub fn zero_gradients(&mut self) {
         self.model.base.backend.clear(&mut self.gradients);
+        self.parallel.iter_mut().for_each(Parallel::forget);
+        self.norm = None;
     }
 
-    /// The Euclidean norm of the accumulated gradient.
-    pub fn gradient_norm(&self) -> f64 {
-        self.model.base.backend.sum_of_squares(&self.gradients).sqrt()
-    }
-
-    /// Clips, takes one AdamW step, and zeroes the gradient. Returns the norm before clipping.
+    /// The Euclidean norm of the accumulated gradient: of a shared model, that of all units of the step, which all
+    /// processes ask for.
     ///
     /// # Errors
     ///
-    /// If the norm is not finite; nothing is changed then.
+    /// If the processes cannot exchange bytes.
+    ///
+    /// # Panics
+    ///
+    /// If a unit of this process is not finished.
+    pub fn gradient_norm(&mut self) -> Result<f64, ModelError> {
+        let (backend, gradients) = (&self.model.base.backend, &mut self.gradients);
+        let norm = match (self.norm, &mut self.parallel) {
+            (Some(norm), _) => norm,
+            (None, None) => backend.sum_of_squares(gradients).sqrt(),
+            (None, Some(parallel)) => parallel.reduce(host(backend, gradients))?,
+        };
+        self.norm = Some(norm);
+        Ok(norm)
+    }
+
+    /// Clips, takes one AdamW step, and zeroes the gradient. Returns the norm before clipping. All processes of a
+    /// shared model take it together.
+    ///
+    /// # Errors
+    ///
+    /// If the norm is not finite, nothing is changed then; or if the processes cannot exchange bytes.
     pub fn adamw_step(&mut self, adamw: &AdamW, learning_rate: f64) -> Result<f64, ModelError> {
-        let norm = self.gradient_norm();
+        let norm = self.gradient_norm()?;
         if !norm.is_finite() {
             return Err(ModelError::NonFiniteGradient { norm });
         }
         self.step += 1;
         let step = adamw.at(self.step, learning_rate, adamw.gradient_scale(norm));
-        self.update(0..usize::MAX, &step);
+        match self.parallel.take() {
+            None => self.update(0..usize::MAX, &step),
+            Some(parallel) => {
+                self.update_slice(parallel.own(), &step);
+                let parallel = self.parallel.insert(parallel);
+                parallel.gather(host(&self.model.base.backend, &mut self.weights))?;
+                self.zero_gradients();
+            }
+        }
+        self.norm = None;
         self.refresh();
         Ok(norm)
     }
@@ -232,22 +288,29 @@ impl<B: Backend> TrainableTransformer<B> {
         }
     }
 
-    /// The state of AdamW, for checkpoints.
+    /// Steps taken.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// The state of AdamW.
     pub fn optimizer_state(&self) -> OptimizerState<'_> {
         let numbers = |flat| self.model.base.backend.numbers(flat);
         OptimizerState { step: self.step, m: numbers(&self.m), v: numbers(&self.v) }
     }
 
-    /// Restores weights and optimizer state from a checkpoint.
+    /// Restores weights and optimizer state from a checkpoint; the moments are those of
+    /// [`TrainableTransformer::kept_moments`].
     ///
     /// # Errors
     ///
     /// When a buffer does not fit, or a weight is not finite.
     pub fn restore(&mut self, weights: Vec<f32>, step: u64, m: Vec<f32>, v: Vec<f32>) -> Result<(), ModelError> {
         check(&self.tensors(), &weights)?;
+        let kept = self.kept_moments().len();
         for buffer in [&m, &v] {
-            if buffer.len() != weights.len() {
-                return Err(ModelError::WeightCount { expected: weights.len(), found: buffer.len() });
+            if buffer.len() != kept {
+                return Err(ModelError::WeightCount { expected: kept, found: buffer.len() });
             }
         }
         let flat = |numbers| self.model.base.backend.flat(numbers);

@@ -11,7 +11,7 @@ use crate::{
     stage::{
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Produces, Product, Stage},
+        kind::{Processes, Produces, Product, Stage},
         reads::Reads,
     },
 };
@@ -66,6 +66,7 @@ impl Stage for ArithmeticConfig {
     const PRODUCES: Produces = Produces::Data;
     const NEXT: &'static [(&'static str, &'static str)] =
         &[("a base model", "salsa pretrain --dataset OUT/pretrain.jsonl --output_dir DIR")];
+    const PROCESSES: Processes = Processes::First;
 
     fn check(&self) -> anyhow::Result<()> {
         check_count("pretrain", self.pretrain as u64, MOST_TEXTS)?;

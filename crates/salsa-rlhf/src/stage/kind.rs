@@ -4,15 +4,16 @@ use std::{
     rc::Rc,
 };
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::{
-    StageContext,
+    StageContext, Until,
     device::{self, Choice as DeviceChoice},
     keys::ComputeType,
+    ranks,
     reads::Reads,
 };
 use crate::{
@@ -44,6 +45,8 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     const COMMAND: &'static [&'static str] = &[Self::NAME];
     /// How a report shows the results.
     const SHOWN: Shown = Shown::Facts;
+    /// Which of several processes run the stage.
+    const PROCESSES: Processes = Processes::All;
 
     /// Checks ranges and relations of the values.
     ///
@@ -90,6 +93,15 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     fn run(&self, context: &StageContext) -> anyhow::Result<Value>;
 }
 
+/// Which of several processes run a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processes {
+    /// All of them, together: [`StageContext::ranks`].
+    All,
+    /// The first, while the others wait for its results.
+    First,
+}
+
 /// A type-erased description of a [`Stage`] type.
 pub struct Kind {
     /// Name in recipes and on the command line.
@@ -108,6 +120,8 @@ pub struct Kind {
     pub next: &'static [(&'static str, &'static str)],
     /// How a report shows the results.
     pub shown: Shown,
+    /// Which of several processes run the stage.
+    pub processes: Processes,
     /// Every key with its default.
     pub defaults: fn() -> Map<String, Value>,
     /// JSON schema of its keys.
@@ -217,6 +231,7 @@ impl Kind {
             leaves: C::PRODUCES,
             next: C::NEXT,
             shown: C::SHOWN,
+            processes: C::PROCESSES,
             defaults: defaults::<C>,
             schema: config::schema::of::<C>,
             from_mapping: from_mapping::<C>,
@@ -307,10 +322,23 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
             let computes = stage.computes();
             let (device, dtype) = computes.unwrap_or((DeviceChoice::Cpu, ComputeType::Float32));
             let opened = device.open(dtype)?;
+            let processes = context.ranks.size();
+            ensure!(
+                processes == 1 || C::PROCESSES == Processes::First || opened.device.cuda().is_none(),
+                "{processes} processes run a stage together on the CPU alone; say device: cpu, or {}=cpu",
+                device::VARIABLE
+            );
             if computes.is_some() {
                 context.say(&opened.line);
             }
-            stage.run(&context.on(opened.device))
+            let context = context.on(opened.device);
+            match C::PROCESSES {
+                // A rehearsal writes nothing, and ends with an error that each process needs.
+                Processes::First if context.until == Until::Done => {
+                    ranks::from_first(&*context.ranks, || stage.run(&context.alone()))
+                }
+                _ => stage.run(&context),
+            }
         })
     });
     Ok(Planned { inputs, config, places, reads, plans_memory, is_dry_run, check_inputs, work })

@@ -10,7 +10,7 @@ use crate::{
     stage::{
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Produces, Product, Stage},
+        kind::{Processes, Produces, Product, Stage},
         reads::Reads,
     },
     world::{self, Sizes},
@@ -68,6 +68,7 @@ impl Stage for KitchenConfig {
     const PRODUCES: Produces = Produces::Data;
     const NEXT: &'static [(&'static str, &'static str)] =
         &[("a base model", "salsa pretrain --dataset OUT/pretrain.jsonl --output_dir DIR")];
+    const PROCESSES: Processes = Processes::First;
 
     fn check(&self) -> anyhow::Result<()> {
         for (key, size) in [

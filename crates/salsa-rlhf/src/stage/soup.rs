@@ -23,7 +23,7 @@ use crate::{
     stage::{
         device::Choice as DeviceChoice,
         keys::{ByteSize, ComputeType},
-        kind::{Produces, Product, Stage},
+        kind::{Processes, Produces, Product, Stage},
         reads::{ExampleUse, ModelUse, Reads},
     },
 };
@@ -202,6 +202,7 @@ impl Stage for SoupConfig {
         ("what it is", "salsa inspect OUT"),
         ("PPO held to it", "salsa ppo --config FILE --reference.kind sft --reference.model OUT"),
     ];
+    const PROCESSES: Processes = Processes::First;
 
     fn check(&self) -> anyhow::Result<()> {
         ensure!(!self.models.is_empty(), "models is empty; name the checkpoints to combine");

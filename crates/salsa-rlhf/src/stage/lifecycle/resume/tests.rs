@@ -1,9 +1,10 @@
+use salsa_engine::comm::Solo;
 use serde_json::json;
 
-use super::*;
+use super::{buffers::CHUNK, *};
 
 fn checkpoints(dir: &Path) -> Checkpoints {
-    Checkpoints::new(dir, json!({"stage": "sft", "config": {"learning_rate": 0.001}}))
+    Checkpoints::new(dir, json!({"stage": "sft", "config": {"learning_rate": 0.001}}), Arc::new(Solo))
 }
 
 fn save(checkpoints: &Checkpoints, step: u64) {
@@ -19,12 +20,12 @@ fn the_newest_comes_back_bit_for_bit() {
     for step in [2, 9, 10] {
         save(&checkpoints, step);
     }
-    let mut restored = checkpoints.newest().unwrap().unwrap();
+    let restored = checkpoints.newest().unwrap().unwrap();
     assert_eq!(restored.step, 10);
     assert_eq!(restored.state["sum"].as_f64().unwrap().to_bits(), (0.1f64 + 0.2).to_bits());
-    let bits: Vec<u32> = restored.take_buffer("x").unwrap().into_iter().map(f32::to_bits).collect();
+    let bits: Vec<u32> = restored.buffer("x").unwrap().into_iter().map(f32::to_bits).collect();
     assert_eq!(bits, [10f32.to_bits(), 0x8000_0000, f32::MIN_POSITIVE.to_bits() / 4]);
-    assert!(restored.take_buffer("x").is_err());
+    assert!(restored.buffer("y").unwrap_err().to_string().contains("no buffer"));
     let kept: Vec<u64> = checkpoints.listed().unwrap().into_iter().map(|(step, _)| step).collect();
     assert_eq!(kept, [10, 9], "only the last two stay");
 }
@@ -94,7 +95,8 @@ fn a_number_that_is_not_finite_never_reaches_a_checkpoint() {
 fn another_configuration_is_refused_with_the_key() {
     let dir = tempfile::tempdir().unwrap();
     save(&checkpoints(dir.path()), 1);
-    let other = Checkpoints::new(dir.path(), json!({"stage": "sft", "config": {"learning_rate": 0.002}}));
+    let other =
+        Checkpoints::new(dir.path(), json!({"stage": "sft", "config": {"learning_rate": 0.002}}), Arc::new(Solo));
     let message = other.newest().err().unwrap().to_string();
     assert!(message.contains("config.learning_rate was 0.001 and is now 0.002"), "{message}");
 }
@@ -105,9 +107,10 @@ fn a_checkpoint_from_before_a_key_existed_goes_on_where_the_key_is_at_its_defaul
     save(&checkpoints(dir.path()), 1);
     let now = json!({"stage": "sft", "config": {"learning_rate": 0.001, "packing": false}});
     let at = |place: &str| Fingerprint { at_default: [place.to_owned()].into(), ..now.clone().into() };
-    assert!(Checkpoints::new(dir.path(), at("config.packing")).newest().unwrap().is_some());
-    let message = Checkpoints::new(dir.path(), now.clone()).newest().err().unwrap().to_string();
+    assert!(Checkpoints::new(dir.path(), at("config.packing"), Arc::new(Solo)).newest().unwrap().is_some());
+    let message = Checkpoints::new(dir.path(), now.clone(), Arc::new(Solo)).newest().err().unwrap().to_string();
     assert!(message.contains("config.packing was null and is now false"), "{message}");
-    let message = Checkpoints::new(dir.path(), json!({"stage": "sft"})).newest().err().unwrap().to_string();
+    let message =
+        Checkpoints::new(dir.path(), json!({"stage": "sft"}), Arc::new(Solo)).newest().err().unwrap().to_string();
     assert!(message.contains("config was"), "{message}");
 }

@@ -8,7 +8,7 @@ use super::Objective;
 use crate::stage::{
     Interrupted, StageContext,
     lifecycle::resume::Fingerprint,
-    memory::{self, MemorySettings, Need, Passed, Passes, Saving, part},
+    memory::{self, MemorySettings, Need, Passed, Passes, Saving, Sharing, part},
     supervised::{
         arguments::TrainingArguments,
         order::{Batching, Duration, Plan},
@@ -70,6 +70,7 @@ impl Job<'_> {
             recompute: arguments.recompute(),
             pass,
             eval_pass,
+            sharing: Sharing::of(&*context.ranks, arguments.optimizer.gradient_units),
             ..MemorySettings::on(&context.device)
         };
         memory::check(self.title, &knobs, savings, &need, context)
