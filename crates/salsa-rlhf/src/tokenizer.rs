@@ -182,6 +182,11 @@ impl Tokenizer {
         Tokenizer::wrap(inner).with_context(|| format!("in {}", path.display()))
     }
 
+    /// [`Tokenizer::from_file`] for the bytes of a file.
+    pub(crate) fn from_json(bytes: &[u8]) -> Result<Tokenizer> {
+        Tokenizer::wrap(Guarded::from_json(bytes)?)
+    }
+
     /// Trains a byte-level BPE. The result depends only on the texts and their counts, not on threads or runs.
     ///
     /// Ids: special tokens in the given order, the 256 bytes, then the merges. Digits are single tokens. Encoding adds

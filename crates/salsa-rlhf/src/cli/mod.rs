@@ -23,6 +23,7 @@ use crate::{
 mod bench;
 mod chat;
 mod completions;
+mod convert;
 mod doctor;
 mod flags;
 mod help;
@@ -59,6 +60,8 @@ enum Command {
     Study(study::Arguments),
     /// Merge an adapter into its base model, giving a standalone model.
     Merge(merge::Arguments),
+    /// Convert a GGUF file of llama.cpp or Ollama into a Hugging Face checkpoint.
+    Convert(convert::Arguments),
     /// The HTML report of runs.
     Report(report::Arguments),
     /// The JSON schema of a recipe or of a stage, for editors.
@@ -175,6 +178,7 @@ fn dispatch(asked: Asked) -> anyhow::Result<()> {
         Command::Run(arguments) => run::main(&arguments),
         Command::Study(arguments) => study::main(&arguments),
         Command::Merge(arguments) => merge::main(&arguments),
+        Command::Convert(arguments) => convert::main(&arguments),
         Command::Report(arguments) => report::main(&arguments),
         Command::Schema(arguments) => schema::main(&arguments),
         Command::Chat(arguments) => chat::main(&arguments),
