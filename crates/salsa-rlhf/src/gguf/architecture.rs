@@ -160,7 +160,6 @@ impl Architecture {
                 shift: if view.name.ends_with("norm.weight") { self.norm_shift } else { 0.0 },
                 name: view.name,
                 shape: view.shape,
-                start: view.range.start,
             }
         };
         tensors.map(one).collect()
@@ -175,8 +174,6 @@ pub(super) struct Stored {
     /// The name in the file; `None` if the architecture has no such part.
     pub(super) stored: Option<String>,
     pub(super) shape: Vec<usize>,
-    /// Where the tensor begins in the model's flat weights.
-    pub(super) start: usize,
     /// The head dimension, if rows are stored in the order of rotated pairs.
     paired_heads: Option<usize>,
     /// What is added to its numbers in the file.

@@ -10,11 +10,13 @@ use super::architecture::Pieces;
 use super::pre_tokenizer::{self, PreTokenizer};
 use super::value::Metadata;
 
-/// The kinds of tokens that differ from plain ones, by `tokenizer.ggml.token_type`.
+/// The kinds of tokens in `tokenizer.ggml.token_type`.
+pub(super) const NORMAL: i32 = 1;
 pub(super) const UNKNOWN: i32 = 2;
 pub(super) const CONTROL: i32 = 3;
 pub(super) const USER_DEFINED: i32 = 4;
-pub(super) const SPACE: char = '▁';
+pub(super) const UNUSED: i32 = 5;
+pub(super) const BYTE: i32 = 6;
 
 /// The tokenizer of a file.
 pub(super) struct Vocabulary<'a> {
@@ -39,7 +41,7 @@ impl<'a> Vocabulary<'a> {
             tokens.len()
         );
         let kinds = match metadata.numbers("tokenizer.ggml.token_type")? {
-            None => vec![1; tokens.len()],
+            None => vec![NORMAL; tokens.len()],
             Some(kinds) => kinds.into_iter().map(|kind| kind as i32).collect(),
         };
         ensure!(
