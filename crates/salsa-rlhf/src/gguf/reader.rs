@@ -84,7 +84,7 @@ fn alignment(metadata: &Metadata) -> Result<u64> {
     let alignment = metadata.size("general.alignment")?.map_or(DEFAULT_ALIGNMENT, |size| size as u64);
     ensure!(
         alignment.is_power_of_two() && alignment <= LONGEST_HEADER,
-        "general.alignment is {alignment}: expected a power of two"
+        "general.alignment is {alignment}: expected a power of two, at most {LONGEST_HEADER}"
     );
     Ok(alignment)
 }
