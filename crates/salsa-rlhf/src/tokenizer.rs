@@ -166,6 +166,14 @@ impl Tokenizer {
         Ok(all)
     }
 
+    /// The spelling of the unknown token that the files beside `tokenizer.json` name.
+    ///
+    /// # Errors
+    /// When an existing file is not a JSON object; names it.
+    pub(crate) fn unknown_of(dir: &Path) -> Result<Option<String>> {
+        Ok(Declarations::read(dir)?.name("unk_token"))
+    }
+
     /// The tokens added to the model's vocabulary, by id.
     fn added_tokens(&self) -> BTreeMap<u32, AddedToken> {
         self.inner.added_tokens()

@@ -41,10 +41,9 @@ fn fit(x: &[f32], weights: &[f32], search: &Search) -> Fit {
     if max == min {
         return Fit { scale: 0.0, min: -min, quants: [0; 32] };
     }
-    let low = min;
-    let quants = |inverse: f32| {
+    let quants = |inverse: f32, min: f32| {
         let mut quants = [0; 32];
-        quants.iter_mut().zip(x).for_each(|(q, x)| *q = nearest(inverse * (x - low)).clamp(0, search.largest) as u8);
+        quants.iter_mut().zip(x).for_each(|(q, x)| *q = nearest(inverse * (x - min)).clamp(0, search.largest) as u8);
         quants
     };
     let error = |quants: &[u8; 32], scale: f32, min: f32| {
@@ -57,10 +56,12 @@ fn fit(x: &[f32], weights: &[f32], search: &Search) -> Fit {
     };
     let largest = search.largest as f32;
     let inverse = largest / (max - min);
-    let mut best = Fit { scale: 1.0 / inverse, min, quants: quants(inverse) };
+    let mut best = Fit { scale: 1.0 / inverse, min, quants: quants(inverse, min) };
     let mut least = error(&best.quants, best.scale, best.min);
     for step in 0..=search.steps {
-        let tried = quants((search.first + search.step * step as f32 + largest) / (max - low));
+        // The next try starts from the best minimum so far.
+        let inverse = (search.first + search.step * step as f32 + largest) / (max - best.min);
+        let tried = quants(inverse, best.min);
         let (mut sum_l, mut sum_l2, mut sum_xl) = (0f32, 0f32, 0f32);
         for ((q, x), w) in tried.iter().zip(x).zip(weights) {
             let l = f32::from(*q);

@@ -44,7 +44,8 @@ fn add_special(checkpoint: &Checkpoint, tokenizer: &Tokenizer, json: &Value, pai
     id("eot", others.next());
     id("eom", others.next());
     id("padding", tokens.pad);
-    id("unknown", json["model"]["unk_token"].as_str().and_then(|token| tokenizer.token_to_id(token)));
+    let unknown = json["model"]["unk_token"].as_str().map(str::to_owned).or(Tokenizer::unknown_of(checkpoint.dir())?);
+    id("unknown", unknown.and_then(|token| tokenizer.token_to_id(&token)));
     let (plain, with) = (tokenizer.encode("a")?, tokenizer.encode_with_special("a")?);
     pairs.flag("tokenizer.ggml.add_bos_token", tokens.bos.is_some() && with.first() == tokens.bos.as_ref());
     pairs.flag("tokenizer.ggml.add_eos_token", with.len() > 1 && with.last() != plain.last());

@@ -80,7 +80,7 @@ fn damaged_headers_are_one_clear_line() {
     for (file, what) in [
         (file(huge, 0), "states 1152921504606846976 tensors"),
         (file(0, huge), "states 1152921504606846976 keys"),
-        (file(0, 1).u64(huge), "the name of key 0 has 1152921504606846976 bytes"),
+        (file(0, 1).u64(huge).zeros(64), "the name of key 0 has 1152921504606846976 bytes"),
         (file(0, 1).text("k").u32(8).u64(huge).zeros(64), "k has 1152921504606846976 bytes"),
         (file(0, 1).text("").zeros(20), "key 0 has no name"),
         (file(0, 1).text("k").u32(13).zeros(20), "k has the unknown type 13"),
@@ -205,9 +205,9 @@ fn vocabularies_that_contradict_themselves_are_named() {
     }
 }
 
-/// Cut off anywhere, or with changed bytes: an error or a checkpoint, never a panic, and no large allocation.
+/// Cut off anywhere, or with changed bytes: an error or a checkpoint, never a panic. `SALSA_MUTATIONS` sets their number.
 #[test]
-fn ten_thousand_changed_files_bring_nothing_down() {
+fn thousands_of_changed_files_bring_nothing_down() {
     let dir = tempfile::tempdir().unwrap();
     let (mut pairs, mut tensors) = (Pairs::default(), Vec::new());
     small(&mut pairs, &mut tensors);
@@ -222,13 +222,14 @@ fn ten_thousand_changed_files_bring_nothing_down() {
     }
     let out = dir.path().join("out");
     let options = ConvertOptions { dtype: None, tokenizer: None, max_shard_bytes: u64::MAX };
-    let mut random = 1u64;
+    let count = std::env::var("SALSA_MUTATIONS").map_or(3000, |count| count.parse::<u64>().unwrap());
+    let mut random = count;
     let mut next = |below: usize| {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) as usize % below
     };
     let (mut converted, mut refused) = (0, 0);
-    for _ in 0..3000 {
+    for _ in 0..count {
         let mut bytes = whole.clone();
         for _ in 0..=next(3) {
             let at = next(header);

@@ -23,8 +23,8 @@ fn q4_k_m_gives_six_bits_to_the_tensors_of_llama_cpp() {
     for part in ["attn_q", "attn_k", "attn_output", "ffn_gate", "ffn_up"] {
         assert_eq!(more(30, part), [0; 0], "{part}");
     }
-    assert_eq!(of(FileType::Q4_K_M, "blk.12.attn_v.weight", 8192, 80, false), BlockType::Q5_K);
-    assert_eq!(of(FileType::Q4_K_M, "blk.12.attn_v.weight", 4096, 32, false), BlockType::Q4_K);
+    assert_eq!(of(FileType::Q4_K_M, "blk.13.attn_v.weight", 8192, 80, false), BlockType::Q5_K);
+    assert_eq!(of(FileType::Q4_K_M, "blk.13.attn_v.weight", 4096, 32, false), BlockType::Q4_K);
 }
 
 #[test]
