@@ -49,11 +49,11 @@ impl Part {
     /// # Errors
     /// When anything in it is damaged, contradicts the size of the file, or is not supported.
     pub(super) fn open(path: &Path) -> Result<Part> {
-        Part::read_header(path).with_context(|| path.display().to_string())
+        let file = input::open(path)?;
+        Part::read_header(path, file).with_context(|| path.display().to_string())
     }
 
-    fn read_header(path: &Path) -> Result<Part> {
-        let file = input::open(path)?;
+    fn read_header(path: &Path, file: File) -> Result<Part> {
         let length = file.metadata()?.len();
         let mut header = Header { at: 0, end: length.min(LONGEST_HEADER), length, inner: BufReader::new(&file) };
         header.check_magic()?;
