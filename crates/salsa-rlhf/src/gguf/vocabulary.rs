@@ -204,19 +204,17 @@ impl<'a> Vocabulary<'a> {
         };
         let prefix = pieces == Pieces::Llama && self.metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
         let unknown = self.unknown.or(self.kinds.iter().position(|kind| *kind == UNKNOWN).map(|id| id as u32));
-        let (normalizer, pre_tokenizer) = match pieces {
-            Pieces::Gemma => (
-                json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" }),
-                json!({ "type": "Split", "pattern": { "String": " " }, "behavior": "MergedWithPrevious", "invert": false }),
-            ),
-            Pieces::Llama => {
-                let scheme = if prefix { "first" } else { "never" };
-                (
-                    Value::Null,
-                    json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false }),
-                )
-            }
+        let spaces = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
+        let split = json!({
+            "type": "Split", "pattern": { "String": " " }, "behavior": "MergedWithPrevious", "invert": false,
+        });
+        // SentencePiece and llama.cpp prefix a space to every text, also to one that begins with a space.
+        let start = json!({ "type": "Prepend", "prepend": "▁" });
+        let normalizer = match prefix {
+            true => json!({ "type": "Sequence", "normalizers": [start, spaces] }),
+            false => spaces,
         };
+        let pre_tokenizer = if pieces == Pieces::Gemma { split } else { Value::Null };
         let mut decoders = vec![
             json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " }),
             json!({ "type": "ByteFallback" }),

@@ -67,8 +67,10 @@ fn pieces_are_joined_by_score() {
     assert_eq!(json["model"]["merges"], json!(merges));
     assert_eq!(tokenizer.encode("ab").unwrap(), [5]);
     assert_eq!(tokenizer.encode("abc").unwrap(), [3, 11]);
-    assert_eq!(tokenizer.encode("c<|x|>c!").unwrap(), [6, 9, 10, 9, 2]);
+    assert_eq!(tokenizer.encode("c<|x|>c!").unwrap(), [6, 9, 10, 6, 9, 2]);
     assert_eq!(tokenizer.encode_with_special("ab").unwrap(), [1, 5]);
+    // A space is prefixed to a space too, as SentencePiece does.
+    assert_eq!(tokenizer.encode(" ab").unwrap(), [6, 5]);
     assert_eq!(tokenizer.decode(&[3, 11, 2]).unwrap(), "abc!");
 }
 
