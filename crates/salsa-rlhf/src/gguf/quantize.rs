@@ -24,7 +24,7 @@ pub(super) fn quantize(kind: BlockType, numbers: &[f32], out: &mut Vec<u8>) -> R
     if let Some(dtype) = plain {
         return dtype.encode(numbers, out);
     }
-    if let Some(at) = numbers.iter().position(|number| !(number.abs() <= LARGEST)) {
+    if let Some(at) = numbers.iter().position(|number| number.is_nan() || number.abs() > LARGEST) {
         return Err(at);
     }
     let encode: fn(&[f32], &mut Vec<u8>) = match kind {

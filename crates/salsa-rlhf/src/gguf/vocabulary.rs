@@ -69,16 +69,14 @@ impl<'a> Vocabulary<'a> {
     /// The files of a checkpoint's tokenizer: name and content.
     pub(super) fn files(mut self, pieces: Pieces, context: usize) -> Result<Vec<(&'static str, Value)>> {
         let model = self.metadata.text("tokenizer.ggml.model")?.context("tokenizer.ggml.model is missing")?;
-        let (tokenizer, adds_bos) = match model {
+        let (mut tokenizer, adds_bos) = match model {
             "gpt2" => self.byte_level()?,
             "llama" => (self.sentence_pieces(pieces)?, true),
             other => bail!("tokenizer.ggml.model is {other:?}: supported are gpt2 and llama; {OWN}"),
         };
         let adds = |name: &str| self.metadata.flag(&format!("tokenizer.ggml.add_{name}_token"));
-        let bos = self.bos.filter(|_| adds("bos").ok().flatten().unwrap_or(adds_bos));
-        let eos = self.eos.filter(|_| adds("eos").ok().flatten().unwrap_or(false));
-        (adds("bos")?, adds("eos")?);
-        let mut tokenizer = tokenizer;
+        let (adds_bos, adds_eos) = (adds("bos")?.unwrap_or(adds_bos), adds("eos")?.unwrap_or(false));
+        let (bos, eos) = (self.bos.filter(|_| adds_bos), self.eos.filter(|_| adds_eos));
         tokenizer["post_processor"] = self.post_processor(bos, eos);
         tokenizer["added_tokens"] = self.added_tokens();
         Ok(vec![("tokenizer.json", tokenizer), ("tokenizer_config.json", self.tokenizer_config(context))])
