@@ -82,8 +82,7 @@ fn table(compression: Compression, version: WriterVersion) -> Result<Vec<u8>> {
             optional binary content (STRING); optional binary role (STRING); } } }
         optional double score_chosen; }";
     let properties = WriterProperties::builder().set_compression(compression).set_writer_version(version).build();
-    let mut file =
-        SerializedFileWriter::new(Vec::new(), Arc::new(parse_message_type(schema)?), Arc::new(properties))?;
+    let mut file = SerializedFileWriter::new(Vec::new(), Arc::new(parse_message_type(schema)?), Arc::new(properties))?;
     let mut group = file.next_row_group()?;
     let roles = ["user", "assistant", "user", "assistant"];
     let columns: [(&[&str], &[i16], Option<&[i16]>); 5] = [
@@ -160,6 +159,65 @@ fn checkpoint(family: &str, dtype: &str, indexed: bool) -> Vec<u8> {
     bytes.extend((header.len() as u64).to_le_bytes());
     bytes.extend(header.as_bytes());
     bytes.resize(bytes.len() + at, 0x3C);
+    bytes
+}
+
+/// GGUF files of a Llama of one block: with numbers of each plain type, byte-level and SentencePiece vocabularies.
+pub fn gguf() -> Result<Vec<Vec<u8>>> {
+    let kinds = [(0, 4), (1, 2), (30, 2)];
+    Ok(kinds.iter().flat_map(|(id, size)| [true, false].map(|bytes| gguf_file(*id, *size, bytes))).collect())
+}
+
+fn gguf_file(kind: u32, size: usize, byte_level: bool) -> Vec<u8> {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let list = |kind: u32, count: u64| [&9u32.to_le_bytes()[..], &kind.to_le_bytes(), &count.to_le_bytes()].concat();
+    let texts =
+        |list_: &[&str]| [list(8, list_.len() as u64), list_.iter().flat_map(|one| text(one)).collect()].concat();
+    let whole = |number: u32| [4u32.to_le_bytes(), number.to_le_bytes()].concat();
+    let said = |value: &str| [8u32.to_le_bytes().to_vec(), text(value)].concat();
+    let mut pairs: Vec<(&str, Vec<u8>)> = vec![
+        ("general.architecture", said("llama")),
+        ("llama.block_count", whole(1)),
+        ("llama.context_length", whole(8)),
+        ("llama.embedding_length", whole(4)),
+        ("llama.feed_forward_length", whole(3)),
+        ("llama.attention.head_count", whole(1)),
+        ("llama.attention.layer_norm_rms_epsilon", [6u32.to_le_bytes(), 1e-5f32.to_le_bytes()].concat()),
+        ("tokenizer.ggml.model", said(if byte_level { "gpt2" } else { "llama" })),
+        ("tokenizer.ggml.tokens", texts(&["<s>", "a", "b", "ab"])),
+        ("tokenizer.ggml.token_type", [list(5, 4), [3u32, 1, 1, 1].map(u32::to_le_bytes).concat()].concat()),
+        ("tokenizer.ggml.eos_token_id", whole(0)),
+        ("tokenizer.chat_template", said("{{ messages }}")),
+    ];
+    if byte_level {
+        pairs.push(("tokenizer.ggml.pre", said("llama-bpe")));
+        pairs.push(("tokenizer.ggml.merges", texts(&["a b"])));
+    } else {
+        pairs.push((
+            "tokenizer.ggml.scores",
+            [list(6, 4), [0f32, -1.0, -2.0, -3.0].map(f32::to_le_bytes).concat()].concat(),
+        ));
+    }
+    let block = |part: &str| format!("blk.0.{part}.weight");
+    let mut tensors: Vec<(String, &[u64])> =
+        vec![("token_embd.weight".into(), &[4, 4]), ("output_norm.weight".into(), &[4])];
+    tensors.extend(["attn_norm", "ffn_norm"].map(|part| (block(part), &[4][..])));
+    tensors.extend(["attn_q", "attn_k", "attn_v", "attn_output"].map(|part| (block(part), &[4, 4][..])));
+    tensors.extend([(block("ffn_gate"), &[4, 3][..]), (block("ffn_up"), &[4, 3]), (block("ffn_down"), &[3, 4])]);
+    let mut bytes = [b"GGUF", &3u32.to_le_bytes()].concat();
+    bytes.extend((tensors.len() as u64).to_le_bytes());
+    bytes.extend((pairs.len() as u64).to_le_bytes());
+    pairs.iter().for_each(|(key, value)| bytes.extend([text(key), value.clone()].concat()));
+    let mut at = 0u64;
+    for (name, shape) in &tensors {
+        bytes.extend(text(name));
+        bytes.extend((shape.len() as u32).to_le_bytes());
+        shape.iter().for_each(|side| bytes.extend(side.to_le_bytes()));
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(at.to_le_bytes());
+        at += (shape.iter().product::<u64>() * size as u64).next_multiple_of(32);
+    }
+    bytes.resize(bytes.len().next_multiple_of(32) + at as usize, 0x3C);
     bytes
 }
 

@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod gguf;
 mod guard;
 pub mod hub;
 mod input;

@@ -166,6 +166,14 @@ impl Tokenizer {
         Ok(all)
     }
 
+    /// The spelling of the unknown token that the files beside `tokenizer.json` name.
+    ///
+    /// # Errors
+    /// When an existing file is not a JSON object; names it.
+    pub(crate) fn unknown_of(dir: &Path) -> Result<Option<String>> {
+        Ok(Declarations::read(dir)?.name("unk_token"))
+    }
+
     /// The tokens added to the model's vocabulary, by id.
     fn added_tokens(&self) -> BTreeMap<u32, AddedToken> {
         self.inner.added_tokens()
@@ -180,6 +188,11 @@ impl Tokenizer {
         let inner =
             Guarded::from_json(&bytes).map_err(|e| anyhow!("{} is no valid tokenizer.json: {e}", path.display()))?;
         Tokenizer::wrap(inner).with_context(|| format!("in {}", path.display()))
+    }
+
+    /// [`Tokenizer::from_file`] for the bytes of a file.
+    pub(crate) fn from_json(bytes: &[u8]) -> Result<Tokenizer> {
+        Tokenizer::wrap(Guarded::from_json(bytes)?)
     }
 
     /// Trains a byte-level BPE. The result depends only on the texts and their counts, not on threads or runs.

@@ -308,3 +308,36 @@ fn a_device_that_does_not_exist_is_wrong_usage() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.starts_with("error: SALSA_DEVICE") && stderr.contains("cuda:N"), "{stderr}");
 }
+
+/// What `export` writes `convert` reads, and each says in one line what it cannot do.
+#[test]
+fn a_checkpoint_goes_to_gguf_and_back() {
+    let place = Place::new();
+    place.write("texts.txt", &"the cat sat on the mat, 12 times\n".repeat(50));
+    let shape = "--vocab_size 280 --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --max_steps 1";
+    let rest = "--max_position_embeddings 64 --max_length 32 --output base";
+    stdout(&place.salsa(&format!("pretrain --dataset texts.txt {shape} {rest}")));
+    for kind in ["f32", "q8_0"] {
+        let exported = place.salsa(&format!("export base --gguf {kind}.gguf --type {kind}"));
+        let line = stdout(&exported);
+        assert!(line.contains(r#""architecture":"llama""#) && line.contains(&format!(r#""type":"{kind}""#)), "{line}");
+        let converted = place.salsa(&format!("convert {kind}.gguf --output {kind} --dtype float32"));
+        assert!(stdout(&converted).contains(r#""dtype":"float32""#));
+    }
+    let weights = |dir: &str| fs::read(place.path(dir).join("model.safetensors")).unwrap();
+    assert_eq!(weights("f32"), weights("base"));
+    assert_ne!(weights("q8_0"), weights("base"));
+    for (line, what) in [
+        ("convert none.gguf --output x", "cannot read none.gguf"),
+        ("convert base --output x", "base is not a regular file but a folder"),
+        ("convert texts.txt --output x", "texts.txt: it is no GGUF file"),
+        ("convert f32.gguf --output base", "base is not empty; choose another output directory"),
+        ("export none --gguf x.gguf", "there is no model at none"),
+        ("export base --gguf x.gguf --adapter", "base is no adapter but a whole model: export it without --adapter"),
+    ] {
+        let (code, error) = place.error(line);
+        assert!(code == 1 && error.contains(what), "{line}: {error}");
+    }
+    let (code, error) = place.error("export base --gguf x.gguf --type q3_k_m");
+    assert!(code == 2 && error.contains("expected one of f32, f16, bf16, q8_0, q4_0, q4_k_m"), "{error}");
+}

@@ -53,6 +53,12 @@ impl Companions {
         self
     }
 
+    /// Adds a file; it must not be there yet.
+    pub(crate) fn with(mut self, name: &'static str, bytes: Vec<u8>) -> Companions {
+        self.files.push((name, bytes));
+        self
+    }
+
     /// Whether there is a file of this name.
     pub fn has(&self, name: &str) -> bool {
         self.files.iter().any(|(known, _)| *known == name)

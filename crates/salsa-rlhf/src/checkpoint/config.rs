@@ -14,7 +14,7 @@ const MOST_PARAMETERS: u128 = 1 << 44;
 const OPENRLHF_REWARD_MODELS: [&str; 2] = ["RewardModel", "LLMForSequenceRegression"];
 
 /// The family and the shape that a config describes.
-pub(super) fn parse(config: &Value) -> Result<(Family, ModelSpec)> {
+pub(crate) fn parse(config: &Value) -> Result<(Family, ModelSpec)> {
     if !config.is_object() {
         bail!("it is no JSON object");
     }

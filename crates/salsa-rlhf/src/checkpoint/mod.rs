@@ -30,6 +30,7 @@ use serde_json::Value;
 
 pub use self::companions::Companions;
 pub(crate) use self::complete::missing_file;
+pub(crate) use self::config::parse as parse_config;
 pub use self::dtype::Dtype;
 pub(crate) use self::dtype::round_to_bf16;
 pub use self::family::Family;
@@ -39,6 +40,7 @@ pub(crate) use self::peft::Delta;
 pub use self::peft::{AdapterToSave, PeftAdapter, merge, save_adapter};
 pub use self::raw::RawTensors;
 pub use self::stored_weights::StoredWeights;
+pub(crate) use self::write::finish;
 pub use self::write::{SaveOptions, outline, save};
 pub use self::writer::{Durability, NewTensor, Writer, write_file};
 use crate::{input, tokenizer::Tokenizer};

@@ -94,7 +94,7 @@ pub fn save(
 ///
 /// # Errors
 /// When the family does not support the model, or a file cannot be written.
-pub(super) fn finish(
+pub(crate) fn finish(
     writer: Writer,
     dir: &Path,
     spec: &ModelSpec,

@@ -23,7 +23,9 @@ use crate::{
 mod bench;
 mod chat;
 mod completions;
+mod convert;
 mod doctor;
+mod export;
 mod flags;
 mod help;
 mod init;
@@ -59,6 +61,10 @@ enum Command {
     Study(study::Arguments),
     /// Merge an adapter into its base model, giving a standalone model.
     Merge(merge::Arguments),
+    /// Convert a GGUF file of llama.cpp or Ollama into a Hugging Face checkpoint.
+    Convert(convert::Arguments),
+    /// Export a model or an adapter to a GGUF file for llama.cpp or Ollama.
+    Export(export::Arguments),
     /// The HTML report of runs.
     Report(report::Arguments),
     /// The JSON schema of a recipe or of a stage, for editors.
@@ -175,6 +181,8 @@ fn dispatch(asked: Asked) -> anyhow::Result<()> {
         Command::Run(arguments) => run::main(&arguments),
         Command::Study(arguments) => study::main(&arguments),
         Command::Merge(arguments) => merge::main(&arguments),
+        Command::Convert(arguments) => convert::main(&arguments),
+        Command::Export(arguments) => export::main(&arguments),
         Command::Report(arguments) => report::main(&arguments),
         Command::Schema(arguments) => schema::main(&arguments),
         Command::Chat(arguments) => chat::main(&arguments),
