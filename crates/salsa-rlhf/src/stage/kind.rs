@@ -226,6 +226,11 @@ impl Kind {
         }
     }
 
+    /// Whether it trains a model, whose steps several processes can share.
+    pub fn trains(&self) -> bool {
+        matches!(self.leaves, Produces::LanguageModel | Produces::RewardModel)
+    }
+
     /// The example for its help page: a whole command line.
     pub fn example(&self) -> String {
         format!("salsa {} {}", self.command.join(" "), self.example)
