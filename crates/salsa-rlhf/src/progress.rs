@@ -6,7 +6,6 @@
 //! ```
 
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,14 +13,6 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 /// Minimum time between two plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Whether this process shows no progress.
-static HIDDEN: AtomicBool = AtomicBool::new(false);
-
-/// Shows no progress from now on: that of several processes would be shown several times.
-pub(crate) fn hide() {
-    HIDDEN.store(true, Ordering::Relaxed);
-}
 
 /// The progress of one task with a known number of units (steps, responses, tokens, …). Methods take `&self` and may be
 /// called from any thread.
@@ -51,9 +42,6 @@ impl Progress {
     /// Starts the clock. Shows a bar if stderr is a terminal, plain lines otherwise. `unit` is a plural (`"steps"`,
     /// `"tok"`).
     pub(crate) fn new(title: &str, total: u64, unit: &str) -> Progress {
-        if HIDDEN.load(Ordering::Relaxed) {
-            return Progress::lines(title, total, unit, Box::new(std::io::sink()));
-        }
         let bar = ProgressBar::new(total);
         if bar.is_hidden() {
             return Progress::lines(title, total, unit, Box::new(std::io::stderr()));

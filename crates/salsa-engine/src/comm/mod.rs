@@ -78,6 +78,15 @@ pub trait Comm: std::fmt::Debug + Send + Sync {
     /// As [`Comm::barrier`].
     fn exchange(&self, send: &[&[u8]], receive: &mut [&mut [u8]]) -> Result<(), CommError>;
 
+    /// Waits until process `root` calls it too, for as long as that works alone: there is no deadline.
+    ///
+    /// # Errors
+    ///
+    /// If a process is gone.
+    fn wait_for(&self, root: usize) -> Result<(), CommError> {
+        self.broadcast(root, &mut [0])
+    }
+
     /// Bytes sent to other processes so far.
     fn sent(&self) -> u64;
 

@@ -10,8 +10,7 @@ use std::{
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 
 use crate::{
-    config::{Usage, wording},
-    recipe::ErrorList,
+    config::Usage,
     stage::{
         StageContext,
         device::{self, Choice as DeviceChoice},
@@ -87,10 +86,8 @@ enum Command {
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
     match Ranks::join() {
-        Ok(ranks) => {
-            let code = run_in(&ranks);
-            ranks.end(code)
-        }
+        // The last owner of the processes takes leave of them when `ranks` is dropped.
+        Ok(ranks) => ExitCode::from(run_in(&ranks)),
         Err(code) => code,
     }
 }
@@ -104,13 +101,7 @@ fn run_in(ranks: &Ranks) -> u8 {
     device::silence_failures();
     match device::caught(|| dispatch(asked, ranks)) {
         Ok(()) => 0,
-        Err(error) => {
-            match error.downcast_ref::<ErrorList>() {
-                Some(faults) => faults.iter().for_each(|fault| ranks.report(&wording::for_people(fault))),
-                None => ranks.report(&wording::for_people(&error)),
-            }
-            if error.chain().any(|cause| cause.is::<Usage>()) { 2 } else { 1 }
-        }
+        Err(error) => ranks.fail(&error),
     }
 }
 
@@ -202,7 +193,7 @@ fn dispatch(asked: Asked, ranks: &Ranks) -> anyhow::Result<()> {
     if !asked.uses_processes() {
         ranks.refuse_several(&asked.name())?;
     }
-    ranks.meet()?;
+    ranks.meet(&asked.name())?;
     let command = match asked {
         Asked::Stage(kind, words) => return stage::main(kind, &words),
         Asked::Command(command, _) => command,
@@ -280,14 +271,14 @@ fn not_parsed(error: &clap::Error, ranks: &Ranks) -> u8 {
             if ranks::is_first() {
                 let _ = std::io::stderr().write_all(text.as_bytes());
             }
-            2
+            ranks.end(2)
         }
         _ => {
             let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
             let lines: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
             let message = lines.join("; ").replace(":; ", ": ");
-            ranks.report(&format!("{} (salsa --help lists what there is)", message.trim_start_matches("error: ")));
-            2
+            ranks.report([format!("{} (salsa --help lists what there is)", message.trim_start_matches("error: "))]);
+            ranks.end(2)
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The processes that a launcher has started: what they must have in common, which of them prints, how all end.
 use std::{
     collections::BTreeMap,
-    env, fs,
+    env,
     io::Write,
     panic,
     process::ExitCode,
@@ -17,7 +17,12 @@ use anyhow::{Context, bail};
 use salsa_engine::comm::{self, Comm, Joined};
 
 use super::{tell, version};
-use crate::{config::Usage, progress};
+use crate::{
+    config::{Usage, wording},
+    input,
+    recipe::ErrorList,
+    stage::Interrupted,
+};
 
 /// How long other processes leave it to the first one to report an error that all have.
 const AFTER_FIRST: Duration = Duration::from_millis(500);
@@ -67,7 +72,6 @@ impl Ranks {
         }
         if self.comm().rank() > 0 {
             IS_FIRST.store(false, Ordering::Relaxed);
-            progress::hide();
         }
         let (name, hook) = (self.name(), panic::take_hook());
         panic::set_hook(Box::new(move |info| {
@@ -106,11 +110,11 @@ impl Ranks {
         }
     }
 
-    /// Checks that all processes run the same program with the same kernels, and prints who they are.
+    /// Checks that all processes run the same command of the same program with the same kernels, and prints who they are.
     ///
     /// # Errors
     /// If they differ: whose program, and in what.
-    pub(super) fn meet(&self) -> anyhow::Result<()> {
+    pub(super) fn meet(&self, command: &str) -> anyhow::Result<()> {
         if self.size() == 1 {
             return Ok(());
         }
@@ -118,11 +122,12 @@ impl Ranks {
             let _ = writeln!(std::io::stderr(), "{}", self.line());
         }
         let program = env::current_exe().context("the file of this program")?;
-        let bytes = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
+        let mut digest = blake3::Hasher::new();
+        digest.update_reader(input::open(&program)?).with_context(|| format!("cannot read {}", program.display()))?;
         self.agree("version", &version::short())?;
-        self.agree("file of the program (BLAKE3)", &blake3::hash(&bytes).to_hex())?;
+        self.agree("file of the program (BLAKE3)", &digest.finalize().to_hex())?;
         self.agree("instruction set (SALSA_ISA)", salsa_engine::isa())?;
-        self.agree("command line", &env::args().skip(1).collect::<Vec<_>>().join(" "))
+        self.agree("command", command)
     }
 
     /// Checks that `value` is the same in all processes.
@@ -163,23 +168,36 @@ impl Ranks {
         line
     }
 
-    /// Reports an error of this process: the first one at once, others later, as the first ends them if it has the same.
-    pub(super) fn report(&self, message: &str) {
-        match self.size() {
-            1 => tell(message),
-            _ if is_first() => tell(message),
-            _ => {
-                thread::sleep(AFTER_FIRST);
-                tell(&format!("{}: {message}", self.name()));
-            }
+    /// Reports errors of this process: the first one at once, others later, as the first ends them if it has the same.
+    pub(super) fn report(&self, messages: impl IntoIterator<Item = String>) {
+        if is_first() {
+            return messages.into_iter().for_each(|message| tell(&message));
         }
+        thread::sleep(AFTER_FIRST);
+        messages.into_iter().for_each(|message| tell(&format!("{}: {message}", self.name())));
     }
 
-    /// Takes leave of the others or, after a failure, ends them all with this code.
-    pub(super) fn end(self, code: u8) -> ExitCode {
-        if code != 0 && self.size() > 1 {
+    /// Reports the error that ends the work of this process; returns its exit code. Unless all have stopped where they
+    /// can be resumed, it ends the others, who may wait for this one.
+    pub(super) fn fail(&self, error: &anyhow::Error) -> u8 {
+        if error.is::<Interrupted>() {
+            if is_first() {
+                tell(&wording::for_people(error));
+            }
+            return 1;
+        }
+        match error.downcast_ref::<ErrorList>() {
+            Some(faults) => self.report(faults.iter().map(wording::for_people)),
+            None => self.report([wording::for_people(error)]),
+        }
+        self.end(if error.chain().any(|cause| cause.is::<Usage>()) { 2 } else { 1 })
+    }
+
+    /// Returns the exit code of an error that was reported; in several processes it ends all with it.
+    pub(super) fn end(&self, code: u8) -> u8 {
+        if self.size() > 1 {
             self.comm().abort(code.into());
         }
-        ExitCode::from(code)
+        code
     }
 }

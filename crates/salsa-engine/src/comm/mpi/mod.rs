@@ -7,7 +7,7 @@ mod abi;
 mod library;
 mod transfer;
 
-use super::launch::Launched;
+use super::launch::{Launched, Launcher};
 use super::peers::{self, Peers};
 use super::{Comm, CommError, Joined, LaunchError, Settings, parts, watch};
 use abi::{Abi, Constants, Functions, Handle};
@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
+use transfer::Operation;
 
 /// How long `MPI_Abort` may take before the process ends by itself.
 const ABORT: Duration = Duration::from_secs(10);
@@ -46,6 +47,14 @@ struct Mpi<H: Handle> {
 /// If no library is found, or it does not know of the processes that the launcher has started.
 pub(super) fn join(launched: Launched, settings: Settings) -> Result<Joined, LaunchError> {
     let library = library::load(launched.launcher)?;
+    if launched.launcher == Launcher::OpenMpi && library.abi == Abi::Mpich {
+        // It would end the process when it starts.
+        return Err(LaunchError(format!(
+            "{} ({}) belongs to another MPI than the launcher, Open MPI's mpirun, which started this process as rank {} \
+             of {}; start it with the mpiexec of that library, or name Open MPI's library in SALSA_MPI_LIBRARY",
+            library.version, library.file, launched.rank, launched.size
+        )));
+    }
     match library.abi {
         Abi::Standard => Mpi::start(&library, abi::STANDARD, launched, settings),
         Abi::Mpich => Mpi::start(&library, abi::MPICH, launched, settings),
@@ -91,6 +100,23 @@ impl<H: Handle> Mpi<H> {
         let host = |rank: &usize| self.peers.get().map(|peers| format!(" on {}", peers.hosts[*rank]));
         let names = ranks.iter().map(|rank| format!("{rank}{}", host(rank).unwrap_or_default()));
         format!("process{} {}", if ranks.len() == 1 { "" } else { "es" }, names.collect::<Vec<_>>().join(", "))
+    }
+
+    /// Sends the bytes of `root` along a binary tree whose first node it is; a piece is sent on while the next one arrives.
+    fn spread<'b>(&self, mut operation: Operation<'_, 'b, H>, root: usize, bytes: &'b mut [u8]) {
+        let place = (self.rank + self.size - root) % self.size;
+        let process = |place: usize| (place + root) % self.size;
+        let children: Vec<usize> = [2 * place + 1, 2 * place + 2].into_iter().filter(|&p| p < self.size).collect();
+        for piece in bytes.chunks_mut(self.settings.piece()) {
+            if place > 0 {
+                let mut arrival = operation.part();
+                arrival.receive(process((place - 1) / 2), &mut *piece);
+                arrival.complete();
+            }
+            let piece: &[u8] = piece;
+            children.iter().for_each(|&child| operation.send(process(child), piece));
+        }
+        operation.complete();
     }
 
     /// The other processes, this one's right neighbour first, so that not all send to the same one at first.
@@ -167,22 +193,13 @@ impl<H: Handle> Comm for Mpi<H> {
         Ok(())
     }
 
-    /// Along a binary tree whose first node is `root`; a piece is sent on while the next one arrives.
     fn broadcast(&self, root: usize, bytes: &mut [u8]) -> Result<(), CommError> {
-        let mut operation = self.begin(format!("broadcast from process {root}"))?;
-        let place = (self.rank + self.size - root) % self.size;
-        let process = |place: usize| (place + root) % self.size;
-        let children: Vec<usize> = [2 * place + 1, 2 * place + 2].into_iter().filter(|&p| p < self.size).collect();
-        for piece in bytes.chunks_mut(self.settings.piece()) {
-            if place > 0 {
-                let mut arrival = operation.part();
-                arrival.receive(process((place - 1) / 2), &mut *piece);
-                arrival.complete();
-            }
-            let piece: &[u8] = piece;
-            children.iter().for_each(|&child| operation.send(process(child), piece));
-        }
-        operation.complete();
+        self.spread(self.begin(format!("broadcast from process {root}"))?, root, bytes);
+        Ok(())
+    }
+
+    fn wait_for(&self, root: usize) -> Result<(), CommError> {
+        self.spread(self.begin(format!("wait for process {root}"))?.without_deadline(), root, &mut [0]);
         Ok(())
     }
 

@@ -21,6 +21,7 @@ pub(super) struct Operation<'a, 'b, H: Handle> {
     mpi: &'a Mpi<H>,
     name: String,
     tag: c_int,
+    limit: Duration,
     pending: Vec<Pending<H>>,
     buffers: PhantomData<&'b mut [u8]>,
 }
@@ -49,14 +50,21 @@ impl<H: Handle> Mpi<H> {
             return Err(CommError { rank: self.rank, size: self.size, operation: name, reason });
         }
         let tag = (self.operations.fetch_add(1, Relaxed) % TAGS) as c_int;
-        Ok(Operation { mpi: self, name, tag, pending: Vec::new(), buffers: PhantomData })
+        Ok(Operation { mpi: self, name, tag, limit: self.settings.limit(), pending: Vec::new(), buffers: PhantomData })
     }
 }
 
 impl<'a, 'b, H: Handle> Operation<'a, 'b, H> {
     /// A part of this operation that is completed before it goes on.
     pub(super) fn part<'c>(&self) -> Operation<'a, 'c, H> {
-        Operation { mpi: self.mpi, name: self.name.clone(), tag: self.tag, pending: Vec::new(), buffers: PhantomData }
+        let Operation { mpi, tag, limit, .. } = *self;
+        Operation { mpi, name: self.name.clone(), tag, limit, pending: Vec::new(), buffers: PhantomData }
+    }
+
+    /// The operation, which now waits for as long as it takes.
+    pub(super) fn without_deadline(mut self) -> Self {
+        self.limit = Duration::MAX;
+        self
     }
 
     /// Begins to send `bytes`, in pieces that MPI can count.
@@ -107,7 +115,7 @@ impl<'a, 'b, H: Handle> Operation<'a, 'b, H> {
             } else {
                 thread::sleep(PAUSE);
             }
-            if since.elapsed() > self.mpi.settings.limit() {
+            if since.elapsed() > self.limit {
                 self.fail(&self.late());
             }
         }
