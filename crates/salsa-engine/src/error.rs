@@ -1,5 +1,7 @@
 //! Errors of models.
 
+use crate::comm::CommError;
+
 /// Why a model was refused, or a step failed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ModelError {
@@ -35,4 +37,10 @@ pub enum ModelError {
         /// The norm.
         norm: f64,
     },
+    /// These processes cannot train one model together.
+    #[error("{0}")]
+    Shared(String),
+    /// The processes of the run cannot go on together.
+    #[error(transparent)]
+    Comm(#[from] CommError),
 }

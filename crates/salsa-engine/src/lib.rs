@@ -57,7 +57,7 @@ pub use batch::{Batch, Output, OutputGradient, Query};
 pub use error::ModelError;
 pub use lora::{LoraSpec, Target};
 pub use model::{
-    AdamW, Base, Decoding, Event, Finish, OptimizerState, Prompt, Recompute, Response, Sampling, Tape, Ticket,
+    AdamW, Base, Decoding, Event, Finish, Moment, OptimizerState, Prompt, Recompute, Response, Sampling, Tape, Ticket,
     TrainableTransformer, Transformer, geometric_logprobs,
 };
 pub use pool::{cores_of_machine, requested_threads, share_cores, threads, with_threads};

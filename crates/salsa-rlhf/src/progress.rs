@@ -52,6 +52,11 @@ impl Progress {
         Progress { title: title.to_owned(), unit: unit.to_owned(), total, view: View::Bar(bar) }
     }
 
+    /// The progress of a task that another process shows.
+    pub(crate) fn silent(title: &str, total: u64, unit: &str) -> Progress {
+        Progress::lines(title, total, unit, Box::new(std::io::sink()))
+    }
+
     fn lines(title: &str, total: u64, unit: &str, out: Box<dyn Write + Send>) -> Progress {
         let now = Instant::now();
         let lines = Lines { out, since: now, first: None, position: 0, printed: now, message: String::new() };

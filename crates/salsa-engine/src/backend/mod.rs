@@ -205,6 +205,11 @@ pub trait Backend: Send + Sync + 'static {
     fn flat_zeros(&self, len: usize) -> Self::Flat;
     /// Returns the numbers of flat memory.
     fn numbers<'a>(&self, flat: &'a Self::Flat) -> Cow<'a, [f32]>;
+    /// Flat memory that the CPU can read and write; `None` if it is elsewhere.
+    fn host<'a>(&self, flat: &'a mut Self::Flat) -> Option<&'a mut [f32]> {
+        let _ = flat;
+        None
+    }
     /// Fills flat memory with zeros.
     fn clear(&self, flat: &mut Self::Flat);
     /// Copies a range of flat memory to an array.

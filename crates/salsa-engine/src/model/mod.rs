@@ -5,6 +5,7 @@ mod backward;
 mod base;
 mod decode;
 mod forward;
+mod parallel;
 mod rank;
 mod shared;
 mod trainable;
@@ -12,7 +13,7 @@ mod trainable;
 pub use base::Base;
 pub use decode::{Decoding, Event, Finish, Prompt, Response, Sampling, Ticket};
 pub use forward::Tape;
-pub use trainable::{AdamW, OptimizerState, Recompute, TrainableTransformer};
+pub use trainable::{AdamW, Moment, OptimizerState, Recompute, TrainableTransformer};
 
 use crate::backend::Backend;
 use crate::backend::planned::Planned;

@@ -3,10 +3,13 @@
 use super::backward::Sink;
 use super::base::{Fresh, check};
 use super::forward::Tape;
+use super::parallel::{Parallel, host};
 use super::{Base, Transformer};
+use crate::backend::cpu::adamw;
 use crate::backend::planned::Planned;
 use crate::backend::{AdamWStep, Backend, Decay, Moments};
 use crate::batch::{Batch, Output, OutputGradient, Query};
+use crate::comm::{Comm, Solo};
 use crate::error::ModelError;
 use crate::lora::LoraSpec;
 use crate::spec::{Head, ModelSpec, TensorView};
@@ -69,12 +72,21 @@ impl Default for AdamW {
     }
 }
 
-/// The state of AdamW.
+/// One of the moments of AdamW.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The mean of gradients.
+    First,
+    /// The mean of squared gradients.
+    Second,
+}
+
+/// The state of AdamW; see [`TrainableTransformer::each_moment`] for that of several processes.
 #[derive(Clone, Debug)]
 pub struct OptimizerState<'a> {
     /// Steps taken.
     pub step: u64,
-    /// First moments, in the order of the weights.
+    /// First moments, in the order of the weights: those that this process keeps.
     pub m: Cow<'a, [f32]>,
     /// Second moments.
     pub v: Cow<'a, [f32]>,
@@ -90,6 +102,10 @@ pub struct TrainableTransformer<B: Backend> {
     v: B::Flat,
     step: u64,
     recompute: Recompute,
+    /// The units of a step; `None`: one, on this process.
+    parallel: Option<Parallel<B::Flat>>,
+    /// The norm of the whole gradient, once it is complete.
+    norm: Option<f64>,
 }
 
 /// What is trained.
@@ -148,7 +164,64 @@ impl<B: Backend> TrainableTransformer<B> {
         let (backend, len) = (&model.base.backend, weights.len());
         let [gradients, m, v] = [(); 3].map(|()| backend.flat_zeros(len));
         let weights = backend.flat(weights);
-        TrainableTransformer { gradients, m, v, model, trained, weights, step: 0, recompute }
+        TrainableTransformer {
+            gradients,
+            m,
+            v,
+            model,
+            trained,
+            weights,
+            step: 0,
+            recompute,
+            parallel: None,
+            norm: None,
+        }
+    }
+
+    /// Trains this model together with the other processes of `comm`, which have made the same one. Before the first
+    /// step, or before [`TrainableTransformer::restore`].
+    ///
+    /// A step then has `units` units, of which each process computes its own: backward passes, and
+    /// [`TrainableTransformer::finish_unit`] after the last one of each unit. Weights, moments and norm have the same
+    /// bits on any number of processes, which [`TrainableTransformer::adamw_step`] keeps in step.
+    ///
+    /// # Errors
+    ///
+    /// If `units` is no power of two or no multiple of the number of processes, or the model is on a GPU.
+    ///
+    /// # Panics
+    ///
+    /// After the first step.
+    pub fn share(&mut self, comm: Arc<dyn Comm>, units: usize) -> Result<(), ModelError> {
+        assert_eq!(self.step, 0, "a model is shared before its first step");
+        if units == 1 && comm.size() == 1 {
+            return Ok(());
+        }
+        let backend = &self.model.base.backend;
+        let Some(weights) = backend.host(&mut self.weights) else {
+            return Err(ModelError::Shared(
+                "several processes, and gradient_units above 1, train on the CPU alone; say device: cpu".into(),
+            ));
+        };
+        let parallel = Parallel::new(comm, units, weights.len())?;
+        [self.m, self.v] = [(); 2].map(|()| backend.flat_zeros(parallel.own().len()));
+        self.parallel = Some(parallel);
+        Ok(())
+    }
+
+    /// The number of gradient units of a step.
+    pub fn units(&self) -> usize {
+        self.parallel.as_ref().map_or(1, Parallel::units)
+    }
+
+    /// Those that this process computes.
+    pub fn own_units(&self) -> Range<usize> {
+        self.parallel.as_ref().map_or(0..1, Parallel::own_units)
+    }
+
+    /// The processes that train this model.
+    pub fn comm(&self) -> &dyn Comm {
+        self.parallel.as_ref().map_or(&Solo, Parallel::comm)
     }
 
     /// The flat master weights of the trained parameters: in the layout of [`ModelSpec::tensors`], or for an adapter of
@@ -185,9 +258,17 @@ impl<B: Backend> TrainableTransformer<B> {
             Trained::Adapter => Sink::Adapter { gradients: &mut self.gradients },
         };
         self.model.backward_into(tape, gradient, &mut sink);
+        self.norm = None;
     }
 
-    /// The accumulated gradient.
+    /// Ends a unit of the step: the next backward pass begins another one. Without effect unless the model is shared.
+    pub fn finish_unit(&mut self) {
+        if let Some(parallel) = &mut self.parallel {
+            parallel.finish(&self.model.base.backend, &mut self.gradients);
+        }
+    }
+
+    /// The accumulated gradient: of a shared model, that of the current unit.
     pub fn gradients(&self) -> Cow<'_, [f32]> {
         self.model.base.backend.numbers(&self.gradients)
     }
@@ -195,28 +276,95 @@ impl<B: Backend> TrainableTransformer<B> {
     /// Zeroes the accumulated gradient.
     pub fn zero_gradients(&mut self) {
         self.model.base.backend.clear(&mut self.gradients);
+        self.parallel.iter_mut().for_each(Parallel::forget);
+        self.norm = None;
     }
 
-    /// The Euclidean norm of the accumulated gradient.
-    pub fn gradient_norm(&self) -> f64 {
-        self.model.base.backend.sum_of_squares(&self.gradients).sqrt()
-    }
-
-    /// Clips, takes one AdamW step, and zeroes the gradient. Returns the norm before clipping.
+    /// The Euclidean norm of the accumulated gradient: of a shared model, that of all units of the step, which all
+    /// processes ask for.
     ///
     /// # Errors
     ///
-    /// If the norm is not finite; nothing is changed then.
+    /// If the processes cannot exchange bytes.
+    ///
+    /// # Panics
+    ///
+    /// If a unit of this process is not finished.
+    pub fn gradient_norm(&mut self) -> Result<f64, ModelError> {
+        let (backend, gradients) = (&self.model.base.backend, &mut self.gradients);
+        let norm = match (self.norm, &mut self.parallel) {
+            (Some(norm), _) => norm,
+            (None, None) => backend.sum_of_squares(gradients).sqrt(),
+            (None, Some(parallel)) => parallel.reduce(host(backend, gradients))?,
+        };
+        self.norm = Some(norm);
+        Ok(norm)
+    }
+
+    /// Clips, takes one AdamW step, and zeroes the gradient. Returns the norm before clipping. All processes of a
+    /// shared model take it together.
+    ///
+    /// # Errors
+    ///
+    /// If the norm is not finite, nothing is changed then; or if the processes cannot exchange bytes.
     pub fn adamw_step(&mut self, adamw: &AdamW, learning_rate: f64) -> Result<f64, ModelError> {
-        let norm = self.gradient_norm();
+        let norm = self.gradient_norm()?;
         if !norm.is_finite() {
             return Err(ModelError::NonFiniteGradient { norm });
         }
         self.step += 1;
         let step = adamw.at(self.step, learning_rate, adamw.gradient_scale(norm));
-        self.update(0..usize::MAX, &step);
+        match self.parallel.take() {
+            None => self.update(0..usize::MAX, &step),
+            Some(parallel) => {
+                self.update_slice(parallel.own(), &step);
+                let parallel = self.parallel.insert(parallel);
+                parallel.gather(host(&self.model.base.backend, &mut self.weights))?;
+                self.zero_gradients();
+            }
+        }
+        self.norm = None;
         self.refresh();
         Ok(norm)
+    }
+
+    /// As [`Self::update`], where the moments are those of the range `slice` alone.
+    fn update_slice(&mut self, slice: Range<usize>, step: &AdamWStep) {
+        let runs = runs(self.tensors());
+        let TrainableTransformer { weights, gradients, m, v, model, .. } = self;
+        let backend = &model.base.backend;
+        let [weights, gradients, m, v] = [weights, gradients, m, v].map(|flat| host(backend, flat));
+        for (range, decay) in runs {
+            let range = range.start.max(slice.start)..range.end.min(slice.end);
+            if range.start < range.end {
+                let own = range.start - slice.start..range.end - slice.start;
+                let [weights, gradients] = [&mut *weights, &mut *gradients].map(|flat| &mut flat[range.clone()]);
+                let [m, v] = [&mut *m, &mut *v].map(|flat| &mut flat[own.clone()]);
+                adamw::update(weights, gradients, m, v, decay, step);
+            }
+        }
+    }
+
+    /// Calls `each` with a moment of all weights in order, piece by piece, on the first process; all processes of a
+    /// shared model call this together.
+    ///
+    /// # Errors
+    ///
+    /// If `each` fails, or the processes cannot exchange bytes.
+    pub fn each_moment<E: From<ModelError>>(
+        &self,
+        moment: Moment,
+        mut each: impl FnMut(&[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let own = match moment {
+            Moment::First => &self.m,
+            Moment::Second => &self.v,
+        };
+        let own = self.model.base.backend.numbers(own);
+        match &self.parallel {
+            None => each(&own),
+            Some(parallel) => parallel.to_first(&own, each),
+        }
     }
 
     /// Moves the weights of one range of the flat buffers and zeroes their gradient. Every weight is updated from its
@@ -232,13 +380,18 @@ impl<B: Backend> TrainableTransformer<B> {
         }
     }
 
-    /// The state of AdamW, for checkpoints.
+    /// Steps taken.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// The state of AdamW.
     pub fn optimizer_state(&self) -> OptimizerState<'_> {
         let numbers = |flat| self.model.base.backend.numbers(flat);
         OptimizerState { step: self.step, m: numbers(&self.m), v: numbers(&self.v) }
     }
 
-    /// Restores weights and optimizer state from a checkpoint.
+    /// Restores weights and optimizer state from a checkpoint: those of the whole model.
     ///
     /// # Errors
     ///
@@ -250,6 +403,11 @@ impl<B: Backend> TrainableTransformer<B> {
                 return Err(ModelError::WeightCount { expected: weights.len(), found: buffer.len() });
             }
         }
+        let kept = |all: Vec<f32>| match &self.parallel {
+            Some(parallel) => all[parallel.own()].to_vec(),
+            None => all,
+        };
+        let (m, v) = (kept(m), kept(v));
         let flat = |numbers| self.model.base.backend.flat(numbers);
         (self.weights, self.step, self.m, self.v) = (flat(weights), step, flat(m), flat(v));
         self.refresh();

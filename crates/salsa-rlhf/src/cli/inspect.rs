@@ -24,6 +24,7 @@ mod render;
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  salsa inspect runs/quickstart/salsa\n  \
     salsa inspect preferences.jsonl --model runs/quickstart/salsa\n  \
+    salsa inspect runs/quickstart/salsa --ranks 8\n  \
     salsa inspect --render chats.jsonl --model runs/quickstart/salsa --json")]
 pub(super) struct Arguments {
     /// A Hugging Face model directory, a data file or a folder of data files; or an id of the hub, for a data set with
@@ -52,6 +53,9 @@ pub(super) struct Arguments {
     /// Render and tokenise every line of a file of {"messages": […], "add_generation_prompt": false}.
     #[arg(long, value_name = "FILE", requires = "model", conflicts_with = "path")]
     render: Option<PathBuf>,
+    /// Processes that train a checkpoint together, a power of two: the memory that each of them needs.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = ranks)]
+    ranks: usize,
     /// Print one JSON object per line instead of text (with --render).
     #[arg(long, requires = "render")]
     json: bool,
@@ -67,7 +71,7 @@ pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let Some(path) = &arguments.path else { return Err(Usage("say what to inspect: a PATH".to_owned()).into()) };
     let path = local(path)?;
     match What::of(&path)? {
-        What::Checkpoint => checkpoint::print(&path),
+        What::Checkpoint => checkpoint::print(&path, arguments.ranks),
         What::Dataset => dataset::print(&path, model.as_deref(), arguments),
     }
 }
@@ -81,6 +85,11 @@ impl Arguments {
         };
         Ok(Encoder::from_dir(model, self.chat_template.as_deref())?.with_chat(&chat))
     }
+}
+
+fn ranks(number: &str) -> Result<usize, String> {
+    let ranks = number.parse().ok().filter(|ranks: &usize| ranks.is_power_of_two() && *ranks <= 1 << 12);
+    ranks.ok_or_else(|| "say a power of two, at most 4096".to_owned())
 }
 
 fn text_prompts(name: &str) -> Result<TextPrompts, String> {

@@ -38,6 +38,8 @@ struct StageCheck<'a> {
     recipe: &'a Recipe,
     step: &'a Step,
     selected: &'a Selected,
+    /// Its processes are those of the run.
+    context: &'a StageContext,
     facts: Vec<String>,
     faults: ErrorList,
     /// Whether everything it reads could be opened.
@@ -58,9 +60,15 @@ impl Recipe {
     /// Opens all inputs of every selected stage. Reads no weights, writes only outlines of models in the system's
     /// folder for temporary files, and does not use the network.
     pub fn check(&self, selected: &Selected) -> Checked {
+        self.check_together(selected, &StageContext::rehearsal())
+    }
+
+    /// [`Recipe::check`] of a run by the processes of a context ([`StageContext::with_ranks`]): the memory is what each
+    /// of them needs. All of them call this.
+    pub fn check_together(&self, selected: &Selected, context: &StageContext) -> Checked {
         let (mut checked, mut outlines) = (Checked::default(), Outlines::new(self, selected));
         for step in selected.run.iter().map(|&i| &self.steps[i]) {
-            let (block, faults) = StageCheck::at(self, step, selected, &mut outlines);
+            let (block, faults) = StageCheck::at(self, step, selected, context, &mut outlines);
             checked.stages.push(block);
             checked.faults.extend(faults, |fault| fault.context(format!("stages.{}", step.name)));
         }
@@ -73,10 +81,18 @@ impl<'a> StageCheck<'a> {
         recipe: &'a Recipe,
         step: &'a Step,
         selected: &'a Selected,
+        context: &'a StageContext,
         outlines: &mut Outlines<'_>,
     ) -> (String, ErrorList) {
-        let mut check =
-            StageCheck { recipe, step, selected, facts: Vec::new(), faults: ErrorList::default(), whole: true };
+        let mut check = StageCheck {
+            recipe,
+            step,
+            selected,
+            context,
+            facts: Vec::new(),
+            faults: ErrorList::default(),
+            whole: true,
+        };
         let models = check.models();
         check.data(&models);
         check.compare_with_earlier();
@@ -157,10 +173,14 @@ impl<'a> StageCheck<'a> {
         if self.faults.take((planned.check_inputs)().map_err(fault)).is_none() || !planned.plans_memory {
             return;
         }
-        let context = StageContext::rehearsal();
+        let ranks = &self.context.ranks;
+        let context = StageContext::rehearsal().with_ranks(ranks.clone());
         if let Err(error) = (planned.work)(&context) {
             self.facts.extend(context.left_out().iter().map(|line| outlines.in_words(line)));
             match error.downcast_ref::<PlanOnly>() {
+                Some(PlanOnly(need)) if ranks.size() > 1 => {
+                    self.facts.push(format!("memory of each of {} processes {need}", ranks.size()));
+                }
                 Some(PlanOnly(need)) => self.facts.push(format!("memory {need}")),
                 None => self.faults.add(fault(error)),
             }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{Recipe, Selected, Step, aside};
 use crate::{
     atomic,
-    stage::{Outcome, StageContext, lifecycle::inputs::Input, run_stage},
+    stage::{Outcome, StageContext, lifecycle::inputs::Input, ranks, run_stage},
 };
 
 impl Recipe {
@@ -29,19 +29,12 @@ impl Recipe {
     /// Before anything is written, every stage whose directory holds the results of another configuration. Then the
     /// first error of a stage, with the stage's name; finished stages stay done.
     pub fn run_selected(&self, selected: &Selected, context: &StageContext) -> anyhow::Result<Vec<Outcome>> {
-        let moves = self.moves(selected)?;
-        self.check_standing(&Selected { run: selected.run.clone(), anew: moves.anew.clone() })?;
-        let (resolved, as_run) =
-            (serde_json::to_string_pretty(&self.resolved()?).context("JSON")? + "\n", self.as_run()?);
-        fs::create_dir_all(&self.out).with_context(|| format!("cannot make {}", self.out.display()))?;
-        moves.carry_out(context)?;
-        atomic::write(&self.out.join("recipe.yaml"), as_run.as_bytes())?;
-        atomic::write(&self.out.join("resolved.json"), resolved.as_bytes())?;
+        ranks::from_first(&*context.ranks, || self.begin(selected, context))?;
         let steps: Vec<&Step> = selected.run.iter().map(|&i| &self.steps[i]).collect();
         let width = steps.iter().map(|step| step.name.chars().count()).max().unwrap_or(0);
         let mut outcomes = Vec::new();
         for (i, step) in steps.iter().enumerate() {
-            if context.interrupted() {
+            if context.any_interrupted()? {
                 bail!("interrupted before stage {}; the same command goes on from there", step.name);
             }
             context.say(&format!("[{}/{}] {} ({})", i + 1, steps.len(), step.name, step.kind.name));
@@ -55,9 +48,23 @@ impl Recipe {
             context.say(&format!("{:width$}  {}", step.name, line(&outcome)));
             outcomes.push(outcome);
         }
-        super::report::write(&self.out)?;
-        aside::finish(&self.out)?;
+        ranks::from_first(&*context.ranks, || {
+            super::report::write(&self.out)?;
+            aside::finish(&self.out)
+        })?;
         Ok(outcomes)
+    }
+
+    /// Checks what stands in the directory of the recipe, and writes there what is run.
+    fn begin(&self, selected: &Selected, context: &StageContext) -> anyhow::Result<()> {
+        let moves = self.moves(selected)?;
+        self.check_standing(&Selected { run: selected.run.clone(), anew: moves.anew.clone() })?;
+        let (resolved, as_run) =
+            (serde_json::to_string_pretty(&self.resolved()?).context("JSON")? + "\n", self.as_run()?);
+        fs::create_dir_all(&self.out).with_context(|| format!("cannot make {}", self.out.display()))?;
+        moves.carry_out(context)?;
+        atomic::write(&self.out.join("recipe.yaml"), as_run.as_bytes())?;
+        atomic::write(&self.out.join("resolved.json"), resolved.as_bytes())
     }
 
     /// All values of the recipe, and its inputs from outside.

@@ -4,7 +4,7 @@ use std::{
     rc::Rc,
 };
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -312,6 +312,12 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
             let computes = stage.computes();
             let (device, dtype) = computes.unwrap_or((DeviceChoice::Cpu, ComputeType::Float32));
             let opened = device.open(dtype)?;
+            let processes = context.ranks.size();
+            ensure!(
+                processes == 1 || opened.device.cuda().is_none(),
+                "{processes} processes run a stage together on the CPU alone; say device: cpu, or {}=cpu",
+                device::VARIABLE
+            );
             if computes.is_some() {
                 context.say(&opened.line);
             }

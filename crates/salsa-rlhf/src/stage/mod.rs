@@ -68,6 +68,7 @@
 use std::{
     collections::BTreeSet,
     io::Write,
+    path::Path,
     process,
     sync::{
         Arc, Mutex, PoisonError,
@@ -76,7 +77,10 @@ use std::{
 };
 
 use anyhow::Context;
-use salsa_engine::Device;
+use salsa_engine::{
+    Device,
+    comm::{Comm, CommError, Solo},
+};
 
 mod arithmetic;
 pub(crate) mod device;
@@ -92,6 +96,7 @@ mod lines;
 pub(crate) mod memory;
 pub(crate) mod models;
 pub(crate) mod optimizer;
+pub(crate) mod ranks;
 pub(crate) mod reads;
 mod rewards;
 pub(crate) mod rl;
@@ -123,8 +128,10 @@ pub use supervised::{
 };
 pub use table::STAGES;
 
-/// Execution context of a stage: verbosity, device, interruption.
-#[derive(Clone, Debug, Default)]
+use crate::{metrics::MetricsWriter, progress::Progress};
+
+/// Execution context of a stage: verbosity, device, processes, interruption.
+#[derive(Clone, Debug)]
 pub struct StageContext {
     /// Verbosity on stderr.
     pub verbosity: Verbosity,
@@ -132,6 +139,8 @@ pub struct StageContext {
     pub until: Until,
     /// Where models are stored and computed; the CPU in f32 until the stage opens the device of its `device` key.
     pub device: Device,
+    /// The processes that run the stage together; one by default. See [`StageContext::with_ranks`].
+    pub ranks: Arc<dyn Comm>,
     interrupted: Arc<AtomicBool>,
     said: Arc<Mutex<BTreeSet<String>>>,
     left_out: Arc<Mutex<Vec<String>>>,
@@ -155,6 +164,20 @@ pub enum Verbosity {
     Normal,
     /// Errors only.
     Quiet,
+}
+
+impl Default for StageContext {
+    fn default() -> StageContext {
+        StageContext {
+            verbosity: Verbosity::default(),
+            until: Until::default(),
+            device: Device::default(),
+            ranks: Arc::new(Solo),
+            interrupted: Arc::default(),
+            said: Arc::default(),
+            left_out: Arc::default(),
+        }
+    }
 }
 
 impl StageContext {
@@ -181,6 +204,43 @@ impl StageContext {
     /// A copy of this context that shares its state, on another device.
     pub fn on(&self, device: Device) -> StageContext {
         StageContext { device, ..self.clone() }
+    }
+
+    /// A copy of this context for a stage that several processes run together. Each of them runs it with the same
+    /// configuration on a shared file system; the first alone writes and prints.
+    ///
+    /// A stage that returns an error on one process has not told the others, who may wait for it: end them by
+    /// [`Comm::abort`], unless the error is [`Interrupted`], which all of them return.
+    pub fn with_ranks(&self, ranks: Arc<dyn Comm>) -> StageContext {
+        let verbosity = if ranks.is_first() { self.verbosity } else { Verbosity::Quiet };
+        StageContext { verbosity, ranks, ..self.clone() }
+    }
+
+    /// Whether this process writes and prints what all have computed.
+    pub fn is_first(&self) -> bool {
+        self.ranks.is_first()
+    }
+
+    /// Whether an interruption was requested of any process; all of them ask at the same place.
+    ///
+    /// # Errors
+    /// If the processes cannot exchange bytes.
+    pub(crate) fn any_interrupted(&self) -> Result<bool, CommError> {
+        ranks::any(&*self.ranks, self.interrupted())
+    }
+
+    /// The metrics in `dir` of a run that has `done` steps; `None` on all processes but the first.
+    pub(crate) fn metrics(&self, dir: &Path, done: u64) -> anyhow::Result<Option<MetricsWriter>> {
+        Ok(match (self.is_first(), done) {
+            (false, _) => None,
+            (true, 0) => Some(MetricsWriter::create(dir)?),
+            (true, done) => Some(MetricsWriter::resume(dir, done)?),
+        })
+    }
+
+    /// The progress of a task, shown by the first process.
+    pub(crate) fn progress(&self, title: &str, total: u64, unit: &str) -> Progress {
+        if self.is_first() { Progress::new(title, total, unit) } else { Progress::silent(title, total, unit) }
     }
 
     /// A context that prints nothing and handles no signals.

@@ -1,6 +1,13 @@
 //! Responses of the policy, concatenated: the data of one PPO update.
+use std::sync::Arc;
+
 use salsa_algo::reward::Ending;
-use salsa_engine::{Batch, Finish, Model, Output, Query, Response};
+use salsa_engine::{
+    Batch, Finish, Model, Output, Query, Response,
+    comm::{Comm, CommError, Solo},
+};
+
+use super::ranks;
 
 /// The responses of one update. Per-token numbers are concatenated, response after response.
 #[derive(Clone, Debug)]
@@ -15,6 +22,8 @@ pub(crate) struct Rollouts {
     pub logprobs: Vec<f64>,
     /// The sampling temperature, used for every log-prob.
     pub temperature: f32,
+    /// The processes that have the same responses: forward passes are dealt to them.
+    ranks: Arc<dyn Comm>,
 }
 
 /// Tokens per forward pass over frozen models; affects speed and memory only.
@@ -29,6 +38,7 @@ impl Rollouts {
             endings: Vec::with_capacity(prompts.len()),
             logprobs: Vec::new(),
             temperature,
+            ranks: Arc::new(Solo),
         };
         for (prompt, response) in prompts.iter().zip(responses) {
             rollouts.sequences.push([prompt, &response.tokens[..]].concat());
@@ -36,6 +46,11 @@ impl Rollouts {
             rollouts.logprobs.extend(response.logprobs.iter().map(|&logprob| f64::from(logprob)));
         }
         rollouts
+    }
+
+    /// The same responses, known to all of these processes.
+    pub(crate) fn on(self, ranks: &Arc<dyn Comm>) -> Rollouts {
+        Rollouts { ranks: ranks.clone(), ..self }
     }
 
     /// The responses with these indices, in their order.
@@ -47,6 +62,7 @@ impl Rollouts {
             endings: indices.iter().map(|&i| self.endings[i]).collect(),
             logprobs: indices.iter().flat_map(|&i| logprobs[i]).copied().collect(),
             temperature: self.temperature,
+            ranks: self.ranks.clone(),
         }
     }
 
@@ -75,36 +91,55 @@ impl Rollouts {
 
     /// Replaces the log-probs of sampling by those of training where decoding is not bitwise equal to training, as in
     /// TRL, so that the ratio of new to old is 1 before the first optimizer step.
-    pub(crate) fn with_training_logprobs(mut self, policy: &Model) -> Rollouts {
+    ///
+    /// # Errors
+    /// As [`Rollouts::logprobs_of`].
+    pub(crate) fn with_training_logprobs(mut self, policy: &Model) -> Result<Rollouts, CommError> {
         if !policy.backend().decodes_as_trained() {
-            self.recompute_logprobs(policy);
+            self.recompute_logprobs(policy)?;
         }
-        self
+        Ok(self)
     }
 
     /// Replaces the log-probs of sampling by those of a forward pass.
-    pub(super) fn recompute_logprobs(&mut self, policy: &Model) {
-        self.logprobs = self.logprobs_of(policy);
+    ///
+    /// # Errors
+    /// As [`Rollouts::logprobs_of`].
+    pub(super) fn recompute_logprobs(&mut self, policy: &Model) -> Result<(), CommError> {
+        self.logprobs = self.logprobs_of(policy)?;
+        Ok(())
     }
 
     /// Log-probs of all response tokens under a model.
-    pub(crate) fn logprobs_of(&self, model: &Model) -> Vec<f64> {
+    ///
+    /// # Errors
+    /// If the processes cannot exchange bytes.
+    pub(crate) fn logprobs_of(&self, model: &Model) -> Result<Vec<f64>, CommError> {
         self.logprobs_by(|batch, query| model.forward(batch, query))
     }
 
     /// Log-probs of all response tokens from the given forward pass.
-    pub(crate) fn logprobs_by(&self, forward: impl Fn(&Batch, &Query) -> Output) -> Vec<f64> {
+    ///
+    /// # Errors
+    /// If the processes cannot exchange bytes.
+    pub(crate) fn logprobs_by(&self, forward: impl Fn(&Batch, &Query) -> Output) -> Result<Vec<f64>, CommError> {
         self.passes(|index, rows, query| self.query_logprobs(index, rows, query), |output| output.logprobs, forward)
     }
 
     /// The values of all slots: `slots[i]` for response i, the first one at the last prompt token.
-    pub(crate) fn values_of(&self, model: &Model, slots: &[usize]) -> Vec<f64> {
+    ///
+    /// # Errors
+    /// If the processes cannot exchange bytes.
+    pub(crate) fn values_of(&self, model: &Model, slots: &[usize]) -> Result<Vec<f64>, CommError> {
         let ask = |index: usize, rows, query: &mut Query| self.query_values(index, slots[index], rows, query);
         self.passes(ask, |output| output.values, |batch, query| model.forward(batch, query))
     }
 
     /// The scalar head's output at the last token of each: the score of a reward model.
-    pub(crate) fn last_values_of(&self, model: &Model) -> Vec<f64> {
+    ///
+    /// # Errors
+    /// If the processes cannot exchange bytes.
+    pub(crate) fn last_values_of(&self, model: &Model) -> Result<Vec<f64>, CommError> {
         let ask = |_, rows: std::ops::Range<usize>, query: &mut Query| query.value_rows.push(rows.end as u32 - 1);
         self.passes(ask, |output| output.values, |batch, query| model.forward(batch, query))
     }
@@ -120,25 +155,29 @@ impl Rollouts {
         query.value_rows.extend((first..first + slots).map(|row| row as u32));
     }
 
-    /// Runs all sequences through `forward` in passes of bounded size and collects one kind of output.
+    /// Runs all sequences through `forward` in passes of bounded size and collects one kind of output. Each process runs
+    /// those of its part, with about as many tokens as the others.
     fn passes(
         &self,
         ask: impl Fn(usize, std::ops::Range<usize>, &mut Query),
         pick: impl Fn(Output) -> Vec<f32>,
         forward: impl Fn(&Batch, &Query) -> Output,
-    ) -> Vec<f64> {
+    ) -> Result<Vec<f64>, CommError> {
+        let lengths: Vec<usize> = self.sequences.iter().map(Vec::len).collect();
+        let own = ranks::parts_by_length(&lengths, self.ranks.size())[self.ranks.rank()].clone();
         let mut collected = Vec::new();
-        let mut next = 0;
-        while next < self.len() {
-            let (mut batch, mut query) = (Batch::new(), Query { temperature: self.temperature, ..Query::default() });
-            while next < self.len() && (batch.rows() == 0 || batch.rows() + self.sequences[next].len() <= PASS) {
+        let mut next = own.start;
+        while next < own.end {
+            let mut batch = Batch::sharing_prefixes();
+            let mut query = Query { temperature: self.temperature, ..Query::default() };
+            while next < own.end && (batch.rows() == 0 || batch.rows() + self.sequences[next].len() <= PASS) {
                 let rows = batch.push(&self.sequences[next]);
                 ask(next, rows, &mut query);
                 next += 1;
             }
             collected.extend(pick(forward(&batch, &query)).into_iter().map(f64::from));
         }
-        collected
+        ranks::concat(&*self.ranks, collected)
     }
 }
 

@@ -32,6 +32,8 @@ use super::{
 };
 use crate::checkpoint::Checkpoint;
 
+mod together;
+
 fn arguments(max_steps: i64) -> TrainingArguments {
     TrainingArguments {
         max_steps,

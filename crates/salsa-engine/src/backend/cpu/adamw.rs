@@ -5,12 +5,22 @@ use crate::backend::{AdamWStep, Decay};
 use crate::pool;
 
 /// Numbers per task; partial sums are added in the order of these blocks.
-const BLOCK: usize = 1 << 14;
+pub(crate) const BLOCK: usize = 1 << 14;
 
 pub(super) fn sum_of_squares(x: &[f32]) -> f64 {
+    sums_of_squares(x).iter().sum()
+}
+
+/// The sum of each block.
+pub(crate) fn sums_of_squares(x: &[f32]) -> Vec<f64> {
     let block = |i: usize| block_sum_of_squares(&x[i * BLOCK..x.len().min((i + 1) * BLOCK)]);
-    let partial = pool::map(x.len().div_ceil(BLOCK), block);
-    partial.iter().sum()
+    pool::map(x.len().div_ceil(BLOCK), block)
+}
+
+/// `sum += other`.
+pub(crate) fn add(sum: &mut [f32], other: &[f32]) {
+    let blocks = sum.chunks_mut(BLOCK).zip(other.chunks(BLOCK));
+    pool::each(blocks, |_, (sum, other)| sum.iter_mut().zip(other).for_each(|(sum, other)| *sum += other));
 }
 
 multiversion! {
@@ -27,7 +37,8 @@ multiversion! {
     }
 }
 
-pub(super) fn update(
+/// One AdamW step on these weights. Zeroes their gradient.
+pub(crate) fn update(
     weights: &mut [f32],
     gradients: &mut [f32],
     m: &mut [f32],

@@ -1,6 +1,6 @@
 //! The CPU backend: all cores, the fastest available instruction set, products in f32 or bfloat16.
 
-mod adamw;
+pub(crate) mod adamw;
 mod attention;
 mod buffer;
 mod cache;
@@ -84,6 +84,10 @@ impl Backend for Cpu {
 
     fn numbers<'a>(&self, flat: &'a Vec<f32>) -> Cow<'a, [f32]> {
         Cow::Borrowed(flat)
+    }
+
+    fn host<'a>(&self, flat: &'a mut Vec<f32>) -> Option<&'a mut [f32]> {
+        Some(flat)
     }
 
     fn clear(&self, flat: &mut Vec<f32>) {

@@ -48,6 +48,13 @@ impl Backend for Device {
         dispatch!(self.numbers(flat))
     }
 
+    fn host<'a>(&self, flat: &'a mut Self::Flat) -> Option<&'a mut [f32]> {
+        match self {
+            Device::Cpu(cpu) => cpu.host(flat.cpu_mut()),
+            Device::Cuda(cuda) => cuda.host(flat.cuda_mut()),
+        }
+    }
+
     fn clear(&self, flat: &mut Self::Flat) {
         dispatch!(self.clear(flat))
     }

@@ -101,8 +101,8 @@ impl Models {
         let rollouts = Rollouts::new(&views, responses, 1.0);
         let sampled = start.elapsed().as_secs_f64();
 
-        let rollouts = rollouts.with_training_logprobs(&self.learner.policy);
-        let reference = rollouts.logprobs_of(&self.reference);
+        let rollouts = rollouts.with_training_logprobs(&self.learner.policy)?;
+        let reference = rollouts.logprobs_of(&self.reference)?;
         let rewards: Vec<f64> = (0..count).map(|i| uniform(1, number as u64, i as u64)).collect();
         let config = &self.config;
         let advantages = advantages(&rewards, work.generations, config.baseline, config.scale_rewards);

@@ -114,13 +114,13 @@ impl Models {
         let rollouts = Rollouts::new(&views, responses, 1.0);
         let sampled = start.elapsed().as_secs_f64();
 
-        let rollouts = rollouts.with_training_logprobs(&self.learner.policy);
-        let scores = rollouts.last_values_of(&self.reward_model);
-        let reference = rollouts.logprobs_of(&self.reference);
+        let rollouts = rollouts.with_training_logprobs(&self.learner.policy)?;
+        let scores = rollouts.last_values_of(&self.reward_model)?;
+        let reference = rollouts.logprobs_of(&self.reference)?;
         let PenaltyArguments { kl_coef, kl_estimator, .. } = self.config.penalty;
         let kls = kls(kl_estimator, &rollouts.logprobs, &reference);
         let critic = self.learner.value_model();
-        let experience = Experience::new(&self.config, kl_coef, rollouts, &scores, &kls, critic);
+        let experience = Experience::new(&self.config, kl_coef, rollouts, &scores, &kls, critic)?;
         let scored = start.elapsed().as_secs_f64();
 
         self.learner.learn(&self.config, &experience, number as u64, RATES)?;

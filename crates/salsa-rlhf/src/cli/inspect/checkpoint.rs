@@ -6,8 +6,8 @@ use salsa_engine::{Activation, Head, LoraSpec, ModelSpec, NormWeight, RopeScalin
 use super::memory;
 use crate::{chat::ChatTemplate, checkpoint::Checkpoint, stage::lifecycle::record::Record, tokenizer::Tokenizer};
 
-/// Prints one fact per line, then the memory of each stage. Reads no weights.
-pub(super) fn print(dir: &Path) -> anyhow::Result<()> {
+/// Prints one fact per line, then the memory of each stage, in each of so many processes. Reads no weights.
+pub(super) fn print(dir: &Path, ranks: usize) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(dir)?;
     let spec = &checkpoint.spec;
     let mut facts = vec![
@@ -33,7 +33,7 @@ pub(super) fn print(dir: &Path) -> anyhow::Result<()> {
         facts.push(("made by", format!("salsa {} {}", record.stage, record.version)));
     }
     let mut text: String = facts.iter().map(|(name, fact)| format!("{name:<14} {fact}\n")).collect();
-    text += &memory::table(spec, checkpoint.embedding_is_bf16());
+    text += &memory::table(spec, checkpoint.embedding_is_bf16(), ranks);
     super::super::print(&text)
 }
 

@@ -3,7 +3,7 @@
 use salsa_engine::{Device, Dtype, Head, LoraSpec, ModelSpec, Recompute};
 
 use crate::stage::memory::{
-    MemorySettings, Need, part,
+    MemorySettings, Need, Sharing, part,
     shape::{self, TRAINED},
     size,
 };
@@ -28,11 +28,13 @@ struct Stage {
 }
 
 /// Returns a table of all stages, for weights from a bfloat16 file or another type, with activations per token of a
-/// pass.
-pub(super) fn table(spec: &ModelSpec, file_is_bf16: bool) -> String {
+/// pass: what each of so many processes needs that train together, in as many gradient units.
+pub(super) fn table(spec: &ModelSpec, file_is_bf16: bool, ranks: usize) -> String {
     let (slots, length) = GENERATED;
+    let sharing = Sharing { processes: ranks, units: ranks };
+    let who = if ranks > 1 { format!(" of each of {ranks} processes, moments sliced") } else { String::new() };
     let mut text = format!(
-        "\nmemory (models, with passes of {TOKENS} tokens and {slots} sequences of {length} generated at once; {TRAINED} B per \
+        "\nmemory{who} (models, with passes of {TOKENS} tokens and {slots} sequences of {length} generated at once; {TRAINED} B per \
          parameter in training, and of all\n  models a packed copy, {} B with dtype f32, {} B with bf16)\n  {:<49} {:>10} {:>10} {:>10} {:>10}\n",
         shape::packed(Dtype::F32),
         shape::packed(Dtype::Bf16),
@@ -43,7 +45,7 @@ pub(super) fn table(spec: &ModelSpec, file_is_bf16: bool) -> String {
         "bf16"
     );
     for stage in stages(spec) {
-        let [f32, bf16] = [Dtype::F32, Dtype::Bf16].map(|dtype| stage.need(dtype, file_is_bf16).total());
+        let [f32, bf16] = [Dtype::F32, Dtype::Bf16].map(|dtype| stage.need(dtype, file_is_bf16, sharing).total());
         let (trained, frozen) = stage.parameters();
         text += &format!(
             "  {:<49} {:>10} {:>10} {:>10} {:>10}\n",
@@ -136,12 +138,13 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
 
 impl Stage {
     /// The need as the stage itself would plan it.
-    fn need(&self, dtype: Dtype, file_is_bf16: bool) -> Need {
+    fn need(&self, dtype: Dtype, file_is_bf16: bool, sharing: Sharing) -> Need {
         let (lora, knobs) = (LoraSpec::default(), MemorySettings { dtype, ..MemorySettings::on(&Device::default()) });
         let mut need = Need::default();
         need.add(part::PROGRAM, Need::PROGRAM);
-        self.trained.iter().for_each(|spec| need.add(part::TRAINED, shape::trained(spec, dtype)));
-        self.adapters.iter().for_each(|spec| need.add(part::TRAINED, shape::trained_adapter(spec, &lora, dtype)));
+        self.trained.iter().for_each(|spec| need.add(part::TRAINED, shape::trained(spec, dtype, sharing)));
+        let adapter = |spec| shape::trained_adapter(spec, &lora, dtype, sharing);
+        self.adapters.iter().for_each(|spec| need.add(part::TRAINED, adapter(spec)));
         self.frozen.iter().for_each(|spec| need.add(part::FROZEN, shape::stored(spec, dtype, file_is_bf16)));
         need.add(part::FROZEN, self.frozen_adapters as u64 * shape::packed(dtype));
         if self.ingredients > 0 {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Context;
-use salsa_engine::Model;
+use salsa_engine::{Model, comm::CommError};
 use serde_json::{Value, json};
 
 use super::{
@@ -12,10 +12,9 @@ use super::{
 };
 use crate::{
     atomic, metrics,
-    progress::Progress,
     report::{
-        Answer, Comparison, Contrast, LandscapePoint, Ordered, Report, Run, Sample, SplitSummary, Summary, Versus,
-        label,
+        Answer, Comparison, Contrast, Estimate, LandscapePoint, Ordered, Report, Run, Sample, SplitSummary, Summary,
+        Versus, label,
     },
     stage::{
         StageContext,
@@ -85,7 +84,8 @@ impl Stage for EvaluateConfig {
     }
 }
 
-/// Evaluates all arms and writes `evaluation.json` (all data of a report) and `answers-ARM-SET.jsonl`.
+/// Evaluates all arms and writes `evaluation.json` (all data of a report) and `answers-ARM-SET.jsonl`. The first process
+/// writes, and returns the results.
 ///
 /// # Errors
 /// If a model or a set cannot be used, or a file cannot be written.
@@ -94,7 +94,7 @@ pub(crate) fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Re
     let (mut bench, sets) = Bench::open(config, context)?;
     let alphas = config.landscape.as_ref().map_or(0, |line| line.alphas.len());
     let steps = (config.arms.len() + alphas) * sets.len();
-    let progress = Progress::new("evaluate", steps as u64, "set");
+    let progress = context.progress("evaluate", steps as u64, "set");
     let mut done = 0;
     let mut advance = |what: &str| {
         done += 1;
@@ -109,8 +109,10 @@ pub(crate) fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Re
         let model = bench.model(source)?;
         for set in &sets {
             let given = bench.exam.answer(&model, set)?;
-            summaries.entry(arm).or_default().push(bench.summarise(&given));
-            write_answers(&config.output_dir, arm, set, &given)?;
+            summaries.entry(arm).or_default().push(bench.summarise(&given)?);
+            if context.is_first() {
+                write_answers(&config.output_dir, arm, set, &given)?;
+            }
             answers.entry(arm).or_default().push(given);
             advance(&format!("{arm} on {}", set.name));
         }
@@ -134,6 +136,9 @@ pub(crate) fn run(config: &EvaluateConfig, context: &StageContext) -> anyhow::Re
         seconds: Ordered::new(),
     };
     progress.finish(&format!("{} arms", config.arms.len()));
+    if !context.is_first() {
+        return Ok(Value::Null);
+    }
     let report = Report {
         title: config.title.to_string(),
         description: config.description.to_string(),
@@ -213,19 +218,20 @@ impl<'a> Bench<'a> {
         source.load(&mut self.bases).with_context(|| format!("model {source}"))
     }
 
-    fn summarise(&self, answers: &Answers) -> SplitSummary {
+    fn summarise(&self, answers: &Answers) -> Result<SplitSummary, CommError> {
         let rollouts = &answers.rollouts;
         let lengths = rollouts.lengths();
         let own = split(&rollouts.logprobs, &lengths);
-        let kl_to = |model: &Model| {
-            let other = rollouts.logprobs_of(model);
+        let kl_to = |model: &Model| -> Result<Estimate, CommError> {
+            let other = rollouts.logprobs_of(model)?;
             let pairs = own.iter().zip(split(&other, &lengths));
-            estimate(&pairs.map(|(own, other)| own.iter().sum::<f64>() - other.iter().sum::<f64>()).collect::<Vec<_>>())
+            let kls = pairs.map(|(own, other)| own.iter().sum::<f64>() - other.iter().sum::<f64>());
+            Ok(estimate(&kls.collect::<Vec<_>>()))
         };
-        let kls = self.anchors.iter().map(|(name, model)| (*name, kl_to(model))).collect();
+        let kls = self.anchors.iter().map(|(name, model)| Ok((*name, kl_to(model)?))).collect::<Result<_, _>>()?;
         let length = estimate(&lengths.iter().map(|&length| length as f64).collect::<Vec<_>>());
         let empty = answers.texts.iter().filter(|text| text.is_empty()).count() as f64 / answers.texts.len() as f64;
-        SplitSummary {
+        Ok(SplitSummary {
             gold_reward: answers.gold.as_deref().map(estimate),
             proxy_score: estimate(&answers.scores),
             versus: Versus { kls, ..Versus::default() },
@@ -233,7 +239,7 @@ impl<'a> Bench<'a> {
             length_ci95: Some(length.ci95),
             empty_rate: empty,
             empty_rate_ci95: Some(statistics::share(empty, answers.texts.len())),
-        }
+        })
     }
 
     /// Gold and proxy reward along the line, for each set.

@@ -1,11 +1,11 @@
 //! Answers of any model to the same questions, with the same random numbers, and their scores.
 use std::{
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::bail;
-use salsa_engine::{Device, Head, Model, ModelSpec, Prompt, Sampling};
+use salsa_engine::{Device, Head, Model, ModelSpec, Prompt, Sampling, comm::Comm};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
         gold::Gold,
         memory::{MemorySettings, Order, Passed, Passes, Responses},
         models::{bases::Bases, reward_model::ScoreScale, roles::Roles},
+        ranks,
         rewards::{Answered, FoundRewards, RewardSource, Rewards},
         rollout::{self, Rollouts},
         text::{
@@ -35,6 +36,7 @@ pub(in crate::stage) struct EvalSetup {
     answering: Answering,
     /// The shape of the evaluated models.
     pub spec: ModelSpec,
+    ranks: Arc<dyn Comm>,
 }
 
 /// Settings and rewards shared by all evaluated models.
@@ -45,6 +47,8 @@ pub(in crate::stage) struct Evaluator {
     answering: Answering,
     /// Vocabulary size that the models must have.
     pub vocab_size: usize,
+    /// The processes that prompts and passes are dealt to.
+    ranks: Arc<dyn Comm>,
 }
 
 /// How answers are generated and scored.
@@ -114,7 +118,7 @@ impl EvalSetup {
         let encoder = Encoder::open(&checkpoint)?.with_chat(chat);
         let rewards = FoundRewards::open(rewards, &checkpoint, context)?;
         let spec = checkpoint.spec.with_head(Head::LanguageModel);
-        Ok(EvalSetup { encoder, rewards, answering, spec })
+        Ok(EvalSetup { encoder, rewards, answering, spec, ranks: context.ranks.clone() })
     }
 
     /// Reads and tokenises prompts, once for all models.
@@ -175,9 +179,9 @@ impl EvalSetup {
     /// # Errors
     /// If a weight cannot be read or is not finite.
     pub(crate) fn load(self, bases: &mut Bases) -> anyhow::Result<Evaluator> {
-        let EvalSetup { encoder, rewards, answering, spec } = self;
+        let EvalSetup { encoder, rewards, answering, spec, ranks } = self;
         let rewards = Mutex::new(rewards.load(ScoreScale::Normalized, bases)?);
-        Ok(Evaluator { encoder, rewards, answering, vocab_size: spec.vocab_size })
+        Ok(Evaluator { encoder, rewards, answering, vocab_size: spec.vocab_size, ranks })
     }
 }
 
@@ -192,10 +196,11 @@ impl Evaluator {
         let prompts: Vec<Prompt> = set.tokens.iter().enumerate().map(prompt).collect();
         let stop_tokens = self.encoder.ends().to_vec();
         let sampling = Sampling { temperature, seed, max_new_tokens, stop_tokens, slots, ..Sampling::default() };
-        let responses = model.generate(&prompts, &sampling, &mut |_| ());
+        let responses = ranks::generate(model, &prompts, &sampling, &*self.ranks, &mut |_| ())?;
         let prompts: Vec<&[u32]> = set.tokens.iter().map(|tokens| &tokens[..]).collect();
         // Greedy decoding reports unscaled log-probs.
         let rollouts = Rollouts::new(&prompts, responses, if temperature > 0.0 { temperature } else { 1.0 });
+        let rollouts = rollouts.on(&self.ranks);
         let text = |i: usize| Ok(self.encoder.decode(rollouts.response(i))?.trim().to_owned());
         let texts = (0..rollouts.len()).map(text).collect::<anyhow::Result<Vec<String>>>()?;
         let scores = self.score(set, &rollouts, &texts)?;

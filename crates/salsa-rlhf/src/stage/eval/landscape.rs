@@ -18,7 +18,6 @@ use crate::{
     atomic,
     config::paths::{ModelPath, NoEffect},
     input,
-    progress::Progress,
     report::{Estimate, GridPoint},
     stage::{
         Interrupted, StageContext,
@@ -26,6 +25,7 @@ use crate::{
         gold::Gold,
         keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_most},
         kind::{Produces, Product, Shown, Stage},
+        ranks,
         reads::{ExampleUse, ModelUse, Reads},
         text::{chat_arguments::ChatArguments, source::DataSource},
     },
@@ -205,31 +205,37 @@ pub(crate) fn run(config: &LandscapeConfig, context: &StageContext) -> anyhow::R
     let mut survey = Survey::open(config, context)?;
     let points = config.points();
     let kept = config.output_dir.join("checkpoints");
-    fs::create_dir_all(&kept).with_context(|| format!("cannot make {}", kept.display()))?;
+    if context.is_first() {
+        fs::create_dir_all(&kept).with_context(|| format!("cannot make {}", kept.display()))?;
+    }
     let total = points.len() as u64;
-    let progress = Progress::new("landscape", total, "points");
+    let progress = context.progress("landscape", total, "points");
     let mut measured: Vec<Measured> = Vec::new();
     for (i, weights) in points.iter().enumerate() {
         let path = kept.join(format!("point-{i}.json"));
-        if let Some(found) = read(&path)? {
+        if let Some(found) = ranks::from_first(&*context.ranks, || read(&path))? {
             measured.push(found);
             progress.start_at(i as u64 + 1);
             continue;
         }
-        if context.interrupted() {
+        if context.any_interrupted()? {
             bail!(Interrupted { step: i as u64, total });
         }
         let point = survey.measure(weights).with_context(|| format!("at the weights {weights:?}"))?;
-        atomic::write(&path, serde_json::to_string(&point).context("point as JSON")?.as_bytes())?;
+        if context.is_first() {
+            atomic::write(&path, serde_json::to_string(&point).context("point as JSON")?.as_bytes())?;
+        }
         progress.message(&format!("{} score {:.3}", place(weights), estimate(&point.scores).mean));
         progress.set(i as u64 + 1);
         measured.push(point);
     }
     progress.finish("");
     let landscape = survey.landscape(&points, &measured);
-    let text = serde_json::to_string_pretty(&landscape).context("landscape as JSON")? + "\n";
-    atomic::write(&config.output_dir.join(LANDSCAPE), text.as_bytes())?;
-    atomic::write(&config.output_dir.join("landscape.html"), landscape.html().as_bytes())?;
+    if context.is_first() {
+        let text = serde_json::to_string_pretty(&landscape).context("landscape as JSON")? + "\n";
+        atomic::write(&config.output_dir.join(LANDSCAPE), text.as_bytes())?;
+        atomic::write(&config.output_dir.join("landscape.html"), landscape.html().as_bytes())?;
+    }
     let best = |pick: fn(&GridPoint) -> Option<Estimate>| {
         let spots = landscape.points.iter().filter_map(|spot| Some((spot, pick(spot)?)));
         let best = spots.max_by(|(_, a), (_, b)| a.mean.total_cmp(&b.mean));

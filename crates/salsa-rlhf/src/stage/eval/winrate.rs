@@ -247,7 +247,7 @@ fn scores(
     judge.check_memory_of_passes("winrate", &[&our_sequences, &their_sequences], budget, context)?;
     let Frozen { model, .. } = judge.load(&context.device)?;
     let scores = |title: &str, rows: &Rows, kept: &[bool], sequences: &[Vec<u32>]| -> anyhow::Result<Scores> {
-        let mut scores = scores_of(title, &model, sequences, budget).into_iter();
+        let mut scores = scores_of(title, &model, sequences, budget, context)?.into_iter();
         let of_row = |(row, kept): (&Row, &bool)| -> anyhow::Result<Option<f64>> {
             let Some(score) = kept.then(|| scores.next()).flatten() else { return Ok(None) };
             rows::check_finite("score", &[score]).with_context(|| rows.place(row))?;

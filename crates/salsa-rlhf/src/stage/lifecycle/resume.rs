@@ -4,23 +4,28 @@
 //! more models) and `state.json` (the step, the fingerprint of the run, further state of the stage, and a digest of all
 //! that). Checkpoints that do not match their digest are ignored; checkpoints with non-finite numbers are never
 //! written.
+//!
+//! Nothing in it depends on the number of processes: the first one writes whole buffers, and gets those parts of the
+//! moments that others keep piece by piece; each process reads all of it and keeps its own part.
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs::{self, File},
+    io::{BufWriter, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use blake3::{Hash, Hasher};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors, View};
-use salsa_engine::Trainable;
+use safetensors::{Dtype, SafeTensors};
+use salsa_engine::{Moment, Trainable, comm::Comm};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::record::is_longer_form;
-use crate::{atomic, config::paths::below, input};
+use crate::{atomic, config::paths::below, input, stage::ranks};
 
 /// The complete state of a stage after `step`, from which it can be resumed without a difference.
 pub(crate) struct Snapshot<'a> {
@@ -28,29 +33,58 @@ pub(crate) struct Snapshot<'a> {
     pub step: u64,
     /// State of the stage besides the models.
     pub state: Value,
-    buffers: Vec<(String, Cow<'a, [f32]>)>,
+    buffers: BTreeMap<String, Source<'a>>,
     optimizer_steps: BTreeMap<String, u64>,
+    gradient_units: usize,
+}
+
+/// Where the numbers of a buffer are.
+enum Source<'a> {
+    /// All of them here.
+    Here(Cow<'a, [f32]>),
+    /// Moments of a model, of which each process may have a part.
+    Moment(&'a Trainable, Moment),
+}
+
+impl Source<'_> {
+    /// The number of all numbers.
+    fn len(&self) -> usize {
+        match self {
+            Source::Here(values) => values.len(),
+            Source::Moment(model, _) => model.tensors().iter().map(|tensor| tensor.range.end).max().unwrap_or(0),
+        }
+    }
+
+    /// Calls `each` on the first process with all numbers in order; all processes call this together.
+    fn each(&self, ranks: &dyn Comm, mut each: impl FnMut(&[f32]) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        match self {
+            Source::Here(values) if ranks.is_first() => each(values),
+            Source::Here(_) => Ok(()),
+            Source::Moment(model, moment) => model.each_moment(*moment, each),
+        }
+    }
 }
 
 impl<'a> Snapshot<'a> {
     /// A snapshot without models.
     pub(crate) fn new(step: u64, state: Value) -> Snapshot<'a> {
-        Snapshot { step, state, buffers: Vec::new(), optimizer_steps: BTreeMap::new() }
+        Snapshot { step, state, buffers: BTreeMap::new(), optimizer_steps: BTreeMap::new(), gradient_units: 1 }
     }
 
     /// Adds a named buffer.
     pub(crate) fn with_buffer(mut self, name: &str, values: impl Into<Cow<'a, [f32]>>) -> Snapshot<'a> {
-        self.buffers.push((name.to_owned(), values.into()));
+        self.buffers.insert(name.to_owned(), Source::Here(values.into()));
         self
     }
 
     /// Adds a model: weights, both moments and the step count of its optimizer.
     pub(crate) fn with_model(mut self, name: &str, model: &'a Trainable) -> Snapshot<'a> {
-        let optimizer = model.optimizer_state();
-        self.optimizer_steps.insert(name.to_owned(), optimizer.step);
+        self.optimizer_steps.insert(name.to_owned(), model.steps());
+        self.gradient_units = model.units();
+        for (suffix, moment) in [("m", Moment::First), ("v", Moment::Second)] {
+            self.buffers.insert(format!("{name}.{suffix}"), Source::Moment(model, moment));
+        }
         self.with_buffer(&format!("{name}.weights"), model.weights())
-            .with_buffer(&format!("{name}.m"), optimizer.m)
-            .with_buffer(&format!("{name}.v"), optimizer.v)
     }
 }
 
@@ -60,6 +94,8 @@ pub(crate) struct Restored {
     pub step: u64,
     /// State of the stage besides the models.
     pub state: Value,
+    /// The gradient units of each step.
+    pub gradient_units: usize,
     buffers: BTreeMap<String, Vec<f32>>,
     optimizer_steps: BTreeMap<String, u64>,
     dir: PathBuf,
@@ -94,6 +130,8 @@ impl Restored {
 pub(crate) struct Checkpoints {
     dir: PathBuf,
     fingerprint: Fingerprint,
+    /// The processes of the run.
+    pub ranks: Arc<dyn Comm>,
 }
 
 /// Everything that the result of a run depends on.
@@ -115,34 +153,50 @@ impl From<Value> for Fingerprint {
 
 impl Checkpoints {
     /// Checkpoints under `output_dir` of a run with this fingerprint.
-    pub(crate) fn new(output_dir: &Path, fingerprint: impl Into<Fingerprint>) -> Checkpoints {
-        Checkpoints { dir: output_dir.join("checkpoints"), fingerprint: fingerprint.into() }
+    pub(crate) fn new(output_dir: &Path, fingerprint: impl Into<Fingerprint>, ranks: Arc<dyn Comm>) -> Checkpoints {
+        Checkpoints { dir: output_dir.join("checkpoints"), fingerprint: fingerprint.into(), ranks }
     }
 
     /// Writes a snapshot atomically. Removes all but the newest two checkpoints, and those of later steps: they are
-    /// damaged, since otherwise the run would have started from them.
+    /// damaged, since otherwise the run would have started from them. All processes call this together, and return when
+    /// it is written.
     ///
     /// # Errors
     /// If a number is not finite, or a file cannot be written; the previous checkpoints are then kept.
     pub(crate) fn save(&self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
-        let digest = digest(snapshot).with_context(|| self.kept())?;
+        if self.ranks.is_first() {
+            self.write(snapshot)?;
+        } else {
+            snapshot.buffers.values().try_for_each(|source| source.each(&*self.ranks, |_| Ok(())))?;
+        }
+        Ok(self.ranks.barrier()?)
+    }
+
+    /// The part of the first process in [`Checkpoints::save`].
+    fn write(&self, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
         fs::create_dir_all(&self.dir).with_context(|| format!("cannot create {}", self.dir.display()))?;
         let path = self.dir.join(format!("step-{}", snapshot.step));
-        let contents = Contents {
-            step: snapshot.step,
-            fingerprint: self.fingerprint.value.clone(),
-            optimizer_steps: snapshot.optimizer_steps.clone(),
-            state: snapshot.state.clone(),
-        };
-        let state = StateFile { blake3: contents.seal(&digest)?, buffers_blake3: digest.to_string(), contents };
-        atomic::replace_dir(&path, |dir| {
-            let tensors =
-                snapshot.buffers.iter().map(|(name, values)| (name.as_str(), Buffer { values, shape: [values.len()] }));
-            safetensors::serialize_to_file(tensors, None, &dir.join(BUFFERS))?;
-            fs::write(dir.join(STATE), serde_json::to_vec_pretty(&state)?)?;
-            Ok(())
-        })
-        .with_context(|| format!("cannot write checkpoint {}", path.display()))?;
+        let mut unsound = None;
+        let written = atomic::replace_dir(&path, |dir| {
+            let digest = write_buffers(snapshot, &dir.join(BUFFERS), &*self.ranks, &mut unsound)?;
+            let contents = Contents {
+                step: snapshot.step,
+                fingerprint: self.fingerprint.value.clone(),
+                optimizer_steps: snapshot.optimizer_steps.clone(),
+                gradient_units: snapshot.gradient_units,
+                state: snapshot.state.clone(),
+            };
+            let state = StateFile { blake3: contents.seal(&digest)?, buffers_blake3: digest.to_string(), contents };
+            Ok(fs::write(dir.join(STATE), serde_json::to_vec_pretty(&state)?)?)
+        });
+        if let Some(name) = unsound {
+            let step = snapshot.step;
+            let what = "holds a number that is not finite after step";
+            return Err(
+                anyhow!("{name} {what} {step}, so no checkpoint of it is written; {REMEDY}").context(self.kept())
+            );
+        }
+        written.with_context(|| format!("cannot write checkpoint {}", path.display()))?;
         let (later, sound): (Vec<_>, Vec<_>) = self.listed()?.into_iter().partition(|(step, _)| *step > snapshot.step);
         for (_, old) in later.into_iter().chain(sound.into_iter().skip(KEPT)) {
             fs::remove_dir_all(&old).with_context(|| format!("cannot remove old checkpoint {}", old.display()))?;
@@ -150,11 +204,33 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The newest valid checkpoint; `None` if there is none. Damaged ones are ignored with a line on stderr.
+    /// The newest valid checkpoint; `None` if there is none. Damaged ones are ignored with a line on stderr. The first
+    /// process chooses it, the others read the same one.
     ///
     /// # Errors
     /// If the newest whole checkpoint belongs to a run with another fingerprint.
     pub(crate) fn newest(&self) -> anyhow::Result<Option<Restored>> {
+        let mut own = None;
+        let chosen = ranks::from_first(&*self.ranks, || {
+            own = self.newest_here()?;
+            Ok(own.as_ref().map(|restored| restored.step))
+        })?;
+        match chosen {
+            Some(step) if !self.ranks.is_first() => {
+                let dir = self.dir.join(format!("step-{step}"));
+                let (_, restored) = read(&dir, step).with_context(|| {
+                    format!(
+                        "checkpoint {}, which the first process has read: is it on a shared file system?",
+                        dir.display()
+                    )
+                })?;
+                Ok(Some(restored))
+            }
+            _ => Ok(own),
+        }
+    }
+
+    fn newest_here(&self) -> anyhow::Result<Option<Restored>> {
         for (step, dir) in self.listed()? {
             match read(&dir, step) {
                 Ok((fingerprint, restored)) => {
@@ -222,7 +298,7 @@ const STATE: &str = "state.json";
 struct StateFile {
     #[serde(flatten)]
     contents: Contents,
-    /// BLAKE3 of the buffers: see [`add_buffer`].
+    /// BLAKE3 of the buffers: see [`name_buffer`] and [`add_numbers`].
     buffers_blake3: String,
     /// BLAKE3 of everything above.
     blake3: String,
@@ -233,7 +309,18 @@ struct Contents {
     step: u64,
     fingerprint: Value,
     optimizer_steps: BTreeMap<String, u64>,
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    gradient_units: usize,
     state: Value,
+}
+
+/// The gradient units of a checkpoint that does not name them.
+fn one() -> usize {
+    1
+}
+
+fn is_one(units: &usize) -> bool {
+    *units == 1
 }
 
 impl Contents {
@@ -245,37 +332,59 @@ impl Contents {
     }
 }
 
-/// The digest of a snapshot's buffers.
+/// Writes the buffers of a snapshot, in the order of their names, and returns their digest.
 ///
 /// # Errors
-/// If a number is not finite; the error names the first such buffer.
-fn digest(snapshot: &Snapshot<'_>) -> anyhow::Result<Hash> {
-    let mut hasher = Hasher::new();
-    let mut buffers: Vec<&(String, Cow<'_, [f32]>)> = snapshot.buffers.iter().collect();
-    buffers.sort_by(|(a, _), (b, _)| a.cmp(b));
-    for (name, values) in buffers {
-        if !add_buffer(&mut hasher, name, values) {
-            bail!(
-                "{name} holds a number that is not finite after step {}, so no checkpoint of it is written; {REMEDY}",
-                snapshot.step
-            );
-        }
+/// If the file cannot be written, or a number is not finite: `unsound` is then the name of the buffer.
+fn write_buffers(
+    snapshot: &Snapshot<'_>,
+    path: &Path,
+    ranks: &dyn Comm,
+    unsound: &mut Option<String>,
+) -> anyhow::Result<Hash> {
+    let mut out = BufWriter::with_capacity(8 * 4 * CHUNK, File::create(path)?);
+    let (mut header, mut at) = (Map::new(), 0);
+    for (name, source) in &snapshot.buffers {
+        let end = at + 4 * source.len();
+        header.insert(name.clone(), json!({"dtype": "F32", "shape": [source.len()], "data_offsets": [at, end]}));
+        at = end;
     }
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    let mut hasher = Hasher::new();
+    for (name, source) in &snapshot.buffers {
+        name_buffer(&mut hasher, name, source.len());
+        source.each(ranks, |values| {
+            if !add_numbers(&mut hasher, values, &mut out)? {
+                *unsound = Some(name.clone());
+                bail!("{name} is not finite");
+            }
+            Ok(())
+        })?;
+    }
+    out.flush()?;
     Ok(hasher.finalize())
 }
 
-/// Adds name, length and little-endian numbers of a buffer to a digest. Returns whether all numbers are finite.
-fn add_buffer(hasher: &mut Hasher, name: &str, values: &[f32]) -> bool {
+/// Adds name and length of a buffer to a digest.
+fn name_buffer(hasher: &mut Hasher, name: &str, len: usize) {
     hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
-    hasher.update(&(values.len() as u64).to_le_bytes());
+    hasher.update(&(len as u64).to_le_bytes());
+}
+
+/// Adds the little-endian bytes of numbers to a digest and to `out`. Returns whether all numbers are finite.
+fn add_numbers(hasher: &mut Hasher, values: &[f32], out: &mut dyn Write) -> std::io::Result<bool> {
     let (mut bytes, mut finite) = (vec![0; 4 * CHUNK], true);
     for values in values.chunks(CHUNK) {
         let bytes = &mut bytes[..4 * values.len()];
         to_bytes(values, bytes);
         hasher.update(bytes);
+        out.write_all(bytes)?;
         finite &= values.iter().fold(true, |finite, value| finite & value.is_finite());
     }
-    finite
+    Ok(finite)
 }
 
 fn to_bytes(values: &[f32], bytes: &mut [u8]) {
@@ -286,29 +395,6 @@ fn to_bytes(values: &[f32], bytes: &mut [u8]) {
 
 /// Numbers checked and hashed at a time: they stay in the cache between the two.
 const CHUNK: usize = 16 << 10;
-
-/// A flat buffer as a safetensors view.
-struct Buffer<'a> {
-    values: &'a [f32],
-    shape: [usize; 1],
-}
-
-impl View for Buffer<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        let mut bytes = vec![0; 4 * self.values.len()];
-        to_bytes(self.values, &mut bytes);
-        bytes.into()
-    }
-    fn data_len(&self) -> usize {
-        self.values.len() * 4
-    }
-}
 
 /// Reads a complete checkpoint directory.
 fn read(dir: &Path, step: u64) -> anyhow::Result<(Value, Restored)> {
@@ -335,13 +421,14 @@ fn read(dir: &Path, step: u64) -> anyhow::Result<(Value, Restored)> {
     }
     let mut hasher = Hasher::new();
     for (name, values) in &buffers {
-        add_buffer(&mut hasher, name, values);
+        name_buffer(&mut hasher, name, values.len());
+        add_numbers(&mut hasher, values, &mut std::io::sink())?;
     }
     if hasher.finalize() != expected {
         bail!("{BUFFERS} does not match its digest");
     }
-    let Contents { fingerprint, state, optimizer_steps, .. } = contents;
-    Ok((fingerprint, Restored { step, state, buffers, optimizer_steps, dir: dir.to_owned() }))
+    let Contents { fingerprint, state, optimizer_steps, gradient_units, .. } = contents;
+    Ok((fingerprint, Restored { step, state, gradient_units, buffers, optimizer_steps, dir: dir.to_owned() }))
 }
 
 impl Fingerprint {

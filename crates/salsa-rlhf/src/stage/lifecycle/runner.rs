@@ -21,7 +21,7 @@ use crate::{
     atomic,
     config::paths::Places,
     input,
-    stage::{StageContext, memory::available},
+    stage::{Interrupted, StageContext, memory::available, ranks},
 };
 
 /// How a stage obtained its results.
@@ -55,6 +55,8 @@ impl Outcome {
 /// `config` contains all values of the stage, `places` the places of its inputs. `work` fills `output_dir` and returns
 /// its results, which are written to `stage.json`. If `work` fails, its checkpoints are kept and the next call resumes.
 ///
+/// All processes of the context call this together and do the work together; the first alone decides and writes.
+///
 /// # Errors
 /// If the directory holds something else (the error names the difference), another process works on it, an input cannot
 /// be read, or `work` fails.
@@ -65,21 +67,72 @@ pub(crate) fn run_stage(
     context: &StageContext,
     work: impl FnOnce(&StageContext) -> anyhow::Result<Value>,
 ) -> anyhow::Result<Outcome> {
-    let inputs = places.paths(&config).iter().map(|path| Input::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
-    let record = Record::new(name, config, places, inputs);
-    if let DirectoryState::Done(results) = standing(output_dir, &record)? {
+    let (ranks, mut begun) = (&*context.ranks, None);
+    let done = ranks::from_first(ranks, || {
+        let inputs = places.paths(&config).iter().map(|path| Input::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+        let record = Record::new(name, config, places, inputs);
+        let standing = stand(name, output_dir, &record, context)?;
+        Ok(match standing {
+            Standing::Done(results) => Some(results),
+            Standing::Begun(lock) => {
+                begun = Some((record, lock));
+                None
+            }
+        })
+    })?;
+    if let Some(results) = done {
+        return Ok(Outcome::Skipped { results });
+    }
+    let start = Instant::now();
+    let result = work(context);
+    let seconds = || seconds_of(output_dir).unwrap_or(0.0) + start.elapsed().as_secs_f64();
+    match result {
+        Ok(results) => {
+            let (results, seconds) = ranks::from_first(ranks, || {
+                let (record, _lock) = begun.expect("the first process has begun it");
+                let seconds = seconds();
+                mark_done(output_dir, &Record { results: results.clone(), ..record }, seconds)?;
+                tidy(output_dir)?;
+                Ok((results, seconds))
+            })?;
+            Ok(Outcome::Done { results, seconds })
+        }
+        Err(error) => {
+            if let Some((_, lock)) = begun {
+                abandon(output_dir, seconds(), lock)?;
+            }
+            if error.is::<Interrupted>() {
+                // All have stopped: none may end the others before the first has written all.
+                ranks.barrier()?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// How work begins.
+enum Standing {
+    /// It is done: its results.
+    Done(Value),
+    /// The directory is locked and marked for it.
+    Begun(Lock),
+}
+
+/// Finds the results in the directory, or begins the work there.
+fn stand(name: &str, output_dir: &Path, record: &Record, context: &StageContext) -> anyhow::Result<Standing> {
+    if let DirectoryState::Done(results) = standing(output_dir, record)? {
         if [".lock", "running.json", "checkpoints"].iter().any(|name| output_dir.join(name).exists()) {
             // A process was killed between writing its results and cleaning up.
             let _lock = Lock::take(output_dir)?;
             tidy(output_dir)?;
         }
-        return Ok(Outcome::Skipped { results });
+        return Ok(Standing::Done(results));
     }
     fs::create_dir_all(output_dir).with_context(|| format!("cannot make {}", output_dir.display()))?;
     let lock = Lock::take(output_dir)?;
     // Another process may have finished it while the inputs were read.
-    if let DirectoryState::Done(results) = standing(output_dir, &record)? {
-        return Ok(Outcome::Skipped { results });
+    if let DirectoryState::Done(results) = standing(output_dir, record)? {
+        return Ok(Standing::Done(results));
     }
     if output_dir.join("running.json").exists() && !has_checkpoints(output_dir) {
         context.say(&format!(
@@ -88,21 +141,8 @@ pub(crate) fn run_stage(
             output_dir.display()
         ));
     }
-    begin(output_dir, &record)?;
-    let start = Instant::now();
-    let result = work(context);
-    let seconds = seconds_of(output_dir).unwrap_or(0.0) + start.elapsed().as_secs_f64();
-    match result {
-        Ok(results) => {
-            mark_done(output_dir, &Record { results: results.clone(), ..record }, seconds)?;
-            tidy(output_dir)?;
-            Ok(Outcome::Done { results, seconds })
-        }
-        Err(error) => {
-            abandon(output_dir, seconds, lock)?;
-            Err(error)
-        }
-    }
+    begin(output_dir, record)?;
+    Ok(Standing::Begun(lock))
 }
 
 /// Marks the directory as belonging to this work. Existing files are part of it, or not worth keeping.

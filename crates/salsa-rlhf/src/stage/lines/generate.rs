@@ -9,7 +9,6 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     config::paths::{DataPath, ModelPath, NoEffect},
-    progress::Progress,
     stage::{
         StageContext,
         device::Choice as DeviceChoice,
@@ -17,6 +16,7 @@ use crate::{
         kind::{Produces, Product, Stage},
         memory::{MemorySettings, Need, Order, Passed, Passes, Responses, Saving, part},
         models::frozen::{Found, Frozen},
+        ranks,
         reads::{Reads, RowUse},
         rollout::ending,
         text::{
@@ -175,8 +175,10 @@ pub(crate) fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Resu
         stop_tokens: checkpoint.tokens.eos.clone(),
         slots: *config.batch_size,
     };
-    let progress = Progress::new("generate", asked.len() as u64, "responses");
-    let responses = model.generate(&asked, &sampling, &mut |finished| progress.set(finished as u64));
+    let progress = stage.progress("generate", asked.len() as u64, "responses");
+    // Each process has about as many responses as the first.
+    let show = &mut |finished| progress.set(asked.len().min(finished * stage.ranks.size()) as u64);
+    let responses = ranks::generate(&model, &asked, &sampling, &*stage.ranks, show)?;
 
     let tokens: usize = responses.iter().map(|response| response.tokens.len()).sum();
     let stopped = responses.iter().filter(|response| response.finish == Finish::Stop).count();
@@ -187,7 +189,9 @@ pub(crate) fn run(config: &GenerateConfig, stage: &StageContext) -> anyhow::Resu
         rows::check_finite("log-probability", &response.logprobs).with_context(|| rows.place(row))?;
         answers.push(answer(&row.object, prompt, response, encoder.as_ref())?);
     }
-    rows::write(&config.output, answers.into_iter())?;
+    if stage.is_first() {
+        rows::write(&config.output, answers.into_iter())?;
+    }
     progress.finish(&format!("{tokens} tokens"));
     Ok(json!({
         "responses": responses.len(),

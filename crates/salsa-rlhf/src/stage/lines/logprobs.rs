@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 
 use crate::{
     config::paths::{DataPath, ModelPath},
-    progress::Progress,
     stage::{
         StageContext,
         device::Choice as DeviceChoice,
         keys::ComputeType,
         kind::{Produces, Product, Stage},
         models::{frozen::Found, reading::ReadingArguments},
+        ranks,
         reads::{Reads, RowUse},
         text::rows::{self, Rows},
     },
@@ -79,38 +79,42 @@ pub(crate) fn run(config: &LogprobsConfig, context: &StageContext) -> anyhow::Re
     found.check_memory_of_passes("logprobs", &[&sequences], *config.reading.max_tokens_per_batch, context)?;
     let model = found.load(&context.device)?.model;
 
-    let progress = Progress::new("logprobs", sequences.iter().map(|tokens| tokens.len() as u64).sum(), "tok");
-    let (mut logprobs, mut done) = (Vec::with_capacity(sequences.len()), 0);
-    for sequences in rows::batches(&sequences, *config.reading.max_tokens_per_batch) {
+    let progress = context.progress("logprobs", sequences.iter().map(|tokens| tokens.len() as u64).sum::<u64>(), "tok");
+    let (mut own, mut done) = (Vec::new(), 0);
+    let batches: Vec<&[Vec<u32>]> = rows::batches(&sequences, *config.reading.max_tokens_per_batch);
+    for sequences in ranks::part(&batches, context.ranks.rank(), context.ranks.size()) {
         let (mut batch, mut query) = (Batch::new(), Query::default());
-        for tokens in sequences {
+        for tokens in *sequences {
             let rows = batch.push(tokens);
             query.push_logprobs(rows, tokens, 1);
         }
-        let output = model.forward(&batch, &query);
-        let mut rest = output.logprobs.as_slice();
-        for tokens in sequences {
-            let (own, others) = rest.split_at(tokens.len() - 1);
-            logprobs.push(own.to_vec());
-            rest = others;
-        }
+        own.extend(model.forward(&batch, &query).logprobs.into_iter().map(f64::from));
         done += batch.rows() as u64;
         progress.set(done);
+    }
+    let all: Vec<f32> = ranks::concat(&*context.ranks, own)?.into_iter().map(|logprob| logprob as f32).collect();
+    let (mut rest, mut logprobs) = (all.as_slice(), Vec::with_capacity(sequences.len()));
+    for tokens in &sequences {
+        let (own, others) = rest.split_at(tokens.len() - 1);
+        logprobs.push(own.to_vec());
+        rest = others;
     }
     rows.check_finite("log-probability", logprobs.iter().map(Vec::as_slice))?;
     let total: f64 = logprobs.iter().flatten().map(|&logprob| f64::from(logprob)).sum();
     let count = logprobs.iter().map(Vec::len).sum::<usize>();
 
-    let answers = sequences.iter().zip(&logprobs);
-    rows::write(
-        &config.output,
-        rows.rows.iter().zip(answers).map(|(row, (tokens, logprobs))| {
-            let mut object = row.object.clone();
-            object.insert("tokens".to_owned(), json!(tokens));
-            object.insert("logprobs".to_owned(), json!(logprobs));
-            object
-        }),
-    )?;
+    if context.is_first() {
+        let answers = sequences.iter().zip(&logprobs);
+        rows::write(
+            &config.output,
+            rows.rows.iter().zip(answers).map(|(row, (tokens, logprobs))| {
+                let mut object = row.object.clone();
+                object.insert("tokens".to_owned(), json!(tokens));
+                object.insert("logprobs".to_owned(), json!(logprobs));
+                object
+            }),
+        )?;
+    }
     progress.finish("");
     let mean = (count > 0).then(|| total / count as f64);
     Ok(json!({"rows": sequences.len(), "left_out": left_out, "tokens": count, "mean_logprob": mean}))

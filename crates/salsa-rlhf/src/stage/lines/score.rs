@@ -85,21 +85,23 @@ pub(crate) fn run(config: &ScoreConfig, context: &StageContext) -> anyhow::Resul
         config.reading.on_overlong.retain(&mut rows, context, |row| row.sequence(found.encoder.as_ref(), &spec))?;
     found.check_memory_of_passes("score", &[&sequences], *config.reading.max_tokens_per_batch, context)?;
     let Frozen { checkpoint, model, .. } = found.load(&context.device)?;
-    let scores = scores("score", &model, &sequences, *config.reading.max_tokens_per_batch);
+    let scores = scores("score", &model, &sequences, *config.reading.max_tokens_per_batch, context)?;
 
     rows.check_finite("score", scores.iter().map(std::slice::from_ref))?;
     let normalization = checkpoint.score_normalization();
-    rows::write(
-        &config.output,
-        rows.rows.iter().zip(&scores).map(|(row, &score)| {
-            let mut object = row.object.clone();
-            object.insert("score".to_owned(), json!(score));
-            if let Some((mean, std)) = normalization {
-                object.insert("score_normalized".to_owned(), json!((f64::from(score) - mean) / std));
-            }
-            object
-        }),
-    )?;
+    if context.is_first() {
+        rows::write(
+            &config.output,
+            rows.rows.iter().zip(&scores).map(|(row, &score)| {
+                let mut object = row.object.clone();
+                object.insert("score".to_owned(), json!(score));
+                if let Some((mean, std)) = normalization {
+                    object.insert("score_normalized".to_owned(), json!((f64::from(score) - mean) / std));
+                }
+                object
+            }),
+        )?;
+    }
     let mean = scores.iter().map(|&score| f64::from(score)).sum::<f64>() / scores.len() as f64;
     Ok(json!({"rows": scores.len(), "left_out": left_out, "mean_score": mean}))
 }

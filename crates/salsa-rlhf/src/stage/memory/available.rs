@@ -64,6 +64,15 @@ impl Available {
         }
     }
 
+    /// The share of one of so many processes of this machine.
+    pub(crate) fn shared_by(self, processes: usize) -> Available {
+        match self {
+            Available::Free(bytes) => Available::Free(bytes / processes as u64),
+            Available::Stated(bytes) => Available::Stated(bytes / processes as u64),
+            Available::Unknown => Available::Unknown,
+        }
+    }
+
     /// Adds the bytes that this process uses already: its total.
     pub(crate) fn and_used(self, resident: u64, place: Place) -> Available {
         match self {

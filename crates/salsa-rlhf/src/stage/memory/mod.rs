@@ -5,10 +5,10 @@
 //! ```
 use std::fmt;
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use salsa_engine::{Device, Dtype, LoraSpec, ModelSpec, Recompute};
 
-use super::{StageContext, Until};
+use super::{StageContext, Until, ranks};
 
 pub(crate) mod available;
 #[cfg(test)]
@@ -16,12 +16,14 @@ pub(crate) mod fixture;
 mod passes;
 mod responses;
 pub(crate) mod shape;
+mod sharing;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use available::Available;
 pub(crate) use passes::{Passed, Passes};
 pub(crate) use responses::{Order, Responses};
+pub(crate) use sharing::Sharing;
 
 /// The parts of a stage's memory, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -131,6 +133,8 @@ pub(crate) struct MemorySettings {
     pub dtype: Dtype,
     /// The memory in use.
     pub place: Place,
+    /// How training is shared.
+    pub sharing: Sharing,
 }
 
 impl MemorySettings {
@@ -144,6 +148,7 @@ impl MemorySettings {
             slots: 1,
             dtype: device.dtype(),
             place: Place::of(device),
+            sharing: Sharing::ALONE,
         }
     }
 }
@@ -236,15 +241,31 @@ pub(crate) fn check(
 ) -> anyhow::Result<()> {
     // What an earlier stage of this process has freed is there for this one.
     salsa_engine::release_memory();
+    ensure!(
+        knobs.sharing == Sharing::ALONE || knobs.place == Place::Cpu,
+        "gradient_units is {}: more than one is for the CPU; say gradient_units: 1, or device: cpu",
+        knobs.sharing.units
+    );
+    let (ranks, peers) = (&*context.ranks, context.ranks.local_size());
+    // All look before any of them takes something.
+    ranks.barrier()?;
     let resident = available::resident_bytes().unwrap_or(Need::PROGRAM);
     let need = &|knobs: &MemorySettings| need(knobs).with_program(resident, knobs.place);
-    let (now, available) = (need(knobs), Available::now(&context.device)?.and_used(resident, knobs.place));
-    let place = context.device.cuda().map_or_else(String::new, |cuda| format!(" on {}", cuda.name()));
+    let (now, available) =
+        (need(knobs), Available::now(&context.device)?.shared_by(peers).and_used(resident, knobs.place));
+    let place = match context.device.cuda() {
+        Some(cuda) => format!(" on {}", cuda.name()),
+        None if peers > 1 => format!(" in each of {peers} processes of this machine"),
+        None => String::new(),
+    };
     match available.bytes() {
         None => context.say(&format!("memory{place}: {now}; how much there is, this system does not say")),
         Some(bytes) => context.say(&format!("memory{place}: {now}, {} available", size(bytes))),
     }
-    let Some(bytes) = available.bytes().filter(|bytes| *bytes < now.total()) else {
+    let short = available.bytes().filter(|bytes| *bytes < now.total());
+    let others = ranks::any(ranks, short.is_some())?;
+    let Some(bytes) = short else {
+        ensure!(!others, "{stage}: another process has not enough memory; it says how much is missing");
         return match context.until {
             Until::Done => Ok(()),
             Until::Planned => Err(PlanOnly(now).into()),
@@ -295,10 +316,10 @@ fn advice(
 pub(crate) fn one_model(spec: &ModelSpec, file_is_bf16: bool, knobs: &MemorySettings) -> Need {
     let mut need = Need::default();
     match &knobs.adapter {
-        None => need.add(part::TRAINED, shape::trained(spec, knobs.dtype)),
+        None => need.add(part::TRAINED, shape::trained(spec, knobs.dtype, knobs.sharing)),
         Some(lora) => {
             need.add(part::FROZEN, shape::stored(spec, knobs.dtype, file_is_bf16));
-            need.add(part::TRAINED, shape::trained_adapter(spec, lora, knobs.dtype));
+            need.add(part::TRAINED, shape::trained_adapter(spec, lora, knobs.dtype, knobs.sharing));
         }
     }
     need

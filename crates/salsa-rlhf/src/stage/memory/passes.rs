@@ -21,19 +21,37 @@ pub(crate) struct Passes {
 pub(crate) struct Passed<'a> {
     spec: &'a ModelSpec,
     lora: Option<&'a LoraSpec>,
+    prefixes: Prefixes,
+}
+
+/// What adjacent sequences of a pass have in common.
+#[derive(Clone, Copy)]
+enum Prefixes {
+    /// Nothing.
+    Apart,
+    /// Their first token, computed once: the most memory that [`Batch::sharing_prefixes`] takes beside the rows.
+    Shared,
 }
 
 impl<'a> Passed<'a> {
     /// A model of this shape, with an adapter of the shape `lora` if given.
     pub(crate) fn new(spec: &'a ModelSpec, lora: Option<&'a LoraSpec>) -> Passed<'a> {
-        Passed { spec, lora }
+        Passed { spec, lora, prefixes: Prefixes::Apart }
+    }
+
+    /// The same model in passes that compute common beginnings once.
+    pub(crate) fn sharing(self) -> Passed<'a> {
+        Passed { prefixes: Prefixes::Shared, ..self }
     }
 
     /// Batch and query for sequences of these lengths: all log-probs and, at a scalar head, the last value of each.
     fn asked(self, lengths: &[u64]) -> (Batch, Query) {
-        let (mut batch, mut query) = (Batch::new(), Query::default());
+        let (mut batch, mut query) = (Batch::sharing_prefixes(), Query::default());
         for (index, &length) in lengths.iter().enumerate().filter(|(_, length)| **length > 0) {
-            let tokens = tokens(index, length, self.spec);
+            let mut tokens = tokens(index, length, self.spec);
+            if matches!(self.prefixes, Prefixes::Shared) {
+                tokens[0] = 0;
+            }
             let rows = batch.push(&tokens);
             if self.spec.head.has_scalar() {
                 query.value_rows.push(rows.end as u32 - 1);
@@ -77,14 +95,16 @@ impl Passes {
         self.cpu.trim();
     }
 
-    /// Adds a forward pass over sequences of these lengths.
+    /// Adds a forward pass over sequences of these lengths, which may have beginnings in common.
     pub(crate) fn forward(&self, model: Passed<'_>, lengths: &[u64]) {
         if self.on_gpu(|| shape::forward_pass(model.spec, &self.knobs, lengths.iter().sum())) {
             return;
         }
-        let (batch, query) = model.asked_for_values(lengths);
-        if batch.rows() > 0 {
-            Transformer::planned(model.spec, model.lora, &self.cpu).forward(&batch, &query);
+        for model in [model, model.sharing()] {
+            let (batch, query) = model.asked_for_values(lengths);
+            if batch.rows() > 0 {
+                Transformer::planned(model.spec, model.lora, &self.cpu).forward(&batch, &query);
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Bytes of a model and of its computations, from its shape alone.
 use salsa_engine::{Dtype, Head, LoraSpec, ModelSpec, Recompute};
 
-use super::{MemorySettings, Place};
+use super::{MemorySettings, Place, Sharing};
 
 /// Bytes per trained parameter: f32 weights, gradients and AdamW's two moments; without the packed copy.
 pub(crate) const TRAINED: u64 = 16;
@@ -40,9 +40,9 @@ fn is_tied(spec: &ModelSpec) -> bool {
     spec.tied_embeddings && spec.head != Head::Scalar
 }
 
-/// A model with all weights trained.
-pub(crate) fn trained(spec: &ModelSpec, dtype: Dtype) -> u64 {
-    spec.parameters() as u64 * TRAINED + weights(spec, dtype)
+/// A model with all weights trained, in each process.
+pub(crate) fn trained(spec: &ModelSpec, dtype: Dtype, sharing: Sharing) -> u64 {
+    sharing.trained(spec.parameters()) + weights(spec, dtype)
 }
 
 /// Flat weights of `models` models, as input for combining them.
@@ -71,9 +71,9 @@ pub(crate) fn frozen_adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype) ->
     adapter(spec, lora, dtype) + kept_of(F32 * lora.parameters(spec) as u64)
 }
 
-/// A trained adapter.
-pub(crate) fn trained_adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype) -> u64 {
-    lora.parameters(spec) as u64 * TRAINED + adapter(spec, lora, dtype)
+/// A trained adapter, in each process.
+pub(crate) fn trained_adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype, sharing: Sharing) -> u64 {
+    sharing.trained(lora.parameters(spec)) + adapter(spec, lora, dtype)
 }
 
 /// Stored activations of one layer in a training pass, per token.

@@ -19,7 +19,7 @@ fn bytes_follow_from_the_shape() {
     assert_eq!(shape::weights(&spec, Dtype::F32), 4 * parameters);
     // In bf16 the embedding and 45 norms of 2048 stay in f32.
     assert_eq!(shape::weights(&spec, Dtype::Bf16), 2 * parameters + 2 * (table + 45 * 2048));
-    assert_eq!(shape::trained(&spec, Dtype::F32), 20 * parameters);
+    assert_eq!(shape::trained(&spec, Dtype::F32, Sharing::ALONE), 20 * parameters);
     let tied = ModelSpec { tied_embeddings: true, ..spec.clone() };
     // If packing is lossless (f32, or bf16 from bf16), the embedding is the output matrix; otherwise both forms exist.
     assert_eq!(shape::weights(&tied, Dtype::F32), 4 * (parameters - table));
@@ -107,8 +107,8 @@ fn parts_add_up() {
 fn a_tied_embedding_in_training_is_there_once_in_f32_and_apart_from_its_head_in_bf16() {
     let tied = ModelSpec { tied_embeddings: true, ..tiny_llama() };
     let (parameters, table) = (tied.parameters() as u64, (tied.vocab_size * tied.hidden_size) as u64);
-    assert_eq!(shape::trained(&tied, Dtype::F32), (16 + 4) * parameters);
+    assert_eq!(shape::trained(&tied, Dtype::F32, Sharing::ALONE), (16 + 4) * parameters);
     let vectors = (2 * tied.layers + 1) as u64 * tied.hidden_size as u64;
     let bf16 = 16 * parameters + 2 * (parameters - table - vectors) + 4 * vectors + (2 + 4) * table;
-    assert_eq!(shape::trained(&tied, Dtype::Bf16), bf16);
+    assert_eq!(shape::trained(&tied, Dtype::Bf16, Sharing::ALONE), bf16);
 }

@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::paths::NoEffect,
-    progress::Progress,
     stage::{
+        StageContext,
         device::Choice as DeviceChoice,
         keys::{ComputeType, check_count},
+        ranks,
         text::{chat_arguments::ChatArguments, overlong::Overlong, rows},
     },
 };
@@ -60,20 +61,31 @@ impl ReadingArguments {
     }
 }
 
-/// Scores of whole sequences, in order, with a progress bar of the given title.
-pub(crate) fn scores(title: &str, model: &Model, sequences: &[Vec<u32>], max_tokens_per_batch: usize) -> Vec<f32> {
-    let progress = Progress::new(title, sequences.iter().map(|tokens| tokens.len() as u64).sum(), "tok");
-    let (mut scores, mut done) = (Vec::with_capacity(sequences.len()), 0);
-    for sequences in rows::batches(sequences, max_tokens_per_batch) {
+/// Scores of whole sequences, in order, with a progress bar of the given title. Passes are dealt to the processes.
+///
+/// # Errors
+/// If the processes cannot exchange bytes.
+pub(crate) fn scores(
+    title: &str,
+    model: &Model,
+    sequences: &[Vec<u32>],
+    max_tokens_per_batch: usize,
+    context: &StageContext,
+) -> anyhow::Result<Vec<f32>> {
+    let progress = context.progress(title, sequences.iter().map(|tokens| tokens.len() as u64).sum(), "tok");
+    let (mut own, mut done) = (Vec::with_capacity(sequences.len()), 0);
+    let batches: Vec<&[Vec<u32>]> = rows::batches(sequences, max_tokens_per_batch);
+    for sequences in ranks::part(&batches, context.ranks.rank(), context.ranks.size()) {
         let (mut batch, mut query) = (Batch::new(), Query::default());
-        for tokens in sequences {
+        for tokens in *sequences {
             let rows = batch.push(tokens);
             query.value_rows.push((rows.end - 1) as u32);
         }
-        scores.extend(model.forward(&batch, &query).values);
+        own.extend(model.forward(&batch, &query).values.into_iter().map(f64::from));
         done += batch.rows() as u64;
         progress.set(done);
     }
+    let scores = ranks::concat(&*context.ranks, own)?;
     progress.finish("");
-    scores
+    Ok(scores.into_iter().map(|score| score as f32).collect())
 }

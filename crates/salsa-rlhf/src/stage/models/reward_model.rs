@@ -2,7 +2,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use salsa_engine::{Head, Model};
+use salsa_engine::{Head, Model, comm::CommError};
 
 use super::bases::Bases;
 use crate::{
@@ -33,8 +33,12 @@ pub(crate) struct RewardModel {
 
 impl RewardModel {
     /// The score of each response, normalised if configured.
-    pub(in crate::stage) fn scores(&self, rollouts: &Rollouts) -> Vec<f64> {
-        rollouts.last_values_of(&self.model).into_iter().map(|score| (score - self.mean) / self.deviation).collect()
+    ///
+    /// # Errors
+    /// As [`Rollouts::last_values_of`].
+    pub(in crate::stage) fn scores(&self, rollouts: &Rollouts) -> Result<Vec<f64>, CommError> {
+        let scores = rollouts.last_values_of(&self.model)?;
+        Ok(scores.into_iter().map(|score| (score - self.mean) / self.deviation).collect())
     }
 
     /// Opens its checkpoint and checks it against the policy's. Reads no weights.

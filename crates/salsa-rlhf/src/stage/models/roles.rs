@@ -4,7 +4,7 @@ use salsa_engine::{Dtype, Head, LoraSpec, ModelSpec};
 use crate::{
     checkpoint::Checkpoint,
     stage::{
-        memory::{Need, part, shape},
+        memory::{Need, Sharing, part, shape},
         models::{adapters, bases::PlannedBases},
     },
 };
@@ -13,6 +13,7 @@ use crate::{
 #[derive(Clone)]
 pub(crate) struct Roles {
     dtype: Dtype,
+    sharing: Sharing,
     bases: PlannedBases,
     need: Need,
 }
@@ -20,7 +21,12 @@ pub(crate) struct Roles {
 impl Roles {
     /// An empty sum.
     pub(crate) fn new(dtype: Dtype) -> Roles {
-        Roles { dtype, bases: PlannedBases::default(), need: Need::default() }
+        Roles { dtype, sharing: Sharing::ALONE, bases: PlannedBases::default(), need: Need::default() }
+    }
+
+    /// The sum where training is shared like this.
+    pub(crate) fn shared(self, sharing: Sharing) -> Roles {
+        Roles { sharing, ..self }
     }
 
     /// Adds a model for inference.
@@ -80,11 +86,11 @@ impl Roles {
     pub(crate) fn trained(&mut self, checkpoint: &Checkpoint, head: Head, lora: Option<&LoraSpec>) {
         let spec = checkpoint.spec.with_head(head);
         let bytes = match lora {
-            None => shape::trained(&spec, self.dtype) + shape::read_and_kept(&spec),
+            None => shape::trained(&spec, self.dtype, self.sharing) + shape::read_and_kept(&spec),
             Some(lora) => {
                 let base = self.bases.adapted(checkpoint, head);
                 self.add_base(base, checkpoint.embedding_is_bf16());
-                shape::trained_adapter(&spec, lora, self.dtype)
+                shape::trained_adapter(&spec, lora, self.dtype, self.sharing)
             }
         };
         self.need.add(part::TRAINED, bytes);

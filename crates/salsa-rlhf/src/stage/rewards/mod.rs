@@ -3,7 +3,7 @@
 //! [`config`] has their keys, [`Rewards`] the sum, [`program`] and [`remote`] those outside this process.
 //!
 //! May import `models`, `text`, `lifecycle` and modules directly in `stage`.
-use anyhow::ensure;
+use anyhow::{anyhow, ensure};
 use serde_json::{Map, Value};
 
 use super::{
@@ -12,6 +12,7 @@ use super::{
         bases::Bases,
         reward_model::{RewardModel, ScoreScale},
     },
+    ranks,
     rollout::Rollouts,
 };
 use crate::{
@@ -269,18 +270,19 @@ impl By {
     ) -> anyhow::Result<(Vec<f64>, Exceptions)> {
         match self {
             By::Models(models, combine, deviations) => {
-                let each: Vec<Vec<f64>> = models.iter().map(|model| model.scores(rollouts)).collect();
+                let each: Vec<Vec<f64>> =
+                    models.iter().map(|model| model.scores(rollouts)).collect::<Result<_, _>>()?;
                 let of =
                     |at| combine.of(*deviations, &each.iter().map(|scores: &Vec<f64>| scores[at]).collect::<Vec<_>>());
                 // One model's scores are not recomputed: `Mean` of one number is that number, bit by bit.
                 Ok(((0..rollouts.len()).map(of).collect(), Exceptions::NONE))
             }
-            By::Program(program, fallback) => {
+            By::Program(program, fallback) => asked_once(context, || {
                 or_fallback(program.rewards(answered, first, context), *fallback, answered.len(), context)
-            }
-            By::Remote(remote, fallback) => {
+            }),
+            By::Remote(remote, fallback) => asked_once(context, || {
                 or_fallback(remote.rewards(answered, context), *fallback, answered.len(), context)
-            }
+            }),
             By::Rule(rule) => {
                 let ruled: Vec<Ruled> = answered.iter().map(|one| rule.reward(one)).collect();
                 let unreadable = ruled.iter().filter(|ruled| **ruled == Ruled::Unreadable).count() as f64;
@@ -289,6 +291,32 @@ impl By {
                 Ok((ruled.into_iter().map(reward).collect(), Exceptions::Unreadable(share)))
             }
         }
+    }
+}
+
+/// Rewards that the first process alone asks for, so that a program or server sees each response once and in order.
+/// Others get its numbers, or the same kind of error.
+fn asked_once(
+    context: &StageContext,
+    ask: impl FnOnce() -> anyhow::Result<(Vec<f64>, Exceptions)>,
+) -> anyhow::Result<(Vec<f64>, Exceptions)> {
+    if context.ranks.size() == 1 {
+        return ask();
+    }
+    let mut own = None;
+    // As bits: a number that is not finite has no JSON form.
+    let said: Result<(Vec<u64>, f64), String> = ranks::from_first(&*context.ranks, || {
+        own = Some(ask());
+        match own.as_ref().expect("just set") {
+            Ok((rewards, exceptions)) => Ok(Ok((rewards.iter().map(|x| x.to_bits()).collect(), exceptions.share()))),
+            Err(error) if error.is::<Unavailable>() => Ok(Err(format!("{error:#}"))),
+            Err(error) => Err(anyhow!("{error:#}")),
+        }
+    })?;
+    match (own, said) {
+        (Some(own), _) => own,
+        (None, Ok((bits, share))) => Ok((bits.into_iter().map(f64::from_bits).collect(), Exceptions::NONE.with(share))),
+        (None, Err(what)) => Err(Unavailable::new(what, None).into()),
     }
 }
 

@@ -1,8 +1,11 @@
 //! What all methods share: prompts, rewards, the reference and the anchors, and how responses are sampled.
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context, ensure};
-use salsa_engine::{Head, Model, ModelSpec, Prompt, Recompute, Sampling, Trainable};
+use salsa_engine::{
+    Head, Model, ModelSpec, Prompt, Recompute, Sampling, Trainable,
+    comm::{Comm, CommError},
+};
 
 use super::{
     arguments::{RunArguments, SamplingArguments, ScoreArguments},
@@ -18,6 +21,7 @@ use crate::{
     stage::{
         StageContext,
         models::{bases::Bases, frozen::open_language_model, lora::LoraArguments, model_source::ModelSource},
+        ranks,
         rewards::{Answered, FoundRewards, RewardSource, Rewards, Scores},
         rollout::Rollouts,
         text::{
@@ -59,6 +63,8 @@ pub(super) struct Setup<'a> {
     pub recompute: Recompute,
     /// Responses per forward and backward pass.
     pub pass: usize,
+    /// The key of that name.
+    pub gradient_units: Option<usize>,
     /// The order of prompts and responses.
     pub order: Order,
     /// Which prompts an update may have.
@@ -94,6 +100,8 @@ pub(super) struct Environment {
     pub frozen: FrozenModels,
     /// Names of the anchors and their indices among the frozen models.
     pub anchors: Vec<(String, usize)>,
+    /// The processes of the run.
+    pub ranks: Arc<dyn Comm>,
 }
 
 impl Environment {
@@ -154,25 +162,37 @@ impl Environment {
             reference,
             frozen,
             anchors,
+            ranks: context.ranks.clone(),
         };
         Ok((environment, learner, source))
     }
 
     /// The prompt of each response of an update, counted from 0, and the responses.
-    pub(super) fn sample(&self, setup: &Setup<'_>, policy: &Model, update: u64) -> (Vec<usize>, Rollouts) {
+    ///
+    /// # Errors
+    /// If the processes cannot exchange bytes.
+    pub(super) fn sample(
+        &self,
+        setup: &Setup<'_>,
+        policy: &Model,
+        update: u64,
+    ) -> Result<(Vec<usize>, Rollouts), CommError> {
         let asked = (setup.order.batch / setup.order.group) as u64;
         self.sample_from(setup, policy, update * asked, asked)
     }
 
     /// Responses to the prompts from the `first` one of the run on, `asked` of them: the prompt of each response, and
-    /// the responses.
+    /// the responses. The prompts are dealt to the processes.
+    ///
+    /// # Errors
+    /// If the processes cannot exchange bytes.
     pub(super) fn sample_from(
         &self,
         setup: &Setup<'_>,
         policy: &Model,
         first: u64,
         asked: u64,
-    ) -> (Vec<usize>, Rollouts) {
+    ) -> Result<(Vec<usize>, Rollouts), CommError> {
         let group = setup.order.group;
         let prompt_indices = setup.order.prompts_from(self.prompts.len(), first, asked);
         // The random stream is the index of the response in the run: a repeated prompt gets another response.
@@ -190,9 +210,10 @@ impl Environment {
             slots: *setup.sampling.decode_slots,
             ..Sampling::default()
         };
-        let responses = policy.generate(&prompts, &sampling, &mut |_| ());
+        let responses = ranks::generate(policy, &prompts, &sampling, &*self.ranks, &mut |_| ())?;
         let prompts: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt.tokens[..]).collect();
-        (prompt_indices, Rollouts::new(&prompts, responses, setup.sampling.temperature))
+        let rollouts = Rollouts::new(&prompts, responses, setup.sampling.temperature);
+        Ok((prompt_indices, rollouts.on(&self.ranks)))
     }
 
     /// The rewards of responses, the first of which is the `first` one of the run.

@@ -27,6 +27,7 @@ use crate::{
         keys::ComputeType,
         kind::{Produces, Product, Shown, Stage},
         lifecycle::resume::{Checkpoints, REMEDY, Snapshot},
+        ranks::gradient_units,
         reads::{ExampleUse, ModelUse, Reads},
         rollout::{Rollouts, split},
     },
@@ -60,11 +61,11 @@ impl Run<'_> {
         // 1 and 2. Sample groups of responses, and score them. On the CPU, decoding gives the log-probs of training.
         let Sampled { groups, asked, rounds } = groups::sample(config, world, &self.learner.policy, self.asked)?;
         let Groups { prompt_indices, rollouts, scores: rewarded } = groups;
-        let rollouts = rollouts.with_training_logprobs(&self.learner.policy);
+        let rollouts = rollouts.with_training_logprobs(&self.learner.policy)?;
         let scores = &rewarded.total;
         // 3. Log-probs of the frozen models, KL of every token to the reference.
-        let frozen_logprobs = world.frozen.logprobs(&rollouts);
-        let references = world.reference.logprobs(&rollouts, &world.frozen, &frozen_logprobs);
+        let frozen_logprobs = world.frozen.logprobs(&rollouts)?;
+        let references = world.reference.logprobs(&rollouts, &world.frozen, &frozen_logprobs)?;
         let kls = kls_to(&references, config.kl_estimator, &rollouts);
 
         // 4. One reward, and one advantage, per response.
@@ -236,7 +237,11 @@ impl Method for Run<'_> {
     }
 
     fn resume(&mut self, checkpoints: &Checkpoints) -> anyhow::Result<u64> {
-        let Some(mut restored) = checkpoints.newest()? else { return Ok(0) };
+        let newest = checkpoints.newest()?;
+        let saved = newest.as_ref().map(|restored| restored.gradient_units);
+        let units = gradient_units(self.config.optimizer.gradient_units, saved, &*checkpoints.ranks)?;
+        self.learner.policy.share(checkpoints.ranks.clone(), units)?;
+        let Some(mut restored) = newest else { return Ok(0) };
         restored.restore_model("policy", &mut self.learner.policy)?;
         self.environment.reference.restore(&mut restored)?;
         self.asked = restored.state["prompts"].as_u64().context("the checkpoint lacks prompts")?;

@@ -11,7 +11,7 @@ use crate::{
     checkpoint::Checkpoint,
     stage::{
         StageContext,
-        memory::{self, MemorySettings, Need, Order, Passed, Passes, Responses, Saving, part},
+        memory::{self, MemorySettings, Need, Order, Passed, Passes, Responses, Saving, Sharing, part},
         models::{frozen::trained_adapter, model_source::ModelSource, roles::Roles},
         rewards::FoundRewards,
         rollout,
@@ -71,6 +71,7 @@ impl<'a> Plan<'a> {
             recompute: setup.recompute,
             pass: setup.pass.min(setup.sampling.batch_size),
             slots: (*setup.sampling.decode_slots).min(setup.sampling.batch_size),
+            sharing: Sharing::of(&*context.ranks, setup.gradient_units),
             ..MemorySettings::on(&context.device)
         };
         let savings = [Saving::TRAINING, &[Saving::Slots("decode_slots")]].concat();
@@ -84,7 +85,8 @@ impl<'a> Plan<'a> {
 
     /// The models, in the order in which the run reads them.
     fn models(&self, setup: &Setup<'_>, knobs: &MemorySettings) -> Roles {
-        let (mut roles, policy, lora) = (Roles::new(knobs.dtype), &self.policy[0], knobs.adapter.as_ref());
+        let (mut roles, policy, lora) =
+            (Roles::new(knobs.dtype).shared(knobs.sharing), &self.policy[0], knobs.adapter.as_ref());
         // A policy that is an adapter is counted first: its base serves all others.
         roles.trained(policy, policy_head(setup), lora);
         self.rewards.models().for_each(|model| roles.frozen(model, Head::Scalar));
@@ -117,6 +119,9 @@ impl<'a> Plan<'a> {
         let critic = (setup.critic == Some(CriticKind::Separate)).then_some(critic);
         critic.iter().for_each(|critic| passes.forward(*critic, &scoring));
         passes.train_together(policy, critic, knobs, &learning);
+        if setup.order.group > 1 {
+            passes.train_together(policy.sharing(), critic.map(Passed::sharing), knobs, &learning);
+        }
         let kept = held(setup.sampling.batch_size, longest, setup.sampling.response_length, self.frozen.len());
         need.add(part::GENERATION, passes.bytes() + passes.bytes() / HOST_SHARE + kept);
     }

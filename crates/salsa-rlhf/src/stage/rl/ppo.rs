@@ -25,6 +25,7 @@ use crate::{
         kind::{Produces, Product, Shown, Stage},
         lifecycle::resume::{Checkpoints, Snapshot},
         models::save::save_model,
+        ranks::gradient_units,
         reads::{ExampleUse, ModelUse, Reads},
     },
 };
@@ -55,17 +56,17 @@ impl Run<'_> {
     fn step(&mut self, update: u64) -> anyhow::Result<(Metrics, Samples)> {
         let (config, world) = (self.config, &mut self.environment);
         // 1. Sample. Only on a GPU are log-probs computed again: on the CPU, decoding gives those of training.
-        let (prompt_indices, rollouts) = world.sample(&config.setup(), &self.learner.policy, update);
-        let rollouts = rollouts.with_training_logprobs(&self.learner.policy);
+        let (prompt_indices, rollouts) = world.sample(&config.setup(), &self.learner.policy, update)?;
+        let rollouts = rollouts.with_training_logprobs(&self.learner.policy)?;
         // 2 to 4. Scores, log-probs of the frozen models (reference and anchors), KL of every token to the reference.
         let rewarded = world.score(&prompt_indices, &rollouts, update * rollouts.len() as u64)?;
         let scores = &rewarded.total;
-        let frozen_logprobs = world.frozen.logprobs(&rollouts);
-        let reference = world.reference.logprobs(&rollouts, &world.frozen, &frozen_logprobs);
+        let frozen_logprobs = world.frozen.logprobs(&rollouts)?;
+        let reference = world.reference.logprobs(&rollouts, &world.frozen, &frozen_logprobs)?;
         let kls = kls_to(&reference, config.penalty.kl_estimator, &rollouts);
 
         // 5 to 7. Values, rewards (beta is applied here), advantages and returns.
-        let experience = Experience::new(config, self.beta, rollouts, scores, &kls, self.learner.value_model());
+        let experience = Experience::new(config, self.beta, rollouts, scores, &kls, self.learner.value_model())?;
         // 8. The epochs.
         let rates = self.learner.rates(config, update);
         let learned = self.learner.learn(config, &experience, update, rates)?;
@@ -167,7 +168,13 @@ impl Method for Run<'_> {
     }
 
     fn resume(&mut self, checkpoints: &Checkpoints) -> anyhow::Result<u64> {
-        let Some(mut restored) = checkpoints.newest()? else { return Ok(0) };
+        let newest = checkpoints.newest()?;
+        let saved = newest.as_ref().map(|restored| restored.gradient_units);
+        let units = gradient_units(self.config.optimizer.gradient_units, saved, &*checkpoints.ranks)?;
+        for model in [Some(&mut self.learner.policy), self.learner.critic.separate_mut()].into_iter().flatten() {
+            model.share(checkpoints.ranks.clone(), units)?;
+        }
+        let Some(mut restored) = newest else { return Ok(0) };
         restored.restore_model("policy", &mut self.learner.policy)?;
         if let Some(critic) = self.learner.critic.separate_mut() {
             restored.restore_model("critic", critic)?;

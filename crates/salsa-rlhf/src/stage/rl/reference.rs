@@ -8,7 +8,7 @@ use salsa_algo::{
     kl::{KlEstimator, kls},
     soup::lerp_in_place,
 };
-use salsa_engine::{Head, Model, ModelError, ModelSpec, Trainable, geometric_logprobs};
+use salsa_engine::{Head, Model, ModelError, ModelSpec, Trainable, comm::CommError, geometric_logprobs};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -193,7 +193,10 @@ impl FrozenModels {
     }
 
     /// The log-probs of all response tokens under every model, with one forward pass each.
-    pub(super) fn logprobs(&self, rollouts: &Rollouts) -> Vec<Vec<f64>> {
+    ///
+    /// # Errors
+    /// As [`Rollouts::logprobs_of`].
+    pub(super) fn logprobs(&self, rollouts: &Rollouts) -> Result<Vec<Vec<f64>>, CommError> {
         self.models.iter().map(|(_, model)| rollouts.logprobs_of(model)).collect()
     }
 }
@@ -283,16 +286,19 @@ impl Reference {
 
     /// The log-probs of every response token under each model of the reference, with the models' weights in the penalty.
     /// `frozen_logprobs` are the log-probs of `frozen`, by model.
+    ///
+    /// # Errors
+    /// As [`Rollouts::logprobs_of`].
     pub(super) fn logprobs<'a>(
         &self,
         rollouts: &Rollouts,
         frozen: &FrozenModels,
         frozen_logprobs: &'a [Vec<f64>],
-    ) -> Vec<(f64, Cow<'a, [f64]>)> {
-        match self {
+    ) -> Result<Vec<(f64, Cow<'a, [f64]>)>, CommError> {
+        Ok(match self {
             Reference::None => Vec::new(),
             Reference::Frozen(at) => vec![(1.0, Cow::Borrowed(&frozen_logprobs[*at][..]))],
-            Reference::Moving { model, .. } => vec![(1.0, Cow::Owned(rollouts.logprobs_of(model)))],
+            Reference::Moving { model, .. } => vec![(1.0, Cow::Owned(rollouts.logprobs_of(model)?))],
             Reference::Multi(models) => {
                 models.iter().map(|&(at, weight)| (weight, Cow::Borrowed(&frozen_logprobs[at][..]))).collect()
             }
@@ -300,9 +306,9 @@ impl Reference {
                 let parts: Vec<&Model> = models.iter().map(|&(at, _)| &frozen.models[at].1).collect();
                 let weights: Vec<f32> = models.iter().map(|&(_, weight)| weight as f32).collect();
                 let forward = |batch: &_, query: &_| geometric_logprobs(&parts, &weights, batch, query);
-                vec![(1.0, Cow::Owned(rollouts.logprobs_by(forward)))]
+                vec![(1.0, Cow::Owned(rollouts.logprobs_by(forward)?))]
             }
-        }
+        })
     }
 
     /// Updates a moving reference after an update of the policy (counted from 1).

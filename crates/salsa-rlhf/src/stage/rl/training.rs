@@ -12,8 +12,7 @@ use super::{
 };
 use crate::{
     checkpoint::{Checkpoint, Companions},
-    metrics::{self, Metrics, MetricsWriter, TrainerState},
-    progress::Progress,
+    metrics::{self, Metrics, TrainerState},
     stage::{
         Interrupted, StageContext,
         kind::Stage,
@@ -75,7 +74,7 @@ pub(super) struct Loop<'a> {
     pub run: &'a RunArguments,
 }
 
-/// Trains to the end and saves the result; `source` is the checkpoint whose tokenizer is saved with it.
+/// Trains to the end and saves the result, which the first process returns; `source` is the checkpoint whose tokenizer is saved with it.
 ///
 /// # Errors
 /// If a number is not finite (the last checkpoint is kept), a file cannot be written, or the run was interrupted (a
@@ -88,14 +87,16 @@ pub(super) fn train<M: Method>(
     context: &StageContext,
 ) -> anyhow::Result<Value> {
     let (name, dir, total) = (M::Config::NAME, settings.dir, settings.sampling.updates());
-    let checkpoints = Checkpoints::new(dir, fingerprint(name, config)?);
+    let checkpoints = Checkpoints::new(dir, fingerprint(name, config)?, context.ranks.clone());
     let mut done = method.resume(&checkpoints)?;
     if done > 0 {
         context.say(&format!("{name}: resuming after update {done} of {total}"));
     }
-    let mut writer = if done == 0 { MetricsWriter::create(dir)? } else { MetricsWriter::resume(dir, done)? };
-    measure::truncate_samples(dir, done)?;
-    let progress = Progress::new(name, total, "update");
+    let mut writer = context.metrics(dir, done)?;
+    if context.is_first() {
+        measure::truncate_samples(dir, done)?;
+    }
+    let progress = context.progress(name, total, "update");
     progress.start_at(done);
     while done < total {
         let stopped_at = || format!("update {} of {total}; {}", done + 1, checkpoints.kept());
@@ -104,7 +105,7 @@ pub(super) fn train<M: Method>(
             Err(error) if error.is::<Unavailable>() => {
                 // Nothing was learned in this update: it can be repeated when the reward is there again.
                 checkpoints.save(&method.snapshot(done))?;
-                if context.interrupted() {
+                if context.any_interrupted()? {
                     bail!(Interrupted { step: done, total });
                 }
                 return Err(error.context(format!("update {} of {total}; {}", done + 1, checkpoints.kept())));
@@ -115,14 +116,16 @@ pub(super) fn train<M: Method>(
         metrics.set("lr", method.rate(done));
         done += 1;
         metrics.set("episode", (done * settings.sampling.batch_size as u64) as f64);
-        writer.log(done, &metrics)?;
-        let generations = *settings.run.num_sample_generations;
-        if generations > 0 && (done - 1).is_multiple_of(total.div_ceil(generations)) {
-            samples.append(dir, done)?;
+        if let Some(writer) = &mut writer {
+            writer.log(done, &metrics)?;
+            let generations = *settings.run.num_sample_generations;
+            if generations > 0 && (done - 1).is_multiple_of(total.div_ceil(generations)) {
+                samples.append(dir, done)?;
+            }
         }
         progress.message(&measure::headline(&metrics));
         progress.set(done);
-        let (stopped, every) = (done < total && context.interrupted(), *settings.run.save_steps);
+        let (stopped, every) = (done < total && context.any_interrupted()?, *settings.run.save_steps);
         if stopped || (every > 0 && done.is_multiple_of(every) && done < total) {
             checkpoints.save(&method.snapshot(done))?;
         }
@@ -133,6 +136,9 @@ pub(super) fn train<M: Method>(
     progress.finish(&format!("{total} updates"));
     method.ensure_finite().with_context(|| checkpoints.kept())?;
     let environment = method.environment();
+    if !context.is_first() {
+        return Ok(Value::Null);
+    }
     write_state(settings, environment, total)?;
     method.save(source, dir)?;
     let last = metrics::read(dir)?.pop().map(|(_, metrics)| metrics).unwrap_or_default();

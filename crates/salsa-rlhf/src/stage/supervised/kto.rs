@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use salsa_algo::preference::kto::{self, LossType};
-use salsa_engine::{Batch, Model, Output, Query};
+use salsa_engine::{Batch, Model, Output, Query, comm::Comm};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -23,6 +23,7 @@ use crate::{
         kind::{Produces, Product, Stage},
         lifecycle::fingerprint::fingerprint,
         models::{lora::LoraArguments, model_source::ModelSource},
+        ranks::gradient_units,
         reads::{ExampleUse, Reads},
         text::{
             encoder::TruncationMode,
@@ -140,12 +141,30 @@ impl Stage for KtoConfig {
     }
 }
 
+impl KtoConfig {
+    /// Checks that a gradient unit has the two responses that the estimate of the KL needs.
+    ///
+    /// # Errors
+    /// If it has not, or the processes cannot share the units.
+    fn check_units(&self, ranks: &dyn Comm) -> anyhow::Result<()> {
+        let units = gradient_units(self.training.optimizer.gradient_units, None, ranks)?;
+        let step = self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps;
+        ensure!(
+            self.loss_type != LossType::Kto || units == 1 || step >= 2 * units,
+            "a step has {step} responses (per_device_train_batch_size times gradient_accumulation_steps) for {units} \
+             gradient units; KTO needs at least 2 in each"
+        );
+        Ok(())
+    }
+}
+
 /// Trains against the configured reference.
 ///
 /// # Errors
 /// If the data or a model cannot be used, or training fails or is interrupted.
 pub(crate) fn run(config: &KtoConfig, context: &StageContext) -> anyhow::Result<Value> {
     config.check()?;
+    config.check_units(&*context.ranks)?;
     let start = ModelSource::Path(config.model_name_or_path.clone());
     let reference = config.ref_model_name_or_path.as_ref().unwrap_or(&start);
     let setup = Setup {

@@ -1,6 +1,8 @@
 //! The examples of each optimizer step: a pure function of seed, epoch and lengths.
 use salsa_engine::random::Random;
 
+use crate::stage::ranks::{part, parts_by_length};
+
 /// Every optimizer step of a run, in order. Steps are computed on demand, not stored.
 ///
 /// The order of an epoch is a shuffle keyed by (seed, epoch). It depends on no earlier state, so a resumed run
@@ -22,6 +24,43 @@ pub(super) struct Step {
     pub micro_batches: Vec<Vec<usize>>,
     /// Epochs completed after this step.
     pub epoch: f64,
+}
+
+impl Step {
+    /// The passes of each gradient unit. One unit has the passes of the step; several are cut from its examples in
+    /// order, by number, or where passes have a number of tokens by that.
+    pub(super) fn units(&self, units: usize, batching: Batching, lengths: &[usize]) -> Vec<Vec<Vec<usize>>> {
+        if units == 1 {
+            return vec![self.micro_batches.clone()];
+        }
+        let examples = self.micro_batches.concat();
+        match batching {
+            Batching::Examples(count) => (0..units)
+                .map(|unit| part(&examples, unit, units).chunks(count.max(1)).map(<[usize]>::to_vec).collect())
+                .collect(),
+            Batching::Tokens(budget) => {
+                let of_examples: Vec<usize> = examples.iter().map(|&example| lengths[example]).collect();
+                let parts = parts_by_length(&of_examples, units).into_iter();
+                parts.map(|unit| filled(&examples[unit], lengths, budget)).collect()
+            }
+        }
+    }
+}
+
+/// Passes of adjacent examples with at most `budget` tokens, or one example.
+fn filled(examples: &[usize], lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
+    let (mut passes, mut used) = (Vec::<Vec<usize>>::new(), 0);
+    for &example in examples {
+        match passes.last_mut() {
+            Some(pass) if used + lengths[example] <= budget => pass.push(example),
+            _ => {
+                passes.push(vec![example]);
+                used = 0;
+            }
+        }
+        used += lengths[example];
+    }
+    passes
 }
 
 /// How examples are grouped into one forward and backward pass.

@@ -72,7 +72,7 @@ impl PairSets {
         Lengths {
             training: lengths(&self.training),
             evaluation: self.evaluation.as_ref().map(lengths).unwrap_or_default(),
-            sequences: Sequences::Apart,
+            sequences: Sequences::Pairs,
         }
     }
 
@@ -134,7 +134,7 @@ impl Objective for Pairwise<'_> {
     }
 
     fn assemble(&self, examples: &[usize]) -> Pass {
-        let (mut batch, mut query) = (Batch::new(), Query::default());
+        let (mut batch, mut query) = (Batch::sharing_prefixes(), Query::default());
         for pair in examples.iter().map(|&example| &self.pairs[example]) {
             for (side, from) in [(&pair.chosen, self.unqueried(&pair.chosen)), (&pair.rejected, pair.rejected.prompt)] {
                 let rows = batch.push(&side.tokens);

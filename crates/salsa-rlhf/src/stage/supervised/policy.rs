@@ -115,7 +115,7 @@ impl Setup<'_> {
             stop: &|_| context.interrupted(),
         };
         let models = |knobs: &MemorySettings| {
-            let mut roles = Roles::new(knobs.dtype);
+            let mut roles = Roles::new(knobs.dtype).shared(knobs.sharing);
             if !reference.is_empty() {
                 roles.source(&reference);
             }
@@ -139,7 +139,9 @@ impl Setup<'_> {
         let mut model = start.load(training, self.lora, &mut bases)?;
         let Objectives { training: data, evaluation } = objectives(reference.as_ref());
         let outcome = trainer::train(&job, &mut model, &*data, evaluation.as_deref())?;
-        save(self.output_dir, &start.checkpoint, &model, &[], training, &outcome)?;
+        if context.is_first() {
+            save(self.output_dir, &start.checkpoint, &model, &[], training, &outcome)?;
+        }
         Ok(outcome)
     }
 }

@@ -236,14 +236,10 @@ pub(crate) fn run(config: &PretrainConfig, context: &StageContext) -> anyhow::Re
     let weights = spec.init(config.training.seed);
     let mut model = Trainable::new(spec, weights, context.device.clone(), config.training.recompute())?;
     let outcome = trainer::train(&job, &mut model, &data, eval)?;
-    write_trainer_state(&config.output_dir, &config.training, &outcome)?;
-    vocabulary.tokenizer.save(&config.output_dir, &vocabulary.names, vocabulary.template.as_deref())?;
-    let dtype = config.training.save_dtype;
-    let options = SaveOptions {
-        max_shard_bytes: config.training.max_shard_size.0,
-        ..SaveOptions::new(Family::for_spec(model.spec()), vocabulary.special_tokens(), dtype)
-    };
-    checkpoint::save(&config.output_dir, model.spec(), &model.weights(), &Companions::none(), &[], &options)?;
+    if context.is_first() {
+        write_trainer_state(&config.output_dir, &config.training, &outcome)?;
+        vocabulary.save(config, &model)?;
+    }
     Ok(json!({"training": outcome.to_json(), "windows": windows, "tokens": tokens, "parameters": parameters}))
 }
 
@@ -277,6 +273,17 @@ impl Vocabulary {
             names: SpecialTokenNames { bos: None, eos: Some(end.to_owned()), pad: Some(pad.to_owned()) },
             template: Some(BUILTIN_TEMPLATE.to_owned()),
         })
+    }
+
+    /// Saves the model with this vocabulary.
+    fn save(&self, config: &PretrainConfig, model: &Trainable) -> anyhow::Result<()> {
+        self.tokenizer.save(&config.output_dir, &self.names, self.template.as_deref())?;
+        let dtype = config.training.save_dtype;
+        let options = SaveOptions {
+            max_shard_bytes: config.training.max_shard_size.0,
+            ..SaveOptions::new(Family::for_spec(model.spec()), self.special_tokens(), dtype)
+        };
+        checkpoint::save(&config.output_dir, model.spec(), &model.weights(), &Companions::none(), &[], &options)
     }
 
     fn id(&self, name: &Option<String>) -> Option<u32> {

@@ -6,7 +6,7 @@ use salsa_algo::{
     preference::bradley_terry::{self, Margins},
     stats::{Interval, Z95, wilson},
 };
-use salsa_engine::{Batch, Head, Model, Output, Query};
+use salsa_engine::{Batch, Head, Model, Output, Query, comm::Comm};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -27,6 +27,7 @@ use crate::{
         lifecycle::{fingerprint::fingerprint, resume::REMEDY},
         memory::{self, MemorySettings, Saving},
         models::{bases::Bases, lora::LoraArguments, score_token::say_where_peft_reads_scores},
+        ranks,
         reads::{ExampleUse, ModelUse, Reads},
         supervised::model::{Start, save, within_context},
         text::{
@@ -172,16 +173,13 @@ pub(crate) fn run(config: &RewardConfig, context: &StageContext) -> anyhow::Resu
     let mut model = start.load(&config.training, &config.lora, &mut Bases::on(&context.device))?;
     let outcome = trainer::train(&job, &mut model, &data, eval.as_ref().map(|eval| eval as &dyn Objective))?;
 
-    let (mean, std) = score_mean_and_std(&model, held_out, config.training.per_device_eval_batch_size);
+    let (mean, std) =
+        score_mean_and_std(&model, held_out, config.training.per_device_eval_batch_size, &*context.ranks)?;
     ensure!((mean + std).is_finite(), "the scores of the trained model are not finite; {REMEDY}");
-    save(
-        &config.output_dir,
-        &start.checkpoint,
-        &model,
-        &[("score_mean", json!(mean)), ("score_std", json!(std))],
-        &config.training,
-        &outcome,
-    )?;
+    if context.is_first() {
+        let normalization = [("score_mean", json!(mean)), ("score_std", json!(std))];
+        save(&config.output_dir, &start.checkpoint, &model, &normalization, &config.training, &outcome)?;
+    }
     let accuracy = outcome.eval.get("accuracy");
     Ok(json!({
         "eval_accuracy": accuracy,
@@ -263,18 +261,29 @@ impl Objective for PairRanking {
     }
 }
 
-/// Mean and standard deviation of the scores of both responses of (at most [`SCORED_PAIRS`]) pairs.
-fn score_mean_and_std(model: &Model, data: &PairRanking, batch_size: usize) -> (f64, f64) {
+/// Mean and standard deviation of the scores of both responses of (at most [`SCORED_PAIRS`]) pairs, whose passes are
+/// dealt to the processes.
+///
+/// # Errors
+/// If the processes cannot exchange bytes.
+fn score_mean_and_std(
+    model: &Model,
+    data: &PairRanking,
+    batch_size: usize,
+    ranks: &dyn Comm,
+) -> anyhow::Result<(f64, f64)> {
     let examples: Vec<usize> = (0..data.pairs.len().min(SCORED_PAIRS)).collect();
-    let mut scores = Vec::with_capacity(2 * examples.len());
-    for examples in examples.chunks(batch_size) {
+    let passes: Vec<&[usize]> = examples.chunks(batch_size).collect();
+    let scores = |examples: &&[usize]| {
         let pass = data.assemble(examples);
-        scores.extend(model.forward(&pass.batch, &pass.query).values.iter().map(|&score| f64::from(score)));
-    }
+        model.forward(&pass.batch, &pass.query).values
+    };
+    let own = ranks::part(&passes, ranks.rank(), ranks.size()).iter().flat_map(scores).map(f64::from).collect();
+    let scores = ranks::concat(ranks, own)?;
     let count = scores.len() as f64;
     let mean = scores.iter().sum::<f64>() / count;
     let variance = scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / count;
-    (mean, variance.sqrt())
+    Ok((mean, variance.sqrt()))
 }
 
 /// Enough pairs to know the mean to a few hundredths of a standard deviation.

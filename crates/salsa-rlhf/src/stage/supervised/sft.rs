@@ -179,7 +179,9 @@ pub(crate) fn run(config: &SftConfig, context: &StageContext) -> anyhow::Result<
     )?;
     let mut model = start.load(&config.training, &config.lora, &mut Bases::on(&context.device))?;
     let outcome = trainer::train(&job, &mut model, &data.objective, held_out)?;
-    save(&config.output_dir, &start.checkpoint, &model, &[], &config.training, &outcome)?;
+    if context.is_first() {
+        save(&config.output_dir, &start.checkpoint, &model, &[], &config.training, &outcome)?;
+    }
     Ok(json!({
         "training": outcome.to_json(),
         "examples": data.objective.examples(),

@@ -1,5 +1,8 @@
 //! Running statistics of a logging window: exact means over tokens or pairs, regardless of the split into passes.
+use salsa_engine::comm::Comm;
 use serde::{Deserialize, Serialize};
+
+use crate::stage::ranks;
 
 /// Named statistics in the order in which they were first added.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -20,6 +23,31 @@ enum Statistic {
     },
     Min(f64),
     Max(f64),
+}
+
+/// The kind of a statistic and the bits of its numbers.
+type Bits = (u8, [u64; 4]);
+
+impl Statistic {
+    fn bits(self) -> Bits {
+        let (kind, numbers) = match self {
+            Statistic::Mean { sum, count } => (0, [sum, count, 0.0, 0.0]),
+            Statistic::Difference { a, b } => (1, [a.0, a.1, b.0, b.1]),
+            Statistic::Min(value) => (2, [value, 0.0, 0.0, 0.0]),
+            Statistic::Max(value) => (3, [value, 0.0, 0.0, 0.0]),
+        };
+        (kind, numbers.map(f64::to_bits))
+    }
+
+    fn of_bits((kind, bits): Bits) -> Statistic {
+        let [a, b, c, d] = bits.map(f64::from_bits);
+        match kind {
+            0 => Statistic::Mean { sum: a, count: b },
+            1 => Statistic::Difference { a: (a, b), b: (c, d) },
+            2 => Statistic::Min(a),
+            _ => Statistic::Max(a),
+        }
+    }
 }
 
 impl Tally {
@@ -53,6 +81,21 @@ impl Tally {
         for (name, statistic) in &other.entries {
             self.merge(name, *statistic);
         }
+    }
+
+    /// The sum of tallies, those of each process in order of processes: its own here.
+    ///
+    /// # Errors
+    /// If the processes cannot exchange bytes.
+    pub(crate) fn sum(ranks: &dyn Comm, own: Vec<Tally>) -> anyhow::Result<Tally> {
+        // As bits: a number that is not finite has no JSON form.
+        let own = own.into_iter().map(|tally| tally.entries.into_iter().map(|(name, of)| (name, of.bits())).collect());
+        let all: Vec<Vec<(String, Bits)>> = ranks::concat_values(ranks, own.collect())?;
+        let mut sum = Tally::new();
+        for (name, bits) in all.into_iter().flatten() {
+            sum.merge(&name, Statistic::of_bits(bits));
+        }
+        Ok(sum)
     }
 
     /// The value of a statistic, if it was ever added with a count above 0.

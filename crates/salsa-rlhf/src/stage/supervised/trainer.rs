@@ -1,15 +1,18 @@
 //! The shared loop of the supervised stages (`pretrain`, `sft`, `reward`, `dpo`, `kto`, `orpo`, `cpo`): order → loss →
 //! gradient → AdamW → logs.
 use anyhow::{Context, bail};
-use salsa_engine::{Batch, Model, Output, OutputGradient, Query, Trainable};
+use salsa_engine::{Batch, Model, Output, OutputGradient, Query, Trainable, comm::Comm};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{arguments::TrainingArguments, order::Step, tally::Tally};
+use super::{order::Step, tally::Tally};
 use crate::{
-    metrics::{Metrics, MetricsWriter},
-    progress::Progress,
-    stage::lifecycle::resume::{Checkpoints, REMEDY, Snapshot},
+    metrics::Metrics,
+    stage::{
+        Interrupted,
+        lifecycle::resume::{Checkpoints, REMEDY, Restored, Snapshot},
+        ranks,
+    },
 };
 
 mod job;
@@ -123,7 +126,8 @@ impl Outcome {
     }
 }
 
-/// Trains `model` until the job is done, starting from the newest checkpoint if there is one.
+/// Trains `model` until the job is done, starting from the newest checkpoint if there is one. All processes of the job's
+/// context train it together.
 ///
 /// # Errors
 /// If there is nothing to train on, if loss or gradient are not finite, if a file cannot be written, or if `job.stop`
@@ -136,45 +140,54 @@ pub(crate) fn train(
 ) -> anyhow::Result<Outcome> {
     let arguments = job.arguments;
     let lengths = job::lengths(data);
-    let plan = job.plan(&lengths)?;
+    let ranks = &job.context.ranks;
+    let plan = job.plan(&lengths);
+    if ranks::any(&**ranks, plan.as_ref().is_err_and(|error| error.is::<Interrupted>()))? {
+        bail!(Interrupted { step: 0, total: 0 });
+    }
+    let plan = plan?;
     let total = plan.len();
     let schedule = arguments.schedule();
-    let checkpoints = Checkpoints::new(job.output_dir, job.fingerprint.clone());
-    let mut state = resume(job, &checkpoints, model)?;
-    let mut metrics = match state.step {
-        0 => MetricsWriter::create(job.output_dir)?,
-        done => MetricsWriter::resume(job.output_dir, done)?,
-    };
-    let progress = Progress::new(job.title, plan.tokens(), "tok");
+    let checkpoints = Checkpoints::new(job.output_dir, job.fingerprint.clone(), ranks.clone());
+    let newest = checkpoints.newest()?;
+    let saved = newest.as_ref().map(|restored| restored.gradient_units);
+    model.share(ranks.clone(), ranks::gradient_units(arguments.optimizer.gradient_units, saved, &**ranks)?)?;
+    let mut state = resume(job, newest, model)?;
+    let mut metrics = job.context.metrics(job.output_dir, state.step)?;
+    let progress = job.context.progress(job.title, plan.tokens(), "tok");
     progress.start_at(state.tokens);
 
     let mut epoch = None;
     for step in plan.from(state.step) {
         epoch = Some(step.epoch);
         let learning_rate = job.learning_rate * schedule.factor(state.step as usize, total as usize);
-        let tally = optimizer_step(arguments, model, data, &step, learning_rate).with_context(|| {
+        let tally = optimizer_step(job, model, data, (&step, &lengths), learning_rate).with_context(|| {
             format!("{} stopped at step {} of {total}; {}", job.title, state.step + 1, checkpoints.kept())
         })?;
         state.advance(&step, &tally, data);
 
         if is_due(state.step, *arguments.logging_steps, total) {
-            metrics.log(state.step, &state.log_line(learning_rate, step.epoch))?;
+            if let Some(metrics) = &mut metrics {
+                metrics.log(state.step, &state.log_line(learning_rate, step.epoch))?;
+            }
             state.window = Tally::new();
         }
         if let Some(eval) = eval.filter(|_| is_due(state.step, *arguments.eval_steps, total)) {
-            state.eval = evaluate(model, eval, arguments.per_device_eval_batch_size);
+            state.eval = evaluate(model, eval, arguments.per_device_eval_batch_size, &**ranks)?;
             let line = state.eval_line(step.epoch);
             if let Some((name, value)) = line.iter().find(|(_, value)| !value.is_finite()) {
                 bail!("{name} is {value} after step {} of {total}; {}; {REMEDY}", state.step, checkpoints.kept());
             }
-            metrics.log(state.step, &line)?;
+            if let Some(metrics) = &mut metrics {
+                metrics.log(state.step, &line)?;
+            }
         }
-        let stopped = state.step < total && (job.stop)(state.step);
+        let stopped = state.step < total && ranks::any(&**ranks, (job.stop)(state.step))?;
         if stopped || (*arguments.save_steps > 0 && state.step.is_multiple_of(*arguments.save_steps)) {
             checkpoints.save(&Snapshot::new(state.step, serde_json::to_value(&state)?).with_model("model", model))?;
         }
         if stopped {
-            bail!(crate::stage::Interrupted { step: state.step, total });
+            bail!(Interrupted { step: state.step, total });
         }
         progress.set(state.tokens);
         progress.message(&format!("step {}/{total} loss {:.4}", state.step, tally.get("loss").unwrap_or(f64::NAN)));
@@ -185,39 +198,56 @@ pub(crate) fn train(
     Ok(Outcome { steps: total, epoch, tokens: state.tokens, train: state.total, eval: state.eval })
 }
 
-/// Mean statistics of a model over a data set.
-pub(crate) fn evaluate(model: &Model, data: &dyn Objective, batch_size: usize) -> Tally {
-    let mut tally = Tally::new();
+/// Mean statistics of a model over a data set, whose passes are dealt to the processes.
+///
+/// # Errors
+/// If the processes cannot exchange bytes.
+pub(crate) fn evaluate(
+    model: &Model,
+    data: &dyn Objective,
+    batch_size: usize,
+    ranks: &dyn Comm,
+) -> anyhow::Result<Tally> {
     let examples: Vec<usize> = (0..data.examples()).collect();
-    for examples in examples.chunks(batch_size.max(1)) {
+    let passes: Vec<&[usize]> = examples.chunks(batch_size.max(1)).collect();
+    let tally = |examples: &&[usize]| {
         let pass = Pass::of(data, examples, model);
         let output = model.forward(&pass.batch, &pass.query);
-        tally.absorb(&data.loss(&pass, &output, Divisors::of(data, examples.iter())).tally);
-    }
-    tally
+        data.loss(&pass, &output, Divisors::of(data, examples.iter())).tally
+    };
+    let own = ranks::part(&passes, ranks.rank(), ranks.size()).iter().map(tally).collect();
+    Tally::sum(ranks, own)
 }
 
-/// One optimizer step: gradients of all its passes, then AdamW.
+/// One optimizer step: gradients of all its passes, then AdamW. The divisors of the loss are those of the whole step;
+/// each process computes its own units of it.
 fn optimizer_step(
-    arguments: &TrainingArguments,
+    job: &Job<'_>,
     model: &mut Trainable,
     data: &dyn Objective,
-    step: &Step,
+    (step, lengths): (&Step, &[usize]),
     learning_rate: f64,
 ) -> anyhow::Result<Tally> {
     let divisors = Divisors::of(data, step.micro_batches.iter().flatten());
-    let mut tally = Tally::new();
-    for examples in &step.micro_batches {
-        let pass = Pass::of(data, examples, model);
-        let (output, tape) = model.forward_train(&pass.batch, &pass.query);
-        let loss = data.loss(&pass, &output, divisors);
-        model.backward(tape, &OutputGradient { d_logprobs: &loss.d_logprobs, d_values: &loss.d_values });
-        tally.absorb(&loss.tally);
+    let units = step.units(model.units(), job.batching, lengths);
+    let mut tallies = Vec::new();
+    for unit in &units[model.own_units()] {
+        let mut tally = Tally::new();
+        for examples in unit {
+            let pass = Pass::of(data, examples, model);
+            let (output, tape) = model.forward_train(&pass.batch, &pass.query);
+            let loss = data.loss(&pass, &output, divisors);
+            model.backward(tape, &OutputGradient { d_logprobs: &loss.d_logprobs, d_values: &loss.d_values });
+            tally.absorb(&loss.tally);
+        }
+        model.finish_unit();
+        tallies.push(tally);
     }
+    let mut tally = Tally::sum(model.comm(), tallies)?;
     if !tally.get("loss").is_some_and(f64::is_finite) {
         bail!("the loss is not finite; {REMEDY}");
     }
-    let norm = model.adamw_step(&arguments.optimizer.adamw(), learning_rate).context(REMEDY)?;
+    let norm = model.adamw_step(&job.arguments.optimizer.adamw(), learning_rate).context(REMEDY)?;
     tally.mean("grad_norm", norm, 1.0);
     Ok(tally)
 }
@@ -251,8 +281,8 @@ impl State {
     }
 }
 
-fn resume(job: &Job<'_>, checkpoints: &Checkpoints, model: &mut Trainable) -> anyhow::Result<State> {
-    let Some(mut restored) = checkpoints.newest()? else { return Ok(State::default()) };
+fn resume(job: &Job<'_>, newest: Option<Restored>, model: &mut Trainable) -> anyhow::Result<State> {
+    let Some(mut restored) = newest else { return Ok(State::default()) };
     restored.restore_model("model", model)?;
     job.context.say(&format!("{}: resuming after step {}", job.title, restored.step));
     serde_json::from_value(restored.state).context("state of the checkpoint")

@@ -1,9 +1,10 @@
+use salsa_engine::comm::Solo;
 use serde_json::json;
 
 use super::*;
 
 fn checkpoints(dir: &Path) -> Checkpoints {
-    Checkpoints::new(dir, json!({"stage": "sft", "config": {"learning_rate": 0.001}}))
+    Checkpoints::new(dir, json!({"stage": "sft", "config": {"learning_rate": 0.001}}), Arc::new(Solo))
 }
 
 fn save(checkpoints: &Checkpoints, step: u64) {
@@ -94,7 +95,8 @@ fn a_number_that_is_not_finite_never_reaches_a_checkpoint() {
 fn another_configuration_is_refused_with_the_key() {
     let dir = tempfile::tempdir().unwrap();
     save(&checkpoints(dir.path()), 1);
-    let other = Checkpoints::new(dir.path(), json!({"stage": "sft", "config": {"learning_rate": 0.002}}));
+    let other =
+        Checkpoints::new(dir.path(), json!({"stage": "sft", "config": {"learning_rate": 0.002}}), Arc::new(Solo));
     let message = other.newest().err().unwrap().to_string();
     assert!(message.contains("config.learning_rate was 0.001 and is now 0.002"), "{message}");
 }
@@ -105,9 +107,10 @@ fn a_checkpoint_from_before_a_key_existed_goes_on_where_the_key_is_at_its_defaul
     save(&checkpoints(dir.path()), 1);
     let now = json!({"stage": "sft", "config": {"learning_rate": 0.001, "packing": false}});
     let at = |place: &str| Fingerprint { at_default: [place.to_owned()].into(), ..now.clone().into() };
-    assert!(Checkpoints::new(dir.path(), at("config.packing")).newest().unwrap().is_some());
-    let message = Checkpoints::new(dir.path(), now.clone()).newest().err().unwrap().to_string();
+    assert!(Checkpoints::new(dir.path(), at("config.packing"), Arc::new(Solo)).newest().unwrap().is_some());
+    let message = Checkpoints::new(dir.path(), now.clone(), Arc::new(Solo)).newest().err().unwrap().to_string();
     assert!(message.contains("config.packing was null and is now false"), "{message}");
-    let message = Checkpoints::new(dir.path(), json!({"stage": "sft"})).newest().err().unwrap().to_string();
+    let message =
+        Checkpoints::new(dir.path(), json!({"stage": "sft"}), Arc::new(Solo)).newest().err().unwrap().to_string();
     assert!(message.contains("config was"), "{message}");
 }

@@ -289,6 +289,7 @@ impl GrpoConfig {
             critic: None,
             recompute: self.recompute(),
             pass: self.per_device_train_batch_size,
+            gradient_units: self.optimizer.gradient_units,
             order: Order {
                 seed: self.run.seed,
                 batch: self.sampling.batch_size,

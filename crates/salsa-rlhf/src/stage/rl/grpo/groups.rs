@@ -53,7 +53,7 @@ impl Groups {
         first: u64,
         asked: u64,
     ) -> anyhow::Result<Groups> {
-        let (prompt_indices, rollouts) = world.sample_from(&config.setup(), policy, first, asked);
+        let (prompt_indices, rollouts) = world.sample_from(&config.setup(), policy, first, asked)?;
         let scores = world.score(&prompt_indices, &rollouts, first * config.num_generations as u64)?;
         Ok(Groups { prompt_indices, rollouts, scores })
     }

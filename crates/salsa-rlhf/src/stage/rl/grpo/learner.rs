@@ -6,11 +6,15 @@ use salsa_algo::{
     group::{self, ClipStats, Denominators, LossType, Settings},
     reward::Ending,
 };
-use salsa_engine::{AdamW, Batch, OutputGradient, Query, Trainable};
+use salsa_engine::{
+    AdamW, Batch, OutputGradient, Query, Trainable,
+    comm::{Comm, CommError},
+};
 
 use super::GrpoConfig;
 use crate::stage::{
     lifecycle::resume::REMEDY,
+    ranks::{self, own_units},
     rl::policy,
     rollout::{Rollouts, split},
 };
@@ -71,6 +75,24 @@ impl StepStats {
         self.grad_norm += other.grad_norm;
     }
 
+    /// The sum over gradient units, those of each process in order of processes: its own here.
+    ///
+    /// # Errors
+    /// If the processes cannot exchange bytes.
+    fn sum(ranks: &dyn Comm, own: Vec<StepStats>) -> Result<StepStats, CommError> {
+        let numbers = |stats: StepStats| {
+            let ClipStats { clipped_low, clipped_high, ratio, approx_kl, kl } = stats.clip;
+            [stats.loss, stats.policy_loss, clipped_low, clipped_high, ratio, approx_kl, kl, stats.entropy]
+        };
+        let all = ranks::concat(ranks, own.into_iter().flat_map(numbers).collect())?;
+        let mut sum = StepStats::default();
+        for &[loss, policy_loss, clipped_low, clipped_high, ratio, approx_kl, kl, entropy] in all.as_chunks().0 {
+            let clip = ClipStats { clipped_low, clipped_high, ratio, approx_kl, kl };
+            sum.add(&StepStats { loss, policy_loss, clip, entropy, grad_norm: 0.0 });
+        }
+        Ok(sum)
+    }
+
     fn divided(self, by: f64) -> StepStats {
         let ClipStats { clipped_low, clipped_high, ratio, approx_kl, kl } = self.clip;
         StepStats {
@@ -114,10 +136,10 @@ impl Learner {
     }
 
     /// One optimizer step on the responses with these indices. Gradients are accumulated over passes of at most
-    /// `per_device_train_batch_size` responses.
+    /// `per_device_train_batch_size` responses of a gradient unit; each process computes its own units.
     ///
     /// # Errors
-    /// If the gradient is not finite; then the policy is not changed.
+    /// If the gradient is not finite; then the policy is not changed. Or if the processes cannot exchange bytes.
     fn step(
         &mut self,
         config: &GrpoConfig,
@@ -138,11 +160,17 @@ impl Learner {
         };
         let longest = config.sampling.response_length;
         let denominators = Denominators { responses: minibatch.len(), tokens, longest };
-        let mut stats = StepStats::default();
-        for pass in minibatch.chunks(config.per_device_train_batch_size) {
-            stats.add(&self.accumulate(experience, &lengths, pass, &config.loss_settings(), denominators));
+        let (settings, mut units) = (config.loss_settings(), Vec::new());
+        for unit in own_units(minibatch, &self.policy) {
+            let mut stats = StepStats::default();
+            for pass in unit.chunks(config.per_device_train_batch_size) {
+                stats.add(&self.accumulate(experience, &lengths, pass, &settings, denominators));
+            }
+            self.policy.finish_unit();
+            units.push(stats);
         }
-        stats.grad_norm = self.policy.gradient_norm();
+        let mut stats = StepStats::sum(self.policy.comm(), units)?;
+        stats.grad_norm = self.policy.gradient_norm()?;
         ensure!(stats.grad_norm.is_finite(), "the gradient is no longer finite ({}); {REMEDY}", stats.grad_norm);
         policy::advance(&mut self.policy, &self.adamw, rate)?;
         Ok(stats)
@@ -162,7 +190,8 @@ impl Learner {
             let parts = split(numbers, lengths);
             responses.iter().flat_map(|&i| parts[i]).copied().collect()
         };
-        let (mut batch, mut query) = (Batch::new(), Query { temperature: rollouts.temperature, ..Query::default() });
+        let mut batch = Batch::sharing_prefixes();
+        let mut query = Query { temperature: rollouts.temperature, ..Query::default() };
         for &i in responses {
             let rows = batch.push(&rollouts.sequences[i]);
             rollouts.query_logprobs(i, rows, &mut query);

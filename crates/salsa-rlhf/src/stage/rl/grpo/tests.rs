@@ -64,7 +64,7 @@ fn a_group_is_one_prompt_with_different_responses() {
     models(dir.path());
     let config = config(dir.path());
     let (run, _) = Run::open(&config, &quiet()).unwrap();
-    let (prompts, rollouts) = run.environment.sample(&config.setup(), &run.learner.policy, 0);
+    let (prompts, rollouts) = run.environment.sample(&config.setup(), &run.learner.policy, 0).unwrap();
     assert_eq!(rollouts.len(), 12);
     for group in 0..3 {
         let of = |i: usize| (prompts[4 * group + i], rollouts.response(4 * group + i));
@@ -308,7 +308,7 @@ fn reinforce_plus_plus_needs_no_groups_and_normalises_over_tokens() {
     };
     config.validate().unwrap();
     let (run, _) = Run::open(&config, &quiet()).unwrap();
-    let (_, rollouts) = run.environment.sample(&config.setup(), &run.learner.policy, 0);
+    let (_, rollouts) = run.environment.sample(&config.setup(), &run.learner.policy, 0).unwrap();
     let rewards: Vec<f64> = (0..12).map(|i| f64::from(i % 5)).collect();
     let kls: Vec<f64> = (0..rollouts.logprobs.len()).map(|t| (t % 3) as f64).collect();
     let mut counted = vec![true; 12];

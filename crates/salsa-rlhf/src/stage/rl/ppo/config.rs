@@ -248,6 +248,7 @@ impl PpoConfig {
             critic: Some(self.critic),
             recompute: self.recompute(),
             pass: self.per_device_train_batch_size,
+            gradient_units: self.optimizer.gradient_units,
             order: self.order(),
             prompts: PromptUse::InOrder,
         }

@@ -4,7 +4,7 @@ use salsa_algo::{
     reward,
     whiten::{Mean, drop_score_slots, whiten},
 };
-use salsa_engine::Model;
+use salsa_engine::{Model, comm::CommError};
 
 use super::PpoConfig;
 use crate::stage::rollout::{Rollouts, split};
@@ -28,6 +28,9 @@ impl Experience {
     /// advantages and returns from rewards and the critic's values.
     ///
     /// `scores` has one number per response, `kls` one per token, concatenated over the responses.
+    ///
+    /// # Errors
+    /// As [`Rollouts::values_of`].
     pub(crate) fn new(
         config: &PpoConfig,
         beta: f64,
@@ -35,14 +38,14 @@ impl Experience {
         scores: &[f64],
         kls: &[f64],
         critic: &Model,
-    ) -> Experience {
+    ) -> Result<Experience, CommError> {
         let endings = rollouts.lengths().into_iter().zip(&rollouts.endings);
         let slots: Vec<usize> =
             endings.map(|(tokens, &ending)| reward::slots(config.score_position, tokens, ending)).collect();
-        let old_values = rollouts.values_of(critic, &slots);
+        let old_values = rollouts.values_of(critic, &slots)?;
         let rewards = rewards(config, beta, &rollouts, scores, kls, &slots);
         let (advantages, returns) = advantages(config, &rewards, &old_values, &slots, &rollouts);
-        Experience { rollouts, slots, old_values, advantages, returns }
+        Ok(Experience { rollouts, slots, old_values, advantages, returns })
     }
 }
 

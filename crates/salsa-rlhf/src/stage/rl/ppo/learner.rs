@@ -1,7 +1,12 @@
 //! Policy and critic: the epochs of an update and their optimizer steps.
+use std::cell::{Cell, RefCell};
+
 use anyhow::{Context, ensure};
 use salsa_algo::ppo::{self, Denominators, PolicyStats};
-use salsa_engine::{AdamW, Batch, Device, Head, Model, ModelSpec, Output, OutputGradient, Query, Trainable};
+use salsa_engine::{
+    AdamW, Batch, Device, Head, Model, ModelSpec, Output, OutputGradient, Query, Trainable,
+    comm::{Comm, CommError},
+};
 
 use super::{
     config::{CriticKind, PpoConfig},
@@ -9,7 +14,13 @@ use super::{
 };
 use crate::{
     checkpoint::Checkpoint,
-    stage::{lifecycle::resume::REMEDY, models::bases::Bases, rl::policy, rollout::split},
+    stage::{
+        lifecycle::resume::REMEDY,
+        models::bases::Bases,
+        ranks::{self, own_units},
+        rl::policy,
+        rollout::split,
+    },
 };
 
 /// Policy and critic.
@@ -167,10 +178,10 @@ impl Learner {
     }
 
     /// One optimizer step on the responses with these indices. Gradients are accumulated over passes of at most
-    /// `per_device_train_batch_size` responses.
+    /// `per_device_train_batch_size` responses of a gradient unit; each process computes its own units.
     ///
     /// # Errors
-    /// If a gradient is not finite; then neither model is changed.
+    /// If a gradient is not finite; then neither model is changed. Or if the processes cannot exchange bytes.
     fn step(
         &mut self,
         config: &PpoConfig,
@@ -183,13 +194,20 @@ impl Learner {
             tokens: minibatch.iter().map(|&i| lengths[i]).sum(),
             slots: minibatch.iter().map(|&i| experience.slots[i]).sum(),
         };
-        let mut stats = StepStats::default();
-        for pass in minibatch.chunks(config.per_device_train_batch_size) {
-            self.accumulate(experience, &lengths, pass, &config.loss_settings(), denominators, &mut stats);
+        let (settings, mut units) = (config.loss_settings(), Vec::new());
+        for unit in own_units(minibatch, &self.policy) {
+            let mut stats = StepStats::default();
+            for pass in unit.chunks(config.per_device_train_batch_size) {
+                self.accumulate(experience, &lengths, pass, &settings, denominators, &mut stats);
+            }
+            self.policy.finish_unit();
+            self.critic.separate_mut().into_iter().for_each(Trainable::finish_unit);
+            units.push(stats);
         }
+        let mut stats = StepStats::sum(self.policy.comm(), units)?;
         stats.ratio_variance = stats.policy.ratio_variance();
-        stats.policy_grad_norm = self.policy.gradient_norm();
-        stats.critic_grad_norm = self.critic.separate().map_or(0.0, Trainable::gradient_norm);
+        stats.policy_grad_norm = self.policy.gradient_norm()?;
+        stats.critic_grad_norm = self.critic.separate_mut().map_or(Ok(0.0), Trainable::gradient_norm)?;
         ensure!(
             (stats.policy_grad_norm + stats.critic_grad_norm).is_finite(),
             "the gradient is no longer finite (policy {}, critic {}); {REMEDY}",
@@ -288,6 +306,27 @@ impl StepStats {
     /// Adds the statistics of another minibatch.
     pub(crate) fn add(&mut self, other: &StepStats) {
         self.each(other, |sum, x| *sum += x);
+    }
+
+    /// The sum over gradient units, those of each process in order of processes: its own here.
+    ///
+    /// # Errors
+    /// If the processes cannot exchange bytes.
+    fn sum(ranks: &dyn Comm, mut own: Vec<StepStats>) -> Result<StepStats, CommError> {
+        let mut numbers = Vec::new();
+        for stats in &mut own {
+            let copy = *stats;
+            let taken = RefCell::new(Vec::new());
+            stats.each(&copy, |_, number| taken.borrow_mut().push(number));
+            numbers.append(&mut taken.into_inner());
+        }
+        let each = numbers.len() / own.len().max(1);
+        let mut sum = StepStats::default();
+        for unit in ranks::concat(ranks, numbers)?.chunks(each) {
+            let at = Cell::new(0);
+            sum.each(&StepStats::default(), |sum, _| *sum += unit[at.replace(at.get() + 1)]);
+        }
+        Ok(sum)
     }
 
     /// Divides sums over `steps` minibatches by their number.

@@ -203,10 +203,10 @@ fn logprobs_of_a_forward_pass_are_those_that_were_sampled() {
     let mut config = config(dir.path(), soup(dir.path()));
     config.sampling.temperature = 0.7;
     let (run, _) = Run::open(&config, &quiet()).unwrap();
-    let (_, mut rollouts) = run.environment.sample(&config.setup(), &run.learner.policy, 0);
+    let (_, mut rollouts) = run.environment.sample(&config.setup(), &run.learner.policy, 0).unwrap();
     let sampled = std::mem::take(&mut rollouts.logprobs);
     assert_eq!(sampled.len(), rollouts.lengths().iter().sum::<usize>());
     assert!(sampled.iter().any(|logprob| *logprob < -0.1), "{sampled:?}");
-    rollouts.recompute_logprobs(&run.learner.policy);
+    rollouts.recompute_logprobs(&run.learner.policy).unwrap();
     assert_eq!(rollouts.logprobs, sampled);
 }

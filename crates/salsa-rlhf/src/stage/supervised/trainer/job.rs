@@ -8,7 +8,7 @@ use super::Objective;
 use crate::stage::{
     Interrupted, StageContext,
     lifecycle::resume::Fingerprint,
-    memory::{self, MemorySettings, Need, Passed, Passes, Saving, part},
+    memory::{self, MemorySettings, Need, Passed, Passes, Saving, Sharing, part},
     supervised::{
         arguments::TrainingArguments,
         order::{Batching, Duration, Plan},
@@ -70,6 +70,7 @@ impl Job<'_> {
             recompute: arguments.recompute(),
             pass,
             eval_pass,
+            sharing: Sharing::of(&*context.ranks, arguments.optimizer.gradient_units),
             ..MemorySettings::on(&context.device)
         };
         memory::check(self.title, &knobs, savings, &need, context)
@@ -87,6 +88,9 @@ impl Job<'_> {
     ) {
         let training = lengths.sequences.of(self.largest_pass(batching, &lengths.training));
         passes.train(model, reference, knobs, &training);
+        if let Sequences::Pairs = lengths.sequences {
+            passes.train(model.sharing(), reference.map(Passed::sharing), knobs, &training);
+        }
         let evaluation = lengths.evaluation.chunks(knobs.eval_pass.max(1));
         if let Some(largest) = evaluation.max_by_key(|pass| pass.iter().sum::<usize>()) {
             let largest = lengths.sequences.of(largest.iter().map(|&length| length as u64).collect());
@@ -174,6 +178,8 @@ pub(crate) struct Lengths {
 pub(crate) enum Sequences {
     /// Those of each example are one.
     Apart,
+    /// The same; the two sides of an example have their prompt in common, which is computed once.
+    Pairs,
     /// All are one: the loss also runs prompts with the responses of others, as many tokens in sequences of other
     /// lengths.
     Together,
@@ -182,7 +188,7 @@ pub(crate) enum Sequences {
 impl Sequences {
     fn of(self, examples: Vec<u64>) -> Vec<u64> {
         match self {
-            Sequences::Apart => examples,
+            Sequences::Apart | Sequences::Pairs => examples,
             Sequences::Together => vec![examples.iter().sum()],
         }
     }

@@ -9,7 +9,7 @@ use crate::{
     stage::{
         Interrupted, StageContext, fixture,
         memory::{MemorySettings, Passed, Passes},
-        supervised::order::Batching,
+        supervised::{arguments::TrainingArguments, order::Batching},
     },
 };
 
@@ -104,7 +104,9 @@ fn accumulation_weighs_tokens_not_passes() {
     let gradient = |micro_batches: Vec<Vec<usize>>| {
         let mut model = fixture::trainable(VOCAB, Head::LanguageModel);
         let (data, step) = (fixture::counting(8), Step { micro_batches, epoch: 1.0 });
-        optimizer_step(&arguments(), &mut model, &data, &step, 0.0).unwrap()
+        let (arguments, quiet, lengths) = (arguments(), StageContext::quiet(), job::lengths(&data));
+        let job = job(Path::new(""), &arguments, &quiet, &|_| false);
+        optimizer_step(&job, &mut model, &data, (&step, &lengths), 0.0).unwrap()
     };
     let (one, four) =
         (gradient(vec![(0..8).collect()]), gradient(vec![vec![0], vec![1, 2, 3], vec![4, 5], vec![6, 7]]));

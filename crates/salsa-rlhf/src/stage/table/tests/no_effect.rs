@@ -17,7 +17,7 @@ const CHANGES_RESULTS: &str = "\
     cliprange_value column combine command comparisons completion_only_loss control_features cpo_alpha critic \
     critic_learning_rate critic_warmup dataset datasets decay delta densities density desirable_weight deviations \
     device df_gamed digests discopop_tau divisions dtype end epsilon epsilon_high eval_dataset every fallback files \
-    filter filter_wise format gamma gold gradient_accumulation_steps greedy head_dim hidden_size \
+    filter filter_wise format gamma gold gradient_accumulation_steps gradient_units greedy head_dim hidden_size \
     importance_sampling_level input instruction_difficulty intermediate_size judge judge_model judge_path \
     judge_settings judgments kind kl_coef kl_estimator kl_horizon kl_in kl_target label_smoothing labels lam \
     landscape learning_rate limit lora_alpha lora_dropout lora_r lora_target_modules loss_type lr_scheduler_type \
