@@ -13,6 +13,10 @@ use std::{
 
 use serde_json::Value;
 
+mod tiny;
+
+use tiny::{EVALUATE, PPO, Place, UP_TO_REWARD, assert_same};
+
 const SALSA: &str = env!("CARGO_BIN_EXE_salsa");
 
 /// An MPI of this machine.
@@ -182,7 +186,7 @@ fn a_library_of_another_mpi_is_refused_with_both_numbers() {
 #[test]
 fn commands_for_one_process_refuse_several_in_one_line() {
     for mpi in Mpi::all() {
-        for words in ["inspect none", "chat --model none", "schema sft", "kitchen --output_dir none"] {
+        for words in ["inspect none", "chat --model none", "schema sft", "judge --output_dir none", "kitchen"] {
             let output = mpi.salsa(3, words);
             let name = words.split(' ').next().unwrap();
             assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
@@ -299,5 +303,80 @@ fn an_error_of_one_process_names_it() {
         assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
         let [error] = &errors(&output)[..] else { panic!("{}", stderr(&output)) };
         assert!(error.starts_with("error: process 1 of 3 on ") && error.contains("abacus"), "{error}");
+    }
+}
+
+/// Stages that several processes share, and two that the first one runs alone, in four gradient units.
+fn recipe() -> String {
+    let soup = "\n  soup: {kind: soup, models: [sft-a, sft-b]}\n";
+    let recipe = format!("{UP_TO_REWARD}{soup}  ppo:{PPO}    gradient_units: 4\n  evaluate:{EVALUATE}");
+    recipe.replace("    logging_steps: 1\n", "    logging_steps: 1\n    gradient_units: 4\n")
+}
+
+impl Mpi {
+    /// `salsa run` of the recipe of a place, in so many processes.
+    fn run(&self, count: usize, place: &Place) -> Command {
+        let mut command = self.command(count);
+        command.args([SALSA, "run", "r.yaml"]).current_dir(place.path("")).env("HF_HUB_OFFLINE", "1");
+        command
+    }
+}
+
+#[test]
+fn a_recipe_leaves_the_same_bytes_on_any_number_of_processes() {
+    let mpis = Mpi::all();
+    let Some(first) = mpis.first() else { return };
+    let alone = Place::with(&recipe()).tree("out");
+    for (mpi, count) in mpis.iter().map(|mpi| (mpi, 2)).chain([(first, 4)]) {
+        let place = Place::new();
+        place.write("r.yaml", recipe());
+        let output = place.done(&mut mpi.run(count, &place));
+        assert_same(&alone, &place.tree("out"));
+        let said = stderr(&output);
+        let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| line.starts_with("[1/")).collect();
+        assert_eq!(lines.len(), 1, "only the first process reports: {said}");
+    }
+}
+
+#[test]
+fn a_run_that_was_killed_goes_on_in_another_number_of_processes() {
+    let mpis = Mpi::all();
+    let Some(mpi) = mpis.first() else { return };
+    let recipe = recipe();
+    let recipe = &recipe[..recipe.find("  sft-b:").unwrap()];
+    let (alone, place) = (Place::with(recipe).tree("out"), Place::new());
+    place.write("r.yaml", recipe);
+    let mut killed = mpi.run(4, &place).spawn().unwrap();
+    while !place.path("out/sft-a/checkpoints/step-3").exists() {
+        assert!(killed.try_wait().unwrap().is_none(), "it was done too early");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    // The launcher's helpers end the processes, which hold the lock until then.
+    let start = Instant::now();
+    let output = loop {
+        let output = mpi.run(2, &place).output().unwrap();
+        if output.status.success() || start.elapsed() > Duration::from_secs(30) {
+            break output;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_same(&alone, &place.tree("out"));
+}
+
+#[test]
+fn a_different_configuration_is_named_before_any_work() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("data.jsonl"), "{\"text\": \"salt\"}\n").unwrap();
+    for mpi in Mpi::all() {
+        let words = ["pretrain", "--dataset", "data.jsonl", "--output_dir", "out", "--seed"];
+        let mut command = mpi.command(1);
+        command.arg(SALSA).args(words).args(["1", ":", "-n", "1", SALSA]).args(words).arg("2");
+        let output = command.current_dir(dir.path()).output().unwrap();
+        let [error] = &errors(&output)[..] else { panic!("{}", stderr(&output)) };
+        assert!(error.contains("on process 1 (") && error.contains(") seed is 2, but 1 on process 0"), "{error}");
+        assert!(!dir.path().join("out").exists());
     }
 }

@@ -14,7 +14,7 @@ mod watch;
 
 pub use in_process::{InProcess, in_process};
 pub use launch::{Joined, LaunchError, Launched, Launcher, from_environment, launched};
-pub use peers::Peers;
+pub use peers::{Peers, host};
 
 use settings::Settings;
 use std::ops::Range;

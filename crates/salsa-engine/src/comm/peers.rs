@@ -60,7 +60,7 @@ impl Introduction {
 }
 
 /// The name of this machine.
-pub(super) fn host() -> String {
+pub fn host() -> String {
     let mut name = [0u8; 256];
     // SAFETY: the pointer and the length are those of a local, whose last byte is left 0.
     unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };

@@ -14,7 +14,7 @@ use crate::{
     stage::{
         StageContext,
         device::{self, Choice as DeviceChoice},
-        kind::Kind,
+        kind::{Kind, Processes},
         table::STAGES,
     },
 };
@@ -117,7 +117,7 @@ impl Asked {
     /// Whether several processes can share the work.
     fn uses_processes(&self) -> bool {
         match self {
-            Asked::Stage(kind, _) => kind.trains(),
+            Asked::Stage(kind, _) => kind.processes == Processes::Together,
             Asked::Command(Command::Bench(arguments), _) => arguments.uses_processes(),
             Asked::Command(command, _) => matches!(command, Command::Quickstart(_) | Command::Run(_)),
         }
@@ -195,13 +195,13 @@ fn dispatch(asked: Asked, ranks: &Ranks) -> anyhow::Result<()> {
     }
     ranks.meet(&asked.name())?;
     let command = match asked {
-        Asked::Stage(kind, words) => return stage::main(kind, &words),
+        Asked::Stage(kind, words) => return stage::main(kind, &words, ranks),
         Asked::Command(command, _) => command,
     };
     match command {
-        Command::Quickstart(arguments) => quickstart::main(&arguments),
-        Command::Run(arguments) => run::main(&arguments),
-        Command::Study(arguments) => study::main(&arguments),
+        Command::Quickstart(arguments) => quickstart::main(&arguments, ranks),
+        Command::Run(arguments) => run::main(&arguments, ranks),
+        Command::Study(arguments) => study::main(&arguments, ranks),
         Command::Merge(arguments) => merge::main(&arguments),
         Command::Report(arguments) => report::main(&arguments),
         Command::Schema(arguments) => schema::main(&arguments),
@@ -308,8 +308,8 @@ fn columns() -> usize {
 }
 
 /// The execution context of a long-running command.
-fn context() -> anyhow::Result<StageContext> {
-    StageContext::with_signals()
+fn context(ranks: &Ranks) -> anyhow::Result<StageContext> {
+    Ok(StageContext::with_signals()?.with_ranks(ranks.comm().clone()))
 }
 
 /// The text that `salsa NAME --help` prints.

@@ -11,7 +11,7 @@ use crate::{
     stage::{
         device::Choice as DeviceChoice,
         keys::ComputeType,
-        kind::{Produces, Product, Stage},
+        kind::{Processes, Produces, Product, Stage},
         reads::Reads,
     },
 };
@@ -64,6 +64,7 @@ impl Stage for ArithmeticConfig {
     const EXAMPLE: &'static str = "--output_dir data --seed 1";
     const PRODUCT: Product = Product::Directory;
     const PRODUCES: Produces = Produces::Data;
+    const PROCESSES: Processes = Processes::First;
     const NEXT: &'static [(&'static str, &'static str)] =
         &[("a base model", "salsa pretrain --dataset OUT/pretrain.jsonl --output_dir DIR")];
 

@@ -2,9 +2,11 @@
 use std::{
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
 };
 
 use anyhow::{bail, ensure};
+use salsa_engine::comm::Solo;
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -13,6 +15,7 @@ use super::{
     StageContext,
     device::{self, Choice as DeviceChoice},
     keys::ComputeType,
+    ranks,
     reads::Reads,
 };
 use crate::{
@@ -44,6 +47,8 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     const COMMAND: &'static [&'static str] = &[Self::NAME];
     /// How a report shows the results.
     const SHOWN: Shown = Shown::Facts;
+    /// How several processes run it.
+    const PROCESSES: Processes = Processes::Together;
 
     /// Checks ranges and relations of the values.
     ///
@@ -108,6 +113,8 @@ pub struct Kind {
     pub next: &'static [(&'static str, &'static str)],
     /// How a report shows the results.
     pub shown: Shown,
+    /// How several processes run it.
+    pub processes: Processes,
     /// Every key with its default.
     pub defaults: fn() -> Map<String, Value>,
     /// JSON schema of its keys.
@@ -135,6 +142,15 @@ pub enum Shown {
     Evaluation,
     /// In addition, a section with its scores and their rules.
     Judgments,
+}
+
+/// How several processes run a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processes {
+    /// They share its work.
+    Together,
+    /// The first one alone, while the others wait.
+    First,
 }
 
 /// The kind of output of a stage, which determines the key that sets its path.
@@ -217,6 +233,7 @@ impl Kind {
             leaves: C::PRODUCES,
             next: C::NEXT,
             shown: C::SHOWN,
+            processes: C::PROCESSES,
             defaults: defaults::<C>,
             schema: config::schema::of::<C>,
             from_mapping: from_mapping::<C>,
@@ -224,11 +241,6 @@ impl Kind {
             role: role::<C>,
             load: load::<C>,
         }
-    }
-
-    /// Whether it trains a model, whose steps several processes can share.
-    pub fn trains(&self) -> bool {
-        matches!(self.leaves, Produces::LanguageModel | Produces::RewardModel)
     }
 
     /// The example for its help page: a whole command line.
@@ -307,7 +319,7 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
     let stage = Rc::new(stage);
     let checked = stage.clone();
     let check_inputs = Box::new(move || checked.check_inputs());
-    let work: Work = Box::new(move |context| {
+    let run = move |context: &StageContext| {
         device::caught(|| {
             let computes = stage.computes();
             let (device, dtype) = computes.unwrap_or((DeviceChoice::Cpu, ComputeType::Float32));
@@ -323,6 +335,10 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
             }
             stage.run(&context.on(opened.device))
         })
+    };
+    let work: Work = Box::new(move |context| match C::PROCESSES {
+        Processes::Together => run(context),
+        Processes::First => ranks::from_first(&*context.ranks, || run(&context.with_ranks(Arc::new(Solo)))),
     });
     Ok(Planned { inputs, config, places, reads, plans_memory, is_dry_run, check_inputs, work })
 }

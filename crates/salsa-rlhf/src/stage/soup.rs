@@ -23,7 +23,7 @@ use crate::{
     stage::{
         device::Choice as DeviceChoice,
         keys::{ByteSize, ComputeType},
-        kind::{Produces, Product, Stage},
+        kind::{Processes, Produces, Product, Stage},
         reads::{ExampleUse, ModelUse, Reads},
     },
 };
@@ -198,6 +198,7 @@ impl Stage for SoupConfig {
     const EXAMPLE: &'static str = "sft-a sft-b --weights 0.5 0.5 --output soup";
     const PRODUCT: Product = Product::Directory;
     const PRODUCES: Produces = Produces::SameModel;
+    const PROCESSES: Processes = Processes::First;
     const NEXT: &'static [(&'static str, &'static str)] = &[
         ("what it is", "salsa inspect OUT"),
         ("PPO held to it", "salsa ppo --config FILE --reference.kind sft --reference.model OUT"),

@@ -13,7 +13,7 @@ use crate::stage::{
     StageContext,
     device::Choice as DeviceChoice,
     keys::ComputeType,
-    kind::{Produces, Product, Shown, Stage},
+    kind::{Processes, Produces, Product, Shown, Stage},
     models::frozen::Found,
     reads::Reads,
 };
@@ -57,6 +57,7 @@ impl Stage for JudgeConfig {
     const NEXT: &'static [(&'static str, &'static str)] =
         &[("read the scores", "OUT/judgment.json"), ("read what the judge said", "OUT/judgments.jsonl")];
     const SHOWN: Shown = Shown::Judgments;
+    const PROCESSES: Processes = Processes::First;
 
     fn check(&self) -> anyhow::Result<()> {
         self.validate()
