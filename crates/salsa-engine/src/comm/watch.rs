@@ -23,7 +23,8 @@ pub(super) fn within<R>(limit: Duration, message: String, code: i32, work: impl 
 /// Prints one line on stderr that begins with `error:`.
 pub(super) fn report(message: &str) {
     // If stderr is closed, only the exit code reports the error.
-    let _ = writeln!(std::io::stderr(), "error: {message}");
+    // Written at once: the launcher prints too.
+    let _ = std::io::stderr().write_all(format!("error: {message}\n").as_bytes());
 }
 
 /// Ends the process without the handlers that libraries have registered, which may wait for other processes.

@@ -12,7 +12,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, error
 use crate::{
     config::Usage,
     stage::{
-        StageContext,
+        StageContext, Verbosity,
         device::{self, Choice as DeviceChoice},
         kind::{Kind, Processes},
         table::STAGES,
@@ -285,8 +285,8 @@ fn not_parsed(error: &clap::Error, ranks: &Ranks) -> u8 {
 
 /// Prints one line on stderr that begins with `error:`.
 fn tell(message: &str) {
-    // If stderr is closed, only the exit code reports the error.
-    let _ = writeln!(std::io::stderr(), "error: {message}");
+    // If stderr is closed, only the exit code reports the error. Written at once: a launcher of processes prints too.
+    let _ = std::io::stderr().write_all(format!("error: {message}\n").as_bytes());
 }
 
 /// Writes data to stdout, in the first process. A closed pipe (`salsa … | head`) is no error.
@@ -309,7 +309,8 @@ fn columns() -> usize {
 
 /// The execution context of a long-running command.
 fn context(ranks: &Ranks) -> anyhow::Result<StageContext> {
-    Ok(StageContext::with_signals()?.with_ranks(ranks.comm().clone()))
+    let context = StageContext::with_signals(if ranks::is_first() { Verbosity::Normal } else { Verbosity::Quiet })?;
+    Ok(ranks.remember(context.with_ranks(ranks.comm().clone())))
 }
 
 /// The text that `salsa NAME --help` prints.

@@ -1,5 +1,6 @@
 //! The processes that a launcher has started: what they must have in common, which of them prints, how all end.
 use std::{
+    cell::OnceCell,
     collections::BTreeMap,
     env,
     io::Write,
@@ -21,7 +22,7 @@ use crate::{
     config::{Usage, wording},
     input,
     recipe::ErrorList,
-    stage::Interrupted,
+    stage::{Interrupted, StageContext},
 };
 
 /// How long other processes leave it to the first one to report an error that all have.
@@ -38,6 +39,8 @@ pub(super) fn is_first() -> bool {
 /// The processes of this run.
 pub(super) struct Ranks {
     joined: Joined,
+    /// The context of the work, which knows of interruptions.
+    context: OnceCell<StageContext>,
 }
 
 impl Ranks {
@@ -48,7 +51,7 @@ impl Ranks {
     pub(super) fn join() -> Result<Ranks, ExitCode> {
         match comm::from_environment() {
             Ok(joined) => {
-                let ranks = Ranks { joined };
+                let ranks = Ranks { joined, context: OnceCell::new() };
                 ranks.settle();
                 Ok(ranks)
             }
@@ -78,6 +81,12 @@ impl Ranks {
             let _ = writeln!(std::io::stderr(), "error: {name}:");
             hook(info);
         }));
+    }
+
+    /// Keeps a copy of the context of the work.
+    pub(super) fn remember(&self, context: StageContext) -> StageContext {
+        let _ = self.context.set(context.clone());
+        context
     }
 
     /// How processes exchange bytes.
@@ -174,6 +183,10 @@ impl Ranks {
             return messages.into_iter().for_each(|message| tell(&message));
         }
         thread::sleep(AFTER_FIRST);
+        if self.context.get().is_some_and(StageContext::interrupted) {
+            // The launcher ends this process, as another one has failed and has said so.
+            return;
+        }
         messages.into_iter().for_each(|message| tell(&format!("{}: {message}", self.name())));
     }
 

@@ -180,16 +180,21 @@ impl<H: Handle> Comm for Mpi<H> {
         self.peers.get().map_or(1, |peers| peers.local_size)
     }
 
-    /// In round k, each process signals to the one 2^k further on: after log2(size) rounds all have heard of all.
+    /// All report to the first process, which answers. It knows who is missing; the others, who only see that it does not
+    /// answer, leave it to the first process to say so.
     fn barrier(&self) -> Result<(), CommError> {
         let mut operation = self.begin("barrier".into())?;
-        let mut step = 1;
-        while step < self.size {
-            operation.receive((self.rank + self.size - step) % self.size, &mut []);
-            operation.send((self.rank + step) % self.size, &[]);
+        if self.rank > 0 {
+            operation = operation.after_others();
+            operation.send(0, &[]);
+            operation.receive(0, &mut []);
             operation.complete();
-            step *= 2;
+            return Ok(());
         }
+        self.others().for_each(|from| operation.receive(from, &mut []));
+        operation.complete();
+        self.others().for_each(|to| operation.send(to, &[]));
+        operation.complete();
         Ok(())
     }
 

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 const YIELDS: u32 = 500;
 /// The sleep: what arrives meanwhile at 10 Gb/s fits the buffers of a socket.
 const PAUSE: Duration = Duration::from_micros(50);
+/// How much later a process gives up that does not know which one is missing.
+const LATER: Duration = Duration::from_secs(2);
 /// Tags below this are valid in every MPI.
 const TAGS: u64 = 1 << 15;
 
@@ -59,6 +61,12 @@ impl<'a, 'b, H: Handle> Operation<'a, 'b, H> {
     pub(super) fn part<'c>(&self) -> Operation<'a, 'c, H> {
         let Operation { mpi, tag, limit, .. } = *self;
         Operation { mpi, name: self.name.clone(), tag, limit, pending: Vec::new(), buffers: PhantomData }
+    }
+
+    /// The operation, whose deadline is after that of the processes that know more.
+    pub(super) fn after_others(mut self) -> Self {
+        self.limit = self.limit.saturating_add(LATER);
+        self
     }
 
     /// The operation, which now waits for as long as it takes.
