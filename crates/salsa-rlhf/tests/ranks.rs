@@ -40,6 +40,7 @@ impl Mpi {
     /// The MPIs of this machine.
     fn all() -> Vec<Mpi> {
         let found: Vec<Mpi> = match env::var_os("SALSA_MPI") {
+            Some(folders) if folders.is_empty() => Vec::new(),
             Some(folders) => env::split_paths(&folders)
                 .map(|bin| Mpi::in_folder(&bin).unwrap_or_else(|| panic!("SALSA_MPI: no mpiexec in {}", bin.display())))
                 .collect(),

@@ -391,23 +391,28 @@ impl<B: Backend> TrainableTransformer<B> {
         OptimizerState { step: self.step, m: numbers(&self.m), v: numbers(&self.v) }
     }
 
-    /// Restores weights and optimizer state from a checkpoint: those of the whole model.
+    /// The weights whose moments this process keeps: all, or of a shared model its slice.
+    pub fn kept_moments(&self) -> Range<usize> {
+        match &self.parallel {
+            Some(parallel) => parallel.own(),
+            None => 0..self.tensors().iter().map(|tensor| tensor.range.end).max().unwrap_or(0),
+        }
+    }
+
+    /// Restores weights and optimizer state from a checkpoint; the moments are those of
+    /// [`TrainableTransformer::kept_moments`].
     ///
     /// # Errors
     ///
     /// When a buffer does not fit, or a weight is not finite.
     pub fn restore(&mut self, weights: Vec<f32>, step: u64, m: Vec<f32>, v: Vec<f32>) -> Result<(), ModelError> {
         check(&self.tensors(), &weights)?;
+        let kept = self.kept_moments().len();
         for buffer in [&m, &v] {
-            if buffer.len() != weights.len() {
-                return Err(ModelError::WeightCount { expected: weights.len(), found: buffer.len() });
+            if buffer.len() != kept {
+                return Err(ModelError::WeightCount { expected: kept, found: buffer.len() });
             }
         }
-        let kept = |all: Vec<f32>| match &self.parallel {
-            Some(parallel) => all[parallel.own()].to_vec(),
-            None => all,
-        };
-        let (m, v) = (kept(m), kept(v));
         let flat = |numbers| self.model.base.backend.flat(numbers);
         (self.weights, self.step, self.m, self.v) = (flat(weights), step, flat(m), flat(v));
         self.refresh();

@@ -117,7 +117,7 @@ impl Asked {
     /// Whether several processes can share the work.
     fn uses_processes(&self) -> bool {
         match self {
-            Asked::Stage(kind, _) => kind.processes == Processes::Together,
+            Asked::Stage(kind, _) => kind.processes == Processes::All,
             Asked::Command(Command::Bench(arguments), _) => arguments.uses_processes(),
             Asked::Command(command, _) => matches!(command, Command::Quickstart(_) | Command::Run(_)),
         }

@@ -8,7 +8,7 @@ use crate::{
     input,
     recipe::{Changes, Recipe, Selected, Selection},
     report::{self, Summary},
-    stage::table::STAGES,
+    stage::{StageContext, table::STAGES},
 };
 
 /// A recipe and changes to it.
@@ -71,7 +71,8 @@ fn check(arguments: &Arguments, ranks: &Ranks, changes: Changes<'_>) -> anyhow::
     let path = &arguments.recipe;
     let (recipe, mut faults) = Recipe::read_what_can_be(path, changes, STAGES)?;
     let selected = if faults.is_empty() { arguments.stages.of(&recipe)? } else { recipe.all() };
-    let checked = recipe.check(&selected);
+    let rehearsal = StageContext::rehearsal().with_ranks(ranks.comm().clone());
+    let checked = recipe.check_together(&selected, &rehearsal);
     print(&checked.stages.iter().map(|stage| format!("{stage}\n")).collect::<String>())?;
     faults.extend(checked.faults, |fault| fault.context(path.display().to_string()));
     faults.none_or(())?;

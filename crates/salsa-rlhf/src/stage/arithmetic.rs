@@ -64,9 +64,9 @@ impl Stage for ArithmeticConfig {
     const EXAMPLE: &'static str = "--output_dir data --seed 1";
     const PRODUCT: Product = Product::Directory;
     const PRODUCES: Produces = Produces::Data;
-    const PROCESSES: Processes = Processes::First;
     const NEXT: &'static [(&'static str, &'static str)] =
         &[("a base model", "salsa pretrain --dataset OUT/pretrain.jsonl --output_dir DIR")];
+    const PROCESSES: Processes = Processes::First;
 
     fn check(&self) -> anyhow::Result<()> {
         check_count("pretrain", self.pretrain as u64, MOST_TEXTS)?;

@@ -2,17 +2,15 @@
 use std::{
     path::{Path, PathBuf},
     rc::Rc,
-    sync::Arc,
 };
 
 use anyhow::{bail, ensure};
-use salsa_engine::comm::Solo;
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::{
-    StageContext,
+    StageContext, Until,
     device::{self, Choice as DeviceChoice},
     keys::ComputeType,
     ranks,
@@ -47,8 +45,8 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     const COMMAND: &'static [&'static str] = &[Self::NAME];
     /// How a report shows the results.
     const SHOWN: Shown = Shown::Facts;
-    /// How several processes run it.
-    const PROCESSES: Processes = Processes::Together;
+    /// Which of several processes run the stage.
+    const PROCESSES: Processes = Processes::All;
 
     /// Checks ranges and relations of the values.
     ///
@@ -95,6 +93,15 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     fn run(&self, context: &StageContext) -> anyhow::Result<Value>;
 }
 
+/// Which of several processes run a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processes {
+    /// All of them, together: [`StageContext::ranks`].
+    All,
+    /// The first, while the others wait for its results.
+    First,
+}
+
 /// A type-erased description of a [`Stage`] type.
 pub struct Kind {
     /// Name in recipes and on the command line.
@@ -113,7 +120,7 @@ pub struct Kind {
     pub next: &'static [(&'static str, &'static str)],
     /// How a report shows the results.
     pub shown: Shown,
-    /// How several processes run it.
+    /// Which of several processes run the stage.
     pub processes: Processes,
     /// Every key with its default.
     pub defaults: fn() -> Map<String, Value>,
@@ -142,15 +149,6 @@ pub enum Shown {
     Evaluation,
     /// In addition, a section with its scores and their rules.
     Judgments,
-}
-
-/// How several processes run a stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Processes {
-    /// They share its work.
-    Together,
-    /// The first one alone, while the others wait.
-    First,
 }
 
 /// The kind of output of a stage, which determines the key that sets its path.
@@ -319,26 +317,29 @@ fn plan<C: Stage>(stage: C) -> anyhow::Result<Planned> {
     let stage = Rc::new(stage);
     let checked = stage.clone();
     let check_inputs = Box::new(move || checked.check_inputs());
-    let run = move |context: &StageContext| {
+    let work: Work = Box::new(move |context| {
         device::caught(|| {
             let computes = stage.computes();
             let (device, dtype) = computes.unwrap_or((DeviceChoice::Cpu, ComputeType::Float32));
             let opened = device.open(dtype)?;
             let processes = context.ranks.size();
             ensure!(
-                processes == 1 || opened.device.cuda().is_none(),
+                processes == 1 || C::PROCESSES == Processes::First || opened.device.cuda().is_none(),
                 "{processes} processes run a stage together on the CPU alone; say device: cpu, or {}=cpu",
                 device::VARIABLE
             );
             if computes.is_some() {
                 context.say(&opened.line);
             }
-            stage.run(&context.on(opened.device))
+            let context = context.on(opened.device);
+            match C::PROCESSES {
+                // A rehearsal writes nothing, and ends with an error that each process needs.
+                Processes::First if context.until == Until::Done => {
+                    ranks::from_first(&*context.ranks, || stage.run(&context.alone()))
+                }
+                _ => stage.run(&context),
+            }
         })
-    };
-    let work: Work = Box::new(move |context| match C::PROCESSES {
-        Processes::Together => run(context),
-        Processes::First => ranks::from_first(&*context.ranks, || run(&context.with_ranks(Arc::new(Solo)))),
     });
     Ok(Planned { inputs, config, places, reads, plans_memory, is_dry_run, check_inputs, work })
 }

@@ -66,9 +66,9 @@ impl Stage for KitchenConfig {
     const EXAMPLE: &'static str = "--output_dir data --seed 1";
     const PRODUCT: Product = Product::Directory;
     const PRODUCES: Produces = Produces::Data;
-    const PROCESSES: Processes = Processes::First;
     const NEXT: &'static [(&'static str, &'static str)] =
         &[("a base model", "salsa pretrain --dataset OUT/pretrain.jsonl --output_dir DIR")];
+    const PROCESSES: Processes = Processes::First;
 
     fn check(&self) -> anyhow::Result<()> {
         for (key, size) in [

@@ -218,6 +218,11 @@ impl StageContext {
         StageContext { verbosity, ranks, ..self.clone() }
     }
 
+    /// A copy of this context for work that one process does while the others wait for it.
+    pub(crate) fn alone(&self) -> StageContext {
+        StageContext { ranks: Arc::new(Solo), ..self.clone() }
+    }
+
     /// Whether this process writes and prints what all have computed.
     pub fn is_first(&self) -> bool {
         self.ranks.is_first()

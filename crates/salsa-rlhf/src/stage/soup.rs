@@ -198,11 +198,11 @@ impl Stage for SoupConfig {
     const EXAMPLE: &'static str = "sft-a sft-b --weights 0.5 0.5 --output soup";
     const PRODUCT: Product = Product::Directory;
     const PRODUCES: Produces = Produces::SameModel;
-    const PROCESSES: Processes = Processes::First;
     const NEXT: &'static [(&'static str, &'static str)] = &[
         ("what it is", "salsa inspect OUT"),
         ("PPO held to it", "salsa ppo --config FILE --reference.kind sft --reference.model OUT"),
     ];
+    const PROCESSES: Processes = Processes::First;
 
     fn check(&self) -> anyhow::Result<()> {
         ensure!(!self.models.is_empty(), "models is empty; name the checkpoints to combine");

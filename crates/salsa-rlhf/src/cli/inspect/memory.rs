@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn the_table_has_what_stages_plan_with() {
-        let table = table(&tiny_llama(), true);
+        let table = table(&tiny_llama(), true, 1);
         let row = |stage: &str| table.lines().find(|line| line.trim_start().starts_with(stage)).unwrap().to_owned();
         // logprobs: 4 B * 1.1e9 = 4.1 GiB; 2 B and 2 B more for the embedding 2.2 GiB. A pass of 4096 tokens takes
         // 4 * (2 * 2048 + 2 * 36 * 64 + 2 * 5632) + 4 * (3 * 2048 + 5632) B each: 0.5 GiB; the program 0.06.

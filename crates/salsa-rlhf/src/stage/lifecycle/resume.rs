@@ -13,6 +13,7 @@ use std::{
     fs::{self, File},
     io::{BufWriter, Write},
     path::{Path, PathBuf},
+    slice::SliceIndex,
     sync::Arc,
 };
 
@@ -88,7 +89,7 @@ impl<'a> Snapshot<'a> {
     }
 }
 
-/// A snapshot that was read.
+/// A snapshot whose digest was checked. Its numbers are read from the file as they are asked for.
 pub(crate) struct Restored {
     /// Steps done.
     pub step: u64,
@@ -96,33 +97,43 @@ pub(crate) struct Restored {
     pub state: Value,
     /// The gradient units of each step.
     pub gradient_units: usize,
-    buffers: BTreeMap<String, Vec<f32>>,
+    buffers: Mmap,
     optimizer_steps: BTreeMap<String, u64>,
     dir: PathBuf,
 }
 
 impl Restored {
-    /// Removes and returns a named buffer.
+    /// The numbers of a named buffer.
     ///
     /// # Errors
     /// If the checkpoint has no such buffer.
-    pub(crate) fn take_buffer(&mut self, name: &str) -> anyhow::Result<Vec<f32>> {
-        self.buffers.remove(name).with_context(|| format!("checkpoint {} has no buffer {name:?}", self.dir.display()))
+    pub(crate) fn buffer(&self, name: &str) -> anyhow::Result<Vec<f32>> {
+        self.part(name, ..)
     }
 
-    /// Restores weights, moments and step count of `model` from the model of this name.
+    /// Some numbers of a named buffer.
+    fn part(&self, name: &str, range: impl SliceIndex<[[u8; 4]], Output = [[u8; 4]]>) -> anyhow::Result<Vec<f32>> {
+        let tensors = SafeTensors::deserialize(&self.buffers).context(BUFFERS)?;
+        let missing = || format!("checkpoint {} has no buffer {name:?}", self.dir.display());
+        let tensor = tensors.tensor(name).with_context(missing)?;
+        let numbers = tensor.data().as_chunks::<4>().0.get(range);
+        let numbers = numbers.with_context(|| format!("buffer {name:?} of {} is too short", self.dir.display()))?;
+        Ok(numbers.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
+    }
+
+    /// Restores weights, moments and step count of `model` from the model of this name: of the moments, those that this
+    /// process keeps.
     ///
     /// # Errors
     /// If the checkpoint has no such model, or one of another size.
-    pub(crate) fn restore_model(&mut self, name: &str, model: &mut Trainable) -> anyhow::Result<()> {
+    pub(crate) fn restore_model(&self, name: &str, model: &mut Trainable) -> anyhow::Result<()> {
         let step = *self
             .optimizer_steps
             .get(name)
             .with_context(|| format!("checkpoint {} has no model {name:?}", self.dir.display()))?;
-        let weights = self.take_buffer(&format!("{name}.weights"))?;
-        let m = self.take_buffer(&format!("{name}.m"))?;
-        let v = self.take_buffer(&format!("{name}.v"))?;
-        model.restore(weights, step, m, v).with_context(|| format!("restoring {name:?} from {}", self.dir.display()))
+        let weights = self.buffer(&format!("{name}.weights"))?;
+        let [m, v] = ["m", "v"].map(|moment| self.part(&format!("{name}.{moment}"), model.kept_moments()));
+        model.restore(weights, step, m?, v?).with_context(|| format!("restoring {name:?} from {}", self.dir.display()))
     }
 }
 
@@ -408,27 +419,29 @@ fn read(dir: &Path, step: u64) -> anyhow::Result<(Value, Restored)> {
         bail!("{STATE} does not match its digest");
     };
     let file = input::open(&dir.join(BUFFERS))?;
-    // SAFETY: the map is read here and dropped; a checkpoint directory is never written to after its rename.
+    // SAFETY: it is only read, and a file of a checkpoint is never written to after the rename of its directory.
     let map = unsafe { Mmap::map(&file) }.context(BUFFERS)?;
-    let tensors = SafeTensors::deserialize(&map).context(BUFFERS)?; // checks that the file is as long as it says
-    let mut buffers: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-    for (name, tensor) in tensors.iter() {
-        let (values, rest) = tensor.data().as_chunks::<4>();
-        if tensor.dtype() != Dtype::F32 || !rest.is_empty() {
-            bail!("buffer {name:?} is not f32");
-        }
-        buffers.insert(name.to_owned(), values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect());
-    }
-    let mut hasher = Hasher::new();
-    for (name, values) in &buffers {
-        name_buffer(&mut hasher, name, values.len());
-        add_numbers(&mut hasher, values, &mut std::io::sink())?;
-    }
-    if hasher.finalize() != expected {
+    if digest(&map)? != expected {
         bail!("{BUFFERS} does not match its digest");
     }
     let Contents { fingerprint, state, optimizer_steps, gradient_units, .. } = contents;
-    Ok((fingerprint, Restored { step, state, gradient_units, buffers, optimizer_steps, dir: dir.to_owned() }))
+    Ok((fingerprint, Restored { step, state, gradient_units, buffers: map, optimizer_steps, dir: dir.to_owned() }))
+}
+
+/// The digest of the buffers in a file, as [`write_buffers`] returns it.
+fn digest(file: &[u8]) -> anyhow::Result<Hash> {
+    let tensors = SafeTensors::deserialize(file).context(BUFFERS)?; // checks that the file is as long as it says
+    let buffers: BTreeMap<&str, _> = tensors.iter().collect();
+    let mut hasher = Hasher::new();
+    for (name, tensor) in buffers {
+        let data = tensor.data();
+        if tensor.dtype() != Dtype::F32 || !data.len().is_multiple_of(4) {
+            bail!("buffer {name:?} is not f32");
+        }
+        name_buffer(&mut hasher, name, data.len() / 4);
+        hasher.update(data);
+    }
+    Ok(hasher.finalize())
 }
 
 impl Fingerprint {

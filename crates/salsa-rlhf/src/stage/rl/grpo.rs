@@ -241,9 +241,9 @@ impl Method for Run<'_> {
         let saved = newest.as_ref().map(|restored| restored.gradient_units);
         let units = gradient_units(self.config.optimizer.gradient_units, saved, &*checkpoints.ranks)?;
         self.learner.policy.share(checkpoints.ranks.clone(), units)?;
-        let Some(mut restored) = newest else { return Ok(0) };
+        let Some(restored) = newest else { return Ok(0) };
         restored.restore_model("policy", &mut self.learner.policy)?;
-        self.environment.reference.restore(&mut restored)?;
+        self.environment.reference.restore(&restored)?;
         self.asked = restored.state["prompts"].as_u64().context("the checkpoint lacks prompts")?;
         Ok(restored.step)
     }

@@ -174,12 +174,12 @@ impl Method for Run<'_> {
         for model in [Some(&mut self.learner.policy), self.learner.critic.separate_mut()].into_iter().flatten() {
             model.share(checkpoints.ranks.clone(), units)?;
         }
-        let Some(mut restored) = newest else { return Ok(0) };
+        let Some(restored) = newest else { return Ok(0) };
         restored.restore_model("policy", &mut self.learner.policy)?;
         if let Some(critic) = self.learner.critic.separate_mut() {
             restored.restore_model("critic", critic)?;
         }
-        self.environment.reference.restore(&mut restored)?;
+        self.environment.reference.restore(&restored)?;
         self.beta = restored.state["kl_coef"].as_f64().context("the checkpoint lacks kl_coef")?;
         Ok(restored.step)
     }

@@ -201,6 +201,9 @@ impl FrozenModels {
     }
 }
 
+/// The weight of a model in the penalty, and the log-prob of every token under it.
+pub(super) type Weighted<'a> = (f64, Cow<'a, [f64]>);
+
 /// The reference of a run.
 pub(super) enum Reference {
     /// None: no penalty.
@@ -224,7 +227,7 @@ pub(super) enum Reference {
 }
 
 /// The KL estimate of every response token against a reference of these log-probs: the weighted mean over its models.
-pub(super) fn kls_to(reference: &[(f64, Cow<'_, [f64]>)], estimator: KlEstimator, rollouts: &Rollouts) -> Vec<f64> {
+pub(super) fn kls_to(reference: &[Weighted<'_>], estimator: KlEstimator, rollouts: &Rollouts) -> Vec<f64> {
     if let [(_, one)] = reference {
         return kls(estimator, &rollouts.logprobs, one);
     }
@@ -294,7 +297,7 @@ impl Reference {
         rollouts: &Rollouts,
         frozen: &FrozenModels,
         frozen_logprobs: &'a [Vec<f64>],
-    ) -> Result<Vec<(f64, Cow<'a, [f64]>)>, CommError> {
+    ) -> Result<Vec<Weighted<'a>>, CommError> {
         Ok(match self {
             Reference::None => Vec::new(),
             Reference::Frozen(at) => vec![(1.0, Cow::Borrowed(&frozen_logprobs[*at][..]))],
@@ -339,9 +342,9 @@ impl Reference {
     ///
     /// # Errors
     /// If the checkpoint lacks the reference.
-    pub(super) fn restore(&mut self, restored: &mut Restored) -> anyhow::Result<()> {
+    pub(super) fn restore(&mut self, restored: &Restored) -> anyhow::Result<()> {
         let Reference::Moving { model, weights, .. } = self else { return Ok(()) };
-        let saved = restored.take_buffer("reference.weights")?;
+        let saved = restored.buffer("reference.weights")?;
         if saved.len() != weights.len() {
             bail!("the checkpoint's reference has {} weights, this one {}", saved.len(), weights.len());
         }

@@ -32,7 +32,8 @@ pub struct TrainingArguments {
     /// Sequences (or pairs) per forward pass of the evaluation, at least 1; affects memory, and the rounding of means.
     /// TRL: 8.
     pub per_device_eval_batch_size: usize,
-    /// Passes per optimizer step, at least 1. The mean loss is taken over all tokens (or pairs) of the step, so one
+    /// Passes per optimizer step, at least 1. Times `per_device_train_batch_size`, this is the batch of a step, however
+    /// many processes share it. The mean loss is taken over all tokens (or pairs) of the step, so one
     /// pass of 16 and two passes of 8 give the same step. TRL: 1.
     pub gradient_accumulation_steps: usize,
     /// Total optimizer steps; -1: determined by `num_train_epochs`. TRL: -1.

@@ -282,7 +282,7 @@ impl State {
 }
 
 fn resume(job: &Job<'_>, newest: Option<Restored>, model: &mut Trainable) -> anyhow::Result<State> {
-    let Some(mut restored) = newest else { return Ok(State::default()) };
+    let Some(restored) = newest else { return Ok(State::default()) };
     restored.restore_model("model", model)?;
     job.context.say(&format!("{}: resuming after step {}", job.title, restored.step));
     serde_json::from_value(restored.state).context("state of the checkpoint")

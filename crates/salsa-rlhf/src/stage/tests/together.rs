@@ -6,9 +6,13 @@ use salsa_engine::{comm::in_process, with_threads};
 use super::*;
 use crate::{
     config::paths::Places,
+    recipe::{Changes, Recipe, Source},
     stage::{
         Outcome, Stage,
-        eval::evaluate::config::{EvalSet, EvaluateConfig},
+        eval::{
+            evaluate::config::{EvalSet, EvaluateConfig},
+            landscape::LandscapeConfig,
+        },
         optimizer::OptimizerArguments,
         rl::{
             arguments::{RunArguments, SamplingArguments},
@@ -16,6 +20,7 @@ use crate::{
             ppo::config::{CriticKind, PpoConfig},
         },
         run_stage,
+        table::STAGES,
     },
 };
 
@@ -217,6 +222,7 @@ fn group_methods_are_the_same_on_any_number() {
 fn answers_and_scores_are_the_same_on_any_number() {
     let dir = tempfile::tempdir().unwrap();
     world(dir.path());
+    sft::run(&sft_config(dir.path(), &dir.path().join("wide")), &quiet()).unwrap();
     let source = |name: &str| dir.path().join(name).into();
     let out = |processes: usize| dir.path().join(format!("on-{processes}"));
     for processes in [1, 4] {
@@ -248,7 +254,17 @@ fn answers_and_scores_are_the_same_on_any_number() {
             output_dir: at("evaluation"),
             ..EvaluateConfig::default()
         };
+        let landscape = LandscapeConfig {
+            models: vec![source("wide"), source("sft")],
+            reward_model_path: source("reward"),
+            prompts: DataSource::Path(dir.path().join("prompts.jsonl").into()),
+            steps: 3,
+            max_new_tokens: 8,
+            output_dir: at("landscape"),
+            ..LandscapeConfig::default()
+        };
         let results = together(processes, |context| {
+            assert_eq!(landscape.run(context).unwrap()["points"], 3);
             let results = (generate::run(&generate, context).unwrap(), {
                 // The files of one command are there for the next.
                 context.ranks.barrier().unwrap();
@@ -320,4 +336,85 @@ fn a_checkpoint_goes_on_with_its_own_units_alone() {
     let whole = SftConfig { output_dir: dir.path().join("whole"), ..config.clone() };
     together(2, |context| sft::run(&whole, context).unwrap());
     assert_equal(&config.output_dir, &whole.output_dir, "begun on 2 and ended on 1");
+}
+
+#[test]
+fn a_program_sees_each_response_once_and_its_failure_stops_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let sampling = world(dir.path());
+    let script = dir.path().join("reward.sh");
+    let of = |name: &str| GrpoConfig {
+        model_name_or_path: ModelSource::Path(dir.path().join("wide").into()),
+        rewards: serde_json::from_value(json!([
+            {"kind": "command", "command": ["sh", script, dir.path().join(format!("{name}.seen"))], "max_retries": 0},
+        ]))
+        .unwrap(),
+        dataset: DataSource::Path(dir.path().join("prompts.jsonl").into()),
+        sampling: sampling.clone(),
+        num_generations: 2,
+        learning_rate: 3e-3,
+        optimizer: four_units(),
+        output_dir: dir.path().join(name),
+        ..GrpoConfig::default()
+    };
+    let reads = "while read -r line; do id=${line#*:}; id=${id%%,*}; [ -n \"$id\" ] || continue; echo $id >> $1";
+    fs::write(&script, format!("{reads}\n echo \"{{\\\"id\\\": $id, \\\"reward\\\": $((id % 3))}}\"; done\n")).unwrap();
+    for (processes, name) in [(1, "alone"), (4, "four")] {
+        together(processes, |context| of(name).run(context).unwrap());
+        let seen = fs::read_to_string(dir.path().join(format!("{name}.seen"))).unwrap();
+        assert_eq!(seen.lines().count(), 36, "one line for each of 36 responses: {seen}");
+    }
+    for name in ["model.safetensors", "metrics.jsonl", "samples.jsonl"] {
+        let read = |run: &str| fs::read(dir.path().join(run).join(name)).unwrap();
+        assert!(read("alone") == read("four"), "{name} differs");
+    }
+    fs::write(
+        &script,
+        format!("{reads}\n [ $id -lt 20 ] || exit 3\n echo \"{{\\\"id\\\": $id, \\\"reward\\\": 1}}\"; done\n"),
+    )
+    .unwrap();
+    let errors = together(2, |context| format!("{:#}", of("stopped").run(context).unwrap_err()));
+    assert!(errors.iter().all(|error| error.contains("update 2 of 3") && error.contains("step-1")), "{errors:?}");
+    assert!(errors[1].contains("reward command"), "{errors:?}");
+}
+
+#[test]
+fn a_recipe_is_the_same_on_any_number() {
+    const RECIPE: &str = include_str!("../../../../../recipes/quickstart.yaml");
+    let dir = tempfile::tempdir().unwrap();
+    let small = [
+        "world.pretrain=120 world.sft=60 world.preferences=80 world.prompts_train=8 world.prompts_test=6 world.prompts_ood=6",
+        "base.vocab_size=400 base.hidden_size=32 base.num_hidden_layers=1 base.num_attention_heads=2 base.max_steps=2",
+        "sft-a.max_steps=2 sft-b.max_steps=2 reward.max_steps=2 ppo.total_episodes=8 ppo.batch_size=4",
+        "ppo.response_length=8 salsa.total_episodes=8 salsa.batch_size=4 salsa.response_length=8 eval.max_new_tokens=8",
+        "base.gradient_units=2 sft-a.gradient_units=2 sft-b.gradient_units=2 reward.gradient_units=2",
+        "ppo.gradient_units=2 salsa.gradient_units=2",
+    ];
+    let set: Vec<(String, String)> = small
+        .iter()
+        .flat_map(|line| line.split(' '))
+        .map(|set| set.split_once('=').map(|(key, value)| (format!("stages.{key}"), value.to_owned())).unwrap())
+        .collect();
+    let run = |out: &Path, context: &StageContext| {
+        let source = Source { text: RECIPE, path: Path::new("quickstart.yaml"), base: Path::new("") };
+        let recipe = Recipe::new(source, Changes { out: Some(out), set: &set, ..Changes::default() }, STAGES).unwrap();
+        recipe.run(context).unwrap().into_iter().map(|outcome| outcome.results().clone()).collect::<Vec<_>>()
+    };
+    let (alone, two) = (dir.path().join("alone"), dir.path().join("two"));
+    let results = run(&alone, &quiet());
+    for found in together(2, |context| run(&two, context)) {
+        assert_eq!(found.len(), results.len());
+        let digests = |results: &[Value]| results.iter().map(|result| result["training"].clone()).collect::<Vec<_>>();
+        assert_eq!(digests(&found), digests(&results));
+    }
+    let (alone, two) = (files(&alone), files(&two));
+    assert_eq!(alone.keys().collect::<Vec<_>>(), two.keys().collect::<Vec<_>>());
+    let compared: Vec<&String> = alone
+        .keys()
+        .filter(|name| name.ends_with(".safetensors") || (name.ends_with(".jsonl") && !name.starts_with("world")))
+        .collect();
+    assert!(compared.len() > 12, "{compared:?}");
+    for name in compared {
+        assert!(alone[name] == two[name], "{name} differs");
+    }
 }
