@@ -98,7 +98,8 @@ fn path(bin: &Path) -> std::ffi::OsString {
 }
 
 fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    // Open MPI ends its own texts with a zero byte.
+    String::from_utf8_lossy(&output.stderr).replace('\0', "")
 }
 
 /// The lines on stderr that begin with `error:`, wherever the launcher puts them.
