@@ -60,7 +60,7 @@ pub use model::{
     AdamW, Base, Decoding, Event, Finish, Moment, OptimizerState, Prompt, Recompute, Response, Sampling, Tape, Ticket,
     TrainableTransformer, Transformer, geometric_logprobs,
 };
-pub use pool::{requested_threads, threads, with_threads};
+pub use pool::{cores_of_machine, requested_threads, share_cores, threads, with_threads};
 pub use spec::{Activation, Head, ModelSpec, NormWeight, Rope, RopeScaling, TensorView};
 pub use weights::{Numbers, Room, Weights};
 

@@ -54,9 +54,26 @@ pub fn requested_threads() -> Option<usize> {
     std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0)
 }
 
-/// Number of cores available to this process.
+/// Number of cores for this process: those available to it, divided among the processes that share them.
 fn cores() -> usize {
-    thread::available_parallelism().map_or(1, |n| n.get())
+    (thread::available_parallelism().map_or(1, |n| n.get()) / SHARING.load(SeqCst).max(1)).max(1)
+}
+
+/// Processes that use the same cores, this one included.
+static SHARING: AtomicUsize = AtomicUsize::new(1);
+
+/// Divides the available cores by the number of processes that use them. Call it before any other work: the number of
+/// threads is fixed when it is first needed. `RAYON_NUM_THREADS` wins.
+pub fn share_cores(processes: usize) {
+    if requested_threads().is_none() {
+        SHARING.store(processes, SeqCst);
+    }
+}
+
+/// Cores of this machine, whether this process may use them or not.
+pub fn cores_of_machine() -> usize {
+    // SAFETY: it takes no pointer.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1).max(1)
 }
 
 /// Runs `f` with this many threads in the parallel regions that it starts.

@@ -6,9 +6,17 @@
 //! All processes call the same operations in the same order, each from one thread at a time.
 
 mod in_process;
+mod launch;
+mod mpi;
+mod peers;
+mod settings;
+mod watch;
 
 pub use in_process::{InProcess, in_process};
+pub use launch::{Joined, LaunchError, Launched, Launcher, from_environment, launched};
+pub use peers::{Peers, host};
 
+use settings::Settings;
 use std::ops::Range;
 use thiserror::Error;
 
@@ -70,6 +78,15 @@ pub trait Comm: std::fmt::Debug + Send + Sync {
     /// As [`Comm::barrier`].
     fn exchange(&self, send: &[&[u8]], receive: &mut [&mut [u8]]) -> Result<(), CommError>;
 
+    /// Waits until process `root` calls it too, for as long as that works alone: there is no deadline.
+    ///
+    /// # Errors
+    ///
+    /// If a process is gone.
+    fn wait_for(&self, root: usize) -> Result<(), CommError> {
+        self.broadcast(root, &mut [0])
+    }
+
     /// Bytes sent to other processes so far.
     fn sent(&self) -> u64;
 
@@ -124,6 +141,20 @@ impl dyn Comm + '_ {
     }
 }
 
+/// `buffer[ranges[r]]` for every `r`; ranges do not overlap.
+fn parts<'a>(mut buffer: &'a mut [u8], ranges: &[Range<usize>]) -> Vec<&'a mut [u8]> {
+    let mut order: Vec<usize> = (0..ranges.len()).collect();
+    order.sort_by_key(|&rank| (ranges[rank].start, ranges[rank].end));
+    let (mut at, mut parts) = (0, Vec::new());
+    for rank in order {
+        let (before, after) = buffer.split_at_mut(ranges[rank].end - at);
+        parts.push((rank, &mut before[ranges[rank].start - at..]));
+        (buffer, at) = (after, ranges[rank].end);
+    }
+    parts.sort_by_key(|(rank, _)| *rank);
+    parts.into_iter().map(|(_, part)| part).collect()
+}
+
 /// The only process of a run: exchanges nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Solo;
@@ -159,5 +190,18 @@ impl Comm for Solo {
     }
     fn abort(&self, code: i32) -> ! {
         std::process::exit(code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parts;
+
+    #[test]
+    fn a_buffer_is_cut_in_the_order_of_ranks_wherever_they_lie() {
+        let cut =
+            |ranges: &[_]| parts(&mut [0, 1, 2, 3, 4, 5], ranges).iter().map(|part| part.to_vec()).collect::<Vec<_>>();
+        assert_eq!(cut(&[4..6, 0..1, 1..1, 1..3]), [vec![4, 5], vec![0], vec![], vec![1, 2]]);
+        assert_eq!(cut(&[2..2, 2..4]), [vec![], vec![2, 3]]);
     }
 }

@@ -9,7 +9,7 @@ use salsa_engine::{
 };
 use serde_json::{Value, json};
 
-use super::print;
+use super::{print, ranks::Ranks};
 use crate::{
     checkpoint,
     stage::{
@@ -19,6 +19,7 @@ use crate::{
     },
 };
 
+mod comm;
 mod grpo;
 mod models;
 mod ppo;
@@ -48,6 +49,16 @@ enum Work {
     /// GRPO updates: sample groups, log-probs of a reference, learn.
     #[command(after_help = "Example:\n  salsa bench grpo --hidden 256 --layers 8 --prompts 32 --generations 4 --json")]
     Grpo(GrpoWork),
+    /// Exchange of bytes between processes: every operation, its bytes checked, its seconds.
+    #[command(after_help = "Example:\n  mpirun -n 4 salsa bench comm --bytes 100000000")]
+    Comm(CommWork),
+}
+
+impl Arguments {
+    /// Whether several processes can share the work.
+    pub(super) fn uses_processes(&self) -> bool {
+        matches!(self.work, Work::Comm(_))
+    }
 }
 
 /// A Llama with random weights.
@@ -180,6 +191,20 @@ struct GrpoWork {
     updates: usize,
 }
 
+#[derive(clap::Args)]
+struct CommWork {
+    /// Bytes that each process sends to each other one in an exchange; a broadcast has as many, a gathering as many of
+    /// each process.
+    #[arg(long, default_value_t = 16 << 20)]
+    bytes: usize,
+    /// Times each operation is repeated.
+    #[arg(long, value_parser = count, default_value_t = 5)]
+    repeat: usize,
+    /// Print one JSON object on one line instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Parses a number from 1 to a million.
 fn count(text: &str) -> Result<usize, String> {
     const MOST: usize = 1_000_000;
@@ -190,8 +215,9 @@ fn count(text: &str) -> Result<usize, String> {
 }
 
 /// Runs the work and prints its times.
-pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(arguments: &Arguments, ranks: &Ranks) -> anyhow::Result<()> {
     let shape = match &arguments.work {
+        Work::Comm(work) => return comm::measure(work, ranks.comm().as_ref()),
         Work::Sft(work) => &work.shape,
         Work::Generate(work) => &work.shape,
         Work::Ppo(work) => &work.shape,
@@ -203,6 +229,7 @@ pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
         Work::Generate(work) => generate(work, &device),
         Work::Ppo(work) => ppo::update(work, &device),
         Work::Grpo(work) => grpo::update(work, &device),
+        Work::Comm(_) => unreachable!("it needs no device"),
     }
 }
 

@@ -10,12 +10,11 @@ use std::{
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 
 use crate::{
-    config::{Usage, wording},
-    recipe::ErrorList,
+    config::Usage,
     stage::{
-        StageContext,
+        StageContext, Verbosity,
         device::{self, Choice as DeviceChoice},
-        kind::Kind,
+        kind::{Kind, Processes},
         table::STAGES,
     },
 };
@@ -34,6 +33,7 @@ mod man;
 mod merge;
 mod next;
 mod quickstart;
+mod ranks;
 mod report;
 mod run;
 mod schema;
@@ -42,6 +42,8 @@ mod soup;
 mod stage;
 mod study;
 mod version;
+
+use ranks::Ranks;
 
 /// RLHF in one program, with a model soup as the KL reference.
 #[derive(Parser)]
@@ -89,20 +91,23 @@ enum Command {
 
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
+    match Ranks::join() {
+        // The last owner of the processes takes leave of them when `ranks` is dropped.
+        Ok(ranks) => ExitCode::from(run_in(&ranks)),
+        Err(code) => code,
+    }
+}
+
+/// Runs the program in one of the processes of a run; returns its exit code.
+fn run_in(ranks: &Ranks) -> u8 {
     let asked = match parsed() {
         Ok(asked) => asked,
-        Err(error) => return not_parsed(&error),
+        Err(error) => return not_parsed(&error, ranks),
     };
     device::silence_failures();
-    match device::caught(|| dispatch(asked)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            match error.downcast_ref::<ErrorList>() {
-                Some(faults) => faults.iter().for_each(|fault| tell(&wording::for_people(fault))),
-                None => tell(&wording::for_people(&error)),
-            }
-            ExitCode::from(if error.chain().any(|cause| cause.is::<Usage>()) { 2 } else { 1 })
-        }
+    match device::caught(|| dispatch(asked, ranks)) {
+        Ok(()) => 0,
+        Err(error) => ranks.fail(&error),
     }
 }
 
@@ -110,8 +115,27 @@ pub fn main() -> ExitCode {
 enum Asked {
     /// A stage, with the words after its command.
     Stage(&'static Kind, Vec<String>),
-    /// Another command.
-    Command(Command),
+    /// Another command, with its name.
+    Command(Command, String),
+}
+
+impl Asked {
+    /// Whether several processes can share the work.
+    fn uses_processes(&self) -> bool {
+        match self {
+            Asked::Stage(kind, _) => kind.processes == Processes::All,
+            Asked::Command(Command::Bench(arguments), _) => arguments.uses_processes(),
+            Asked::Command(command, _) => matches!(command, Command::Quickstart(_) | Command::Run(_)),
+        }
+    }
+
+    /// The words of the command.
+    fn name(&self) -> String {
+        match self {
+            Asked::Stage(kind, _) => kind.command.join(" "),
+            Asked::Command(_, name) => name.clone(),
+        }
+    }
 }
 
 /// Parses the arguments of the process. The help of keys is built only if help is requested.
@@ -131,7 +155,7 @@ fn asked(matches: &ArgMatches) -> Result<Asked, clap::Error> {
     }
     match STAGES.iter().find(|kind| kind.command == words) {
         Some(kind) => Ok(Asked::Stage(kind, stage::words(inner))),
-        None => Cli::from_arg_matches(matches).map(|cli| Asked::Command(cli.command)),
+        None => Cli::from_arg_matches(matches).map(|cli| Asked::Command(cli.command, words.join(" "))),
     }
 }
 
@@ -168,18 +192,22 @@ fn both_spellings(command: clap::Command) -> clap::Command {
     command.mut_args(underscored).mut_subcommands(both_spellings)
 }
 
-fn dispatch(asked: Asked) -> anyhow::Result<()> {
-    cap_threads();
+fn dispatch(asked: Asked, ranks: &Ranks) -> anyhow::Result<()> {
+    cap_threads(ranks);
     DeviceChoice::forced()?;
     salsa_engine::check_isa().map_err(|message| Usage(format!("SALSA_ISA: {message}")))?;
+    if !asked.uses_processes() {
+        ranks.refuse_several(&asked.name())?;
+    }
+    ranks.meet(&asked.name())?;
     let command = match asked {
-        Asked::Stage(kind, words) => return stage::main(kind, &words),
-        Asked::Command(command) => command,
+        Asked::Stage(kind, words) => return stage::main(kind, &words, ranks),
+        Asked::Command(command, _) => command,
     };
     match command {
-        Command::Quickstart(arguments) => quickstart::main(&arguments),
-        Command::Run(arguments) => run::main(&arguments),
-        Command::Study(arguments) => study::main(&arguments),
+        Command::Quickstart(arguments) => quickstart::main(&arguments, ranks),
+        Command::Run(arguments) => run::main(&arguments, ranks),
+        Command::Study(arguments) => study::main(&arguments, ranks),
         Command::Merge(arguments) => merge::main(&arguments),
         Command::Convert(arguments) => convert::main(&arguments),
         Command::Export(arguments) => export::main(&arguments),
@@ -189,7 +217,7 @@ fn dispatch(asked: Asked) -> anyhow::Result<()> {
         Command::Serve(arguments) => serve::main(&arguments),
         Command::Init(arguments) => init::main(&arguments),
         Command::Inspect(arguments) => inspect::main(&arguments),
-        Command::Bench(arguments) => bench::main(&arguments),
+        Command::Bench(arguments) => bench::main(&arguments, ranks),
         Command::Doctor(arguments) => doctor::main(&arguments),
         Command::Completions(arguments) => completions::main(&arguments),
         Command::Man(arguments) => man::main(&arguments),
@@ -198,9 +226,11 @@ fn dispatch(asked: Asked) -> anyhow::Result<()> {
 
 /// Caps the thread pool at the number of cores, as more threads only wait for each other. The engine has the same cap;
 /// this one also covers the library that reads and writes files.
-fn cap_threads() {
+fn cap_threads(ranks: &Ranks) {
     let threads = salsa_engine::threads();
-    if let Some(asked) = salsa_engine::requested_threads().filter(|&asked| asked > threads) {
+    if ranks.size() > 1 {
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    } else if let Some(asked) = salsa_engine::requested_threads().filter(|&asked| asked > threads) {
         let note = format!("RAYON_NUM_THREADS is {asked}, but only {threads} cores are usable: {threads} threads");
         // Write errors of stderr are ignored; an existing pool is kept.
         let _ = writeln!(std::io::stderr(), "{note}");
@@ -232,41 +262,46 @@ fn with_options_of(command: clap::Command, kind: &Kind, words: &[&str]) -> clap:
     }
 }
 
-/// Prints help and version on stdout, an error as one line on stderr.
-fn not_parsed(error: &clap::Error) -> ExitCode {
+/// Prints help and version on stdout, an error as one line on stderr; returns the exit code.
+fn not_parsed(error: &clap::Error, ranks: &Ranks) -> u8 {
     let text = error.render().to_string();
     match error.kind() {
         ErrorKind::DisplayVersion => {
             let _ = print(&version::text());
-            ExitCode::SUCCESS
+            0
         }
         ErrorKind::DisplayHelp => {
             let _ = print(&text);
-            ExitCode::SUCCESS
+            0
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             // Help that was not requested goes to stderr.
-            let _ = std::io::stderr().write_all(text.as_bytes());
-            ExitCode::from(2)
+            if ranks::is_first() {
+                let _ = std::io::stderr().write_all(text.as_bytes());
+            }
+            ranks.end(2)
         }
         _ => {
             let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
             let lines: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
             let message = lines.join("; ").replace(":; ", ": ");
-            tell(&format!("{} (salsa --help lists what there is)", message.trim_start_matches("error: ")));
-            ExitCode::from(2)
+            ranks.report([format!("{} (salsa --help lists what there is)", message.trim_start_matches("error: "))]);
+            ranks.end(2)
         }
     }
 }
 
 /// Prints one line on stderr that begins with `error:`.
 fn tell(message: &str) {
-    // If stderr is closed, only the exit code reports the error.
-    let _ = writeln!(std::io::stderr(), "error: {message}");
+    // If stderr is closed, only the exit code reports the error. Written at once: a launcher of processes prints too.
+    let _ = std::io::stderr().write_all(format!("error: {message}\n").as_bytes());
 }
 
-/// Writes data to stdout. A closed pipe (`salsa … | head`) is no error.
+/// Writes data to stdout, in the first process. A closed pipe (`salsa … | head`) is no error.
 fn print(text: &str) -> anyhow::Result<()> {
+    if !ranks::is_first() {
+        return Ok(());
+    }
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
@@ -281,8 +316,9 @@ fn columns() -> usize {
 }
 
 /// The execution context of a long-running command.
-fn context() -> anyhow::Result<StageContext> {
-    StageContext::with_signals()
+fn context(ranks: &Ranks) -> anyhow::Result<StageContext> {
+    let context = StageContext::with_signals(if ranks::is_first() { Verbosity::Normal } else { Verbosity::Quiet })?;
+    Ok(ranks.remember(context.with_ranks(ranks.comm().clone())))
 }
 
 /// The text that `salsa NAME --help` prints.

@@ -1,7 +1,10 @@
 //! `salsa quickstart`
 use std::path::{Path, PathBuf};
 
-use super::run::{self, Stages};
+use super::{
+    ranks::Ranks,
+    run::{self, Stages},
+};
 use crate::{
     recipe::{Changes, Recipe, Source},
     stage::table::STAGES,
@@ -34,7 +37,7 @@ pub(super) struct Arguments {
 }
 
 /// Runs the built-in recipe.
-pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(arguments: &Arguments, ranks: &Ranks) -> anyhow::Result<()> {
     let mut set = vec![
         ("seed".to_owned(), arguments.seed.to_string()),
         ("vars.seed_a".to_owned(), (10 * arguments.seed + 1).to_string()),
@@ -44,7 +47,7 @@ pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let out = arguments.out.clone().unwrap_or_else(|| default_out(arguments.seed));
     let source = Source { text: RECIPE, path: Path::new("recipes/quickstart.yaml"), base: Path::new("") };
     let recipe = Recipe::new(source, Changes { out: Some(&out), set: &set, ..Changes::default() }, STAGES)?;
-    run::run_and_report(&recipe, &arguments.stages, OWN)
+    run::run_and_report(&recipe, &arguments.stages, OWN, ranks)
 }
 
 /// Each seed is a separate experiment with its own directory.

@@ -1,14 +1,14 @@
 //! `salsa run RECIPE.yaml`
 use std::path::PathBuf;
 
-use super::{next, print};
+use super::{next, print, ranks::Ranks};
 use crate::{
     config::Usage,
     hub::Network,
     input,
     recipe::{Changes, Recipe, Selected, Selection},
     report::{self, Summary},
-    stage::table::STAGES,
+    stage::{StageContext, table::STAGES},
 };
 
 /// A recipe and changes to it.
@@ -57,33 +57,39 @@ impl Stages {
 }
 
 /// Runs all stages that are not done yet.
-pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) fn main(arguments: &Arguments, ranks: &Ranks) -> anyhow::Result<()> {
     let set = changes(&arguments.set)?;
     let changes = Changes { out: arguments.out.as_deref(), set: &set, ..Changes::default() };
     if arguments.check {
-        return check(arguments, Changes { network: Network::Offline, ..changes });
+        return check(arguments, ranks, Changes { network: Network::Offline, ..changes });
     }
-    run_and_report(&Recipe::read(&arguments.recipe, changes, STAGES)?, &arguments.stages, &[])
+    run_and_report(&Recipe::read(&arguments.recipe, changes, STAGES)?, &arguments.stages, &[], ranks)
 }
 
 /// Prints some lines about every stage; returns an error for each fault.
-fn check(arguments: &Arguments, changes: Changes<'_>) -> anyhow::Result<()> {
+fn check(arguments: &Arguments, ranks: &Ranks, changes: Changes<'_>) -> anyhow::Result<()> {
     let path = &arguments.recipe;
     let (recipe, mut faults) = Recipe::read_what_can_be(path, changes, STAGES)?;
     let selected = if faults.is_empty() { arguments.stages.of(&recipe)? } else { recipe.all() };
-    let checked = recipe.check(&selected);
+    let rehearsal = StageContext::rehearsal().with_ranks(ranks.comm().clone());
+    let checked = recipe.check_together(&selected, &rehearsal);
     print(&checked.stages.iter().map(|stage| format!("{stage}\n")).collect::<String>())?;
     faults.extend(checked.faults, |fault| fault.context(path.display().to_string()));
     faults.none_or(())?;
-    super::context()?.say(&format!("{}: {} stages, no mistakes found", path.display(), recipe.steps.len()));
+    super::context(ranks)?.say(&format!("{}: {} stages, no mistakes found", path.display(), recipe.steps.len()));
     Ok(())
 }
 
 /// Runs a recipe, prints the path of the report and the table of its evaluation, and suggests next steps and those in
 /// `more`.
-pub(super) fn run_and_report(recipe: &Recipe, stages: &Stages, more: &[(&str, &str)]) -> anyhow::Result<()> {
+pub(super) fn run_and_report(
+    recipe: &Recipe,
+    stages: &Stages,
+    more: &[(&str, &str)],
+    ranks: &Ranks,
+) -> anyhow::Result<()> {
     let selected = stages.of(recipe)?;
-    let context = super::context()?;
+    let context = super::context(ranks)?;
     recipe.run_selected(&selected, &context)?;
     context.say(&format!("done: {}", recipe.out.join("report.html").display()));
     let summary = recipe.out.join("summary.json");

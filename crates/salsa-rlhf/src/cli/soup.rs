@@ -3,7 +3,7 @@ use std::{path::Path, time::Instant};
 
 use anyhow::Context;
 
-use super::{flags::Flags, next, print};
+use super::{flags::Flags, next, print, ranks::Ranks};
 use crate::{
     config::{self, Origin, Usage},
     hub,
@@ -21,7 +21,7 @@ pub(super) const WORDS: &str = "The ingredients, then `--config FILE` (also merg
      mergekit-yaml, `FILE DIRECTORY` does too: a file that ends in .yaml, .yml or .json, and where the result goes.";
 
 /// Writes the soup. Prints its results on stdout as JSON or, with `--report`, the geometry as a table.
-pub(super) fn main(words: &[String]) -> anyhow::Result<()> {
+pub(super) fn main(words: &[String], ranks: &Ranks) -> anyhow::Result<()> {
     let models = words.iter().take_while(|word| !word.starts_with('-')).count();
     let (models, words) = words.split_at(models);
     let mut flags = Flags::parse(words)?;
@@ -39,7 +39,7 @@ pub(super) fn main(words: &[String]) -> anyhow::Result<()> {
     };
     let positional = if key == "output" { &models[1..] } else { models };
     flags.pairs.splice(0..0, positional.iter().map(|word| (key.to_owned(), word.clone())));
-    let context = super::context()?;
+    let context = super::context(ranks)?;
     let config = hub::localise(configuration(&flags, &context)?.with_adapters_apart()?)?;
     config.check()?;
     if config.output_dir.as_os_str().is_empty() {

@@ -6,13 +6,16 @@ use clap::ArgMatches;
 use super::{
     flags::Flags,
     help::{keys, options},
-    next, print, soup,
+    next, print,
+    ranks::Ranks,
+    soup,
 };
 use crate::{
     config::Usage,
     stage::{
         Outcome, StageContext,
         kind::{Kind, Product, Stage},
+        lifecycle::agreement,
         run_stage,
         soup::SoupConfig,
         text::rows,
@@ -50,9 +53,9 @@ pub(super) fn words(matches: &ArgMatches) -> Vec<String> {
 const ARGUMENTS: &str = "words";
 
 /// Runs a stage.
-pub(super) fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
+pub(super) fn main(kind: &Kind, words: &[String], ranks: &Ranks) -> anyhow::Result<()> {
     if kind.name == SoupConfig::NAME {
-        return soup::main(words);
+        return soup::main(words, ranks);
     }
     let flags = Flags::parse(words)?;
     if flags.help {
@@ -63,11 +66,11 @@ pub(super) fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
     if let Some((key, _)) = place.as_ref().filter(|(_, place)| place.is_empty()) {
         return Err(Usage(format!("say where the result goes: --{key} PATH")).into());
     }
-    let mut context = StageContext::default();
+    let mut context = StageContext::default().with_ranks(ranks.comm().clone());
     let results = match (kind.product, &place) {
         _ if planned.is_dry_run => (planned.work)(&context)?,
         (Product::Directory, Some((_, place))) => {
-            context = super::context()?;
+            context = super::context(ranks)?;
             let config = (planned.config.clone(), planned.places.clone());
             let outcome = run_stage(kind.name, Path::new(place), config, &context, &planned.work)?;
             if let Outcome::Skipped { .. } = outcome {
@@ -76,7 +79,10 @@ pub(super) fn main(kind: &Kind, words: &[String]) -> anyhow::Result<()> {
             outcome.results().clone()
         }
         // Nothing can be resumed, so Ctrl-C may end it at once: the one file is written atomically.
-        _ => (planned.work)(&context)?,
+        _ => {
+            agreement::check(&*context.ranks, &planned.config, &planned.places)?;
+            (planned.work)(&context)?
+        }
     };
     if place.as_ref().is_some_and(|(_, place)| place == rows::STDOUT) {
         // stdout has the rows.

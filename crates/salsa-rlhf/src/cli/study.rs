@@ -1,7 +1,7 @@
 //! `salsa study STUDY.yaml`
 use std::path::PathBuf;
 
-use super::print;
+use super::{print, ranks::Ranks};
 use crate::{
     config::Usage,
     hub::Network,
@@ -36,8 +36,8 @@ pub(super) struct Arguments {
 }
 
 /// Runs the missing stages and writes `study.json` and `study.html`.
-pub(super) fn main(arguments: &Arguments) -> anyhow::Result<()> {
-    let context = super::context()?;
+pub(super) fn main(arguments: &Arguments, ranks: &Ranks) -> anyhow::Result<()> {
+    let context = super::context(ranks)?;
     let Some(path) = arguments.study.as_deref().filter(|_| !arguments.worker) else {
         return work_for_a_study(&context);
     };

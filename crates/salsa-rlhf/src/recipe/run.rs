@@ -7,7 +7,12 @@ use serde_json::{Map, Value, json};
 use super::{Recipe, Selected, Step, aside};
 use crate::{
     atomic,
-    stage::{Outcome, StageContext, lifecycle::inputs::Input, ranks, run_stage},
+    config::paths::Places,
+    stage::{
+        Outcome, StageContext,
+        lifecycle::{agreement, inputs::Input},
+        ranks, run_stage,
+    },
 };
 
 impl Recipe {
@@ -29,8 +34,11 @@ impl Recipe {
     /// Before anything is written, every stage whose directory holds the results of another configuration. Then the
     /// first error of a stage, with the stage's name; finished stages stay done.
     pub fn run_selected(&self, selected: &Selected, context: &StageContext) -> anyhow::Result<Vec<Outcome>> {
-        ranks::from_first(&*context.ranks, || self.begin(selected, context))?;
         let steps: Vec<&Step> = selected.run.iter().map(|&i| &self.steps[i]).collect();
+        let names: Vec<&String> = steps.iter().map(|step| &step.name).collect();
+        let values = json!({"out": self.out, "selected": names, "stages": self.values()});
+        agreement::check(&*context.ranks, &values, &Places::default())?;
+        ranks::from_first(&*context.ranks, || self.begin(selected, context))?;
         let width = steps.iter().map(|step| step.name.chars().count()).max().unwrap_or(0);
         let mut outcomes = Vec::new();
         for (i, step) in steps.iter().enumerate() {
@@ -67,19 +75,23 @@ impl Recipe {
         atomic::write(&self.out.join("resolved.json"), resolved.as_bytes())
     }
 
+    /// All values of all stages.
+    fn values(&self) -> Map<String, Value> {
+        let entry = |step: &Step| json!({"kind": step.kind.name, "config": step.planned.config});
+        self.steps.iter().map(|step| (step.name.clone(), entry(step))).collect()
+    }
+
     /// All values of the recipe, and its inputs from outside.
     fn resolved(&self) -> anyhow::Result<Value> {
         let mut inputs: Vec<Input> = Vec::new();
-        let mut stages = Map::new();
         for step in &self.steps {
             for path in step.planned.inputs.iter().filter(|path| !path.starts_with(&self.out)) {
                 if !inputs.iter().any(|input| input.path == *path) {
                     inputs.push(Input::read(path).with_context(|| format!("stage {}", step.name))?);
                 }
             }
-            let entry = json!({"kind": step.kind.name, "config": step.planned.config});
-            stages.insert(step.name.clone(), entry);
         }
+        let stages = self.values();
         let version = env!("CARGO_PKG_VERSION");
         Ok(
             json!({"name": self.name, "version": version, "seed": self.seed, "out": self.out, "stages": stages, "inputs": inputs}),

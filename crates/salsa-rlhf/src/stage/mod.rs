@@ -186,16 +186,18 @@ impl StageContext {
     ///
     /// # Errors
     /// If the process already has such a handler.
-    pub fn with_signals() -> anyhow::Result<StageContext> {
-        let context = StageContext::default();
+    pub fn with_signals(verbosity: Verbosity) -> anyhow::Result<StageContext> {
+        let context = StageContext { verbosity, ..StageContext::default() };
         let flag = context.interrupted.clone();
         ctrlc::set_handler(move || {
             if flag.swap(true, Ordering::SeqCst) {
                 process::exit(130);
             }
-            let note = "\ninterrupted: stopping where it can be resumed (once more to stop at once)";
-            // stderr may be closed; saving the checkpoint matters more.
-            let _ = writeln!(std::io::stderr(), "{note}");
+            if verbosity == Verbosity::Normal {
+                let note = "\ninterrupted: stopping where it can be resumed (once more to stop at once)";
+                // stderr may be closed; saving the checkpoint matters more.
+                let _ = writeln!(std::io::stderr(), "{note}");
+            }
         })
         .context("cannot listen for Ctrl-C")?;
         Ok(context)

@@ -33,11 +33,13 @@ pub(crate) fn from_first<T: Serialize + DeserializeOwned>(
         return work();
     }
     if !ranks.is_first() {
+        ranks.wait_for(0)?;
         let said = ranks.broadcast_all(0, Vec::new())?;
         let said: Result<T, String> = serde_json::from_slice(&said).context("the result of the first process")?;
         return said.map_err(|error| anyhow!("the first process stopped: {error}"));
     }
     let result = work();
+    ranks.wait_for(0)?;
     let said = serde_json::to_vec(&result.as_ref().map_err(|error| format!("{error:#}"))).context("JSON")?;
     ranks.broadcast_all(0, said)?;
     result

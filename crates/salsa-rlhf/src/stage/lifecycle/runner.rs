@@ -12,6 +12,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::{
+    agreement,
     inputs::Input,
     lock::Lock,
     record::Record,
@@ -68,6 +69,7 @@ pub(crate) fn run_stage(
     work: impl FnOnce(&StageContext) -> anyhow::Result<Value>,
 ) -> anyhow::Result<Outcome> {
     let (ranks, mut begun) = (&*context.ranks, None);
+    agreement::check(ranks, &config, &places)?;
     let done = ranks::from_first(ranks, || {
         let inputs = places.paths(&config).iter().map(|path| Input::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
         let record = Record::new(name, config, places, inputs);
