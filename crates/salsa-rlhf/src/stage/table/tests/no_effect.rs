@@ -26,12 +26,12 @@ const CHANGES_RESULTS: &str = "\
     max_tokens method missing_eos_penalty mixup model model_name_or_path models name ngram_size normalize \
     normalize_scores num_attention_heads num_generations num_hidden_layers num_iterations num_key_value_heads \
     num_mini_batches num_ppo_epochs num_return_sequences num_train_epochs nuslerp_flatten nuslerp_row_wise \
-    on_overlong packing path pattern per_device_eval_batch_size per_device_train_batch_size place preferences \
+    on_overlong packing pairing path pattern per_device_eval_batch_size per_device_train_batch_size place preferences \
     pretrain prompts prompts_ood prompts_test prompts_train prompts_validation protocol questions \
     ref_model_name_or_path reference reference_answers report resamples response_length reward_model_path rewards \
     rms_norm_eps rope_theta save_dtype scale scale_rewards schema score_clip score_position seed sft simpo_gamma \
     split start steps style_control style_scale svd_rank t tags target temperature template templates text_prompts \
-    tie_margin tie_word_embeddings tokenizer_name_or_path tokenizer_source tol top_k top_p total_episodes transport \
+    tie_margin ties tie_word_embeddings tokenizer_name_or_path tokenizer_source tol top_k top_p total_episodes transport \
     truncation_mode undesirable_weight url use_peft use_rslora value vf_coef vocab_size warmup_ratio warmup_steps \
     weight weight_decay weights whiten_rewards world";
 
@@ -78,6 +78,14 @@ const CHANGES_NONE: &[&str] = &[
     "kto.save_steps",
     "landscape.decode_slots",
     "logprobs.max_tokens_per_batch",
+    "online_dpo.RewardSource.api_key_env",
+    "online_dpo.RewardSource.batch_size",
+    "online_dpo.RewardSource.max_retries",
+    "online_dpo.RewardSource.timeout",
+    "online_dpo.decode_slots",
+    "online_dpo.gradient_checkpointing",
+    "online_dpo.num_sample_generations",
+    "online_dpo.save_steps",
     "orpo.eval_steps",
     "orpo.gradient_checkpointing",
     "orpo.logging_steps",
