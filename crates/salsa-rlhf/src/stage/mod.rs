@@ -80,6 +80,7 @@ use salsa_engine::Device;
 
 mod arithmetic;
 pub(crate) mod device;
+mod endpoint;
 pub(crate) mod eval;
 #[cfg(test)]
 pub(crate) mod fixture;

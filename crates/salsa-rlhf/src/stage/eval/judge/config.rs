@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     protocol::Protocol,
     score::{StyleControl, StyleFeature},
-    transport::{Transport, http},
+    transport::Transport,
 };
 use crate::{
     config::{
@@ -18,6 +18,7 @@ use crate::{
     },
     stage::{
         device::Choice as DeviceChoice,
+        endpoint::http,
         keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_most, check_range},
         text::chat_arguments::ChatArguments,
     },
