@@ -25,6 +25,9 @@ use crate::{chat::Message, stage::StageContext};
 /// Maximum size of a response; a longer one cannot be a judgment.
 const LONGEST_ANSWER: u64 = 16 << 20;
 
+/// Upper limit for concurrent calls.
+pub(in crate::stage) const MOST_CALLS: u64 = 1024;
+
 /// Interval at which a waiting thread checks whether to stop.
 const LOOK: Duration = Duration::from_millis(50);
 

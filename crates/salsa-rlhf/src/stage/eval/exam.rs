@@ -99,7 +99,8 @@ pub(in crate::stage) struct Answers {
 }
 
 impl EvalSetup {
-    /// Opens the reward models, and the tokenizer and chat template of one of the evaluated models. Reads no weights.
+    /// Opens the reward models, and the tokenizer and chat template of one of the evaluated models; `dir` is the
+    /// directory of the results. Reads no weights.
     ///
     /// # Errors
     /// If they cannot be used or are incompatible.
@@ -108,11 +109,12 @@ impl EvalSetup {
         rewards: Vec<RewardSource>,
         answering: Answering,
         chat: &ChatArguments,
+        dir: &Path,
         context: &StageContext,
     ) -> anyhow::Result<EvalSetup> {
         let checkpoint = Checkpoint::open(model)?;
         let encoder = Encoder::open(&checkpoint)?.with_chat(chat);
-        let rewards = FoundRewards::open(rewards, &checkpoint, context)?;
+        let rewards = FoundRewards::open(rewards, &checkpoint, dir, context)?;
         let spec = checkpoint.spec.with_head(Head::LanguageModel);
         Ok(EvalSetup { encoder, rewards, answering, spec })
     }

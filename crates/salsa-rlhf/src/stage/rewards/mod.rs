@@ -1,8 +1,10 @@
 //! Rewards: reward models, programs, servers and rules, and their weighted sum.
 //!
-//! [`config`] has their keys, [`Rewards`] the sum, [`program`] and [`remote`] those outside this process.
+//! [`config`] has their keys, [`Rewards`] the sum, [`program`], [`remote`] and [`judge`] those outside this process.
 //!
-//! May import `models`, `text`, `lifecycle` and modules directly in `stage`.
+//! May import `models`, `text`, `lifecycle`, `endpoint` and modules directly in `stage`.
+use std::path::{Path, PathBuf};
+
 use anyhow::ensure;
 use serde_json::{Map, Value};
 
@@ -21,6 +23,7 @@ use crate::{
 };
 
 pub(in crate::stage) mod config;
+mod judge;
 mod program;
 mod remote;
 mod rules;
@@ -30,6 +33,7 @@ mod unavailable;
 
 use config::Combine;
 pub(in crate::stage) use config::RewardSource;
+use judge::Judge;
 use program::Program;
 use remote::Remote;
 use rules::{Rule, Ruled};
@@ -56,6 +60,8 @@ pub(in crate::stage) struct FoundRewards {
     sources: Vec<RewardSource>,
     /// The reward models of each source.
     models: Vec<Vec<Checkpoint>>,
+    /// Directory of the run, in which replies of judges are kept.
+    dir: PathBuf,
     context: StageContext,
 }
 
@@ -71,12 +77,13 @@ struct Reward {
     by: By,
 }
 
-/// What computes a reward; with programs and servers the fallback, if there is one.
+/// What computes a reward; with programs and reward servers the fallback, if there is one.
 enum By {
     /// Reward models, how their scores become one, and the deviations that are subtracted.
     Models(Vec<RewardModel>, Combine, f64),
     Program(Program, Option<f64>),
     Remote(Remote, Option<f64>),
+    Judge(Box<Judge>),
     Rule(Rule),
 }
 
@@ -123,13 +130,14 @@ impl Exceptions {
 }
 
 impl FoundRewards {
-    /// Opens the checkpoints of all reward models and checks them against the policy's.
+    /// Opens the checkpoints of all reward models and checks them against the policy's. `dir` is the directory of the run.
     ///
     /// # Errors
     /// If there is no reward, or a reward model cannot score responses of the policy.
     pub(in crate::stage) fn open(
         sources: Vec<RewardSource>,
         policy: &Checkpoint,
+        dir: &Path,
         context: &StageContext,
     ) -> anyhow::Result<FoundRewards> {
         ensure!(
@@ -143,7 +151,7 @@ impl FoundRewards {
             _ => Ok(Vec::new()),
         };
         let models = sources.iter().map(open).collect::<anyhow::Result<_>>()?;
-        Ok(FoundRewards { sources, models, context: context.clone() })
+        Ok(FoundRewards { sources, models, dir: dir.to_owned(), context: context.clone() })
     }
 
     /// All reward models.
@@ -165,11 +173,12 @@ impl FoundRewards {
         prompts: impl Iterator<Item = (&'p Content, &'p Map<String, Value>)> + Clone,
     ) -> anyhow::Result<()> {
         for source in &self.sources {
-            let Some(column) = source.column() else { continue };
             let (name, _) = source.name_and_weight();
-            if let Some((prompt, _)) = prompts.clone().find(|(_, columns)| !columns.contains_key(column)) {
-                let what = format!("reward {name} reads the column {column:?}, which a record of the data lacks");
-                return Err(Unavailable::new(what, Some(prompt)).into());
+            for column in source.columns() {
+                if let Some((prompt, _)) = prompts.clone().find(|(_, columns)| !columns.contains_key(&column)) {
+                    let what = format!("reward {name} reads the column {column:?}, which a record of the data lacks");
+                    return Err(Unavailable::new(what, Some(prompt)).into());
+                }
             }
             let Some(rule) = Rule::of(source)? else { continue };
             for (prompt, columns) in prompts.clone() {
@@ -184,7 +193,7 @@ impl FoundRewards {
     /// Reads the weights. Programs are started with the first responses.
     ///
     /// # Errors
-    /// If weights cannot be read, or a server's key is missing.
+    /// If weights cannot be read, a server's key is missing, or the replies of a judge cannot be kept.
     pub(in crate::stage) fn load(self, scale: ScoreScale, bases: &mut Bases) -> anyhow::Result<Rewards> {
         let mut list = Vec::new();
         for (source, models) in self.sources.into_iter().zip(self.models) {
@@ -202,6 +211,7 @@ impl FoundRewards {
                     let remote = Remote::new(&name, url, labels, &api_key_env)?;
                     By::Remote(remote.with_limits(*batch_size, *timeout, *max_retries), fallback)
                 }
+                RewardSource::Judge { .. } => By::Judge(Box::new(Judge::new(&source, &self.dir, &self.context)?)),
                 ref rule => By::Rule(Rule::of(rule)?.expect("all other kinds are rules")),
             };
             list.push(Reward { name, weight, by });
@@ -281,6 +291,7 @@ impl By {
             By::Remote(remote, fallback) => {
                 or_fallback(remote.rewards(answered, context), *fallback, answered.len(), context)
             }
+            By::Judge(judge) => judge.rewards(answered, context),
             By::Rule(rule) => {
                 let ruled: Vec<Ruled> = answered.iter().map(|one| rule.reward(one)).collect();
                 let unreadable = ruled.iter().filter(|ruled| **ruled == Ruled::Unreadable).count() as f64;

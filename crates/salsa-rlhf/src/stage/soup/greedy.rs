@@ -2,6 +2,8 @@
 //!
 //! Source: Wortsman et al. 2022 (2203.05482), recipe 1.
 
+use std::path::Path;
+
 use anyhow::{Context, bail, ensure};
 use salsa_algo::soup::{Normalize, Weights, weighted_mean};
 use salsa_engine::{Device, Head, Model, ModelSpec};
@@ -144,7 +146,7 @@ pub(super) fn choose(
     context: &StageContext,
 ) -> anyhow::Result<Selection> {
     let greedy = config.greedy.as_ref().context("greedy.dataset is missing")?;
-    let judge = Criterion::open(greedy, ingredients, context)?;
+    let judge = Criterion::open(greedy, ingredients, &config.output_dir, context)?;
     let count = ingredients.models.len();
     let progress = Progress::new("greedy soup", 2 * count as u64 - 1, "models");
     let mut model = None;
@@ -186,7 +188,12 @@ enum Criterion {
 }
 
 impl Criterion {
-    fn open(greedy: &GreedyConfig, ingredients: &Ingredients, context: &StageContext) -> anyhow::Result<Criterion> {
+    fn open(
+        greedy: &GreedyConfig,
+        ingredients: &Ingredients,
+        dir: &Path,
+        context: &StageContext,
+    ) -> anyhow::Result<Criterion> {
         let model = ingredients.with_tokenizer();
         if model.spec.head == Head::Scalar {
             bail!("method greedy measures language models; {} is a reward model", model.dir().display());
@@ -208,8 +215,8 @@ impl Criterion {
         };
         let GreedyConfig { max_new_tokens, temperature, seed, decode_slots: NoEffect(slots), .. } = *greedy;
         let answering = Answering { max_new_tokens, temperature, seed, slots, gold: None };
-        let syllabus =
-            EvalSetup::open(model.dir(), RewardSource::list(reward_model, &[]), answering, &greedy.chat, context)?;
+        let rewards = RewardSource::list(reward_model, &[]);
+        let syllabus = EvalSetup::open(model.dir(), rewards, answering, &greedy.chat, dir, context)?;
         let asked = PromptSet {
             name: "greedy",
             dataset: &greedy.dataset,

@@ -52,6 +52,7 @@ impl<'a> Survey<'a> {
             RewardSource::list(&config.reward_model_path, &[]),
             answering,
             &config.chat,
+            &config.output_dir,
             context,
         )?;
         let asked = PromptSet { name: "prompts", dataset: &config.prompts, max_prompts, max_prompt_length };

@@ -298,6 +298,7 @@ impl GrpoConfig {
                 learned: Learned::Responses,
             },
             prompts: if self.max_sampling_rounds > 1 { PromptUse::Any } else { PromptUse::InOrder },
+            dir: &self.output_dir,
         }
     }
 }

@@ -255,6 +255,7 @@ impl OnlineDpoConfig {
             pass: self.per_device_train_batch_size,
             order: self.order(),
             prompts: PromptUse::InOrder,
+            dir: &self.output_dir,
         }
     }
 }

@@ -251,6 +251,7 @@ impl PpoConfig {
             pass: self.per_device_train_batch_size,
             order: self.order(),
             prompts: PromptUse::InOrder,
+            dir: &self.output_dir,
         }
     }
 
