@@ -117,7 +117,7 @@ pub(crate) use lifecycle::runner::run_stage;
 pub use lifecycle::{record::Record, runner::Outcome};
 pub use lines::{generate::GenerateConfig, logprobs::LogprobsConfig, score::ScoreConfig};
 pub use rl::{grpo::config::GrpoConfig, online_dpo::config::OnlineDpoConfig, ppo::config::PpoConfig};
-pub use soup::{SoupConfig, greedy::GreedyConfig};
+pub use soup::{SoupConfig, criterion::MeasureConfig, search::SearchConfig};
 pub use supervised::{
     cpo::CpoConfig, dpo::DpoConfig, kto::KtoConfig, orpo::OrpoConfig, pretrain::PretrainConfig, reward::RewardConfig,
     sft::SftConfig,

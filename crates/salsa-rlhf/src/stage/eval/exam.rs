@@ -17,7 +17,7 @@ use crate::{
         gold::Gold,
         memory::{MemorySettings, Order, Passed, Passes, Responses},
         models::{bases::Bases, reward_model::ScoreScale, roles::Roles},
-        rewards::{Answered, FoundRewards, RewardSource, Rewards},
+        rewards::{Answered, FoundRewards, RewardSource, Rewards, Scores},
         rollout::{self, Rollouts},
         text::{
             chat_arguments::ChatArguments,
@@ -94,7 +94,10 @@ pub(in crate::stage) struct PromptSet<'a> {
 pub(in crate::stage) struct Answers {
     pub rollouts: Rollouts,
     pub texts: Vec<String>,
+    /// The weighted sum of the rewards.
     pub scores: Vec<f64>,
+    /// Each reward by itself, without its weight, by name.
+    pub each: Vec<(String, Vec<f64>)>,
     pub gold: Option<Vec<f64>>,
 }
 
@@ -200,7 +203,8 @@ impl Evaluator {
         let rollouts = Rollouts::new(&prompts, responses, if temperature > 0.0 { temperature } else { 1.0 });
         let text = |i: usize| Ok(self.encoder.decode(rollouts.response(i))?.trim().to_owned());
         let texts = (0..rollouts.len()).map(text).collect::<anyhow::Result<Vec<String>>>()?;
-        let scores = self.score(set, &rollouts, &texts)?;
+        let rewarded = self.score(set, &rollouts, &texts)?;
+        let (each, scores) = (rewarded.each(), rewarded.total);
         for (what, values) in [("score", &scores), ("log-probability", &rollouts.logprobs)] {
             let bad = values.iter().find(|value| !value.is_finite());
             if let Some(bad) = bad {
@@ -209,11 +213,11 @@ impl Evaluator {
         }
         let answered = || set.prompts.iter().zip(&texts);
         let gold = gold.map(|gold| answered().map(|(prompt, text)| gold.reward(prompt.last_words(), text)).collect());
-        Ok(Answers { rollouts, texts, scores, gold })
+        Ok(Answers { rollouts, texts, scores, each, gold })
     }
 
     /// The rewards of answers.
-    fn score(&self, set: &Questions, rollouts: &Rollouts, texts: &[String]) -> anyhow::Result<Vec<f64>> {
+    fn score(&self, set: &Questions, rollouts: &Rollouts, texts: &[String]) -> anyhow::Result<Scores> {
         let mut rewards = self.rewards.lock().unwrap_or_else(PoisonError::into_inner);
         let answered = |i: usize| {
             Ok(Answered {
@@ -227,7 +231,7 @@ impl Evaluator {
         };
         let count = if rewards.reads_text() { rollouts.len() } else { 0 };
         let answered = (0..count).map(answered).collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(rewards.of(rollouts, &answered, 0)?.total)
+        rewards.of(rollouts, &answered, 0)
     }
 }
 

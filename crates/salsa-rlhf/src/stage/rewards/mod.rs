@@ -321,6 +321,11 @@ fn or_fallback(
 }
 
 impl Scores {
+    /// Each reward by itself, without its weight, by name.
+    pub(in crate::stage) fn each(&self) -> Vec<(String, Vec<f64>)> {
+        self.each.iter().map(|part| (part.name.clone(), part.rewards.clone())).collect()
+    }
+
     /// The rewards of the responses with these indices, in their order.
     pub(in crate::stage) fn select(&self, indices: &[usize]) -> Scores {
         let of = |numbers: &[f64]| indices.iter().map(|&i| numbers[i]).collect::<Vec<_>>();

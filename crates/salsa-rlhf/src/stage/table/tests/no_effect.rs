@@ -13,7 +13,7 @@ use crate::{config::paths::CHANGES_NO_RESULT, stage::table::STAGES};
 /// batch by batch.
 const CHANGES_RESULTS: &str = "\
     adam_beta1 adam_beta2 adam_epsilon adapters alphabets alphas anchors answer_temperature answers arms base_model \
-    baseline batch_size beta cache center_rewards_coefficient chat_template chat_template_kwargs cliprange \
+    baseline batch_size beta budget cache center_rewards_coefficient chat_template chat_template_kwargs cliprange \
     cliprange_value column combine command comparisons completion_only_loss control_features cpo_alpha critic \
     critic_learning_rate critic_warmup dataset datasets decay delta densities density desirable_weight deviations \
     device df_gamed digests discopop_tau divisions dtype end epsilon epsilon_high eval_dataset every fallback files \
@@ -29,7 +29,7 @@ const CHANGES_RESULTS: &str = "\
     on_overlong packing pairing path pattern per_device_eval_batch_size per_device_train_batch_size place preferences \
     pretrain prompts prompts_ood prompts_test prompts_train prompts_validation protocol questions \
     ref_model_name_or_path reference reference_answers report resamples response_length reward_model_path rewards \
-    rms_norm_eps rope_theta save_dtype scale scale_rewards schema score_clip score_position seed sft simpo_gamma \
+    rms_norm_eps rope_theta save_dtype scale scale_rewards schema score_clip score_position search seed sft simpo_gamma \
     split start steps style_control style_scale svd_rank system_prompt t tags target temperature template templates text_prompts \
     tie_margin ties tie_word_embeddings tokenizer_name_or_path tokenizer_source tol top_k top_p total_episodes transport \
     truncation_mode undesirable_weight url use_peft use_rslora value vf_coef vocab_size warmup_ratio warmup_steps \
@@ -82,6 +82,13 @@ const CHANGES_NONE: &[&str] = &[
     "kto.gradient_checkpointing",
     "kto.logging_steps",
     "kto.save_steps",
+    "landscape.RewardSource.api_key_env",
+    "landscape.RewardSource.api_key_file",
+    "landscape.RewardSource.base_url",
+    "landscape.RewardSource.batch_size",
+    "landscape.RewardSource.concurrency",
+    "landscape.RewardSource.max_retries",
+    "landscape.RewardSource.timeout",
     "landscape.decode_slots",
     "logprobs.max_tokens_per_batch",
     "online_dpo.RewardSource.api_key_env",
@@ -123,7 +130,8 @@ const CHANGES_NONE: &[&str] = &[
     "sft.gradient_checkpointing",
     "sft.logging_steps",
     "sft.save_steps",
-    "soup.GreedyConfig.decode_slots",
+    "soup.MeasureConfig.decode_slots",
+    "soup.SearchConfig.decode_slots",
     "winrate.max_tokens_per_batch",
 ];
 
