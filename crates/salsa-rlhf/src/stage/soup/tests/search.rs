@@ -16,7 +16,7 @@ fn config(dir: &Path) -> SoupConfig {
     };
     let models = [disturbed("far", 0, 1.2), disturbed("near", 0, -0.4), disturbed("other", 1, 1.5)];
     let write = |name: &str, texts: &[&str]| {
-        let lines: Vec<Value> = texts.iter().map(|text| json!({"text": text, "prompt": text})).collect();
+        let lines: Vec<Value> = texts.iter().map(|text| json!({"text": text})).collect();
         fixture::write_lines(&dir.join(name), &lines);
         DataSource::Path(dir.join(name).into())
     };
@@ -133,6 +133,10 @@ fn a_search_by_a_reward_model_maximises_its_score() {
     let mut config = config(place.path());
     let reward = fixture::reward_model(&place.path().join("base"));
     config.search.as_mut().unwrap().measure.reward_model_path = Some(reward.into());
+    for name in ["chosen-by.jsonl", "other.jsonl"] {
+        let prompts: Vec<Value> = fixture::SENTENCES.iter().map(|text| json!({"prompt": text})).collect();
+        fixture::write_lines(&place.path().join(name), &prompts);
+    }
     write_new_directory(&config, &StageContext::quiet()).unwrap();
     let found = json_file(&config.output_dir.join("soup.json"))["search"].clone();
     let best = mean(&found["chosen"]);
