@@ -1,4 +1,4 @@
-//! Group methods, as the program runs them.
+//! Group methods and online DPO, as the program runs them.
 
 mod tiny;
 
@@ -15,7 +15,7 @@ fn neither_threads_nor_the_size_of_a_decoding_batch_change_anything() {
     let (one, two) = (run("1", "decode_slots: 3"), run("2", "decode_slots: 3"));
     assert_same(&one.tree("out"), &two.tree("out"));
     let whole = run("2", "decode_slots: 64");
-    for stage in ["grpo", "reinforce"] {
+    for stage in ["grpo", "reinforce", "online"] {
         for file in ["model.safetensors", "metrics.jsonl", "samples.jsonl"] {
             let path = format!("out/{stage}/{file}");
             assert!(one.bytes(&path) == whole.bytes(&path), "{path}");

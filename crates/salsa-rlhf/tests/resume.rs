@@ -119,6 +119,8 @@ fn group_methods_go_on_after_a_kill() {
         Lines("grpo", 3),
         Lines("reinforce", 1),
         Exists("reinforce/checkpoints/step-3"),
+        Lines("online", 1),
+        Exists("online/checkpoints/step-3"),
     ];
     assert_kills_leave_no_trace(&(UP_TO_REWARD.to_owned() + GROUP), &moments);
 }

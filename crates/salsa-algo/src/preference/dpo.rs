@@ -13,7 +13,7 @@ pub enum LossType {
     Sigmoid,
     /// SLiC: `max(0, 1 - x)`.
     Hinge,
-    /// IPO: `(c - r - 1 / (2 beta))^2`, with `c` and `r` per token.
+    /// IPO: `(c - r - 1 / (2 beta))^2`, with `c` and `r` per token (online DPO: of whole responses).
     Ipo,
     /// EXO: KL of `(sigmoid(x), sigmoid(-x))` to `(1 - e, e)`; needs label smoothing above 0.
     ExoPair,

@@ -2,13 +2,14 @@
 //!
 //! [`bradley_terry`] trains a reward model from its scores. The others train a policy from its log-probs: [`dpo`] and
 //! its relatives on pairs, [`kto`] on single responses, both against a reference; [`orpo`] and [`cpo`] (SimPO) on pairs
-//! without one.
+//! without one. [`online`] makes pairs of responses that were just sampled.
 //! As in [`crate::ppo`], results are shares of means over `pairs` pairs, so that micro-batches add up.
 
 pub mod bradley_terry;
 pub mod cpo;
 pub mod dpo;
 pub mod kto;
+pub mod online;
 pub mod orpo;
 
 /// One micro-batch's share of a loss on pairs of log-probs, and its statistics.

@@ -17,6 +17,7 @@
 //! | [`concatenate`] | the mean of low-rank adapters | |
 //! | [`compress()`] | the nearest adapter of a smaller rank | Eckart and Young 1936 |
 //! | [`Gram`] | norms and angles of task vectors | |
+//! | [`search`] | weights by what their means are worth: CMA-ES on the simplex | Hansen 2016 (1604.00772) |
 
 mod compress;
 mod gram;
@@ -24,6 +25,7 @@ mod karcher;
 mod linear;
 mod low_rank;
 mod nuslerp;
+pub mod search;
 mod slerp;
 mod sparsify;
 mod stock;

@@ -184,6 +184,11 @@ const ANSWERS: &[Answer] = &[
     ),
     answer("shuffle_dataset", "", "leave it out: the rows are shuffled anew in each epoch, from seed"),
     answer("cutoff_len sequence_len max_len", "max_length", "say max_length"),
+    answer(
+        "max_length",
+        "response_length",
+        "say max_prompt_length and response_length: tokens of prompt and response; longer prompts are left out",
+    ),
     answer("generate_max_len", "response_length", "say response_length"),
     answer("prompt_max_len", "max_prompt_length", "say max_prompt_length"),
     answer(
@@ -352,7 +357,7 @@ const ANSWERS: &[Answer] = &[
         "ref_model ref_model_name_or_path ref_model_path precompute_ref_log_probs precompute_ref_batch_size \
         sync_ref_model ref_model_sync_steps ref_model_mixup_alpha",
         "",
-        "not supported: this stage has no reference; dpo, kto, ppo and grpo have one",
+        "not supported: this stage has no reference; dpo, kto, ppo, grpo and online_dpo have one",
     ),
     answer(
         "max_completion_length max_prompt_length",

@@ -132,6 +132,7 @@ fn spot(weights: Vec<f64>, gold: f64) -> GridPoint {
         gold_reward: Some(around(gold, 0.014)),
         gold_difference: Some(around(gold - 0.53, 0.006)),
         proxy_score: around(6.0 * (gold - 0.53), 0.06),
+        rewards: Default::default(),
         proxy_difference: Some(around(6.0 * (gold - 0.53), 0.03)),
         loss: Some(around(1.9 - gold, 0.03)),
         loss_difference: Some(around(0.53 - gold, 0.004)),

@@ -1,11 +1,15 @@
 //! Rewards on a line or a plane of models: the numbers of `landscape.json`, and their charts.
 
-use std::fmt::Write;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+};
 
 use serde::{Deserialize, Serialize};
 
 use super::Estimate;
 use super::html::{Look, escape};
+use super::labels::label;
 use super::number::{ends, estimate, number};
 use super::page::{self, Section, Width};
 use super::plane::{Best, Plane};
@@ -39,6 +43,9 @@ pub struct GridPoint {
     pub gold_difference: Option<Estimate>,
     /// Reward-model score.
     pub proxy_score: Estimate,
+    /// Other rewards, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rewards: BTreeMap<String, Estimate>,
     /// Reward-model score minus that of the first model, prompt by prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_difference: Option<Estimate>,
@@ -122,8 +129,9 @@ impl Landscape {
                     self.line(title, shown.look, |spot| (shown.difference)(spot).or_else(|| spot.nothing_to_itself()))
                 });
                 format!(
-                    "<div class=\"charts\">{levels}</div><h3 class=\"apart\">Prompt by prompt against {}</h3>\
+                    "<div class=\"charts\">{levels}</div>{}<h3 class=\"apart\">Prompt by prompt against {}</h3>\
                      <div class=\"charts\">{differences}</div>{}",
+                    self.fronts(),
                     escape(first),
                     self.table()
                 )
@@ -179,6 +187,36 @@ impl Landscape {
         Chart { title, x_label, marks, series, ..Chart::default() }.draw()
     }
 
+    /// Each further reward against the proxy score along a line: what one gains the other may lose.
+    fn fronts(&self) -> String {
+        let names: BTreeSet<&String> = self.points.iter().flat_map(|spot| spot.rewards.keys()).collect();
+        if names.is_empty() {
+            return String::new();
+        }
+        let charts: String = names.into_iter().map(|name| self.front(name)).collect();
+        format!(
+            "<h3 class=\"apart\">Rewards against each other</h3><p class=\"hint\">Each mark is a point of the line, with the \
+             95 % intervals of both means. A mark above and to the right of others is better in both; a curve that bulges \
+             that way offers more than a choice between the ends.</p><div class=\"charts\">{charts}</div>"
+        )
+    }
+
+    fn front(&self, name: &str) -> String {
+        let dot = |spot: &GridPoint| {
+            let (x, y) = (spot.proxy_score, *spot.rewards.get(name)?);
+            let hover = format!(
+                "t {}: proxy score {}, {name} {}",
+                number(spot.weights[1]),
+                estimate(&x, number),
+                estimate(&y, number)
+            );
+            Some(Dot { x: x.mean, y: y.mean, x_ci: Some(x.ci95), y_ci: Some(y.ci95), hover })
+        };
+        let dots = self.points.iter().filter_map(dot).collect();
+        let series = vec![Series { name: name.to_owned(), look: Look::of("salsa", 0), kind: Kind::Profile, dots }];
+        Chart { title: label(name), x_label: "Proxy score".to_owned(), series, ..Chart::default() }.draw()
+    }
+
     fn plane(&self, shown: &Shown) -> String {
         let cell = |spot: &GridPoint| {
             let [a, b, c] = spot.weights[..] else { return None };
@@ -202,6 +240,7 @@ impl Landscape {
             ("loss against the first", |spot| spot.loss_difference),
         ];
         let columns: Vec<_> = columns.into_iter().filter(|(_, pick)| has(*pick)).collect();
+        let others: BTreeSet<&String> = self.points.iter().flat_map(|spot| spot.rewards.keys()).collect();
         let mut out = format!(
             "<details><summary>All {} points</summary><div class=\"scroll\" tabindex=\"0\"><table class=\"numbers\">\
              <caption>Small: 95 % interval.</caption><thead><tr>",
@@ -211,7 +250,8 @@ impl Landscape {
             3 => self.models.clone(),
             _ => vec!["t".to_owned()],
         };
-        let heads = heads.iter().map(String::as_str).chain(columns.iter().map(|(name, _)| *name)).chain(["length"]);
+        let heads = heads.iter().map(String::as_str).chain(columns.iter().map(|(name, _)| *name));
+        let heads = heads.chain(others.iter().map(|name| name.as_str())).chain(["length"]);
         for head in heads {
             let _ = write!(out, "<th scope=\"col\">{}</th>", escape(head));
         }
@@ -223,8 +263,9 @@ impl Landscape {
                 let tag = if i == 0 { "th scope=\"row\"" } else { "td" };
                 let _ = write!(out, "<{tag}>{}</{}>", number(*place), &tag[..2]);
             }
-            for (_, pick) in &columns {
-                let cell = pick(spot).map_or("–".to_owned(), |e| {
+            let measured = columns.iter().map(|(_, pick)| pick(spot));
+            for measured in measured.chain(others.iter().map(|name| spot.rewards.get(*name).copied())) {
+                let cell = measured.map_or("–".to_owned(), |e| {
                     let interval = e.has_interval().then(|| format!("<small>{}</small>", ends(e.ci95.map(number))));
                     number(e.mean) + &interval.unwrap_or_default()
                 });

@@ -2,6 +2,7 @@
 use std::ops::RangeInclusive;
 
 use anyhow::ensure;
+use salsa_algo::preference::dpo::{LossType, Objective};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,22 @@ pub(crate) fn check_count(key: &str, value: u64, most: u64) -> anyhow::Result<()
 /// Checks that a count is at most `most`; the error names the key.
 pub(crate) fn check_most(key: &str, value: u64, most: u64) -> anyhow::Result<()> {
     ensure!(value <= most, "{key} is {value}; it must be at most {most}");
+    Ok(())
+}
+
+/// Checks the parameters of a DPO loss.
+///
+/// # Errors
+/// If a value is out of range; the error names the key.
+pub(crate) fn check_objective(objective: &Objective) -> anyhow::Result<()> {
+    let Objective { loss_type, beta, label_smoothing, discopop_tau } = objective;
+    check_range("beta", *beta, f64::MIN_POSITIVE..=f64::MAX)?;
+    check_range("discopop_tau", *discopop_tau, f64::MIN_POSITIVE..=f64::MAX)?;
+    ensure!((0.0..0.5).contains(label_smoothing), "label_smoothing is {label_smoothing}; it must be in [0, 0.5)");
+    ensure!(
+        *loss_type != LossType::ExoPair || *label_smoothing > 0.0,
+        "loss_type exo_pair needs a label_smoothing above 0; its paper has 0.001"
+    );
     Ok(())
 }
 

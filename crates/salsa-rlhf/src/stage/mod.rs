@@ -84,6 +84,7 @@ use salsa_engine::{
 
 mod arithmetic;
 pub(crate) mod device;
+mod endpoint;
 pub(crate) mod eval;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -120,8 +121,8 @@ pub use kitchen::KitchenConfig;
 pub(crate) use lifecycle::runner::run_stage;
 pub use lifecycle::{record::Record, runner::Outcome};
 pub use lines::{generate::GenerateConfig, logprobs::LogprobsConfig, score::ScoreConfig};
-pub use rl::{grpo::config::GrpoConfig, ppo::config::PpoConfig};
-pub use soup::{SoupConfig, greedy::GreedyConfig};
+pub use rl::{grpo::config::GrpoConfig, online_dpo::config::OnlineDpoConfig, ppo::config::PpoConfig};
+pub use soup::{SoupConfig, criterion::MeasureConfig, search::SearchConfig};
 pub use supervised::{
     cpo::CpoConfig, dpo::DpoConfig, kto::KtoConfig, orpo::OrpoConfig, pretrain::PretrainConfig, reward::RewardConfig,
     sft::SftConfig,

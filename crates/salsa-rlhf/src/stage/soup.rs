@@ -32,24 +32,27 @@ mod adapters;
 mod arithmetic;
 mod bf16;
 mod chat_template;
+pub(super) mod criterion;
 mod digest;
 mod geometry;
-pub(super) mod greedy;
+mod greedy;
 mod ingredients;
 mod merge;
 pub(crate) mod mergekit;
 mod provenance;
 mod rule;
+pub(super) mod search;
 mod setting;
 #[cfg(test)]
 mod tests;
 
 use arithmetic::{Arithmetic, Method};
+use criterion::MeasureConfig;
 use geometry::Geometry;
-use greedy::{GreedyConfig, Selection};
 use ingredients::Ingredients;
 use merge::Merge;
-use provenance::Digests;
+use provenance::{Choice, Digests};
+use search::SearchConfig;
 use setting::Setting;
 
 /// Configuration of `salsa soup`.
@@ -82,7 +85,10 @@ pub struct SoupConfig {
     /// Position of a `slerp` between the first model (0) and the second (1); may vary by tensor.
     pub t: Setting,
     /// The measure of ingredients and soups for the method `greedy`, which requires it. None: nothing is measured.
-    pub greedy: Option<GreedyConfig>,
+    pub greedy: Option<MeasureConfig>,
+    /// The search for the weights of the method `search`, which requires it; `seed` is that of its samples. None: nothing is
+    /// searched.
+    pub search: Option<SearchConfig>,
     /// Whether `model_stock` measures angles row by row instead of tensor by tensor.
     pub filter_wise: bool,
     /// Whether `nuslerp` treats a tensor as one vector instead of a vector for each row or column.
@@ -94,7 +100,7 @@ pub struct SoupConfig {
     /// `karcher` ends with the first step shorter than this, in radians; a tensor with a norm of at most this counts as
     /// zero; above 0.
     pub tol: f64,
-    /// Seed of the entries that the `dare` methods drop.
+    /// Seed of the entries that the `dare` methods drop, and of the samples of `search`.
     pub seed: u64,
     /// Whether weights are divided by their sum. None: the method's default, which is yes for `linear` and `ties`.
     pub normalize: Option<bool>,
@@ -132,6 +138,7 @@ impl Default for SoupConfig {
             scale: Setting::number(1.0),
             t: Setting::number(0.5),
             greedy: None,
+            search: None,
             filter_wise: false,
             nuslerp_flatten: true,
             nuslerp_row_wise: false,
@@ -217,24 +224,38 @@ impl Stage for SoupConfig {
             let greedy = self.greedy.as_ref();
             greedy
                 .context("method greedy needs something to measure by; say greedy.dataset (--greedy.dataset FILE)")?
-                .validate()?;
+                .validate("greedy")?;
+        }
+        if self.method == Method::Search {
+            let search = self.search.as_ref();
+            search
+                .context("method search needs something to measure by; say search.dataset and search.eval_dataset")?
+                .validate(self.models.len())?;
         }
         Arithmetic::new(self).map(drop)
     }
 
     fn reads(&self) -> Reads {
-        let chat = self.greedy.as_ref().map(|greedy| greedy.chat.clone()).unwrap_or_default();
+        let measure = self.greedy.as_ref().or(self.search.as_ref().map(|search| &search.measure));
+        let chat = measure.map(|measure| measure.chat.clone()).unwrap_or_default();
         let reads = Reads::with_reader(self.models.first().map(AsRef::as_ref), &chat);
         let reads = [("models", ModelUse::Any), ("adapters", ModelUse::Any), ("base_model", ModelUse::Any)]
             .into_iter()
             .chain([("reward_model_path", ModelUse::Reward), ("tokenizer_source", ModelUse::Tokenizer)])
             .fold(reads.tokenizer_if_any(), |reads, (place, used)| reads.models(place, used));
-        let Some(greedy) = &self.greedy else { return reads };
-        let used = match greedy.reward_model_path {
+        let Some(measure) = measure else { return reads };
+        let used = match measure.reward_model_path {
             None => ExampleUse::Demonstration,
             Some(_) => ExampleUse::Prompt,
         };
-        reads.examples("greedy.dataset", &greedy.dataset, used)
+        match &self.search {
+            None => reads.examples("greedy.dataset", &measure.dataset, used),
+            Some(search) => reads.examples("search.dataset", &measure.dataset, used).examples(
+                "search.eval_dataset",
+                &search.eval_dataset,
+                used,
+            ),
+        }
     }
 
     fn computes(&self) -> Option<(DeviceChoice, ComputeType)> {
@@ -242,7 +263,7 @@ impl Stage for SoupConfig {
     }
 
     fn plans_memory(&self) -> bool {
-        self.method == Method::Greedy
+        matches!(self.method, Method::Greedy | Method::Search)
     }
 
     fn check_inputs(&self) -> anyhow::Result<()> {
@@ -288,12 +309,17 @@ pub(crate) fn write_new_directory(config: &SoupConfig, context: &StageContext) -
         bail!("{shown} is not empty; remove it to make the soup anew, or choose another output directory");
     }
     let tmp = temporary(dir)?;
-    if tmp.exists() {
+    if config.method == Method::Search {
+        search::clear_except_journal(&tmp)?;
+    } else if tmp.exists() {
         fs::remove_dir_all(&tmp)
             .with_context(|| format!("cannot remove {}, left by an interrupted run", tmp.display()))?;
     }
     let start = Instant::now();
     let done = cook(config, &tmp, Durability::Cached, context).and_then(|cooked| {
+        if config.method == Method::Search {
+            fs::remove_dir_all(tmp.join("checkpoints")).context("cannot remove the journal of the search")?;
+        }
         let value = serde_json::to_value(config).context("configuration")?;
         let record =
             Record { results: cooked.summary.clone(), ..Record::new("soup", value, Places::of(config)?, Vec::new()) };
@@ -302,8 +328,11 @@ pub(crate) fn write_new_directory(config: &SoupConfig, context: &StageContext) -
         Ok(cooked)
     });
     if done.is_err() {
-        // Report the first error; the next attempt removes the remaining files.
-        let _ = fs::remove_dir_all(&tmp);
+        // Report the first error; the next attempt removes the remaining files, and goes on with a search.
+        let _ = match config.method {
+            Method::Search => search::clear_except_journal(&tmp),
+            _ => fs::remove_dir_all(&tmp).map_err(Into::into),
+        };
     }
     done
 }
@@ -342,7 +371,7 @@ fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &Stage
     let tensors = ingredients.tensors(config.dtype)?;
     ingredients.check_tied_copies()?;
     let companions = chat_template::put(config, ingredients.companions(config)?, ingredients.dirs())?;
-    let (config, selection) = &chosen(config, &ingredients, &tensors, context)?;
+    let (config, choice) = &chosen(config, &ingredients, &tensors, dir, context)?;
     let arithmetic = Arithmetic::new(config)?;
 
     let writer = Writer::create(dir, tensors.clone(), config.max_shard_size.0, durability)?;
@@ -359,36 +388,41 @@ fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &Stage
         write("geometry.json", &geometry.to_json())?;
         write_file(&dir.join("geometry.html"), geometry.html().as_bytes(), durability)?;
     }
-    let record = provenance::record(config, &arithmetic, &ingredients, &digests, &files, selection.as_ref())?;
+    let record = provenance::record(config, &arithmetic, &ingredients, &digests, &files, choice.as_ref())?;
     write("soup.json", &record)?;
     let model = ingredients.config(main_dtype(&tensors));
     ingredients.say_lost_normalization(&model, context);
     write("config.json", &model)?;
     let mut summary = json!({
         "ingredients": config.models.len(),
-        "method": if selection.is_some() { Method::Greedy } else { config.method },
+        "method": choice.as_ref().map_or(config.method, Choice::method),
         "parameters": ingredients.parameters(),
         "bytes": bytes,
     });
-    if let Some(selection) = selection {
-        summary["kept"] = json!(selection.kept);
+    match choice {
+        None => {}
+        Some(Choice::Greedy(selection)) => summary["kept"] = json!(selection.kept),
+        Some(Choice::Search(found)) => summary["weights"] = json!(found.weights()),
     }
     Ok(SoupResult { summary, geometry })
 }
 
-/// Turns a greedy soup, after choosing its ingredients, into a mean in which some have the weight 0.
+/// Turns a soup that is measured into a mean with the chosen weights.
 fn chosen(
     config: &SoupConfig,
     ingredients: &Ingredients,
     tensors: &[NewTensor],
+    dir: &Path,
     context: &StageContext,
-) -> anyhow::Result<(SoupConfig, Option<Selection>)> {
-    if config.method != Method::Greedy {
-        return Ok((config.clone(), None));
-    }
-    let selection = greedy::choose(config, ingredients, tensors, context)?;
-    let weights = selection.weights(config.models.len()).into_iter().map(Setting::number).collect();
-    Ok((SoupConfig { method: Method::Linear, greedy: None, weights, ..config.clone() }, Some(selection)))
+) -> anyhow::Result<(SoupConfig, Option<Choice>)> {
+    let choice = match config.method {
+        Method::Greedy => Choice::Greedy(greedy::choose(config, ingredients, tensors, context)?),
+        Method::Search => Choice::Search(search::search(config, ingredients, tensors, dir, context)?),
+        _ => return Ok((config.clone(), None)),
+    };
+    let weights = choice.weights(config.models.len()).into_iter().map(Setting::number).collect();
+    let linear = SoupConfig { method: Method::Linear, greedy: None, search: None, weights, ..config.clone() };
+    Ok((linear, Some(choice)))
 }
 
 /// The number type of most weights.

@@ -5,7 +5,7 @@ use super::{
     kind::Kind,
     kitchen,
     lines::{generate, logprobs, score},
-    rl::{grpo, ppo},
+    rl::{grpo, online_dpo, ppo},
     soup,
     supervised::{cpo, dpo, kto, orpo, pretrain, reward, sft},
 };
@@ -18,6 +18,7 @@ pub const STAGES: &[Kind] = &[
     Kind::of::<reward::RewardConfig>(),
     Kind::of::<ppo::PpoConfig>(),
     Kind::of::<grpo::GrpoConfig>(),
+    Kind::of::<online_dpo::OnlineDpoConfig>(),
     Kind::of::<dpo::DpoConfig>(),
     Kind::of::<kto::KtoConfig>(),
     Kind::of::<orpo::OrpoConfig>(),

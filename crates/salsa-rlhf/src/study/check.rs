@@ -192,7 +192,7 @@ impl Study {
                 let pretrain = PretrainConfig::deserialize(config).ok()?;
                 Some(4 * pretrain.spec(config["vocab_size"].as_u64()?.try_into().ok()?).parameters() as u64)
             }
-            "sft" | "dpo" | "kto" | "orpo" | "cpo" | "soup" | "reward" | "ppo" | "grpo" => {
+            "sft" | "dpo" | "kto" | "orpo" | "cpo" | "soup" | "reward" | "ppo" | "grpo" | "online_dpo" => {
                 let first = first_model(node)?;
                 match node.needs.iter().map(|&need| &self.nodes[need]).find(|need| first.starts_with(&need.dir)) {
                     Some(from) => self.model_bytes(from),

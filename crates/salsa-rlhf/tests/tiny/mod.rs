@@ -62,7 +62,7 @@ stages:
     save_steps: 3
 "#;
 
-/// Group methods with several rewards, after [`UP_TO_REWARD`].
+/// Group methods and online DPO with several rewards, after [`UP_TO_REWARD`].
 pub(crate) const GROUP: &str = r#"
   grpo: &grpo
     kind: grpo
@@ -93,6 +93,23 @@ pub(crate) const GROUP: &str = r#"
     scale_rewards: tokens
     kl_in: reward_to_go
     kl_estimator: k1
+  online:
+    kind: online_dpo
+    model: sft-a
+    reward_model: reward
+    rewards: [{kind: repetition, weight: 0.5}]
+    reference: {kind: ema, decay: 0.5}
+    dataset: "${stages.world}/prompts_train.jsonl"
+    total_episodes: 48
+    batch_size: 12
+    num_generations: 3
+    num_mini_batches: 2
+    per_device_train_batch_size: 2
+    response_length: 10
+    temperature: 1.0
+    learning_rate: 3.0e-3
+    decode_slots: 3
+    save_steps: 1
 "#;
 
 /// The stages that learn from preferences, after [`UP_TO_REWARD`].

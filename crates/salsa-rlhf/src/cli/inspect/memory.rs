@@ -107,7 +107,12 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
         },
         Stage {
             generates: true,
-            ..stage("grpo (policy, reference, reward model)", vec![model()], vec![], vec![model(), scalar()])
+            ..stage(
+                "grpo, online_dpo (policy, reference, reward model)",
+                vec![model()],
+                vec![],
+                vec![model(), scalar()],
+            )
         },
         Stage {
             generates: true,
@@ -131,7 +136,7 @@ fn stages(spec: &ModelSpec) -> Vec<Stage> {
         Stage {
             frozen_adapters: 2 * lora.parameters(&model()) + lora.parameters(&scalar()),
             generates: true,
-            ..stage("grpo with use_peft (rank 16, one base)", vec![], vec![model()], vec![model()])
+            ..stage("grpo, online_dpo with use_peft (rank 16, one base)", vec![], vec![model()], vec![model()])
         },
     ]
 }

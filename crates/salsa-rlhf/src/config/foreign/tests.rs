@@ -63,6 +63,12 @@ const GRPO: &str = "beta cache_implementation cast_lm_head_to_fp32 chat_template
      vllm_group_port vllm_importance_sampling_cap vllm_importance_sampling_correction vllm_importance_sampling_mode \
      vllm_max_model_length vllm_mode vllm_model_impl vllm_server_base_url vllm_server_host vllm_server_port \
      vllm_server_timeout vllm_structured_outputs_regex vllm_tensor_parallel_size";
+/// Of TRL 1.16.
+const ONLINE_DPO: &str = "reward_model_path max_new_tokens max_length temperature top_p top_k min_p repetition_penalty \
+     generation_kwargs cache_implementation missing_eos_penalty beta loss_type disable_dropout use_vllm vllm_model_impl \
+     vllm_structured_outputs_regex vllm_gpu_memory_utilization vllm_mode vllm_server_base_url vllm_server_host \
+     vllm_server_port vllm_server_timeout vllm_group_port vllm_tensor_parallel_size vllm_enable_sleep_mode \
+     ds3_gather_for_generation model_init_kwargs trust_remote_code reward_weights";
 const MODEL: &str = "model_name_or_path model_revision dtype attn_implementation use_peft lora_r lora_alpha lora_dropout \
      lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type use_rslora use_dora \
      load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage dataset_name \
@@ -113,6 +119,7 @@ fn every_key_of_trl_is_taken_or_answered() {
         ("cpo", CPO),
         ("ppo", PPO),
         ("grpo", GRPO),
+        ("online_dpo", ONLINE_DPO),
     ] {
         for names in [TRAINING, own, MODEL] {
             open.extend(unanswered(stage, names));
@@ -131,11 +138,26 @@ fn common_keys_of_other_tools_are_taken_or_answered() {
 
 #[test]
 fn a_remedy_names_keys_that_the_stage_has() {
-    for stage in ["sft", "reward", "dpo", "kto", "orpo", "cpo", "ppo", "grpo"] {
+    for stage in ["sft", "reward", "dpo", "kto", "orpo", "cpo", "ppo", "grpo", "online_dpo"] {
         let keys = keys(stage);
-        for name in [TRAINING, SFT, REWARD, DPO, KTO, ORPO, CPO, PPO, GRPO, MODEL, AXOLOTL, LLAMA_FACTORY, OPEN_RLHF]
-            .join(" ")
-            .split_whitespace()
+        for name in [
+            TRAINING,
+            SFT,
+            REWARD,
+            DPO,
+            KTO,
+            ORPO,
+            CPO,
+            PPO,
+            GRPO,
+            ONLINE_DPO,
+            MODEL,
+            AXOLOTL,
+            LLAMA_FACTORY,
+            OPEN_RLHF,
+        ]
+        .join(" ")
+        .split_whitespace()
         {
             let Err(hint) = resolve(name, &keys) else { continue };
             let Some(key) = hint.strip_prefix("say ") else { continue };

@@ -11,7 +11,21 @@ use crate::{
 const SHARED: [(&str, &[&str], &str); 2] = [
     (
         "text_prompts",
-        &["sft", "reward", "dpo", "kto", "orpo", "cpo", "ppo", "grpo", "evaluate", "generate", "score", "logprobs"],
+        &[
+            "sft",
+            "reward",
+            "dpo",
+            "kto",
+            "orpo",
+            "cpo",
+            "ppo",
+            "grpo",
+            "online_dpo",
+            "evaluate",
+            "generate",
+            "score",
+            "logprobs",
+        ],
         "prompts of text would reach the model in another form than in training",
     ),
     ("temperature", &["evaluate"], "answers would be sampled at another temperature than in training"),

@@ -194,7 +194,8 @@ impl<'a> Bench<'a> {
         let first = baseline.paths().into_iter().next().context("the baseline names no model")?;
         let EvaluateConfig { max_new_tokens, temperature, seed, gold, .. } = *config;
         let answering = Answering { max_new_tokens, temperature, seed, slots: *config.decode_slots, gold };
-        let syllabus = EvalSetup::open(first, config.reward_list(), answering, &config.chat, context)?;
+        let syllabus =
+            EvalSetup::open(first, config.reward_list(), answering, &config.chat, &config.output_dir, context)?;
         let questions = |set: &EvalSet| {
             let EvalSet { name, dataset, max_prompts } = set;
             let max_prompt_length = config.max_prompt_length;

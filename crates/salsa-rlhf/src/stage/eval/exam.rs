@@ -18,7 +18,7 @@ use crate::{
         memory::{MemorySettings, Order, Passed, Passes, Responses},
         models::{bases::Bases, reward_model::ScoreScale, roles::Roles},
         ranks,
-        rewards::{Answered, FoundRewards, RewardSource, Rewards},
+        rewards::{Answered, FoundRewards, RewardSource, Rewards, Scores},
         rollout::{self, Rollouts},
         text::{
             chat_arguments::ChatArguments,
@@ -98,12 +98,16 @@ pub(in crate::stage) struct PromptSet<'a> {
 pub(in crate::stage) struct Answers {
     pub rollouts: Rollouts,
     pub texts: Vec<String>,
+    /// The weighted sum of the rewards.
     pub scores: Vec<f64>,
+    /// Each reward by itself, without its weight, by name.
+    pub each: Vec<(String, Vec<f64>)>,
     pub gold: Option<Vec<f64>>,
 }
 
 impl EvalSetup {
-    /// Opens the reward models, and the tokenizer and chat template of one of the evaluated models. Reads no weights.
+    /// Opens the reward models, and the tokenizer and chat template of one of the evaluated models; `dir` is the
+    /// directory of the results. Reads no weights.
     ///
     /// # Errors
     /// If they cannot be used or are incompatible.
@@ -112,11 +116,12 @@ impl EvalSetup {
         rewards: Vec<RewardSource>,
         answering: Answering,
         chat: &ChatArguments,
+        dir: &Path,
         context: &StageContext,
     ) -> anyhow::Result<EvalSetup> {
         let checkpoint = Checkpoint::open(model)?;
         let encoder = Encoder::open(&checkpoint)?.with_chat(chat);
-        let rewards = FoundRewards::open(rewards, &checkpoint, context)?;
+        let rewards = FoundRewards::open(rewards, &checkpoint, dir, context)?;
         let spec = checkpoint.spec.with_head(Head::LanguageModel);
         Ok(EvalSetup { encoder, rewards, answering, spec, ranks: context.ranks.clone() })
     }
@@ -203,7 +208,8 @@ impl Evaluator {
         let rollouts = rollouts.on(&self.ranks);
         let text = |i: usize| Ok(self.encoder.decode(rollouts.response(i))?.trim().to_owned());
         let texts = (0..rollouts.len()).map(text).collect::<anyhow::Result<Vec<String>>>()?;
-        let scores = self.score(set, &rollouts, &texts)?;
+        let rewarded = self.score(set, &rollouts, &texts)?;
+        let (each, scores) = (rewarded.each(), rewarded.total);
         for (what, values) in [("score", &scores), ("log-probability", &rollouts.logprobs)] {
             let bad = values.iter().find(|value| !value.is_finite());
             if let Some(bad) = bad {
@@ -212,11 +218,11 @@ impl Evaluator {
         }
         let answered = || set.prompts.iter().zip(&texts);
         let gold = gold.map(|gold| answered().map(|(prompt, text)| gold.reward(prompt.last_words(), text)).collect());
-        Ok(Answers { rollouts, texts, scores, gold })
+        Ok(Answers { rollouts, texts, scores, each, gold })
     }
 
     /// The rewards of answers.
-    fn score(&self, set: &Questions, rollouts: &Rollouts, texts: &[String]) -> anyhow::Result<Vec<f64>> {
+    fn score(&self, set: &Questions, rollouts: &Rollouts, texts: &[String]) -> anyhow::Result<Scores> {
         let mut rewards = self.rewards.lock().unwrap_or_else(PoisonError::into_inner);
         let answered = |i: usize| {
             Ok(Answered {
@@ -230,7 +236,7 @@ impl Evaluator {
         };
         let count = if rewards.reads_text() { rollouts.len() } else { 0 };
         let answered = (0..count).map(answered).collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(rewards.of(rollouts, &answered, 0)?.total)
+        rewards.of(rollouts, &answered, 0)
     }
 }
 

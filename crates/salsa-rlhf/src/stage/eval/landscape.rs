@@ -27,6 +27,7 @@ use crate::{
         kind::{Produces, Product, Shown, Stage},
         ranks,
         reads::{ExampleUse, ModelUse, Reads},
+        rewards::{self, RewardSource},
         text::{chat_arguments::ChatArguments, source::DataSource},
     },
 };
@@ -48,6 +49,8 @@ pub struct LandscapeConfig {
     pub models: Vec<ModelPath>,
     /// The reward model that scores answers.
     pub reward_model_path: ModelPath,
+    /// More rewards, each measured by itself at every point; on a line the report draws each against the first. Empty: none.
+    pub rewards: Vec<RewardSource>,
     /// The prompts that every point answers.
     pub prompts: DataSource,
     /// A reward function in addition to the learned one. None: none.
@@ -101,6 +104,7 @@ impl Default for LandscapeConfig {
         LandscapeConfig {
             models: Vec::new(),
             reward_model_path: ModelPath::new(),
+            rewards: Vec::new(),
             prompts: DataSource::default(),
             gold: None,
             eval_dataset: None,
@@ -155,6 +159,7 @@ impl Stage for LandscapeConfig {
         let count = self.models.len();
         ensure!((2..=3).contains(&count), "models names {count} checkpoints; give two for a line or three for a plane");
         ensure!(!self.reward_model_path.as_os_str().is_empty(), "no reward model is given; say reward_model: DIR");
+        rewards::config::check(&self.reward_model_path, &self.rewards)?;
         let given = self.prompts.paths().iter().any(|path| !path.as_os_str().is_empty());
         ensure!(given, "no prompts are given; say prompts: FILE");
         let (start, end) = (self.start, self.end);
@@ -183,6 +188,7 @@ impl Stage for LandscapeConfig {
     fn reads(&self) -> Reads {
         Reads::with_reader(self.models.first().map(AsRef::as_ref), &self.chat)
             .models("reward_model_path", ModelUse::RewardOfReader)
+            .models("rewards", ModelUse::RewardOfReader)
             .examples("prompts", &self.prompts, ExampleUse::Prompt)
             .examples_if_any("eval_dataset", self.eval_dataset.as_ref(), ExampleUse::Demonstration)
     }

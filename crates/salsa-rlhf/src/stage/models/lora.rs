@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::stage::keys::check_count;
 
-/// The keys shared by `sft`, `reward`, `dpo`, `kto`, `orpo`, `cpo`, `ppo` and `grpo`. They describe a new adapter; from
+/// The keys shared by `sft`, `reward`, `dpo`, `kto`, `orpo`, `cpo`, `ppo`, `grpo` and `online_dpo`. They describe a new adapter; from
 /// a PEFT directory training continues with its adapter, and keys for the shape are ignored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]

@@ -6,13 +6,17 @@ use salsa_algo::rules::{alphabet::Alphabet, format::Format, mathematics::AnswerP
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::rules::Rule;
+use super::{
+    judge::{Grades, Template},
+    rules::Rule,
+};
 use crate::{
     config::{
         names,
         paths::{DataPath, ModelPath, NoEffect},
     },
     stage::{
+        endpoint::http,
         gold::Gold,
         keys::{MOST_TOKENS, check_count, check_range},
     },
@@ -90,6 +94,60 @@ pub enum RewardSource {
         #[serde(default = "minute")]
         timeout: NoEffect<f64>,
         /// How often a failed request is sent again.
+        #[serde(default = "retries")]
+        max_retries: NoEffect<u32>,
+    },
+    /// The grade that a language model behind an OpenAI-compatible server gives to a response.
+    Judge {
+        /// Its name in metrics. None: the kind.
+        #[serde(default)]
+        name: Option<String>,
+        /// Its weight in the sum.
+        #[serde(default = "one")]
+        weight: f64,
+        /// The judge's name on the server.
+        judge_model: String,
+        /// The system message. Empty: none.
+        #[serde(default)]
+        system_prompt: String,
+        /// The message to the judge: `{prompt}`, `{response}` and `{COLUMN}`s of the data are filled in.
+        #[serde(default = "grading")]
+        template: String,
+        /// A regular expression whose first group is the grade; its last match in the reply counts.
+        #[serde(default = "in_brackets")]
+        pattern: String,
+        /// The lowest grade; a lower one is none.
+        #[serde(default = "one")]
+        lowest: f64,
+        /// The highest grade; a higher one is none.
+        #[serde(default = "ten")]
+        highest: f64,
+        /// The judge's temperature, 0 or above.
+        #[serde(default)]
+        temperature: f64,
+        /// Maximum number of tokens of a reply, at least 1; a longer one has no grade.
+        #[serde(default = "long_reply")]
+        max_tokens: usize,
+        /// The reward of a response without a grade, after all retries. None: the run stops, with a checkpoint from which
+        /// it can be resumed.
+        #[serde(default)]
+        fallback: Option<f64>,
+        /// Address of the server, up to `/chat/completions`.
+        #[serde(default = "openai")]
+        base_url: NoEffect<String>,
+        /// The environment variable with a key; keys are never part of a recipe. Empty: no key.
+        #[serde(default = "openai_key")]
+        api_key_env: NoEffect<String>,
+        /// A file with the key, used instead. Empty: none.
+        #[serde(default)]
+        api_key_file: NoEffect<String>,
+        /// Number of concurrent calls, at least 1.
+        #[serde(default = "eight")]
+        concurrency: NoEffect<usize>,
+        /// Time limit of a call, in seconds, above 0.
+        #[serde(default = "minute")]
+        timeout: NoEffect<f64>,
+        /// How often a failed call is sent again, and how often a reply without a grade is asked for again.
         #[serde(default = "retries")]
         max_retries: NoEffect<u32>,
     },
@@ -259,6 +317,37 @@ fn minus_one() -> f64 {
     -1.0
 }
 
+fn grading() -> String {
+    "Grade how well the response answers the request: whether it is correct, helpful, and no longer than it needs to be. \
+     Explain the grade in a few sentences, then end with the grade, a number from 1 to 10 in double brackets, such as \
+     [[5]].\n\n<request>\n{prompt}\n</request>\n\n<response>\n{response}\n</response>"
+        .to_owned()
+}
+
+fn in_brackets() -> String {
+    r"\[\[\s*(-?[0-9]+(?:\.[0-9]+)?)\s*\]\]".to_owned()
+}
+
+fn ten() -> f64 {
+    10.0
+}
+
+fn long_reply() -> usize {
+    1024
+}
+
+fn openai() -> NoEffect<String> {
+    NoEffect("https://api.openai.com/v1".to_owned())
+}
+
+fn openai_key() -> NoEffect<String> {
+    NoEffect("OPENAI_API_KEY".to_owned())
+}
+
+fn eight() -> NoEffect<usize> {
+    NoEffect(8)
+}
+
 fn one() -> f64 {
     1.0
 }
@@ -312,6 +401,7 @@ impl RewardSource {
             RewardSource::Model { .. } => "model",
             RewardSource::Command { .. } => "command",
             RewardSource::Http { .. } => "http",
+            RewardSource::Judge { .. } => "judge",
             RewardSource::Mathematics { .. } => "mathematics",
             RewardSource::Regex { .. } => "regex",
             RewardSource::Json { .. } => "json",
@@ -330,6 +420,7 @@ impl RewardSource {
         let (RewardSource::Model { name, weight, .. }
         | RewardSource::Command { name, weight, .. }
         | RewardSource::Http { name, weight, .. }
+        | RewardSource::Judge { name, weight, .. }
         | RewardSource::Mathematics { name, weight, .. }
         | RewardSource::Regex { name, weight, .. }
         | RewardSource::Json { name, weight, .. }
@@ -366,6 +457,26 @@ impl RewardSource {
                 check_fallback(*fallback)?;
                 patience(**timeout)
             }
+            RewardSource::Judge {
+                judge_model,
+                base_url,
+                temperature,
+                max_tokens,
+                fallback,
+                concurrency,
+                timeout,
+                ..
+            } => {
+                ensure!(!judge_model.is_empty(), "no judge is given; say judge_model: its name on the server");
+                http::check_address(base_url)?;
+                Grades::of(self)?;
+                Template::of(self)?;
+                check_range("temperature", *temperature, 0.0..=f64::MAX)?;
+                check_count("max_tokens", *max_tokens as u64, MOST_TOKENS)?;
+                check_count("concurrency", **concurrency as u64, http::MOST_CALLS)?;
+                check_fallback(*fallback)?;
+                patience(**timeout)
+            }
             RewardSource::Mathematics { column, .. } => {
                 ensure!(!column.is_empty(), "column is empty; say column: answer");
                 Ok(())
@@ -393,12 +504,13 @@ impl RewardSource {
         }
     }
 
-    /// The column of the data that it needs.
-    pub(super) fn column(&self) -> Option<&str> {
+    /// The columns of the data that it needs.
+    pub(super) fn columns(&self) -> Vec<String> {
         match self {
-            RewardSource::Http { labels, .. } => labels.as_deref(),
-            RewardSource::Mathematics { column, .. } => Some(column),
-            _ => None,
+            RewardSource::Http { labels, .. } => labels.iter().cloned().collect(),
+            RewardSource::Mathematics { column, .. } => vec![column.clone()],
+            RewardSource::Judge { template, .. } => Template::columns_of(template),
+            _ => Vec::new(),
         }
     }
 

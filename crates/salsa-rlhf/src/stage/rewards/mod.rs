@@ -1,8 +1,10 @@
 //! Rewards: reward models, programs, servers and rules, and their weighted sum.
 //!
-//! [`config`] has their keys, [`Rewards`] the sum, [`program`] and [`remote`] those outside this process.
+//! [`config`] has their keys, [`Rewards`] the sum, [`program`], [`remote`] and [`judge`] those outside this process.
 //!
-//! May import `models`, `text`, `lifecycle` and modules directly in `stage`.
+//! May import `models`, `text`, `lifecycle`, `endpoint` and modules directly in `stage`.
+use std::path::{Path, PathBuf};
+
 use anyhow::{anyhow, ensure};
 use serde_json::{Map, Value};
 
@@ -22,6 +24,7 @@ use crate::{
 };
 
 pub(in crate::stage) mod config;
+mod judge;
 mod program;
 mod remote;
 mod rules;
@@ -31,6 +34,7 @@ mod unavailable;
 
 use config::Combine;
 pub(in crate::stage) use config::RewardSource;
+use judge::Judge;
 use program::Program;
 use remote::Remote;
 use rules::{Rule, Ruled};
@@ -57,6 +61,8 @@ pub(in crate::stage) struct FoundRewards {
     sources: Vec<RewardSource>,
     /// The reward models of each source.
     models: Vec<Vec<Checkpoint>>,
+    /// Directory of the run, in which replies of judges are kept.
+    dir: PathBuf,
     context: StageContext,
 }
 
@@ -72,12 +78,13 @@ struct Reward {
     by: By,
 }
 
-/// What computes a reward; with programs and servers the fallback, if there is one.
+/// What computes a reward; with programs and reward servers the fallback, if there is one.
 enum By {
     /// Reward models, how their scores become one, and the deviations that are subtracted.
     Models(Vec<RewardModel>, Combine, f64),
     Program(Program, Option<f64>),
     Remote(Remote, Option<f64>),
+    Judge(Box<Judge>),
     Rule(Rule),
 }
 
@@ -124,13 +131,14 @@ impl Exceptions {
 }
 
 impl FoundRewards {
-    /// Opens the checkpoints of all reward models and checks them against the policy's.
+    /// Opens the checkpoints of all reward models and checks them against the policy's. `dir` is the directory of the run.
     ///
     /// # Errors
     /// If there is no reward, or a reward model cannot score responses of the policy.
     pub(in crate::stage) fn open(
         sources: Vec<RewardSource>,
         policy: &Checkpoint,
+        dir: &Path,
         context: &StageContext,
     ) -> anyhow::Result<FoundRewards> {
         ensure!(
@@ -144,7 +152,7 @@ impl FoundRewards {
             _ => Ok(Vec::new()),
         };
         let models = sources.iter().map(open).collect::<anyhow::Result<_>>()?;
-        Ok(FoundRewards { sources, models, context: context.clone() })
+        Ok(FoundRewards { sources, models, dir: dir.to_owned(), context: context.clone() })
     }
 
     /// All reward models.
@@ -166,11 +174,12 @@ impl FoundRewards {
         prompts: impl Iterator<Item = (&'p Content, &'p Map<String, Value>)> + Clone,
     ) -> anyhow::Result<()> {
         for source in &self.sources {
-            let Some(column) = source.column() else { continue };
             let (name, _) = source.name_and_weight();
-            if let Some((prompt, _)) = prompts.clone().find(|(_, columns)| !columns.contains_key(column)) {
-                let what = format!("reward {name} reads the column {column:?}, which a record of the data lacks");
-                return Err(Unavailable::new(what, Some(prompt)).into());
+            for column in source.columns() {
+                if let Some((prompt, _)) = prompts.clone().find(|(_, columns)| !columns.contains_key(&column)) {
+                    let what = format!("reward {name} reads the column {column:?}, which a record of the data lacks");
+                    return Err(Unavailable::new(what, Some(prompt)).into());
+                }
             }
             let Some(rule) = Rule::of(source)? else { continue };
             for (prompt, columns) in prompts.clone() {
@@ -185,7 +194,7 @@ impl FoundRewards {
     /// Reads the weights. Programs are started with the first responses.
     ///
     /// # Errors
-    /// If weights cannot be read, or a server's key is missing.
+    /// If weights cannot be read, a server's key is missing, or the replies of a judge cannot be kept.
     pub(in crate::stage) fn load(self, scale: ScoreScale, bases: &mut Bases) -> anyhow::Result<Rewards> {
         let mut list = Vec::new();
         for (source, models) in self.sources.into_iter().zip(self.models) {
@@ -203,6 +212,7 @@ impl FoundRewards {
                     let remote = Remote::new(&name, url, labels, &api_key_env)?;
                     By::Remote(remote.with_limits(*batch_size, *timeout, *max_retries), fallback)
                 }
+                RewardSource::Judge { .. } => By::Judge(Box::new(Judge::new(&source, &self.dir, &self.context)?)),
                 ref rule => By::Rule(Rule::of(rule)?.expect("all other kinds are rules")),
             };
             list.push(Reward { name, weight, by });
@@ -283,6 +293,7 @@ impl By {
             By::Remote(remote, fallback) => asked_once(context, || {
                 or_fallback(remote.rewards(answered, context), *fallback, answered.len(), context)
             }),
+            By::Judge(judge) => asked_once(context, || judge.rewards(answered, context)),
             By::Rule(rule) => {
                 let ruled: Vec<Ruled> = answered.iter().map(|one| rule.reward(one)).collect();
                 let unreadable = ruled.iter().filter(|ruled| **ruled == Ruled::Unreadable).count() as f64;
@@ -338,6 +349,11 @@ fn or_fallback(
 }
 
 impl Scores {
+    /// Each reward by itself, without its weight, by name.
+    pub(in crate::stage) fn each(&self) -> Vec<(String, Vec<f64>)> {
+        self.each.iter().map(|part| (part.name.clone(), part.rewards.clone())).collect()
+    }
+
     /// The rewards of the responses with these indices, in their order.
     pub(in crate::stage) fn select(&self, indices: &[usize]) -> Scores {
         let of = |numbers: &[f64]| indices.iter().map(|&i| numbers[i]).collect::<Vec<_>>();

@@ -49,7 +49,10 @@ impl Rule {
     /// If an expression or a schema is invalid.
     pub(super) fn of(source: &RewardSource) -> anyhow::Result<Option<Rule>> {
         Ok(Some(match source {
-            RewardSource::Model { .. } | RewardSource::Command { .. } | RewardSource::Http { .. } => return Ok(None),
+            RewardSource::Model { .. }
+            | RewardSource::Command { .. }
+            | RewardSource::Http { .. }
+            | RewardSource::Judge { .. } => return Ok(None),
             RewardSource::Mathematics { column, place, .. } => {
                 Rule::Mathematics { column: column.clone(), place: *place }
             }

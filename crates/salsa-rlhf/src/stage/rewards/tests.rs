@@ -319,7 +319,7 @@ fn references_that_cannot_be_compared_are_found_before_anything_starts() {
     let found = |rewards: &str, records: &[Value]| {
         let sources: Vec<RewardSource> = serde_json::from_str(rewards).unwrap();
         let models = sources.iter().map(|_| Vec::new()).collect();
-        let found = FoundRewards { models, sources, context: quiet() };
+        let found = FoundRewards { models, sources, dir: std::path::PathBuf::new(), context: quiet() };
         let records: Vec<(Content, Map<String, Value>)> = records
             .iter()
             .enumerate()
@@ -341,4 +341,57 @@ fn references_that_cannot_be_compared_are_found_before_anything_starts() {
         let error = found(rule, &[json!({"answer": "1"}), second]).unwrap_err().to_string();
         assert!(error.contains(expected), "{expected}\n{error}");
     }
+}
+
+#[test]
+fn the_last_grade_behind_the_thoughts_counts_if_it_is_in_range() {
+    let source: RewardSource = serde_json::from_value(json!({"kind": "judge", "judge_model": "m"})).unwrap();
+    let grades = judge::Grades::of(&source).unwrap();
+    for (reply, expected) in [
+        ("[[7]]", Some(7.0)),
+        ("first [[2]], then [[ 8.5 ]]", Some(8.5)),
+        ("<think>[[9]]</think> So [[4]].", Some(4.0)),
+        ("<think>[[9]]</think> So nothing.", None),
+        ("[[11]]", None),
+        ("[[0]]", None),
+        ("[[5]] or rather [[50]]", None),
+        ("[[-3]]", None),
+        ("[5]", None),
+        ("[[NaN]]", None),
+        ("", None),
+    ] {
+        assert_eq!(grades.read(reply), expected, "{reply}");
+    }
+    let own = json!({"kind": "judge", "judge_model": "m", "pattern": "(?i)score: *(\\S+)", "lowest": -1, "highest": 1});
+    let own = judge::Grades::of(&serde_json::from_value(own).unwrap()).unwrap();
+    assert_eq!((own.read("SCORE: -0.25"), own.read("score: nan"), own.read("score: inf")), (Some(-0.25), None, None));
+}
+
+#[test]
+fn a_judge_reads_prompt_response_and_columns_and_other_braces_stay() {
+    use crate::chat::Message;
+    let template = "{prompt}|{response}|{answer}|{\"grade\": 1}|{ prompt }";
+    let source = json!({"kind": "judge", "judge_model": "m", "template": template});
+    let source: RewardSource = serde_json::from_value(source).unwrap();
+    assert_eq!(source.columns(), ["answer"]);
+    let filled = |prompt: &Content, text: &str| {
+        let columns = Map::from_iter([("answer".to_owned(), json!(4))]);
+        let one = Answered {
+            prompt,
+            columns: &columns,
+            text: text.to_owned(),
+            tokens: &[],
+            rendered: String::new(),
+            rendered_prompt: String::new(),
+        };
+        judge::Template::of(&source).unwrap().fill(&one)
+    };
+    // What a response says about the template is not filled in again.
+    let text = filled(&Content::Text("2+2".to_owned()), "{answer} {prompt}");
+    assert_eq!(text, "2+2|{answer} {prompt}|4|{\"grade\": 1}|{ prompt }");
+    let said = vec![Message::new("user", "hi"), Message::new("assistant", "yes?"), Message::new("user", "2+2")];
+    let text = filled(&Content::Messages(said.into()), "4");
+    assert!(text.starts_with("[user]\nhi\n\n[assistant]\nyes?\n\n[user]\n2+2|4|4|"), "{text}");
+    let error = serde_json::from_value::<RewardSource>(json!({"kind": "judge"})).unwrap_err().to_string();
+    assert!(error.contains("judge_model"), "{error}");
 }

@@ -1,5 +1,5 @@
 //! What all methods share: prompts, rewards, the reference and the anchors, and how responses are sampled.
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context, ensure};
 use salsa_engine::{
@@ -69,6 +69,8 @@ pub(super) struct Setup<'a> {
     pub order: Order,
     /// Which prompts an update may have.
     pub prompts: PromptUse,
+    /// Directory of the results.
+    pub dir: &'a Path,
 }
 
 /// Which prompts an update may have.
@@ -123,7 +125,7 @@ impl Environment {
         );
         let source = Checkpoint::open(first)?;
         let encoder = Encoder::open(&source)?.with_chat(setup.chat);
-        let found = FoundRewards::open(setup.rewards.clone(), &source, context)?;
+        let found = FoundRewards::open(setup.rewards.clone(), &source, setup.dir, context)?;
         let scored = found.models().map(|model| model.spec.max_positions);
         let positions = scored.fold(source.spec.max_positions, usize::min);
         let Prompts { prompts, left_out } = prompts::load(

@@ -6,8 +6,11 @@
 //! May import `models`, `text`, `memory`, `lifecycle`, the training arguments and modules directly in `stage`.
 pub(crate) mod arguments;
 mod environment;
+#[cfg(test)]
+mod fixture;
 pub(crate) mod grpo;
 mod measure;
+pub(crate) mod online_dpo;
 mod order;
 mod plan;
 mod policy;

@@ -18,6 +18,20 @@ pub(super) struct Order {
     pub epochs: u64,
     /// Optimizer steps per pass.
     pub minibatches: usize,
+    /// What a minibatch consists of.
+    pub learned: Learned,
+}
+
+/// What a minibatch consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Learned {
+    /// Responses.
+    Responses,
+    /// Pairs of responses to one prompt.
+    Pairs {
+        /// Pairs per prompt.
+        per_prompt: usize,
+    },
 }
 
 impl Order {
@@ -42,10 +56,27 @@ impl Order {
         chosen.into_iter().flat_map(|prompt| std::iter::repeat_n(prompt, self.group)).collect()
     }
 
-    /// The minibatches of a pass over the responses of an update, in a new order each time. Within a minibatch the
-    /// responses to one prompt are neighbours: their prompt is then computed once.
+    /// The number of responses or pairs of an update.
+    pub(super) fn count(&self) -> usize {
+        match self.learned {
+            Learned::Responses => self.batch,
+            Learned::Pairs { per_prompt } => self.batch / self.group * per_prompt,
+        }
+    }
+
+    /// The responses whose prompts are those of a response or pair of an update.
+    pub(super) fn prompts_of(&self, at: usize) -> impl Iterator<Item = usize> + use<> {
+        let (response, count) = match self.learned {
+            Learned::Responses => (at, 1),
+            Learned::Pairs { per_prompt } => (at / per_prompt * self.group, 2),
+        };
+        std::iter::repeat_n(response, count)
+    }
+
+    /// The minibatches of a pass over the responses or pairs of an update, in a new order each time. Within a minibatch
+    /// those of one prompt are neighbours: their prompt is then computed once.
     pub(super) fn minibatches(&self, update: u64, epoch: u64) -> Vec<Vec<usize>> {
-        let mut order: Vec<usize> = (0..self.batch).collect();
+        let mut order: Vec<usize> = (0..self.count()).collect();
         Random::new(self.seed, MINIBATCH_STREAM + update * self.epochs + epoch).shuffle(&mut order);
         let bound = |part: usize| part * order.len() / self.minibatches;
         let mut parts: Vec<_> =
@@ -63,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_pass_visits_every_prompt_once_and_groups_stay_together() {
-        let order = Order { seed: 3, batch: 6, group: 2, epochs: 3, minibatches: 2 };
+        let order = Order { seed: 3, batch: 6, group: 2, epochs: 3, minibatches: 2, learned: Learned::Responses };
         // 3 prompts per update, 5 prompts: 5 updates are 3 passes.
         let asked: Vec<usize> = (0..5).flat_map(|update| order.prompts(5, update)).collect();
         assert!(asked.chunks(2).all(|pair| pair[0] == pair[1]), "{asked:?}");
@@ -78,5 +109,19 @@ mod tests {
         assert!((1..3).any(|epoch| learned != order.minibatches(4, epoch).concat()));
         learned.sort_unstable();
         assert_eq!(learned, [0, 1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn pairs_are_visited_once_and_know_their_prompt() {
+        let learned = Learned::Pairs { per_prompt: 2 };
+        let order = Order { seed: 3, batch: 12, group: 4, epochs: 1, minibatches: 2, learned };
+        let mut visited = order.minibatches(0, 0).concat();
+        visited.sort_unstable();
+        assert_eq!(visited, [0, 1, 2, 3, 4, 5]);
+        let prompts = order.prompts(7, 0);
+        for pair in 0..6 {
+            let of: Vec<usize> = order.prompts_of(pair).map(|response| prompts[response]).collect();
+            assert_eq!(of, [prompts[4 * (pair / 2)]; 2]);
+        }
     }
 }

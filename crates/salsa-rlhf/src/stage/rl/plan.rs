@@ -69,7 +69,7 @@ impl<'a> Plan<'a> {
         let knobs = MemorySettings {
             adapter: trained_adapter(&self.policy[0], setup.lora)?,
             recompute: setup.recompute,
-            pass: setup.pass.min(setup.sampling.batch_size),
+            pass: setup.pass.min(setup.order.count()),
             slots: (*setup.sampling.decode_slots).min(setup.sampling.batch_size),
             sharing: Sharing::of(&*context.ranks, setup.gradient_units),
             ..MemorySettings::on(&context.device)
@@ -175,7 +175,11 @@ impl Largest {
                 reading: any.reading(knobs.slots),
                 longest: any.longest(),
                 scoring: any.scoring(batch, rollout::PASS as u64),
-                learning: any.learning(knobs.pass),
+                learning: any
+                    .learning(knobs.pass)
+                    .into_iter()
+                    .flat_map(|length| setup.order.prompts_of(0).map(move |_| length))
+                    .collect(),
             };
         }
         let mut largest = Largest::default();
@@ -185,11 +189,12 @@ impl Largest {
             keep(&mut largest.reading, responses.reading(knobs.slots));
             largest.longest = largest.longest.max(responses.longest());
             keep(&mut largest.scoring, responses.scoring(batch, rollout::PASS as u64));
-            let length = |&response: &usize| (prompts[chosen[response]].tokens.len() + new) as u64;
+            let length = |response: usize| (prompts[chosen[response]].tokens.len() + new) as u64;
+            let lengths = |&at: &usize| setup.order.prompts_of(at).map(length);
             for epoch in 0..setup.order.epochs {
                 for part in setup.order.minibatches(update, epoch) {
                     let passes = part.chunks(knobs.pass.max(1));
-                    passes.for_each(|pass| keep(&mut largest.learning, pass.iter().map(length).collect()));
+                    passes.for_each(|pass| keep(&mut largest.learning, pass.iter().flat_map(lengths).collect()));
                 }
             }
         }

@@ -13,7 +13,7 @@ use super::{
     setting::{Setting, place},
 };
 
-/// How ingredients are combined; mergekit's names, and `greedy`. Below, `x` are ingredients, `d = x - base` task
+/// How ingredients are combined; mergekit's names, `greedy` and `search`. Below, `x` are ingredients, `d = x - base` task
 /// vectors, `w` weights; each formula is for one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -22,6 +22,8 @@ pub enum Method {
     Linear,
     /// The mean of those ingredients that do not worsen the measured result. Takes greedy.
     Greedy,
+    /// The weighted mean with the weights that measure best, found by CMA-ES on the simplex. Takes search, seed.
+    Search,
     /// A point on the arc between two models: `(sin((1 - t) W) a + sin(t W) b) / sin W` with W their angle; with a
     /// base, between task vectors. Takes t, base_model.
     Slerp,
@@ -54,6 +56,7 @@ impl Method {
         match self {
             Method::Linear => "linear",
             Method::Greedy => "greedy",
+            Method::Search => "search",
             Method::Slerp => "slerp",
             Method::Ties => "ties",
             Method::DareLinear => "dare_linear",
@@ -207,7 +210,7 @@ impl Arithmetic {
             let rule = Rule::Arcs { t, origin: self.origin, angles: self.angles };
             return Ok(TensorRule { weights: vec![1.0 - t, t], rule });
         }
-        if matches!(self.method, Method::Linear | Method::Greedy) {
+        if matches!(self.method, Method::Linear | Method::Greedy | Method::Search) {
             ensure!(weights.iter().any(|w| *w != 0.0), "all weights are 0; at least one must be something else");
             return Ok(rule::mean(&weights, self.normalize)?);
         }
@@ -265,6 +268,7 @@ fn refuse_unused(config: &SoupConfig) -> anyhow::Result<()> {
     let weights = match method {
         Method::Slerp => "say where between the two with t",
         Method::Greedy => "all that are kept weigh the same",
+        Method::Search => "they are searched for",
         Method::Passthrough => "give scale",
         _ => "angles decide",
     };
@@ -283,6 +287,7 @@ fn refuse_unused(config: &SoupConfig) -> anyhow::Result<()> {
             "it belongs to methods that sum task vectors, and to passthrough",
         ),
         ("greedy", method != Method::Greedy && config.greedy.is_some(), "it belongs to method greedy"),
+        ("search", method != Method::Search && config.search.is_some(), "it belongs to method search"),
         ("filter_wise", method != Method::ModelStock && config.filter_wise, "it belongs to method model_stock"),
         ("nuslerp_flatten", method != Method::Nuslerp && !config.nuslerp_flatten, nuslerp),
         ("nuslerp_row_wise", method != Method::Nuslerp && config.nuslerp_row_wise, nuslerp),
@@ -303,12 +308,13 @@ fn refuse_unused(config: &SoupConfig) -> anyhow::Result<()> {
 
 fn given_weights(config: &SoupConfig) -> anyhow::Result<Vec<Setting>> {
     let count = config.models.len();
-    if !config.method.has_weights() && config.method != Method::Greedy {
+    if !config.method.has_weights() && !matches!(config.method, Method::Greedy | Method::Search) {
         return Ok(Vec::new());
     }
     if config.weights.is_empty() {
         // With division by their sum, ones represent equal weights exactly.
-        let divided = matches!(config.method, Method::Linear | Method::Greedy) && config.normalize != Some(false);
+        let divided = matches!(config.method, Method::Linear | Method::Greedy | Method::Search)
+            && config.normalize != Some(false);
         let equal = if divided { 1.0 } else { 1.0 / count as f64 };
         return Ok(vec![Setting::number(equal); count]);
     }
@@ -341,7 +347,7 @@ fn angles(config: &SoupConfig) -> AngleOf {
 }
 
 fn normalization(config: &SoupConfig) -> Normalize {
-    let divides = matches!(config.method, Method::Linear | Method::Greedy | Method::Ties);
+    let divides = matches!(config.method, Method::Linear | Method::Greedy | Method::Search | Method::Ties);
     match config.normalize.unwrap_or(divides) {
         true => Normalize::Divide,
         false => Normalize::Keep,

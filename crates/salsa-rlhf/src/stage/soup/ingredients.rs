@@ -44,10 +44,11 @@ impl Ingredients {
         let tied_embeddings = models.iter().chain(&base).all(|model| model.spec.tied_embeddings);
         let spec = ModelSpec { tied_embeddings, ..models[0].spec.clone() };
         let twin = models.iter().find(|model| model.spec.tied_embeddings != tied_embeddings);
-        if let Some(twin) = twin.filter(|_| config.method == Method::Greedy) {
+        if let Some(twin) = twin.filter(|_| matches!(config.method, Method::Greedy | Method::Search)) {
             bail!(
-                "method greedy needs models that all tie their embeddings or all have an output layer; {} ties them: write it \
+                "method {} needs models that all tie their embeddings or all have an output layer; {} ties them: write it \
                  with an output layer first (salsa soup MODEL UNTIED --weights 1 0)",
+                config.method.name(),
                 twin.dir().display()
             );
         }

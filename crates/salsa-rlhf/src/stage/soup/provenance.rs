@@ -10,11 +10,38 @@ use super::{
     digest::FileDigest,
     greedy::Selection,
     ingredients::Ingredients,
+    search::Found,
 };
 use crate::{
     atomic,
     checkpoint::{Checkpoint, Writer},
 };
+
+/// How a soup's weights were chosen by measuring.
+pub(super) enum Choice {
+    /// By adding ingredients as long as they help.
+    Greedy(Selection),
+    /// By a search.
+    Search(Found),
+}
+
+impl Choice {
+    /// The method.
+    pub(super) fn method(&self) -> Method {
+        match self {
+            Choice::Greedy(_) => Method::Greedy,
+            Choice::Search(_) => Method::Search,
+        }
+    }
+
+    /// The weights of so many ingredients.
+    pub(super) fn weights(&self, ingredients: usize) -> Vec<f64> {
+        match self {
+            Choice::Greedy(selection) => selection.weights(ingredients),
+            Choice::Search(found) => found.weights().to_vec(),
+        }
+    }
+}
 
 /// The digests of all weight files, during the pass; empty if not requested.
 pub(super) struct Digests {
@@ -44,7 +71,7 @@ pub(super) fn record(
     ingredients: &Ingredients,
     digests: &Digests,
     files: &[(std::path::PathBuf, u64)],
-    selection: Option<&Selection>,
+    choice: Option<&Choice>,
 ) -> anyhow::Result<Value> {
     let mut described = all(ingredients).enumerate().map(|(i, model)| {
         let digests = digests.models.get(i).map(Vec::as_slice).unwrap_or_default();
@@ -99,9 +126,13 @@ pub(super) fn record(
     if !config.densities.is_empty() {
         record["density"] = setting("densities");
     }
-    if let Some(selection) = selection {
-        record["method"] = json!("greedy");
-        record["greedy"] = selection.to_json();
+    if let Some(choice) = choice {
+        let name = choice.method().name();
+        record["method"] = json!(name);
+        record[name] = match choice {
+            Choice::Greedy(selection) => selection.to_json(),
+            Choice::Search(found) => found.to_json(),
+        };
     }
     Ok(record)
 }

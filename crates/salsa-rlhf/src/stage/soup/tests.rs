@@ -22,6 +22,7 @@ use crate::{
 mod greedy;
 mod methods;
 mod refused;
+mod search;
 mod twins;
 
 /// A folder for the checkpoints of one test.

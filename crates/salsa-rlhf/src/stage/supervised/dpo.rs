@@ -2,7 +2,7 @@
 //! sampling.
 use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use salsa_algo::preference::dpo::{self, LossType};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use crate::{
     stage::{
         StageContext,
         device::Choice as DeviceChoice,
-        keys::{ComputeType, check_range},
+        keys::{ComputeType, check_objective},
         kind::{Produces, Product, Stage},
         lifecycle::fingerprint::fingerprint,
         models::{lora::LoraArguments, model_source::ModelSource},
@@ -108,14 +108,7 @@ impl Stage for DpoConfig {
     const NEXT: &'static [(&'static str, &'static str)] = policy::NEXT;
 
     fn check(&self) -> anyhow::Result<()> {
-        let DpoConfig { loss_type, beta, label_smoothing, discopop_tau, .. } = self;
-        check_range("beta", *beta, f64::MIN_POSITIVE..=f64::MAX)?;
-        check_range("discopop_tau", *discopop_tau, f64::MIN_POSITIVE..=f64::MAX)?;
-        ensure!((0.0..0.5).contains(label_smoothing), "label_smoothing is {label_smoothing}; it must be in [0, 0.5)");
-        ensure!(
-            *loss_type != LossType::ExoPair || *label_smoothing > 0.0,
-            "loss_type exo_pair needs a label_smoothing above 0; its paper has 0.001"
-        );
+        check_objective(&self.objective())?;
         self.ref_model_name_or_path.as_ref().map_or(Ok(()), ModelSource::check).context("ref_model_name_or_path")?;
         self.lora.validate()?;
         self.training.validate(self.learning_rate, self.num_train_epochs)

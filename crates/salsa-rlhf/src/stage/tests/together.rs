@@ -17,6 +17,7 @@ use crate::{
         rl::{
             arguments::{RunArguments, SamplingArguments},
             grpo::config::GrpoConfig,
+            online_dpo::OnlineDpoConfig,
             ppo::config::{CriticKind, PpoConfig},
         },
         run_stage,
@@ -212,7 +213,22 @@ fn group_methods_are_the_same_on_any_number() {
         run: RunArguments { save_steps: 1.into(), ..RunArguments::default() },
         ..GrpoConfig::default()
     };
+    let online = OnlineDpoConfig {
+        model_name_or_path: config.model_name_or_path.clone(),
+        reward_model_path: config.reward_model_path.clone(),
+        dataset: config.dataset.clone(),
+        sampling: config.sampling.clone(),
+        num_mini_batches: 2,
+        learning_rate: config.learning_rate,
+        optimizer: four_units(),
+        run: config.run.clone(),
+        ..OnlineDpoConfig::default()
+    };
     is_the_same_on_any_number(dir.path(), "grpo", &config, Stage::run, |config, dir| GrpoConfig {
+        output_dir: dir.to_owned(),
+        ..config.clone()
+    });
+    is_the_same_on_any_number(dir.path(), "online_dpo", &online, Stage::run, |config, dir| OnlineDpoConfig {
         output_dir: dir.to_owned(),
         ..config.clone()
     });

@@ -3,6 +3,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::chat::Message;
+pub(super) use crate::stage::endpoint::{Answer, Failure, FailureKind, Reply, Settings, Usage};
 
 /// One request to a judge.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,19 +27,6 @@ pub(super) struct Subject {
     pub template: String,
     /// 1, or 2 if the answers are swapped.
     pub order: u8,
-}
-
-/// Request settings. Those that change the judge's answer are part of the identity of a call; the token limit is not,
-/// so that a truncated verdict can be requested again with a higher limit.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Settings {
-    /// Sampling temperature.
-    pub temperature: f64,
-    /// Number of most likely tokens with log-probs; 0 for none.
-    pub top_logprobs: u32,
-    /// Maximum number of tokens of an answer.
-    #[serde(skip)]
-    pub max_tokens: usize,
 }
 
 impl Call {
@@ -71,103 +59,6 @@ pub(super) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
-
-/// The judge's answer to a call.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Reply {
-    /// The text.
-    pub text: String,
-    /// The finish reason.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub finish_reason: Option<String>,
-    /// Token usage.
-    #[serde(default)]
-    pub usage: Usage,
-    /// The model that answered, as named by the server, with its fingerprint.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub answered_by: String,
-    /// The most likely first tokens with their log-probs, if requested and provided.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub first_token: Option<Vec<(String, f64)>>,
-}
-
-/// Token usage reported by a server.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Usage {
-    /// Tokens of the prompt.
-    pub prompt_tokens: u64,
-    /// Tokens of the answer.
-    pub completion_tokens: u64,
-}
-
-/// A call without a reply.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Failure {
-    /// The kind, for counting.
-    pub kind: FailureKind,
-    /// The server's message, or a description.
-    pub message: String,
-    /// Token usage.
-    #[serde(default)]
-    pub usage: Usage,
-}
-
-/// Kinds of failures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum FailureKind {
-    /// The server limited the rate repeatedly or for too long.
-    RateLimited,
-    /// The server failed.
-    ServerError,
-    /// No answer within the timeout.
-    Timeout,
-    /// The connection failed.
-    Connection,
-    /// The response is no answer of this interface, e.g. HTML or a truncated document.
-    NotAnAnswer,
-    /// The server refused the request.
-    BadRequest,
-    /// The answer has no text.
-    Empty,
-    /// The judgment was truncated by the token limit.
-    CutOff,
-    /// The judge refused.
-    Refusal,
-    /// A content filter withheld the judgment.
-    ContentFilter,
-    /// The prompt exceeds the judge's context.
-    TooLong,
-}
-
-impl FailureKind {
-    /// The name in results and messages.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            FailureKind::RateLimited => "rate_limited",
-            FailureKind::ServerError => "server_error",
-            FailureKind::Timeout => "timeout",
-            FailureKind::Connection => "connection",
-            FailureKind::NotAnAnswer => "not_an_answer",
-            FailureKind::BadRequest => "bad_request",
-            FailureKind::Empty => "empty",
-            FailureKind::CutOff => "cut_off",
-            FailureKind::Refusal => "refusal",
-            FailureKind::ContentFilter => "content_filter",
-            FailureKind::TooLong => "too_long",
-        }
-    }
-}
-
-impl Failure {
-    /// A failure without token usage.
-    pub(super) fn new(kind: FailureKind, message: impl Into<String>) -> Failure {
-        Failure { kind, message: message.into(), usage: Usage::default() }
-    }
-}
-
-/// The result of a call.
-pub(super) type Answer = Result<Reply, Failure>;
 
 #[cfg(test)]
 pub(super) use tests::call as test_call;

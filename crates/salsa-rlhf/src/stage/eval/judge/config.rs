@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     protocol::Protocol,
     score::{StyleControl, StyleFeature},
-    transport::{Transport, http},
+    transport::Transport,
 };
 use crate::{
     config::{
@@ -18,6 +18,7 @@ use crate::{
     },
     stage::{
         device::Choice as DeviceChoice,
+        endpoint::http,
         keys::{ComputeType, MOST_SEQUENCES, MOST_TOKENS, check_count, check_most, check_range},
         text::chat_arguments::ChatArguments,
     },
@@ -169,9 +170,6 @@ impl Default for JudgeConfig {
 /// Upper limit for bootstrap resamples.
 const MOST_RESAMPLES: u64 = 10_000_000;
 
-/// Upper limit for concurrent calls.
-const MOST_CALLS: u64 = 1024;
-
 impl JudgeConfig {
     /// Checks ranges and consistency.
     ///
@@ -209,7 +207,7 @@ impl JudgeConfig {
         count("max_tokens", self.max_tokens, MOST_TOKENS)?;
         count("max_new_tokens", self.max_new_tokens, MOST_TOKENS)?;
         check_count("batch_size", self.batch_size.0 as u64, MOST_SEQUENCES)?;
-        check_count("concurrency", self.concurrency.0 as u64, MOST_CALLS)?;
+        check_count("concurrency", self.concurrency.0 as u64, http::MOST_CALLS)?;
         check_count("resamples", self.resamples as u64, MOST_RESAMPLES)?;
         check_most("max_retries", u64::from(self.max_retries.0), 1000)?;
         check_range("timeout", self.timeout.0, f64::MIN_POSITIVE..=86_400.0)?;

@@ -14,17 +14,20 @@ use super::{
     protocol::{Inputs, Match, Replies},
     recorded::{Recorded, ReplyIndex},
     results,
-    transport::{
-        ServerParameters, Transport, batch,
-        http::{Access, Endpoint},
-        local::LocalJudge,
-        secret::Secret,
-    },
+    transport::{Transport, batch, local::LocalJudge},
     verdict::without_thoughts,
 };
 use crate::{
+    chat::Message,
     progress::Progress,
-    stage::{Interrupted, StageContext, Until},
+    stage::{
+        Interrupted, StageContext, Until,
+        endpoint::{
+            ServerParameters,
+            http::{Access, Endpoint},
+            secret::Secret,
+        },
+    },
 };
 
 /// Maximum number of characters per token; English has between four and five.
@@ -159,7 +162,8 @@ impl<'a> Judging<'a> {
                 let progress = Progress::new("judge", calls.len() as u64, "calls");
                 let mut taker = AnswerSink::new(self, calls, &progress);
                 let take = &mut |number, answer| taker.take(number, answer);
-                let dialect = endpoint.ask(calls, &settings, config.concurrency.0, take, context)?;
+                let messages: Vec<&[Message]> = calls.iter().map(|call| &call.messages[..]).collect();
+                let dialect = endpoint.ask(&messages, &settings, config.concurrency.0, take, context)?;
                 progress.finish(&taker.tokens_in_words());
                 self.dialect = dialect;
                 Ok(())

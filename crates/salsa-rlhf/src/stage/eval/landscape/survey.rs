@@ -1,4 +1,5 @@
 //! Data and models shared by all points of a landscape, and the measurement of a point.
+use anyhow::Context;
 use salsa_engine::Model;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,9 @@ use crate::{
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Measured {
     pub scores: Vec<f64>,
+    /// The other rewards, by name.
+    #[serde(default)]
+    pub others: Vec<(String, Vec<f64>)>,
     pub gold: Option<Vec<f64>>,
     pub losses: Option<Losses>,
     pub lengths: Vec<f64>,
@@ -49,9 +53,10 @@ impl<'a> Survey<'a> {
         let answering = Answering { max_new_tokens, temperature, seed, slots: *config.decode_slots, gold };
         let syllabus = EvalSetup::open(
             &config.models[0],
-            RewardSource::list(&config.reward_model_path, &[]),
+            RewardSource::list(&config.reward_model_path, &config.rewards),
             answering,
             &config.chat,
+            &config.output_dir,
             context,
         )?;
         let asked = PromptSet { name: "prompts", dataset: &config.prompts, max_prompts, max_prompt_length };
@@ -100,7 +105,9 @@ impl<'a> Survey<'a> {
         let answers = self.exam.answer(model, &self.questions)?;
         let lengths = answers.rollouts.lengths().into_iter().map(|length| length as f64).collect();
         let losses = self.held_out.as_ref().map(|data| data.losses(model)).transpose()?;
-        Ok(Measured { scores: answers.scores, gold: answers.gold, losses, lengths })
+        let mut each = answers.each.into_iter();
+        let (_, scores) = each.next().context("a landscape has a reward model")?;
+        Ok(Measured { scores, others: each.collect(), gold: answers.gold, losses, lengths })
     }
 
     /// The estimates of all points; differences are taken prompt by prompt from the first model.
@@ -117,6 +124,7 @@ impl<'a> Survey<'a> {
                 gold_reward: point.gold.as_deref().map(estimate),
                 gold_difference: others.and_then(gold_of),
                 proxy_score: estimate(&point.scores),
+                rewards: point.others.iter().map(|(name, rewards)| (name.clone(), estimate(rewards))).collect(),
                 proxy_difference: others.map(|first| paired_difference(&point.scores, &first.scores, seed)),
                 loss: point.losses.as_ref().map(Losses::estimate),
                 loss_difference: others.and_then(loss_of),

@@ -65,6 +65,35 @@ fn written(config: &LandscapeConfig) -> Landscape {
 }
 
 #[test]
+fn further_rewards_are_measured_by_themselves_and_drawn_against_the_first() {
+    let world = World::new();
+    let alone = world.config(&["a", "b"]);
+    world.run(&alone, &fixture::quiet()).unwrap();
+    let rewards = json!([
+        {"kind": "length", "target": 3, "weight": 5},
+        {"kind": "model", "name": "again", "models": [world.path("reward")]},
+    ]);
+    let output_dir = world.path("rewards");
+    let config = LandscapeConfig { rewards: serde_json::from_value(rewards).unwrap(), output_dir, ..alone.clone() };
+    world.run(&config, &fixture::quiet()).unwrap();
+    let (plain, found) = (written(&alone), written(&config));
+    for (plain, found) in plain.points.iter().zip(&found.points) {
+        assert_eq!(plain.proxy_score, found.proxy_score, "the first reward is measured as without the others");
+        assert_eq!(found.rewards["again"], found.proxy_score);
+        // Minus the distance to three tokens, a share of three, without its weight.
+        let length = &found.rewards["length"];
+        assert!((-1.0..=0.0).contains(&length.mean) && plain.rewards.is_empty(), "{length:?}");
+    }
+    let (plain, page) = (plain.html(), found.html());
+    assert!(!plain.contains("Rewards against each other"));
+    for title in ["<figcaption>Length</figcaption>", "<figcaption>Again</figcaption>", "Rewards against each other"] {
+        assert!(page.contains(title), "{title}");
+    }
+    let error = LandscapeConfig { rewards: vec![config.rewards[0].clone(); 2], ..config }.check().unwrap_err();
+    assert!(format!("{error:#}").starts_with("rewards[1]: an earlier reward is called \"length\""), "{error:#}");
+}
+
+#[test]
 fn a_point_of_the_line_is_the_soup_of_its_weights() {
     let world = World::new();
     let config = world.config(&["a", "b"]);
@@ -147,7 +176,7 @@ fn an_interrupted_run_keeps_its_points_and_goes_on() {
 
     // Recognisable points of an earlier process, to show that they are not measured again.
     world.run(&LandscapeConfig { output_dir: world.path("whole"), ..config.clone() }, &fixture::quiet()).unwrap();
-    let point = Measured { scores: vec![7.0; 4], gold: None, losses: None, lengths: vec![1.0; 4] };
+    let point = Measured { scores: vec![7.0; 4], others: Vec::new(), gold: None, losses: None, lengths: vec![1.0; 4] };
     let out = world.path("out");
     world
         .run(&config, &{

@@ -24,7 +24,7 @@ use crate::{
         rl::{
             arguments::{RunArguments, SamplingArguments, ScoreArguments},
             environment::{PromptUse, Setup},
-            order::Order,
+            order::{Learned, Order},
             reference::ReferenceConfig,
         },
         text::{chat_arguments::ChatArguments, source::DataSource},
@@ -296,8 +296,10 @@ impl GrpoConfig {
                 group: self.num_generations,
                 epochs: self.num_iterations as u64,
                 minibatches: self.num_mini_batches,
+                learned: Learned::Responses,
             },
             prompts: if self.max_sampling_rounds > 1 { PromptUse::Any } else { PromptUse::InOrder },
+            dir: &self.output_dir,
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::{
         rl::{
             arguments::{PenaltyArguments, RunArguments, SamplingArguments, ScoreArguments},
             environment::{PromptUse, Setup},
-            order::Order,
+            order::{Learned, Order},
             reference::ReferenceConfig,
         },
         text::{chat_arguments::ChatArguments, source::DataSource},
@@ -228,6 +228,7 @@ impl PpoConfig {
             group: 1,
             epochs: self.num_ppo_epochs as u64,
             minibatches: self.num_mini_batches,
+            learned: Learned::Responses,
         }
     }
 
@@ -251,6 +252,7 @@ impl PpoConfig {
             gradient_units: self.optimizer.gradient_units,
             order: self.order(),
             prompts: PromptUse::InOrder,
+            dir: &self.output_dir,
         }
     }
 

@@ -21,7 +21,7 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
     fixture::write_lines(&place.path().join("held-out.jsonl"), &texts);
     let greedy = |reward_model_path| {
         let dataset = crate::stage::text::source::DataSource::Path(place.path().join("held-out.jsonl").into());
-        GreedyConfig { dataset, reward_model_path, max_length: 48, max_new_tokens: 4, ..GreedyConfig::default() }
+        MeasureConfig { dataset, reward_model_path, max_length: 48, max_new_tokens: 4, ..MeasureConfig::default() }
     };
     let config = SoupConfig {
         models: models.iter().map(Into::into).collect(),
@@ -88,6 +88,6 @@ fn a_greedy_soup_keeps_what_helps_and_tells_its_steps() {
     assert!(refused(|c| c.greedy = None).contains("say greedy.dataset"));
     assert!(refused(|c| c.weights = numbers(&[1.0; 3])).contains("does not use weights"));
     assert!(refused(|c| c.method = Method::Linear).contains("does not use greedy"));
-    let error = refused(|c| c.greedy = Some(GreedyConfig::default()));
+    let error = refused(|c| c.greedy = Some(MeasureConfig::default()));
     assert!(error.contains("greedy.dataset") && error.contains("greedy.reward_model_path"), "{error}");
 }

@@ -13,25 +13,25 @@ use crate::{config::paths::CHANGES_NO_RESULT, stage::table::STAGES};
 /// batch by batch.
 const CHANGES_RESULTS: &str = "\
     adam_beta1 adam_beta2 adam_epsilon adapters alphabets alphas anchors answer_temperature answers arms base_model \
-    baseline batch_size beta cache center_rewards_coefficient chat_template chat_template_kwargs cliprange \
+    baseline batch_size beta budget cache center_rewards_coefficient chat_template chat_template_kwargs cliprange \
     cliprange_value column combine command comparisons completion_only_loss control_features cpo_alpha critic \
     critic_learning_rate critic_warmup dataset datasets decay delta densities density desirable_weight deviations \
     device df_gamed digests discopop_tau divisions dtype end epsilon epsilon_high eval_dataset every fallback files \
-    filter filter_wise format gamma gold gradient_accumulation_steps gradient_units greedy head_dim hidden_size \
+    filter filter_wise format gamma gold gradient_accumulation_steps gradient_units greedy head_dim hidden_size highest \
     importance_sampling_level input instruction_difficulty intermediate_size judge judge_model judge_path \
     judge_settings judgments kind kl_coef kl_estimator kl_horizon kl_in kl_target label_smoothing labels lam \
-    landscape learning_rate limit lora_alpha lora_dropout lora_r lora_target_modules loss_type lr_scheduler_type \
+    landscape learning_rate limit lora_alpha lora_dropout lora_r lora_target_modules loss_type lowest lr_scheduler_type \
     margin mask_truncated_completions match max_examples max_grad_norm max_iter max_length max_new_tokens max_penalty \
     max_position_embeddings max_prompt_length max_prompts max_samples max_sampling_rounds max_shard_size max_steps \
     max_tokens method missing_eos_penalty mixup model model_name_or_path models name ngram_size normalize \
     normalize_scores num_attention_heads num_generations num_hidden_layers num_iterations num_key_value_heads \
     num_mini_batches num_ppo_epochs num_return_sequences num_train_epochs nuslerp_flatten nuslerp_row_wise \
-    on_overlong packing path pattern per_device_eval_batch_size per_device_train_batch_size place preferences \
+    on_overlong packing pairing path pattern per_device_eval_batch_size per_device_train_batch_size place preferences \
     pretrain prompts prompts_ood prompts_test prompts_train prompts_validation protocol questions \
     ref_model_name_or_path reference reference_answers report resamples response_length reward_model_path rewards \
-    rms_norm_eps rope_theta save_dtype scale scale_rewards schema score_clip score_position seed sft simpo_gamma \
-    split start steps style_control style_scale svd_rank t tags target temperature template templates text_prompts \
-    tie_margin tie_word_embeddings tokenizer_name_or_path tokenizer_source tol top_k top_p total_episodes transport \
+    rms_norm_eps rope_theta save_dtype scale scale_rewards schema score_clip score_position search seed sft simpo_gamma \
+    split start steps style_control style_scale svd_rank system_prompt t tags target temperature template templates text_prompts \
+    tie_margin ties tie_word_embeddings tokenizer_name_or_path tokenizer_source tol top_k top_p total_episodes transport \
     truncation_mode undesirable_weight url use_peft use_rslora value vf_coef vocab_size warmup_ratio warmup_steps \
     weight weight_decay weights whiten_rewards world";
 
@@ -46,7 +46,10 @@ const CHANGES_NONE: &[&str] = &[
     "dpo.logging_steps",
     "dpo.save_steps",
     "evaluate.RewardSource.api_key_env",
+    "evaluate.RewardSource.api_key_file",
+    "evaluate.RewardSource.base_url",
     "evaluate.RewardSource.batch_size",
+    "evaluate.RewardSource.concurrency",
     "evaluate.RewardSource.max_retries",
     "evaluate.RewardSource.timeout",
     "evaluate.decode_slots",
@@ -56,7 +59,10 @@ const CHANGES_NONE: &[&str] = &[
     "evaluate.title",
     "generate.batch_size",
     "grpo.RewardSource.api_key_env",
+    "grpo.RewardSource.api_key_file",
+    "grpo.RewardSource.base_url",
     "grpo.RewardSource.batch_size",
+    "grpo.RewardSource.concurrency",
     "grpo.RewardSource.max_retries",
     "grpo.RewardSource.timeout",
     "grpo.decode_slots",
@@ -76,14 +82,35 @@ const CHANGES_NONE: &[&str] = &[
     "kto.gradient_checkpointing",
     "kto.logging_steps",
     "kto.save_steps",
+    "landscape.RewardSource.api_key_env",
+    "landscape.RewardSource.api_key_file",
+    "landscape.RewardSource.base_url",
+    "landscape.RewardSource.batch_size",
+    "landscape.RewardSource.concurrency",
+    "landscape.RewardSource.max_retries",
+    "landscape.RewardSource.timeout",
     "landscape.decode_slots",
     "logprobs.max_tokens_per_batch",
+    "online_dpo.RewardSource.api_key_env",
+    "online_dpo.RewardSource.api_key_file",
+    "online_dpo.RewardSource.base_url",
+    "online_dpo.RewardSource.batch_size",
+    "online_dpo.RewardSource.concurrency",
+    "online_dpo.RewardSource.max_retries",
+    "online_dpo.RewardSource.timeout",
+    "online_dpo.decode_slots",
+    "online_dpo.gradient_checkpointing",
+    "online_dpo.num_sample_generations",
+    "online_dpo.save_steps",
     "orpo.eval_steps",
     "orpo.gradient_checkpointing",
     "orpo.logging_steps",
     "orpo.save_steps",
     "ppo.RewardSource.api_key_env",
+    "ppo.RewardSource.api_key_file",
+    "ppo.RewardSource.base_url",
     "ppo.RewardSource.batch_size",
+    "ppo.RewardSource.concurrency",
     "ppo.RewardSource.max_retries",
     "ppo.RewardSource.timeout",
     "ppo.decode_slots",
@@ -103,7 +130,8 @@ const CHANGES_NONE: &[&str] = &[
     "sft.gradient_checkpointing",
     "sft.logging_steps",
     "sft.save_steps",
-    "soup.GreedyConfig.decode_slots",
+    "soup.MeasureConfig.decode_slots",
+    "soup.SearchConfig.decode_slots",
     "winrate.max_tokens_per_batch",
 ];
 

@@ -9,16 +9,18 @@ use std::{
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-use super::{
-    super::{
-        call::{Answer, Call, Failure, FailureKind, Settings},
-        files,
-    },
-    ServerParameters,
-    answer::{self, Meaning},
-    body,
+use super::super::{
+    call::{Answer, Call, Failure, FailureKind, Settings},
+    files,
 };
-use crate::atomic;
+use crate::{
+    atomic,
+    stage::endpoint::{
+        ServerParameters,
+        answer::{self, Meaning},
+        body,
+    },
+};
 
 /// OpenAI's limits for requests and bytes of a file.
 const MOST_REQUESTS: usize = 50_000;
@@ -50,7 +52,7 @@ pub(in super::super) fn write(
     let mut files: Vec<String> = vec![String::new()];
     let mut count = 0;
     for call in calls {
-        let body = body(model, call, settings, ServerParameters::FIRST);
+        let body = body(model, &call.messages, settings, ServerParameters::FIRST);
         let line =
             json!({"custom_id": call.id(settings), "method": "POST", "url": "/v1/chat/completions", "body": body});
         let line = format!("{line}\n");

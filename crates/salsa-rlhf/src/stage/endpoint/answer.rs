@@ -3,14 +3,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{
-    super::call::{Failure, FailureKind, Reply, Settings, Usage},
-    ServerParameters,
-};
+use super::{Failure, FailureKind, Reply, ServerParameters, Settings, Usage};
 
 /// How to proceed after a response.
 #[derive(Debug, PartialEq)]
-pub(in super::super) enum Meaning {
+pub(in crate::stage) enum Meaning {
     /// The judge replied.
     Reply(Reply),
     /// There is no reply, and a retry would not help.
@@ -27,7 +24,7 @@ pub(in super::super) enum Meaning {
 const LONGEST_MESSAGE: usize = 300;
 
 /// Interprets a response with this status and body.
-pub(in super::super) fn read(
+pub(in crate::stage) fn read(
     status: u16,
     wait: Option<Duration>,
     should_retry: Option<bool>,

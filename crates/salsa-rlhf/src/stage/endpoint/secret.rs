@@ -6,7 +6,7 @@ use anyhow::ensure;
 use crate::input;
 
 /// A key. It can be put into a request header and removed from texts, and has no `Debug` or `Display`.
-pub(in super::super) struct Secret(Option<String>);
+pub(in crate::stage) struct Secret(Option<String>);
 
 impl Secret {
     /// The key in a file, or else in an environment variable; no key if neither is given.

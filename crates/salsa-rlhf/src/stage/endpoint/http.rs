@@ -14,23 +14,25 @@ use jiff::Timestamp;
 use ureq::{Agent, Body, http::Response};
 
 use super::{
-    super::call::{Answer, Call, Failure, FailureKind, Reply, Settings},
-    ServerParameters,
+    Answer, Failure, FailureKind, Reply, ServerParameters, Settings,
     answer::{self, Meaning},
     body,
     secret::Secret,
     wait,
 };
-use crate::stage::StageContext;
+use crate::{chat::Message, stage::StageContext};
 
 /// Maximum size of a response; a longer one cannot be a judgment.
 const LONGEST_ANSWER: u64 = 16 << 20;
+
+/// Upper limit for concurrent calls.
+pub(in crate::stage) const MOST_CALLS: u64 = 1024;
 
 /// Interval at which a waiting thread checks whether to stop.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// A server and its settings.
-pub(in super::super) struct Endpoint {
+pub(in crate::stage) struct Endpoint {
     agent: Agent,
     url: String,
     header: &'static str,
@@ -41,7 +43,7 @@ pub(in super::super) struct Endpoint {
 }
 
 /// How to reach a server.
-pub(in super::super) struct Access<'a> {
+pub(in crate::stage) struct Access<'a> {
     /// The address up to `/chat/completions`; it may end with a query.
     pub base_url: &'a str,
     /// The model's name on the server.
@@ -99,7 +101,7 @@ impl Endpoint {
     /// A failure that affects every call, and the errors of `take`.
     pub(crate) fn ask(
         &self,
-        calls: &[&Call],
+        calls: &[&[Message]],
         settings: &Settings,
         concurrency: usize,
         take: &mut dyn FnMut(usize, Answer) -> anyhow::Result<()>,
@@ -131,12 +133,12 @@ impl Endpoint {
     }
 
     /// Sends one request and interprets the response.
-    fn send(&self, call: &Call, settings: &Settings, dialect: ServerParameters) -> Meaning {
+    fn send(&self, messages: &[Message], settings: &Settings, dialect: ServerParameters) -> Meaning {
         let mut request = self.agent.post(&self.url).header("content-type", "application/json");
         if let Some(value) = &self.authorization {
             request = request.header(self.header, value);
         }
-        let text = body(&self.model, call, settings, dialect).to_string();
+        let text = body(&self.model, messages, settings, dialect).to_string();
         let received = request.send(text.as_bytes()).and_then(|mut response| {
             let text = response.body_mut().with_config().limit(LONGEST_ANSWER).read_to_string();
             text.map(|text| (response, text))
@@ -190,7 +192,7 @@ impl Endpoint {
 /// State shared by the threads of one [`Endpoint::ask`].
 struct Shared<'a> {
     endpoint: &'a Endpoint,
-    calls: &'a [&'a Call],
+    calls: &'a [&'a [Message]],
     settings: &'a Settings,
     dialect: Mutex<ServerParameters>,
     /// Nothing is sent before this time, as requested by the server.
@@ -339,7 +341,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 ///
 /// # Errors
 /// As [`Endpoint::new`], except for the key.
-pub(in super::super) fn check_address(base_url: &str) -> anyhow::Result<()> {
+pub(in crate::stage) fn check_address(base_url: &str) -> anyhow::Result<()> {
     let host = base_url.split_once("://").map(|(_, rest)| rest.split(['/', '?']).next().unwrap_or_default());
     if host.is_none_or(str::is_empty) {
         bail!("base_url is {base_url:?}; give the address of the server, such as http://localhost:8000/v1");
