@@ -59,7 +59,10 @@ pub use model::{
     TrainableTransformer, Transformer, geometric_logprobs,
 };
 pub use pool::{requested_threads, threads, with_threads};
-pub use spec::{Activation, Head, ModelSpec, NormWeight, Rope, RopeScaling, TensorView};
+pub use spec::{
+    Activation, BlockNorms, Head, LayerOptions, ModelSpec, NormSpan, NormWeight, Options, Rope, RopeScaling, Rotary,
+    TensorView,
+};
 pub use weights::{Numbers, Room, Weights};
 
 /// A model whose weights do not change.
@@ -112,6 +115,7 @@ pub fn tiny() -> ModelSpec {
         qkv_bias: false,
         qk_norm: false,
         sliding_window: None,
+        options: Options::default(),
         tied_embeddings: false,
         head: Head::LanguageModel,
     }

@@ -2,8 +2,11 @@
 
 use salsa_engine::random::Random;
 use salsa_engine::*;
+use shapes::*;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+
+mod shapes;
 
 fn normal(len: usize, stream: u64) -> Vec<f32> {
     let mut random = Random::new(12, stream);
@@ -31,6 +34,12 @@ fn kinds() -> Vec<(&'static str, ModelSpec)> {
         ("gemma", gemma.clone()),
         ("qwen2", ModelSpec { qkv_bias: true, ..tiny() }),
         ("qwen3", ModelSpec { qk_norm: true, ..tiny() }),
+        ("gemma2", gemma2()),
+        ("gemma3", gemma3()),
+        ("olmo2", olmo2()),
+        ("granite", granite()),
+        ("smollm3", smollm3()),
+        ("phi3", phi3()),
         ("value head", tiny().with_head(Head::LanguageModelWithValue)),
         ("reward model", gemma.with_head(Head::Scalar)),
     ]
