@@ -297,9 +297,28 @@ mod tests {
     #[test]
     fn names_are_those_of_peft() {
         let names: Vec<&str> = Target::ALL.iter().map(|target| target.name()).collect();
-        assert_eq!(names, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
+        assert_eq!(names[..7], ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
+        assert_eq!(names[7..], ["qkv_proj", "gate_up_proj"]);
         assert!(Target::ALL.iter().all(|target| Target::of_name(target.name()) == Some(*target)));
         assert_eq!(Target::of_name("lm_head"), None);
+    }
+
+    #[test]
+    fn targets_are_those_that_the_model_has() {
+        let plain = crate::tiny();
+        let options = crate::Options { fused_projections: true, ..crate::Options::default() };
+        let fused = ModelSpec { options, ..plain.clone() };
+        let all = LoraSpec::default();
+        assert!(all.validate_for(&plain).is_ok() && all.validate_for(&fused).is_ok());
+        let names = |spec| all.targets_in(spec).into_iter().map(Target::name).collect::<Vec<_>>();
+        assert_eq!(names(&plain).len(), 7);
+        assert_eq!(names(&fused), ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]);
+        let query = LoraSpec { targets: [Target::Query, Target::Down].into(), ..all };
+        let error = query.validate_for(&fused).unwrap_err().to_string();
+        assert!(
+            query.validate_for(&plain).is_ok() && error.contains("q_proj") && error.contains("qkv_proj"),
+            "{error}"
+        );
     }
 
     #[test]

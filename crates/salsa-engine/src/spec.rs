@@ -187,6 +187,12 @@ impl ModelSpec {
         self.options.rotary_dim.unwrap_or(self.head_dim)
     }
 
+    /// Whether a token's angles depend on its position alone. Where they depend on the length of its sequence too, its
+    /// log-prob while a response is sampled is not that in the whole response.
+    pub fn has_fixed_angles(&self) -> bool {
+        self.rope.is_fixed() && self.options.local_rope.as_ref().is_none_or(Rope::is_fixed)
+    }
+
     /// Checks that the shape is valid.
     ///
     /// # Errors

@@ -4,13 +4,13 @@
 use salsa_engine::*;
 
 /// Sequences of the tests are longer.
-pub const TRAINED: usize = 4;
+pub(crate) const TRAINED: usize = 4;
 
-pub fn rope(scaling: RopeScaling) -> Rope {
+pub(crate) fn rope(scaling: RopeScaling) -> Rope {
     Rope { theta: 500.0, scaling }
 }
 
-pub fn yarn() -> Rope {
+pub(crate) fn yarn() -> Rope {
     rope(RopeScaling::Yarn {
         factor: 4.0,
         beta_fast: 1.0,
@@ -21,12 +21,12 @@ pub fn yarn() -> Rope {
     })
 }
 
-pub fn dynamic() -> Rope {
+pub(crate) fn dynamic() -> Rope {
     rope(RopeScaling::Dynamic { factor: 3.0, original_max_positions: TRAINED })
 }
 
 /// Divisors for `pairs` pairs.
-pub fn long_rope(pairs: usize) -> Rope {
+pub(crate) fn long_rope(pairs: usize) -> Rope {
     let grown = |first: f64| (0..pairs).map(|i| first + 0.5 * i as f64).collect();
     rope(RopeScaling::LongRope {
         short: grown(1.0),
@@ -40,7 +40,7 @@ fn layers(kinds: [(bool, Rotary); 2]) -> Vec<LayerOptions> {
     kinds.map(|(windowed, rotary)| LayerOptions { windowed, rotary }).to_vec()
 }
 
-pub fn gemma2() -> ModelSpec {
+pub(crate) fn gemma2() -> ModelSpec {
     ModelSpec {
         norm: NormWeight::OnePlus,
         activation: Activation::GeluTanh,
@@ -60,7 +60,7 @@ pub fn gemma2() -> ModelSpec {
     }
 }
 
-pub fn gemma3() -> ModelSpec {
+pub(crate) fn gemma3() -> ModelSpec {
     ModelSpec {
         qk_norm: true,
         options: Options {
@@ -74,7 +74,7 @@ pub fn gemma3() -> ModelSpec {
     }
 }
 
-pub fn olmo2() -> ModelSpec {
+pub(crate) fn olmo2() -> ModelSpec {
     let options = Options {
         norms: BlockNorms::After,
         qk_norm_span: NormSpan::Projection,
@@ -84,7 +84,7 @@ pub fn olmo2() -> ModelSpec {
     ModelSpec { qk_norm: true, qkv_bias: true, options, ..tiny() }
 }
 
-pub fn granite() -> ModelSpec {
+pub(crate) fn granite() -> ModelSpec {
     let options = Options {
         attention_scale: Some(0.3),
         residual_scale: 0.5,
@@ -95,12 +95,12 @@ pub fn granite() -> ModelSpec {
     ModelSpec { embedding_scale: 3.0, qkv_bias: true, tied_embeddings: true, options, ..tiny() }
 }
 
-pub fn smollm3() -> ModelSpec {
+pub(crate) fn smollm3() -> ModelSpec {
     let layers = layers([(false, Rotary::Main), (true, Rotary::None)]);
     ModelSpec { sliding_window: Some(3), options: Options { layers, ..Options::default() }, ..tiny() }
 }
 
-pub fn phi3() -> ModelSpec {
+pub(crate) fn phi3() -> ModelSpec {
     let options = Options { fused_projections: true, rotary_dim: Some(4), ..Options::default() };
     ModelSpec { head_dim: 6, rope: long_rope(2), options, ..tiny() }
 }

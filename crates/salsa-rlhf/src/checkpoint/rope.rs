@@ -268,15 +268,17 @@ pub(super) fn table(rope: &Rope) -> Value {
             "high_freq_factor": high_freq_factor,
             "original_max_position_embeddings": original_max_positions,
         }),
-        RopeScaling::Yarn { factor, beta_fast, beta_slow, attention_factor, original_max_positions, truncate } => json!({
-            "rope_type": "yarn",
-            "factor": factor,
-            "beta_fast": beta_fast,
-            "beta_slow": beta_slow,
-            "attention_factor": attention_factor,
-            "original_max_position_embeddings": original_max_positions,
-            "truncate": truncate,
-        }),
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, attention_factor, original_max_positions, truncate } => {
+            json!({
+                "rope_type": "yarn",
+                "factor": factor,
+                "beta_fast": beta_fast,
+                "beta_slow": beta_slow,
+                "attention_factor": attention_factor,
+                "original_max_position_embeddings": original_max_positions,
+                "truncate": truncate,
+            })
+        }
         RopeScaling::LongRope { short, long, attention_factor, original_max_positions } => json!({
             "rope_type": "longrope",
             "short_factor": short,

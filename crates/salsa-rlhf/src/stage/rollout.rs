@@ -76,7 +76,7 @@ impl Rollouts {
     /// Replaces the log-probs of sampling by those of training where decoding is not bitwise equal to training, as in
     /// TRL, so that the ratio of new to old is 1 before the first optimizer step.
     pub(crate) fn with_training_logprobs(mut self, policy: &Model) -> Rollouts {
-        if !policy.backend().decodes_as_trained() {
+        if !(policy.backend().decodes_as_trained() && policy.spec().has_fixed_angles()) {
             self.recompute_logprobs(policy);
         }
         self

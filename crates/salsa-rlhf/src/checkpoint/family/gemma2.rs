@@ -3,11 +3,7 @@ use anyhow::{Result, ensure};
 use salsa_engine::{BlockNorms, ModelSpec, Rotary};
 use serde_json::{Map, Value, json};
 
-use super::{
-    super::config::number,
-    super::save_config::shortest,
-    Defaults, Description, gemma, layers,
-};
+use super::{super::config::number, super::save_config::shortest, Defaults, Description, gemma, layers};
 
 pub(super) const DEFAULTS: Defaults = Defaults {
     vocab_size: 256_000,
@@ -34,7 +30,8 @@ pub(super) const DESCRIPTION: Description = Description {
     },
     write: |spec, config| {
         write_common(spec, config);
-        config.insert("attn_logit_softcapping".to_owned(), spec.options.attention_softcap.map_or(Value::Null, shortest));
+        config
+            .insert("attn_logit_softcapping".to_owned(), spec.options.attention_softcap.map_or(Value::Null, shortest));
         config.insert("layer_types".to_owned(), layers::types(spec));
     },
     ..gemma::DESCRIPTION

@@ -2,11 +2,7 @@
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
-use super::{
-    super::config::number,
-    super::save_config::shortest,
-    Description, llama,
-};
+use super::{super::config::number, super::save_config::shortest, Description, llama};
 
 const KEYS: [&str; 4] = ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"];
 

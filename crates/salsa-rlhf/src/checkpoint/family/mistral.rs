@@ -6,12 +6,7 @@ use super::{Defaults, Description, llama};
 pub(super) const DESCRIPTION: Description = Description {
     model_type: "mistral",
     class_prefix: "Mistral",
-    defaults: Defaults {
-        intermediate_size: 14_336,
-        kv_heads: Some(8),
-        max_positions: 131_072,
-        ..llama::DEFAULTS
-    },
+    defaults: Defaults { intermediate_size: 14_336, kv_heads: Some(8), max_positions: 131_072, ..llama::DEFAULTS },
     unsupported: &[],
     free_head_dim: true,
     optional_bias: false,

@@ -3,11 +3,7 @@ use anyhow::{Result, ensure};
 use salsa_engine::{ModelSpec, RopeScaling};
 use serde_json::{Map, Value, json};
 
-use super::{
-    super::config::number,
-    super::rope,
-    Defaults, Description, layers, llama,
-};
+use super::{super::config::number, super::rope, Defaults, Description, layers, llama};
 
 pub(super) const DESCRIPTION: Description = Description {
     model_type: "phi3",
