@@ -182,7 +182,8 @@ impl<B: Backend> Transformer<B> {
         self.base.backend.attention(fused, batch.cu_seqlens(), &self.spec.attention_shape(layer))
     }
 
-    /// `x + attend(norm(x))`, then `+ mlp(norm(.))`; norms stand where [`crate::BlockNorms`] says. Training, prefill and decoding differ only in `attend`.
+    /// `x + attend(norm(x))`, then `+ mlp(norm(.))`; norms stand where [`crate::BlockNorms`] says. Training, prefill and
+    /// decoding differ only in `attend`.
     pub(super) fn block(
         &self,
         layer: usize,

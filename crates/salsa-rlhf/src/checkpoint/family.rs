@@ -97,8 +97,6 @@ pub(super) struct Defaults {
     pub(super) rope_theta: f64,
     pub(super) activation: &'static str,
     pub(super) tied_embeddings: bool,
-    /// Default of the key `sliding_window`.
-    pub(super) sliding_window: Option<usize>,
 }
 
 impl Family {

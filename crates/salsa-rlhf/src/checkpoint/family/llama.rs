@@ -17,7 +17,6 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     rope_theta: 10_000.0,
     activation: "silu",
     tied_embeddings: false,
-    sliding_window: None,
 };
 
 pub(super) const DESCRIPTION: Description = Description {
