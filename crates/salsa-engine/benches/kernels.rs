@@ -73,7 +73,7 @@ fn decode(c: &mut Criterion) {
             });
         }
         for (heads, head_dim) in [(8, 32), (12, 64)] {
-            let shape = AttentionShape { heads, kv_heads: heads, head_dim, window: None };
+            let shape = AttentionShape::new(heads, heads, head_dim);
             let mut cache = cpu.cache(ROWS, 160, &shape);
             let fused: Buffer = numbers(ROWS * shape.fused()).into();
             for position in 0..160 {
@@ -96,7 +96,7 @@ fn attention(c: &mut Criterion) {
     for dtype in DTYPES {
         let cpu = Cpu { dtype };
         for (heads, head_dim) in [(8, 32), (12, 64)] {
-            let shape = AttentionShape { heads, kv_heads: heads, head_dim, window: None };
+            let shape = AttentionShape::new(heads, heads, head_dim);
             let fused: Buffer = numbers(ROWS * shape.fused()).into();
             let d: Buffer = numbers(ROWS * shape.output()).into();
             // Half the squares of the sequences, two products forward, five backward.
@@ -121,7 +121,7 @@ fn head(c: &mut Criterion) {
             let x: Buffer = numbers(ROWS * hidden).into();
             let weight = cpu.matrix(&numbers(vocabulary * hidden), vocabulary, hidden);
             let targets: Vec<u32> = (0..ROWS as u32).collect();
-            let query = LogprobQuery { targets: &targets, temperature: 1.0 };
+            let query = LogprobQuery { targets: &targets, temperature: 1.0, softcap: None };
             let products = (2 * ROWS * vocabulary * hidden) as u64;
             let name = |what: &str| format!("{}/{what}/{vocabulary}x{hidden}", dtype.name());
             group.throughput(Throughput::Elements(products));

@@ -111,9 +111,9 @@ impl Batch {
         self.shared.as_ref().filter(|shared| shared.tokens.len() < self.rows())
     }
 
-    /// The position of each row in its sequence.
-    pub(crate) fn positions(&self) -> Vec<u32> {
-        self.cu_seqlens.windows(2).flat_map(|w| 0..(w[1] - w[0]) as u32).collect()
+    /// The lengths of the sequences.
+    pub(crate) fn lengths(&self) -> impl Iterator<Item = u32> {
+        self.cu_seqlens.windows(2).map(|ends| (ends[1] - ends[0]) as u32)
     }
 }
 

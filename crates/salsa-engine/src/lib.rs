@@ -61,7 +61,10 @@ pub use model::{
     TrainableTransformer, Transformer, geometric_logprobs,
 };
 pub use pool::{cores_of_machine, requested_threads, share_cores, threads, with_threads};
-pub use spec::{Activation, Head, ModelSpec, NormWeight, Rope, RopeScaling, TensorView};
+pub use spec::{
+    Activation, BlockNorms, Head, LayerOptions, ModelSpec, NormSpan, NormWeight, Options, Rope, RopeScaling, Rotary,
+    TensorView,
+};
 pub use weights::{Numbers, Room, Weights};
 
 /// A model whose weights do not change.
@@ -114,6 +117,7 @@ pub fn tiny() -> ModelSpec {
         qkv_bias: false,
         qk_norm: false,
         sliding_window: None,
+        options: Options::default(),
         tied_embeddings: false,
         head: Head::LanguageModel,
     }

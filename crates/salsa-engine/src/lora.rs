@@ -26,6 +26,10 @@ pub enum Target {
     Up,
     /// The output of the MLP.
     Down,
+    /// Queries, keys and values of a model where they are one matrix (Phi-3).
+    FusedQkv,
+    /// Gate and second projection of a model where they are one matrix (Phi-3).
+    FusedGateUp,
 }
 
 /// The adapted matrices, and the rank and scale of the adapters. PEFT's `LoraConfig`.
@@ -42,9 +46,23 @@ pub struct LoraSpec {
 }
 
 impl Target {
-    /// All of them: PEFT's `all-linear`.
-    pub const ALL: [Target; 7] =
-        [Target::Query, Target::Key, Target::Value, Target::Output, Target::Gate, Target::Up, Target::Down];
+    /// All of them: PEFT's `all-linear`. A model has some of them, see [`Target::of`].
+    pub const ALL: [Target; 9] = [
+        Target::Query,
+        Target::Key,
+        Target::Value,
+        Target::Output,
+        Target::Gate,
+        Target::Up,
+        Target::Down,
+        Target::FusedQkv,
+        Target::FusedGateUp,
+    ];
+
+    /// The matrices of a model's blocks.
+    pub fn of(spec: &ModelSpec) -> impl Iterator<Item = Target> {
+        Group::ALL.into_iter().flat_map(|group| group.members(spec).iter().copied())
+    }
 
     /// PEFT's name, such as `q_proj`.
     pub fn name(self) -> &'static str {
@@ -66,6 +84,8 @@ impl Target {
             Target::Gate => "mlp.gate_proj",
             Target::Up => "mlp.up_proj",
             Target::Down => "mlp.down_proj",
+            Target::FusedQkv => "self_attn.qkv_proj",
+            Target::FusedGateUp => "mlp.gate_up_proj",
         }
     }
 
@@ -79,6 +99,8 @@ impl Target {
             Target::Output => [hidden, query],
             Target::Gate | Target::Up => [wide, hidden],
             Target::Down => [hidden, wide],
+            Target::FusedQkv => [query + 2 * key, hidden],
+            Target::FusedGateUp => [2 * wide, hidden],
         }
     }
 }
@@ -96,10 +118,12 @@ impl Group {
     pub(crate) const ALL: [Group; 4] = [Group::Qkv, Group::Output, Group::GateUp, Group::Down];
 
     /// The members, in the order of their columns in the product.
-    pub(crate) fn members(self) -> &'static [Target] {
+    pub(crate) fn members(self, spec: &ModelSpec) -> &'static [Target] {
         match self {
+            Group::Qkv if spec.options.fused_projections => &[Target::FusedQkv],
             Group::Qkv => &[Target::Query, Target::Key, Target::Value],
             Group::Output => &[Target::Output],
+            Group::GateUp if spec.options.fused_projections => &[Target::FusedGateUp],
             Group::GateUp => &[Target::Gate, Target::Up],
             Group::Down => &[Target::Down],
         }
@@ -107,7 +131,7 @@ impl Group {
 
     /// Rows and columns of the joint matrix.
     pub(crate) fn shape(self, spec: &ModelSpec) -> [usize; 2] {
-        let parts = self.members().iter().map(|target| target.shape(spec));
+        let parts = self.members(spec).iter().map(|target| target.shape(spec));
         parts.fold([0, 0], |[sum, _], [out, input]| [sum + out, input])
     }
 }
@@ -133,7 +157,7 @@ impl LoraSpec {
         let mut list = Tensors::default();
         for layer in 0..spec.layers {
             for group in Group::ALL {
-                let members = || group.members().iter().filter(|target| self.targets.contains(target));
+                let members = || group.members(spec).iter().filter(|target| self.targets.contains(target));
                 for target in members() {
                     let name = format!("model.layers.{layer}.{}.lora_A.weight", target.path());
                     list.add(&name, &[self.rank, target.shape(spec)[1]]);
@@ -169,6 +193,26 @@ impl LoraSpec {
             }
         }
         weights
+    }
+
+    /// The targets that a model has.
+    pub fn targets_in(&self, spec: &ModelSpec) -> Vec<Target> {
+        Target::of(spec).filter(|target| self.targets.contains(target)).collect()
+    }
+
+    /// As [`LoraSpec::validate`]; also checks that the model has the targets. All targets mean all that it has.
+    ///
+    /// # Errors
+    ///
+    /// Names the invalid value.
+    pub fn validate_for(&self, spec: &ModelSpec) -> Result<(), ModelError> {
+        self.validate()?;
+        let missing = self.targets.iter().find(|target| !Target::of(spec).any(|own| own == **target));
+        let Some(missing) = missing.filter(|_| !Target::of(spec).all(|target| self.targets.contains(&target))) else {
+            return Ok(());
+        };
+        let known = Target::of(spec).map(Target::name).collect::<Vec<_>>().join(", ");
+        Err(ModelError::Spec(format!("the model has no {} to adapt; it has {known}", missing.name())))
     }
 
     /// Checks that the values are valid.
@@ -253,9 +297,28 @@ mod tests {
     #[test]
     fn names_are_those_of_peft() {
         let names: Vec<&str> = Target::ALL.iter().map(|target| target.name()).collect();
-        assert_eq!(names, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
+        assert_eq!(names[..7], ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
+        assert_eq!(names[7..], ["qkv_proj", "gate_up_proj"]);
         assert!(Target::ALL.iter().all(|target| Target::of_name(target.name()) == Some(*target)));
         assert_eq!(Target::of_name("lm_head"), None);
+    }
+
+    #[test]
+    fn targets_are_those_that_the_model_has() {
+        let plain = crate::tiny();
+        let options = crate::Options { fused_projections: true, ..crate::Options::default() };
+        let fused = ModelSpec { options, ..plain.clone() };
+        let all = LoraSpec::default();
+        assert!(all.validate_for(&plain).is_ok() && all.validate_for(&fused).is_ok());
+        let names = |spec| all.targets_in(spec).into_iter().map(Target::name).collect::<Vec<_>>();
+        assert_eq!(names(&plain).len(), 7);
+        assert_eq!(names(&fused), ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]);
+        let query = LoraSpec { targets: [Target::Query, Target::Down].into(), ..all };
+        let error = query.validate_for(&fused).unwrap_err().to_string();
+        assert!(
+            query.validate_for(&plain).is_ok() && error.contains("q_proj") && error.contains("qkv_proj"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,5 +1,10 @@
 //! A decoder-only transformer of the Llama family, as data.
 
+mod options;
+mod rope;
+
+pub use self::options::{BlockNorms, LayerOptions, NormSpan, Options, Rotary};
+pub use self::rope::{Rope, RopeScaling};
 use crate::error::ModelError;
 use crate::pool;
 use crate::random::Random;
@@ -38,44 +43,14 @@ pub struct ModelSpec {
     pub qkv_bias: bool,
     /// Queries and keys pass an RMSNorm per head before rotation (Qwen3).
     pub qk_norm: bool,
-    /// A token sees at most this many tokens, itself included (Mistral).
+    /// In layers with a window, a token sees at most this many tokens, itself included (Mistral).
     pub sliding_window: Option<usize>,
+    /// What other families add to this form.
+    pub options: Options,
     /// The language-model head is the embedding.
     pub tied_embeddings: bool,
     /// The head.
     pub head: Head,
-}
-
-/// Rotary positions.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rope {
-    /// Base of the frequencies: `theta^(-2i / head_dim)`.
-    pub theta: f64,
-    /// Scaling of the frequencies.
-    pub scaling: RopeScaling,
-}
-
-/// Scaling of rotary frequencies for contexts longer than in pretraining.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// None.
-    None,
-    /// All divided by `factor`.
-    Linear {
-        /// The factor.
-        factor: f64,
-    },
-    /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, those between interpolated.
-    Llama3 {
-        /// Scaling of the long wavelengths.
-        factor: f64,
-        /// Wavelengths above `original_max_positions / low_freq_factor` are long.
-        low_freq_factor: f64,
-        /// Wavelengths below `original_max_positions / high_freq_factor` are short.
-        high_freq_factor: f64,
-        /// The context before scaling.
-        original_max_positions: usize,
-    },
 }
 
 /// The gate of the MLP.
@@ -137,26 +112,50 @@ impl ModelSpec {
         let (hidden, wide) = (self.hidden_size, self.intermediate_size);
         let (query, key) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         list.add("model.embed_tokens.weight", &[self.vocab_size, hidden]);
+        let options = &self.options;
         for layer in 0..self.layers {
             let mut add = |name: &str, shape: &[usize]| list.add(&format!("model.layers.{layer}.{name}"), shape);
-            add("input_layernorm.weight", &[hidden]);
-            add("self_attn.q_proj.weight", &[query, hidden]);
-            add("self_attn.k_proj.weight", &[key, hidden]);
-            add("self_attn.v_proj.weight", &[key, hidden]);
+            if options.norms != BlockNorms::After {
+                add("input_layernorm.weight", &[hidden]);
+            }
+            if options.fused_projections {
+                add("self_attn.qkv_proj.weight", &[query + 2 * key, hidden]);
+            } else {
+                add("self_attn.q_proj.weight", &[query, hidden]);
+                add("self_attn.k_proj.weight", &[key, hidden]);
+                add("self_attn.v_proj.weight", &[key, hidden]);
+            }
             if self.qkv_bias {
                 add("self_attn.q_proj.bias", &[query]);
                 add("self_attn.k_proj.bias", &[key]);
                 add("self_attn.v_proj.bias", &[key]);
             }
             if self.qk_norm {
-                add("self_attn.q_norm.weight", &[self.head_dim]);
-                add("self_attn.k_norm.weight", &[self.head_dim]);
+                let [queries, keys] = match options.qk_norm_span {
+                    NormSpan::Head => [self.head_dim; 2],
+                    NormSpan::Projection => [query, key],
+                };
+                add("self_attn.q_norm.weight", &[queries]);
+                add("self_attn.k_norm.weight", &[keys]);
             }
             add("self_attn.o_proj.weight", &[hidden, query]);
+            if options.output_bias {
+                add("self_attn.o_proj.bias", &[hidden]);
+            }
             add("post_attention_layernorm.weight", &[hidden]);
-            add("mlp.gate_proj.weight", &[wide, hidden]);
-            add("mlp.up_proj.weight", &[wide, hidden]);
+            if options.norms == BlockNorms::Both {
+                add("pre_feedforward_layernorm.weight", &[hidden]);
+            }
+            if options.fused_projections {
+                add("mlp.gate_up_proj.weight", &[2 * wide, hidden]);
+            } else {
+                add("mlp.gate_proj.weight", &[wide, hidden]);
+                add("mlp.up_proj.weight", &[wide, hidden]);
+            }
             add("mlp.down_proj.weight", &[hidden, wide]);
+            if options.norms != BlockNorms::Before {
+                add("post_feedforward_layernorm.weight", &[hidden]);
+            }
         }
         list.add("model.norm.weight", &[hidden]);
         if self.head.has_language_model() && !self.tied_embeddings {
@@ -176,6 +175,22 @@ impl ModelSpec {
     /// The same trunk with another head.
     pub fn with_head(&self, head: Head) -> ModelSpec {
         ModelSpec { head, ..self.clone() }
+    }
+
+    /// What is particular to a layer.
+    pub fn layer(&self, layer: usize) -> LayerOptions {
+        self.options.layers.get(layer).copied().unwrap_or_default()
+    }
+
+    /// Numbers of a head that are rotated: the first ones.
+    pub fn rotary_dim(&self) -> usize {
+        self.options.rotary_dim.unwrap_or(self.head_dim)
+    }
+
+    /// Whether a token's angles depend on its position alone. Where they depend on the length of its sequence too, its
+    /// log-prob while a response is sampled is not that in the whole response.
+    pub fn has_fixed_angles(&self) -> bool {
+        self.rope.is_fixed() && self.options.local_rope.as_ref().is_none_or(Rope::is_fixed)
     }
 
     /// Checks that the shape is valid.
@@ -213,8 +228,9 @@ impl ModelSpec {
         if self.sliding_window == Some(0) {
             return fail("sliding_window is 0; leave it out for full attention".into());
         }
-        if !(self.rope.theta.is_finite() && self.rope.theta > 0.0) {
-            return fail(format!("rope_theta {} is not a positive number", self.rope.theta));
+        self.options.validate(self).map_err(ModelError::Spec)?;
+        for rope in [Some(&self.rope), self.options.local_rope.as_ref()].into_iter().flatten() {
+            rope.validate(self.rotary_dim()).map_err(ModelError::Spec)?;
         }
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
             return fail(format!("rms_norm_eps {} is not a small positive number", self.rms_norm_eps));
@@ -251,11 +267,7 @@ impl ModelSpec {
             "score.weight" => 1.0 / ((self.hidden_size + 1) as f64).sqrt(),
             name if name.ends_with(".bias") => 0.0,
             _ if tensor.shape.len() == 1 => {
-                return out.fill(if self.norm == NormWeight::Plain || tensor.name.contains("self_attn") {
-                    1.0
-                } else {
-                    0.0
-                });
+                return out.fill(if self.norm == NormWeight::Plain { 1.0 } else { 0.0 });
             }
             _ => 0.02,
         };
@@ -292,35 +304,6 @@ impl Tensors {
         let start = self.len;
         self.len += shape.iter().product::<usize>();
         self.views.push(TensorView { name: name.to_string(), shape: shape.to_vec(), range: start..self.len });
-    }
-}
-
-impl Rope {
-    /// The angle per position of each pair, in f32 as transformers computes them.
-    pub(crate) fn frequencies(&self, head_dim: usize) -> Vec<f32> {
-        let base: Vec<f32> =
-            (0..head_dim / 2).map(|i| 1.0 / (self.theta as f32).powf(2.0 * i as f32 / head_dim as f32)).collect();
-        match self.scaling {
-            RopeScaling::None => base,
-            RopeScaling::Linear { factor } => base.iter().map(|f| f / factor as f32).collect(),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
-                let context = original_max_positions as f64;
-                let stretch = |frequency: f32| {
-                    let frequency = f64::from(frequency);
-                    let wavelength = std::f64::consts::TAU / frequency;
-                    let stretched = if wavelength < context / high_freq_factor {
-                        frequency
-                    } else if wavelength > context / low_freq_factor {
-                        frequency / factor
-                    } else {
-                        let smooth = (context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                        (1.0 - smooth) * frequency / factor + smooth * frequency
-                    };
-                    stretched as f32
-                };
-                base.into_iter().map(stretch).collect()
-            }
-        }
     }
 }
 
@@ -366,21 +349,5 @@ mod tests {
         assert!(error(ModelSpec { head_dim: 3, ..tiny() }).contains("head_dim 3"));
         assert!(error(ModelSpec { layers: 0, ..tiny() }).contains("num_hidden_layers"));
         assert!(error(ModelSpec { sliding_window: Some(0), ..tiny() }).contains("sliding_window"));
-    }
-
-    #[test]
-    fn llama3_scaling_keeps_short_waves_and_stretches_long_ones() {
-        let scaling = RopeScaling::Llama3 {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_positions: 64,
-        };
-        let plain = Rope { theta: 10_000.0, scaling: RopeScaling::None }.frequencies(64);
-        let scaled = Rope { theta: 10_000.0, scaling }.frequencies(64);
-        assert_eq!(scaled[0], plain[0]);
-        assert_eq!(scaled[31], plain[31] / 8.0);
-        assert!(scaled.iter().zip(&plain).all(|(s, p)| s <= p && *s >= p / 8.0));
-        assert_eq!(plain[16], 0.01);
     }
 }

@@ -3,9 +3,45 @@
 use proptest::prelude::*;
 use salsa_engine::random::Random;
 use salsa_engine::*;
+use shapes::*;
 use std::sync::Arc;
 
+mod shapes;
+
+/// Every second model has options of the families beyond the basic form.
 fn spec_of(choice: u64) -> ModelSpec {
+    let basic = basic_spec_of(choice);
+    let mut random = Random::new(choice, 3);
+    if random.below(2) == 1 {
+        return basic;
+    }
+    let mut maybe = |value: f32| [None, Some(value)][random.below(2)];
+    let [attention_scale, attention_softcap, logit_softcap] = [maybe(0.4), maybe(2.0), maybe(5.0)];
+    let rotary_dim = (2 * (1 + random.below(basic.head_dim / 2))).min(basic.head_dim);
+    let layer = |random: &mut Random| LayerOptions {
+        windowed: random.below(2) == 1,
+        rotary: [Rotary::Main, Rotary::Local, Rotary::None][random.below(3)],
+    };
+    let fused_projections = !(basic.qk_norm || basic.qkv_bias) && random.below(2) == 1;
+    let options = Options {
+        norms: [BlockNorms::Before, BlockNorms::Both, BlockNorms::After][random.below(3)],
+        qk_norm_span: [NormSpan::Head, NormSpan::Projection][random.below(2)],
+        output_bias: random.below(2) == 1,
+        fused_projections,
+        attention_scale,
+        attention_softcap,
+        logit_softcap,
+        logit_divisor: [1.0, 0.3][random.below(2)],
+        residual_scale: [1.0, 0.3][random.below(2)],
+        rotary_dim: Some(rotary_dim),
+        local_rope: Some(yarn()),
+        layers: (0..basic.layers).map(|_| layer(&mut random)).collect(),
+    };
+    let norm = [NormWeight::Plain, NormWeight::OnePlus][random.below(2)];
+    ModelSpec { norm, options, ..basic }
+}
+
+fn basic_spec_of(choice: u64) -> ModelSpec {
     let mut random = Random::new(choice, 0);
     let kv_heads = 1 + random.below(3);
     ModelSpec {
@@ -34,7 +70,12 @@ fn model_of(spec: &ModelSpec, choice: u64, dtype: Dtype) -> Model {
         return Model::bare(base);
     }
     let mut chosen = Random::new(choice, 1);
-    let targets = Target::ALL.into_iter().filter(|_| chosen.below(2) == 1).chain([Target::Up]).collect();
+    let targets = Target::ALL
+        .into_iter()
+        .filter(|_| chosen.below(2) == 1)
+        .chain([Target::Down])
+        .filter(|t| Target::of(spec).any(|own| own == *t))
+        .collect();
     let lora = LoraSpec { rank: 1 + chosen.below(20), alpha: 7.0, rslora: false, targets };
     let factors: Vec<f32> = (0..lora.parameters(spec)).map(|_| 0.2 * random.normal() as f32).collect();
     Model::on(base, spec.head, &lora, &factors).unwrap()

@@ -4,6 +4,9 @@ use salsa_engine::backend::cpu::Buffer;
 use salsa_engine::backend::{AttentionShape, Backend, LogprobQuery, RotaryTable};
 use salsa_engine::random::Random;
 use salsa_engine::*;
+use shapes::*;
+
+mod shapes;
 
 /// Products in f32: precise enough for finite differences.
 const CPU: Cpu = Cpu { dtype: Dtype::F32 };
@@ -102,7 +105,7 @@ fn gated_activations() {
 }
 
 fn attention_shape(window: Option<usize>) -> AttentionShape {
-    AttentionShape { heads: 4, kv_heads: 2, head_dim: 6, window }
+    AttentionShape { window, ..AttentionShape::new(4, 2, 6) }
 }
 
 #[test]
@@ -128,17 +131,19 @@ fn rotary_positions() {
 #[test]
 fn head_norms() {
     let shape = attention_shape(None);
-    for heads in [0..4, 4..6] {
-        let (x, w, c) = (normal(T * shape.fused(), 1), normal(6, 2), normal(T * shape.fused(), 3));
+    // A norm for each head, and one for all; both multipliers.
+    let cases = [(0..4, 6, NormWeight::Plain), (4..6, 6, NormWeight::OnePlus), (4..6, 12, NormWeight::Plain)];
+    for (heads, width, kind) in cases {
+        let (x, w, c) = (normal(T * shape.fused(), 1), normal(width, 2), normal(T * shape.fused(), 3));
         let loss = |x: &[f32], w: &[f32]| {
             let mut x: Buffer = x.to_vec().into();
-            CPU.head_norm(&mut x, &shape, heads.clone(), &w.to_vec().into(), 1e-5);
+            CPU.head_norm(&mut x, &shape, heads.clone(), &w.to_vec().into(), kind, 1e-5);
             dot(&x, &c)
         };
-        let inverse = CPU.head_norm(&mut x.clone().into(), &shape, heads.clone(), &w.clone().into(), 1e-5);
-        let (mut d_x, mut d_w): (Buffer, _) = (c.clone().into(), vec![0.0; 6]);
+        let inverse = CPU.head_norm(&mut x.clone().into(), &shape, heads.clone(), &w.clone().into(), kind, 1e-5);
+        let (mut d_x, mut d_w): (Buffer, _) = (c.clone().into(), vec![0.0; width]);
         let (raw, weight): (Buffer, Buffer) = (x.clone().into(), w.clone().into());
-        CPU.head_norm_backward(&mut d_x, &raw, &inverse, &shape, heads.clone(), &weight, Some((&mut d_w).into()));
+        CPU.head_norm_backward(&mut d_x, &raw, &inverse, &shape, heads.clone(), &weight, kind, Some((&mut d_w).into()));
         assert_gradient("head norm d_x", &x, &d_x, |x| loss(x, &w));
         assert_gradient("head norm d_w", &w, &d_w, |w| loss(&x, w));
     }
@@ -147,8 +152,16 @@ fn head_norms() {
 #[test]
 fn attention() {
     // Sequences longer than a block of queries, and a window shorter than a sequence.
-    for (cu_seqlens, window) in [(vec![0, 3, 4, 9], None), (vec![0, 60, 61], None), (vec![0, 9], Some(4))] {
-        let shape = attention_shape(window);
+    let plain = attention_shape(None);
+    let capped = AttentionShape { scale: 0.9, softcap: Some(1.5), ..plain };
+    let cases = [
+        (vec![0, 3, 4, 9], plain),
+        (vec![0, 60, 61], plain),
+        (vec![0, 9], attention_shape(Some(4))),
+        (vec![0, 60, 61], capped),
+        (vec![0, 9], AttentionShape { window: Some(4), ..capped }),
+    ];
+    for (cu_seqlens, shape) in cases {
         let rows = *cu_seqlens.last().unwrap();
         let (x, c) = (normal(rows * shape.fused(), 1), normal(rows * shape.output(), 2));
         let fused: Buffer = x.clone().into();
@@ -164,17 +177,19 @@ fn token_logprobs() {
     let (vocabulary, temperature) = (1100, 0.7);
     let (x, w, c) = (normal(T * H, 1), normal(vocabulary * H, 2), normal(T, 3));
     let targets: Vec<u32> = (0..T as u32).map(|t| t * 170).collect();
-    let query = LogprobQuery { targets: &targets, temperature };
-    let stats = |x: &[f32], w: &[f32]| {
-        let (x, w) = (Buffer::from(x.to_vec()), CPU.matrix(w, vocabulary, H));
-        CPU.token_stats(&[(&x, &w, 1.0)], query)
-    };
-    let mut d_w = vec![0.0; vocabulary * H];
-    let head = CPU.matrix(&w, vocabulary, H);
-    let log_sums = stats(&x, &w).log_sums;
-    let d_x = CPU.token_stats_backward(&c, &x.clone().into(), &head, query, &log_sums, Some((&mut d_w).into()));
-    assert_gradient("log-probs d_x", &x, &d_x, |x| dot(&stats(x, &w).logprobs, &c));
-    assert_gradient("log-probs d_w", &w, &d_w, |w| dot(&stats(&x, w).logprobs, &c));
+    for softcap in [None, Some(4.0)] {
+        let query = LogprobQuery { targets: &targets, temperature, softcap };
+        let stats = |x: &[f32], w: &[f32]| {
+            let (x, w) = (Buffer::from(x.to_vec()), CPU.matrix(w, vocabulary, H));
+            CPU.token_stats(&[(&x, &w, 1.0)], query)
+        };
+        let mut d_w = vec![0.0; vocabulary * H];
+        let head = CPU.matrix(&w, vocabulary, H);
+        let log_sums = stats(&x, &w).log_sums;
+        let d_x = CPU.token_stats_backward(&c, &x.clone().into(), &head, query, &log_sums, Some((&mut d_w).into()));
+        assert_gradient("log-probs d_x", &x, &d_x, |x| dot(&stats(x, &w).logprobs, &c));
+        assert_gradient("log-probs d_w", &w, &d_w, |w| dot(&stats(&x, w).logprobs, &c));
+    }
 }
 
 #[test]
@@ -182,12 +197,16 @@ fn log_probs_and_entropies_are_those_of_the_definition() {
     let vocabulary = 1100;
     let (x, w) = (normal(H, 1), normal(vocabulary * H, 2));
     let (buffer, head) = (Buffer::from(x.clone()), CPU.matrix(&w, vocabulary, H));
-    let stats = CPU.token_stats(&[(&buffer, &head, 1.0)], LogprobQuery { targets: &[1050], temperature: 2.0 });
-    let logits: Vec<f64> = w.chunks(H).map(|row| dot(row, &x) / 2.0).collect();
-    let log_sum = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
-    let entropy: f64 = logits.iter().map(|l| -(l - log_sum) * (l - log_sum).exp()).sum();
-    assert!((f64::from(stats.logprobs[0]) - (logits[1050] - log_sum)).abs() < 1e-4);
-    assert!((f64::from(stats.entropies[0]) - entropy).abs() < 1e-4, "{} {entropy}", stats.entropies[0]);
+    for softcap in [None, Some(3.0f32)] {
+        let query = LogprobQuery { targets: &[1050], temperature: 2.0, softcap };
+        let stats = CPU.token_stats(&[(&buffer, &head, 1.0)], query);
+        let cap = |logit: f64| softcap.map(f64::from).map_or(logit, |cap| cap * (logit / cap).tanh());
+        let logits: Vec<f64> = w.chunks(H).map(|row| cap(dot(row, &x)) / 2.0).collect();
+        let log_sum = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
+        let entropy: f64 = logits.iter().map(|l| -(l - log_sum) * (l - log_sum).exp()).sum();
+        assert!((f64::from(stats.logprobs[0]) - (logits[1050] - log_sum)).abs() < 1e-4);
+        assert!((f64::from(stats.entropies[0]) - entropy).abs() < 1e-4, "{} {entropy}", stats.entropies[0]);
+    }
 }
 
 /// Every kind of model that the shape can describe.
@@ -212,6 +231,14 @@ fn kinds() -> Vec<(&'static str, ModelSpec)> {
         ),
         ("qwen2", ModelSpec { qkv_bias: true, ..tiny() }),
         ("qwen3", ModelSpec { qk_norm: true, ..tiny() }),
+        ("gemma2", gemma2()),
+        ("gemma3", gemma3()),
+        ("olmo2", olmo2()),
+        ("granite", granite()),
+        ("smollm3", smollm3()),
+        ("phi3", phi3()),
+        ("yarn", ModelSpec { rope: yarn(), ..tiny() }),
+        ("dynamic", ModelSpec { rope: dynamic(), ..tiny() }),
         ("value head", tiny().with_head(Head::LanguageModelWithValue)),
         ("reward model", tiny().with_head(Head::Scalar)),
     ]
@@ -297,7 +324,9 @@ fn rows_computed_once_have_the_gradients_of_all_their_copies() {
         assert!(once.0 == output, "{name}: the outputs differ");
         let far = apart.iter().zip(&once.1).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
         let size = dot(&apart, &apart).sqrt();
-        assert!(far < 1e-5 * size && far > 0.0, "{name}: {far} of {size}");
+        assert!(far < 1e-5 * size, "{name}: {far} of {size}");
+        // Angles that depend on the length of a sequence leave nothing to share.
+        assert_eq!(far > 0.0, spec.has_fixed_angles(), "{name}");
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use salsa_engine::{Activation, Head, ModelSpec, NormWeight, Rope, RopeScaling};
+use salsa_engine::{Activation, Head, ModelSpec, NormWeight, Options, Rope, RopeScaling};
 use salsa_rlhf::{
     checkpoint::{Checkpoint, Companions, Dtype, Family, SaveOptions, SpecialTokens, save},
     stage::Record,
@@ -31,6 +31,7 @@ fn spec(vocab_size: usize) -> ModelSpec {
         qkv_bias: false,
         qk_norm: false,
         sliding_window: None,
+        options: Options::default(),
         tied_embeddings: false,
         head: Head::LanguageModel,
     }

@@ -27,9 +27,17 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// A token sees at most this many tokens, itself included.
     pub window: Option<usize>,
+    /// Scores are multiplied by this.
+    pub scale: f32,
+    /// Scaled scores `s` become `cap * tanh(s / cap)`.
+    pub softcap: Option<f32>,
 }
 
 impl AttentionShape {
+    /// Full attention with scores scaled by `1 / sqrt(head_dim)`.
+    pub fn new(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
+        AttentionShape { heads, kv_heads, head_dim, window: None, scale: 1.0 / (head_dim as f32).sqrt(), softcap: None }
+    }
     /// Numbers in a row of fused projections.
     pub fn fused(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
@@ -65,6 +73,8 @@ pub struct LogprobQuery<'a> {
     pub targets: &'a [u32],
     /// Logits are divided by this before the softmax.
     pub temperature: f32,
+    /// Before that, logits `l` become `cap * tanh(l / cap)`.
+    pub softcap: Option<f32>,
 }
 
 /// The result of the log-prob head: one number of each kind for each row.
@@ -345,20 +355,27 @@ pub trait Backend: Send + Sync + 'static {
     }
     /// `x *= factor`.
     fn scale(&self, x: &mut Self::Buffer, factor: f32);
+    /// `x += y`, rows of `width`.
+    fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer, width: usize) {
+        let rows: Vec<u32> = (0..(self.len(y) / width) as u32).collect();
+        self.scatter_add(x, width, &rows, y);
+    }
 
     /// `x[t] += bias`, row by row.
     fn add_bias(&self, x: &mut Self::Buffer, bias: &Self::Buffer);
     /// `d_bias += sum_t d_out[t]`.
     fn add_bias_backward(&self, d_out: &Self::Buffer, d_bias: Part<'_, Self::Flat>);
 
-    /// RMSNorm of query (or key) heads inside fused rows: heads `heads` of `head_dim` numbers each. Returns the inverse
-    /// norms, `[T, heads]`.
+    /// RMSNorm of query (or key) heads inside fused rows: heads `heads` of `head_dim` numbers each. A weight of
+    /// `head_dim` numbers makes a norm for each head, one of all heads' numbers a single norm. Returns the inverse
+    /// norms, `[T, norms]`.
     fn head_norm(
         &self,
         fused: &mut Self::Buffer,
         shape: &AttentionShape,
         heads: Range<usize>,
         weight: &Self::Buffer,
+        kind: NormWeight,
         eps: f32,
     ) -> Self::Buffer;
     /// Turns the gradient with respect to the normed heads, in `d_fused`, into that with respect to the raw ones.
@@ -371,13 +388,15 @@ pub trait Backend: Send + Sync + 'static {
         shape: &AttentionShape,
         heads: Range<usize>,
         weight: &Self::Buffer,
+        kind: NormWeight,
         d_weight: Option<Part<'_, Self::Flat>>,
     );
 
-    /// Rotates queries and keys by their positions (rotate-half form):
+    /// Rotates the first `d = 2 * half` numbers of queries and keys by the angles at row `positions[t]` of the table
+    /// (rotate-half form):
     ///
     /// ```text
-    /// out[i] = x[i] cos - x[i + d/2] sin,   out[i + d/2] = x[i + d/2] cos + x[i] sin,   angle = position * frequency[i]
+    /// out[i] = x[i] cos - x[i + d/2] sin,   out[i + d/2] = x[i + d/2] cos + x[i] sin,   i < d/2
     /// ```
     fn rotary(&self, fused: &mut Self::Buffer, positions: &[u32], angles: &Self::Angles, shape: &AttentionShape);
     /// The inverse rotation (the transpose), for gradients.
@@ -389,8 +408,8 @@ pub trait Backend: Send + Sync + 'static {
         shape: &AttentionShape,
     );
 
-    /// Causal grouped-query attention inside each sequence, `softmax(q k^T / sqrt(head_dim)) v`. Returns the output,
-    /// and statistics of the softmax for the backward pass, which may be empty.
+    /// Causal grouped-query attention inside each sequence, `softmax(cap(scale * q k^T)) v`, where `cap` is that of
+    /// [`AttentionShape::softcap`]. Returns the output, and statistics of the softmax for the backward pass, which may be empty.
     fn attention(
         &self,
         fused: &Self::Buffer,
@@ -428,7 +447,8 @@ pub trait Backend: Send + Sync + 'static {
     /// `len` zeros.
     fn zeros(&self, len: usize) -> Self::Buffer;
 
-    /// Log-prob, entropy and log-sum of each hidden row under `softmax(sum_i mix[i] * hidden[i] * W[i]^T / temperature)`.
+    /// Log-prob, entropy and log-sum of each hidden row under
+    /// `softmax(sum_i mix[i] * cap(hidden[i] * W[i]^T) / temperature)`, where `cap` is that of the query.
     /// One head with weight 1 is a language model; several give the normalised geometric mean of their distributions.
     /// The logits are computed in blocks of rows and vocabulary and never exist as a whole.
     fn token_stats(&self, heads: &[(&Self::Buffer, &Self::Matrix, f32)], query: LogprobQuery<'_>) -> TokenStats;
@@ -444,11 +464,25 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Self::Buffer;
     /// Draws a token from each hidden row's distribution by inverting its cumulative sum at that row's uniform number.
     /// Returns it with its log-prob under the full softmax (not truncated by top-k or top-p; at temperature 1 when
-    /// greedy), as a training forward pass computes it.
-    fn draw(&self, hidden: &Self::Buffer, head: &Self::Matrix, choice: &Choice, uniforms: &[f32]) -> Vec<(u32, f32)>;
+    /// greedy), as a training forward pass computes it. Logits are capped as in [`LogprobQuery`].
+    fn draw(
+        &self,
+        hidden: &Self::Buffer,
+        head: &Self::Matrix,
+        softcap: Option<f32>,
+        choice: &Choice,
+        uniforms: &[f32],
+    ) -> Vec<(u32, f32)>;
     /// The log-prob of each hidden row's target and the `count` most likely tokens, under the full softmax at
     /// temperature 1. The log-probs equal those of [`Backend::token_stats`], within the backend's contract.
-    fn rank(&self, hidden: &Self::Buffer, head: &Self::Matrix, targets: &[u32], count: usize) -> Vec<Ranking>;
+    fn rank(
+        &self,
+        hidden: &Self::Buffer,
+        head: &Self::Matrix,
+        softcap: Option<f32>,
+        targets: &[u32],
+        count: usize,
+    ) -> Vec<Ranking>;
     /// `values[t] = x[t] . w`.
     fn scalar_head(&self, x: &Self::Buffer, weight: &Self::Buffer) -> Vec<f32>;
     /// Returns `d_x`; `d_weight += sum_t d_values[t] * x[t]` if it is given.
@@ -484,10 +518,10 @@ pub enum Decay {
     No,
 }
 
-/// Cosines and sines of the rotary angles: `[positions, head_dim / 2]` each.
+/// Cosines and sines of the rotary angles: `[rows, half]` each. A row is a position, or one at some sequence length.
 #[derive(Clone, Debug, Default)]
 pub struct RotaryTable {
-    /// Numbers per position: `head_dim / 2`.
+    /// Pairs that turn: half of the numbers of a head that are rotated.
     pub half: usize,
     /// Cosines.
     pub cos: Vec<f32>,

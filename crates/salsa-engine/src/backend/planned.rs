@@ -286,14 +286,24 @@ impl Backend for Planned {
 
     fn scale(&self, _: &mut Buffer, _: f32) {}
 
+    fn add(&self, _: &mut Buffer, _: &Buffer, _: usize) {}
+
     fn add_bias(&self, _: &mut Buffer, _: &Buffer) {}
 
     fn add_bias_backward(&self, d_out: &Buffer, d_bias: Part<'_, ()>) {
         self.sum_rows(d_out.len / d_bias.range.len(), d_bias.range.len());
     }
 
-    fn head_norm(&self, fused: &mut Buffer, shape: &AttentionShape, heads: Range<usize>, _: &Buffer, _: f32) -> Buffer {
-        self.buffer(fused.len / shape.fused() * heads.len())
+    fn head_norm(
+        &self,
+        fused: &mut Buffer,
+        shape: &AttentionShape,
+        heads: Range<usize>,
+        weight: &Buffer,
+        _: NormWeight,
+        _: f32,
+    ) -> Buffer {
+        self.buffer(fused.len / shape.fused() * (heads.len() * shape.head_dim / weight.len))
     }
 
     fn head_norm_backward(
@@ -304,6 +314,7 @@ impl Backend for Planned {
         shape: &AttentionShape,
         _: Range<usize>,
         weight: &Buffer,
+        _: NormWeight,
         d_weight: Option<Part<'_, ()>>,
     ) {
         if d_weight.is_some() {
@@ -379,12 +390,12 @@ impl Backend for Planned {
         d_hidden
     }
 
-    fn draw(&self, hidden: &Buffer, head: &Matrix, _: &Choice, uniforms: &[f32]) -> Vec<(u32, f32)> {
+    fn draw(&self, hidden: &Buffer, head: &Matrix, _: Option<f32>, _: &Choice, uniforms: &[f32]) -> Vec<(u32, f32)> {
         self.buffer(hidden.len / head.input * head.out);
         vec![(0, 0.0); uniforms.len()]
     }
 
-    fn rank(&self, hidden: &Buffer, head: &Matrix, targets: &[u32], _: usize) -> Vec<Ranking> {
+    fn rank(&self, hidden: &Buffer, head: &Matrix, _: Option<f32>, targets: &[u32], _: usize) -> Vec<Ranking> {
         self.buffer(hidden.len / head.input * head.out);
         vec![Ranking::default(); targets.len()]
     }

@@ -98,7 +98,7 @@ impl<B: Backend> Factors<B> {
     ) -> Option<Factors<B>> {
         let [width, input] = group.shape(spec);
         let (mut outer, mut first) = (Vec::new(), 0);
-        for target in group.members() {
+        for target in group.members(spec) {
             let count = target.shape(spec)[0];
             if lora.targets.contains(target) {
                 outer.push(Columns { first, count, of: width });

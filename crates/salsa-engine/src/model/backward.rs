@@ -1,7 +1,8 @@
 //! The backward pass: the forward pass in reverse, operation by operation.
 
 use super::Transformer;
-use super::forward::{Activations, LayerTape, Rotation, Tape};
+use super::forward::{Activations, Added, LayerTape, Tape};
+use super::rotation::Rotation;
 use crate::backend::{Backend, Part};
 use crate::batch::{Batch, OutputGradient};
 use crate::lora::Group;
@@ -54,7 +55,7 @@ impl<B: Backend> Transformer<B> {
             let index = layers.len();
             let kept = match layer {
                 LayerTape::Full(kept) => kept,
-                LayerTape::Input(x) => self.block(index, x, rotation, |fused| self.attention(fused, batch)).1,
+                LayerTape::Input(x) => self.block(index, x, rotation, |fused| self.attention(index, fused, batch)).1,
             };
             d_x = self.block_backward(index, &kept, d_x, &pass, sink);
         }
@@ -71,10 +72,11 @@ impl<B: Backend> Transformer<B> {
         if let Some(rows) = &tape.heads.logprob_hidden {
             assert_eq!(d.d_logprobs.len(), query.rows.len(), "one gradient for each log-prob");
             let head = self.head().expect("the forward pass read this head");
-            let (log_sums, asked) = (&tape.heads.log_sums, query.logprob_query());
+            let (log_sums, asked) = (&tape.heads.log_sums, self.logprob_query(query));
             let d_weight = sink.base(self.base.places.head.as_ref().expect("the forward pass read this head"));
-            let d_rows = backend.token_stats_backward(d.d_logprobs, rows, head, asked, log_sums, d_weight);
-            backend.scatter_add(&mut d_hidden, hidden, &self.places(&tape.batch, &query.rows), &d_rows);
+            let mut d_rows = backend.token_stats_backward(d.d_logprobs, rows, head, asked, log_sums, d_weight);
+            self.for_head(&mut d_rows);
+            backend.scatter_add(&mut d_hidden, hidden, &self.rows_of(&tape.batch, &query.rows), &d_rows);
         }
         if let Some(rows) = &tape.heads.value_hidden {
             assert_eq!(d.d_values.len(), query.value_rows.len(), "one gradient for each value");
@@ -85,7 +87,7 @@ impl<B: Backend> Transformer<B> {
                 (sink, _) => sink.base(self.base.places.score.as_ref().expect("the forward pass read this head")),
             };
             let d_rows = backend.scalar_head_backward(d.d_values, rows, score, d_weight);
-            backend.scatter_add(&mut d_hidden, hidden, &self.places(&tape.batch, &query.value_rows), &d_rows);
+            backend.scatter_add(&mut d_hidden, hidden, &self.rows_of(&tape.batch, &query.value_rows), &d_rows);
         }
         d_hidden
     }
@@ -104,56 +106,92 @@ impl<B: Backend> Transformer<B> {
         let (layer, places) = (&self.base.parameters.layers[index], &self.base.places.layers[index]);
         let lowest = self.lowest(index, sink);
 
-        // MLP: out = middle + down(gated(gate_up(norm(middle)))).
+        // MLP: out = middle + norm(down(gated(gate_up(norm(middle))))).
+        let d_added = self.added_backward(index, Group::Down, &kept.mlp_added, &d_x, sink);
         let act = || Cow::Owned(backend.gated(&kept.gate_up, spec.intermediate_size, spec.activation));
-        let d_z = self.weight_backward(index, Group::Down, &d_x, (act, kept), sink);
+        let d_z = self.weight_backward(index, Group::Down, &d_added, (act, kept), sink);
         if lowest == Some(Group::Down) {
             return d_x;
         }
-        let d_act = self.input_backward(index, Group::Down, &d_x, d_z);
+        let d_act = self.input_backward(index, Group::Down, &d_added, d_z);
+        drop(d_added);
         let d_gate_up = backend.gated_backward(&d_act, &kept.gate_up, spec.intermediate_size, spec.activation);
         drop(d_act);
-        let h = || Cow::Owned(self.norm(&kept.middle, &layer.post_norm).0);
+        let h = || self.read(&kept.middle, &layer.mlp_norm).0;
         let d_z = self.weight_backward(index, Group::GateUp, &d_gate_up, (h, kept), sink);
         if lowest == Some(Group::GateUp) {
             return d_x;
         }
         let d_h = self.input_backward(index, Group::GateUp, &d_gate_up, d_z);
         drop(d_gate_up);
-        backend.rms_norm_backward(
-            &d_h,
-            &kept.middle,
-            &kept.middle_inverse,
-            &layer.post_norm,
-            spec.norm,
-            &mut d_x,
-            sink.base(&places.post_norm),
-        );
+        let norm = (&layer.mlp_norm, &kept.middle_inverse, &places.mlp_norm);
+        self.read_backward(&d_h, &kept.middle, norm, &mut d_x, sink);
+        drop(d_h);
 
-        // Attention: middle = input + output(attention(rotary(qkv(norm(input))))).
-        let d_z = self.weight_backward(index, Group::Output, &d_x, (|| Cow::Borrowed(&kept.attended), kept), sink);
+        // Attention: middle = input + norm(output(attention(rotary(qkv(norm(input)))))).
+        let d_added = self.added_backward(index, Group::Output, &kept.attention_added, &d_x, sink);
+        let attended = || Cow::Borrowed(&kept.attended);
+        let d_z = self.weight_backward(index, Group::Output, &d_added, (attended, kept), sink);
         if lowest == Some(Group::Output) {
             return d_x;
         }
-        let d_attended = self.input_backward(index, Group::Output, &d_x, d_z);
-        let mut d_fused = self.attention_backward(d_attended, kept, pass.batch);
+        let d_attended = self.input_backward(index, Group::Output, &d_added, d_z);
+        drop(d_added);
+        let mut d_fused = self.attention_backward(index, d_attended, kept, pass.batch);
         self.projections_backward(index, kept, &mut d_fused, pass.rotation, sink);
-        let h = || Cow::Owned(self.norm(&kept.input, &layer.input_norm).0);
+        let h = || self.read(&kept.input, &layer.input_norm).0;
         let d_z = self.weight_backward(index, Group::Qkv, &d_fused, (h, kept), sink);
         if lowest == Some(Group::Qkv) {
             return d_x;
         }
         let d_h = self.input_backward(index, Group::Qkv, &d_fused, d_z);
-        backend.rms_norm_backward(
-            &d_h,
-            &kept.input,
-            &kept.input_inverse,
-            &layer.input_norm,
-            spec.norm,
-            &mut d_x,
-            sink.base(&places.input_norm),
-        );
+        let norm = (&layer.input_norm, &kept.input_inverse, &places.input_norm);
+        self.read_backward(&d_h, &kept.input, norm, &mut d_x, sink);
         d_x
+    }
+
+    /// Adds the gradient through what attention or the MLP reads to `d_x`.
+    fn read_backward(
+        &self,
+        d_h: &B::Buffer,
+        x: &B::Buffer,
+        (weight, inverse, place): (&Option<B::Buffer>, &Option<B::Buffer>, &Option<Range<usize>>),
+        d_x: &mut B::Buffer,
+        sink: &mut Sink<'_, B::Flat>,
+    ) {
+        let backend = &self.base.backend;
+        let (Some(weight), Some(inverse), Some(place)) = (weight, inverse, place) else {
+            return backend.add(d_x, d_h, self.spec.hidden_size);
+        };
+        backend.rms_norm_backward(d_h, x, inverse, weight, self.spec.norm, d_x, sink.base(place));
+    }
+
+    /// Returns the gradient with respect to a product's result, from that of the residual stream it is added to.
+    fn added_backward<'x>(
+        &self,
+        index: usize,
+        group: Group,
+        added: &Option<Added<B>>,
+        d_x: &'x B::Buffer,
+        sink: &mut Sink<'_, B::Flat>,
+    ) -> Cow<'x, B::Buffer> {
+        let (backend, scale) = (&self.base.backend, self.spec.options.residual_scale);
+        let (_, norm) = self.base.parameters.layers[index].added(group);
+        let (bias_place, norm_place) = self.base.places.layers[index].added(group);
+        let mut d = Cow::Borrowed(d_x);
+        if scale != 1.0 {
+            backend.scale(d.to_mut(), scale);
+        }
+        if let (Some(added), Some(weight), Some(place)) = (added, norm, norm_place) {
+            let mut d_raw = backend.zeros(backend.len(&added.raw));
+            let d_weight = sink.base(place);
+            backend.rms_norm_backward(&d, &added.raw, &added.inverse, weight, self.spec.norm, &mut d_raw, d_weight);
+            d = Cow::Owned(d_raw);
+        }
+        if let Some(d_bias) = bias_place.and_then(|place| sink.base(place)) {
+            backend.add_bias_backward(&d, d_bias);
+        }
+        d
     }
 
     /// The lowest product of a block with anything trained, if the backward pass can stop there.
@@ -205,14 +243,16 @@ impl<B: Backend> Transformer<B> {
         rotation: &Rotation<B>,
         sink: &mut Sink<'_, B::Flat>,
     ) {
-        let (backend, shape) = (&self.base.backend, self.spec.attention_shape());
+        let (backend, shape, kind) = (&self.base.backend, self.spec.attention_shape(index), self.spec.norm);
         let (layer, places) = (&self.base.parameters.layers[index], &self.base.places.layers[index]);
-        backend.rotary_backward(d_fused, &rotation.positions, &rotation.angles, &shape);
+        if let Some(turns) = rotation.of(self.spec.layer(index).rotary) {
+            backend.rotary_backward(d_fused, &turns.rows, &turns.angles, &shape);
+        }
         if let (Some(raw), Some(query), Some(key)) = (&kept.raw, &layer.query_norm, &layer.key_norm) {
             let (queries, keys) = (0..shape.heads, shape.heads..shape.heads + shape.kv_heads);
             let mut step = |heads, inverse: &B::Buffer, weight, place: &Option<Range<usize>>| {
                 let d_weight = sink.base(place.as_ref().expect("a norm of heads has a place"));
-                backend.head_norm_backward(d_fused, &raw.fused, inverse, &shape, heads, weight, d_weight);
+                backend.head_norm_backward(d_fused, &raw.fused, inverse, &shape, heads, weight, kind, d_weight);
             };
             step(queries, &raw.query_inverse, query, &places.query_norm);
             step(keys, &raw.key_inverse, key, &places.key_norm);

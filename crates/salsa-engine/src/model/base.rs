@@ -1,16 +1,17 @@
 //! The weights of a model in the form used by operations. Frozen, they can be shared by many models.
 
+use super::rotation::Table;
 use crate::backend::planned::Planned;
-use crate::backend::{AttentionShape, Backend, PACKED_ROWS, RotaryTable};
+use crate::backend::{AttentionShape, Backend, PACKED_ROWS};
 use crate::error::ModelError;
 use crate::lora::Group;
 use crate::pool;
-use crate::spec::{Head, ModelSpec, TensorView};
+use crate::spec::{BlockNorms, Head, ModelSpec, TensorView};
 use crate::weights::{Numbers, Room, Weights};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 /// Weights packed for multiplication, and data derived from them. Any number of models can share one base: each adds an
 /// adapter and a head, see [`super::Transformer::on`].
@@ -19,7 +20,8 @@ pub struct Base<B: Backend> {
     pub(super) backend: B,
     pub(super) parameters: Parameters<B>,
     pub(super) places: Places,
-    rotary: Mutex<Option<(usize, Arc<B::Angles>)>>,
+    /// Tables of angles: of the main rope and of the local one.
+    pub(super) rotary: [Mutex<Option<Table<B>>>; 2],
 }
 
 impl<B: Backend> Base<B> {
@@ -36,7 +38,7 @@ impl<B: Backend> Base<B> {
         let places = Places::of(&spec);
         let source = Source { spec: &spec, weights, room: RefCell::default() };
         let parameters = Parameters::new(&spec, &places, &backend, &source)?;
-        Ok(Base { spec, backend, parameters, places, rotary: Mutex::default() })
+        Ok(Base { spec, backend, parameters, places, rotary: Default::default() })
     }
 
     /// The shape of the model whose weights these are.
@@ -48,22 +50,6 @@ impl<B: Backend> Base<B> {
     pub(super) fn refresh(&mut self, weights: &Fresh<'_, B>) {
         self.parameters.refresh(&self.places, &self.backend, weights);
     }
-
-    /// Cosines and sines for at least `positions` positions.
-    pub(super) fn angles(&self, positions: usize) -> Arc<B::Angles> {
-        let mut known = self.rotary.lock().expect("no code panics while it holds the table");
-        if let Some((_, angles)) = known.as_ref().filter(|(enough, _)| positions <= *enough) {
-            return angles.clone();
-        }
-        let (half, enough) = (self.spec.head_dim / 2, positions.next_power_of_two());
-        let frequencies = self.spec.rope.frequencies(self.spec.head_dim);
-        let angles = (0..enough)
-            .flat_map(|position| frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency)));
-        let (sin, cos) = angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
-        let angles = Arc::new(self.backend.angles(RotaryTable { half, cos, sin }));
-        *known = Some((enough, angles.clone()));
-        angles
-    }
 }
 
 impl Base<Planned> {
@@ -71,7 +57,7 @@ impl Base<Planned> {
     pub(super) fn planned(spec: ModelSpec, backend: Planned) -> Base<Planned> {
         let places = Places::of(&spec);
         let parameters = Parameters::new(&spec, &places, &backend, &Unread).expect("nothing is read");
-        Base { spec, backend, parameters, places, rotary: Mutex::default() }
+        Base { spec, backend, parameters, places, rotary: Default::default() }
     }
 }
 
@@ -156,15 +142,22 @@ pub(super) struct Parameters<B: Backend> {
 }
 
 pub(super) struct LayerParameters<B: Backend> {
-    pub(super) input_norm: B::Buffer,
+    /// Of what attention reads.
+    pub(super) input_norm: Option<B::Buffer>,
     pub(super) qkv: B::Matrix,
     pub(super) qkv_bias: Option<B::Buffer>,
     pub(super) query_norm: Option<B::Buffer>,
     pub(super) key_norm: Option<B::Buffer>,
     pub(super) output: B::Matrix,
-    pub(super) post_norm: B::Buffer,
+    pub(super) output_bias: Option<B::Buffer>,
+    /// Of what attention adds.
+    pub(super) attention_norm: Option<B::Buffer>,
+    /// Of what the MLP reads.
+    pub(super) mlp_norm: Option<B::Buffer>,
     pub(super) gate_up: B::Matrix,
     pub(super) down: B::Matrix,
+    /// Of what the MLP adds.
+    pub(super) branch_norm: Option<B::Buffer>,
 }
 
 /// Ranges of the weights in the flat buffer.
@@ -180,15 +173,18 @@ pub(super) struct Places {
 
 #[derive(Clone, Debug)]
 pub(super) struct LayerPlaces {
-    pub(super) input_norm: Range<usize>,
+    pub(super) input_norm: Option<Range<usize>>,
     pub(super) qkv: Range<usize>,
     pub(super) qkv_bias: Option<Range<usize>>,
     pub(super) query_norm: Option<Range<usize>>,
     pub(super) key_norm: Option<Range<usize>>,
     pub(super) output: Range<usize>,
-    pub(super) post_norm: Range<usize>,
+    pub(super) output_bias: Option<Range<usize>>,
+    pub(super) attention_norm: Option<Range<usize>>,
+    pub(super) mlp_norm: Option<Range<usize>>,
     pub(super) gate_up: Range<usize>,
     pub(super) down: Range<usize>,
+    pub(super) branch_norm: Option<Range<usize>>,
 }
 
 impl Places {
@@ -199,20 +195,31 @@ impl Places {
 
     fn of(spec: &ModelSpec) -> Places {
         let all: BTreeMap<String, Range<usize>> = spec.tensors().into_iter().map(|t| (t.name, t.range)).collect();
+        // Transformers' names say where a norm stands in Llama's block; in others the same name stands elsewhere.
+        let [attention_norm, mlp_norm] = match spec.options.norms {
+            BlockNorms::Before => [None, Some("post_attention_layernorm.weight")],
+            BlockNorms::Both => [Some("post_attention_layernorm.weight"), Some("pre_feedforward_layernorm.weight")],
+            BlockNorms::After => [Some("post_attention_layernorm.weight"), None],
+        };
         let layer = |layer: usize| {
             let get = |name: &str| all.get(&format!("model.layers.{layer}.{name}")).cloned();
             let must = |name: &str| get(name).expect("`tensors` lists it for every layer");
             let span = |first: &str, last: &str| must(first).start..must(last).end;
             LayerPlaces {
-                input_norm: must("input_layernorm.weight"),
-                qkv: span("self_attn.q_proj.weight", "self_attn.v_proj.weight"),
+                input_norm: get("input_layernorm.weight"),
+                qkv: get("self_attn.qkv_proj.weight")
+                    .unwrap_or_else(|| span("self_attn.q_proj.weight", "self_attn.v_proj.weight")),
                 qkv_bias: spec.qkv_bias.then(|| span("self_attn.q_proj.bias", "self_attn.v_proj.bias")),
                 query_norm: get("self_attn.q_norm.weight"),
                 key_norm: get("self_attn.k_norm.weight"),
                 output: must("self_attn.o_proj.weight"),
-                post_norm: must("post_attention_layernorm.weight"),
-                gate_up: span("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+                output_bias: get("self_attn.o_proj.bias"),
+                attention_norm: attention_norm.and_then(get),
+                mlp_norm: mlp_norm.and_then(get),
+                gate_up: get("mlp.gate_up_proj.weight")
+                    .unwrap_or_else(|| span("mlp.gate_proj.weight", "mlp.up_proj.weight")),
                 down: must("mlp.down_proj.weight"),
+                branch_norm: get("post_feedforward_layernorm.weight"),
             }
         };
         let embedding = all["model.embed_tokens.weight"].clone();
@@ -248,15 +255,18 @@ impl<B: Backend> Parameters<B> {
         };
         let layer = |p: &LayerPlaces| {
             Ok(LayerParameters {
-                input_norm: vector(&p.input_norm)?,
+                input_norm: vector_if(&p.input_norm)?,
                 qkv: matrix(&p.qkv, Group::Qkv.shape(spec))?,
                 qkv_bias: vector_if(&p.qkv_bias)?,
                 query_norm: vector_if(&p.query_norm)?,
                 key_norm: vector_if(&p.key_norm)?,
                 output: matrix(&p.output, Group::Output.shape(spec))?,
-                post_norm: vector(&p.post_norm)?,
+                output_bias: vector_if(&p.output_bias)?,
+                attention_norm: vector_if(&p.attention_norm)?,
+                mlp_norm: vector_if(&p.mlp_norm)?,
                 gate_up: matrix(&p.gate_up, Group::GateUp.shape(spec))?,
                 down: matrix(&p.down, Group::Down.shape(spec))?,
+                branch_norm: vector_if(&p.branch_norm)?,
             })
         };
         let head = places.head.as_ref().map(|range| matrix(range, [spec.vocab_size, spec.hidden_size])).transpose()?;
@@ -291,8 +301,11 @@ impl<B: Backend> Parameters<B> {
             pack(head, range);
         }
         for (layer, p) in self.layers.iter_mut().zip(&places.layers) {
-            copy(&mut layer.input_norm, &p.input_norm);
-            copy(&mut layer.post_norm, &p.post_norm);
+            copy_if(&mut layer.input_norm, &p.input_norm);
+            copy_if(&mut layer.attention_norm, &p.attention_norm);
+            copy_if(&mut layer.mlp_norm, &p.mlp_norm);
+            copy_if(&mut layer.branch_norm, &p.branch_norm);
+            copy_if(&mut layer.output_bias, &p.output_bias);
             copy_if(&mut layer.qkv_bias, &p.qkv_bias);
             copy_if(&mut layer.query_norm, &p.query_norm);
             copy_if(&mut layer.key_norm, &p.key_norm);
@@ -305,6 +318,15 @@ impl<B: Backend> Parameters<B> {
 }
 
 impl<B: Backend> LayerParameters<B> {
+    /// Bias and norm of what a product adds to the residual stream.
+    pub(super) fn added(&self, group: Group) -> (Option<&B::Buffer>, Option<&B::Buffer>) {
+        match group {
+            Group::Output => (self.output_bias.as_ref(), self.attention_norm.as_ref()),
+            Group::Down => (None, self.branch_norm.as_ref()),
+            Group::Qkv | Group::GateUp => (None, None),
+        }
+    }
+
     pub(super) fn matrix(&self, group: Group) -> &B::Matrix {
         match group {
             Group::Qkv => &self.qkv,
@@ -316,6 +338,15 @@ impl<B: Backend> LayerParameters<B> {
 }
 
 impl LayerPlaces {
+    /// Places of what [`LayerParameters::added`] returns.
+    pub(super) fn added(&self, group: Group) -> (Option<&Range<usize>>, Option<&Range<usize>>) {
+        match group {
+            Group::Output => (self.output_bias.as_ref(), self.attention_norm.as_ref()),
+            Group::Down => (None, self.branch_norm.as_ref()),
+            Group::Qkv | Group::GateUp => (None, None),
+        }
+    }
+
     pub(super) fn matrix(&self, group: Group) -> Range<usize> {
         match group {
             Group::Qkv => self.qkv.clone(),
@@ -327,12 +358,13 @@ impl LayerPlaces {
 }
 
 impl ModelSpec {
-    pub(super) fn attention_shape(&self) -> AttentionShape {
+    pub(super) fn attention_shape(&self, layer: usize) -> AttentionShape {
+        let shape = AttentionShape::new(self.heads, self.kv_heads, self.head_dim);
         AttentionShape {
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            head_dim: self.head_dim,
-            window: self.sliding_window,
+            window: self.sliding_window.filter(|_| self.layer(layer).windowed),
+            scale: self.options.attention_scale.unwrap_or(shape.scale),
+            softcap: self.options.attention_softcap,
+            ..shape
         }
     }
 }

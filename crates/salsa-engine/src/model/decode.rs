@@ -1,6 +1,7 @@
 //! Generation: continuous batching over a cache of keys and values.
 
 use super::Transformer;
+use super::rotation::Place;
 use crate::backend::{Backend, Choice, Ranking};
 use crate::batch::Batch;
 use crate::random::Philox;
@@ -104,15 +105,19 @@ struct Waiting {
 struct Active {
     request: Waiting,
     slot: usize,
-    /// The token drawn last; `drawn` counts them.
-    last: u32,
-    drawn: usize,
+    /// The tokens drawn so far.
+    drawn: Vec<u32>,
 }
 
 impl Active {
     /// The position of the token drawn last.
     fn position(&self) -> usize {
-        self.request.prompt.tokens.len() + self.drawn - 1
+        self.request.prompt.tokens.len() + self.drawn.len() - 1
+    }
+
+    /// The prompt and what was drawn.
+    fn tokens(&self) -> Vec<u32> {
+        [&self.request.prompt.tokens[..], &self.drawn].concat()
     }
 
     fn choice(&self) -> Choice {
@@ -123,7 +128,7 @@ impl Active {
     /// The uniform number for the next token.
     fn uniform(&self) -> f32 {
         let Prompt { id, sample, .. } = self.request.prompt;
-        Philox::new(self.request.sampling.seed, id).uniform_at(u64::from(sample), self.drawn as u64)
+        Philox::new(self.request.sampling.seed, id).uniform_at(u64::from(sample), self.drawn.len() as u64)
     }
 }
 
@@ -223,7 +228,7 @@ impl<B: Backend> Transformer<B> {
         assert!(slots > 0, "decoding needs at least one slot");
         assert!(self.head().is_some(), "this model has no language-model head");
         let capacity = capacity.min(self.spec.max_positions);
-        let cache = |_| self.base.backend.cache(slots, capacity, &self.spec.attention_shape());
+        let cache = |layer| self.base.backend.cache(slots, capacity, &self.spec.attention_shape(layer));
         Decoding {
             model: self,
             capacity,
@@ -303,7 +308,7 @@ impl<B: Backend> Decoding<'_, B> {
         let mut groups: Vec<(std::ops::Range<usize>, Vec<Active>)> = Vec::new();
         while !self.free.is_empty() && !self.waiting.is_empty() {
             let (Some(slot), Some(request)) = (self.free.pop(), self.waiting.pop_front()) else { break };
-            let active = Active { request, slot, last: 0, drawn: 0 };
+            let active = Active { request, slot, drawn: Vec::new() };
             let tokens = &active.request.prompt.tokens;
             match groups.last_mut() {
                 Some((_, group)) if group[0].request.prompt.tokens == *tokens => group.push(active),
@@ -319,12 +324,11 @@ impl<B: Backend> Decoding<'_, B> {
         self.draw(&x, first, events);
     }
 
-    /// Runs the prompts through the model, filling the cache. Returns the residual stream of the prompt's last row for
-    /// each sequence.
+    /// Runs sequences through the model, filling the cache. Returns the residual stream of the last row of each.
     fn prefill(&mut self, batch: &Batch, groups: &[(std::ops::Range<usize>, Vec<Active>)]) -> B::Buffer {
         let model = self.model;
         let backend = &model.base.backend;
-        let rotation = model.rotation(batch.positions());
+        let rotation = model.rotation(&model.places(batch));
         let entry = |(rows, group): &(std::ops::Range<usize>, Vec<Active>)| {
             let (start, slot) = (rows.start, group[0].slot);
             rows.clone().map(move |row| (row, slot, row - start)).collect::<Vec<_>>()
@@ -339,7 +343,7 @@ impl<B: Backend> Decoding<'_, B> {
                         backend.cache_copy(cache, group[0].slot, other.slot, rows.len());
                     }
                 }
-                model.attention(fused, batch)
+                model.attention(layer, fused, batch)
             };
             x = model.block(layer, x, &rotation, attend).0;
         }
@@ -348,8 +352,26 @@ impl<B: Backend> Decoding<'_, B> {
         backend.gather(&x, model.spec.hidden_size, &last)
     }
 
-    /// Draws one more token for every active sequence.
+    /// Draws one more token for every active sequence. One whose earlier tokens turn otherwise at its new length is
+    /// read again as a whole.
     fn advance(&mut self, events: &mut Vec<Event>) {
+        let turned = |active: &Active| self.model.turns_anew(active.position() + 1);
+        let (anew, going): (Vec<Active>, Vec<Active>) = self.active.drain(..).partition(turned);
+        self.active = going;
+        self.continue_all(events);
+        if anew.is_empty() {
+            return;
+        }
+        let mut batch = Batch::new();
+        let groups: Vec<_> = anew.into_iter().map(|active| (batch.push(&active.tokens()), vec![active])).collect();
+        let x = self.prefill(&batch, &groups);
+        let first = self.active.len();
+        self.active.extend(groups.into_iter().flat_map(|(_, group)| group));
+        self.draw(&x, first, events);
+    }
+
+    /// Draws one more token for every active sequence from the cache.
+    fn continue_all(&mut self, events: &mut Vec<Event>) {
         if self.active.is_empty() {
             return;
         }
@@ -357,8 +379,10 @@ impl<B: Backend> Decoding<'_, B> {
         let backend = &model.base.backend;
         let entries: Vec<(usize, usize)> = self.active.iter().map(|a| (a.slot, a.position())).collect();
         let stores: Vec<_> = entries.iter().enumerate().map(|(row, &(slot, at))| (row, slot, at)).collect();
-        let rotation = model.rotation(entries.iter().map(|e| e.1 as u32).collect());
-        let tokens: Vec<u32> = self.active.iter().map(|active| active.last).collect();
+        let place = |&(_, at): &(usize, usize)| Place { position: at as u32, length: at as u32 + 1 };
+        let rotation = model.rotation(&entries.iter().map(place).collect::<Vec<_>>());
+        let last = |active: &Active| *active.drawn.last().expect("an active sequence has drawn a token");
+        let tokens: Vec<u32> = self.active.iter().map(last).collect();
         let mut x = model.embed(&tokens);
         for (layer, cache) in self.caches.iter_mut().enumerate() {
             let attend = |fused: &B::Buffer| {
@@ -373,16 +397,17 @@ impl<B: Backend> Decoding<'_, B> {
     /// Draws the next token of `self.active[first..]` from the residual stream of their last tokens, and retires those
     /// that are finished.
     fn draw(&mut self, x: &B::Buffer, first: usize, events: &mut Vec<Event>) {
-        let (hidden, _) = self.model.norm(x, &self.model.base.parameters.norm);
+        let (mut hidden, _) = self.model.norm(x, &self.model.base.parameters.norm);
+        self.model.for_head(&mut hidden);
         let drawn = self.choose(&hidden, &self.active[first..]);
         let active = self.active.split_off(first);
         let rankings = self.rankings(&hidden, &active, &drawn);
         for ((mut active, (token, logprob)), ranking) in active.into_iter().zip(drawn).zip(rankings) {
-            active.last = token;
-            active.drawn += 1;
+            active.drawn.push(token);
+            let drawn = active.drawn.len();
             let Waiting { ticket, prompt, sampling, .. } = &active.request;
             let stopped = sampling.stop_tokens.contains(&token);
-            let full = active.drawn == sampling.max_new_tokens || prompt.tokens.len() + active.drawn >= self.capacity;
+            let full = drawn == sampling.max_new_tokens || prompt.tokens.len() + drawn >= self.capacity;
             let finish = match (stopped, full) {
                 (true, _) => Some(Finish::Stop),
                 (false, true) => Some(Finish::Length),
@@ -419,6 +444,7 @@ impl<B: Backend> Decoding<'_, B> {
         let model = self.model;
         let backend = &model.base.backend;
         let head = model.head().expect("`decoding` checked that there is one");
+        let softcap = model.spec.options.logit_softcap;
         let mut ways: Vec<(Choice, Vec<u32>)> = Vec::new();
         for (row, active) in active.iter().enumerate() {
             match ways.iter_mut().find(|(choice, _)| *choice == active.choice()) {
@@ -428,12 +454,12 @@ impl<B: Backend> Decoding<'_, B> {
         }
         let uniforms = |rows: &[u32]| rows.iter().map(|&row| active[row as usize].uniform()).collect::<Vec<f32>>();
         if let [(choice, rows)] = &ways[..] {
-            return backend.draw(hidden, head, choice, &uniforms(rows));
+            return backend.draw(hidden, head, softcap, choice, &uniforms(rows));
         }
         let mut all = vec![(0, 0.0); active.len()];
         for (choice, rows) in &ways {
             let hidden = backend.gather(hidden, model.spec.hidden_size, rows);
-            let drawn = backend.draw(&hidden, head, choice, &uniforms(rows));
+            let drawn = backend.draw(&hidden, head, softcap, choice, &uniforms(rows));
             rows.iter().zip(drawn).for_each(|(&row, drawn)| all[row as usize] = drawn);
         }
         all

@@ -7,6 +7,7 @@ mod decode;
 mod forward;
 mod parallel;
 mod rank;
+mod rotation;
 mod shared;
 mod trainable;
 
@@ -74,7 +75,7 @@ impl<B: Backend> Transformer<B> {
         if head.has_language_model() && !base.spec.head.has_language_model() {
             return Err(ModelError::Spec("the base has no language-model head".into()));
         }
-        lora.validate()?;
+        lora.validate_for(&spec)?;
         base::check(&lora.tensors(&spec), weights)?;
         let adapter = Adapter::new(&spec, lora, &base.backend, weights);
         Ok(Transformer { base, spec, adapter: Some(adapter) })
@@ -195,7 +196,8 @@ impl<B: Backend> Transformer<B> {
 ///
 /// # Panics
 ///
-/// As [`Transformer::forward`], and if there are no models, the number of weights differs, or vocabularies differ.
+/// As [`Transformer::forward`], and if there are no models, the number of weights differs, or vocabularies or caps of
+/// logits differ.
 pub fn geometric_logprobs<B: Backend>(
     models: &[&Transformer<B>],
     weights: &[f32],
@@ -207,9 +209,7 @@ pub fn geometric_logprobs<B: Backend>(
     let vocabulary = first.spec.vocab_size;
     assert!(models.iter().all(|m| m.spec.vocab_size == vocabulary), "the models' vocabularies differ");
     models.iter().for_each(|m| m.check_query(batch, query));
-    let gather = |m: &&Transformer<B>| {
-        m.base.backend.gather(&m.final_hidden(batch), m.spec.hidden_size, &m.places(batch, &query.rows))
-    };
+    let gather = |m: &&Transformer<B>| m.head_rows(&m.final_hidden(batch), &m.rows_of(batch, &query.rows));
     let hidden: Vec<B::Buffer> = models.iter().map(gather).collect();
     let heads: Vec<_> = models
         .iter()
@@ -217,6 +217,8 @@ pub fn geometric_logprobs<B: Backend>(
         .zip(weights)
         .map(|((m, hidden), &weight)| (hidden, m.head().expect("checked above"), weight))
         .collect();
-    let stats = first.base.backend.token_stats(&heads, query.logprob_query());
+    let softcap = first.spec.options.logit_softcap;
+    assert!(models.iter().all(|m| m.spec.options.logit_softcap == softcap), "the models cap their logits differently");
+    let stats = first.base.backend.token_stats(&heads, first.logprob_query(query));
     Output { logprobs: stats.logprobs, entropies: stats.entropies, values: Vec::new() }
 }

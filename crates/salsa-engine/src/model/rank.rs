@@ -33,16 +33,18 @@ impl<B: Backend> Transformer<B> {
         if query.rows.is_empty() {
             return Vec::new();
         }
-        let hidden = self.final_hidden(batch);
-        let places = self.places(batch, &query.rows);
-        let parts = places.chunks(ROWS).zip(query.targets.chunks(ROWS));
+        let mut hidden = self.final_hidden(batch);
+        self.for_head(&mut hidden);
+        let rows = self.rows_of(batch, &query.rows);
+        let parts = rows.chunks(ROWS).zip(query.targets.chunks(ROWS));
         parts.flat_map(|(rows, targets)| self.rank_rows(&hidden, rows, targets, count)).collect()
     }
 
-    /// As [`Transformer::rank`], for some rows of normed hidden states.
+    /// As [`Transformer::rank`], for some rows of [`Transformer::for_head`].
     pub(super) fn rank_rows(&self, hidden: &B::Buffer, rows: &[u32], targets: &[u32], count: usize) -> Vec<Ranking> {
         let backend = &self.base.backend;
         let hidden = backend.gather(hidden, self.spec.hidden_size, rows);
-        backend.rank(&hidden, self.head().expect("callers checked that there is one"), targets, count)
+        let head = self.head().expect("callers checked that there is one");
+        backend.rank(&hidden, head, self.spec.options.logit_softcap, targets, count)
     }
 }

@@ -6,14 +6,16 @@
 
 use super::Transformer;
 use super::forward::Activations;
+use super::rotation::Place;
 use crate::backend::Backend;
 use crate::batch::{Batch, Shared};
 use std::borrow::Cow;
 
 impl<B: Backend> Transformer<B> {
-    /// The distinct rows of a batch, if it has fewer of them and the backend shares them.
+    /// The distinct rows of a batch, if it has fewer of them and the backend shares them. Where angles depend on the
+    /// length of a sequence, equal tokens are not equal rows.
     fn shared<'b>(&self, batch: &'b Batch) -> Option<&'b Shared> {
-        batch.shared().filter(|_| self.base.backend.shares_prefixes())
+        batch.shared().filter(|_| self.base.backend.shares_prefixes() && self.spec.has_fixed_angles())
     }
 
     /// The number of rows that are computed.
@@ -26,13 +28,18 @@ impl<B: Backend> Transformer<B> {
         self.shared(batch).map_or(batch.tokens(), |shared| &shared.tokens)
     }
 
-    /// The positions of the rows that are computed.
-    pub(super) fn positions(&self, batch: &Batch) -> Vec<u32> {
-        self.shared(batch).map_or_else(|| batch.positions(), |shared| shared.positions.clone())
+    /// The places of the rows that are computed.
+    pub(super) fn places(&self, batch: &Batch) -> Vec<Place> {
+        let place = |length: u32| (0..length).map(move |position| Place { position, length });
+        match self.shared(batch) {
+            // Their angles are the same in a sequence of any length.
+            Some(shared) => shared.positions.iter().map(|&at| Place { position: at, length: at + 1 }).collect(),
+            None => batch.lengths().flat_map(place).collect(),
+        }
     }
 
     /// Where rows of a batch are among those that are computed.
-    pub(super) fn places<'r>(&self, batch: &Batch, rows: &'r [u32]) -> Cow<'r, [u32]> {
+    pub(super) fn rows_of<'r>(&self, batch: &Batch, rows: &'r [u32]) -> Cow<'r, [u32]> {
         match self.shared(batch) {
             Some(shared) => rows.iter().map(|&row| shared.row_of[row as usize]).collect(),
             None => rows.into(),
@@ -40,8 +47,8 @@ impl<B: Backend> Transformer<B> {
     }
 
     /// Attention inside each sequence of a batch: the output of the rows that are computed, and the statistics of all.
-    pub(super) fn attention(&self, fused: &B::Buffer, batch: &Batch) -> (B::Buffer, B::Buffer) {
-        let (backend, shape) = (&self.base.backend, self.spec.attention_shape());
+    pub(super) fn attention(&self, layer: usize, fused: &B::Buffer, batch: &Batch) -> (B::Buffer, B::Buffer) {
+        let (backend, shape) = (&self.base.backend, self.spec.attention_shape(layer));
         let Some(shared) = self.shared(batch) else {
             return backend.attention(fused, batch.cu_seqlens(), &shape);
         };
@@ -51,8 +58,14 @@ impl<B: Backend> Transformer<B> {
     }
 
     /// The gradient with respect to the projections, from that of the output of [`Transformer::attention`].
-    pub(super) fn attention_backward(&self, d: B::Buffer, kept: &Activations<B>, batch: &Batch) -> B::Buffer {
-        let (backend, shape) = (&self.base.backend, self.spec.attention_shape());
+    pub(super) fn attention_backward(
+        &self,
+        layer: usize,
+        d: B::Buffer,
+        kept: &Activations<B>,
+        batch: &Batch,
+    ) -> B::Buffer {
+        let (backend, shape) = (&self.base.backend, self.spec.attention_shape(layer));
         let backward = |d: &B::Buffer, attended: &B::Buffer, fused: &B::Buffer| {
             backend.attention_backward(d, (attended, &kept.softmax), fused, batch.cu_seqlens(), &shape)
         };

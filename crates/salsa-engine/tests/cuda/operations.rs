@@ -156,7 +156,8 @@ fn cu_seqlens(lengths: &[usize]) -> Vec<usize> {
 }
 
 fn attention_shapes() -> Vec<AttentionShape> {
-    let shape = |heads, kv_heads, head_dim, window| AttentionShape { heads, kv_heads, head_dim, window };
+    let shape =
+        |heads, kv_heads, head_dim, window| AttentionShape { window, ..AttentionShape::new(heads, kv_heads, head_dim) };
     vec![
         shape(4, 2, 8, None),
         shape(2, 1, 24, Some(4)),
@@ -220,10 +221,19 @@ fn heads_before_attention() {
         for heads in heads {
             let (raw, weight) = (b.activations(&numbers), b.upload(&normal(shape.head_dim, 3)));
             let mut normed = raw.clone();
-            let inverse = b.head_norm(&mut normed, shape, heads.clone(), &weight, 1e-5);
+            let inverse = b.head_norm(&mut normed, shape, heads.clone(), &weight, NormWeight::Plain, 1e-5);
             let mut d = b.activations(&normal(rows * shape.fused(), 4));
             let d_weight = add_up(b, shape.head_dim, |part| {
-                b.head_norm_backward(&mut d, &raw, &inverse, shape, heads.clone(), &weight, Some(part));
+                b.head_norm_backward(
+                    &mut d,
+                    &raw,
+                    &inverse,
+                    shape,
+                    heads.clone(),
+                    &weight,
+                    NormWeight::Plain,
+                    Some(part),
+                );
             });
             out.extend([("head norm", b.download(&normed)), ("head norm inverse", b.download(&inverse))]);
             out.extend([("head norm d", b.download(&d)), ("head norm d_w", d_weight)]);
@@ -283,7 +293,7 @@ fn log_probs_and_their_gradient() {
         let x = b.activations(&small(rows * hidden, 1));
         let head = b.matrix(&small(vocabulary * hidden, 2), vocabulary, hidden);
         let targets: Vec<u32> = (0..rows).map(|r| (r * 97 % vocabulary) as u32).collect();
-        let query = LogprobQuery { targets: &targets, temperature: 0.7 };
+        let query = LogprobQuery { targets: &targets, temperature: 0.7, softcap: None };
         let stats = b.token_stats(&[(&x, &head, 1.0)], query);
         let d = normal(rows, 3);
         let mut d_x = None;
@@ -340,7 +350,7 @@ fn draws() {
     fn draw<B: Side>(b: &B, x: &[f32], w: &[f32], choice: &Choice, uniforms: &[f32]) -> Vec<(u32, f32)> {
         let hidden = x.len() / uniforms.len();
         let head = b.matrix(w, w.len() / hidden, hidden);
-        b.draw(&b.activations(x), &head, choice, uniforms)
+        b.draw(&b.activations(x), &head, None, choice, uniforms)
     }
 }
 
@@ -358,7 +368,7 @@ fn rankings() {
     fn rank<B: Side>(b: &B, rows: usize, hidden: usize, vocabulary: usize) -> Vec<Named> {
         let head = b.matrix(&normal(vocabulary * hidden, 2), vocabulary, hidden);
         let targets: Vec<u32> = (0..rows as u32).map(|row| row * 7 % vocabulary as u32).collect();
-        let ranked = b.rank(&b.activations(&normal(rows * hidden, 1)), &head, &targets, 5);
+        let ranked = b.rank(&b.activations(&normal(rows * hidden, 1)), &head, None, &targets, 5);
         let likeliest = ranked.iter().flat_map(|ranking| ranking.top.iter().map(|(_, logprob)| *logprob));
         vec![
             ("log-probs of the targets", ranked.iter().map(|ranking| ranking.logprob).collect()),

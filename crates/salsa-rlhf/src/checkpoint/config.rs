@@ -1,7 +1,7 @@
 //! `config.json` to [`ModelSpec`], in the spellings of transformers 4 and 5.
 
 use anyhow::{Result, anyhow, bail};
-use salsa_engine::{Activation, ModelSpec, Rope, RopeScaling};
+use salsa_engine::{Activation, Head, ModelSpec, Options, Rope, RopeScaling};
 use serde_json::Value;
 
 use super::{family::Family, names::Named, rope};
@@ -10,6 +10,7 @@ use super::{family::Family, names::Named, rope};
 const LARGEST_DIMENSION: usize = 1 << 26;
 const MOST_LAYERS: usize = 10_000;
 const MOST_PARAMETERS: u128 = 1 << 44;
+const PARTIAL: &str = "partial_rotary_factor";
 /// The reward-model classes of OpenRLHF, current and earliest; transformers has neither name.
 const OPENRLHF_REWARD_MODELS: [&str; 2] = ["RewardModel", "LLMForSequenceRegression"];
 
@@ -38,8 +39,9 @@ pub(crate) fn parse(config: &Value) -> Result<(Family, ModelSpec)> {
         _ => size("num_key_value_heads", heads)?,
     };
     let layers = size("num_hidden_layers", defaults.layers)?;
-    let rope = rope::parse(config)?;
-    let spec = ModelSpec {
+    let rope = rope::parse(config, family)?;
+    let biases = parts.optional_bias && flag(config, "attention_bias")? == Some(true);
+    let mut spec = ModelSpec {
         vocab_size: size("vocab_size", defaults.vocab_size)?,
         hidden_size,
         intermediate_size: size("intermediate_size", defaults.intermediate_size)?,
@@ -48,18 +50,21 @@ pub(crate) fn parse(config: &Value) -> Result<(Family, ModelSpec)> {
         kv_heads,
         head_dim,
         max_positions: context(config, &rope, size("max_position_embeddings", defaults.max_positions)?)?,
-        rms_norm_eps: number(config, "rms_norm_eps")?.unwrap_or(1e-6) as f32,
+        rms_norm_eps: number(config, "rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps) as f32,
         rope,
         activation: activation(config, family)?,
         norm: parts.norm,
-        embedding_scale: family.embedding_scale(hidden_size),
-        qkv_bias: parts.qkv_bias,
+        embedding_scale: if parts.scaled_embeddings { (hidden_size as f32).sqrt() } else { 1.0 },
+        qkv_bias: parts.qkv_bias || biases,
         qk_norm: parts.qk_norm,
-        sliding_window: sliding_window(config, family, layers)?,
+        sliding_window: None,
+        options: Options { output_bias: biases, ..Options::default() },
         tied_embeddings: flag(config, "tie_word_embeddings")?.unwrap_or(defaults.tied_embeddings),
         head: named(config, family)?.head(),
     };
     refuse_absurd(&spec)?;
+    (parts.read)(config, &mut spec)?;
+    refuse_window(&spec)?;
     Ok((family, spec))
 }
 
@@ -87,13 +92,14 @@ fn refuse_unsupported(config: &Value, family: Family) -> Result<()> {
     if on("use_bidirectional_attention")? {
         bail!("use_bidirectional_attention is true: only causal attention is supported");
     }
+    let own = |key: &&str| family.description().own_keys.contains(key);
     for key in ["attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"] {
-        if explicit(config, key) {
-            bail!("{key} is set: it is not supported");
+        if explicit(config, key) && !own(&key) {
+            bail!("{key} is set: it is not supported in {family} models");
         }
     }
-    if let Some(part) = number(config, "partial_rotary_factor")?.filter(|part| *part != 1.0) {
-        bail!("partial_rotary_factor is {part}: only whole heads can be rotated");
+    if let Some(part) = number(config, "partial_rotary_factor")?.filter(|part| *part != 1.0 && !own(&PARTIAL)) {
+        bail!("{PARTIAL} is {part}: in {family} models only whole heads can be rotated");
     }
     Ok(())
 }
@@ -107,20 +113,16 @@ fn activation(config: &Value, family: Family) -> Result<Activation> {
     }
 }
 
-/// The window, if every layer has it. Ignored for families without windows.
-fn sliding_window(config: &Value, family: Family, layers: usize) -> Result<Option<usize>> {
-    let parts = family.description();
-    let window = match config.get("sliding_window") {
-        None => parts.defaults.sliding_window,
-        Some(_) => size(config, "sliding_window")?,
-    };
-    parts.window.map_or(Ok(None), |read| read(config, window, layers))
-}
-
-/// The context. With linear scaling the model was trained on `factor` times `max_position_embeddings`, or on
-/// `max_sequence_length` (Vicuna) where that is given.
+/// The context. With YaRN it is at least `factor` times the original one. With linear and dynamic scaling it is
+/// `factor` times `max_position_embeddings`, or `max_sequence_length` (Vicuna) where that is given.
 fn context(config: &Value, rope: &Rope, written: usize) -> Result<usize> {
-    let RopeScaling::Linear { factor } = rope.scaling else { return Ok(written) };
+    let factor = match rope.scaling {
+        RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor, .. } => factor,
+        RopeScaling::Yarn { factor, original_max_positions, .. } => {
+            return Ok(written.max(rope::scaled_context(original_max_positions, factor)));
+        }
+        RopeScaling::None | RopeScaling::Llama3 { .. } | RopeScaling::LongRope { .. } => return Ok(written),
+    };
     match size(config, "max_sequence_length")? {
         Some(longest) => Ok(longest),
         None => Ok(rope::scaled_context(written, factor)),
@@ -129,22 +131,21 @@ fn context(config: &Value, rope: &Rope, written: usize) -> Result<usize> {
 
 /// The head according to the class names in a config.
 pub(super) fn named(config: &Value, family: Family) -> Result<Named> {
-    let prefix = family.description().class_prefix;
+    let [language_model, reward_model] = [Head::LanguageModel, Head::Scalar].map(|head| family.class(head));
     let class = match &config["architectures"] {
         Value::Null => return Ok(Named::None),
         Value::Array(names) => names.first().and_then(Value::as_str),
         _ => None,
     };
     let class = class.ok_or_else(|| anyhow!("architectures is no list of class names"))?;
-    if class == format!("{prefix}ForCausalLM") {
+    if class == language_model {
         Ok(Named::LanguageModel)
-    } else if class == format!("{prefix}ForSequenceClassification") || OPENRLHF_REWARD_MODELS.contains(&class) {
+    } else if class == reward_model || OPENRLHF_REWARD_MODELS.contains(&class) {
         one_label(config)?;
         Ok(Named::Reward)
     } else {
         bail!(
-            "architectures names {class}; supported are {prefix}ForCausalLM, {prefix}ForSequenceClassification and \
-             OpenRLHF's {}",
+            "architectures names {class}; supported are {language_model}, {reward_model} and OpenRLHF's {}",
             OPENRLHF_REWARD_MODELS.join(" and ")
         )
     }
@@ -175,13 +176,7 @@ fn refuse_absurd(spec: &ModelSpec) -> Result<()> {
     if spec.layers == 0 || spec.layers > MOST_LAYERS {
         bail!("num_hidden_layers is {}: expected 1 to {MOST_LAYERS}", spec.layers);
     }
-    let most_positions = u32::MAX as usize;
-    for (key, value) in [("max_position_embeddings", Some(spec.max_positions)), ("sliding_window", spec.sliding_window)]
-    {
-        if let Some(value) = value.filter(|value| *value == 0 || *value > most_positions) {
-            bail!("{key} is {value}: expected 1 to {most_positions}");
-        }
-    }
+    refuse_positions("max_position_embeddings", spec.max_positions)?;
     if !(spec.rms_norm_eps > 0.0 && spec.rms_norm_eps < 1.0) {
         bail!("rms_norm_eps is {}: expected a small positive number", spec.rms_norm_eps);
     }
@@ -191,6 +186,18 @@ fn refuse_absurd(spec: &ModelSpec) -> Result<()> {
     let total = 2 * width(spec.vocab_size, spec.hidden_size) + layer * spec.layers as u128;
     if total > MOST_PARAMETERS {
         bail!("its dimensions make {total} parameters: the file is damaged");
+    }
+    Ok(())
+}
+
+fn refuse_window(spec: &ModelSpec) -> Result<()> {
+    spec.sliding_window.map_or(Ok(()), |window| refuse_positions("sliding_window", window))
+}
+
+fn refuse_positions(key: &str, value: usize) -> Result<()> {
+    let most = u32::MAX as usize;
+    if value == 0 || value > most {
+        bail!("{key} is {value}: expected 1 to {most}");
     }
     Ok(())
 }

@@ -14,14 +14,39 @@ pub(super) fn config(
     dtype: Dtype,
 ) -> Result<Map<String, Value>> {
     family.check(spec)?;
-    let class = if spec.head == Head::Scalar { "ForSequenceClassification" } else { "ForCausalLM" };
+    let mut config = shape(family, spec);
+    let mut set = |key: &str, value: Value| drop(config.insert(key.to_string(), value));
+    set("bos_token_id", json!(tokens.bos));
+    set("eos_token_id", eos(tokens));
+    set("pad_token_id", json!(pad(spec.head, tokens)));
+    if spec.head == Head::Scalar {
+        set("id2label", json!({ "0": "LABEL_0" }));
+        set("label2id", json!({ "LABEL_0": 0 }));
+        set("num_labels", json!(1));
+    }
+    set("torch_dtype", json!(dtype.config_name()));
+    set("dtype", json!(dtype.config_name()));
+    // Last, as they always were.
+    for key in ROTARY {
+        if let Some(value) = config.shift_remove(key) {
+            config.insert(key.to_owned(), value);
+        }
+    }
+    Ok(config)
+}
+
+/// Keys of rotary positions.
+const ROTARY: [&str; 3] = ["rope_theta", "rope_scaling", "rope_parameters"];
+
+/// What the config says of the model's shape.
+pub(super) fn shape(family: Family, spec: &ModelSpec) -> Map<String, Value> {
     let activation = match spec.activation {
         Activation::Silu => "silu",
         Activation::GeluTanh => "gelu_pytorch_tanh",
     };
     let mut config = Map::new();
     let mut set = |key: &str, value: Value| drop(config.insert(key.to_string(), value));
-    set("architectures", json!([format!("{}{class}", family.description().class_prefix)]));
+    set("architectures", json!([family.class(spec.head)]));
     set("model_type", json!(family.model_type()));
     set("vocab_size", json!(spec.vocab_size));
     set("hidden_size", json!(spec.hidden_size));
@@ -38,20 +63,9 @@ pub(super) fn config(
     set("initializer_range", json!(0.02));
     set("attention_dropout", json!(0.0));
     set("use_cache", json!(true));
-    (family.description().write)(spec, &mut config);
-    let mut set = |key: &str, value: Value| drop(config.insert(key.to_string(), value));
-    set("bos_token_id", json!(tokens.bos));
-    set("eos_token_id", eos(tokens));
-    set("pad_token_id", json!(pad(spec.head, tokens)));
-    if spec.head == Head::Scalar {
-        set("id2label", json!({ "0": "LABEL_0" }));
-        set("label2id", json!({ "LABEL_0": 0 }));
-        set("num_labels", json!(1));
-    }
-    set("torch_dtype", json!(dtype.config_name()));
-    set("dtype", json!(dtype.config_name()));
     rope::write(&spec.rope, &mut config);
-    Ok(config)
+    (family.description().write)(spec, &mut config);
+    config
 }
 
 /// The settings that transformers reads for generation.
@@ -77,6 +91,6 @@ fn pad(head: Head, tokens: &SpecialTokens) -> Option<u32> {
 }
 
 /// The float32 as its shortest decimal number.
-fn shortest(x: f32) -> Value {
+pub(super) fn shortest(x: f32) -> Value {
     x.to_string().parse::<f64>().map_or(Value::Null, |x| json!(x))
 }

@@ -4,8 +4,8 @@ use std::{path::PathBuf, time::Instant};
 use anyhow::ensure;
 use clap::{Subcommand, ValueEnum};
 use salsa_engine::{
-    Activation, AdamW, Batch, Cpu, Device, Head, ModelSpec, NormWeight, OutputGradient, Prompt, Query, Recompute, Rope,
-    RopeScaling, Sampling, Trainable, random::Random,
+    Activation, AdamW, Batch, Cpu, Device, Head, ModelSpec, NormWeight, Options, OutputGradient, Prompt, Query,
+    Recompute, Rope, RopeScaling, Sampling, Trainable, random::Random,
 };
 use serde_json::{Value, json};
 
@@ -257,6 +257,7 @@ impl Shape {
             qkv_bias: false,
             qk_norm: false,
             sliding_window: None,
+            options: Options::default(),
             tied_embeddings: false,
             head: Head::LanguageModel,
         };

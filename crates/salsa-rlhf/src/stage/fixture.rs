@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use salsa_engine::{Activation, Device, Head, ModelSpec, NormWeight, Recompute, Rope, RopeScaling, Trainable};
+use salsa_engine::{Activation, Device, Head, ModelSpec, NormWeight, Options, Recompute, Rope, RopeScaling, Trainable};
 use serde_json::{Value, json};
 
 use super::{
@@ -37,6 +37,7 @@ pub(crate) fn spec(vocab_size: usize, head: Head) -> ModelSpec {
         qkv_bias: false,
         qk_norm: false,
         sliding_window: None,
+        options: Options::default(),
         tied_embeddings: false,
         head,
     }

@@ -95,7 +95,7 @@ impl Rollouts {
     /// # Errors
     /// As [`Rollouts::logprobs_of`].
     pub(crate) fn with_training_logprobs(mut self, policy: &Model) -> Result<Rollouts, CommError> {
-        if !policy.backend().decodes_as_trained() {
+        if !(policy.backend().decodes_as_trained() && policy.spec().has_fixed_angles()) {
             self.recompute_logprobs(policy)?;
         }
         Ok(self)

@@ -8,6 +8,7 @@ use super::gemm::{Packed, gemm_here};
 use super::isa::multiversion;
 use super::kernel::{Store, prefetch};
 use super::math::{LANES, exp, fold, max};
+use super::rows::{cap, cap_backward};
 use super::view::View;
 use super::{Buffer, Dtype};
 use crate::backend::AttentionShape;
@@ -43,8 +44,15 @@ impl AttentionShape {
     pub(super) fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
-    pub(super) fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
+    /// Turns the raw scores of a row into unnormalised probabilities for the keys `from..to`, see [`softmax_row`].
+    pub(super) fn softmax(&self, row: &mut [f32], from: usize, to: usize) -> f32 {
+        match self.softcap {
+            None => softmax_row(row, from, to, self.scale),
+            Some(softcap) => {
+                cap(&mut row[from..to], self.scale, softcap);
+                softmax_row(row, from, to, 1.0)
+            }
+        }
     }
     /// The first key that the query at `position` sees.
     pub(super) fn first_key(&self, position: usize) -> usize {
@@ -93,7 +101,13 @@ pub(crate) fn backward_scratch(dtype: Dtype, len: usize, shape: &AttentionShape)
     let (dim, scores) = (shape.head_dim, BLOCK * score_stride(len));
     let (transposed, keys) = (Packed::words(dtype, dim, len), Packed::words(dtype, len, dim));
     let block = Packed::words(dtype, BLOCK.min(len), dim);
-    vec![transposed, transposed, keys, scores, scores, BLOCK * dim, len * dim, len * dim, block, block]
+    let capped = capped_numbers(len, shape);
+    vec![transposed, transposed, keys, scores, scores, BLOCK * dim, len * dim, len * dim, capped, block, block]
+}
+
+/// Capped scores of a query that the backward pass keeps.
+fn capped_numbers(len: usize, shape: &AttentionShape) -> usize {
+    if shape.softcap.is_some() { len } else { 0 }
 }
 
 pub(super) fn forward(dtype: Dtype, fused: &[f32], cu_seqlens: &[usize], shape: &AttentionShape) -> Buffer {
@@ -125,7 +139,7 @@ fn forward_task(dtype: Dtype, fused: &[f32], task: Task, shape: &AttentionShape,
                     return 1.0;
                 }
                 let row = &mut scores[r * wide..(r + 1) * wide];
-                softmax_row(row, shape.first_key(first + r), first + r + 1, shape.scale())
+                shape.softmax(row, shape.first_key(first + r), first + r + 1)
             });
             gemm_here(
                 (count, dim, seen),
@@ -208,10 +222,10 @@ pub(super) fn backward(
     d_fused
 }
 
-/// With `p = softmax(scale q k^T)`, `o = p v`:
+/// With `p = softmax(cap(scale q k^T))`, `o = p v`:
 ///
 /// ```text
-/// d_v = p^T d_o,   d_p = d_o v^T,   d_s = p * (d_p - rowsum(p * d_p)) * scale,   d_q = d_s k,   d_k = d_s^T q
+/// d_v = p^T d_o,   d_p = d_o v^T,   d_s = p * (d_p - rowsum(p * d_p)) * scale * cap',   d_q = d_s k,   d_k = d_s^T q
 /// ```
 ///
 /// Probabilities are recomputed block by block.
@@ -229,6 +243,7 @@ fn backward_task(dtype: Dtype, d_out: &[f32], fused: &[f32], task: Task, shape: 
     let mut d_query = Buffer::uninitialized(BLOCK * dim);
     let mut d_keys = Buffer::zeros(task.len * dim);
     let mut d_values = Buffer::zeros(task.len * dim);
+    let mut capped = Buffer::uninitialized(capped_numbers(task.len, shape));
     let (mut packed_query, mut packed_out) = (Packed::empty(dtype), Packed::empty(dtype));
     for head in task.kv_head * shape.group()..(task.kv_head + 1) * shape.group() {
         prefetch_columns(rows, stride, dim, &[shape.query_at(head)]);
@@ -249,8 +264,20 @@ fn backward_task(dtype: Dtype, d_out: &[f32], fused: &[f32], task: Task, shape: 
             for r in 0..count {
                 let p = &mut probabilities[r * wide..(r + 1) * wide];
                 let (from, to) = (shape.first_key(first + r), first + r + 1);
-                let total = softmax_row(p, from, to, shape.scale());
-                score_gradient(p, &mut d_scores[r * wide..(r + 1) * wide], from, to, total, shape.scale());
+                let d = &mut d_scores[r * wide..(r + 1) * wide];
+                match shape.softcap {
+                    None => {
+                        let total = softmax_row(p, from, to, shape.scale);
+                        score_gradient(p, d, from, to, total, shape.scale);
+                    }
+                    Some(softcap) => {
+                        cap(&mut p[from..to], shape.scale, softcap);
+                        capped[from..to].copy_from_slice(&p[from..to]);
+                        let total = softmax_row(p, from, to, 1.0);
+                        score_gradient(p, d, from, to, total, shape.scale);
+                        cap_backward(&mut d[from..to], &capped[from..to], softcap);
+                    }
+                }
             }
             packed_out.pack(d_block, count, dim);
             packed_query.pack(queries, count, dim);

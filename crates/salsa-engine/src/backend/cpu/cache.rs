@@ -1,6 +1,6 @@
 //! Keys and values of the sequences being decoded, and attention of one new token to them.
 
-use super::attention::{Columns, normalize, score_stride, softmax_row};
+use super::attention::{Columns, normalize, score_stride};
 use super::gemm::{Panels, gemm_here};
 use super::isa::isa;
 use super::kernel::{Kernel, Store, prefetch};
@@ -193,7 +193,7 @@ impl Cache {
         assert!(group <= sums.len(), "more than 64 query heads share a key head");
         for (g, total) in sums[..group].iter_mut().enumerate() {
             let scores = &mut scores[g * wide..(g + 1) * wide];
-            *total = softmax_row(scores, shape.first_key(position), seen, shape.scale());
+            *total = shape.softmax(scores, shape.first_key(position), seen);
         }
         gemm_here((group, dim, seen), View::rows(&scores, wide), values, &mut result, dim, Store::Replace);
         for g in 0..group {

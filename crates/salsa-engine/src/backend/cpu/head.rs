@@ -5,7 +5,7 @@ use super::gemm::{Packed, gemm, gemm_here};
 use super::isa::multiversion;
 use super::kernel::Store;
 use super::math::{LANES, exp, fold, max};
-use super::rows::{each_row, softmax_gradient};
+use super::rows::{cap, cap_backward, each_row, softmax_gradient};
 use super::view::View;
 use crate::backend::{LogprobQuery, TokenStats};
 use crate::pool;
@@ -117,7 +117,7 @@ pub(super) fn token_stats(heads: &[(&Buffer, &Packed, f32)], query: LogprobQuery
         let mut chosen = [0f32; ROWS];
         for first in (0..vocabulary).step_by(VOCABULARY) {
             let width = VOCABULARY.min(vocabulary - first);
-            mixed_logits(heads, task * ROWS, count, first, width, 1.0 / query.temperature, &mut logits, &mut other);
+            mixed_logits(heads, query, [task * ROWS, count], [first, width], &mut logits, &mut other);
             for r in 0..count {
                 let row = &logits[r * width..(r + 1) * width];
                 softmax[r] = softmax[r].merge(row);
@@ -136,14 +136,13 @@ pub(super) fn token_stats(heads: &[(&Buffer, &Packed, f32)], query: LogprobQuery
     stats
 }
 
-/// A tile of `sum_i mix_i * hidden_i W_i^T / temperature`. A single head of weight 1 is not multiplied by it.
+/// A tile (first row and count, first entry and count) of `sum_i mix_i * cap(hidden_i W_i^T) / temperature`. A single
+/// head of weight 1 is not multiplied by it.
 fn mixed_logits(
     heads: &[(&Buffer, &Packed, f32)],
-    row: usize,
-    count: usize,
-    first: usize,
-    width: usize,
-    inverse_temperature: f32,
+    query: LogprobQuery<'_>,
+    [row, count]: [usize; 2],
+    [first, width]: [usize; 2],
     logits: &mut Buffer,
     other: &mut Buffer,
 ) {
@@ -151,7 +150,11 @@ fn mixed_logits(
         let depth = head.depth();
         let hidden = View::rows(&hidden[row * depth..(row + count) * depth], depth);
         gemm_here((count, width, depth), hidden, head.panels_from(first), out, width, Store::Replace);
+        if let Some(softcap) = query.softcap {
+            cap(&mut out[..count * width], 1.0, softcap);
+        }
     };
+    let inverse_temperature = 1.0 / query.temperature;
     tile(&heads[0], logits);
     let here = &mut logits[..count * width];
     if heads.len() > 1 {
@@ -191,10 +194,19 @@ pub(super) fn token_stats_backward(
             gemm((count, width, depth), x, head.panels_from(first), &mut d_logits, width, Store::Replace);
             each_row(&mut d_logits[..count * width], width, |r, logits| {
                 let at = row + r;
+                let capped = query.softcap.map(|softcap| {
+                    cap(logits, 1.0, softcap);
+                    let mut capped = [0f32; VOCABULARY];
+                    capped[..width].copy_from_slice(logits);
+                    (capped, softcap)
+                });
                 softmax_gradient(logits, d_logprobs[at], log_sums[at], inverse_temperature);
                 let target = (query.targets[at] as usize).wrapping_sub(first);
                 if target < width {
                     logits[target] += d_logprobs[at] * inverse_temperature;
+                }
+                if let Some((capped, softcap)) = capped {
+                    cap_backward(logits, &capped[..width], softcap);
                 }
             });
             let d = View::rows(&d_logits, width);
@@ -210,12 +222,21 @@ pub(super) fn token_stats_backward(
     d_hidden
 }
 
-pub(super) fn logits(hidden: &Buffer, head: &Packed, temperature: f32, use_row: &(dyn Fn(usize, &[f32]) + Sync)) {
+pub(super) fn logits(
+    hidden: &Buffer,
+    head: &Packed,
+    softcap: Option<f32>,
+    temperature: f32,
+    use_row: &(dyn Fn(usize, &[f32]) + Sync),
+) {
     let (depth, vocabulary) = (head.depth(), head.columns());
     let rows = hidden.len() / depth;
     let mut out = Buffer::uninitialized(rows * vocabulary);
     gemm((rows, vocabulary, depth), View::rows(hidden, depth), head.panels(), &mut out, vocabulary, Store::Replace);
     each_row(&mut out, vocabulary, |r, row| {
+        if let Some(softcap) = softcap {
+            cap(row, 1.0, softcap);
+        }
         scale(row, 1.0 / temperature);
         use_row(r, row);
     });

@@ -248,6 +248,10 @@ impl Backend for Cpu {
         low_rank::scale(x, factor);
     }
 
+    fn add(&self, x: &mut Buffer, y: &Buffer, _: usize) {
+        rows::add(x, y);
+    }
+
     fn add_bias(&self, x: &mut Buffer, bias: &Buffer) {
         rows::add_bias(x, bias);
     }
@@ -262,9 +266,10 @@ impl Backend for Cpu {
         shape: &AttentionShape,
         heads: Range<usize>,
         weight: &Buffer,
+        kind: NormWeight,
         eps: f32,
     ) -> Buffer {
-        rows::head_norm(fused, shape, heads, weight, eps)
+        rows::head_norm(fused, shape, heads, weight, kind, eps)
     }
 
     fn head_norm_backward(
@@ -275,12 +280,13 @@ impl Backend for Cpu {
         shape: &AttentionShape,
         heads: Range<usize>,
         weight: &Buffer,
+        kind: NormWeight,
         d_weight: Option<Part<'_, Vec<f32>>>,
     ) {
         if let Some(mut d_weight) = d_weight {
             rows::head_norm_backward_weight(d_fused, raw, inverse, shape, heads.clone(), d_weight.numbers());
         }
-        rows::head_norm_backward(d_fused, raw, inverse, shape, heads, weight);
+        rows::head_norm_backward(d_fused, raw, inverse, shape, heads, weight, kind);
     }
 
     fn rotary(&self, fused: &mut Buffer, positions: &[u32], table: &RotaryTable, shape: &AttentionShape) {
@@ -349,18 +355,32 @@ impl Backend for Cpu {
         head::token_stats_backward(d_logprobs, hidden, head, query, log_sums, d_weight)
     }
 
-    fn draw(&self, hidden: &Buffer, head: &Packed, choice: &Choice, uniforms: &[f32]) -> Vec<(u32, f32)> {
+    fn draw(
+        &self,
+        hidden: &Buffer,
+        head: &Packed,
+        softcap: Option<f32>,
+        choice: &Choice,
+        uniforms: &[f32],
+    ) -> Vec<(u32, f32)> {
         let drawn: Vec<OnceLock<(u32, f32)>> = uniforms.iter().map(|_| OnceLock::new()).collect();
         let temperature = if choice.temperature == 0.0 { 1.0 } else { choice.temperature };
-        head::logits(hidden, head, temperature, &|row, logits| {
+        head::logits(hidden, head, softcap, temperature, &|row, logits| {
             drawn[row].set(sampler::draw(logits, choice, uniforms[row])).expect("each row is drawn once");
         });
         drawn.into_iter().map(|drawn| drawn.into_inner().expect("every row was drawn")).collect()
     }
 
-    fn rank(&self, hidden: &Buffer, head: &Packed, targets: &[u32], count: usize) -> Vec<Ranking> {
+    fn rank(
+        &self,
+        hidden: &Buffer,
+        head: &Packed,
+        softcap: Option<f32>,
+        targets: &[u32],
+        count: usize,
+    ) -> Vec<Ranking> {
         let ranked: Vec<OnceLock<Ranking>> = targets.iter().map(|_| OnceLock::new()).collect();
-        head::logits(hidden, head, 1.0, &|row, logits| {
+        head::logits(hidden, head, softcap, 1.0, &|row, logits| {
             ranked[row].set(sampler::rank(logits, targets[row], count)).expect("each row is ranked once");
         });
         ranked.into_iter().map(|ranked| ranked.into_inner().expect("every row was ranked")).collect()

@@ -177,22 +177,21 @@ pub(super) fn head_norm(
     shape: &AttentionShape,
     heads: Range<usize>,
     weight: &[f32],
+    kind: NormWeight,
     eps: f32,
 ) -> Buffer {
-    let (stride, dim) = (shape.fused(), shape.head_dim);
-    let mut inverse = Buffer::uninitialized(fused.len() / stride * heads.len());
+    let (stride, width) = (shape.fused(), weight.len());
+    let columns = heads.start * shape.head_dim..heads.end * shape.head_dim;
+    let norms = columns.len() / width;
+    let mut inverse = Buffer::uninitialized(fused.len() / stride * norms);
     let source: &[f32] = fused;
-    each_row(&mut inverse, heads.len(), |t, out| {
-        for (out, head) in out.iter_mut().zip(heads.clone()) {
-            *out = inverse_norm(&source[t * stride + head * dim..][..dim], eps);
-        }
+    each_row(&mut inverse, norms, |t, out| {
+        let row = &source[t * stride..][columns.clone()];
+        out.iter_mut().zip(row.chunks_exact(width)).for_each(|(out, x)| *out = inverse_norm(x, eps));
     });
     each_row(fused, stride, |t, row| {
-        for (h, head) in heads.clone().enumerate() {
-            let inverse = inverse[t * heads.len() + h];
-            for (x, w) in row[head * dim..(head + 1) * dim].iter_mut().zip(weight) {
-                *x = *x * inverse * w;
-            }
+        for (x, inverse) in row[columns.clone()].chunks_exact_mut(width).zip(&inverse[t * norms..]) {
+            x.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * inverse * (w + offset(kind)));
         }
     });
     inverse
@@ -206,11 +205,13 @@ pub(super) fn head_norm_backward_weight(
     heads: Range<usize>,
     d_weight: &mut [f32],
 ) {
-    let (stride, dim, count) = (shape.fused(), shape.head_dim, heads.len());
+    let (stride, width) = (shape.fused(), d_weight.len());
+    let columns = heads.start * shape.head_dim..heads.end * shape.head_dim;
+    let norms = columns.len() / width;
     sum_rows(raw.len() / stride, d_weight, |t, sum| {
-        for (h, head) in heads.clone().enumerate() {
-            let at = t * stride + head * dim;
-            norm_weight_gradient(&d_fused[at..at + dim], &raw[at..at + dim], inverse[t * count + h], sum);
+        let [d, x] = [d_fused, raw].map(|all| all[t * stride..][columns.clone()].chunks_exact(width));
+        for ((d, x), inverse) in d.zip(x).zip(&inverse[t * norms..]) {
+            norm_weight_gradient(d, x, *inverse, sum);
         }
     });
 }
@@ -222,21 +223,18 @@ pub(super) fn head_norm_backward(
     shape: &AttentionShape,
     heads: Range<usize>,
     weight: &[f32],
+    kind: NormWeight,
 ) {
-    let (stride, dim, count) = (shape.fused(), shape.head_dim, heads.len());
+    let (stride, width) = (shape.fused(), weight.len());
+    let columns = heads.start * shape.head_dim..heads.end * shape.head_dim;
+    let norms = columns.len() / width;
     each_row(d_fused, stride, |t, row| {
-        let mut d_raw = vec![0f32; dim];
-        for (h, head) in heads.clone().enumerate() {
-            let d = &mut row[head * dim..(head + 1) * dim];
+        let mut d_raw = vec![0f32; width];
+        let d = row[columns.clone()].chunks_exact_mut(width);
+        let x = raw[t * stride..][columns.clone()].chunks_exact(width);
+        for ((d, x), inverse) in d.zip(x).zip(&inverse[t * norms..]) {
             d_raw.fill(0.0);
-            norm_row_backward(
-                d,
-                &raw[t * stride + head * dim..][..dim],
-                weight,
-                0.0,
-                inverse[t * count + h],
-                &mut d_raw,
-            );
+            norm_row_backward(d, x, weight, offset(kind), *inverse, &mut d_raw);
             d.copy_from_slice(&d_raw);
         }
     });
@@ -266,15 +264,15 @@ pub(super) fn rotary(
         let at = positions[t] as usize * half;
         let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
         let rotated = (shape.heads + shape.kv_heads) * shape.head_dim;
-        rotate_heads(&mut row[..rotated], cos, sin, direction);
+        rotate_heads(&mut row[..rotated], shape.head_dim, cos, sin, direction);
     });
 }
 
 multiversion! {
-    fn rotate_heads(heads: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
+    fn rotate_heads(heads: &mut [f32], dim: usize, cos: &[f32], sin: &[f32], direction: f32) {
         let half = cos.len();
-        for head in heads.chunks_exact_mut(2 * half) {
-            let (low, high) = head.split_at_mut(half);
+        for head in heads.chunks_exact_mut(dim) {
+            let (low, high) = head[..2 * half].split_at_mut(half);
             for i in 0..half {
                 let (x, y, s) = (low[i], high[i], sin[i] * direction);
                 low[i] = x * cos[i] - y * s;
@@ -407,6 +405,27 @@ pub(super) fn add(x: &mut [f32], y: &[f32]) {
         add(x, y)
     } else {
         pool::each(x.chunks_mut(SMALL / 4).zip(y.chunks(SMALL / 4)), |_, (x, y)| add(x, y))
+    }
+}
+
+multiversion! {
+    /// `x = cap * tanh(factor * x / cap)`.
+    pub(super) fn cap(x: &mut [f32], factor: f32, cap: f32) {
+        let inner = factor / cap;
+        for x in x.iter_mut() {
+            *x = cap * tanh(*x * inner);
+        }
+    }
+}
+
+multiversion! {
+    /// Multiplies by the slope of [`cap`], `1 - (y / cap)^2`, at its results `y`.
+    pub(super) fn cap_backward(d: &mut [f32], y: &[f32], cap: f32) {
+        let inverse = 1.0 / cap;
+        for (d, y) in d.iter_mut().zip(y) {
+            let t = y * inverse;
+            *d *= 1.0 - t * t;
+        }
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) fn window(shape: &AttentionShape) -> i32 {
 
 /// Returns the arguments that describe the shape: heads, key heads, window (0: none), scale of the scores.
 fn described(shape: &AttentionShape) -> (i32, i32, i32, f32) {
-    (shape.heads as i32, shape.kv_heads as i32, window(shape), 1.0 / (shape.head_dim as f32).sqrt())
+    (shape.heads as i32, shape.kv_heads as i32, window(shape), shape.scale)
 }
 
 /// Returns the output, and the log-sum of each row's scores (base 2), `[heads, T]`.
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_window_leaves_room_for_what_kernels_add_to_it() {
-        let shape = |window| AttentionShape { heads: 1, kv_heads: 1, head_dim: 8, window };
+        let shape = |window| AttentionShape { window, ..AttentionShape::new(1, 1, 8) };
         assert_eq!([None, Some(7)].map(|size| window(&shape(size))), [0, 7]);
         for size in [1 << 30, i32::MAX as usize, usize::MAX] {
             assert!(window(&shape(Some(size))).checked_add(TILE as i32).is_some());

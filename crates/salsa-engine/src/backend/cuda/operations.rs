@@ -8,7 +8,7 @@ use crate::backend::{
     RotaryTable, TokenStats,
 };
 use crate::error::ModelError;
-use crate::spec::{Activation, ModelSpec, NormWeight};
+use crate::spec::{Activation, BlockNorms, ModelSpec, NormSpan, NormWeight};
 use crate::weights::Numbers;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -18,6 +18,25 @@ const HEAD_STEP: usize = 8;
 /// The largest size of a head.
 const LARGEST_HEAD: usize = 256;
 
+/// An option of a model that the kernels do not have, by its name in `config.json` where there is one. Scales of scores,
+/// windows and rotary positions of single layers, scaled rotary positions and fused projections are only other
+/// arguments of the kernels.
+fn unsupported(spec: &ModelSpec) -> Option<&'static str> {
+    let options = &spec.options;
+    let cases = [
+        (options.attention_softcap.is_some(), "attn_logit_softcapping"),
+        (options.logit_softcap.is_some(), "final_logit_softcapping"),
+        (options.norms != BlockNorms::Before, "norms of what attention and MLP add"),
+        (options.output_bias, "attention_bias"),
+        (options.logit_divisor != 1.0, "logits_scaling"),
+        (options.residual_scale != 1.0, "residual_multiplier"),
+        (spec.rotary_dim() != spec.head_dim, "partial_rotary_factor"),
+        (spec.qk_norm && spec.norm != NormWeight::Plain, "query and key norms of one plus the weight"),
+        (spec.qk_norm && options.qk_norm_span != NormSpan::Head, "query and key norms over all heads"),
+    ];
+    cases.into_iter().find_map(|(has, name)| has.then_some(name))
+}
+
 impl Backend for Cuda {
     type Buffer = Buffer;
     type Matrix = Matrix;
@@ -26,6 +45,9 @@ impl Backend for Cuda {
     type Angles = Angles;
 
     fn check(&self, spec: &ModelSpec) -> Result<(), ModelError> {
+        if let Some(option) = unsupported(spec) {
+            return Err(ModelError::Spec(format!("{option}: not supported on a GPU; use the CPU (device: cpu)")));
+        }
         let size = spec.head_dim;
         if size.is_multiple_of(HEAD_STEP) && size <= LARGEST_HEAD {
             return Ok(());
@@ -221,8 +243,10 @@ impl Backend for Cuda {
         shape: &AttentionShape,
         heads: Range<usize>,
         weight: &Buffer,
+        kind: NormWeight,
         eps: f32,
     ) -> Buffer {
+        assert!(kind == NormWeight::Plain && weight.len() == shape.head_dim, "`check` refuses other norms of heads");
         rows::head_norm(&self.card, fused, shape, heads, weight, eps)
     }
 
@@ -234,6 +258,7 @@ impl Backend for Cuda {
         shape: &AttentionShape,
         heads: Range<usize>,
         weight: &Buffer,
+        _: NormWeight,
         d_weight: Option<Part<'_, Flat>>,
     ) {
         let d_weight = d_weight.map(Part::place);
@@ -308,11 +333,27 @@ impl Backend for Cuda {
         head::token_stats_backward(&self.card, d_logprobs, hidden, head, query, log_sums, d_weight)
     }
 
-    fn draw(&self, hidden: &Buffer, head: &Matrix, choice: &Choice, uniforms: &[f32]) -> Vec<(u32, f32)> {
+    fn draw(
+        &self,
+        hidden: &Buffer,
+        head: &Matrix,
+        softcap: Option<f32>,
+        choice: &Choice,
+        uniforms: &[f32],
+    ) -> Vec<(u32, f32)> {
+        assert!(softcap.is_none(), "`check` refuses capped logits");
         head::draw(&self.card, hidden, head, choice, uniforms)
     }
 
-    fn rank(&self, hidden: &Buffer, head: &Matrix, targets: &[u32], count: usize) -> Vec<Ranking> {
+    fn rank(
+        &self,
+        hidden: &Buffer,
+        head: &Matrix,
+        softcap: Option<f32>,
+        targets: &[u32],
+        count: usize,
+    ) -> Vec<Ranking> {
+        assert!(softcap.is_none(), "`check` refuses capped logits");
         head::rank(&self.card, hidden, head, targets, count)
     }
 

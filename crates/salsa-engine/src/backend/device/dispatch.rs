@@ -227,6 +227,10 @@ impl Backend for Device {
         dispatch!(self.linear_low_rank_backward_input(d_out, weight, d_z, a))
     }
 
+    fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer, width: usize) {
+        dispatch!(self.add(x, y, width))
+    }
+
     fn scale(&self, x: &mut Self::Buffer, factor: f32) {
         dispatch!(self.scale(x, factor))
     }
@@ -245,9 +249,10 @@ impl Backend for Device {
         shape: &AttentionShape,
         heads: Range<usize>,
         weight: &Self::Buffer,
+        kind: NormWeight,
         eps: f32,
     ) -> Self::Buffer {
-        dispatch!(self.head_norm(fused, shape, heads, weight, eps))
+        dispatch!(self.head_norm(fused, shape, heads, weight, kind, eps))
     }
 
     fn head_norm_backward(
@@ -258,9 +263,10 @@ impl Backend for Device {
         shape: &AttentionShape,
         heads: Range<usize>,
         weight: &Self::Buffer,
+        kind: NormWeight,
         d_weight: Option<Part<'_, Self::Flat>>,
     ) {
-        dispatch!(self.head_norm_backward(d_fused, raw, inverse, shape, heads, weight, d_weight))
+        dispatch!(self.head_norm_backward(d_fused, raw, inverse, shape, heads, weight, kind, d_weight))
     }
 
     fn rotary(&self, fused: &mut Self::Buffer, positions: &[u32], angles: &Self::Angles, shape: &AttentionShape) {
@@ -352,12 +358,26 @@ impl Backend for Device {
         dispatch!(self.token_stats_backward(d_logprobs, hidden, head, query, log_sums, d_weight))
     }
 
-    fn draw(&self, hidden: &Self::Buffer, head: &Self::Matrix, choice: &Choice, uniforms: &[f32]) -> Vec<(u32, f32)> {
-        dispatch!(self.draw(hidden, head, choice, uniforms))
+    fn draw(
+        &self,
+        hidden: &Self::Buffer,
+        head: &Self::Matrix,
+        softcap: Option<f32>,
+        choice: &Choice,
+        uniforms: &[f32],
+    ) -> Vec<(u32, f32)> {
+        dispatch!(self.draw(hidden, head, softcap, choice, uniforms))
     }
 
-    fn rank(&self, hidden: &Self::Buffer, head: &Self::Matrix, targets: &[u32], count: usize) -> Vec<Ranking> {
-        dispatch!(self.rank(hidden, head, targets, count))
+    fn rank(
+        &self,
+        hidden: &Self::Buffer,
+        head: &Self::Matrix,
+        softcap: Option<f32>,
+        targets: &[u32],
+        count: usize,
+    ) -> Vec<Ranking> {
+        dispatch!(self.rank(hidden, head, softcap, targets, count))
     }
 
     fn scalar_head(&self, x: &Self::Buffer, weight: &Self::Buffer) -> Vec<f32> {

@@ -1,6 +1,6 @@
 //! Gemma, the first generation: norms of 1 + weight, embeddings scaled and tied, GELU.
-use salsa_engine::{Activation, NormWeight};
-use serde_json::json;
+use salsa_engine::{Activation, ModelSpec, NormWeight};
+use serde_json::{Map, Value, json};
 
 use super::{Defaults, Description, llama};
 
@@ -18,9 +18,9 @@ pub(super) const DESCRIPTION: Description = Description {
         max_positions: 8192,
         activation: "gelu_pytorch_tanh",
         tied_embeddings: true,
-        sliding_window: None,
+        ..llama::DEFAULTS
     },
-    unsupported: &[("attention_bias", "biases in attention")],
+    unsupported: &[],
     norm: NormWeight::OnePlus,
     scaled_embeddings: true,
     free_head_dim: true,
@@ -29,13 +29,16 @@ pub(super) const DESCRIPTION: Description = Description {
         Some("gelu") => Some("gelu_pytorch_tanh"),
         name => name,
     },
-    write: |spec, config| {
-        let activation = match spec.activation {
-            Activation::Silu => "silu",
-            Activation::GeluTanh => "gelu_pytorch_tanh",
-        };
-        config.insert("attention_bias".to_owned(), json!(false));
-        config.insert("hidden_activation".to_owned(), json!(activation));
-    },
+    write,
     ..llama::DESCRIPTION
 };
+
+/// `hidden_activation` takes precedence over `hidden_act` in Gemma's configs.
+pub(super) fn write(spec: &ModelSpec, config: &mut Map<String, Value>) {
+    let activation = match spec.activation {
+        Activation::Silu => "silu",
+        Activation::GeluTanh => "gelu_pytorch_tanh",
+    };
+    config.insert("attention_bias".to_owned(), json!(spec.options.output_bias));
+    config.insert("hidden_activation".to_owned(), json!(activation));
+}

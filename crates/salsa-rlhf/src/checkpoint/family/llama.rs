@@ -13,25 +13,29 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     kv_heads: None,
     head_dim: None,
     max_positions: 2048,
+    rms_norm_eps: 1e-6,
+    rope_theta: 10_000.0,
     activation: "silu",
     tied_embeddings: false,
-    sliding_window: None,
 };
 
 pub(super) const DESCRIPTION: Description = Description {
     model_type: "llama",
     class_prefix: "Llama",
+    reward_prefix: None,
     defaults: DEFAULTS,
-    unsupported: &[("attention_bias", "biases in attention"), ("mlp_bias", "biases in the feed-forward part")],
+    unsupported: &[("mlp_bias", "biases in the feed-forward part")],
+    own_keys: &[],
     norm: NormWeight::Plain,
     scaled_embeddings: false,
     qkv_bias: false,
+    optional_bias: true,
     qk_norm: false,
     free_head_dim: false,
-    window: None,
     activation: |config| config["hidden_act"].as_str(),
-    write: |_, config| {
-        config.insert("attention_bias".to_owned(), json!(false));
+    read: |_, _| Ok(()),
+    write: |spec, config| {
+        config.insert("attention_bias".to_owned(), json!(spec.options.output_bias));
         config.insert("mlp_bias".to_owned(), json!(false));
     },
 };

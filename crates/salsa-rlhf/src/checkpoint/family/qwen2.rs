@@ -1,11 +1,11 @@
 //! Qwen2 and Qwen2.5: biases on query, key and value; windows, which few models enable.
-use anyhow::{Result, bail};
-use salsa_engine::ModelSpec;
+use anyhow::Result;
+use salsa_engine::{ModelSpec, Rotary};
 use serde_json::{Map, Value, json};
 
 use super::{
     super::config::{flag, size},
-    Defaults, Description, llama,
+    Defaults, Description, layers, llama,
 };
 
 pub(super) const DEFAULTS: Defaults = Defaults {
@@ -13,7 +13,6 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     intermediate_size: 22_016,
     kv_heads: Some(32),
     max_positions: 32_768,
-    sliding_window: Some(4096),
     ..llama::DEFAULTS
 };
 
@@ -24,30 +23,31 @@ pub(super) const DESCRIPTION: Description = Description {
     unsupported: &[],
     qkv_bias: true,
     free_head_dim: true,
-    window: Some(window),
+    optional_bias: false,
+    read,
     write,
     ..llama::DESCRIPTION
 };
 
-/// The window, if every layer has it.
-pub(super) fn window(config: &Value, window: Option<usize>, layers: usize) -> Result<Option<usize>> {
-    if flag(config, "use_sliding_window")? != Some(true) || window.is_none() {
-        return Ok(None);
+/// Layers from `max_window_layers` on have windows, or those that `layer_types` names.
+pub(super) fn read(config: &Value, spec: &mut ModelSpec) -> Result<()> {
+    if flag(config, "use_sliding_window")? != Some(true) {
+        return Ok(());
     }
-    let sliding = match &config["layer_types"] {
-        Value::Array(types) => types.iter().filter(|t| *t == "sliding_attention").count(),
-        _ => layers.saturating_sub(size(config, "max_window_layers")?.unwrap_or(28)),
-    };
-    match sliding {
-        0 => Ok(None),
-        n if n == layers => Ok(window),
-        n => bail!("use_sliding_window: {n} of {layers} layers have a sliding window; all or none is supported"),
-    }
+    spec.sliding_window = layers::window(config, Some(4096))?;
+    let first = size(config, "max_window_layers")?.unwrap_or(28);
+    let sliding = layers::sliding(config, spec.layers, |layer| layer >= first)?;
+    layers::set(spec, sliding.into_iter().map(|windowed| (windowed, Rotary::Main)));
+    Ok(())
 }
 
 pub(super) fn write(spec: &ModelSpec, config: &mut Map<String, Value>) {
-    let windowed = spec.sliding_window.is_some();
-    config.insert("use_sliding_window".to_owned(), json!(windowed));
+    let windowed = |layer: &usize| spec.sliding_window.is_some() && spec.layer(*layer).windowed;
+    let first = (0..spec.layers).find(windowed).unwrap_or(spec.layers);
+    config.insert("use_sliding_window".to_owned(), json!(spec.sliding_window.is_some()));
     config.insert("sliding_window".to_owned(), json!(spec.sliding_window));
-    config.insert("max_window_layers".to_owned(), json!(if windowed { 0 } else { spec.layers }));
+    config.insert("max_window_layers".to_owned(), json!(first));
+    if !spec.options.layers.is_empty() {
+        config.insert("layer_types".to_owned(), layers::types(spec));
+    }
 }

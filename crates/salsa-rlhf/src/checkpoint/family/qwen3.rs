@@ -7,13 +7,13 @@ pub(super) const DESCRIPTION: Description = Description {
     model_type: "qwen3",
     class_prefix: "Qwen3",
     defaults: Defaults { head_dim: Some(128), ..qwen2::DEFAULTS },
-    unsupported: &[("attention_bias", "biases in attention")],
+    unsupported: &[],
     qk_norm: true,
     free_head_dim: true,
-    window: Some(qwen2::window),
+    read: qwen2::read,
     write: |spec, config| {
         qwen2::write(spec, config);
-        config.insert("attention_bias".to_owned(), json!(false));
+        config.insert("attention_bias".to_owned(), json!(spec.options.output_bias));
     },
     ..llama::DESCRIPTION
 };

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
-use salsa_engine::{LoraSpec, Target};
+use salsa_engine::{Head, LoraSpec, ModelSpec, Target};
 use serde_json::{Value, json};
 
 use crate::hub;
@@ -109,7 +109,8 @@ fn says_no(value: &Value) -> bool {
 
 /// The file for an adapter, with keys known to every PEFT since 0.9. A base in the hub's cache is referred to by its
 /// id, as in PEFT: its path would be meaningless on another machine.
-pub(super) fn write(lora: &LoraSpec, base: &Path, classifier: bool) -> Value {
+pub(super) fn write(lora: &LoraSpec, base: &Path, spec: &ModelSpec) -> Value {
+    let classifier = spec.head == Head::Scalar;
     let whole = lora.alpha.fract() == 0.0 && lora.alpha.abs() < 1e15;
     let alpha = if whole { json!(lora.alpha as i64) } else { json!(lora.alpha) };
     let (name, revision) = match hub::id_of_snapshot(base) {
@@ -133,7 +134,7 @@ pub(super) fn write(lora: &LoraSpec, base: &Path, classifier: bool) -> Value {
         "r": lora.rank,
         "rank_pattern": {},
         "revision": revision,
-        "target_modules": lora.targets.iter().map(|target: &Target| target.name()).collect::<Vec<_>>(),
+        "target_modules": lora.targets_in(spec).into_iter().map(Target::name).collect::<Vec<_>>(),
         "task_type": if classifier { "SEQ_CLS" } else { "CAUSAL_LM" },
         "use_dora": false,
         "use_rslora": lora.rslora,

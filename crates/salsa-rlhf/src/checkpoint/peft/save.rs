@@ -53,7 +53,7 @@ pub fn save_adapter(dir: &Path, adapter: &AdapterToSave<'_>) -> Result<()> {
         let scores = adapter.scores.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
         write(SCORES, &Value::Object(Map::from_iter(scores)))?;
     }
-    write(CONFIG, &config::write(adapter.lora, adapter.base, adapter.spec.head == salsa_engine::Head::Scalar))
+    write(CONFIG, &config::write(adapter.lora, adapter.base, adapter.spec))
 }
 
 fn weights(adapter: &AdapterToSave<'_>) -> Result<Vec<u8>> {

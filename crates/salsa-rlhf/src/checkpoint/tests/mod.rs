@@ -1,6 +1,7 @@
 //! Tests of the checkpoint directory.
 
 mod config_spellings;
+mod families;
 mod foreign;
 mod hostile;
 mod peft;
@@ -9,13 +10,26 @@ mod round_trip;
 use std::fs;
 use std::path::Path;
 
-use salsa_engine::{Activation, Head, NormWeight, Rope, RopeScaling};
+use salsa_engine::{Activation, Head, NormWeight, Options, Rope, RopeScaling};
 use serde_json::json;
 
 use super::*;
 
+/// Families whose models are spelled out.
+const BASIC: [Family; 5] = [Family::Llama, Family::Mistral, Family::Gemma, Family::Qwen2, Family::Qwen3];
+
 /// A small model of each family.
 fn tiny(family: Family) -> ModelSpec {
+    if !BASIC.contains(&family) {
+        let config = json!({
+            "model_type": family.model_type(), "vocab_size": 11, "hidden_size": 12, "intermediate_size": 7,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 6,
+            "max_position_embeddings": 64, "sliding_window": 8, "sliding_window_pattern": 2,
+            "no_rope_layer_interval": 2, "query_pre_attn_scalar": if family == Family::Gemma2 { Some(24) } else { None },
+            "residual_multiplier": 0.5, "logits_scaling": 2.0, "attention_multiplier": 0.25,
+        });
+        return config::parse(&config).unwrap().1;
+    }
     let gemma = family == Family::Gemma;
     ModelSpec {
         vocab_size: 11,
@@ -34,6 +48,7 @@ fn tiny(family: Family) -> ModelSpec {
         qkv_bias: family == Family::Qwen2,
         qk_norm: family == Family::Qwen3,
         sliding_window: (family == Family::Mistral).then_some(8),
+        options: Options::default(),
         tied_embeddings: gemma,
         head: Head::LanguageModel,
     }

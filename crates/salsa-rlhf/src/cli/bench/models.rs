@@ -55,7 +55,7 @@ impl<'a> Drawn<'a> {
     /// Fills `out` with uniform numbers of standard deviation 0.02; norms become the identity, biases 0.
     fn draw(&self, tensor: &TensorView, first: usize, out: &mut [[u8; 2]]) {
         if tensor.shape.len() == 1 {
-            let neutral = self.spec.norm == NormWeight::Plain || tensor.name.contains("self_attn");
+            let neutral = self.spec.norm == NormWeight::Plain;
             out.fill(bf16(if neutral && !tensor.name.ends_with(".bias") { 1.0 } else { 0.0 }));
             return;
         }

@@ -1,7 +1,9 @@
 //! Description of a checkpoint.
 use std::path::Path;
 
-use salsa_engine::{Activation, Head, LoraSpec, ModelSpec, NormWeight, RopeScaling};
+use salsa_engine::{
+    Activation, BlockNorms, Head, LayerOptions, LoraSpec, ModelSpec, NormWeight, Rope, RopeScaling, Rotary,
+};
 
 use super::memory;
 use crate::{chat::ChatTemplate, checkpoint::Checkpoint, stage::lifecycle::record::Record, tokenizer::Tokenizer};
@@ -75,13 +77,33 @@ fn vocabulary(checkpoint: &Checkpoint) -> anyhow::Result<String> {
 }
 
 fn context(spec: &ModelSpec) -> String {
-    let window = spec.sliding_window.map_or(String::new(), |window| format!(", sliding window {window}"));
-    let scaling = match spec.rope.scaling {
+    let layers = |is_one: fn(LayerOptions) -> bool| {
+        let count = (0..spec.layers).filter(|layer| is_one(spec.layer(*layer))).count();
+        if count == spec.layers { String::new() } else { format!(" in {count} of {} layers", spec.layers) }
+    };
+    let mut text = format!("{} positions, {}", spec.max_positions, rope(&spec.rope));
+    if let Some(local) = &spec.options.local_rope {
+        text += &format!(", {}{}", rope(local), layers(|layer| layer.rotary == Rotary::Local));
+    }
+    if (0..spec.layers).any(|layer| spec.layer(layer).rotary == Rotary::None) {
+        text += &format!(", no rope{}", layers(|layer| layer.rotary == Rotary::None));
+    }
+    if let Some(window) = spec.sliding_window {
+        text += &format!(", sliding window {window}{}", layers(|layer| layer.windowed));
+    }
+    text
+}
+
+fn rope(rope: &Rope) -> String {
+    let scaling = match rope.scaling {
         RopeScaling::None => "",
         RopeScaling::Linear { .. } => ", linear scaling",
         RopeScaling::Llama3 { .. } => ", llama3 scaling",
+        RopeScaling::Yarn { .. } => ", yarn scaling",
+        RopeScaling::LongRope { .. } => ", longrope scaling",
+        RopeScaling::Dynamic { .. } => ", dynamic scaling",
     };
-    format!("{} positions, rope theta {}{scaling}{window}", spec.max_positions, spec.rope.theta)
+    format!("rope theta {}{scaling}", rope.theta)
 }
 
 fn details(spec: &ModelSpec) -> String {
@@ -92,7 +114,16 @@ fn details(spec: &ModelSpec) -> String {
     details.push(if spec.tied_embeddings { "tied embeddings" } else { "untied embeddings" });
     details.extend((spec.norm == NormWeight::OnePlus).then_some("norm weights stored minus one"));
     details.extend(spec.qkv_bias.then_some("bias on q, k, v"));
+    details.extend(spec.options.output_bias.then_some("bias on o"));
     details.extend(spec.qk_norm.then_some("norm on q and k"));
+    details.extend(match spec.options.norms {
+        BlockNorms::Before => None,
+        BlockNorms::Both => Some("norms before and after attention and MLP"),
+        BlockNorms::After => Some("norms after attention and MLP"),
+    });
+    details.extend(spec.options.attention_softcap.is_some().then_some("capped attention scores"));
+    details.extend(spec.options.logit_softcap.is_some().then_some("capped logits"));
+    details.extend(spec.options.fused_projections.then_some("fused projections"));
     details.join(", ")
 }
 

@@ -1,5 +1,5 @@
 //! Bytes of a model and of its computations, from its shape alone.
-use salsa_engine::{Dtype, Head, LoraSpec, ModelSpec, Recompute};
+use salsa_engine::{BlockNorms, Dtype, Head, LoraSpec, ModelSpec, Recompute};
 
 use super::{MemorySettings, Place, Sharing};
 
@@ -80,6 +80,7 @@ pub(crate) fn trained_adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype, s
 ///
 /// ```text
 /// the layer's input, its middle                    2 hidden
+///   what is added to them before norms, if any     + 2 hidden
 /// queries, keys, values, attention's output        (2 heads + 2 kv_heads) * head_dim
 ///   before the norms of heads, where there are     + (heads + 2 kv_heads) * head_dim
 /// gate and up                                      2 intermediate
@@ -87,7 +88,8 @@ pub(crate) fn trained_adapter(spec: &ModelSpec, lora: &LoraSpec, dtype: Dtype, s
 pub(crate) fn layer_per_token(spec: &ModelSpec, knobs: &MemorySettings) -> u64 {
     let raw = if spec.qk_norm { spec.heads + 2 * spec.kv_heads } else { 0 };
     let attention = (2 * (spec.heads + spec.kv_heads) + raw) * spec.head_dim;
-    F32 * 2 * spec.hidden_size as u64
+    let added = if spec.options.norms == BlockNorms::Before { 0 } else { 2 };
+    F32 * (2 + added) * spec.hidden_size as u64
         + fed(knobs) * (attention + 2 * spec.intermediate_size) as u64
         + log_sums(spec, knobs.place)
 }

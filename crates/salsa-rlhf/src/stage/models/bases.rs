@@ -126,7 +126,8 @@ impl Bases {
     ) -> anyhow::Result<Trainable> {
         let base = self.base(checkpoint, head, Scalar::OfAdapter)?;
         let spec = base.spec().with_head(head);
-        let shape = checkpoint.adapter().map_or_else(|| lora.spec(), |adapter| Ok(adapter.lora.clone()))?;
+        let shape =
+            checkpoint.adapter().map_or_else(|| lora.spec_for(&checkpoint.spec), |adapter| Ok(adapter.lora.clone()))?;
         let mut weights = shape.init(&spec, seed);
         let own = |name: &str| shape.tensors(&spec).into_iter().find(|tensor| tensor.name == name).map(|t| t.range);
         if let Some(adapter) = checkpoint.adapter() {

@@ -17,12 +17,12 @@ use crate::{
 /// The shape of the adapter to train from a checkpoint; `None` if all weights are trained.
 ///
 /// # Errors
-/// If a key of the adapter is invalid.
+/// If a key of the adapter is invalid, or it names a matrix that the model does not have.
 pub(crate) fn trained_adapter(checkpoint: &Checkpoint, lora: &LoraArguments) -> anyhow::Result<Option<LoraSpec>> {
     match checkpoint.adapter() {
         _ if !lora.use_peft => Ok(None),
         Some(adapter) => Ok(Some(adapter.lora.clone())),
-        None => lora.spec().map(Some),
+        None => lora.spec_for(&checkpoint.spec).map(Some),
     }
 }
 

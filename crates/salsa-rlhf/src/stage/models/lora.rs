@@ -2,7 +2,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, bail, ensure};
-use salsa_engine::{LoraSpec, Target};
+use salsa_engine::{LoraSpec, ModelSpec, Target};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -90,7 +90,17 @@ impl LoraArguments {
         ]
     }
 
-    /// The shape of a new adapter.
+    /// The shape of a new adapter of a model: `all-linear` means the matrices that it has.
+    ///
+    /// # Errors
+    /// If a target is unknown, or the model does not have it.
+    pub fn spec_for(&self, model: &ModelSpec) -> anyhow::Result<LoraSpec> {
+        let lora = self.spec()?;
+        lora.validate_for(model).context("lora_target_modules")?;
+        Ok(LoraSpec { targets: lora.targets_in(model).into_iter().collect(), ..lora })
+    }
+
+    /// The shape of a new adapter of any model.
     ///
     /// # Errors
     /// If a target is unknown.

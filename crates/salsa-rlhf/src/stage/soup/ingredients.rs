@@ -205,6 +205,7 @@ fn difference(a: &Checkpoint, b: &Checkpoint) -> Option<String> {
             qkv_bias,
             qk_norm,
             sliding_window,
+            options,
             // A soup of tied and untied models has a separate output layer.
             tied_embeddings: _,
             head,
@@ -227,6 +228,7 @@ fn difference(a: &Checkpoint, b: &Checkpoint) -> Option<String> {
             ("embedding scale", embedding_scale.to_string()),
             ("attention biases", qkv_bias.to_string()),
             ("query and key norms", qk_norm.to_string()),
+            ("options", format!("{options:?}")),
         ]
     };
     let differs = facts(a).into_iter().zip(facts(b)).find(|((_, a), (_, b))| a != b)?;

@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
-use salsa_engine::{Activation, Head, ModelSpec, NormWeight, Rope, RopeScaling, Trainable};
+use salsa_engine::{Activation, Head, ModelSpec, NormWeight, Options, Rope, RopeScaling, Trainable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -131,6 +131,7 @@ impl PretrainConfig {
             qkv_bias: false,
             qk_norm: false,
             sliding_window: None,
+            options: Options::default(),
             tied_embeddings: self.tie_word_embeddings,
             head: Head::LanguageModel,
         }
