@@ -33,8 +33,12 @@ pub(super) fn table(spec: &ModelSpec, file_is_bf16: bool, ranks: usize) -> Strin
     let (slots, length) = GENERATED;
     let sharing = Sharing { processes: ranks, units: ranks };
     let who = if ranks > 1 { format!(" of each of {ranks} processes, moments sliced") } else { String::new() };
+    let trained = match ranks {
+        1 => TRAINED.to_string(),
+        _ => format!("8 + {}", 8.0 / ranks as f64),
+    };
     let mut text = format!(
-        "\nmemory{who} (models, with passes of {TOKENS} tokens and {slots} sequences of {length} generated at once; {TRAINED} B per \
+        "\nmemory{who} (models, with passes of {TOKENS} tokens and {slots} sequences of {length} generated at once; {trained} B per \
          parameter in training, and of all\n  models a packed copy, {} B with dtype f32, {} B with bf16)\n  {:<49} {:>10} {:>10} {:>10} {:>10}\n",
         shape::packed(Dtype::F32),
         shape::packed(Dtype::Bf16),
@@ -219,6 +223,8 @@ mod tests {
     #[test]
     fn the_table_has_what_stages_plan_with() {
         let table = table(&tiny_llama(), true, 1);
+        let each = super::table(&tiny_llama(), true, 4);
+        assert!(each.starts_with("\nmemory of each of 4 processes, moments sliced") && each.contains("8 + 2 B per"));
         let row = |stage: &str| table.lines().find(|line| line.trim_start().starts_with(stage)).unwrap().to_owned();
         // logprobs: 4 B * 1.1e9 = 4.1 GiB; 2 B and 2 B more for the embedding 2.2 GiB. A pass of 4096 tokens takes
         // 4 * (2 * 2048 + 2 * 36 * 64 + 2 * 5632) + 4 * (3 * 2048 + 5632) B each: 0.5 GiB; the program 0.06.
