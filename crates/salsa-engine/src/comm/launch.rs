@@ -119,7 +119,7 @@ const LAUNCHERS: [Variables; 4] = [
 pub fn launched(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Launched>, LaunchError> {
     let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
     let is_set = |found: &&Variables| [found.mark, found.rank, found.size].iter().all(|name| variable(name).is_some());
-    let found = LAUNCHERS.iter().filter(is_set).map(|found| found.read(&variable));
+    let found = LAUNCHERS.iter().filter(is_set).map(|found| found.read(variable));
     let found = found.collect::<Result<Vec<Launched>, LaunchError>>()?;
     let Some(first) = found.first() else { return Ok(None) };
     // Scripts for PyTorch set its variables to those of mpirun, which then is the launcher.

@@ -33,6 +33,9 @@ struct Pass<'a, B: Backend> {
     rotation: &'a Rotation<B>,
 }
 
+/// A norm's weight, inverse norms, and place in the flat gradient; all or none.
+type Normed<'a, B> = (&'a Option<<B as Backend>::Buffer>, &'a Option<<B as Backend>::Buffer>, &'a Option<Range<usize>>);
+
 impl<B: Backend> Transformer<B> {
     /// Adds the gradient with respect to all trained parameters.
     pub(super) fn backward_into(&self, mut tape: Tape<B>, d: &OutputGradient<'_>, sink: &mut Sink<'_, B::Flat>) {
@@ -155,7 +158,7 @@ impl<B: Backend> Transformer<B> {
         &self,
         d_h: &B::Buffer,
         x: &B::Buffer,
-        (weight, inverse, place): (&Option<B::Buffer>, &Option<B::Buffer>, &Option<Range<usize>>),
+        (weight, inverse, place): Normed<'_, B>,
         d_x: &mut B::Buffer,
         sink: &mut Sink<'_, B::Flat>,
     ) {

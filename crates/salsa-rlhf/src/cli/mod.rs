@@ -116,7 +116,7 @@ enum Asked {
     /// A stage, with the words after its command.
     Stage(&'static Kind, Vec<String>),
     /// Another command, with its name.
-    Command(Command, String),
+    Command(Box<Command>, String),
 }
 
 impl Asked {
@@ -124,8 +124,10 @@ impl Asked {
     fn uses_processes(&self) -> bool {
         match self {
             Asked::Stage(kind, _) => kind.processes == Processes::All,
-            Asked::Command(Command::Bench(arguments), _) => arguments.uses_processes(),
-            Asked::Command(command, _) => matches!(command, Command::Quickstart(_) | Command::Run(_)),
+            Asked::Command(command, _) => match &**command {
+                Command::Bench(arguments) => arguments.uses_processes(),
+                command => matches!(command, Command::Quickstart(_) | Command::Run(_)),
+            },
         }
     }
 
@@ -155,7 +157,7 @@ fn asked(matches: &ArgMatches) -> Result<Asked, clap::Error> {
     }
     match STAGES.iter().find(|kind| kind.command == words) {
         Some(kind) => Ok(Asked::Stage(kind, stage::words(inner))),
-        None => Cli::from_arg_matches(matches).map(|cli| Asked::Command(cli.command, words.join(" "))),
+        None => Cli::from_arg_matches(matches).map(|cli| Asked::Command(Box::new(cli.command), words.join(" "))),
     }
 }
 
@@ -204,7 +206,7 @@ fn dispatch(asked: Asked, ranks: &Ranks) -> anyhow::Result<()> {
         Asked::Stage(kind, words) => return stage::main(kind, &words, ranks),
         Asked::Command(command, _) => command,
     };
-    match command {
+    match *command {
         Command::Quickstart(arguments) => quickstart::main(&arguments, ranks),
         Command::Run(arguments) => run::main(&arguments, ranks),
         Command::Study(arguments) => study::main(&arguments, ranks),
