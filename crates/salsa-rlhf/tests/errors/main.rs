@@ -312,7 +312,7 @@ fn too_little_memory_is_refused_before_a_weight_is_read() {
         ),
         (
             format!("ppo --model nan --output_dir new --response_length 10 {reward}"),
-            ["ppo needs", "generation", "gradient_checkpointing: true"],
+            ["ppo needs", "generation", "decode_slots: 1"],
         ),
         (
             "generate --model nan --input prompt.jsonl --output new.jsonl --dtype f32".to_owned(),
