@@ -351,9 +351,20 @@ fn temporary(dir: &Path) -> anyhow::Result<PathBuf> {
 pub(crate) fn check_fit(config: &SoupConfig) -> anyhow::Result<()> {
     if adapters::any(&config.models) {
         // Adapters are compared when they are read.
-        return Ok(());
+        return adapters::check(config);
     }
+    whole_models_only(config)?;
     Ingredients::open(config)?.tensors(config.dtype).map(drop)
+}
+
+/// Checks that no key is for adapters.
+fn whole_models_only(config: &SoupConfig) -> anyhow::Result<()> {
+    ensure!(
+        config.svd_rank.is_none(),
+        "svd_rank is for soups of adapters; {} is a whole model",
+        config.models[0].display()
+    );
+    Ok(())
 }
 
 /// Keeps the guaranteed order: checks, weights, the rest, `config.json`.
@@ -362,11 +373,7 @@ fn cook(config: &SoupConfig, dir: &Path, durability: Durability, context: &Stage
     if adapters::any(&config.models) {
         return adapters::cook(config, &arithmetic, dir, context);
     }
-    ensure!(
-        config.svd_rank.is_none(),
-        "svd_rank is for soups of adapters; {} is a whole model",
-        config.models[0].display()
-    );
+    whole_models_only(config)?;
     let ingredients = Ingredients::open(config)?;
     let tensors = ingredients.tensors(config.dtype)?;
     ingredients.check_tied_copies()?;

@@ -238,4 +238,28 @@ mod tests {
         let ours = format!("salsa-outlines-{}-", std::process::id());
         assert!(!left.into_iter().any(|name| name.to_string_lossy().starts_with(&ours)));
     }
+
+    #[test]
+    fn a_soup_that_its_ingredients_do_not_allow_is_refused_before_they_are_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = fixture::base(dir.path());
+        fixture::preferences(&dir.path().join("pairs.jsonl"));
+        let refused = |training: &str, soup: &str| {
+            let recipe = dir.path().join("recipe.yaml");
+            let text = format!(
+                "stages:\n  sft-a: &sft {{kind: sft, model: {base}, dataset: pairs.jsonl, max_length: 48{training}}}\n  \
+                 sft-b: {{<<: *sft, seed: 3}}\n  soup: {{kind: soup, models: [sft-a, sft-b], {soup}}}\n",
+                base = base.display()
+            );
+            fs::write(&recipe, text).unwrap();
+            let out = dir.path().join("run");
+            let read = Recipe::read(&recipe, Changes { out: Some(&out), ..Changes::default() }, STAGES).unwrap();
+            read.check(&read.all()).faults.none_or(()).map_or_else(|faults| faults.to_string(), |()| String::new())
+        };
+        assert_eq!(refused(", use_peft: true", "weights: [0.5, 0.5]"), "");
+        let error = refused(", use_peft: true", "report: true");
+        assert!(error.contains("stages.soup") && error.contains("there is no report on adapters"), "{error}");
+        assert!(refused(", use_peft: true", "method: slerp").contains("only be mixed with method linear, not slerp"));
+        assert!(refused("", "svd_rank: 4").contains("svd_rank is for soups of adapters"));
+    }
 }

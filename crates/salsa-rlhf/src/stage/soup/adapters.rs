@@ -30,13 +30,11 @@ pub(super) fn any(models: &[ModelPath]) -> bool {
     models.iter().any(|dir| PeftAdapter::is_one(dir))
 }
 
-/// Writes the soup of adapters as a PEFT directory with `soup.json`. Ingredients of weight 0 are omitted.
-pub(super) fn cook(
-    config: &SoupConfig,
-    arithmetic: &Arithmetic,
-    dir: &Path,
-    context: &StageContext,
-) -> anyhow::Result<SoupResult> {
+/// Checks what a soup of adapters cannot do, whatever their weights are.
+///
+/// # Errors
+/// Names the key.
+pub(super) fn check(config: &SoupConfig) -> anyhow::Result<()> {
     ensure!(
         config.adapters.is_empty(),
         "adapters are for whole models, which they are merged into; models names adapters already"
@@ -47,6 +45,17 @@ pub(super) fn cook(
         config.method.name()
     );
     ensure!(!config.report, "there is no report on adapters; merge each into its base (salsa merge) and mix these");
+    Ok(())
+}
+
+/// Writes the soup of adapters as a PEFT directory with `soup.json`. Ingredients of weight 0 are omitted.
+pub(super) fn cook(
+    config: &SoupConfig,
+    arithmetic: &Arithmetic,
+    dir: &Path,
+    context: &StageContext,
+) -> anyhow::Result<SoupResult> {
+    check(config)?;
     let models = config.models.iter().map(|dir| Checkpoint::open(dir)).collect::<anyhow::Result<Vec<_>>>()?;
     for other in &models[1..] {
         if let Some(difference) = tokenizers::difference(models[0].dir(), other.dir())? {
