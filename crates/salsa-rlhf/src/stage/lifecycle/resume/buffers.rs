@@ -108,7 +108,7 @@ fn to_bytes(values: &[f32], bytes: &mut [u8]) {
 /// Numbers checked and hashed at a time: they stay in the cache between the two.
 pub(super) const CHUNK: usize = 16 << 10;
 
-/// The digest of the buffers in a file, as [`write`] returns it.
+/// The digest of the buffers in a file, as [`write()`] returns it.
 pub(super) fn digest(file: &[u8]) -> anyhow::Result<Hash> {
     let tensors = SafeTensors::deserialize(file)?; // checks that the file is as long as it says
     let buffers: BTreeMap<&str, _> = tensors.iter().collect();
